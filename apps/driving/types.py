@@ -1,0 +1,92 @@
+"""The canonical data of the driving application: frames, cameras and 3D boxes.
+
+Frames of reference. ``lidar``: metres, x forward, y left, z up, origin at the LiDAR. ``camera``: metres, x right,
+y down, z forward (OpenCV). Yaw is about z of the LiDAR frame, counter-clockwise from x, in radians in [-pi, pi).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Boxes3D:
+    """N oriented boxes in the LiDAR frame.
+
+    ``centre_lidar_m`` (N, 3) is the gravity centre, ``size_m`` (N, 3) length, width, height, ``yaw`` (N,) radians.
+    ``names`` are class names of the data set's own vocabulary, lower case; ``scores`` (N,) in [0, 1] or None for truth.
+    ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the first camera) are those of
+    KITTI object labels; NaN and -1 where unknown.
+    """
+
+    centre_lidar_m: Floats
+    size_m: Floats
+    yaw: Floats
+    names: tuple[str, ...]
+    scores: Floats | None = None
+    truncation: Floats | None = None
+    occlusion: NDArray[np.int64] | None = None
+    box_2d: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def array(self) -> Floats:
+        """(N, 7): x, y, z of the gravity centre, length, width, height, yaw."""
+        return np.concatenate([self.centre_lidar_m, self.size_m, self.yaw[:, None]], axis=1)
+
+    def corners_lidar_m(self) -> Floats:
+        """(N, 8, 3) corners: bottom face counter-clockwise from front left, then the top face in the same order."""
+        signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], dtype=np.float32) / 2
+        plane = self.size_m[:, None, :2] * signs
+        cosine, sine = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        x = plane[..., 0] * cosine - plane[..., 1] * sine + self.centre_lidar_m[:, None, 0]
+        y = plane[..., 0] * sine + plane[..., 1] * cosine + self.centre_lidar_m[:, None, 1]
+        half = self.size_m[:, None, 2:3] / 2
+        bottom = np.concatenate(
+            [x[..., None], y[..., None], self.centre_lidar_m[:, None, 2:3] - half + 0 * x[..., None]], -1
+        )
+        top = bottom + np.concatenate([np.zeros_like(bottom[..., :2]), np.broadcast_to(2 * half, x.shape + (1,))], -1)
+        return np.concatenate([bottom, top], axis=1)
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(
+            centre_lidar_m=np.zeros((0, 3), np.float32),
+            size_m=np.zeros((0, 3), np.float32),
+            yaw=np.zeros(0, np.float32),
+            names=(),
+            scores=np.zeros(0, np.float32),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """A calibrated image: ``image_HWC`` uint8 RGB, ``intrinsics`` (3, 3), ``lidar_to_camera`` (4, 4) rigid."""
+
+    image_HWC: NDArray[np.uint8]
+    intrinsics: Floats
+    lidar_to_camera: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """One moment of a vehicle: a LiDAR sweep, cameras, and boxes where the truth is known.
+
+    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. ``time_ns`` is UTC, or None.
+    """
+
+    name: str
+    points_lidar_m: Floats | None
+    cameras: Mapping[str, Camera]
+    truth: Boxes3D | None = None
+    time_ns: int | None = None
+    ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The canonical data of the medical application."""

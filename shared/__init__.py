@@ -1,0 +1,1 @@
+"""The runtime that the applications stand on: training engine, data, communication, deployment, serving."""

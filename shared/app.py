@@ -1,0 +1,123 @@
+"""The seam between the runtime and its applications, and how applications are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+    from torch import Tensor, nn
+
+    from shared.deploy.artifact import Artifact
+    from shared.deploy.predictor import Predictor
+    from shared.engine.recipe import Recipe
+    from shared.serve.service import Service
+
+GROUP = "trivium.apps"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseNetwork:
+    """The part of a model that is exported: tensors in, tensors out.
+
+    ``inputs`` are example tensors by name, in the order of ``module.forward``; axis 0 of each is the batch, unless
+    ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}).
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A case that the forms offer. ``files`` returns what to predict on, making it in ``folder`` where it must."""
+
+    name: str
+    title: str
+    synthetic: bool
+    source: str
+    files: Callable[[Path], Sequence[Path]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What ``reproduce`` prints: rows of claim, peer and ours. ``notes`` say what the figures rest on."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class App:
+    """One vertical. Every function imports what it needs when it is called, so that finding an app costs nothing.
+
+    recipes      named recipes: functions that return one
+    dense        the dense network of a model that a recipe built, for export
+    calibrate    what turns the trained network's outputs into decisions (JSON types), or None
+    predictor    a predictor for an artifact on a device; ``artifact=None`` is the shipped one
+    samples      the cases that the form offers; only those whose files are at hand
+    router       routes of the domain under /api/<name>, besides those that every app has; or None
+    page         the template and the ES module of the form, files in the app's ``pages`` folder
+    reproduce    the headline table; ``quick`` is a matter of minutes on two cores
+    data         the data registry file (JSON)
+    weights      the registry of shipped artifacts, and the name of the one that serves by default
+    """
+
+    name: str
+    title: str
+    summary: str
+    notice: str
+    root: Path
+    model: str
+    recipes: Callable[[], Mapping[str, Callable[[], Recipe]]]
+    dense: Callable[[Recipe, nn.Module], DenseNetwork]
+    predictor: Callable[[Artifact | None, str], Predictor[Any, Any]]
+    samples: Callable[[], Sequence[Sample]]
+    reproduce: Callable[[bool], Table]
+    calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
+    router: Callable[[Service], APIRouter] | None = None
+
+    @property
+    def pages(self) -> Path:
+        return self.root / "pages"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def data_registry(self) -> Path:
+        return self.root / "data" / "registry.json"
+
+
+@cache
+def installed() -> dict[str, App]:
+    """The installed applications by name,."""
+    found = {point.name: point.load() for point in entry_points(group=GROUP)}
+    return found
+
+
+def find(name: str) -> App:
+    """The application called ``name``; refuses one that is not installed."""
+    apps = installed()
+    if name not in apps:
+        raise Refusal(f"there is no application {name!r}; installed: {', '.join(apps) or 'none'}")
+    return apps[name]
+
+
+def shipped(app: App) -> Artifact:
+    """The artifact that comes with the application."""
+    from shared.deploy.artifact import newest, open_artifact
+
+    return open_artifact(newest(app.weights, app.model))

@@ -1,0 +1,73 @@
+"""Which sample comes when: a pure function of (seed, epoch, position).
+
+The whole state of the data is one integer, the number of steps done. The global batch of a step does not depend
+on how many processes share it, so a run may be resumed on any number of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """What randomness in the data is keyed by: the seed of the run and the epoch."""
+
+    seed: int
+    epoch: int
+
+    def generator(self, index: int) -> np.random.Generator:
+        """The random numbers that belong to one sample in this epoch, the same on every process and after a resume."""
+        entropy = (self.seed, self.epoch, int(index), 0x5EED)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int) -> Indices:
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
+    permutation = generator.permutation(length).astype(np.int64)
+    permutation.flags.writeable = False
+    return permutation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """The order of ``length`` samples in global batches of ``batch`` for a run with ``seed``.
+
+    Every epoch is a new permutation; the incomplete batch at its end is left out, unless there is only that one.
+    """
+
+    seed: int
+    length: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError("an order needs at least one sample; the data set is empty")
+        if self.batch < 1:
+            raise ValueError(f"the batch must hold at least one sample, not {self.batch}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, self.length // self.batch)
+
+    def key(self, step: int) -> Key:
+        """The key of the epoch in which step number ``step`` (from 0) lies."""
+        return Key(seed=self.seed, epoch=step // self.steps_per_epoch)
+
+    def indices(self, step: int) -> Indices:
+        """The samples of the global batch of step number ``step`` (from 0), shape (batch,)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch
+        return _permutation(self.seed, epoch, self.length)[start : start + self.batch]
+
+
+def share(indices: Indices, rank: int, world: int) -> Indices:
+    """The contiguous part of a global batch that belongs to one of ``world`` processes; sizes differ by at most one."""
+    return np.array_split(indices, world)[rank]

@@ -1,0 +1,107 @@
+"""A trained model, ready to serve: weights, exported network, recipe and manifest in one directory.
+
+The directory is a version in a Triton model repository: ``<registry>/<name>/<version>/model.onnx`` beside
+``<registry>/<name>/config.pbtxt``. Weights are safetensors; nothing in an artifact is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.refusal import Refusal
+
+MANIFEST, WEIGHTS, NETWORK, RECIPE = "manifest.json", "weights.safetensors", "model.onnx", "recipe.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """A tensor of the Open Inference Protocol: ``datatype`` is FP32, INT64, ...; -1 in ``shape`` is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What an artifact says of itself.
+
+    ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` what the
+    validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` sizes and digests.
+    """
+
+    name: str
+    version: int
+    app: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    scores: dict[str, float]
+    data: dict[str, Any]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact on disk whose files have been found complete and unaltered."""
+
+    path: Path
+    manifest: Manifest
+
+    def recipe(self) -> dict[str, Any]:
+        """The document in ``recipe.yaml``; its key ``recipe`` holds the settings."""
+        from shared.engine.recipe import read_recipe_file
+
+        return read_recipe_file(self.path / RECIPE)
+
+    def weights(self) -> dict[str, Any]:
+        """The state dict, on the CPU."""
+        from safetensors.torch import load_file
+
+        return dict(load_file(self.path / WEIGHTS))
+
+    @property
+    def network(self) -> Path:
+        """The dense network as ONNX."""
+        return self.path / NETWORK
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as in a manifest."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes ``manifest.json`` into the directory ``path``."""
+    (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Opens the artifact in directory ``path``; refuses one that is incomplete or was altered."""
+    try:
+        manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise Refusal(f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one") from error
+    except ValidationError as error:
+        raise Refusal(f"{path / MANIFEST} is not a manifest: {error}") from error
+    for name, stated in manifest.files.items():
+        if not (path / name).is_file() or describe_file(path / name) != stated:
+            raise Refusal(f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again")
+    return Artifact(path, manifest)
+
+
+def newest(registry: Path, name: str) -> Path:
+    """The directory of the highest version of model ``name`` in a registry."""
+    versions = [entry for entry in (registry / name).glob("*") if entry.name.isdecimal()]
+    if not versions:
+        raise Refusal(f"{registry} holds no version of {name}; `trivium export RUN` makes one")
+    return max(versions, key=lambda entry: int(entry.name))

@@ -1,0 +1,137 @@
+"""Checkpoints: written aside, renamed when complete, verified when read. No pickles.
+
+The tensors of model and optimizer are named by torch's distributed state-dict interface (fully qualified names, the
+same under DDP and FSDP) and stored as safetensors; everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_BEST = "best"
+
+
+@dataclass
+class Progress:
+    """All that a run knows about itself besides tensors. ``step`` is the number of steps done."""
+
+    step: int = 0
+    best_step: int = 0
+    best: float | None = None
+    stale: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {name: value.contiguous().clone() for name, value in state.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    return tensors, plain
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last ``keep`` of them, and the best."""
+
+    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2) -> None:
+        self.path, self.recipe_digest, self.keep = path, recipe_digest, keep
+
+    def save(self, model: nn.Module, optimizer: Optimizer, extra: dict[str, Any], progress: Progress) -> None:
+        """Writes the state after ``progress.step`` steps. Call it on every process; the leader writes."""
+        model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return
+        weights, _ = _split(model_state)
+        moments, numbers = _split(dict(optimizer_state))
+        aside = self.path / f".step-{progress.step:08d}.{os.getpid()}"
+        aside.mkdir(parents=True, exist_ok=True)
+        save_file(weights, aside / "model.safetensors")
+        save_file(moments, aside / "optimizer.safetensors")
+        state = {
+            "recipe_digest": self.recipe_digest,
+            "progress": vars(progress),
+            "optimizer": numbers,
+            "extra": extra,
+            "sha256": {name: _digest(aside / name) for name in ("model.safetensors", "optimizer.safetensors")},
+        }
+        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        final = self.path / f"step-{progress.step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        if progress.best_step == progress.step:
+            self._mark_best(final)
+        self._prune()
+
+    def _mark_best(self, final: Path) -> None:
+        link = self.path / f".{_BEST}.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        link.replace(self.path / _BEST)
+
+    def _prune(self) -> None:
+        best = self.best()
+        for old in self._steps()[: -self.keep]:
+            if best is None or old.name != best.resolve().name:
+                shutil.rmtree(old)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.path.glob("step-*"))
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best monitored score, where there has been an evaluation."""
+        path = self.path / _BEST
+        return path if path.exists() else None
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint; a torn or altered one is passed over for the one before."""
+        for path in reversed(self._steps()):
+            if _complete(path):
+                return path
+        return None
+
+    def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[Progress, dict[str, Any]]:
+        """Restores model and optimizer in place; returns the progress and what ``save`` was given as ``extra``."""
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["recipe_digest"] != self.recipe_digest:
+            raise ValueError(
+                f"{path} was written by another recipe; resume with the settings in recipe.yaml, or start a new run"
+            )
+        moments: dict[str, Any] = dict(load_file(path / "optimizer.safetensors"))
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=dict(load_file(path / "model.safetensors")),
+            optim_state_dict={**moments, **state["optimizer"]},
+            options=StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True),
+        )
+        return Progress(**state["progress"]), state["extra"]
+
+
+def _complete(path: Path) -> bool:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return all(_digest(path / name) == digest for name, digest in state["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def model_state(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by name."""
+    return dict(load_file(path / "model.safetensors"))
