@@ -22,8 +22,8 @@ class Boxes3D:
 
     ``centre_lidar_m`` (N, 3) is the gravity centre, ``size_m`` (N, 3) length, width, height, ``yaw`` (N,) radians.
     ``names`` are class names of the data set's own vocabulary, lower case; ``scores`` (N,) in [0, 1] or None for truth.
-    ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the first camera) are those of
-    KITTI object labels; NaN and -1 where unknown.
+    ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the first camera) are
+    those of KITTI object labels; NaN and -1 where unknown.
     """
 
     centre_lidar_m: Floats
