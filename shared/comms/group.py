@@ -30,6 +30,11 @@ class Group:
         """Whether this is the one process that writes files and speaks to the terminal."""
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """What the device is called: the GPU's name, or ``cpu``."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes; the model itself where there is only one."""
         if self.world == 1:

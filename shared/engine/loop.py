@@ -55,7 +55,7 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
         bar = stack.enter_context(_bar(enabled=group.leader and not quiet))
         line = bar.add_task(f"{run.app} {run.recipe_name}", total=total, completed=progress.step, loss="")
         began = time.monotonic() - progress.seconds
-        events.write("begin", progress.step, world=group.world, device=str(group.device), samples=len(train))
+        events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train))
 
         loader = Loader(
             train,

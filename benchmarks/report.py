@@ -1,0 +1,48 @@
+"""How a benchmark reports: a table for people, and last one line of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def hardware() -> str:
+    """The processor, the number of usable cores, the GPU where there is one, and torch's version."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores} cores{gpu}, torch {torch.__version__}"
+
+
+def report(name: str, figures: dict[str, float], *, ratio: float, ok: bool, note: str = "") -> None:
+    """Prints what was measured.
+
+    ``ratio`` is how many times better ours is than the peer; ``ok`` is whether both computed the same and the bar
+    that the benchmark states was met. The last line is JSON with name, figures, ratio, hardware, ok and note.
+    """
+    machine = hardware()
+    table = Table(title=f"{name}  ({machine})", title_justify="left")
+    table.add_column("measured")
+    table.add_column("value", justify="right")
+    for key, value in figures.items():
+        table.add_row(key, f"{value:,.4g}")
+    table.add_row("ratio", f"{ratio:.2f}")
+    console = Console()
+    console.print(table)
+    if note:
+        console.print(note)
+    line = {"name": name, "figures": figures, "ratio": ratio, "hardware": machine, "ok": ok, "note": note}
+    print(json.dumps(line), flush=True)

@@ -1,0 +1,198 @@
+"""From a run to an artifact: weights, the dense network as ONNX checked against torch, recipe and manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.app import App, DenseNetwork
+from shared.deploy.artifact import (
+    MANIFEST,
+    NETWORK,
+    RECIPE,
+    WEIGHTS,
+    Artifact,
+    Manifest,
+    TensorSpec,
+    describe_file,
+    open_artifact,
+    write_manifest,
+)
+from shared.engine.checkpoint import Checkpoints, model_state
+from shared.engine.recipe import Recipe, digest, from_mapping, read_recipe_file
+from shared.engine.run import Run
+from shared.refusal import Refusal
+
+_DATATYPES = {
+    torch.float32: "FP32",
+    torch.float16: "FP16",
+    torch.int64: "INT64",
+    torch.int32: "INT32",
+    torch.bool: "BOOL",
+}
+_TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
+TOLERANCE = 1e-3
+"""How far ONNX Runtime may be from torch at export, relative to the largest output."""
+
+
+def export(run_dir: Path, app: App, registry: Path) -> Artifact:
+    """Exports the best checkpoint of a run as the next version of its model in ``registry``.
+
+    The version appears whole or not at all. Refuses a run without a checkpoint; raises ``ArithmeticError`` where the
+    exported network and torch differ by more than ``TOLERANCE``.
+    """
+    run = Run(run_dir, app.name, "")
+    document = read_recipe_file(run.recipe_file)
+    recipe = rebuild(app, document)
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
+    checkpoint = checkpoints.best() or checkpoints.latest()
+    if checkpoint is None:
+        raise Refusal(f"{run_dir} has no checkpoint yet; `trivium train {app.name}` writes one")
+    model = recipe.model.build()
+    model.load_state_dict(model_state(checkpoint))
+    model.eval()
+    result = json.loads(run.result_file.read_text()) if run.result_file.is_file() else {}
+    calibration = app.calibrate(recipe, model) if app.calibrate is not None else {}
+    dense = app.dense(recipe, model)
+
+    name = str(getattr(recipe.model, "name", app.model))
+    home = registry / name
+    home.mkdir(parents=True, exist_ok=True)
+    version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
+    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
+    try:
+        weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+        save_file(weights, aside / WEIGHTS)
+        shutil.copy(run.recipe_file, aside / RECIPE)
+        outputs = write_onnx(dense, aside / NETWORK)
+        inputs = tuple(_spec(key, value, dense) for key, value in dense.inputs.items())
+        manifest = Manifest(
+            name=name,
+            version=version,
+            app=app.name,
+            inputs=inputs,
+            outputs=tuple(_spec(key, value, dense) for key, value in outputs.items()),
+            scores=result.get("scores", {}),
+            data=recipe.data.fingerprint(),
+            calibration=calibration,
+            training={
+                "recipe": document["name"],
+                "recipe_digest": digest(recipe),
+                "best_step": result.get("best_step"),
+                "seconds": result.get("seconds"),
+                "device": _device(run),
+                "torch": torch.__version__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            },
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={file: describe_file(aside / file) for file in (WEIGHTS, NETWORK, RECIPE)},
+        )
+        write_manifest(aside, manifest)
+        aside.chmod(0o755)
+        aside.rename(home / str(version))
+        (home / "config.pbtxt").write_text(triton_config(manifest), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    assert (home / str(version) / MANIFEST).is_file()
+    return open_artifact(home / str(version))
+
+
+def rebuild(app: App, document: Mapping[str, Any]) -> Recipe:
+    """The recipe in a ``recipe.yaml`` document, as the class of the app's recipe of that name."""
+    if document["app"] != app.name:
+        raise Refusal(f"the run belongs to {document['app']}, not to {app.name}")
+    recipes = app.recipes()
+    make = recipes.get(document["name"]) or next(iter(recipes.values()))
+    return from_mapping(type(make()), document["recipe"])
+
+
+def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
+    """Writes the network as one ONNX file and returns its outputs on the example inputs, after comparing the two."""
+    import onnxruntime as ort
+
+    module = dense.module.cpu().eval()
+    example = tuple(value.cpu() for value in dense.inputs.values())
+    dynamic = {
+        name: {axis: torch.export.Dim(label) for axis, label in axes.items()} for name, axes in _axes(dense).items()
+    }
+    shapes = tuple(dynamic.get(name, {}) for name in dense.inputs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = module(*example)
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=list(dense.inputs),
+            output_names=list(dense.outputs),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {name: value.numpy() for name, value in zip(dense.inputs, example, strict=True)}
+    found = session.run(list(dense.outputs), feeds)
+    for name, one, other in zip(dense.outputs, expected, found, strict=True):
+        difference = float(np.abs(one.numpy() - other).max()) / max(float(one.abs().max()), 1e-6)
+        if not difference < TOLERANCE:
+            raise ArithmeticError(f"the exported network's output {name} differs from torch's by {difference:.2e}")
+    return dict(zip(dense.outputs, expected, strict=True))
+
+
+def _axes(dense: DenseNetwork) -> dict[str, dict[int, str]]:
+    if dense.dynamic is None:
+        return {name: {0: "batch"} for name in (*dense.inputs, *dense.outputs)}
+    return {name: dict(axes) for name, axes in dense.dynamic.items()}
+
+
+def _spec(name: str, value: Tensor, dense: DenseNetwork) -> TensorSpec:
+    moving = _axes(dense).get(name, {})
+    shape = tuple(-1 if axis in moving else size for axis, size in enumerate(value.shape))
+    return TensorSpec(name=name, datatype=_DATATYPES[value.dtype], shape=shape)
+
+
+def _device(run: Run) -> str:
+    events = run.path / "events.jsonl"
+    if events.is_file():
+        for line in events.read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event["event"] == "begin":
+                return str(event["device"])
+    return ""
+
+
+def triton_config(manifest: Manifest) -> str:
+    """The model's ``config.pbtxt`` for Triton's ONNX Runtime backend."""
+
+    def tensors(kind: str, specs: tuple[TensorSpec, ...], drop: int) -> str:
+        items = [
+            f'  {{ name: "{s.name}" data_type: {_TRITON[s.datatype]} dims: [ {", ".join(map(str, s.shape[drop:]))} ] }}'
+            for s in specs
+        ]
+        return f"{kind} [\n" + ",\n".join(items) + "\n]\n"
+
+    batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
+    head = f'name: "{manifest.name}"\nbackend: "onnxruntime"\nmax_batch_size: {8 if batched else 0}\n'
+    tail = "dynamic_batching { max_queue_delay_microseconds: 2000 }\n" if batched else ""
+    drop = 1 if batched else 0
+    return head + tensors("input", manifest.inputs, drop) + tensors("output", manifest.outputs, drop) + tail
+
+
+def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module:
+    """The model with the artifact's weights, in evaluation mode on ``device``."""
+    model.load_state_dict(artifact.weights())
+    return model.to(device).eval()
