@@ -1,0 +1,270 @@
+"""What the commands do. Imported once a command line has been understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from shared import cli
+from shared.app import App, Table, find, installed, shipped
+from shared.observe.doctor import Check, examine
+from shared.refusal import Refusal
+
+console = Console()
+
+
+def carry_out(command: object, rest: list[str]) -> int:
+    """Carries out one command of the command line; ``rest`` are the words that it did not know."""
+    match command:
+        case cli.Train():
+            return train(command, rest)
+        case cli.Evaluate():
+            return evaluate(command)
+        case cli.Predict():
+            return predict(command)
+        case cli.Export():
+            return export(command)
+        case cli.Serve():
+            return serve(command)
+        case cli.Reproduce():
+            return reproduce(command)
+        case cli.Data():
+            return data(command)
+        case _:
+            return doctor()
+
+
+def train(command: cli.Train, rest: Sequence[str]) -> int:
+    """Trains, and prints the best scores. An existing run of the same recipe goes on where it stopped."""
+    app = find(command.app)
+    recipes = app.recipes()
+    if command.recipe not in recipes:
+        raise Refusal(f"{app.name} has no recipe {command.recipe!r}; it has {', '.join(recipes)}")
+    import tyro
+
+    base = recipes[command.recipe]()
+    recipe = tyro.cli(type(base), default=base, args=list(rest), prog=f"trivium train {app.name}")
+    from shared.engine.loop import fit
+    from shared.engine.run import Run
+
+    run = Run(command.out or Path("runs") / f"{app.name}-{command.recipe}", app.name, command.recipe)
+    result = fit(recipe, recipe.task.build(), run, device=command.device)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _scores(
+            f"{run.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}", result.scores
+        )
+    return 0
+
+
+def evaluate(command: cli.Evaluate) -> int:
+    """Scores the weights of a run or an artifact on the validation data of the recipe that made them."""
+    from shared.comms.group import join
+    from shared.deploy.artifact import open_artifact
+    from shared.deploy.export import rebuild
+    from shared.engine import loop
+    from shared.engine.checkpoint import Checkpoints, model_state
+    from shared.engine.precision import autocast_dtype
+    from shared.engine.recipe import read_recipe_file
+    from shared.engine.run import Run
+
+    app = find(command.app)
+    if command.run is not None:
+        run = Run(command.run, app.name, "")
+        document = read_recipe_file(run.recipe_file)
+        checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        if checkpoint is None:
+            raise Refusal(f"{command.run} has no checkpoint yet")
+        weights, title = model_state(checkpoint), str(command.run)
+    else:
+        artifact = open_artifact(command.artifact) if command.artifact else shipped(app)
+        document, weights = artifact.recipe(), artifact.weights()
+        title = f"{artifact.manifest.name} version {artifact.manifest.version}"
+    recipe = rebuild(app, document)
+    with join(command.device) as group:
+        model = recipe.model.build()
+        model.load_state_dict(weights)
+        batch = recipe.limits.evaluation_batch or recipe.limits.batch
+        dtype = autocast_dtype(recipe.precision, group.device)
+        validation = recipe.data.validation()
+        scores = loop.evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
+        if group.leader:
+            _scores(f"{title} on {recipe.data.fingerprint()['description']}", scores)
+    return 0
+
+
+def predict(command: cli.Predict) -> int:
+    """Predicts and writes result.json, picture.png and the app's own files; nothing is left half-written."""
+    from shared.deploy.artifact import open_artifact
+    from shared.deploy.predictor import Request, answer
+
+    app = find(command.app)
+    options = dict(_option(text) for text in command.option)
+    if not command.inputs:
+        raise Refusal(f"name a file or a folder: trivium predict {app.name} INPUT --out DIR")
+    for path in command.inputs:
+        if not path.exists():
+            raise Refusal(f"{path} does not exist; name a file or a folder to predict on")
+    if command.out.exists() and not command.out.is_dir():
+        raise Refusal(f"{command.out} is a file; name a directory for what comes out")
+    artifact = open_artifact(command.artifact) if command.artifact else None
+    predictor = app.predictor(artifact, command.device or _device())
+    response = answer(predictor, Request(files=command.inputs, options=options))
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
+    try:
+        (aside / "result.json").write_text(json.dumps(response.result, indent=2) + "\n", encoding="utf-8")
+        (aside / "picture.png").write_bytes(response.picture)
+        for name, content in response.files.items():
+            (aside / name).write_bytes(content)
+        command.out.mkdir(exist_ok=True)
+        for file in aside.iterdir():
+            file.replace(command.out / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _findings(app, response.result)
+    console.print(f"Wrote {command.out / 'result.json'}, {command.out / 'picture.png'}", soft_wrap=True)
+    return 0
+
+
+def export(command: cli.Export) -> int:
+    """Exports a run's best checkpoint, compared with torch on the way."""
+    from shared.deploy import export as exporting
+    from shared.engine.recipe import read_recipe_file
+
+    app = find(str(read_recipe_file(command.run / "recipe.yaml")["app"]))
+    artifact = exporting.export(command.run, app, command.registry)
+    sizes = ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in artifact.manifest.files.items())
+    console.print(f"{artifact.path}: {sizes}", soft_wrap=True)
+    return 0
+
+
+def serve(command: cli.Serve) -> int:
+    """Serves until it is interrupted."""
+    try:
+        from shared.serve.server import run
+        from shared.serve.settings import Settings
+    except ModuleNotFoundError as error:
+        raise Refusal(f"serving needs the package {error.name}; install trivium[serve]") from error
+
+    run(Settings(host=command.host, port=command.port), demo=command.demo)
+    return 0
+
+
+def reproduce(command: cli.Reproduce) -> int:
+    """Prints the headline table."""
+    _table(find(command.app).reproduce(command.quick))
+    return 0
+
+
+def data(command: cli.Data) -> int:
+    """Lists, fetches or verifies data sets."""
+    from shared.data.registry import read_registry
+
+    entries = {name: entry for app in installed().values() for name, entry in read_registry(app.data_registry).items()}
+    if unknown := sorted(set(command.names) - entries.keys()):
+        raise Refusal(f"there is no data set {', '.join(unknown)}; there are {', '.join(entries)}")
+    chosen = [entries[name] for name in command.names or entries]
+    if command.action == "fetch":
+        if not command.names:
+            raise Refusal(f"name what to fetch: {', '.join(entries)}")
+        for entry in chosen:
+            console.print(f"{entry.name}: {entry.fetch()}", soft_wrap=True)
+        return 0
+    if command.action == "verify":
+        faults = [fault for entry in chosen if entry.locate() or command.names for fault in entry.verify()]
+        present = sum(entry.locate() is not None for entry in chosen)
+        for fault in faults:
+            console.print(fault, soft_wrap=True)
+        console.print(f"{present} of {len(chosen)} data sets at hand, {len(faults)} faults")
+        return 1 if faults else 0
+    rows = [
+        (e.name, e.title, f"{sum(f.bytes for f in e.files) / 1e6:.1f} MB", e.licence, str(e.locate() or "-"))
+        for e in chosen
+    ]
+    _table(Table(title="Data sets", columns=("name", "what", "size", "licence", "where"), rows=rows))
+    return 0
+
+
+def doctor() -> int:
+    """Prints what was found on this machine; fails where something needs a remedy."""
+    checks = [*examine(), *_applications()]
+    rows = [("ok" if check.ok else "fault", check.name, check.found, check.remedy) for check in checks]
+    _table(Table(title="This machine", columns=("", "what", "found", "remedy"), rows=rows))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _applications() -> list[Check]:
+    """Whether each application's shipped weights are whole, and which of its data sets are at hand."""
+    from shared.data.registry import read_registry
+    from shared.deploy.artifact import open_artifact
+
+    checks = []
+    for app in installed().values():
+        for path in sorted(app.weights.glob("*/[0-9]*")):
+            try:
+                manifest = open_artifact(path).manifest
+                checks.append(Check(f"{app.name} weights", True, f"{manifest.name} version {manifest.version}"))
+            except Refusal as refusal:
+                checks.append(Check(f"{app.name} weights", False, path.parent.name, str(refusal)))
+        entries = read_registry(app.data_registry).values()
+        present = [entry.name for entry in entries if entry.locate() is not None]
+        checks.append(Check(f"{app.name} data", True, f"{len(present)} of {len(entries)} data sets at hand"))
+    return checks
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise Refusal(f"--option {text}: write it as name=value")
+    return name, value
+
+
+def _scores(title: str, scores: dict[str, float]) -> None:
+    rows = [(name, f"{value:.4g}") for name, value in scores.items()]
+    _table(Table(title=title, columns=("score", "value"), rows=rows))
+
+
+def _findings(app: App, result: dict[str, Any], most: int = 10) -> None:
+    """The first list of objects in a result, as a table."""
+    for key, items in result.items():
+        if isinstance(items, list) and key in ("findings", "boxes", "events"):
+            columns = [name for name, value in items[0].items() if not isinstance(value, dict)][:6] if items else []
+            rows = [[_short(item[name]) for name in columns] for item in items[:most]]
+            more = f", the first {most}" if len(items) > most else ""
+            _table(Table(title=f"{app.title}: {len(items)} {key}{more}", columns=columns, rows=rows))
+            return
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_short(item) for item in value)
+    return str(value)
+
+
+def _table(table: Table) -> None:
+    shown = RichTable(title=table.title, title_justify="left")
+    for column in table.columns:
+        shown.add_column(column, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    (console if sys.stdout.isatty() else Console(width=120)).print(shown)
+    for note in table.notes:
+        console.print(note, soft_wrap=True)

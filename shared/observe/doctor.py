@@ -1,0 +1,70 @@
+"""Looks at the machine and the installation, and names a remedy for each fault."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_PACKAGES = ("torch", "monai", "mmdet3d", "pytorch-forecasting", "fastapi", "onnxruntime")
+_COMPROMISED = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", "2.6.3"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One look: what was found, and what to do where it is a fault."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Check]:
+    """Every check, in the order in which a person would ask."""
+    return [*_python(), *_packages(), *_devices()]
+
+
+def _python() -> Iterator[Check]:
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check("Python", supported, platform.python_version(), "" if supported else "install Python 3.11 to 3.13")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("processor", True, f"{platform.machine()}, {cores} usable cores")
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        enough = gigabytes > 7
+        yield Check("memory", enough, f"{gigabytes:.0f} GiB", "" if enough else "8 GiB are needed to serve all three")
+
+
+def _packages() -> Iterator[Check]:
+    for name in _PACKAGES:
+        try:
+            yield Check(name, True, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check(name, False, "not installed", "pip install --no-deps -r requirements.lock")
+    for name, versions in _COMPROMISED.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        bad = version in versions
+        yield Check(
+            name, not bad, version, "a compromised release: remove it and change all credentials" if bad else ""
+        )
+
+
+def _devices() -> Iterator[Check]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Check(f"GPU {index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    else:
+        yield Check("GPU", True, "none; everything runs on the processor")
