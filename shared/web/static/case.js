@@ -1,0 +1,211 @@
+// The standard form of an application: files or a sample in, a case out.
+//
+//   import { caseForm, element, table, downloads } from "/static/shared/case.js";
+//   caseForm({ render(case_) { document.querySelector("#result").append(downloads(case_)); } });
+//
+// `render(case)` gets what POST /api/<app>/predict answers: { case, app, result, picture, files: {name: url},
+// inputs, artifact, created, door }. It fills the element #result, which is empty when it is called; it may be async.
+
+/** Makes an element: element("td", { class: "number" }, "12.5"). Text is never read as HTML. */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** A table in a frame that scrolls. Cells are texts, numbers or elements; numbers are set flush right. */
+export function table(columns, rows, caption = "") {
+  const cell = (value) => element("td", typeof value === "number" ? { class: "number" } : {}, value instanceof Node ? value : String(value ?? ""));
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "Table" },
+    element("table", {},
+      caption ? element("caption", {}, caption) : null,
+      element("thead", {}, element("tr", {}, columns.map((name) => element("th", { scope: "col" }, name)))),
+      element("tbody", {}, rows.map((row) => element("tr", {}, row.map(cell))))));
+}
+
+/** The case's files as a list of links. */
+export function downloads(answer, heading = "Files") {
+  return element("section", { class: "downloads" },
+    element("h2", {}, heading),
+    element("ul", {}, Object.entries(answer.files).map(([name, url]) => element("li", {}, element("a", { href: url, download: name }, name)))));
+}
+
+/** The case's picture. */
+export function picture(answer, description) {
+  return element("img", { class: "picture", src: answer.picture, alt: description });
+}
+
+/** Wires the form that the macro `upload` made. Returns { open(id), submit(FormData) }. */
+export function caseForm({ render, app = document.body.dataset.app } = {}) {
+  const form = document.querySelector("[data-case-form]");
+  const part = (name) => form.querySelector(`[data-${name}]`);
+  const input = form.querySelector("input[type=file]");
+  const result = document.querySelector("#result") ?? form.insertAdjacentElement("afterend", element("section", { id: "result" }));
+  result.tabIndex = -1;
+  result.setAttribute("aria-label", "Result");
+  let dropped = [];
+  let running = null;
+  let clock = 0;
+
+  const say = (text) => { part("status").textContent = text; };
+  const complain = (text) => { part("error").textContent = text; part("error").hidden = !text; };
+
+  function showChosen() {
+    const files = dropped.length ? dropped : [...input.files];
+    const bytes = files.reduce((sum, file) => sum + file.size, 0);
+    part("chosen").hidden = files.length === 0;
+    part("chosen").textContent = files.length === 1 ? `${files[0].name} (${size(bytes)})` : `${files.length} files (${size(bytes)})`;
+  }
+
+  function busy(on) {
+    form.setAttribute("aria-busy", String(on));
+    for (const button of form.querySelectorAll("button")) button.disabled = on;
+    part("cancel").hidden = !on;
+    part("cancel").disabled = !on;
+    clearInterval(clock);
+    if (!on) { running = null; say(""); }
+  }
+
+  function working() {
+    const began = Date.now();
+    const tick = () => say(`Working … ${Math.round((Date.now() - began) / 1000)} s`);
+    say("Working …");
+    // A screen reader would read out every change: the clock moves every five seconds.
+    clock = setInterval(tick, 5000);
+  }
+
+  async function show(answer) {
+    result.replaceChildren();
+    try {
+      await render(answer);
+    } catch (error) {
+      console.error(error);
+      complain(`The result was computed, but could not be drawn: ${error.message}`);
+      return;
+    }
+    result.focus({ preventScroll: true });
+    result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+
+  async function submit(body) {
+    if (running) return;
+    complain("");
+    result.replaceChildren();
+    busy(true);
+    try {
+      const answer = await send(`/api/${app}/predict`, body, {
+        started: (request) => { running = request; },
+        progress: (share) => say(`Uploading … ${Math.round(100 * share)} %`),
+        uploaded: working,
+      });
+      history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
+      await show(answer);
+    } catch (error) {
+      complain(error.message);
+    } finally {
+      busy(false);
+    }
+  }
+
+  async function open(id) {
+    complain("");
+    busy(true);
+    say("Opening the case …");
+    try {
+      const response = await fetch(`/api/${app}/cases/${encodeURIComponent(id)}`, { headers: { Accept: "application/json" } });
+      const answer = await response.json().catch(() => ({}));
+      if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
+      await show(answer);
+    } catch (error) {
+      complain(error.message);
+    } finally {
+      busy(false);
+    }
+  }
+
+  /** The form's fields: options, and the files where `sample` is null. */
+  function fields(sample) {
+    const body = new FormData(form);
+    body.delete("files");
+    for (const [name, value] of [...body]) if (value === "") body.delete(name);
+    if (sample !== null) body.set("sample", sample);
+    else for (const file of dropped.length ? dropped : input.files) body.append("files", file, file.name);
+    return body;
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const body = fields(null);
+    if (!body.has("files")) { complain("Choose a file first, or take a sample."); input.focus(); return; }
+    submit(body);
+  });
+  for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
+  part("cancel").addEventListener("click", () => running?.abort());
+  input.addEventListener("change", () => { dropped = []; showChosen(); complain(""); });
+
+  const zone = part("drop");
+  zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    zone.classList.remove("over");
+    const found = await filesIn(event.dataTransfer);
+    dropped = input.multiple ? found : found.slice(0, 1);
+    input.value = "";
+    showChosen();
+    complain("");
+  });
+
+  const asked = new URLSearchParams(location.search).get("case");
+  if (asked) open(asked);
+  return { open, submit };
+}
+
+// fetch does not report how much of an upload is done, XMLHttpRequest does.
+function send(url, body, { started, progress, uploaded }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", url);
+    request.responseType = "json";
+    request.setRequestHeader("Accept", "application/json");
+    request.setRequestHeader("Trivium-Door", "form");
+    request.upload.onprogress = (event) => { if (event.lengthComputable && event.loaded < event.total) progress(event.loaded / event.total); };
+    request.upload.onload = uploaded;
+    request.onload = () => {
+      if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
+      else reject(new Error(request.response?.detail ?? `The server answered ${request.status} without an explanation.`));
+    };
+    request.onerror = () => reject(new Error("The server could not be reached, or it closed the connection; is it still running?"));
+    request.onabort = () => reject(new Error("Cancelled."));
+    started(request);
+    request.send(body);
+  });
+}
+
+async function filesIn(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files];
+  return (await Promise.all(entries.map(walk))).flat();
+}
+
+async function walk(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    // readEntries gives a hundred at a time, and none when it has given all.
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) return found;
+    found.push(...(await Promise.all(some.map(walk))).flat());
+  }
+}
+
+function size(bytes) {
+  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
+  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}
