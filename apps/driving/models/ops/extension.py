@@ -1,0 +1,52 @@
+"""The module that takes the place of ``mmcv._ext``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from apps.driving.models.ops import boxes, deform, voxels
+
+_NAME = "mmcv._ext"
+
+
+class Extension(ModuleType):
+    """Has every operator's name; those that are not implemented raise ``NotImplementedError`` when called."""
+
+    nms = staticmethod(boxes.nms)
+    nms_rotated = staticmethod(boxes.nms_rotated)
+    box_iou_rotated = staticmethod(boxes.box_iou_rotated)
+    hard_voxelize_forward = staticmethod(voxels.hard_voxelize_forward)
+    dynamic_voxelize_forward = staticmethod(voxels.dynamic_voxelize_forward)
+    modulated_deform_conv_forward = staticmethod(deform.modulated_deform_conv_forward)
+    modulated_deform_conv_backward = staticmethod(deform.modulated_deform_conv_backward)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise NotImplementedError(
+                f"the operator {name} of mmcv is compiled code and has no stand-in here; choose a model without it, "
+                "or install the full mmcv"
+            )
+
+        return missing
+
+
+def install() -> None:
+    """Makes ``mmcv.ops`` importable. Call it before mmcv.ops, mmdet or mmdet3d is imported; harmless when repeated.
+
+    A compiled ``mmcv._ext`` that is installed is left in its place.
+    """
+    if _NAME in sys.modules:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = importlib.util.find_spec(_NAME) is not None
+    if not compiled:
+        sys.modules[_NAME] = Extension(_NAME, __doc__)

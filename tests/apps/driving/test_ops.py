@@ -1,0 +1,201 @@
+"""The stand-in for mmcv's compiled operators, against outputs of the compiled ones."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.models.ops import boxes, install
+from apps.driving.models.ops.extension import Extension
+
+ext = Extension("mmcv._ext")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    path = Path(os.environ.get("TRIVIUM_DATA", "")) / "driving/mmcv_ops/mmcv_2_1_0_cpu_ops.npz"
+    if "TRIVIUM_DATA" not in os.environ or not path.is_file():
+        pytest.skip("set TRIVIUM_DATA to a folder that holds driving/mmcv_ops/mmcv_2_1_0_cpu_ops.npz")
+    with np.load(path) as archive:
+        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_nms_equals_the_compiled_operator(oracle, threshold, offset):
+    kept = ext.nms(oracle["nms_boxes"], oracle["nms_scores"], iou_threshold=threshold, offset=offset)
+    assert torch.equal(kept, oracle[f"nms_keep_{threshold}_offset{offset}"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("threshold", [0.01, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("density", ["near", "far"])
+def test_rotated_nms_equals_the_compiled_operator(oracle, density, threshold):
+    found, scores = (oracle[f"nms_rotated_{density}_{what}"] for what in ("boxes", "scores"))
+    kept = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), threshold, False)
+    assert torch.equal(kept, oracle[f"nms_rotated_{density}_keep_{threshold}"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+@pytest.mark.parametrize("density", ["near", "far"])
+def test_rotated_nms_with_labels_equals_the_compiled_operator(oracle, density, threshold):
+    found, scores, labels = (oracle[f"nms_rotated_{density}_{what}"] for what in ("boxes", "scores", "labels"))
+    labelled = torch.cat([found, labels[:, None]], 1)
+    kept = ext.nms_rotated(labelled, scores, torch.empty(0), labelled, labels, threshold, True)
+    assert torch.equal(kept, oracle[f"nms_rotated_{density}_keep_multilabel_{threshold}"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("mode", ["iou", "iof"])
+@pytest.mark.parametrize("density", ["near", "far"])
+def test_rotated_overlap_equals_the_compiled_operator(oracle, density, mode):
+    a, b, expected = (oracle[f"iou_{density}_{what}"] for what in ("a", "b", mode))
+    out = torch.zeros(len(a) * len(b))
+    ext.box_iou_rotated(a, b, out, mode_flag=int(mode == "iof"), aligned=False)
+    assert (out.view_as(expected) - expected).abs().max() < 1e-5
+    count = min(len(a), len(b))
+    pairs = torch.zeros(count)
+    ext.box_iou_rotated(a[:count], b[:count], pairs, mode_flag=int(mode == "iof"), aligned=True)
+    assert torch.equal(pairs, out.view_as(expected)[:count, :count].diagonal())
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("max_points", "max_voxels"), [(32, 4000), (2, 300)])
+@pytest.mark.parametrize("table", [1 << 23, 0])
+def test_hard_voxelisation_equals_the_compiled_operator(oracle, monkeypatch, max_points, max_voxels, table):
+    monkeypatch.setattr("apps.driving.models.ops.voxels._TABLE", table)
+    points = oracle["vox_points"]
+    voxels, coors = torch.zeros(max_voxels, max_points, 4), torch.zeros(max_voxels, 3, dtype=torch.int)
+    number, count = torch.zeros(max_voxels, dtype=torch.int), torch.zeros((), dtype=torch.long)
+    ext.hard_voxelize_forward(
+        points, oracle["vox_size"], oracle["vox_range"], voxels, coors, number, count, max_points, max_voxels
+    )
+    name = f"hard_voxelize_{max_points}_{max_voxels}"
+    assert count == len(oracle[f"{name}_num"])
+    assert torch.equal(voxels[:count], oracle[f"{name}_voxels"])
+    assert torch.equal(coors[:count], oracle[f"{name}_coors"])
+    assert torch.equal(number[:count], oracle[f"{name}_num"])
+
+
+@pytest.mark.realdata
+def test_dynamic_voxelisation_equals_the_compiled_operator(oracle):
+    coors = torch.zeros(6000, 3, dtype=torch.int)
+    ext.dynamic_voxelize_forward(oracle["vox_points"], oracle["vox_size"], oracle["vox_range"], coors, NDim=3)
+    assert torch.equal(coors, oracle["dynamic_voxelize_coors"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("case", "stride", "padding", "dilation", "groups", "deform_groups"),
+    [("a", 2, 1, 1, 2, 2), ("b", 1, 1, 1, 1, 1)],
+)
+def test_deformable_convolution_equals_the_compiled_operator(
+    oracle, case, stride, padding, dilation, groups, deform_groups
+):
+    x, offset, mask, weight, gradient = (
+        oracle[f"dcn_{case}_{n}"] for n in ("x", "offset", "mask", "weight", "grad_out")
+    )
+    sizes = {"stride": stride, "pad": padding, "dilation": dilation}
+    bias = oracle.get(f"dcn_{case}_bias", torch.empty(0))
+    settings = {"kernel_h": 3, "kernel_w": 3, "group": groups, "deformable_group": deform_groups}
+    settings |= {f"{name}_{side}": value for name, value in sizes.items() for side in "hw"}
+    settings["with_bias"] = len(bias) > 0
+    out, unused = torch.empty_like(gradient), torch.empty(0)
+    ext.modulated_deform_conv_forward(x, weight, bias, unused, offset, mask, out, unused, **settings)
+    # Equal in every bit with the oracle's two threads; with another number of them or another processor the matrix
+    # product inside rounds differently.
+    assert distance(out, oracle[f"dcn_{case}_out"]) < 1e-6
+    tensors = {"x": x, "weight": weight, "bias": bias, "offset": offset, "mask": mask}
+    grads = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    ext.modulated_deform_conv_backward(
+        x, weight, bias, unused, offset, mask, unused, *grads.values(), gradient, **settings
+    )
+    for name, value in grads.items():
+        if name != "bias" or len(bias):
+            assert distance(value, oracle[f"dcn_{case}_grad_{name}"]) < 1e-6, name
+
+
+def distance(value, expected):
+    """Largest difference, relative to the largest value."""
+    return ((value - expected).abs().max() / expected.abs().max()).item()
+
+
+def overlap(a, b):
+    out = torch.zeros(1)
+    ext.box_iou_rotated(torch.tensor([a]), torch.tensor([b]), out)
+    return out.item()
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, -1.2, torch.pi / 2, 3.0])
+@pytest.mark.parametrize("x", [0.0, 57.3, 4.0e4])
+def test_identical_boxes_overlap_fully(angle, x):
+    box = [x, -12.5, 3.9, 1.6, angle]
+    assert overlap(box, box) == pytest.approx(1, abs=1e-6)
+    turned = [x, -12.5, 1.6, 3.9, angle + torch.pi / 2]
+    assert overlap(box, turned) == pytest.approx(1, abs=1e-4)
+
+
+def test_degenerate_overlaps():
+    box = [0.0, 0.0, 4.0, 2.0, 0.0]
+    assert overlap(box, [4.0, 0.0, 4.0, 2.0, 0.0]) == pytest.approx(0, abs=1e-6)
+    assert overlap(box, [2.0, 0.0, 4.0, 2.0, 0.0]) == pytest.approx(1 / 3, abs=1e-6)
+    assert overlap(box, [0.0, 0.0, 2.0, 1.0, 0.0]) == pytest.approx(1 / 4, abs=1e-6)
+    assert overlap(box, [0.0, 0.0, 0.0, 0.0, 0.0]) == 0
+    assert overlap([0.0] * 5, [0.0] * 5) == 0
+
+
+def test_rotated_suppression_in_the_thousands_takes_seconds_at_most():
+    generator = torch.Generator().manual_seed(0)
+    found = torch.rand(4000, 5, generator=generator) * torch.tensor([100, 100, 5, 5, 6.28])
+    scores = torch.rand(4000, generator=generator)
+    began = time.perf_counter()
+    kept = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), 0.3, False)
+    assert time.perf_counter() - began < 5
+    overlaps = torch.ones(len(kept) ** 2)
+    boxes.box_iou_rotated(found[kept], found[kept], overlaps)
+    overlaps = overlaps.view(len(kept), -1).fill_diagonal_(0)
+    assert 0 < len(kept) < 4000 and overlaps.max() < 0.3
+    assert (scores[kept].diff() <= 0).all()
+
+
+def test_empty_inputs():
+    none = torch.empty(0, 5)
+    assert len(ext.nms_rotated(none, torch.empty(0), torch.empty(0), none, torch.empty(0), 0.3, False)) == 0
+    voxels, coors = torch.zeros(10, 4, 4), torch.zeros(10, 3, dtype=torch.int)
+    number, count = torch.zeros(10, dtype=torch.int), torch.ones((), dtype=torch.long)
+    far = torch.tensor([[1e30, 0, 0, 0], [float("nan"), 0, 0, 0]])
+    for points in (torch.empty(0, 4), far):
+        ext.hard_voxelize_forward(
+            points, torch.ones(3), torch.tensor([0.0, 0, 0, 5, 5, 5]), voxels, coors, number, count, 4, 10
+        )
+        assert count == 0 and not number.any()
+
+
+def test_voxelisation_of_a_whole_sweep_takes_milliseconds():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(120_000, 4, generator=generator) * torch.tensor([70, 80, 3, 1]) - torch.tensor([0, 40, 2.9, 0])
+    voxels, coors = torch.zeros(40_000, 32, 4), torch.zeros(40_000, 3, dtype=torch.int)
+    number, count = torch.zeros(40_000, dtype=torch.int), torch.zeros((), dtype=torch.long)
+    extent = torch.tensor([0, -39.68, -3, 69.12, 39.68, 1])
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        ext.hard_voxelize_forward(
+            points, torch.tensor([0.16, 0.16, 4]), extent, voxels, coors, number, count, 32, 40_000
+        )
+        times.append(time.perf_counter() - began)
+    assert count == 40_000
+    assert min(times) < 0.5
+
+
+def test_an_operator_without_stand_in_raises_when_called_and_not_when_imported():
+    install()
+    from mmcv.ops import roi_align  # noqa: F401
+
+    with pytest.raises(NotImplementedError, match="three_nn_forward"):
+        ext.three_nn_forward()
