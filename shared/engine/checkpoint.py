@@ -1,7 +1,7 @@
 """Checkpoints: written aside, renamed when complete, verified when read. No pickles.
 
-The tensors of model and optimizer are named by torch's distributed state-dict interface (fully qualified names, the
-same under DDP and FSDP) and stored as safetensors; everything else is JSON.
+The tensors of model and optimizer are stored as safetensors, everything else as JSON. Every process holds the whole
+state (DDP), so the leader writes it and all read it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
 _BEST = "best"
 
 
@@ -41,10 +39,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {name: value.contiguous().clone() for name, value in state.items() if isinstance(value, Tensor)}
-    plain = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    return tensors, plain
+def _store(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
 
 
 class Checkpoints:
@@ -54,24 +50,21 @@ class Checkpoints:
         self.path, self.recipe_digest, self.keep = path, recipe_digest, keep
 
     def save(self, model: nn.Module, optimizer: Optimizer, extra: dict[str, Any], progress: Progress) -> None:
-        """Writes the state after ``progress.step`` steps. Call it on every process; the leader writes."""
-        model_state, optimizer_state = get_state_dict(model, optimizer, options=_OPTIONS)
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-            return
-        weights, _ = _split(model_state)
-        moments, numbers = _split(dict(optimizer_state))
+        """Writes the state after ``progress.step`` steps. For the leader alone; ``model`` is not wrapped."""
+        state = optimizer.state_dict()
+        moments = {f"{key}.{slot}": value for key, slots in state["state"].items() for slot, value in slots.items()}
         aside = self.path / f".step-{progress.step:08d}.{os.getpid()}"
         aside.mkdir(parents=True, exist_ok=True)
-        save_file(weights, aside / "model.safetensors")
-        save_file(moments, aside / "optimizer.safetensors")
-        state = {
+        _store(model.state_dict(), aside / "model.safetensors")
+        _store({name: torch.as_tensor(value) for name, value in moments.items()}, aside / "optimizer.safetensors")
+        document = {
             "recipe_digest": self.recipe_digest,
             "progress": vars(progress),
-            "optimizer": numbers,
+            "groups": state["param_groups"],
             "extra": extra,
             "sha256": {name: _digest(aside / name) for name in ("model.safetensors", "optimizer.safetensors")},
         }
-        (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
         final = self.path / f"step-{progress.step:08d}"
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -113,14 +106,16 @@ class Checkpoints:
             raise ValueError(
                 f"{path} was written by another recipe; resume with the settings in recipe.yaml, or start a new run"
             )
-        moments: dict[str, Any] = dict(load_file(path / "optimizer.safetensors"))
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=dict(load_file(path / "model.safetensors")),
-            optim_state_dict={**moments, **state["optimizer"]},
-            options=StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True),
-        )
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in load_file(path / "optimizer.safetensors").items():
+            key, slot = name.split(".", 1)
+            slots.setdefault(int(key), {})[slot] = value
+        groups = [
+            {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+            for group in state["groups"]
+        ]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
         return Progress(**state["progress"]), state["extra"]
 
 

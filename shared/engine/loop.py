@@ -30,7 +30,9 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
     number of processes, sees the batches and the augmentations that it would have seen.
     """
     with join(device) as group, ExitStack() as stack:
-        run.create()
+        if group.leader:
+            run.create()
+        group.barrier()
         limits = recipe.limits
         torch.manual_seed(recipe.seed)
         model = recipe.model.build().to(group.device)
@@ -102,8 +104,9 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
                 reason = "minutes" if late else _stale_reason(progress, limits) or reason
             elif progress.step % limits.checkpoint_every:
                 continue
-            extra = {"schedule": _plain(schedule.state_dict()), "scaler": scaler.state_dict()}
-            checkpoints.save(model, optimizer, extra, progress)
+            extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
+            if group.leader:
+                checkpoints.save(model, optimizer, extra, progress)
             if reason in ("minutes", "early"):
                 break
         group.barrier()
@@ -166,10 +169,6 @@ def _stale_reason(progress: Progress, limits: Limits) -> str | None:
 def _noise_seed(seed: int, step: int, group: Group) -> int:
     """The seed of the noise inside the model (dropout) for one step on one process, so that a resume repeats it."""
     return int(np.random.SeedSequence((seed, step, group.rank, group.world)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _plain(state: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in state.items() if name != "lr_lambdas"}
 
 
 def _bar(*, enabled: bool) -> Bar:

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.engine.checkpoint import Checkpoints
+from shared.engine.loop import fit
+from shared.engine.optimizer import AdamW, CosineRestarts
+from shared.engine.recipe import Limits, digest, from_mapping, read_recipe_file, to_mapping
+from shared.engine.run import Run
+from shared.refusal import Refusal
+
+spec = importlib.util.spec_from_file_location("line", Path(__file__).with_name("line.py"))
+line = importlib.util.module_from_spec(spec)
+sys.modules["line"] = line
+spec.loader.exec_module(line)
+
+
+def train(path: Path, **limits):
+    return fit(line.recipe(**limits), line.Regression(), Run(path, "line", "line"), device="cpu", quiet=True)
+
+
+def weights(path: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(path / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_learns_and_leaves_everything_about_itself(tmp_path):
+    result = train(tmp_path / "run")
+    assert result.steps == 30 and result.reason == "epochs"
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert result.scores["samples"] == 13
+    assert read_recipe_file(tmp_path / "run" / "recipe.yaml")["recipe"]["limits"]["batch"] == 4
+    events = [json.loads(row) for row in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events if e["event"] != "train"] == ["begin", *["validation"] * 3, "end"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["best_step"] == result.best_step
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("stop", [7, 10, 15], ids=["within an epoch", "at its end", "at a checkpoint"])
+def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
+    train(tmp_path / "whole")
+    train(tmp_path / "parts", steps=stop)
+    assert not (tmp_path / "parts" / "checkpoints" / "step-00000030").exists()
+    resumed = train(tmp_path / "parts")
+    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
+    assert resumed.history[-1] == json.loads((tmp_path / "whole" / "result.json").read_text())["history"][-1]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    train(tmp_path / "whole")
+    code = (
+        "import os, sys, line; from shared.engine import loop; from pathlib import Path\n"
+        "class Deadly(line.Regression):\n"
+        "    calls = 0\n"
+        "    def loss(self, model, batch):\n"
+        "        Deadly.calls += 1\n"
+        "        if Deadly.calls == 14: os._exit(9)\n"
+        "        return super().loss(model, batch)\n"
+        "from shared.engine.run import Run\n"
+        "loop.fit(line.recipe(), Deadly(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment)
+    assert killed.returncode == 9
+    train(tmp_path / "killed")
+    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "killed", 30))
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    train(tmp_path / "whole")
+    train(tmp_path / "torn", steps=15)
+    newest = tmp_path / "torn" / "checkpoints" / "step-00000015" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    checkpoints = Checkpoints(tmp_path / "torn" / "checkpoints", recipe_digest="")
+    assert checkpoints.latest().name == "step-00000010"
+    train(tmp_path / "torn")
+    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "torn", 30))
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    result = train(tmp_path / "run", keep=2)
+    kept = {p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert {"step-00000025", "step-00000030", f"step-{result.best_step:08d}"} == kept
+
+
+def test_another_recipe_does_not_resume_the_run(tmp_path):
+    train(tmp_path / "run", steps=5)
+    other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
+    with pytest.raises(ValueError, match="another recipe"):
+        fit(other, line.Regression(), Run(tmp_path / "run", "line", "line"), device="cpu", quiet=True)
+
+
+def test_early_stopping(tmp_path):
+    result = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
+    assert result.reason == "early" and result.best_step == 10 and result.steps == 30
+    again = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
+    assert again.reason == "early" and again.steps == 30
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(Refusal, match="not a run"):
+        train(tmp_path)
+
+
+def test_two_processes_share_the_batches_and_agree_with_one(tmp_path):
+    script = Path(__file__).with_name("line.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path / "two"), "15"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = train(tmp_path / "two", steps=20)
+    assert resumed.steps == 20
+    assert [entry["samples"] for entry in resumed.history] == [13, 13, 13]
+    again = subprocess.run([*command, str(tmp_path / "two"), "30"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["steps"] == 30
+
+
+def test_without_noise_in_the_model_three_processes_train_what_one_trains(tmp_path):
+    code = (
+        "import sys, line; from dataclasses import replace; from pathlib import Path\n"
+        "from shared.engine.loop import fit; from shared.engine.run import Run\n"
+        "recipe = replace(line.recipe(), model=line.Network(dropout=0.0))\n"
+        "fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+    )
+    script = tmp_path / "calm.py"
+    script.write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    for processes in (1, 3):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        subprocess.run([*command, str(script), str(tmp_path / str(processes))], env=environment, check=True)
+    one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
+    for name, tensor in one.items():
+        torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_restarts():
+    schedule = CosineRestarts(warmup_steps=4, period=2, multiplier=2, floor=0.1)
+    factors = [schedule.factor(step, 5) for step in range(4 + 10 + 20 + 1)]
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert factors[4] == factors[14] == factors[34] == 1.0
+    assert factors[9] == pytest.approx(0.55)
+    assert min(factors) >= 0.1
+
+
+def test_warm_restarts_follow_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    ours = CosineRestarts(warmup_steps=0, period=3, multiplier=2)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2)
+    for step in range(20):
+        assert ours.factor(step, 1) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_recipe_survives_its_file():
+    recipe = line.recipe(steps=7, minutes=1.5)
+    assert from_mapping(line.LineRecipe, to_mapping(recipe)) == recipe
+
+
+def test_a_recipe_with_a_wrong_value_is_refused():
+    mapping = to_mapping(line.recipe())
+    mapping["limits"]["batch"] = "many"
+    with pytest.raises(Refusal, match=r"limits\.batch"):
+        from_mapping(line.LineRecipe, mapping)
+
+
+def test_the_digest_ignores_how_long_a_run_goes_on():
+    assert digest(line.recipe(steps=7)) == digest(line.recipe())
+    assert digest(line.recipe(batch=8)) != digest(line.recipe())
