@@ -7,8 +7,8 @@ y down, z forward (OpenCV). Yaw is about z of the LiDAR frame, counter-clockwise
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ class Boxes3D:
     ``centre_lidar_m`` (N, 3) is the gravity centre, ``size_m`` (N, 3) length, width, height, ``yaw`` (N,) radians.
     ``names`` are class names of the data set's own vocabulary, lower case; ``scores`` (N,) in [0, 1] or None for truth.
     ``truncation``, ``occlusion`` and ``box_2d`` (N, 4: left, top, right, bottom in pixels of the first camera) are
-    those of KITTI object labels; NaN and -1 where unknown.
+    those of KITTI object labels; NaN and -1 where unknown. ``point_counts`` (N,) says how many LiDAR returns came from
+    the object; boxes with hardly any cannot be found by LiDAR.
     """
 
     centre_lidar_m: Floats
@@ -34,6 +35,7 @@ class Boxes3D:
     truncation: Floats | None = None
     occlusion: NDArray[np.int64] | None = None
     box_2d: Floats | None = None
+    point_counts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,6 +59,36 @@ class Boxes3D:
         top = bottom + np.concatenate([np.zeros_like(bottom[..., :2]), np.broadcast_to(2 * half, x.shape + (1,))], -1)
         return np.concatenate([bottom, top], axis=1)
 
+    def take(self, index: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        """The boxes that ``index`` (a mask (N,) or indices) chooses, with all that is known of them."""
+        chosen = np.arange(len(self))[index]
+        fields: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[chosen]
+            for name in (
+                "centre_lidar_m",
+                "size_m",
+                "yaw",
+                "scores",
+                "truncation",
+                "occlusion",
+                "box_2d",
+                "point_counts",
+            )
+        }
+        return replace(self, names=tuple(self.names[i] for i in chosen), **fields)
+
+    def inside(self, points_lidar_m: Floats) -> NDArray[np.bool_]:
+        """(N, M): whether each of M points (their first three columns) lies in each box, faces included."""
+        offset = points_lidar_m[None, :, :3] - self.centre_lidar_m[:, None]
+        cosine, sine = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        half = self.size_m[:, None] / 2
+        within: NDArray[np.bool_] = (
+            (np.abs(offset[..., 0] * cosine + offset[..., 1] * sine) <= half[..., 0])
+            & (np.abs(offset[..., 1] * cosine - offset[..., 0] * sine) <= half[..., 1])
+            & (np.abs(offset[..., 2]) <= half[..., 2])
+        )
+        return within
+
     @classmethod
     def empty(cls) -> Self:
         return cls(
@@ -70,11 +102,16 @@ class Boxes3D:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Camera:
-    """A calibrated image: ``image_HWC`` uint8 RGB, ``intrinsics`` (3, 3), ``lidar_to_camera`` (4, 4) rigid."""
+    """A calibrated image: ``image_HWC`` uint8 RGB, ``intrinsics`` (3, 3), ``lidar_to_camera`` (4, 4) rigid.
+
+    ``reference_offset_m`` (3,): where the origin of the frame in which KITTI writes its labels (the rectified reference
+    camera) lies in this camera's frame. Zero where the labels are in this camera's own frame.
+    """
 
     image_HWC: NDArray[np.uint8]
     intrinsics: Floats
     lidar_to_camera: Floats
+    reference_offset_m: Floats = field(default_factory=lambda: np.zeros(3, np.float32))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

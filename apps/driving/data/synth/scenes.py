@@ -1,0 +1,245 @@
+"""Street scenes with exact truth: a LiDAR sweep and a camera image, cast from the same solids.
+
+The sensor is modelled on the HDL-64E on KITTI's car: 64 beams (32 at 1/3 degree, 32 at 1/2 degree), about 0.18 degrees
+between firings, 1.73 m above the road (Geiger et al. 2012; Velodyne HDL-64E S2 manual). Synthetic, and to be called so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.data.projection import image_boxes
+from apps.driving.data.synth.casting import GROUND, NOTHING, Floats, Ground, Hits, Rays, Solid, Window, cast
+from apps.driving.data.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
+from apps.driving.data.synth.shapes import INDEX, MATERIALS, place
+from apps.driving.types import Boxes3D, Camera, Frame
+
+REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
+LOSS = np.array([row[2] for row in MATERIALS], np.float32)
+KITTI_INTRINSICS = np.array([[721.54, 0, 609.56], [0, 721.54, 172.85], [0, 0, 1]], np.float32)
+KITTI_IMAGE = (375, 1242)
+FEWEST_POINTS = 5
+"""Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensors:
+    """What looks at the scene.
+
+    ``field_of_view_deg`` about the forward direction (KITTI labels what its camera sees: 90 holds that);
+    ``azimuth_step_deg`` between firings; ``reach_m``. ``image_scale`` shrinks KITTI's 1242 x 375 image; 0 leaves the
+    camera out, and then truncation, occlusion and 2D boxes come from projected corners and LiDAR coverage.
+    """
+
+    field_of_view_deg: float = 90.0
+    azimuth_step_deg: float = 0.18
+    reach_m: float = 80.0
+    height_m: float = 1.73
+    range_noise_m: float = 0.012
+    image_scale: float = 0.0
+
+
+def scene(
+    generator: np.random.Generator, *, sensors: Sensors = Sensors(), kind: str | None = None, name: str = "synthetic"
+) -> Frame:
+    """A scene: points (N, 4), camera, and truth with the number of returns from each object.
+
+    Truth holds every car, van, truck, pedestrian and cyclist that the LiDAR's field of view can contain and that gave
+    at least one return or shows in the image. ``kind`` is one of ``layout.KINDS``, drawn where None. The same generator
+    state gives the same scene.
+    """
+    kind = kind or str(generator.choice(KINDS, p=KIND_SHARES))
+    ground = _ground(kind, sensors, generator)
+    behind = -sensors.reach_m if sensors.field_of_view_deg > 180 else -3.0
+    standing = lay_out(kind, ground, generator, behind, sensors.reach_m)
+    solids, heights = _solids(standing, ground)
+    rays = lidar_rays(sensors, generator)
+    hits = cast(rays, ground, solids, generator, sensors.reach_m)
+    points, instances = _returns(rays, hits, sensors, generator)
+    counts = np.bincount(instances[instances >= 0], minlength=len(standing))
+    lidar_to_camera = _mounting(generator)
+    camera = None
+    if sensors.image_scale:
+        from apps.driving.data.synth.image import photograph
+
+        camera, seen = photograph(ground, solids, lidar_to_camera, sensors.image_scale, generator)
+    else:
+        seen = {item: (sum(int(mask.sum()) for _, mask in patches), 0) for item, patches in hits.alone.items()}
+        visible = np.bincount(hits.instance[hits.instance >= 0], minlength=len(standing))
+        seen = {item: (alone, int(visible[item])) for item, (alone, _) in seen.items()}
+    truth = _truth(standing, heights, counts, seen, lidar_to_camera, camera)
+    return Frame(
+        name=name,
+        points_lidar_m=points,
+        cameras={} if camera is None else {"image_2": camera},
+        truth=truth,
+    )
+
+
+def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
+    """The beams of one turn, or of the part of it in the field of view; rows from the top beam down."""
+    elevation = np.deg2rad(np.concatenate([2.0 - np.arange(32) / 3, -8.83 - np.arange(32) / 2]))
+    elevation = elevation + generator.normal(0, np.deg2rad(0.03), 64) + np.deg2rad(generator.normal(0, 0.3))
+    half = np.deg2rad(sensors.field_of_view_deg / 2)
+    step = np.deg2rad(sensors.azimuth_step_deg)
+    azimuth = np.arange(half, -half, -step)
+    shift = generator.uniform(-0.5, 0.5, (64, 1)) * step
+    turned = (azimuth[None] + shift).astype(np.float32)
+    cosine = np.cos(elevation)[:, None].astype(np.float32)
+    directions = np.stack(
+        [cosine * np.cos(turned), cosine * np.sin(turned), np.broadcast_to(np.sin(elevation)[:, None], turned.shape)],
+        -1,
+    ).astype(np.float32)
+    top, bottom = elevation.max(), elevation.min()
+
+    def columns(low: float, high: float) -> slice:
+        first = int(np.floor((half - high) / step)) - 1
+        return slice(max(first, 0), max(int(np.ceil((half - low) / step)) + 2, 0))
+
+    def window(corners: Floats) -> list[Window]:
+        low_z, high_z = float(corners[:, 2].min()), float(corners[:, 2].max())
+        far = float(np.hypot(corners[:, 0], corners[:, 1]).max())
+        near = _nearest(corners)
+        upper = np.arctan2(high_z, near if high_z > 0 else far)
+        lower = np.arctan2(low_z, near if low_z < 0 else far)
+        if upper < bottom or lower > top:
+            return []
+        chosen = np.nonzero((elevation <= upper + 0.002) & (elevation >= lower - 0.002))[0]
+        if not len(chosen):
+            return []
+        rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        if near <= 0:
+            return [(rows, slice(0, len(azimuth)))]
+        middle = np.arctan2(corners[:, 1].mean(), corners[:, 0].mean())
+        around = np.arctan2(corners[:, 1], corners[:, 0]) - middle
+        around = (around + np.pi) % (2 * np.pi) - np.pi
+        spans = [(middle + around.min() + turn, middle + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
+        return [(rows, columns(low, high)) for low, high in spans if high > -half and low < half]
+
+    return Rays(np.zeros(3, np.float32), directions, window)
+
+
+def _nearest(corners: Floats) -> float:
+    """Horizontal distance from the origin to the rectangle under ``place``'s corners; 0 inside it."""
+    base = corners[[0, 2, 6, 4], :2].astype(np.float64)
+    edges = np.roll(base, -1, axis=0) - base
+    cross = edges[:, 0] * -base[:, 1] - edges[:, 1] * -base[:, 0]
+    if (cross >= 0).all() or (cross <= 0).all():
+        return 0.0
+    t = np.clip((-base * edges).sum(1) / (edges**2).sum(1), 0, 1)
+    return float(np.linalg.norm(base + t[:, None] * edges, axis=1).min())
+
+
+def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Ground:
+    half = {"street": 4.8, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
+        generator.normal() * 0.5
+    )
+    turned = generator.normal(0, np.deg2rad(4)) if kind != "open" else generator.normal(0, np.deg2rad(8))
+    lane = 1.7 if kind != "avenue" or generator.random() < 0.5 else 5.0
+    waves = np.stack(
+        [
+            generator.normal(0, 0.12, 4),
+            generator.normal(0, 0.12, 4),
+            generator.uniform(0, 2 * np.pi, 4),
+            np.abs(generator.normal(0, 0.025, 4)),
+        ],
+        1,
+    )
+    return Ground(
+        height=-float(sensors.height_m + generator.normal() * 0.05),
+        slope=(float(generator.normal(0, 0.008)), float(generator.normal(0, 0.012))),
+        heading=float(turned),
+        offset=float(lane + generator.normal() * 0.4),
+        half_width=half,
+        kerb=float(np.clip(generator.normal(0.09, 0.06), 0, 0.2)),
+        waves=waves.astype(np.float32),
+    )
+
+
+def _solids(standing: Sequence[Standing], ground: Ground) -> tuple[list[Solid], Floats]:
+    x = np.array([item.x for item in standing], np.float32)
+    y = np.array([item.y for item in standing], np.float32)
+    heights = ground.elevation(x, y).astype(np.float32)
+    solids = [
+        place(item.shape, item.x, item.y, float(z), item.yaw, number)
+        for number, (item, z) in enumerate(zip(standing, heights, strict=True))
+    ]
+    return solids, heights
+
+
+def _returns(
+    rays: Rays, hits: Hits, sensors: Sensors, generator: np.random.Generator
+) -> tuple[Floats, NDArray[np.int16]]:
+    """Points (N, 4) and the instance of each, after loss and noise, ring by ring as the sensor writes them."""
+    met = hits.instance != NOTHING
+    distance, instance = hits.distance[met], hits.instance[met]
+    material, direction = hits.material[met], rays.directions[met]
+    cosine = np.abs((hits.normal[met] * direction).sum(-1))
+    reflectivity = REFLECTIVITY[material] * np.exp(generator.normal(0, 0.18, len(distance)).astype(np.float32))
+    # What comes back falls with the square of the distance and the angle of incidence.
+    signal = reflectivity * np.maximum(cosine, 0.02) * (90 / distance) ** 2
+    noticed = 1 / (1 + (0.03 / signal) ** 2)
+    chance = generator.random(len(distance), np.float32)
+    kept = (chance < noticed * (1 - LOSS[material])) & (distance > 2.5)
+    # Part of the light that glass lets through returns from inside of the car.
+    glass = kept & (material == INDEX["glass"]) & (generator.random(len(distance), np.float32) < 0.45)
+    distance = distance + glass * generator.uniform(0.3, 1.2, len(distance)).astype(np.float32)
+    rough = np.where(instance == GROUND, np.where(material == 1, 0.02, 0.006), 0.0)
+    spread = np.hypot(sensors.range_noise_m, rough).astype(np.float32)
+    distance = distance + spread * generator.normal(0, 1, len(distance)).astype(np.float32)
+    intensity = np.clip(np.round(reflectivity * np.sqrt(cosine) * 1.15, 2), 0, 0.99)
+    points = np.concatenate([direction * distance[:, None], intensity[:, None]], axis=1)
+    return points[kept].astype(np.float32), instance[kept]
+
+
+def _mounting(generator: np.random.Generator) -> Floats:
+    """LiDAR to camera as on KITTI's car, with the small differences between its calibrations."""
+    axes = np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]], np.float64)
+    roll, pitch, yaw = np.deg2rad(generator.normal(0, (0.3, 0.4, 0.3)))
+    small = np.array([[1, -roll, yaw], [roll, 1, -pitch], [-yaw, pitch, 1]])
+    u, _, v = np.linalg.svd(small)
+    transform = np.eye(4)
+    transform[:3, :3] = u @ v @ axes
+    transform[:3, 3] = (0.055, -0.075, -0.27)
+    return transform.astype(np.float32)
+
+
+def _truth(
+    standing: Sequence[Standing],
+    heights: Floats,
+    counts: NDArray[np.int64],
+    seen: dict[int, tuple[int, int]],
+    lidar_to_camera: Floats,
+    camera: Camera | None,
+) -> Boxes3D:
+    """Boxes of what may be found, with truncation, occlusion and 2D boxes as KITTI defines them.
+
+    Occlusion from the share of the object's own silhouette that shows: above 0.8 fully visible (0), above 0.4 partly
+    (1), less largely (2). Truncation is the share of its projected box outside of the image.
+    """
+    kept = [
+        number
+        for number, item in enumerate(standing)
+        if item.shape.name and (counts[number] > 0 or seen.get(number, (0, 0))[1] > 0)
+    ]
+    size = np.array([standing[i].shape.size for i in kept], np.float32).reshape(-1, 3)
+    centre = np.array([[standing[i].x, standing[i].y, heights[i]] for i in kept], np.float32).reshape(-1, 3)
+    centre[:, 2] += size[:, 2] / 2
+    boxes = Boxes3D(
+        centre_lidar_m=centre,
+        size_m=size,
+        yaw=np.array([standing[i].yaw for i in kept], np.float32),
+        names=tuple(str(standing[i].shape.name) for i in kept),
+        point_counts=counts[kept].astype(np.int64),
+    )
+    intrinsics = KITTI_INTRINSICS if camera is None else camera.intrinsics
+    height, width = KITTI_IMAGE if camera is None else camera.image_HWC.shape[:2]
+    box_2d, truncation = image_boxes(boxes, intrinsics, lidar_to_camera, (height, width))
+    alone, shown = np.array([seen.get(i, (0, 0)) for i in kept], np.float32).reshape(-1, 2).T
+    share = shown / np.maximum(alone, 1)
+    occlusion = np.select([share > 0.8, share > 0.4], [0, 1], 2).astype(np.int64)
+    return replace(boxes, truncation=truncation, occlusion=occlusion, box_2d=box_2d)
