@@ -1,0 +1,321 @@
+"""KITTI object detection: LiDAR, image, calibration and labels of a frame, read into ``Frame``.
+
+Layout and formats are those of the benchmark's development kit (Geiger et al. 2012; readme.txt of devkit_object):
+``velodyne/ID.bin`` float32 x y z intensity; ``image_2/ID.png``; ``calib/ID.txt`` with P2, R0_rect, Tr_velo_to_cam;
+``label_2/ID.txt`` with 15 columns (16 with a score), boxes in the rectified reference camera: location of the bottom
+centre, rotation_y about the downward axis. ``Boxes3D`` holds the gravity centre and the yaw in the LiDAR frame.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from apps.driving.data.archive import unpack
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from shared.refusal import Refusal
+
+IMAGES = (".png", ".jpg", ".jpeg")
+FOLDERS = ("velodyne", "image_2", "calib", "label_2")
+MOST_POINTS = 2_000_000
+MOST_PIXELS = 40_000_000
+MOST_FRAMES = 200
+_LABEL_COLUMNS = (
+    "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, rotation_y"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """``intrinsics`` (3, 3) of camera 2, the rigid ``lidar_to_camera`` (4, 4), and the labels' origin in its frame."""
+
+    intrinsics: Floats
+    lidar_to_camera: Floats
+    reference_offset_m: Floats
+
+
+def read(path: Path) -> list[Frame]:
+    """The frames of a KITTI object folder, of a zip of one, or the one frame that a .bin or an image belongs to."""
+    return read_files([path])
+
+
+def read_files(paths: Sequence[Path]) -> list[Frame]:
+    """The frames in a folder, in a zip, or in loose files that belong together (by name, or because they are few)."""
+    if not paths:
+        raise Refusal("no file was given; give a KITTI folder, a zip of one, or a .bin with its image and calibration")
+    for path in paths:
+        if not path.exists():
+            raise Refusal(f"{path.name}: no such file or folder")
+    if len(paths) == 1:
+        path = paths[0]
+        if path.is_dir():
+            return _read_folder(path)
+        if path.suffix.lower() == ".zip":
+            with tempfile.TemporaryDirectory() as folder:
+                unpack(path, Path(folder))
+                return _read_folder(Path(folder))
+        if path.parent.name in FOLDERS and path.suffix.lower() in (".bin", *IMAGES):
+            return [read_frame(path.parent.parent, path.stem)]
+    return _read_loose(paths)
+
+
+def read_frame(root: Path, frame_id: str) -> Frame:
+    """One frame of a KITTI object folder, by its number; what the folder lacks stays empty."""
+    image = next(
+        (found for suffix in IMAGES if (found := root / "image_2" / f"{frame_id}{suffix}").is_file()),
+        None,
+    )
+    points, calibration, labels = (
+        found if (found := root / folder / f"{frame_id}{suffix}").is_file() else None
+        for folder, suffix in (("velodyne", ".bin"), ("calib", ".txt"), ("label_2", ".txt"))
+    )
+    if points is None and image is None:
+        raise Refusal(
+            f"there is no frame {frame_id} in {root.name}: neither velodyne/{frame_id}.bin nor an image of it"
+        )
+    return _frame(frame_id, points, image, calibration, labels)
+
+
+def frame_ids(root: Path) -> list[str]:
+    """The numbers of the frames in a KITTI object folder, sorted."""
+    found = {file.stem for file in (root / "velodyne").glob("*.bin")}
+    found |= {file.stem for suffix in IMAGES for file in (root / "image_2").glob(f"*{suffix}")}
+    return sorted(found)
+
+
+def read_points(path: Path) -> Floats:
+    """(N, 4) x, y, z, intensity; refuses truncated, non-finite and otherwise laid out files."""
+    content = path.read_bytes()
+    if not content:
+        raise Refusal(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
+    if len(content) % 16:
+        hint = " It may have five columns, as nuScenes does." if len(content) % 20 == 0 else " It may be truncated."
+        raise Refusal(f"{path.name} has {len(content)} bytes, not a multiple of 16 (float32 x, y, z, intensity).{hint}")
+    points = np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)
+    if len(points) > MOST_POINTS:
+        raise Refusal(f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?")
+    if not np.isfinite(points).all():
+        bad = int((~np.isfinite(points)).any(axis=1).sum())
+        raise Refusal(f"{path.name} holds {bad} points that are not finite numbers; drop them and try again")
+    if np.abs(points[:, :3]).max() > 1000:
+        raise Refusal(f"{path.name} holds points over 1 km away; is it float32 x, y, z, intensity in metres?")
+    if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
+        raise Refusal(
+            f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
+            "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
+        )
+    return points
+
+
+def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W, 3) uint8 RGB."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(path.read_bytes())) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise Refusal(
+                        f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
+                    )
+                return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Refusal(f"{path.name} cannot be read as an image: {error}") from error
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Camera 2 and the LiDAR, from P2, R0_rect and Tr_velo_to_cam."""
+    rows: dict[str, list[float]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        key, _, values = line.partition(":")
+        try:
+            rows[key.strip()] = [float(value) for value in values.split()]
+        except ValueError as error:
+            raise Refusal(f"{path.name}, line {number}: {error}; expected `{key}:` and numbers") from error
+    matrices = []
+    for names, shape in (
+        (("P2",), (3, 4)),
+        (("R0_rect", "R_rect"), (3, 3)),
+        (("Tr_velo_to_cam", "Tr_velo_cam"), (3, 4)),
+    ):
+        values = next((rows[name] for name in names if name in rows), None)
+        if values is None:
+            raise Refusal(f"{path.name} has no row {names[0]}; a KITTI calibration has P2, R0_rect and Tr_velo_to_cam")
+        if len(values) != shape[0] * shape[1] or not np.isfinite(values).all():
+            raise Refusal(f"{path.name}: {names[0]} needs {shape[0] * shape[1]} finite numbers, it has {len(values)}")
+        matrices.append(np.array(values, np.float64).reshape(shape))
+    projection, rectify, mount = matrices
+    intrinsics = projection[:, :3]
+    if abs(np.linalg.det(intrinsics)) < 1e-6 or intrinsics[0, 0] <= 0:
+        raise Refusal(f"{path.name}: P2 is not a camera's projection (focal length {intrinsics[0, 0]:g})")
+    for name, rotation in (("R0_rect", rectify), ("Tr_velo_to_cam", mount[:, :3])):
+        if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
+            raise Refusal(f"{path.name}: the first three columns of {name} are not a rotation")
+    offset = np.linalg.solve(intrinsics, projection[:, 3])
+    transform = np.eye(4)
+    transform[:3, :3] = rectify @ mount[:, :3]
+    transform[:3, 3] = rectify @ mount[:, 3] + offset
+    return Calibration(
+        intrinsics=intrinsics.astype(np.float32),
+        lidar_to_camera=transform.astype(np.float32),
+        reference_offset_m=offset.astype(np.float32),
+    )
+
+
+def read_labels(path: Path, camera: Calibration | Camera) -> tuple[Boxes3D, Floats]:
+    """The boxes of a label or result file in the LiDAR frame, and the 2D boxes (K, 4) of its DontCare regions."""
+    names: list[str] = []
+    rows, ignored = [], []
+    for number, line in enumerate(_lines(path), 1):
+        name, *values = line.split()
+        if len(values) not in (14, 15):
+            raise Refusal(f"{path.name}, line {number}: {len(values) + 1} columns instead of 15, or 16 with a score")
+        try:
+            row = [float(value) for value in values]
+        except ValueError as error:
+            raise Refusal(f"{path.name}, line {number}: {error}; columns are {_LABEL_COLUMNS}") from error
+        if not np.isfinite(row).all():
+            raise Refusal(f"{path.name}, line {number}: a value is not a finite number")
+        if name == "DontCare":
+            ignored.append(row[3:7])
+            continue
+        if min(row[7:10]) <= 0:
+            raise Refusal(f"{path.name}, line {number}: {name} has a size that is not positive")
+        names.append(name.lower())
+        rows.append(row + [np.nan] * (15 - len(row)))
+    table = np.array(rows, np.float64).reshape(-1, 15)
+    scored = bool(len(table)) and not np.isnan(table[:, 14]).any()
+    centre, yaw = from_rectified(table[:, 10:13], table[:, 7], table[:, 13], camera)
+    boxes = Boxes3D(
+        centre_lidar_m=centre,
+        size_m=table[:, [9, 8, 7]].astype(np.float32),
+        yaw=yaw,
+        names=tuple(names),
+        scores=table[:, 14].astype(np.float32) if scored else None,
+        truncation=table[:, 0].astype(np.float32),
+        occlusion=table[:, 1].astype(np.int64),
+        box_2d=table[:, 3:7].astype(np.float32),
+    )
+    return boxes, np.array(ignored, np.float32).reshape(-1, 4)
+
+
+def from_rectified(
+    location_N3: np.ndarray, height_N: np.ndarray, rotation_N: np.ndarray, camera: Calibration | Camera
+) -> tuple[Floats, Floats]:
+    """Gravity centre (N, 3) and yaw (N,) in the LiDAR frame, of boxes given by bottom centre and rotation_y."""
+    centre = location_N3 - np.stack([0 * height_N, height_N / 2, 0 * height_N], axis=-1) + camera.reference_offset_m
+    turn, move = camera.lidar_to_camera[:3, :3].astype(np.float64), camera.lidar_to_camera[:3, 3]
+    yaw = _wrap(_forward_yaw(camera) - rotation_N - np.pi / 2)
+    return ((centre - move) @ turn).astype(np.float32), yaw.astype(np.float32)
+
+
+def to_rectified(boxes: Boxes3D, camera: Calibration | Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Bottom centre (N, 3) and rotation_y (N,) in the frame of KITTI's labels: the inverse of ``from_rectified``."""
+    turn, move = camera.lidar_to_camera[:3, :3].astype(np.float64), camera.lidar_to_camera[:3, 3]
+    centre = boxes.centre_lidar_m @ turn.T + move - camera.reference_offset_m
+    location = centre + boxes.size_m[:, 2:] / 2 * np.array([0.0, 1.0, 0.0])
+    return location, _wrap(_forward_yaw(camera) - boxes.yaw.astype(np.float64) - np.pi / 2)
+
+
+def _forward_yaw(camera: Calibration | Camera) -> float:
+    # The boxes stand upright in both frames; what the frames differ by is a turn about the vertical.
+    ahead = camera.lidar_to_camera[2, :3]
+    return float(np.arctan2(ahead[1], ahead[0]))
+
+
+def _wrap(angle: np.ndarray) -> np.ndarray:
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path.name} is not text; a calibration or label file was expected") from error
+
+
+def _frame(name: str, points: Path | None, image: Path | None, calibration: Path | None, labels: Path | None) -> Frame:
+    known = read_calibration(calibration) if calibration else None
+    if known is None and (image or labels):
+        missing = image or labels
+        assert missing is not None
+        raise Refusal(
+            f"{missing.name} has no calibration beside it; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam)"
+        )
+    cameras = {}
+    if image and known:
+        cameras["image_2"] = Camera(
+            image_HWC=read_image(image),
+            intrinsics=known.intrinsics,
+            lidar_to_camera=known.lidar_to_camera,
+            reference_offset_m=known.reference_offset_m,
+        )
+    truth, ignored = read_labels(labels, known) if labels and known else (None, np.zeros((0, 4), np.float32))
+    cloud = read_points(points) if points else None
+    if truth is not None and cloud is not None:
+        truth = replace(truth, point_counts=truth.inside(cloud).sum(axis=1))
+    return Frame(
+        name=name,
+        points_lidar_m=cloud,
+        cameras=cameras,
+        truth=truth,
+        ignore_boxes_2d={"image_2": ignored} if len(ignored) else {},
+    )
+
+
+def _read_folder(folder: Path) -> list[Frame]:
+    parents = sorted(
+        {found.parent for name in ("velodyne", "image_2") for found in folder.rglob(name) if found.is_dir()}
+    )
+    if not parents:
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        if not files:
+            raise Refusal(f"{folder.name} holds no files")
+        return _read_loose(files)
+    root = parents[0]
+    ids = frame_ids(root)
+    if not ids:
+        raise Refusal(f"{root.name} holds neither velodyne/*.bin nor image_2/*.png")
+    if len(ids) > MOST_FRAMES:
+        raise Refusal(f"{root.name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time")
+    return [read_frame(root, frame_id) for frame_id in ids]
+
+
+def _read_loose(paths: Sequence[Path]) -> list[Frame]:
+    """Files without folders: told apart by what they hold, put together by name."""
+    roles: dict[str, dict[str, Path]] = {"points": {}, "image": {}, "calibration": {}, "labels": {}}
+    for path in paths:
+        role = _role(path)
+        if path.stem in roles[role]:
+            raise Refusal(
+                f"two files would be the {role} of {path.stem}: {roles[role][path.stem].name} and {path.name}"
+            )
+        roles[role][path.stem] = path
+    stems = sorted({*roles["points"], *roles["image"]})
+    if not stems:
+        raise Refusal(f"{paths[0].name}: neither a LiDAR sweep (.bin) nor an image is among the files")
+    if all(len(found) <= 1 for found in roles.values()):
+        # One file of each kind belongs together, whatever they are called.
+        only = {role: next(iter(found.values()), None) for role, found in roles.items()}
+        return [_frame(stems[0], only["points"], only["image"], only["calibration"], only["labels"])]
+    return [
+        _frame(stem, *(roles[role].get(stem) for role in ("points", "image", "calibration", "labels")))
+        for stem in stems
+    ]
+
+
+def _role(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".bin":
+        return "points"
+    if suffix in IMAGES:
+        return "image"
+    if suffix == ".txt":
+        return "calibration" if any(line.startswith(("P2:", "Tr_velo")) for line in _lines(path)) else "labels"
+    raise Refusal(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")
