@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +16,9 @@ from shared.engine.optimizer import AdamW, CosineRestarts
 from shared.engine.recipe import Limits, digest, from_mapping, read_recipe_file, to_mapping
 from shared.engine.run import Run
 from shared.refusal import Refusal
+from tests.shared.engine import line
 
-spec = importlib.util.spec_from_file_location("line", Path(__file__).with_name("line.py"))
-line = importlib.util.module_from_spec(spec)
-sys.modules["line"] = line
-spec.loader.exec_module(line)
+ROOT = Path(__file__).parents[3]
 
 
 def train(path: Path, **limits):
@@ -61,7 +58,7 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     train(tmp_path / "whole")
     code = (
-        "import os, sys, line; from shared.engine import loop; from pathlib import Path\n"
+        "import os, sys; from tests.shared.engine import line; from shared.engine import loop; from pathlib import Path\n"
         "class Deadly(line.Regression):\n"
         "    calls = 0\n"
         "    def loss(self, model, batch):\n"
@@ -71,7 +68,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
         "from shared.engine.run import Run\n"
         "loop.fit(line.recipe(), Deadly(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment)
     assert killed.returncode == 9
     train(tmp_path / "killed")
@@ -131,14 +128,14 @@ def test_two_processes_share_the_batches_and_agree_with_one(tmp_path):
 
 def test_without_noise_in_the_model_three_processes_train_what_one_trains(tmp_path):
     code = (
-        "import sys, line; from dataclasses import replace; from pathlib import Path\n"
+        "import sys; from tests.shared.engine import line; from dataclasses import replace; from pathlib import Path\n"
         "from shared.engine.loop import fit; from shared.engine.run import Run\n"
         "recipe = replace(line.recipe(), model=line.Network(dropout=0.0))\n"
         "fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
     )
     script = tmp_path / "calm.py"
     script.write_text(code)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for processes in (1, 3):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         subprocess.run([*command, str(script), str(tmp_path / str(processes))], env=environment, check=True)

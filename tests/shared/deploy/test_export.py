@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from shared.app import App, DenseNetwork
+from shared.deploy.artifact import newest, open_artifact
+from shared.deploy.export import export
+from shared.engine.loop import fit
+from shared.engine.run import Run
+from shared.refusal import Refusal
+from tests.shared.engine import line
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def dense(recipe, model) -> DenseNetwork:
+    return DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",))
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    return App(
+        name="line",
+        title="A line",
+        summary="",
+        notice="",
+        root=Path(__file__).parent,
+        model="line",
+        recipes=lambda: {"line": line.recipe},
+        dense=dense,
+        calibrate=lambda recipe, model: {"threshold": 0.5},
+        predictor=lambda artifact, device: None,
+        samples=lambda: (),
+        reproduce=lambda quick: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    fit(line.recipe(), line.Regression(), Run(path, "line", "line"), device="cpu", quiet=True)
+    return path
+
+
+def test_an_artifact_holds_what_serving_needs(app, run, tmp_path):
+    artifact = export(run, app, tmp_path / "models")
+    assert artifact.path == tmp_path / "models" / "line" / "1"
+    assert {p.name for p in artifact.path.iterdir()} == {
+        "weights.safetensors",
+        "model.onnx",
+        "recipe.yaml",
+        "manifest.json",
+    }
+    manifest = artifact.manifest
+    assert manifest.inputs[0].shape == (-1, 2) and manifest.outputs[0].datatype == "FP32"
+    assert manifest.calibration == {"threshold": 0.5} and manifest.data["synthetic"] is True
+    assert manifest.scores == json.loads((run / "result.json").read_text())["scores"]
+    model = line.Network().build().eval()
+    model.load_state_dict(artifact.weights())
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    y = ort.InferenceSession(artifact.network).run(["y"], {"x": x})[0]
+    np.testing.assert_allclose(y, model(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_versions_count_up_and_config_is_tritons(app, run, tmp_path):
+    export(run, app, tmp_path)
+    export(run, app, tmp_path)
+    assert newest(tmp_path, "line") == tmp_path / "line" / "2"
+    text = (tmp_path / "line" / "config.pbtxt").read_text()
+    assert 'backend: "onnxruntime"' in text and 'name: "x" data_type: TYPE_FP32 dims: [ 2 ]' in text
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "recipe.yaml"])
+def test_an_altered_artifact_is_refused(app, run, tmp_path, name):
+    artifact = export(run, app, tmp_path)
+    file = artifact.path / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(Refusal, match=name):
+        open_artifact(artifact.path)
+
+
+def test_a_network_that_onnx_computes_otherwise_is_not_exported(app, run, tmp_path):
+    class Fickle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.linear(x) * (1 if torch.compiler.is_exporting() else 2)
+
+    from dataclasses import replace
+
+    fickle = replace(
+        app, dense=lambda recipe, model: DenseNetwork(module=Fickle(), inputs={"x": torch.randn(2, 2)}, outputs=("y",))
+    )
+    with pytest.raises(ArithmeticError, match="differs from torch"):
+        export(run, fickle, tmp_path)
+    assert not list(tmp_path.glob("line/[0-9]*")) and not list(tmp_path.glob("line/.export*"))
+
+
+def test_a_run_without_a_checkpoint_is_refused(app, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
+    with pytest.raises(Refusal, match="no checkpoint"):
+        export(tmp_path / "empty", app, tmp_path / "models")
+
+
+def test_what_is_no_artifact_is_refused(tmp_path):
+    with pytest.raises(Refusal, match=r"no manifest\.json"):
+        open_artifact(tmp_path)
+    with pytest.raises(Refusal, match="no version"):
+        newest(tmp_path, "line")
