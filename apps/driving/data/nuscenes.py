@@ -1,0 +1,98 @@
+"""nuScenes key frames, described in OpenMMLab's info layout, read into ``Frame`` with six cameras.
+
+nuScenes' LiDAR looks along its y axis (x right, y forward, z up; Caesar et al. 2020); ``Frame`` looks along x. Points,
+boxes and calibrations are turned by a quarter on reading, and back on writing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.driving.data.kitti import MOST_POINTS, read_image
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from shared.refusal import Refusal
+
+COLUMNS = 5
+_TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
+"""nuScenes LiDAR to ``Frame``'s LiDAR frame."""
+
+
+def read(path: Path) -> list[Frame]:
+    """The key frames of a ``sample.json``, or of the folder that holds one."""
+    info = path / "sample.json" if path.is_dir() else path
+    if not info.is_file():
+        raise Refusal(f"{path.name} holds no sample.json; a nuScenes key frame is described there")
+    try:
+        content = json.loads(info.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Refusal(f"{info.name} is not JSON: {error}") from error
+    try:
+        numbers = {number: name for name, number in content["metainfo"]["categories"].items()}
+        return [_frame(info.parent, sample, numbers) for sample in content["data_list"]]
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise Refusal(
+            f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
+            f"instances): {type(error).__name__} {error}"
+        ) from error
+
+
+def read_points(path: Path) -> Floats:
+    """(N, 4) x, y, z, intensity in [0, 1], from five float32 columns of which the last is the ring."""
+    content = path.read_bytes()
+    if not content or len(content) % (4 * COLUMNS):
+        raise Refusal(f"{path.name} has {len(content)} bytes, not a multiple of 20 (x, y, z, intensity, ring)")
+    points = np.frombuffer(content, "<f4").reshape(-1, COLUMNS)
+    if len(points) > MOST_POINTS:
+        raise Refusal(f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?")
+    if not np.isfinite(points).all():
+        raise Refusal(f"{path.name} holds points that are not finite numbers; drop them and try again")
+    turned = points[:, :3].astype(np.float64) @ _TURN.T
+    return np.concatenate([turned, points[:, 3:4] / 255], axis=1).astype(np.float32)
+
+
+def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame:
+    lidar = sample.get("lidar_points")
+    points = read_points(_file(folder, lidar["lidar_path"])) if lidar else None
+    cameras = {}
+    for name, view in sample["images"].items():
+        transform = np.array(view["lidar2cam"], np.float64)
+        if transform.shape != (4, 4):
+            raise Refusal(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")
+        transform[:3, :3] = transform[:3, :3] @ _TURN.T
+        cameras[name] = Camera(
+            image_HWC=read_image(_file(folder, view["img_path"])),
+            intrinsics=np.array(view["cam2img"], np.float32)[:3, :3],
+            lidar_to_camera=transform.astype(np.float32),
+        )
+    instances = sample.get("instances")
+    return Frame(
+        name=str(sample.get("token", sample.get("sample_idx", folder.name))),
+        points_lidar_m=points,
+        cameras=cameras,
+        truth=None if instances is None else _boxes(instances, names),
+        time_ns=round(sample["timestamp"] * 1e9) if "timestamp" in sample else None,
+    )
+
+
+def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
+    valid = [item for item in instances if item["bbox_label_3d"] in names]
+    table = np.array([item["bbox_3d"][:7] for item in valid], np.float64).reshape(-1, 7)
+    yaw = table[:, 6] - np.pi / 2
+    return Boxes3D(
+        centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
+        size_m=table[:, 3:6].astype(np.float32),
+        yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
+        names=tuple(names[item["bbox_label_3d"]] for item in valid),
+        point_counts=np.array([item.get("num_lidar_pts", -1) for item in valid], np.int64),
+    )
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / Path(name).name
+    if not path.is_file():
+        raise Refusal(f"{Path(name).name}, which sample.json names, is not beside it")
+    return path
