@@ -58,7 +58,8 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     train(tmp_path / "whole")
     code = (
-        "import os, sys; from tests.shared.engine import line; from shared.engine import loop; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path; from shared.engine import loop\n"
+        "from tests.shared.engine import line\n"
         "class Deadly(line.Regression):\n"
         "    calls = 0\n"
         "    def loss(self, model, batch):\n"
