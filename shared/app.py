@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from shared.serve.service import Service
 
 GROUP = "trivium.apps"
+log = logging.getLogger("trivium")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,8 +105,13 @@ class App:
 
 @cache
 def installed() -> dict[str, App]:
-    """The installed applications by name,."""
-    found = {point.name: point.load() for point in entry_points(group=GROUP)}
+    """The installed applications by name. One that cannot be imported is left out, and the log says why."""
+    found: dict[str, App] = {}
+    for point in entry_points(group=GROUP):
+        try:
+            found[point.name] = point.load()
+        except Exception as error:
+            log.warning("the application %s is left out: %s (%s)", point.name, error, point.value)
     return found
 
 

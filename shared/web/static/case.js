@@ -48,6 +48,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   const result = document.querySelector("#result") ?? form.insertAdjacentElement("afterend", element("section", { id: "result" }));
   result.tabIndex = -1;
   result.setAttribute("aria-label", "Result");
+  const limit = Number(document.body.dataset.maxUploadBytes) || Infinity;
   let dropped = [];
   let running = null;
   let clock = 0;
@@ -142,6 +143,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     event.preventDefault();
     const body = fields(null);
     if (!body.has("files")) { complain("Choose a file first, or take a sample."); input.focus(); return; }
+    const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
+    if (bytes > limit) { complain(`The files are larger (${size(bytes)}) than this server takes (${size(limit)}).`); return; }
     submit(body);
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));

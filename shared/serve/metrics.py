@@ -1,0 +1,87 @@
+"""Counters under the names that Triton's dashboards and alerts already use.
+
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/metrics.html
+"""
+
+from __future__ import annotations
+
+import re
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LABELS = ("model", "version")
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = _LABELS) -> Counter:
+            return Counter(f"nv_inference_{name}", text, labels, registry=self.registry)
+
+        self.success = counter("request_success", "Requests that were answered")
+        self.failure = counter("request_failure", "Requests that were not, by reason", (*_LABELS, "reason"))
+        self.count = counter("count", "Inferences: a batch of n counts n")
+        self.executions = counter("exec_count", "Executions: a batch counts one")
+        self.pending = Gauge(
+            "nv_inference_pending_request_count", "Requests that wait", _LABELS, registry=self.registry
+        )
+        self.request_us = counter("request_duration_us", "Microseconds from a request's arrival to its answer, summed")
+        self.queue_us = counter("queue_duration_us", "Microseconds that requests waited, summed")
+        self.input_us = counter("compute_input_duration_us", "Microseconds spent reading inputs, summed")
+        self.infer_us = counter("compute_infer_duration_us", "Microseconds that requests were computed, summed")
+        self.output_us = counter("compute_output_duration_us", "Microseconds spent writing outputs, summed")
+
+    def of(self, model: str, version: str) -> ModelMetrics:
+        """The counters of one model, which read 0 from now on rather than being absent."""
+        return ModelMetrics(self, model, version)
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format, without the suffix that the client library adds and Triton does not have."""
+        text = generate_latest(self.registry).decode()
+        text = re.sub(r"^(# (HELP|TYPE) )?nv_inference_\w+_created.*\n", "", text, flags=re.MULTILINE)
+        return re.sub(r"\b(nv_inference_\w+)_total\b", r"\1", text).encode()
+
+
+class ModelMetrics:
+    """The counters of one model and version. Durations are given in seconds."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        labels = {"model": model, "version": version}
+        self._failure = metrics.failure
+        self._labels = labels
+        self.success = metrics.success.labels(**labels)
+        self.count = metrics.count.labels(**labels)
+        self.executions = metrics.executions.labels(**labels)
+        self.pending = metrics.pending.labels(**labels)
+        self._request_us = metrics.request_us.labels(**labels)
+        self._queue_us = metrics.queue_us.labels(**labels)
+        self._input_us = metrics.input_us.labels(**labels)
+        self._infer_us = metrics.infer_us.labels(**labels)
+        self._output_us = metrics.output_us.labels(**labels)
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"):
+            self._failure.labels(**labels, reason=reason)
+
+    def failed(self, status: int) -> None:
+        """Counts a failure under Triton's reason for an HTTP status."""
+        reason = {503: "REJECTED", 504: "CANCELED", 500: "BACKEND"}.get(status, "OTHER")
+        self._failure.labels(**self._labels, reason=reason).inc()
+
+    def executed(self, *, inferences: int, waited_s: float, computed_s: float, requests: int) -> None:
+        """Counts one execution of a batch; ``waited_s`` is the sum over its requests."""
+        self.executions.inc()
+        self.count.inc(inferences)
+        self._queue_us.inc(round(waited_s * 1e6))
+        self._infer_us.inc(round(computed_s * requests * 1e6))
+
+    def answered(self, *, request_s: float, input_s: float, output_s: float) -> None:
+        """Counts an answer and the time that it took."""
+        self.success.inc()
+        self._request_us.inc(round(request_s * 1e6))
+        self._input_us.inc(round(input_s * 1e6))
+        self._output_us.inc(round(output_s * 1e6))

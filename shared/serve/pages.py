@@ -1,0 +1,95 @@
+"""The pages: the overview, every application's form, the description of the JSON interface, and errors."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader
+
+from shared.app import App
+from shared.serve.guard import page_policy
+from shared.serve.service import Service
+from shared.serve.settings import Settings
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+_RECENT = 5
+
+
+class Pages:
+    """Renders templates: an application's own before the shared ones of the same name."""
+
+    def __init__(self, services: Mapping[str, Service], settings: Settings) -> None:
+        self._services, self._settings = services, settings
+        self._apps = {name: service.app for name, service in services.items()}
+        self._shared = _environment(WEB / "templates")
+        self._own = {name: _environment(app.pages, WEB / "templates") for name, app in self._apps.items()}
+
+    def render(self, template: str, *, app: App | None = None, status: int = 200, **context: Any) -> HTMLResponse:
+        """A page with its content security policy."""
+        nonce = secrets.token_urlsafe(16)
+        environment = self._own[app.name] if app is not None else self._shared
+        text = environment.get_template(template).render(
+            app=app,
+            apps=self._apps,
+            nonce=nonce,
+            lang="en",
+            max_upload_bytes=self._settings.max_upload_bytes,
+            **context,
+        )
+        return HTMLResponse(text, status, headers={"Content-Security-Policy": page_policy(nonce)})
+
+    def error(self, heading: str, sentence: str, status: int) -> HTMLResponse:
+        """A page for an error."""
+        return self.render("error.html", status=status, heading=heading, sentence=sentence)
+
+    def router(self) -> APIRouter:
+        """The routes of the pages, which the API description leaves out."""
+        router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+        @router.api_route("/", methods=["GET", "HEAD"])
+        def overview() -> HTMLResponse:
+            entries = [_entry(service) for service in self._services.values()]
+            return self.render("index.html", here="overview", entries=entries)
+
+        @router.api_route("/docs", methods=["GET", "HEAD"])
+        def docs() -> HTMLResponse:
+            return self.render("docs.html", here="docs")
+
+        for service in self._services.values():
+            self._add_form(router, service)
+        return router
+
+    def _add_form(self, router: APIRouter, service: Service) -> None:
+        app = service.app
+        template = "form.html" if (app.pages / "form.html").is_file() else "plain_form.html"
+
+        @router.api_route(f"/{app.name}", methods=["GET", "HEAD"])
+        def form() -> HTMLResponse:
+            return self.render(template, app=app, samples=app.samples(), artifact=service.manifest)
+
+
+def _environment(*folders: Path) -> Environment:
+    return Environment(
+        loader=ChoiceLoader([FileSystemLoader(folder) for folder in folders]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _entry(service: Service) -> dict[str, Any]:
+    cases = [
+        {
+            "id": case.id,
+            "label": case.label,
+            "created": case.created,
+            "created_short": f"{case.created[:10]} {case.created[11:16]} UTC",
+        }
+        for case in service.store.recent(service.app.name, _RECENT)
+    ]
+    return {"app": service.app, "artifact": service.manifest, "cases": cases}

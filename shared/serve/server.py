@@ -1,0 +1,244 @@
+"""The server: applications found, put behind their queues, and served."""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from shared.app import App, installed
+from shared.refusal import Refusal
+from shared.serve.batcher import Busy
+from shared.serve.guard import Guard, error_body, wants_page
+from shared.serve.metrics import CONTENT_TYPE, Metrics
+from shared.serve.networks import Networks
+from shared.serve.pages import WEB, Pages
+from shared.serve.protocol import protocol
+from shared.serve.routes import routes
+from shared.serve.service import Service
+from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+
+log = logging.getLogger("trivium.serve")
+_HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
+
+
+def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> FastAPI:
+    """The server as an ASGI application, for the installed applications or for those given."""
+    found = dict(installed() if apps is None else apps)
+    for ending, kind in {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}.items():
+        mimetypes.add_type(kind, ending)
+    # What a server that was killed had not finished receiving; a store has one server.
+    shutil.rmtree(settings.store / "incoming", ignore_errors=True)
+    metrics = Metrics()
+    store = CaseStore(settings.store, settings.store_url)
+    services = {name: Service(app, settings, store, metrics) for name, app in found.items()}
+    networks = Networks([app.weights for app in found.values()], settings, metrics)
+    pages = Pages(services, settings)
+    warming = _Warming(services, networks)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if settings.warm:
+            warming.start()
+        yield
+        warming.stop()
+        for service in services.values():
+            service.close()
+        networks.close()
+        store.close()
+
+    server = FastAPI(
+        title="Trivium",
+        version=_version(),
+        summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    server.state.services = services
+    server.add_middleware(Guard)
+    _answer_errors(server, pages)
+    for service in services.values():
+        server.include_router(routes(service))
+        if service.app.router is not None:
+            try:
+                extra = service.app.router(service)
+            except Exception:
+                log.exception("the routes of %s are left out", service.app.name)
+                continue
+            server.include_router(extra, prefix=f"/api/{service.app.name}", tags=[service.app.title])
+        if service.app.pages.is_dir():
+            server.mount(f"/static/{service.app.name}", StaticFiles(directory=service.app.pages))
+    server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
+    server.include_router(protocol(networks, settings, warming.ready, server.version))
+    server.include_router(pages.router())
+
+    @server.get("/metrics", tags=["Server"], operation_id="metrics", response_class=Response)
+    def exposition() -> Response:
+        """Counters and gauges in Prometheus' text format, under Triton's names."""
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
+
+    @server.get("/healthz", tags=["Server"], operation_id="healthz")
+    def health() -> dict[str, Any]:
+        """Whether the server runs, and the state of each predictor."""
+        return {"status": "ok", "version": server.version, "apps": {n: _state(s) for n, s in services.items()}}
+
+    return server
+
+
+def run(settings: Settings, demo: bool = False) -> None:
+    """Serves until interrupted. With ``demo``, says in the terminal what to open and is otherwise quiet.
+
+    Refuses an address that cannot be had.
+    """
+    listener = _listen(settings.host, settings.port)
+    application = create_app(settings)
+    logs = uvicorn.config.LOGGING_CONFIG
+    handler = {"trivium": {"handlers": ["default"], "level": "WARNING" if demo else "INFO", "propagate": False}}
+    config = uvicorn.Config(
+        application,
+        log_config={**logs, "loggers": {**logs["loggers"], **handler}},
+        log_level="warning" if demo else "info",
+        timeout_graceful_shutdown=5,
+    )
+    address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
+    services: Mapping[str, Service] = application.state.services
+    apps = {name: service.app for name, service in services.items()}
+    server = _Announcing(config, address, apps) if demo else uvicorn.Server(config)
+    with listener:
+        server.run(sockets=[listener])
+
+
+class _Announcing(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, address: str, apps: Mapping[str, App]) -> None:
+        super().__init__(config)
+        self._address, self._apps = address, apps
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and says so once it listens."""
+        await super().startup(sockets)
+        if self.started:
+            announce(self._address, self._apps)
+
+
+def announce(address: str, apps: Mapping[str, App]) -> None:
+    """Prints what to open."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row("Overview", address)
+    for app in apps.values():
+        rows.add_row(app.title, f"{address}/{app.name}")
+    rows.add_row("JSON interface", f"{address}/docs")
+    Console().print(Panel(rows, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
+
+
+class _Warming:
+    """Loads every predictor and network on a thread, once the server runs."""
+
+    def __init__(self, services: Mapping[str, Service], networks: Networks) -> None:
+        self._services, self._networks = services, networks
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="warming", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def ready(self) -> bool:
+        """Whether nothing is being loaded and nothing failed to load."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        return all(service.failure is None for service in self._services.values())
+
+    def _work(self) -> None:
+        loads = [*((s.app.title, s.load) for s in self._services.values())]
+        loads += [(f"the model {n.manifest.name}", n.load) for n in self._networks.all()]
+        for what, load in loads:
+            if self._stopped.is_set():
+                return
+            try:
+                load()
+            except Refusal as refusal:
+                log.warning("%s cannot answer: %s", what, refusal)
+            except Exception:
+                log.exception("%s cannot answer", what)
+
+
+def _answer_errors(server: FastAPI, pages: Pages) -> None:
+    def answer(request: Request, sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        if wants_page(request.scope):
+            response: Response = pages.error(_HEADINGS.get(status, "This did not work"), sentence, status)
+        else:
+            response = JSONResponse(error_body(request.url.path, sentence), status)
+        response.headers.update(headers or {})
+        return response
+
+    @server.exception_handler(Refusal)
+    async def refuse(request: Request, refusal: Refusal) -> Response:
+        headers = {"Retry-After": str(refusal.retry_after_s)} if isinstance(refusal, Busy) else None
+        return answer(request, str(refusal), refusal.status, headers)
+
+    @server.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        unknown = f"there is nothing at {request.url.path}"
+        sentence = unknown if error.status_code == 404 and error.detail == "Not Found" else str(error.detail)
+        return answer(request, sentence, error.status_code, error.headers)
+
+    @server.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        return answer(request, f"the request cannot be read: {faults}", 422)
+
+
+def _state(service: Service) -> dict[str, Any]:
+    manifest = service.manifest
+    return {
+        "predictor": "loaded" if service.loaded else "failed" if service.failure else "not loaded",
+        "failure": service.failure,
+        "artifact": {"name": manifest.name, "version": manifest.version} if manifest else None,
+    }
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Refusal(f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port") from error
+    return listener
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _version() -> str:
+    try:
+        return version("trivium")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,42 @@
+"""How a server is set up: from the environment (``TRIVIUM_PORT=9000``), or from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one server.
+
+    store            folder of the cases, and of uploads while they are looked at
+    store_url        any SQLAlchemy address; SQLite in ``store`` by default
+    device           where predictors compute; ``auto`` takes the GPU where there is one
+    max_upload_bytes the largest request body with files; 413 above it
+    max_tensor_bytes the largest request body of the Open Inference Protocol, which is held in memory
+    max_files        the most files in one request
+    queue_length     requests of an application (or of a network) that may wait; 503 above it
+    max_batch        the most requests that are computed together; rows, for a network
+    max_delay_ms     how long a request waits for others to be computed with
+    deadline_s       the longest that a request takes, queueing included; 504 after it
+    warm             load the predictors in the background as soon as the server runs
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TRIVIUM_", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    store: Path = Path("store")
+    store_url: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_upload_bytes: int = Field(2_000_000_000, ge=1)
+    max_tensor_bytes: int = Field(256_000_000, ge=1)
+    max_files: int = Field(10_000, ge=1)
+    queue_length: int = Field(32, ge=1)
+    max_batch: int = Field(8, ge=1)
+    max_delay_ms: float = Field(5.0, ge=0)
+    deadline_s: float = Field(120.0, gt=0)
+    warm: bool = True

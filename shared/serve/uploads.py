@@ -1,0 +1,198 @@
+"""Uploads, streamed to disk as they come in: nothing of a file is held in memory, and the limits hold on the way."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+
+from shared.refusal import Refusal
+
+_CHUNK = 1 << 20
+_LONGEST_NAME = 200
+_LARGEST_OPTION = 1 << 16
+_MOST_OPTIONS = 100
+
+
+@dataclass(slots=True)
+class Upload:
+    """What a request carried: files on disk, and its other fields as text."""
+
+    files: list[Path] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+async def receive(
+    stream: AsyncIterator[bytes], headers: Mapping[str, str], folder: Path, *, max_bytes: int, max_files: int
+) -> Upload:
+    """Reads a form from a request body into ``folder``.
+
+    Files come in the field ``files`` (multipart/form-data); without files, application/x-www-form-urlencoded will do.
+    Refuses with 413 above ``max_bytes``, 415 for another content type, and 422 for a form that cannot be read.
+    """
+    stated = headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise _too_large(max_bytes)
+    kind, options = parse_options_header(headers.get("content-type", ""))
+    if kind == b"multipart/form-data" and options.get(b"boundary"):
+        form = _Form(folder, options[b"boundary"], max_files)
+        try:
+            async for chunk in _limited(stream, max_bytes):
+                await run_in_threadpool(form.write, chunk)
+            return form.finish()
+        finally:
+            form.close()
+    if kind == b"application/x-www-form-urlencoded":
+        body = b"".join([chunk async for chunk in _limited(stream, min(max_bytes, _CHUNK))])
+        try:
+            return Upload(
+                fields=dict(parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS))
+            )
+        except ValueError as error:
+            raise Refusal(f"the form cannot be read: {error}") from error
+    raise Refusal(
+        "send multipart/form-data with the field `files`, or with `sample` and the name of a sample", status=415
+    )
+
+
+async def _limited(stream: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
+    """The stream in portions of about a mebibyte; refuses what goes on beyond ``most`` bytes."""
+    total, waiting, size = 0, [], 0
+    async for chunk in stream:
+        total += len(chunk)
+        if total > most:
+            raise _too_large(most)
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= _CHUNK:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(
+        f"the request is larger than this server takes ({most:,} bytes); send less, or raise TRIVIUM_MAX_UPLOAD_BYTES",
+        status=413,
+    )
+
+
+def plain_name(name: str) -> str:
+    """A file's name without folders and control characters, of at most 200 bytes; its ending is kept."""
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    last = "".join(letter for letter in last if letter.isprintable()).strip()
+    if not last.strip(". "):
+        return "upload"
+    stem, ending = (last, "") if len(Path(last).suffix) > 20 else (Path(last).stem, Path(last).suffix)
+    while len((stem + ending).encode()) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + ending
+
+
+class _Form:
+    """The parser's callbacks: parts with a file name go to disk, the others into fields."""
+
+    def __init__(self, folder: Path, boundary: bytes, max_files: int) -> None:
+        self._folder, self._max_files = folder, max_files
+        self._upload = Upload()
+        self._seen: Counter[str] = Counter()
+        self._header_name, self._header_value = b"", b""
+        self._headers: dict[bytes, bytes] = {}
+        self._file: BinaryIO | None = None
+        self._field: tuple[str, bytearray] | None = None
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_header_name,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers,
+                "on_part_data": self._on_data,
+                "on_part_end": self._end,
+                "on_end": self._on_end,
+            },
+        )
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise Refusal(f"the form cannot be read: {error}", status=400) from error
+
+    def finish(self) -> Upload:
+        if not self._complete:
+            raise Refusal("the form ends in the middle; was the upload interrupted?", status=400)
+        return self._upload
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _begin(self) -> None:
+        self._headers = {}
+
+    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name, self._header_value = b"", b""
+
+    def _on_headers(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        if not name:
+            raise Refusal("a part of the form has no name", status=400)
+        if b"filename" not in options:
+            if len(self._upload.fields) >= _MOST_OPTIONS:
+                raise Refusal(f"the form has more than {_MOST_OPTIONS} fields")
+            self._field = (name, bytearray())
+        elif options[b"filename"]:
+            if name != "files":
+                raise Refusal(f"the field {name!r} holds a file; files belong in the field 'files'")
+            if len(self._upload.files) >= self._max_files:
+                raise Refusal(f"more than {self._max_files} files; send them as one zip file", status=413)
+            self._open(plain_name(options[b"filename"].decode(errors="replace")))
+
+    def _open(self, name: str) -> None:
+        # Files of one name (a series from several folders) keep it, each in a folder of its own.
+        self._seen[name.casefold()] += 1
+        path = self._folder / str(self._seen[name.casefold()]) / name
+        path.parent.mkdir(exist_ok=True)
+        self._file = path.open("xb")
+        self._upload.files.append(path)
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is not None:
+            self._file.write(memoryview(data)[start:end])
+        elif self._field is not None:
+            name, value = self._field
+            if len(value) + end - start > _LARGEST_OPTION:
+                raise Refusal(f"the field {name!r} is longer than {_LARGEST_OPTION} bytes")
+            value += data[start:end]
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        elif self._field is not None:
+            name, value = self._field
+            self._upload.fields[name] = value.decode(errors="replace")
+            self._field = None
+
+    def _on_end(self) -> None:
+        self._complete = True

@@ -1,0 +1,197 @@
+"""Cases: what was asked, what came out, and the files of both, kept so that a person may look again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.deploy.predictor import Response
+from shared.store.tables import CaseRow, connect, sqlite_url
+
+RESULT, PICTURE = "result.json", "picture.png"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A kept case. ``created_ns`` is UTC in nanoseconds, ``inputs_sha256`` the digest of all inputs together.
+
+    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``. ``door`` is the way
+    that the request came: form, json, or the name of a protocol.
+    """
+
+    id: str
+    app: str
+    created_ns: int
+    door: str
+    inputs: tuple[Input, ...]
+    inputs_sha256: str
+    options: Mapping[str, str]
+    artifact_name: str
+    artifact_version: int
+    result: dict[str, Any]
+    files: tuple[str, ...]
+
+    @property
+    def created(self) -> str:
+        """The time of the case in ISO 8601, UTC, to the millisecond."""
+        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    @property
+    def label(self) -> str:
+        """The names of the inputs, shortened for a list."""
+        if not self.inputs:
+            return self.id
+        more = f" and {len(self.inputs) - 1} more" if len(self.inputs) > 1 else ""
+        return self.inputs[0].name + more
+
+
+class CaseStore:
+    """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.folder = folder
+        self._cases = folder / "cases"
+        self._cases.mkdir(parents=True, exist_ok=True)
+        self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))
+        for left in self._cases.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def add(
+        self,
+        *,
+        app: str,
+        door: str,
+        inputs: Iterable[Input],
+        options: Mapping[str, str],
+        artifact: tuple[str, int],
+        response: Response,
+    ) -> Case:
+        """Keeps a case. Its folder appears whole, before the row that makes it known."""
+        given = tuple(inputs)
+        case = Case(
+            id=uuid.uuid4().hex,
+            app=app,
+            created_ns=time.time_ns(),
+            door=door,
+            inputs=given,
+            inputs_sha256=_digest_of_all(given),
+            options=dict(options),
+            artifact_name=artifact[0],
+            artifact_version=artifact[1],
+            result=response.result,
+            files=tuple(response.files),
+        )
+        self._write_files(case.id, response)
+        row = CaseRow(
+            id=case.id,
+            app=case.app,
+            created_ns=case.created_ns,
+            door=case.door,
+            inputs=[asdict(item) for item in case.inputs],
+            inputs_sha256=case.inputs_sha256,
+            options=dict(case.options),
+            artifact_name=case.artifact_name,
+            artifact_version=case.artifact_version,
+            result=case.result,
+            files=list(case.files),
+        )
+        with Session(self._engine) as session, session.begin():
+            session.add(row)
+        return case
+
+    def get(self, app: str, case_id: str) -> Case | None:
+        """The case of an application, or None."""
+        with Session(self._engine) as session:
+            row = session.get(CaseRow, case_id)
+            return _case(row) if row is not None and row.app == app else None
+
+    def recent(self, app: str, limit: int = 20) -> list[Case]:
+        """The newest cases of an application, the newest first."""
+        query = select(CaseRow).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
+        with Session(self._engine) as session:
+            return [_case(row) for row in session.scalars(query)]
+
+    def file(self, case: Case, name: str) -> Path | None:
+        """Where a file of a case lies; None for a name that is not among its files."""
+        if name not in (RESULT, PICTURE, *case.files):
+            return None
+        path = self._cases / case.id / name
+        return path if path.is_file() else None
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self._engine.dispose()
+
+    def _write_files(self, case_id: str, response: Response) -> None:
+        document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
+        aside = self._cases / f"{_PARTIAL}{case_id}"
+        aside.mkdir()
+        try:
+            for name, content in {RESULT: document.encode(), PICTURE: response.picture, **response.files}.items():
+                if name != Path(name).name or (name in response.files and name in (RESULT, PICTURE)):
+                    raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
+                with (aside / name).open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            aside.rename(self._cases / case_id)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def describe_inputs(paths: Iterable[Path]) -> tuple[Input, ...]:
+    """Name, size and digest of files; those in a folder are named from it down."""
+    found = []
+    for path in paths:
+        members = sorted(member for member in path.rglob("*") if member.is_file()) if path.is_dir() else [path]
+        for member in members:
+            name = member.relative_to(path.parent).as_posix() if path.is_dir() else member.name
+            with member.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            found.append(Input(name=name, bytes=member.stat().st_size, sha256=digest))
+    return tuple(found)
+
+
+def _digest_of_all(inputs: tuple[Input, ...]) -> str:
+    lines = sorted(f"{item.sha256}  {item.name}\n" for item in inputs)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _case(row: CaseRow) -> Case:
+    return Case(
+        id=row.id,
+        app=row.app,
+        created_ns=row.created_ns,
+        door=row.door,
+        inputs=tuple(Input(**item) for item in row.inputs),
+        inputs_sha256=row.inputs_sha256,
+        options=row.options,
+        artifact_name=row.artifact_name,
+        artifact_version=row.artifact_version,
+        result=row.result,
+        files=tuple(row.files),
+    )

@@ -1,0 +1,54 @@
+"""The tables of the store."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, event
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Table(DeclarativeBase):
+    """What all tables share."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it from the class
+
+
+class CaseRow(Table):
+    """One request that a person may look at again. Its files lie beside the database, in ``cases/<id>``."""
+
+    __tablename__ = "cases"
+    __table_args__ = (Index("cases_by_app_and_time", "app", "created_ns"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    app: Mapped[str] = mapped_column(String(64))
+    created_ns: Mapped[int] = mapped_column(BigInteger)
+    door: Mapped[str] = mapped_column(String(32))
+    inputs: Mapped[list[Any]]
+    inputs_sha256: Mapped[str] = mapped_column(String(64))
+    options: Mapped[dict[str, Any]]
+    artifact_name: Mapped[str] = mapped_column(String(128))
+    artifact_version: Mapped[int]
+    result: Mapped[dict[str, Any]]
+    files: Mapped[list[Any]]
+
+
+def connect(url: str) -> Engine:
+    """An engine for ``url`` whose tables exist. SQLite journals ahead, so that readers and the writer do not wait."""
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+    Table.metadata.create_all(engine)
+    return engine
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of an SQLite file."""
+    return f"sqlite:///{path.resolve().as_posix()}"
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "busy_timeout = 10000", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
