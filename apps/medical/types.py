@@ -1,1 +1,74 @@
-"""The canonical data of the medical application."""
+"""The canonical data of the medical application: a CT volume, and a nodule in it.
+
+Lengths are millimetres in the DICOM patient frame LPS: x grows to the patient's left, y to the back, z to the head.
+An index is (i, j, k) along (x, y, z) of the array, which is stored as voxels[k, j, i].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CTVolume:
+    """A chest CT.
+
+    voxels_zyx      int16 Hounsfield units, shape (slices, rows, columns), C-contiguous
+    spacing_mm      distance between voxel centres along i, j, k
+    origin_lps_mm   centre of voxel (0, 0, 0)
+    direction       3x3, orthonormal; its columns are the directions of i, j and k in LPS
+    name            what a person calls the case: a file's or a folder's name, never a patient's
+    identifiers     DICOM unique identifiers and dates where the source has them; no names
+    """
+
+    voxels_zyx: NDArray[np.int16]
+    spacing_mm: tuple[float, float, float]
+    origin_lps_mm: tuple[float, float, float]
+    direction: Float64 = field(default_factory=lambda: np.eye(3))
+    name: str = "volume"
+    identifiers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.voxels_zyx.ndim != 3 or self.voxels_zyx.dtype != np.int16:
+            raise ValueError(f"voxels must be int16 of three axes, not {self.voxels_zyx.dtype} {self.voxels_zyx.shape}")
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing must be positive, not {self.spacing_mm} mm")
+        if not np.allclose(self.direction @ self.direction.T, np.eye(3), atol=1e-3):
+            raise ValueError("the direction matrix is not orthonormal")
+
+    @property
+    def size_ijk(self) -> tuple[int, int, int]:
+        """Number of voxels along i, j, k."""
+        slices, rows, columns = self.voxels_zyx.shape
+        return columns, rows, slices
+
+    def to_lps_mm(self, index_ijk: ArrayLike) -> Float64:
+        """Positions of (fractional) indices, shape (..., 3) to (..., 3)."""
+        scaled = np.asarray(index_ijk, np.float64) * self.spacing_mm
+        return np.asarray(scaled @ self.direction.T + self.origin_lps_mm)
+
+    def to_index_ijk(self, position_lps_mm: ArrayLike) -> Float64:
+        """Fractional indices of positions, shape (..., 3) to (..., 3)."""
+        moved = np.asarray(position_lps_mm, np.float64) - self.origin_lps_mm
+        return np.asarray(moved @ self.direction / self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nodule:
+    """A lung nodule, found or known.
+
+    centre_lps_mm     centre
+    mean_diameter_mm  mean of the box's two sides in the axial plane
+    score             the detector's, from 0 to 1; 1 for a known nodule
+    box_lps_mm        x, y, z of the lower corner, then of the upper
+    """
+
+    centre_lps_mm: tuple[float, float, float]
+    mean_diameter_mm: float
+    score: float
+    box_lps_mm: tuple[float, float, float, float, float, float]

@@ -1,0 +1,73 @@
+"""Smooth random fields and soft edges: what the phantom's surfaces and textures are made of.
+
+Coordinates are millimetres; arrays are indexed (x, y, z). A grid is three open coordinate arrays that broadcast,
+shapes (X, 1, 1), (1, Y, 1), (1, 1, Z).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Coordinates = tuple[Array, Array, Array]
+
+
+def open_grid(x_mm: NDArray[np.floating], y_mm: NDArray[np.floating], z_mm: NDArray[np.floating]) -> Coordinates:
+    """The grid over three axes."""
+    x, y, z = (np.asarray(axis, np.float32) for axis in (x_mm, y_mm, z_mm))
+    return x[:, None, None], y[None, :, None], z[None, None, :]
+
+
+def soft(inside_mm: Array, width_mm: float) -> Array:
+    """How much of a point lies inside, from 0 to 1, for its signed depth and an edge of the given width."""
+    return np.clip(inside_mm * np.float32(1 / width_mm) + np.float32(0.5), 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """A smooth random field of zero mean: a sum of plane waves, evaluated anywhere without a stored grid.
+
+    wave_vectors  (n, 3), radians per mm;  phases  (n,);  amplitudes  (n,)
+    """
+
+    wave_vectors: Array
+    phases: Array
+    amplitudes: Array
+
+    @classmethod
+    def draw(
+        cls,
+        random: np.random.Generator,
+        *,
+        deviation: float,
+        wavelengths_mm: tuple[float, float],
+        count: int = 10,
+    ) -> Waves:
+        """A field with the given standard deviation and wavelengths spread evenly on a logarithmic scale."""
+        direction = random.normal(size=(count, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        wavelength = np.exp(random.uniform(*np.log(wavelengths_mm), size=(count, 1)))
+        amplitude = random.uniform(0.5, 1, count)
+        amplitude *= deviation * np.sqrt(2 / np.sum(amplitude**2))
+        phases = random.uniform(0, 2 * np.pi, count)
+        vectors = direction * (2 * np.pi / wavelength)
+        return cls(vectors.astype(np.float32), phases.astype(np.float32), amplitude.astype(np.float32))
+
+    def __call__(self, x: Array, y: Array, z: Array) -> Array:
+        """The field on a grid, or at points given by three arrays of one shape."""
+        if x.ndim == 3 and x.shape[1:] == (1, 1):
+            return self._on_grid(x.ravel(), y.ravel(), z.ravel())
+        angle = self.phases + np.stack([x, y, z], -1).astype(np.float32) @ self.wave_vectors.T
+        return np.asarray(np.sin(angle) @ self.amplitudes)
+
+    def _on_grid(self, x: Array, y: Array, z: Array) -> Array:
+        # exp(i k p) is separable over the axes, so the sum over waves is one matrix product.
+        k = self.wave_vectors
+        along_x = self.amplitudes[:, None] * np.exp(1j * (self.phases[:, None] + k[:, :1] * x))
+        along_yz = (np.exp(1j * k[:, 1:2] * y)[:, :, None] * np.exp(1j * k[:, 2:] * z)[:, None, :]).reshape(len(k), -1)
+        left = np.concatenate([along_x.imag, along_x.real]).astype(np.float32)
+        right = np.concatenate([along_yz.real, along_yz.imag]).astype(np.float32)
+        return (left.T @ right).reshape(len(x), len(y), len(z))

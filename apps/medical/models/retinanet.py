@@ -1,0 +1,123 @@
+"""MONAI's RetinaNet for lung nodules, unmodified, at sizes from a laptop's to the LUNA16 bundle's.
+
+Lin et al., Focal Loss for Dense Object Detection, 2017; the configuration of MONAI's model zoo,
+``lung_nodule_ct_detection``. Importing this module imports neither torch nor MONAI's detection code.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from torch import nn
+
+ANCHORS_VOXELS = ((6, 8, 4), (8, 6, 5), (10, 10, 6))
+ANCHOR_SCALES = (1, 2, 4)
+RETURNED_LAYERS = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetinaNet3D:
+    """Settings of the detector. ``planes`` are the backbone's first channels, ``features`` the pyramid's.
+
+    The sampler's and selector's numbers are the bundle's. The network's grid is ``spacing_mm`` along x, y, z with
+    HU in -1024..300 on 0..1.
+    """
+
+    block: Literal["basic", "bottleneck"] = "basic"
+    layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    planes: int = 32
+    features: int = 64
+    spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
+    stem: int = 7
+    samples_per_image: int = 64
+    positive_fraction: float = 0.3
+    pool_size: int = 20
+    least_negatives: int = 16
+    score_threshold: float = 0.02
+    nms_threshold: float = 0.22
+
+    def build(self) -> nn.Module:
+        return build(self)
+
+
+def full() -> RetinaNet3D:
+    """The bundle's network: ResNet-50, 256 features; its published weights load by name."""
+    return RetinaNet3D(block="bottleneck", layers=(3, 4, 6, 3), planes=64, features=256)
+
+
+def build(settings: RetinaNet3D) -> RetinaNetDetector:
+    """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.networks.retinanet_network import RetinaNet
+    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+    from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
+    from monai.networks.nets.resnet import ResNet
+
+    logging.getLogger("monai").setLevel(logging.WARNING)
+    planes = [settings.planes * 2**n for n in range(4)]
+    stride = (2, 2, 1)
+    backbone = ResNet(
+        block=settings.block,
+        layers=list(settings.layers),
+        block_inplanes=planes,
+        spatial_dims=3,
+        n_input_channels=1,
+        conv1_t_size=(settings.stem,) * 3,
+        conv1_t_stride=stride,
+        feed_forward=False,
+    )
+    wide = 4 if settings.block == "bottleneck" else 1
+    pyramid = BackboneWithFPN(
+        backbone,
+        return_layers={f"layer{layer}": str(n) for n, layer in enumerate(RETURNED_LAYERS)},
+        in_channels_list=[planes[layer - 1] * wide for layer in RETURNED_LAYERS],
+        out_channels=settings.features,
+        spatial_dims=3,
+    )
+    network = RetinaNet(
+        spatial_dims=3,
+        num_classes=1,
+        num_anchors=len(ANCHORS_VOXELS),
+        feature_extractor=pyramid,
+        size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in stride],
+    )
+    anchors = AnchorGeneratorWithAnchorShape(feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=ANCHORS_VOXELS)
+    detector = RetinaNetDetector(network=network, anchor_generator=anchors)
+    _train_like_the_bundle(detector, settings)
+    detector.set_target_keys(box_key="box", label_key="label")
+    detector.set_box_selector_parameters(
+        score_thresh=settings.score_threshold,
+        topk_candidates_per_level=1000,
+        nms_thresh=settings.nms_threshold,
+        detections_per_img=300,
+    )
+    return detector
+
+
+def _train_like_the_bundle(detector: RetinaNetDetector, settings: RetinaNet3D) -> None:
+    import torch
+    from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
+
+    class OnDevice(ATSSMatcher):
+        """MONAI's matcher leaves the answer for an image without boxes on the CPU (monai 1.6.1)."""
+
+        def __call__(self, boxes, anchors, *sizes):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN204
+            quality, matches = super().__call__(boxes, anchors, *sizes)
+            return quality, matches.to(anchors.device)
+
+    detector.set_atss_matcher(num_candidates=4, center_in_gt=False)
+    detector.proposal_matcher = OnDevice(4, detector.box_overlap_metric, center_in_gt=False)
+    detector.set_hard_negative_sampler(
+        batch_size_per_image=settings.samples_per_image,
+        positive_fraction=settings.positive_fraction,
+        pool_size=settings.pool_size,
+        min_neg=settings.least_negatives,
+    )
+    detector.set_cls_loss(torch.nn.BCEWithLogitsLoss(reduction="mean"))
+    detector.set_box_regression_loss(
+        torch.nn.SmoothL1Loss(beta=1 / 9, reduction="mean"), encode_gt=True, decode_pred=False
+    )
