@@ -1,0 +1,108 @@
+"""FCOS3D (Wang et al., 2021): mmdet3d's ``FCOSMono3D`` from its nuScenes configuration, its classes unmodified.
+
+Without deformable convolution: its last use, in the head, is turned off (``dcn_on_last_conv=False``), and the
+backbone is one without. KITTI's boxes have neither velocity nor attributes, so a box is 7 numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apps.driving.models.library import build, shipped_config
+from apps.driving.models.pointpillars import CLASSES
+
+_CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
+_SIZES = ((0.8, 1.73, 0.6), (1.76, 1.73, 0.6), (3.9, 1.56, 1.6))
+"""Length, height and width, in metres, of mmdet3d's KITTI anchors, in the order of ``CLASSES``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FCOS3D:
+    """``backbone`` is ResNet-18 of ``base_width`` channels or ResNeXt-101 32x8d.
+
+    ``image`` is (height, width) of what the network sees, multiples of 32, and ``focal_px`` the focal length to which
+    images are brought before: monocular depth is learnt for one focal length. With ``priors`` the head predicts depth
+    and size relative to a mean (an option of mmdet3d's coder), which trains in minutes.
+    """
+
+    name: Literal["fcos3d"] = "fcos3d"
+    backbone: Literal["resnet18", "resnext101"] = "resnext101"
+    base_width: int = 64
+    head: int = 256
+    image: tuple[int, int] = (384, 1248)
+    focal_px: float = 721.54
+    priors: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """mmdet3d's configuration with these sizes."""
+        model = shipped_config(_CONFIG)
+        model["data_preprocessor"].update(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False)
+        backbone: dict[str, Any] = {
+            "num_stages": 4,
+            "out_indices": (0, 1, 2, 3),
+            "frozen_stages": -1,
+            "norm_cfg": {"type": "BN", "requires_grad": True},
+            "norm_eval": False,
+            "style": "pytorch",
+        }
+        if self.backbone == "resnext101":
+            backbone |= {"type": "mmdet.ResNeXt", "depth": 101, "groups": 32, "base_width": 8}
+            widths = [256, 512, 1024, 2048]
+        else:
+            backbone |= {"type": "mmdet.ResNet", "depth": 18, "base_channels": self.base_width}
+            widths = [self.base_width * factor for factor in (1, 2, 4, 8)]
+        model["backbone"] = backbone
+        model["neck"].update(in_channels=widths, out_channels=self.head)
+        coder: dict[str, Any] = {"type": "FCOS3DBBoxCoder", "code_size": 7}
+        if self.priors:
+            coder |= {"base_depths": ((28.0, 16.0),), "base_dims": _SIZES}
+        model["bbox_head"].update(
+            num_classes=len(CLASSES),
+            in_channels=self.head,
+            feat_channels=self.head,
+            pred_attrs=False,
+            pred_velo=False,
+            bbox_code_size=7,
+            group_reg_dims=(2, 1, 3, 1),
+            cls_branch=(self.head,),
+            reg_branch=((self.head,),) * 4,
+            dir_branch=(self.head,),
+            centerness_branch=(64,),
+            bbox_coder=coder,
+            dcn_on_last_conv=False,
+        )
+        model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
+        return model
+
+    def build(self) -> nn.Module:
+        return build(self.settings())
+
+
+class ImageToHeads(nn.Module):
+    """The dense part: normalised image (B, 3, H, W) to scores, boxes, directions and centerness of each level.
+
+    Twenty outputs: for each of the strides 8, 16, 32, 64, 128 (B, 3, h, w), (B, 7, h, w), (B, 2, h, w), (B, 1, h, w).
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.bbox_head = detector.backbone, detector.neck, detector.bbox_head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        scores, boxes, directions, _, centerness = self.bbox_head(self.neck(self.backbone(image)))
+        return tuple(map_ for level in zip(scores, boxes, directions, centerness, strict=True) for map_ in level)
+
+
+OUTPUTS = tuple(
+    f"{what}_{stride}" for stride in (8, 16, 32, 64, 128) for what in ("scores", "boxes", "directions", "centerness")
+)
+
+
+def example_input(model: FCOS3D) -> Tensor:
+    """Two normalised images, for export."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, *model.image, generator=generator)

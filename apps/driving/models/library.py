@@ -1,0 +1,51 @@
+"""mmdet3d, with the stand-in for mmcv's compiled operators in its place, and its shipped configurations."""
+
+from __future__ import annotations
+
+import importlib.resources
+import warnings
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from apps.driving.models.ops import install
+
+
+@cache
+def load() -> None:
+    """Imports mmdet3d's models. Every function here that touches mmdet3d calls this first."""
+    install()
+    # What mmdet3d's stack says of its own calls, at every step.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mmdet|mmcv|mmengine")
+    warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+    with warnings.catch_warnings():
+        # mmcv announces moved classes; mmdet3d's dependencies announce deprecations of their own.
+        warnings.simplefilter("ignore")
+        import mmdet3d.models  # noqa: F401
+
+
+def shipped_config(path: str) -> dict[str, Any]:
+    """The ``model`` settings of a configuration that mmdet3d ships, by its path below ``configs``."""
+    load()
+    from mmengine.config import Config
+
+    with importlib.resources.as_file(importlib.resources.files("mmdet3d") / ".mim" / "configs" / path) as file:
+        model: dict[str, Any] = Config.fromfile(file).model.to_dict()
+    return model
+
+
+def build(settings: dict[str, Any]) -> nn.Module:
+    """mmdet3d's own detector for ``settings``, with its own initial weights from torch's global generator."""
+    load()
+    from mmdet3d.registry import MODELS
+    from mmengine.config import ConfigDict
+    from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope
+
+    MMLogger.get_current_instance().setLevel("ERROR")
+    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope("mmdet3d"):
+        warnings.simplefilter("ignore")
+        detector: nn.Module = MODELS.build(ConfigDict(settings))
+        detector.init_weights()
+    return detector

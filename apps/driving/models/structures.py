@@ -1,0 +1,112 @@
+"""Between plain tensors and mmdet3d's structures. Conventions are converted here and nowhere else.
+
+Ours: gravity centre, length, width, height, yaw about the LiDAR's z, counter-clockwise from x. mmdet3d's LiDAR boxes:
+the same with the centre of the bottom face. Its camera boxes: bottom centre in x right, y down, z forward; length,
+height, width; yaw about y, turning z towards x, 0 along x (KITTI's ``rotation_y``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apps.driving.models.library import load
+
+_CENTRE = (0.5, 0.5, 0.5)
+Floats = NDArray[np.float32]
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """Angles in [-pi, pi)."""
+    return torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi
+
+
+def lidar_data(
+    points: Sequence[Tensor], boxes_N7: Sequence[Tensor] | None = None, labels_N: Sequence[Tensor] | None = None
+) -> dict[str, Any]:
+    """What mmdet3d's preprocessor takes: points (N, 4) of each frame, with or without boxes (gravity centre)."""
+    load()
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for number in range(len(points)):
+        sample = Det3DDataSample(metainfo={"box_type_3d": LiDARInstance3DBoxes})
+        if boxes_N7 is not None and labels_N is not None:
+            sample.gt_instances_3d = InstanceData(
+                bboxes_3d=LiDARInstance3DBoxes(boxes_N7[number].clone(), origin=_CENTRE), labels_3d=labels_N[number]
+            )
+        samples.append(sample)
+    return {"inputs": {"points": list(points)}, "data_samples": samples}
+
+
+def camera_data(
+    images_B3HW: Tensor,
+    intrinsics_B33: Tensor,
+    truth: Mapping[str, Sequence[Tensor]] | None = None,
+    scales: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """What mmdet3d's preprocessor takes: RGB images 0 to 255, and their intrinsics before their resize by ``scales``.
+
+    ``truth`` holds for each image ``boxes_camera`` (N, 7: gravity centre, length, height, width, yaw about y),
+    ``labels`` (N,), ``boxes_2d`` (N, 4), ``centres_2d`` (N, 2) and ``depths`` (N,).
+    """
+    load()
+    from mmdet3d.structures import CameraInstance3DBoxes, Det3DDataSample
+    from mmengine.structures import InstanceData
+
+    samples = []
+    for number, intrinsics in enumerate(intrinsics_B33.cpu().numpy()):
+        scale = 1.0 if scales is None else scales[number]
+        sample = Det3DDataSample(
+            metainfo={"box_type_3d": CameraInstance3DBoxes, "cam2img": intrinsics, "scale_factor": (scale, scale)}
+        )
+        if truth is not None:
+            sample.gt_instances_3d = InstanceData(
+                bboxes_3d=CameraInstance3DBoxes(truth["boxes_camera"][number].clone(), origin=_CENTRE),
+                labels_3d=truth["labels"][number],
+                centers_2d=truth["centres_2d"][number],
+                depths=truth["depths"][number],
+            )
+            sample.gt_instances = InstanceData(bboxes=truth["boxes_2d"][number], labels=truth["labels"][number].clone())
+        samples.append(sample)
+    return {"inputs": {"img": list(images_B3HW)}, "data_samples": samples}
+
+
+def predict(detector: nn.Module, data: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """mmdet3d's own prediction of each sample: boxes (N, 7; gravity centre), scores (N,), labels (N,)."""
+    data = detector.data_preprocessor(data, training=False)
+    results = detector(data["inputs"], data["data_samples"], mode="predict")
+    return [
+        (
+            torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:7]], dim=1).float(),
+            found.scores_3d.float(),
+            found.labels_3d,
+        )
+        for found in (result.pred_instances_3d for result in results)
+    ]
+
+
+def to_camera_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
+    """(N, 7) from the LiDAR frame to a camera's: centre, length, height, width, yaw about y."""
+    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
+    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), 0 * boxes[:, 6]], 1) @ rotation.T
+    yaw = np.arctan2(-heading[:, 2], heading[:, 0])
+    centre = boxes[:, :3] @ rotation.T + translation
+    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)
+
+
+def to_lidar_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
+    """The way back of ``to_camera_boxes``; exact where the camera's y is the LiDAR's -z."""
+    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
+    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
+    heading = np.stack([np.cos(boxes[:, 6]), 0 * boxes[:, 6], -np.sin(boxes[:, 6])], 1) @ rotation
+    yaw = np.arctan2(heading[:, 1], heading[:, 0])
+    centre = (boxes[:, :3] - translation) @ rotation
+    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)

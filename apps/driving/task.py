@@ -1,0 +1,199 @@
+"""How the detectors learn and are scored: mmdet3d's own losses, and average precision by the distance of centres."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apps.driving.models import structures
+from apps.driving.models.pointpillars import CLASSES
+from shared.data.dataset import Batch
+
+REACH_M = {"pedestrian": 0.5, "cyclist": 0.5, "car": 1.0}
+"""How far, in the ground plane, a detection's centre may lie from the object's for the two to match."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LidarTask:
+    """No settings."""
+
+    def build(self) -> LidarDetection:
+        return LidarDetection()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraTask:
+    """``reach_factor`` widens the distance for a match: depth from one image is coarse."""
+
+    reach_factor: float = 2.0
+
+    def build(self) -> CameraDetection:
+        return CameraDetection(self)
+
+
+class LidarDetection:
+    """mmdet3d's anchor head on sweeps: its loss and its prediction."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return losses(model, structures.lidar_data(batch["points"], batch["boxes"], batch["labels"]))
+
+    def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
+        scores.add_loss(self.loss(model, batch), len(batch["index"]))
+        found = structures.predict(model, structures.lidar_data(batch["points"]))
+        for number, index in enumerate(batch["index"].tolist()):
+            boxes, confidence, labels = (part.cpu().numpy() for part in found[number])
+            truth = batch["boxes"][number].cpu().numpy(), batch["labels"][number].cpu().numpy()
+            scores.add(index, boxes[:, :2], confidence, labels, truth[0][:, :2], truth[1])
+
+    def scores(self) -> DetectionScores:
+        return DetectionScores(REACH_M)
+
+
+class CameraDetection:
+    """mmdet3d's monocular head on images: its loss and its prediction."""
+
+    def __init__(self, settings: CameraTask) -> None:
+        self.settings = settings
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return losses(model, structures.camera_data(batch["images"], batch["intrinsics"], batch))
+
+    def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
+        # The head decodes into pixels while it evaluates and into strides while it trains; its loss expects strides.
+        model.bbox_head.train()
+        scores.add_loss(self.loss(model, batch), len(batch["index"]))
+        model.bbox_head.eval()
+        found = structures.predict(model, structures.camera_data(batch["images"], batch["intrinsics"]))
+        for number, index in enumerate(batch["index"].tolist()):
+            boxes, confidence, labels = (part.cpu().numpy() for part in found[number])
+            truth = batch["boxes_camera"][number].cpu().numpy(), batch["labels"][number].cpu().numpy()
+            scores.add(index, boxes[:, [0, 2]], confidence, labels, truth[0][:, [0, 2]], truth[1])
+
+    def scores(self) -> DetectionScores:
+        return DetectionScores({name: reach * self.settings.reach_factor for name, reach in REACH_M.items()})
+
+
+def losses(model: nn.Module, data: dict[str, Any]) -> dict[str, Tensor]:
+    """mmdet3d's losses by name; those of several levels added up. ``model`` may be wrapped for several processes."""
+    detector = getattr(model, "module", model)
+    data = detector.data_preprocessor(data, training=True)
+    found = model(data["inputs"], data["data_samples"], mode="loss")
+    return {
+        name: value if isinstance(value, Tensor) else torch.stack([level.mean() for level in value]).sum()
+        for name, value in found.items()
+        if "loss" in name
+    }
+
+
+@dataclass
+class DetectionScores:
+    """Average precision by class where a match is a centre within ``reach_m`` in the ground plane.
+
+    As nuScenes matches (Caesar et al., 2020), with the area under the precision envelope over all recalls.
+    """
+
+    reach_m: Mapping[str, float]
+    frames: dict[int, tuple[NDArray[Any], ...]] = field(default_factory=dict)
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add_loss(self, found: Mapping[str, Tensor], count: int) -> None:
+        """Adds the losses of a batch of ``count`` frames."""
+        for name, value in found.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value) * count
+        self.count += count
+
+    def add(
+        self,
+        index: int,
+        places_N2: NDArray[Any],
+        scores_N: NDArray[Any],
+        labels_N: NDArray[Any],
+        truth_M2: NDArray[Any],
+        truth_labels_M: NDArray[Any],
+    ) -> None:
+        """Adds the frame of number ``index``: where boxes were found, and where objects are."""
+        self.frames[index] = (places_N2, scores_N, labels_N, truth_M2, truth_labels_M)
+
+    def merge(self, other: DetectionScores) -> None:
+        self.frames |= other.frames
+        for name, value in other.loss_sums.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value
+        self.count += other.count
+
+    def summary(self) -> dict[str, float]:
+        result = {name: value / max(self.count, 1) for name, value in self.loss_sums.items()}
+        result["loss"] = sum(result.values())
+        precisions = []
+        for label, name in enumerate(CLASSES):
+            curve = self.curve(label)
+            if curve is not None:
+                recall, precision, _ = curve
+                precisions.append(average_precision(recall, precision))
+                result[f"ap_{name}"] = precisions[-1]
+        result["map"] = float(np.mean(precisions)) if precisions else 0.0
+        return result
+
+    def curve(self, label: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+        """Recall, precision and score at every detection of a class, best score first; None where it does not occur."""
+        ordered = [self.frames[index] for index in sorted(self.frames)]
+        objects = sum(int((frame[4] == label).sum()) for frame in ordered)
+        if not objects:
+            return None
+        hits, scores = [], []
+        for places, confidence, labels, truth, truth_labels in ordered:
+            mine = labels == label
+            hits.append(
+                match(places[mine], confidence[mine], truth[truth_labels == label], self.reach_m[CLASSES[label]])
+            )
+            scores.append(confidence[mine])
+        hit, score = np.concatenate(hits), np.concatenate(scores)
+        order = np.argsort(-score, kind="stable")
+        found = np.cumsum(hit[order])
+        return found / objects, found / np.arange(1, len(found) + 1), score[order]
+
+    def thresholds(self) -> dict[str, float]:
+        """For each class the score above which F1 is highest; 0.3 where the class does not occur or is never found."""
+        result = {}
+        for label, name in enumerate(CLASSES):
+            result[name] = 0.3
+            if (curve := self.curve(label)) is not None and curve[0][-1:].sum() > 0:
+                recall, precision, score = curve
+                result[name] = round(
+                    float(score[np.argmax(2 * recall * precision / np.maximum(recall + precision, 1e-9))]), 4
+                )
+        return result
+
+
+def match(places_N2: NDArray[Any], scores_N: NDArray[Any], truth_M2: NDArray[Any], reach_m: float) -> NDArray[np.bool_]:
+    """(N,) whether a detection takes an object; the best scores choose first, each the nearest object still free."""
+    hit = np.zeros(len(places_N2), bool)
+    if not len(truth_M2):
+        return hit
+    away = np.linalg.norm(places_N2[:, None] - truth_M2[None], axis=2)
+    for row in np.argsort(-scores_N, kind="stable"):
+        nearest = int(away[row].argmin())
+        if away[row, nearest] <= reach_m:
+            hit[row] = True
+            away[:, nearest] = np.inf
+    return hit
+
+
+def average_precision(recall: NDArray[Any], precision: NDArray[Any]) -> float:
+    """The area under the precision envelope."""
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * envelope).sum())
+
+
+def pool(parts: Sequence[DetectionScores]) -> DetectionScores:
+    """One collection from several."""
+    whole, *others = parts
+    for other in others:
+        whole.merge(other)
+    return whole
