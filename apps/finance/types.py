@@ -1,1 +1,126 @@
-"""The canonical data of the finance application."""
+"""The canonical data of the finance application: a series, and the anomalies found in it or known of it.
+
+Times are UTC nanoseconds since 1970 (int64). Values are float64; a missing value is NaN, and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Direction: TypeAlias = Literal["above", "below", "inside"]
+"""Where the observed value lies relative to the expected band; ``inside`` is an anomaly of behaviour, not of level."""
+
+SECOND_NS = 1_000_000_000
+MINUTE_NS = 60 * SECOND_NS
+HOUR_NS = 60 * MINUTE_NS
+DAY_NS = 24 * HOUR_NS
+WEEK_NS = 7 * DAY_NS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """A time series of one or more columns.
+
+    ``times_ns`` (N,) rises strictly; ``values`` maps column names to (N,). ``interval_ns`` is the usual time between
+    rows (the median); rows need not be regular. ``column`` is the one that is judged. ``notes`` say what reading the
+    series had to do (rows sorted, duplicates dropped).
+    """
+
+    name: str
+    times_ns: Times
+    values: Mapping[str, Floats]
+    column: str
+    interval_ns: int
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.times_ns)
+
+    @property
+    def target(self) -> Floats:
+        """(N,) the column that is judged."""
+        return self.values[self.column]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anomaly:
+    """An event found in a series.
+
+    ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
+    -log10 of the tail probability over 10: 0.5 is one in 100,000. ``observed`` is the value at the peak, ``expected``
+    the forecast median, ``low`` and ``high`` the forecast band there.
+    """
+
+    start_ns: int
+    end_ns: int
+    peak_ns: int
+    score: float
+    observed: float
+    expected: float
+    low: float
+    high: float
+    direction: Direction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """A stretch known to be anomalous: ``start_ns`` to ``end_ns``, inclusive. ``kind`` is its cause where known."""
+
+    start_ns: int
+    end_ns: int
+    kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledSeries:
+    """A series and its truth."""
+
+    series: Series
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What was expected at each row, from earlier rows alone; NaN where there was too little history.
+
+    ``quantiles`` (N, Q) in the units of the series, rising along Q; ``surprise`` (N, K) the standard normal score of
+    the observed value in K forecasts of it, the one made last first.
+    """
+
+    levels: tuple[float, ...]
+    quantiles: Floats
+    surprise: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detection:
+    """A judged series: forecast, a score in [0, 1] at each row, the threshold, and the events above it."""
+
+    series: Series
+    forecast: Forecast
+    scores: Floats
+    threshold: float
+    anomalies: tuple[Anomaly, ...]
+
+
+def usual_interval_ns(times_ns: Times) -> int:
+    """The median time between rows, at least 1 ns; 0 for fewer than two rows."""
+    if len(times_ns) < 2:
+        return 0
+    return max(1, int(np.median(np.diff(times_ns))))
+
+
+def iso_utc(time_ns: int) -> str:
+    """ISO 8601 in UTC with as many decimals as the time has: ``2014-04-01T00:05:00Z``."""
+    seconds, rest = divmod(int(time_ns), SECOND_NS)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{text}{fraction}Z"

@@ -1,0 +1,219 @@
+"""Windows over series: one flat table of covariates, and a gather for each batch.
+
+A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. It is normalised by itself
+(median and mean absolute deviation of its observed context, then the inverse hyperbolic sine), so that one model
+serves series of any unit. All covariates of a row are known ``horizon`` rows before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apps.finance.types import DAY_NS, WEEK_NS, Floats, Series, Times
+from shared.data.dataset import Batch
+from shared.data.order import Indices, Key
+
+COLUMNS = (
+    "value",
+    "missing",
+    "day",
+    "day_known",
+    "week",
+    "week_known",
+    "gap",
+    *("tod_sin", "tod_cos", "dow_sin", "dow_cos"),
+)
+"""Covariates by column of a window, as ``pytorch_forecasting`` calls them: reals."""
+STATIC = "unrest"
+"""A static real: log of the history's scale over the window's."""
+UNKNOWN = ("value", "missing")
+"""Columns that are not known ahead of time."""
+_SCALE = len(COLUMNS)
+_DAYS, _WEEKS, _BLOCK, _HISTORY = 4, 2, 64, 2000
+_LEAST_CONTEXT = 16
+_FLOOR, _RELATIVE_FLOOR = 0.1, 1e-5
+# A normal distribution's standard deviation over its mean absolute deviation is sqrt(pi / 2).
+_MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The covariates of one series, padded in front by ``context`` rows.
+
+    ``rows`` (context + N, 12) float32; its last column is the scale of the history. A value in the units of the
+    series is ``offset + unit * rows[:, 0]``.
+    """
+
+    rows: NDArray[np.float32]
+    offset: float
+    unit: float
+
+
+def tabulate(series: Series, *, context: int, horizon: int) -> Table:
+    """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for its value)."""
+    values = series.target
+    missing = ~np.isfinite(values)
+    filled = _fill(values, missing)
+    offset = float(np.median(filled))
+    unit = float(np.abs(filled - offset).mean()) or max(1e-3 * abs(offset), 1e-9)
+    filled = (filled - offset) / unit
+    times, length = series.times_ns, len(series)
+    rows = np.zeros((context + length, _SCALE + 1), np.float32)
+    body = rows[context:]
+    body[:, 0], body[:, 1] = filled, missing
+    smooth = np.convolve(np.pad(filled, 1, mode="edge"), np.full(3, 1 / 3), "valid")
+    body[:, 2], body[:, 3] = _lagged(smooth, times, DAY_NS, _DAYS, horizon, series.interval_ns)
+    body[:, 4], body[:, 5] = _lagged(smooth, times, WEEK_NS, _WEEKS, horizon, series.interval_ns)
+    steps = np.diff(times, prepend=times[0] - series.interval_ns) / max(series.interval_ns, 1)
+    body[:, 6] = np.clip(np.log(np.maximum(steps, 1e-3)), -3, 6)
+    if series.interval_ns < DAY_NS:
+        day = 2 * np.pi * (times % DAY_NS) / DAY_NS
+        body[:, 7], body[:, 8] = np.sin(day), np.cos(day)
+    week = 2 * np.pi * ((times // DAY_NS + 3) % 7) / 7
+    body[:, 9], body[:, 10] = np.sin(week), np.cos(week)
+    floor = _RELATIVE_FLOOR * abs(offset) / unit + 1e-6
+    body[:, _SCALE] = np.maximum(_history_scale(filled), floor)
+    rows[:context, 0], rows[:context, 1], rows[:context, _SCALE] = filled[0], 1, body[0, _SCALE]
+    return Table(rows, offset, unit)
+
+
+def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
+    """Missing values take the last one before them; leading ones the first that there is."""
+    if not missing.any():
+        return values
+    if missing.all():
+        return np.zeros_like(values)
+    last = np.maximum.accumulate(np.where(missing, -1, np.arange(len(values))))
+    return values[np.where(last < 0, int(np.argmin(missing)), last)]
+
+
+def _lagged(
+    smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: int
+) -> tuple[Floats, Floats]:
+    """(N,) median of the values one to ``count`` lags ago, and (N,) the share of those that there are."""
+    length = len(smooth)
+    found = np.full((count, length), np.nan)
+    row = np.arange(length)
+    for index in range(count):
+        wanted = times - (index + 1) * lag_ns
+        right = np.clip(np.searchsorted(times, wanted), 1, length - 1) if length > 1 else np.zeros(length, int)
+        near = np.where(np.abs(times[right] - wanted) <= np.abs(times[right - 1] - wanted), right, right - 1)
+        # The neighbour after it went into the smoothed value, so that one must be past as well.
+        good = (np.abs(times[near] - wanted) <= 2 * interval_ns) & (near + 1 <= row - horizon)
+        found[index, good] = smooth[near[good]]
+    known = np.isfinite(found).mean(axis=0)
+    ordered = np.sort(found, axis=0)  # NaN last
+    number = (known * count).round().astype(int)
+    low, high = np.maximum(number - 1, 0) // 2, number // 2
+    high = np.minimum(high, np.maximum(number - 1, 0))
+    median = (ordered[low, row] + ordered[high, row]) / 2
+    return np.where(number > 0, median, 0.0), known
+
+
+def _history_scale(filled: Floats) -> Floats:
+    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows."""
+    scales = np.zeros(len(filled))
+    for start in range(0, len(filled), _BLOCK):
+        past = filled[max(0, start - _HISTORY) : start]
+        if len(past) >= _BLOCK:
+            scales[start : start + _BLOCK] = np.abs(past - np.median(past)).mean() * _MEAN_DEVIATION
+    return scales
+
+
+class Windows:
+    """The windows of some series as an engine's data set.
+
+    ``stride`` is the number of rows between the forecasts of neighbouring windows. A batch has ``encoder_cont``
+    (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 1), ``target`` (B, horizon), ``observed``
+    (B, horizon) in {0, 1}, and ``scale`` (B, 2): centre and scale in the table's units.
+    """
+
+    def __init__(self, tables: Sequence[Table], *, context: int, horizon: int, stride: int = 1) -> None:
+        self.context, self.horizon = context, horizon
+        self.flat = torch.from_numpy(np.concatenate([table.rows for table in tables]))
+        starts, first = [], 0
+        for table in tables:
+            last = len(table.rows) - context - horizon
+            starts.append(first + np.arange(min(_LEAST_CONTEXT, max(last, 0)), last + 1, stride, dtype=np.int64))
+            first += len(table.rows)
+        self.starts = np.concatenate(starts)
+        length, width = context + horizon, self.flat.shape[1]
+        self._view = self.flat.as_strided((len(self.flat) - length + 1, length, width), (width, width, 1))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, indices: Indices, key: Key | None) -> Batch:
+        windows = self._view.index_select(0, torch.from_numpy(self.starts[indices]))
+        if key is not None:
+            _augment(windows, indices, key, self.context)
+        return normalise(windows, self.context)
+
+
+def _augment(windows: Tensor, indices: Indices, key: Key, context: int) -> None:
+    """In place: forgets the days, the weeks or the oldest rows of some windows, and turns half of them over."""
+    draws = torch.from_numpy(_uniform(key, indices, 5))
+    keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
+    windows[:, :, 2:4] *= keep_day[:, None, None]
+    windows[:, :, 4:6] *= (keep_day & keep_week)[:, None, None]
+    oldest = torch.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _LEAST_CONTEXT), 0).long()
+    forgotten = torch.arange(context)[None] < oldest[:, None]
+    windows[:, :context, 1].masked_fill_(forgotten, 1)
+    sign = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)[:, None]
+    for column in (0, 2, 4):
+        windows[:, :, column] *= sign
+
+
+def _uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
+    """(B, number) draws from [0, 1), a pure function of seed, epoch and index as ``key.generator`` is.
+
+    A counter through the finaliser of SplitMix64 (Steele et al., 2014): for a whole batch at once, since a generator
+    for each window would take longer than the window.
+    """
+    state = np.random.SeedSequence((key.seed, key.epoch)).generate_state(1, np.uint64)[0]
+    counter = indices.astype(np.uint64)[:, None] * np.uint64(number) + np.arange(number, dtype=np.uint64)
+    mixed = counter * np.uint64(0x9E3779B97F4A7C15) + state
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return ((mixed >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
+
+
+def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
+    """Windows (B, context + horizon, 12) of a table as a batch; see ``Windows``."""
+    value, missing = windows[:, :context, 0], windows[:, :context, 1] > 0.5
+    nothing = missing.all(dim=1, keepdim=True)
+    seen = value.masked_fill(missing & ~nothing, torch.nan)
+    centre = seen.nanmedian(dim=1, keepdim=True).values
+    spread = (seen - centre).abs().nanmean(dim=1, keepdim=True) * _MEAN_DEVIATION
+    history = windows[:, context, _SCALE : _SCALE + 1]
+    scale = torch.maximum(spread, _FLOOR * history)
+    covariates = windows[:, :, :_SCALE].clone()
+    for column, known in ((0, None), (2, 3), (4, 5)):
+        level = torch.asinh((windows[:, :, column] - centre) / scale)
+        if known is not None:
+            level = level * (windows[:, :, known] > 0)
+        covariates[:, :, column] = level
+    target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1]
+    covariates[:, :context, 0].masked_fill_(missing, 0)
+    covariates[:, context:, :2] = 0
+    return {
+        "encoder_cont": covariates[:, :context],
+        "decoder_cont": covariates[:, context:],
+        "static": torch.log(history / scale).clamp(-4, 4),
+        "target": target,
+        "observed": observed,
+        "scale": torch.cat([centre, scale], dim=1),
+    }
+
+
+def windows_of(series: Iterable[Series], *, context: int, horizon: int, stride: int = 1) -> Windows:
+    """The windows of ``series``."""
+    tables = [tabulate(one, context=context, horizon=horizon) for one in series]
+    return Windows(tables, context=context, horizon=horizon, stride=stride)

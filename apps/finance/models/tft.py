@@ -1,0 +1,127 @@
+"""pytorch-forecasting's Temporal Fusion Transformer (Lim et al., 2021), built from explicit settings.
+
+The network is the library's own class with the library's own parameters; only its input is made here. Lightning
+comes in with the library's classes and is not used: to the engine the network is an ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.finance.data.windows import COLUMNS, STATIC, UNKNOWN
+
+QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+"""The library's own default quantiles."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinanceModel:
+    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way."""
+
+    name: str = "tft-anomaly"
+    context: int = 64
+    horizon: int = 8
+    hidden: int = 16
+    hidden_continuous: int = 8
+    heads: int = 2
+    lstm_layers: int = 1
+    dropout: float = 0.1
+    fast: bool = True
+
+    def build(self) -> nn.Module:
+        """A ``Forecaster`` with random weights from torch's global generator."""
+        network = build_tft(self)
+        if self.fast:
+            from apps.finance.models.fast import accelerate
+
+            network = accelerate(network, context=self.context, horizon=self.horizon)
+        return Forecaster(network, context=self.context, horizon=self.horizon, fast=self.fast)
+
+
+def build_tft(settings: FinanceModel) -> nn.Module:
+    """The library's ``TemporalFusionTransformer`` with these settings and this application's covariates."""
+    from pytorch_forecasting import TemporalFusionTransformer
+    from pytorch_forecasting.data.encoders import TorchNormalizer
+    from pytorch_forecasting.metrics import QuantileLoss
+
+    known = [name for name in COLUMNS if name not in UNKNOWN]
+    with warnings.catch_warnings():
+        # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
+        warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+        return TemporalFusionTransformer(
+            hidden_size=settings.hidden,
+            hidden_continuous_size=settings.hidden_continuous,
+            attention_head_size=settings.heads,
+            lstm_layers=settings.lstm_layers,
+            dropout=settings.dropout,
+            max_encoder_length=settings.context,
+            output_size=len(QUANTILES),
+            loss=QuantileLoss(list(QUANTILES)),
+            static_reals=[STATIC],
+            time_varying_reals_encoder=list(COLUMNS),
+            time_varying_reals_decoder=known,
+            x_reals=[STATIC, *COLUMNS],
+            output_transformer=TorchNormalizer(method="identity"),
+            logging_metrics=nn.ModuleList(),
+        )
+
+
+class Forecaster(nn.Module):
+    """A TFT with tensors in and a tensor out: quantiles (B, horizon, Q) of the normalised values, rising along Q.
+
+    The normalised values are those of ``apps.finance.data.windows``. The outputs of a TFT may cross; sorting them
+    makes them quantiles again and never raises the quantile loss (Chernozhukov et al., 2010).
+    """
+
+    def __init__(self, tft: nn.Module, *, context: int, horizon: int, fast: bool) -> None:
+        super().__init__()
+        self.tft, self.context, self.horizon, self.fast = tft, context, horizon, fast
+
+    def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
+        """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 1)."""
+        return self.raw(encoder_cont, decoder_cont, static).sort(dim=-1).values
+
+    def raw(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
+        """What the TFT itself puts out, (B, horizon, Q): its quantiles may cross."""
+        prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static, fixed=self.fast))["prediction"]
+        return prediction
+
+
+class Length:
+    """A length that all windows of a batch share, where the TFT expects a tensor of lengths.
+
+    It answers what the TFT asks, the longest, without a copy from the device.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def max(self) -> int:
+        return self.rows
+
+
+def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fixed: bool = False) -> dict[str, Any]:
+    """The dictionary that ``TemporalFusionTransformer.forward`` takes. ``fixed`` gives lengths as ``Length``."""
+    batch, context, horizon = len(encoder_cont), encoder_cont.shape[1], decoder_cont.shape[1]
+    device = encoder_cont.device
+
+    def lengths(rows: int) -> Any:
+        return Length(rows) if fixed else torch.full((batch,), rows, dtype=torch.int64, device=device)
+
+    def reals(covariates: Tensor) -> Tensor:
+        return torch.cat([static[:, None].expand(-1, covariates.shape[1], -1), covariates], dim=2)
+
+    return {
+        "encoder_cont": reals(encoder_cont),
+        "decoder_cont": reals(decoder_cont),
+        "encoder_cat": torch.zeros((batch, context, 0), dtype=torch.int64, device=device),
+        "decoder_cat": torch.zeros((batch, horizon, 0), dtype=torch.int64, device=device),
+        "encoder_lengths": lengths(context),
+        "decoder_lengths": lengths(horizon),
+        "target_scale": torch.tensor([0.0, 1.0], device=device).expand(batch, 2),
+    }

@@ -1,0 +1,81 @@
+"""How the forecaster learns and is scored: pytorch-forecasting's quantile loss on normalised values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.finance.models.tft import QUANTILES, Forecaster
+from shared.data.dataset import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinanceTask:
+    """Nothing needs to be set: the quantiles are those of the model."""
+
+    def build(self) -> ForecastTask:
+        return ForecastTask()
+
+
+@dataclass
+class ForecastScores:
+    """Sums over the observed values of an evaluation."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def merge(self, other: ForecastScores) -> None:
+        self.add(**other.sums)
+
+    def summary(self) -> dict[str, float]:
+        """Quantile loss (as the library defines it, mean over quantiles), MAE of the median, coverage of the bands."""
+        number = max(self.sums.get("number", 0.0), 1.0)
+        return {name: value / number for name, value in sorted(self.sums.items()) if name != "number"}
+
+
+class ForecastTask:
+    """Forecasts ``horizon`` rows in quantiles; missing values count neither for nor against."""
+
+    def __init__(self) -> None:
+        from pytorch_forecasting.metrics import QuantileLoss
+
+        self.metric = QuantileLoss(list(QUANTILES))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        quantiles = _raw(model, batch)
+        losses: Tensor = self.metric.loss(quantiles, batch["target"]).mean(dim=-1)
+        return (losses * batch["observed"]).sum() / batch["observed"].sum().clamp(min=1)
+
+    def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
+        quantiles = _raw(model, batch).float().sort(dim=-1).values
+        target, observed = batch["target"], batch["observed"]
+        losses = self.metric.loss(quantiles, target).mean(dim=-1)
+
+        def total(values: Tensor) -> float:
+            return float((values * observed).sum())
+
+        middle = len(QUANTILES) // 2
+        scores.add(
+            number=float(observed.sum()),
+            loss=total(losses),
+            mae=total((quantiles[..., middle] - target).abs()),
+            coverage_80=total((target >= quantiles[..., 1]) & (target <= quantiles[..., -2])),
+            coverage_96=total((target >= quantiles[..., 0]) & (target <= quantiles[..., -1])),
+        )
+
+    def scores(self) -> ForecastScores:
+        return ForecastScores()
+
+
+def _raw(model: nn.Module, batch: Batch) -> Tensor:
+    """Quantiles as the network puts them out. The whole model is called, so that wrappers around it take part."""
+    inputs: tuple[Any, ...] = batch["encoder_cont"], batch["decoder_cont"], batch["static"]
+    assert isinstance(getattr(model, "module", model), Forecaster)
+    prediction: Tensor = model(*inputs)
+    return prediction if prediction.dtype == torch.float64 else prediction.float()
