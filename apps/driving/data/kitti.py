@@ -144,12 +144,12 @@ def read_calibration(path: Path) -> Calibration:
         (("R0_rect", "R_rect"), (3, 3)),
         (("Tr_velo_to_cam", "Tr_velo_cam"), (3, 4)),
     ):
-        values = next((rows[name] for name in names if name in rows), None)
-        if values is None:
+        found = next((rows[name] for name in names if name in rows), None)
+        if found is None:
             raise Refusal(f"{path.name} has no row {names[0]}; a KITTI calibration has P2, R0_rect and Tr_velo_to_cam")
-        if len(values) != shape[0] * shape[1] or not np.isfinite(values).all():
-            raise Refusal(f"{path.name}: {names[0]} needs {shape[0] * shape[1]} finite numbers, it has {len(values)}")
-        matrices.append(np.array(values, np.float64).reshape(shape))
+        if len(found) != shape[0] * shape[1] or not np.isfinite(found).all():
+            raise Refusal(f"{path.name}: {names[0]} needs {shape[0] * shape[1]} finite numbers, it has {len(found)}")
+        matrices.append(np.array(found, np.float64).reshape(shape))
     projection, rectify, mount = matrices
     intrinsics = projection[:, :3]
     if abs(np.linalg.det(intrinsics)) < 1e-6 or intrinsics[0, 0] <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.types import Boxes3D, Floats
 
@@ -34,13 +35,14 @@ def edge_pixels(boxes: Boxes3D, intrinsics: Floats, lidar_to_camera: Floats) -> 
     ends = corners[:, np.array(EDGES)]
     depth = ends[..., 2]
     start, end = ends[..., 0, :], ends[..., 1, :]
-    cut = (depth < _NEAR_M).any(-1) & (depth >= _NEAR_M).any(-1)
+    behind: NDArray[np.bool_] = depth < _NEAR_M
+    hidden: NDArray[np.bool_] = np.all(behind, axis=-1)
+    cut: NDArray[np.bool_] = np.any(behind, axis=-1) & ~hidden
     reach = np.where(cut, depth[..., 1] - depth[..., 0], 1)
     at = start + ((_NEAR_M - depth[..., 0]) / reach)[..., None] * (end - start)
-    ends = np.where(((depth < _NEAR_M) & cut[..., None])[..., None], at[..., None, :], ends)
-    hidden = (depth < _NEAR_M).all(-1)
+    ends = np.where((behind & cut[..., None])[..., None], at[..., None, :], ends)
     ends = np.where(hidden[..., None, None], np.array([np.nan, np.nan, 1.0]), ends)
-    return to_pixels(ends, intrinsics.astype(np.float64)).astype(np.float32)
+    return to_pixels(ends.astype(np.float32), intrinsics)
 
 
 def image_boxes(

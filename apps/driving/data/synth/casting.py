@@ -167,82 +167,101 @@ def _cast_solid(
     origin: Floats, directions: Floats, solid: Solid, window: Window, hits: Hits, generator: np.random.Generator
 ) -> None:
     shape = directions.shape[:2]
-    flat = directions.reshape(-1, 3)
-    nearest = np.full(len(flat), _FAR, np.float32)
-    material = np.zeros(len(flat), np.int16)
-    normal = np.zeros_like(flat)
+    everywhere = np.ascontiguousarray(directions.reshape(-1, 3).T)
+    hull = _hull(solid.corners)
+    if (hull.normals @ origin <= hull.offsets).all():
+        near = np.arange(everywhere.shape[1])
+    else:
+        near = np.nonzero(_polytope(origin, everywhere, hull)[0] < _FAR)[0]
+    if not len(near):
+        return
+    rays = everywhere[:, near]
+    nearest = np.full(len(near), _FAR, np.float32)
+    material = np.zeros(len(near), np.int16)
+    normal = np.zeros((3, len(near)), np.float32)
     for part in solid.parts:
-        t, leave, which, normals = (
-            _polytope(origin, flat, part) if isinstance(part, Polytope) else _quadric(origin, flat, part)
-        )
-        hit = np.nonzero(t < nearest)[0]
+        solve = _polytope if isinstance(part, Polytope) else _quadric
+        enter, leave = solve(origin, rays, part)
+        hit = np.nonzero(enter < nearest)[0]
         if part.porosity and len(hit):
             hit = hit[generator.random(len(hit), np.float32) >= part.porosity]
-            if isinstance(part, Quadric):
-                depth = generator.random(len(hit), np.float32) ** 2 * (leave[hit] - t[hit])
-                t[hit] += depth
-                hit = hit[t[hit] < nearest[hit]]
-        if len(hit) == 0:
+            depth = generator.random(len(hit), np.float32) ** 2 * (leave[hit] - enter[hit])
+            enter[hit] += depth
+            hit = hit[enter[hit] < nearest[hit]]
+        if not len(hit):
             continue
-        nearest[hit] = t[hit]
+        nearest[hit] = enter[hit]
         if isinstance(part, Polytope):
-            material[hit] = part.materials[which[hit]]
-            normal[hit] = normals[which[hit]]
+            face = _entered(origin, rays[:, hit], part)
+            material[hit] = part.materials[face]
+            normal[:, hit] = part.normals[face].T
         else:
             material[hit] = part.material
-            normal[hit] = normals(hit, t[hit])
+            normal[:, hit] = _outward(origin + (rays[:, hit] * enter[hit]).T, part).T
     covered = nearest < _FAR
-    hits.alone.setdefault(solid.instance, []).append((window, covered.reshape(shape)))
-    ahead = covered & (nearest < hits.distance[window].reshape(-1))
-    ahead_RC = ahead.reshape(shape)
-    for target, value in (
-        (hits.distance, nearest),
-        (hits.material, material),
-        (hits.instance, np.int16(solid.instance)),
-    ):
-        target[window][ahead_RC] = value[ahead] if isinstance(value, np.ndarray) and value.ndim else value
-    hits.normal[window][ahead_RC] = normal[ahead]
+    mask = np.zeros(everywhere.shape[1], bool)
+    mask[near[covered]] = True
+    hits.alone.setdefault(solid.instance, []).append((window, mask.reshape(shape)))
+    ahead = covered & (nearest < hits.distance[window].reshape(-1)[near])
+    row, column = np.unravel_index(near[ahead], shape)
+    hits.distance[window][row, column] = nearest[ahead]
+    hits.material[window][row, column] = material[ahead]
+    hits.instance[window][row, column] = solid.instance
+    hits.normal[window][row, column] = normal[:, ahead].T
 
 
-def _polytope(origin: Floats, directions: Floats, part: Polytope) -> tuple[Floats, Floats, NDArray[np.int64], Floats]:
-    gap = part.offsets - part.normals @ origin
-    speed = directions @ part.normals.T
-    speed = np.where(np.abs(speed) < 1e-9, np.float32(1e-9), speed)
-    t = gap / speed
-    entering = np.where(speed < 0, t, -_FAR)
-    leave = np.where(speed > 0, t, _FAR).min(axis=1)
-    which = entering.argmax(axis=1)
-    enter = np.take_along_axis(entering, which[:, None], 1)[:, 0]
-    return np.where((enter <= leave) & (enter > 0), enter, _FAR), leave, which, part.normals
+def _hull(corners: Floats) -> Polytope:
+    """The box around ``place``'s corners, grown by a millimetre."""
+    low = corners[0]
+    axes = corners[[4, 2, 1]] - low
+    normals = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    offsets = np.concatenate([normals @ corners[7], -normals @ low]) + np.float32(1e-3)
+    return Polytope(np.concatenate([normals, -normals]), offsets, np.zeros(6, np.int16))
 
 
-def _quadric(
-    origin: Floats, directions: Floats, part: Quadric
-) -> tuple[Floats, Floats, None, Callable[[NDArray[np.int64], Floats], Floats]]:
+def _crossings(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Floats]:
+    """Speed (K, n) along each outward normal, and the distance (K, n) at which each plane is crossed."""
+    speed = part.normals @ rays
+    speed[np.abs(speed) < 1e-9] = 1e-9
+    return speed, (part.offsets - part.normals @ origin)[:, None] / speed
+
+
+def _polytope(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Floats]:
+    speed, t = _crossings(origin, rays, part)
+    inwards = speed < 0
+    enter = np.where(inwards, t, -_FAR).max(axis=0)
+    leave = np.where(inwards, _FAR, t).min(axis=0)
+    return np.where((enter <= leave) & (enter > 0), enter, _FAR), leave
+
+
+def _entered(origin: Floats, rays: Floats, part: Polytope) -> NDArray[np.int64]:
+    speed, t = _crossings(origin, rays, part)
+    return np.where(speed < 0, t, -_FAR).argmax(axis=0)
+
+
+def _quadric(origin: Floats, rays: Floats, part: Quadric) -> tuple[Floats, Floats]:
     o = part.matrix @ (origin - part.centre)
-    d = directions @ part.matrix.T
-    axes = slice(0, 2) if part.cylinder else slice(0, 3)
-    a = (d[:, axes] ** 2).sum(1) + np.float32(1e-12)
-    b = d[:, axes] @ o[axes]
-    root = b * b - a * ((o[axes] ** 2).sum() - 1)
+    d = part.matrix @ rays
+    round_axes = slice(0, 2) if part.cylinder else slice(0, 3)
+    a = (d[round_axes] ** 2).sum(0) + np.float32(1e-12)
+    b = o[round_axes] @ d[round_axes]
+    root = b * b - a * ((o[round_axes] ** 2).sum() - 1)
     crossed = root > 0
     root = np.sqrt(np.where(crossed, root, 0))
     enter, leave = (-b - root) / a, (-b + root) / a
     if part.cylinder:
-        dz = np.where(np.abs(d[:, 2]) < 1e-9, np.float32(1e-9), d[:, 2])
+        dz = np.where(np.abs(d[2]) < 1e-9, np.float32(1e-9), d[2])
         low, high = (-1 - o[2]) / dz, (1 - o[2]) / dz
         enter, leave = np.maximum(enter, np.minimum(low, high)), np.minimum(leave, np.maximum(low, high))
-    t = np.where(crossed & (enter < leave) & (enter > 0), enter, _FAR).astype(np.float32)
+    return np.where(crossed & (enter < leave) & (enter > 0), enter, _FAR), leave
 
-    def normals(hit: NDArray[np.int64], distance: Floats) -> Floats:
-        local = o + distance[:, None] * d[hit]
-        if part.cylinder:
-            cap = np.abs(local[:, 2]) > 0.999
-            local = np.where(
-                cap[:, None], local * np.array([0, 0, 1], np.float32), local * np.array([1, 1, 0], np.float32)
-            )
-        world = local @ part.matrix
-        unit: Floats = world / (np.linalg.norm(world, axis=1, keepdims=True) + np.float32(1e-9))
-        return unit
 
-    return t, leave.astype(np.float32), None, normals
+def _outward(points: Floats, part: Quadric) -> Floats:
+    """Unit normals (n, 3) at points (n, 3) on the surface."""
+    local = (points - part.centre) @ part.matrix.T
+    if part.cylinder:
+        cap = np.abs(local[:, 2:]) > 0.999
+        local = local * np.where(cap, np.array([0, 0, 1], np.float32), np.array([1, 1, 0], np.float32))
+    world = local @ part.matrix
+    unit: Floats = world / (np.linalg.norm(world, axis=1, keepdims=True) + np.float32(1e-9))
+    return unit

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from apps.driving.data.projection import image_boxes
 from apps.driving.data.synth.casting import GROUND, NOTHING, Floats, Ground, Hits, Rays, Solid, Window, cast
+from apps.driving.data.synth.image import blank, photograph
 from apps.driving.data.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
 from apps.driving.data.synth.shapes import INDEX, MATERIALS, place
 from apps.driving.types import Boxes3D, Camera, Frame
 
 REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
 LOSS = np.array([row[2] for row in MATERIALS], np.float32)
-KITTI_INTRINSICS = np.array([[721.54, 0, 609.56], [0, 721.54, 172.85], [0, 0, 1]], np.float32)
-KITTI_IMAGE = (375, 1242)
 FEWEST_POINTS = 5
 """Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
 
@@ -31,8 +30,8 @@ class Sensors:
     """What looks at the scene.
 
     ``field_of_view_deg`` about the forward direction (KITTI labels what its camera sees: 90 holds that);
-    ``azimuth_step_deg`` between firings; ``reach_m``. ``image_scale`` shrinks KITTI's 1242 x 375 image; 0 leaves the
-    camera out, and then truncation, occlusion and 2D boxes come from projected corners and LiDAR coverage.
+    ``azimuth_step_deg`` between firings; ``reach_m``. ``image_scale`` shrinks KITTI's 1242 x 375 image. At 0 nothing is
+    rendered: the image is black (and takes no memory), its calibration true, and occlusion is that seen by the LiDAR.
     """
 
     field_of_view_deg: float = 90.0
@@ -62,22 +61,17 @@ def scene(
     points, instances = _returns(rays, hits, sensors, generator)
     counts = np.bincount(instances[instances >= 0], minlength=len(standing))
     lidar_to_camera = _mounting(generator)
-    camera = None
     if sensors.image_scale:
-        from apps.driving.data.synth.image import photograph
-
         camera, seen = photograph(ground, solids, lidar_to_camera, sensors.image_scale, generator)
     else:
-        seen = {item: (sum(int(mask.sum()) for _, mask in patches), 0) for item, patches in hits.alone.items()}
+        camera = blank(lidar_to_camera)
         visible = np.bincount(hits.instance[hits.instance >= 0], minlength=len(standing))
-        seen = {item: (alone, int(visible[item])) for item, (alone, _) in seen.items()}
-    truth = _truth(standing, heights, counts, seen, lidar_to_camera, camera)
-    return Frame(
-        name=name,
-        points_lidar_m=points,
-        cameras={} if camera is None else {"image_2": camera},
-        truth=truth,
-    )
+        seen = {
+            item: (sum(int(mask.sum()) for _, mask in patches), int(visible[item]) if counts[item] else 0)
+            for item, patches in hits.alone.items()
+        }
+    truth = _truth(standing, heights, counts, seen, camera)
+    return Frame(name=name, points_lidar_m=points, cameras={"image_2": camera}, truth=truth)
 
 
 def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
@@ -213,8 +207,7 @@ def _truth(
     heights: Floats,
     counts: NDArray[np.int64],
     seen: dict[int, tuple[int, int]],
-    lidar_to_camera: Floats,
-    camera: Camera | None,
+    camera: Camera,
 ) -> Boxes3D:
     """Boxes of what may be found, with truncation, occlusion and 2D boxes as KITTI defines them.
 
@@ -236,9 +229,8 @@ def _truth(
         names=tuple(str(standing[i].shape.name) for i in kept),
         point_counts=counts[kept].astype(np.int64),
     )
-    intrinsics = KITTI_INTRINSICS if camera is None else camera.intrinsics
-    height, width = KITTI_IMAGE if camera is None else camera.image_HWC.shape[:2]
-    box_2d, truncation = image_boxes(boxes, intrinsics, lidar_to_camera, (height, width))
+    height, width = camera.image_HWC.shape[:2]
+    box_2d, truncation = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, (height, width))
     alone, shown = np.array([seen.get(i, (0, 0)) for i in kept], np.float32).reshape(-1, 2).T
     share = shown / np.maximum(alone, 1)
     occlusion = np.select([share > 0.8, share > 0.4], [0, 1], 2).astype(np.int64)

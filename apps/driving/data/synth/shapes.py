@@ -36,6 +36,8 @@ MATERIALS = (
     ("paint blue", 0.20, 0.08, (38, 58, 108)),
     ("paint grey", 0.22, 0.07, (96, 98, 102)),
     ("plate", 0.95, 0.0, (230, 226, 190)),
+    ("lamp red", 0.8, 0.0, (190, 20, 24)),
+    ("lamp", 0.6, 0.05, (240, 240, 232)),
 )
 INDEX = {row[0]: number for number, row in enumerate(MATERIALS)}
 PAINTS = [
@@ -229,6 +231,11 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         block((rear, -0.26, hood * 0.66), (rear + 0.06, 0.26, hood * 0.66 + 0.12), INDEX["plate"]),
         block((front - 0.06, -0.26, 0.38), (front - 0.01, 0.26, 0.48), INDEX["plate"]),
     ]
+    lamp = hood * 0.8
+    for side in (-1, 1):
+        low, high = sorted((side * (width / 2 - 0.02), side * (width / 2 - 0.34)))
+        ends.append(block((rear, low, lamp - 0.06), (rear + 0.09, high, lamp + 0.08), INDEX["lamp red"]))
+        ends.append(block((front - 0.14, low, lamp - 0.07), (front - 0.03, high, lamp + 0.03), INDEX["lamp"]))
     pillars: list[Part] = [
         prism(
             [

@@ -1,0 +1,137 @@
+"""Precision and recall at a stated score threshold: few frames support this, where an average precision is noise.
+
+An object is found where a detection of its class overlaps it enough in the bird's-eye view, or lies near enough to its
+centre (as nuScenes matches; Caesar et al. 2020). Detections take part from the highest score down, each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.data.projection import image_boxes
+from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
+from apps.driving.types import Boxes3D, Frame
+
+Criterion = Literal["iou", "centre"]
+NEUTRAL = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matches:
+    """Of one frame and class: ``pairs`` (K, 2) of truth and detection, ``missed`` truth, ``false`` detections."""
+
+    pairs: NDArray[np.int64]
+    missed: NDArray[np.int64]
+    false: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What was found, missed and false. Precision is 1 where nothing was claimed, recall where none was there."""
+
+    found: int
+    missed: int
+    false: int
+
+    @property
+    def precision(self) -> float:
+        claimed = self.found + self.false
+        return self.found / claimed if claimed else 1.0
+
+    @property
+    def recall(self) -> float:
+        objects = self.found + self.missed
+        return self.found / objects if objects else 1.0
+
+
+def match(
+    frame: Frame,
+    predicted: Boxes3D,
+    name: str,
+    *,
+    criterion: Criterion = "iou",
+    threshold: float = 0.5,
+    fewest_points: int = 0,
+    neutral: Mapping[str, Sequence[str]] = NEUTRAL,
+) -> Matches:
+    """Matches detections of class ``name`` with the truth of a frame.
+
+    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres in metres. Objects of
+    neutral classes, objects with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's
+    area in the image) excuse a detection and are not missed.
+    """
+    truth = frame.truth
+    if truth is None:
+        raise ValueError(f"frame {frame.name} has no truth")
+    others = neutral.get(name, ())
+    sparse = np.zeros(len(truth), bool) if truth.point_counts is None else truth.point_counts < fewest_points
+    wanted = np.array([other == name for other in truth.names], bool) & ~sparse
+    excusing = np.array([other == name or other in others for other in truth.names], bool) & ~wanted
+    claims = np.nonzero([other == name for other in predicted.names])[0]
+    if predicted.scores is not None:
+        claims = claims[np.argsort(-predicted.scores[claims], kind="stable")]
+    closeness = _closeness(truth, predicted, criterion)
+    limit = threshold if criterion == "iou" else -threshold
+    excused = _in_ignored_regions(frame, predicted)
+    free = wanted.copy()
+    pairs, false = [], []
+    for claim in claims:
+        near = np.where(free, closeness[:, claim], -np.inf)
+        if len(near) and near.max() >= limit:
+            best = int(near.argmax())
+            free[best] = False
+            pairs.append((best, int(claim)))
+        elif not excused[claim] and not (closeness[excusing, claim] >= limit).any():
+            false.append(int(claim))
+    return Matches(
+        pairs=np.array(pairs, np.int64).reshape(-1, 2),
+        missed=np.nonzero(free)[0],
+        false=np.array(false, np.int64),
+    )
+
+
+def count(
+    frames: Sequence[Frame],
+    predictions: Sequence[Boxes3D],
+    name: str,
+    *,
+    criterion: Criterion = "iou",
+    threshold: float = 0.5,
+    fewest_points: int = 0,
+    score: float = 0.0,
+) -> Counts:
+    """What was found, missed and falsely claimed of class ``name`` in all frames, by detections from ``score`` up."""
+    found = missed = false = 0
+    for frame, predicted in zip(frames, predictions, strict=True):
+        if predicted.scores is not None:
+            predicted = predicted.take(predicted.scores >= score)
+        result = match(frame, predicted, name, criterion=criterion, threshold=threshold, fewest_points=fewest_points)
+        found, missed, false = found + len(result.pairs), missed + len(result.missed), false + len(result.false)
+    return Counts(found=found, missed=missed, false=false)
+
+
+def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doubles:
+    here, there = truth.array.astype(np.float64), predicted.array.astype(np.float64)
+    if criterion == "iou":
+        plane = [0, 1, 3, 4, 6]
+        return bev_iou(here[:, plane], there[:, plane])
+    apart: Doubles = np.linalg.norm(here[:, None, :2] - there[None, :, :2], axis=-1)
+    return -apart
+
+
+def _in_ignored_regions(frame: Frame, predicted: Boxes3D) -> NDArray[np.bool_]:
+    excused = np.zeros(len(predicted), bool)
+    for name, regions in frame.ignore_boxes_2d.items():
+        camera = frame.cameras.get(name)
+        if camera is None or not len(regions):
+            continue
+        size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
+        shown, _ = image_boxes(predicted, camera.intrinsics, camera.lidar_to_camera, size)
+        overlap = image_iou(shown.astype(np.float64), regions.astype(np.float64), of_first=True)
+        excused |= (overlap > 0.5).any(axis=1)
+    return excused
