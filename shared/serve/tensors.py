@@ -146,8 +146,10 @@ def _from_json(entry: dict[str, Any], spec: TensorSpec) -> Array:
     if given.size != math.prod(shape) or (given.ndim > 1 and given.shape != shape):
         raise BadTensor(f"the data of {spec.name!r} has shape {list(given.shape)}, not {list(shape)}")
     if given.size and dtype.kind in "iuf":
+        # Whole numbers are compared as such: the largest INT64 is no float.
         limits: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        if float(given.max()) > float(limits.max) or float(given.min()) < float(limits.min):
+        number: Any = float if dtype.kind == "f" else int
+        if number(given.max()) > number(limits.max) or number(given.min()) < number(limits.min):
             raise BadTensor(f"the data of {spec.name!r} has values that {spec.datatype} cannot hold")
     return given.astype(dtype).reshape(shape)
 

@@ -151,7 +151,7 @@ class CaseStore:
         aside.mkdir()
         try:
             for name, content in {RESULT: document.encode(), PICTURE: response.picture, **response.files}.items():
-                if name != Path(name).name or (name in response.files and name in (RESULT, PICTURE)):
+                if name in response.files and not _is_free_name(name):
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
                 with (aside / name).open("xb") as file:
                     file.write(content)
@@ -174,6 +174,10 @@ def describe_inputs(paths: Iterable[Path]) -> tuple[Input, ...]:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             found.append(Input(name=name, bytes=member.stat().st_size, sha256=digest))
     return tuple(found)
+
+
+def _is_free_name(name: str) -> bool:
+    return name not in ("", ".", "..", RESULT, PICTURE) and not {"/", "\\", "\0"} & set(name)
 
 
 def _digest_of_all(inputs: tuple[Input, ...]) -> str:

@@ -1,0 +1,156 @@
+"""The pages in a browser: the overview of the real server, and the standard form with the application ``echo``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from shared.app import App
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.conftest import serving
+from tests.shared.serve.echo import Echo, make_app
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def echo() -> Echo:
+    predictor = Echo()
+    predictor.gate.set()
+    return predictor
+
+
+@pytest.fixture
+def address(tmp_path: Path, echo: Echo) -> Iterator[str]:
+    app: App = make_app(tmp_path / "echo", echo)
+    settings = Settings(store=tmp_path / "store", warm=False, device="cpu", max_upload_bytes=2_000_000)
+    with serving(create_app(settings, {"echo": app})) as found:
+        yield found
+
+
+def test_the_overview_leads_to_every_application(page: Page, server: str) -> None:
+    page.goto(server)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Overview")
+    names = [link.get_attribute("href") for link in page.locator("article h2 a").all()]
+    assert names, "no application is installed"
+    for name in names:
+        page.goto(f"{server}{name}")
+        expect(page.locator("nav a[aria-current=page]")).to_have_attribute("href", str(name))
+        expect(page.get_by_role("note")).to_be_visible()
+        expect(page.locator("input[type=file]")).to_be_visible()
+
+
+def test_the_interfaces_description_is_drawn_without_the_internet(page: Page, server: str) -> None:
+    page.goto(f"{server}/docs")
+    expect(page.locator(".opblock").first).to_be_visible()
+    page.locator("#operations-Open_Inference_Protocol-oip_server").get_by_role("button").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table")).to_contain_text('"binary_tensor_data"')
+
+
+def test_a_file_is_chosen_analysed_and_its_case_opened_again(page: Page, address: str, tmp_path: Path) -> None:
+    (tmp_path / "数字.csv").write_text("4,5")
+    page.goto(f"{address}/echo")
+    page.get_by_label("Files").set_input_files(tmp_path / "数字.csv")
+    expect(page.locator("[data-chosen]")).to_have_text("数字.csv (1 kB)")
+    page.get_by_role("button", name="Analyse").click()
+    result = page.get_by_role("region", name="Result")
+    expect(result.locator("pre")).to_contain_text("10")
+    expect(result).to_be_focused()
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"))
+    expect(result.get_by_role("img")).to_have_js_property("complete", True)
+    page.reload()
+    expect(result.locator("pre")).to_contain_text("10")
+    with page.expect_download() as download:
+        result.get_by_role("link", name="doubled.csv").click()
+    assert Path(download.value.path()).read_text() == "8.0\n10.0"
+    page.goto(address)
+    page.get_by_role("link", name="数字.csv").click()
+    expect(result.locator("pre")).to_contain_text("10")
+
+
+def test_the_form_works_with_the_keyboard_alone_and_says_what_it_does(page: Page, address: str, echo: Echo) -> None:
+    page.goto(f"{address}/echo")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    sample = page.get_by_role("button", name="Three numbers")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if sample.evaluate("node => node === document.activeElement"):
+            break
+    expect(sample).to_be_focused()
+    echo.gate.clear()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Working …")
+    expect(page.get_by_role("button", name="Analyse")).to_be_disabled()
+    echo.gate.set()
+    expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("6")
+    expect(page.get_by_role("status")).to_have_text("")
+
+
+def test_a_request_can_be_cancelled(page: Page, address: str, echo: Echo) -> None:
+    page.goto(f"{address}/echo")
+    echo.gate.clear()
+    page.get_by_role("button", name="Three numbers").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("alert")).to_have_text("Cancelled.")
+    echo.gate.set()
+    expect(page.get_by_role("button", name="Three numbers")).to_be_enabled()
+
+
+def test_errors_are_sentences_on_the_page(page: Page, address: str, tmp_path: Path) -> None:
+    page.goto(f"{address}/echo")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("alert")).to_have_text("Choose a file first, or take a sample.")
+    (tmp_path / "bad.csv").write_text("x")
+    (tmp_path / "large.csv").write_bytes(b"1," * 1_500_000)
+    page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("alert")).to_contain_text("larger (3.0 MB) than this server takes (2.0 MB)")
+    page.expected_errors.append("422")  # type: ignore[attr-defined]
+    page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("alert")).to_contain_text("bad.csv is not a CSV of numbers")
+    page.expected_errors.append("404")  # type: ignore[attr-defined]
+    page.goto(f"{address}/echo?case=none")
+    expect(page.get_by_role("alert")).to_have_text("echo has no case 'none'")
+    page.goto(f"{address}/nowhere")
+    expect(page.get_by_role("alert")).to_contain_text("/nowhere")
+
+
+def test_files_and_folders_can_be_dropped(page: Page, address: str) -> None:
+    page.goto(f"{address}/echo")
+    page.evaluate(
+        """() => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File(["1,2"], "a.csv"));
+          transfer.items.add(new File(["3"], "b.csv"));
+          const zone = document.querySelector("[data-drop]");
+          for (const kind of ["dragover", "drop"]) {
+            zone.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+          }
+        }"""
+    )
+    expect(page.locator("[data-chosen]")).to_contain_text("2 files")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("6")
+
+
+def test_nothing_is_wider_than_a_telephone(page: Page, server: str) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    for path in ("/", "/docs"):
+        page.goto(server + path)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+
+
+def test_the_viewers_have_web_gl(page: Page, server: str) -> None:
+    page.goto(server)
+    assert page.evaluate("!!document.createElement('canvas').getContext('webgl2')")

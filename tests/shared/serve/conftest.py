@@ -1,0 +1,67 @@
+"""A server with the application ``echo``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, make_app
+
+
+@pytest.fixture
+def echo() -> Echo:
+    """The predictor that the server will use, its gate open."""
+    predictor = Echo()
+    predictor.gate.set()
+    return predictor
+
+
+@pytest.fixture
+def echo_app(tmp_path: Path, echo: Echo) -> App:
+    """The application."""
+    return make_app(tmp_path / "echo", echo)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with small limits."""
+    return Settings(
+        store=tmp_path / "store",
+        device="cpu",
+        warm=False,
+        max_upload_bytes=200_000,
+        max_tensor_bytes=100_000,
+        max_files=5,
+        queue_length=32,
+        max_batch=8,
+        max_delay_ms=20,
+        deadline_s=20,
+    )
+
+
+@pytest.fixture
+def serve(settings: Settings, echo_app: App) -> Iterator[Callable[..., TestClient]]:
+    """Makes a client of a server with the application, with settings changed as named."""
+    opened: list[TestClient] = []
+
+    def make(**changes: Any) -> TestClient:
+        server = create_app(settings.model_copy(update=changes), {"echo": echo_app})
+        opened.append(TestClient(server).__enter__())
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.__exit__(None, None, None)
+
+
+@pytest.fixture
+def echo_client(serve: Callable[..., TestClient]) -> TestClient:
+    """A client of a server with the settings as they are."""
+    return serve()

@@ -1,0 +1,157 @@
+"""A fourth application, as small as one can be: it doubles the numbers in a CSV file."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from fastapi import APIRouter
+from onnx import TensorProto, helper
+from PIL import Image
+
+from shared.app import App, Sample
+from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
+from shared.deploy.predictor import Request, Response
+from shared.refusal import Refusal
+from shared.serve.service import Service
+
+
+@dataclass
+class Echo:
+    """The predictor. ``batches`` are the sizes that ``predict`` was called with; ``gate`` holds it up when cleared."""
+
+    batches: list[int] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+
+    def decode(self, request: Request) -> tuple[list[float], dict[str, str]]:
+        numbers = []
+        for path in request.files:
+            try:
+                numbers += [float(cell) for cell in path.read_text().replace("\n", ",").split(",") if cell.strip()]
+            except ValueError as error:
+                raise Refusal(f"{path.name} is not a CSV of numbers: {error}") from error
+        return numbers, dict(request.options)
+
+    def predict(self, batch: Sequence[tuple[list[float], dict[str, str]]]) -> list[dict[str, Any]]:
+        self.entered.set()
+        assert self.gate.wait(timeout=20)
+        self.batches.append(len(batch))
+        if any("poison" in options for _, options in batch):
+            raise ArithmeticError("a secret of the inside")
+        return [{"doubled": [2 * number for number in numbers], "options": options} for numbers, options in batch]
+
+    def encode(self, outputs: dict[str, Any]) -> Response:
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
+        table = "\n".join(str(number) for number in outputs["doubled"])
+        return Response(
+            result=outputs,
+            picture=picture.getvalue(),
+            files={"doubled.csv": table.encode(), "report.html": b"<script>alert(1)</script><p>two</p>"},
+        )
+
+
+def write_artifact(registry: Path, version: int) -> None:
+    """An artifact whose network gives y = 2 x + version for x (batch, 2), and z = x[index] of INT64 indices (batch)."""
+    home = registry / "echo" / str(version)
+    home.mkdir(parents=True)
+    float_, int_ = TensorProto.FLOAT, TensorProto.INT64
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["twice"]),
+            helper.make_node("Add", ["twice", "shift"], ["y"]),
+            helper.make_node("Gather", ["table", "index"], ["z"]),
+        ],
+        "echo",
+        [
+            helper.make_tensor_value_info("x", float_, ["batch", 2]),
+            helper.make_tensor_value_info("index", int_, ["batch"]),
+        ],
+        [
+            helper.make_tensor_value_info("y", float_, ["batch", 2]),
+            helper.make_tensor_value_info("z", float_, ["batch"]),
+        ],
+        [
+            helper.make_tensor("two", float_, [1], [2.0]),
+            helper.make_tensor("shift", float_, [1], [float(version)]),
+            helper.make_tensor("table", float_, [3], [10.0, 20.0, float("inf")]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, home / NETWORK)
+    manifest = Manifest(
+        name="echo",
+        version=version,
+        app="echo",
+        inputs=(
+            TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),
+            TensorSpec(name="index", datatype="INT64", shape=(-1,)),
+        ),
+        outputs=(
+            TensorSpec(name="y", datatype="FP32", shape=(-1, 2)),
+            TensorSpec(name="z", datatype="FP32", shape=(-1,)),
+        ),
+        scores={},
+        data={"description": "numbers made up for tests", "synthetic": True},
+        files={NETWORK: describe_file(home / NETWORK)},
+    )
+    write_manifest(home, manifest)
+
+
+def _unused(*_: object) -> Any:
+    raise AssertionError("the server neither trains nor reproduces")
+
+
+def make_app(root: Path, echo: Echo) -> App:
+    """The application in ``root``, with two versions of its artifact."""
+    for version in (1, 2):
+        write_artifact(root / "weights", version)
+
+    def three(folder: Path) -> list[Path]:
+        (folder / "three.csv").write_text("1,2,3\n")
+        return [folder / "three.csv"]
+
+    def router(service: Service) -> APIRouter:
+        extra = APIRouter()
+
+        @extra.get("/count")
+        def count() -> int:
+            return len(service.store.recent("echo"))
+
+        return extra
+
+    return App(
+        name="echo",
+        title="Echo",
+        summary="Doubles the numbers in a CSV file.",
+        notice="For tests only.",
+        root=root,
+        model="echo",
+        recipes=_unused,
+        dense=_unused,
+        predictor=lambda artifact, device: echo,
+        samples=lambda: [Sample(name="three", title="Three numbers", synthetic=True, source="made here", files=three)],
+        reproduce=_unused,
+        router=router,
+    )
+
+
+def csv(*numbers: float, name: str = "numbers.csv") -> tuple[str, tuple[str, bytes, str]]:
+    """A part of a form: the field, and a file."""
+    return "files", (name, ",".join(map(str, numbers)).encode(), "text/csv")
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits for what another thread brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)

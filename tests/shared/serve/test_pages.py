@@ -1,0 +1,111 @@
+"""The pages, as text; tests/browser looks at them in a browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.refusal import Refusal
+from shared.serve.server import create_app, run
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import csv
+
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+
+
+def test_the_overview_has_a_card_for_each_application_and_its_recent_cases(echo_client: TestClient) -> None:
+    assert "None yet." in echo_client.get("/").text
+    case = echo_client.post("/api/echo/predict", files=[csv(1, name="<b>肺.csv")]).json()["case"]
+    page = echo_client.get("/", headers=HTML)
+    assert page.status_code == 200 and '<html lang="en">' in page.text
+    for text in ("Echo", "Doubles the numbers", 'href="/echo"', f'href="/echo?case={case}"', "&lt;b&gt;肺.csv"):
+        assert text in page.text
+    assert "trained on synthetic data" in page.text
+
+
+def test_a_form_says_what_it_must_not_be_used_for_and_offers_the_samples(echo_client: TestClient) -> None:
+    page = echo_client.get("/echo", headers=HTML).text
+    for text in (
+        "For tests only.",
+        "Three numbers",
+        'data-sample="three"',
+        "echo version 2",
+        "numbers made up for tests",
+    ):
+        assert text in page
+    assert 'aria-live="polite"' in page and 'role="alert"' in page
+
+
+def test_an_application_brings_its_own_form(serve: Callable[..., TestClient], tmp_path: Path) -> None:
+    pages = tmp_path / "echo" / "pages"
+    pages.mkdir()
+    (pages / "form.html").write_text(
+        '{% extends "base.html" %}{% from "form.html.jinja" import upload %}{% block title %}Mine{% endblock %}'
+        '{% block content %}{% call upload(samples, accept=".csv") %}<label>Unit <input name="unit"></label>'
+        '{% endcall %}{% endblock %}{% block script %}<script type="module" src="/static/echo/form.js"></script>'
+        "{% endblock %}"
+    )
+    (pages / "form.js").write_text("export {};")
+    client = serve()
+    page = client.get("/echo").text
+    assert "<h1>Mine</h1>" in page and 'accept=".csv"' in page and 'name="unit"' in page
+    assert client.get("/static/echo/form.js").headers["Content-Type"].startswith("text/javascript")
+    assert client.get("/static/echo/..%2Fweights%2Fecho%2F1%2Fmanifest.json").status_code == 404
+
+
+def test_a_persons_browser_gets_errors_as_pages(echo_client: TestClient) -> None:
+    page = echo_client.get("/nowhere", headers=HTML)
+    assert page.status_code == 404 and "<h1>There is no such page</h1>" in page.text and "/nowhere" in page.text
+    assert echo_client.get("/nowhere").json() == {"detail": "there is nothing at /nowhere"}
+
+
+def test_every_page_has_a_policy_with_a_nonce_of_its_own(echo_client: TestClient) -> None:
+    policies = [echo_client.get("/echo").headers["Content-Security-Policy"] for _ in range(2)]
+    nonces = [re.search(r"'nonce-([\w-]+)'", policy) for policy in policies]
+    assert nonces[0] and nonces[1] and nonces[0][1] != nonces[1][1]
+    assert "'unsafe-eval'" not in policies[0] and "script-src 'self'" in policies[0]
+    assert "frame-ancestors 'none'" in echo_client.get("/healthz").headers["Content-Security-Policy"]
+
+
+def test_the_description_of_the_interface_names_every_route(echo_client: TestClient) -> None:
+    document = echo_client.get("/openapi.json").json()
+    assert {"/api/echo/predict", "/api/echo/count", "/v2/models/{name}/infer", "/metrics"} <= document["paths"].keys()
+    names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(names) == len(set(names))
+    assert "/static/shared/vendor/swagger-ui/swagger-ui-bundle.js" in echo_client.get("/docs").text
+
+
+def test_a_server_without_applications_says_so(tmp_path: Path) -> None:
+    with TestClient(create_app(Settings(store=tmp_path, warm=False), {})) as client:
+        assert "No application is installed" in client.get("/").text
+        assert client.get("/v2").json()["models"] == []
+
+
+def test_a_router_that_fails_leaves_the_rest_standing(
+    settings: Settings, echo_app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ImportError("no such library")
+
+    object.__setattr__(echo_app, "router", broken)
+    with TestClient(create_app(settings, {"echo": echo_app})) as client:
+        assert client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
+    assert "the routes of echo are left out" in caplog.text
+
+
+def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"192\.0\.2\.1:8000 cannot be listened on"):
+        run(Settings(host="192.0.2.1", store=tmp_path))
+
+
+def test_warming_makes_the_server_ready(serve: Callable[..., TestClient]) -> None:
+    from tests.shared.serve.echo import until
+
+    client = serve(warm=True)
+    until(lambda: client.get("/v2/health/ready").json() == {"ready": True})
+    assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded"

@@ -1,0 +1,189 @@
+"""The Open Inference Protocol, against its REST specification."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+INFER = "/v2/models/echo/infer"
+X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1.5, -2]]}
+INDEX = {"name": "index", "datatype": "INT64", "shape": [1], "data": [1]}
+
+
+def test_the_server_describes_itself_and_its_models(echo_client: TestClient) -> None:
+    server = echo_client.get("/v2").json()
+    assert server["name"] == "trivium" and server["version"] and "binary_tensor_data" in server["extensions"]
+    assert echo_client.get("/v2/health/live").json() == {"live": True}
+    assert echo_client.get("/v2/health/ready").json() == {"ready": True}
+    model = echo_client.get("/v2/models/echo").json()
+    assert model == {
+        "name": "echo",
+        "versions": ["1", "2"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [-1, 2]},
+            {"name": "index", "datatype": "INT64", "shape": [-1]},
+        ],
+        "outputs": [
+            {"name": "y", "datatype": "FP32", "shape": [-1, 2]},
+            {"name": "z", "datatype": "FP32", "shape": [-1]},
+        ],
+    }
+    assert echo_client.get("/v2/models/echo/versions/1").json()["versions"] == ["1"]
+    assert echo_client.get("/v2/models/echo/versions/1/ready").json() == {"name": "echo", "ready": True}
+
+
+def test_infer_answers_from_the_newest_version_or_the_one_asked_for(echo_client: TestClient) -> None:
+    answer = echo_client.post(INFER, json={"id": "a", "inputs": [INDEX, X]})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model_name": "echo",
+        "model_version": "2",
+        "id": "a",
+        "outputs": [
+            {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [5.0, -2.0]},
+            {"name": "z", "datatype": "FP32", "shape": [1], "data": [20.0]},
+        ],
+    }
+    first = echo_client.post(
+        "/v2/models/echo/versions/1/infer", json={"inputs": [X, INDEX], "outputs": [{"name": "y"}]}
+    )
+    assert first.json()["model_version"] == "1" and "id" not in first.json()
+    assert [output["data"] for output in first.json()["outputs"]] == [[4.0, -3.0]]
+
+
+def test_data_may_be_flat(echo_client: TestClient) -> None:
+    inputs = [{**X, "shape": [2, 2], "data": [1, 2, 3, 4]}, {**INDEX, "shape": [2], "data": [0, 1]}]
+    outputs = echo_client.post(INFER, json={"inputs": inputs}).json()["outputs"]
+    assert outputs[0]["shape"] == [2, 2] and outputs[0]["data"] == [4.0, 6.0, 8.0, 10.0]
+
+
+def test_binary_data_goes_both_ways(echo_client: TestClient) -> None:
+    header = {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}},
+            {"name": "index", "datatype": "INT64", "shape": [1], "parameters": {"binary_data_size": 8}},
+        ],
+        "outputs": [{"name": "z", "parameters": {"binary_data": True}}, {"name": "y"}],
+    }
+    head = json.dumps(header).encode()
+    body = head + struct.pack("<2f", 1, 2) + struct.pack("<q", 2)
+    answer = echo_client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(head))})
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    described = json.loads(answer.content[:length])["outputs"]
+    assert described[0] == {"name": "z", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
+    assert described[1]["data"] == [4.0, 6.0]
+    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [np.inf], "JSON could not have held it"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v2/models/other", "no model 'other'"),
+        ("/v2/models/other/infer", "no model 'other'"),
+        ("/v2/models/other/ready", "no model 'other'"),
+        ("/v2/models/echo/versions/9", "no version '9'; it has 1, 2"),
+        ("/v2/models/echo/versions/9/infer", "no version '9'"),
+        ("/v2/nothing", "nothing at /v2/nothing"),
+    ],
+)
+def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words: str) -> None:
+    answer = echo_client.post(path, json={}) if path.endswith("infer") else echo_client.get(path)
+    assert answer.status_code == 404
+    assert list(answer.json()) == ["error"] and words in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ([], "the request must be an object"),
+        ({}, "inputs must be a list"),
+        ({"inputs": ["x"]}, "inputs must be a list of objects"),
+        ({"inputs": [X]}, "'index' is missing"),
+        ({"inputs": [X, X, INDEX]}, "twice"),
+        ({"inputs": [{**X, "name": "w"}, INDEX]}, "no input 'w'; it has x, index"),
+        ({"inputs": [{**X, "datatype": "FP64"}, INDEX]}, "'x' is FP32, not FP64"),
+        ({"inputs": [{**X, "shape": [1, 3]}, INDEX]}, "[-1, 2]"),
+        ({"inputs": [{**X, "shape": [2]}, INDEX]}, "[-1, 2]"),
+        ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "needs a shape"),
+        ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "needs a shape"),
+        ({"inputs": [{**X, "data": [[1, 2, 3]]}, INDEX]}, "has shape [1, 3], not [1, 2]"),
+        ({"inputs": [{**X, "data": [[1], [2]]}, INDEX]}, "has shape [2, 1]"),
+        ({"inputs": [{**X, "data": [[1, 2], [3]]}, INDEX]}, "not an array"),
+        ({"inputs": [{**X, "data": ["a", "b"]}, INDEX]}, "not FP32"),
+        ({"inputs": [{**X, "data": [1e39, 1]}, INDEX]}, "cannot hold"),
+        ({"inputs": [X, {**INDEX, "data": [1.5]}]}, "not INT64"),
+        ({"inputs": [X, {**INDEX, "data": [2**63]}]}, "INT64"),
+        ({"inputs": [X, {**INDEX, "shape": [2], "data": [0, 1]}]}, "'batch' is 1 in the input 'x' and 2 in 'index'"),
+        ({"inputs": [X, {**INDEX, "data": [7]}]}, "cannot be run"),
+        ({"inputs": [X, {"name": "index", "datatype": "INT64", "shape": [1]}]}, "no data"),
+        ({"inputs": [X, INDEX], "outputs": [{"name": "w"}]}, "no output 'w'; it has y, z"),
+        ({"inputs": [X, INDEX], "id": 7}, "id must be a string"),
+        ({"inputs": [X, {**INDEX, "parameters": {"binary_data_size": 8}}]}, "0 bytes are left"),
+    ],
+)
+def test_bad_requests_are_refused_with_400(echo_client: TestClient, request_: Any, words: str) -> None:
+    answer = echo_client.post(INFER, json=request_)
+    assert answer.status_code == 400, answer.text
+    assert list(answer.json()) == ["error"] and words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": [{"name": "x", "data": [NaN]}]}'])
+def test_what_is_not_json_is_refused_with_400(echo_client: TestClient, body: bytes) -> None:
+    answer = echo_client.post(INFER, content=body)
+    assert answer.status_code == 400 and answer.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999"])
+def test_a_wrong_header_length_is_refused_with_400(echo_client: TestClient, length: str) -> None:
+    answer = echo_client.post(INFER, content=b"{}", headers={"Inference-Header-Content-Length": length})
+    assert answer.status_code == 400 and "Inference-Header-Content-Length" in answer.json()["error"]
+
+
+def test_a_body_above_the_limit_is_refused_with_413(echo_client: TestClient) -> None:
+    answer = echo_client.post(INFER, content=b" " * 100_001)
+    assert answer.status_code == 413 and answer.json()["error"]
+
+
+def test_values_that_json_cannot_hold_are_refused_with_a_way_out(echo_client: TestClient) -> None:
+    answer = echo_client.post(INFER, json={"inputs": [X, {**INDEX, "data": [2]}]})
+    assert answer.status_code == 422 and "binary_data" in answer.json()["error"]
+
+
+def test_another_method_is_refused_in_the_protocols_words(echo_client: TestClient) -> None:
+    answer = echo_client.get(INFER)
+    assert answer.status_code == 405 and list(answer.json()) == ["error"]
+
+
+def test_an_altered_network_does_not_answer(echo_client: TestClient, tmp_path: Any) -> None:
+    network = tmp_path / "echo" / "weights" / "echo" / "1" / "model.onnx"
+    network.write_bytes(network.read_bytes() + b"\0")
+    answer = echo_client.get("/v2/models/echo/versions/1/ready")
+    assert answer.status_code == 503 and "differs from its digest" in answer.json()["error"]
+    assert echo_client.get("/v2/models/echo/versions/2/ready").status_code == 200
+
+
+def test_rows_of_waiting_requests_are_run_together(serve: Callable[..., TestClient]) -> None:
+    client = serve(max_delay_ms=100)
+    assert client.get("/v2/models/echo/ready").status_code == 200
+
+    def ask(n: int) -> list[float]:
+        inputs = [{**X, "shape": [2, 2], "data": [n, 0, n, 1]}, {**INDEX, "shape": [2], "data": [0, 1]}]
+        outputs = client.post(INFER, json={"inputs": inputs}).json()["outputs"]
+        return outputs[0]["data"] + outputs[1]["data"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [[2 * n + 2, 2, 2 * n + 2, 4, 10, 20] for n in range(8)]
+    text = client.get("/metrics").text
+    values = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if 'version="2"' in line}
+    assert values["nv_inference_count"] == 16
+    assert values["nv_inference_request_success"] == 8
+    assert 2 * values["nv_inference_exec_count"] <= values["nv_inference_request_success"]

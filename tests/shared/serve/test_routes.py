@@ -1,0 +1,275 @@
+"""The JSON routes, through the server's door."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, csv, until
+
+Serve = Callable[..., TestClient]
+
+
+def test_files_become_a_case_that_can_be_fetched_again(echo_client: TestClient) -> None:
+    answer = echo_client.post("/api/echo/predict", files=[csv(1, 2), csv(3, name="b.csv")], data={"unit": "mm"})
+    assert answer.status_code == 200
+    case = answer.json()
+    assert case["app"] == "echo" and case["door"] == "json"
+    assert case["result"] == {"doubled": [2, 4, 6], "options": {"unit": "mm"}}
+    assert case["options"] == {"unit": "mm"}
+    assert case["artifact"] == {"name": "echo", "version": 2}
+    assert case["inputs"][1] == {"name": "b.csv", "bytes": 1, "sha256": hashlib.sha256(b"3").hexdigest()}
+    assert echo_client.get(f"/api/echo/cases/{case['case']}").json() == case
+    assert echo_client.get(case["picture"]).content.startswith(b"\x89PNG")
+    assert echo_client.get(case["files"]["doubled.csv"]).text == "2.0\n4.0\n6.0"
+    assert echo_client.get(case["files"]["result.json"]).json() == case["result"]
+    listed = echo_client.get("/api/echo/cases").json()["cases"]
+    assert [entry["case"] for entry in listed] == [case["case"]] and listed[0]["inputs"] == ["numbers.csv", "b.csv"]
+
+
+def test_a_sample_is_a_case_too_through_either_kind_of_form(echo_client: TestClient) -> None:
+    assert echo_client.get("/api/echo/samples").json() == {
+        "samples": [{"name": "three", "title": "Three numbers", "synthetic": True, "source": "made here"}]
+    }
+    plain = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers={"Trivium-Door": "form"})
+    assert plain.json()["result"]["doubled"] == [2, 4, 6] and plain.json()["door"] == "form"
+    multipart = echo_client.post("/api/echo/predict", files={"sample": (None, "three")})
+    assert multipart.json()["result"] == plain.json()["result"]
+    assert [item["name"] for item in multipart.json()["inputs"]] == ["three.csv"]
+
+
+def test_routes_of_the_domain_stand_beside_them(echo_client: TestClient) -> None:
+    assert echo_client.get("/api/echo/count").json() == 0
+    echo_client.post("/api/echo/predict", files=[csv(1)])
+    assert echo_client.get("/api/echo/count").json() == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "words"),
+    [
+        ({"files": [("options", (None, "x"))]}, 422, "no files"),
+        ({"data": {"sample": "four"}}, 422, "'four'; it has three"),
+        ({"files": [csv(1), ("sample", (None, "three"))]}, 422, "not both"),
+        ({"files": [("files", ("bad.csv", b"1,two", "text/csv"))]}, 422, "bad.csv is not a CSV"),
+        ({"files": [("image", ("a.csv", b"1", "text/csv"))]}, 422, "belong in the field 'files'"),
+        ({"files": [csv(1) for _ in range(6)]}, 413, "more than 5 files"),
+        ({"files": [("files", ("big.csv", b"1," * 200_000, "text/csv"))]}, 413, "200,000 bytes"),
+        ({"files": [csv(1)], "data": {"unit": "m" * 70_000}}, 422, "'unit' is longer"),
+        ({"json": {"files": []}}, 415, "multipart/form-data"),
+        ({"content": b""}, 415, "multipart/form-data"),
+        (
+            {"content": b"nothing", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            400,
+            "cannot be read",
+        ),
+        (
+            {
+                "content": b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n1',
+                "headers": {"Content-Type": "multipart/form-data; boundary=x"},
+            },
+            400,
+            "interrupted",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_a_sentence(
+    echo_client: TestClient, form: dict[str, Any], status: int, words: str
+) -> None:
+    answer = echo_client.post("/api/echo/predict", **form)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["detail"]
+    assert echo_client.get("/api/echo/cases").json() == {"cases": []}
+
+
+def test_a_body_of_unstated_length_is_cut_off_at_the_limit(echo_client: TestClient) -> None:
+    sent = 0
+
+    def body() -> Any:
+        nonlocal sent
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            sent += 10_000
+            yield b"1" * 10_000
+
+    answer = echo_client.post(
+        "/api/echo/predict", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("../../../etc/passwd", "passwd"),
+        ("..\\..\\windows\\system.ini", "system.ini"),
+        ("/absolute/path.csv", "path.csv"),
+        ("..", "upload"),
+        ("a/..", "upload"),
+        ("нод\u202eул 肺.csv", "нодул 肺.csv"),
+        ("x" * 300 + ".nii", "x" * 196 + ".nii"),
+    ],
+)
+def test_names_of_uploads_have_no_folders(echo_client: TestClient, given: str, kept: str, settings: Settings) -> None:
+    raw = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{given}"\r\n\r\n7\r\n--x--\r\n'.encode()
+    answer = echo_client.post(
+        "/api/echo/predict", content=raw, headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert [item["name"] for item in answer.json()["inputs"]] == [kept]
+    assert not any((settings.store / "incoming").iterdir())
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(echo_client: TestClient) -> None:
+    answer = echo_client.post("/api/echo/predict", files=[csv(1), csv(2), csv(3)])
+    assert answer.json()["result"]["doubled"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/echo/cases/none",
+        "/api/echo/cases/{case}/files/none.csv",
+        "/api/echo/cases/{case}/files/..%2F..%2Ftrivium.sqlite",
+        "/api/echo/cases/..%2F..%2Ftrivium.sqlite/picture.png",
+        "/api/other/cases/{case}",
+        "/api/nothing",
+    ],
+)
+def test_what_is_not_there_is_not_found(echo_client: TestClient, path: str) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()["case"]
+    answer = echo_client.get(path.format(case=case), headers={"Accept": "text/html"})
+    assert answer.status_code == 404
+    assert answer.json()["detail"]
+
+
+def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_client: TestClient, echo: Echo) -> None:
+    echo_client.post("/api/echo/predict", files=[csv(0)])
+    echo.batches.clear()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: echo_client.post("/api/echo/predict", files=[csv(n, n + 1)]), range(16)))
+    assert [answer.json()["result"]["doubled"] for answer in answers] == [[2 * n, 2 * n + 2] for n in range(16)]
+    assert sum(echo.batches) == 16 and len(echo.batches) < 16 and max(echo.batches) <= 8
+
+
+def test_a_full_queue_says_when_to_come_again(serve: Serve, echo: Echo) -> None:
+    client = serve(queue_length=1, max_batch=1, max_delay_ms=0)
+    echo.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(client.post, "/api/echo/predict", files=[csv(1)])]
+        until(echo.entered.is_set)
+        waiting.append(pool.submit(client.post, "/api/echo/predict", files=[csv(2)]))
+        until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
+        refused = client.post("/api/echo/predict", files=[csv(3)])
+        echo.gate.set()
+        assert [one.result().json()["result"]["doubled"] for one in waiting] == [[2], [4]]
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0 and "as many requests" in refused.json()["detail"]
+    assert 'nv_inference_request_failure{model="echo",reason="REJECTED",version="2"} 1.0' in client.get("/metrics").text
+    assert client.post("/api/echo/predict", files=[csv(3)]).status_code == 200
+
+
+def test_after_the_deadline_the_answer_is_504_and_what_waited_is_not_computed(serve: Serve, echo: Echo) -> None:
+    client = serve(deadline_s=0.3, max_batch=1, max_delay_ms=0)
+    echo.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), (1, 2)))
+    assert [answer.status_code for answer in answers] == [504, 504]
+    assert "deadline" in answers[0].json()["detail"]
+    echo.gate.set()
+    assert client.post("/api/echo/predict", files=[csv(3)]).json()["result"]["doubled"] == [6]
+    assert echo.batches == [1, 1], "the one under way and the last; the one that waited was given up"
+
+
+def test_the_other_routes_answer_while_predictors_are_busy(serve: Serve, echo: Echo) -> None:
+    client = serve(queue_length=64, max_batch=1)
+    echo.gate.clear()
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(client.post, "/api/echo/predict", files=[csv(n)]) for n in range(60)]
+        until(lambda: "pending_request_count{" in client.get("/metrics").text)
+        assert client.get("/static/shared/style.css").status_code == 200
+        assert client.get("/").status_code == 200
+        echo.gate.set()
+        assert {one.result().status_code for one in waiting} == {200}
+
+
+def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
+    echo_client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "trivium.serve"):
+        answer = echo_client.post("/api/echo/predict", files=[csv(1)], data={"poison": "yes"})
+    assert answer.status_code == 500
+    detail = answer.json()["detail"]
+    assert "secret" not in detail
+    number = detail.split("error ")[1].split(")")[0]
+    assert number in caplog.text and "a secret of the inside" in caplog.text
+
+
+def test_one_bad_request_does_not_spoil_its_batch(serve: Serve, echo: Echo) -> None:
+    client = serve(max_delay_ms=200)
+    client.post("/api/echo/predict", files=[csv(0)])
+    with ThreadPoolExecutor(4) as pool:
+        forms = [{}, {"poison": "yes"}, {}, {}]
+        answers = list(pool.map(lambda form: client.post("/api/echo/predict", files=[csv(5)], data=form), forms))
+    assert [answer.status_code for answer in answers] == [200, 500, 200, 200]
+
+
+def test_writes_from_other_sites_are_refused(echo_client: TestClient) -> None:
+    answer = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403 and "other sites" in answer.json()["detail"]
+
+
+def test_a_report_of_a_case_cannot_act_in_the_browser(echo_client: TestClient) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()
+    report = echo_client.get(case["files"]["report.html"])
+    assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    assert report.headers["X-Content-Type-Options"] == "nosniff" and report.headers["Cache-Control"] == "no-store"
+
+
+def test_the_predictor_is_loaded_once(serve: Serve, echo_app: Any, echo: Echo) -> None:
+    client = serve()
+    loads: list[threading.Thread] = []
+    service = client.app.state.services["echo"]  # type: ignore[attr-defined]
+    make = service.app.predictor
+    object.__setattr__(
+        service.app, "predictor", lambda *given: (loads.append(threading.current_thread()), make(*given))[1]
+    )
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), range(8)))
+    assert {answer.status_code for answer in answers} == {200} and len(loads) == 1
+
+
+def test_an_application_without_weights_answers_503_and_is_not_ready(
+    serve: Serve, echo_app: Any, tmp_path: Any
+) -> None:
+    for file in (tmp_path / "echo" / "weights").rglob("manifest.json"):
+        file.unlink()
+    client = serve()
+    answer = client.post("/api/echo/predict", files=[csv(1)])
+    assert answer.status_code == 503 and "not an artifact" in answer.json()["detail"]
+    assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "failed"
+    assert client.get("/v2/health/ready").status_code == 503
+
+
+def test_metrics_count_what_happened_under_tritons_names(echo_client: TestClient) -> None:
+    for number in range(3):
+        assert echo_client.post("/api/echo/predict", files=[csv(number)]).status_code == 200
+    echo_client.post("/api/echo/predict", files=[("files", ("bad.csv", b"x", "text/csv"))])
+    lines = echo_client.get("/metrics").text.splitlines()
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("nv_")}
+    label = '{model="echo",version="2"}'
+    for name in ("request_success", "count", "exec_count"):
+        assert values[f"nv_inference_{name}{label}"] == 3
+    for name in ("request_duration_us", "queue_duration_us", "compute_infer_duration_us"):
+        assert values[f"nv_inference_{name}{label}"] >= 0
+    assert values[f"nv_inference_request_duration_us{label}"] > 0
+    assert values[f"nv_inference_pending_request_count{label}"] == 0
+    assert values['nv_inference_request_failure{model="echo",reason="OTHER",version="2"}'] == 1
+    assert "# TYPE nv_inference_count counter" in lines and not any("_created" in line for line in lines)

@@ -1,0 +1,103 @@
+"""Cases in the store."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.deploy.predictor import Response
+from shared.store.cases import Case, CaseStore, Input, describe_inputs
+
+A = Input(name="a.csv", bytes=1, sha256="a" * 64)
+B = Input(name="b.csv", bytes=1, sha256="b" * 64)
+
+
+def keep(store: CaseStore, app: str = "echo", inputs: tuple[Input, ...] = (A,), **response: object) -> Case:
+    given = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | response
+    return store.add(
+        app=app,
+        door="json",
+        inputs=inputs,
+        options={"k": "v"},
+        artifact=("net", 3),
+        response=Response(**given),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CaseStore:
+    return CaseStore(tmp_path / "store")
+
+
+def test_a_case_outlives_the_server(store: CaseStore, tmp_path: Path) -> None:
+    case = keep(store)
+    store.close()
+    again = CaseStore(tmp_path / "store")
+    assert again.get("echo", case.id) == case
+    found = again.file(case, "out.csv")
+    assert found is not None and found.read_bytes() == b"1"
+    assert (tmp_path / "store" / "cases" / case.id / "result.json").read_text() == '{\n  "found": [\n    1\n  ]\n}\n'
+
+
+def test_cases_belong_to_their_application_and_come_newest_first(store: CaseStore) -> None:
+    first, second, other = keep(store), keep(store), keep(store, app="other")
+    assert [case.id for case in store.recent("echo")] == [second.id, first.id]
+    assert [case.id for case in store.recent("echo", limit=1)] == [second.id]
+    assert store.get("echo", other.id) is None and store.get("echo", "none") is None
+    assert second.created_ns >= first.created_ns and second.created.endswith("Z")
+
+
+def test_only_a_cases_own_files_are_found(store: CaseStore) -> None:
+    case = keep(store)
+    assert store.file(case, "picture.png") is not None
+    for name in ("../../trivium.sqlite", "/etc/passwd", "none", "", "."):
+        assert store.file(case, name) is None
+
+
+@pytest.mark.parametrize("name", ["../out.csv", "a/b", "", "..", "result.json", "picture.png"])
+def test_names_with_folders_or_taken_names_are_not_written(store: CaseStore, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no name for a file of a case"):
+        keep(store, files={name: b""})
+    assert not list((tmp_path / "store" / "cases").iterdir()) and not store.recent("echo")
+
+
+def test_a_result_that_json_cannot_hold_leaves_nothing_behind(store: CaseStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        keep(store, result={"score": float("nan")})
+    assert not list((tmp_path / "store" / "cases").iterdir()) and not store.recent("echo")
+
+
+def test_what_a_killed_server_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    half = tmp_path / "store" / "cases" / ".partial-1"
+    half.mkdir(parents=True)
+    (half / "result.json").write_text("{")
+    CaseStore(tmp_path / "store")
+    assert not half.exists()
+
+
+def test_the_digest_of_all_inputs_does_not_depend_on_their_order(store: CaseStore) -> None:
+    one, other = keep(store, inputs=(A, B)), keep(store, inputs=(B, A))
+    assert one.inputs_sha256 == other.inputs_sha256 != keep(store).inputs_sha256
+
+
+def test_inputs_in_a_folder_are_named_from_it_down(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "1.dcm").write_bytes(b"abc")
+    assert describe_inputs([folder]) == (
+        Input(
+            name="series/sub/1.dcm", bytes=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        ),
+    )
+
+
+def test_many_write_at_once_while_others_read(store: CaseStore, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        cases = list(pool.map(lambda n: (keep(store), store.recent("echo"))[0], range(40)))
+    assert len({case.id for case in cases}) == 40 == len(store.recent("echo", limit=100))
+    with sqlite3.connect(tmp_path / "store" / "trivium.sqlite") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
