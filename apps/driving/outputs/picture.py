@@ -1,0 +1,122 @@
+"""One picture of a frame: the image with boxes projected into it, above the bird's-eye view of the points."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from apps.driving.data.projection import edge_pixels
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+
+WIDTH = 1242
+PLAN_HEIGHT = 700
+COLOURS = {"car": "#ff9f1c", "van": "#ffd166", "truck": "#ffd166", "pedestrian": "#2ec4b6", "cyclist": "#e056fd"}
+_OTHER, _TRUTH, _PAPER = "#8ecae6", "#e8e8e8", "#10161d"
+
+
+def draw(frame: Frame, boxes: Boxes3D) -> bytes:
+    """PNG: cameras above (three abreast where there are several), bird's-eye view below, x (ahead) to the right.
+
+    Boxes in the colour of their class with class and score; truth, where it is known, in thin white.
+    """
+    views = [_view(camera, boxes, frame.truth) for camera in frame.cameras.values()]
+    strips = _rows(views)
+    if frame.points_lidar_m is not None or not strips:
+        strips.append(_plan(frame, boxes))
+    picture = Image.new("RGB", (WIDTH, sum(strip.height for strip in strips)), _PAPER)
+    top = 0
+    for strip in strips:
+        picture.paste(strip, (0, top))
+        top += strip.height
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=4)
+    return out.getvalue()
+
+
+def _rows(views: Sequence[Image.Image]) -> list[Image.Image]:
+    abreast = 1 if len(views) == 1 else 3
+    rows = []
+    for start in range(0, len(views), abreast):
+        row = views[start : start + abreast]
+        width = WIDTH // abreast
+        scaled = [view.resize((width, round(view.height * width / view.width))) for view in row]
+        strip = Image.new("RGB", (WIDTH, max(view.height for view in scaled)), _PAPER)
+        for place, view in enumerate(scaled):
+            strip.paste(view, (place * width, 0))
+        rows.append(strip)
+    return rows
+
+
+def _view(camera: Camera, boxes: Boxes3D, truth: Boxes3D | None) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(camera.image_HWC)).convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    line = max(1, picture.width // 600)
+    if truth is not None:
+        _lines(pen, truth, camera, [_TRUTH] * len(truth), 1)
+    _lines(pen, boxes, camera, [COLOURS.get(name, _OTHER) for name in boxes.names], line)
+    return picture
+
+
+def _lines(pen: ImageDraw.ImageDraw, boxes: Boxes3D, camera: Camera, colours: Sequence[str], width: int) -> None:
+    reach = 4 * max(camera.image_HWC.shape[:2])
+    for edges, colour in zip(edge_pixels(boxes, camera.intrinsics, camera.lidar_to_camera), colours, strict=True):
+        for edge in edges:
+            if not np.isnan(edge).any() and np.abs(edge).max() < reach:
+                pen.line([(float(x), float(y)) for x, y in edge], fill=colour, width=width)
+
+
+def _plan(frame: Frame, boxes: Boxes3D) -> Image.Image:
+    """Seen from above: ahead is to the right, rings every 20 m, far enough aside for every box."""
+    points = np.zeros((0, 4), np.float32) if frame.points_lidar_m is None else frame.points_lidar_m
+    behind = bool((points[:, 0] < -5).mean() > 0.2) if len(points) else False
+    if frame.truth is not None or len(frame.cameras) == 1:
+        # KITTI turns all the way round, but is labelled and searched where its camera looks.
+        behind = behind and len(frame.cameras) != 1
+    span = 140.0 if behind else 76.0
+    aside = float(np.abs(boxes.centre_lidar_m[:, 1]).max()) + 3 if len(boxes) else 0.0
+    scale = min(WIDTH / span, PLAN_HEIGHT / 2 / max(aside, 1))
+    origin = (WIDTH / 2 if behind else 4 * scale, PLAN_HEIGHT / 2)
+
+    def place(xy: Floats) -> list[tuple[float, float]]:
+        return [(origin[0] + float(x) * scale, origin[1] - float(y) * scale) for x, y in xy]
+
+    canvas = np.zeros((PLAN_HEIGHT, WIDTH, 3), np.uint8) + np.array([16, 22, 29], np.uint8)
+    column = (origin[0] + points[:, 0] * scale).astype(np.int64)
+    row = (origin[1] - points[:, 1] * scale).astype(np.int64)
+    inside = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < PLAN_HEIGHT)
+    order = np.argsort(points[inside, 2], kind="stable")
+    canvas[row[inside][order], column[inside][order]] = _by_height(points[inside, 2][order])
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13)
+    for ring in range(20, 101, 20):
+        radius = ring * scale
+        pen.ellipse((origin[0] - radius, origin[1] - radius, origin[0] + radius, origin[1] + radius), outline="#2c3a48")
+        pen.text((origin[0] + radius + 3, origin[1] + 2), f"{ring} m", fill="#6b7f92", font=font)
+    if frame.truth is not None:
+        for corners in frame.truth.corners_lidar_m()[:, :4, :2]:
+            pen.polygon(place(corners), outline=_TRUTH)
+    for index, corners in enumerate(boxes.corners_lidar_m()[:, :4, :2]):
+        colour = COLOURS.get(boxes.names[index], _OTHER)
+        pen.polygon(place(corners), outline=colour, width=2)
+        # From the centre through the middle of the front, so that the heading shows.
+        pen.line(place(np.stack([corners.mean(0), (corners[0] + corners[3]) / 2])), fill=colour, width=2)
+        score = "" if boxes.scores is None else f" {boxes.scores[index]:.2f}"
+        left, top = place(corners.max(0)[None])[0]
+        pen.text((left + 4, top - 6), f"{boxes.names[index]}{score}", fill=colour, font=font)
+    pen.polygon(
+        place(np.array([[1.5, 0.9], [2.2, 0], [1.5, -0.9], [-2.5, -0.9], [-2.5, 0.9]], np.float32)), outline="#ffffff"
+    )
+    return picture
+
+
+def _by_height(z: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Blue on the road through green to light above; dim enough for boxes to stand out."""
+    share = np.clip((z + 2.0) / 4.0, 0, 1)[:, None]
+    low, middle, high = (np.array(c, np.float32) for c in ((52, 84, 126), (84, 150, 140), (200, 205, 190)))
+    blend = np.where(share < 0.5, low + (middle - low) * share * 2, middle + (high - middle) * (share * 2 - 1))
+    colours: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = blend.astype(np.uint8)
+    return colours
