@@ -7,6 +7,7 @@ import secrets
 from html import escape
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,6 +73,8 @@ class Guard:
             return
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            log.info("%s %s was broken off by its client", scope["method"], path)
         except Exception:
             number = secrets.token_hex(4)
             log.exception("error %s in %s %s", number, scope["method"], path)

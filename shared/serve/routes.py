@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import mimetypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -20,7 +19,6 @@ from shared.serve.service import Service
 from shared.serve.uploads import receive
 from shared.store.cases import PICTURE, RESULT, Case
 
-log = logging.getLogger("trivium.serve")
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MOST_CASES = 200
 
@@ -131,7 +129,7 @@ def routes(service: Service) -> APIRouter:
         Every other field is an option of the application.
         """
         door = "form" if request.headers.get("trivium-door") == "form" else "json"
-        with service.incoming() as folder:
+        async with contextmanager_in_threadpool(service.incoming()) as folder:
             upload = await receive(
                 request.stream(),
                 request.headers,

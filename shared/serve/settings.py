@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.refusal import Refusal
 
 
 class Settings(BaseSettings):
@@ -40,3 +42,12 @@ class Settings(BaseSettings):
     max_delay_ms: float = Field(5.0, ge=0)
     deadline_s: float = Field(120.0, gt=0)
     warm: bool = True
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from the environment, and from what is given (None is as good as absent); refuses what does not fit."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = "; ".join(f"TRIVIUM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise Refusal(f"the server's settings cannot be used: {faults}") from error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +15,9 @@ from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.refusal import Refusal
+from shared.serve.pages import WEB
 from shared.serve.server import create_app, run
-from shared.serve.settings import Settings
+from shared.serve.settings import Settings, read_settings
 from tests.shared.serve.echo import csv
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -109,3 +114,41 @@ def test_warming_makes_the_server_ready(serve: Callable[..., TestClient]) -> Non
     client = serve(warm=True)
     until(lambda: client.get("/v2/health/ready").json() == {"ready": True})
     assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded"
+
+
+def test_the_server_answers_without_loading_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from fastapi.testclient import TestClient\n"
+        "from shared.serve.server import create_app\n"
+        "from shared.serve.settings import Settings\n"
+        "with TestClient(create_app(Settings(store=Path(sys.argv[1]), warm=False))) as client:\n"
+        "    assert client.get('/').status_code == client.get('/openapi.json').status_code == 200\n"
+        "heavy = {'torch', 'onnxruntime', 'monai', 'mmdet3d', 'lightning', 'pandas', 'scipy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+
+
+def test_settings_come_from_the_environment_and_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVIUM_PORT", "9000")
+    monkeypatch.setenv("TRIVIUM_DEADLINE_S", "7")
+    assert read_settings(port=None).port == 9000 and read_settings(port=80).port == 80
+    assert read_settings().deadline_s == 7
+    monkeypatch.setenv("TRIVIUM_DEVICE", "abacus")
+    with pytest.raises(Refusal, match="TRIVIUM_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"):
+        read_settings()
+
+
+def test_vendored_libraries_are_what_was_published() -> None:
+    found = sorted((WEB / "static" / "vendor").glob("*/VENDOR.json"))
+    assert found
+    for path in found:
+        stated = json.loads(path.read_text())
+        assert stated["name"] and stated["version"] and stated["integrity"].startswith("sha512-"), path
+        digests = stated["sha256"]
+        assert digests, path
+        for name, digest in digests.items():
+            assert hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == digest, path.parent / name
+        assert any("licen" in file.name.lower() for file in path.parent.iterdir()), f"{path.parent} has no licence"
