@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from apps.driving.models.ops import boxes, deform, voxels
+from apps.driving.models.ops import boxes, deform, focal, voxels
 
 _NAME = "mmcv._ext"
 
@@ -24,6 +24,9 @@ class Extension(ModuleType):
     dynamic_voxelize_forward = staticmethod(voxels.dynamic_voxelize_forward)
     modulated_deform_conv_forward = staticmethod(deform.modulated_deform_conv_forward)
     modulated_deform_conv_backward = staticmethod(deform.modulated_deform_conv_backward)
+
+    sigmoid_focal_loss_forward = staticmethod(focal.sigmoid_focal_loss_forward)
+    sigmoid_focal_loss_backward = staticmethod(focal.sigmoid_focal_loss_backward)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
