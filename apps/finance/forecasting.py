@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,7 +88,7 @@ def normal_scores(values: Floats, quantiles: Floats) -> Floats:
     for sign, order in ((1, range(middle, len(QUANTILES))), (-1, range(middle, -1, -1))):
         steps = list(order)
         side = sign * away > 0
-        for near, far in zip(steps[:-1], steps[1:], strict=True):
+        for near, far in itertools.pairwise(steps):
             low, high = offsets[..., near], offsets[..., far]
             width = np.where(np.abs(high - low) > 1e-9, high - low, np.inf)
             share = np.clip((away - low) / width, 0, 1)

@@ -125,3 +125,20 @@ def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fi
         "decoder_lengths": lengths(horizon),
         "target_scale": torch.tensor([0.0, 1.0], device=device).expand(batch, 2),
     }
+
+
+def dense(model: nn.Module) -> Any:
+    """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``."""
+    from shared.app import DenseNetwork
+
+    assert isinstance(model, Forecaster)
+    if not model.fast:
+        raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")
+    generator = torch.Generator().manual_seed(0)
+    width = len(COLUMNS)
+    inputs = {
+        "encoder_cont": torch.randn((2, model.context, width), generator=generator),
+        "decoder_cont": torch.randn((2, model.horizon, width), generator=generator),
+        "static": torch.randn((2, 1), generator=generator),
+    }
+    return DenseNetwork(module=model, inputs=inputs, outputs=("quantiles",))

@@ -1,0 +1,72 @@
+"""The finance application as the runtime sees it. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.app import App, DenseNetwork, Sample, Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shared.deploy.artifact import Artifact
+    from shared.deploy.predictor import Predictor
+    from shared.engine.recipe import Recipe
+
+_ROOT = Path(__file__).parent
+
+
+def _recipes() -> Mapping[str, Callable[[], Recipe]]:
+    from apps.finance.recipes import RECIPES
+
+    return RECIPES
+
+
+def _dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
+    from apps.finance.models.tft import dense
+
+    return dense(model)
+
+
+def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    from apps.finance.calibration import calibrate
+    from apps.finance.recipes import FinanceRecipe
+
+    assert isinstance(recipe, FinanceRecipe)
+    return calibrate(recipe, model)
+
+
+def _predictor(artifact: Artifact | None, device: str) -> Predictor[Any, Any]:
+    from apps.finance.predictor import FinancePredictor
+
+    return FinancePredictor.load(app, artifact, device)
+
+
+def _samples() -> Sequence[Sample]:
+    from apps.finance.samples import samples
+
+    return samples(app.data_registry)
+
+
+def _reproduce(quick: bool) -> Table:
+    from apps.finance.reproduce import reproduce
+
+    return reproduce(quick)
+
+
+app = App(
+    name="finance",
+    title="Anomalies in financial time series",
+    summary="Forecasts every row of a series from the rows before it, and shows where the series left the forecast.",
+    notice="A research tool. What it marks is unusual, not wrong; it gives no advice and detects no fraud by itself.",
+    root=_ROOT,
+    model="tft-anomaly",
+    recipes=_recipes,
+    dense=_dense,
+    calibrate=_calibrate,
+    predictor=_predictor,
+    samples=_samples,
+    reproduce=_reproduce,
+)

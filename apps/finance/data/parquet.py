@@ -1,0 +1,24 @@
+"""Parquet files to a ``Series``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apps.finance.data.table import to_series
+from apps.finance.types import Series
+from shared.refusal import Refusal
+
+
+def read_parquet(path: Path, *, column: str | None = None) -> Series:
+    """The series in a Parquet file; see ``to_series`` for what is understood and refused."""
+    import polars as pl
+
+    if not path.is_file():
+        raise Refusal(f"{path.name} does not exist")
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise Refusal(
+            f"{path.name} is not a readable Parquet file ({error}); write it again, or hand in CSV"
+        ) from error
+    return to_series(frame, name=path.name, column=column)

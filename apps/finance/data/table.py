@@ -1,0 +1,155 @@
+"""A table of text or numbers with a time column, to a ``Series``: bars (OHLCV) and metrics alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.finance.data.clock import NAMES, parse_times
+from apps.finance.types import Floats, Series, usual_interval_ns
+from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    import polars
+
+_VALUES = ("value", "close", "adj close", "adj_close", "price", "last", "mid", "y", "count", "volume")
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?", "#n/a", ".")
+
+
+def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) -> Series:
+    """The series in a table; ``name`` is the file's, for refusals. Its first row is line 2 of the file.
+
+    ``column`` names the value that is judged; without it that is ``value``, ``close`` or the like, or the first
+    column of numbers. Rows are sorted by time where they must, and of rows with the same time the last is kept; the
+    series' notes say so. Refuses a table without times, without numbers, or with fewer than two rows.
+    """
+    if frame.height < 2:
+        what = "no rows" if frame.height == 0 else "a single row"
+        raise Refusal(f"{name} has {what}; a series needs at least two, and a judgement a few hundred")
+    frame = _joined(frame)
+    time_column = _time_column(frame, name)
+    times = parse_times(frame[time_column], f"{name}, column {time_column!r}")
+    values: dict[str, Floats] = {}
+    notes: list[str] = []
+    faults: dict[str, str] = {}
+    for label in frame.columns:
+        if label == time_column:
+            continue
+        numbers, fault = _numbers(frame[label])
+        if fault:
+            faults[label] = fault
+        elif numbers is not None and np.isfinite(numbers).any():
+            values[label] = numbers
+        elif numbers is not None:
+            faults[label] = "holds no number"
+    judged = _judged(values, faults, column, name)
+    order = np.argsort(times, kind="stable")
+    if not (np.diff(times) >= 0).all():
+        notes.append("rows were not in the order of time and have been sorted")
+    times = times[order]
+    last = np.append(np.diff(times) != 0, True)
+    if not last.all():
+        notes.append(f"{int((~last).sum())} rows had the time of another; the last of each was kept")
+    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items()]
+    if last.sum() < 2:
+        raise Refusal(f"{name}: all rows have the same time; a series needs at least two times")
+    kept = order[last]
+    return Series(
+        name=name,
+        times_ns=np.ascontiguousarray(times[last]),
+        values={label: np.ascontiguousarray(numbers[kept]) for label, numbers in values.items()},
+        column=judged,
+        interval_ns=usual_interval_ns(times[last]),
+        notes=tuple(notes),
+    )
+
+
+def _joined(frame: polars.DataFrame) -> polars.DataFrame:
+    """A table whose date and time of day are two columns of text, with the two made one."""
+    import polars as pl
+
+    lower = {label.strip().lower(): label for label in frame.columns}
+    if "date" in lower and "time" in lower:
+        date, time = lower["date"], lower["time"]
+        if frame[date].dtype == pl.String and frame[time].dtype == pl.String and ":" in str(frame[time][0]):
+            joined = (frame[date] + " " + frame[time]).alias("date time")
+            return frame.drop(date, time).insert_column(0, joined)
+    return frame
+
+
+def _time_column(frame: polars.DataFrame, name: str) -> str:
+    import polars as pl
+
+    lower = {label.strip().lower(): label for label in reversed(frame.columns)}
+    for wanted in NAMES:
+        if wanted in lower:
+            return lower[wanted]
+    for label in frame.columns:
+        kind = frame[label].dtype
+        if kind == pl.Date or isinstance(kind, pl.Datetime):
+            return label
+    for label in frame.columns:
+        if frame[label].dtype == pl.String:
+            try:
+                parse_times(frame[label].head(5), name)
+            except Refusal:
+                continue
+            if _numbers(frame[label].head(5))[0] is None:
+                return label
+    raise Refusal(
+        f"{name} has no column of times (its columns: {', '.join(map(repr, frame.columns))}); "
+        "call one of them 'timestamp' and write times as 2024-01-31 09:30:00 or as seconds since 1970"
+    )
+
+
+def _numbers(column: polars.Series) -> tuple[Floats | None, str]:
+    """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything."""
+    import polars as pl
+
+    if column.dtype.is_numeric():
+        numbers = column.cast(pl.Float64).to_numpy().astype(np.float64)
+        return np.where(np.isinf(numbers), np.nan, numbers), ""
+    if column.dtype != pl.String:
+        return None, ""
+    text = column.fill_null("").str.strip_chars()
+    missing = text.str.to_lowercase().is_in(list(_MISSING))
+    if missing.all():
+        return np.full(len(text), np.nan), ""
+    decimal_comma = text.str.contains(r"^[+-]?\d{1,3}([. ]?\d{3})*,\d+$|^[+-]?\d+,\d+$")
+    if decimal_comma.any() and not text.str.contains(r"^[+-]?\d+\.\d+$").any():
+        text = text.str.replace_all(r"[. ]", "").str.replace(",", ".")
+    parsed = text.str.replace(r"^[$€£¥]\s?|\s?[%$€£¥]$", "").cast(pl.Float64, strict=False)
+    bad = parsed.is_null() & ~missing
+    if int(bad.sum()) > 0.5 * int((~missing).sum()):
+        return None, ""
+    if bad.any():
+        row = int(bad.arg_max() or 0)
+        return None, f"holds {column[row]!r} in line {row + 2}, which is no number"
+    numbers = parsed.to_numpy().astype(np.float64)
+    numbers[missing.to_numpy()] = np.nan
+    return np.where(np.isinf(numbers), np.nan, numbers), ""
+
+
+def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str) -> str:
+    there = ", ".join(map(repr, values)) or "none"
+    if column is not None:
+        match = {label.strip().lower(): label for label in [*faults, *values]}.get(column.strip().lower())
+        if match is None:
+            raise Refusal(f"{name} has no column of numbers called {column!r}; there are: {there}")
+        if match in faults:
+            raise Refusal(f"{name}: column {match!r} {faults[match]}; correct the file, or leave the cell empty")
+        return match
+    lower = {label.strip().lower(): label for label in [*reversed(faults), *reversed(values)]}
+    for wanted in _VALUES:
+        if wanted in lower:
+            label = lower[wanted]
+            if label in faults:
+                raise Refusal(f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty")
+            return label
+    if values:
+        return next(iter(values))
+    if faults:
+        label, fault = next(iter(faults.items()))
+        raise Refusal(f"{name}: column {label!r} {fault}; correct the file, or leave the cell empty")
+    raise Refusal(f"{name} has a time column and no column of numbers; a series needs at least one value a row")

@@ -1,0 +1,59 @@
+"""The picture of a judged series: values, expected band, events, and the score below."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from apps.finance.types import Detection
+
+_INK, _VALUE, _BAND, _EVENT = "#222222", "#1f5f8b", "#9ecae1", "#d9480f"
+
+
+def draw(detection: Detection) -> bytes:
+    """A PNG, 1200 by 600 pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    series, quantiles = detection.series, detection.forecast.quantiles
+    times = series.times_ns.astype("datetime64[ns]")
+    figure = Figure(figsize=(12, 6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    above.fill_between(times, quantiles[:, 0], quantiles[:, -1], color=_BAND, alpha=0.6, lw=0, label="expected (96 %)")
+    above.plot(times, series.target, color=_VALUE, lw=0.8, label=series.column)
+    for number, one in enumerate(detection.anomalies):
+        first, last = (np.datetime64(time, "ns") for time in (one.start_ns, one.end_ns))
+        label = "events" if number == 0 else None
+        for axis in (above, below):
+            axis.axvspan(first, last, color=_EVENT, alpha=0.25, lw=1.5, label=label if axis is above else None)
+        if np.isfinite(one.observed):
+            above.plot([np.datetime64(one.peak_ns, "ns")], [one.observed], "o", color=_EVENT, ms=4)
+    low, high = _limits(series.target)
+    above.set_ylim(low, high)
+    count = len(detection.anomalies)
+    above.set_title(f"{series.name}: {count} event{'' if count == 1 else 's'}", loc="left", color=_INK)
+    above.legend(loc="upper right", frameon=False, ncols=3)
+    below.plot(times, detection.scores, color=_INK, lw=0.6)
+    below.axhline(detection.threshold, color=_EVENT, lw=1, ls="--")
+    below.set_ylabel("score")
+    below.set_ylim(0, max(1.15 * float(detection.scores.max()), 1.3 * detection.threshold))
+    locator = AutoDateLocator()
+    below.xaxis.set_major_locator(locator)
+    below.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    below.set_xlabel("UTC")
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """The values' own range, so that a wide band does not press them flat."""
+    seen = values[np.isfinite(values)]
+    low, high = float(seen.min()), float(seen.max())
+    pad = 0.08 * (high - low) or max(0.05 * abs(high), 1.0)
+    return low - pad, high + pad

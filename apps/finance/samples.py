@@ -1,0 +1,58 @@
+"""The cases that the form offers: a synthetic market made on the spot, and real series where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shared.app import Sample
+from shared.data.registry import read_registry
+
+_NAB = (
+    ("twitter_aapl", "realTweets/Twitter_volume_AAPL.csv", "Mentions of AAPL on Twitter, every 5 minutes (2015)"),
+    ("cpu_load", "realAWSCloudwatch/ec2_cpu_utilization_825cc2.csv", "CPU load of a server, every 5 minutes (2014)"),
+    ("travel_time", "realTraffic/TravelTime_387.csv", "Travel time on a road, irregular (2015)"),
+)
+_SEED = 20
+
+
+def samples(registry: Path) -> Sequence[Sample]:
+    """The samples whose files are at hand."""
+    found = [
+        Sample(
+            name="synthetic_market",
+            title="A market in 5-minute bars with a pump and dump, a jump, a burst and a halt",
+            synthetic=True,
+            source="made on the spot by apps.finance.data.synth",
+            files=_market,
+        )
+    ]
+    entries = read_registry(registry)
+    root = entries["nab"].locate() if "nab" in entries else None
+    if root is not None:
+        for name, path, title in _NAB:
+            source = "Numenta Anomaly Benchmark, MIT"
+            file = root / "finance" / "nab" / "data" / path
+            found.append(Sample(name=name, title=title, synthetic=False, source=source, files=_existing(file)))
+    root = entries["btc_perp"].locate() if "btc_perp" in entries else None
+    if root is not None:
+        file = root / entries["btc_perp"].files[0].path
+        title = "A BTC perpetual in minute bars, January 2022"
+        source = "nautechsystems/nautilus_trader, test data, LGPL-3.0"
+        found.append(Sample(name="btc_perp", title=title, synthetic=False, source=source, files=_existing(file)))
+    return found
+
+
+def _existing(file: Path) -> Callable[[Path], Sequence[Path]]:
+    return lambda folder: [file]
+
+
+def _market(folder: Path) -> Sequence[Path]:
+    import numpy as np
+
+    from apps.finance.data.csv import write_csv
+    from apps.finance.data.synth.markets import market
+
+    path = folder / "synthetic_market.csv"
+    write_csv(path, market(np.random.Generator(np.random.Philox(_SEED))).series)
+    return [path]
