@@ -46,12 +46,14 @@ def lidar_data(
 
 
 def camera_data(
-    images_B3HW: Tensor,
+    images_B3HW: Tensor | Sequence[Tensor],
     intrinsics_B33: Tensor,
     truth: Mapping[str, Sequence[Tensor]] | None = None,
-    scales: Sequence[float] | None = None,
+    scales: Sequence[tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """What mmdet3d's preprocessor takes: RGB images 0 to 255, and their intrinsics before their resize by ``scales``.
+
+    ``scales`` are factors of width and height for each image.
 
     ``truth`` holds for each image ``boxes_camera`` (N, 7: gravity centre, length, height, width, yaw about y),
     ``labels`` (N,), ``boxes_2d`` (N, 4), ``centres_2d`` (N, 2) and ``depths`` (N,).
@@ -62,9 +64,9 @@ def camera_data(
 
     samples = []
     for number, intrinsics in enumerate(intrinsics_B33.cpu().numpy()):
-        scale = 1.0 if scales is None else scales[number]
+        scale = (1.0, 1.0) if scales is None else scales[number]
         sample = Det3DDataSample(
-            metainfo={"box_type_3d": CameraInstance3DBoxes, "cam2img": intrinsics, "scale_factor": (scale, scale)}
+            metainfo={"box_type_3d": CameraInstance3DBoxes, "cam2img": intrinsics, "scale_factor": scale}
         )
         if truth is not None:
             sample.gt_instances_3d = InstanceData(

@@ -1,0 +1,116 @@
+"""From a frame to boxes in the LiDAR frame, with a trained network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from apps.driving.data.training import LidarScenes, shown, within
+from apps.driving.models import structures
+from apps.driving.models.fcos3d import FCOS3D
+from apps.driving.models.ops.boxes import nms_rotated
+from apps.driving.models.pointpillars import CLASSES
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+
+
+class Detector(Protocol):
+    """Finds objects in a frame; boxes from the best score down."""
+
+    def detect(self, frame: Frame) -> Boxes3D: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LidarDetector:
+    """PointPillars. It looks ahead; where the frame has cameras all round, once more at the scene turned about.
+
+    ``scenes`` are the settings of the data that the network learnt from: its range, and whether it sees intensity.
+    """
+
+    network: nn.Module
+    scenes: LidarScenes
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Boxes3D:
+        assert frame.points_lidar_m is not None
+        ahead = self._look(frame.points_lidar_m)
+        if len(frame.cameras) < 2:
+            return _boxes(*ahead)
+        boxes, scores, labels = self._look(frame.points_lidar_m * np.array([-1, -1, 1, 1], np.float32))
+        boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
+        both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
+        return _boxes(*_unique(both[0], both[1], both[2], 0.01))
+
+    def _look(self, points: Floats) -> tuple[Tensor, Tensor, Tensor]:
+        seen = shown(points[within(points, self.scenes.range_m)], self.scenes)
+        if not len(seen):
+            return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        found = structures.predict(self.network, structures.lidar_data([torch.from_numpy(seen).to(self.device)]))[0]
+        boxes, scores, labels = (part.cpu() for part in found)
+        return torch.cat([boxes[:, :6], structures.wrap(boxes[:, 6:])], dim=1), scores, labels
+
+
+@dataclass(frozen=True, slots=True)
+class CameraDetector:
+    """FCOS3D on every camera of a frame, each brought to the focal length that the network knows."""
+
+    network: nn.Module
+    model: FCOS3D
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Boxes3D:
+        cameras = list(frame.cameras.values())
+        prepared = [bring_to_focal_length(camera, self.model.focal_px) for camera in cameras]
+        images = [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image, _ in prepared]
+        intrinsics = torch.from_numpy(np.stack([camera.intrinsics for camera in cameras]))
+        data = structures.camera_data(images, intrinsics, scales=[scale for _, scale in prepared])
+        found = structures.predict(self.network, data)
+        boxes, scores, labels = [], [], []
+        for camera, (boxes_N7, scores_N, labels_N) in zip(cameras, found, strict=True):
+            boxes.append(torch.from_numpy(structures.to_lidar_boxes(boxes_N7.cpu().numpy(), camera.lidar_to_camera)))
+            scores.append(scores_N.cpu())
+            labels.append(labels_N.cpu())
+        # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
+        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1))
+
+
+def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """The image (H, W, 3) resized so that its focal length is ``focal_px``, and the factors of width and height."""
+    height, width = camera.image_HWC.shape[:2]
+    factor = focal_px / float(camera.intrinsics[0, 0])
+    size = max(32, round(width * factor)), max(32, round(height * factor))
+    if size == (width, height):
+        return camera.image_HWC.copy(), (1.0, 1.0)
+    image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)
+    return np.array(image), (size[0] / width, size[1] / height)
+
+
+def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What remains when boxes of one class that overlap from above by more than ``overlap`` yield to the best."""
+    kept = []
+    for label in labels_N.unique().tolist():
+        mine = (labels_N == label).nonzero().squeeze(1)
+        plane = boxes_N7[mine][:, [0, 1, 3, 4, 6]]
+        kept.append(mine[nms_rotated(plane, scores_N[mine], mine, plane, labels_N, overlap, False)])
+    chosen = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+    return boxes_N7[chosen], scores_N[chosen], labels_N[chosen]
+
+
+def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor) -> Boxes3D:
+    """The boxes from the best score down."""
+    boxes, scores, labels = boxes_N7.float().numpy(), scores_N.numpy(), labels_N.numpy()
+    kept = np.nonzero(np.isfinite(boxes).all(axis=1))[0]
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return Boxes3D(
+        centre_lidar_m=boxes[kept, :3],
+        size_m=boxes[kept, 3:6],
+        yaw=structures.wrap(torch.from_numpy(boxes[kept, 6])).numpy(),
+        names=tuple(CLASSES[label] for label in labels[kept]),
+        scores=scores[kept].astype(np.float32),
+    )

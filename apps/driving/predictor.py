@@ -1,0 +1,209 @@
+"""The predictor: frames in, boxes out. PointPillars where there is a LiDAR sweep, else FCOS3D."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from apps.driving.data import archive, kitti, nuscenes
+from apps.driving.models.detect import CameraDetector, Detector, LidarDetector
+from apps.driving.outputs import kitti as kitti_results
+from apps.driving.outputs import picture, view
+from apps.driving.recipes import CameraRecipe, LidarRecipe
+from apps.driving.types import Boxes3D, Frame
+from shared.deploy.artifact import Artifact
+from shared.deploy.export import load_weights
+from shared.deploy.predictor import Request, Response
+from shared.engine.recipe import from_mapping
+from shared.refusal import Refusal
+
+MODELS = ("pointpillars", "fcos3d")
+_OPTIONS = ("model", "score")
+_PICTURES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """Frames, the model that each is given to, and the least score where the request names one."""
+
+    frames: tuple[Frame, ...]
+    models: tuple[str, ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """Frames, the model that each was given to, and what was found in each."""
+
+    frames: tuple[Frame, ...]
+    models: tuple[str, ...]
+    boxes: tuple[Boxes3D, ...]
+
+
+class DrivingPredictor:
+    """Options of a request: ``model`` (pointpillars or fcos3d) and ``score``, the least score for every class."""
+
+    def __init__(self, artifacts: Sequence[Artifact], device: str = "cpu") -> None:
+        self.detectors: dict[str, Detector] = {a.manifest.name: make_detector(a, device) for a in artifacts}
+        self.thresholds = {a.manifest.name: least_scores(a.manifest.calibration) for a in artifacts}
+
+    def decode(self, request: Request) -> Inputs:
+        """Reads KITTI folders, sweeps and images, nuScenes key frames, and zips of them; refuses what it cannot use."""
+        unknown = sorted(request.options.keys() - set(_OPTIONS))
+        if unknown:
+            raise Refusal(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
+        frames = read_frames(request.files)
+        asked = request.options.get("model") or None
+        return Inputs(
+            frames=tuple(frames),
+            models=tuple(self._model(frame, asked) for frame in frames),
+            score=_score(request.options.get("score") or None),
+        )
+
+    def predict(self, batch: Sequence[Inputs]) -> Sequence[Outputs]:
+        """Every frame by itself, so that what is found in it does not depend on what came along with it."""
+        return [
+            Outputs(
+                frames=inputs.frames,
+                models=inputs.models,
+                boxes=tuple(
+                    self._find(frame, model, inputs.score)
+                    for frame, model in zip(inputs.frames, inputs.models, strict=True)
+                ),
+            )
+            for inputs in batch
+        ]
+
+    def encode(self, outputs: Outputs) -> Response:
+        """result.json, a picture of up to eight frames, KITTI result files, and what the viewer of the form reads."""
+        listed = [
+            {"name": frame.name, "model": model, "boxes": describe(boxes)}
+            for frame, model, boxes in zip(outputs.frames, outputs.models, outputs.boxes, strict=True)
+        ]
+        flat = [
+            {"name": box["name"], "score": box["score"], "frame": entry["name"]}
+            | {key: value for key, value in box.items() if key not in ("name", "score")}
+            for entry in listed
+            for box in entry["boxes"]
+        ]
+        files = dict(view.files(outputs.frames, outputs.boxes))
+        for frame, boxes in zip(outputs.frames, outputs.boxes, strict=True):
+            if frame.cameras:
+                text = kitti_results.write(boxes, next(iter(frame.cameras.values())))
+                files[f"{Path(frame.name).name}.txt"] = text.encode()
+        drawn = [
+            picture.draw(frame, boxes)
+            for frame, boxes in zip(outputs.frames[:_PICTURES], outputs.boxes[:_PICTURES], strict=True)
+        ]
+        return Response(result={"frames": listed, "boxes": flat}, picture=_stack(drawn), files=files)
+
+    def _model(self, frame: Frame, asked: str | None) -> str:
+        model = asked or ("pointpillars" if frame.points_lidar_m is not None else "fcos3d")
+        if model not in MODELS:
+            raise Refusal(f"there is no model {model!r}; there are {' and '.join(MODELS)}")
+        if model == "pointpillars" and frame.points_lidar_m is None:
+            raise Refusal(f"{frame.name} has no LiDAR sweep, which pointpillars needs; add it, or choose model=fcos3d")
+        if model == "fcos3d" and not frame.cameras:
+            raise Refusal(
+                f"{frame.name} has no image with a calibration, which fcos3d needs; add them, or choose "
+                "model=pointpillars"
+            )
+        if model not in self.detectors:
+            raise Refusal(f"the model {model} is not loaded; loaded: {', '.join(self.detectors) or 'none'}")
+        return model
+
+    def _find(self, frame: Frame, model: str, score: float | None) -> Boxes3D:
+        found = self.detectors[model].detect(frame)
+        assert found.scores is not None
+        if score is not None:
+            return found.take(found.scores >= score)
+        least = np.array([self.thresholds[model].get(name, 0.0) for name in found.names], np.float32)
+        return found.take(found.scores >= least)
+
+
+def make_detector(artifact: Artifact, device: str) -> Detector:
+    """The network of an artifact with its weights, ready to detect."""
+    settings = artifact.recipe()["recipe"]
+    if artifact.manifest.name == "pointpillars":
+        lidar = from_mapping(LidarRecipe, settings)
+        return LidarDetector(load_weights(lidar.model.build(), artifact, device), lidar.data, device)
+    if artifact.manifest.name == "fcos3d":
+        camera = from_mapping(CameraRecipe, settings)
+        return CameraDetector(load_weights(camera.model.build(), artifact, device), camera.model, device)
+    raise Refusal(f"{artifact.path} is the model {artifact.manifest.name}; driving serves {' and '.join(MODELS)}")
+
+
+def least_scores(calibration: Mapping[str, Any]) -> dict[str, float]:
+    """The least score of each class, from an artifact's calibration."""
+    return {str(name): float(value) for name, value in calibration.get("least_scores", {}).items()}
+
+
+def read_frames(files: Sequence[Path]) -> list[Frame]:
+    """The frames in what was handed in: a folder, a zip, or files."""
+    if len(files) == 1 and zipfile.is_zipfile(files[0]):
+        with tempfile.TemporaryDirectory() as folder:
+            archive.unpack(files[0], Path(folder))
+            return _frames_of([Path(folder)], files[0].name)
+    return _frames_of(files, files[0].name if files else "")
+
+
+def _frames_of(files: Sequence[Path], name: str) -> list[Frame]:
+    folder = files[0] if len(files) == 1 and files[0].is_dir() else None
+    described = sorted(folder.rglob("sample.json")) if folder else [f for f in files if f.name == "sample.json"]
+    frames = nuscenes.read(described[0]) if described else kitti.read_files(files)
+    if not frames:
+        raise Refusal(f"{name} holds no frame")
+    # Names tell the frames of a result apart; those of a sample description may repeat or be long.
+    if len({frame.name for frame in frames}) < len(frames):
+        return [replace(frame, name=f"{number}-{frame.name}") for number, frame in enumerate(frames)]
+    return frames
+
+
+def describe(boxes: Boxes3D) -> list[dict[str, Any]]:
+    """Boxes in JSON types, from the best score down: metres and radians in the LiDAR frame."""
+    assert boxes.scores is not None
+    return [
+        {
+            "name": boxes.names[i],
+            "score": round(float(boxes.scores[i]), 4),
+            "centre_lidar_m": [round(float(value), 3) for value in boxes.centre_lidar_m[i]],
+            "size_m": [round(float(value), 3) for value in boxes.size_m[i]],
+            "yaw": round(float(boxes.yaw[i]), 4),
+        }
+        for i in range(len(boxes))
+    ]
+
+
+def _score(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not 0 <= value <= 1:
+        raise Refusal(f"score={text}: give a number from 0 to 1")
+    return value
+
+
+def _stack(pictures: Sequence[bytes]) -> bytes:
+    """Pictures of one width, one below the other."""
+    if len(pictures) == 1:
+        return pictures[0]
+    images = [Image.open(io.BytesIO(content)) for content in pictures]
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)))
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    out = io.BytesIO()
+    whole.save(out, "PNG")
+    return out.getvalue()
