@@ -1,0 +1,115 @@
+// The point cloud with its boxes in WebGL. Throws where the browser has no WebGL; the caller does without then.
+import * as THREE from "three";
+import { OrbitControls } from "/static/shared/vendor/three/OrbitControls.js";
+import { colourOf } from "/static/driving/views.js";
+
+const EDGES = [0, 1, 1, 2, 2, 3, 3, 0, 4, 5, 5, 6, 6, 7, 7, 4, 0, 4, 1, 5, 2, 6, 3, 7];
+
+/** Draws into `space`; returns { update(state), dispose() }. `choose(index)` is called when a box is clicked. */
+export function openCloud(space, points, state, choose) {
+  const renderer = new THREE.WebGLRenderer({ antialias: true });
+  renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
+  space.prepend(renderer.domElement);
+  renderer.domElement.setAttribute("role", "img");
+  renderer.domElement.setAttribute("aria-label", "Point cloud with boxes; the table holds the same boxes");
+  const scene = new THREE.Scene();
+  scene.background = new THREE.Color("#10161d");
+  const camera = new THREE.PerspectiveCamera(50, 2, 0.3, 500);
+  camera.up.set(0, 0, 1);
+  camera.position.set(-14, 0, 12);
+  const controls = new OrbitControls(camera, renderer.domElement);
+  controls.target.set(14, 0, -1);
+  controls.maxDistance = 250;
+  controls.update();
+
+  const geometry = new THREE.BufferGeometry();
+  const count = points.length / 4;
+  const positions = new Float32Array(count * 3);
+  const colours = new Float32Array(count * 3);
+  const colour = new THREE.Color();
+  for (let i = 0; i < count; i += 1) {
+    positions.set(points.subarray(4 * i, 4 * i + 3), 3 * i);
+    const share = Math.min(Math.max((points[4 * i + 2] + 2.2) / 4.5, 0), 1);
+    colour.setHSL(0.6 - 0.45 * share, 0.5, 0.3 + 0.3 * points[4 * i + 3] + 0.2 * share);
+    colours.set([colour.r, colour.g, colour.b], 3 * i);
+  }
+  geometry.setAttribute("position", new THREE.BufferAttribute(positions, 3));
+  geometry.setAttribute("color", new THREE.BufferAttribute(colours, 3));
+  const dots = new THREE.Points(geometry, new THREE.PointsMaterial({ size: 0.09, vertexColors: true }));
+  scene.add(dots);
+
+  let boxes = new THREE.Group();
+  const cage = (box, tint) => {
+    const shape = new THREE.BufferGeometry();
+    shape.setAttribute("position", new THREE.Float32BufferAttribute(EDGES.flatMap((corner) => box.corners_lidar_m[corner]), 3));
+    return new THREE.LineSegments(shape, new THREE.LineBasicMaterial({ color: tint }));
+  };
+  const fill = (box, index, chosen) => {
+    const [length, width, height] = box.size_m;
+    const body = new THREE.Mesh(
+      new THREE.BoxGeometry(length, width, height),
+      new THREE.MeshBasicMaterial({ color: chosen ? "#ffffff" : colourOf(box.class), transparent: true, opacity: chosen ? 0.35 : 0.1, depthWrite: false }),
+    );
+    body.position.set(...box.centre_lidar_m);
+    body.rotation.z = box.yaw;
+    body.userData.index = index;
+    return body;
+  };
+
+  function clear() {
+    boxes.traverse((item) => { item.geometry?.dispose(); item.material?.dispose(); });
+    scene.remove(boxes);
+  }
+
+  function update(now) {
+    clear();
+    boxes = new THREE.Group();
+    now.frame.boxes.forEach((box, index) => {
+      const chosen = index === now.chosen;
+      boxes.add(cage(box, chosen ? "#ffffff" : colourOf(box.class)), fill(box, index, chosen));
+    });
+    if (now.truth) for (const box of now.frame.truth) boxes.add(cage(box, "#ffffff"));
+    scene.add(boxes);
+    draw();
+  }
+
+  const draw = () => renderer.render(scene, camera);
+  function fit() {
+    const width = space.clientWidth;
+    const caption = space.querySelector("figcaption")?.offsetHeight ?? 0;
+    const height = Math.max(space.clientHeight - caption, 120);
+    renderer.setSize(width, height, false);
+    camera.aspect = width / height;
+    camera.updateProjectionMatrix();
+    draw();
+  }
+
+  const caster = new THREE.Raycaster();
+  let pressed = null;
+  renderer.domElement.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; });
+  renderer.domElement.addEventListener("pointerup", (event) => {
+    if (!pressed || Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;
+    const frame = renderer.domElement.getBoundingClientRect();
+    const place = new THREE.Vector2(((event.clientX - frame.left) / frame.width) * 2 - 1, 1 - ((event.clientY - frame.top) / frame.height) * 2);
+    caster.setFromCamera(place, camera);
+    const hit = caster.intersectObjects(boxes.children.filter((item) => item.isMesh), false)[0];
+    choose(hit ? hit.object.userData.index : -1);
+  });
+  controls.addEventListener("change", draw);
+  const watcher = new ResizeObserver(fit);
+  watcher.observe(space);
+  update(state);
+  fit();
+  return {
+    update,
+    dispose() {
+      watcher.disconnect();
+      controls.dispose();
+      clear();
+      geometry.dispose();
+      dots.material.dispose();
+      renderer.dispose();
+      renderer.domElement.remove();
+    },
+  };
+}

@@ -1,0 +1,154 @@
+// The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
+import { caseForm, downloads, element, picture } from "/static/shared/case.js";
+import { drawImage, drawPlan, pickImage, pickPlan, colourOf } from "/static/driving/views.js";
+
+const whole = new Intl.NumberFormat("en");
+let cloud = null;
+
+caseForm({ render });
+
+async function render(answer) {
+  const result = document.querySelector("#result");
+  cloud?.dispose();
+  cloud = null;
+  if (!answer.files["boxes.json"]) {
+    result.append(element("h2", {}, "Result"), picture(answer, "Boxes found in the frame"), downloads(answer));
+    return;
+  }
+  const { frames } = await load(answer.files["boxes.json"], "json");
+  const stage = element("div");
+  if (frames.length > 1) result.append(switcher(frames, (frame) => show(answer, frame, stage)));
+  result.append(stage, details(answer));
+  await show(answer, frames[0], stage);
+}
+
+/** One button a frame. */
+function switcher(frames, choose) {
+  const buttons = frames.map((frame, index) => element("button", {
+    type: "button",
+    "aria-pressed": String(index === 0),
+    onclick: (event) => {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button === event.currentTarget));
+      choose(frame);
+    },
+  }, frame.frame));
+  return element("div", { class: "frames", role: "group", "aria-label": "Frames" }, buttons);
+}
+
+/** What is one click away: every file, and the picture for a report. */
+function details(answer) {
+  return element("details", {}, element("summary", {}, "Files and picture"), downloads(answer, "Files"), picture(answer, "Boxes in the image and from above"));
+}
+
+async function show(answer, frame, stage) {
+  cloud?.dispose();
+  cloud = null;
+  const state = { frame, chosen: -1, truth: false };
+  const [images, points] = await Promise.all([
+    Promise.all(frame.cameras.map((camera) => load(answer.files[camera.file], "image"))),
+    frame.points_file ? load(answer.files[frame.points_file], "points") : null,
+  ]);
+  const plan = element("canvas", { role: "img", "aria-label": "Objects and LiDAR points seen from above" });
+  const views = images.map((image, index) => ({
+    image, camera: frame.cameras[index], canvas: element("canvas", { role: "img", "aria-label": `Camera ${frame.cameras[index].name} with boxes` }),
+  }));
+  const list = objects(state, choose);
+
+  function redraw() {
+    for (const view of views) drawImage(view.canvas, view.image, view.camera, state);
+    drawPlan(plan, points, state);
+    cloud?.update(state);
+  }
+
+  function choose(index, scroll = false) {
+    if (index === state.chosen) return;
+    state.chosen = index;
+    list.select(index, scroll);
+    redraw();
+  }
+
+  for (const view of views) {
+    view.canvas.addEventListener("click", (event) => choose(pickImage(view.canvas, view.camera, state, event), true));
+  }
+  plan.addEventListener("click", (event) => choose(pickPlan(plan, state, event), true));
+
+  const controls = element("div", { class: "controls" });
+  if (frame.truth?.length) {
+    const box = element("input", { type: "checkbox", onchange: () => { state.truth = box.checked; redraw(); } });
+    controls.append(element("label", {}, box, ` Labels that came with the frame (${frame.truth.length}, white)`));
+  }
+  const space = element("figure", { class: "figure cloud" });
+  stage.replaceChildren(
+    element("h2", { class: "found" }, sentence(frame)),
+    controls,
+    ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
+    element("div", { class: "split" },
+      figure(plan, "From above; the vehicle looks up, rings every 20 m."),
+      element("div", { class: "objects" }, list.node)),
+    ...(points ? [space] : []),
+  );
+  redraw();
+  if (points) await inSpace(space, points, state, choose);
+}
+
+/** The point cloud, where the browser has WebGL; the other views do without. */
+async function inSpace(space, points, state, choose) {
+  try {
+    const { openCloud } = await import("/static/driving/cloud.js");
+    cloud = openCloud(space, points, state, (index) => choose(index, true));
+    space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom."));
+  } catch (error) {
+    console.warn("no point cloud:", error);
+    space.replaceWith(element("p", { class: "small" }, "This browser cannot show the point cloud in 3D (WebGL is not available). The image and the view from above show the same boxes."));
+  }
+}
+
+function sentence(frame) {
+  const counts = new Map();
+  for (const box of frame.boxes) counts.set(box.class, (counts.get(box.class) ?? 0) + 1);
+  if (!counts.size) return "Nothing was found in this frame.";
+  const parts = [...counts].map(([name, count]) => `${count} ${plural(name, count)}`);
+  const nearest = frame.boxes[0];
+  return `${parts.join(", ")}. The nearest: a ${nearest.class.replaceAll("_", " ")} at ${nearest.distance_m.toFixed(1)} m.`;
+}
+
+const plural = (name, count) => `${name.replaceAll("_", " ")}${count === 1 ? "" : name.endsWith("s") ? "es" : "s"}`;
+
+function figure(canvas, caption) {
+  return element("figure", { class: "figure" }, canvas, caption ? element("figcaption", {}, caption) : null);
+}
+
+/** The table of boxes; hovering or focusing a row lights its box up in every view. */
+function objects(state, choose) {
+  const rows = state.frame.boxes.map((box, index) => {
+    const name = element("button", { type: "button", onfocus: () => choose(index), onclick: () => choose(index) },
+      element("span", { class: "swatch", style: `background:${colourOf(box.class)}` }), box.class.replaceAll("_", " "));
+    return element("tr", { onmouseenter: () => choose(index), onclick: () => choose(index) },
+      element("td", {}, name),
+      element("td", { class: "number" }, box.score === null ? "" : box.score.toFixed(2)),
+      element("td", { class: "number" }, `${box.distance_m.toFixed(1)} m`),
+      element("td", { class: "number nobreak" }, box.size_m.map((side) => side.toFixed(1)).join(" × ")),
+      element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`));
+  });
+  const head = ["Class", "Score", "Distance", "Length × width × height, m", "Heading"];
+  const note = state.frame.points === null ? "" : `${whole.format(state.frame.points)} LiDAR points.`;
+  const node = element("div", {},
+    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
+      element("table", {},
+        element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
+        element("tbody", {}, rows))),
+    element("p", { class: "small" }, `Heading is counter-clockwise from straight ahead. ${note}`));
+  const select = (index, scroll) => rows.forEach((row, at) => {
+    row.setAttribute("aria-selected", String(at === index));
+    if (at === index && scroll) row.scrollIntoView({ block: "nearest" });
+  });
+  return { node, select };
+}
+
+async function load(url, kind) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`a file of the case could not be read (${response.status})`);
+  if (kind === "json") return response.json();
+  if (kind === "points") return new Float32Array(await response.arrayBuffer());
+  return createImageBitmap(await response.blob());
+}

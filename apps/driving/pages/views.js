@@ -1,0 +1,153 @@
+// The flat views: boxes over an image, and boxes and points seen from above. Canvas only, no WebGL.
+const COLOURS = { car: "#ff9f1c", van: "#ffd166", truck: "#ffd166", bus: "#ffd166", pedestrian: "#2ec4b6", cyclist: "#e056fd", bicycle: "#e056fd", motorcycle: "#e056fd" };
+const OTHER = "#8ecae6";
+const REACH_M = 75;
+
+export const colourOf = (name) => COLOURS[name] ?? OTHER;
+
+export function drawImage(canvas, image, camera, state) {
+  canvas.width = camera.width;
+  canvas.height = camera.height;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0, camera.width, camera.height);
+  const line = Math.max(1.5, camera.width / 600);
+  if (state.truth) for (const box of state.frame.truth) edges(pen, box, camera, "#ffffff", line * 0.7);
+  state.frame.boxes.forEach((box, index) => {
+    if (index !== state.chosen) edges(pen, box, camera, colourOf(box.class), line);
+  });
+  const chosen = state.frame.boxes[state.chosen];
+  if (!chosen) return;
+  edges(pen, chosen, camera, "#000000", line * 2.4);
+  edges(pen, chosen, camera, "#ffffff", line * 1.2);
+  const extent = extentOf(chosen, camera);
+  if (!extent) return;
+  const text = `${chosen.class}${chosen.score === null ? "" : ` ${chosen.score.toFixed(2)}`} · ${chosen.distance_m.toFixed(1)} m`;
+  pen.font = `600 ${Math.round(camera.width / 75)}px system-ui, sans-serif`;
+  const width = pen.measureText(text).width + 10;
+  const height = camera.width / 55;
+  const x = Math.min(Math.max(extent[0], 0), camera.width - width);
+  const y = Math.max(extent[1] - height - 4, 0);
+  pen.fillStyle = "rgb(0 0 0 / .75)";
+  pen.fillRect(x, y, width, height);
+  pen.fillStyle = "#ffffff";
+  pen.textBaseline = "middle";
+  pen.fillText(text, x + 5, y + height / 2);
+}
+
+function edges(pen, box, camera, colour, width) {
+  const lines = box.edges_px[camera.name];
+  if (!lines) return;
+  pen.strokeStyle = colour;
+  pen.lineWidth = width;
+  pen.lineJoin = "round";
+  pen.beginPath();
+  for (const [x1, y1, x2, y2] of lines) { pen.moveTo(x1, y1); pen.lineTo(x2, y2); }
+  pen.stroke();
+}
+
+function extentOf(box, camera) {
+  const lines = box.edges_px[camera.name];
+  if (!lines) return null;
+  const x = lines.flatMap((edge) => [edge[0], edge[2]]);
+  const y = lines.flatMap((edge) => [edge[1], edge[3]]);
+  return [Math.min(...x), Math.min(...y), Math.max(...x), Math.max(...y)];
+}
+
+/** The box under the pointer, the smallest where several are; -1 for none. */
+export function pickImage(canvas, camera, state, event) {
+  const [x, y] = at(canvas, event);
+  let best = -1;
+  let area = Infinity;
+  state.frame.boxes.forEach((box, index) => {
+    const extent = extentOf(box, camera);
+    if (!extent || x < extent[0] || y < extent[1] || x > extent[2] || y > extent[3]) return;
+    const size = (extent[2] - extent[0]) * (extent[3] - extent[1]);
+    if (size < area) { area = size; best = index; }
+  });
+  return best;
+}
+
+// From above: ahead is up. KITTI is labelled ahead alone, so a frame with one camera shows what lies before it.
+function frameOf(state) {
+  const around = state.frame.cameras.length !== 1;
+  const far = Math.max(30, ...state.frame.boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
+  const reach = Math.min(far, REACH_M);
+  const aside = around ? reach : Math.min(reach, Math.max(18, ...state.frame.boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));
+  const width = 900;
+  const scale = width / (2 * aside);
+  const height = Math.min(Math.round(around ? width : (reach + 5) * scale), 1100);
+  const used = Math.min(scale, height / (around ? 2 * reach : reach + 5));
+  return { width, height, scale: used, x0: width / 2, y0: around ? height / 2 : height - 4 * used };
+}
+
+const place = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];
+
+export function drawPlan(canvas, points, state) {
+  const view = frameOf(state);
+  canvas.width = view.width;
+  canvas.height = view.height;
+  const pen = canvas.getContext("2d");
+  pen.putImageData(scatter(pen, points ?? [], view), 0, 0);
+  pen.strokeStyle = "#2c3a48";
+  pen.fillStyle = "#8296a8";
+  pen.font = "20px system-ui, sans-serif";
+  pen.lineWidth = 1.5;
+  for (let ring = 20; ring <= 100; ring += 20) {
+    pen.beginPath();
+    pen.arc(view.x0, view.y0, ring * view.scale, 0, 2 * Math.PI);
+    pen.stroke();
+    pen.fillText(`${ring} m`, view.x0 + 6, view.y0 - ring * view.scale - 5);
+  }
+  outline(pen, view, [[2.2, 0], [1.5, 0.9], [-2.5, 0.9], [-2.5, -0.9], [1.5, -0.9]], "#ffffff", 2);
+  if (state.truth) for (const box of state.frame.truth) outline(pen, view, box.corners_lidar_m.slice(0, 4), "#ffffff", 2);
+  state.frame.boxes.forEach((box, index) => {
+    const chosen = index === state.chosen;
+    const base = box.corners_lidar_m.slice(0, 4);
+    if (chosen) outline(pen, view, base, "#ffffff", 7);
+    outline(pen, view, base, colourOf(box.class), chosen ? 4 : 3);
+    const front = [(base[0][0] + base[3][0]) / 2, (base[0][1] + base[3][1]) / 2];
+    outline(pen, view, [box.centre_lidar_m, front], chosen ? "#ffffff" : colourOf(box.class), 3);
+  });
+}
+
+function scatter(pen, points, view) {
+  const image = pen.createImageData(view.width, view.height);
+  new Uint32Array(image.data.buffer).fill(0xff1d1610);
+  for (let i = 0; i < points.length; i += 4) {
+    const column = Math.round(view.x0 - points[i + 1] * view.scale);
+    const row = Math.round(view.y0 - points[i] * view.scale);
+    if (column < 0 || row < 0 || column >= view.width - 1 || row >= view.height - 1) continue;
+    const share = Math.min(Math.max((points[i + 2] + 2) / 4, 0), 1);
+    const colour = [60 + 140 * share, 100 + 100 * share, 150 + 40 * share];
+    for (const [dx, dy] of [[0, 0], [1, 0], [0, 1], [1, 1]]) image.data.set(colour, 4 * ((row + dy) * view.width + column + dx));
+  }
+  return image;
+}
+
+function outline(pen, view, corners, colour, width) {
+  pen.strokeStyle = colour;
+  pen.lineWidth = width;
+  pen.beginPath();
+  corners.forEach(([x, y], index) => { if (index) pen.lineTo(...place(view, x, y)); else pen.moveTo(...place(view, x, y)); });
+  pen.closePath();
+  pen.stroke();
+}
+
+export function pickPlan(canvas, state, event) {
+  const view = frameOf(state);
+  const [column, row] = at(canvas, event);
+  const x = (view.y0 - row) / view.scale;
+  const y = (view.x0 - column) / view.scale;
+  const away = state.frame.boxes.map((box) => {
+    const dx = x - box.centre_lidar_m[0];
+    const dy = y - box.centre_lidar_m[1];
+    return Math.hypot(dx, dy) - box.size_m[0] / 2;
+  });
+  const nearest = away.indexOf(Math.min(...away));
+  return nearest >= 0 && away[nearest] < 1.5 ? nearest : -1;
+}
+
+function at(canvas, event) {
+  const frame = canvas.getBoundingClientRect();
+  return [((event.clientX - frame.left) * canvas.width) / frame.width, ((event.clientY - frame.top) * canvas.height) / frame.height];
+}

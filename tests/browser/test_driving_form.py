@@ -1,0 +1,187 @@
+"""The driving form in a browser: what it shows of boxes is what it was given, in all four views.
+
+The predictor here answers with the labels of synthetic scenes, so that the page is tested apart from any model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from apps.driving.data import kitti
+from apps.driving.data.synth.export import write_frame
+from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.outputs import picture, view
+from apps.driving.types import Boxes3D, Frame
+from shared.app import App, Sample
+from shared.deploy.predictor import Request, Response
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.conftest import serving
+from tests.shared.serve.echo import write_artifact
+
+pytestmark = pytest.mark.browser
+PAGES = Path(__file__).parents[2] / "apps" / "driving" / "pages"
+
+
+class Labels:
+    """Answers with the boxes that came with each frame."""
+
+    def decode(self, request: Request) -> list[Frame]:
+        return kitti.read_files(request.files)
+
+    def predict(self, batch: Sequence[list[Frame]]) -> list[list[Frame]]:
+        return list(batch)
+
+    def encode(self, outputs: list[Frame]) -> Response:
+        found = []
+        for frame in outputs:
+            truth = frame.truth or Boxes3D.empty()
+            seen = truth.take(np.argsort(truth.centre_lidar_m[:, 0]))
+            found.append(replace(seen, scores=np.linspace(0.95, 0.5, len(seen), dtype=np.float32)))
+        return Response(
+            result={"frames": len(outputs)},
+            picture=picture.draw(outputs[0], found[0]),
+            files=view.files(outputs, found),
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    address: str
+    frames: Path
+    truths: list[Boxes3D]
+
+
+def _unused(*_: object) -> None:
+    raise AssertionError("the server neither trains nor reproduces")
+
+
+def _two_frames(folder: Path) -> list[Boxes3D]:
+    """Writes two synthetic frames; returns the truth of each."""
+    truths = []
+    for number, seed in enumerate((7, 8)):
+        frame = scene(np.random.default_rng(seed), sensors=Sensors(image_scale=0.5), kind="street")
+        write_frame(frame, folder, f"{number:06}")
+        assert frame.truth is not None
+        truths.append(frame.truth)
+    return truths
+
+
+def _one(folder: Path) -> list[Path]:
+    return [next(folder.glob(f"{part}/000000.*")) for part in ("velodyne", "image_2", "calib", "label_2")]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("driving")
+    shutil.copytree(PAGES, root / "pages")
+    write_artifact(root / "weights", 1)
+    frames = root / "frames"
+    truths = _two_frames(frames)
+    app = App(
+        name="driving",
+        title="Objects in 3D",
+        summary="Finds cars, pedestrians and cyclists.",
+        notice="For tests only.",
+        root=root,
+        model="echo",
+        recipes=_unused,  # type: ignore[arg-type]
+        dense=_unused,  # type: ignore[arg-type]
+        predictor=lambda artifact, device: Labels(),
+        samples=lambda: [
+            Sample(name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _one(frames)),
+            Sample(name="two", title="Two frames", synthetic=True, source="made here", files=lambda _: [frames]),
+        ],
+        reproduce=_unused,  # type: ignore[arg-type]
+    )
+    with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"driving": app})) as address:
+        yield Site(address, frames, truths)
+
+
+def lit(page: Page, selector: str) -> int:
+    """How many pixels of a canvas are (nearly) white: the colour of what is chosen."""
+    return page.eval_on_selector(
+        selector,
+        """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        let n = 0;
+        for (let i = 0; i < d.length; i += 4) if (Math.min(d[i], d[i + 1], d[i + 2]) > 250) n += 1;
+        return n; }""",
+    )
+
+
+def test_a_sample_is_shown_in_four_linked_views(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    rows = page.locator(".objects tbody tr")
+    expect(rows.first).to_be_visible()
+    box_2d = site.truths[0].box_2d
+    assert box_2d is not None
+    expect(rows).to_have_count(int((~np.isnan(box_2d[:, 0])).sum()))
+    expect(page.locator("h2.found")).to_contain_text("car")
+    expect(page.locator(".figure.cloud canvas")).to_be_visible()
+    plan = "canvas[aria-label^='Objects and LiDAR']"
+    before = lit(page, plan)
+    rows.nth(2).hover()
+    expect(rows.nth(2)).to_have_attribute("aria-selected", "true")
+    assert lit(page, plan) > before
+    # The keyboard reaches the rows too.
+    rows.nth(0).get_by_role("button").focus()
+    expect(rows.nth(0)).to_have_attribute("aria-selected", "true")
+
+
+def test_a_click_from_above_chooses_the_row(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    rows = page.locator(".objects tbody tr")
+    rows.nth(1).hover()
+    image = page.locator("canvas[aria-label^='Camera']")
+    # A click beside every box lets go of the choice.
+    image.click(position={"x": 5, "y": 5})
+    expect(page.locator(".objects tr[aria-selected=true]")).to_have_count(0)
+
+
+def test_several_frames_are_switched_between(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="Two frames").click()
+    expect(page.get_by_role("group", name="Frames").get_by_role("button")).to_have_count(2)
+    first = page.locator("h2.found").inner_text()
+    page.get_by_role("button", name="000001").click()
+    expect(page.locator("h2.found")).not_to_have_text(first)
+    expect(page.get_by_role("button", name="000001")).to_have_attribute("aria-pressed", "true")
+
+
+def test_loose_files_are_taken_and_bad_ones_answered_with_a_sentence(page: Page, site: Site, tmp_path: Path) -> None:
+    files = _one(site.frames)[:3]
+    page.goto(f"{site.address}/driving")
+    page.get_by_label("KITTI frame").set_input_files(files)
+    page.get_by_role("button", name="Find objects").click()
+    expect(page.locator("h2.found")).to_have_text("Nothing was found in this frame.")
+    broken = tmp_path / "000001.bin"
+    broken.write_bytes(b"\0" * 30)
+    page.expected_errors.append("422")  # type: ignore[attr-defined]
+    page.get_by_label("KITTI frame").set_input_files([broken])
+    page.get_by_role("button", name="Find objects").click()
+    expect(page.get_by_role("alert")).to_contain_text("000001.bin has 30 bytes, not a multiple of 16")
+
+
+def test_without_webgl_the_other_views_remain(browser: Browser, site: Site) -> None:
+    context = browser.new_context(viewport={"width": 900, "height": 900})
+    context.add_init_script(
+        """const get = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+          return kind.startsWith("webgl") ? null : get.call(this, kind, ...rest); };"""
+    )
+    page = context.new_page()
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    expect(page.get_by_text("cannot show the point cloud in 3D")).to_be_visible()
+    assert lit(page, "canvas[aria-label^='Objects and LiDAR']") > 0
+    expect(page.locator(".objects tbody tr").first).to_be_visible()
+    context.close()
