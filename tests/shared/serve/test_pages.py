@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
-from shared.refusal import Refusal
 from shared.serve.pages import WEB
-from shared.serve.server import create_app, run
-from shared.serve.settings import Settings, read_settings
-from tests.shared.serve.echo import csv
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import csv, until
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -103,42 +100,10 @@ def test_a_router_that_fails_leaves_the_rest_standing(
     assert "the routes of echo are left out" in caplog.text
 
 
-def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"192\.0\.2\.1:8000 cannot be listened on"):
-        run(Settings(host="192.0.2.1", store=tmp_path))
-
-
 def test_warming_makes_the_server_ready(serve: Callable[..., TestClient]) -> None:
-    from tests.shared.serve.echo import until
-
     client = serve(warm=True)
     until(lambda: client.get("/v2/health/ready").json() == {"ready": True})
     assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded"
-
-
-def test_the_server_answers_without_loading_torch(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from fastapi.testclient import TestClient\n"
-        "from shared.serve.server import create_app\n"
-        "from shared.serve.settings import Settings\n"
-        "with TestClient(create_app(Settings(store=Path(sys.argv[1]), warm=False))) as client:\n"
-        "    assert client.get('/').status_code == client.get('/openapi.json').status_code == 200\n"
-        "heavy = {'torch', 'onnxruntime', 'monai', 'mmdet3d', 'lightning', 'pandas', 'scipy'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
-
-
-def test_settings_come_from_the_environment_and_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIVIUM_PORT", "9000")
-    monkeypatch.setenv("TRIVIUM_DEADLINE_S", "7")
-    assert read_settings(port=None).port == 9000 and read_settings(port=80).port == 80
-    assert read_settings().deadline_s == 7
-    monkeypatch.setenv("TRIVIUM_DEVICE", "abacus")
-    with pytest.raises(Refusal, match="TRIVIUM_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"):
-        read_settings()
 
 
 def test_vendored_libraries_are_what_was_published() -> None:
