@@ -19,18 +19,21 @@ from apps.finance.scoring import CHANNELS, Calibration, score, statistics, tabul
 from apps.finance.types import Floats, Forecast, LabelledSeries, Series
 
 _STREAM = 1 << 21
+_SERIES, _ROWS = 40, 3000
 FALSE_EVENTS_PER_1000_ROWS = 0.55
 """The budget: 3.5 false events in a series of about 6,400 rows, the mean length of the benchmark's files."""
 
 
 def calibrate(
-    recipe: FinanceRecipe, model: nn.Module, *, series: int = 40, rows: int = 3000, stride: int | None = None
+    recipe: FinanceRecipe, model: nn.Module, *, series: int | None = None, stride: int | None = None
 ) -> dict[str, Any]:
     """The calibration of a trained forecaster, in JSON types.
 
-    Makes ``series`` synthetic series without anomalies and as many with; the first give each channel's distribution
+    Makes ``series`` synthetic series (40, or as many as there were to train on) without anomalies and as many with; the first give each channel's distribution
     on normal rows, both together the threshold at which there are no more false events than the budget allows.
     """
+    series = series or min(_SERIES, recipe.data.series)
+    rows = min(_ROWS, recipe.data.rows)
     stride = stride or default_stride(recipe.model.horizon)
     normal = _synthesise(recipe, 0, series, rows, 0.0)
     labelled = _synthesise(recipe, series, series, rows, 2.0)

@@ -100,10 +100,10 @@ def shipped() -> FinanceRecipe:
         data=FinanceData(series=1500, validation_series=100, rows=4000, context=96, horizon=8),
         task=FinanceTask(),
         optimizer=AdamW(learning_rate=1.5e-3, weight_decay=1e-4),
-        schedule=CosineRestarts(warmup_steps=300, period=8, floor=0.02),
+        schedule=CosineRestarts(warmup_steps=300, period=10, floor=0.02),
         precision="fp32",
         limits=Limits(
-            epochs=8,
+            epochs=10,
             minutes=6.5,
             batch=512,
             evaluation_batch=2048,
