@@ -28,12 +28,14 @@ class Response:
 
     ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths.
     ``picture`` is a PNG that a person can look at. ``files`` maps names (no folders) to content: outputs in the
-    field's formats, and what the form's viewer reads.
+    field's formats, and what the form's viewer reads. ``model`` is the name of the shipped model that answered, where
+    an application has several.
     """
 
     result: dict[str, Any]
     picture: bytes
     files: Mapping[str, bytes] = field(default_factory=dict)
+    model: str | None = None
 
 
 class Predictor(Protocol[Inputs, Outputs]):

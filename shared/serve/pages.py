@@ -70,7 +70,7 @@ class Pages:
 
         @router.api_route(f"/{app.name}", methods=["GET", "HEAD"])
         def form() -> HTMLResponse:
-            return self.render(template, app=app, samples=app.samples(), artifact=service.manifest)
+            return self.render(template, app=app, samples=app.samples(), artifacts=service.manifests)
 
 
 def _environment(*folders: Path) -> Environment:
@@ -92,4 +92,4 @@ def _entry(service: Service) -> dict[str, Any]:
         }
         for case in service.store.recent(service.app.name, _RECENT)
     ]
-    return {"app": service.app, "artifact": service.manifest, "cases": cases}
+    return {"app": service.app, "artifacts": service.manifests, "cases": cases}

@@ -212,11 +212,10 @@ def _answer_errors(server: FastAPI, pages: Pages) -> None:
 
 
 def _state(service: Service) -> dict[str, Any]:
-    manifest = service.manifest
     return {
         "predictor": "loaded" if service.loaded else "failed" if service.failure else "not loaded",
         "failure": service.failure,
-        "artifact": {"name": manifest.name, "version": manifest.version} if manifest else None,
+        "artifacts": [{"name": manifest.name, "version": manifest.version} for manifest in service.manifests],
     }
 
 

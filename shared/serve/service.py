@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import anyio.to_thread
 
-from shared.app import App, Sample, shipped
-from shared.deploy.artifact import Artifact, Manifest
+from shared.app import App, Sample
+from shared.deploy.artifact import MANIFEST, Artifact, Manifest, newest, open_artifact
 from shared.deploy.predictor import Predictor, Request
 from shared.refusal import Refusal
 from shared.serve.batcher import Batcher, Busy, DeadlinePassed
@@ -37,7 +37,7 @@ class Service:
         self.app, self.settings, self.store = app, settings, store
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._artifact: Artifact | None = None
+        self._artifacts: dict[Path, Artifact] = {}
         self._loaded: tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics] | None = None
         self.failure: str | None = None
         # As many as may wait and are computed; each holds a thread, none of the server's own.
@@ -52,12 +52,17 @@ class Service:
         return self._loaded is not None
 
     @property
-    def manifest(self) -> Manifest | None:
-        """The manifest of the artifact that serves, or None where none was shipped."""
-        try:
-            return self._shipped().manifest
-        except Refusal:
-            return None
+    def manifests(self) -> list[Manifest]:
+        """The manifests of all models that were shipped, each in its newest version, the one that serves first."""
+        names = sorted({path.parts[-3] for path in self.app.weights.glob(f"*/*/{MANIFEST}")})
+        names.sort(key=lambda name: name != self.app.model)
+        found = []
+        for name in names:
+            try:
+                found.append(self._artifact_of(name).manifest)
+            except Refusal as refusal:
+                log.warning("%s: %s", self.app.name, refusal)
+        return found
 
     def load(self) -> None:
         """Loads the predictor where that has not been done. Raises ``Refusal`` (503) where it cannot be."""
@@ -153,7 +158,7 @@ class Service:
             outputs = batcher.answer(inputs, deadline)
             computed = time.monotonic()
             response = predictor.encode(outputs)
-            manifest = self._shipped().manifest
+            manifest = self._artifact_of(response.model or self.app.model).manifest
             case = self.store.add(
                 app=self.app.name,
                 door=door,
@@ -172,17 +177,19 @@ class Service:
         metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
         return case
 
-    def _shipped(self) -> Artifact:
-        if self._artifact is None:
-            self._artifact = shipped(self.app)
-        return self._artifact
+    def _artifact_of(self, model: str) -> Artifact:
+        """The newest version of a shipped model; its digests are checked once."""
+        path = newest(self.app.weights, model)
+        if path not in self._artifacts:
+            self._artifacts[path] = open_artifact(path)
+        return self._artifacts[path]
 
     def _load(self) -> tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics]:
         with self._lock:
             if self._loaded is None:
                 try:
-                    artifact = self._shipped()
-                    predictor = self.app.predictor(artifact, _device(self.settings.device))
+                    artifact = self._artifact_of(self.app.model)
+                    predictor = self.app.predictor(None, _device(self.settings.device))
                 except Refusal as refusal:
                     self.failure = str(refusal)
                     raise Refusal(str(refusal), status=503) from refusal
