@@ -74,20 +74,19 @@ def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame
         points_lidar_m=points,
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),
-        time_ns=round(sample["timestamp"] * 1e9) if "timestamp" in sample else None,
+        time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
     )
 
 
 def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
-    valid = [item for item in instances if item["bbox_label_3d"] in names]
-    table = np.array([item["bbox_3d"][:7] for item in valid], np.float64).reshape(-1, 7)
+    table = np.array([item["bbox_3d"][:7] for item in instances], np.float64).reshape(-1, 7)
     yaw = table[:, 6] - np.pi / 2
     return Boxes3D(
         centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
         size_m=table[:, 3:6].astype(np.float32),
         yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
-        names=tuple(names[item["bbox_label_3d"]] for item in valid),
-        point_counts=np.array([item.get("num_lidar_pts", -1) for item in valid], np.int64),
+        names=tuple(names.get(item["bbox_label_3d"], "other") for item in instances),
+        point_counts=np.array([item.get("num_lidar_pts", -1) for item in instances], np.int64),
     )
 
 

@@ -1,0 +1,276 @@
+"""KITTI frames: real ones read and written back, and bad ones refused with a sentence."""
+
+import shutil
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.driving.data import archive, kitti, nuscenes
+from apps.driving.data.projection import image_boxes
+from apps.driving.data.synth.export import write_frame
+from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.outputs import kitti as results
+from apps.driving.types import Boxes3D
+from shared.refusal import Refusal
+
+IDS = ("000000", "000001", "000002", "000003", "000004")
+
+
+@pytest.fixture
+def real(data_root):
+    return data_root / "driving" / "kitti_object"
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """A synthetic frame, and the KITTI folder that it was written to."""
+    root = tmp_path_factory.mktemp("kitti")
+    frame = scene(np.random.default_rng(3), sensors=Sensors(image_scale=0.1), kind="street")
+    write_frame(frame, root, "000007")
+    return frame, root
+
+
+def label_rows(path):
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return np.array([[float(v) for v in row[1:]] for row in lines if row[0] != "DontCare"])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("frame_id", IDS)
+def test_real_labels_survive_the_way_to_the_lidar_frame_and_back(real, frame_id):
+    frame = kitti.read_frame(real, frame_id)
+    rows = label_rows(real / "label_2" / f"{frame_id}.txt")
+    location, rotation = kitti.to_rectified(frame.truth, frame.cameras["image_2"])
+    assert np.abs(location - rows[:, 10:13]).max() < 1e-4
+    assert np.abs(rotation - rows[:, 13]).max() < 1e-4
+    assert frame.truth.size_m == pytest.approx(rows[:, [9, 8, 7]])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("frame_id", IDS)
+def test_real_boxes_lie_on_what_they_label(real, frame_id):
+    frame = kitti.read_frame(real, frame_id)
+    camera, truth = frame.cameras["image_2"], frame.truth
+    assert (truth.point_counts >= 9).all()
+    shown, cut = image_boxes(truth, camera.intrinsics, camera.lidar_to_camera, camera.image_HWC.shape[:2])
+    # The annotators drew 2D boxes around what they saw; projected 3D boxes of rigid things agree to 2 pixels.
+    rigid = [name != "pedestrian" for name in truth.names]
+    assert np.abs(shown - truth.box_2d)[rigid].max(initial=0) < 2
+    assert np.abs(cut - truth.truncation).max() < 0.05
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("frame_id", IDS)
+def test_written_labels_are_the_real_ones(real, frame_id, tmp_path):
+    frame = kitti.read_frame(real, frame_id)
+    (tmp_path / "out.txt").write_text(results.write(frame.truth, frame.cameras["image_2"]))
+    rows, written = label_rows(real / "label_2" / f"{frame_id}.txt"), label_rows(tmp_path / "out.txt")
+    assert np.delete(written, 2, axis=1) == pytest.approx(np.delete(rows, 2, axis=1), abs=1e-3)
+    # alpha is rounded to hundredths in the files, and follows from the rest of the row.
+    assert written[:, 2] == pytest.approx(rows[:, 2], abs=0.015)
+
+
+@pytest.mark.realdata
+def test_real_regions_not_cared_for_are_kept(real):
+    assert kitti.read_frame(real, "000001").ignore_boxes_2d["image_2"].shape == (4, 4)
+    assert "dontcare" not in kitti.read_frame(real, "000001").truth.names
+    assert [frame.name for frame in kitti.read(real)] == list(IDS)
+    assert kitti.read(real / "velodyne" / "000002.bin")[0].truth.names == ("misc", "car")
+
+
+@pytest.mark.realdata
+def test_a_real_nuscenes_frame_has_its_boxes_on_its_points_and_in_its_images(data_root):
+    frame = nuscenes.read(data_root / "driving" / "nuscenes_sample")[0]
+    truth = frame.truth
+    assert len(frame.cameras) == 6
+    assert len(truth) == 69
+    assert frame.points_lidar_m.shape == (34688, 4)
+    assert frame.time_ns == 1532402927647951000
+    inside = truth.inside(frame.points_lidar_m).sum(1)
+    assert np.abs(inside - truth.point_counts).mean() < 1
+    front = frame.cameras["CAM_FRONT"]
+    shown, _ = image_boxes(truth, front.intrinsics, front.lidar_to_camera, front.image_HWC.shape[:2])
+    ahead = truth.centre_lidar_m[~np.isnan(shown[:, 0])]
+    assert len(ahead) == 47
+    assert (ahead[:, 0] > 0).all()
+
+
+calibrations = st.builds(
+    lambda roll, pitch, yaw, shift: (roll, pitch, yaw, shift),
+    st.floats(-0.02, 0.02),
+    st.floats(-0.02, 0.02),
+    st.floats(-0.5, 0.5),
+    st.tuples(*[st.floats(-2, 2)] * 3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mount=calibrations, seed=st.integers(0, 10_000))
+def test_boxes_survive_the_way_to_any_camera_and_back(mount, seed):
+    roll, pitch, yaw, shift = mount
+    cosine, sine = np.cos([roll, pitch, yaw]), np.sin([roll, pitch, yaw])
+    turn = (
+        np.array([[cosine[0], -sine[0], 0], [sine[0], cosine[0], 0], [0, 0, 1]])
+        @ np.array([[1, 0, 0], [0, cosine[1], -sine[1]], [0, sine[1], cosine[1]]])
+        @ np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]])
+        @ np.array([[cosine[2], -sine[2], 0], [sine[2], cosine[2], 0], [0, 0, 1]])
+    )
+    transform = np.eye(4)
+    transform[:3, :3], transform[:3, 3] = turn, shift
+    camera = kitti.Calibration(
+        intrinsics=np.eye(3, dtype=np.float32),
+        lidar_to_camera=transform.astype(np.float32),
+        reference_offset_m=np.array([0.06, 0, 0.003], np.float32),
+    )
+    draw = np.random.default_rng(seed)
+    boxes = Boxes3D(
+        centre_lidar_m=draw.uniform(-80, 80, (6, 3)).astype(np.float32),
+        size_m=draw.uniform(0.3, 12, (6, 3)).astype(np.float32),
+        yaw=draw.uniform(-np.pi, np.pi, 6).astype(np.float32),
+        names=("car",) * 6,
+    )
+    location, rotation = kitti.to_rectified(boxes, camera)
+    centre, yaw_again = kitti.from_rectified(location, boxes.size_m[:, 2].astype(float), rotation, camera)
+    assert np.abs(centre - boxes.centre_lidar_m).max() < 1e-4
+    assert np.abs(np.sin((yaw_again - boxes.yaw) / 2)).max() < 1e-5
+
+
+def test_a_written_frame_reads_the_same(synthetic):
+    frame, root = synthetic
+    (again,) = kitti.read(root)
+    assert np.array_equal(again.points_lidar_m, frame.points_lidar_m)
+    assert np.array_equal(again.cameras["image_2"].image_HWC, frame.cameras["image_2"].image_HWC)
+    assert again.cameras["image_2"].lidar_to_camera == pytest.approx(frame.cameras["image_2"].lidar_to_camera, abs=1e-5)
+    shown = frame.truth.take(~np.isnan(frame.truth.box_2d[:, 0]))
+    assert again.truth.names == shown.names
+    assert again.truth.array == pytest.approx(shown.array, abs=2e-3)
+
+
+def test_a_zip_and_loose_files_read_like_the_folder(synthetic, tmp_path):
+    frame, root = synthetic
+    with zipfile.ZipFile(tmp_path / "frames.zip", "w") as out:
+        for file in root.rglob("*.*"):
+            out.write(file, f"training/{file.relative_to(root)}")
+    (zipped,) = kitti.read(tmp_path / "frames.zip")
+    assert np.array_equal(zipped.points_lidar_m, frame.points_lidar_m)
+    assert zipped.truth is not None
+    loose = []
+    for name, file in (
+        ("sweep.bin", "velodyne/000007.bin"),
+        ("view.png", "image_2/000007.png"),
+        ("c.txt", "calib/000007.txt"),
+    ):
+        shutil.copy(root / file, tmp_path / name)
+        loose.append(tmp_path / name)
+    (alone,) = kitti.read_files(loose)
+    assert alone.name == "sweep"
+    assert alone.truth is None
+    assert np.array_equal(alone.cameras["image_2"].image_HWC, frame.cameras["image_2"].image_HWC)
+    (points_only,) = kitti.read(tmp_path / "sweep.bin")
+    assert points_only.cameras == {}
+    assert np.array_equal(points_only.points_lidar_m, frame.points_lidar_m)
+
+
+def write(path, array):
+    path.write_bytes(np.asarray(array, "<f4").tobytes())
+    return path
+
+
+def test_bad_sweeps_are_refused(tmp_path):
+    good = np.zeros((5, 4), np.float32)
+    for name, content, sentence in (
+        ("short.bin", good.ravel()[:-1], "76 bytes, not a multiple of 16"),
+        ("empty.bin", [], "is empty"),
+        ("five.bin", np.zeros((3, 5)), "five columns"),
+        ("nan.bin", np.full((2, 4), np.nan), "2 points that are not finite"),
+        ("far.bin", np.full((2, 4), 5e4), "over 1 km away"),
+        ("bright.bin", good + [0, 0, 0, 200], "intensity lies in"),
+    ):
+        with pytest.raises(Refusal, match=sentence) as refused:
+            kitti.read(write(tmp_path / name, content))
+        assert name in str(refused.value)
+
+
+def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
+    _, root = synthetic
+    shutil.copytree(root, tmp_path / "k")
+    calibration, labels = tmp_path / "k" / "calib" / "000007.txt", tmp_path / "k" / "label_2" / "000007.txt"
+    good = calibration.read_text()
+    for text, sentence in (
+        (good.replace("P2", "P9"), "no row P2"),
+        (good.replace("R0_rect: 1.0", "R0_rect: 7.0"), "R0_rect are not a rotation"),
+        (good.replace("Tr_velo_to_cam: ", "Tr_velo_to_cam: x"), "expected `Tr_velo_to_cam:` and numbers"),
+        (good.replace("P2: ", "P2: 1 "), "P2 needs 12 finite numbers, it has 13"),
+    ):
+        calibration.write_text(text)
+        with pytest.raises(Refusal, match=sentence):
+            kitti.read(tmp_path / "k")
+    calibration.write_text(good)
+    row = labels.read_text().splitlines()[0]
+    for text, sentence in (
+        (row.rsplit(" ", 2)[0], "line 1: 13 columns|line 1: 14 columns"),
+        (row.replace(row.split()[4], "left"), "could not convert"),
+        (row.replace(row.split()[11], "nan"), "not a finite number"),
+    ):
+        labels.write_text(text + "\n")
+        with pytest.raises(Refusal, match=sentence):
+            kitti.read(tmp_path / "k")
+    calibration.unlink()
+    with pytest.raises(Refusal, match="no calibration beside it"):
+        kitti.read(tmp_path / "k")
+
+
+def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
+    _, root = synthetic
+    shutil.copytree(root, tmp_path / "k")
+    (tmp_path / "k" / "image_2" / "000007.png").write_bytes(b"\x89PNG no")
+    with pytest.raises(Refusal, match=r"000007\.png cannot be read as an image"):
+        kitti.read(tmp_path / "k")
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    with pytest.raises(Refusal, match=r"notes\.pdf is no file of a KITTI frame"):
+        kitti.read(tmp_path / "notes.pdf")
+    with pytest.raises(Refusal, match="no such file"):
+        kitti.read(tmp_path / "missing.bin")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(Refusal, match="holds no files"):
+        kitti.read(tmp_path / "nothing")
+    with pytest.raises(Refusal, match="is not JSON"):
+        nuscenes.read(write(tmp_path / "sample.json", [1.0]))
+    with pytest.raises(Refusal, match="no file was given"):
+        kitti.read_files([])
+
+
+def test_a_zip_cannot_leave_its_folder_nor_flood_the_disk(tmp_path):
+    evil = tmp_path / "evil.zip"
+    for name in ("../outside.bin", "/etc/outside.bin", "a/../../outside.bin", "..\\outside.bin", "C:/outside.bin"):
+        with zipfile.ZipFile(evil, "w") as out:
+            out.writestr(name, "x")
+        with pytest.raises(Refusal, match="outside of itself"):
+            archive.unpack(evil, tmp_path / "into")
+    link = zipfile.ZipInfo("velodyne")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(evil, "w") as out:
+        out.writestr(link, "/etc")
+    with pytest.raises(Refusal, match="holds a link"):
+        archive.unpack(evil, tmp_path / "into")
+    with zipfile.ZipFile(evil, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("velodyne/0.bin", b"\0" * 5_000_000)
+    with pytest.raises(Refusal, match="unpacks to too much"):
+        archive.unpack(evil, tmp_path / "into", most_bytes=1_000_000)
+    evil.write_bytes(b"PK no zip")
+    with pytest.raises(Refusal, match="cannot be read as a zip"):
+        kitti.read(evil)
+    assert not (tmp_path / "outside.bin").exists()
+
+
+def test_taking_boxes_takes_all_that_is_known_of_them(synthetic):
+    truth = replace(synthetic[0].truth, scores=np.linspace(0, 1, len(synthetic[0].truth), dtype=np.float32))
+    order = np.arange(len(truth))[::-1]
+    assert truth.take(order).take(order).array == pytest.approx(truth.array)
+    assert truth.take(order).names == truth.names[::-1]
+    assert truth.take(order).point_counts.tolist() == truth.point_counts[::-1].tolist()
+    assert len(truth.take(np.zeros(len(truth), bool))) == 0

@@ -1,0 +1,91 @@
+"""What is written of frames: the picture, KITTI's result files, and what the viewer reads."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.driving.data import kitti
+from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.outputs import kitti as results
+from apps.driving.outputs import picture, view
+from apps.driving.types import Boxes3D
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return scene(np.random.default_rng(4), sensors=Sensors(image_scale=0.2), kind="street")
+
+
+@pytest.fixture(scope="module")
+def found(frame):
+    truth = frame.truth
+    return replace(truth, scores=np.linspace(0.9, 0.2, len(truth), dtype=np.float32), box_2d=None, truncation=None)
+
+
+def opened(content):
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def test_the_picture_shows_the_boxes_and_is_always_the_same(frame, found):
+    drawn = picture.draw(frame, found)
+    assert drawn == picture.draw(frame, found)
+    assert opened(drawn).width == picture.WIDTH
+    bare = np.asarray(opened(picture.draw(replace(frame, truth=None), Boxes3D.empty())))
+    full = np.asarray(opened(picture.draw(replace(frame, truth=None), found)))
+    assert bare.shape == full.shape
+    assert (bare != full).any(-1).sum() > 500
+
+
+def test_a_picture_needs_neither_camera_nor_lidar(frame, found):
+    assert opened(picture.draw(replace(frame, cameras={}), found)).height == picture.PLAN_HEIGHT
+    alone = opened(picture.draw(replace(frame, points_lidar_m=None), found))
+    assert alone.height < picture.PLAN_HEIGHT
+
+
+def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
+    camera = frame.cameras["image_2"]
+    (tmp_path / "out.txt").write_text(results.write(found, camera))
+    again, _ = kitti.read_labels(tmp_path / "out.txt", camera)
+    shown = found.take(~np.isnan(frame.truth.box_2d[:, 0]))
+    assert again.names == shown.names
+    assert again.array == pytest.approx(shown.array, abs=1e-3)
+    assert again.scores == pytest.approx(shown.scores, abs=1e-3)
+    assert results.write(Boxes3D.empty(), camera) == ""
+
+
+def test_the_viewer_gets_points_image_and_boxes(frame, found):
+    files = view.files([frame], [found])
+    assert set(files) == {"boxes.json", "points.bin", "image.jpg"}
+    points = np.frombuffer(files["points.bin"], "<f4").reshape(-1, 4)
+    assert 0 < len(points) <= view.MOST_POINTS
+    assert opened(files["image.jpg"]).size == (frame.cameras["image_2"].image_HWC.shape[1::-1])
+    (described,) = json.loads(files["boxes.json"])["frames"]
+    assert described["points"] == len(frame.points_lidar_m)
+    assert len(described["boxes"]) == len(found)
+    away = [box["distance_m"] for box in described["boxes"]]
+    assert away == sorted(away)
+    inside = ~np.isnan(frame.truth.box_2d[:, 0])
+    assert sum("image_2" in box["edges_px"] for box in described["boxes"]) == inside.sum()
+
+
+def test_several_frames_have_files_of_their_own(frame, found):
+    other = replace(frame, name="an/other", points_lidar_m=None)
+    files = view.files([replace(frame, name="1"), other], [found, found])
+    assert set(files) == {"boxes.json", "1_points.bin", "1_image.jpg", "an-other_image.jpg"}
+    listed = json.loads(files["boxes.json"])["frames"]
+    assert listed[1]["cameras"][0]["file"] == "an-other_image.jpg"
+    assert listed[1]["points_file"] is None
+
+
+def test_thinning_keeps_what_is_far():
+    draw = np.random.default_rng(0)
+    near, far = draw.uniform(-5, 5, (90_000, 4)), draw.uniform(30, 60, (2_000, 4))
+    points = np.concatenate([near, far]).astype(np.float32)
+    kept = view.thin(points, 10_000)
+    assert len(kept) <= 10_000
+    assert (kept[:, 0] > 30).mean() > 3 * 2_000 / 92_000
+    assert np.array_equal(view.thin(points[:500], 10_000), points[:500])

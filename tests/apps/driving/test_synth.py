@@ -1,0 +1,164 @@
+"""Synthetic scenes: the same from the same numbers, and true to what they say of themselves."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.driving.data.synth.casting import GROUND, NOTHING, Ground, Quadric, cast
+from apps.driving.data.synth.image import camera_rays
+from apps.driving.data.synth.layout import KINDS
+from apps.driving.data.synth.scenes import FEWEST_POINTS, Sensors, lidar_rays, scene
+from apps.driving.data.synth.shapes import Shape, block, cyclist, ellipsoid, pedestrian, place, vehicle
+
+FLAT = Ground(-1.73, (0.0, 0.0), 0.0, 0.0, 100.0, 0.0, np.zeros((0, 4), np.float32))
+
+
+def rays():
+    return lidar_rays(Sensors(), np.random.default_rng(0))
+
+
+def test_rays_meet_a_flat_ground_and_the_face_of_a_block_where_they_must():
+    beams = rays()
+    wall = place(Shape([block((-1, -30, 0), (1, 30, 9), 4)], (2, 60, 9)), 21.0, 0.0, -1.73, 0.0, 0)
+    hits = cast(beams, FLAT, [wall], np.random.default_rng(0), 80)
+    points = beams.directions * hits.distance[..., None]
+    assert (hits.instance == NOTHING).sum() == 0
+    assert points[hits.instance == GROUND][:, 2] == pytest.approx(-1.73, abs=1e-3)
+    assert points[hits.instance == 0][:, 0] == pytest.approx(20, abs=1e-3)
+    assert (points[hits.instance == GROUND][:, 0] < 20.01).all()
+    # A ray meets the wall where it would meet the ground only behind the wall's face.
+    ahead = beams.directions[..., 0] * 1.73 / np.maximum(-beams.directions[..., 2], 1e-9)
+    assert ((hits.instance == 0) == ((beams.directions[..., 2] > 0) | (ahead > 20)))[np.abs(ahead - 20) > 0.01].all()
+
+
+def test_a_ball_is_met_at_its_radius():
+    ball = place(Shape([ellipsoid((0, 0, 1.5), (1.5, 1.5, 1.5), 4)], (3, 3, 3)), 12.0, 2.0, -1.73, 0.7, 0)
+    beams = rays()
+    hits = cast(beams, FLAT, [ball], np.random.default_rng(0), 80)
+    met = hits.instance == 0
+    points = (beams.directions * hits.distance[..., None])[met]
+    centre = np.array([12, 2, -0.23])
+    assert met.sum() > 300
+    assert np.linalg.norm(points - centre, axis=1) == pytest.approx(1.5, abs=1e-3)
+    assert hits.normal[met] == pytest.approx((points - centre) / 1.5, abs=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(x=st.floats(-40, 40), y=st.floats(-40, 40), yaw=st.floats(-4, 4))
+def test_no_ray_outside_of_the_window_would_have_met_the_solid(x, y, yaw):
+    solid = place(Shape([block((-2, -0.8, 0), (2, 0.8, 1.5), 4)], (4, 1.6, 1.5)), x, y, -1.73, yaw, 0)
+    beams = lidar_rays(Sensors(field_of_view_deg=360, azimuth_step_deg=0.9), np.random.default_rng(1))
+    everything = type(beams)(beams.origin, beams.directions, lambda corners: [(slice(None), slice(None))])
+    some, all_ = (cast(r, FLAT, [solid], np.random.default_rng(0), 80) for r in (beams, everything))
+    assert np.array_equal(some.instance, all_.instance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_numbers_give_the_same_scene(kind):
+    first, second = (scene(np.random.default_rng(5), kind=kind) for _ in range(2))
+    assert np.array_equal(first.points_lidar_m, second.points_lidar_m)
+    assert np.array_equal(first.truth.array, second.truth.array)
+    assert not np.array_equal(first.points_lidar_m, scene(np.random.default_rng(6), kind=kind).points_lidar_m)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [scene(np.random.default_rng(seed)) for seed in range(12)]
+
+
+def test_boxes_hold_the_returns_of_their_objects(scenes):
+    # What the caster says came from an object, and what lies in its box, differ by noise, by glass that light
+    # passes, and by what else is in the box (the ground under a car).
+    counted = np.concatenate([frame.truth.point_counts for frame in scenes])
+    inside = np.concatenate([frame.truth.inside(frame.points_lidar_m).sum(1) for frame in scenes])
+    many = counted >= 50
+    assert many.sum() > 30
+    assert np.median(inside[many] / counted[many]) == pytest.approx(1, abs=0.1)
+    assert (inside[many] > 0.6 * counted[many]).all()
+
+
+def test_points_are_as_a_sensor_would_give_them(scenes):
+    for frame in scenes:
+        points = frame.points_lidar_m
+        assert points.dtype == np.float32
+        assert 20_000 < len(points) < 33_000
+        assert np.isfinite(points).all()
+        assert (points[:, 3] >= 0).all() and (points[:, 3] < 1).all()
+        assert np.abs(np.arctan2(points[:, 1], points[:, 0])).max() < np.deg2rad(45.2)
+        distance = np.linalg.norm(points[:, :3], axis=1)
+        assert distance.min() > 2.4 and distance.max() < 81
+
+
+def test_no_two_vehicles_stand_in_each_other(scenes):
+    from apps.driving.metrics.overlap import bev_iou
+
+    for frame in scenes:
+        boxes = frame.truth.array[:, [0, 1, 3, 4, 6]]
+        overlap = bev_iou(boxes, boxes)
+        assert overlap[~np.eye(len(boxes), dtype=bool)].max(initial=0) < 0.05
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_shapes_stay_within_their_size(seed):
+    draw = np.random.default_rng(seed)
+    for shape in (vehicle("car", draw), vehicle("van", draw), vehicle("truck", draw), pedestrian(draw), cyclist(draw)):
+        solid = place(shape, 9.0, 0.0, -1.73, 0.4, 0)
+        beams = rays()
+        hits = cast(beams, FLAT, [solid], np.random.default_rng(0), 80)
+        points = (beams.directions * hits.distance[..., None])[hits.instance == 0]
+        local = points - np.array([9.0, 0, -1.73 + shape.size[2] / 2], np.float32)
+        turned = np.stack(
+            [
+                local[:, 0] * np.cos(0.4) + local[:, 1] * np.sin(0.4),
+                local[:, 1] * np.cos(0.4) - local[:, 0] * np.sin(0.4),
+                local[:, 2],
+            ]
+        )
+        assert (np.abs(turned).max(axis=1) <= np.array(shape.size) / 2 + 0.03).all(), shape.name
+
+
+def test_image_and_truth_agree():
+    frame = scene(np.random.default_rng(21), sensors=Sensors(image_scale=0.25), kind="street")
+    camera, truth = frame.cameras["image_2"], frame.truth
+    assert camera.image_HWC.shape == (94, 310, 3)
+    assert camera.image_HWC.std() > 10
+    assert set(truth.occlusion.tolist()) <= {0, 1, 2}
+    shown = ~np.isnan(truth.box_2d[:, 0])
+    assert shown.any()
+    assert (truth.truncation[shown] < 1).all()
+    assert (truth.truncation[~shown] == 1).all()
+    assert (truth.box_2d[shown, 2:] > truth.box_2d[shown, :2]).all()
+
+
+def test_a_hidden_car_is_said_to_be_hidden():
+    from apps.driving.data.synth.image import photograph
+
+    transform = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
+    draw = np.random.default_rng(2)
+    car = vehicle("car", draw)
+    screen = Shape([block((-0.1, -3, 0), (0.1, 3, 3), 4)], (0.2, 6, 3))
+    solids = [place(car, 20.0, 0.0, -1.73, 0.1, 0), place(screen, 10.0, 3.0, -1.73, 0.0, 1)]
+    _, seen = photograph(FLAT, solids, transform, 0.5, draw)
+    alone, shown = seen[0]
+    # The screen's edge lies on the optical axis and hides the left half of the car.
+    assert 0.3 < shown / alone < 0.7
+    assert camera_rays(np.eye(3, dtype=np.float32), transform, (2, 3)).directions.shape == (2, 3, 3)
+
+
+def test_porous_parts_let_light_through():
+    hedge = Quadric(np.eye(3, dtype=np.float32) / 2, np.array([10, 0, 0], np.float32), 7, False, 0.4)
+    solid = place(Shape([hedge], (4, 4, 4)), 0.0, 0.0, 0.0, 0.0, 0)
+    solid = type(solid)(solid.parts, solid.corners + np.array([10, 0, -2], np.float32), 0)
+    beams = rays()
+    dense = type(solid)([Quadric(hedge.matrix, hedge.centre, 7)], solid.corners, 0)
+    porous, full = (cast(beams, FLAT, [s], np.random.default_rng(0), 80) for s in (solid, dense))
+    share = (porous.instance == 0).sum() / (full.instance == 0).sum()
+    assert share == pytest.approx(0.6, abs=0.05)
+
+
+def test_boxes_that_lidar_cannot_find_are_flagged(scenes):
+    counts = np.concatenate([frame.truth.point_counts for frame in scenes])
+    assert (counts < FEWEST_POINTS).any() and (counts >= FEWEST_POINTS).any()
+    assert (counts > 0).all()
