@@ -53,7 +53,7 @@ class PatchScores:
 
 
 class NoduleDetection:
-    """The task over a RetinaNetDetector, whose batches hold ``image`` (B, 1, X, Y, Z) and ``boxes``, a list of (n, 6)."""
+    """The task over a RetinaNetDetector; a batch holds ``image`` (B, 1, X, Y, Z) and ``boxes``, a list of (n, 6)."""
 
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings

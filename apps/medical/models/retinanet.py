@@ -105,7 +105,7 @@ def _train_like_the_bundle(detector: RetinaNetDetector, settings: RetinaNet3D) -
     class OnDevice(ATSSMatcher):
         """MONAI's matcher leaves the answer for an image without boxes on the CPU (monai 1.6.1)."""
 
-        def __call__(self, boxes, anchors, *sizes):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN204
+        def __call__(self, boxes, anchors, *sizes):  # type: ignore[no-untyped-def] # noqa: ANN001
             quality, matches = super().__call__(boxes, anchors, *sizes)
             return quality, matches.to(anchors.device)
 

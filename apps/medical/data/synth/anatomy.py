@@ -91,34 +91,34 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
     half_width, half_depth = random.uniform(108, 145), random.uniform(72, 102)
     spine_y = half_depth - random.uniform(0, 8)
     contrast = random.random() < 0.5
-    shape = dict(
-        half_width=half_width,
-        half_depth=half_depth,
-        wall=random.uniform(18, 45),
-        apex_start=random.uniform(45, 75),
-        apex_height=random.uniform(45, 70),
-        base=random.uniform(-120, -85),
-        dome=(random.uniform(35, 60), random.uniform(20, 45)),
-        midline=random.uniform(26, 40),
-        heart=(
+    shape = {
+        "half_width": half_width,
+        "half_depth": half_depth,
+        "wall": random.uniform(18, 45),
+        "apex_start": random.uniform(45, 75),
+        "apex_height": random.uniform(45, 70),
+        "base": random.uniform(-120, -85),
+        "dome": (random.uniform(35, 60), random.uniform(20, 45)),
+        "midline": random.uniform(26, 40),
+        "heart": (
             *(random.uniform(18, 32), random.uniform(-35, -15), random.uniform(-65, -40)),
             *(random.uniform(48, 66), random.uniform(42, 55), random.uniform(45, 62)),
         ),
-        spine=(random.uniform(-4, 4), spine_y, random.uniform(22, 29)),
-        aorta=(random.uniform(20, 32), spine_y - random.uniform(20, 34), random.uniform(10, 16)),
-        carina=random.uniform(10, 35),
-        rib_pitch=random.uniform(21, 29),
-        rib_slope=random.uniform(0.25, 0.7),
-        rib_phase=random.uniform(0, 30),
-        blood_hu=random.uniform(110, 320) if contrast else random.uniform(30, 55),
-        lung_hu=random.uniform(-905, -800),
-        surface=Waves.draw(random, deviation=random.uniform(0.8, 2.2), wavelengths_mm=(14, 70), count=14),
-        wall_texture=Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
-        mediastinum_texture=Waves.draw(random, deviation=1.0, wavelengths_mm=(8, 40), count=14),
-        lung_texture=Waves.draw(random, deviation=random.uniform(6, 22), wavelengths_mm=(4, 50), count=18),
-        haze=Waves.draw(random, deviation=1.0, wavelengths_mm=(12, 80), count=12),
-        haze_level=random.uniform(1.2, 3.5),
-    )
+        "spine": (random.uniform(-4, 4), spine_y, random.uniform(22, 29)),
+        "aorta": (random.uniform(20, 32), spine_y - random.uniform(20, 34), random.uniform(10, 16)),
+        "carina": random.uniform(10, 35),
+        "rib_pitch": random.uniform(21, 29),
+        "rib_slope": random.uniform(0.25, 0.7),
+        "rib_phase": random.uniform(0, 30),
+        "blood_hu": random.uniform(110, 320) if contrast else random.uniform(30, 55),
+        "lung_hu": random.uniform(-905, -800),
+        "surface": Waves.draw(random, deviation=random.uniform(0.8, 2.2), wavelengths_mm=(14, 70), count=14),
+        "wall_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
+        "mediastinum_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(8, 40), count=14),
+        "lung_texture": Waves.draw(random, deviation=random.uniform(6, 22), wavelengths_mm=(4, 50), count=18),
+        "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(12, 80), count=12),
+        "haze_level": random.uniform(1.2, 3.5),
+    }
     nothing = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
     trees = dict.fromkeys(("arteries", "veins", "airways", "trachea", "great_vessels", "nodes", "bands"), nothing)
     bare = Anatomy(**shape, **trees)
@@ -148,15 +148,15 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
         _tube((8, -8, bare.carina - 14), (-30, 0, bare.carina - 20), random.uniform(8, 11)),
         _tube((8, -8, bare.carina - 10), (30, 2, bare.carina - 14), random.uniform(8, 11)),
     ]
-    trees = dict(
-        arteries=join(arteries),
-        veins=join(veins),
-        airways=join(airways),
-        trachea=join(trunk),
-        great_vessels=join(great),
-        nodes=join(nodes),
-        bands=join(bands) if bands else nothing,
-    )
+    trees = {
+        "arteries": join(arteries),
+        "veins": join(veins),
+        "airways": join(airways),
+        "trachea": join(trunk),
+        "great_vessels": join(great),
+        "nodes": join(nodes),
+        "bands": join(bands) if bands else nothing,
+    }
     return Anatomy(**shape, **trees)
 
 

@@ -48,7 +48,7 @@ class PackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """``images`` uint8 (N, X, Y, Z), HU in ``WINDOW_HU`` on 0..255; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
+    """``images`` uint8 (N, X, Y, Z), ``WINDOW_HU`` on 0..255; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from apps.medical.data.synth.anatomy import Anatomy, draw, spread
-from apps.medical.data.synth.fields import Array, Coordinates, Waves, open_grid, soft
+from apps.medical.data.synth.fields import Array, Coordinates, open_grid, soft
 from apps.medical.data.synth.nodules import Placed, paint, place
 from apps.medical.types import CTVolume, Nodule
 
@@ -331,7 +331,7 @@ def volume(
     axes = [low[n] + spacing_mm[n] * (np.arange(count[n], dtype=np.float32) + 0.5) for n in range(3)]
     voxels = np.empty(tuple(count[::-1]), np.int16)
     corners: dict[int, list[Array]] = {}
-    slab = 16
+    slab = 32
     for start in range(0, count[2], slab):
         heights = axes[2][start : start + slab]
         fine = np.arange(heights[0] - 2 * spacing_mm[2], heights[-1] + 2 * spacing_mm[2], FINE_Z_MM, dtype=np.float32)

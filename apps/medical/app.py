@@ -1,0 +1,71 @@
+"""The medical application: lung nodules in chest CT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.app import App, DenseNetwork, Sample, Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from apps.medical.predictor import NodulePredictor
+    from shared.deploy.artifact import Artifact
+    from shared.engine.recipe import Recipe
+
+ROOT = Path(__file__).parent
+MODEL = "lung_nodules"
+
+
+def _recipes() -> Mapping[str, Callable[[], Recipe]]:
+    from apps.medical.recipes import RECIPES
+
+    return RECIPES
+
+
+def _dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
+    from apps.medical.models.dense import dense
+
+    return dense(recipe, model)
+
+
+def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    from apps.medical.calibrate import calibrate
+
+    return calibrate(recipe, model)
+
+
+def _predictor(artifact: Artifact | None, device: str) -> NodulePredictor:
+    from apps.medical.predictor import load
+
+    return load(artifact, device)
+
+
+def _samples() -> Sequence[Sample]:
+    from apps.medical.samples import samples
+
+    return samples()
+
+
+def _reproduce(quick: bool) -> Table:
+    from apps.medical.reproduce import reproduce
+
+    return reproduce(quick)
+
+
+app = App(
+    name="medical",
+    title="Lung nodules in chest CT",
+    summary="Finds lung nodules in a CT of the chest, marks them on the slices and measures them in millimetres.",
+    notice="For research. Not a medical device: not to be used for diagnosis or treatment.",
+    root=ROOT,
+    model=MODEL,
+    recipes=_recipes,
+    dense=_dense,
+    calibrate=_calibrate,
+    predictor=_predictor,
+    samples=_samples,
+    reproduce=_reproduce,
+)

@@ -1,0 +1,34 @@
+"""The detector's network for export: a tile in, the maps of every level out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shared.app import DenseNetwork
+
+
+class Maps(nn.Module):
+    """MONAI's RetinaNet with its outputs as a tuple: logits of the three levels, then box codes of the three."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
+        # The heads are called as they are in the network, less its checks for NaN, which cannot be exported.
+        features = list(self.network.feature_extractor(image).values())
+        classify, regress = self.network.classification_head, self.network.regression_head
+        logits = [classify.cls_logits(classify.conv(level)) for level in features]
+        codes = [regress.bbox_reg(regress.conv(level)) for level in features]
+        return (*logits, *codes)
+
+
+def dense(recipe: Any, detector: Any) -> DenseNetwork:
+    """The network of a detector that ``recipe`` built, with a tile of the training size as its example."""
+    names = [f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3)]
+    example = torch.zeros((1, 1, *recipe.data.size))
+    return DenseNetwork(module=Maps(detector.network).eval(), inputs={"image": example}, outputs=names)

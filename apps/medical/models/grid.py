@@ -1,0 +1,109 @@
+"""The network's grid: a piece of a CT resampled to the spacing that the network was trained at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apps.medical.types import CTVolume, Float64
+
+WINDOW_HU = (-1024.0, 300.0)
+"""HU that become 0 and 1, after MONAI's bundle."""
+
+RIGHT_ANTERIOR_SUPERIOR = np.diag([-1.0, -1.0, 1.0])
+"""Directions of the grid's axes in LPS, as columns: MONAI's orientation RAS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """``size`` voxels along x, y, z of ``spacing_mm``; the first voxel's centre is at ``origin_lps_mm``."""
+
+    origin_lps_mm: Float64
+    spacing_mm: Float64
+    size: tuple[int, int, int]
+
+    def to_lps_mm(self, position: Float64) -> Float64:
+        """Positions (n, 3) in voxels, where voxel i covers [i, i + 1], in LPS mm."""
+        return (position - 0.5) * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
+
+    def centres_lps_mm(self, index: Float64) -> Float64:
+        return index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
+
+
+def cover(
+    volume: CTVolume,
+    low_ijk: tuple[int, int, int],
+    high_ijk: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+) -> Grid:
+    """The smallest grid over a box of the volume's indices (high is exclusive)."""
+    ends = np.array([low_ijk, np.array(high_ijk) - 1], np.float64)
+    corners = np.array([[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    along = volume.to_lps_mm(corners) @ RIGHT_ANTERIOR_SUPERIOR
+    low, high = along.min(axis=0), along.max(axis=0)
+    spacing = np.array(spacing_mm, np.float64)
+    size = tuple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
+
+
+def resample(volume: CTVolume, grid: Grid, device: torch.device | str = "cpu") -> Tensor:
+    """The volume on the grid, linearly interpolated, HU in ``WINDOW_HU`` on 0..1, shape (X, Y, Z); air outside."""
+    first = volume.to_index_ijk(grid.centres_lps_mm(np.zeros(3)))
+    step = (RIGHT_ANTERIOR_SUPERIOR.T * grid.spacing_mm[:, None]) @ volume.direction / volume.spacing_mm
+    low, high = WINDOW_HU
+    if np.all(np.sum(np.abs(step) > 1e-4 * np.abs(step).max(axis=1, keepdims=True), axis=1) == 1):
+        values = _axis_by_axis(volume, first, step, grid.size, device)
+    else:
+        values = _oblique(volume, first, step, grid.size, device)
+    return values.sub_(low).div_(high - low).clamp_(0, 1)
+
+
+def _axis_by_axis(
+    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], device: torch.device | str
+) -> Tensor:
+    """Where the axes are parallel, linear interpolation is one pass along each."""
+    source = [int(np.argmax(np.abs(row))) for row in step]
+    crop, positions = {}, {}
+    for axis, along in enumerate(source):
+        at = first[along] + step[axis, along] * np.arange(size[axis])
+        begin = int(np.clip(np.floor(at.min()), 0, volume.size_ijk[along] - 1))
+        end = int(np.clip(np.ceil(at.max()) + 1, begin + 1, volume.size_ijk[along]))
+        crop[along], positions[axis] = slice(begin, end), (at, begin, end)
+    part = volume.voxels_zyx[crop[2], crop[1], crop[0]]
+    values = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute(2, 1, 0).permute(*source)
+    for axis in sorted(range(3), key=lambda n: size[n] / (positions[n][2] - positions[n][1])):
+        at, begin, end = positions[axis]
+        inside = torch.from_numpy(np.clip(at - begin, 0, end - begin - 1)).to(device)
+        lower = inside.floor().long().clamp_(max=max(end - begin - 2, 0))
+        upper = (lower + 1).clamp_(max=end - begin - 1)
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        weight = (inside - lower).float().view(shape)
+        values = torch.lerp(values.index_select(axis, lower).float(), values.index_select(axis, upper).float(), weight)
+        beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
+        if beyond.any():
+            values.index_fill_(axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), WINDOW_HU[0])
+    return values
+
+
+def _oblique(
+    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], device: torch.device | str
+) -> Tensor:
+    """Where the axes are tilted against each other."""
+    limit = np.array(volume.size_ijk, np.float64)
+    # grid_sample counts from -1 to 1 over the voxels' outer edges.
+    scale = 2 / limit
+    offset = (first + 0.5) * scale - 1
+    matrix = torch.as_tensor(step * scale, dtype=torch.float32, device=device)
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in size]
+    voxels = torch.from_numpy(volume.voxels_zyx).to(device).float()[None, None] - WINDOW_HU[0]
+    pieces = []
+    for x in axes[0].split(16):
+        index = torch.stack(torch.meshgrid(x, axes[1], axes[2], indexing="ij"), -1)
+        points = index @ matrix + torch.as_tensor(offset, dtype=torch.float32, device=device)
+        pieces.append(F.grid_sample(voxels, points[None], align_corners=False)[0, 0])
+    return torch.cat(pieces) + WINDOW_HU[0]

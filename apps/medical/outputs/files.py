@@ -1,0 +1,51 @@
+"""The files of a case: for the viewer, for 3D Slicer, and for evaluation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from apps.medical.outputs.result import Reading
+from apps.medical.outputs.slab import slab_file
+
+
+def output_files(reading: Reading) -> dict[str, bytes]:
+    """Content by name."""
+    return {
+        "slab.nii.gz": slab_file(reading),
+        "findings.csv": findings_csv(reading),
+        "findings.mrk.json": slicer_markups(reading),
+    }
+
+
+def findings_csv(reading: Reading) -> bytes:
+    """The findings as a LUNA16 submission (seriesuid, LPS mm, probability), with the diameter added."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm"])
+    series = reading.volume.identifiers.get("SeriesInstanceUID", reading.volume.name)
+    for nodule in reading.findings:
+        x, y, z = (f"{value:.3f}" for value in nodule.centre_lps_mm)
+        writer.writerow([series, x, y, z, f"{nodule.score:.6f}", f"{nodule.mean_diameter_mm:.2f}"])
+    return text.getvalue().encode()
+
+
+def slicer_markups(reading: Reading) -> bytes:
+    """The findings as a point list that 3D Slicer opens (its markups schema 1.0.3, LPS)."""
+    points = [
+        {
+            "id": str(rank),
+            "label": f"{rank}: {nodule.mean_diameter_mm:.1f} mm",
+            "description": f"score {nodule.score:.3f}",
+            "position": [round(value, 3) for value in nodule.centre_lps_mm],
+            "positionStatus": "defined",
+        }
+        for rank, nodule in enumerate(reading.findings, start=1)
+    ]
+    schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+    document = {
+        "@schema": schema + "markups-schema-v1.0.3.json#",
+        "markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}],
+    }
+    return (json.dumps(document, indent=1) + "\n").encode()

@@ -1,0 +1,75 @@
+"""The picture of a case: axial slices through the best findings, each circled."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from apps.medical.outputs.result import Reading, remarks, slice_number
+from apps.medical.types import CTVolume, Nodule
+
+WINDOW_HU = (-1350.0, 150.0)
+"""Lung window: level -600, width 1500."""
+
+TILE = 360
+SHOWN = 6
+
+
+def picture(reading: Reading) -> bytes:
+    """A PNG: up to six findings, or the middle slice where there are none. The patient's right is on the left."""
+    shown = reading.findings[:SHOWN]
+    tiles = [_tile(reading, nodule, rank) for rank, nodule in enumerate(shown, start=1)]
+    if not tiles:
+        tiles = [_empty(reading)]
+    columns = min(3, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * TILE, rows * TILE), "black")
+    for n, tile in enumerate(tiles):
+        sheet.paste(tile, ((n % columns) * TILE, (n // columns) * TILE))
+    out = io.BytesIO()
+    sheet.save(out, "PNG", optimize=False)
+    return out.getvalue()
+
+
+def _tile(reading: Reading, nodule: Nodule, rank: int) -> Image.Image:
+    k = slice_number(reading.volume, nodule) - 1
+    tile, scale, offset = _slice(reading.volume, k)
+    pen = ImageDraw.Draw(tile)
+    i, j, _ = reading.volume.to_index_ijk(nodule.centre_lps_mm)
+    across = reading.volume.spacing_mm
+    x, y = (i + 0.5) * across[0] * scale + offset[0], (j + 0.5) * across[1] * scale + offset[1]
+    radius = max(nodule.mean_diameter_mm / 2 * scale + 5, 9)
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffcf33", width=2)
+    _text(pen, (8, 6), f"{rank}   {nodule.mean_diameter_mm:.1f} mm   score {nodule.score:.2f}")
+    _text(pen, (8, TILE - 24), f"slice {k + 1} of {reading.volume.size_ijk[2]}")
+    return tile
+
+
+def _empty(reading: Reading) -> Image.Image:
+    tile, _, _ = _slice(reading.volume, reading.volume.size_ijk[2] // 2)
+    pen = ImageDraw.Draw(tile)
+    searched = reading.lung_box_lps_mm is not None
+    _text(pen, (8, 6), "no finding" if searched else "no lung in view: nothing was searched")
+    for n, sentence in enumerate(remarks(reading) if searched else []):
+        _text(pen, (8, TILE - 24 - 16 * n), sentence[:60])
+    return tile
+
+
+def _slice(volume: CTVolume, k: int) -> tuple[Image.Image, float, tuple[float, float]]:
+    """A slice in a square tile; pixels per mm, and where the slice begins in it."""
+    low, high = WINDOW_HU
+    grey: NDArray[np.uint8] = np.clip((volume.voxels_zyx[k] - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    width, height = volume.size_ijk[0] * volume.spacing_mm[0], volume.size_ijk[1] * volume.spacing_mm[1]
+    scale = TILE / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    offset = ((TILE - size[0]) // 2, (TILE - size[1]) // 2)
+    tile = Image.new("RGB", (TILE, TILE), "black")
+    tile.paste(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB"), offset)
+    return tile, scale, (float(offset[0]), float(offset[1]))
+
+
+def _text(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:
+    pen.text(at, text, fill="#ffffff", font=ImageFont.load_default(15), stroke_width=2, stroke_fill="#000000")

@@ -1,0 +1,87 @@
+"""What was found in a CT, and the content of ``result.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from apps.medical.types import CTVolume, Nodule
+
+NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
+PARTLY = "The scan ends within the lungs or close to them: nodules beyond its first or last slice cannot be found."
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A volume with its findings, best first.
+
+    lung_box_lps_mm   x, y, z of the lower corner, then of the upper; None where no lung was found
+    lung_millilitres  aerated lung
+    operating_score   findings of at least this score are suspicious; see ``calibrate``
+    """
+
+    volume: CTVolume
+    lung_box_lps_mm: tuple[float, float, float, float, float, float] | None
+    lung_millilitres: float | None
+    findings: list[Nodule]
+    operating_score: float
+
+
+def result(reading: Reading) -> dict[str, Any]:
+    """The reading in JSON types. Lengths are in mm in the DICOM patient frame (LPS); slices count from 1."""
+    volume = reading.volume
+    return {
+        "findings": [
+            {
+                "rank": rank,
+                "centre_lps_mm": _rounded(nodule.centre_lps_mm, 2),
+                "mean_diameter_mm": round(nodule.mean_diameter_mm, 1),
+                "score": round(nodule.score, 4),
+                "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
+                "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
+                "slice": slice_number(volume, nodule),
+                "suspicious": nodule.score >= reading.operating_score,
+            }
+            for rank, nodule in enumerate(reading.findings, start=1)
+        ],
+        "operating_score": reading.operating_score,
+        "volume": {
+            "name": volume.name,
+            "size_ijk": list(volume.size_ijk),
+            "spacing_mm": _rounded(volume.spacing_mm, 6),
+            "origin_lps_mm": _rounded(volume.origin_lps_mm, 4),
+            "direction": [_rounded(row, 6) for row in volume.direction.tolist()],
+            "identifiers": dict(volume.identifiers),
+        },
+        "lungs": None
+        if reading.lung_box_lps_mm is None
+        else {"box_lps_mm": _rounded(reading.lung_box_lps_mm, 2), "aerated_ml": round(reading.lung_millilitres or 0.0)},
+        "remarks": remarks(reading),
+    }
+
+
+def remarks(reading: Reading) -> list[str]:
+    """Sentences that a reader must see before the findings."""
+    if reading.lung_box_lps_mm is None:
+        return [NO_LUNGS]
+    said = []
+    box = np.array(reading.lung_box_lps_mm).reshape(2, 3)
+    ends = reading.volume.to_lps_mm([(0, 0, 0), [n - 1 for n in reading.volume.size_ijk]])
+    if np.abs(box[:, 2].min() - ends[:, 2].min()) < 1e-3 and np.abs(box[:, 2].max() - ends[:, 2].max()) < 1e-3:
+        said.append(PARTLY)
+    thick = max(reading.volume.spacing_mm)
+    if thick > 2.5:
+        said.append(f"Slices are {thick:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain.")
+    return said
+
+
+def slice_number(volume: CTVolume, nodule: Nodule) -> int:
+    """The slice nearest to the centre, from 1."""
+    k = int(np.rint(volume.to_index_ijk(nodule.centre_lps_mm)[2]))
+    return min(max(k, 0), volume.size_ijk[2] - 1) + 1
+
+
+def _rounded(values: object, digits: int) -> list[float]:
+    return [round(float(value), digits) for value in np.asarray(values, np.float64)]

@@ -1,0 +1,53 @@
+"""The volume for a viewer: the lungs' box at the scan's own slices, small enough to send."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apps.medical.data.images import nifti
+from apps.medical.outputs.result import Reading
+from apps.medical.types import CTVolume
+
+MOST_VOXELS = 24_000_000
+STEP_HU = 4
+MARGIN_MM = 12.0
+
+
+def slab(reading: Reading) -> CTVolume:
+    """The scan in and around the lungs' box; HU are cut to -1024..1020 in steps of 4, which no window shows.
+
+    Above ``MOST_VOXELS`` every second row and column, then every second slice, are averaged into one.
+    """
+    volume = reading.volume
+    low, high = np.zeros(3, int), np.array(volume.size_ijk)
+    if reading.lung_box_lps_mm is not None:
+        corners = volume.to_index_ijk(np.array(reading.lung_box_lps_mm).reshape(2, 3))
+        margin = MARGIN_MM / np.array(volume.spacing_mm)
+        low = np.maximum(np.floor(corners.min(axis=0) - margin), 0).astype(int)
+        high = np.minimum(np.ceil(corners.max(axis=0) + margin) + 1, volume.size_ijk).astype(int)
+        # All slices stay, so that their numbers are the scan's.
+        low[2], high[2] = 0, volume.size_ijk[2]
+    part = volume.voxels_zyx[low[2] : high[2], low[1] : high[1], low[0] : high[0]]
+    factor = np.ones(3, int)
+    while part.size / np.prod(factor) > MOST_VOXELS:
+        factor = factor * (2, 2, 1) if factor[0] <= factor[2] else factor * (1, 1, 2)
+    if factor.max() > 1:
+        size = np.array(part.shape[::-1]) // factor
+        cut = part[: size[2] * factor[2], : size[1] * factor[1], : size[0] * factor[0]]
+        blocks = cut.reshape(size[2], factor[2], size[1], factor[1], size[0], factor[0])
+        part = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    spacing = np.array(volume.spacing_mm) * factor
+    origin = volume.to_lps_mm(low + (factor - 1) / 2)
+    voxels = (np.clip(np.rint(part / STEP_HU), -256, 255) * STEP_HU).astype(np.int16)
+    return CTVolume(
+        voxels_zyx=np.ascontiguousarray(voxels),
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
+        direction=volume.direction,
+        name=volume.name,
+    )
+
+
+def slab_file(reading: Reading) -> bytes:
+    """``slab`` as ``.nii.gz``."""
+    return nifti(slab(reading))

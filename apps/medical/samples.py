@@ -1,0 +1,56 @@
+"""The cases that the form offers: a phantom made on the spot, and real scans where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shared.app import Sample
+from shared.data.registry import Entry, read_registry
+
+PHANTOM_SEED = 7
+
+
+def samples() -> list[Sample]:
+    """The phantom, then every scan of the registry whose files are on this machine."""
+    found = [
+        Sample(
+            name="phantom",
+            title="Phantom with four nodules",
+            synthetic=True,
+            source="made on the spot; shapes after LIDC-IDRI's outlines, CC BY 3.0",
+            files=_phantom,
+        )
+    ]
+    registry = read_registry(Path(__file__).parent / "data" / "registry.json")
+    offers = (
+        ("lung1", "Real CT with one nodule, 5 mm slices", lambda root: [root / _LUNG1]),
+        ("upper_abdomen", "Real CT below the lungs, DICOM", lambda root: [root / _ABDOMEN]),
+    )
+    for name, title, files in offers:
+        entry = registry[name]
+        if entry.locate() is not None:
+            found.append(Sample(name=name, title=title, synthetic=False, source=entry.source, files=_at(entry, files)))
+    return found
+
+
+_LUNG1 = "medical/pyradiomics_lung1/lung1_image.nrrd"
+_ABDOMEN = "medical/totalsegmentator/example_ct_dicom"
+
+
+def _at(entry: Entry, files: Callable[[Path], Sequence[Path]]) -> Callable[[Path], Sequence[Path]]:
+    return lambda folder: files(entry.require())
+
+
+def _phantom(folder: Path) -> list[Path]:
+    from apps.medical.data.images import nifti
+    from apps.medical.data.synth.phantom import volume
+
+    made, _ = volume(
+        np.random.default_rng(PHANTOM_SEED), spacing_mm=(1.0, 1.0, 2.5), nodules=4, diameters_mm=(7, 22), name="phantom"
+    )
+    file = folder / "phantom.nii.gz"
+    file.write_bytes(nifti(made))
+    return [file]
