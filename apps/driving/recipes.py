@@ -89,7 +89,7 @@ def shipped() -> LidarRecipe:
         data=LidarScenes(scenes=4096, validation_scenes=128, intensity=False),
         task=LidarTask(),
         limits=Limits(
-            epochs=8,
+            epochs=6,
             batch=8,
             evaluation_batch=8,
             monitor="map",
@@ -97,11 +97,11 @@ def shipped() -> LidarRecipe:
             patience=100,
             log_every=50,
             checkpoint_every=1000,
-            minutes=8,
+            minutes=7,
             loader_threads=8,
         ),
         precision="fp32",
-        **_once(8, 1.5e-3, 200),
+        **_once(6, 1.5e-3, 200),
     )
 
 
@@ -147,10 +147,10 @@ def fcos3d_shipped() -> CameraRecipe:
     """Eight minutes on one H100: the network of ``fcos3d_small`` on more scenes."""
     return CameraRecipe(
         model=_SHIPPED_CAMERA,
-        data=CameraScenes(scenes=6144, validation_scenes=128),
+        data=CameraScenes(scenes=4096, validation_scenes=128),
         task=CameraTask(),
         limits=Limits(
-            epochs=16,
+            epochs=18,
             batch=16,
             evaluation_batch=16,
             monitor="map",
@@ -158,11 +158,11 @@ def fcos3d_shipped() -> CameraRecipe:
             patience=100,
             log_every=50,
             checkpoint_every=1000,
-            minutes=8,
+            minutes=7,
             loader_threads=8,
         ),
         precision="fp32",
-        **_once(16, 8e-4, 300),
+        **_once(18, 8e-4, 300),
     )
 
 

@@ -83,7 +83,9 @@ def write_part(pack: Pack, start: int, folder: Path) -> None:
     """Makes the scenes from number ``start`` on and writes them as one part."""
     from apps.driving.data.synth.scenes import Sensors, scene
 
-    sensors = Sensors(field_of_view_deg=pack.field_of_view_deg, image_scale=pack.image_scale)
+    # What a camera sees does not depend on the beams; a coarse turn of them costs little.
+    step = 1.0 if pack.image_scale else Sensors().azimuth_step_deg
+    sensors = Sensors(field_of_view_deg=pack.field_of_view_deg, image_scale=pack.image_scale, azimuth_step_deg=step)
     points, images, truths, intrinsics, mounts = [], [], [], [], []
     for number in range(start, min(start + PART, pack.count)):
         split = int.from_bytes(pack.split.encode(), "little")
