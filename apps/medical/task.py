@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.medical.metrics.froc import Mark, Truth, froc, sensitivity_at
+from apps.medical.models.inference import select
 from shared.data.dataset import Batch
 
 if TYPE_CHECKING:
@@ -78,8 +79,12 @@ class NoduleDetection:
             levels = [level.shape[2:].numel() for level in maps[model.cls_key]]
             flat = {key: model._reshape_maps(maps[key]) for key in (model.cls_key, model.box_reg_key)}
             losses = model.compute_loss(flat, targets, model.anchors, levels)
-            sizes = [list(image.shape[2:])] * len(image)
-            found = model.postprocess_detections(flat, model.anchors, sizes, levels)
+            size = list(image.shape[2:])
+            heads = list(zip(maps[model.cls_key], maps[model.box_reg_key], strict=True))
+            found = [
+                select(model, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
+                for n in range(len(image))
+            ]
         loss = torch.stack([value.float() for value in self._weighted(losses, image.device).values()]).sum()
         scores.loss += float(loss) * len(image)
         for target, detection in zip(targets, found, strict=True):
@@ -87,8 +92,8 @@ class NoduleDetection:
             scores.patches += 1
             for centre, size in _centres_and_sizes(target["box"]):
                 scores.truths.append(Truth(scan, centre, size))
-            values = detection["label_scores"].float().cpu().tolist()
-            for (centre, _), score in zip(_centres_and_sizes(detection["box"]), values, strict=True):
+            values = detection.scores.cpu().tolist()
+            for (centre, _), score in zip(_centres_and_sizes(detection.boxes), values, strict=True):
                 scores.marks.append(Mark(scan, centre, score))
 
     def scores(self) -> PatchScores:

@@ -64,7 +64,7 @@ def detect(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, *, skip: 
     padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
     padded = F.pad(image, padding)
     maps = _maps(detector, padded, tiling, skip or set())
-    return _select(detector, maps, list(image.shape), shape)
+    return select(detector, maps, list(image.shape), shape)
 
 
 def _maps(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, skip: set[Tile]) -> list[tuple[Tensor, Tensor]]:
@@ -95,7 +95,7 @@ def _maps(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, skip: set[
     return merged
 
 
-def _select(
+def select(
     detector: RetinaNetDetector, maps: list[tuple[Tensor, Tensor]], size: list[int], shape: list[int]
 ) -> Detections:
     """The best candidates of each level as boxes in the image, without those that overlap better ones."""
