@@ -89,8 +89,14 @@ class Network:
         session = ort.InferenceSession(
             str(artifact.network), providers=[provider for provider in wanted if provider in present]
         )
-        if {i.name for i in session.get_inputs()} != {spec.name for spec in self.manifest.inputs}:
-            raise Refusal(f"{artifact.network} has other inputs than {MANIFEST} beside it; export the run again")
+        given = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+        for spec in self.manifest.inputs:
+            shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
+            if spec.name not in given or shape != spec.shape:
+                raise Refusal(
+                    f"{artifact.network}: the input {spec.name!r} has shape {list(shape)} there and "
+                    f"{list(spec.shape)} in {MANIFEST}; export the run again"
+                )
         return session
 
     def _has_batch_axis(self) -> bool:

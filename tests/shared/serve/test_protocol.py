@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,3 +188,14 @@ def test_rows_of_waiting_requests_are_run_together(serve: Callable[..., TestClie
     assert values["nv_inference_count"] == 16
     assert values["nv_inference_request_success"] == 8
     assert 2 * values["nv_inference_exec_count"] <= values["nv_inference_request_success"]
+
+
+def test_a_network_that_is_not_what_its_manifest_says_does_not_answer(
+    serve: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    path = tmp_path / "echo" / "weights" / "echo" / "2" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["inputs"][0]["shape"] = [-1, 3]
+    path.write_text(json.dumps(manifest))
+    answer = serve().get("/v2/models/echo/ready")
+    assert answer.status_code == 503 and "[-1, 2] there and [-1, 3] in manifest.json" in answer.json()["error"]
