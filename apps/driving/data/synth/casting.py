@@ -47,11 +47,15 @@ class Quadric:
 
 @dataclass(frozen=True, slots=True)
 class Solid:
-    """One object: its parts, the corners (8, 3) of a box around them, and the number that its hits carry."""
+    """One object: its parts, the corners (8, 3) of a box around them, and the number that its hits carry.
+
+    Of a ``counted`` one it is also found out what it would cover if nothing stood before it.
+    """
 
     parts: Sequence[Polytope | Quadric]
     corners: Floats
     instance: int
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.rand
         {},
     )
     _cast_ground(rays, ground, hits, reach)
-    for solid in solids:
+    # From near to far, so that much of what is hidden need not be looked at closely.
+    for solid in sorted(solids, key=lambda item: float(np.hypot(*item.corners[:, :2].T).min())):
         for window in rays.window(solid.corners):
             directions = rays.directions[window]
             if directions.size:
@@ -172,7 +177,8 @@ def _cast_solid(
     if (hull.normals @ origin <= hull.offsets).all():
         near = np.arange(everywhere.shape[1])
     else:
-        near = np.nonzero(_polytope(origin, everywhere, hull)[0] < _FAR)[0]
+        within, _ = _polytope(origin, everywhere, hull)
+        near = np.nonzero(within < (_FAR if solid.counted else hits.distance[window].reshape(-1)))[0]
     if not len(near):
         return
     rays = everywhere[:, near]
@@ -201,7 +207,8 @@ def _cast_solid(
     covered = nearest < _FAR
     mask = np.zeros(everywhere.shape[1], bool)
     mask[near[covered]] = True
-    hits.alone.setdefault(solid.instance, []).append((window, mask.reshape(shape)))
+    if solid.counted:
+        hits.alone.setdefault(solid.instance, []).append((window, mask.reshape(shape)))
     ahead = covered & (nearest < hits.distance[window].reshape(-1)[near])
     row, column = np.unravel_index(near[ahead], shape)
     hits.distance[window][row, column] = nearest[ahead]

@@ -13,8 +13,8 @@ from apps.driving.data.synth import surroundings
 from apps.driving.data.synth.casting import Floats, Ground
 from apps.driving.data.synth.shapes import Shape, cyclist, pedestrian, vehicle
 
-KINDS = ("street", "avenue", "junction", "lot", "open")
-KIND_SHARES = (0.38, 0.2, 0.17, 0.1, 0.15)
+KINDS = ("street", "alley", "avenue", "junction", "lot", "open")
+KIND_SHARES = (0.33, 0.15, 0.17, 0.15, 0.08, 0.12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,28 @@ class Street:
         self.behind, self.reach = behind, reach
         self.standing: list[Standing] = []
         # The car that carries the sensors takes its own place.
-        self._discs = np.array([[0.3, 0.0, 1.3], [-1.2, 0.0, 1.3], [1.6, 0, 1.3]], np.float32)
+        self._objects = np.array([[0.3, 0.0, 1.3], [-1.2, 0.0, 1.3], [1.6, 0, 1.3]], np.float32)
+        self._surroundings = np.zeros((0, 3), np.float32)
 
     def put(self, shape: Shape, s: float, v: float, turn: float) -> bool:
-        """Stands ``shape`` at (s, v), turned by ``turn`` against the road; False where something is in the way."""
+        """Stands ``shape`` at (s, v), turned by ``turn`` against the road; False where something is in the way.
+
+        What is not to be found may grow into its like, as hedges do.
+        """
         heading, lateral = self.ground.heading, v + self.ground.offset
         x = float(np.cos(heading) * s - np.sin(heading) * lateral)
         y = float(np.sin(heading) * s + np.cos(heading) * lateral)
         yaw = float((heading + turn + np.pi) % (2 * np.pi) - np.pi)
         discs = _discs(shape, x, y, yaw)
-        away = np.hypot(discs[:, None, 0] - self._discs[None, :, 0], discs[:, None, 1] - self._discs[None, :, 1])
-        if (away < discs[:, None, 2] + self._discs[None, :, 2] + 0.12).any():
+        found = shape.name is not None
+        others = np.concatenate([self._objects, self._surroundings]) if found else self._objects
+        away = np.hypot(discs[:, None, 0] - others[None, :, 0], discs[:, None, 1] - others[None, :, 1])
+        if (away < discs[:, None, 2] + others[None, :, 2] + 0.12).any():
             return False
-        self._discs = np.concatenate([self._discs, discs])
+        if found:
+            self._objects = np.concatenate([self._objects, discs])
+        else:
+            self._surroundings = np.concatenate([self._surroundings, discs])
         self.standing.append(Standing(shape, x, y, yaw))
         return True
 
@@ -97,6 +106,18 @@ class Street:
                 draw.uniform(-np.pi, np.pi),
             )
 
+    def growth(self, side: int, distance: float, share: float) -> None:
+        """Thickets along one side: what stands beside most roads, and hides most of what lies behind."""
+        draw = self.generator
+        s = self.behind - draw.uniform(0, 4)
+        while s < self.reach:
+            length = draw.uniform(3, 9)
+            if draw.random() < share:
+                shape = surroundings.thicket(length, draw)
+                back = distance + abs(draw.normal()) * 1.2 + shape.size[1] / 2
+                self.put(shape, s + length / 2, side * back, draw.normal() * 0.06)
+            s += length * draw.uniform(0.7, 1.1)
+
     def frontage(self, side: int, distance: float, share: float) -> None:
         """Houses, walls, hedges and fences along one side."""
         draw = self.generator
@@ -129,6 +150,10 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
                 street.row(side * (half - (1.0 if not slanted else -0.5)), turn, spacing, share)
         street.traffic(-lane * 0.4, 0, draw.uniform(15, 60))
         street.traffic(lane * 0.45, np.pi, draw.uniform(12, 60))
+    elif kind == "alley":
+        side = draw.choice([-1, 1])
+        street.row(side * (half - 0.95), 0, (5.0, 9.0), draw.uniform(0, 0.5))
+        street.traffic(-side * half * 0.4, 0 if side > 0 else np.pi, draw.uniform(25, 80))
     elif kind == "avenue":
         for lane, turn in ((-1.8, 0.0), (-5.2, 0.0), (1.8, np.pi), (5.2, np.pi)):
             if abs(lane) < half:
@@ -163,12 +188,21 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
     away = half if kind != "lot" else 18.0
     if kind != "open":
         for side in (-1, 1):
-            street.frontage(side, away + draw.uniform(2, 8), draw.uniform(0.3, 0.95))
+            near = draw.uniform(0.2, 1.2) if kind == "alley" else draw.uniform(1, 7)
+            if draw.random() < 0.5:
+                street.growth(side, away + near * 0.6, draw.uniform(0.4, 1.0))
+            street.frontage(side, away + near, draw.uniform(0.55, 1.0))
+            if draw.random() < 0.5:
+                street.growth(side, away + draw.uniform(8, 20), draw.uniform(0.4, 1.0))
         street.people(int(draw.poisson(2.6 * span)), max(0.6 * half, 2), half + 4)
     else:
         street.frontage(int(draw.choice([-1, 1])), away + draw.uniform(3, 15), draw.uniform(0.0, 0.5))
+        for side in (-1, 1):
+            if draw.random() < 0.75:
+                street.growth(side, away + draw.uniform(0.8, 9), draw.uniform(0.3, 1.0))
+            street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
         street.people(int(draw.poisson(0.8 * span)), half * 0.8, half + 3)
-    for what, mean in (("pole", 7), ("tree", 7), ("bush", 5), ("clutter", 2.5)):
+    for what, mean in (("pole", 8), ("tree", 11), ("bush", 8), ("clutter", 3)):
         street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + (9 if what != "tree" else 22))
     return street.standing
 

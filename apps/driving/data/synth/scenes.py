@@ -1,7 +1,8 @@
 """Street scenes with exact truth: a LiDAR sweep and a camera image, cast from the same solids.
 
-The sensor is modelled on the HDL-64E on KITTI's car: 64 beams (32 at 1/3 degree, 32 at 1/2 degree), about 0.18 degrees
-between firings, 1.73 m above the road (Geiger et al. 2012; Velodyne HDL-64E S2 manual). Synthetic, and to be called so.
+The sensor is modelled on the HDL-64E on KITTI's car: 64 beams (32 at about 1/3 degree, 32 at 1/2 degree; measured in
+KITTI's sweeps), about 0.18 degrees between firings, 1.73 m above the road (Geiger et al. 2012; Velodyne HDL-64E S2
+manual). Synthetic, and to be called so.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def scene(
 
 def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
     """The beams of one turn, or of the part of it in the field of view; rows from the top beam down."""
-    elevation = np.deg2rad(np.concatenate([2.0 - np.arange(32) / 3, -8.83 - np.arange(32) / 2]))
+    elevation = np.deg2rad(np.concatenate([2.3 - np.arange(32) * 0.328, -8.4 - np.arange(32) * 0.4915]))
     elevation = elevation + generator.normal(0, np.deg2rad(0.03), 64) + np.deg2rad(generator.normal(0, 0.3))
     half = np.deg2rad(sensors.field_of_view_deg / 2)
     step = np.deg2rad(sensors.azimuth_step_deg)
@@ -129,7 +130,7 @@ def _nearest(corners: Floats) -> float:
 
 
 def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Ground:
-    half = {"street": 4.8, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
+    half = {"street": 4.8, "alley": 3.3, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
         generator.normal() * 0.5
     )
     turned = generator.normal(0, np.deg2rad(4)) if kind != "open" else generator.normal(0, np.deg2rad(8))
@@ -176,7 +177,9 @@ def _returns(
     reflectivity = REFLECTIVITY[material] * np.exp(generator.normal(0, 0.18, len(distance)).astype(np.float32))
     # What comes back falls with the square of the distance and the angle of incidence.
     signal = reflectivity * np.maximum(cosine, 0.02) * (90 / distance) ** 2
-    noticed = 1 / (1 + (0.03 / signal) ** 2)
+    noticed = 1 / (1 + (0.04 / signal) ** 2)
+    # The steepest beams of the real sensor lose up to half of their returns.
+    noticed *= np.interp(-direction[:, 2], np.sin(np.deg2rad([17.5, 23.8])), [1, 0.55]).astype(np.float32)
     chance = generator.random(len(distance), np.float32)
     kept = (chance < noticed * (1 - LOSS[material])) & (distance > 2.5)
     # Part of the light that glass lets through returns from inside of the car.
@@ -185,7 +188,10 @@ def _returns(
     rough = np.where(instance == GROUND, np.where(material == 1, 0.02, 0.006), 0.0)
     spread = np.hypot(sensors.range_noise_m, rough).astype(np.float32)
     distance = distance + spread * generator.normal(0, 1, len(distance)).astype(np.float32)
-    intensity = np.clip(np.round(reflectivity * np.sqrt(cosine) * 1.15, 2), 0, 0.99)
+    # The sensor makes up for distance and for most of the angle; a part of its intensities is nought.
+    intensity = reflectivity * (0.7 + 0.3 * np.sqrt(cosine))
+    intensity *= np.minimum(generator.random(len(distance), np.float32) * 8, 1)
+    intensity = np.clip(np.round(intensity, 2), 0, 0.99)
     points = np.concatenate([direction * distance[:, None], intensity[:, None]], axis=1)
     return points[kept].astype(np.float32), instance[kept]
 

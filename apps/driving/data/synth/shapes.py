@@ -158,7 +158,7 @@ def place(shape: Shape, x: float, y: float, z: float, yaw: float, instance: int)
             parts.append(replace(part, matrix=part.matrix @ turn.T, centre=turn @ part.centre + move))
     length, width, height = shape.size
     corners = np.array([[i * length / 2, j * width / 2, k * height] for i in (-1, 1) for j in (-1, 1) for k in (0, 1)])
-    return Solid(tuple(parts), (corners.astype(np.float32) @ turn.T + move), instance)
+    return Solid(tuple(parts), (corners.astype(np.float32) @ turn.T + move), instance, shape.name is not None)
 
 
 def vehicle(name: str, generator: np.random.Generator) -> Shape:

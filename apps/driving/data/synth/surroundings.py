@@ -91,6 +91,23 @@ def bush(generator: np.random.Generator) -> Shape:
     return Shape(parts, (length * 1.3, width * 1.8, height * 1.05))
 
 
+def thicket(length: float, generator: np.random.Generator) -> Shape:
+    """Undergrowth, bushes and low trees grown together along x."""
+    width, height = float(generator.uniform(1.0, 3.0)), float(generator.uniform(0.6, 4.5))
+    parts: list[Part] = []
+    for _ in range(int(length * 1.8)):
+        tall = height * generator.uniform(0.35, 1.0)
+        parts.append(
+            ellipsoid(
+                (generator.uniform(-0.5, 0.5) * length, generator.uniform(-0.3, 0.3) * width, tall * 0.4),
+                (generator.uniform(0.4, 1.1), width * generator.uniform(0.25, 0.5), tall * 0.6),
+                INDEX["leaves"],
+                float(generator.uniform(0.15, 0.5)),
+            )
+        )
+    return Shape(parts, (length + 2.2, width * 1.7, height))
+
+
 def pole(generator: np.random.Generator) -> Shape:
     """A lamp post, a bollard, a traffic sign or a thin trunk."""
     radius, height = float(generator.uniform(0.03, 0.16)), float(generator.choice([0.9, 2.6, 6.0, 8.0]))
