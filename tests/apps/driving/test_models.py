@@ -1,0 +1,147 @@
+"""mmdet3d's detectors, built from its shipped configurations, and the conversions around them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.data.training import augment_sweep
+from apps.driving.models import fcos3d, structures
+from apps.driving.models.library import shipped_config
+from apps.driving.models.pointpillars import _CONFIG, PillarsToHeads, PointPillars, example_input
+from apps.driving.recipes import RECIPES
+from apps.driving.types import Boxes3D
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ImportWarning"),
+]
+LIDAR_TO_CAMERA = np.array([[0, -1, 0, 0.05], [0, 0, -1, -0.07], [1, 0, 0, -0.27], [0, 0, 0, 1]], np.float32)
+
+
+def difference(a, b, path=""):
+    """The paths at which two nested configurations differ."""
+    found = set()
+    for key in set(a) | set(b):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= difference(one, other, f"{path}.{key}")
+        elif one != other:
+            found.add(f"{path}.{key}")
+    return found
+
+
+def test_full_pointpillars_is_the_shipped_kitti_configuration():
+    assert difference(shipped_config(_CONFIG), PointPillars().settings()) == set()
+
+
+def test_full_pointpillars_has_the_parameters_of_the_published_model():
+    detector = PointPillars().build()
+    assert sum(p.numel() for p in detector.parameters()) == 4_834_888
+    assert type(detector).__module__ == "mmdet3d.models.detectors.voxelnet"
+
+
+def test_full_fcos3d_differs_from_the_shipped_configuration_as_it_says():
+    changed = difference(shipped_config(fcos3d._CONFIG), fcos3d.FCOS3D().settings())
+    head = {name.removeprefix(".bbox_head.") for name in changed if name.startswith(".bbox_head.")}
+    assert head == {
+        "num_classes", "pred_attrs", "pred_velo", "bbox_code_size", "group_reg_dims", "reg_branch",
+        "centerness_branch", "bbox_coder.code_size", "dcn_on_last_conv",
+    }  # fmt: skip
+    assert all(name.startswith((".bbox_head", ".backbone", ".data_preprocessor", ".train_cfg")) for name in changed)
+
+
+def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
+    torch.manual_seed(0)
+    detector = fcos3d.FCOS3D().build().eval()
+    assert detector.backbone.layer3[0].conv2.groups == 32
+    images = torch.randint(0, 255, (1, 3, 64, 96), dtype=torch.uint8)
+    intrinsics = torch.tensor([[[70.0, 0, 48], [0, 70, 32], [0, 0, 1]]])
+    with torch.inference_mode():
+        boxes, scores, labels = structures.predict(detector, structures.camera_data(images, intrinsics))[0]
+    assert boxes.shape[1:] == (7,) and len(boxes) == len(scores) == len(labels)
+    assert torch.isfinite(boxes).all()
+
+
+@pytest.mark.parametrize("name", ["shipped", "fcos3d_shipped", "small", "fcos3d_small"])
+def test_weights_that_ship_stay_under_16_megabytes(name):
+    detector = RECIPES[name]().model.build()
+    assert sum(value.numel() * value.element_size() for value in detector.state_dict().values()) < 16e6
+
+
+def test_dense_networks_give_what_the_detectors_heads_see():
+    torch.manual_seed(1)
+    tiny = RECIPES["tiny"]().model
+    detector = tiny.build().eval()
+    pseudo_image = example_input(tiny)
+    with torch.inference_mode():
+        scores, boxes, directions = PillarsToHeads(detector)(pseudo_image)
+        expected = detector.bbox_head(detector.neck(detector.backbone(pseudo_image)))
+    assert torch.equal(scores, expected[0][0]) and torch.equal(boxes, expected[1][0])
+    assert (scores.shape[1], boxes.shape[1], directions.shape[1]) == (18, 42, 12)
+    camera = RECIPES["fcos3d_tiny"]().model
+    with torch.inference_mode():
+        maps = fcos3d.ImageToHeads(camera.build().eval())(fcos3d.example_input(camera))
+    assert len(maps) == len(fcos3d.OUTPUTS) == 20
+    assert [tuple(m.shape[:2]) for m in maps[:4]] == [(2, 3), (2, 7), (2, 2), (2, 1)]
+
+
+def test_camera_boxes_go_there_and_back():
+    generator = np.random.default_rng(0)
+    boxes = generator.normal(size=(50, 7)).astype(np.float32) * [30, 10, 1, 1, 1, 1, 1]
+    boxes[:, 3:6] = np.abs(boxes[:, 3:6]) + 0.5
+    boxes[:, 6] = generator.uniform(-np.pi, np.pi, 50)
+    camera = structures.to_camera_boxes(boxes, LIDAR_TO_CAMERA)
+    back = structures.to_lidar_boxes(camera, LIDAR_TO_CAMERA)
+    np.testing.assert_allclose(back, boxes, atol=1e-4)
+
+
+def test_camera_boxes_are_those_of_mmdet3d():
+    """Corners that mmdet3d makes of a converted box are the corners of the box, moved into the camera's frame."""
+    box = np.array([[12.0, 3.0, -0.8, 3.9, 1.6, 1.5, 0.4]], np.float32)
+    ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
+    expected = ours.corners_lidar_m()[0] @ LIDAR_TO_CAMERA[:3, :3].T + LIDAR_TO_CAMERA[:3, 3]
+    boxes = torch.from_numpy(structures.to_camera_boxes(box, LIDAR_TO_CAMERA))
+    truth = {
+        "boxes_camera": [boxes],
+        "labels": [torch.tensor([2])],
+        "boxes_2d": [torch.zeros(1, 4)],
+        "centres_2d": [torch.zeros(1, 2)],
+        "depths": [torch.ones(1)],
+    }
+    data = structures.camera_data(torch.zeros(1, 3, 8, 8), torch.eye(3)[None], truth)
+    corners = data["data_samples"][0].gt_instances_3d.bboxes_3d.corners[0].numpy()
+    np.testing.assert_allclose(sorted(map(tuple, corners.round(3))), sorted(map(tuple, expected.round(3))), atol=2e-3)
+
+
+def test_lidar_boxes_are_those_of_mmdet3d():
+    box = np.array([[12.0, 3.0, -0.8, 3.9, 1.6, 1.5, 0.4]], np.float32)
+    ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
+    data = structures.lidar_data([torch.zeros(1, 4)], [torch.from_numpy(box)], [torch.tensor([2])])
+    corners = data["data_samples"][0].gt_instances_3d.bboxes_3d.corners[0].numpy()
+    expected = ours.corners_lidar_m()[0]
+    np.testing.assert_allclose(sorted(map(tuple, corners.round(3))), sorted(map(tuple, expected.round(3))), atol=2e-3)
+
+
+def test_augmentation_moves_points_and_boxes_alike():
+    how = dataclasses.replace(RECIPES["shipped"]().data.augmentation, most_lost=0.0)
+    box = np.array([[15.0, 4.0, -0.9, 4.0, 1.8, 1.5, 0.7]], np.float32)
+    ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
+    corners = np.hstack([ours.corners_lidar_m()[0], np.arange(8)[:, None]]).astype(np.float32)
+    mirrored = set()
+    for seed in range(20):
+        points, boxes = augment_sweep(corners.copy(), box.copy(), how, np.random.default_rng(seed))
+        points = points[np.argsort(points[:, 3]), :3]
+        turned = Boxes3D(centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], names=("car",))
+        expected = turned.corners_lidar_m()[0]
+        distance = np.linalg.norm(points[:, None] - expected[None], axis=-1)
+        assert distance.min(axis=1).max() < 1e-3
+        assert sorted(distance.argmin(axis=1)) == list(range(8))
+        mirrored.add(bool((distance.argmin(axis=1) != np.arange(8)).any()))
+        # The front of the car stays its front.
+        assert np.linalg.norm(points[[0, 3]].mean(0) - expected[[0, 3]].mean(0)) < 1e-3
+    assert mirrored == {True, False}
