@@ -124,7 +124,7 @@ def test_image_and_truth_agree():
     camera, truth = frame.cameras["image_2"], frame.truth
     assert camera.image_HWC.shape == (94, 310, 3)
     assert camera.image_HWC.std() > 10
-    assert set(truth.occlusion.tolist()) <= {0, 1, 2}
+    assert set(truth.occlusion.tolist()) <= {0, 1, 2, 3}
     shown = ~np.isnan(truth.box_2d[:, 0])
     assert shown.any()
     assert (truth.truncation[shown] < 1).all()

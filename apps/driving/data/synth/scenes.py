@@ -218,7 +218,7 @@ def _truth(
     """Boxes of what may be found, with truncation, occlusion and 2D boxes as KITTI defines them.
 
     Occlusion from the share of the object's own silhouette that shows: above 0.8 fully visible (0), above 0.4 partly
-    (1), less largely (2). Truncation is the share of its projected box outside of the image.
+    (1), above 0.1 largely (2), less unknown (3), which no difficulty of the benchmark asks for. Truncation is the share of its projected box outside of the image.
     """
     kept = [
         number
@@ -239,5 +239,5 @@ def _truth(
     box_2d, truncation = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, (height, width))
     alone, shown = np.array([seen.get(i, (0, 0)) for i in kept], np.float32).reshape(-1, 2).T
     share = shown / np.maximum(alone, 1)
-    occlusion = np.select([share > 0.8, share > 0.4], [0, 1], 2).astype(np.int64)
+    occlusion = np.select([share > 0.8, share > 0.4, share > 0.1], [0, 1, 2], 3).astype(np.int64)
     return replace(boxes, truncation=truncation, occlusion=occlusion, box_2d=box_2d)
