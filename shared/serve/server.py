@@ -61,7 +61,7 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
         networks.close()
         store.close()
 
-    server = FastAPI(
+    server = _Described(
         title="Trivium",
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
@@ -122,6 +122,17 @@ def run(settings: Settings, demo: bool = False) -> None:
     # An interrupt has closed the server by then; it is how serving ends, and no error.
     with listener, suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+class _Described(FastAPI):
+    """Heads every route in the description with the first line of its docstring, not with a function's name."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for operation in (one for path in document["paths"].values() for one in path.values()):
+            if lines := operation.get("description", "").splitlines():
+                operation["summary"] = lines[0].rstrip(".")
+        return document
 
 
 class _Announcing(uvicorn.Server):

@@ -79,6 +79,7 @@ def test_the_description_of_the_interface_names_every_route(echo_client: TestCli
     assert {"/api/echo/predict", "/api/echo/count", "/v2/models/{name}/infer", "/metrics"} <= document["paths"].keys()
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(names) == len(set(names))
+    assert document["paths"]["/v2/health/live"]["get"]["summary"] == "Whether the server runs"
     assert "/static/shared/vendor/swagger-ui/swagger-ui-bundle.js" in echo_client.get("/docs").text
 
 
