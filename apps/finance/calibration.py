@@ -29,7 +29,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """The calibration of a trained forecaster, in JSON types.
 
-    Makes ``series`` synthetic series (40, or as many as there were to train on) without anomalies and as many with; the first give each channel's distribution
+    Makes ``series`` synthetic series (40, or as many as there were to train on) without anomalies and as many with;
+    the first give each channel's distribution
     on normal rows, both together the threshold at which there are no more false events than the budget allows.
     """
     series = series or min(_SERIES, recipe.data.series)

@@ -10,19 +10,21 @@ from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 _RELEASE = 0.7
 """An event goes on while the score is above this share of the threshold."""
 _FLOOR = 0.1
+_YOUNG = 0.04
+"""In a young series the quiet time is this share of the rows so far."""
 
 
 def detections(scores: Floats, *, quiet_rows: int, margin: float) -> Floats:
     """(N,) the scores at which a detector speaks up, 0 elsewhere.
 
-    Within ``quiet_rows`` after a row that spoke, only a row whose score is higher by more than ``margin`` speaks. A
+    Within ``quiet_rows`` (fewer in a young series) after a row that spoke, only a row whose score is higher by more than ``margin`` speaks. A
     threshold on the result counts each disturbance about once, whatever the threshold is.
     """
     spoken = np.zeros(len(scores))
     last_row, last_score = -quiet_rows - 1, 0.0
     for row in np.flatnonzero(scores > _FLOOR).tolist():
         value = float(scores[row])
-        if row - last_row > quiet_rows or value > last_score + margin:
+        if row - last_row > min(quiet_rows, _YOUNG * row) or value > last_score + margin:
             spoken[row] = value
             last_row, last_score = row, value
     return spoken

@@ -34,16 +34,16 @@ def forecast(
     made = []
     for one in series:
         table = tabulate(one, context=context, horizon=horizon)
-        tail = np.zeros((horizon - 1, table.rows.shape[1]), np.float32)
+        tail = np.zeros((horizon - 1, table.rows.shape[1]))
         tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
-        padded = Table(np.concatenate([table.rows, tail]), table.offset, table.unit)
+        padded = Table(np.concatenate([table.rows, tail]))
         windows = Windows([padded], context=context, horizon=horizon, stride=stride)
-        made.append(_forecast(model, windows, table, len(one), stride, torch.device(device), batch))
+        made.append(_forecast(model, windows, len(one), stride, torch.device(device), batch))
     return made
 
 
 def _forecast(
-    model: nn.Module, windows: Windows, table: Table, length: int, stride: int, device: torch.device, batch: int
+    model: nn.Module, windows: Windows, length: int, stride: int, device: torch.device, batch: int
 ) -> Forecast:
     leads = windows.horizon // stride
     quantiles = np.full((length, len(QUANTILES)), np.nan)
@@ -56,7 +56,7 @@ def _forecast(
         scores = normal_scores(part["target"].numpy().astype(np.float64), expected)
         scores[part["observed"].numpy() < 0.5] = np.nan
         centre, scale = part["scale"].numpy().astype(np.float64).T[..., None, None]
-        values = table.offset + table.unit * (centre + scale * np.sinh(expected))
+        values = centre + scale * np.sinh(expected)
         # The window's first row is `start - context` in the series: the table has `context` rows in front.
         first = windows.starts[indices]
         for lead in range(leads):

@@ -1,7 +1,8 @@
 """From surprise to scores: how improbable each row is, given the forecasts and what the series has done before.
 
 Several channels look at the surprise (the normal score of the observed value within its forecast): single rows, runs
-in one direction, unrest, unusual calm, and a level that the series has not had. Each statistic is given a tail
+in one direction, unrest, unusual calm; two more look at the values: a level that the series has not had, and a
+departure from the same time on other days. Each statistic is given a tail
 probability by its rank among the same series' earlier rows, continued beyond the largest of them by an exponential
 tail in the logarithm (peaks over threshold; Siffer et al., KDD 2017), and mixed with the tail that the channel has on
 synthetic normal series. A row's score is -log10 of its smallest tail probability over 10. Nothing looks ahead.
@@ -14,11 +15,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from apps.finance.data.windows import same_time_before
 from apps.finance.types import Floats, Forecast, Series
 
-CHANNELS = ("point", "far", "run", "unrest", "calm", "level")
+CHANNELS = ("point", "far", "run", "unrest", "calm", "level", "rhythm")
 _GRID = np.concatenate([np.linspace(0.0, 0.95, 20), 1 - np.geomspace(0.05, 1e-4, 30)[1:]])
 """The levels at which a channel's distribution on normal series is tabulated."""
+
+
+_RHYTHMIC = 0.4
+_LEAST_EXCESS = 0.1
+"""No tail is taken to fall faster than about the normal distribution's does beyond its 98 % quantile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +45,8 @@ class Calibration:
     run: int = 12
     unrest: int = 36
     level: int = 8
-    memory: int = 4000
-    block: int = 32
+    memory: int = 8000
+    block: int = 64
     quiet_rows: int = 120
     margin: float = 0.05
     threshold: float = 0.4
@@ -59,6 +66,7 @@ def statistics(series: Series, forecast: Forecast, calibration: Calibration) -> 
         "unrest": unrest,
         "calm": -np.log(unrest + 0.02),
         "level": _unusual_level(series.target, calibration),
+        "rhythm": _broken_rhythm(series, calibration),
     }
 
 
@@ -107,6 +115,29 @@ def _unusual_level(values: Floats, calibration: Calibration) -> Floats:
     return result
 
 
+def _broken_rhythm(series: Series, calibration: Calibration) -> Floats:
+    """(N,) how far the last rows' mean is from the same time on up to four days before, in usual such departures.
+
+    NaN where the series has had no rhythm: where such departures were not much smaller than those from the median.
+    """
+    usual, known = same_time_before(series, horizon=1)
+    departure = np.where(known >= 0.5, series.target - usual, np.nan)
+    mean = np.abs(_trailing_mean(departure, calibration.run))
+    result = np.full(len(mean), np.nan)
+    for start in range(0, len(mean), calibration.block):
+        past = mean[max(0, start - calibration.memory) : start]
+        past = past[np.isfinite(past)]
+        if len(past) < 100:
+            continue
+        values = series.target[max(0, start - calibration.memory) : start]
+        middle = float(np.nanmedian(values))
+        if past.mean() > _RHYTHMIC * np.nanmean(np.abs(values - middle)):
+            continue
+        scale = max(float(past.mean()), 1e-4 * abs(middle), 1e-9)
+        result[start : start + calibration.block] = mean[start : start + calibration.block] / scale
+    return result
+
+
 def _tail(values: Floats, prior: Floats, calibration: Calibration) -> Floats:
     """(N,) -log10 of the probability that a normal row has a statistic at least this large."""
     result = np.zeros(len(values))
@@ -150,10 +181,11 @@ def _fit(ordered: Floats, levels: Floats, tail: float) -> tuple[Floats, Floats, 
         above = ordered > begin
         # Three pseudo-observations of a usual excess steady the mean where the tail holds few values.
         excess = float(((ordered[above] - begin).sum() + 3 * 0.15) / (above.sum() + 3))
-    return ordered, levels, begin, max(excess, 0.02)
+    return ordered, levels, begin, max(excess, _LEAST_EXCESS)
 
 
 def _survival(values: Floats, ordered: Floats, levels: Floats, begin: float, excess: float) -> Floats:
-    body = 1 - np.interp(values, ordered, levels)
+    # Just below the value, so that a tie counts as at least as large.
+    body = 1 - np.interp(values - 1e-9, ordered, levels)
     tail = (1 - np.interp(begin, ordered, levels)) * np.exp(-np.maximum(values - begin, 0) / excess)
     return np.where(values > begin, tail, body)

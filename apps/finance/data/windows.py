@@ -46,13 +46,11 @@ _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 class Table:
     """The covariates of one series, padded in front by ``context`` rows.
 
-    ``rows`` (context + N, 12) float32; its last column is the scale of the history. A value in the units of the
-    series is ``offset + unit * rows[:, 0]``.
+    ``rows`` (context + N, 12) float64: the covariates in ``COLUMNS``, levels in the units of the series, and last
+    the scale of the history.
     """
 
-    rows: NDArray[np.float32]
-    offset: float
-    unit: float
+    rows: Floats
 
 
 def tabulate(series: Series, *, context: int, horizon: int) -> Table:
@@ -60,14 +58,11 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Table:
     values = series.target
     missing = ~np.isfinite(values)
     filled = _fill(values, missing)
-    offset = float(np.median(filled))
-    unit = float(np.abs(filled - offset).mean()) or max(1e-3 * abs(offset), 1e-9)
-    filled = (filled - offset) / unit
     times, length = series.times_ns, len(series)
-    rows = np.zeros((context + length, _SCALE + 1), np.float32)
+    rows = np.zeros((context + length, _SCALE + 1))
     body = rows[context:]
     body[:, 0], body[:, 1] = filled, missing
-    smooth = np.convolve(np.pad(filled, 1, mode="edge"), np.full(3, 1 / 3), "valid")
+    smooth = _smooth(filled)
     body[:, 2], body[:, 3] = _lagged(smooth, times, DAY_NS, _DAYS, horizon, series.interval_ns)
     body[:, 4], body[:, 5] = _lagged(smooth, times, WEEK_NS, _WEEKS, horizon, series.interval_ns)
     steps = np.diff(times, prepend=times[0] - series.interval_ns) / max(series.interval_ns, 1)
@@ -77,10 +72,21 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Table:
         body[:, 7], body[:, 8] = np.sin(day), np.cos(day)
     week = 2 * np.pi * ((times // DAY_NS + 3) % 7) / 7
     body[:, 9], body[:, 10] = np.sin(week), np.cos(week)
-    floor = _RELATIVE_FLOOR * abs(offset) / unit + 1e-6
-    body[:, _SCALE] = np.maximum(_history_scale(filled), floor)
+    body[:, _SCALE] = _history_scale(filled)
     rows[:context, 0], rows[:context, 1], rows[:context, _SCALE] = filled[0], 1, body[0, _SCALE]
-    return Table(rows, offset, unit)
+    return Table(rows)
+
+
+def same_time_before(series: Series, *, horizon: int) -> tuple[Floats, Floats]:
+    """(N,) the median of the values at the same time on up to four days before, and (N,) how many there are of four."""
+    values = series.target
+    missing = ~np.isfinite(values)
+    smooth = _smooth(_fill(values, missing))
+    return _lagged(smooth, series.times_ns, DAY_NS, _DAYS, horizon, series.interval_ns)
+
+
+def _smooth(values: Floats) -> Floats:
+    return np.convolve(np.pad(values, 1, mode="edge"), np.full(3, 1 / 3), "valid")
 
 
 def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
@@ -117,12 +123,13 @@ def _lagged(
 
 
 def _history_scale(filled: Floats) -> Floats:
-    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows."""
+    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows; never quite nought."""
     scales = np.zeros(len(filled))
     for start in range(0, len(filled), _BLOCK):
-        past = filled[max(0, start - _HISTORY) : start]
-        if len(past) >= _BLOCK:
-            scales[start : start + _BLOCK] = np.abs(past - np.median(past)).mean() * _MEAN_DEVIATION
+        past = filled[max(0, start - _HISTORY) : max(start, 1)]
+        middle = float(np.median(past))
+        spread = np.abs(past - middle).mean() * _MEAN_DEVIATION
+        scales[start : start + _BLOCK] = max(spread, _RELATIVE_FLOOR * abs(middle), 1e-12)
     return scales
 
 
@@ -131,7 +138,7 @@ class Windows:
 
     ``stride`` is the number of rows between the forecasts of neighbouring windows. A batch has ``encoder_cont``
     (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 1), ``target`` (B, horizon), ``observed``
-    (B, horizon) in {0, 1}, and ``scale`` (B, 2): centre and scale in the table's units.
+    (B, horizon) in {0, 1}, and ``scale`` (B, 2) float64: centre and scale in the units of the series.
     """
 
     def __init__(self, tables: Sequence[Table], *, context: int, horizon: int, stride: int = 1) -> None:
@@ -194,19 +201,19 @@ def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
     spread = (seen - centre).abs().nanmean(dim=1, keepdim=True) * _MEAN_DEVIATION
     history = windows[:, context, _SCALE : _SCALE + 1]
     scale = torch.maximum(spread, _FLOOR * history)
-    covariates = windows[:, :, :_SCALE].clone()
+    covariates = windows[:, :, :_SCALE].float()
     for column, known in ((0, None), (2, 3), (4, 5)):
-        level = torch.asinh((windows[:, :, column] - centre) / scale)
+        level = torch.asinh((windows[:, :, column] - centre) / scale).float()
         if known is not None:
             level = level * (windows[:, :, known] > 0)
         covariates[:, :, column] = level
-    target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1]
+    target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1].float()
     covariates[:, :context, 0].masked_fill_(missing, 0)
     covariates[:, context:, :2] = 0
     return {
         "encoder_cont": covariates[:, :context],
         "decoder_cont": covariates[:, context:],
-        "static": torch.log(history / scale).clamp(-4, 4),
+        "static": torch.log(history / scale).clamp(-4, 4).float(),
         "target": target,
         "observed": observed,
         "scale": torch.cat([centre, scale], dim=1),

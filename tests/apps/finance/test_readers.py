@@ -1,0 +1,201 @@
+"""What people hand in as CSV and Parquet, and what is refused with which sentence."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.finance.data.clock import parse_times
+from apps.finance.data.csv import read_csv, write_csv
+from apps.finance.data.parquet import read_parquet
+from apps.finance.types import Series, iso_utc, usual_interval_ns
+from shared.refusal import Refusal
+
+NOON_NS = 1_704_110_400 * 10**9  # 2024-01-01 12:00 UTC
+
+
+def written(folder: Path, text: str | bytes, name: str = "series.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "2024-01-01 12:00:00",
+        "2024-01-01T12:00:00",
+        "2024-01-01T12:00:00Z",
+        "2024-01-01 12:00:00 UTC",
+        "2024-01-01T13:00:00+01:00",
+        "2024-01-01 07:00:00-05",
+        "2024-01-01 20:00:00+08:00",
+        "2024-01-01 12:00",
+        "2024-01-01 12:00:00.000000",
+        "2024/01/01 12:00:00",
+        "20240101 12:00:00",
+        "01.01.2024 12:00",
+        "1704110400",
+        "1704110400.0",
+        "1704110400000",
+        "1704110400000000",
+        "1704110400000000000",
+    ],
+)
+def test_ways_to_write_noon(first):
+    assert parse_times(pl.Series([first, first]), "x").tolist() == [NOON_NS] * 2
+
+
+def test_plain_dates_and_dates_with_the_day_or_the_month_first():
+    midnight = NOON_NS - 12 * 3600 * 10**9
+    day = 86400 * 10**9
+    for texts, days in (
+        (["2024-01-01", "2024-01-31"], 30),
+        (["20240101", "20240131"], 30),
+        (["01/01/2024", "31/01/2024"], 30),
+        (["01/01/2024", "01/31/2024"], 30),
+        (["1.1.2024", "31.1.2024"], 30),
+    ):
+        assert parse_times(pl.Series(texts), "x").tolist() == [midnight, midnight + days * day]
+    with pytest.raises(Refusal, match=r"ambiguous.*2024-01-31"):
+        parse_times(pl.Series(["01/02/2024", "02/02/2024"]), "x")
+
+
+def test_the_column_types_of_parquet():
+    noon = datetime.datetime(2024, 1, 1, 12)
+    for unit in ("ms", "us", "ns"):
+        assert parse_times(pl.Series([noon], dtype=pl.Datetime(unit)), "x").tolist() == [NOON_NS]
+    zoned = pl.Series([noon], dtype=pl.Datetime("us")).dt.replace_time_zone("America/New_York")
+    assert parse_times(zoned, "x").tolist() == [NOON_NS + 5 * 3600 * 10**9]
+    assert parse_times(pl.Series([noon.date()]), "x").tolist() == [NOON_NS - 12 * 3600 * 10**9]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "timestamp,value\n2024-01-01 12:00:00,1.5\n2024-01-01 12:05:00,2.5\n",
+        "\ufefftimestamp,value\r\n2024-01-01 12:00:00,1.5\r\n2024-01-01 12:05:00,2.5\r\n",
+        'Timestamp;Value\n"2024-01-01 12:00:00";"1,5"\n"2024-01-01 12:05:00";"2,5"\n',
+        "time\tvalue\n1704110400\t1.5\n1704110700\t2.5\n",
+        "\n\ntimestamp,value\n2024-01-01 12:00:00,1.5\n2024-01-01 12:05:00,2.5",
+        "id,when,value\na,2024-01-01 12:00:00,1.5\nb,2024-01-01 12:05:00,2.5\n",
+        "Date,Time,Value\n2024-01-01,12:00:00,1.5\n2024-01-01,12:05:00,2.5\n",
+    ],
+)
+def test_one_series_in_many_dialects(tmp_path, text):
+    series = read_csv(written(tmp_path, text))
+    assert series.times_ns.tolist() == [NOON_NS, NOON_NS + 300 * 10**9]
+    assert series.target.tolist() == [1.5, 2.5]
+    assert series.interval_ns == 300 * 10**9 and series.notes == ()
+
+
+def test_bars_are_judged_by_their_close_unless_told(tmp_path):
+    path = written(tmp_path, "Date,Open,High,Low,Close,Volume\n2024-01-01,1,3,0.5,2,10\n2024-01-02,2,4,1.5,3,20\n")
+    assert read_csv(path).column == "Close"
+    assert read_csv(path, column="volume").target.tolist() == [10, 20]
+    assert list(read_csv(path).values) == ["Open", "High", "Low", "Close", "Volume"]
+
+
+def test_missing_values_are_nan_and_nothing_else_is(tmp_path):
+    series = read_csv(
+        written(tmp_path, "t,time,value\n1,2024-01-01,1\n2,2024-01-02,\n3,2024-01-03,NaN\n4,2024-01-04,-\n")
+    )
+    np.testing.assert_array_equal(series.target, [1, np.nan, np.nan, np.nan])
+
+
+def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
+    series = read_csv(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
+    assert series.target.tolist() == [1, 2, 4]
+    assert "sorted" in series.notes[0] and "1 rows had the time of another" in series.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ("timestamp,value\n", "has no rows"),
+        ("timestamp,value\n2024-01-01,1\n", "a single row"),
+        ("timestamp\n2024-01-01\n", "single column"),
+        ("a,b\n1.5,2\n2.5,3\n", "no column of times.*'a', 'b'.*timestamp"),
+        ("timestamp,value\n2024-01-01,1\nyesterday,2\n", "line 3: 'yesterday' is not a time"),
+        ("timestamp,value\n2024-01-01,1\n,2\n", "no time in line 3"),
+        ("timestamp,value\n2024-01-01,1\n2024-01-02,abc\n2024-01-03,3\n", "'value' holds 'abc' in line 3"),
+        ("timestamp,value\n2024-01-01,\n2024-01-02,\n", "'value' holds no number"),
+        ("timestamp,word\n2024-01-01,a\n2024-01-02,b\n", "no column of numbers"),
+        ("timestamp,value\n2024-01-01,1\n2024-01-01,2\n", "all rows have the same time"),
+        ("timestamp,value\n2024-01-01,1\n2024-01-02,2,3\n", "line 3 has 3 cells where the header has 2"),
+        ("34200.1,1,100\n34200.2,1,101\n", "no header line"),
+        ("timestamp,value\n1e30,1\n1e30,2\n", "no times between 1900 and 2200"),
+        (b"PK\x03\x04\x00\x00\x00\x00", "is not text"),
+    ],
+)
+def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
+    with pytest.raises(Refusal, match=sentence) as caught:
+        read_csv(written(tmp_path, text))
+    assert "series.csv" in str(caught.value)
+
+
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    path = written(tmp_path, "time,close,volume\n2024-01-01,1,10\n2024-01-02,2,20\n")
+    with pytest.raises(Refusal, match="called 'open'; there are: 'close', 'volume'"):
+        read_csv(path, column="open")
+    with pytest.raises(Refusal, match="does not exist"):
+        read_csv(tmp_path / "none.csv")
+
+
+def test_parquet(tmp_path):
+    times = [datetime.datetime(2024, 1, 1, 12), datetime.datetime(2024, 1, 1, 13)]
+    pl.DataFrame({"ts": times, "close": [1.0, None], "name": ["a", "b"]}).write_parquet(tmp_path / "a.parquet")
+    series = read_parquet(tmp_path / "a.parquet")
+    assert series.times_ns.tolist() == [NOON_NS, NOON_NS + 3600 * 10**9]
+    np.testing.assert_array_equal(series.target, [1.0, np.nan])
+    with pytest.raises(Refusal, match=r"bad\.parquet is not a readable Parquet file"):
+        read_parquet(written(tmp_path, b"PAR1 nonsense", "bad.parquet"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 10**6), min_size=2, max_size=30),
+    st.lists(st.one_of(st.floats(-1e12, 1e12), st.just(float("nan"))), min_size=30, max_size=30),
+)
+def test_what_is_written_is_read_again(tmp_path_factory, steps, cells):
+    times = NOON_NS + np.cumsum(np.asarray(steps, np.int64)) * 10**9
+    values = np.asarray(cells[: len(steps)])
+    values[0] = 1.25
+    series = Series(
+        name="a", times_ns=times, values={"value": values}, column="value", interval_ns=usual_interval_ns(times)
+    )
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    write_csv(path, series)
+    again = read_csv(path)
+    np.testing.assert_array_equal(again.times_ns, series.times_ns)
+    np.testing.assert_array_equal(again.target, values)
+
+
+def test_times_as_text():
+    assert iso_utc(NOON_NS) == "2024-01-01T12:00:00Z"
+    assert iso_utc(NOON_NS + 1_500_000) == "2024-01-01T12:00:00.0015Z"
+    assert iso_utc(-1) == "1969-12-31T23:59:59.999999999Z"
+
+
+@pytest.mark.realdata
+def test_real_files_of_five_sources(data_root):
+    folder = data_root / "finance"
+    rows = {
+        "btc/btc-perp-20211231-20220201_1m.csv": (45031, "close"),
+        "fxcm/gbpusd-m1-bid-2012.csv": (30117, "close"),
+        "yfinance_repair/CNE-L-1d-bad-stock-split.csv": (10, "Close"),
+        "nab/data/realTraffic/TravelTime_387.csv": (2500, "value"),
+    }
+    for name, (number, column) in rows.items():
+        series = read_csv(folder / name)
+        assert (len(series), series.column) == (number, column)
+        assert (np.diff(series.times_ns) > 0).all()
+    with pytest.raises(Refusal, match="no header line"):
+        read_csv(folder / "lobster_aapl/message_50_0930_0945.csv")
