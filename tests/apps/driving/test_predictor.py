@@ -1,0 +1,173 @@
+"""The predictor, through the door that all doors use. The weights are random: what is found is not looked at here."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from apps.driving.app import app
+from apps.driving.predictor import DrivingPredictor
+from apps.driving.recipes import RECIPES
+from shared.deploy.artifact import Manifest, open_artifact, write_manifest
+from shared.deploy.predictor import Request, answer
+from shared.engine.recipe import save_recipe
+from shared.refusal import Refusal
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ImportWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    artifacts = []
+    for recipe_name in ("tiny", "fcos3d_tiny"):
+        torch.manual_seed(3)
+        recipe = RECIPES[recipe_name]()
+        model = recipe.model.build()
+        # Raised, so that random weights find something.
+        model.bbox_head.conv_cls.bias.data += 4.0
+        path = tmp_path_factory.mktemp(recipe.model.name)
+        save_file(model.state_dict(), path / "weights.safetensors")
+        save_recipe(path / "recipe.yaml", recipe, app="driving", name=recipe_name)
+        manifest = Manifest(
+            name=recipe.model.name, version=1, app="driving", inputs=(), outputs=(), scores={}, data={},
+            calibration={"least_scores": {"car": 0.1, "pedestrian": 0.1, "cyclist": 0.1}},
+        )  # fmt: skip
+        write_manifest(path, manifest)
+        artifacts.append(open_artifact(path))
+    return DrivingPredictor(artifacts)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """The sample that the form makes on the spot: a KITTI object folder."""
+    sample = next(sample for sample in app.samples() if sample.name == "synthetic")
+    assert sample.synthetic
+    return sample.files(tmp_path_factory.mktemp("sample"))[0]
+
+
+def test_a_folder_gives_boxes_picture_and_files(predictor, synthetic):
+    response = answer(predictor, Request(files=(synthetic,)))
+    frame = response.result["frames"][0]
+    assert frame["model"] == "pointpillars" and frame["boxes"]
+    assert len(response.result["boxes"]) == len(frame["boxes"])
+    box = response.result["boxes"][0]
+    assert box["frame"] == frame["name"] and box["name"] in ("car", "pedestrian", "cyclist")
+    assert len(box["centre_lidar_m"]) == len(box["size_m"]) == 3 and -np.pi <= box["yaw"] < np.pi + 1e-3
+    scores = [box["score"] for box in frame["boxes"]]
+    assert scores == sorted(scores, reverse=True) and min(scores) >= 0.1
+    assert Image.open(io.BytesIO(response.picture)).format == "PNG"
+    assert {"boxes.json", "points.bin", "image.jpg", f"{frame['name']}.txt"} <= response.files.keys()
+    assert json.loads(json.dumps(response.result)) == response.result
+
+
+def test_the_same_request_gives_the_same_response(predictor, synthetic):
+    one, other = (answer(predictor, Request(files=(synthetic,))) for _ in range(2))
+    assert one.result == other.result and one.picture == other.picture and one.files == other.files
+
+
+def test_together_gives_what_alone_gives(predictor, synthetic):
+    requests = [
+        Request(files=(synthetic,)),
+        Request(files=(synthetic,), options={"model": "fcos3d"}),
+        Request(files=(synthetic,), options={"score": "0.36"}),
+    ]
+    inputs = [predictor.decode(request) for request in requests]
+    together = [predictor.encode(outputs).result for outputs in predictor.predict(inputs)]
+    alone = [answer(predictor, request).result for request in requests]
+    assert together == alone
+    assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
+    assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])
+
+
+def test_the_model_follows_from_what_the_frame_holds(predictor, synthetic, tmp_path):
+    sweep = synthetic / "velodyne" / "000000.bin"
+    loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/000000.png", "calib/000000.txt")]
+    for files, model in (([synthetic], "pointpillars"), ([sweep], "pointpillars"), (loose, "fcos3d")):
+        assert answer(predictor, Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
+
+
+def test_a_sweep_without_its_folder(predictor, synthetic, tmp_path):
+    shutil.copy(synthetic / "velodyne" / "000000.bin", tmp_path / "sweep.bin")
+    response = answer(predictor, Request(files=(tmp_path / "sweep.bin",)))
+    assert response.result["frames"][0]["boxes"]
+    assert "image.jpg" not in response.files
+
+
+def test_a_sweep_with_nothing_in_range_gives_no_boxes(predictor, tmp_path):
+    np.full((10, 4), [-200, 0, 0, 0.5], np.float32).tofile(tmp_path / "far.bin")
+    response = answer(predictor, Request(files=(tmp_path / "far.bin",)))
+    assert response.result["boxes"] == []
+    assert Image.open(io.BytesIO(response.picture)).format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "smoke"}, "no model 'smoke'"),
+        ({"score": "high"}, "score=high"),
+        ({"score": "nan"}, "score=nan"),
+        ({"colour": "red"}, "no option colour"),
+    ],
+)
+def test_bad_options_are_refused(predictor, synthetic, options, words):
+    with pytest.raises(Refusal, match=words):
+        predictor.decode(Request(files=(synthetic,), options=options))
+
+
+def test_a_model_that_lacks_its_input_is_refused(predictor, synthetic, tmp_path):
+    shutil.copy(synthetic / "velodyne" / "000000.bin", tmp_path / "sweep.bin")
+    with pytest.raises(Refusal, match="sweep has no image with a calibration"):
+        predictor.decode(Request(files=(tmp_path / "sweep.bin",), options={"model": "fcos3d"}))
+    loose = (synthetic / "image_2" / "000000.png", synthetic / "calib" / "000000.txt")
+    copies = tuple(Path(shutil.copy(file, tmp_path)) for file in loose)
+    with pytest.raises(Refusal, match="no LiDAR sweep"):
+        predictor.decode(Request(files=copies, options={"model": "pointpillars"}))
+
+
+@pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
+def test_files_that_are_no_frames_are_refused(predictor, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refusal, match=name.split(".")[0]):
+        predictor.decode(Request(files=(tmp_path / name,)))
+
+
+def test_a_zip_is_its_folder(predictor, synthetic, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "frame"), "zip", synthetic)
+    zipped = answer(predictor, Request(files=(Path(archive),)))
+    assert zipped.result == answer(predictor, Request(files=(synthetic,))).result
+
+
+def realdata(part):
+    root = Path(os.environ.get("TRIVIUM_DATA", "")) / "driving" / part
+    if "TRIVIUM_DATA" not in os.environ or not root.is_dir():
+        pytest.skip(f"set TRIVIUM_DATA to a folder that holds driving/{part}")
+    return root
+
+
+@pytest.mark.realdata
+def test_real_kitti_frames_all_come_back(predictor):
+    response = answer(predictor, Request(files=(realdata("kitti_object"),)))
+    assert [frame["name"] for frame in response.result["frames"]] == [f"{n:06d}" for n in range(5)]
+    assert {f"{n:06d}.txt" for n in range(5)} <= response.files.keys()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("model", ["pointpillars", "fcos3d"])
+def test_a_real_nuscenes_key_frame(predictor, model):
+    response = answer(predictor, Request(files=(realdata("nuscenes_sample"),), options={"model": model}))
+    places = np.array([box["centre_lidar_m"] for box in response.result["boxes"]])
+    # All round the vehicle, and not ahead alone.
+    assert (places[:, 0] > 1).any() and (places[:, 0] < -1).any()
