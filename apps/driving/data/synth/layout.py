@@ -87,7 +87,7 @@ class Street:
         for _ in range(count):
             s, v = draw.uniform(self.behind, min(self.reach, 55)), draw.choice([-1, 1]) * draw.uniform(low, high)
             turn = draw.choice([0, np.pi]) + draw.normal() * (0.35 if draw.random() < 0.75 else 2)
-            if draw.random() < 0.2:
+            if draw.random() < 0.3:
                 self.put(cyclist(draw), s, v, turn)
                 continue
             for _ in range(int(draw.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))):
@@ -194,14 +194,14 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
             street.frontage(side, away + near, draw.uniform(0.55, 1.0))
             if draw.random() < 0.5:
                 street.growth(side, away + draw.uniform(8, 20), draw.uniform(0.4, 1.0))
-        street.people(int(draw.poisson(2.6 * span)), max(0.6 * half, 2), half + 4)
+        street.people(int(draw.poisson(4.5 * span)), max(0.6 * half, 2), half + 4)
     else:
         street.frontage(int(draw.choice([-1, 1])), away + draw.uniform(3, 15), draw.uniform(0.0, 0.5))
         for side in (-1, 1):
             if draw.random() < 0.75:
                 street.growth(side, away + draw.uniform(0.8, 9), draw.uniform(0.3, 1.0))
             street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
-        street.people(int(draw.poisson(0.8 * span)), half * 0.8, half + 3)
+        street.people(int(draw.poisson(1.5 * span)), half * 0.8, half + 3)
     for what, mean in (("pole", 8), ("tree", 11), ("bush", 8), ("clutter", 3)):
         street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + (9 if what != "tree" else 22))
     return street.standing
