@@ -107,7 +107,7 @@ function sentence(frame) {
   const counts = new Map();
   for (const box of frame.boxes) counts.set(box.class, (counts.get(box.class) ?? 0) + 1);
   if (!counts.size) return "Nothing was found in this frame.";
-  const parts = [...counts].map(([name, count]) => `${count} ${plural(name, count)}`);
+  const parts = [...counts].sort((one, other) => other[1] - one[1]).map(([name, count]) => `${count} ${plural(name, count)}`);
   const nearest = frame.boxes[0];
   return `${parts.join(", ")}. The nearest: a ${nearest.class.replaceAll("_", " ")} at ${nearest.distance_m.toFixed(1)} m.`;
 }
@@ -130,14 +130,14 @@ function objects(state, choose) {
       element("td", { class: "number nobreak" }, box.size_m.map((side) => side.toFixed(1)).join(" × ")),
       element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`));
   });
-  const head = ["Class", "Score", "Distance", "Length × width × height, m", "Heading"];
+  const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading"];
   const note = state.frame.points === null ? "" : `${whole.format(state.frame.points)} LiDAR points.`;
   const node = element("div", {},
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
       element("table", {},
         element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
         element("tbody", {}, rows))),
-    element("p", { class: "small" }, `Heading is counter-clockwise from straight ahead. ${note}`));
+    element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${note}`));
   const select = (index, scroll) => rows.forEach((row, at) => {
     row.setAttribute("aria-selected", String(at === index));
     if (at === index && scroll) row.scrollIntoView({ block: "nearest" });
