@@ -103,10 +103,12 @@ class Serve:
     Example: trivium serve --port 8000
     """
 
-    host: str = "127.0.0.1"
-    """The address to listen on."""
-    port: int = 8000
-    """The port to listen on."""
+    host: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
+    port: Annotated[int | None, arg(metavar="PORT")] = None
+    """The port to listen on; TRIVIUM_PORT, or 8000."""
+    device: Device = None
+    """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
     demo: bool = False
     """Say in the terminal what to open."""
 

@@ -152,11 +152,11 @@ def serve(command: cli.Serve) -> int:
     """Serves until it is interrupted."""
     try:
         from shared.serve.server import run
-        from shared.serve.settings import Settings
+        from shared.serve.settings import read_settings
     except ModuleNotFoundError as error:
         raise Refusal(f"serving needs the package {error.name}; install trivium[serve]") from error
 
-    run(Settings(host=command.host, port=command.port), demo=command.demo)
+    run(read_settings(host=command.host, port=command.port, device=command.device), demo=command.demo)
     return 0
 
 

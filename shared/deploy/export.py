@@ -150,6 +150,14 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
         difference = float(np.abs(one.numpy() - other).max()) / max(float(one.abs().max()), 1e-6)
         if not difference < TOLERANCE:
             raise ArithmeticError(f"the exported network's output {name} differs from torch's by {difference:.2e}")
+    for kind, tensors in ((session.get_inputs(), dense.inputs), (session.get_outputs(), dense.outputs)):
+        # The exporter fixes an axis without a word where the network's code does.
+        for tensor in kind:
+            fixed = [axis for axis in _axes(dense).get(tensor.name, {}) if isinstance(tensor.shape[axis], int)]
+            if tensor.name in tensors and fixed:
+                raise ArithmeticError(
+                    f"axis {fixed[0]} of {tensor.name} was exported as {tensor.shape}, not as dynamic"
+                )
     return dict(zip(dense.outputs, expected, strict=True))
 
 

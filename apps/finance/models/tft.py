@@ -107,7 +107,7 @@ class Length:
 
 def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fixed: bool = False) -> dict[str, Any]:
     """The dictionary that ``TemporalFusionTransformer.forward`` takes. ``fixed`` gives lengths as ``Length``."""
-    batch, context, horizon = len(encoder_cont), encoder_cont.shape[1], decoder_cont.shape[1]
+    batch, context, horizon = encoder_cont.shape[0], encoder_cont.shape[1], decoder_cont.shape[1]
     device = encoder_cont.device
 
     def lengths(rows: int) -> Any:
