@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -92,7 +93,7 @@ def _unzip(file: Path) -> Iterator[tuple[str, bytes]]:
                 with archive.open(entry) as content:
                     # The directory states the size; the stream may lie.
                     data = content.read(entry.file_size + 1)
-            except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError) as error:
                 raise Refusal(f"{file.name}: {entry.filename} cannot be unpacked ({error}); pack it anew") from error
             yield entry.filename, data
 
@@ -231,22 +232,22 @@ def _rescaled(part: _Slice) -> NDArray[np.float32]:
 
 def _decompressed(part: _Slice, syntax: str) -> NDArray[np.float32]:
     """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slice.dcm"
         path.write_bytes(part.content)
         try:
-            reader = sitk.ImageFileReader()
+            reader = SimpleITK.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
             reader.SetFileName(str(path))
-            reader.SetOutputPixelType(sitk.sitkFloat32)
+            reader.SetOutputPixelType(SimpleITK.sitkFloat32)
             image = reader.Execute()
         except RuntimeError as error:
             raise Refusal(
                 f"{part.file} is compressed in a way ({syntax}) that cannot be read; decompress it"
             ) from error
-    return np.asarray(sitk.GetArrayFromImage(image), np.float32)[0]
+    return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)[0]
 
 
 def _triple(vector: Float64) -> tuple[float, float, float]:

@@ -31,13 +31,13 @@ def suffix(file: Path) -> str | None:
 
 def read_image(files: Sequence[Path]) -> CTVolume:
     """The volume in the one header file among ``files``; a MetaImage's or NRRD's separate data lie beside it."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     (file,) = [path for path in files if suffix(path)]
     ending = suffix(file)
     assert ending is not None
     _refuse_other_data(file, ending)
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(READERS[ending])
     reader.SetFileName(str(file))
     try:
@@ -51,7 +51,7 @@ def read_image(files: Sequence[Path]) -> CTVolume:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise Refusal(f"{file.name} cannot be read as {ending}: {reason}") from error
-    values = sitk.GetArrayViewFromImage(image)
+    values = SimpleITK.GetArrayViewFromImage(image)
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values) or not np.isfinite(values).all():
         raise Refusal(f"{file.name} holds values that are not finite numbers; expected Hounsfield units")
     low, high = float(values.min()), float(values.max())

@@ -64,6 +64,8 @@ def detect(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, *, skip: 
     padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
     padded = F.pad(image, padding)
     maps = _maps(detector, padded, tiling, skip or set())
+    if not maps:
+        return Detections(image.new_zeros((0, 6)), image.new_zeros(0))
     return select(detector, maps, list(image.shape), shape)
 
 

@@ -1,0 +1,168 @@
+// Axial slices on a canvas, with the findings circled. Needs no WebGL.
+import { element } from "/static/shared/case.js";
+import { sideOf } from "./volume.js";
+
+export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
+const ZOOM = 3;
+
+/** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry. Returns { node, show(finding) }. */
+export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = {}) {
+  const [width, height, depth] = volume.size;
+  const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
+  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null };
+  // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
+  const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
+
+  const pixels = new ImageData(width, height);
+  const sheet = new OffscreenCanvas(width, height);
+  const canvas = element("canvas", { tabindex: "0", role: "img", "aria-label": "Axial CT slice" });
+  const slider = element("input", { type: "range", min: 0, max: depth - 1, step: 1, "aria-label": "Slice" });
+  const label = element("output", {});
+  const readout = element("output", { "aria-live": "off" });
+  const windows = Object.entries(WINDOWS).map(([name, [level, wide]]) =>
+    element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => { state.window = name; draw(); } }, name));
+  const zoom = element("button", { type: "button", title: "Key Z", onclick: () => toggleZoom() }, "Zoom");
+
+  function slab() {
+    const [level, wide] = WINDOWS[state.window];
+    const low = level - wide / 2;
+    const plane = volume.voxels.subarray(state.slice * width * height, (state.slice + 1) * width * height);
+    const words = new Uint32Array(pixels.data.buffer);
+    for (let n = 0; n < plane.length; n++) {
+      const grey = Math.max(0, Math.min(255, ((plane[n] - low) * 255 / wide) | 0));
+      words[n] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
+    }
+    sheet.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  /** Pixels of the canvas for a voxel: [scale x, scale y, shift x, shift y]. */
+  function placement() {
+    const wide = width * volume.spacing[0];
+    const high = height * volume.spacing[1];
+    const fit = Math.min(canvas.width / wide, canvas.height / high) * (state.zoom ? ZOOM : 1);
+    const scale = [fit * volume.spacing[0] * (flip[0] ? -1 : 1), fit * volume.spacing[1] * (flip[1] ? -1 : 1)];
+    const centre = state.zoom ? state.centre : [width / 2, height / 2];
+    return [...scale, canvas.width / 2 - centre[0] * scale[0], canvas.height / 2 - centre[1] * scale[1]];
+  }
+
+  function draw() {
+    slab();
+    const side = Math.round(canvas.clientWidth * devicePixelRatio) || 720;
+    if (canvas.width !== side) canvas.width = canvas.height = side;
+    const pen = canvas.getContext("2d");
+    const [sx, sy, dx, dy] = placement();
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.fillStyle = "#000";
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.setTransform(sx, 0, 0, sy, dx, dy);
+    pen.imageSmoothingEnabled = true;
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(sheet, 0, 0);
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    const unit = canvas.width / 720;
+    pen.font = `600 ${16 * unit}px system-ui, sans-serif`;
+    for (const mark of marks) {
+      if (state.slice < mark.first || state.slice > mark.last) continue;
+      const x = (mark.at[0] + 0.5) * sx + dx;
+      const y = (mark.at[1] + 0.5) * sy + dy;
+      const radius = Math.max(mark.finding.mean_diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit);
+      pen.strokeStyle = pen.fillStyle = mark.finding === state.chosen ? "#ffcf33" : "#6fd3ff";
+      pen.lineWidth = 2 * unit;
+      pen.setLineDash(mark.finding.suspicious ? [] : [5 * unit, 4 * unit]);
+      pen.beginPath();
+      pen.arc(x, y, radius, 0, 2 * Math.PI);
+      pen.stroke();
+      pen.setLineDash([]);
+      pen.fillText(`${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`, x + radius * 0.75 + 3 * unit, y - radius * 0.75);
+    }
+    letters(pen, unit);
+    const position = volume.toLps([0, 0, state.slice]);
+    const number = Math.min(whole.size[2], Math.max(1, Math.round(whole.toIndex(position)[2]) + 1));
+    label.textContent = `Slice ${number} of ${whole.size[2]}`;
+    canvas.setAttribute("aria-label", `Axial CT slice ${number} of ${whole.size[2]}, ${state.window.toLowerCase()} window`);
+    slider.value = state.slice;
+    windows.forEach((button, n) => button.setAttribute("aria-pressed", String(Object.keys(WINDOWS)[n] === state.window)));
+    zoom.setAttribute("aria-pressed", String(state.zoom));
+  }
+
+  function letters(pen, unit) {
+    const turned = (axis, flipped) => (flipped ? axis.map((v) => -v) : axis);
+    const across = turned(volume.axes[0], flip[0]);
+    const down = turned(volume.axes[1], flip[1]);
+    const back = (axis) => axis.map((v) => -v);
+    pen.fillStyle = "#ddd";
+    pen.fillText(sideOf(back(across)), 8 * unit, canvas.height / 2);
+    pen.fillText(sideOf(across), canvas.width - 20 * unit, canvas.height / 2);
+    pen.fillText(sideOf(back(down)), canvas.width / 2, 20 * unit);
+    pen.fillText(sideOf(down), canvas.width / 2, canvas.height - 8 * unit);
+  }
+
+  function go(slice) {
+    state.slice = Math.max(0, Math.min(depth - 1, slice));
+    draw();
+  }
+
+  function toggleZoom() {
+    state.zoom = !state.zoom;
+    draw();
+  }
+
+  function show(finding) {
+    const mark = marks.find((one) => one.finding === finding);
+    state.chosen = finding;
+    state.centre = mark.at.slice(0, 2);
+    onFinding(finding);
+    go(Math.round(mark.at[2]));
+  }
+
+  function step(by) {
+    if (!findings.length) return;
+    const at = findings.indexOf(state.chosen);
+    show(findings[(at + by + findings.length) % findings.length]);
+  }
+
+  const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, n: () => step(1), p: () => step(-1) };
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (key in moves) go(state.slice + moves[key]);
+    else if (key in keys) keys[key]();
+    else if (key in { 1: 0, 2: 0, 3: 0 }) { state.window = Object.keys(WINDOWS)[key - 1]; draw(); } else return;
+    event.preventDefault();
+  });
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    go(state.slice + (event.deltaY < 0 ? 1 : -1));
+  }, { passive: false });
+  canvas.addEventListener("pointermove", (event) => {
+    const box = canvas.getBoundingClientRect();
+    const side = Math.min(box.width, box.height);
+    const [sx, sy, dx, dy] = placement();
+    const i = Math.floor((((event.clientX - box.x - (box.width - side) / 2) * canvas.width) / side - dx) / sx);
+    const j = Math.floor((((event.clientY - box.y - (box.height - side) / 2) * canvas.height) / side - dy) / sy);
+    if (i < 0 || j < 0 || i >= width || j >= height) { readout.textContent = ""; return; }
+    const hu = volume.voxels[(state.slice * height + j) * width + i];
+    const lps = volume.toLps([i, j, state.slice]).map((v) => v.toFixed(1));
+    readout.textContent = `${hu} HU at L ${lps[0]}, P ${lps[1]}, H ${lps[2]} mm`;
+  });
+  canvas.addEventListener("pointerleave", () => { readout.textContent = ""; });
+  slider.addEventListener("input", () => go(Number(slider.value)));
+  new ResizeObserver(() => draw()).observe(canvas);
+
+  const node = element("div", { class: "viewer" },
+    element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, label),
+    canvas,
+    element("div", { class: "bar" }, slider),
+    element("div", { class: "bar" }, readout),
+    element("p", { class: "small" }, "Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom. 1, 2, 3: window."));
+  return { node, show, draw };
+}
+
+/** The slices that a finding's box touches. */
+function extent(volume, finding) {
+  const box = finding.box_lps_mm;
+  const ends = [volume.toIndex(box.slice(0, 3))[2], volume.toIndex(box.slice(3))[2]];
+  const centre = volume.toIndex(finding.centre_lps_mm)[2];
+  return { first: Math.min(Math.floor(Math.min(...ends) + 0.5), Math.round(centre)), last: Math.max(Math.ceil(Math.max(...ends) - 0.5), Math.round(centre)) };
+}

@@ -1,0 +1,41 @@
+// A NIfTI-1 volume (int16, gzip) and its geometry, in the DICOM patient frame LPS, in mm.
+
+/** Fetches and unpacks a .nii.gz of int16. */
+export async function loadVolume(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`the slices could not be fetched (${response.status})`);
+  const bytes = await new Response(response.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const header = new DataView(bytes);
+  if (header.getInt16(70, true) !== 4) throw new Error("the slices are not int16");
+  const size = [42, 44, 46].map((at) => header.getInt16(at, true));
+  const row = (n) => [0, 1, 2, 3].map((m) => header.getFloat32(280 + 16 * n + 4 * m, true));
+  // NIfTI is RAS: x and y change sign.
+  const rows = [row(0).map((v) => -v), row(1).map((v) => -v), row(2)];
+  const columns = [0, 1, 2].map((m) => rows.map((r) => r[m]));
+  const spacing = columns.map((c) => Math.hypot(...c));
+  return {
+    voxels: new Int16Array(bytes, header.getFloat32(108, true), size[0] * size[1] * size[2]),
+    ...geometry({ size, spacing, origin: rows.map((r) => r[3]), axes: columns.map((c, m) => c.map((v) => v / spacing[m])) }),
+  };
+}
+
+/** The geometry that result.json states for the whole scan. */
+export function statedGeometry(volume) {
+  const axes = [0, 1, 2].map((m) => volume.direction.map((r) => r[m]));
+  return geometry({ size: volume.size_ijk, spacing: volume.spacing_mm, origin: volume.origin_lps_mm, axes });
+}
+
+function geometry({ size, spacing, origin, axes }) {
+  const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+  return {
+    size, spacing, origin, axes,
+    toIndex: (lps) => axes.map((axis, m) => dot(axis, lps.map((v, n) => v - origin[n])) / spacing[m]),
+    toLps: (index) => [0, 1, 2].map((n) => origin[n] + axes.reduce((sum, axis, m) => sum + axis[n] * index[m] * spacing[m], 0)),
+  };
+}
+
+/** The letter of the patient's side towards which a direction points: L, R, P, A, H or F. */
+export function sideOf(direction) {
+  const n = direction.map(Math.abs).indexOf(Math.max(...direction.map(Math.abs)));
+  return ["LR", "PA", "HF"][n][direction[n] > 0 ? 0 : 1];
+}

@@ -1,0 +1,189 @@
+"""The fast path against MONAI's own, lungs, grids, and the task on MONAI's losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from apps.medical.models.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
+from apps.medical.models.inference import Tiling, detect, suppress
+from apps.medical.models.lungs import find_lungs
+from apps.medical.models.retinanet import RetinaNet3D, full
+from apps.medical.task import DetectionTask
+from apps.medical.types import CTVolume
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning",
+    "ignore:.*scan_interval.*:UserWarning",
+)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build().eval()
+    # Spread the scores, which an untrained network keeps together.
+    torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
+    torch.nn.init.normal_(made.network.regression_head.bbox_reg.weight, std=0.03)
+    return made
+
+
+@pytest.mark.parametrize("shape", [(96, 96, 48), (130, 111, 61)])
+def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
+    torch.manual_seed(1)
+    image = torch.rand(shape)
+    tiling = Tiling(size=(96, 96, 48), overlap=1 / 6, batch=3)
+    ours = detect(detector, image, tiling)
+    detector.set_sliding_window_inferer(roi_size=tiling.size, overlap=tiling.overlap, sw_batch_size=1, mode="constant")
+    with torch.no_grad():
+        theirs = detector(image[None, None], use_inferer=True)[0]
+    assert len(ours.scores) == len(theirs["label_scores"]) > 20
+    torch.testing.assert_close(ours.scores, theirs["label_scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.boxes, theirs["box"], rtol=0, atol=2e-3)
+
+
+def test_one_tile_is_the_detector_itself(detector):
+    image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
+    ours = detect(detector, image, Tiling(size=(64, 64, 32), overlap=0.25, batch=1))
+    with torch.no_grad():
+        theirs = detector(image[None, None])[0]
+    torch.testing.assert_close(ours.scores, theirs["label_scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.boxes, theirs["box"], rtol=0, atol=2e-3)
+
+
+def test_a_tile_left_out_gives_no_findings(detector):
+    image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
+    tiling = Tiling(size=(64, 64, 32), overlap=0.0, batch=2)
+    found = detect(detector, image, tiling, skip={(64, 0, 0)})
+    assert len(found.scores)
+    assert found.boxes[:, 0].max() < 64 + 24
+    assert not len(detect(detector, image, tiling, skip=set(tiling.starts((128, 64, 32)))).scores)
+
+
+def test_suppression_keeps_the_best_of_those_that_overlap():
+    boxes = torch.tensor([[0, 0, 0, 10, 10, 10], [1, 0, 0, 11, 10, 10], [30, 0, 0, 40, 10, 10], [0, 0, 0, 10, 10, 10]])
+    kept = suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 10)
+    assert kept.tolist() == [1, 2]
+    assert suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 1).tolist() == [1]
+    assert suppress(torch.zeros(0, 6), torch.zeros(0), 0.22, 5).tolist() == []
+
+
+def test_full_is_the_bundle_s_network():
+    """MONAI's own builder, as the bundle calls it, has the same tensors by name."""
+    from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fpn_feature_extractor
+    from monai.networks.nets.resnet import resnet50
+
+    with torch.device("meta"):
+        ours = full().build().network
+        backbone = resnet50(spatial_dims=3, n_input_channels=1, conv1_t_stride=(2, 2, 1), conv1_t_size=(7, 7, 7))
+        pyramid = resnet_fpn_feature_extractor(backbone, 3, False, [1, 2], None)
+        bundle = RetinaNet(3, num_classes=1, num_anchors=3, feature_extractor=pyramid, size_divisible=[16, 16, 8])
+    assert {name: value.shape for name, value in ours.state_dict().items()} == {
+        name: value.shape for name, value in bundle.state_dict().items()
+    }
+    assert ours.size_divisible == bundle.size_divisible
+    assert sum(p.numel() for p in ours.parameters()) / 1e6 == pytest.approx(20.9, abs=0.1)
+
+
+def test_an_image_without_nodules_can_be_learnt_from(detector):
+    task = DetectionTask().build()
+    detector.train()
+    image = torch.rand(2, 1, 64, 64, 32, generator=torch.Generator().manual_seed(4))
+    none = torch.zeros(0, 6)
+    losses = task.loss(detector, {"image": image, "boxes": [none, none]})
+    assert set(losses) == {"classification", "boxes"} and all(torch.isfinite(v) for v in losses.values())
+    one = torch.tensor([[20.0, 20, 8, 32, 32, 16]])
+    losses = task.loss(detector, {"image": image, "boxes": [one, none]})
+    assert losses["boxes"] > 0
+    detector.eval()
+    scores = task.scores()
+    task.evaluate(detector, {"image": image, "boxes": [one, none]}, scores)
+    other = task.scores()
+    task.evaluate(detector, {"image": image, "boxes": [one, none]}, other)
+    assert scores.summary() == other.summary()
+    scores.merge(other)
+    assert scores.patches == 4 and len(scores.truths) == 2
+    assert scores.summary()["loss"] == pytest.approx(other.summary()["loss"])
+
+
+def ramp(direction: np.ndarray) -> CTVolume:
+    """A volume whose HU are a plane through space."""
+    volume = CTVolume(
+        voxels_zyx=np.zeros((20, 30, 40), np.int16),
+        spacing_mm=(1.0, 0.8, 2.0),
+        origin_lps_mm=(5.0, -7.0, 11.0),
+        direction=direction,
+    )
+    k, j, i = np.indices(volume.voxels_zyx.shape)
+    position = volume.to_lps_mm(np.stack([i, j, k], -1))
+    values = position @ np.array([4.0, -5.0, 6.0]) - 400
+    return CTVolume(
+        voxels_zyx=np.rint(values).astype(np.int16),
+        spacing_mm=volume.spacing_mm,
+        origin_lps_mm=volume.origin_lps_mm,
+        direction=direction,
+    )
+
+
+def turned(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [np.eye(3), np.diag([-1.0, -1, 1]), np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]), turned(0.3)],
+    ids=["LPS", "RAS", "sagittal", "oblique"],
+)
+def test_resampling_keeps_every_point_in_its_place(direction):
+    volume = ramp(direction)
+    centre = volume.to_lps_mm([19.5, 14.5, 9.5])
+    spacing = np.array([0.7, 0.9, 1.1])
+    start = centre - np.array([-1, -1, 1]) * spacing * 4
+    grid = Grid(start, spacing, (9, 9, 9))
+    index = np.stack(np.meshgrid(*(np.arange(9.0),) * 3, indexing="ij"), -1)
+    expected = (grid.centres_lps_mm(index) @ np.array([4.0, -5.0, 6.0]) - 400 + 1024) / 1324
+    assert resample(volume, grid).numpy() == pytest.approx(np.clip(expected, 0, 1), abs=2e-3)
+    assert grid.to_lps_mm(np.array([[0.5, 0.5, 0.5]]))[0] == pytest.approx(start)
+
+
+def test_a_grid_covers_its_box():
+    volume = ramp(np.eye(3))
+    grid = cover(volume, (0, 0, 0), volume.size_ijk, (0.7, 0.7, 1.0))
+    last = grid.centres_lps_mm(np.array(grid.size) - 1.0)
+    corners = np.array([volume.to_lps_mm([0, 0, 0]), volume.to_lps_mm(np.array(volume.size_ijk) - 1)])
+    assert np.all(np.array([grid.origin_lps_mm, last]).min(axis=0) >= corners.min(axis=0) - 1e-6)
+    assert np.all(np.array([grid.origin_lps_mm, last]).max(axis=0) >= corners.max(axis=0) - 1.01)
+    assert RIGHT_ANTERIOR_SUPERIOR[0, 0] == -1
+
+
+def body_with_lungs() -> CTVolume:
+    k, j, i = np.indices((30, 80, 100))
+    voxels = np.full(i.shape, -1000, np.int16)
+    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
+    for middle in (30, 70):
+        inside = ((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 15) / 11) ** 2 < 1
+        voxels[inside] = -850
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, 0.0))
+
+
+def test_lungs_are_the_air_within_the_body():
+    volume = body_with_lungs()
+    lungs = find_lungs(volume)
+    assert lungs is not None
+    truth = (volume.voxels_zyx == -850).sum() * 45 / 1000
+    assert lungs.millilitres == pytest.approx(truth, rel=0.02)
+    assert lungs.contain(np.array([[30.0, 40, 15], [70, 40, 15], [50, 70, 15], [2, 2, 2]])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert lungs.low_ijk[0] <= 15 and lungs.high_ijk[0] >= 85
+
+
+def test_without_air_there_are_no_lungs():
+    volume = body_with_lungs()
+    voxels = np.where(volume.voxels_zyx == -850, 40, volume.voxels_zyx).astype(np.int16)
+    solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
+    assert find_lungs(solid) is None

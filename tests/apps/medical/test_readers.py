@@ -1,0 +1,216 @@
+"""DICOM, NRRD and NIfTI to the same volume, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from apps.medical.data.images import nifti
+from apps.medical.data.luna16 import read_marks, read_scans, read_truths
+from apps.medical.data.source import read_volume
+from apps.medical.types import CTVolume
+from shared.refusal import Refusal
+
+SPACING = (0.7, 0.8, 2.5)
+ORIGIN = (-20.0, 15.0, -300.0)
+
+
+@pytest.fixture
+def scan():
+    random = np.random.default_rng(0)
+    voxels = random.integers(-1000, 400, size=(6, 10, 12)).astype(np.int16)
+    return CTVolume(voxels_zyx=voxels, spacing_mm=SPACING, origin_lps_mm=ORIGIN)
+
+
+def dicom_slice(volume: CTVolume, k: int, **tags: object) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(k)])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image = FileDataset("slice", {}, file_meta=meta, preamble=b"\0" * 128)
+    image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    image.Modality, image.SeriesInstanceUID, image.SeriesNumber = "CT", "1.2.3", 4
+    image.Rows, image.Columns = volume.voxels_zyx.shape[1:]
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
+    image.RescaleSlope, image.RescaleIntercept = 1, -1024
+    image.PixelSpacing = [volume.spacing_mm[1], volume.spacing_mm[0]]
+    image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    image.ImagePositionPatient = list(volume.to_lps_mm([0, 0, k]))
+    image.PixelData = (volume.voxels_zyx[k].astype(np.int32) + 1024).astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        if value is None:
+            delattr(image, name)
+        else:
+            setattr(image, name, value)
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def pack(folder: Path, members: dict[str, bytes], name: str = "scan.zip") -> Path:
+    path = folder / name
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return path
+
+
+def series(scan: CTVolume, **tags: object) -> dict[str, bytes]:
+    # Names in another order than the slices.
+    return {f"IM{(7 * k) % 11}": dicom_slice(scan, k, **tags) for k in range(len(scan.voxels_zyx))}
+
+
+def refused(path: Path, *words: str, **options: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        read_volume([path], **options)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def same(one: CTVolume, other: CTVolume) -> None:
+    assert np.array_equal(one.voxels_zyx, other.voxels_zyx)
+    assert one.spacing_mm == pytest.approx(other.spacing_mm, abs=1e-4)
+    assert one.origin_lps_mm == pytest.approx(other.origin_lps_mm, abs=1e-3)
+    assert one.direction == pytest.approx(other.direction, abs=1e-5)
+
+
+def test_indices_and_millimetres_are_inverse():
+    turned = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    volume = CTVolume(
+        voxels_zyx=np.zeros((3, 4, 5), np.int16), spacing_mm=SPACING, origin_lps_mm=ORIGIN, direction=turned
+    )
+    index = np.array([[1.5, 2.0, 0.25], [0, 0, 0]])
+    assert volume.to_index_ijk(volume.to_lps_mm(index)) == pytest.approx(index)
+    assert volume.to_lps_mm([1, 0, 0]) == pytest.approx(np.add(ORIGIN, [0, -0.7, 0]))
+
+
+def test_dicom_nrrd_and_nifti_agree(scan, tmp_path):
+    archive = pack(tmp_path, {**series(scan), "readme.txt": b"hello", "DICOMDIR": b"x" * 200})
+    same(read_volume([archive]), scan)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in series(scan).items():
+        (folder / name).write_bytes(content)
+    same(read_volume([folder]), scan)
+    same(read_volume(sorted(folder.iterdir())), scan)
+    image = SimpleITK.GetImageFromArray(scan.voxels_zyx)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    for name in ("scan.nrrd", "scan.mha", "scan.nii.gz"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+        same(read_volume([tmp_path / name]), scan)
+    (tmp_path / "ours.nii.gz").write_bytes(nifti(scan))
+    same(read_volume([tmp_path / "ours.nii.gz"]), scan)
+
+
+def test_slices_the_other_way_round_are_the_same_volume(scan, tmp_path):
+    down = {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]}
+    flipped = pack(tmp_path, series(scan, **down))
+    volume = read_volume([flipped])
+    assert volume.direction[:, 2] == pytest.approx([0, 0, -1])
+    assert volume.to_lps_mm([0, 0, 0])[2] == pytest.approx(scan.to_lps_mm([0, 0, 5])[2])
+    assert np.array_equal(volume.voxels_zyx[0], scan.voxels_zyx[5])
+
+
+def test_what_is_no_ct_series_is_refused(scan, tmp_path):
+    refused(pack(tmp_path, series(scan, Modality=None)), "Modality", "IM")
+    refused(pack(tmp_path, series(scan, Modality="MR")), "MR", "not CT")
+    refused(pack(tmp_path, {"a.txt": b"nothing"}), "no DICOM image")
+    refused(pack(tmp_path, series(scan, ImagePositionPatient=None)), "ImagePositionPatient")
+    refused(pack(tmp_path, series(scan, RescaleIntercept=None)), "rescale")
+    refused(pack(tmp_path, series(scan, NumberOfFrames=20)), "multi-frame")
+    refused(tmp_path / "missing.zip", "does not exist")
+
+
+def test_gaps_and_doubles_are_refused(scan, tmp_path):
+    whole = series(scan)
+    names = list(whole)
+    refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
+    refused(pack(tmp_path, {**whole, "again": whole[names[1]]}), "one position")
+    refused(pack(tmp_path, {names[0]: whole[names[0]]}), "at least 3")
+
+
+def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
+    other = {
+        f"B{k}": dicom_slice(scan, k, SeriesInstanceUID="9.9", SeriesNumber=5, SeriesDescription="sharp")
+        for k in range(6)
+    }
+    scout = {"scout": dicom_slice(scan, 0, SeriesInstanceUID="7", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}
+    mixed = pack(tmp_path, {**series(scan), **other, **scout})
+    refused(mixed, "2 series", "sharp", "series")
+    assert read_volume([mixed], series="5").identifiers["SeriesInstanceUID"] == "9.9"
+    assert read_volume([mixed], series="1.2.3").identifiers["SeriesInstanceUID"] == "1.2.3"
+    refused(mixed, "no series 8", series="8")
+    same(read_volume([pack(tmp_path, {**series(scan), **scout}, "one.zip")]), scan)
+
+
+def test_hostile_archives_are_refused(scan, tmp_path):
+    refused(pack(tmp_path, {"../../etc/cron": dicom_slice(scan, 0)}), "outside the archive")
+    refused(pack(tmp_path, {"C:/x": dicom_slice(scan, 0)}), "outside the archive")
+    refused(pack(tmp_path, {"bomb": b"\0" * 40_000_000}), "would unpack")
+    locked = pack(tmp_path, {"IM1": dicom_slice(scan, 0)})
+    content = bytearray(locked.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    locked.write_bytes(content)
+    refused(locked, "encrypted")
+    torn = pack(tmp_path, series(scan))
+    broken = bytearray(torn.read_bytes())
+    broken[60:90] = b"\xff" * 30
+    torn.write_bytes(broken)
+    refused(torn, "unpacked")
+
+
+def test_images_that_are_no_ct_are_refused(tmp_path):
+    ramp = np.linspace(0, 1, 8 * 8 * 8, dtype=np.float32).reshape(8, 8, 8)
+    for name, values, word in (
+        ("scaled.nrrd", ramp, "Hounsfield"),
+        ("flat.nrrd", ramp[0] * 1000 - 1000, "not one volume"),
+        ("nan.nrrd", np.where(ramp > 0.5, np.nan, -1000), "finite"),
+    ):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.astype(np.float32)), str(tmp_path / name))
+        refused(tmp_path / name, word, name)
+    (tmp_path / "torn.nii.gz").write_bytes(b"\x1f\x8b not really")
+    refused(tmp_path / "torn.nii.gz", "cannot be read")
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementDataFile = /etc/passwd\n"
+    (tmp_path / "sly.mhd").write_text(header)
+    refused(tmp_path / "sly.mhd", "/etc/passwd")
+
+
+@pytest.mark.realdata
+def test_real_dicom_without_modality_is_refused(medical_data):
+    with pytest.raises(Refusal, match="Modality"):
+        read_volume([medical_data / "lungmask_dicom" / "testdata"])
+
+
+@pytest.mark.realdata
+def test_real_compressed_dicom_is_read(medical_data):
+    volume = read_volume([medical_data / "totalsegmentator" / "example_ct_dicom"])
+    assert volume.size_ijk == (512, 512, 20)
+    assert volume.spacing_mm == pytest.approx((0.9765625, 0.9765625, 2.0))
+    assert np.median(volume.voxels_zyx[:, 200:260, 120:180]) == pytest.approx(100, abs=80)
+
+
+@pytest.mark.realdata
+def test_luna16_s_files_hold_what_the_challenge_states(medical_data):
+    folder = medical_data / "luna16_annotations"
+    truths = read_truths(folder / "annotations.csv", folder / "annotations_excluded.csv")
+    assert sum(not truth.excluded for truth in truths) == 1186
+    assert sum(truth.excluded for truth in truths) == 35192
+    assert len(read_scans(folder / "seriesuids.csv")) == 888
+
+
+def test_a_submission_without_probabilities_is_refused(tmp_path):
+    (tmp_path / "marks.csv").write_text("seriesuid,coordX,coordY,coordZ\na,1,2,3\n")
+    with pytest.raises(Refusal, match="probability"):
+        read_marks(tmp_path / "marks.csv")
+    (tmp_path / "good.csv").write_text("seriesuid,coordX,coordY,coordZ,probability\na,1,2,3,0.5\n")
+    assert read_marks(tmp_path / "good.csv")[0].centre_mm == (1.0, 2.0, 3.0)

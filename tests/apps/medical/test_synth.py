@@ -1,0 +1,114 @@
+"""The phantoms: exact truth, the same from the same numbers, and HU as tissues have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apps.medical.data.lidc import annotations
+from apps.medical.data.synth.anatomy import draw
+from apps.medical.data.synth.fields import Waves, open_grid
+from apps.medical.data.synth.nodules import catalogue, shape
+from apps.medical.data.synth.pack import PackSettings, open_pack, sample
+from apps.medical.data.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, volume
+
+SPACING = (0.703125, 0.703125, 1.25)
+
+
+@pytest.fixture(scope="module")
+def chest():
+    return draw(np.random.default_rng(3), targets=150)
+
+
+def test_lidc_s_outlines_are_all_read():
+    read = annotations()
+    assert len(read) == 6859
+    assert len({annotation.scan_id for annotation in read}) == 883
+    assert {annotation.texture for annotation in read} == {1, 2, 3, 4, 5}
+
+
+def test_a_shape_has_the_outline_s_size():
+    for number in range(0, len(catalogue()), 550):
+        width, height, depth = catalogue()[number].extent_mm
+        made = shape(number)
+        extent = [np.ptp(index) * 0.7 + 0.7 for index in np.nonzero(made.depth_mm > 0)]
+        # Outlines run along the first voxels outside the nodule.
+        assert extent[0] == pytest.approx(width, abs=3.0)
+        assert extent[1] == pytest.approx(height, abs=3.0)
+        assert extent[2] == pytest.approx(depth, abs=0.4 * depth + 3)
+        assert 0 < made.diameter_mm <= max(width, height, depth) + 1
+
+
+def test_waves_on_a_grid_are_the_waves_at_its_points():
+    waves = Waves.draw(np.random.default_rng(0), deviation=2.0, wavelengths_mm=(5, 40))
+    axes = [np.linspace(-20, 30, n, dtype=np.float32) for n in (4, 5, 6)]
+    grid = waves(*open_grid(*axes))
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    assert grid.ravel() == pytest.approx(waves(*points.T), abs=1e-3)
+
+
+def test_a_nodule_stands_out_where_the_box_says(chest):
+    random = np.random.default_rng(11)
+    seen = 0
+    while seen < 3:
+        made = patch(random, chest, (64, 64, 40), SPACING)
+        assert made.image_xyz.shape == (64, 64, 40)
+        assert made.image_xyz.min() >= -1024
+        for box in made.boxes:
+            assert np.all(box[:3] >= 0) and np.all(box[3:] <= (64, 64, 40)) and np.all(box[3:] > box[:3])
+            low, high = np.floor(box[:3]).astype(int), np.ceil(box[3:]).astype(int)
+            inside = made.image_xyz[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            assert np.percentile(inside, 80) > -780
+            seen += 1
+
+
+def test_nodules_lie_in_the_lung_and_apart(chest):
+    low = np.array([-chest.half_width, -chest.half_depth, chest.base], np.float32)
+    placed = put_nodules(np.random.default_rng(5), chest, low, -low, 6, (6.0, 16.0))
+    assert len(placed) >= 3
+    for n, nodule in enumerate(placed):
+        assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
+        for other in placed[:n]:
+            assert np.linalg.norm(nodule.centre_mm - other.centre_mm) > 8
+
+
+def test_thick_slices_are_means_of_thin_ones():
+    fine = np.arange(0, 40, 1.25, dtype=np.float32)
+    image = np.zeros((2, 2, len(fine)), np.float32)
+    image[..., 16] = 100
+    still = Scanner(slice_spacing=5, slice_thickness=5, blur=0, noise_hu=0, grain=0.5, sharpen=0, offset=0)
+    out = np.array([10.0, 15.0, 20.0, 25.0], np.float32)
+    read = acquire(image, fine, out, still, np.random.default_rng(0))
+    assert read[0, 0] == pytest.approx([0, 0, 25, 0], abs=0.1)
+
+
+def test_mirroring_twice_is_nothing():
+    boxes = np.array([[1, 2, 3, 10, 12, 8]], np.float32)
+    assert np.array_equal(mirror(mirror(boxes, 1, 40), 1, 40), boxes)
+    assert mirror(boxes, 0, 40)[0].tolist() == [30, 2, 3, 39, 12, 8]
+
+
+def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = PackSettings(patches=3, size=(48, 48, 32), spacing_mm=SPACING, seed=4, per_chest=2)
+    pack = open_pack(settings, processes=1)
+    image, boxes = sample(settings, 2)
+    assert np.array_equal(pack.images[2], image)
+    assert np.array_equal(pack.boxes[2, : pack.counts[2]], boxes[:6])
+    assert open_pack(settings).images.filename == pack.images.filename
+
+
+def test_a_whole_phantom_has_lungs_tissue_and_truth():
+    made, truth = volume(
+        np.random.default_rng(2), spacing_mm=(3.0, 3.0, 6.0), nodules=3, diameters_mm=(14.0, 20.0), name="small"
+    )
+    again, _ = volume(
+        np.random.default_rng(2), spacing_mm=(3.0, 3.0, 6.0), nodules=3, diameters_mm=(14.0, 20.0), name="small"
+    )
+    assert np.array_equal(made.voxels_zyx, again.voxels_zyx)
+    assert 0.1 < (made.voxels_zyx < -600).mean() < 0.8
+    assert 1 <= len(truth) <= 3
+    for nodule in truth:
+        i, j, k = np.rint(made.to_index_ijk(nodule.centre_lps_mm)).astype(int)
+        assert made.voxels_zyx[k, j, i] > -780
+        assert 8 < nodule.mean_diameter_mm < 32
