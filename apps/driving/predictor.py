@@ -15,6 +15,7 @@ from PIL import Image
 
 from apps.driving.data import archive, kitti, nuscenes
 from apps.driving.models.detect import CameraDetector, Detector, LidarDetector
+from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
 from apps.driving.recipes import CameraRecipe, LidarRecipe
@@ -134,10 +135,12 @@ def make_detector(artifact: Artifact, device: str) -> Detector:
     settings = artifact.recipe()["recipe"]
     if artifact.manifest.name == "pointpillars":
         lidar = from_mapping(LidarRecipe, settings)
-        return LidarDetector(load_weights(lidar.model.build(), artifact, device), lidar.data, device)
+        return LidarDetector(
+            FastPointPillars(load_weights(lidar.model.build(), artifact, device)).to(device), lidar.data, device
+        )
     if artifact.manifest.name == "fcos3d":
         camera = from_mapping(CameraRecipe, settings)
-        return CameraDetector(load_weights(camera.model.build(), artifact, device), camera.model, device)
+        return CameraDetector(fast_fcos3d(load_weights(camera.model.build(), artifact, device)), camera.model, device)
     raise Refusal(f"{artifact.path} is the model {artifact.manifest.name}; driving serves {' and '.join(MODELS)}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apps.driving.data.training import LidarScenes, shown, within
 from apps.driving.models import structures
+from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.models.ops.boxes import nms_rotated
 from apps.driving.models.pointpillars import CLASSES
@@ -31,7 +32,7 @@ class LidarDetector:
     ``scenes`` are the settings of the data that the network learnt from: its range, and whether it sees intensity.
     """
 
-    network: nn.Module
+    network: FastPointPillars
     scenes: LidarScenes
     device: str = "cpu"
 
@@ -50,8 +51,7 @@ class LidarDetector:
         seen = shown(points[within(points, self.scenes.range_m)], self.scenes)
         if not len(seen):
             return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
-        found = structures.predict(self.network, structures.lidar_data([torch.from_numpy(seen).to(self.device)]))[0]
-        boxes, scores, labels = (part.cpu() for part in found)
+        boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(seen).to(self.device)))
         return torch.cat([boxes[:, :6], structures.wrap(boxes[:, 6:])], dim=1), scores, labels
 
 

@@ -84,14 +84,13 @@ def predict(detector: nn.Module, data: dict[str, Any]) -> list[tuple[Tensor, Ten
     """mmdet3d's own prediction of each sample: boxes (N, 7; gravity centre), scores (N,), labels (N,)."""
     data = detector.data_preprocessor(data, training=False)
     results = detector(data["inputs"], data["data_samples"], mode="predict")
-    return [
-        (
-            torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:7]], dim=1).float(),
-            found.scores_3d.float(),
-            found.labels_3d,
-        )
-        for found in (result.pred_instances_3d for result in results)
-    ]
+    return [plain(result.pred_instances_3d) for result in results]
+
+
+def plain(found: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (N, 7; gravity centre), scores (N,) and labels (N,) of mmdet3d's ``InstanceData``."""
+    boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:7]], dim=1)
+    return boxes.float(), found.scores_3d.float(), found.labels_3d
 
 
 def to_camera_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -48,12 +50,36 @@ def hard_voxelize_forward(
     (max_voxels,) and the scalar ``voxel_num``. A voxel's first ``max_points`` points are kept, and the first
     ``max_voxels`` voxels.
     """
+    grouped = group_points(points, voxel_size, coors_range, max_points, max_voxels)
+    count = len(grouped.cell)
+    rows = grouped.voxel * voxels.shape[1] + grouped.slot
+    voxels.view(-1, voxels.shape[-1])[rows] = points[grouped.source]
+    coors[:count] = grouped.cell.to(coors.dtype)
+    num_points_per_voxel[:count] = grouped.count.to(num_points_per_voxel.dtype)
+    voxel_num.fill_(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Points sorted by voxel: ``source`` (K,) into the points, ``voxel`` (K,) and ``slot`` (K,) within it.
+
+    For each of V voxels ``cell`` (V, 3) as z, y, x and ``count`` (V,) of its points.
+    """
+
+    source: Tensor
+    voxel: Tensor
+    slot: Tensor
+    cell: Tensor
+    count: Tensor
+
+
+def group_points(points: Tensor, voxel_size: Tensor, coors_range: Tensor, max_points: int, max_voxels: int) -> Grouped:
+    """Which of the points (N, 3 or more) lie in which voxel; the first ``max_points`` of the first ``max_voxels``."""
     cell, valid, (depth, height, width) = _cells(points, voxel_size, coors_range)
     source = valid.nonzero().squeeze(1)
-    if not len(source):
-        voxel_num.fill_(0)
-        return
     cell = cell[source]
+    if not len(source):
+        return Grouped(source, source, source, cell, source)
     key = (cell[:, 0] * height + cell[:, 1]) * width + cell[:, 2]
     cells = depth * height * width
     if cells > _TABLE:
@@ -65,15 +91,11 @@ def hard_voxelize_forward(
     rank = (opens.cumsum(0) - 1)[first]
 
     kept = rank < max_voxels
-    source, rank, opens, cell = source[kept], rank[kept], opens[kept], cell[kept]
-    count = int(opens.sum())
+    source, rank, cell, opens = source[kept], rank[kept], cell[kept], opens[kept]
     order = rank.to(torch.int32).argsort(stable=True)
-    totals = torch.bincount(rank, minlength=count)
+    totals = torch.bincount(rank)
     start = totals.cumsum(0) - totals
     rank, source = rank[order], source[order]
     slot = torch.arange(len(rank), device=rank.device) - start[rank]
     fits = slot < max_points
-    voxels.view(-1, voxels.shape[-1])[rank[fits] * voxels.shape[1] + slot[fits]] = points[source[fits]]
-    coors[:count] = cell[opens].to(coors.dtype)
-    num_points_per_voxel[:count] = totals.clamp(max=max_points).to(num_points_per_voxel.dtype)
-    voxel_num.fill_(count)
+    return Grouped(source[fits], rank[fits], slot[fits], cell[opens], totals.clamp(max=max_points))

@@ -1,0 +1,125 @@
+"""Fast paths: a trained detector of mmdet3d in, one that is equal and faster out. For prediction only.
+
+Batch normalisation is folded into the convolution before it, and convolutions run with channels last. PointPillars
+also encodes the points that are there, where mmdet3d fills every pillar up to 32 points with zeros and encodes those
+too, and makes its anchors once. Outputs are equal up to the rounding of 32-bit sums.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from apps.driving.models import structures
+from apps.driving.models.library import load
+from apps.driving.models.ops.voxels import group_points
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose normalisation after convolutions, transposed or not, is folded into them."""
+    load()
+    from mmcv.cnn import fuse_conv_bn
+
+    module = fuse_conv_bn(copy.deepcopy(module).eval())
+    for parent in list(module.modules()):
+        if not isinstance(parent, nn.Sequential):
+            continue
+        for (first, one), (second, other) in zip(
+            list(parent.named_children()), list(parent.named_children())[1:], strict=False
+        ):
+            if isinstance(one, nn.ConvTranspose2d) and isinstance(other, nn.BatchNorm2d):
+                setattr(parent, first, fuse_conv_bn_eval(one, other, transpose=True))
+                setattr(parent, second, nn.Identity())
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def fast_fcos3d(detector: nn.Module) -> nn.Module:
+    """The detector, folded; it is called as before."""
+    fast = folded(detector)
+    fast.bbox_head.get_points = _remember_points(fast.bbox_head.get_points)
+    return fast
+
+
+class FastPointPillars(nn.Module):
+    """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        layers = detector.voxel_encoder.pfn_layers
+        if len(layers) != 1 or not detector.voxel_encoder.legacy:
+            raise ValueError("the fast path knows the pillar encoder of mmdet3d's configurations, of one layer")
+        voxels = detector.data_preprocessor.voxel_layer
+        size, extent = voxels.voxel_size, voxels.point_cloud_range
+        self.most_points, self.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
+        self.rows, self.columns = detector.middle_encoder.ny, detector.middle_encoder.nx
+        self.register_buffer("size", torch.tensor(size))
+        self.register_buffer("extent", torch.tensor(extent))
+        encoder = detector.voxel_encoder
+        self.register_buffer("offset", torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]))
+        layer = layers[0].eval()
+        scale = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
+        self.register_buffer("weight", (layer.linear.weight * scale[:, None]).detach().t().contiguous())
+        self.register_buffer("bias", (layer.norm.bias - layer.norm.running_mean * scale).detach())
+        self.backbone, self.neck = folded(detector.backbone), folded(detector.neck)
+        self.bbox_head = folded(detector.bbox_head)
+        generator = self.bbox_head.prior_generator
+        self.bbox_head.prior_generator = _RememberingAnchors(generator)
+
+    def encode(self, points_N4: Tensor) -> Tensor:
+        """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
+        grouped = group_points(points_N4, self.size, self.extent, self.most_points, self.most_pillars)
+        points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
+        xyz = points[:, :3]
+        mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
+        middle = cell.flip(1).to(xyz.dtype) * self.size + self.offset
+        from_middle = xyz - middle[pillar]
+        # mmdet3d's encoder writes the offsets from the middle over the coordinates as well (its "legacy" way).
+        features = torch.cat([from_middle, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
+        encoded = torch.relu(torch.addmm(self.bias, features, self.weight))
+        # A pillar that is not full has zeros among its points, which encode to the bias.
+        least = torch.where(count[:, None] < self.most_points, torch.relu(self.bias), torch.zeros_like(self.bias))
+        pooled = least.expand(len(cell), -1).contiguous()
+        pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
+        canvas = pooled.new_zeros(self.rows * self.columns, pooled.shape[1])
+        canvas[cell[:, 1] * self.columns + cell[:, 2]] = pooled
+        return canvas.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2)
+
+    def predict(self, points_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``structures.predict`` gives for one sweep with at least one point in range."""
+        from mmdet3d.structures import LiDARInstance3DBoxes
+
+        maps = self.bbox_head(self.neck(self.backbone(self.encode(points_N4))))
+        metainfo = [{"box_type_3d": LiDARInstance3DBoxes}]
+        return structures.plain(self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0])
+
+
+class _RememberingAnchors:
+    """An anchor generator that makes the anchors of a grid once."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self._made = cache(lambda sizes, device: generator.grid_anchors(list(sizes), device=device))
+
+    def grid_anchors(self, featmap_sizes: Sequence[Any], device: Any = "cpu") -> list[Tensor]:
+        made: list[Tensor] = self._made(tuple(tuple(size) for size in featmap_sizes), torch.device(device))
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+
+def _remember_points(get_points: Any) -> Any:
+    made = cache(lambda sizes, dtype, device: get_points([torch.Size(size) for size in sizes], dtype, device))
+
+    def remembering(
+        featmap_sizes: Sequence[Any], dtype: torch.dtype, device: torch.device, flatten: bool = False
+    ) -> Any:
+        return made(tuple(tuple(size) for size in featmap_sizes), dtype, device)
+
+    return remembering

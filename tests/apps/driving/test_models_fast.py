@@ -1,0 +1,85 @@
+"""The fast paths give what mmdet3d's detectors give."""
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.data.training import shown
+from apps.driving.models import structures
+from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.recipes import RECIPES
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ImportWarning"),
+]
+
+
+def lively(detector):
+    """The detector with normalisation that does something, and a head that finds something."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in detector.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+            layer.weight.data.uniform_(0.5, 1.5, generator=generator)
+            layer.bias.data.normal_(0, 0.1, generator=generator)
+    detector.bbox_head.conv_cls.weight.data.normal_(0, 0.05, generator=generator)
+    detector.bbox_head.conv_cls.bias.data += 4
+    return detector.eval()
+
+
+def assert_same(one, other):
+    """The same boxes, in whatever order equal scores came."""
+    boxes, scores, labels = one
+    assert len(scores) == len(other[1]) > 5
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        away = (other[0] - box).abs().amax(dim=1) + (other[1] - score).abs() + 10.0 * (other[2] != label)
+        assert away.min() < 1e-3
+
+
+@pytest.mark.parametrize(("most_points", "most_pillars"), [(32, 1024), (3, 1024), (32, 200)])
+def test_pointpillars(most_points, most_pillars):
+    torch.manual_seed(0)
+    recipe = RECIPES["tiny"]()
+    detector = lively(recipe.model.build())
+    detector.data_preprocessor.voxel_layer.max_num_points = most_points
+    detector.data_preprocessor.voxel_layer.max_voxels = (most_pillars, most_pillars)
+    sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
+    points = torch.from_numpy(shown(sweep, recipe.data))
+    points[:, 3] = torch.rand(len(points))
+    with torch.inference_mode():
+        voxels = detector.data_preprocessor(structures.lidar_data([points]), False)["inputs"]["voxels"]
+        encoded = detector.voxel_encoder(voxels["voxels"], voxels["num_points"], voxels["coors"])
+        canvas = detector.middle_encoder(encoded, voxels["coors"], 1)
+        fast = FastPointPillars(detector)
+        torch.testing.assert_close(fast.encode(points), canvas, rtol=1e-4, atol=1e-5)
+        expected = structures.predict(detector, structures.lidar_data([points]))[0]
+        for _ in range(2):
+            assert_same(expected, fast.predict(points))
+
+
+def test_fcos3d():
+    torch.manual_seed(0)
+    detector = lively(RECIPES["fcos3d_tiny"]().model.build())
+    images = torch.randint(0, 255, (2, 3, 94, 310), dtype=torch.uint8)
+    intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]]).expand(2, 3, 3)
+    fast = fast_fcos3d(detector)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fast.modules())
+    with torch.inference_mode():
+        expected = structures.predict(detector, structures.camera_data(images, intrinsics))
+        for _ in range(2):
+            found = structures.predict(fast, structures.camera_data(images, intrinsics))
+            for one, other in zip(expected, found, strict=True):
+                assert_same(one, other)
+
+
+def test_an_encoder_of_two_layers_is_not_taken():
+    detector = RECIPES["tiny"]().model.build()
+    detector.voxel_encoder.pfn_layers.append(detector.voxel_encoder.pfn_layers[0])
+    with pytest.raises(ValueError, match="one layer"):
+        FastPointPillars(detector)
