@@ -17,8 +17,8 @@ _YOUNG = 0.04
 def detections(scores: Floats, *, quiet_rows: int, margin: float) -> Floats:
     """(N,) the scores at which a detector speaks up, 0 elsewhere.
 
-    Within ``quiet_rows`` (fewer in a young series) after a row that spoke, only a row whose score is higher by more than ``margin`` speaks. A
-    threshold on the result counts each disturbance about once, whatever the threshold is.
+    Within ``quiet_rows`` (fewer in a young series) after a row that spoke, only a row whose score is higher by more
+    than ``margin`` speaks. A threshold on the result counts each disturbance about once, whatever the threshold is.
     """
     spoken = np.zeros(len(scores))
     last_row, last_score = -quiet_rows - 1, 0.0

@@ -121,7 +121,7 @@ def _broken_rhythm(series: Series, calibration: Calibration) -> Floats:
     NaN where the series has had no rhythm: where such departures were not much smaller than those from the median.
     """
     usual, known = same_time_before(series, horizon=1)
-    departure = np.where(known >= 0.5, series.target - usual, np.nan)
+    departure = np.where(known >= 0.75, series.target - usual, np.nan)
     mean = np.abs(_trailing_mean(departure, calibration.run))
     result = np.full(len(mean), np.nan)
     for start in range(0, len(mean), calibration.block):

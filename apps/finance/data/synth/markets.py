@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from apps.finance.data.synth.faults import FAULTS
+from apps.finance.data.synth.faults import FAULTS, local_scale
 from apps.finance.data.synth.shapes import SHAPES, daily, volatility
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Floats, LabelledSeries, Series, Times, Window
 
@@ -54,6 +54,8 @@ def series(
     interval = int(generator.choice(INTERVALS_NS))
     times = timestamps(generator, length, interval)
     values = SHAPES[shape](generator, times)
+    if shape != "constant" and generator.uniform() < 0.6:
+        values = ordinary_outliers(generator, values)
     values, windows = _inject(generator, values, times, shape, int(generator.poisson(anomalies)))
     if generator.uniform() < 0.5:
         values = np.round(values, int(generator.integers(0, 4)))
@@ -61,6 +63,14 @@ def series(
         name=f"synthetic {shape}", times_ns=times, values={"value": values}, column="value", interval_ns=interval
     )
     return LabelledSeries(series=made, windows=windows)
+
+
+def ordinary_outliers(generator: np.random.Generator, values: Floats) -> Floats:
+    """Adds what real series are full of and nobody calls an anomaly: single odd rows, of Pareto-distributed size."""
+    hits = generator.uniform(size=len(values)) < 10 ** generator.uniform(-3.3, -2.1)
+    scale = local_scale(values, len(values), len(values))
+    sizes = (2 + 3 * generator.pareto(2.5, len(values))) * np.where(generator.uniform(size=len(values)) < 0.75, 1, -1)
+    return values + np.where(hits, scale * np.minimum(sizes, 60), 0.0)
 
 
 def _inject(
