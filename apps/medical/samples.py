@@ -49,7 +49,7 @@ def _phantom(folder: Path) -> list[Path]:
     from apps.medical.data.synth.phantom import volume
 
     made, _ = volume(
-        np.random.default_rng(PHANTOM_SEED), spacing_mm=(1.0, 1.0, 2.5), nodules=4, diameters_mm=(7, 22), name="phantom"
+        np.random.default_rng(PHANTOM_SEED), spacing_mm=(1.2, 1.2, 3.0), nodules=4, diameters_mm=(7, 22), name="phantom"
     )
     file = folder / "phantom.nii.gz"
     file.write_bytes(nifti(made))

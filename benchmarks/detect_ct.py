@@ -1,0 +1,139 @@
+"""Lung nodules in one CT: MONAI's transforms, SlidingWindowInferer and RetinaNetDetector against this project's path.
+
+Both have the same weights, tiles, overlap and volume, in one process. Two comparisons: on the same image, where the
+findings must be equal; and from voxels to findings, where MONAI computes the whole scan and ours the lungs.
+The scan is the real one of the data registry where it is at hand, and a synthetic phantom elsewhere.
+
+    python -m benchmarks.detect_ct [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from apps.medical.app import app
+from apps.medical.data.source import read_volume
+from apps.medical.data.synth.phantom import volume as phantom
+from apps.medical.models.grid import cover, resample
+from apps.medical.models.inference import Detections, detect
+from apps.medical.models.lungs import find_lungs
+from apps.medical.predictor import Case, NodulePredictor
+from apps.medical.types import CTVolume
+from benchmarks.report import report
+from shared.app import shipped
+from shared.data.registry import read_registry
+
+
+def main() -> None:
+    """Times both and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small phantom instead of the real scan; one repeat")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = parser.parse_args()
+    predictor = app.predictor(shipped(app), chosen.device)
+    scan, title = _scan(quick=chosen.quick)
+    repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
+    detector, tiling = predictor.detector, predictor.tiling
+    detector.set_sliding_window_inferer(
+        roi_size=tiling.size, overlap=tiling.overlap, sw_batch_size=tiling.batch, mode="constant"
+    )
+
+    lungs = find_lungs(scan)
+    assert lungs is not None
+    image = resample(scan, cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.spacing_mm), chosen.device)
+    theirs, their_image_s = _timed(lambda: _monai_detect(detector, image), repeats, chosen.device)
+    ours, our_image_s = _timed(lambda: detect(detector, image, tiling), repeats, chosen.device)
+    equal, difference = _equal(theirs, ours)
+
+    (their_found, their_scan_s) = _timed(lambda: _monai_scan(predictor, scan), repeats, chosen.device)
+    (readings, our_scan_s) = _timed(lambda: predictor.predict([Case(scan, 0.0, 100)]), repeats, chosen.device)
+    apart = _apart_mm(their_found, np.array([n.centre_lps_mm for n in readings[0].findings[:20]]))
+    figures = {
+        "MONAI, same image (s)": their_image_s,
+        "ours, same image (s)": our_image_s,
+        "ratio, same image": their_image_s / our_image_s,
+        "largest difference of scores": difference,
+        "MONAI, voxels to findings (s)": their_scan_s,
+        "ours, voxels to findings (s)": our_scan_s,
+        "distance from MONAI's best finding at a lung to ours (mm)": apart,
+    }
+    ratio = their_scan_s / our_scan_s
+    note = f"{title}; equal findings on the same image: {'yes' if equal else 'NO'}"
+    report("detect_ct", figures, ratio=ratio, ok=equal and ratio > 1 and apart < 5, note=note)
+
+
+def _scan(*, quick: bool) -> tuple[CTVolume, str]:
+    root = read_registry(app.data_registry)["lung1"].locate()
+    if root is not None and not quick:
+        return read_volume([root / "medical/pyradiomics_lung1/lung1_image.nrrd"]), "real scan, pyradiomics lung1"
+    made, _ = phantom(np.random.default_rng(5), spacing_mm=(1.4, 1.4, 5.0), nodules=4, diameters_mm=(10, 20))
+    return made, "synthetic phantom"
+
+
+def _timed(function: Callable[[], Any], repeats: int, device: str) -> tuple[Any, float]:
+    """What the function returns and its best time; on a GPU after a first run that does not count."""
+    best = float("inf")
+    for _ in range(repeats + (device == "cuda")):
+        began = time.perf_counter()
+        result = function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return result, best
+
+
+def _monai_detect(detector: Any, image: torch.Tensor) -> Detections:
+    half = image.is_cuda
+    with torch.no_grad(), torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=half):
+        found = detector(image[None, None], use_inferer=True)[0]
+    return Detections(found["box"].float(), found["label_scores"].float())
+
+
+def _monai_scan(predictor: NodulePredictor, scan: CTVolume) -> np.ndarray:
+    """Centres (n, 3) in LPS mm of MONAI's findings, best first, by the steps of its bundle."""
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.intensity.array import ScaleIntensityRange
+    from monai.transforms.spatial.array import Orientation, Spacing
+
+    lps = np.eye(4)
+    lps[:3, :3] = scan.direction * scan.spacing_mm
+    lps[:3, 3] = scan.origin_lps_mm
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    voxels = torch.from_numpy(scan.voxels_zyx.transpose(2, 1, 0).astype(np.float32))[None]
+    image = Orientation(axcodes="RAS", labels=None)(MetaTensor(voxels, affine=torch.as_tensor(affine)))
+    image = Spacing(pixdim=predictor.spacing_mm, padding_mode="border")(image)
+    image = ScaleIntensityRange(a_min=-1024, a_max=300, b_min=0, b_max=1, clip=True)(image)
+    found = _monai_detect(predictor.detector, image.as_tensor()[0].to(predictor.device))
+    boxes = found.boxes.double().cpu().numpy()
+    centres = (boxes[:, :3] + boxes[:, 3:]) / 2 - 0.5
+    world = centres @ image.affine.numpy()[:3, :3].T + image.affine.numpy()[:3, 3]
+    world = world * (-1, -1, 1)
+    lungs = find_lungs(scan)
+    assert lungs is not None
+    return world[lungs.contain(scan.to_index_ijk(world))]
+
+
+def _equal(theirs: Detections, ours: Detections) -> tuple[bool, float]:
+    if len(theirs.scores) != len(ours.scores):
+        return False, float("inf")
+    if not len(ours.scores):
+        return True, 0.0
+    difference = float((theirs.scores - ours.scores).abs().max())
+    # In bf16 MONAI decodes and suppresses boxes in bf16 as well; ours are decoded in fp32.
+    return difference < (1e-4 if theirs.scores.device.type == "cpu" else 2e-2), difference
+
+
+def _apart_mm(theirs: np.ndarray, ours: np.ndarray) -> float:
+    if not len(theirs) or not len(ours):
+        return 0.0 if len(theirs) == len(ours) else float("inf")
+    return float(np.linalg.norm(ours - theirs[0], axis=1).min())
+
+
+if __name__ == "__main__":
+    main()

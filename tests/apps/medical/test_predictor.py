@@ -1,0 +1,146 @@
+"""A CT through the predictor: what comes out, and the real nodule among the first findings."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apps.medical.app import app
+from apps.medical.data.images import nifti
+from apps.medical.models.inference import Tiling
+from apps.medical.models.retinanet import RetinaNet3D
+from apps.medical.outputs.result import NO_LUNGS, Reading, result
+from apps.medical.outputs.slab import MOST_VOXELS, slab
+from apps.medical.predictor import NodulePredictor
+from apps.medical.types import CTVolume, Nodule
+from shared.deploy.predictor import Request, answer
+from shared.refusal import Refusal
+
+
+def chest() -> CTVolume:
+    k, j, i = np.indices((20, 80, 100))
+    voxels = np.full(i.shape, -1000, np.int16)
+    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
+    for middle in (30, 70):
+        voxels[((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 10) / 9) ** 2 < 1] = -850
+    voxels[9:11, 38:42, 28:32] = 30
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, -400.0), name="chest")
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    torch.manual_seed(0)
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build()
+    torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.1)
+    return NodulePredictor(
+        detector,
+        spacing_mm=(2.8, 2.8, 5.0),
+        tiling=Tiling(size=(64, 64, 32), overlap=0.25, batch=2),
+        device="cpu",
+        operating_score=0.5,
+    )
+
+
+def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
+    file = tmp_path / "chest.nii.gz"
+    file.write_bytes(nifti(chest()))
+    request = Request(files=(file,), options={"score": "0.01", "most": "4"})
+    given = answer(untrained, request)
+    assert json.loads(json.dumps(given.result)) == given.result
+    findings = given.result["findings"]
+    assert 1 <= len(findings) <= 4
+    assert [finding["rank"] for finding in findings] == list(range(1, len(findings) + 1))
+    assert sorted((f["score"] for f in findings), reverse=True) == [f["score"] for f in findings]
+    for finding in findings:
+        index = chest().to_index_ijk(finding["centre_lps_mm"])
+        assert index == pytest.approx(finding["index_ijk"], abs=0.02)
+        assert 1 <= finding["slice"] <= 20
+        low, high = finding["box_lps_mm"][:3], finding["box_lps_mm"][3:]
+        assert np.all(np.less(low, finding["centre_lps_mm"])) and np.all(np.less(finding["centre_lps_mm"], high))
+    assert given.result["lungs"]["aerated_ml"] > 500
+    assert Image.open(io.BytesIO(given.picture)).format == "PNG"
+    assert given.files["findings.csv"].decode().count("\n") == len(findings) + 1
+    markups = json.loads(given.files["findings.mrk.json"])["markups"][0]
+    assert markups["coordinateSystem"] == "LPS"
+    assert markups["controlPoints"][0]["position"] == pytest.approx(findings[0]["centre_lps_mm"], abs=0.01)
+    again = answer(untrained, request)
+    assert again.result == given.result and again.picture == given.picture and again.files == given.files
+
+
+def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_path):
+    volume = chest()
+    voxels = np.where(volume.voxels_zyx == -850, 40, volume.voxels_zyx).astype(np.int16)
+    solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
+    file = tmp_path / "solid.nii.gz"
+    file.write_bytes(nifti(solid))
+    given = answer(untrained, Request(files=(file,)))
+    assert given.result["lungs"] is None
+    assert given.result["findings"] == []
+    assert given.result["remarks"] == [NO_LUNGS]
+    assert given.picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}])
+def test_options_out_of_range_are_refused(untrained, tmp_path, options):
+    with pytest.raises(Refusal, match=next(iter(options))):
+        untrained.decode(Request(files=(tmp_path,), options=options))
+
+
+def test_the_slab_keeps_places_and_slices():
+    volume = chest()
+    reading = Reading(volume, (-120.0, -90.0, -380.0, 100.0, 80.0, -310.0), 900.0, [], 0.5)
+    part = slab(reading)
+    assert part.size_ijk[2] == 20 and part.size_ijk[0] < 100
+    point = [-60.0, 0.0, -355.0]
+    i, j, k = np.rint(part.to_index_ijk(point)).astype(int)
+    x, y, z = np.rint(volume.to_index_ijk(point)).astype(int)
+    assert abs(int(part.voxels_zyx[k, j, i]) - int(volume.voxels_zyx[z, y, x])) <= 2
+
+
+def test_a_large_scan_is_made_smaller_for_the_viewer():
+    large = CTVolume(
+        voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)
+    )
+    part = slab(Reading(large, None, None, [], 0.5))
+    assert part.voxels_zyx.size <= MOST_VOXELS
+    assert part.spacing_mm[0] == 2.0
+    assert part.to_lps_mm([-0.25, -0.25, 0]) == pytest.approx([0, 0, 0])
+    assert np.unique(part.voxels_zyx).tolist() == [-900]
+
+
+def test_the_slab_is_a_nifti_in_the_patient_s_frame():
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti(chest())))
+    assert image.affine[:3, 3] == pytest.approx([150, 120, -400])
+    assert image.shape == (100, 80, 20)
+
+
+def test_remarks_speak_of_thick_slices():
+    nodule = Nodule(
+        centre_lps_mm=(0.0, 0.0, -350.0), mean_diameter_mm=9.44, score=0.7, box_lps_mm=(-5, -5, -355, 5, 5, -345)
+    )
+    said = result(Reading(chest(), (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, [nodule], 0.5))
+    assert any("5 mm apart" in sentence for sentence in said["remarks"])
+    assert said["findings"][0]["suspicious"] is True
+    assert said["findings"][0]["mean_diameter_mm"] == 9.4
+
+
+@pytest.mark.realdata
+def test_the_real_nodule_is_among_the_first_three_findings(medical_data):
+    from apps.medical.reproduce import real_rank
+
+    rank, _ = real_rank(app.predictor(None, "cpu"), medical_data / "pyradiomics_lung1")
+    assert rank is not None and rank <= 3
+
+
+@pytest.mark.realdata
+def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
+    given = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)))
+    assert given.result["findings"] == []
+    assert given.result["remarks"] == [NO_LUNGS]
