@@ -90,11 +90,17 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
     const across = turned(volume.axes[0], flip[0]);
     const down = turned(volume.axes[1], flip[1]);
     const back = (axis) => axis.map((v) => -v);
-    pen.fillStyle = "#ddd";
-    pen.fillText(sideOf(back(across)), 8 * unit, canvas.height / 2);
-    pen.fillText(sideOf(across), canvas.width - 20 * unit, canvas.height / 2);
-    pen.fillText(sideOf(back(down)), canvas.width / 2, 20 * unit);
-    pen.fillText(sideOf(down), canvas.width / 2, canvas.height - 8 * unit);
+    const write = (text, x, y) => {
+      pen.lineWidth = 4 * unit;
+      pen.strokeStyle = "#000";
+      pen.fillStyle = "#fff";
+      pen.strokeText(text, x, y);
+      pen.fillText(text, x, y);
+    };
+    write(sideOf(back(across)), 8 * unit, canvas.height / 2);
+    write(sideOf(across), canvas.width - 20 * unit, canvas.height / 2);
+    write(sideOf(back(down)), canvas.width / 2, 20 * unit);
+    write(sideOf(down), canvas.width / 2, canvas.height - 8 * unit);
   }
 
   function go(slice) {
