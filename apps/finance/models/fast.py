@@ -46,8 +46,8 @@ def accelerate(tft: nn.Module, *, context: int, horizon: int) -> nn.Module:
 
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
     """(size_in, size_out) the linear interpolation with aligned corners of ``F.interpolate`` as a matrix."""
-    unit = torch.eye(size_in, dtype=torch.float64)[:, None]
-    return functional.interpolate(unit, size_out, mode="linear", align_corners=True)[:, 0].float()
+    unit = torch.eye(size_in)[:, None]  # in float32, so that the weights are the very ones of ``F.interpolate``
+    return functional.interpolate(unit, size_out, mode="linear", align_corners=True)[:, 0]
 
 
 class Resize(nn.Module):

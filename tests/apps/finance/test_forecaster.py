@@ -1,0 +1,232 @@
+"""The network, its fast path, its windows: equal to the library, blind to the future, indifferent to units."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from apps.finance.data.synth import markets
+from apps.finance.data.synth.faults import FAULTS
+from apps.finance.data.synth.shapes import SHAPES
+from apps.finance.data.windows import COLUMNS, Windows, tabulate, windows_of
+from apps.finance.forecasting import forecast, normal_scores
+from apps.finance.models.fast import Resize, accelerate, resize_matrix
+from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
+from apps.finance.recipes import tiny
+from apps.finance.scoring import Calibration, score
+from apps.finance.types import MINUTE_NS, Series
+from shared.data.order import Key
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+SMALL = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=2)
+
+
+def made(index: int, length: int = 300, shape: str | None = None) -> Series:
+    return markets.series(np.random.Generator(np.random.Philox(index)), length=length, shape=shape).series
+
+
+def batch(count: int = 6) -> list[torch.Tensor]:
+    windows = windows_of([made(1), made(2)], context=24, horizon=4)
+    found = windows.batch(np.arange(count) * 7, None)
+    return [found[name] for name in ("encoder_cont", "decoder_cont", "static")]
+
+
+@pytest.mark.parametrize(("size_in", "size_out"), [(8, 16), (16, 8), (4, 7), (8, 1), (1, 5), (11, 11)])
+def test_the_resize_as_a_product_equals_interpolation(size_in, size_out):
+    x = torch.randn(5, 3, size_in)
+    expected = functional.interpolate(x.reshape(-1, 1, size_in), size_out, mode="linear", align_corners=True)
+    torch.testing.assert_close(Resize(size_in, size_out)(x), expected.reshape(5, 3, size_out), atol=5e-7, rtol=1e-6)
+    assert resize_matrix(size_in, size_out).shape == (size_in, size_out)
+
+
+@pytest.mark.parametrize(("hidden", "continuous"), [(8, 4), (8, 8), (16, 8)])
+def test_the_fast_path_equals_the_unmodified_tft(hidden, continuous):
+    settings_ = FinanceModel(
+        name="t", context=24, horizon=4, hidden=hidden, hidden_continuous=continuous, heads=2, dropout=0.0
+    )
+    torch.manual_seed(3)
+    original = build_tft(settings_)
+    fast = accelerate(build_tft(settings_), context=24, horizon=4)
+    assert original.state_dict().keys() == fast.state_dict().keys()
+    fast.load_state_dict(original.state_dict())
+    ours = Forecaster(fast, context=24, horizon=4, fast=True)
+    inputs = batch()
+    expected = original(tft_inputs(*inputs))["prediction"]
+    found = ours.raw(*inputs)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    # The gradients are the same, so that the two learn the same.
+    weights = torch.randn_like(expected)
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    gradients = dict(fast.named_parameters())
+    for name, parameter in original.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_quantiles_rise_and_have_the_shape_that_is_said():
+    model = SMALL.build().eval()
+    quantiles = model(*batch())
+    assert quantiles.shape == (6, 4, len(QUANTILES))
+    assert bool((quantiles.diff(dim=-1) >= 0).all())
+
+
+def test_windows_are_indifferent_to_unit_and_level():
+    one = made(5, shape="utilisation")
+    other = Series(
+        name="b",
+        times_ns=one.times_ns,
+        values={"value": one.target * 1e4 - 3e5},
+        column="value",
+        interval_ns=one.interval_ns,
+    )
+    first, second = (
+        windows_of([series], context=24, horizon=4).batch(np.arange(0, 200, 9), None) for series in (one, other)
+    )
+    for name in ("encoder_cont", "decoder_cont", "target"):
+        torch.testing.assert_close(first[name], second[name], atol=2e-4, rtol=1e-3)
+
+
+def test_no_covariate_of_the_forecast_rows_holds_their_values():
+    windows = windows_of([made(4)], context=24, horizon=4)
+    found = windows.batch(np.arange(50), None)
+    assert float(found["decoder_cont"][:, :, :2].abs().max()) == 0
+    assert len(COLUMNS) == found["encoder_cont"].shape[2]
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 1000), st.integers(60, 290), st.sampled_from(["price", "counts", "plateau", "sensor"]))
+def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
+    series = made(seed, 300, shape)
+    changed = series.target.copy()
+    changed[cut:] = changed[cut:] * -3 + 1000
+    other = Series(
+        name="b", times_ns=series.times_ns, values={"value": changed}, column="value", interval_ns=series.interval_ns
+    )
+    one, two = forecast(_MODEL, [series, other], stride=2)
+    # The band of a row is made before it; its surprise and score look at the row itself, and no further.
+    np.testing.assert_array_equal(one.quantiles[:cut], two.quantiles[:cut])
+    np.testing.assert_array_equal(one.surprise[:cut], two.surprise[:cut])
+    calibration = Calibration()
+    np.testing.assert_allclose(score(series, one, calibration)[:cut], score(other, two, calibration)[:cut], atol=1e-9)
+
+
+torch.manual_seed(0)
+_MODEL = SMALL.build().eval()
+
+
+def test_every_row_after_the_first_few_is_forecast():
+    made_ = forecast(_MODEL, [made(9, 301)], stride=2)[0]
+    assert made_.quantiles.shape == (301, len(QUANTILES)) and made_.surprise.shape == (301, 2)
+    assert np.isfinite(made_.quantiles[16:]).all() and np.isfinite(made_.surprise[20:]).all()
+
+
+def test_a_batch_of_series_gives_what_each_gives_alone():
+    series = [made(1), made(2, 180)]
+    together = forecast(_MODEL, series, stride=4)
+    for one, expected in zip(series, together, strict=True):
+        np.testing.assert_allclose(
+            forecast(_MODEL, [one], stride=4, batch=7)[0].quantiles, expected.quantiles, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_missing_values_and_constants_give_finite_forecasts():
+    values = np.full(200, 5.0)
+    values[50:70] = np.nan
+    times = np.arange(200, dtype=np.int64) * MINUTE_NS
+    series = Series(name="c", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
+    found = forecast(_MODEL, [series], stride=4)[0]
+    assert np.isfinite(found.quantiles[24:]).all()
+    assert np.isnan(found.surprise[50:70]).all() and np.isfinite(found.surprise[80:]).all()
+    assert float(score(series, found, Calibration()).max()) < 0.3
+
+
+def test_normal_scores_of_a_normal_distribution():
+    z = np.array([-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489])
+    values = np.array([-4.0, -2.0537489, -1.0, 0.0, 0.5, 2.0537489, 4.0])
+    found = normal_scores(10 + 2 * values, np.broadcast_to(10 + 2 * z, (7, 7)))
+    np.testing.assert_allclose(found, values, atol=1e-6)
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index():
+    windows = Windows([tabulate(made(3), context=24, horizon=4)], context=24, horizon=4)
+    indices = np.array([5, 60, 7, 200])
+    one = windows.batch(indices, Key(seed=1, epoch=2))
+    again = windows.batch(indices[::-1].copy(), Key(seed=1, epoch=2))
+    other = windows.batch(indices, Key(seed=1, epoch=3))
+    torch.testing.assert_close(one["encoder_cont"], again["encoder_cont"].flip(0))
+    assert not torch.equal(one["encoder_cont"], other["encoder_cont"])
+    assert torch.equal(windows.batch(indices, None)["target"], windows.batch(indices, None)["target"])
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_synthetic_series_are_the_same_again_and_finite(shape):
+    one, again = (markets.series(np.random.Generator(np.random.Philox(7)), length=500, shape=shape) for _ in range(2))
+    np.testing.assert_array_equal(one.series.target, again.series.target)
+    assert one.windows == again.windows
+    assert np.isfinite(one.series.target).all() and (np.diff(one.series.times_ns) > 0).all()
+
+
+@pytest.mark.parametrize("kind", sorted(FAULTS))
+def test_faults_change_their_rows_and_none_before(kind):
+    generator = np.random.Generator(np.random.Philox(11))
+    values = SHAPES["utilisation"](generator, np.arange(600, dtype=np.int64) * MINUTE_NS)
+    changed, end = FAULTS[kind](generator, values, 400, 40, 12.0)
+    np.testing.assert_array_equal(changed[:400], values[:400])
+    assert 400 <= end < 600 and (changed[400 : end + 1] != values[400 : end + 1]).any()
+
+
+def test_the_market_has_bars_that_hold_together_and_four_labelled_events():
+    found = markets.market(np.random.Generator(np.random.Philox(1)))
+    bars = found.series.values
+    assert (bars["high"] >= np.maximum(bars["open"], bars["close"])).all()
+    assert (bars["low"] <= np.minimum(bars["open"], bars["close"])).all()
+    assert [window.kind for window in found.windows] == ["pump_and_dump", "jump", "volatility_burst", "halt"]
+
+
+def test_the_tiny_recipe_learns():
+    recipe = tiny()
+    task, data = recipe.task.build(), recipe.data.train()
+    torch.manual_seed(0)
+    model = recipe.model.build()
+    optimizer = recipe.optimizer.build(model.parameters())
+    losses = []
+    indices = np.arange(0, len(data), len(data) // 32)[:32]
+    for _ in range(25):
+        loss = task.loss(model, data.batch(indices, None))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    scores = task.scores()
+    with torch.no_grad():
+        task.evaluate(model.eval(), data.batch(np.arange(64), None), scores)
+    assert set(scores.summary()) == {"loss", "mae", "coverage_80", "coverage_96"}
+
+
+def test_shared_imports_no_lightning_and_the_app_nothing_heavy():
+    code = (
+        "import sys, shared.engine.loop, shared.deploy.artifact, shared.app; "
+        "import apps.finance.app; "
+        "heavy = ('lightning', 'pytorch_lightning', 'pytorch_forecasting'); "
+        "print([n for n in sys.modules if n.split('.')[0] in heavy])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+    light = (
+        "import sys, apps.finance.app; print('torch' in sys.modules, 'polars' in sys.modules, 'numpy' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False False False"
