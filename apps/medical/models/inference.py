@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apps.medical.models.grid import Grid, cover, resample
 from apps.medical.models.lungs import Lungs
-from apps.medical.types import CTVolume, Nodule
+from apps.medical.types import CTVolume, Float64, Nodule
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -167,6 +168,7 @@ def find_nodules(
     centre = (low + high) / 2
     diameter = (high - low)[:, :2].mean(axis=1)
     at_lung = lungs.contain(volume.to_index_ijk(centre))
+    apart = _one_mark_each(low, high, np.nonzero(at_lung)[0])
     return [
         Nodule(
             centre_lps_mm=tuple(centre[n].tolist()),
@@ -174,8 +176,24 @@ def find_nodules(
             score=float(found.scores[n]),
             box_lps_mm=(*low[n].tolist(), *high[n].tolist()),
         )
-        for n in np.nonzero(at_lung)[0]
+        for n in apart
     ]
+
+
+def _one_mark_each(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:
+    """Leaves out a mark whose centre lies in a better mark's box, or whose box holds the better mark's centre.
+
+    Suppression by overlap keeps a small box within a large one; a reader wants one mark for each nodule.
+    """
+    centre = (low + high) / 2
+    kept: list[int] = []
+    for n in best_first:
+        others = np.array(kept, int)
+        within = np.all((centre[n] > low[others]) & (centre[n] < high[others]), axis=1)
+        around = np.all((centre[others] > low[n]) & (centre[others] < high[n]), axis=1)
+        if not (within | around).any():
+            kept.append(int(n))
+    return kept
 
 
 def _without_lung(volume: CTVolume, lungs: Lungs, grid: Grid, tiling: Tiling, divisible: Sequence[int]) -> set[Tile]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apps.medical.models.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
-from apps.medical.models.inference import Tiling, detect, suppress
+from apps.medical.models.inference import Tiling, _one_mark_each, detect, suppress
 from apps.medical.models.lungs import find_lungs
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
@@ -67,6 +67,13 @@ def test_suppression_keeps_the_best_of_those_that_overlap():
     assert kept.tolist() == [1, 2]
     assert suppress(boxes.float(), torch.tensor([0.5, 0.9, 0.3, 0.5]), 0.22, 1).tolist() == [1]
     assert suppress(torch.zeros(0, 6), torch.zeros(0), 0.22, 5).tolist() == []
+
+
+def test_a_nodule_gets_one_mark():
+    low = np.array([[0.0, 0, 0], [2, 2, 2], [-20, -20, -20], [30, 0, 0]])
+    high = np.array([[10.0, 10, 10], [5, 5, 5], [25, 25, 25], [40, 10, 10]])
+    assert _one_mark_each(low, high, np.arange(4)) == [0, 3]
+    assert _one_mark_each(low, high, np.array([1, 3])) == [1, 3]
 
 
 def test_full_is_the_bundle_s_network():
