@@ -149,17 +149,18 @@ def test_degenerate_overlaps():
     assert overlap([0.0] * 5, [0.0] * 5) == 0
 
 
-def test_rotated_suppression_in_the_thousands_takes_seconds_at_most():
+@pytest.mark.parametrize("spread", [100.0, 5.0])
+def test_rotated_suppression_in_the_thousands_takes_seconds_at_most(spread):
     generator = torch.Generator().manual_seed(0)
-    found = torch.rand(4000, 5, generator=generator) * torch.tensor([100, 100, 5, 5, 6.28])
-    scores = torch.rand(4000, generator=generator)
-    began = time.perf_counter()
+    found = torch.rand(2500, 5, generator=generator) * torch.tensor([spread, spread, 5, 5, 6.28])
+    scores = torch.rand(2500, generator=generator)
+    began = time.process_time()
     kept = ext.nms_rotated(found, scores, torch.empty(0), found, torch.empty(0), 0.3, False)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 10
     overlaps = torch.ones(len(kept) ** 2)
     boxes.box_iou_rotated(found[kept], found[kept], overlaps)
     overlaps = overlaps.view(len(kept), -1).fill_diagonal_(0)
-    assert 0 < len(kept) < 4000 and overlaps.max() < 0.3
+    assert 0 < len(kept) < 2500 and overlaps.max() < 0.3
     assert (scores[kept].diff() <= 0).all()
 
 

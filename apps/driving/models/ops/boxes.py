@@ -10,7 +10,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-_PAIRS = 1 << 18
+_PAIRS = 1 << 17
+_BLOCK = 128
 _TOLERANCE = 1e-9
 
 
@@ -55,24 +56,40 @@ def nms_rotated(
     if not len(order):
         return order
     sorted_N5 = boxes[order, :5].double()
-    first, second = _near_pairs(sorted_N5, sorted_N5)
-    later = first < second
-    first, second = first[later], second[later]
-    overlaps = torch.cat(
-        [
-            _paired_iou(sorted_N5[i], sorted_N5[j])
-            for i, j in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True)
-        ]
-        or [sorted_N5.new_zeros(0)]
-    )
-    hit = overlaps.float() >= iou_threshold
-    pairs = torch.stack([first[hit], second[hit]]).cpu().numpy()
-    keep = np.ones(len(order), dtype=bool)
+    alive = torch.arange(len(order), device=order.device)
+    kept = []
+    while len(alive):
+        # The best few settle among themselves, then thin out the rest: most pairs are never compared.
+        head, alive = alive[:_BLOCK], alive[_BLOCK:]
+        head = head[_greedy(*_hits(sorted_N5[head], sorted_N5[head], iou_threshold), len(head)).to(head.device)]
+        kept.append(head)
+        _, beaten = _hits(sorted_N5[head], sorted_N5[alive], iou_threshold)
+        stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
+        stays[beaten] = False
+        alive = alive[stays]
+    return order[torch.cat(kept)]
+
+
+def _hits(a_N5: Tensor, b_M5: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Indices (P,) into ``a`` and (P,) into ``b`` of the pairs whose overlap reaches the threshold, in row order."""
+    first, second = _near_pairs(a_N5, b_M5)
+    overlaps = [
+        _paired_iou(a_N5[i], b_M5[j]) for i, j in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True) if len(i)
+    ]
+    hit = torch.cat([a_N5.new_zeros(0), *overlaps]).float() >= iou_threshold
+    return first[hit], second[hit]
+
+
+def _greedy(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """Which of ``count`` boxes, best first, remain when each that remains removes those after it that it hits."""
+    pairs = torch.stack([first, second]).cpu().numpy()
+    pairs = pairs[:, pairs[0] < pairs[1]]
+    keep = np.ones(count, dtype=bool)
     leaders, starts = np.unique(pairs[0], return_index=True)
     for leader, followers in zip(leaders, np.split(pairs[1], starts[1:]), strict=False):
         if keep[leader]:
             keep[followers] = False
-    return order[torch.from_numpy(np.flatnonzero(keep)).to(order.device)]
+    return torch.from_numpy(keep)
 
 
 def _near_pairs(a_N5: Tensor, b_M5: Tensor) -> tuple[Tensor, Tensor]:

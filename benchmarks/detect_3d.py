@@ -1,0 +1,143 @@
+"""3D detection: mmdet3d's own test step against the fast path, on the same weights and inputs, in one process.
+
+The peer is what mmdet3d's inferencers and test loop call for each frame: ``pseudo_collate`` and ``test_step``. Both
+sides begin with arrays in memory and end with boxes. FCOS3D looks at the six cameras of a vehicle, PointPillars at one
+synthetic sweep. mmcv's compiled operators are not in this environment; both sides use the same stand-in for them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apps.driving.app import app
+from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.data.training import shown
+from apps.driving.models import structures
+from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.recipes import RECIPES
+from benchmarks.report import report
+from shared.deploy.artifact import newest, open_artifact
+from shared.deploy.export import load_weights, rebuild
+
+REPEATS = 5
+CAMERAS = 6
+TOLERANCE = 2e-3
+Found = tuple[Tensor, Tensor, Tensor]
+
+
+def main() -> None:
+    """Times both, compares what they found, and reports."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    figures: dict[str, float] = {}
+    equal, notes = True, []
+    for name, prepare in (("fcos3d", cameras), ("pointpillars", sweep)):
+        detector, weights = network(name)
+        peer, ours = prepare(detector)
+        expected, found = peer(), ours()
+        equal &= all(same(one, other) for one, other in zip(expected, found, strict=True))
+        times = interleaved(peer, ours)
+        figures |= {f"{name} mmdet3d ms": 1e3 * times[0], f"{name} trivium ms": 1e3 * times[1]}
+        figures[f"{name} ratio"] = times[0] / times[1]
+        notes.append(f"{name}: {weights}, {sum(len(scores) for _, scores, _ in expected)} boxes")
+    ratio = min(figures["fcos3d ratio"], figures["pointpillars ratio"])
+    note = f"{'; '.join(notes)}; equal to {TOLERANCE}: {equal}. Ratio is the smaller of the two; medians of {REPEATS}."
+    report("detect_3d", figures, ratio=ratio, ok=equal and ratio > 1.0, note=note)
+
+
+def network(name: str) -> tuple[nn.Module, str]:
+    """The shipped detector in evaluation mode, or one of the same shape with random weights where none is shipped."""
+    if (app.weights / name).is_dir():
+        artifact = open_artifact(newest(app.weights, name))
+        recipe = rebuild(app, artifact.recipe())
+        return load_weights(
+            recipe.model.build(), artifact, "cpu"
+        ), f"shipped weights, version {artifact.manifest.version}"
+    detector = RECIPES["shipped" if name == "pointpillars" else "fcos3d_shipped"]().model.build().eval()
+    detector.bbox_head.conv_cls.weight.data *= 12
+    detector.bbox_head.conv_cls.bias.data += 2.0
+    return detector, "random weights"
+
+
+def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+    """Six synthetic images: one after the other through ``test_step``, and together through the fast path."""
+    from mmengine.dataset import pseudo_collate
+
+    frames = [
+        scene(np.random.default_rng(n), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0)) for n in range(CAMERAS)
+    ]
+    views = [next(iter(frame.cameras.values())) for frame in frames]
+    images = [torch.from_numpy(view.image_HWC).permute(2, 0, 1).contiguous() for view in views]
+    intrinsics = torch.from_numpy(np.stack([view.intrinsics for view in views]))
+    fast = fast_fcos3d(detector)
+
+    def peer() -> list[Found]:
+        results = []
+        for number, image in enumerate(images):
+            data = structures.camera_data([image], intrinsics[number : number + 1])
+            item: dict[str, Any] = {"inputs": {"img": image}, "data_samples": data["data_samples"][0]}
+            with torch.no_grad():
+                results.append(structures.plain(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d))
+        return results
+
+    def ours() -> list[Found]:
+        with torch.inference_mode():
+            return structures.predict(fast, structures.camera_data(images, intrinsics))
+
+    return peer, ours
+
+
+def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+    """One synthetic sweep through ``test_step``, and through the fast path."""
+    from mmengine.dataset import pseudo_collate
+
+    frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
+    assert frame.points_lidar_m is not None
+    points = torch.from_numpy(shown(frame.points_lidar_m, RECIPES["shipped"]().data))
+    fast = FastPointPillars(detector)
+
+    def peer() -> list[Found]:
+        data = structures.lidar_data([points])
+        item: dict[str, Any] = {"inputs": {"points": points}, "data_samples": data["data_samples"][0]}
+        with torch.no_grad():
+            return [structures.plain(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d)]
+
+    def ours() -> list[Found]:
+        with torch.inference_mode():
+            return [fast.predict(points)]
+
+    return peer, ours
+
+
+def interleaved(peer: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of each, taken in turns so that what else the machine does weighs on both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPEATS):
+        for call, taken in ((peer, times[0]), (ours, times[1])):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def same(one: Found, other: Found) -> bool:
+    """Whether each box of one has its equal in the other, and they are as many."""
+    if len(one[1]) != len(other[1]):
+        return False
+    for box, score, label in zip(*one, strict=True):
+        away = (other[0] - box).abs().amax(dim=1) + (other[1] - score).abs() + 10.0 * (other[2] != label)
+        if away.min() > TOLERANCE:
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
