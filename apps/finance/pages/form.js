@@ -26,6 +26,17 @@ function lasting(event) {
   return length < 172800 ? `${(length / 3600).toFixed(1)} h` : `${(length / 86400).toFixed(1)} d`;
 }
 
+// Ticks by the step between them: [least seconds, format, and what is put below where the day or the year changes].
+const DAY_BELOW = "\n{YYYY}-{MM}-{DD}";
+const CLOCK = [
+  [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
+  [3600 * 24 * 28, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
+  [3600 * 24, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+  [60, "{HH}:{mm}", DAY_BELOW, null, DAY_BELOW, null, null, null, 1],
+  [1, "{HH}:{mm}:{ss}", DAY_BELOW, null, DAY_BELOW, null, null, null, 1],
+  [0.001, ":{ss}.{fff}", null, null, null, null, null, null, 1],
+];
+
 const WHERE = { above: "above the band", below: "below the band", inside: "within the band: its behaviour is unusual" };
 
 function eventList(result, jump) {
@@ -116,7 +127,7 @@ function charts(result, data, home) {
   const value = new uPlot({
     ...time, height: 360, plugins: [shade(result.events), follow],
     scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
-    axes: [axis({ size: 40 }), axis()],
+    axes: [axis({ size: 54, values: CLOCK }), axis()],
     series: [
       { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       { ...band, label: "low" }, { ...band, label: "high" },
@@ -128,7 +139,7 @@ function charts(result, data, home) {
   const score = new uPlot({
     ...time, height: 130, plugins: [shade(result.events), follow],
     scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * data.threshold)] } },
-    axes: [axis({ size: 40 }), axis()],
+    axes: [axis({ size: 54, values: CLOCK }), axis()],
     series: [
       { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
