@@ -68,7 +68,7 @@ class NodulePredictor:
     def _read(self, case: Case) -> Reading:
         lungs = find_lungs(case.volume)
         if lungs is None:
-            return Reading(case.volume, None, None, [], self.operating_score)
+            return Reading(case.volume, None, None, False, [], self.operating_score)
         found = find_nodules(
             self.detector,
             case.volume,
@@ -79,7 +79,7 @@ class NodulePredictor:
         )
         listed = [nodule for nodule in found if nodule.score >= case.least_score][: case.most]
         box = _lung_box_lps_mm(case.volume, lungs)
-        return Reading(case.volume, box, lungs.millilitres, listed, self.operating_score)
+        return Reading(case.volume, box, lungs.millilitres, lungs.cut, listed, self.operating_score)
 
 
 def _lung_box_lps_mm(volume: CTVolume, lungs: Lungs) -> tuple[float, float, float, float, float, float]:

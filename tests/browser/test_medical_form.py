@@ -62,7 +62,7 @@ class Known:
             )
             for n, centre in enumerate(AT_MM)
         ]
-        return [Reading(volume, BOX_MM, 1500.0, nodules[:most], 0.5) for volume, most in batch]
+        return [Reading(volume, BOX_MM, 1500.0, False, nodules[:most], 0.5) for volume, most in batch]
 
     def encode(self, outputs: Reading) -> Response:
         return Response(result=result(outputs), picture=picture(outputs), files=output_files(outputs))
@@ -103,7 +103,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def marked(page: Page) -> int:
     """How many pixels of the slice have the colour of the chosen finding's circle."""
     return page.eval_on_selector(
-        ".viewer canvas",
+        ".slices canvas",
         """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         let n = 0;
         for (let i = 0; i < d.length; i += 4) if (d[i] > 240 && d[i + 1] > 190 && d[i + 2] < 90) n += 1;
@@ -164,7 +164,7 @@ def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, s
     assert box is not None
     # Zoomed, the chosen finding lies in the middle.
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(page.locator(".viewer")).to_contain_text("60 HU at L -60.0, P 0.0, H -355.0 mm")
+    expect(page.locator(".slices")).to_contain_text("60 HU at L -60.0, P 0.0, H -355.0 mm")
 
 
 def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ LEAST_ML = 60.0
 """Less aerated lung than this in a scan is taken for gas elsewhere."""
 
 NEAR_MM = 14.0
+LEAST_CUT_MM2 = 1500.0
+"""More lung than this in the first or last slice is lung cut off; the trachea is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Lungs:
               i, j, k of the volume
     low_ijk, high_ijk  the lungs' box with that margin, in indices of the volume; high is exclusive
     millilitres        volume of aerated lung
+    cut                whether aerated lung reaches the first or the last slice
     """
 
     near_zyx: NDArray[np.bool_]
@@ -36,6 +39,7 @@ class Lungs:
     low_ijk: tuple[int, int, int]
     high_ijk: tuple[int, int, int]
     millilitres: float
+    cut: bool
 
     def contain(self, index_ijk: Float64) -> NDArray[np.bool_]:
         """Which of the indices (n, 3) lie near a lung."""
@@ -63,6 +67,9 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
         return None
     near = kept[labels]
     aerated = float(near.sum()) * voxel_ml
+    ends = [near.take(end, axis=2 - _body_axis(volume)).sum() for end in (0, -1)]
+    area = float(np.prod(spacing) / spacing[_body_axis(volume)])
+    cut = max(ends) * area > LEAST_CUT_MM2
     for axis, along in zip((2, 1, 0), spacing, strict=True):
         near = ndimage.maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / along)) + 1, axis=axis)
     low, high = [], []
@@ -70,10 +77,14 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
         present = np.nonzero(near.any(axis=tuple({0, 1, 2} - {axis})))[0]
         low.append(max(0, int(present[0]) * step))
         high.append(min(size, (int(present[-1]) + 1) * step))
-    return Lungs(near, steps, tuple(low), tuple(high), aerated)
+    return Lungs(near, steps, tuple(low), tuple(high), aerated, bool(cut))
 
 
 def _in_plane_axes(volume: CTVolume) -> list[int]:
     """The two array axes (of z, y, x) that lie most nearly across the body."""
-    along_body = int(np.argmax(np.abs(volume.direction[2])))
-    return [2 - index for index in range(3) if index != along_body]
+    return [2 - index for index in range(3) if index != _body_axis(volume)]
+
+
+def _body_axis(volume: CTVolume) -> int:
+    """Which of i, j, k runs most nearly from the feet to the head."""
+    return int(np.argmax(np.abs(volume.direction[2])))

@@ -10,7 +10,7 @@ import numpy as np
 from apps.medical.types import CTVolume, Nodule
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
-PARTLY = "The scan ends within the lungs or close to them: nodules beyond its first or last slice cannot be found."
+PARTLY = "The scan ends within the lungs: nodules beyond its first or last slice cannot be found."
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,14 @@ class Reading:
 
     lung_box_lps_mm   x, y, z of the lower corner, then of the upper; None where no lung was found
     lung_millilitres  aerated lung
+    lungs_cut         whether the first or the last slice goes through a lung
     operating_score   findings of at least this score are suspicious; see ``calibrate``
     """
 
     volume: CTVolume
     lung_box_lps_mm: tuple[float, float, float, float, float, float] | None
     lung_millilitres: float | None
+    lungs_cut: bool
     findings: list[Nodule]
     operating_score: float
 
@@ -67,9 +69,7 @@ def remarks(reading: Reading) -> list[str]:
     if reading.lung_box_lps_mm is None:
         return [NO_LUNGS]
     said = []
-    box = np.array(reading.lung_box_lps_mm).reshape(2, 3)
-    ends = reading.volume.to_lps_mm([(0, 0, 0), [n - 1 for n in reading.volume.size_ijk]])
-    if np.abs(box[:, 2].min() - ends[:, 2].min()) < 1e-3 and np.abs(box[:, 2].max() - ends[:, 2].max()) < 1e-3:
+    if reading.lungs_cut:
         said.append(PARTLY)
     thick = max(reading.volume.spacing_mm)
     if thick > 2.5:

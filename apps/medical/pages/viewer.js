@@ -156,7 +156,7 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
   slider.addEventListener("input", () => go(Number(slider.value)));
   new ResizeObserver(() => draw()).observe(canvas);
 
-  const node = element("div", { class: "viewer" },
+  const node = element("div", { class: "slices" },
     element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, label),
     canvas,
     element("div", { class: "bar" }, slider),

@@ -186,7 +186,17 @@ def test_lungs_are_the_air_within_the_body():
         False,
         False,
     ]
+    assert not lungs.cut
     assert lungs.low_ijk[0] <= 15 and lungs.high_ijk[0] >= 85
+
+
+def test_lungs_that_reach_the_last_slice_are_cut():
+    volume = body_with_lungs()
+    part = CTVolume(
+        voxels_zyx=volume.voxels_zyx[:20].copy(), spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm
+    )
+    lungs = find_lungs(part)
+    assert lungs is not None and lungs.cut
 
 
 def test_without_air_there_are_no_lungs():

@@ -16,7 +16,7 @@ from apps.medical.app import app
 from apps.medical.data.images import nifti
 from apps.medical.models.inference import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
-from apps.medical.outputs.result import NO_LUNGS, Reading, result
+from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
 from apps.medical.outputs.slab import MOST_VOXELS, slab
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import CTVolume, Nodule
@@ -95,7 +95,7 @@ def test_options_out_of_range_are_refused(untrained, tmp_path, options):
 
 def test_the_slab_keeps_places_and_slices():
     volume = chest()
-    reading = Reading(volume, (-120.0, -90.0, -380.0, 100.0, 80.0, -310.0), 900.0, [], 0.5)
+    reading = Reading(volume, (-120.0, -90.0, -380.0, 100.0, 80.0, -310.0), 900.0, False, [], 0.5)
     part = slab(reading)
     assert part.size_ijk[2] == 20 and part.size_ijk[0] < 100
     point = [-60.0, 0.0, -355.0]
@@ -108,7 +108,7 @@ def test_a_large_scan_is_made_smaller_for_the_viewer():
     large = CTVolume(
         voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)
     )
-    part = slab(Reading(large, None, None, [], 0.5))
+    part = slab(Reading(large, None, None, False, [], 0.5))
     assert part.voxels_zyx.size <= MOST_VOXELS
     assert part.spacing_mm[0] == 2.0
     assert part.to_lps_mm([-0.25, -0.25, 0]) == pytest.approx([0, 0, 0])
@@ -125,8 +125,9 @@ def test_remarks_speak_of_thick_slices():
     nodule = Nodule(
         centre_lps_mm=(0.0, 0.0, -350.0), mean_diameter_mm=9.44, score=0.7, box_lps_mm=(-5, -5, -355, 5, 5, -345)
     )
-    said = result(Reading(chest(), (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, [nodule], 0.5))
+    said = result(Reading(chest(), (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, True, [nodule], 0.5))
     assert any("5 mm apart" in sentence for sentence in said["remarks"])
+    assert PARTLY in said["remarks"]
     assert said["findings"][0]["suspicious"] is True
     assert said["findings"][0]["mean_diameter_mm"] == 9.4
 
