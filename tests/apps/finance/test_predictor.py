@@ -1,0 +1,189 @@
+"""From a file to a result, a picture and files; the app's own parts; the benchmark on real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from apps.finance.app import app
+from apps.finance.calibration import benchmark_windows, calibrate, from_manifest
+from apps.finance.data.csv import write_csv
+from apps.finance.data.nab import Benchmark, detector_csv, window_rows
+from apps.finance.data.synth.markets import market
+from apps.finance.metrics.nab import PROFILES
+from apps.finance.models.tft import FinanceModel
+from apps.finance.predictor import FinancePredictor
+from apps.finance.recipes import RECIPES, FinanceRecipe, tiny
+from apps.finance.scoring import CHANNELS, Calibration
+from apps.finance.types import LabelledSeries
+from shared.data.registry import read_registry
+from shared.deploy.predictor import Request, answer
+from shared.engine.recipe import from_mapping, to_mapping
+from shared.refusal import Refusal
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> FinancePredictor:
+    torch.manual_seed(0)
+    model = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1).build()
+    return FinancePredictor(model, Calibration(threshold=0.3), stride=4, device="cpu", name="untrained")
+
+
+@pytest.fixture(scope="module")
+def truth() -> LabelledSeries:
+    return market(np.random.Generator(np.random.Philox(20)), length=1200)
+
+
+@pytest.fixture
+def file(tmp_path: Path, truth: LabelledSeries) -> Path:
+    write_csv(tmp_path / "market.csv", truth.series)
+    return tmp_path / "market.csv"
+
+
+def test_a_file_becomes_events_a_picture_and_files(predictor, file):
+    response = answer(predictor, Request(files=(file,)))
+    assert response.result["series"]["rows"] == 1200 and response.result["series"]["column"] == "close"
+    assert response.result["events"], "the pump is in every forecaster's reach"
+    for event in response.result["events"]:
+        assert event["start"] <= event["peak"] <= event["end"] and event["start"].endswith("Z")
+        assert event["score"] >= 0.3 and event["low"] <= event["expected"] <= event["high"]
+        assert event["direction"] in ("above", "below", "inside")
+    assert response.picture.startswith(b"\x89PNG")
+    viewer = json.loads(response.files["series.json"])
+    assert {len(viewer[name]) for name in ("times", "values", "low", "median", "high", "score")} == {1200}
+    lines = response.files["scores.csv"].decode().splitlines()
+    assert lines[0] == "timestamp,value,anomaly_score,label" and len(lines) == 1201
+
+
+def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor, file):
+    question = predictor.decode(Request(files=(file,)))
+    other = predictor.decode(Request(files=(file,), options={"column": "volume"}))
+    alone = predictor.encode(predictor.predict([question])[0])
+    batched = predictor.encode(predictor.predict([other, question])[1])
+    assert alone.result == batched.result and alone.files == batched.files and alone.picture == batched.picture
+
+
+def test_parquet_and_csv_are_judged_alike(predictor, file, tmp_path):
+    frame = pl.read_csv(file, try_parse_dates=True)
+    frame.write_parquet(tmp_path / "market.parquet")
+    one = answer(predictor, Request(files=(file,))).result
+    two = answer(predictor, Request(files=(tmp_path / "market.parquet",))).result
+    assert one["events"] == two["events"]
+
+
+def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
+    def count(threshold: str) -> int:
+        return len(answer(predictor, Request(files=(file,), options={"threshold": threshold})).result["events"])
+
+    assert count("1") == 0
+    assert count("0.25") >= count("0.45")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"threshold": "high"}, "'high' is not a number"),
+        ({"threshold": "2"}, "is not above 0 and at most 1"),
+        ({"column": "bid"}, "no column of numbers called 'bid'"),
+        ({"colour": "red"}, "no option 'colour'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(predictor, file, options, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        predictor.decode(Request(files=(file,), options=options))
+
+
+def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(file.read_text().splitlines()[:30]))
+    with pytest.raises(Refusal, match="29 values in column 'close'; a judgement needs at least 60"):
+        predictor.decode(Request(files=(short,)))
+    with pytest.raises(Refusal, match="not 2 files"):
+        predictor.decode(Request(files=(file, short)))
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(Refusal, match="neither a CSV nor a Parquet file"):
+        predictor.decode(Request(files=(tmp_path / "a.xlsx",)))
+
+
+def test_constant_and_gappy_series_are_judged_without_an_event(predictor, tmp_path):
+    lines = ["timestamp,value"]
+    lines += [f"{1_700_000_000 + 300 * row},{'' if row % 9 == 0 else 7}" for row in range(400)]
+    (tmp_path / "flat.csv").write_text("\n".join(lines))
+    response = answer(predictor, Request(files=(tmp_path / "flat.csv",)))
+    assert response.result["series"]["missing"] == 45
+    assert response.result["events"] == []
+
+
+def test_recipes_survive_the_way_to_json_and_back():
+    for make in RECIPES.values():
+        recipe = make()
+        assert from_mapping(FinanceRecipe, to_mapping(recipe)) == recipe
+        assert (recipe.data.context, recipe.data.horizon) == (recipe.model.context, recipe.model.horizon)
+        assert recipe.data.fingerprint()["synthetic"] is True
+
+
+def test_calibration_has_every_channel_and_survives_the_manifest():
+    recipe = tiny()
+    torch.manual_seed(0)
+    found = calibrate(recipe, recipe.model.build().eval(), series=3)
+    again = json.loads(json.dumps(found))
+    calibration = from_manifest(again)
+    assert set(calibration.prior) == set(CHANNELS) and 0 < calibration.threshold <= 1
+    assert found["synthetic"]["false_events_per_1000_rows"] <= 0.55
+
+
+def test_windows_in_the_benchmarks_manner_lie_about_the_anomalies(truth):
+    windows = benchmark_windows(truth)
+    starts = window_rows(truth.series.times_ns, truth.windows)[:, 0]
+    assert len(windows) == 4 and (windows[1:, 0] > windows[:-1, 1]).all()
+    assert all(first <= start <= last for (first, last), start in zip(windows, starts, strict=True))
+
+
+def test_the_samples_are_there_and_the_synthetic_one_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRIVIUM_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (only,) = app.samples()
+    assert only.synthetic
+    (made,) = only.files(tmp_path)
+    assert made.read_text().startswith("timestamp,open,high,low,close,volume")
+
+
+@pytest.mark.realdata
+def test_real_samples_and_the_benchmarks_files(data_root):
+    entries = read_registry(app.data_registry)
+    for name in ("nab", "btc_perp", "yfinance_repair"):
+        assert entries[name].verify() == []
+    assert {sample.name for sample in app.samples()} >= {"synthetic_market", "twitter_aapl", "btc_perp"}
+    benchmark = Benchmark(root=data_root / "finance" / "nab")
+    names = benchmark.names()
+    assert len(names) == 45
+    item = benchmark.read("realTraffic/speed_7578.csv")
+    rows = window_rows(item.series.times_ns, item.windows)
+    assert rows.shape == (4, 2)
+    assert [int(item.series.times_ns[row]) for row in rows[:, 0]] == [window.start_ns for window in item.windows]
+    assert [int(item.series.times_ns[row]) for row in rows[:, 1]] == [window.end_ns for window in item.windows]
+    text = detector_csv(item.series, np.zeros(len(item.series)), item.windows)
+    assert text.splitlines()[1].startswith("2015-09-08 11:39:00,73.0,0,0")
+
+
+@pytest.mark.realdata
+def test_the_profiles_are_the_benchmarks_own(data_root):
+    stated = json.loads((data_root / "finance/nab/config/profiles.json").read_text())
+    for profile in PROFILES:
+        costs = stated[profile.name]["CostMatrix"]
+        assert (profile.true_positive, profile.false_negative, profile.false_positive) == (
+            costs["tpWeight"],
+            costs["fnWeight"],
+            costs["fpWeight"],
+        )
