@@ -76,7 +76,7 @@ def small() -> LidarRecipe:
         ),
         data=LidarScenes(scenes=768, validation_scenes=32, intensity=False),
         task=LidarTask(),
-        limits=Limits(epochs=3, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=25),
+        limits=Limits(epochs=3, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=27),
         precision="fp32",
         **_once(3, 2e-3, 60),
     )
@@ -147,10 +147,10 @@ def fcos3d_shipped() -> CameraRecipe:
     """Eight minutes on one H100: the network of ``fcos3d_small`` on more scenes."""
     return CameraRecipe(
         model=_SHIPPED_CAMERA,
-        data=CameraScenes(scenes=4096, validation_scenes=128),
+        data=CameraScenes(scenes=3072, validation_scenes=128),
         task=CameraTask(),
         limits=Limits(
-            epochs=18,
+            epochs=24,
             batch=16,
             evaluation_batch=16,
             monitor="map",
@@ -162,7 +162,7 @@ def fcos3d_shipped() -> CameraRecipe:
             loader_threads=8,
         ),
         precision="fp32",
-        **_once(18, 8e-4, 300),
+        **_once(24, 8e-4, 300),
     )
 
 
