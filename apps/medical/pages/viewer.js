@@ -15,7 +15,9 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
 
   const pixels = new ImageData(width, height);
   const sheet = new OffscreenCanvas(width, height);
+  const extentMm = [width * volume.spacing[0], height * volume.spacing[1]];
   const canvas = element("canvas", { tabindex: "0", role: "img", "aria-label": "Axial CT slice" });
+  canvas.style.aspectRatio = `${extentMm[0]} / ${extentMm[1]}`;
   const slider = element("input", { type: "range", min: 0, max: depth - 1, step: 1, "aria-label": "Slice" });
   const label = element("output", {});
   const readout = element("output", { "aria-live": "off" });
@@ -37,9 +39,7 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
 
   /** Pixels of the canvas for a voxel: [scale x, scale y, shift x, shift y]. */
   function placement() {
-    const wide = width * volume.spacing[0];
-    const high = height * volume.spacing[1];
-    const fit = Math.min(canvas.width / wide, canvas.height / high) * (state.zoom ? ZOOM : 1);
+    const fit = Math.min(canvas.width / extentMm[0], canvas.height / extentMm[1]) * (state.zoom ? ZOOM : 1);
     const scale = [fit * volume.spacing[0] * (flip[0] ? -1 : 1), fit * volume.spacing[1] * (flip[1] ? -1 : 1)];
     const centre = state.zoom ? state.centre : [width / 2, height / 2];
     return [...scale, canvas.width / 2 - centre[0] * scale[0], canvas.height / 2 - centre[1] * scale[1]];
@@ -48,7 +48,10 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
   function draw() {
     slab();
     const side = Math.round(canvas.clientWidth * devicePixelRatio) || 720;
-    if (canvas.width !== side) canvas.width = canvas.height = side;
+    if (canvas.width !== side) {
+      canvas.width = side;
+      canvas.height = Math.round((side * extentMm[1]) / extentMm[0]);
+    }
     const pen = canvas.getContext("2d");
     const [sx, sy, dx, dy] = placement();
     pen.setTransform(1, 0, 0, 1, 0, 0);
@@ -143,10 +146,10 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
   }, { passive: false });
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
-    const side = Math.min(box.width, box.height);
+    const shown = Math.min(box.width / canvas.width, box.height / canvas.height);
     const [sx, sy, dx, dy] = placement();
-    const i = Math.floor((((event.clientX - box.x - (box.width - side) / 2) * canvas.width) / side - dx) / sx);
-    const j = Math.floor((((event.clientY - box.y - (box.height - side) / 2) * canvas.height) / side - dy) / sy);
+    const i = Math.floor(((event.clientX - box.x - (box.width - canvas.width * shown) / 2) / shown - dx) / sx);
+    const j = Math.floor(((event.clientY - box.y - (box.height - canvas.height * shown) / 2) / shown - dy) / sy);
     if (i < 0 || j < 0 || i >= width || j >= height) { readout.textContent = ""; return; }
     const hu = volume.voxels[(state.slice * height + j) * width + i];
     const lps = volume.toLps([i, j, state.slice]).map((v) => v.toFixed(1));
