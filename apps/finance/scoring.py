@@ -80,7 +80,11 @@ def improbability(series: Series, forecast: Forecast, calibration: Calibration) 
 
 def score(series: Series, forecast: Forecast, calibration: Calibration) -> Floats:
     """(N,) the score of each row in [0, 1]: -log10 of the smallest tail probability over 10."""
-    channels = improbability(series, forecast, calibration)
+    return combine(improbability(series, forecast, calibration), calibration)
+
+
+def combine(channels: Mapping[str, Floats], calibration: Calibration) -> Floats:
+    """(N,) the score from each channel's -log10 p: the largest, less the channel's penalty, over 10."""
     strongest = np.max([channels[name] - calibration.penalty.get(name, 0.0) for name in CHANNELS], axis=0)
     return np.clip(strongest / 10, 0, 1)
 
