@@ -1,0 +1,88 @@
+"""Each application from its recipe to an answer: train the tiny recipe, resume, evaluate, export, predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from safetensors.numpy import load_file
+
+from shared import cli
+from shared.app import find
+from shared.deploy.artifact import newest, open_artifact
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+APPS = ("medical", "driving", "finance")
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_from_recipe_to_answer(app, tmp_path, capsys):
+    run, models = tmp_path / "run", tmp_path / "models"
+    assert cli.main(["train", app, "--recipe", "tiny", "--out", str(run)]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] > 0 and np.isfinite(result["scores"]["loss"])
+    assert cli.main(["export", str(run), "--registry", str(models)]) == 0
+    name = next(models.iterdir()).name
+    artifact = open_artifact(newest(models, name))
+    assert artifact.manifest.data["synthetic"] is True and artifact.manifest.scores
+    generator = np.random.default_rng(0)
+    feeds = {
+        spec.name: generator.normal(size=[3 if n == -1 else n for n in spec.shape]).astype(np.float32)
+        for spec in artifact.manifest.inputs
+    }
+    outputs = ort.InferenceSession(artifact.network).run(None, feeds)
+    assert [len(output) for output in outputs] == [3] * len(artifact.manifest.outputs)
+    sample = next(sample for sample in find(app).samples() if sample.synthetic)
+    files = [str(path) for path in sample.files(tmp_path)]
+    out = tmp_path / "out"
+    assert cli.main(["predict", app, *files, "--out", str(out), "--artifact", str(artifact.path)]) == 0
+    assert json.loads((out / "result.json").read_text())
+    capsys.readouterr()
+    assert cli.main(["evaluate", app, "--run", str(run)]) == 0
+    assert "loss" in capsys.readouterr().out
+
+
+def last_weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(max((run / "checkpoints").glob("step-*")) / "model.safetensors")
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_a_run_that_was_interrupted_is_the_same_run(app, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train = ["train", app, "--recipe", "tiny", "--device", "cpu"]
+    assert cli.main([*train, "--out", str(whole)]) == 0
+    assert cli.main([*train, "--out", str(parts), "--limits.steps", "3"]) == 0
+    assert cli.main([*train, "--out", str(parts)]) == 0
+    one, other = last_weights(whole), last_weights(parts)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_torchrun_trains_with_two_processes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "shared.cli", "train", "finance", "--recipe", "tiny", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    begin = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[0])
+    assert begin["world"] == 2
+    assert done.stdout.count("loss") == 1
+
+
+def test_shared_never_loads_lightning(tmp_path):
+    code = (
+        "import sys, pkgutil, importlib, shared\n"
+        "for module in pkgutil.walk_packages(shared.__path__, 'shared.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "domain = {'lightning', 'pytorch_lightning', 'monai', 'mmdet3d', 'pytorch_forecasting'}\n"
+        "print(*sorted(name for name in sys.modules if name.split('.')[0] in domain))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,76 @@
+"""What goes in comes out the same way through the command line, the JSON route and the form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from playwright.sync_api import Page
+
+from shared import cli
+from shared.app import installed
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+APPS = ("medical", "driving", "finance")
+LISTS = {"medical": "findings", "driving": "boxes", "finance": "events"}
+
+
+@pytest.fixture(scope="session", params=APPS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
+    """An application and the files of its synthetic sample."""
+    sample = next(sample for sample in installed()[request.param].samples() if sample.synthetic)
+    return request.param, list(sample.files(tmp_path_factory.mktemp(request.param)))
+
+
+def uploads(files: list[Path]) -> list[Path]:
+    """What a person would choose in a form: files, or all files of a folder."""
+    return [
+        found
+        for path in files
+        for found in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+    ]
+
+
+@pytest.mark.browser
+def test_three_doors_give_one_answer(case, server: str, page: Page, tmp_path: Path):
+    app, files = case
+    chosen = uploads(files)
+    assert cli.main(["predict", app, *map(str, chosen), "--out", str(tmp_path / "out")]) == 0
+    by_command = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert isinstance(by_command[LISTS[app]], list)
+    assert (tmp_path / "out" / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    parts = [("files", (path.name, path.read_bytes())) for path in chosen]
+    answer = httpx.post(f"{server}/api/{app}/predict", files=parts, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"] == by_command
+
+    page.goto(f"{server}/{app}")
+    with page.expect_response(
+        lambda response: response.url.endswith(f"/api/{app}/predict"), timeout=120_000
+    ) as waiting:
+        page.set_input_files("input[type=file]", [str(path) for path in chosen])
+        page.click("[data-case-form] button[type=submit]")
+    by_form = waiting.value.json()
+    assert by_form["result"] == by_command
+    assert by_form["door"] == "form" and answer.json()["door"] == "json"
+    page.wait_for_function("document.querySelector('#result').innerText.trim().length > 0")
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_bad_input_is_refused_at_every_door_with_the_same_sentence(app, server, tmp_path, capsys):
+    bad = tmp_path / "letter.txt"
+    bad.write_text("Dear sir or madam,\n")
+    assert cli.main(["predict", app, str(bad), "--out", str(tmp_path / "out")]) == 2
+    sentence = capsys.readouterr().err
+    assert "letter.txt" in sentence
+    assert not (tmp_path / "out").exists() and sorted(tmp_path.iterdir()) == [bad]
+    answer = httpx.post(f"{server}/api/{app}/predict", files=[("files", ("letter.txt", bad.read_bytes()))], timeout=120)
+    assert 400 <= answer.status_code < 500
+    assert "letter.txt" in answer.json()["detail"]
