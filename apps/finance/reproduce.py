@@ -89,7 +89,8 @@ def reproduce(quick: bool) -> Table:
             f"{own.windows} of 116 windows. Published standard scores are for the same files; published recalls "
             "are not.",
             "The model, the channels of the score and the threshold come from synthetic series alone; no label of NAB "
-            "set any of them, but results on it were looked at in between: docs/finance.md says what changed after. Scores of published detectors, and the rows 'threshold search' and "
+            "set any of them, but results on it were looked at in between: docs/finance.md says what changed after. "
+            "Scores of published detectors, and the rows 'threshold search' and "
             "'windows hit at', use one threshold chosen on the benchmark itself, as NAB's protocol does.",
             "A false event is a run of detections outside every window, after the probationary period.",
             "Rows with the time of another row (24 in four files) are judged once.",
