@@ -27,8 +27,9 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Two processes, each on one thread: tests are many small computations.
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope
 
 bench: setup
 	$(BIN)/python -m benchmarks
