@@ -67,7 +67,10 @@ function columnChoice(result) {
   if (columns.length < 2) return null;
   const choice = element("select", { onchange: () => {
     form.elements.column.value = choice.value;
-    (last ?? form.querySelector("button[type=submit]")).click();
+    const button = last ?? form.querySelector("button[type=submit]");
+    // The form's buttons rest until the result has been drawn, and a resting button takes no click.
+    const ask = () => (button.disabled ? requestAnimationFrame(ask) : button.click());
+    ask();
   } }, columns.map((name) => element("option", { value: name, selected: name === column }, name)));
   return element("label", {}, "Judged column ", choice);
 }
