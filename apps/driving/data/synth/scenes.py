@@ -218,7 +218,8 @@ def _truth(
     """Boxes of what may be found, with truncation, occlusion and 2D boxes as KITTI defines them.
 
     Occlusion from the share of the object's own silhouette that shows: above 0.8 fully visible (0), above 0.4 partly
-    (1), above 0.1 largely (2), less unknown (3), which no difficulty of the benchmark asks for. Truncation is the share of its projected box outside of the image.
+    (1), above 0.1 largely (2), less unknown (3), which no difficulty of the benchmark asks for. Truncation is the
+    share of its projected box outside of the image.
     """
     kept = [
         number
