@@ -61,7 +61,7 @@ def network(name: str) -> tuple[nn.Module, str]:
         return load_weights(
             recipe.model.build(), artifact, "cpu"
         ), f"shipped weights, version {artifact.manifest.version}"
-    detector = RECIPES["shipped" if name == "pointpillars" else "fcos3d_shipped"]().model.build().eval()
+    detector = RECIPES["small" if name == "pointpillars" else "fcos3d_small"]().model.build().eval()
     detector.bbox_head.conv_cls.weight.data *= 12
     detector.bbox_head.conv_cls.bias.data += 2.0
     return detector, "random weights"
@@ -101,7 +101,7 @@ def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], 
 
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     assert frame.points_lidar_m is not None
-    points = torch.from_numpy(shown(frame.points_lidar_m, RECIPES["shipped"]().data))
+    points = torch.from_numpy(shown(frame.points_lidar_m, RECIPES["small"]().data))
     fast = FastPointPillars(detector)
 
     def peer() -> list[Found]:

@@ -100,6 +100,8 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
         )
         write_manifest(aside, manifest)
         aside.chmod(0o755)
+        for file in aside.iterdir():
+            file.chmod(0o644)
         aside.rename(home / str(version))
         (home / "config.pbtxt").write_text(triton_config(manifest), encoding="utf-8")
     except BaseException:

@@ -67,7 +67,7 @@ def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
     assert torch.isfinite(boxes).all()
 
 
-@pytest.mark.parametrize("name", ["shipped", "fcos3d_shipped", "small", "fcos3d_small"])
+@pytest.mark.parametrize("name", ["large", "fcos3d_large", "small", "fcos3d_small"])
 def test_weights_that_ship_stay_under_16_megabytes(name):
     detector = RECIPES[name]().model.build()
     assert sum(value.numel() * value.element_size() for value in detector.state_dict().values()) < 16e6
@@ -128,7 +128,7 @@ def test_lidar_boxes_are_those_of_mmdet3d():
 
 
 def test_augmentation_moves_points_and_boxes_alike():
-    how = dataclasses.replace(RECIPES["shipped"]().data.augmentation, most_lost=0.0)
+    how = dataclasses.replace(RECIPES["large"]().data.augmentation, most_lost=0.0)
     box = np.array([[15.0, 4.0, -0.9, 4.0, 1.8, 1.5, 0.7]], np.float32)
     ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
     corners = np.hstack([ours.corners_lidar_m()[0], np.arange(8)[:, None]]).astype(np.float32)
