@@ -84,7 +84,7 @@ def found_in_synthetic(name: str, detector: Detector, frames: Sequence[Frame]) -
         if values["3d"] is not None and values["bev"] is not None:
             objects = int(scores[f"{kind}/objects/moderate"])
             text = f"{values['3d']:.1f} (BEV {values['bev']:.1f}; {objects} objects)"
-            rows.append((f"{name}: {kind}, AP R40 3D moderate, synthetic", "same weights, same boxes", text))
+            rows.append((f"{name}: {kind}, AP R40 3D moderate, synthetic", "-", text))
     return rows
 
 
