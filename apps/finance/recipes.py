@@ -87,9 +87,9 @@ def small() -> FinanceRecipe:
         data=FinanceData(),
         task=FinanceTask(),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-4),
-        schedule=CosineRestarts(warmup_steps=100, period=5, floor=0.02),
+        schedule=CosineRestarts(warmup_steps=100, period=3, floor=0.02),
         precision="fp32",
-        limits=Limits(epochs=5, minutes=25, batch=64, evaluation_batch=512, min_delta=1e-4, log_every=50),
+        limits=Limits(epochs=3, minutes=25, batch=64, evaluation_batch=512, min_delta=1e-4, log_every=50),
     )
 
 
