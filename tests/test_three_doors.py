@@ -60,7 +60,7 @@ def test_three_doors_give_one_answer(case, server: str, page: Page, tmp_path: Pa
     by_form = waiting.value.json()
     assert by_form["result"] == by_command
     assert by_form["door"] == "form" and answer.json()["door"] == "json"
-    page.wait_for_function("document.querySelector('#result').innerText.trim().length > 0")
+    page.locator("#result > *").first.wait_for()
 
 
 @pytest.mark.parametrize("app", APPS)
