@@ -92,7 +92,7 @@ def samples() -> Sequence[Sample]:
                     name=f"kitti-{number}",
                     title=f"KITTI frame {number}",
                     synthetic=False,
-                    source=f"{kitti.source} ({kitti.licence})",
+                    source="KITTI object detection, CC BY-NC-SA 3.0",
                     files=partial(_kitti, folder, number),
                 )
             )
@@ -103,7 +103,7 @@ def samples() -> Sequence[Sample]:
                 name="nuscenes",
                 title="nuScenes key frame: LiDAR and six cameras",
                 synthetic=False,
-                source=f"{nuscenes.source} ({nuscenes.licence})",
+                source="nuScenes, CC BY-NC-SA 4.0",
                 files=lambda _, folder=folder: [folder],
             )
         )
