@@ -117,12 +117,14 @@ def predict(command: cli.Predict) -> int:
     if command.out.exists() and not command.out.is_dir():
         raise Refusal(f"{command.out} is a file; name a directory for what comes out")
     artifact = open_artifact(command.artifact) if command.artifact else None
-    predictor = app.predictor(artifact, command.device or _device())
+    predictor = app.predictor(artifact, _device(command.device))
     response = answer(predictor, Request(files=command.inputs, options=options))
     command.out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
     try:
-        (aside / "result.json").write_text(json.dumps(response.result, indent=2) + "\n", encoding="utf-8")
+        (aside / "result.json").write_text(
+            json.dumps(response.result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (aside / "picture.png").write_bytes(response.picture)
         for name, content in response.files.items():
             (aside / name).write_bytes(content)
@@ -222,10 +224,12 @@ def _applications() -> list[Check]:
     return checks
 
 
-def _device() -> str:
+def _device(asked: str | None) -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise Refusal("there is no GPU that torch can use here; leave --device out, or say --device cpu")
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _option(text: str) -> tuple[str, str]:

@@ -104,10 +104,14 @@ class DrivingPredictor:
             picture.draw(frame, boxes)
             for frame, boxes in zip(outputs.frames[:_PICTURES], outputs.boxes[:_PICTURES], strict=True)
         ]
-        return Response(result={"frames": listed, "boxes": flat}, picture=_stack(drawn), files=files)
+        return Response(
+            result={"frames": listed, "boxes": flat}, picture=_stack(drawn), files=files, model=_one(outputs.models)
+        )
 
     def _model(self, frame: Frame, asked: str | None) -> str:
-        model = asked or ("pointpillars" if frame.points_lidar_m is not None else "fcos3d")
+        usable = {"pointpillars": frame.points_lidar_m is not None, "fcos3d": bool(frame.cameras)}
+        loaded = [name for name in MODELS if name in self.detectors and usable[name]]
+        model = asked or (loaded[0] if loaded else "pointpillars" if usable["pointpillars"] else "fcos3d")
         if model not in MODELS:
             raise Refusal(f"there is no model {model!r}; there are {' and '.join(MODELS)}")
         if model == "pointpillars" and frame.points_lidar_m is None:
@@ -128,6 +132,11 @@ class DrivingPredictor:
             return found.take(found.scores >= score)
         least = np.array([self.thresholds[model].get(name, 0.0) for name in found.names], np.float32)
         return found.take(found.scores >= least)
+
+
+def _one(models: Sequence[str]) -> str | None:
+    """The model of all frames, or None where they were answered by several."""
+    return models[0] if len(set(models)) == 1 else None
 
 
 def make_detector(artifact: Artifact, device: str) -> Detector:
@@ -154,13 +163,19 @@ def read_frames(files: Sequence[Path]) -> list[Frame]:
     if len(files) == 1 and zipfile.is_zipfile(files[0]):
         with tempfile.TemporaryDirectory() as folder:
             archive.unpack(files[0], Path(folder))
-            return _frames_of([Path(folder)], files[0].name)
+            try:
+                return _frames_of([Path(folder)], files[0].name)
+            except Refusal as refusal:
+                # The folder is ours; its reader knows the archive's name.
+                raise Refusal(str(refusal).replace(folder, files[0].name), status=refusal.status) from refusal
     return _frames_of(files, files[0].name if files else "")
 
 
 def _frames_of(files: Sequence[Path], name: str) -> list[Frame]:
     folder = files[0] if len(files) == 1 and files[0].is_dir() else None
     described = sorted(folder.rglob("sample.json")) if folder else [f for f in files if f.name == "sample.json"]
+    if len(described) > 1:
+        raise Refusal(f"{name} holds {len(described)} files sample.json; hand in one at a time")
     frames = nuscenes.read(described[0]) if described else kitti.read_files(files)
     if not frames:
         raise Refusal(f"{name} holds no frame")

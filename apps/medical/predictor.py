@@ -54,6 +54,8 @@ class NodulePredictor:
     def decode(self, request: Request) -> Case:
         """Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (a SeriesNumber or SeriesInstanceUID)."""
         options = request.options
+        if unknown := sorted(options.keys() - {"score", "most", "series"}):
+            raise Refusal(f"there is no option {unknown[0]}; there are score, most and series")
         least = _number(options, "score", LEAST_SCORE, 0, 1)
         most = int(_number(options, "most", LISTED, 1, MOST_FINDINGS))
         volume = read_volume(request.files, series=options.get("series") or None)

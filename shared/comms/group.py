@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shared.refusal import Refusal
+
 T = TypeVar("T")
 
 
@@ -70,6 +72,8 @@ def join(device: str | None = None) -> Iterator[Group]:
     ``device`` is ``cpu`` or ``cuda``; by default the GPU of this process's local rank where there is one.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise Refusal("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)

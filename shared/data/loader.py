@@ -11,6 +11,7 @@ import torch
 
 from shared.data.dataset import Batch, Dataset, pinned, to_device
 from shared.data.order import Order, share
+from shared.refusal import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,7 @@ class Loader:
         ahead: int = 2,
     ) -> None:
         if order.batch < world:
-            raise ValueError(
-                f"a global batch of {order.batch} cannot be shared by {world} processes; enlarge the batch"
-            )
+            raise Refusal(f"a global batch of {order.batch} cannot be shared by {world} processes; enlarge the batch")
         self.dataset, self.order, self.device = dataset, order, device
         self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
 

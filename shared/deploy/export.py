@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import (
-    MANIFEST,
     NETWORK,
     RECIPE,
     WEIGHTS,
@@ -29,7 +28,7 @@ from shared.deploy.artifact import (
     open_artifact,
     write_manifest,
 )
-from shared.engine.checkpoint import Checkpoints, model_state
+from shared.engine.checkpoint import Checkpoints, model_state, read_progress
 from shared.engine.recipe import Recipe, digest, from_mapping, read_recipe_file
 from shared.engine.run import Run
 from shared.refusal import Refusal
@@ -62,7 +61,10 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     model = recipe.model.build()
     model.load_state_dict(model_state(checkpoint))
     model.eval()
-    result = json.loads(run.result_file.read_text()) if run.result_file.is_file() else {}
+    progress = read_progress(checkpoint)
+    if not progress.history or progress.history[-1]["step"] != progress.step:
+        raise Refusal(f"{checkpoint} has not been evaluated yet; train to the end of an epoch, or to --limits.steps")
+    scores = {name: value for name, value in progress.history[-1].items() if name != "step"}
     calibration = app.calibrate(recipe, model) if app.calibrate is not None else {}
     dense = app.dense(recipe, model)
 
@@ -83,14 +85,14 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
             app=app.name,
             inputs=inputs,
             outputs=tuple(_spec(key, value, dense) for key, value in outputs.items()),
-            scores=result.get("scores", {}),
+            scores=scores,
             data=recipe.data.fingerprint(),
             calibration=calibration,
             training={
                 "recipe": document["name"],
                 "recipe_digest": digest(recipe),
-                "best_step": result.get("best_step"),
-                "seconds": result.get("seconds"),
+                "steps": progress.step,
+                "seconds": round(progress.seconds, 1),
                 "device": _device(run),
                 "torch": torch.__version__,
                 "parameters": sum(p.numel() for p in model.parameters()),
@@ -107,7 +109,6 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    assert (home / str(version) / MANIFEST).is_file()
     return open_artifact(home / str(version))
 
 
@@ -116,8 +117,9 @@ def rebuild(app: App, document: Mapping[str, Any]) -> Recipe:
     if document["app"] != app.name:
         raise Refusal(f"the run belongs to {document['app']}, not to {app.name}")
     recipes = app.recipes()
-    make = recipes.get(document["name"]) or next(iter(recipes.values()))
-    return from_mapping(type(make()), document["recipe"])
+    if document["name"] not in recipes:
+        raise Refusal(f"{app.name} has no recipe {document['name']!r}; it has {', '.join(recipes)}")
+    return from_mapping(type(recipes[document["name"]]()), document["recipe"])
 
 
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
@@ -177,12 +179,9 @@ def _spec(name: str, value: Tensor, dense: DenseNetwork) -> TensorSpec:
 
 def _device(run: Run) -> str:
     events = run.path / "events.jsonl"
-    if events.is_file():
-        for line in events.read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
-            if event["event"] == "begin":
-                return str(event["device"])
-    return ""
+    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    begun = [event for event in map(json.loads, lines) if event["event"] == "begin"]
+    return str(begun[-1]["device"]) if begun else ""
 
 
 def triton_config(manifest: Manifest) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-_BEST = "best"
+from shared.refusal import Refusal
 
 
 @dataclass
@@ -65,32 +65,26 @@ class Checkpoints:
             "sha256": {name: _digest(aside / name) for name in ("model.safetensors", "optimizer.safetensors")},
         }
         (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
-        final = self.path / f"step-{progress.step:08d}"
+        final = self._at(progress.step)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        if progress.best_step == progress.step:
-            self._mark_best(final)
-        self._prune()
-
-    def _mark_best(self, final: Path) -> None:
-        link = self.path / f".{_BEST}.{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        link.replace(self.path / _BEST)
-
-    def _prune(self) -> None:
-        best = self.best()
         for old in self._steps()[: -self.keep]:
-            if best is None or old.name != best.resolve().name:
+            if old != self._at(progress.best_step):
                 shutil.rmtree(old)
+        for torn in self.path.glob(".step-*"):
+            shutil.rmtree(torn)
+
+    def _at(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
 
     def _steps(self) -> list[Path]:
         return sorted(self.path.glob("step-*"))
 
     def best(self) -> Path | None:
-        """The checkpoint with the best monitored score, where there has been an evaluation."""
-        path = self.path / _BEST
-        return path if path.exists() else None
+        """The checkpoint with the best monitored score by what the newest one says, where there is a whole one."""
+        latest = self.latest()
+        path = None if latest is None else self._at(read_progress(latest).best_step)
+        return path if path is not None and _complete(path) else None
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint; a torn or altered one is passed over for the one before."""
@@ -103,8 +97,8 @@ class Checkpoints:
         """Restores model and optimizer in place; returns the progress and what ``save`` was given as ``extra``."""
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if state["recipe_digest"] != self.recipe_digest:
-            raise ValueError(
-                f"{path} was written by another recipe; resume with the settings in recipe.yaml, or start a new run"
+            raise Refusal(
+                f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
             )
         model.load_state_dict(load_file(path / "model.safetensors"))
         slots: dict[int, dict[str, Tensor]] = {}
@@ -125,6 +119,11 @@ def _complete(path: Path) -> bool:
         return all(_digest(path / name) == digest for name, digest in state["sha256"].items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def read_progress(path: Path) -> Progress:
+    """What the run knew about itself when it wrote the checkpoint."""
+    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8"))["progress"])
 
 
 def model_state(path: Path) -> dict[str, Tensor]:

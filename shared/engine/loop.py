@@ -21,6 +21,7 @@ from shared.engine.recipe import Limits, Recipe, digest, save_recipe
 from shared.engine.run import Result, Run
 from shared.engine.task import Task
 from shared.observe.events import Events
+from shared.refusal import Refusal
 
 
 def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
@@ -32,6 +33,8 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
     with join(device) as group, ExitStack() as stack:
         if group.leader:
             run.create()
+            if not run.recipe_file.exists():
+                save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
         group.barrier()
         limits = recipe.limits
         torch.manual_seed(recipe.seed)
@@ -67,9 +70,11 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
             world=group.world,
             threads=limits.loader_threads,
         )
-        reason = _stale_reason(progress, limits) or ("steps" if limits.steps and total == limits.steps else "epochs")
+        if progress.step < total and not _ended(progress, limits):
+            _forget(progress, order.steps_per_epoch, limits)
+        reason = _ended(progress, limits) or ("steps" if limits.steps and total == limits.steps else "epochs")
         trained.train()
-        for step in loader.steps(progress.step, total if reason != "early" else progress.step):
+        for step in loader.steps(progress.step, progress.step if _ended(progress, limits) else total):
             torch.manual_seed(_noise_seed(recipe.seed, step.number, group))
             with autocast(dtype, group.device):
                 losses = task.loss(trained, step.batch)
@@ -87,10 +92,6 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
 
             if progress.step % limits.log_every == 0 or progress.step == total:
                 value, learning_rate = loss.item(), schedule.get_last_lr()[0]
-                if not np.isfinite(value):
-                    raise FloatingPointError(
-                        f"the loss is {value} at step {progress.step}; lower the learning rate or train in fp32"
-                    )
                 rate = progress.step / max(progress.seconds, 1e-9)
                 events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
                 bar.update(line, loss=f"loss {value:.4f}")
@@ -98,16 +99,20 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
             late = group.agree(late) if limits.minutes is not None else False
             if progress.step % order.steps_per_epoch == 0 or progress.step == total or late:
                 scores = evaluate(model, task, validation, limits.evaluation_batch or limits.batch, group, dtype)
-                _judge(progress, scores, limits)
+                _judge(progress, {"step": progress.step, **scores}, limits)
                 events.write("validation", progress.step, **scores)
                 trained.train()
-                reason = "minutes" if late else _stale_reason(progress, limits) or reason
+                reason = _ended(progress, limits) or reason
             elif progress.step % limits.checkpoint_every:
                 continue
+            if group.agree(not bool(torch.isfinite(loss))):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {progress.step}; lower the learning rate or train in fp32"
+                )
             extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
             if group.leader:
                 checkpoints.save(model, optimizer, extra, progress)
-            if reason in ("minutes", "early"):
+            if _ended(progress, limits):
                 break
         group.barrier()
         best = next((entry for entry in progress.history if entry["step"] == progress.best_step), {})
@@ -149,21 +154,34 @@ def evaluate(
     return merged.summary()
 
 
-def _judge(progress: Progress, scores: dict[str, float], limits: Limits) -> None:
+def _judge(progress: Progress, entry: dict[str, float], limits: Limits) -> None:
     """Notes an evaluation, and whether it is the best so far by more than ``min_delta``."""
-    if limits.monitor not in scores:
-        raise KeyError(f"limits.monitor is {limits.monitor!r}, and the task scores {', '.join(sorted(scores))}")
-    value = scores[limits.monitor]
-    progress.history.append({"step": progress.step, **scores})
+    if limits.monitor not in entry:
+        raise Refusal(f"limits.monitor is {limits.monitor!r}, and the task scores {', '.join(sorted(entry))}")
+    value = entry[limits.monitor]
+    progress.history.append(entry)
     sign = 1 if limits.mode == "min" else -1
-    if progress.best is None or sign * (progress.best - value) > limits.min_delta:
-        progress.best, progress.best_step, progress.stale = value, progress.step, 0
+    better = progress.best is None or sign * (progress.best - value) > limits.min_delta
+    if better and np.isfinite(value):
+        progress.best, progress.best_step, progress.stale = value, int(entry["step"]), 0
     else:
         progress.stale += 1
 
 
-def _stale_reason(progress: Progress, limits: Limits) -> str | None:
-    return "early" if progress.stale >= limits.patience else None
+def _forget(progress: Progress, steps_per_epoch: int, limits: Limits) -> None:
+    """Drops the evaluation that a run made because it was to stop within an epoch, and what followed from it."""
+    kept = [entry for entry in progress.history if entry["step"] % steps_per_epoch == 0]
+    progress.history, progress.best, progress.best_step, progress.stale = [], None, 0, 0
+    for entry in kept:
+        _judge(progress, entry, limits)
+
+
+def _ended(progress: Progress, limits: Limits) -> str | None:
+    """Why a run that has been evaluated goes no further, or None where it goes on."""
+    if progress.stale >= limits.patience:
+        return "early"
+    late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
+    return "minutes" if late and progress.history else None
 
 
 def _noise_seed(seed: int, step: int, group: Group) -> int:

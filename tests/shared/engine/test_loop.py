@@ -52,7 +52,9 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
     assert not (tmp_path / "parts" / "checkpoints" / "step-00000030").exists()
     resumed = train(tmp_path / "parts")
     assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "parts", 30))
-    assert resumed.history[-1] == json.loads((tmp_path / "whole" / "result.json").read_text())["history"][-1]
+    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert resumed.history == whole["history"]
+    assert (resumed.best_step, resumed.scores) == (whole["best_step"], whole["scores"])
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
@@ -96,7 +98,7 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
 def test_another_recipe_does_not_resume_the_run(tmp_path):
     train(tmp_path / "run", steps=5)
     other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(Refusal, match="another recipe"):
         fit(other, line.Regression(), Run(tmp_path / "run", "line", "line"), device="cpu", quiet=True)
 
 
@@ -105,6 +107,41 @@ def test_early_stopping(tmp_path):
     assert result.reason == "early" and result.best_step == 10 and result.steps == 30
     again = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
     assert again.reason == "early" and again.steps == 30
+
+
+def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_path):
+    class Slow(line.Data):
+        def train(self):
+            raise KeyboardInterrupt
+
+    from dataclasses import replace
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            replace(line.recipe(), data=Slow()),
+            line.Regression(),
+            Run(tmp_path, "line", "line"),
+            device="cpu",
+            quiet=True,
+        )
+    assert train(tmp_path).steps == 30
+
+
+def test_a_run_that_ended_by_the_clock_has_ended(tmp_path):
+    first = train(tmp_path, minutes=0.0)
+    assert first.reason == "minutes" and first.steps == 1
+    again = train(tmp_path, minutes=0.0)
+    assert again.steps == 1 and again.history == first.history
+
+
+def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
+    class Broken(line.Regression):
+        def loss(self, model, batch):
+            return {"square": super().loss(model, batch)["square"] * float("nan")}
+
+    with pytest.raises(FloatingPointError, match="loss is nan at step 5"):
+        fit(line.recipe(), Broken(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
@@ -121,7 +158,7 @@ def test_two_processes_share_the_batches_and_agree_with_one(tmp_path):
     assert done.returncode == 0, done.stderr
     resumed = train(tmp_path / "two", steps=20)
     assert resumed.steps == 20
-    assert [entry["samples"] for entry in resumed.history] == [13, 13, 13]
+    assert [entry["samples"] for entry in resumed.history] == [13, 13]
     again = subprocess.run([*command, str(tmp_path / "two"), "30"], env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "two" / "result.json").read_text())["steps"] == 30
