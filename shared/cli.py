@@ -185,4 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # The module by its name, so that its commands are the ones that shared.commands knows.
+    from shared import cli
+
+    raise SystemExit(cli.main())

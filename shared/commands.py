@@ -39,8 +39,10 @@ def carry_out(command: object, rest: list[str]) -> int:
             return reproduce(command)
         case cli.Data():
             return data(command)
-        case _:
+        case cli.Doctor():
             return doctor()
+        case _:
+            raise TypeError(f"{command!r} is not a command")
 
 
 def train(command: cli.Train, rest: Sequence[str]) -> int:
