@@ -64,16 +64,16 @@ class Table:
 class App:
     """One vertical. Every function imports what it needs when it is called, so that finding an app costs nothing.
 
+    notice       what it must not be used for
+    root         the app's folder: ``pages/`` (form.html, form.js), ``weights/`` and ``data/registry.json`` lie in it
+    model        the name of the shipped artifact that serves by default
     recipes      named recipes: functions that return one
     dense        the dense network of a model that a recipe built, for export
     calibrate    what turns the trained network's outputs into decisions (JSON types), or None
-    predictor    a predictor for an artifact on a device; ``artifact=None`` is the shipped one
+    predictor    a predictor for an artifact on a device; ``artifact=None`` is what ships
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
-    page         the template and the ES module of the form, files in the app's ``pages`` folder
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores
-    data         the data registry file (JSON)
-    weights      the registry of shipped artifacts, and the name of the one that serves by default
     """
 
     name: str

@@ -66,7 +66,7 @@ class Evaluate:
 class Predict:
     """Predict on files and write result.json and picture.png.
 
-    Example: trivium predict finance prices.csv --out out
+    Example: trivium predict finance tests/data/metric.csv --out out
     """
 
     app: AppName
