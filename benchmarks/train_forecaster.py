@@ -72,7 +72,7 @@ def main() -> None:
         f"{device}; peer: pytorch-forecasting's TimeSeriesDataSet (num_workers=0) and lightning.Trainer, its own "
         "TFT; ours: the engine and the fast path. Steps include loading (median; start-up and validation left out)."
     )
-    report("train a TFT", figures, ratio=ratio, ok=difference < TOLERANCE and ratio > 1, note=note)
+    report("train_forecaster", figures, ratio=ratio, ok=difference < TOLERANCE and ratio > 1, note=note)
 
 
 def parity(tables: list[Any], device: str) -> float:
