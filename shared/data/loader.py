@@ -62,7 +62,8 @@ class Loader:
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """The steps from ``start`` up to but not including ``stop``."""
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
+        # One core for each loading thread: a team of threads of its own would compete with the training step's.
+        with ThreadPoolExecutor(self.threads, "loader", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[Future[Step]] = deque()
             upcoming = iter(range(start, stop))
             try:
