@@ -43,7 +43,7 @@ def test_three_doors_give_one_answer(case, server: str, page: Page, tmp_path: Pa
     chosen = uploads(files)
     assert cli.main(["predict", app, *map(str, chosen), "--out", str(tmp_path / "out")]) == 0
     by_command = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert isinstance(by_command[LISTS[app]], list)
+    assert by_command[LISTS[app]], "the shipped weights find nothing in the synthetic sample"
     assert (tmp_path / "out" / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     parts = [("files", (path.name, path.read_bytes())) for path in chosen]
@@ -73,4 +73,4 @@ def test_bad_input_is_refused_at_every_door_with_the_same_sentence(app, server, 
     assert not (tmp_path / "out").exists() and sorted(tmp_path.iterdir()) == [bad]
     answer = httpx.post(f"{server}/api/{app}/predict", files=[("files", ("letter.txt", bad.read_bytes()))], timeout=120)
     assert 400 <= answer.status_code < 500
-    assert "letter.txt" in answer.json()["detail"]
+    assert sentence.strip().replace(str(bad), bad.name) == f"trivium: {answer.json()['detail']}"
