@@ -6,6 +6,7 @@ use. Patch number n is a function of (seed, n) alone, so that any number of proc
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -59,7 +60,12 @@ def open_pack(settings: PackSettings, processes: int | None = None) -> Pack:
     """The pack for ``settings``, made first where it is not there."""
     folder = settings.folder()
     if not folder.is_dir():
-        _make(settings, folder, processes or len(os.sched_getaffinity(0)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of the processes of one run, the first makes the pack and the others wait for it.
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                _make(settings, folder, processes or len(os.sched_getaffinity(0)))
     names = ("images", "boxes", "counts")
     return Pack(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
