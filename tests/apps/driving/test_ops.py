@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.models.ops import boxes, install
+from apps.driving.models.library import load
+from apps.driving.models.ops import boxes
 from apps.driving.models.ops.extension import Extension
 
 ext = Extension("mmcv._ext")
@@ -195,7 +196,7 @@ def test_voxelisation_of_a_whole_sweep_takes_milliseconds():
 
 
 def test_an_operator_without_stand_in_raises_when_called_and_not_when_imported():
-    install()
+    load()
     from mmcv.ops import roi_align  # noqa: F401
 
     with pytest.raises(NotImplementedError, match="three_nn_forward"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,16 +30,17 @@ def keep(store: CaseStore, app: str = "echo", inputs: tuple[Input, ...] = (A,), 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> CaseStore:
-    return CaseStore(tmp_path / "store")
+def store(tmp_path: Path) -> Iterator[CaseStore]:
+    with closing(CaseStore(tmp_path / "store")) as found:
+        yield found
 
 
 def test_a_case_outlives_the_server(store: CaseStore, tmp_path: Path) -> None:
     case = keep(store)
     store.close()
-    again = CaseStore(tmp_path / "store")
-    assert again.get("echo", case.id) == case
-    found = again.file(case, "out.csv")
+    with closing(CaseStore(tmp_path / "store")) as again:
+        assert again.get("echo", case.id) == case
+        found = again.file(case, "out.csv")
     assert found is not None and found.read_bytes() == b"1"
     assert (tmp_path / "store" / "cases" / case.id / "result.json").read_text() == '{\n  "found": [\n    1\n  ]\n}\n'
 
@@ -74,7 +77,7 @@ def test_what_a_killed_server_left_half_written_is_swept_away(tmp_path: Path) ->
     half = tmp_path / "store" / "cases" / ".partial-1"
     half.mkdir(parents=True)
     (half / "result.json").write_text("{")
-    CaseStore(tmp_path / "store")
+    CaseStore(tmp_path / "store").close()
     assert not half.exists()
 
 
