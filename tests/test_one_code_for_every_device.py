@@ -1,0 +1,84 @@
+"""The same code on a GPU: every network learns and predicts with all its tensors on the device that it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from shared.app import find
+from shared.data.dataset import to_device
+from shared.deploy.predictor import Request, answer
+from tests.pretended_cuda import CudaTensor, pretended_cuda
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RECIPES = [("medical", "tiny"), ("driving", "tiny"), ("driving", "fcos3d_tiny"), ("finance", "tiny")]
+
+
+def test_the_pretended_gpu_refuses_to_mix_devices() -> None:
+    here = torch.ones(3)
+    with pretended_cuda() as device:
+        there = torch.arange(3.0, device="cuda")
+        assert there.device == device and there.is_cuda and isinstance(there.to("cuda"), CudaTensor)
+        assert type((there * 2).cpu()) is Tensor and (there * 2).cpu().tolist() == [0, 2, 4]
+        with pytest.raises(RuntimeError, match=r"expected all tensors to be on cuda:0, and found \(3,\) on cpu"):
+            there + here
+        with pytest.raises((RuntimeError, TypeError)):
+            there.numpy()
+        there[[0, 2]] = 5.0
+        assert torch.where(there > 1, there, -1.0).tolist() == [5, -1, 5]
+    assert not isinstance(torch.tensor([1.0]), CudaTensor)
+
+
+@pytest.mark.parametrize(("app", "name"), RECIPES)
+def test_a_step_on_the_device_equals_one_on_the_cpu(app: str, name: str) -> None:
+    recipe = find(app).recipes()[name]()
+    task, data = recipe.task.build(), recipe.data.validation()
+    mine = np.arange(recipe.limits.batch, dtype=np.int64)
+
+    def learn(device: torch.device) -> tuple[float, float, dict[str, float]]:
+        torch.manual_seed(0)
+        model = recipe.model.build().to(device).train()
+        optimizer = recipe.optimizer.build(model.parameters())
+        torch.manual_seed(1)
+        found = task.loss(model, to_device(data.batch(mine, None), device))
+        losses: list[Any] = list(found.values()) if isinstance(found, dict) else [found]
+        assert all(loss.device == device for loss in losses)
+        loss = torch.stack([value.mean() for value in losses]).sum()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scores = task.scores()
+        with torch.no_grad():
+            task.evaluate(model.eval(), to_device(data.batch(mine, None), device), scores)
+        return loss.item(), norm.item(), scores.summary()
+
+    expected = learn(torch.device("cpu"))
+    with pretended_cuda() as device:
+        found = learn(device)
+    assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == pytest.approx(expected[1], rel=1e-3)
+    assert found[2] == pytest.approx(expected[2], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("app", ["medical", "driving", "finance"])
+def test_a_prediction_on_the_device_equals_one_on_the_cpu(app: str, tmp_path: Path) -> None:
+    sample = next(sample for sample in find(app).samples() if sample.synthetic)
+    request = Request(files=list(sample.files(tmp_path)), options={})
+    expected = answer(find(app).predictor(None, "cpu"), request).result
+    with pretended_cuda():
+        found = answer(find(app).predictor(None, "cuda"), request).result
+    assert found == rounded(expected)
+
+
+def rounded(value: Any) -> Any:
+    """A result whose numbers may differ in the third digit: a GPU is given other batches, which round otherwise."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return pytest.approx(value, rel=2e-3, abs=1e-3) if isinstance(value, float) else value
