@@ -26,7 +26,7 @@ def tiny() -> NoduleRecipe:
     """Seconds on one core: enough to see that the loop learns."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=16, stem=3),
-        data=PhantomData(train_patches=8, validation_patches=4, size=(64, 64, 32), processes=1),
+        data=PhantomData(train_patches=8, validation_patches=4, size=(64, 64, 32)),
         optimizer=AdamW(learning_rate=2e-3),
         schedule=CosineRestarts(warmup_steps=2),
         limits=Limits(epochs=2, batch=2, log_every=1),

@@ -6,15 +6,9 @@ the source of the generator.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from apps.driving.types import Boxes3D
-from shared.data.registry import cache
+from shared.data.packs import made_once, on_all_processors
 
 PART = 32
 _KINDS = {"car": "car", "van": "car", "pedestrian": "pedestrian", "cyclist": "cyclist"}
@@ -45,13 +39,7 @@ class Pack:
 
     def parts(self) -> list[Path]:
         """The parts, made first where they are not in the user's cache yet."""
-        home = cache().parent / "driving-scenes" / self._digest()
-        if not home.is_dir():
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with (home.parent / f"{home.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not home.is_dir():
-                    self._make(home)
+        home = made_once(f"driving-{self._digest()}", self._make)
         return sorted(part for part in home.iterdir() if part.is_dir())
 
     def _digest(self) -> str:
@@ -61,22 +49,8 @@ class Pack:
             hasher.update(source.read_bytes())
         return hasher.hexdigest()[:24]
 
-    def _make(self, home: Path) -> None:
-        aside = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
-        starts = range(0, self.count, PART)
-        try:
-            workers = min(len(os.sched_getaffinity(0)), len(starts))
-            if workers <= 1:
-                for start in starts:
-                    write_part(self, start, aside)
-            else:
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                    list(pool.map(write_part, [self] * len(starts), starts, [aside] * len(starts)))
-            aside.rename(home)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    def _make(self, folder: Path) -> None:
+        on_all_processors(write_part, ((self, start, folder) for start in range(0, self.count, PART)))
 
 
 def write_part(pack: Pack, start: int, folder: Path) -> None:

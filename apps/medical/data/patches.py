@@ -16,23 +16,19 @@ from shared.data.order import Indices, Key
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhantomData:
-    """Patches of synthetic chests. ``size`` in voxels and ``spacing_mm`` are along x, y, z.
-
-    ``processes`` make the packs at first use; None is one for each core.
-    """
+    """Patches of synthetic chests. ``size`` in voxels and ``spacing_mm`` are along x, y, z."""
 
     train_patches: int = 2000
     validation_patches: int = 128
     size: tuple[int, int, int] = (96, 96, 48)
     spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
     seed: int = 20
-    processes: int | None = None
 
     def train(self) -> Dataset:
-        return Patches(open_pack(self._settings(self.train_patches, self.seed), self.processes))
+        return Patches(open_pack(self._settings(self.train_patches, self.seed)))
 
     def validation(self) -> Dataset:
-        return Patches(open_pack(self._settings(self.validation_patches, self.seed + 1), self.processes))
+        return Patches(open_pack(self._settings(self.validation_patches, self.seed + 1)))
 
     def fingerprint(self) -> dict[str, Any]:
         return {

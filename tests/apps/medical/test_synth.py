@@ -91,7 +91,7 @@ def test_mirroring_twice_is_nothing():
 def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = PackSettings(patches=3, size=(48, 48, 32), spacing_mm=SPACING, seed=4, per_chest=2)
-    pack = open_pack(settings, processes=1)
+    pack = open_pack(settings)
     image, boxes = sample(settings, 2)
     assert np.array_equal(pack.images[2], image)
     assert np.array_equal(pack.boxes[2, : pack.counts[2]], boxes[:6])

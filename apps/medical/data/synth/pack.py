@@ -1,17 +1,13 @@
 """Phantom patches packed once into memory-mapped arrays, and read from there in training.
 
-A pack is a folder in the user's cache, named by the digest of its settings, made by a pool of processes at first
+A pack is a folder in the user's cache, named by the digest of its settings, made by all processors at first
 use. Patch number n is a function of (seed, n) alone, so that any number of processes makes the same pack.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 
 from apps.medical.data.synth.anatomy import Anatomy, draw
 from apps.medical.data.synth.phantom import patch
+from shared.data.packs import made_once, on_all_processors
 
 WINDOW_HU = (-1024.0, 300.0)
 MOST_BOXES = 6
@@ -40,11 +37,11 @@ class PackSettings:
     seed: int
     per_chest: int = 8
 
-    def folder(self) -> Path:
-        """Where the pack is or will be: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    @property
+    def name(self) -> str:
+        """The pack's name: a digest of the settings."""
         content = json.dumps([VERSION, asdict(self)], sort_keys=True).encode()
-        return cache / "trivium" / "packs" / f"medical-{hashlib.sha256(content).hexdigest()[:16]}"
+        return f"medical-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +53,14 @@ class Pack:
     counts: NDArray[np.int64]
 
 
-def open_pack(settings: PackSettings, processes: int | None = None) -> Pack:
+def open_pack(settings: PackSettings) -> Pack:
     """The pack for ``settings``, made first where it is not there."""
-    folder = settings.folder()
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Of the processes of one run, the first makes the pack and the others wait for it.
-        with folder.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _make(settings, folder, processes or len(os.sched_getaffinity(0)))
+    folder = made_once(settings.name, lambda aside: _make(settings, aside))
     names = ("images", "boxes", "counts")
     return Pack(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
 
-def _make(settings: PackSettings, folder: Path, processes: int) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _make(settings: PackSettings, folder: Path) -> None:
     count = settings.patches
     shapes = {
         "images": ((count, *settings.size), np.uint8),
@@ -81,30 +68,13 @@ def _make(settings: PackSettings, folder: Path, processes: int) -> None:
         "counts": ((count,), np.int64),
     }
     for name, (shape, kind) in shapes.items():
-        np.lib.format.open_memmap(partial / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
-    chests = [(settings, partial, chest) for chest in range(-(-count // settings.per_chest))]
-    if processes > 1 and len(chests) > 4:
-        # Fresh interpreters: the parent may hold a GPU and threads.
-        with multiprocessing.get_context("spawn").Pool(min(processes, len(chests)), _single_threaded) as pool:
-            for _ in pool.imap_unordered(_fill, chests, chunksize=1):
-                pass
-    else:
-        for chest in chests:
-            _fill(chest)
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process of the run was quicker.
-        shutil.rmtree(partial)
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
+    chests = range(-(-count // settings.per_chest))
+    on_all_processors(_fill, ((settings, folder, chest) for chest in chests))
 
 
-def _single_threaded() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def _fill(work: tuple[PackSettings, Path, int]) -> None:
+def _fill(settings: PackSettings, folder: Path, chest: int) -> None:
     """Makes the patches of one chest in place."""
-    settings, folder, chest = work
     images = np.load(folder / "images.npy", mmap_mode="r+")
     boxes = np.load(folder / "boxes.npy", mmap_mode="r+")
     counts = np.load(folder / "counts.npy", mmap_mode="r+")

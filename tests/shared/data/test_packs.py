@@ -1,0 +1,64 @@
+"""Packs: made once, whole, by all processors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.data.packs import made_once, on_all_processors, packs
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_pack_is_made_once_whoever_asks() -> None:
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "content").write_text("1")
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: made_once("one", make), range(16)))
+    assert found == {packs() / "one"} and len(made) == 1 and (packs() / "one" / "content").read_text() == "1"
+
+
+def test_what_fails_half_way_leaves_nothing_and_is_made_anew() -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        made_once("one", fail)
+    assert [path.name for path in packs().iterdir()] == ["one.lock"]
+    assert made_once("one", lambda folder: (folder / "whole").touch()) == packs() / "one"
+    assert [path.name for path in (packs() / "one").iterdir()] == ["whole"]
+
+
+def test_every_call_is_made(tmp_path: Path) -> None:
+    on_all_processors(Path.touch, ((tmp_path / str(number),) for number in range(5)))
+    assert {path.name for path in tmp_path.iterdir()} >= {"0", "1", "2", "3", "4"}
+
+
+def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        on_all_processors(Path.read_text, ((tmp_path / str(number),) for number in range(2)))
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    """Processes that import the caller's script would come to the lock that it holds, and wait for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from shared.data.packs import made_once, on_all_processors\n"
+        "made_once('one', lambda folder: on_all_processors(Path.touch, [(folder / 'a',), (folder / 'b',)]))\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, timeout=60, cwd=Path(__file__).parents[3])
+    assert {path.name for path in (packs() / "one").iterdir()} == {"a", "b"}
