@@ -76,18 +76,20 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     mine = [value for value in flat if isinstance(value, CudaTensor)]
     asked = next((value for value in flat if isinstance(value, torch.device)), None)
     if asked is not None:
-        on_cuda = asked.type == "cuda" or (asked.type == "meta" and bool(mine))
+        # A gradient's formula, in C++, makes its tensors on the device that it sees.
+        inside = bool(mine) or torch._C._current_graph_task_id() != -1
+        on_cuda = asked.type == "cuda" or (asked.type == "meta" and inside)
     else:
         on_cuda = isinstance(args[0], CudaTensor) if func is _aten.copy_.default else bool(mine)
     if func is _aten.where.self:
-        # C++ hands a number on as a scalar on meta. In a gradient it is zero; elsewhere ``_where`` has seen to it.
+        # C++ hands a number on as a scalar on meta. In a gradient it is zero; elsewhere ``choose`` has seen to it.
         args = tuple(torch.zeros_like(v, device="cpu") if _plain(v) and v.is_meta and not v.dim() else v for v in args)
     if mine and asked is None and func is not _aten.copy_.default:
         strangers = [v for v in flat if _plain(v) and v.dim() and not (func in _TAKE_CPU_INDICES and v.device == CPU)]
         if strangers:
             shapes = ", ".join(f"{tuple(v.shape)} on {v.device}" for v in strangers)
             raise RuntimeError(f"{func}: expected all tensors to be on {CUDA}, and found {shapes}")
-    to_cpu = asked is not None and (bool(mine) or asked.type == "cuda")
+    to_cpu = asked is not None and (bool(mine) or on_cuda)
     held = tree_map(lambda v: v.inner if isinstance(v, CudaTensor) else v, (args, kwargs))
     if to_cpu:
         held = tree_map(lambda v: CPU if isinstance(v, torch.device) else v, held)

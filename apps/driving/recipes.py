@@ -74,11 +74,11 @@ def small() -> LidarRecipe:
             widths=(32, 64, 96),
             neck=48,
         ),
-        data=LidarScenes(scenes=768, validation_scenes=32, intensity=False),
+        data=LidarScenes(scenes=960, validation_scenes=32, intensity=False),
         task=LidarTask(),
-        limits=Limits(epochs=3, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=27),
+        limits=Limits(epochs=4, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=27),
         precision="fp32",
-        **_once(3, 2e-3, 60),
+        **_once(4, 2e-3, 60),
     )
 
 
@@ -135,11 +135,11 @@ def fcos3d_small() -> CameraRecipe:
     """Half an hour on two cores: ResNet-18 of half width on images of 621 x 188."""
     return CameraRecipe(
         model=_SMALL_CAMERA,
-        data=CameraScenes(scenes=512, validation_scenes=32),
+        data=CameraScenes(scenes=768, validation_scenes=32),
         task=CameraTask(),
-        limits=Limits(epochs=4, batch=4, monitor="map", mode="max", patience=100, log_every=20, minutes=25),
+        limits=Limits(epochs=8, batch=4, monitor="map", mode="max", patience=100, log_every=20, minutes=26),
         precision="fp32",
-        **_once(4, 5e-4, 60),
+        **_once(8, 1e-3, 60),
     )
 
 

@@ -278,6 +278,9 @@ def _read_folder(folder: Path) -> list[Frame]:
         if not files:
             raise Refusal(f"{folder.name} holds no files")
         return _read_loose(files)
+    if len(parents) > 1:
+        names = ", ".join(parent.relative_to(folder).as_posix() for parent in parents)
+        raise Refusal(f"{folder.name} holds several KITTI folders ({names}); give one of them")
     root = parents[0]
     ids = frame_ids(root)
     if not ids:

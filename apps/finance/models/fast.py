@@ -79,7 +79,9 @@ class WholeLSTM(nn.LSTM):
             setattr(self, name, parameter)
 
     def forward(self, x: Tensor, hx: Any = None, lengths: Any = None, enforce_sorted: bool = True) -> Any:
-        return super().forward(x, tuple(state.contiguous() for state in hx))
+        out, states = super().forward(x, tuple(state.contiguous() for state in hx))
+        # torch 2.11 traces an LSTM's states with an axis too many.
+        return out, tuple(state.reshape(hx[0].shape) for state in states)
 
 
 class AttentionMask(nn.Module):

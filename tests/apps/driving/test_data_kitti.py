@@ -246,6 +246,13 @@ def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
         kitti.read_files([])
 
 
+def test_several_kitti_folders_in_one_are_refused_by_name(synthetic, tmp_path):
+    for name in ("training", "testing"):
+        shutil.copytree(synthetic[1], tmp_path / name)
+    with pytest.raises(Refusal, match=r"several KITTI folders \(testing, training\); give one of them"):
+        kitti.read(tmp_path)
+
+
 def test_a_zip_cannot_leave_its_folder_nor_flood_the_disk(tmp_path):
     evil = tmp_path / "evil.zip"
     for name in ("../outside.bin", "/etc/outside.bin", "a/../../outside.bin", "..\\outside.bin", "C:/outside.bin"):
