@@ -27,7 +27,7 @@ from benchmarks.report import report
 from shared.deploy.artifact import newest, open_artifact
 from shared.deploy.export import load_weights, rebuild
 
-REPEATS = 5
+REPEATS = 15
 CAMERAS = 6
 TOLERANCE = 2e-3
 Found = tuple[Tensor, Tensor, Tensor]

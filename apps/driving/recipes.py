@@ -42,6 +42,21 @@ def _once(epochs: int, learning_rate: float, warmup: int) -> dict[str, AdamW | C
     }
 
 
+def _minutes_on_a_gpu(*, epochs: int, batch: int) -> Limits:
+    return Limits(
+        epochs=epochs,
+        batch=batch,
+        evaluation_batch=batch,
+        monitor="map",
+        mode="max",
+        patience=100,
+        log_every=50,
+        checkpoint_every=1000,
+        minutes=7,
+        loader_threads=8,
+    )
+
+
 def tiny() -> LidarRecipe:
     """Seconds on one core: 20 m of road in pillars of 0.64 m."""
     range_m = (0.0, -10.24, -3.0, 20.48, 10.24, 1.0)
@@ -88,18 +103,7 @@ def large() -> LidarRecipe:
         model=PointPillars(widths=(64, 128, 128), neck=96),
         data=LidarScenes(scenes=4096, validation_scenes=128, intensity=False),
         task=LidarTask(),
-        limits=Limits(
-            epochs=6,
-            batch=8,
-            evaluation_batch=8,
-            monitor="map",
-            mode="max",
-            patience=100,
-            log_every=50,
-            checkpoint_every=1000,
-            minutes=7,
-            loader_threads=8,
-        ),
+        limits=_minutes_on_a_gpu(epochs=6, batch=8),
         precision="fp32",
         **_once(6, 1.5e-3, 200),
     )
@@ -149,18 +153,7 @@ def fcos3d_large() -> CameraRecipe:
         model=_SMALL_CAMERA,
         data=CameraScenes(scenes=3072, validation_scenes=128),
         task=CameraTask(),
-        limits=Limits(
-            epochs=24,
-            batch=16,
-            evaluation_batch=16,
-            monitor="map",
-            mode="max",
-            patience=100,
-            log_every=50,
-            checkpoint_every=1000,
-            minutes=7,
-            loader_threads=8,
-        ),
+        limits=_minutes_on_a_gpu(epochs=24, batch=16),
         precision="fp32",
         **_once(24, 8e-4, 300),
     )
