@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from apps.driving.data import archive, kitti, nuscenes
-from apps.driving.models.detect import CameraDetector, Detector, LidarDetector
+from apps.driving.models.detect import CameraDetector, Detector, LidarDetector, shown_boxes
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
@@ -126,12 +126,7 @@ class DrivingPredictor:
         return model
 
     def _find(self, frame: Frame, model: str, score: float | None) -> Boxes3D:
-        found = self.detectors[model].detect(frame)
-        assert found.scores is not None
-        if score is not None:
-            return found.take(found.scores >= score)
-        least = np.array([self.thresholds[model].get(name, 0.0) for name in found.names], np.float32)
-        return found.take(found.scores >= least)
+        return shown_boxes(self.detectors[model].detect(frame), self.thresholds[model] if score is None else score)
 
 
 def _one(models: Sequence[str]) -> str | None:

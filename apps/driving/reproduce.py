@@ -17,7 +17,7 @@ from apps.driving.data.synth.scenes import Sensors, scene
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import count
 from apps.driving.models import structures
-from apps.driving.models.detect import Detector
+from apps.driving.models.detect import Detector, shown_boxes
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.predictor import MODELS, least_scores, make_detector
 from apps.driving.types import Boxes3D, Frame
@@ -94,11 +94,7 @@ def found_in_real(
     """Precision and recall in the real frames."""
     if not frames:
         return []
-    found = []
-    for frame in frames:
-        boxes = in_image(frame, detector.detect(frame))
-        assert boxes.scores is not None
-        found.append(boxes.take(boxes.scores >= np.array([least.get(kind, 0.3) for kind in boxes.names])))
+    found = [in_image(frame, shown_boxes(detector.detect(frame), least)) for frame in frames]
     rows = []
     for kind in _CLASSES:
         near = count(frames, found, kind, criterion="centre", threshold=2.0, fewest_points=FEWEST_POINTS)

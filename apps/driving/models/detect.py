@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.models.ops.boxes import nms_rotated
 from apps.driving.models.pointpillars import CLASSES
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
+
+_SAME_PLACE = 0.3
+"""Boxes of different classes that overlap from above by this much are one object."""
 
 
 class Detector(Protocol):
@@ -89,6 +93,21 @@ def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[np.ndarray, 
         return camera.image_HWC.copy(), (1.0, 1.0)
     image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)
     return np.array(image), (size[0] / width, size[1] / height)
+
+
+def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
+    """What a person is shown of ``found``: from the ``least`` score of each class (or of all) up, one box an object.
+
+    The networks suppress within a class alone, so that a pole may be a pedestrian and a cyclist at once. Average
+    precision is taken of all boxes, as the protocols ask.
+    """
+    assert found.scores is not None
+    limits = [least if isinstance(least, float) else least.get(name, 0.0) for name in found.names]
+    found = found.take(found.scores >= np.array(limits, np.float32))
+    assert found.scores is not None
+    plane, scores = torch.from_numpy(found.array[:, [0, 1, 3, 4, 6]]), torch.from_numpy(found.scores)
+    kept = nms_rotated(plane, scores, scores, plane, scores, _SAME_PLACE, False)
+    return found.take(np.sort(kept.numpy()))
 
 
 def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from apps.driving.app import app
+from apps.driving.models.detect import shown_boxes
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.recipes import RECIPES
+from apps.driving.types import Boxes3D
 from shared.deploy.artifact import Manifest, open_artifact, write_manifest
 from shared.deploy.predictor import Request, answer
 from shared.engine.recipe import save_recipe
@@ -171,3 +173,16 @@ def test_a_real_nuscenes_key_frame(predictor, model):
     places = np.array([box["centre_lidar_m"] for box in response.result["boxes"]])
     # All round the vehicle, and not ahead alone.
     assert (places[:, 0] > 1).any() and (places[:, 0] < -1).any()
+
+
+def test_one_object_is_shown_as_one_class():
+    boxes = Boxes3D(
+        centre_lidar_m=np.array([[10, 0, -1], [10.1, 0, -1], [10, 4, -1], [30, 0, -1]], np.float32),
+        size_m=np.array([[0.8, 0.6, 1.7], [1.7, 0.6, 1.7], [1.7, 0.6, 1.7], [3.9, 1.6, 1.5]], np.float32),
+        yaw=np.zeros(4, np.float32),
+        names=("pedestrian", "cyclist", "cyclist", "car"),
+        scores=np.array([0.5, 0.4, 0.3, 0.2], np.float32),
+    )
+    assert shown_boxes(boxes, 0.1).names == ("pedestrian", "cyclist", "car")
+    assert shown_boxes(boxes, {"pedestrian": 0.6, "cyclist": 0.35, "car": 0.1}).names == ("cyclist", "car")
+    assert len(shown_boxes(boxes, 0.9)) == 0
