@@ -13,6 +13,8 @@ from typing import Any
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
+from shared.refusal import Refusal
+
 
 def packs() -> Path:
     """Where packs are kept: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
@@ -26,7 +28,10 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """
     home = packs() / name
     if not home.is_dir():
-        home.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refusal(f"{home.parent} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
         with home.with_name(f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not home.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.data.packs import made_once, on_all_processors, packs
+from shared.refusal import Refusal
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,13 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_anew() -> None:
     assert [path.name for path in packs().iterdir()] == ["one.lock"]
     assert made_once("one", lambda folder: (folder / "whole").touch()) == packs() / "one"
     assert [path.name for path in (packs() / "one").iterdir()] == ["whole"]
+
+
+def test_a_cache_that_is_no_folder_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
+    with pytest.raises(Refusal, match="cannot be made: Not a directory; set XDG_CACHE_HOME"):
+        made_once("one", lambda folder: None)
 
 
 def test_every_call_is_made(tmp_path: Path) -> None:
