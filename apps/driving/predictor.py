@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -156,13 +155,12 @@ def least_scores(calibration: Mapping[str, Any]) -> dict[str, float]:
 def read_frames(files: Sequence[Path]) -> list[Frame]:
     """The frames in what was handed in: a folder, a zip, or files."""
     if len(files) == 1 and zipfile.is_zipfile(files[0]):
-        with tempfile.TemporaryDirectory() as folder:
-            archive.unpack(files[0], Path(folder))
+        with archive.unpacked(files[0]) as folder:
             try:
-                return _frames_of([Path(folder)], files[0].name)
+                return _frames_of([folder], files[0].name)
             except Refusal as refusal:
-                # The folder is ours; its reader knows the archive's name.
-                raise Refusal(str(refusal).replace(folder, files[0].name), status=refusal.status) from refusal
+                # Where the folder lies is ours; its reader knows the archive's name.
+                raise Refusal(str(refusal).replace(str(folder), files[0].name), status=refusal.status) from refusal
     return _frames_of(files, files[0].name if files else "")
 
 

@@ -13,12 +13,13 @@ from typing import Any
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
+from shared.data.registry import cache
 from shared.refusal import Refusal
 
 
 def packs() -> Path:
     """Where packs are kept: ``trivium/packs`` in the user's cache folder (XDG base directories)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "packs"
+    return cache().parent / "packs"
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from shared.refusal import Refusal
@@ -12,6 +15,16 @@ MOST_BYTES = 1 << 30
 MOST_FILES = 5000
 _CHUNK = 1 << 20
 _LINK = 0xA000
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """A folder that is called like the archive and holds its files for as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / archive.name
+        folder.mkdir()
+        unpack(archive, folder)
+        yield folder
 
 
 def unpack(archive: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:

@@ -9,7 +9,6 @@ centre, rotation_y about the downward axis. ``Boxes3D`` holds the gravity centre
 from __future__ import annotations
 
 import io
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apps.driving.data.archive import unpack
+from apps.driving.data.archive import unpacked
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.refusal import Refusal
 
@@ -58,9 +57,8 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
         if path.is_dir():
             return _read_folder(path)
         if path.suffix.lower() == ".zip":
-            with tempfile.TemporaryDirectory() as folder:
-                unpack(path, Path(folder))
-                return _read_folder(Path(folder))
+            with unpacked(path) as folder:
+                return _read_folder(folder)
         if path.parent.name in FOLDERS and path.suffix.lower() in (".bin", *IMAGES):
             return [read_frame(path.parent.parent, path.stem)]
     return _read_loose(paths)

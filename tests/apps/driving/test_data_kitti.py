@@ -248,9 +248,11 @@ def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
 
 def test_several_kitti_folders_in_one_are_refused_by_name(synthetic, tmp_path):
     for name in ("training", "testing"):
-        shutil.copytree(synthetic[1], tmp_path / name)
-    with pytest.raises(Refusal, match=r"several KITTI folders \(testing, training\); give one of them"):
-        kitti.read(tmp_path)
+        shutil.copytree(synthetic[1], tmp_path / "kitti" / name)
+    shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "kitti")
+    for name in ("kitti", "both.zip"):
+        with pytest.raises(Refusal, match=rf"^{name} holds several KITTI folders \(testing, training\); give one of"):
+            kitti.read(tmp_path / name)
 
 
 def test_a_zip_cannot_leave_its_folder_nor_flood_the_disk(tmp_path):

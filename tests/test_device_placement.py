@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from torch import Tensor
 from shared.app import find
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
-from tests.pretended_cuda import CudaTensor, pretended_cuda
+from tests.fake_cuda import FakeCudaTensor, fake_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 RECIPES = [("medical", "tiny"), ("driving", "tiny"), ("driving", "fcos3d_tiny"), ("finance", "tiny")]
 
 
-def test_the_pretended_gpu_refuses_to_mix_devices() -> None:
+def test_the_fake_gpu_refuses_to_mix_devices() -> None:
     here = torch.ones(3)
-    with pretended_cuda() as device:
+    with fake_cuda() as device:
         there = torch.arange(3.0, device="cuda")
-        assert there.device == device and there.is_cuda and isinstance(there.to("cuda"), CudaTensor)
+        assert there.device == device and there.is_cuda and isinstance(there.to("cuda"), FakeCudaTensor)
         assert type((there * 2).cpu()) is Tensor and (there * 2).cpu().tolist() == [0, 2, 4]
         with pytest.raises(RuntimeError, match=r"expected all tensors to be on cuda:0, and found \(3,\) on cpu"):
             there + here
@@ -32,11 +33,14 @@ def test_the_pretended_gpu_refuses_to_mix_devices() -> None:
             there.numpy()
         there[[0, 2]] = 5.0
         assert torch.where(there > 1, there, -1.0).tolist() == [5, -1, 5]
-    assert not isinstance(torch.tensor([1.0]), CudaTensor)
+    assert not isinstance(torch.tensor([1.0]), FakeCudaTensor)
 
 
+@pytest.mark.parametrize("gpu", ["fake", "real"])
 @pytest.mark.parametrize(("app", "name"), RECIPES)
-def test_a_step_on_the_device_equals_one_on_the_cpu(app: str, name: str) -> None:
+def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) -> None:
+    if gpu == "real" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
     recipe = find(app).recipes()[name]()
     task, data = recipe.task.build(), recipe.data.validation()
     mine = np.arange(recipe.limits.batch, dtype=np.int64)
@@ -59,18 +63,22 @@ def test_a_step_on_the_device_equals_one_on_the_cpu(app: str, name: str) -> None
         return loss.item(), norm.item(), scores.summary()
 
     expected = learn(torch.device("cpu"))
-    with pretended_cuda() as device:
+    with fake_cuda() if gpu == "fake" else nullcontext(torch.device("cuda", 0)) as device:
         found = learn(device)
+    if gpu == "real":
+        # Other kernels: the loss agrees, what follows from it need not in every digit.
+        assert found[0] == pytest.approx(expected[0], rel=2e-2)
+        return
     assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == pytest.approx(expected[1], rel=1e-3)
     assert found[2] == pytest.approx(expected[2], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("app", ["medical", "driving", "finance"])
-def test_a_prediction_on_the_device_equals_one_on_the_cpu(app: str, tmp_path: Path) -> None:
+def test_a_prediction_on_the_fake_gpu_equals_one_on_the_cpu(app: str, tmp_path: Path) -> None:
     sample = next(sample for sample in find(app).samples() if sample.synthetic)
     request = Request(files=list(sample.files(tmp_path)), options={})
     expected = answer(find(app).predictor(None, "cpu"), request).result
-    with pretended_cuda():
+    with fake_cuda():
         found = answer(find(app).predictor(None, "cuda"), request).result
     assert found == rounded(expected)
 

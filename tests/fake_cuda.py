@@ -1,4 +1,4 @@
-"""A GPU of pretence: tensors that lie on the CPU, say that they lie on ``cuda:0``, and do not mix with those that lie
+"""A fake GPU: tensors that lie on the CPU, say that they lie on ``cuda:0``, and do not mix with those that lie
 on the CPU and say so.
 
 It shows, where there is no GPU, that code computes with everything on the one device that it was given, and that the
@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 _TAKE_CPU_INDICES = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default)
 
 
-class CudaTensor(Tensor):
+class FakeCudaTensor(Tensor):
     """Holds ``inner``, a tensor on the CPU. torch's C++ takes it for one on ``meta``, Python for one on CUDA."""
 
     inner: Tensor
@@ -32,8 +32,8 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> CudaTensor:
-        made: CudaTensor = Tensor._make_wrapper_subclass(
+    def __new__(cls, inner: Tensor) -> FakeCudaTensor:
+        made: FakeCudaTensor = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -63,7 +63,7 @@ class CudaTensor(Tensor):
         return _compute(func, args, kwargs or {})
 
 
-class _Pretence(TorchDispatchMode):
+class _FakeCudaMode(TorchDispatchMode):
     """Catches what makes tensors from nothing on a device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,14 +73,14 @@ class _Pretence(TorchDispatchMode):
 def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     """Calls an operator on what the tensors hold; what comes out is where torch would have put it."""
     flat = tree_flatten((args, kwargs))[0]
-    mine = [value for value in flat if isinstance(value, CudaTensor)]
+    mine = [value for value in flat if isinstance(value, FakeCudaTensor)]
     asked = next((value for value in flat if isinstance(value, torch.device)), None)
     if asked is not None:
         # A gradient's formula, in C++, makes its tensors on the device that it sees.
         inside = bool(mine) or torch._C._current_graph_task_id() != -1
         on_cuda = asked.type == "cuda" or (asked.type == "meta" and inside)
     else:
-        on_cuda = isinstance(args[0], CudaTensor) if func is _aten.copy_.default else bool(mine)
+        on_cuda = isinstance(args[0], FakeCudaTensor) if func is _aten.copy_.default else bool(mine)
     if func is _aten.where.self:
         # C++ hands a number on as a scalar on meta. In a gradient it is zero; elsewhere ``choose`` has seen to it.
         args = tuple(torch.zeros_like(v, device="cpu") if _plain(v) and v.is_meta and not v.dim() else v for v in args)
@@ -90,7 +90,7 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
             shapes = ", ".join(f"{tuple(v.shape)} on {v.device}" for v in strangers)
             raise RuntimeError(f"{func}: expected all tensors to be on {CUDA}, and found {shapes}")
     to_cpu = asked is not None and (bool(mine) or on_cuda)
-    held = tree_map(lambda v: v.inner if isinstance(v, CudaTensor) else v, (args, kwargs))
+    held = tree_map(lambda v: v.inner if isinstance(v, FakeCudaTensor) else v, (args, kwargs))
     if to_cpu:
         held = tree_map(lambda v: CPU if isinstance(v, torch.device) else v, held)
     out = func(*held[0], **held[1])
@@ -101,29 +101,29 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     def wrapped(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return changed[id(value)] if id(value) in changed else CudaTensor(value)
+        return changed[id(value)] if id(value) in changed else FakeCudaTensor(value)
 
     return tree_map(wrapped, out)
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, CudaTensor)
+    return isinstance(value, Tensor) and not isinstance(value, FakeCudaTensor)
 
 
 def _on_cuda(key: Any) -> Any:
     if isinstance(key, tuple):
         return tuple(_on_cuda(part) for part in key)
-    return CudaTensor(torch.tensor(key)) if isinstance(key, (list, range, np.ndarray)) else key
+    return FakeCudaTensor(torch.tensor(key)) if isinstance(key, (list, range, np.ndarray)) else key
 
 
 def _scalar(value: Any, dtype: torch.dtype | None) -> Any:
-    return CudaTensor(torch.tensor(value, dtype=dtype)) if isinstance(value, (bool, int, float)) else value
+    return FakeCudaTensor(torch.tensor(value, dtype=dtype)) if isinstance(value, (bool, int, float)) else value
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[torch.device]:
-    """In its block, ``cuda`` is the pretended GPU. What would ask a driver is answered in Python instead."""
-    with pytest.MonkeyPatch.context() as patch, _Pretence():
+def fake_cuda() -> Iterator[torch.device]:
+    """In its block, ``cuda`` is the fake GPU. What would ask a driver is answered in Python instead."""
+    with pytest.MonkeyPatch.context() as patch, _FakeCudaMode():
         _answer_for_the_driver(patch)
         _make_on_cuda(patch)
         yield CUDA
@@ -158,7 +158,7 @@ def _make_on_cuda(patch: pytest.MonkeyPatch) -> None:
         return CUDA if isinstance(value, (str, torch.device)) and str(value) == "cuda" else value
 
     def move(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args and isinstance(args[0], CudaTensor):
+        if args and isinstance(args[0], FakeCudaTensor):
             args = (CUDA, args[0].dtype, *args[1:])
         return to(self, *map(device_of, args), **{name: device_of(value) for name, value in kwargs.items()})
 
@@ -175,7 +175,7 @@ def _make_on_cuda(patch: pytest.MonkeyPatch) -> None:
         return tensor(data, dtype=dtype or self.dtype, device=device or self.device)
 
     def choose(condition: Tensor, *choices: Any) -> Any:
-        if isinstance(condition, CudaTensor):
+        if isinstance(condition, FakeCudaTensor):
             dtype = next((choice.dtype for choice in choices if isinstance(choice, Tensor)), None)
             choices = tuple(_scalar(choice, dtype) for choice in choices)
         return where(condition, *choices)
