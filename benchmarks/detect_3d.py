@@ -24,8 +24,8 @@ from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES
 from benchmarks.report import report
-from shared.deploy.artifact import newest, open_artifact
 from shared.deploy.export import load_weights, rebuild
+from shared.deploy.registry import Registry
 
 REPEATS = 15
 CAMERAS = 6
@@ -54,17 +54,10 @@ def main() -> None:
 
 
 def network(name: str) -> tuple[nn.Module, str]:
-    """The shipped detector in evaluation mode, or one of the same shape with random weights where none is shipped."""
-    if (app.weights / name).is_dir():
-        artifact = open_artifact(newest(app.weights, name))
-        recipe = rebuild(app, artifact.recipe())
-        return load_weights(
-            recipe.model.build(), artifact, "cpu"
-        ), f"shipped weights, version {artifact.manifest.version}"
-    detector = RECIPES["small" if name == "pointpillars" else "fcos3d_small"]().model.build().eval()
-    detector.bbox_head.conv_cls.weight.data *= 12
-    detector.bbox_head.conv_cls.bias.data += 2.0
-    return detector, "random weights"
+    """The shipped detector in evaluation mode, and what it is."""
+    artifact = Registry(app.weights).newest(name)
+    detector = load_weights(rebuild(app, artifact.recipe()).model.build(), artifact, "cpu")
+    return detector, f"shipped weights, version {artifact.manifest.version}"
 
 
 def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:

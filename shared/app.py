@@ -66,11 +66,11 @@ class App:
 
     notice       what it must not be used for
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/`` and ``data/registry.json`` lie in it
-    model        the name of the shipped artifact that serves by default
+    models       the names of the models that it predicts with, the one that serves by default first
     recipes      named recipes: functions that return one
     dense        the dense network of a model that a recipe built, for export
     calibrate    what turns the trained network's outputs into decisions (JSON types), or None
-    predictor    a predictor for an artifact on a device; ``artifact=None`` is what ships
+    predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores
@@ -81,10 +81,10 @@ class App:
     summary: str
     notice: str
     root: Path
-    model: str
+    models: tuple[str, ...]
     recipes: Callable[[], Mapping[str, Callable[[], Recipe]]]
     dense: Callable[[Recipe, nn.Module], DenseNetwork]
-    predictor: Callable[[Artifact | None, str], Predictor[Any, Any]]
+    predictor: Callable[[Sequence[Artifact], str], Predictor[Any, Any]]
     samples: Callable[[], Sequence[Sample]]
     reproduce: Callable[[bool], Table]
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
@@ -123,8 +123,8 @@ def find(name: str) -> App:
     return apps[name]
 
 
-def shipped(app: App) -> Artifact:
-    """The artifact that comes with the application."""
-    from shared.deploy.artifact import newest, open_artifact
+def shipped(app: App) -> list[Artifact]:
+    """The artifacts that come with the application, one for each of its models, the default first."""
+    from shared.deploy.registry import Registry
 
-    return open_artifact(newest(app.weights, app.model))
+    return Registry(app.weights).serving(app)

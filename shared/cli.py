@@ -101,12 +101,16 @@ class Serve:
     """Serve the applications: forms, JSON routes, the Open Inference Protocol and metrics.
 
     Example: trivium serve --port 8000
+
+    Example: trivium serve --registry models
     """
 
     host: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
     port: Annotated[int | None, arg(metavar="PORT")] = None
     """The port to listen on; TRIVIUM_PORT, or 8000."""
+    registry: Folder = None
+    """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
     device: Device = None
     """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
     demo: bool = False

@@ -88,7 +88,7 @@ def evaluate(command: cli.Evaluate) -> int:
             raise Refusal(f"{command.run} has no checkpoint yet")
         weights, title = model_state(checkpoint), str(command.run)
     else:
-        artifact = open_artifact(command.artifact) if command.artifact else shipped(app)
+        artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
         document, weights = artifact.recipe(), artifact.weights()
         title = f"{artifact.manifest.name} version {artifact.manifest.version}"
     recipe = rebuild(app, document)
@@ -118,8 +118,9 @@ def predict(command: cli.Predict) -> int:
             raise Refusal(f"{path} does not exist; name a file or a folder to predict on")
     if command.out.exists() and not command.out.is_dir():
         raise Refusal(f"{command.out} is a file; name a directory for what comes out")
-    artifact = open_artifact(command.artifact) if command.artifact else None
-    predictor = app.predictor(artifact, _device(command.device))
+    artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
+    artifacts[0].must_belong_to(app.name)
+    predictor = app.predictor(artifacts, _device(command.device))
     response = answer(predictor, Request(files=command.inputs, options=options))
     command.out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
@@ -160,7 +161,8 @@ def serve(command: cli.Serve) -> int:
     except ModuleNotFoundError as error:
         raise Refusal(f"serving needs the package {error.name}; install trivium[serve]") from error
 
-    run(read_settings(host=command.host, port=command.port, device=command.device), demo=command.demo)
+    settings = read_settings(host=command.host, port=command.port, registry=command.registry, device=command.device)
+    run(settings, demo=command.demo)
     return 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.app import find
+from shared.app import find, shipped
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
 from tests.fake_cuda import FakeCudaTensor, fake_cuda
@@ -77,9 +77,9 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
 def test_a_prediction_on_the_fake_gpu_equals_one_on_the_cpu(app: str, tmp_path: Path) -> None:
     sample = next(sample for sample in find(app).samples() if sample.synthetic)
     request = Request(files=list(sample.files(tmp_path)), options={})
-    expected = answer(find(app).predictor(None, "cpu"), request).result
+    expected = answer(find(app).predictor(shipped(find(app)), "cpu"), request).result
     with fake_cuda():
-        found = answer(find(app).predictor(None, "cuda"), request).result
+        found = answer(find(app).predictor(shipped(find(app)), "cuda"), request).result
     assert found == rounded(expected)
 
 

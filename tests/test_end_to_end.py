@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from shared import cli
 from shared.app import find
-from shared.deploy.artifact import newest, open_artifact
+from shared.deploy.registry import Registry
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -32,7 +32,7 @@ def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
     assert result["steps"] > 0 and np.isfinite(result["scores"]["loss"])
     assert cli.main(["export", str(run), "--registry", str(models)]) == 0
     name = next(models.iterdir()).name
-    artifact = open_artifact(newest(models, name))
+    artifact = Registry(models).newest(name)
     assert artifact.manifest.data["synthetic"] is True and artifact.manifest.scores
     generator = np.random.default_rng(0)
     feeds = {

@@ -58,15 +58,11 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     return {"least_scores": scores.thresholds(), "scenes": count, "synthetic": True}  # type: ignore[attr-defined]
 
 
-def predictor(artifact: Artifact | None, device: str) -> DrivingPredictor:
-    """With both shipped models, or with the one given."""
-    from apps.driving.predictor import MODELS, DrivingPredictor
-    from shared.deploy.artifact import newest, open_artifact
+def predictor(artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
+    """With one of the two models, or with both."""
+    from apps.driving.predictor import DrivingPredictor
 
-    if artifact is not None:
-        return DrivingPredictor([artifact], device)
-    shipped = [name for name in MODELS if (app.weights / name).is_dir()] or [app.model]
-    return DrivingPredictor([open_artifact(newest(app.weights, name)) for name in shipped], device)
+    return DrivingPredictor(artifacts, device)
 
 
 def samples() -> Sequence[Sample]:
@@ -160,7 +156,7 @@ app = App(
     summary="Finds cars, pedestrians and cyclists in 3D: PointPillars in a LiDAR sweep, FCOS3D in camera images.",
     notice="Not for control of vehicles. For research and evaluation; the weights learnt from synthetic scenes.",
     root=_ROOT,
-    model="pointpillars",
+    models=("pointpillars", "fcos3d"),
     recipes=recipes,
     dense=dense,
     calibrate=calibrate,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from apps.driving.app import app
 from apps.driving.data import archive, kitti, nuscenes
 from apps.driving.models.detect import CameraDetector, Detector, LidarDetector, shown_boxes
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
@@ -25,7 +26,7 @@ from shared.deploy.predictor import Request, Response
 from shared.engine.recipe import from_mapping
 from shared.refusal import Refusal
 
-MODELS = ("pointpillars", "fcos3d")
+MODELS = app.models
 _OPTIONS = ("model", "score")
 _PICTURES = 8
 

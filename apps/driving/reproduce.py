@@ -19,11 +19,10 @@ from apps.driving.metrics.matching import count
 from apps.driving.models import structures
 from apps.driving.models.detect import Detector, shown_boxes
 from apps.driving.models.fcos3d import FCOS3D
-from apps.driving.predictor import MODELS, least_scores, make_detector
+from apps.driving.predictor import least_scores, make_detector
 from apps.driving.types import Boxes3D, Frame
-from shared.app import Table
+from shared.app import Table, shipped
 from shared.data.registry import read_registry
-from shared.deploy.artifact import newest, open_artifact
 
 FEWEST_POINTS = 5
 _CLASSES = ("car", "pedestrian", "cyclist")
@@ -38,11 +37,8 @@ def table(quick: bool) -> Table:
     entry = read_registry(app.data_registry).get("kitti_object")
     root = None if entry is None else entry.locate()
     real = [] if root is None else kitti.read(root / "driving" / "kitti_object")
-    for name in MODELS:
-        if not (app.weights / name).is_dir():
-            rows.append((f"{name}: shipped weights", "-", "none are shipped"))
-            continue
-        artifact = open_artifact(newest(app.weights, name))
+    for artifact in shipped(app):
+        name = artifact.manifest.name
         detector, least = make_detector(artifact, "cpu"), least_scores(artifact.manifest.calibration)
         rows += found_in_synthetic(name, detector, synthetic)
         rows += found_in_real(name, detector, least, real)

@@ -38,10 +38,10 @@ def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     return calibrate(recipe, model)
 
 
-def _predictor(artifact: Artifact | None, device: str) -> Predictor[Any, Any]:
+def _predictor(artifacts: Sequence[Artifact], device: str) -> Predictor[Any, Any]:
     from apps.finance.predictor import FinancePredictor
 
-    return FinancePredictor.load(app, artifact, device)
+    return FinancePredictor.load(artifacts[0], device)
 
 
 def _samples() -> Sequence[Sample]:
@@ -62,7 +62,7 @@ app = App(
     summary="Forecasts every row of a series from the rows before it, and shows where the series left the forecast.",
     notice="A research tool. What it marks is unusual, not wrong; it gives no advice and detects no fraud by itself.",
     root=_ROOT,
-    model="tft-anomaly",
+    models=("tft-anomaly",),
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

@@ -19,7 +19,6 @@ from apps.finance.outputs.picture import draw
 from apps.finance.recipes import FinanceRecipe
 from apps.finance.scoring import Calibration, score
 from apps.finance.types import Detection, Series
-from shared.app import App, shipped
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, Response
 from shared.engine.recipe import from_mapping
@@ -46,9 +45,8 @@ class FinancePredictor:
         self.stride, self.device, self.name = stride, device, name
 
     @classmethod
-    def load(cls, app: App, artifact: Artifact | None, device: str) -> FinancePredictor:
-        """The predictor of an artifact; without one, of the shipped one."""
-        artifact = artifact or shipped(app)
+    def load(cls, artifact: Artifact, device: str) -> FinancePredictor:
+        """The predictor of an artifact."""
         recipe = from_mapping(FinanceRecipe, artifact.recipe()["recipe"])
         model = recipe.model.build()
         model.load_state_dict(artifact.weights())

@@ -21,7 +21,7 @@ from apps.finance.metrics.nab import (
     score_corpus,
 )
 from apps.finance.predictor import FinancePredictor
-from shared.app import Table
+from shared.app import Table, shipped
 from shared.data.registry import read_registry
 
 # ARTime's windows hit and false events over the whole benchmark, at its published standard threshold: counted from
@@ -56,7 +56,7 @@ def reproduce(quick: bool) -> Table:
     root = read_registry(app.data_registry)["nab"].require()
     benchmark = Benchmark(root=root / "finance" / "nab")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = FinancePredictor.load(app, None, device)
+    predictor = FinancePredictor.load(shipped(app)[0], device)
     corpus, rows, began = [], 0, time.perf_counter()
     for item in benchmark:
         detection = predictor.judge(item.series)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from shared.engine.recipe import Recipe
 
 ROOT = Path(__file__).parent
-MODEL = "lung_nodules"
 
 
 def _recipes() -> Mapping[str, Callable[[], Recipe]]:
@@ -37,10 +36,10 @@ def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     return calibrate(recipe, model)
 
 
-def _predictor(artifact: Artifact | None, device: str) -> NodulePredictor:
+def _predictor(artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
     from apps.medical.predictor import load
 
-    return load(artifact, device)
+    return load(artifacts[0], device)
 
 
 def _samples() -> Sequence[Sample]:
@@ -61,7 +60,7 @@ app = App(
     summary="Finds lung nodules in a CT of the chest, marks them on the slices and measures them in millimetres.",
     notice="For research. Not a medical device: not to be used for diagnosis or treatment.",
     root=ROOT,
-    model=MODEL,
+    models=("lung_nodules",),
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

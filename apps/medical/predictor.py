@@ -103,16 +103,13 @@ def _number(options: Any, name: str, default: float, low: float, high: float) ->
     return value
 
 
-def load(artifact: Artifact | None, device: str) -> NodulePredictor:
-    """The predictor for an artifact; None is the shipped one."""
+def load(artifact: Artifact, device: str) -> NodulePredictor:
+    """The predictor for an artifact."""
     import torch
 
-    from apps.medical.app import app
     from apps.medical.recipes import NoduleRecipe
-    from shared.app import shipped
     from shared.engine.recipe import from_mapping
 
-    artifact = artifact or shipped(app)
     recipe = from_mapping(NoduleRecipe, artifact.recipe()["recipe"])
     with torch.random.fork_rng():
         detector = recipe.model.build()

@@ -29,8 +29,8 @@ def reproduce(quick: bool) -> Table:
     from shared.data.registry import read_registry
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    artifact = shipped(app)
-    predictor = app.predictor(artifact, device)
+    (artifact,) = shipped(app)
+    predictor = app.predictor([artifact], device)
     scans = [str(n) for n in range(3 if quick else 30)]
     marks, truths, seconds = phantoms(predictor, scans)
     curve = froc(marks, truths, scans=len(scans))

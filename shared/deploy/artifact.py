@@ -68,6 +68,11 @@ class Artifact:
 
         return dict(load_file(self.path / WEIGHTS))
 
+    def must_belong_to(self, app: str) -> None:
+        """Refuses an artifact that another application made."""
+        if self.manifest.app != app:
+            raise Refusal(f"{self.path} is a model of {self.manifest.app}, not of {app}")
+
     @property
     def network(self) -> Path:
         """The dense network as ONNX."""
@@ -97,11 +102,3 @@ def open_artifact(path: Path) -> Artifact:
         if not (path / name).is_file() or describe_file(path / name) != stated:
             raise Refusal(f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again")
     return Artifact(path, manifest)
-
-
-def newest(registry: Path, name: str) -> Path:
-    """The directory of the highest version of model ``name`` in a registry."""
-    versions = [entry for entry in (registry / name).glob("*") if entry.name.isdecimal()]
-    if not versions:
-        raise Refusal(f"{registry} holds no version of {name}; `trivium export RUN` makes one")
-    return max(versions, key=lambda entry: int(entry.name))

@@ -68,7 +68,7 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     calibration = app.calibrate(recipe, model) if app.calibrate is not None else {}
     dense = app.dense(recipe, model)
 
-    name = str(getattr(recipe.model, "name", app.model))
+    name = str(getattr(recipe.model, "name", app.models[0]))
     home = registry / name
     home.mkdir(parents=True, exist_ok=True)
     version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
+from shared.deploy.registry import Registry
 from shared.refusal import Refusal
 from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics
@@ -141,19 +142,17 @@ class Network:
 
 
 class Networks:
-    """All versions of all models in the registries, by name and version."""
+    """All versions of all models in the registry, by name and version."""
 
-    def __init__(self, registries: Sequence[Path], settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics) -> None:
         self._models: dict[str, dict[str, Network]] = {}
-        for path in (found for registry in registries for found in sorted(registry.glob(f"*/*/{MANIFEST}"))):
-            if not path.parent.name.isdecimal():
-                continue
+        for path in (path for name in registry.names() for path in registry.versions(name).values()):
             try:
-                manifest = TypeAdapter(Manifest).validate_json(path.read_bytes())
+                manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
             except (OSError, ValidationError) as error:
                 log.warning("%s is left out: %s", path, error)
                 continue
-            network = Network(path.parent, manifest, settings, metrics)
+            network = Network(path, manifest, settings, metrics)
             self._models.setdefault(manifest.name, {})[network.version] = network
 
     def names(self) -> list[str]:

@@ -7,7 +7,7 @@ import mimetypes
 import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from shared.app import App, installed
+from shared.deploy.registry import Registry
 from shared.refusal import Refusal
 from shared.serve.batcher import Busy
 from shared.serve.guard import Guard, error_body, wants_page
@@ -45,8 +46,9 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
     shutil.rmtree(settings.store / "incoming", ignore_errors=True)
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
-    services = {name: Service(app, settings, store, metrics) for name, app in found.items()}
-    networks = Networks([app.weights for app in found.values()], settings, metrics)
+    registry = _registry(settings, found.values())
+    services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
+    networks = Networks(registry, settings, metrics)
     pages = Pages(services, settings)
     warming = _Warming(services, networks)
 
@@ -98,6 +100,15 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
         return {"status": "ok", "version": server.version, "apps": {n: _state(s) for n, s in services.items()}}
 
     return server
+
+
+def _registry(settings: Settings, apps: Iterable[App]) -> Registry:
+    if settings.registry is not None and not settings.registry.is_dir():
+        raise Refusal(
+            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
+        )
+    own = [] if settings.registry is None else [settings.registry]
+    return Registry(*own, *(app.weights for app in apps))
 
 
 def run(settings: Settings, demo: bool = False) -> None:

@@ -16,8 +16,9 @@ from urllib.parse import quote
 import anyio.to_thread
 
 from shared.app import App, Sample
-from shared.deploy.artifact import MANIFEST, Artifact, Manifest, newest, open_artifact
+from shared.deploy.artifact import Manifest
 from shared.deploy.predictor import Predictor, Request
+from shared.deploy.registry import Registry
 from shared.refusal import Refusal
 from shared.serve.batcher import Batcher, Busy, DeadlinePassed
 from shared.serve.metrics import Metrics, ModelMetrics
@@ -33,11 +34,11 @@ class Service:
     The predictor is loaded once, on the first request or by ``load``.
     """
 
-    def __init__(self, app: App, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
+    def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
         self.app, self.settings, self.store = app, settings, store
+        self._registry = registry
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._artifacts: dict[Path, Artifact] = {}
         self._loaded: tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics] | None = None
         self.failure: str | None = None
         # As many as may wait and are computed; each holds a thread, none of the server's own.
@@ -53,16 +54,12 @@ class Service:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """The manifests of all models that were shipped, each in its newest version, the one that serves first."""
-        names = sorted({path.parts[-3] for path in self.app.weights.glob(f"*/*/{MANIFEST}")})
-        names.sort(key=lambda name: name != self.app.model)
-        found = []
-        for name in names:
-            try:
-                found.append(self._artifact_of(name).manifest)
-            except Refusal as refusal:
-                log.warning("%s: %s", self.app.name, refusal)
-        return found
+        """The manifests of the models that it predicts with, the default first; empty where one cannot be used."""
+        try:
+            return [artifact.manifest for artifact in self._registry.serving(self.app)]
+        except Refusal as refusal:
+            log.warning("%s: %s", self.app.name, refusal)
+            return []
 
     def load(self) -> None:
         """Loads the predictor where that has not been done. Raises ``Refusal`` (503) where it cannot be."""
@@ -158,7 +155,7 @@ class Service:
             outputs = batcher.answer(inputs, deadline)
             computed = time.monotonic()
             response = predictor.encode(outputs)
-            manifest = self._artifact_of(response.model or self.app.model).manifest
+            manifest = self._registry.newest(response.model or self.app.models[0]).manifest
             case = self.store.add(
                 app=self.app.name,
                 door=door,
@@ -177,19 +174,12 @@ class Service:
         metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
         return case
 
-    def _artifact_of(self, model: str) -> Artifact:
-        """The newest version of a shipped model; its digests are checked once."""
-        path = newest(self.app.weights, model)
-        if path not in self._artifacts:
-            self._artifacts[path] = open_artifact(path)
-        return self._artifacts[path]
-
     def _load(self) -> tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics]:
         with self._lock:
             if self._loaded is None:
                 try:
-                    artifact = self._artifact_of(self.app.model)
-                    predictor = self.app.predictor(None, _device(self.settings.device))
+                    artifacts = self._registry.serving(self.app)
+                    predictor = self.app.predictor(artifacts, _device(self.settings.device))
                 except Refusal as refusal:
                     self.failure = str(refusal)
                     raise Refusal(str(refusal), status=503) from refusal
@@ -197,7 +187,7 @@ class Service:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
                 self.failure = None
-                metrics = self._metrics.of(self.app.name, str(artifact.manifest.version))
+                metrics = self._metrics.of(self.app.name, str(artifacts[0].manifest.version))
                 batcher: Batcher[Any, Any] = Batcher(
                     predictor.predict,
                     name=self.app.title,

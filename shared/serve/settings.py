@@ -14,6 +14,7 @@ from shared.refusal import Refusal
 class Settings(BaseSettings):
     """Settings of one server.
 
+    registry         folder of artifacts of one's own, which come before those that ship under the same name
     store            folder of the cases, and of uploads while they are looked at
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
     device           where predictors compute; ``auto`` takes the GPU where there is one
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    registry: Path | None = None
     store: Path = Path("store")
     store_url: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

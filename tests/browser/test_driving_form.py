@@ -91,10 +91,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         summary="Finds cars, pedestrians and cyclists.",
         notice="For tests only.",
         root=root,
-        model="echo",
+        models=("echo",),
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
-        predictor=lambda artifact, device: Labels(),
+        predictor=lambda artifacts, device: Labels(),
         samples=lambda: [
             Sample(name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _one(frames)),
             Sample(name="two", title="Two frames", synthetic=True, source="made here", files=lambda _: [frames]),

@@ -55,7 +55,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     judge = predictor()
     judge.judge(read_csv(file))  # the first time is slow, and the browser would wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
-    app = replace(finance, root=root, model="echo", predictor=lambda artifact, device: judge, samples=lambda: [sample])
+    app = replace(
+        finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]
+    )
     settings = Settings(store=root / "store", warm=False, device="cpu")
     with serving(create_app(settings, {"finance": app})) as address:
         yield address

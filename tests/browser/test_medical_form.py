@@ -89,10 +89,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         summary=medical.summary,
         notice=medical.notice,
         root=root,
-        model="echo",
+        models=("echo",),
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
-        predictor=lambda artifact, device: Known(),
+        predictor=lambda artifacts, device: Known(),
         samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
         reproduce=_unused,  # type: ignore[arg-type]
     )

@@ -20,6 +20,7 @@ from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
 from apps.medical.outputs.slab import MOST_VOXELS, slab
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import CTVolume, Nodule
+from shared.app import shipped
 from shared.deploy.predictor import Request, answer
 from shared.refusal import Refusal
 
@@ -136,7 +137,7 @@ def test_remarks_speak_of_thick_slices():
 def test_the_real_nodule_is_among_the_first_three_findings(medical_data):
     from apps.medical.reproduce import real_rank
 
-    rank, _ = real_rank(app.predictor(None, "cpu"), medical_data / "pyradiomics_lung1")
+    rank, _ = real_rank(app.predictor(shipped(app), "cpu"), medical_data / "pyradiomics_lung1")
     assert rank is not None and rank <= 3
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from shared.app import App, DenseNetwork
-from shared.deploy.artifact import newest, open_artifact
+from shared.deploy.artifact import open_artifact
 from shared.deploy.export import export
+from shared.deploy.registry import Registry
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.refusal import Refusal
@@ -34,11 +35,11 @@ def app() -> App:
         summary="",
         notice="",
         root=Path(__file__).parent,
-        model="line",
+        models=("line",),
         recipes=lambda: {"line": line.recipe},
         dense=dense,
         calibrate=lambda recipe, model: {"threshold": 0.5},
-        predictor=lambda artifact, device: None,
+        predictor=lambda artifacts, device: None,
         samples=lambda: (),
         reproduce=lambda quick: None,
     )
@@ -74,7 +75,7 @@ def test_an_artifact_holds_what_serving_needs(app, run, tmp_path):
 def test_versions_count_up_and_config_is_tritons(app, run, tmp_path):
     export(run, app, tmp_path)
     export(run, app, tmp_path)
-    assert newest(tmp_path, "line") == tmp_path / "line" / "2"
+    assert Registry(tmp_path).newest("line").path == tmp_path / "line" / "2"
     text = (tmp_path / "line" / "config.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in text and 'name: "x" data_type: TYPE_FP32 dims: [ 2 ]' in text
 
@@ -118,4 +119,4 @@ def test_what_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(Refusal, match=r"no manifest\.json"):
         open_artifact(tmp_path)
     with pytest.raises(Refusal, match="no version"):
-        newest(tmp_path, "line")
+        Registry(tmp_path).newest("line")

@@ -253,7 +253,7 @@ def test_an_application_without_weights_answers_503_and_is_not_ready(
         file.unlink()
     client = serve()
     answer = client.post("/api/echo/predict", files=[csv(1)])
-    assert answer.status_code == 503 and "not an artifact" in answer.json()["detail"]
+    assert answer.status_code == 503 and "holds no version of echo" in answer.json()["detail"]
     assert client.get("/healthz").json()["apps"]["echo"]["predictor"] == "failed"
     assert client.get("/v2/health/ready").status_code == 503
 

@@ -1,0 +1,68 @@
+"""The registry: artifacts by name and version, in directories of Triton's repository layout."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.deploy.artifact import MANIFEST, Artifact, open_artifact
+from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    from shared.app import App
+
+
+class Registry:
+    """The artifacts below ``roots``, as ``<name>/<version>/``. Files are read when an artifact is asked for.
+
+    A model in an earlier directory takes the place of the one of its name in a later directory, in all versions:
+    what somebody trained comes before what was shipped.
+    """
+
+    def __init__(self, *roots: Path) -> None:
+        self.roots = roots
+        self._opened: dict[Path, Artifact] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The models of which there is a version."""
+        return sorted({path.parts[-3] for root in self.roots for path in _manifests(root.glob(f"*/*/{MANIFEST}"))})
+
+    def versions(self, name: str) -> dict[int, Path]:
+        """The directories of a model's versions, the oldest first; empty where there are none."""
+        for root in self.roots:
+            found = {int(path.parent.name): path.parent for path in _manifests(root.glob(f"{name}/*/{MANIFEST}"))}
+            if found:
+                return dict(sorted(found.items()))
+        return {}
+
+    def newest(self, name: str) -> Artifact:
+        """The highest version of a model; refuses where there is none, and one that is incomplete or was altered."""
+        versions = self.versions(name)
+        if not versions:
+            places = " and ".join(map(str, self.roots))
+            raise Refusal(f"{places} holds no version of {name}; `trivium export RUN` makes one")
+        return self.open(versions[max(versions)])
+
+    def open(self, path: Path) -> Artifact:
+        """The artifact in a directory; its digests are checked the first time."""
+        with self._lock:
+            if path not in self._opened:
+                self._opened[path] = open_artifact(path)
+            return self._opened[path]
+
+    def serving(self, app: App) -> list[Artifact]:
+        """What an application predicts with: the newest version of each of its models, the default first.
+
+        Models of which there is no version are left out; refuses where that leaves none.
+        """
+        found = [self.newest(name) for name in app.models if self.versions(name)] or [self.newest(app.models[0])]
+        for artifact in found:
+            artifact.must_belong_to(app.name)
+        return found
+
+
+def _manifests(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.parent.name.isdecimal()]
