@@ -1,4 +1,4 @@
-"""Each application from its recipe to an answer: train the tiny recipe, resume, evaluate, export, predict."""
+"""Each application from its recipe to an answer: train the tiny recipe, resume, evaluate, export, predict, serve."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from fastapi.testclient import TestClient
 from safetensors.numpy import load_file
 
 from shared import cli
 from shared.app import find
 from shared.deploy.registry import Registry
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -46,6 +49,13 @@ def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["predict", app, *files, "--out", str(out), "--artifact", str(artifact.path)]) == 0
     assert isinstance(json.loads((out / "result.json").read_text())[LISTS[app]], list)
+    settings = Settings(store=tmp_path / "store", registry=models, device="cpu", warm=False)
+    with TestClient(create_app(settings, {app: find(app)})) as client:
+        choice = {"model": name} if app == "driving" else {}
+        case = client.post(f"/api/{app}/predict", data={"sample": sample.name, **choice}).json()
+        assert case["artifact"] == {"name": name, "version": 1}
+        assert case["result"] == json.loads((out / "result.json").read_text())
+        assert client.get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}
     capsys.readouterr()
     assert cli.main(["evaluate", app, "--run", str(run)]) == 0
     assert "loss" in capsys.readouterr().out

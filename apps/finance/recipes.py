@@ -70,7 +70,7 @@ class FinanceRecipe(Recipe):
 def tiny() -> FinanceRecipe:
     """Seconds on one core: for tests."""
     return FinanceRecipe(
-        model=FinanceModel(name="tft-anomaly-tiny", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1),
+        model=FinanceModel(context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1),
         data=FinanceData(series=4, validation_series=2, rows=400, context=24, horizon=4, stride=4),
         task=FinanceTask(),
         optimizer=AdamW(learning_rate=3e-3, weight_decay=1e-4),
@@ -83,7 +83,7 @@ def tiny() -> FinanceRecipe:
 def small() -> FinanceRecipe:
     """About ten minutes on two cores."""
     return FinanceRecipe(
-        model=FinanceModel(name="tft-anomaly"),
+        model=FinanceModel(),
         data=FinanceData(),
         task=FinanceTask(),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-4),
@@ -96,7 +96,7 @@ def small() -> FinanceRecipe:
 def large() -> FinanceRecipe:
     """For minutes on one GPU; not yet measured on one."""
     return FinanceRecipe(
-        model=FinanceModel(name="tft-anomaly", context=96, horizon=8, hidden=32, hidden_continuous=16),
+        model=FinanceModel(context=96, horizon=8, hidden=32, hidden_continuous=16),
         data=FinanceData(series=1500, validation_series=100, rows=4000, context=96, horizon=8),
         task=FinanceTask(),
         optimizer=AdamW(learning_rate=1.5e-3, weight_decay=1e-4),
