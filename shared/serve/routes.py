@@ -17,7 +17,7 @@ from shared.refusal import Refusal
 from shared.serve.guard import FILE_POLICY
 from shared.serve.service import Service
 from shared.serve.uploads import receive
-from shared.store.cases import PICTURE, RESULT, Case
+from shared.store.cases import PICTURE, RESULT, Case, CaseEntry
 
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MOST_CASES = 200
@@ -181,7 +181,7 @@ def _files(service: Service, files: list[Path], fields: Mapping[str, str], folde
     return tuple(files)
 
 
-def _summary(case: Case) -> dict[str, Any]:
+def _summary(case: CaseEntry) -> dict[str, Any]:
     return {
         "case": case.id,
         "created": case.created,

@@ -42,11 +42,11 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
     found = dict(installed() if apps is None else apps)
     for ending, kind in {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}.items():
         mimetypes.add_type(kind, ending)
-    # What a server that was killed had not finished receiving; a store has one server.
-    shutil.rmtree(settings.store / "incoming", ignore_errors=True)
+    registry = _registry(settings, found.values())
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
-    registry = _registry(settings, found.values())
+    # What a server that was killed had not finished receiving; the store is this server's alone.
+    shutil.rmtree(settings.store / "incoming", ignore_errors=True)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
     networks = Networks(registry, settings, metrics)
     pages = Pages(services, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,9 +19,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.deploy.predictor import Response
+from shared.refusal import Refusal
 from shared.store.tables import CaseRow, connect, sqlite_url
 
-RESULT, PICTURE = "result.json", "picture.png"
+RESULT, PICTURE, LOCK = "result.json", "picture.png", "server.lock"
 _PARTIAL = ".partial-"
 
 
@@ -56,8 +58,23 @@ class Case:
     @property
     def created(self) -> str:
         """The time of the case in ISO 8601, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return _iso(self.created_ns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseEntry:
+    """A case in a list: what ``Case`` holds without the result, which may be large."""
+
+    id: str
+    app: str
+    created_ns: int
+    door: str
+    inputs: tuple[Input, ...]
+
+    @property
+    def created(self) -> str:
+        """The time of the case in ISO 8601, UTC, to the millisecond."""
+        return _iso(self.created_ns)
 
     @property
     def label(self) -> str:
@@ -69,13 +86,34 @@ class Case:
 
 
 class CaseStore:
-    """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``."""
+    """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
+
+    A folder has one open store at a time, in whichever process; refuses a second one.
+    """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
         self._cases = folder / "cases"
-        self._cases.mkdir(parents=True, exist_ok=True)
-        self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))
+        try:
+            self._cases.mkdir(parents=True, exist_ok=True)
+            self._lock: int | None = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise Refusal(
+                f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))
+        except BlockingIOError as error:
+            self._unlock()
+            raise Refusal(
+                f"the store {folder} is in use by another server; give this one a folder of its own (TRIVIUM_STORE), "
+                "or end the other"
+            ) from error
+        except BaseException:
+            self._unlock()
+            raise
+        # What a server that was killed had begun; with the lock held, nobody is writing it.
         for left in self._cases.glob(f"{_PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -118,8 +156,12 @@ class CaseStore:
             result=case.result,
             files=list(case.files),
         )
-        with Session(self._engine) as session, session.begin():
-            session.add(row)
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add(row)
+        except BaseException:
+            shutil.rmtree(self._cases / case.id, ignore_errors=True)
+            raise
         return case
 
     def get(self, app: str, case_id: str) -> Case | None:
@@ -128,11 +170,15 @@ class CaseStore:
             row = session.get(CaseRow, case_id)
             return _case(row) if row is not None and row.app == app else None
 
-    def recent(self, app: str, limit: int = 20) -> list[Case]:
+    def recent(self, app: str, limit: int = 20) -> list[CaseEntry]:
         """The newest cases of an application, the newest first."""
-        query = select(CaseRow).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
+        columns = CaseRow.id, CaseRow.app, CaseRow.created_ns, CaseRow.door, CaseRow.inputs
+        query = select(*columns).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
         with Session(self._engine) as session:
-            return [_case(row) for row in session.scalars(query)]
+            return [
+                CaseEntry(id=id_, app=app_, created_ns=created, door=door, inputs=_inputs(inputs))
+                for id_, app_, created, door, inputs in session.execute(query)
+            ]
 
     def file(self, case: Case, name: str) -> Path | None:
         """Where a file of a case lies; None for a name that is not among its files."""
@@ -142,8 +188,14 @@ class CaseStore:
         return path if path.is_file() else None
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Gives the connections and the folder back."""
         self._engine.dispose()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write_files(self, case_id: str, response: Response) -> None:
         document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
@@ -185,13 +237,22 @@ def _digest_of_all(inputs: tuple[Input, ...]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _iso(created_ns: int) -> str:
+    moment = datetime.fromtimestamp(created_ns / 1e9, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _inputs(column: list[Any]) -> tuple[Input, ...]:
+    return tuple(Input(**item) for item in column)
+
+
 def _case(row: CaseRow) -> Case:
     return Case(
         id=row.id,
         app=row.app,
         created_ns=row.created_ns,
         door=row.door,
-        inputs=tuple(Input(**item) for item in row.inputs),
+        inputs=_inputs(row.inputs),
         inputs_sha256=row.inputs_sha256,
         options=row.options,
         artifact_name=row.artifact_name,

@@ -6,8 +6,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, event
+from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.refusal import Refusal
 
 
 class Table(DeclarativeBase):
@@ -35,12 +38,29 @@ class CaseRow(Table):
     files: Mapped[list[Any]]
 
 
-def connect(url: str) -> Engine:
-    """An engine for ``url`` whose tables exist. SQLite journals ahead, so that readers and the writer do not wait."""
-    engine = create_engine(url)
+def connect(address: str) -> Engine:
+    """An engine for a database's address whose tables exist; refuses one that cannot be reached.
+
+    SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through psycopg.
+    """
+    try:
+        url = make_url(address)
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        engine = create_engine(url)
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise Refusal(f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}") from error
+    except ImportError as error:
+        extra = "trivium[postgres]" if url.drivername == "postgresql+psycopg" else error.name
+        raise Refusal(f"the store's database needs the package {error.name}; install {extra}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
-    Table.metadata.create_all(engine)
+    try:
+        Table.metadata.create_all(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        reason = getattr(error, "orig", None) or error
+        raise Refusal(f"the store's database {url.render_as_string()} cannot be used: {reason}") from error
     return engine
 
 

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
+from shared.app import App
 from shared.refusal import Refusal
-from shared.serve.server import listen, run
+from shared.serve.server import create_app, listen, run
 from shared.serve.settings import Settings, read_settings
 
 _PROGRAM = """
@@ -81,3 +84,14 @@ def test_settings_come_from_the_environment_and_are_refused_by_name(monkeypatch:
     monkeypatch.setenv("TRIVIUM_DEVICE", "abacus")
     with pytest.raises(Refusal, match="TRIVIUM_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"):
         read_settings()
+
+
+def test_a_second_server_on_a_store_is_refused_and_leaves_the_uploads_of_the_first(
+    serve: Callable[..., TestClient], settings: Settings, echo_app: App
+) -> None:
+    serve()
+    upload = settings.store / "incoming" / "echo-1"
+    upload.mkdir(parents=True)
+    with pytest.raises(Refusal, match="TRIVIUM_STORE"):
+        create_app(settings, {"echo": echo_app})
+    assert upload.is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.deploy.predictor import Response
+from shared.refusal import Refusal
 from shared.store.cases import Case, CaseStore, Input, describe_inputs
 
 A = Input(name="a.csv", bytes=1, sha256="a" * 64)
@@ -79,6 +81,68 @@ def test_what_a_killed_server_left_half_written_is_swept_away(tmp_path: Path) ->
     (half / "result.json").write_text("{")
     CaseStore(tmp_path / "store").close()
     assert not half.exists()
+
+
+def test_a_row_that_cannot_be_written_leaves_no_folder_behind(store: CaseStore, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "store" / "trivium.sqlite") as connection:
+        connection.execute("DROP TABLE cases")
+    connection.close()
+    with pytest.raises(Exception, match="no such table"):
+        keep(store)
+    assert not list((tmp_path / "store" / "cases").iterdir())
+
+
+def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
+    case = keep(store, inputs=(A, B))
+    with sqlite3.connect(store.folder / "trivium.sqlite") as connection:
+        connection.execute("UPDATE cases SET result = 'not JSON'")
+    connection.close()
+    (entry,) = store.recent("echo")
+    assert (entry.id, entry.app, entry.door, entry.inputs, entry.created) == (
+        case.id,
+        "echo",
+        "json",
+        (A, B),
+        case.created,
+    )
+    assert entry.label == "a.csv and 1 more"
+
+
+def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> None:
+    half = tmp_path / "store" / "cases" / ".partial-1"
+    half.mkdir()
+    with pytest.raises(Refusal, match="in use by another server; give this one a folder of its own"):
+        CaseStore(tmp_path / "store")
+    assert half.exists(), "it may be what the other server is writing"
+    with closing(CaseStore(tmp_path / "other")):
+        store.close()
+    CaseStore(tmp_path / "store").close()
+    assert not half.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"cannot be written .*; name another folder in TRIVIUM_STORE"):
+        CaseStore(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://me:secret@localhost/trivium", r"the package psycopg; install trivium\[postgres\]"),
+        ("nonsense", "TRIVIUM_STORE_URL is no address"),
+        ("abacus://here", "TRIVIUM_STORE_URL is no address"),
+        ("sqlite:////nowhere/at/all.sqlite", "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open"),
+    ],
+)
+def test_a_database_that_cannot_be_had_is_refused(
+    tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(Refusal, match=words) as refused:
+        CaseStore(tmp_path / "store", url)
+    assert "secret" not in str(refused.value)
+    CaseStore(tmp_path / "store").close()
 
 
 def test_the_digest_of_all_inputs_does_not_depend_on_their_order(store: CaseStore) -> None:
