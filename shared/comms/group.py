@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.refusal import Refusal
@@ -51,6 +51,12 @@ class Group:
         values: list[T | None] = [None] * self.world
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
+
+    def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
+        """Gives the tensors the leader's values on every process."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def agree(self, flag: bool) -> bool:
         """True on every process as soon as it is true on one."""

@@ -46,8 +46,8 @@ class Loader:
         threads: int = 1,
         ahead: int = 2,
     ) -> None:
-        if order.batch < world:
-            raise Refusal(f"a global batch of {order.batch} cannot be shared by {world} processes; enlarge the batch")
+        if (batch := min(order.batch, order.length)) < world:
+            raise Refusal(f"a global batch of {batch} samples cannot be shared by {world} processes; use fewer")
         self.dataset, self.order, self.device = dataset, order, device
         self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
 

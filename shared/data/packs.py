@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from shared.data.registry import cache
+from shared.durable import alone, publish
 from shared.refusal import Refusal
 
 
@@ -33,13 +33,12 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
             home.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Refusal(f"{home.parent} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
-        with home.with_name(f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(home.with_name(f"{name}.lock")):
             if not home.is_dir():
                 aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
                 try:
                     make(aside)
-                    aside.rename(home)
+                    publish(aside, home)
                 except BaseException:
                     shutil.rmtree(aside, ignore_errors=True)
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import warnings
@@ -28,6 +27,7 @@ from shared.deploy.artifact import (
     open_artifact,
     write_manifest,
 )
+from shared.durable import alone, publish, write_whole
 from shared.engine.checkpoint import Checkpoints, model_state, read_progress
 from shared.engine.recipe import Recipe, digest, from_mapping, read_recipe_file
 from shared.engine.run import Run
@@ -55,15 +55,17 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     document = read_recipe_file(run.recipe_file)
     recipe = rebuild(app, document)
     checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
-    checkpoint = checkpoints.best() or checkpoints.latest()
-    if checkpoint is None:
+    latest = checkpoints.latest()
+    if latest is None:
         raise Refusal(f"{run_dir} has no checkpoint yet; `trivium train {app.name}` writes one")
+    if not (best := read_progress(latest).best_step):
+        raise Refusal(f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps")
+    if (checkpoint := checkpoints.best()) is None:
+        raise Refusal(f"the best checkpoint of {run_dir}, that of step {best}, is missing or torn; train further")
     model = recipe.model.build()
     model.load_state_dict(model_state(checkpoint))
     model.eval()
     progress = read_progress(checkpoint)
-    if not progress.history or progress.history[-1]["step"] != progress.step:
-        raise Refusal(f"{checkpoint} has not been evaluated yet; train to the end of an epoch, or to --limits.steps")
     scores = {name: value for name, value in progress.history[-1].items() if name != "step"}
     calibration = app.calibrate(recipe, model) if app.calibrate is not None else {}
     dense = app.dense(recipe, model)
@@ -71,44 +73,45 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     name = str(getattr(recipe.model, "name", app.models[0]))
     home = registry / name
     home.mkdir(parents=True, exist_ok=True)
-    version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
-    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
-    try:
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-        save_file(weights, aside / WEIGHTS)
-        shutil.copy(run.recipe_file, aside / RECIPE)
-        outputs = write_onnx(dense, aside / NETWORK)
-        inputs = tuple(_spec(key, value, dense) for key, value in dense.inputs.items())
-        manifest = Manifest(
-            name=name,
-            version=version,
-            app=app.name,
-            inputs=inputs,
-            outputs=tuple(_spec(key, value, dense) for key, value in outputs.items()),
-            scores=scores,
-            data=recipe.data.fingerprint(),
-            calibration=calibration,
-            training={
-                "recipe": document["name"],
-                "recipe_digest": digest(recipe),
-                "steps": progress.step,
-                "seconds": round(progress.seconds, 1),
-                "device": _device(run),
-                "torch": torch.__version__,
-                "parameters": sum(p.numel() for p in model.parameters()),
-            },
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            files={file: describe_file(aside / file) for file in (WEIGHTS, NETWORK, RECIPE)},
-        )
-        write_manifest(aside, manifest)
-        aside.chmod(0o755)
-        for file in aside.iterdir():
-            file.chmod(0o644)
-        aside.rename(home / str(version))
-        (home / "config.pbtxt").write_text(triton_config(manifest), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with alone(home / ".lock"):
+        version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
+        aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
+        try:
+            weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+            save_file(weights, aside / WEIGHTS)
+            shutil.copy(run.recipe_file, aside / RECIPE)
+            outputs = write_onnx(dense, aside / NETWORK)
+            inputs = tuple(_spec(key, value, dense) for key, value in dense.inputs.items())
+            manifest = Manifest(
+                name=name,
+                version=version,
+                app=app.name,
+                inputs=inputs,
+                outputs=tuple(_spec(key, value, dense) for key, value in outputs.items()),
+                scores=scores,
+                data=recipe.data.fingerprint(),
+                calibration=calibration,
+                training={
+                    "recipe": document["name"],
+                    "recipe_digest": digest(recipe),
+                    "steps": progress.step,
+                    "seconds": round(progress.seconds, 1),
+                    "device": progress.device,
+                    "torch": torch.__version__,
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                },
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                files={file: describe_file(aside / file) for file in (WEIGHTS, NETWORK, RECIPE)},
+            )
+            write_manifest(aside, manifest)
+            aside.chmod(0o755)
+            for file in aside.iterdir():
+                file.chmod(0o644)
+            publish(aside, home / str(version))
+            write_whole(home / "config.pbtxt", triton_config(manifest))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
     return open_artifact(home / str(version))
 
 
@@ -177,21 +180,16 @@ def _spec(name: str, value: Tensor, dense: DenseNetwork) -> TensorSpec:
     return TensorSpec(name=name, datatype=_DATATYPES[value.dtype], shape=shape)
 
 
-def _device(run: Run) -> str:
-    events = run.path / "events.jsonl"
-    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    begun = [event for event in map(json.loads, lines) if event["event"] == "begin"]
-    return str(begun[-1]["device"]) if begun else ""
-
-
 def triton_config(manifest: Manifest) -> str:
     """The model's ``config.pbtxt`` for Triton's ONNX Runtime backend."""
 
     def tensors(kind: str, specs: tuple[TensorSpec, ...], drop: int) -> str:
-        items = [
-            f'  {{ name: "{s.name}" data_type: {_TRITON[s.datatype]} dims: [ {", ".join(map(str, s.shape[drop:]))} ] }}'
-            for s in specs
-        ]
+        items = []
+        for spec in specs:
+            # Triton wants at least one dimension besides the batch.
+            dims = ", ".join(map(str, spec.shape[drop:])) or "1"
+            reshape = "" if spec.shape[drop:] else " reshape: { shape: [ ] }"
+            items.append(f'  {{ name: "{spec.name}" data_type: {_TRITON[spec.datatype]} dims: [ {dims} ]{reshape} }}')
         return f"{kind} [\n" + ",\n".join(items) + "\n]\n"
 
     batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))

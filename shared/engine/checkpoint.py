@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from shared.durable import publish
 from shared.refusal import Refusal
 
 
 @dataclass
 class Progress:
-    """All that a run knows about itself besides tensors. ``step`` is the number of steps done."""
+    """All that a run knows about itself besides tensors.
+
+    ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
+    evaluation, ``best_step`` that of the best of them; ``device`` is where the last steps were computed.
+    """
 
     step: int = 0
-    best_step: int = 0
-    best: float | None = None
-    stale: int = 0
+    samples: int = 0
     seconds: float = 0.0
+    best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    device: str = ""
 
 
 def _digest(path: Path) -> str:
@@ -44,17 +49,29 @@ def _store(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last ``keep`` of them, and the best."""
+    """The checkpoints of a run: the last ``keep`` of them, and the best. One process writes them: ``Run.claimed``."""
 
     def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2) -> None:
         self.path, self.recipe_digest, self.keep = path, recipe_digest, keep
 
-    def save(self, model: nn.Module, optimizer: Optimizer, extra: dict[str, Any], progress: Progress) -> None:
-        """Writes the state after ``progress.step`` steps. For the leader alone; ``model`` is not wrapped."""
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        extra: dict[str, Any],
+        progress: Progress,
+        also: Collection[int] = (),
+    ) -> None:
+        """Writes the state after ``progress.step`` steps. For the leader alone; ``model`` is not wrapped.
+
+        Of the older checkpoints the last ones stay, and those of the steps in ``also``.
+        """
         state = optimizer.state_dict()
         moments = {f"{key}.{slot}": value for key, slots in state["state"].items() for slot, value in slots.items()}
-        aside = self.path / f".step-{progress.step:08d}.{os.getpid()}"
-        aside.mkdir(parents=True, exist_ok=True)
+        for torn in self.path.glob(".step-*"):
+            shutil.rmtree(torn)
+        aside = self.path / f".step-{progress.step:08d}"
+        aside.mkdir(parents=True)
         _store(model.state_dict(), aside / "model.safetensors")
         _store({name: torch.as_tensor(value) for name, value in moments.items()}, aside / "optimizer.safetensors")
         document = {
@@ -66,13 +83,15 @@ class Checkpoints:
         }
         (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
         final = self._at(progress.step)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        # What stands at this step or a later one was torn, or the run would have gone on from there.
+        for beyond in self._steps():
+            if beyond >= final:
+                shutil.rmtree(beyond)
+        publish(aside, final)
+        kept = {self._at(step) for step in also}
         for old in self._steps()[: -self.keep]:
-            if old != self._at(progress.best_step):
+            if old not in kept:
                 shutil.rmtree(old)
-        for torn in self.path.glob(".step-*"):
-            shutil.rmtree(torn)
 
     def _at(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"

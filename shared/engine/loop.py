@@ -17,8 +17,9 @@ from shared.data.loader import Loader
 from shared.data.order import Order
 from shared.engine.checkpoint import Checkpoints, Progress
 from shared.engine.precision import autocast, autocast_dtype
-from shared.engine.recipe import Limits, Recipe, digest, save_recipe
+from shared.engine.recipe import Recipe, digest, save_recipe
 from shared.engine.run import Result, Run
+from shared.engine.stopping import at_epoch_ends, ended, standing
 from shared.engine.task import Task
 from shared.observe.events import Events
 from shared.refusal import Refusal
@@ -32,7 +33,7 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
     """
     with join(device) as group, ExitStack() as stack:
         if group.leader:
-            run.create()
+            stack.enter_context(run.claimed())
             if not run.recipe_file.exists():
                 save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
         group.barrier()
@@ -42,26 +43,36 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
         trained = group.wrap(model)
         train, validation = recipe.data.train(), recipe.data.validation()
         order = Order(seed=recipe.seed, length=len(train), batch=limits.batch)
+        epoch = order.steps_per_epoch
         optimizer = recipe.optimizer.build(p for p in model.parameters() if p.requires_grad)
-        schedule = recipe.schedule.build(optimizer, order.steps_per_epoch)
+        schedule = recipe.schedule.build(optimizer, epoch)
         dtype = autocast_dtype(recipe.precision, group.device)
         scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
         checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep)
-        progress = Progress()
+        progress = Progress(samples=len(train))
         if (latest := checkpoints.latest()) is not None:
             progress, extra = checkpoints.load(latest, model, optimizer)
             schedule.load_state_dict(extra["schedule"])
             scaler.load_state_dict(extra["scaler"])
+        if progress.samples != len(train):
+            raise Refusal(
+                f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
+            )
+        progress.device = group.name
         if group.leader:
             save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
-        events = stack.enter_context(Events(run.path if group.leader else None))
-        total = limits.epochs * order.steps_per_epoch
+        total = limits.epochs * epoch
         total = total if limits.steps is None else min(total, limits.steps)
+        events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
         bar = stack.enter_context(_bar(enabled=group.leader and not quiet))
         line = bar.add_task(f"{run.app} {run.recipe_name}", total=total, completed=progress.step, loss="")
         began = time.monotonic() - progress.seconds
         events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train))
 
+        late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
+        if progress.step < total and not late:
+            progress.history = at_epoch_ends(progress.history, epoch)
+        reason = ended(progress.history, limits, late=late)
         loader = Loader(
             train,
             order,
@@ -70,11 +81,8 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
             world=group.world,
             threads=limits.loader_threads,
         )
-        if progress.step < total and not _ended(progress, limits):
-            _forget(progress, order.steps_per_epoch, limits)
-        reason = _ended(progress, limits) or ("steps" if limits.steps and total == limits.steps else "epochs")
         trained.train()
-        for step in loader.steps(progress.step, progress.step if _ended(progress, limits) else total):
+        for step in loader.steps(progress.step, progress.step if reason else total):
             torch.manual_seed(_noise_seed(recipe.seed, step.number, group))
             with autocast(dtype, group.device):
                 losses = task.loss(trained, step.batch)
@@ -90,44 +98,53 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
             progress.seconds = time.monotonic() - began
             bar.advance(line)
 
-            if progress.step % limits.log_every == 0 or progress.step == total:
+            logging = progress.step % limits.log_every == 0 or progress.step == total
+            if logging:
                 value, learning_rate = loss.item(), schedule.get_last_lr()[0]
                 rate = progress.step / max(progress.seconds, 1e-9)
                 events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
                 bar.update(line, loss=f"loss {value:.4f}")
-            late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
-            late = group.agree(late) if limits.minutes is not None else False
-            if progress.step % order.steps_per_epoch == 0 or progress.step == total or late:
+            # One answer on every process, whatever their clocks say.
+            late = limits.minutes is not None and logging and group.agree(progress.seconds > 60 * limits.minutes)
+            judging = progress.step % epoch == 0 or progress.step == total or late
+            if not judging and progress.step % limits.checkpoint_every:
+                continue
+            # With fp16 a gradient may overflow: the scaler leaves such a step out.
+            sound = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+            if group.agree(not bool(sound)):
+                raise FloatingPointError(
+                    f"at step {progress.step} the loss is {loss.item()} and the gradient's norm {norm.item()}; "
+                    "lower the learning rate or train in fp32"
+                )
+            if judging:
+                group.copy_from_leader(model.buffers())
                 scores = evaluate(model, task, validation, limits.evaluation_batch or limits.batch, group, dtype)
-                _judge(progress, {"step": progress.step, **scores}, limits)
+                progress.history.append({"step": progress.step, **scores})
                 events.write("validation", progress.step, **scores)
                 trained.train()
-                reason = _ended(progress, limits) or reason
-            elif progress.step % limits.checkpoint_every:
-                continue
-            if group.agree(not bool(torch.isfinite(loss))):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {progress.step}; lower the learning rate or train in fp32"
-                )
-            extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
+                reason = ended(progress.history, limits, late=late)
+            progress.best_step = standing(progress.history, limits).best_step
             if group.leader:
-                checkpoints.save(model, optimizer, extra, progress)
-            if _ended(progress, limits):
+                extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
+                # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
+                resumed = standing(at_epoch_ends(progress.history, epoch), limits)
+                checkpoints.save(model, optimizer, extra, progress, also={progress.best_step, resumed.best_step})
+            if reason:
                 break
         group.barrier()
         best = next((entry for entry in progress.history if entry["step"] == progress.best_step), {})
         result = Result(
             steps=progress.step,
-            epochs=progress.step / order.steps_per_epoch,
+            epochs=progress.step / epoch,
             seconds=progress.seconds,
-            reason=reason,
+            reason=reason or ("steps" if total == limits.steps else "epochs"),
             best_step=progress.best_step,
             scores={name: value for name, value in best.items() if name != "step"},
             history=progress.history,
         )
         if group.leader:
             result.save(run.result_file)
-        events.write("end", progress.step, reason=reason, seconds=progress.seconds)
+        events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
         return result
 
 
@@ -152,36 +169,6 @@ def evaluate(
     for other in others:
         merged.merge(other)
     return merged.summary()
-
-
-def _judge(progress: Progress, entry: dict[str, float], limits: Limits) -> None:
-    """Notes an evaluation, and whether it is the best so far by more than ``min_delta``."""
-    if limits.monitor not in entry:
-        raise Refusal(f"limits.monitor is {limits.monitor!r}, and the task scores {', '.join(sorted(entry))}")
-    value = entry[limits.monitor]
-    progress.history.append(entry)
-    sign = 1 if limits.mode == "min" else -1
-    better = progress.best is None or sign * (progress.best - value) > limits.min_delta
-    if better and np.isfinite(value):
-        progress.best, progress.best_step, progress.stale = value, int(entry["step"]), 0
-    else:
-        progress.stale += 1
-
-
-def _forget(progress: Progress, steps_per_epoch: int, limits: Limits) -> None:
-    """Drops the evaluation that a run made because it was to stop within an epoch, and what followed from it."""
-    kept = [entry for entry in progress.history if entry["step"] % steps_per_epoch == 0]
-    progress.history, progress.best, progress.best_step, progress.stale = [], None, 0, 0
-    for entry in kept:
-        _judge(progress, entry, limits)
-
-
-def _ended(progress: Progress, limits: Limits) -> str | None:
-    """Why a run that has been evaluated goes no further, or None where it goes on."""
-    if progress.stale >= limits.patience:
-        return "early"
-    late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
-    return "minutes" if late and progress.history else None
 
 
 def _noise_seed(seed: int, step: int, group: Group) -> int:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from shared.data.dataset import Dataset
+from shared.durable import write_whole
 from shared.engine.optimizer import SGD, AdamW, Constant, CosineRestarts
 from shared.engine.precision import Precision
 from shared.engine.task import Task
@@ -67,6 +68,22 @@ class Limits:
     keep: int = 2
     loader_threads: int = 1
 
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "steps",
+            "batch",
+            "evaluation_batch",
+            "patience",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise Refusal(f"limits.{name} is {value}; it must be at least 1")
+        if self.loader_threads < 1 or self.clip_norm <= 0 or (self.minutes is not None and self.minutes <= 0):
+            raise Refusal("limits.loader_threads, limits.clip_norm and limits.minutes must be above 0")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -102,7 +119,7 @@ def digest(recipe: Recipe) -> str:
 def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:
     """Writes ``recipe.yaml``: the application, the recipe's name and digest, and every setting as resolved."""
     document = {"app": app, "name": name, "digest": digest(recipe), "recipe": to_mapping(recipe)}
-    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(document, sort_keys=False))
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.durable import alone, write_whole
+from shared.observe.events import plain
 from shared.refusal import Refusal
+
+_LOCK = "run.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +36,28 @@ class Run:
     def result_file(self) -> Path:
         return self.path / "result.json"
 
-    def create(self) -> None:
-        """Makes the directory; refuses one that holds something other than a run."""
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.recipe_file.exists():
-            raise Refusal(f"{self.path} holds files and is not a run; name an empty or new directory")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes the directory and holds it, for one training at a time. Refuses one that holds other files."""
+        if not self.recipe_file.exists() and self.path.is_dir():
+            foreign = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
+            if any(not name.startswith(f".{self.recipe_file.name}") for name in foreign):
+                raise Refusal(f"{self.path} holds files and is not a run; name an empty or new directory")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise Refusal(f"{self.path} is in the way of a run's directory; name another with --out") from error
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alone(self.path / _LOCK, wait=False))
+            except BlockingIOError as error:
+                raise Refusal(f"another process trains {self.path}; wait for its end, or name a new run") from error
+            yield
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended. ``reason`` is ``epochs``, ``steps``, ``minutes``, ``early`` or ``interrupted``.
+    """How a run ended. ``reason`` is ``epochs``, ``steps``, ``minutes`` or ``early``.
 
     ``scores`` are those of the best checkpoint, ``history`` one entry for each evaluation.
     """
@@ -54,4 +72,4 @@ class Result:
 
     def save(self, path: Path) -> None:
         document: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(plain(document), indent=2, allow_nan=False) + "\n")

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from shared.durable import write_whole
+
 
 class Events:
-    """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; silent where ``path`` is None."""
+    """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; silent where ``path`` is None.
 
-    def __init__(self, path: Path | None) -> None:
+    A run that goes on after ``step`` steps forgets what it had noted of later ones, which it will do again.
+    """
+
+    def __init__(self, path: Path | None, step: int = 0) -> None:
         self._file = None
         self._board: Any = None
         if path is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = (path / "events.jsonl").open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(path))
+            file = path / "events.jsonl"
+            if file.exists():
+                write_whole(
+                    file, "".join(json.dumps(event) + "\n" for event in read_events(file) if event["step"] <= step)
+                )
+            self._file = file.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(path), purge_step=step + 1)
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Records ``event`` after ``step`` steps; numbers also become TensorBoard scalars ``event/name``."""
         if self._file is None:
             return
-        line = {"time": time.time_ns(), "event": event, "step": step, **values}
-        self._file.write(json.dumps(line) + "\n")
+        line = plain({"time": time.time_ns(), "event": event, "step": step, **values})
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -42,3 +52,23 @@ class Events:
         if self._file is not None:
             self._file.close()
             self._board.close()
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """The events in an ``events.jsonl``, without a line that a kill tore."""
+    events = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

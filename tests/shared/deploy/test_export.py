@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from shared.app import App, DenseNetwork
-from shared.deploy.artifact import open_artifact
-from shared.deploy.export import export
+from shared.deploy.artifact import TensorSpec, open_artifact
+from shared.deploy.export import export, triton_config
 from shared.deploy.registry import Registry
 from shared.engine.loop import fit
 from shared.engine.run import Run
@@ -80,6 +82,27 @@ def test_versions_count_up_and_config_is_tritons(app, run, tmp_path):
     assert 'backend: "onnxruntime"' in text and 'name: "x" data_type: TYPE_FP32 dims: [ 2 ]' in text
 
 
+def test_a_number_for_each_sample_has_a_dimension_for_triton(app, run, tmp_path):
+    manifest = replace(
+        export(run, app, tmp_path).manifest, outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),)
+    )
+    assert 'name: "y" data_type: TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] }' in triton_config(manifest)
+
+
+def test_a_run_whose_best_checkpoint_is_gone_is_refused(app, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    best = json.loads((copy / "result.json").read_text())["best_step"]
+    newest = max((copy / "checkpoints").glob("step-*"))
+    if newest.name == f"step-{best:08d}":
+        state = newest / "state.json"
+        state.write_text(state.read_text().replace(f'"best_step": {best}', '"best_step": 1'))
+    else:
+        shutil.rmtree(copy / "checkpoints" / f"step-{best:08d}")
+    with pytest.raises(Refusal, match=r"the best checkpoint .* is missing or torn"):
+        export(copy, app, tmp_path / "models")
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "model.onnx", "recipe.yaml"])
 def test_an_altered_artifact_is_refused(app, run, tmp_path, name):
     artifact = export(run, app, tmp_path)
@@ -97,8 +120,6 @@ def test_a_network_that_onnx_computes_otherwise_is_not_exported(app, run, tmp_pa
 
         def forward(self, x):
             return self.linear(x) * (1 if torch.compiler.is_exporting() else 2)
-
-    from dataclasses import replace
 
     fickle = replace(
         app, dense=lambda recipe, model: DenseNetwork(module=Fickle(), inputs={"x": torch.randn(2, 2)}, outputs=("y",))

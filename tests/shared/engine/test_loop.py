@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.comms.group import Group
 from shared.engine.checkpoint import Checkpoints
-from shared.engine.loop import fit
+from shared.engine.loop import evaluate, fit
 from shared.engine.optimizer import AdamW, CosineRestarts
 from shared.engine.recipe import Limits, digest, from_mapping, read_recipe_file, to_mapping
 from shared.engine.run import Run
+from shared.observe.events import Events
 from shared.refusal import Refusal
 from tests.shared.engine import line
 
@@ -104,7 +107,8 @@ def test_another_recipe_does_not_resume_the_run(tmp_path):
 
 def test_early_stopping(tmp_path):
     result = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
-    assert result.reason == "early" and result.best_step == 10 and result.steps == 30
+    assert result.reason == "early" and result.steps == 30
+    assert result.best_step == min(result.history, key=lambda entry: entry["loss"])["step"]
     again = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
     assert again.reason == "early" and again.steps == 30
 
@@ -128,10 +132,31 @@ def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_p
 
 
 def test_a_run_that_ended_by_the_clock_has_ended(tmp_path):
-    first = train(tmp_path, minutes=0.0)
-    assert first.reason == "minutes" and first.steps == 1
-    again = train(tmp_path, minutes=0.0)
-    assert again.steps == 1 and again.history == first.history
+    first = train(tmp_path, minutes=1e-9)
+    assert first.reason == "minutes" and first.steps == 5
+    again = train(tmp_path, minutes=1e-9)
+    assert again.steps == 5 and again.history == first.history
+
+
+def test_processes_agree_on_when_the_minutes_are_over(tmp_path):
+    script = tmp_path / "clocks.py"
+    script.write_text(
+        "import os, sys, time; from pathlib import Path; from tests.shared.engine import line\n"
+        "from shared.engine.loop import fit; from shared.engine.run import Run\n"
+        "rank, clock = int(os.environ['RANK']), time.monotonic\n"
+        "time.monotonic = lambda: clock() * (1 + 0.5 * rank)\n"
+        "recipe = line.recipe(epochs=100_000, minutes=0.02, log_every=1, patience=100_000)\n"
+        "result = fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "print(result.reason, result.steps)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = done.stdout.split("\n")[:2]
+    assert one == other and one.startswith("minutes ")
 
 
 def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
@@ -139,9 +164,126 @@ def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
         def loss(self, model, batch):
             return {"square": super().loss(model, batch)["square"] * float("nan")}
 
-    with pytest.raises(FloatingPointError, match="loss is nan at step 5"):
+    with pytest.raises(FloatingPointError, match="at step 5 the loss is nan"):
         fit(line.recipe(), Broken(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_a_gradient_that_is_no_number_is_never_saved(tmp_path):
+    class Steep(line.Regression):
+        calls = 0
+
+        def loss(self, model, batch):
+            Steep.calls += 1
+            square = super().loss(model, batch)["square"]
+            # The derivative of the root at nought is infinite.
+            return {"square": square, "root": (square * 0).sqrt() * 0 if Steep.calls == 15 else square * 0}
+
+    with pytest.raises(FloatingPointError, match=r"at step 15 .* norm nan"):
+        fit(line.recipe(), Steep(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
+        "step-00000005",
+        "step-00000010",
+    ]
+
+
+def falling_apart(losses: dict[int, float]):
+    """A task whose validation losses are given by step."""
+
+    class Given(line.Regression):
+        steps = 0
+
+        def loss(self, model, batch):
+            Given.steps += 1
+            return super().loss(model, batch)
+
+        def scores(self):
+            scores = line.Scores()
+            scores.summary = lambda: {"loss": losses[Given.steps]}
+            return scores
+
+    return Given
+
+
+def test_a_stop_within_an_epoch_leaves_no_trace_in_early_stopping(tmp_path):
+    losses = {10: 3.0, 20: 3.0, 25: 3.0, 30: 1.0}
+    task = falling_apart(losses)
+
+    def go(**limits):
+        return fit(line.recipe(patience=2, **limits), task(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+
+    assert go(steps=25).reason == "early"
+    result = go()
+    assert (result.steps, result.reason, result.best_step) == (30, "epochs", 30)
+
+
+def test_the_best_of_the_whole_epochs_outlives_a_better_one_within(tmp_path):
+    losses = {10: 1.0, 20: 2.0, 25: 0.5, 28: 0.7, 30: 3.0}
+    task = falling_apart(losses)
+
+    def go(**limits):
+        recipe = line.recipe(keep=1, checkpoint_every=100, **limits)
+        return fit(recipe, task(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+
+    assert go(steps=25).best_step == 25
+    assert go(steps=28).best_step == 28
+    assert go().best_step == 10
+    assert Checkpoints(tmp_path / "checkpoints", recipe_digest="").best().name == "step-00000010"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    class Impatient(line.Regression):
+        def loss(self, model, batch):
+            with pytest.raises(Refusal, match="another process trains"):
+                train(tmp_path)
+            return super().loss(model, batch)
+
+    fit(line.recipe(steps=1), Impatient(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+
+
+def test_a_directory_that_a_kill_left_almost_empty_becomes_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.lock").touch()
+    assert train(tmp_path, steps=5).steps == 5
+
+
+def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
+    train(tmp_path, steps=20, keep=1)
+    newest = tmp_path / "checkpoints" / "step-00000020" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    (tmp_path / "checkpoints" / ".step-00000025").mkdir()
+    assert train(tmp_path, keep=1).steps == 30
+    assert (tmp_path / "checkpoints" / "step-00000030").is_dir()
+    assert not list((tmp_path / "checkpoints").glob(".step-*"))
+
+
+def test_data_that_has_grown_is_another_run(tmp_path):
+    from dataclasses import replace
+
+    train(tmp_path, steps=5)
+    checkpoint = tmp_path / "checkpoints" / "step-00000005" / "state.json"
+    checkpoint.write_text(checkpoint.read_text().replace('"samples": 40', '"samples": 39'))
+    with pytest.raises(Refusal, match="began with 39 samples and there are 40"):
+        fit(replace(line.recipe()), line.Regression(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+
+
+def test_a_resumed_run_notes_every_step_once_and_no_word_that_json_lacks(tmp_path):
+    train(tmp_path, steps=20, log_every=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000020")
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "event": "tr')
+    train(tmp_path, log_every=1)
+    events = [json.loads(row) for row in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "train"] == list(range(1, 31))
+    with Events(tmp_path, 30) as more:
+        more.write("train", 31, loss=float("nan"), norm=2.0)
+    assert '"loss": null, "norm": 2.0' in (tmp_path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize("limits", [{"log_every": 0}, {"batch": -1}, {"checkpoint_every": 0}, {"minutes": 0.0}])
+def test_limits_that_make_no_sense_are_refused(limits):
+    with pytest.raises(Refusal, match=r"limits\."):
+        Limits(**limits)
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
@@ -180,6 +322,29 @@ def test_without_noise_in_the_model_three_processes_train_what_one_trains(tmp_pa
     one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
     for name, tensor in one.items():
         torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_the_model_that_two_processes_score_is_the_one_that_is_kept(tmp_path):
+    script = tmp_path / "normalised.py"
+    script.write_text(
+        "import sys; from tests.shared.engine import line; from dataclasses import dataclass, replace\n"
+        "from pathlib import Path; from torch import nn\n"
+        "from shared.engine.loop import fit; from shared.engine.run import Run\n"
+        "class Normalised(line.Network):\n"
+        "    def build(self): return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))\n"
+        "def recipe(): return replace(line.recipe(), model=Normalised())\n"
+        "if __name__ == '__main__':\n"
+        "    fit(recipe(), line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*command, str(tmp_path / "run")], env=environment, check=True)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+    model.load_state_dict(weights(tmp_path / "run", 30))
+    alone = Group(0, 1, torch.device("cpu"))
+    scores = evaluate(model, line.Regression(), line.Points(13), 4, alone)
+    last = json.loads((tmp_path / "run" / "result.json").read_text())["history"][-1]
+    assert scores["loss"] == pytest.approx(last["loss"], rel=1e-6)
 
 
 def test_the_learning_rate_warms_up_and_restarts():
