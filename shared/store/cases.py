@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.deploy.predictor import Response
+from shared.durable import alone, publish
 from shared.refusal import Refusal
 from shared.store.tables import CaseRow, connect, sqlite_url
 
@@ -94,25 +94,21 @@ class CaseStore:
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
         self._cases = folder / "cases"
-        try:
-            self._cases.mkdir(parents=True, exist_ok=True)
-            self._lock: int | None = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise Refusal(
-                f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as held:
+            try:
+                self._cases.mkdir(parents=True, exist_ok=True)
+                held.enter_context(alone(folder / LOCK, wait=False))
+            except BlockingIOError as error:
+                raise Refusal(
+                    f"the store {folder} is in use by another server; give this one a folder of its own "
+                    "(TRIVIUM_STORE), or end the other"
+                ) from error
+            except OSError as error:
+                raise Refusal(
+                    f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
+                ) from error
             self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))
-        except BlockingIOError as error:
-            self._unlock()
-            raise Refusal(
-                f"the store {folder} is in use by another server; give this one a folder of its own (TRIVIUM_STORE), "
-                "or end the other"
-            ) from error
-        except BaseException:
-            self._unlock()
-            raise
+            self._held = held.pop_all()
         # What a server that was killed had begun; with the lock held, nobody is writing it.
         for left in self._cases.glob(f"{_PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -190,12 +186,7 @@ class CaseStore:
     def close(self) -> None:
         """Gives the connections and the folder back."""
         self._engine.dispose()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
 
     def _write_files(self, case_id: str, response: Response) -> None:
         document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
@@ -207,9 +198,7 @@ class CaseStore:
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
                 with (aside / name).open("xb") as file:
                     file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            aside.rename(self._cases / case_id)
+            publish(aside, self._cases / case_id)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
