@@ -34,6 +34,10 @@ DTYPES: Mapping[str, type[np.generic]] = {
 }
 
 
+_MOST_VALUES = 2**59
+"""An array of 8-byte values cannot have more, an empty one included: its sizes without the zeros count."""
+
+
 class BadTensor(Refusal):
     """A request that does not fit the protocol or the model (400)."""
 
@@ -52,7 +56,7 @@ class InferRequest:
 
 
 def read_request(
-    body: bytes, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    body: bytes | bytearray, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> InferRequest:
     """Reads a request body for a model with the given inputs and outputs.
 
@@ -62,7 +66,7 @@ def read_request(
     if header_length is not None and not 0 <= header_length <= len(body):
         raise BadTensor(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
     header = body if header_length is None else body[:header_length]
-    tail = memoryview(b"" if header_length is None else body[header_length:])
+    tail = memoryview(body)[len(header) :]
     document = _object(_json(header), "the request")
     specs = {spec.name: spec for spec in inputs}
     arrays: dict[str, Array] = {}
@@ -173,12 +177,14 @@ def _shape(entry: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
     shape = entry.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise BadTensor(f"the input {spec.name!r} needs a shape: a list of sizes")
+    if math.prod(max(n, 1) for n in shape) >= _MOST_VALUES:
+        raise BadTensor(f"the input {spec.name!r} has a shape that no array can have")
     if len(shape) != len(spec.shape) or any(want not in (-1, n) for want, n in zip(spec.shape, shape, strict=True)):
         raise BadTensor(f"the input {spec.name!r} has shape {list(spec.shape)} (-1 is any size), not {shape}")
     return tuple(shape)
 
 
-def _json(body: bytes) -> object:
+def _json(body: bytes | bytearray) -> object:
     def refuse(constant: str) -> float:
         raise BadTensor(f"the body holds {constant}, which JSON does not know")
 

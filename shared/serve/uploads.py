@@ -40,7 +40,7 @@ async def receive(
     Refuses with 413 above ``max_bytes``, 415 for another content type, and 422 for a form that cannot be read.
     """
     stated = headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > max_bytes:
+    if stated.isdecimal() and (len(stated) > 19 or int(stated) > max_bytes):
         raise _too_large(max_bytes)
     kind, options = parse_options_header(headers.get("content-type", ""))
     if kind == b"multipart/form-data" and options.get(b"boundary"):
