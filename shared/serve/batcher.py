@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from shared.refusal import Refusal
+from shared.serve.admission import Busy
 from shared.serve.metrics import ModelMetrics
+from shared.serve.waiting import DeadlinePassed
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 log = logging.getLogger("trivium.serve")
-
-
-class Busy(Refusal):
-    """The queue is full (503); the answer carries ``Retry-After``."""
-
-    retry_after_s = 5
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} has as many requests as it can hold; try again in a few seconds", status=503)
-
-
-class DeadlinePassed(Refusal):
-    """The answer was not there in time (504)."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} did not answer before the deadline; send less at once or raise it", status=504)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,15 +61,12 @@ class Batcher(Generic[Item, Answer]):
         self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
         self._thread.start()
 
-    def answer(self, item: Item, deadline: float) -> Answer:
-        """Queues an item and waits for its answer. Raises ``Busy``, ``DeadlinePassed``, or what ``compute`` raised."""
-        future = self.submit(item, deadline)
-        try:
-            return future.result(timeout=max(0.0, deadline - time.monotonic()))
-        except FutureTimeout:
-            if future.cancel() or not future.done():
-                raise DeadlinePassed(self._name) from None
-            return future.result()
+    async def answer(self, item: Item, deadline: float) -> Answer:
+        """Queues an item and awaits its answer; when cancelled, what still waits is not computed.
+
+        Raises ``Busy``, ``DeadlinePassed``, or what ``compute`` raised.
+        """
+        return await asyncio.wrap_future(self.submit(item, deadline))
 
     def submit(self, item: Item, deadline: float) -> Future[Answer]:
         """Queues an item. Raises ``Busy`` where the queue is full or closed."""
@@ -155,7 +137,9 @@ class Batcher(Generic[Item, Answer]):
                 raise RuntimeError(f"{self._name} gave {len(answers)} answers to {len(batch)} inputs")
         except BaseException as error:
             if len(batch) == 1:
-                batch[0].future.set_exception(error)
+                # What is no Exception would end the event loop that awaits it, and StopIteration cannot be awaited.
+                usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+                batch[0].future.set_exception(error if usual else RuntimeError(f"{self._name}: {error!r}"))
                 return
             log.warning("%s: a batch of %d failed (%s); computing its items one by one", self._name, len(batch), error)
             for entry in batch:

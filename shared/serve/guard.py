@@ -1,10 +1,14 @@
-"""What holds for every answer: security headers, no foreign writes, and no error without a sentence."""
+"""What holds for every answer: own hosts, no foreign writes, security headers, and no error without a sentence."""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import logging
 import secrets
+from collections.abc import Collection
 from html import escape
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -42,11 +46,28 @@ def error_body(path: str, sentence: str) -> dict[str, str]:
     return {"error": sentence} if path == "/v2" or path.startswith("/v2/") else {"detail": sentence}
 
 
-class Guard:
-    """ASGI middleware around everything."""
+def own_hosts(address: str) -> frozenset[str] | None:
+    """The names under which a server that listens on ``address`` is asked, as in ``Guard``.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    One on the loopback device is asked from this machine. Any other name is a page elsewhere that had its name lead
+    here (DNS rebinding), to read what only this machine may.
+    """
+    try:
+        loopback = address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        loopback = False
+    shown = f"[{address}]" if ":" in address else address
+    return frozenset({"localhost", "127.0.0.1", "[::1]", shown}) if loopback else None
+
+
+class Guard:
+    """ASGI middleware around everything. Answers under the names in ``hosts``, with any port where it has none.
+
+    None is any name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
+        self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -67,12 +88,17 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache" if path.startswith("/static/") else "no-store")
             await send(message)
 
-        if scope["method"] not in ("GET", "HEAD") and Headers(scope=scope).get("sec-fetch-site") == "cross-site":
-            answer: Response = JSONResponse(error_body(path, "requests from other sites are not taken"), 403)
+        if (refused := self._refused(scope["method"], Headers(scope=scope))) is not None:
+            answer: Response = JSONResponse(error_body(path, refused[1]), refused[0])
             await answer(scope, receive, send_with_headers)
             return
         try:
             await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # The server is shutting down, and what was left to it is over.
+            if not started:
+                answer = JSONResponse(error_body(path, "the server is being shut down"), 503)
+                await answer(scope, receive, send_with_headers)
         except ClientDisconnect:
             log.info("%s %s was broken off by its client", scope["method"], path)
         except Exception:
@@ -86,6 +112,28 @@ class Guard:
             else:
                 answer = JSONResponse(error_body(path, sentence), 500)
             await answer(scope, receive, send_with_headers)
+
+    def _refused(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        """Status and sentence for a request that is not taken."""
+        host = headers.get("host", "").lower()
+        if self._hosts is not None and not {host, host.rpartition(":")[0]} & set(self._hosts):
+            return 421, f"this server is not {host!r}; if it is to be reached so, name that in TRIVIUM_HOSTS"
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return None
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if site in ("cross-site", "same-site") or (origin is not None and not _is_of(origin.lower(), host)):
+            return 403, "requests from other sites are not taken; behind a proxy, let it pass on the header Host"
+        return None
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether a page of ``origin`` is one of ``host``; either may leave out the port that its scheme has anyway."""
+    try:
+        page, here = urlsplit(origin), urlsplit(f"//{host}")
+        usual = {"http": 80, "https": 443}.get(page.scheme)
+        return page.hostname is not None and (page.hostname, page.port or usual) == (here.hostname, here.port or usual)
+    except ValueError:
+        return False
 
 
 def wants_page(scope: Scope) -> bool:

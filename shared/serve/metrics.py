@@ -5,10 +5,16 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.exposition import generate_latest
+from starlette.requests import ClientDisconnect
+
+from shared.refusal import Refusal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
@@ -67,9 +73,22 @@ class ModelMetrics:
         for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"):
             self._failure.labels(**labels, reason=reason)
 
-    def failed(self, status: int) -> None:
-        """Counts a failure under Triton's reason for an HTTP status."""
-        reason = {503: "REJECTED", 504: "CANCELED", 500: "BACKEND"}.get(status, "OTHER")
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Counts what ends with an exception, under Triton's reason for it."""
+        try:
+            yield
+        except Refusal as refusal:
+            self._failed({503: "REJECTED", 504: "CANCELED"}.get(refusal.status, "OTHER"))
+            raise
+        except (asyncio.CancelledError, ClientDisconnect):
+            self._failed("CANCELED")
+            raise
+        except Exception:
+            self._failed("BACKEND")
+            raise
+
+    def _failed(self, reason: str) -> None:
         self._failure.labels(**self._labels, reason=reason).inc()
 
     def executed(self, *, inferences: int, waited_s: float, computed_s: float, requests: int) -> None:

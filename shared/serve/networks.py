@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
 from shared.deploy.registry import Registry
 from shared.refusal import Refusal
+from shared.serve.admission import Places, Workers
 from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics
 from shared.serve.settings import Settings
-from shared.serve.tensors import Array, BadTensor, InferRequest
+from shared.serve.tensors import Array, BadTensor
 
 log = logging.getLogger("trivium.serve")
 _PROVIDERS = {
@@ -31,11 +31,15 @@ _PROVIDERS = {
 class Network:
     """One version of a model. The session is made on the first request, and checked against the manifest's digests."""
 
-    def __init__(self, path: Path, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, path: Path, manifest: Manifest, settings: Settings, metrics: Metrics, loading: Workers) -> None:
         self.manifest = manifest
-        self._path, self._settings = path, settings
+        self.what = f"the model {manifest.name}"
+        self.places = Places(self.what, settings.places)
         self.metrics = metrics.of(manifest.name, str(manifest.version))
+        self.failure: str | None = None
+        self._path, self._settings, self._loading = path, settings, loading
         self._lock = threading.Lock()
+        self._closed = False
         self._session: Any = None
         self._batcher: Batcher[Mapping[str, Array], dict[str, Array]] | None = None
         self._symbols: dict[str, list[str | int]] = {}
@@ -45,21 +49,37 @@ class Network:
     def version(self) -> str:
         return str(self.manifest.version)
 
-    def infer(self, request: InferRequest, deadline: float) -> dict[str, Array]:
-        """All outputs of the network for the request's inputs. Raises ``Refusal``."""
-        batcher = self._load()
-        self._check_symbols(request.inputs)
-        return batcher.answer(request.inputs, deadline)
+    @property
+    def loaded(self) -> bool:
+        """Whether the session is there already."""
+        return self._batcher is not None
+
+    async def prepare(self) -> Batcher[Mapping[str, Array], dict[str, Array]]:
+        """The queue, once the session is there."""
+        return self._batcher if self._batcher is not None else await self._loading.run(self._load)
+
+    async def infer(self, inputs: Mapping[str, Array], deadline: float) -> list[dict[str, Array]]:
+        """All outputs of the network, in parts of at most ``max_batch`` rows. Raises ``Refusal``.
+
+        What a network needs while it computes grows with its rows; and between the parts others have their turn.
+        """
+        batcher = await self.prepare()
+        self._check_symbols(inputs)
+        return [await batcher.answer(portion, deadline) for portion in self._portions(inputs)]
+
+    def look(self) -> None:
+        """Opens the artifact without making the session. Raises ``Refusal`` where it cannot be used."""
+        open_artifact(self._path)
 
     def load(self) -> None:
         """Makes the session, so that the first request need not wait for it."""
         self._load()
 
     def close(self) -> None:
-        """Refuses what waits."""
-        with self._lock:
-            if self._batcher is not None:
-                self._batcher.close()
+        """Refuses what waits, and waits for nothing."""
+        self._closed = True
+        if self._batcher is not None:
+            self._batcher.close()
 
     def _load(self) -> Batcher[Mapping[str, Array], dict[str, Array]]:
         with self._lock:
@@ -67,19 +87,26 @@ class Network:
                 try:
                     self._session = self._open_session()
                 except Refusal as refusal:
+                    self.failure = str(refusal)
                     raise Refusal(str(refusal), status=503) from refusal
+                except Exception as error:
+                    self.failure = f"{type(error).__name__}: {error}"
+                    raise
                 self._symbols = {i.name: i.shape for i in self._session.get_inputs()}
                 self._batched = self._has_batch_axis()
                 self._batcher = Batcher(
                     self._compute,
-                    name=f"the model {self.manifest.name}",
-                    capacity=self._settings.queue_length,
+                    name=self.what,
+                    capacity=self._settings.places,
                     max_batch=self._settings.max_batch,
                     max_delay_s=self._settings.max_delay_ms / 1e3,
                     metrics=self.metrics,
                     kind=self._kind,
                     size=self._rows,
                 )
+                self.failure = None
+                if self._closed:
+                    self._batcher.close()
             return self._batcher
 
     def _open_session(self) -> Any:
@@ -125,6 +152,11 @@ class Network:
     def _rows(self, inputs: Mapping[str, Array]) -> int:
         return int(next(iter(inputs.values())).shape[0]) if self._batched and inputs else 1
 
+    def _portions(self, inputs: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
+        rows, most = self._rows(inputs), self._settings.max_batch
+        for start in range(0, max(rows, 1), most):
+            yield {n: a[start : start + most] for n, a in inputs.items()} if rows > most else inputs
+
     def _compute(self, batch: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         together = batch[0] if len(batch) == 1 else {n: np.concatenate([one[n] for one in batch]) for n in batch[0]}
         names = [output.name for output in self._session.get_outputs()]
@@ -146,13 +178,14 @@ class Networks:
 
     def __init__(self, registry: Registry, settings: Settings, metrics: Metrics) -> None:
         self._models: dict[str, dict[str, Network]] = {}
+        self._loading = Workers("load-network", 1)
         for path in (path for name in registry.names() for path in registry.versions(name).values()):
             try:
                 manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
             except (OSError, ValidationError) as error:
                 log.warning("%s is left out: %s", path, error)
                 continue
-            network = Network(path, manifest, settings, metrics)
+            network = Network(path, manifest, settings, metrics, self._loading)
             self._models.setdefault(manifest.name, {})[network.version] = network
 
     def names(self) -> list[str]:
@@ -179,6 +212,7 @@ class Networks:
     def close(self) -> None:
         for network in self.all():
             network.close()
+        self._loading.close()
 
     def _model(self, name: str) -> dict[str, Network]:
         if name not in self._models:
@@ -186,6 +220,6 @@ class Networks:
         return self._models[name]
 
 
-def deadline_from_now(settings: Settings) -> float:
-    """The moment, on ``time.monotonic``'s clock, after which an answer is no longer waited for."""
-    return time.monotonic() + settings.deadline_s
+def join(parts: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
+    """The outputs of all rows, from those of some at a time."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

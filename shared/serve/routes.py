@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -16,7 +16,8 @@ from shared.deploy.predictor import Request as PredictorRequest
 from shared.refusal import Refusal
 from shared.serve.guard import FILE_POLICY
 from shared.serve.service import Service
-from shared.serve.uploads import receive
+from shared.serve.uploads import Upload, receive
+from shared.serve.waiting import patient, while_connected
 from shared.store.cases import PICTURE, RESULT, Case, CaseEntry
 
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
@@ -94,10 +95,11 @@ _FORM = {
     }
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},
     422: {"model": Problem, "description": "The input cannot be used; the sentence says why"},
-    503: {"model": Problem, "description": "The queue is full, or no model is at hand; see Retry-After"},
+    503: {"model": Problem, "description": "There is no room, or no model is at hand; see Retry-After"},
     504: {"model": Problem, "description": "The deadline passed"},
 }
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
@@ -129,17 +131,17 @@ def routes(service: Service) -> APIRouter:
         Every other field is an option of the application.
         """
         door = "form" if request.headers.get("trivium-door") == "form" else "json"
-        async with contextmanager_in_threadpool(service.incoming()) as folder:
-            upload = await receive(
-                request.stream(),
-                request.headers,
-                folder,
-                max_bytes=service.settings.max_upload_bytes,
-                max_files=service.settings.max_files,
-            )
-            options = {key: value for key, value in upload.fields.items() if key != "sample"}
-            files = await run_in_threadpool(_files, service, upload.files, upload.fields, folder)
-            case = await service.submit_async(PredictorRequest(files=files, options=options), door)
+        settings = service.settings
+        with service.place():
+            async with contextmanager_in_threadpool(service.incoming()) as folder:
+                upload = await receive(
+                    patient(request.stream(), settings.deadline_s),
+                    request.headers,
+                    folder,
+                    max_bytes=settings.max_upload_bytes,
+                    max_files=settings.max_files,
+                )
+                case = await while_connected(request, _submit(service, upload, folder, door))
         return service.describe(case)
 
     @router.get("/cases", response_model=Cases, operation_id=f"{name}_cases")
@@ -167,6 +169,12 @@ def routes(service: Service) -> APIRouter:
         return _send(service, found, file)
 
     return router
+
+
+async def _submit(service: Service, upload: Upload, folder: Path, door: str) -> Case:
+    options = {key: value for key, value in upload.fields.items() if key != "sample"}
+    files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
+    return await service.submit(PredictorRequest(files=files, options=options), door)
 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import mimetypes
+import os
 import shutil
+import signal
 import socket
+import sys
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -22,23 +27,32 @@ from starlette.exceptions import HTTPException
 from shared.app import App, installed
 from shared.deploy.registry import Registry
 from shared.refusal import Refusal
-from shared.serve.batcher import Busy
-from shared.serve.guard import Guard, error_body, wants_page
+from shared.serve.admission import Busy, Workers
+from shared.serve.guard import Guard, error_body, own_hosts, wants_page
 from shared.serve.metrics import CONTENT_TYPE, Metrics
 from shared.serve.networks import Networks
 from shared.serve.pages import WEB, Pages
 from shared.serve.protocol import protocol
+from shared.serve.readiness import Readiness
 from shared.serve.routes import routes
 from shared.serve.service import Service
 from shared.serve.settings import Settings
+from shared.serve.waiting import discard
 from shared.store.cases import CaseStore
 
 log = logging.getLogger("trivium.serve")
+_GRACE_S = 5
 _HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
 
 
-def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> FastAPI:
-    """The server as an ASGI application, for the installed applications or for those given."""
+def create_app(
+    settings: Settings, apps: Mapping[str, App] | None = None, hosts: Collection[str] | None = None
+) -> FastAPI:
+    """The server as an ASGI application, for the installed applications or for those given.
+
+    It answers under the names that the settings give, else under ``hosts``, any where that is None: what it is asked
+    under follows from where it listens.
+    """
     found = dict(installed() if apps is None else apps)
     for ending, kind in {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}.items():
         mimetypes.add_type(kind, ending)
@@ -50,17 +64,18 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
     networks = Networks(registry, settings, metrics)
     pages = Pages(services, settings)
-    warming = _Warming(services, networks)
+    readiness = Readiness([*services.values(), *networks.all()], settings.warm)
+    tensors = Workers("tensors")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if settings.warm:
-            warming.start()
+        readiness.start()
         yield
-        warming.stop()
+        readiness.stop()
         for service in services.values():
             service.close()
         networks.close()
+        tensors.close()
         store.close()
 
     server = _Described(
@@ -72,7 +87,8 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
         redoc_url=None,
     )
     server.state.services = services
-    server.add_middleware(Guard)
+    named = [] if settings.hosts is None else [one.strip().lower() for one in settings.hosts.split(",") if one.strip()]
+    server.add_middleware(Guard, hosts=named or hosts)
     _answer_errors(server, pages)
     for service in services.values():
         server.include_router(routes(service))
@@ -86,18 +102,18 @@ def create_app(settings: Settings, apps: Mapping[str, App] | None = None) -> Fas
         if service.app.pages.is_dir():
             server.mount(f"/static/{service.app.name}", StaticFiles(directory=service.app.pages))
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
-    server.include_router(protocol(networks, settings, warming.ready, server.version))
+    server.include_router(protocol(networks, settings, readiness.ready, server.version, tensors))
     server.include_router(pages.router())
 
     @server.get("/metrics", tags=["Server"], operation_id="metrics", response_class=Response)
-    def exposition() -> Response:
+    async def exposition() -> Response:
         """Counters and gauges in Prometheus' text format, under Triton's names."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     @server.get("/healthz", tags=["Server"], operation_id="healthz")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """Whether the server runs, and the state of each predictor."""
-        return {"status": "ok", "version": server.version, "apps": {n: _state(s) for n, s in services.items()}}
+        return {"status": "ok", "version": server.version, "apps": {n: await _state(s) for n, s in services.items()}}
 
     return server
 
@@ -112,27 +128,58 @@ def _registry(settings: Settings, apps: Iterable[App]) -> Registry:
 
 
 def run(settings: Settings, demo: bool = False) -> None:
-    """Serves until interrupted. With ``demo``, says in the terminal what to open and is otherwise quiet.
+    """Serves until interrupted or told to end. With ``demo``, says in the terminal what to open and is quiet otherwise.
 
-    Refuses an address that cannot be had.
+    Refuses an address that cannot be had. Where a predictor is loaded or computes still when requests have had their
+    time to end, the process ends with status 0 and this does not return.
     """
+    with _until_signalled():
+        _serve(settings, demo)
+    _leave_threads_behind()
+
+
+def _serve(settings: Settings, demo: bool) -> None:
     listener = listen(settings.host, settings.port)
-    application = create_app(settings)
+    application = create_app(settings, hosts=own_hosts(settings.host))
     logs = uvicorn.config.LOGGING_CONFIG
     handler = {"trivium": {"handlers": ["default"], "level": "WARNING" if demo else "INFO", "propagate": False}}
     config = uvicorn.Config(
         application,
         log_config={**logs, "loggers": {**logs["loggers"], **handler}},
         log_level="warning" if demo else "info",
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=_GRACE_S,
     )
     address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
     services: Mapping[str, Service] = application.state.services
     apps = {name: service.app for name, service in services.items()}
     server = _Announcing(config, address, apps) if demo else uvicorn.Server(config)
-    # An interrupt has closed the server by then; it is how serving ends, and no error.
-    with listener, suppress(KeyboardInterrupt):
+    with listener:
         server.run(sockets=[listener])
+
+
+@contextmanager
+def _until_signalled() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM end what is inside without an error: uvicorn raises them again once it has closed."""
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _leave_threads_behind() -> None:
+    """Ends the process where threads go on: nobody waits any more for what they load or compute."""
+    end = time.monotonic() + 1
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    with suppress(KeyboardInterrupt):
+        for thread in others:
+            thread.join(max(0.0, end - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Described(FastAPI):
@@ -172,43 +219,10 @@ def announce(address: str, apps: Mapping[str, App]) -> None:
     Console().print(Panel(rows, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
 
 
-class _Warming:
-    """Loads every predictor and network on a thread, once the server runs."""
-
-    def __init__(self, services: Mapping[str, Service], networks: Networks) -> None:
-        self._services, self._networks = services, networks
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="warming", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def ready(self) -> bool:
-        """Whether nothing is being loaded and nothing failed to load."""
-        if self._thread is not None and self._thread.is_alive():
-            return False
-        return all(service.failure is None for service in self._services.values())
-
-    def _work(self) -> None:
-        loads = [*((s.app.title, s.load) for s in self._services.values())]
-        loads += [(f"the model {n.manifest.name}", n.load) for n in self._networks.all()]
-        for what, load in loads:
-            if self._stopped.is_set():
-                return
-            try:
-                load()
-            except Refusal as refusal:
-                log.warning("%s cannot answer: %s", what, refusal)
-            except Exception:
-                log.exception("%s cannot answer", what)
-
-
 def _answer_errors(server: FastAPI, pages: Pages) -> None:
     def answer(request: Request, sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        # A request may hold halves of characters, which no answer can.
+        sentence = sentence.encode(errors="backslashreplace").decode()
         if wants_page(request.scope):
             response: Response = pages.error(_HEADINGS.get(status, "This did not work"), sentence, status)
         else:
@@ -218,6 +232,7 @@ def _answer_errors(server: FastAPI, pages: Pages) -> None:
 
     @server.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> Response:
+        await discard(request)
         headers = {"Retry-After": str(refusal.retry_after_s)} if isinstance(refusal, Busy) else None
         return answer(request, str(refusal), refusal.status, headers)
 
@@ -233,11 +248,13 @@ def _answer_errors(server: FastAPI, pages: Pages) -> None:
         return answer(request, f"the request cannot be read: {faults}", 422)
 
 
-def _state(service: Service) -> dict[str, Any]:
+async def _state(service: Service) -> dict[str, Any]:
+    # Only a predictor that is loaded knows its manifests without reading files.
+    manifests = service.manifests if service.loaded else await run_in_threadpool(lambda: service.manifests)
     return {
         "predictor": "loaded" if service.loaded else "failed" if service.failure else "not loaded",
         "failure": service.failure,
-        "artifacts": [{"name": manifest.name, "version": manifest.version} for manifest in service.manifests],
+        "artifacts": [{"name": manifest.name, "version": manifest.version} for manifest in manifests],
     }
 
 

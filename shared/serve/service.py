@@ -8,30 +8,45 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import anyio.to_thread
-
 from shared.app import App, Sample
 from shared.deploy.artifact import Manifest
-from shared.deploy.predictor import Predictor, Request
+from shared.deploy.predictor import Predictor, Request, Response
 from shared.deploy.registry import Registry
 from shared.refusal import Refusal
-from shared.serve.batcher import Batcher, Busy, DeadlinePassed
+from shared.serve.admission import Places, Workers
+from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.settings import Settings
+from shared.serve.waiting import before
 from shared.store.cases import PICTURE, RESULT, Case, CaseStore, describe_inputs
 
 log = logging.getLogger("trivium.serve")
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A predictor, and the manifests of the models that it was made of, the default first."""
+
+    predictor: Predictor[Any, Any]
+    batcher: Batcher[Any, Any]
+    metrics: ModelMetrics
+    manifests: tuple[Manifest, ...]
+
+    def manifest(self, model: str | None) -> Manifest:
+        """That of the model that answered, the default where the answer names none."""
+        return self.manifests[0] if model is None else next(m for m in self.manifests if m.name == model)
+
+
 class Service:
     """One application: ``submit`` takes a request through decode, queue, predict, encode and store.
 
-    The predictor is loaded once, on the first request or by ``load``.
+    The predictor is loaded once, on the first request or by ``load``, with the artifacts that the registry has then.
     """
 
     def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
@@ -39,13 +54,18 @@ class Service:
         self._registry = registry
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._loaded: tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics] | None = None
+        self._loaded: _Loaded | None = None
+        self._closed = False
         self.failure: str | None = None
-        # As many as may wait and are computed; each holds a thread, none of the server's own.
-        self._room = settings.queue_length + settings.max_batch
-        self._inside = 0
-        self._inside_lock = threading.Lock()
-        self._threads: anyio.CapacityLimiter | None = None
+        self._places = Places(app.title, settings.places)
+        self._loading = Workers(f"load-{app.name}", 1)
+        # Answers have threads of their own, so that they need not wait for what came after them to be read.
+        self.decoding, self._encoding = Workers(f"decode-{app.name}"), Workers(f"encode-{app.name}")
+
+    @property
+    def what(self) -> str:
+        """What it is called in sentences."""
+        return self.app.title
 
     @property
     def loaded(self) -> bool:
@@ -54,31 +74,55 @@ class Service:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """The manifests of the models that it predicts with, the default first; empty where one cannot be used."""
+        """The manifests of the models that it predicts with, the default first; empty where one cannot be used.
+
+        Until the predictor is loaded, those that it would be loaded with: then this reads files.
+        """
+        if self._loaded is not None:
+            return list(self._loaded.manifests)
         try:
             return [artifact.manifest for artifact in self._registry.serving(self.app)]
         except Refusal as refusal:
             log.warning("%s: %s", self.app.name, refusal)
             return []
 
+    def look(self) -> None:
+        """Opens the artifacts without loading the predictor. Raises ``Refusal`` where they cannot be used."""
+        self._registry.serving(self.app)
+
     def load(self) -> None:
         """Loads the predictor where that has not been done. Raises ``Refusal`` (503) where it cannot be."""
         self._load()
 
-    def submit(self, request: Request, door: str) -> Case:
-        """Answers a request and keeps the case. Blocks; call it from a thread.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request, to be taken before its body is read. Raises ``Busy`` (503)."""
+        with ExitStack() as stack:
+            with nullcontext() if self._loaded is None else self._loaded.metrics.failures():
+                stack.enter_context(self._places.one())
+            yield
 
-        Raises ``Refusal``: for the input, or ``Busy`` (503) or ``DeadlinePassed`` (504).
+    async def submit(self, request: Request, door: str) -> Case:
+        """Answers a request that has a place, and keeps the case. When cancelled, nothing is kept.
+
+        Raises ``Refusal``: for the input, or ``DeadlinePassed`` (504).
         """
-        with self._admitted():
-            return self._carry_out(request, door)
-
-    async def submit_async(self, request: Request, door: str) -> Case:
-        """Like ``submit``, without blocking the event loop."""
-        with self._admitted():
-            if self._threads is None:
-                self._threads = anyio.CapacityLimiter(self._room)
-            return await anyio.to_thread.run_sync(self._carry_out, request, door, limiter=self._threads)
+        arrived = time.monotonic()
+        deadline = arrived + self.settings.deadline_s
+        async with before(deadline, self.app.title):
+            loaded = self._loaded if self._loaded is not None else await self._loading.run(self._load)
+        with loaded.metrics.failures():
+            began = time.monotonic()
+            async with before(deadline, self.app.title):
+                inputs = await self.decoding.run(loaded.predictor.decode, request)
+                decoded = time.monotonic()
+                outputs = await loaded.batcher.answer(inputs, deadline)
+            computed = time.monotonic()
+            response = await self._encoding.run(loaded.predictor.encode, outputs)
+            case = await self._encoding.run(self._keep, request, door, response, loaded.manifest(response.model))
+        done = time.monotonic()
+        loaded.metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
+        return case
 
     def sample(self, name: str) -> Sample:
         """The sample called ``name``; refuses an unknown one."""
@@ -123,58 +167,24 @@ class Service:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Refuses what waits."""
-        with self._lock:
-            if self._loaded is not None:
-                self._loaded[1].close()
+        """Refuses what waits, and waits for nothing."""
+        self._closed = True
+        if self._loaded is not None:
+            self._loaded.batcher.close()
+        for workers in (self._loading, self.decoding, self._encoding):
+            workers.close()
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        with self._inside_lock:
-            if self._inside >= self._room:
-                if self._loaded is not None:
-                    self._loaded[2].failed(503)
-                raise Busy(self.app.title)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._inside_lock:
-                self._inside -= 1
+    def _keep(self, request: Request, door: str, response: Response, manifest: Manifest) -> Case:
+        return self.store.add(
+            app=self.app.name,
+            door=door,
+            inputs=describe_inputs(request.files),
+            options=request.options,
+            artifact=(manifest.name, manifest.version),
+            response=response,
+        )
 
-    def _carry_out(self, request: Request, door: str) -> Case:
-        arrived = time.monotonic()
-        deadline = arrived + self.settings.deadline_s
-        predictor, batcher, metrics = self._load()
-        try:
-            began = time.monotonic()
-            inputs = predictor.decode(request)
-            decoded = time.monotonic()
-            if decoded >= deadline:
-                raise DeadlinePassed(self.app.title)
-            outputs = batcher.answer(inputs, deadline)
-            computed = time.monotonic()
-            response = predictor.encode(outputs)
-            manifest = self._registry.newest(response.model or self.app.models[0]).manifest
-            case = self.store.add(
-                app=self.app.name,
-                door=door,
-                inputs=describe_inputs(request.files),
-                options=request.options,
-                artifact=(manifest.name, manifest.version),
-                response=response,
-            )
-        except Refusal as refusal:
-            metrics.failed(refusal.status)
-            raise
-        except Exception:
-            metrics.failed(500)
-            raise
-        done = time.monotonic()
-        metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
-        return case
-
-    def _load(self) -> tuple[Predictor[Any, Any], Batcher[Any, Any], ModelMetrics]:
+    def _load(self) -> _Loaded:
         with self._lock:
             if self._loaded is None:
                 try:
@@ -186,17 +196,19 @@ class Service:
                 except Exception as error:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
-                self.failure = None
-                metrics = self._metrics.of(self.app.name, str(artifacts[0].manifest.version))
+                manifests = tuple(artifact.manifest for artifact in artifacts)
+                metrics = self._metrics.of(self.app.name, str(manifests[0].version))
                 batcher: Batcher[Any, Any] = Batcher(
                     predictor.predict,
                     name=self.app.title,
-                    capacity=self.settings.queue_length,
+                    capacity=self.settings.places,
                     max_batch=self.settings.max_batch,
                     max_delay_s=self.settings.max_delay_ms / 1e3,
                     metrics=metrics,
                 )
-                self._loaded = predictor, batcher, metrics
+                self._loaded, self.failure = _Loaded(predictor, batcher, metrics, manifests), None
+                if self._closed:
+                    batcher.close()
             return self._loaded
 
 

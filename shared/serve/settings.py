@@ -14,12 +14,16 @@ from shared.refusal import Refusal
 class Settings(BaseSettings):
     """Settings of one server.
 
+    hosts            names under which it is asked, with commas between; the loopback device's own by default where it
+                     listens there, any elsewhere
     registry         folder of artifacts of one's own, which come before those that ship under the same name
     store            folder of the cases, and of uploads while they are looked at
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
     device           where predictors compute; ``auto`` takes the GPU where there is one
     max_upload_bytes the largest request body with files; 413 above it
     max_tensor_bytes the largest request body of the Open Inference Protocol, which is held in memory
+    max_json_bytes   the most JSON in it, which takes twenty times its size in memory to read; and of tensors that are
+                     answered as JSON
     max_files        the most files in one request
     queue_length     requests of an application (or of a network) that may wait; 503 above it
     max_batch        the most requests that are computed together; rows, for a network
@@ -32,18 +36,25 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    hosts: str | None = None
     registry: Path | None = None
     store: Path = Path("store")
     store_url: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_upload_bytes: int = Field(2_000_000_000, ge=1)
     max_tensor_bytes: int = Field(256_000_000, ge=1)
+    max_json_bytes: int = Field(16_000_000, ge=1)
     max_files: int = Field(10_000, ge=1)
     queue_length: int = Field(32, ge=1)
     max_batch: int = Field(8, ge=1)
     max_delay_ms: float = Field(5.0, ge=0)
     deadline_s: float = Field(120.0, gt=0)
     warm: bool = True
+
+    @property
+    def places(self) -> int:
+        """How many requests of an application, or of a network, may be inside: waiting, or being computed."""
+        return self.queue_length + self.max_batch
 
 
 def read_settings(**given: Any) -> Settings:

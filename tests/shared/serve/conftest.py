@@ -33,6 +33,7 @@ def echo_app(tmp_path: Path, echo: Echo) -> App:
 def settings(tmp_path: Path) -> Settings:
     """Settings with small limits."""
     return Settings(
+        hosts="testserver",
         store=tmp_path / "store",
         device="cpu",
         warm=False,

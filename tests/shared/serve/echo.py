@@ -58,8 +58,8 @@ class Echo:
         )
 
 
-def write_artifact(registry: Path, version: int) -> None:
-    """An artifact whose network gives y = 2 x + version for x (batch, 2), and z = x[index] of INT64 indices (batch)."""
+def write_artifact(registry: Path, version: int, app: str = "echo") -> None:
+    """An artifact of ``app``: y = 2 x + version for x (batch, 2), and z = table[index] of INT64 indices (batch)."""
     home = registry / "echo" / str(version)
     home.mkdir(parents=True)
     float_, int_ = TensorProto.FLOAT, TensorProto.INT64
@@ -90,7 +90,7 @@ def write_artifact(registry: Path, version: int) -> None:
     manifest = Manifest(
         name="echo",
         version=version,
-        app="echo",
+        app=app,
         inputs=(
             TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),
             TensorSpec(name="index", datatype="INT64", shape=(-1,)),

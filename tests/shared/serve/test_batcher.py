@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Sequence
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from shared.serve.batcher import Batcher, Busy, DeadlinePassed
+from shared.serve.admission import Busy
+from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics
+from shared.serve.waiting import DeadlinePassed
+from tests.shared.serve.echo import until
 
 
 def batcher(compute: Any, **changes: Any) -> Batcher[Any, Any]:
@@ -71,7 +75,7 @@ def test_sizes_add_up_and_a_large_item_goes_alone() -> None:
 def test_a_lone_item_waits_no_longer_than_the_delay() -> None:
     queue = batcher(lambda batch: batch, max_delay_s=0.05)
     began = time.monotonic()
-    assert queue.answer(1, soon()) == 1
+    assert queue.submit(1, soon()).result(20) == 1
     assert 0.04 < time.monotonic() - began < 5
 
 
@@ -99,10 +103,13 @@ def test_what_is_late_is_not_computed_and_makes_room() -> None:
     queue = batcher(held, capacity=1, max_batch=1, max_delay_s=0)
     first = queue.submit(0, soon())
     assert held.entered.wait(20)
-    with pytest.raises(DeadlinePassed) as late:
-        queue.answer(1, time.monotonic() + 0.05)
-    assert late.value.status == 504
+    deadline = time.monotonic() + 0.05
+    late = queue.submit(1, deadline)
+    until(lambda: time.monotonic() > deadline)
     last = queue.submit(2, soon())
+    with pytest.raises(DeadlinePassed) as passed:
+        late.result(20)
+    assert passed.value.status == 504
     held.go.set()
     assert (first.result(20), last.result(20)) == (0, -2)
     assert held.batches == [[0], [2]]
@@ -119,10 +126,37 @@ def test_an_error_reaches_only_the_item_that_caused_it() -> None:
         futures[1].result(20)
 
 
+@pytest.mark.parametrize("fault", [SystemExit(3), StopIteration()])
+def test_what_cannot_be_awaited_is_an_error_that_can(fault: BaseException) -> None:
+    def compute(batch: Sequence[int]) -> list[int]:
+        raise fault
+
+    with pytest.raises(RuntimeError, match=type(fault).__name__):
+        batcher(compute, max_delay_s=0).submit(1, soon()).result(20)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
+    held = Held()
+    queue = batcher(held, max_batch=1, max_delay_s=0)
+    first, given_up = queue.submit(0, soon()), None
+
+    async def leave() -> None:
+        nonlocal given_up
+        given_up = asyncio.ensure_future(queue.answer(1, soon()))
+        await asyncio.sleep(0)
+        given_up.cancel()
+
+    assert held.entered.wait(20)
+    asyncio.run(leave())
+    last = queue.submit(2, soon())
+    held.go.set()
+    assert (first.result(20), last.result(20)) == (0, -2) and held.batches == [[0], [2]]
+
+
 def test_too_few_answers_are_an_error_not_a_mix_up() -> None:
     queue = batcher(lambda batch: [], max_delay_s=0)
     with pytest.raises(RuntimeError, match="0 answers to 1 inputs"):
-        queue.answer(1, soon())
+        queue.submit(1, soon()).result(20)
 
 
 def test_closing_refuses_what_waits_and_finishes_what_is_under_way() -> None:

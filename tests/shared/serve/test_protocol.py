@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+
+from shared.serve.networks import Network
+from tests.shared.serve.echo import until
 
 INFER = "/v2/models/echo/infer"
 X = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1.5, -2]]}
@@ -116,6 +120,9 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
         ({"inputs": [{**X, "shape": [2]}, INDEX]}, "[-1, 2]"),
         ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "needs a shape"),
         ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "needs a shape"),
+        ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "'x' is FP32, not \\ud800"),
+        ({"inputs": [{**X, "shape": [10**30, 0], "data": []}, INDEX]}, "a shape that no array can have"),
+        ({"inputs": [{**X, "shape": [0, 2**63], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "data": [[1, 2, 3]]}, INDEX]}, "has shape [1, 3], not [1, 2]"),
         ({"inputs": [{**X, "data": [[1], [2]]}, INDEX]}, "has shape [2, 1]"),
         ({"inputs": [{**X, "data": [[1, 2], [3]]}, INDEX]}, "not an array"),
@@ -132,7 +139,7 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
     ],
 )
 def test_bad_requests_are_refused_with_400(echo_client: TestClient, request_: Any, words: str) -> None:
-    answer = echo_client.post(INFER, json=request_)
+    answer = echo_client.post(INFER, content=json.dumps(request_))
     assert answer.status_code == 400, answer.text
     assert list(answer.json()) == ["error"] and words in answer.json()["error"]
 
@@ -143,7 +150,7 @@ def test_what_is_not_json_is_refused_with_400(echo_client: TestClient, body: byt
     assert answer.status_code == 400 and answer.json()["error"]
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "99999"])
+@pytest.mark.parametrize("length", ["-1", "x", "99999", "9" * 5000])
 def test_a_wrong_header_length_is_refused_with_400(echo_client: TestClient, length: str) -> None:
     answer = echo_client.post(INFER, content=b"{}", headers={"Inference-Header-Content-Length": length})
     assert answer.status_code == 400 and "Inference-Header-Content-Length" in answer.json()["error"]
@@ -152,6 +159,77 @@ def test_a_wrong_header_length_is_refused_with_400(echo_client: TestClient, leng
 def test_a_body_above_the_limit_is_refused_with_413(echo_client: TestClient) -> None:
     answer = echo_client.post(INFER, content=b" " * 100_001)
     assert answer.status_code == 413 and answer.json()["error"]
+
+
+def test_more_json_than_is_read_is_refused_and_binary_data_is_the_way_out(serve: Callable[..., TestClient]) -> None:
+    client = serve(max_json_bytes=1000)
+    plain = client.post(INFER, content=b" " * 1001)
+    head = {"Inference-Header-Content-Length": "1001"}
+    stated = client.post(INFER, content=b" " * 1001, headers=head)
+    unstated = client.post(INFER, content=iter([b" " * 1001]))
+    for answer in (plain, stated, unstated):
+        assert answer.status_code == 413 and "binary_data_size" in answer.json()["error"]
+        assert "TRIVIUM_MAX_JSON_BYTES" in answer.json()["error"]
+    rows = 100
+    inputs = [
+        {**X, "shape": [rows, 2], "data": None, "parameters": {"binary_data_size": 8 * rows}},
+        {**INDEX, "shape": [rows], "data": None, "parameters": {"binary_data_size": 8 * rows}},
+    ]
+    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    body = header + bytes(16 * rows)
+    binary = client.post(INFER, content=body, headers={"Inference-Header-Content-Length": str(len(header))})
+    assert len(body) > 1000 and binary.status_code == 200
+    as_json = body.replace(b"true", b"null")
+    refused = client.post(INFER, content=as_json, headers={"Inference-Header-Content-Length": str(len(header))})
+    assert refused.status_code == 422 and "ask for binary_data" in refused.json()["error"]
+
+
+def test_many_rows_are_computed_some_at_a_time(serve: Callable[..., TestClient]) -> None:
+    client = serve(max_batch=8)
+    inputs = [
+        {**X, "shape": [21, 2], "data": list(range(42))},
+        {**INDEX, "shape": [21], "data": [n % 2 for n in range(21)]},
+    ]
+    outputs = client.post(INFER, json={"inputs": inputs}).json()["outputs"]
+    assert outputs[0]["shape"] == [21, 2] and outputs[0]["data"] == [2 * n + 2 for n in range(42)]
+    assert outputs[1]["data"] == [10 + 10 * (n % 2) for n in range(21)]
+    text = client.get("/metrics").text
+    for name, value in {"count": 21, "exec_count": 3, "request_success": 1}.items():
+        assert f'nv_inference_{name}{{model="echo",version="2"}} {value}.0' in text
+
+
+def test_while_networks_compute_the_server_says_that_it_lives_and_refuses_what_is_too_much(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, compute = threading.Event(), Network._compute
+
+    def held(self: Network, batch: Any) -> Any:
+        assert go.wait(20)
+        return compute(self, batch)
+
+    monkeypatch.setattr(Network, "_compute", held)
+    client = serve(queue_length=50, max_batch=8, max_delay_ms=0)
+    with ThreadPoolExecutor(60) as pool:
+        asked = [pool.submit(client.post, INFER, json={"inputs": [X, INDEX]}) for _ in range(60)]
+        until(lambda: 'failure{model="echo",reason="REJECTED",version="2"} 2.0' in client.get("/metrics").text)
+        assert client.get("/v2/health/live").json() == {"live": True}
+        assert client.get("/healthz").json()["status"] == "ok"
+        assert client.get("/v2/models/echo").status_code == client.get("/echo").status_code == 200
+        go.set()
+        answers = [one.result() for one in asked]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 2 and all(answer.headers["Retry-After"] == "5" for answer in refused)
+    assert sum(answer.status_code == 200 for answer in answers) == 58
+
+
+def test_after_the_deadline_a_network_answers_504(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(Network, "_compute", lambda self, batch: [go.wait(20)])
+    answer = serve(deadline_s=0.2).post(INFER, json={"inputs": [X, INDEX]})
+    go.set()
+    assert answer.status_code == 504 and "deadline" in answer.json()["error"]
 
 
 def test_values_that_json_cannot_hold_are_refused_with_a_way_out(echo_client: TestClient) -> None:

@@ -60,6 +60,18 @@ def test_an_own_model_of_another_name_is_served_beside(serve: Serve, tmp_path: P
     assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
 
 
+def test_a_case_names_the_model_that_computed_it_whatever_is_exported_meanwhile(serve: Serve, echo_app: App) -> None:
+    client = serve()
+    assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
+    write_artifact(echo_app.weights, 3)
+    assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
+    (echo_app.weights / "echo" / "4").mkdir()
+    (echo_app.weights / "echo" / "4" / "manifest.json").write_text("{")
+    assert client.post("/api/echo/predict", files=[csv(1)]).json()["artifact"] == {"name": "echo", "version": 2}
+    assert client.get("/healthz").json()["apps"]["echo"]["artifacts"] == [{"name": "echo", "version": 2}]
+    assert "echo version 2" in client.get("/echo").text
+
+
 def test_a_model_of_another_application_does_not_serve(serve: Serve, tmp_path: Path) -> None:
     write_artifact(tmp_path / "models", 1)
     manifest = tmp_path / "models" / "echo" / "1" / "manifest.json"

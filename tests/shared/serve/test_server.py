@@ -7,10 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -18,6 +22,7 @@ from shared.app import App
 from shared.refusal import Refusal
 from shared.serve.server import create_app, listen, run
 from shared.serve.settings import Settings, read_settings
+from tests.shared.serve.echo import until
 
 _PROGRAM = """
 import sys
@@ -42,9 +47,72 @@ def test_the_demonstration_says_what_to_open_and_ends_quietly_when_interrupted(t
         assert found, shown
         with urllib.request.urlopen(found[0], timeout=30) as page:
             assert page.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="421"):
+            urllib.request.urlopen(urllib.request.Request(found[0], headers={"Host": "evil.example"}), timeout=30)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
         assert "Traceback" not in process.stderr.read()
+
+
+_HELD = """
+import sys, threading, time
+from pathlib import Path
+from shared.serve import server
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, make_app
+
+class Held(Echo):
+    def predict(self, batch):
+        print("held", flush=True)
+        time.sleep(60)
+
+def load(artifacts, device):
+    if sys.argv[2] == "load":
+        predictor.predict([])
+    return predictor
+
+predictor, root = Held(), Path(sys.argv[1])
+app = make_app(root / "echo", predictor)
+object.__setattr__(app, "predictor", load)
+server.installed = lambda: {"echo": app}
+server._GRACE_S = 1
+server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2] == "load", device="cpu"))
+"""
+
+
+@pytest.mark.parametrize("what", ["load", "predict"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_soon_while_a_predictor_is_busy(tmp_path: Path, what: str, number: signal.Signals) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", _HELD, str(tmp_path), what, str(port)]
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+        ) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert process.stdout is not None and process.stderr is not None
+        answer = None
+        if what == "predict":
+            asked = f"http://127.0.0.1:{port}"
+            until(lambda: _answers(f"{asked}/v2/health/live"), 60)
+            answer = pool.submit(httpx.post, f"{asked}/api/echo/predict", data={"sample": "three"}, timeout=60)
+        while (line := process.stdout.readline()) != "held\n":
+            assert line, f"it ended: {process.stderr.read()}"
+        process.send_signal(number)
+        began = time.monotonic()
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 15
+        assert "Traceback" not in process.stderr.read()
+        assert answer is None or answer.result().status_code == 503
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:

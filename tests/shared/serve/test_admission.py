@@ -1,0 +1,164 @@
+"""What is let in, and what becomes of it when its client leaves: over sockets, as clients can be rude there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.serve.admission import Busy, Memory
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.conftest import serving
+from tests.shared.serve.echo import Echo, csv, until
+
+FORM = '--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n{number}\r\n--x--\r\n'
+INFER = "/v2/models/echo/infer"
+
+
+class Live:
+    """A server on a port, and connections to it that stay open until the end."""
+
+    def __init__(self, address: str, stack: ExitStack) -> None:
+        self.address, self._stack = address, stack
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.address + path, timeout=20)
+
+    def post(self, path: str, **given: Any) -> httpx.Response:
+        return httpx.post(self.address + path, timeout=20, **given)
+
+    def send(self, path: str, body: bytes, length: int, *headers: str) -> socket.socket:
+        """Sends a request whose body should have ``length`` bytes, and does not wait."""
+        host = self.address.removeprefix("http://")
+        found = self._stack.enter_context(socket.create_connection(tuple(host.split(":"))))  # type: ignore[arg-type]
+        found.settimeout(20)
+        head = [f"POST {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {length}", *headers]
+        found.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        return found
+
+    def send_form(self, number: int) -> socket.socket:
+        body = FORM.format(number=number).encode()
+        return self.send("/api/echo/predict", body, len(body), "Content-Type: multipart/form-data; boundary=x")
+
+    def pending(self) -> float:
+        text = self.get("/metrics").text
+        lines = [line for line in text.splitlines() if line.startswith("nv_inference_pending") and '"2"' in line]
+        return float(lines[0].rsplit(" ", 1)[1]) if lines else 0.0
+
+
+def read(sent: socket.socket) -> HTTPResponse:
+    answer = HTTPResponse(sent)
+    answer.begin()
+    return answer
+
+
+@pytest.fixture
+def live(settings: Settings, echo_app: App) -> Iterator[Callable[..., Live]]:
+    with ExitStack() as stack:
+
+        def make(**changes: Any) -> Live:
+            changed = settings.model_copy(update={"hosts": None} | changes)
+            return Live(stack.enter_context(serving(create_app(changed, {"echo": echo_app}))), stack)
+
+        yield make
+
+
+@pytest.mark.parametrize("path", ["/api/echo/predict", INFER])
+def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live], path: str) -> None:
+    server = live(queue_length=1, max_batch=1)
+    form = "Content-Type: multipart/form-data; boundary=x"
+    begun = [server.send(path, b"--x", 1000, form) for _ in range(2)]
+    until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 503)
+    refused = server.send(path, b"", 1_000_000_000, form)
+    answer = read(refused)
+    assert answer.status == 503 and answer.headers["Retry-After"] == "5"
+    for one in begun:
+        one.close()
+    until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code in (400, 415))
+
+
+def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callable[..., Live]) -> None:
+    server = live()
+    headers = {"Inference-Header-Content-Length": "2"}
+    begun = [server.send(INFER, b"", 100_000, "Inference-Header-Content-Length: 2") for _ in range(4)]
+    until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 503)
+    begun[0].close()
+    until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 400)
+
+
+def test_memory_is_given_back() -> None:
+    memory = Memory("it", 10)
+    with memory.share() as take, memory.share() as other:
+        take(4)
+        other(6)
+        with pytest.raises(Busy):
+            take(1)
+    with memory.share() as take:
+        take(10)
+
+
+def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:
+    server = live(deadline_s=0.2)
+    begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
+    answer = read(begun)
+    assert answer.status == 408 and b"nothing more of the request came" in answer.read()
+
+
+def test_a_client_that_closes_with_the_answer_gets_the_refusal_all_the_same(live: Callable[..., Live]) -> None:
+    server = live()
+    size = 20_000_000
+    sent = server.send(INFER, b"", size, "Connection: close")
+    sent.sendall(b" " * size)
+    assert read(sent).status == 413
+
+
+def test_as_many_requests_are_decoded_at_once_as_there_are_cores(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    lock, decode, inside, most = threading.Lock(), echo.decode, 0, 0
+    full = threading.Barrier(cores)
+
+    def counted(request: Any) -> Any:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        full.wait(20)
+        with lock:
+            inside -= 1
+        return decode(request)
+
+    monkeypatch.setattr(echo, "decode", counted)
+    number = 4 * cores
+    with ThreadPoolExecutor(number) as pool:
+        answers = list(pool.map(lambda n: echo_client.post("/api/echo/predict", files=[csv(n)]), range(number)))
+    assert {answer.status_code for answer in answers} == {200} and most == cores
+
+
+def test_what_a_client_no_longer_waits_for_is_neither_computed_nor_kept(live: Callable[..., Live], echo: Echo) -> None:
+    server = live(max_batch=1, max_delay_ms=0)
+    echo.gate.clear()
+    computed = server.send_form(1)
+    until(echo.entered.is_set)
+    waiting = [server.send_form(number) for number in (2, 3)]
+    until(lambda: server.pending() == 2)
+    for one in (computed, *waiting):
+        one.close()
+    failures = 'nv_inference_request_failure{model="echo",reason="CANCELED",version="2"} 3.0'
+    until(lambda: failures in server.get("/metrics").text)
+    echo.gate.set()
+    assert server.post("/api/echo/predict", files=[csv(4)]).json()["result"]["doubled"] == [8]
+    assert echo.batches == [1, 1], "the one that was being computed, and the last"
+    assert len(server.get("/api/echo/cases").json()["cases"]) == 1

@@ -1,0 +1,88 @@
+"""Who may ask, and from which page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.serve.guard import own_hosts
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+
+Serve = Callable[..., TestClient]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_a_server_of_this_machine_is_asked_under_this_machines_names(address: str) -> None:
+    hosts = own_hosts(address)
+    assert hosts is not None and {"localhost", "127.0.0.1", "[::1]"} <= hosts and "testserver" not in hosts
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_a_server_of_the_network_is_asked_under_any_name(address: str) -> None:
+    assert own_hosts(address) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:1234", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1:8000:80", 421),
+        ("", 421),
+    ],
+)
+def test_names_that_lead_here_from_elsewhere_are_not_answered(
+    settings: Settings, echo_app: App, host: str, status: int
+) -> None:
+    server = create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app}, hosts=own_hosts("127.0.0.1"))
+    with TestClient(server) as client:
+        answer = client.get("/api/echo/cases", headers={"Host": host})
+        assert answer.status_code == status
+        assert status == 200 or "TRIVIUM_HOSTS" in answer.json()["detail"]
+
+
+def test_hosts_are_named_in_the_settings(serve: Serve) -> None:
+    client = serve(hosts="Trivium.example, other.example:8443")
+    for host, status in {
+        "trivium.example": 200,
+        "trivium.example:443": 200,
+        "other.example:8443": 200,
+        "other.example": 421,
+        "testserver": 421,
+    }.items():
+        assert client.get("/healthz", headers={"Host": host}).status_code == status, host
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://testserver:80"}, 200),
+        ({"Origin": "https://testserver", "Host": "testserver:443"}, 200),
+        ({"Origin": "http://testserver:8000", "Host": "testserver:8000"}, 200),
+        ({"Origin": "http://testserver:3000"}, 403),
+        ({"Origin": "http://testserver:3000", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://testserver:port"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 200),
+    ],
+)
+def test_writes_from_other_sites_are_refused(echo_client: TestClient, headers: dict[str, str], status: int) -> None:
+    answer = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers=headers)
+    assert answer.status_code == status
+    assert status == 200 or "other sites" in answer.json()["detail"]
+    assert echo_client.get("/api/echo/cases", headers=headers).status_code == 200

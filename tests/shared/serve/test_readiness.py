@@ -1,0 +1,62 @@
+"""When the server says that it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.serve import networks, readiness
+from tests.shared.serve.echo import csv, until
+
+Serve = Callable[..., TestClient]
+READY = "/v2/health/ready"
+
+
+@pytest.fixture
+def network(tmp_path: Path, echo_app: object) -> Path:
+    """The network of the older version, which the predictor does not need."""
+    return tmp_path / "echo" / "weights" / "echo" / "1" / "model.onnx"
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_server_with_an_altered_network_is_not_ready(serve: Serve, network: Path, warm: bool) -> None:
+    network.write_bytes(network.read_bytes() + b"\0")
+    client = serve(warm=warm)
+    until(lambda: client.get("/v2/models/echo/versions/2/ready").status_code == 200)
+    until(lambda: not warm or client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded")
+    assert client.get(READY).status_code == 503 and client.get(READY).json() == {"ready": False}
+    assert client.get("/v2/health/live").json() == {"live": True}
+
+
+def test_a_server_without_models_is_not_ready(serve: Serve, network: Path) -> None:
+    for path in network.parents[1].rglob("manifest.json"):
+        path.unlink()
+    assert serve().get(READY).status_code == 503
+
+
+def test_a_server_becomes_ready_when_all_is_loaded_after_a_fault(
+    serve: Serve, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "_LOOK_AGAIN_S", 0.0)
+    whole = network.read_bytes()
+    network.write_bytes(b"")
+    client = serve()
+    assert client.get("/v2/models/echo/versions/1/ready").status_code == 503
+    assert client.get(READY).status_code == 503
+    network.write_bytes(whole)
+    assert client.get("/v2/models/echo/versions/1/ready").status_code == 200
+    assert client.get(READY).status_code == 200
+
+
+def test_what_was_found_out_is_remembered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    open_artifact = networks.open_artifact
+    monkeypatch.setattr(networks, "open_artifact", lambda path: (opened.append(path), open_artifact(path))[1])
+    client = serve()
+    assert {client.get(READY).status_code for _ in range(5)} == {200}
+    assert len(opened) == 2, "one for each version"
+    assert client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
+    assert client.get(READY).status_code == 200 and len(opened) == 2
