@@ -82,7 +82,7 @@ def _one(folder: Path) -> list[Path]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("driving")
     shutil.copytree(PAGES, root / "pages")
-    write_artifact(root / "weights", 1)
+    write_artifact(root / "weights", 1, "driving")
     frames = root / "frames"
     truths = _two_frames(frames)
     app = App(

@@ -49,7 +49,7 @@ def predictor() -> FinancePredictor:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("finance")
     (root / "pages").symlink_to(PAGES)
-    write_artifact(root / "weights", 1)
+    write_artifact(root / "weights", 1, "finance")
     file = root / "market.csv"
     write_csv(file, market(np.random.Generator(np.random.Philox(20)), length=ROWS).series)
     judge = predictor()

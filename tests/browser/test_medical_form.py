@@ -82,7 +82,7 @@ def _write(folder: Path) -> list[Path]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("medical")
     shutil.copytree(medical.pages, root / "pages")
-    write_artifact(root / "weights", 1)
+    write_artifact(root / "weights", 1, "medical")
     app = App(
         name="medical",
         title=medical.title,

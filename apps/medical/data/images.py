@@ -21,6 +21,7 @@ READERS = {
     ".mhd": "MetaImageIO",
 }
 MOST_VOXELS = 1 << 30
+_LONGEST_HEADER = 1 << 18
 
 
 def suffix(file: Path) -> str | None:
@@ -70,20 +71,31 @@ def read_image(files: Sequence[Path]) -> CTVolume:
 
 
 def _refuse_other_data(file: Path, ending: str) -> None:
-    """A header may name its data's file; only one beside it is read."""
+    """A header may name its data's file; only one beside it is read, and never one elsewhere on this machine.
+
+    Stricter than the readers: whatever might be taken for the name of a file counts, wherever it stands.
+    """
     if ending not in (".nrrd", ".nhdr", ".mha", ".mhd"):
         return
     with file.open("rb") as content:
-        header = content.read(1 << 14)
-    pattern = rb"^ElementDataFile\s*=\s*(.+?)\s*$" if ending.startswith(".m") else rb"^data ?file:\s*(.+?)\s*$"
-    found = re.search(pattern, header.split(b"\n\n")[0] if ending.startswith(".n") else header, re.M | re.I)
-    if found is None:
-        return
-    named = found[1].decode("utf-8", "replace")
-    if named.upper() == "LOCAL":
-        return
-    if Path(named).name != named or not (file.parent / named).is_file():
-        raise Refusal(f"{file.name} keeps its voxels in {named!r}; hand that file in with it, or a single-file image")
+        header = content.read(_LONGEST_HEADER)
+    if ending.startswith(".n"):
+        header, blank, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
+        whole = bool(blank) or file.stat().st_size < _LONGEST_HEADER
+        found = re.findall(rb"data ?file\s*:(.*)", header, re.I)
+    else:
+        found = re.findall(rb"ElementDataFile[\s=:]*(.*)", header, re.I)
+        whole = bool(found)
+    if not whole:
+        raise Refusal(f"{file.name} has no header that can be read in its first {_LONGEST_HEADER >> 10} KiB")
+    for value in found:
+        named = value.strip().decode("utf-8", "replace")
+        if named.upper() == "LOCAL" and ending.startswith(".m"):
+            continue
+        if named.upper() == "LIST" or Path(named).name != named or not (file.parent / named).is_file():
+            raise Refusal(
+                f"{file.name} keeps its voxels in {named!r}; hand that file in with it, or a single-file image"
+            )
 
 
 def nifti(volume: CTVolume) -> bytes:

@@ -180,9 +180,37 @@ def test_images_that_are_no_ct_are_refused(tmp_path):
         refused(tmp_path / name, word, name)
     (tmp_path / "torn.nii.gz").write_bytes(b"\x1f\x8b not really")
     refused(tmp_path / "torn.nii.gz", "cannot be read")
-    header = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementDataFile = /etc/passwd\n"
-    (tmp_path / "sly.mhd").write_text(header)
-    refused(tmp_path / "sly.mhd", "/etc/passwd")
+
+
+_META = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\n"
+_NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 8 8 8\nencoding: raw\nendian: little\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("sly.mhd", _META + "ElementDataFile = {}\n"),
+        ("sly.mhd", _META + "ElementDataFile: {}\n"),
+        ("sly.mha", _META + "  ElementDataFile   {}\n"),
+        ("sly.mhd", _META + "Comment = ElementDataFile = LOCAL\nElementDataFile = {}\n"),
+        ("sly.mhd", _META + "ElementDataFile = LIST\n{}\n"),
+        ("sly.mhd", _META + "#" + "x" * 300_000 + "\nElementDataFile = {}\n"),
+        ("sly.nhdr", _NRRD + "data file: {}\n"),
+        ("sly.nrrd", _NRRD + "Datafile:{}\n\n"),
+        ("sly.nhdr", _NRRD.replace("\n", "\r\n") + "data file: {}\r\n"),
+        ("sly.nhdr", _NRRD + "data file: LIST\n{}\n"),
+        ("sly.nhdr", _NRRD + "#" + "x" * 20_000 + "\ndata file: {}\n"),
+        ("sly.nhdr", _NRRD + "#" + "x" * 300_000 + "\ndata file: {}\n"),
+    ],
+)
+def test_a_header_cannot_name_a_file_elsewhere_on_the_machine(tmp_path, name, header):
+    somebody_else_s = tmp_path / "other" / "scan.raw"
+    somebody_else_s.parent.mkdir()
+    np.linspace(-1000, 1000, 512).astype("<i2").tofile(somebody_else_s)
+    (tmp_path / "LIST").touch()
+    (tmp_path / name).write_text(header.format(somebody_else_s), newline="")
+    with pytest.raises(Refusal, match=rf"{name} (keeps its voxels|has no header)"):
+        read_volume([tmp_path / name])
 
 
 @pytest.mark.realdata
