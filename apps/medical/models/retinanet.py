@@ -51,6 +51,7 @@ def full() -> RetinaNet3D:
 
 def build(settings: RetinaNet3D) -> RetinaNetDetector:
     """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
+    import torch
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
     from monai.apps.detection.networks.retinanet_network import RetinaNet
     from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
@@ -88,6 +89,8 @@ def build(settings: RetinaNet3D) -> RetinaNetDetector:
     anchors = AnchorGeneratorWithAnchorShape(feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=ANCHORS_VOXELS)
     detector = RetinaNetDetector(network=network, anchor_generator=anchors)
     _train_like_the_bundle(detector, settings)
+    # Convolutions and pooling in 3D are a third faster with the channels innermost; the values are the same.
+    detector.to(memory_format=torch.channels_last_3d)
     detector.set_target_keys(box_key="box", label_key="label")
     detector.set_box_selector_parameters(
         score_thresh=settings.score_threshold,
