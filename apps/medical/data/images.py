@@ -92,7 +92,8 @@ def _refuse_other_data(file: Path, ending: str) -> None:
         named = value.strip().decode("utf-8", "replace")
         if named.upper() == "LOCAL" and ending.startswith(".m"):
             continue
-        if named.upper() == "LIST" or Path(named).name != named or not (file.parent / named).is_file():
+        listed = named.upper().startswith("LIST") or "%" in named
+        if listed or Path(named).name != named or not (file.parent / named).is_file():
             raise Refusal(
                 f"{file.name} keeps its voxels in {named!r}; hand that file in with it, or a single-file image"
             )

@@ -199,6 +199,8 @@ _NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 8 8 8\nencoding: raw\nendia
         ("sly.nrrd", _NRRD + "Datafile:{}\n\n"),
         ("sly.nhdr", _NRRD.replace("\n", "\r\n") + "data file: {}\r\n"),
         ("sly.nhdr", _NRRD + "data file: LIST\n{}\n"),
+        ("sly.nhdr", _NRRD + "data file: LIST 3\n{}\n"),
+        ("sly.nhdr", _NRRD + "data file: %s 1 1 1\n#{}\n"),
         ("sly.nhdr", _NRRD + "#" + "x" * 20_000 + "\ndata file: {}\n"),
         ("sly.nhdr", _NRRD + "#" + "x" * 300_000 + "\ndata file: {}\n"),
     ],
@@ -207,7 +209,8 @@ def test_a_header_cannot_name_a_file_elsewhere_on_the_machine(tmp_path, name, he
     somebody_else_s = tmp_path / "other" / "scan.raw"
     somebody_else_s.parent.mkdir()
     np.linspace(-1000, 1000, 512).astype("<i2").tofile(somebody_else_s)
-    (tmp_path / "LIST").touch()
+    for name_of_a_list in ("LIST", "LIST 3", "%s 1 1 1"):
+        (tmp_path / name_of_a_list).touch()
     (tmp_path / name).write_text(header.format(somebody_else_s), newline="")
     with pytest.raises(Refusal, match=rf"{name} (keeps its voxels|has no header)"):
         read_volume([tmp_path / name])
