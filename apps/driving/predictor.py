@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from apps.driving.app import app
 from apps.driving.data import archive, kitti, nuscenes
@@ -100,12 +98,11 @@ class DrivingPredictor:
             if frame.cameras:
                 text = kitti_results.write(boxes, next(iter(frame.cameras.values())))
                 files[f"{Path(frame.name).name}.txt"] = text.encode()
-        drawn = [
-            picture.draw(frame, boxes)
-            for frame, boxes in zip(outputs.frames[:_PICTURES], outputs.boxes[:_PICTURES], strict=True)
-        ]
         return Response(
-            result={"frames": listed, "boxes": flat}, picture=_stack(drawn), files=files, model=_one(outputs.models)
+            result={"frames": listed, "boxes": flat},
+            picture=picture.draw_all(outputs.frames[:_PICTURES], outputs.boxes[:_PICTURES]),
+            files=files,
+            model=_one(outputs.models),
         )
 
     def _model(self, frame: Frame, asked: str | None) -> str:
@@ -204,18 +201,3 @@ def _score(text: str | None) -> float | None:
     if not 0 <= value <= 1:
         raise Refusal(f"score={text}: give a number from 0 to 1")
     return value
-
-
-def _stack(pictures: Sequence[bytes]) -> bytes:
-    """Pictures of one width, one below the other."""
-    if len(pictures) == 1:
-        return pictures[0]
-    images = [Image.open(io.BytesIO(content)) for content in pictures]
-    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)))
-    top = 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
-    out = io.BytesIO()
-    whole.save(out, "PNG")
-    return out.getvalue()

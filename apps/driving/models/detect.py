@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from apps.driving.data.training import LidarScenes, shown, within
+from apps.driving.data.training import LidarScenes, shown
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.fcos3d import FCOS3D
@@ -19,6 +20,8 @@ from apps.driving.models.ops.boxes import nms_rotated
 from apps.driving.models.pointpillars import CLASSES
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 
+_STRIDE = 32
+"""To a multiple of this mmdet3d pads images on the right and below."""
 _SAME_PLACE = 0.3
 """Boxes of different classes that overlap from above by this much are one object."""
 
@@ -52,7 +55,7 @@ class LidarDetector:
         return _boxes(*_unique(both[0], both[1], both[2], 0.01))
 
     def _look(self, points: Floats) -> tuple[Tensor, Tensor, Tensor]:
-        seen = shown(points[within(points, self.scenes.range_m)], self.scenes)
+        seen = shown(points, self.scenes)
         if not len(seen):
             return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
         boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(seen).to(self.device)))
@@ -71,17 +74,30 @@ class CameraDetector:
     def detect(self, frame: Frame) -> Boxes3D:
         cameras = list(frame.cameras.values())
         prepared = [bring_to_focal_length(camera, self.model.focal_px) for camera in cameras]
-        images = [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image, _ in prepared]
-        intrinsics = torch.from_numpy(np.stack([camera.intrinsics for camera in cameras]))
-        data = structures.camera_data(images, intrinsics, scales=[scale for _, scale in prepared])
-        found = structures.predict(self.network, data)
         boxes, scores, labels = [], [], []
-        for camera, (boxes_N7, scores_N, labels_N) in zip(cameras, found, strict=True):
-            boxes.append(torch.from_numpy(structures.to_lidar_boxes(boxes_N7.cpu().numpy(), camera.lidar_to_camera)))
-            scores.append(scores_N.cpu())
-            labels.append(labels_N.cpu())
+        # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
+        # alike go together, so that what is found in one does not depend on the others.
+        for numbers in _padded_alike([image for image, _ in prepared]):
+            images = [torch.from_numpy(prepared[n][0]).permute(2, 0, 1).to(self.device) for n in numbers]
+            intrinsics = torch.from_numpy(np.stack([cameras[n].intrinsics for n in numbers]))
+            data = structures.camera_data(images, intrinsics, scales=[prepared[n][1] for n in numbers])
+            for number, found in zip(numbers, structures.predict(self.network, data), strict=True):
+                boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
+                mount = cameras[number].lidar_to_camera
+                boxes.append(torch.from_numpy(structures.to_lidar_boxes(boxes_N7.numpy(), mount)))
+                scores.append(scores_N)
+                labels.append(labels_N)
         # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
         return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1))
+
+
+def _padded_alike(images_HWC: Sequence[np.ndarray]) -> list[list[int]]:
+    """Numbers of the images, those together that become equally large when they are padded."""
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, image in enumerate(images_HWC):
+        height, width = image.shape[:2]
+        alike[-(-height // _STRIDE), -(-width // _STRIDE)].append(number)
+    return list(alike.values())
 
 
 def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[np.ndarray, tuple[float, float]]:

@@ -46,6 +46,16 @@ def test_a_picture_needs_neither_camera_nor_lidar(frame, found):
     assert alone.height < picture.PLAN_HEIGHT
 
 
+def test_pictures_of_several_frames_stand_below_one_another_in_one_file(frame, found, monkeypatch):
+    other = replace(frame, points_lidar_m=None)
+    parts = [np.asarray(opened(picture.draw(*pair))) for pair in ((frame, found), (other, found))]
+    written, save = [], Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **more: written.append(args) or save(*args, **more))
+    whole = picture.draw_all([frame, other], [found, found])
+    assert len(written) == 1
+    assert np.array_equal(np.asarray(opened(whole)), np.concatenate(parts))
+
+
 def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
     camera = frame.cameras["image_2"]
     (tmp_path / "out.txt").write_text(results.write(found, camera))

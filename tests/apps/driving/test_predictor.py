@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 
 from apps.driving.app import app
 from apps.driving.models.detect import shown_boxes
-from apps.driving.predictor import DrivingPredictor
+from apps.driving.predictor import DrivingPredictor, Inputs, read_frames
 from apps.driving.recipes import RECIPES
-from apps.driving.types import Boxes3D
+from apps.driving.types import Boxes3D, Frame
 from shared.deploy.artifact import Manifest, open_artifact, write_manifest
 from shared.deploy.predictor import Request, answer
 from shared.engine.recipe import save_recipe
@@ -173,6 +174,29 @@ def test_a_real_nuscenes_key_frame(predictor, model):
     places = np.array([box["centre_lidar_m"] for box in response.result["boxes"]])
     # All round the vehicle, and not ahead alone.
     assert (places[:, 0] > 1).any() and (places[:, 0] < -1).any()
+
+
+@pytest.mark.parametrize("taller", [3, 90])
+def test_what_a_camera_sees_does_not_depend_on_the_others(predictor, synthetic, taller):
+    (frame,) = read_frames([synthetic])
+    camera = replace(frame.cameras["image_2"], image_HWC=frame.cameras["image_2"].image_HWC[::2, ::2].copy())
+    dark = np.zeros((camera.image_HWC.shape[0] + taller, camera.image_HWC.shape[1], 3), np.uint8)
+    away = camera.lidar_to_camera + np.array([[0, 0, 0, 1000.0]] * 3 + [[0, 0, 0, 0]], np.float32)
+    other = replace(camera, image_HWC=dark, lidar_to_camera=away)
+    detector = predictor.detectors["fcos3d"]
+    alone = detector.detect(replace(frame, cameras={"image_2": camera}))
+    both = detector.detect(replace(frame, cameras={"dark": other, "image_2": camera}))
+    mine = both.take(np.linalg.norm(both.centre_lidar_m, axis=1) < 500)
+    assert len(alone) > 5 and mine.names == alone.names
+    assert mine.array == pytest.approx(alone.array, abs=1e-3)
+    assert mine.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_a_sweep_without_a_point_gives_no_boxes(predictor):
+    frame = Frame(name="empty", points_lidar_m=np.zeros((0, 4), np.float32), cameras={})
+    assert len(predictor.detectors["pointpillars"].detect(frame)) == 0
+    inputs = Inputs(frames=(frame,), models=("pointpillars",))
+    assert predictor.encode(predictor.predict([inputs])[0]).result["boxes"] == []
 
 
 def test_one_object_is_shown_as_one_class():
