@@ -59,7 +59,8 @@ class FastPointPillars(nn.Module):
         self.most_points, self.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
         self.rows, self.columns = detector.middle_encoder.ny, detector.middle_encoder.nx
         self.register_buffer("size", torch.tensor(size))
-        self.register_buffer("extent", torch.tensor(extent))
+        # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
+        self._grid = torch.tensor(size), torch.tensor(extent)
         encoder = detector.voxel_encoder
         self.register_buffer("offset", torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]))
         layer = layers[0].eval()
@@ -73,7 +74,7 @@ class FastPointPillars(nn.Module):
 
     def encode(self, points_N4: Tensor) -> Tensor:
         """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
-        grouped = group_points(points_N4, self.size, self.extent, self.most_points, self.most_pillars)
+        grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
         points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
         xyz = points[:, :3]
         mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]

@@ -29,7 +29,10 @@ def wrap(angle: Tensor) -> Tensor:
 def lidar_data(
     points: Sequence[Tensor], boxes_N7: Sequence[Tensor] | None = None, labels_N: Sequence[Tensor] | None = None
 ) -> dict[str, Any]:
-    """What mmdet3d's preprocessor takes: points (N, 4) of each frame, with or without boxes (gravity centre)."""
+    """What mmdet3d's preprocessor takes: points (N, 4) of each frame, with or without boxes (gravity centre).
+
+    A sweep without a point gets one at the sensor's own place: mmdet3d reads the number of frames off the last pillar.
+    """
     load()
     from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
     from mmengine.structures import InstanceData
@@ -42,7 +45,10 @@ def lidar_data(
                 bboxes_3d=LiDARInstance3DBoxes(boxes_N7[number].clone(), origin=_CENTRE), labels_3d=labels_N[number]
             )
         samples.append(sample)
-    return {"inputs": {"points": list(points)}, "data_samples": samples}
+    return {
+        "inputs": {"points": [sweep if len(sweep) else sweep.new_zeros(1, 4) for sweep in points]},
+        "data_samples": samples,
+    }
 
 
 def camera_data(
@@ -56,18 +62,20 @@ def camera_data(
     ``scales`` are factors of width and height for each image.
 
     ``truth`` holds for each image ``boxes_camera`` (N, 7: gravity centre, length, height, width, yaw about y),
-    ``labels`` (N,), ``boxes_2d`` (N, 4), ``centres_2d`` (N, 2) and ``depths`` (N,).
+    ``labels`` (N,), ``boxes_2d`` (N, 4), ``centres_2d`` (N, 2) and ``depths`` (N,). The intrinsics serve prediction
+    alone: with ``truth`` they stay where they are, so that a training step does not wait for the device.
     """
     load()
     from mmdet3d.structures import CameraInstance3DBoxes, Det3DDataSample
     from mmengine.structures import InstanceData
 
     samples = []
-    for number, intrinsics in enumerate(intrinsics_B33.cpu().numpy()):
+    known = intrinsics_B33.cpu().numpy() if truth is None else None
+    for number in range(len(images_B3HW)):
         scale = (1.0, 1.0) if scales is None else scales[number]
-        sample = Det3DDataSample(
-            metainfo={"box_type_3d": CameraInstance3DBoxes, "cam2img": intrinsics, "scale_factor": scale}
-        )
+        sample = Det3DDataSample(metainfo={"box_type_3d": CameraInstance3DBoxes, "scale_factor": scale})
+        if known is not None:
+            sample.set_metainfo({"cam2img": known[number]})
         if truth is not None:
             sample.gt_instances_3d = InstanceData(
                 bboxes_3d=CameraInstance3DBoxes(truth["boxes_camera"][number].clone(), origin=_CENTRE),

@@ -118,6 +118,16 @@ def test_camera_boxes_are_those_of_mmdet3d():
     np.testing.assert_allclose(sorted(map(tuple, corners.round(3))), sorted(map(tuple, expected.round(3))), atol=2e-3)
 
 
+def test_a_training_step_does_not_fetch_the_intrinsics_from_the_device():
+    """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
+    none = {
+        name: [torch.zeros(0, *shape)]
+        for name, shape in (("boxes_camera", (7,)), ("boxes_2d", (4,)), ("centres_2d", (2,)), ("depths", ()))
+    }
+    none["labels"] = [torch.zeros(0, dtype=torch.long)]
+    structures.camera_data(torch.zeros(1, 3, 8, 8), torch.empty(1, 3, 3, device="meta"), none)
+
+
 def test_lidar_boxes_are_those_of_mmdet3d():
     box = np.array([[12.0, 3.0, -0.8, 3.9, 1.6, 1.5, 0.4]], np.float32)
     ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))

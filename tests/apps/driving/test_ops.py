@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apps.driving.models.library import load
-from apps.driving.models.ops import boxes
+from apps.driving.models.ops import boxes, voxels
 from apps.driving.models.ops.extension import Extension
 
 ext = Extension("mmcv._ext")
@@ -119,6 +119,38 @@ def test_deformable_convolution_equals_the_compiled_operator(
     for name, value in grads.items():
         if name != "bias" or len(bias):
             assert distance(value, oracle[f"dcn_{case}_grad_{name}"]) < 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deformable_convolution_in_half_precision_is_that_of_float32(dtype):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"x": (2, 4, 6, 6), "weight": (4, 4, 3, 3), "bias": (4,), "offset": (2, 18, 6, 6), "mask": (2, 9, 6, 6)}
+    tensors = {name: torch.rand(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    settings = {
+        f"{name}_{side}": value for name, value in (("stride", 1), ("pad", 1), ("dilation", 1)) for side in "hw"
+    }
+    settings |= {"kernel_h": 3, "kernel_w": 3, "group": 1, "deformable_group": 1, "with_bias": True}
+    unused = torch.empty(0)
+
+    def both_ways(kind):
+        x, weight, bias, offset, mask = (value.to(kind) for value in tensors.values())
+        out = torch.empty_like(x)
+        ext.modulated_deform_conv_forward(x, weight, bias, unused, offset, mask, out, unused, **settings)
+        grads = [torch.zeros_like(value) for value in (x, weight, bias, offset, mask)]
+        ext.modulated_deform_conv_backward(
+            x, weight, bias, unused, offset, mask, unused, *grads, torch.ones_like(out), **settings
+        )
+        return [out, *grads]
+
+    for value, expected in zip(both_ways(dtype), both_ways(torch.float32), strict=True):
+        assert torch.equal(value, expected.to(dtype))
+
+
+def test_the_shape_of_the_grid_is_not_asked_of_the_device():
+    """A tensor on "meta" holds no numbers: reading one would fail, as it makes the host wait where there are any."""
+    points = torch.empty(5, 4, device="meta")
+    size, extent = torch.tensor([0.16, 0.16, 4]), torch.tensor([0, -39.68, -3, 69.12, 39.68, 1])
+    assert voxels._cells(points, size, extent)[2] == [1, 496, 432]
 
 
 def distance(value, expected):

@@ -48,6 +48,17 @@ def learn(name, steps, learning_rate):
     return history, model, batch
 
 
+@pytest.mark.parametrize("empty", [(0,), (0, 1), (1,)])
+def test_a_step_goes_through_sweeps_without_a_point(empty):
+    torch.manual_seed(0)
+    recipe = RECIPES["tiny"]()
+    full = torch.rand(500, 4) * torch.tensor([20.0, 10, 2, 1]) - torch.tensor([0, 5.0, 2, 0])
+    points = [full[:0] if number in empty else full for number in range(2)]
+    nothing = {"boxes": [torch.zeros(0, 7)] * 2, "labels": [torch.zeros(0, dtype=torch.long)] * 2}
+    losses = recipe.task.build().loss(recipe.model.build().train(), {"points": points} | nothing)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_fcos3d_learns_a_batch():
     history, _, _ = learn("fcos3d_tiny", 25, 2e-3)
     assert history[-1] < 0.6 * history[0]

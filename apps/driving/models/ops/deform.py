@@ -1,6 +1,7 @@
 """Modulated deformable convolution (Zhu et al., 2019, "Deformable ConvNets v2"), with the signatures of ``mmcv._ext``.
 
-torchvision compiles the same operator; its offsets are laid out alike (y, then x, of each tap).
+torchvision compiles the same operator; its offsets are laid out alike (y, then x, of each tap). It has none for half
+precision on the CPU, nor for bf16 anywhere, so that these are computed in float32.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ def modulated_deform_conv_forward(
     """Writes the convolution of ``input`` (B, C, H, W) into ``output``; ``ones`` and ``columns`` are not used."""
     output.copy_(
         torchvision.ops.deform_conv2d(
-            input,
-            offset,
-            weight,
-            bias if with_bias else None,
+            _wide(input),
+            _wide(offset),
+            _wide(weight),
+            _wide(bias) if with_bias else None,
             stride=(stride_h, stride_w),
             padding=(pad_h, pad_w),
             dilation=(dilation_h, dilation_w),
-            mask=mask,
+            mask=_wide(mask),
         )
     )
 
@@ -74,12 +75,12 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Writes the gradients of the convolution into the tensors named for them."""
     gradients = torch.ops.torchvision._deform_conv2d_backward(
-        grad_output,
-        input,
-        weight,
-        offset,
-        mask,
-        bias if with_bias else input.new_zeros(weight.shape[0]),
+        _wide(grad_output),
+        _wide(input),
+        _wide(weight),
+        _wide(offset),
+        _wide(mask),
+        _wide(bias if with_bias else input.new_zeros(weight.shape[0])),
         stride_h,
         stride_w,
         pad_h,
@@ -93,3 +94,7 @@ def modulated_deform_conv_backward(
     targets = (grad_input, grad_weight, grad_offset, grad_mask, *((grad_bias,) if with_bias else ()))
     for target, gradient in zip(targets, gradients, strict=False):
         target.copy_(gradient)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -13,13 +13,16 @@ _TABLE = 1 << 23
 
 def _cells(points: Tensor, size: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Cell (N, 3) int64 as z, y, x; whether each point is within the extent (N,); and the grid's shape z, y, x."""
-    size, extent = size.to(points.device, points.dtype), extent.to(points.device, points.dtype)
+    size, extent = size.to(points.dtype), extent.to(points.dtype)
     grid = ((extent[3:] - extent[:3]) / size).round()
+    # mmcv hands size and extent over on the host: read there, the shape costs no wait for the device.
+    shape = [int(n) for n in grid.flip(0).tolist()]
+    size, extent, grid = (value.to(points.device, non_blocking=True) for value in (size, extent, grid))
     cell = ((points[:, :3] - extent[:3]) / size).floor()
     # Compared as floating point: a far point would overflow an integer. NaN compares false.
     valid = ((cell >= 0) & (cell < grid)).all(dim=1)
     cell = torch.where(valid[:, None], cell, torch.zeros_like(cell)).long()
-    return cell.flip(1), valid, [int(n) for n in grid.flip(0).tolist()]
+    return cell.flip(1), valid, shape
 
 
 def dynamic_voxelize_forward(points: Tensor, voxel_size: Tensor, coors_range: Tensor, coors: Tensor, NDim: int) -> None:
