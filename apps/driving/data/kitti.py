@@ -11,33 +11,27 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from apps.driving.data.archive import unpacked
+from apps.driving.data.calibration import RAW_MOUNTS, STARTS, Calibration, lines, read_calibration
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.refusal import Refusal
 
-IMAGES = (".png", ".jpg", ".jpeg")
+SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
 MOST_POINTS = 2_000_000
 MOST_PIXELS = 40_000_000
 MOST_FRAMES = 200
+_Id = TypeVar("_Id")
 _LABEL_COLUMNS = (
     "type, truncated, occluded, alpha, left, top, right, bottom, height, width, length, x, y, z, rotation_y"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
-    """``intrinsics`` (3, 3) of camera 2, the rigid ``lidar_to_camera`` (4, 4), and the labels' origin in its frame."""
-
-    intrinsics: Floats
-    lidar_to_camera: Floats
-    reference_offset_m: Floats
 
 
 def read(path: Path) -> list[Frame]:
@@ -59,21 +53,20 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
         if path.suffix.lower() == ".zip":
             with unpacked(path) as folder:
                 return _read_folder(folder)
-        if path.parent.name in FOLDERS and path.suffix.lower() in (".bin", *IMAGES):
-            return [read_frame(path.parent.parent, path.stem)]
+    if all(path.parent.name in FOLDERS and path.suffix.lower() in (*SWEEPS, *IMAGES) for path in paths):
+        whole = sorted({(path.parent.parent, path.stem) for path in paths})
+        return [read_frame(root, frame_id) for root, frame_id in _few(whole, f"what {paths[0].name} begins")]
     return _read_loose(paths)
 
 
 def read_frame(root: Path, frame_id: str) -> Frame:
     """One frame of a KITTI object folder, by its number; what the folder lacks stays empty."""
-    image = next(
-        (found for suffix in IMAGES if (found := root / "image_2" / f"{frame_id}{suffix}").is_file()),
-        None,
+    points, image, calibration, labels = (
+        _named(root / folder, frame_id, suffixes)
+        for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("calib", TEXTS), ("label_2", TEXTS))
     )
-    points, calibration, labels = (
-        found if (found := root / folder / f"{frame_id}{suffix}").is_file() else None
-        for folder, suffix in (("velodyne", ".bin"), ("calib", ".txt"), ("label_2", ".txt"))
-    )
+    # Odometry has one calibration for a whole sequence.
+    calibration = calibration or _named(root, "calib", TEXTS)
     if points is None and image is None:
         raise Refusal(
             f"there is no frame {frame_id} in {root.name}: neither velodyne/{frame_id}.bin nor an image of it"
@@ -83,9 +76,20 @@ def read_frame(root: Path, frame_id: str) -> Frame:
 
 def frame_ids(root: Path) -> list[str]:
     """The numbers of the frames in a KITTI object folder, sorted."""
-    found = {file.stem for file in (root / "velodyne").glob("*.bin")}
-    found |= {file.stem for suffix in IMAGES for file in (root / "image_2").glob(f"*{suffix}")}
-    return sorted(found)
+    return sorted(
+        {
+            file.stem
+            for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES))
+            for file in (root / folder).glob("*")
+            if file.suffix.lower() in suffixes
+        }
+    )
+
+
+def _named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
+    """The file of that name, its ending in small letters or in capitals."""
+    endings = [ending for suffix in suffixes for ending in (suffix, suffix.upper())]
+    return next((found for ending in endings if (found := folder / f"{stem}{ending}").is_file()), None)
 
 
 def read_points(path: Path) -> Floats:
@@ -113,7 +117,7 @@ def read_points(path: Path) -> Floats:
 
 
 def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB; of 16 bits a channel the upper eight."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -122,55 +126,19 @@ def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
                     raise Refusal(
                         f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
                     )
+                if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255; it takes RGB's upper half
+                    grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                    return np.repeat(grey[..., None], 3, axis=2)
                 return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refusal(f"{path.name} cannot be read as an image: {error}") from error
-
-
-def read_calibration(path: Path) -> Calibration:
-    """Camera 2 and the LiDAR, from P2, R0_rect and Tr_velo_to_cam."""
-    rows: dict[str, list[float]] = {}
-    for number, line in enumerate(_lines(path), 1):
-        key, _, values = line.partition(":")
-        try:
-            rows[key.strip()] = [float(value) for value in values.split()]
-        except ValueError as error:
-            raise Refusal(f"{path.name}, line {number}: {error}; expected `{key}:` and numbers") from error
-    matrices = []
-    for names, shape in (
-        (("P2",), (3, 4)),
-        (("R0_rect", "R_rect"), (3, 3)),
-        (("Tr_velo_to_cam", "Tr_velo_cam"), (3, 4)),
-    ):
-        found = next((rows[name] for name in names if name in rows), None)
-        if found is None:
-            raise Refusal(f"{path.name} has no row {names[0]}; a KITTI calibration has P2, R0_rect and Tr_velo_to_cam")
-        if len(found) != shape[0] * shape[1] or not np.isfinite(found).all():
-            raise Refusal(f"{path.name}: {names[0]} needs {shape[0] * shape[1]} finite numbers, it has {len(found)}")
-        matrices.append(np.array(found, np.float64).reshape(shape))
-    projection, rectify, mount = matrices
-    intrinsics = projection[:, :3]
-    if abs(np.linalg.det(intrinsics)) < 1e-6 or intrinsics[0, 0] <= 0:
-        raise Refusal(f"{path.name}: P2 is not a camera's projection (focal length {intrinsics[0, 0]:g})")
-    for name, rotation in (("R0_rect", rectify), ("Tr_velo_to_cam", mount[:, :3])):
-        if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
-            raise Refusal(f"{path.name}: the first three columns of {name} are not a rotation")
-    offset = np.linalg.solve(intrinsics, projection[:, 3])
-    transform = np.eye(4)
-    transform[:3, :3] = rectify @ mount[:, :3]
-    transform[:3, 3] = rectify @ mount[:, 3] + offset
-    return Calibration(
-        intrinsics=intrinsics.astype(np.float32),
-        lidar_to_camera=transform.astype(np.float32),
-        reference_offset_m=offset.astype(np.float32),
-    )
 
 
 def read_labels(path: Path, camera: Calibration | Camera) -> tuple[Boxes3D, Floats]:
     """The boxes of a label or result file in the LiDAR frame, and the 2D boxes (K, 4) of its DontCare regions."""
     names: list[str] = []
     rows, ignored = [], []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         name, *values = line.split()
         if len(values) not in (14, 15):
             raise Refusal(f"{path.name}, line {number}: {len(values) + 1} columns instead of 15, or 16 with a score")
@@ -188,14 +156,16 @@ def read_labels(path: Path, camera: Calibration | Camera) -> tuple[Boxes3D, Floa
         names.append(name.lower())
         rows.append(row + [np.nan] * (15 - len(row)))
     table = np.array(rows, np.float64).reshape(-1, 15)
-    scored = bool(len(table)) and not np.isnan(table[:, 14]).any()
+    without = int(np.isnan(table[:, 14]).sum())
+    if 0 < without < len(table):
+        raise Refusal(f"{path.name}: {without} of {len(table)} rows have no score (column 16); all need one, or none")
     centre, yaw = from_rectified(table[:, 10:13], table[:, 7], table[:, 13], camera)
     boxes = Boxes3D(
         centre_lidar_m=centre,
         size_m=table[:, [9, 8, 7]].astype(np.float32),
         yaw=yaw,
         names=tuple(names),
-        scores=table[:, 14].astype(np.float32) if scored else None,
+        scores=table[:, 14].astype(np.float32) if len(table) and not without else None,
         truncation=table[:, 0].astype(np.float32),
         occlusion=table[:, 1].astype(np.int64),
         box_2d=table[:, 3:7].astype(np.float32),
@@ -229,13 +199,6 @@ def _forward_yaw(camera: Calibration | Camera) -> float:
 
 def _wrap(angle: np.ndarray) -> np.ndarray:
     return (angle + np.pi) % (2 * np.pi) - np.pi
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise Refusal(f"{path.name} is not text; a calibration or label file was expected") from error
 
 
 def _frame(name: str, points: Path | None, image: Path | None, calibration: Path | None, labels: Path | None) -> Frame:
@@ -283,15 +246,24 @@ def _read_folder(folder: Path) -> list[Frame]:
     ids = frame_ids(root)
     if not ids:
         raise Refusal(f"{root.name} holds neither velodyne/*.bin nor image_2/*.png")
+    return [read_frame(root, frame_id) for frame_id in _few(ids, root.name)]
+
+
+def _few(ids: list[_Id], name: str) -> list[_Id]:
     if len(ids) > MOST_FRAMES:
-        raise Refusal(f"{root.name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time")
-    return [read_frame(root, frame_id) for frame_id in ids]
+        raise Refusal(
+            f"{name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
+            "Name that many files of velodyne or image_2 at a time instead of the folder (docs/driving.md has the loop)"
+        )
+    return ids
 
 
 def _read_loose(paths: Sequence[Path]) -> list[Frame]:
     """Files without folders: told apart by what they hold, put together by name."""
     roles: dict[str, dict[str, Path]] = {"points": {}, "image": {}, "calibration": {}, "labels": {}}
     for path in paths:
+        if path.name in RAW_MOUNTS and len(paths) > 1:
+            continue
         role = _role(path)
         if path.stem in roles[role]:
             raise Refusal(
@@ -318,5 +290,5 @@ def _role(path: Path) -> str:
     if suffix in IMAGES:
         return "image"
     if suffix == ".txt":
-        return "calibration" if any(line.startswith(("P2:", "Tr_velo")) for line in _lines(path)) else "labels"
+        return "calibration" if any(line.startswith(STARTS) for line in lines(path)) else "labels"
     raise Refusal(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")

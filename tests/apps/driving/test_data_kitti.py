@@ -226,6 +226,90 @@ def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
         kitti.read(tmp_path / "k")
 
 
+def matrix_rows(calibration):
+    return {name: values for line in calibration.splitlines() for name, values in [line.split(": ", 1)]}
+
+
+def test_every_spelling_of_a_calibration_gives_the_same(synthetic, tmp_path):
+    _, root = synthetic
+    text = (root / "calib" / "000007.txt").read_text()
+    expected = kitti.read_calibration(root / "calib" / "000007.txt")
+    rows = matrix_rows(text)
+    mount = np.array(rows["Tr_velo_to_cam"].split(), float).reshape(3, 4)
+    turn, move = (" ".join(map(repr, part.ravel().tolist())) for part in (mount[:, :3], mount[:, 3]))
+    tracking = f"P2: {rows['P2']}\nR_rect {rows['R0_rect']}\nTr_velo_cam {rows['Tr_velo_to_cam']}\nTr_imu_velo 1 0\n"
+    odometry = f"P0: {rows['P2']}\nP2: {rows['P2']}\nTr: {rows['Tr_velo_to_cam']}\n"
+    raw = f"calib_time: 09-Jan-2012 13:57:47\nP_rect_02: {rows['P2']}\nR_rect_00: {rows['R0_rect']}\n"
+    (tmp_path / "calib_velo_to_cam.txt").write_text(f"calib_time: 15-Mar-2012 11:37:16\nR: {turn}\nT: {move}\n")
+    for name, spelling in (
+        ("0000", tracking),
+        ("calib", odometry),
+        ("calib_cam_to_cam", raw),
+        ("bom", "\ufeff" + text),
+    ):
+        (tmp_path / f"{name}.txt").write_text(spelling, encoding="utf-8")
+        read = kitti.read_calibration(tmp_path / f"{name}.txt")
+        assert read.lidar_to_camera == pytest.approx(expected.lidar_to_camera, abs=1e-6)
+        assert read.intrinsics == pytest.approx(expected.intrinsics)
+        others = [tmp_path / "calib_velo_to_cam.txt"] if name == "calib_cam_to_cam" else []
+        shutil.copy(root / "image_2" / "000007.png", tmp_path / "view.png")
+        (frame,) = kitti.read_files([tmp_path / "view.png", tmp_path / f"{name}.txt", *others])
+        assert len(frame.cameras) == 1
+    shutil.copytree(root / "image_2", tmp_path / "sequence" / "image_2")
+    (tmp_path / "sequence" / "calib.txt").write_text(odometry)
+    assert len(kitti.read(tmp_path / "sequence")[0].cameras) == 1
+    (tmp_path / "calib_velo_to_cam.txt").unlink()
+    with pytest.raises(Refusal, match=r"calib_velo_to_cam\.txt has to lie beside it"):
+        kitti.read_calibration(tmp_path / "calib_cam_to_cam.txt")
+    (tmp_path / "mirror.txt").write_text(text.replace("R0_rect: 1.0", "R0_rect: -1.0"))
+    with pytest.raises(Refusal, match="R0_rect is a reflection"):
+        kitti.read_calibration(tmp_path / "mirror.txt")
+
+
+def test_images_of_16_bits_keep_their_shades(tmp_path):
+    import cv2
+
+    shades = np.linspace(0, 65535, 60 * 40 * 3).astype(np.uint16).reshape(60, 40, 3)
+    cv2.imwrite(str(tmp_path / "colour.png"), shades[..., ::-1])
+    cv2.imwrite(str(tmp_path / "grey.png"), shades[..., 0])
+    assert np.array_equal(kitti.read_image(tmp_path / "colour.png"), shades >> 8)
+    assert np.array_equal(kitti.read_image(tmp_path / "grey.png"), np.repeat(shades[..., :1] >> 8, 3, axis=2))
+
+
+def test_endings_in_capitals_are_found(synthetic, tmp_path):
+    for ending in ("JPG", "PNG"):
+        root = tmp_path / ending
+        shutil.copytree(synthetic[1], root)
+        image = root / "image_2" / "000007.png"
+        image.rename(image.with_suffix(f".{ending}"))
+        (root / "velodyne" / "000007.bin").rename(root / "velodyne" / "000007.BIN")
+        (frame,) = kitti.read(root)
+        assert len(frame.cameras) == 1 and frame.points_lidar_m is not None
+
+
+def test_scores_of_some_rows_alone_are_refused(synthetic, tmp_path):
+    _, root = synthetic
+    first, *others = (root / "label_2" / "000007.txt").read_text().splitlines()
+    (tmp_path / "some.txt").write_text("\n".join([first + " 0.5", *others]))
+    with pytest.raises(Refusal, match=rf"some\.txt: {len(others)} of {len(others) + 1} rows have no score"):
+        kitti.read_labels(tmp_path / "some.txt", kitti.read_calibration(root / "calib" / "000007.txt"))
+
+
+def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
+    root = tmp_path / "k"
+    for number in range(3):
+        for part, ending in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt")):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(synthetic[1] / part / f"000007.{ending}", root / part / f"{number:06d}.{ending}")
+    monkeypatch.setattr(kitti, "MOST_FRAMES", 2)
+    for paths in ([root], sorted((root / "velodyne").iterdir())):
+        with pytest.raises(Refusal, match="3 frames; at most 2 are taken at a time"):
+            kitti.read_files(paths)
+    portion = kitti.read_files(sorted((root / "velodyne").iterdir())[1:])
+    assert [frame.name for frame in portion] == ["000001", "000002"]
+    assert all(len(frame.cameras) == 1 for frame in portion)
+
+
 def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
     _, root = synthetic
     shutil.copytree(root, tmp_path / "k")
