@@ -94,10 +94,15 @@ def found_in_real(
     rows = []
     for kind in _CLASSES:
         near = count(frames, found, kind, criterion="centre", threshold=2.0, fewest_points=FEWEST_POINTS)
+        share = count(frames, found, kind, criterion="relative", threshold=0.1, fewest_points=FEWEST_POINTS)
         over = count(frames, found, kind, criterion="iou", threshold=0.5, fewest_points=FEWEST_POINTS)
         text = "; ".join(
             f"{label}: precision {c.found}/{c.found + c.false}, recall {c.found}/{c.found + c.missed}"
-            for label, c in (("BEV IoU 0.5", over), ("centre within 2 m", near))
+            for label, c in (
+                ("BEV IoU 0.5", over),
+                ("centre within 2 m", near),
+                ("centre within 10 % of its distance", share),
+            )
         )
         rows.append((f"{name}: {kind}, five real KITTI frames", "-", text))
     return rows

@@ -17,7 +17,7 @@ from apps.driving.data.projection import image_boxes
 from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
 from apps.driving.types import Boxes3D, Frame
 
-Criterion = Literal["iou", "centre"]
+Criterion = Literal["iou", "centre", "relative"]
 NEUTRAL = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist": ()}
 
 
@@ -61,9 +61,10 @@ def match(
 ) -> Matches:
     """Matches detections of class ``name`` with the truth of a frame.
 
-    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres in metres. Objects of
-    neutral classes, objects with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's
-    area in the image) excuse a detection and are not missed.
+    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres: in metres ("centre"),
+    or as a share of the object's distance from the LiDAR ("relative"). Objects of neutral classes, objects with fewer
+    returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image) excuse a
+    detection and are not missed.
     """
     truth = frame.truth
     if truth is None:
@@ -121,6 +122,8 @@ def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doub
         plane = [0, 1, 3, 4, 6]
         return bev_iou(here[:, plane], there[:, plane])
     apart: Doubles = np.linalg.norm(here[:, None, :2] - there[None, :, :2], axis=-1)
+    if criterion == "relative":
+        apart = apart / np.maximum(np.linalg.norm(here[:, :2], axis=1), 1e-6)[:, None]
     return -apart
 
 

@@ -48,6 +48,14 @@ def test_a_centre_distance_forgives_size_but_not_place():
     assert count([truth], [found], "car", criterion="iou", threshold=0.5).found == 0
 
 
+def test_a_distance_of_centres_may_grow_with_the_distance_of_the_object():
+    truth = frame(boxes([(10, 0), (40, 30)]))
+    found = boxes([(11.5, 0), (44, 31)], scores=[0.9, 0.8])
+    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(found=1, missed=1, false=1)
+    assert count([truth], [found], "car", criterion="relative", threshold=0.2).found == 2
+    assert count([truth], [found], "car", criterion="centre", threshold=2).found == 1
+
+
 def test_neutral_classes_sparse_objects_and_ignored_regions_excuse():
     truth = boxes([(10, 0), (20, 0), (30, 0)], names=["car", "van", "car"])
     truth = replace(truth, point_counts=np.array([100, 100, 2]))
