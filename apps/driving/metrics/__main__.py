@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from apps.driving.data import kitti
+from apps.driving.data.calibration import Calibration
 from apps.driving.metrics.kitti_ap import DIFFICULTIES, OVERLAPS, evaluate
 from apps.driving.types import Boxes3D, Frame
 from shared.refusal import Refusal
 
-_UPRIGHT = kitti.Calibration(
+_UPRIGHT = Calibration(
     intrinsics=np.eye(3, dtype=np.float32),
     lidar_to_camera=np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32),
     reference_offset_m=np.zeros(3, np.float32),

@@ -61,10 +61,10 @@ def match(
 ) -> Matches:
     """Matches detections of class ``name`` with the truth of a frame.
 
-    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres: in metres ("centre"),
-    or as a share of the object's distance from the LiDAR ("relative"). Objects of neutral classes, objects with fewer
-    returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image) excuse a
-    detection and are not missed.
+    ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres: in metres
+    ("centre"), or as a share of the object's distance from the LiDAR ("relative"). Objects of neutral classes, objects
+    with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image)
+    excuse a detection and are not missed.
     """
     truth = frame.truth
     if truth is None:
