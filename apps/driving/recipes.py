@@ -83,13 +83,14 @@ def small() -> LidarRecipe:
     return LidarRecipe(
         model=PointPillars(
             pillar_m=0.32,
+            points_per_pillar=12,
             pillars=(12000, 12000),
             features=32,
             layers=(2, 3, 3),
             widths=(32, 64, 96),
             neck=48,
         ),
-        data=LidarScenes(scenes=960, validation_scenes=32, intensity=False),
+        data=LidarScenes(scenes=1920, validation_scenes=32, intensity=False),
         task=LidarTask(),
         limits=Limits(epochs=4, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=27),
         precision="fp32",
@@ -139,7 +140,7 @@ def fcos3d_small() -> CameraRecipe:
     """Half an hour on two cores: ResNet-18 of half width on images of 621 x 188."""
     return CameraRecipe(
         model=_SMALL_CAMERA,
-        data=CameraScenes(scenes=768, validation_scenes=32),
+        data=CameraScenes(scenes=1536, validation_scenes=32),
         task=CameraTask(),
         limits=Limits(epochs=8, batch=4, monitor="map", mode="max", patience=100, log_every=20, minutes=26),
         precision="fp32",

@@ -141,9 +141,16 @@ def augment_sweep(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageAugmentation:
-    """Mirroring, and changes of brightness, contrast, colour and noise, as shares of the whole."""
+    """Mirroring, coming nearer, tilting, and changes of brightness, contrast, colour and noise, as shares of the whole.
+
+    ``nearer`` is the largest change of scale: what is seen 1.2 times as large is 1.2 times as near for a camera of
+    the same focal length. ``tilt`` moves the image up or down, by a share of its height, and the principal point with
+    it, so that the row in which an object stands does not tell its depth.
+    """
 
     mirror: float = 0.5
+    nearer: float = 0.25
+    tilt: float = 0.08
     brightness: float = 0.25
     contrast: float = 0.3
     colour: float = 0.1
@@ -219,6 +226,9 @@ class Images:
     def _sample(self, index: int, key: Key | None) -> dict[str, Any]:
         image, intrinsics, mount, table = self.scene(index)
         boxes = to_camera_boxes(table[:, :7], mount)
+        generator = None if key is None else key.generator(index)
+        if generator is not None:
+            image = moved(image, intrinsics, boxes, table[:, 11:15], self.config.augmentation, generator)
         projected = boxes[:, :3] @ intrinsics.T
         centres = projected[:, :2] / np.maximum(projected[:, 2:], 1e-3)
         height, width = image.shape[:2]
@@ -226,8 +236,7 @@ class Images:
         seen &= ((centres >= 0) & (centres < (width, height))).all(axis=1)
         seen &= (table[:, 14] - table[:, 12] >= self.config.shortest_px) & (table[:, 10] < 2) & (table[:, 9] < 0.5)
         boxes, centres, boxes_2d = boxes[seen], centres[seen], table[seen, 11:15]
-        if key is not None:
-            generator = key.generator(index)
+        if generator is not None:
             if generator.random() < self.config.augmentation.mirror:
                 image = image[:, ::-1]
                 intrinsics[0, 2] = width - 1 - intrinsics[0, 2]
@@ -247,6 +256,43 @@ class Images:
             "centres_2d": centres.astype(np.float32),
             "depths": boxes[:, 2].copy(),
         }
+
+
+def moved(
+    image_HWC: NDArray[np.uint8],
+    intrinsics: Floats,
+    boxes_camera: Floats,
+    boxes_2d: Floats,
+    how: ImageAugmentation,
+    generator: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """The image seen from nearer or further and tilted; changes the principal point, the boxes and the 2D boxes alike.
+
+    An object keeps its offsets across the viewing direction, its size and the angle under which it is seen; its depth
+    changes with the scale. What comes into the image from beyond its edge repeats the edge.
+    """
+    import cv2
+
+    height, width = image_HWC.shape[:2]
+    scale = float(np.exp(generator.uniform(-1, 1) * np.log1p(how.nearer)))
+    shift = float(generator.uniform(-how.tilt, how.tilt)) * height
+    centre = intrinsics[:2, 2].copy()
+    offset = centre * (1 - scale) + (0, shift)
+    matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
+    image = cv2.warpAffine(
+        np.ascontiguousarray(image_HWC),
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    intrinsics[1, 2] += shift
+    before = np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
+    boxes_camera[:, 2] /= scale
+    turned = boxes_camera[:, 6] - before + np.arctan2(boxes_camera[:, 0], boxes_camera[:, 2])
+    boxes_camera[:, 6] = np.mod(turned + np.pi, 2 * np.pi) - np.pi
+    boxes_2d[:] = (boxes_2d * scale + np.tile(offset, 2)).clip(0, (width - 1, height - 1) * 2)
+    return image
 
 
 def recolour(image_HWC: NDArray[np.uint8], how: ImageAugmentation, generator: np.random.Generator) -> NDArray[np.uint8]:

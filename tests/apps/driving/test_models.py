@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from apps.driving.data.training import augment_sweep
+from apps.driving.data.training import augment_sweep, moved
 from apps.driving.models import fcos3d, structures
 from apps.driving.models.library import shipped_config
 from apps.driving.models.pointpillars import _CONFIG, PillarsToHeads, PointPillars, example_input
@@ -155,3 +156,26 @@ def test_augmentation_moves_points_and_boxes_alike():
         # The front of the car stays its front.
         assert np.linalg.norm(points[[0, 3]].mean(0) - expected[[0, 3]].mean(0)) < 1e-3
     assert mirrored == {True, False}
+
+
+def test_an_image_moved_nearer_and_tilted_shows_its_boxes_where_they_are():
+    """What the boxes' centres project to moves as the image's own content does, and the angle of view stays."""
+    how = dataclasses.replace(RECIPES["fcos3d_small"]().data.augmentation, nearer=0.3, tilt=0.1)
+    intrinsics = np.array([[360.0, 0, 305], [0, 360.0, 86], [0, 0, 1]], np.float32)
+    for seed in range(10):
+        box = np.array([[-4.0, 1.2, 20.0, 3.9, 1.5, 1.6, 0.8]], np.float32)
+        moving, camera = box.copy(), intrinsics.copy()
+        u, v, _ = (intrinsics @ box[0, :3] / box[0, 2]).tolist()
+        image = np.zeros((188, 621, 3), np.uint8)
+        cv2.circle(image, (round(u), round(v)), 3, (255, 255, 255), -1)
+        boxes_2d = np.array([[u - 20, v - 15, u + 20, v + 15]], np.float32)
+        moved_image = moved(image, camera, moving, boxes_2d, how, np.random.default_rng(seed))
+        rows, columns = np.nonzero(moved_image[..., 0] > 100)
+        expected = camera @ moving[0, :3] / moving[0, 2]
+        assert (columns.mean(), rows.mean()) == pytest.approx(expected[:2].tolist(), abs=1.0)
+        assert boxes_2d[0].reshape(2, 2).mean(0) == pytest.approx(expected[:2], abs=1e-3)
+        scale = float(boxes_2d[0, 2] - boxes_2d[0, 0]) / 40
+        assert moving[0, 2] == pytest.approx(20 / scale) and camera[0, 0] == 360
+        np.testing.assert_array_equal(moving[0, [0, 1, 3, 4, 5]], box[0, [0, 1, 3, 4, 5]])
+        angle = [b[0, 6] - np.arctan2(b[0, 0], b[0, 2]) for b in (box, moving)]
+        assert angle[0] == pytest.approx(angle[1], abs=1e-5)
