@@ -116,7 +116,8 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
         "wall_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
         "mediastinum_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(8, 40), count=14),
         "lung_texture": Waves.draw(random, deviation=random.uniform(6, 22), wavelengths_mm=(4, 50), count=18),
-        "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(12, 80), count=12),
+        # Coarser than nodules: a cloud of their size would be a ground-glass nodule that nobody labelled.
+        "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(60, 160), count=12),
         "haze_level": random.uniform(1.2, 3.5),
     }
     nothing = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
@@ -137,7 +138,7 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
             kind.append(grow(random, bare.lung_depth, start, at, goals, leaf_radius_mm=leaf, exponent=power))
         airways.append(bronchi(random, arteries[-1], random.uniform(1.1, 1.7)))
         trunk.append(_tube(carina, hilum + np.array([0, 6, 6], np.float32), random.uniform(4.5, 6.5)))
-        nodes += _blobs(random, hilum, int(random.integers(3, 9)))
+        nodes += _lymph_nodes(random, bare, hilum, int(random.integers(3, 9)))
         bands += _bands(random, bare, side)
     great = [
         _tube((bare.aorta[0], bare.aorta[1], -150), (bare.aorta[0], bare.aorta[1], bare.carina + 25), bare.aorta[2]),
@@ -154,7 +155,7 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
         "airways": join(airways),
         "trachea": join(trunk),
         "great_vessels": join(great),
-        "nodes": join(nodes),
+        "nodes": join(nodes) if nodes else nothing,
         "bands": join(bands) if bands else nothing,
     }
     return Anatomy(**shape, **trees)
@@ -176,13 +177,19 @@ def _tube(start: object, end: object, radius: float) -> Tubes:
     return Tubes(*ends, np.full((1, 2), radius, np.float32))
 
 
-def _blobs(random: np.random.Generator, centre: Array, count: int) -> list[Tubes]:
-    """Hilar lymph nodes: short thick pieces close around the hilum."""
-    blobs = []
+def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, count: int) -> list[Tubes]:
+    """Hilar lymph nodes: short thick pieces close around the hilum.
+
+    Those that would lie in aerated lung are left out: there such a piece is a nodule, and no label would say so.
+    """
+    found = []
     for _ in range(count):
-        at = centre + random.normal(size=3) * (7, 11, 17)
-        blobs.append(_tube(at, at + random.normal(size=3) * 4, random.uniform(2.5, 7)))
-    return blobs
+        start = hilum + random.normal(size=3) * (7, 11, 17)
+        end, radius = start + random.normal(size=3) * 4, random.uniform(2.5, 7)
+        (depth,) = anatomy.lung_depth(*((start + end) / 2).astype(np.float32)[:, None])
+        if depth < -0.5 * radius:
+            found.append(_tube(start, end, radius))
+    return found
 
 
 def _bands(random: np.random.Generator, anatomy: Anatomy, side: int) -> list[Tubes]:

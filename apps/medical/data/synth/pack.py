@@ -21,7 +21,7 @@ from shared.data.packs import made_once, on_all_processors
 
 WINDOW_HU = (-1024.0, 300.0)
 MOST_BOXES = 6
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
