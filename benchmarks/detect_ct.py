@@ -10,6 +10,7 @@ The scan is the real one of the data registry where it is at hand, and a synthet
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,18 +41,19 @@ def main() -> None:
     scan, title = _scan(quick=chosen.quick)
     repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
     detector, tiling = predictor.detector, predictor.tiling
-    detector.set_sliding_window_inferer(
+    peer = copy.deepcopy(detector).to(memory_format=torch.contiguous_format)
+    peer.set_sliding_window_inferer(
         roi_size=tiling.size, overlap=tiling.overlap, sw_batch_size=tiling.batch, mode="constant"
     )
 
     lungs = find_lungs(scan)
     assert lungs is not None
     image = resample(scan, cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.spacing_mm), chosen.device)
-    theirs, their_image_s = _timed(lambda: _monai_detect(detector, image), repeats, chosen.device)
+    theirs, their_image_s = _timed(lambda: _monai_detect(peer, image), repeats, chosen.device)
     ours, our_image_s = _timed(lambda: detect(detector, image, tiling), repeats, chosen.device)
     equal, difference = _equal(theirs, ours)
 
-    (their_found, their_scan_s) = _timed(lambda: _monai_scan(predictor, scan), repeats, chosen.device)
+    (their_found, their_scan_s) = _timed(lambda: _monai_scan(peer, predictor, scan), repeats, chosen.device)
     (readings, our_scan_s) = _timed(lambda: predictor.predict([Case(scan, 0.0, 100)]), repeats, chosen.device)
     apart = _apart_mm(their_found, np.array([n.centre_lps_mm for n in readings[0].findings[:20]]))
     figures = {
@@ -96,7 +98,7 @@ def _monai_detect(detector: Any, image: torch.Tensor) -> Detections:
     return Detections(found["box"].float(), found["label_scores"].float())
 
 
-def _monai_scan(predictor: NodulePredictor, scan: CTVolume) -> np.ndarray:
+def _monai_scan(detector: Any, predictor: NodulePredictor, scan: CTVolume) -> np.ndarray:
     """Centres (n, 3) in LPS mm of MONAI's findings, best first, by the steps of its bundle."""
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.intensity.array import ScaleIntensityRange
@@ -110,7 +112,7 @@ def _monai_scan(predictor: NodulePredictor, scan: CTVolume) -> np.ndarray:
     image = Orientation(axcodes="RAS", labels=None)(MetaTensor(voxels, affine=torch.as_tensor(affine)))
     image = Spacing(pixdim=predictor.spacing_mm, padding_mode="border")(image)
     image = ScaleIntensityRange(a_min=-1024, a_max=300, b_min=0, b_max=1, clip=True)(image)
-    found = _monai_detect(predictor.detector, image.as_tensor()[0].to(predictor.device))
+    found = _monai_detect(detector, image.as_tensor()[0].to(predictor.device))
     boxes = found.boxes.double().cpu().numpy()
     centres = (boxes[:, :3] + boxes[:, 3:]) / 2 - 0.5
     world = centres @ image.affine.numpy()[:3, :3].T + image.affine.numpy()[:3, 3]
