@@ -7,9 +7,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -18,6 +18,9 @@ from shared import cli
 from shared.app import App, Table, find, installed, shipped
 from shared.observe.doctor import Check, examine
 from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    from shared.deploy.predictor import Response
 
 console = Console()
 
@@ -54,7 +57,9 @@ def train(command: cli.Train, rest: Sequence[str]) -> int:
     import tyro
 
     base = recipes[command.recipe]()
-    recipe = tyro.cli(type(base), default=base, args=list(rest), prog=f"trivium train {app.name}")
+    # The recipe has chosen its optimizer and schedule; their settings are settings like any other.
+    flat = (tyro.conf.AvoidSubcommands,)
+    recipe = tyro.cli(type(base), default=base, args=list(rest), prog=f"trivium train {app.name}", config=flat)
     from shared.engine.loop import fit
     from shared.engine.run import Run
 
@@ -100,15 +105,12 @@ def evaluate(command: cli.Evaluate) -> int:
         validation = recipe.data.validation()
         scores = loop.evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
         if group.leader:
-            _scores(f"{title} on {recipe.data.fingerprint()['description']}", scores)
+            _scores(f"{title} on the validation data of its recipe, {document['name']}", scores)
     return 0
 
 
 def predict(command: cli.Predict) -> int:
     """Predicts and writes result.json, picture.png and the app's own files; nothing is left half-written."""
-    from shared.deploy.artifact import open_artifact
-    from shared.deploy.predictor import Request, answer
-
     app = find(command.app)
     options = dict(_option(text) for text in command.option)
     if not command.inputs:
@@ -118,13 +120,13 @@ def predict(command: cli.Predict) -> int:
             raise Refusal(f"{path} does not exist; name a file or a folder to predict on")
     if command.out.exists() and not command.out.is_dir():
         raise Refusal(f"{command.out} is a file; name a directory for what comes out")
-    artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
-    artifacts[0].must_belong_to(app.name)
-    predictor = app.predictor(artifacts, _device(command.device))
-    response = answer(predictor, Request(files=command.inputs, options=options))
-    command.out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
     try:
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
+    except OSError as error:
+        raise Refusal(f"{command.out} cannot be made: {error.strerror}; name another directory with --out") from error
+    try:
+        response = _answer(app, command, options)
         (aside / "result.json").write_text(
             json.dumps(response.result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -139,6 +141,16 @@ def predict(command: cli.Predict) -> int:
     _findings(app, response.result)
     console.print(f"Wrote {command.out / 'result.json'}, {command.out / 'picture.png'}", soft_wrap=True)
     return 0
+
+
+def _answer(app: App, command: cli.Predict, options: dict[str, str]) -> Response:
+    from shared.deploy.artifact import open_artifact
+    from shared.deploy.predictor import Request, answer
+
+    artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
+    artifacts[0].must_belong_to(app.name)
+    predictor = app.predictor(artifacts, _device(command.device))
+    return answer(predictor, Request(files=command.inputs, options=options))
 
 
 def export(command: cli.Export) -> int:
@@ -249,19 +261,33 @@ def _scores(title: str, scores: dict[str, float]) -> None:
 
 
 def _findings(app: App, result: dict[str, Any], most: int = 10) -> None:
-    """The first list of objects in a result, as a table."""
-    for key, items in result.items():
-        if isinstance(items, list) and key in ("findings", "boxes", "events"):
-            columns = [name for name, value in items[0].items() if not isinstance(value, dict)][:6] if items else []
-            rows = [[_short(item[name]) for name in columns] for item in items[:most]]
-            more = f", the first {most}" if len(items) > most else ""
-            _table(Table(title=f"{app.title}: {len(items)} {key}{more}", columns=columns, rows=rows))
-            return
+    """What a result says in sentences, then its list of objects as a table."""
+    for sentence in _sentences(result):
+        console.print(sentence, soft_wrap=True)
+    key = next(name for name in ("findings", "boxes", "events") if name in result)
+    items = result[key]
+    more = f", the first {most} shown" if len(items) > most else ""
+    title = f"{app.title}: {key}: {len(items)}{more}"
+    if not items:
+        console.print(title, soft_wrap=True)
+        return
+    columns = [name for name, value in items[0].items() if not isinstance(value, (dict, list)) or len(value) <= 3]
+    _table(
+        Table(title=title, columns=columns, rows=[[_short(item[name]) for name in columns] for item in items[:most]])
+    )
+
+
+def _sentences(result: dict[str, Any]) -> Iterator[str]:
+    for name, value in result.items():
+        if name in ("remarks", "notes"):
+            yield from value
+        elif isinstance(value, dict):
+            yield from _sentences(value)
 
 
 def _short(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.7g}"
     if isinstance(value, list):
         return ", ".join(_short(item) for item in value)
     return str(value)
@@ -273,6 +299,6 @@ def _table(table: Table) -> None:
         shown.add_column(column, overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
-    (console if sys.stdout.isatty() else Console(width=120)).print(shown)
+    (console if sys.stdout.isatty() else Console(width=150)).print(shown)
     for note in table.notes:
         console.print(note, soft_wrap=True)

@@ -72,7 +72,10 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
 
     name = str(getattr(recipe.model, "name", app.models[0]))
     home = registry / name
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{home} cannot be made: {error.strerror}; name another folder with --registry") from error
     with alone(home / ".lock"):
         version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
         aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))

@@ -80,3 +80,33 @@ def test_doctor_finds_what_is_locked(capsys):
     text = capsys.readouterr().out
     for name in ("Python", "torch", "monai", "mmdet3d", "medical weights", "driving weights", "finance weights"):
         assert name in text
+
+
+def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
+    import yaml
+
+    out = tmp_path / "run"
+    arguments = ["train", "finance", "--recipe", "tiny", "--limits.batch", "16", "--limits.steps", "1"]
+    assert cli.main([*arguments, "--optimizer.learning-rate", "3e-4", "--out", str(out)]) == 0
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())["recipe"]
+    assert recipe["optimizer"]["learning_rate"] == 3e-4 and recipe["limits"]["batch"] == 16
+
+
+def test_what_a_result_says_is_printed_although_nothing_was_found(capsys):
+    from shared.app import find
+    from shared.commands import _findings
+
+    _findings(find("medical"), {"findings": [], "remarks": ["Not a chest."]})
+    assert capsys.readouterr().out == "Not a chest.\nLung nodules in chest CT: findings: 0\n"
+    price = {"observed": 47516.25, "box": [1, 2, 3, 4], "side": "above"}
+    _findings(find("finance"), {"events": [price], "series": {"notes": ["Sorted."]}})
+    said = capsys.readouterr().out
+    assert "Sorted." in said and "47516.25" in said and "above" in said and "box" not in said
+
+
+@pytest.mark.parametrize("out", ["{file}", "{file}/below"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(out, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["predict", "finance", str(tmp_path / "file"), "--out", out.format(file=tmp_path / "file")]
+    assert cli.main(arguments) == 2
+    assert "name a" in capsys.readouterr().err
