@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -42,14 +42,10 @@ def parse_times(column: polars.Series, place: str) -> Times:
     if column.null_count():
         line = int(column.is_null().arg_max() or 0) + 2
         raise Refusal(f"{place} has no time in line {line}; fill it in or delete the row")
-    if kind == pl.Date:
-        return column.cast(pl.Datetime("ns")).to_physical().to_numpy().astype(np.int64)
-    if isinstance(kind, pl.Datetime):
-        return (
-            column.dt.convert_time_zone("UTC").dt.cast_time_unit("ns").to_physical().to_numpy().astype(np.int64)
-            if kind.time_zone
-            else column.dt.cast_time_unit("ns").to_physical().to_numpy().astype(np.int64)
-        )
+    if kind == pl.Date or isinstance(kind, pl.Datetime):
+        dated = column.cast(pl.Datetime("us")) if kind == pl.Date else column
+        _refuse_far(dated, column, place)
+        return _nanoseconds(dated)
     if kind.is_numeric():
         return _epochs(column.to_numpy(), place)
     if kind != pl.String:
@@ -75,20 +71,46 @@ def _parse_text(text: polars.Series, place: str) -> Times:
     for formats, zoned in ((_ZONED, True), (_PLAIN, False), (_DATES, False)):
         for form in formats:
             try:
-                if formats is _DATES:
-                    parsed = unified.str.to_date(form, strict=False).cast(pl.Datetime("ns"))
-                else:
-                    parsed = unified.str.to_datetime(form, strict=False, time_unit="ns")
+                # Nanoseconds reach from 1677 to 2262 and wrap around silently, so the range is read in microseconds.
+                parsed = _read_as(unified, form, formats is _DATES, "us")
+                if parsed.null_count() < len(parsed):
+                    _refuse_far(parsed, text, place)
+                    parsed = _read_as(unified, form, formats is _DATES, "ns")
             except pl.exceptions.PolarsError:
                 continue
             if zoned and parsed.dtype.time_zone:  # type: ignore[attr-defined]
                 parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+            parsed = parsed.dt.cast_time_unit("ns")
             best = parsed if best is None else best.zip_with(best.is_not_null(), parsed)
             if not best.null_count():
-                return best.to_physical().to_numpy().astype(np.int64)
+                return _nanoseconds(best)
     assert best is not None
     _refuse_first(best.is_null(), text, place, "a time; write it as 2024-01-31 09:30:00 (UTC), or with its zone")
     raise AssertionError("unreachable")
+
+
+def _read_as(text: polars.Series, form: str, plain_date: bool, unit: Literal["us", "ns"]) -> polars.Series:
+    import polars as pl
+
+    if plain_date:
+        return text.str.to_date(form, strict=False).cast(pl.Datetime(unit))
+    return text.str.to_datetime(form, strict=False, time_unit=unit)
+
+
+def _nanoseconds(dated: polars.Series) -> Times:
+    return dated.dt.cast_time_unit("ns").to_physical().to_numpy().astype(np.int64)
+
+
+def _refuse_far(dated: polars.Series, written: polars.Series, place: str) -> None:
+    """Refuses a time before 1900 or after 2200, with its line and as it is written; no time at all is not far."""
+    seconds = dated.dt.epoch("s")
+    far = ((seconds < _EARLIEST) | (seconds > _LATEST)).fill_null(False)
+    if far.any():
+        row = int(far.arg_max() or 0)
+        raise Refusal(
+            f"{place}, line {row + 2}: {str(written[row])!r} is not between 1900 and 2200; "
+            "correct the date, or delete the row"
+        )
 
 
 def _order_slashed(text: polars.Series, place: str) -> polars.Series:

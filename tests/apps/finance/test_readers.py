@@ -77,6 +77,31 @@ def test_the_column_types_of_parquet():
 
 
 @pytest.mark.parametrize(
+    "far",
+    ["9999-12-31", "1816-03-29", "9999-12-31 23:59:59", "9999-12-31T00:00:00Z", "99991231", "31.12.9999 00:00"],
+)
+def test_a_date_beyond_1900_to_2200_is_refused_and_never_wraps_around(tmp_path, far):
+    near = {"99991231": "20240101", "31.12.9999 00:00": "01.01.2024 00:00"}.get(far, "2024-01-01" + far[10:])
+    path = written(tmp_path, f"date,close\n{near},1\n{far},2\n")
+    with pytest.raises(Refusal, match=rf"series\.csv, column 'date', line 3: '{far}' is not between 1900 and 2200"):
+        read_csv(path)
+
+
+def test_a_far_date_of_parquet_is_refused_too():
+    for column in (
+        pl.Series([datetime.date(2024, 1, 1), datetime.date(9999, 12, 31)]),
+        pl.Series([datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]),
+        pl.Series([datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]).dt.replace_time_zone("UTC"),
+    ):
+        with pytest.raises(Refusal, match=r"line 3: '9999-12-31.*is not between 1900 and 2200"):
+            parse_times(column, "x")
+
+
+def test_text_keeps_its_nanoseconds():
+    assert parse_times(pl.Series(["2024-01-01 12:00:00.000000001"] * 2), "x").tolist() == [NOON_NS + 1] * 2
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "timestamp,value\n2024-01-01 12:00:00,1.5\n2024-01-01 12:05:00,2.5\n",
