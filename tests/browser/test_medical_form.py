@@ -118,6 +118,8 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
     rows = page.locator(".findings button")
     expect(rows).to_have_count(2)
     expect(rows.first).to_contain_text("9.0 mm")
+    expect(rows.first).to_contain_text("R 60.0, P 0.0, F 355.0 mm")
+    expect(rows.nth(1)).to_contain_text("L 60.0, P 6.0, F 330.0 mm")
     expect(rows.first).to_have_attribute("aria-current", "true")
     canvas = page.get_by_role("img", name="Axial CT slice")
     expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
@@ -164,7 +166,7 @@ def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, s
     assert box is not None
     # Zoomed, the chosen finding lies in the middle.
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(page.locator(".slices")).to_contain_text("60 HU at L -60.0, P 0.0, H -355.0 mm")
+    expect(page.locator(".slices")).to_contain_text("60 HU at R 60.0, P 0.0, F 355.0 mm")
 
 
 def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 // The form of the medical application: findings first, their slices beside them.
 import { caseForm, downloads, element, picture } from "/static/shared/case.js";
 import { sliceViewer } from "./viewer.js";
-import { loadVolume, statedGeometry } from "./volume.js";
+import { loadVolume, position, statedGeometry } from "./volume.js";
 
 caseForm({ render });
 
@@ -51,11 +51,10 @@ function headline(found, suspicious) {
 }
 
 function row(finding, show) {
-  const [x, y, z] = finding.centre_lps_mm.map((v) => v.toFixed(1));
   return element("button", { type: "button", class: finding.suspicious ? null : "weak", onclick: show },
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
     element("span", { class: "score" }, `score ${finding.score.toFixed(2)}`),
-    element("span", { class: "where" }, `slice ${finding.slice} · L ${x}, P ${y}, H ${z} mm`),
+    element("span", { class: "where" }, `slice ${finding.slice} · ${position(finding.centre_lps_mm)}`),
     element("meter", { min: 0, max: 1, value: finding.score, "aria-label": `score ${finding.score.toFixed(2)}` }));
 }

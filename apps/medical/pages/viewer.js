@@ -1,6 +1,6 @@
 // Axial slices on a canvas, with the findings circled. Needs no WebGL.
 import { element } from "/static/shared/case.js";
-import { sideOf } from "./volume.js";
+import { position, sideOf } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
 const ZOOM = 3;
@@ -79,8 +79,8 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
       pen.fillText(`${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`, x + radius * 0.75 + 3 * unit, y - radius * 0.75);
     }
     letters(pen, unit);
-    const position = volume.toLps([0, 0, state.slice]);
-    const number = Math.min(whole.size[2], Math.max(1, Math.round(whole.toIndex(position)[2]) + 1));
+    const corner = volume.toLps([0, 0, state.slice]);
+    const number = Math.min(whole.size[2], Math.max(1, Math.round(whole.toIndex(corner)[2]) + 1));
     label.textContent = `Slice ${number} of ${whole.size[2]}`;
     canvas.setAttribute("aria-label", `Axial CT slice ${number} of ${whole.size[2]}, ${state.window.toLowerCase()} window`);
     slider.value = state.slice;
@@ -152,8 +152,7 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
     const j = Math.floor(((event.clientY - box.y - (box.height - canvas.height * shown) / 2) / shown - dy) / sy);
     if (i < 0 || j < 0 || i >= width || j >= height) { readout.textContent = ""; return; }
     const hu = volume.voxels[(state.slice * height + j) * width + i];
-    const lps = volume.toLps([i, j, state.slice]).map((v) => v.toFixed(1));
-    readout.textContent = `${hu} HU at L ${lps[0]}, P ${lps[1]}, H ${lps[2]} mm`;
+    readout.textContent = `${hu} HU at ${position(volume.toLps([i, j, state.slice]))}`;
   });
   canvas.addEventListener("pointerleave", () => { readout.textContent = ""; });
   slider.addEventListener("input", () => go(Number(slider.value)));

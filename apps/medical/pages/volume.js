@@ -34,6 +34,11 @@ function geometry({ size, spacing, origin, axes }) {
   };
 }
 
+/** A position as it is read out: each distance with the letter of the side of the origin that it lies on. */
+export function position(lps) {
+  return lps.map((v) => Number(v.toFixed(1))).map((v, n) => `${["LR", "PA", "HF"][n][v < 0 ? 1 : 0]} ${Math.abs(v).toFixed(1)}`).join(", ") + " mm";
+}
+
 /** The letter of the patient's side towards which a direction points: L, R, P, A, H or F. */
 export function sideOf(direction) {
   const n = direction.map(Math.abs).indexOf(Math.max(...direction.map(Math.abs)));
