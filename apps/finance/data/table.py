@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.finance.data.clock import NAMES, parse_times
-from apps.finance.types import Floats, Series, usual_interval_ns
+from apps.finance.types import Floats, Series, Times, usual_interval_ns
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) 
 
     ``column`` names the value that is judged; without it that is ``value``, ``close`` or the like, or the first
     column of numbers. Rows are sorted by time where they must, and of rows with the same time the last is kept; the
-    series' notes say so. Refuses a table without times, without numbers, or with fewer than two rows.
+    series' notes say so. Refuses a table without times, without numbers, with fewer than two rows, or with several
+    series below each other.
     """
     if frame.height < 2:
         what = "no rows" if frame.height == 0 else "a single row"
@@ -33,16 +34,20 @@ def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) 
     values: dict[str, Floats] = {}
     notes: list[str] = []
     faults: dict[str, str] = {}
+    words: list[str] = []
     for label in frame.columns:
         if label == time_column:
             continue
         numbers, fault = _numbers(frame[label])
+        if numbers is None and not fault:
+            words.append(label)
         if fault:
             faults[label] = fault
         elif numbers is not None and np.isfinite(numbers).any():
             values[label] = numbers
         elif numbers is not None:
             faults[label] = "holds no number"
+    _refuse_several(frame.select(words), times, name)
     judged = _judged(values, faults, column, name)
     order = np.argsort(times, kind="stable")
     if not (np.diff(times) >= 0).all():
@@ -63,6 +68,29 @@ def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) 
         interval_ns=usual_interval_ns(times[last]),
         notes=tuple(notes),
     )
+
+
+def _refuse_several(words: polars.DataFrame, times: Times, name: str) -> None:
+    """Refuses a table in which a column of words, such as a ticker, tells rows with the same time apart.
+
+    Words that never come twice, such as a row's own id, are no series; neither are empty cells.
+    """
+    import polars as pl
+
+    if len(np.unique(times)) == len(times):
+        return
+    for label in words.select(pl.col(pl.String, pl.Categorical, pl.Enum)).columns:
+        told = pl.DataFrame({"time": times, "word": words[label].cast(pl.String).str.strip_chars()})
+        told = told.filter(pl.col("word").fill_null("") != "")
+        kinds = told["word"].unique(maintain_order=True)
+        most = told.group_by("time").agg(pl.col("word").n_unique())["word"].max()
+        if len(kinds) < len(told) and isinstance(most, int) and most > 1:
+            first = ", ".join(map(repr, kinds.head(3)))
+            more = ", …" if len(kinds) > 3 else ""
+            raise Refusal(
+                f"{name} holds {len(kinds)} series below each other: rows with the same time differ in column "
+                f"{label!r} ({first}{more}); hand in a file with one series, the rows of one {label!r}"
+            )
 
 
 def _joined(frame: polars.DataFrame) -> polars.DataFrame:

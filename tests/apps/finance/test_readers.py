@@ -140,6 +140,27 @@ def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
     assert "sorted" in series.notes[0] and "1 rows had the time of another" in series.notes[1]
 
 
+def test_several_series_in_one_file_are_refused_by_the_column_that_tells_them_apart(tmp_path):
+    rows = [f"2024-01-0{day},{ticker},{day}" for ticker in ("AAPL", "MSFT") for day in (1, 2, 3)]
+    for lines in (rows, sorted(rows)):
+        path = written(tmp_path, "\n".join(["date,ticker,close", *lines]))
+        with pytest.raises(
+            Refusal, match=r"series\.csv holds 2 series.*'ticker' \('AAPL', 'MSFT'\); hand in a file with"
+        ):
+            read_csv(path)
+    with pytest.raises(Refusal, match="one series"):
+        read_csv(written(tmp_path, "date,s,close\n2024-01-01,a,1\n2024-01-01,b,2\n2024-01-02,a,3\n2024-01-02,b,4\n"))
+
+
+@pytest.mark.parametrize(
+    ("words", "days"), [("AAA", (1, 2, 2)), ("xyz", (1, 2, 2)), ("a a", (1, 1, 2)), ("aba", (1, 2, 3))]
+)
+def test_repeated_times_without_a_column_that_names_series_stay_repeated_times(tmp_path, words, days):
+    rows = [f"2024-01-0{day},{word.strip()},{day}" for day, word in zip(days, words, strict=True)]
+    series = read_csv(written(tmp_path, "\n".join(["date,note,close", *rows])))
+    assert len(series) == len(set(days))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
