@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 NAMES = (
     *("timestamp", "time", "datetime", "date", "ts", "open_time", "opentime", "time_utc", "timestamp_utc", "unix"),
     *("open time", "date_time", "date time", "unixtime", "unix_timestamp", "period"),
+    *("日期时间", "交易时间", "时间", "交易日期", "日期"),
 )
 """What time columns are called, in lower case, the likeliest first."""
 

@@ -1,8 +1,9 @@
-"""CSV files to a ``Series``, and back. Separator, decimal comma, quotes, byte-order mark are found out."""
+"""CSV files to a ``Series``, and back. Separator, decimal comma, quotes, encoding are found out."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 from apps.finance.data.table import to_series
@@ -44,7 +45,7 @@ def read_csv(path: Path, *, column: str | None = None) -> Series:
     frame = frame.rename({label: label.strip().strip("\ufeff") for label in frame.columns})
     if _looks_like_data(frame.columns):
         raise Refusal(f"{name} has no header line; put one such as 'timestamp,value' before the first row")
-    return to_series(frame, name=name, column=column)
+    return to_series(frame, name=name, column=column, decimal_comma=separator == ";")
 
 
 def write_csv(path: Path, series: Series) -> None:
@@ -58,13 +59,35 @@ def write_csv(path: Path, series: Series) -> None:
 
 def _decode(content: bytes, name: str) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16")
+        return content.decode("utf-16", errors="replace")
     if b"\x00" in content[:4096]:
         raise Refusal(f"{name} is not text; hand in a CSV file, or a Parquet file with the ending .parquet")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
+        return content.decode("gb18030" if _chinese_header(content) else "cp1252", errors="replace")
+
+
+def _chinese_header(content: bytes) -> bool:
+    """Whether the header makes sense as GB18030: two common hanzi in a row, and beside hanzi only ASCII and marks.
+
+    Common are the 3,755 hanzi of GB2312's first level; accents of Western headers rarely fall on two of them.
+    """
+    line = next((line for line in content.splitlines() if line.strip()), b"")
+    try:
+        header = line.decode("gb18030")
+    except UnicodeDecodeError:
+        return False
+    plausible = all(
+        mark.isascii() or "\u4e00" <= mark <= "\u9fff" or "\u3000" <= mark <= "\u303f" or "\uff00" <= mark <= "\uffef"
+        for mark in header
+    )
+    return plausible and any(_common(one) and _common(other) for one, other in itertools.pairwise(header))
+
+
+def _common(mark: str) -> bool:
+    code = mark.encode("gb2312", errors="ignore")
+    return len(code) == 2 and 0xB0 <= code[0] <= 0xD7
 
 
 def _looks_like_data(labels: list[str]) -> bool:

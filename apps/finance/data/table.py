@@ -13,17 +13,32 @@ from shared.refusal import Refusal
 if TYPE_CHECKING:
     import polars
 
-_VALUES = ("value", "close", "adj close", "adj_close", "price", "last", "mid", "y", "count", "volume")
+_VALUES = (
+    *("value", "close", "收盘价", "收盘", "adj close", "adj_close", "price", "last", "mid", "y", "count"),
+    *("volume", "成交量"),
+)
+_CHINESE = {
+    "开盘": "open",
+    "开盘价": "open",
+    "最高": "high",
+    "最高价": "high",
+    "最低": "low",
+    "最低价": "low",
+    "收盘": "close",
+    "收盘价": "close",
+    "成交量": "volume",
+}
+"""What bars are called in Chinese, so that ``column`` may be given in English."""
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?", "#n/a", ".")
 
 
-def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) -> Series:
+def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None, decimal_comma: bool = False) -> Series:
     """The series in a table; ``name`` is the file's, for refusals. Its first row is line 2 of the file.
 
     ``column`` names the value that is judged; without it that is ``value``, ``close`` or the like, or the first
-    column of numbers. Rows are sorted by time where they must, and of rows with the same time the last is kept; the
-    series' notes say so. Refuses a table without times, without numbers, with fewer than two rows, or with several
-    series below each other.
+    column of numbers. ``decimal_comma`` says how to read 1,234 where the column does not. Rows are sorted by time
+    where they must, and of rows with the same time the last is kept; the series' notes say so. Refuses a table without
+    times, without numbers, with fewer than two rows, or with several series below each other.
     """
     if frame.height < 2:
         what = "no rows" if frame.height == 0 else "a single row"
@@ -38,7 +53,7 @@ def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None) 
     for label in frame.columns:
         if label == time_column:
             continue
-        numbers, fault = _numbers(frame[label])
+        numbers, fault = _numbers(frame[label], decimal_comma)
         if numbers is None and not fault:
             words.append(label)
         if fault:
@@ -98,8 +113,10 @@ def _joined(frame: polars.DataFrame) -> polars.DataFrame:
     import polars as pl
 
     lower = {label.strip().lower(): label for label in frame.columns}
-    if "date" in lower and "time" in lower:
-        date, time = lower["date"], lower["time"]
+    for day, clock in (("date", "time"), ("日期", "时间")):
+        if day not in lower or clock not in lower:
+            continue
+        date, time = lower[day], lower[clock]
         if frame[date].dtype == pl.String and frame[time].dtype == pl.String and ":" in str(frame[time][0]):
             joined = (frame[date] + " " + frame[time]).alias("date time")
             return frame.drop(date, time).insert_column(0, joined)
@@ -131,7 +148,7 @@ def _time_column(frame: polars.DataFrame, name: str) -> str:
     )
 
 
-def _numbers(column: polars.Series) -> tuple[Floats | None, str]:
+def _numbers(column: polars.Series, decimal_comma: bool = False) -> tuple[Floats | None, str]:
     """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything."""
     import polars as pl
 
@@ -144,10 +161,10 @@ def _numbers(column: polars.Series) -> tuple[Floats | None, str]:
     missing = text.str.to_lowercase().is_in(list(_MISSING))
     if missing.all():
         return np.full(len(text), np.nan), ""
-    decimal_comma = text.str.contains(r"^[+-]?\d{1,3}([. ]?\d{3})*,\d+$|^[+-]?\d+,\d+$")
-    if decimal_comma.any() and not text.str.contains(r"^[+-]?\d+\.\d+$").any():
-        text = text.str.replace_all(r"[. ]", "").str.replace(",", ".")
-    parsed = text.str.replace(r"^[$€£¥]\s?|\s?[%$€£¥]$", "").cast(pl.Float64, strict=False)
+    text, fault = _points(text.str.replace(r"^([+-]?)[$€£¥]\s?|\s?[%$€£¥]$", "${1}"), decimal_comma)
+    if fault:
+        return None, fault
+    parsed = text.cast(pl.Float64, strict=False)
     bad = parsed.is_null() & ~missing
     if int(bad.sum()) > 0.5 * int((~missing).sum()):
         return None, ""
@@ -159,10 +176,36 @@ def _numbers(column: polars.Series) -> tuple[Floats | None, str]:
     return np.where(np.isinf(numbers), np.nan, numbers), ""
 
 
+def _points(text: polars.Series, decimal_comma: bool) -> tuple[polars.Series, str]:
+    """Numbers as text with a decimal point and nothing between the thousands; and what cannot be told, if anything.
+
+    10,003.77 and 1,234,567 say that commas part the thousands, 10.003,77 and 0,5 that a comma is the decimal mark;
+    1,234 alone says neither.
+    """
+    comma = text.str.contains(",", literal=True)
+    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
+    if not comma.any():
+        return text, ""
+    if (parted | ~comma).all():
+        if text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any():
+            return text.str.replace_all(",", "", literal=True), ""
+        if not decimal_comma:
+            row = int(comma.arg_max() or 0)
+            either = f"{text[row].replace(',', '')} or {text[row].replace(',', '.')}"
+            return text, f"holds {text[row]!r} in line {row + 2}, which can be {either} (write it without the comma)"
+    german = text.str.contains(r"^[+-]?\d{1,3}([. ]?\d{3})*,\d+$|^[+-]?\d+,\d+$").any()
+    english = text.str.contains(r"^[+-]?\d+\.\d+$|,.*\.").any()
+    if german and not english:
+        return text.str.replace_all(r"[. ]", "").str.replace(",", ".", literal=True), ""
+    return text, ""
+
+
 def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str) -> str:
     there = ", ".join(map(repr, values)) or "none"
     if column is not None:
-        match = {label.strip().lower(): label for label in [*faults, *values]}.get(column.strip().lower())
+        wanted = column.strip().lower()
+        known = {_CHINESE.get(label.strip(), ""): label for label in [*reversed(faults), *reversed(values)]}
+        match = {**known, **{label.strip().lower(): label for label in [*faults, *values]}}.get(wanted)
         if match is None:
             raise Refusal(f"{name} has no column of numbers called {column!r}; there are: {there}")
         if match in faults:

@@ -161,6 +161,52 @@ def test_repeated_times_without_a_column_that_names_series_stay_repeated_times(t
     assert len(series) == len(set(days))
 
 
+CHINESE = "日期,开盘,最高,最低,收盘,成交量\n2024-01-01,1,3,0.5,2,10\n2024-01-02,2,4,1.5,3,20\n"
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030", "utf-8", "utf-8-sig", "utf-16"])
+def test_chinese_bars_in_the_encodings_they_come_in(tmp_path, encoding):
+    path = written(tmp_path, CHINESE.encode(encoding))
+    series = read_csv(path)
+    assert list(series.values) == ["开盘", "最高", "最低", "收盘", "成交量"]
+    assert series.column == "收盘" and series.target.tolist() == [2, 3]
+    assert read_csv(path, column="volume").column == "成交量" == read_csv(path, column="成交量").column
+    both = "时间,日期,收盘价\n12:00:00,2024-01-01,1\n12:05:00,2024-01-01,2\n".encode(encoding)
+    assert read_csv(written(tmp_path, both)).times_ns.tolist() == [NOON_NS, NOON_NS + 300 * 10**9]
+
+
+@pytest.mark.parametrize("label", ["Größe", "Température °C", "Prix (€)", "Évolution", "GRÖSSE", "Año", "Käufe Stück"])
+def test_western_headers_do_not_become_chinese(tmp_path, label):
+    text = f"Datum;{label}\n2024-01-01;1,5\n2024-01-02;2,5\n"
+    assert read_csv(written(tmp_path, text.encode("cp1252"))).column == label
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (("10,003.77", "999.50"), [10003.77, 999.5]),
+        (("1,234", "10,003.77"), [1234, 10003.77]),
+        (("1,234,567", "-2,000"), [1234567, -2000]),
+        (("$1,234.50", "-$10,003.77"), [1234.5, -10003.77]),
+        (("10.003,77", "999,5"), [10003.77, 999.5]),
+        (("0,123", "1,234"), [0.123, 1.234]),
+        (("1.234,567", "1,234"), [1234.567, 1.234]),
+    ],
+)
+def test_thousands_and_decimals_are_told_apart_by_the_column(tmp_path, cells, numbers):
+    path = written(tmp_path, 'date,close\n2024-01-01,"{}"\n2024-01-02,"{}"\n'.format(*cells))
+    assert read_csv(path).target.tolist() == numbers
+
+
+def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
+    with pytest.raises(Refusal, match=r"'close' holds '1,234' in line 3, which can be 1234 or 1\.234"):
+        read_csv(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
+    assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [1.234, 2.5]
+    assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
+    with pytest.raises(Refusal, match="no column of numbers"):
+        read_csv(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
