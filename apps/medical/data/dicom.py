@@ -33,6 +33,7 @@ MOST_EXPANSION = 200
 """An archive that unpacks to more than this times its size is taken for a bomb."""
 
 LEAST_SLICES = 3
+_HARMLESS = (".txt", ".xml", ".json")
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "StudyDate", "SliceThickness")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 
@@ -52,11 +53,32 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     ``series`` chooses by SeriesInstanceUID or SeriesNumber where there are several; without it they are refused.
     """
     name = files[0].name if len(files) == 1 else files[0].parent.name
-    slices = [found for label, content in _contents(files) if (found := _parse(label, content)) is not None]
+    slices, others = [], []
+    for label, content in _contents(files):
+        found = _parse(label, content)
+        if found is not None:
+            slices.append(found)
+        elif content[128:132] != b"DICM" and not is_harmless(label):
+            others.append(label)
     if not slices:
-        raise Refusal(f"{name} holds no DICOM image; hand in a zip or a folder of one chest CT series")
+        inside = f"; it holds {some(others)}" if others and others != [name] else ""
+        raise Refusal(f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series")
+    if others:
+        raise Refusal(f"{name} holds {some(others)} beside DICOM images; take out what is not of the one CT series")
     chosen = _choose(name, [part for part in slices if not _is_scout(part.header)] or slices, series)
     return _assemble(name, chosen)
+
+
+def is_harmless(label: str) -> bool:
+    """Whether a file may lie beside a CT and be passed over: directories of media, notes, what systems hide."""
+    parts = PurePosixPath(label.replace("\\", "/")).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return hidden or parts[-1].upper() == "DICOMDIR" or parts[-1].lower().endswith(_HARMLESS)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _contents(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
@@ -68,14 +90,21 @@ def _contents(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
                 raise Refusal(f"{file.name} holds {len(members)} files; hand in the folder of one series")
             for path in members:
                 yield path.relative_to(file).as_posix(), path.read_bytes()
-        elif zipfile.is_zipfile(file):
+        elif zipfile.is_zipfile(file) or file.suffix.lower() == ".zip":
             yield from _unzip(file)
         else:
             yield file.name, file.read_bytes()
 
 
+def _opened(file: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise Refusal(f"{file.name} cannot be read as a zip ({error}); pack it anew, or send it again") from error
+
+
 def _unzip(file: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(file) as archive:
+    with _opened(file) as archive:
         members = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(members) > MOST_FILES:
             raise Refusal(f"{file.name} holds {len(members)} files; pack one series, at most {MOST_FILES}")
@@ -253,9 +282,3 @@ def _decompressed(part: _Slice, syntax: str) -> NDArray[np.float32]:
 def _triple(vector: Float64) -> tuple[float, float, float]:
     x, y, z = (float(value) for value in vector)
     return x, y, z
-
-
-def is_dicom(file: Path) -> bool:
-    """Whether a file begins as DICOM files do (PS3.10, 7.1)."""
-    with file.open("rb") as content:
-        return content.read(132)[128:] == b"DICM"

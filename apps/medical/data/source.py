@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.medical.data.dicom import read_series
+from apps.medical.data.dicom import is_harmless, read_series, some
 from apps.medical.data.images import read_image, suffix
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
+
+_LONGEST_HEADER = 1 << 18
 
 
 def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
@@ -21,4 +23,16 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     images = [file for file in files if file.is_file() and suffix(file)]
     if len(images) > 1:
         raise Refusal(f"{len(images)} volumes were handed in ({', '.join(f.name for f in images)}); hand in one")
-    return read_image(files) if images else read_series(files, series=series)
+    if not images:
+        return read_series(files, series=series)
+    (image,) = images
+    others = [file.name for file in files if file != image and not (is_harmless(file.name) or _is_named(file, image))]
+    if others:
+        raise Refusal(f"{image.name} was handed in together with {some(others)}; hand in one CT, of one kind of file")
+    return read_image(files)
+
+
+def _is_named(file: Path, image: Path) -> bool:
+    """Whether an image's header may name the file, as those do that keep their voxels beside them."""
+    with image.open("rb") as content:
+        return file.is_file() and file.name.encode() in content.read(_LONGEST_HEADER)

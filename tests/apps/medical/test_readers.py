@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,42 @@ def test_dicom_nrrd_and_nifti_agree(scan, tmp_path):
         same(read_volume([tmp_path / name]), scan)
     (tmp_path / "ours.nii.gz").write_bytes(nifti(scan))
     same(read_volume([tmp_path / "ours.nii.gz"]), scan)
+
+
+def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
+    image = SimpleITK.GetImageFromArray(scan.voxels_zyx)
+    for name in ("scan.nrrd", "scan.mhd"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in series(scan).items():
+        (folder / name).write_bytes(content)
+    nrrd, notes = tmp_path / "scan.nrrd", tmp_path / "notes.txt"
+    notes.write_text("a note")
+    for others in (sorted(folder.iterdir()), [folder], [pack(tmp_path, series(scan))]):
+        with pytest.raises(Refusal, match=r"scan\.nrrd was handed in together with .*; hand in one CT"):
+            read_volume([nrrd, *others])
+    assert read_volume([nrrd, notes]).size_ijk == scan.size_ijk
+    assert read_volume([tmp_path / "scan.mhd", tmp_path / "scan.raw"]).size_ijk == scan.size_ijk
+    refused(pack(tmp_path, {**series(scan), "marks.csv": b"x,y"}, "csv.zip"), "csv.zip holds marks.csv beside DICOM")
+    shutil.copy(nrrd, folder)
+    refused(folder, "folder holds scan.nrrd beside DICOM images")
+    with pytest.raises(Refusal, match=r"scan\.nrrd beside DICOM"):
+        read_volume([folder / name for name in series(scan)] + [pack(tmp_path, {"scan.nrrd": b"NRRD"}, "n.zip")])
+    refused(pack(tmp_path, {"scan.nrrd": b"NRRD" * 9}, "only.zip"), "no DICOM image; it holds scan.nrrd")
+
+
+def test_what_exports_put_beside_a_series_is_passed_over(scan, tmp_path):
+    beside = ("DICOMDIR", "a/readme.TXT", "a/info.xml", "info.json", ".DS_Store", "__MACOSX/a/._IM1", ".git/config")
+    same(read_volume([pack(tmp_path, {**series(scan), **dict.fromkeys(beside, b"x" * 200)})]), scan)
+
+
+def test_what_is_no_zip_is_refused_as_such(scan, tmp_path):
+    torn = pack(tmp_path, series(scan))
+    torn.write_bytes(torn.read_bytes()[:3000])
+    refused(torn, "scan.zip cannot be read as a zip", "pack it anew")
+    (tmp_path / "text.zip").write_text("not packed")
+    refused(tmp_path / "text.zip", "text.zip cannot be read as a zip")
 
 
 def test_slices_the_other_way_round_are_the_same_volume(scan, tmp_path):
