@@ -155,6 +155,35 @@ def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) ->
     assert marked(page) > before
 
 
+def test_keys_work_wherever_the_focus_is_but_in_a_field(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    canvas = page.get_by_role("img", name="Axial CT slice")
+    rows = page.locator(".findings button")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
+    # Nothing was clicked, then a finding, then a window's button, then the slider.
+    page.keyboard.press("ArrowUp")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 11 of 20, lung window")
+    rows.nth(1).click()
+    page.keyboard.press("p")
+    expect(rows.first).to_have_attribute("aria-current", "true")
+    page.get_by_role("button", name="Bone").click()
+    page.keyboard.press("n")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 15 of 20, bone window")
+    page.get_by_role("slider", name="Slice").focus()
+    page.keyboard.press("ArrowRight")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 16 of 20, bone window")
+    page.get_by_label("Chest CT").focus()
+    page.keyboard.press("n")
+    page.keyboard.press("1")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 16 of 20, bone window")
+    # Another result has a viewer of its own: one key is one step.
+    page.get_by_role("button", name="A chest").click()
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
+    page.keyboard.press("ArrowUp")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 11 of 20, lung window")
+
+
 def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()

@@ -132,8 +132,9 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
 
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
   const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, n: () => step(1), p: () => step(-1) };
-  canvas.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+  document.addEventListener("keydown", function pressed(event) {
+    if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key in moves) go(state.slice + moves[key]);
     else if (key in keys) keys[key]();
@@ -165,6 +166,13 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
     element("div", { class: "bar" }, readout),
     element("p", { class: "small" }, "Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom. 1, 2, 3: window."));
   return { node, show, draw };
+}
+
+/** Whether a key belongs to what has the focus: a field takes all, the slider its own, and the page scrolls by pages. */
+function isTaken(event, slider, canvas) {
+  if (event.target === canvas) return false;
+  if (event.target === slider) return event.key.length > 1;
+  return event.target.matches("input, select, textarea, [contenteditable]") || /^(Page|Home|End)/.test(event.key);
 }
 
 /** The slices that a finding's box touches. */
