@@ -35,7 +35,7 @@ _LABEL_COLUMNS = (
 
 
 def read(path: Path) -> list[Frame]:
-    """The frames of a KITTI object folder, of a zip of one, or the one frame that a .bin or an image belongs to."""
+    """The frames of a KITTI object folder, of a zip of one, or the one frame of a .bin or an image alone."""
     return read_files([path])
 
 
@@ -54,24 +54,45 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
             with unpacked(path) as folder:
                 return _read_folder(folder)
     if all(path.parent.name in FOLDERS and path.suffix.lower() in (*SWEEPS, *IMAGES) for path in paths):
-        whole = sorted({(path.parent.parent, path.stem) for path in paths})
-        return [read_frame(root, frame_id) for root, frame_id in _few(whole, f"what {paths[0].name} begins")]
+        named = _by_frame(paths)
+        whole = _few(sorted(named), f"what {paths[0].name} begins")
+        return [_named_frame(root, frame_id, named[root, frame_id]) for root, frame_id in whole]
     return _read_loose(paths)
 
 
 def read_frame(root: Path, frame_id: str) -> Frame:
     """One frame of a KITTI object folder, by its number; what the folder lacks stays empty."""
-    points, image, calibration, labels = (
+    points, image, labels = (
         _named(root / folder, frame_id, suffixes)
-        for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("calib", TEXTS), ("label_2", TEXTS))
+        for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("label_2", TEXTS))
     )
-    # Odometry has one calibration for a whole sequence.
-    calibration = calibration or _named(root, "calib", TEXTS)
     if points is None and image is None:
         raise Refusal(
             f"there is no frame {frame_id} in {root.name}: neither velodyne/{frame_id}.bin nor an image of it"
         )
-    return _frame(frame_id, points, image, calibration, labels)
+    return _frame(frame_id, points, image, _calibration_of(root, frame_id), labels)
+
+
+def _calibration_of(root: Path, frame_id: str) -> Path | None:
+    # Odometry has one calibration for a whole sequence.
+    return _named(root / "calib", frame_id, TEXTS) or _named(root, "calib", TEXTS)
+
+
+def _by_frame(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
+    """The sweeps and images among KITTI's folders, by the frame that they belong to."""
+    named: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in paths:
+        frame, role = named.setdefault((path.parent.parent, path.stem), {}), _role(path)
+        if frame.setdefault(role, path) != path:
+            raise Refusal(f"two files would be the {role} of {path.stem}: {frame[role].name} and {path.name}; name one")
+    return named
+
+
+def _named_frame(root: Path, frame_id: str, named: dict[str, Path]) -> Frame:
+    """A frame of the files that were named, and of nothing beside them but the calibration that an image needs."""
+    image = named.get("image")
+    calibration = _calibration_of(root, frame_id) if image else None
+    return _frame(frame_id, named.get("points"), image, calibration, None)
 
 
 def frame_ids(root: Path) -> list[str]:

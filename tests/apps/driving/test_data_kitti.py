@@ -79,7 +79,7 @@ def test_real_regions_not_cared_for_are_kept(real):
     assert kitti.read_frame(real, "000001").ignore_boxes_2d["image_2"].shape == (4, 4)
     assert "dontcare" not in kitti.read_frame(real, "000001").truth.names
     assert [frame.name for frame in kitti.read(real)] == list(IDS)
-    assert kitti.read(real / "velodyne" / "000002.bin")[0].truth.names == ("misc", "car")
+    assert kitti.read_frame(real, "000002").truth.names == ("misc", "car")
 
 
 @pytest.mark.realdata
@@ -305,9 +305,24 @@ def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
     for paths in ([root], sorted((root / "velodyne").iterdir())):
         with pytest.raises(Refusal, match="3 frames; at most 2 are taken at a time"):
             kitti.read_files(paths)
-    portion = kitti.read_files(sorted((root / "velodyne").iterdir())[1:])
+    portion = kitti.read_files([*sorted((root / "velodyne").iterdir())[1:], *sorted((root / "image_2").iterdir())[1:]])
     assert [frame.name for frame in portion] == ["000001", "000002"]
-    assert all(len(frame.cameras) == 1 for frame in portion)
+    assert all(len(frame.cameras) == 1 and frame.points_lidar_m is not None for frame in portion)
+
+
+def test_files_that_were_named_are_used_alone(synthetic, tmp_path):
+    root = tmp_path / "k"
+    shutil.copytree(synthetic[1], root)
+    sweep, image = root / "velodyne" / "000007.bin", root / "image_2" / "000007.png"
+    (seen,) = kitti.read(image)
+    assert seen.points_lidar_m is None and seen.truth is None and len(seen.cameras) == 1
+    (swept,) = kitti.read(sweep)
+    assert swept.points_lidar_m is not None and swept.truth is None and swept.cameras == {}
+    (both,) = kitti.read_files([sweep, image])
+    assert both.points_lidar_m is not None and len(both.cameras) == 1
+    shutil.copy(image, image.with_suffix(".jpg"))
+    with pytest.raises(Refusal, match=r"two files would be the image of 000007: 000007\.png and 000007\.jpg; name one"):
+        kitti.read_files([image, image.with_suffix(".jpg")])
 
 
 def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
