@@ -16,14 +16,16 @@ from apps.driving.data.training import LidarScenes, shown
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.fcos3d import FCOS3D
-from apps.driving.models.ops.boxes import nms_rotated
+from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
 from apps.driving.models.pointpillars import CLASSES
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 
 _STRIDE = 32
 """To a multiple of this mmdet3d pads images on the right and below."""
 _SAME_PLACE = 0.3
-"""Boxes of different classes that overlap from above by this much are one object."""
+"""Boxes that overlap from above by this much are one object."""
+_WITHIN = 0.5
+"""So are boxes of different classes when this much of the smaller lies in the larger: no pedestrian stands in a car."""
 
 
 class Detector(Protocol):
@@ -121,9 +123,27 @@ def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
     limits = [least if isinstance(least, float) else least.get(name, 0.0) for name in found.names]
     found = found.take(found.scores >= np.array(limits, np.float32))
     assert found.scores is not None
-    plane, scores = torch.from_numpy(found.array[:, [0, 1, 3, 4, 6]]), torch.from_numpy(found.scores)
-    kept = nms_rotated(plane, scores, scores, plane, scores, _SAME_PLACE, False)
-    return found.take(np.sort(kept.numpy()))
+    same = _same_object(found)
+    kept = np.ones(len(found), bool)
+    best_first = np.argsort(-found.scores, kind="stable")
+    for place, index in enumerate(best_first):
+        if kept[index]:
+            later = best_first[place + 1 :]
+            kept[later[same[index, later]]] = False
+    return found.take(kept)
+
+
+def _same_object(found: Boxes3D) -> np.ndarray:
+    """(N, N): whether two boxes, seen from above, are in one place."""
+    plane = torch.from_numpy(found.array[:, [0, 1, 3, 4, 6]])
+    of_both, of_first = torch.zeros(2, len(plane) ** 2)
+    box_iou_rotated(plane, plane, of_both)
+    box_iou_rotated(plane, plane, of_first, mode_flag=1)
+    of_first_NN = of_first.reshape(len(plane), len(plane))
+    of_smaller = torch.maximum(of_first_NN, of_first_NN.T).numpy()
+    names = np.array(found.names)
+    differ = names[:, None] != names[None]
+    return np.asarray((of_both.reshape(of_smaller.shape).numpy() >= _SAME_PLACE) | (differ & (of_smaller >= _WITHIN)))
 
 
 def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from apps.driving.data import archive, kitti, nuscenes
 from apps.driving.data.projection import image_boxes
 from apps.driving.data.synth.export import write_frame
 from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.models.detect import shown_boxes
 from apps.driving.outputs import kitti as results
 from apps.driving.types import Boxes3D
 from shared.refusal import Refusal
@@ -384,3 +385,11 @@ def test_taking_boxes_takes_all_that_is_known_of_them(synthetic):
     assert truth.take(order).names == truth.names[::-1]
     assert truth.take(order).point_counts.tolist() == truth.point_counts[::-1].tolist()
     assert len(truth.take(np.zeros(len(truth), bool))) == 0
+
+
+def test_a_pedestrian_inside_a_car_is_not_shown_beside_it():
+    for aside, names in ((0.2, ("car",)), (1.05, ("car", "pedestrian"))):
+        centre = np.array([[10, 0, -1], [11, aside, -1]], np.float32)
+        size = np.array([[3.9, 1.6, 1.5], [0.8, 0.6, 1.7]], np.float32)
+        boxes = Boxes3D(centre, size, np.zeros(2, np.float32), ("car", "pedestrian"), np.array([0.6, 0.5], np.float32))
+        assert shown_boxes(boxes, 0.1).names == names
