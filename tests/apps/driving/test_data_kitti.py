@@ -389,7 +389,11 @@ def test_taking_boxes_takes_all_that_is_known_of_them(synthetic):
 
 def test_a_pedestrian_inside_a_car_is_not_shown_beside_it():
     for aside, names in ((0.2, ("car",)), (1.05, ("car", "pedestrian"))):
-        centre = np.array([[10, 0, -1], [11, aside, -1]], np.float32)
-        size = np.array([[3.9, 1.6, 1.5], [0.8, 0.6, 1.7]], np.float32)
-        boxes = Boxes3D(centre, size, np.zeros(2, np.float32), ("car", "pedestrian"), np.array([0.6, 0.5], np.float32))
+        boxes = Boxes3D(
+            centre_lidar_m=np.array([[10, 0, -1], [11, aside, -1]], np.float32),
+            size_m=np.array([[3.9, 1.6, 1.5], [0.8, 0.6, 1.7]], np.float32),
+            yaw=np.zeros(2, np.float32),
+            names=("car", "pedestrian"),
+            scores=np.array([0.6, 0.5], np.float32),
+        )
         assert shown_boxes(boxes, 0.1).names == names
