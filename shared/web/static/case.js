@@ -158,10 +158,11 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     event.preventDefault();
     zone.classList.remove("over");
     const found = await filesIn(event.dataTransfer);
-    dropped = input.multiple ? found : found.slice(0, 1);
+    const tooMany = !input.multiple && found.length > 1;
+    dropped = tooMany ? [] : found;
     input.value = "";
     showChosen();
-    complain("");
+    complain(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
   });
 
   const asked = new URLSearchParams(location.search).get("case");

@@ -1,0 +1,45 @@
+"""Two files dropped on a form that takes one: none is taken, and a sentence says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+import shared.refusal
+
+pytestmark = pytest.mark.browser
+SCRIPT = Path(shared.refusal.__file__).parent / "web" / "static" / "case.js"
+FORM = """<!doctype html><body data-app="finance"><form data-case-form><div data-drop><input type="file" name="files">
+<p data-chosen hidden></p></div><button>Go</button><button type="button" data-cancel hidden>Cancel</button>
+<p data-status></p><p data-error hidden></p></form>
+<script type="module">import { caseForm } from "/case.js";
+caseForm({ render() {} }); document.title = "ready";</script>"""
+DROP = """names => {
+  const transfer = new DataTransfer();
+  for (const name of names) transfer.items.add(new File(["a"], name));
+  document.querySelector("[data-drop]").dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+}"""
+
+
+def answered(route: Route) -> None:
+    if route.request.url.endswith("/case.js"):
+        route.fulfill(body=SCRIPT.read_text(encoding="utf-8"), content_type="text/javascript")
+    else:
+        route.fulfill(body=FORM, content_type="text/html")
+
+
+def test_of_two_dropped_files_none_is_taken_and_a_sentence_says_so(page: Page) -> None:
+    page.route("http://127.0.0.1:9/**", answered)
+    page.goto("http://127.0.0.1:9/finance")
+    expect(page).to_have_title("ready")
+    chosen, error = page.locator("[data-chosen]"), page.locator("[data-error]")
+    page.evaluate(DROP, ["one.csv"])
+    expect(chosen).to_have_text("one.csv (1 kB)")
+    page.evaluate(DROP, ["one.csv", "two.csv"])
+    expect(error).to_contain_text("One file is taken here, and 2 were dropped")
+    expect(chosen).to_be_hidden()
+    page.evaluate(DROP, ["two.csv"])
+    expect(chosen).to_have_text("two.csv (1 kB)")
+    expect(error).to_be_hidden()
