@@ -91,5 +91,7 @@ def join(device: str | None = None) -> Iterator[Group]:
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=10))
     try:
         yield Group(dist.get_rank(), world, place)
+        # All leave together: one that ended while the leader still wrote was now and then aborted by torch's teardown.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
