@@ -18,9 +18,15 @@ AIR_HU = -400
 LEAST_ML = 60.0
 """Less aerated lung than this in a scan is taken for gas elsewhere."""
 
+LEAST_DEEP_ML = 5.0
+"""Of which at least so much lies two coarse voxels from its surface."""
+
+GAS_HU = -940
+"""Air outside the lungs, of the room or of the gut, is darker than this; lung is not, but for severe emphysema."""
+
 NEAR_MM = 14.0
 LEAST_CUT_MM2 = 1500.0
-"""More lung than this in the first or last slice is lung cut off; the trachea is smaller."""
+"""More lung than this at an end or at the sides of the image is lung cut off; the trachea is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class Lungs:
               i, j, k of the volume
     low_ijk, high_ijk  the lungs' box with that margin, in indices of the volume; high is exclusive
     millilitres        volume of aerated lung
-    cut                whether aerated lung reaches the first or the last slice
+    cut                whether aerated lung reaches the image's edge: the first slice, the last, or the sides
     """
 
     near_zyx: NDArray[np.bool_]
@@ -50,26 +56,34 @@ class Lungs:
 
 
 def find_lungs(volume: CTVolume) -> Lungs | None:
-    """The lungs in ``volume``, or None where there is no aerated lung to speak of."""
+    """The lungs in ``volume``, or None where there is no aerated lung to speak of.
+
+    Rather too much than too little: what is left out here is never searched.
+    """
     steps = tuple(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
     coarse = volume.voxels_zyx[:: steps[2], :: steps[1], :: steps[0]]
     spacing = np.array(volume.spacing_mm) * steps
-    labels, count = ndimage.label(coarse < AIR_HU)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    # Air around the body touches the sides of the image; lungs may touch its top and bottom only.
-    for axis in _in_plane_axes(volume):
-        for end in (0, -1):
-            sizes[np.unique(labels.take(end, axis=axis))] = 0
     voxel_ml = float(np.prod(spacing)) / 1000
-    kept = (sizes * voxel_ml >= LEAST_ML) & (sizes >= 0.15 * sizes.max(initial=0))
+    body_axis = 2 - _body_axis(volume)
+    air, edge = _air_in_the_body(coarse, body_axis, 2 - int(np.argmax(np.abs(volume.direction[1]))))
+    labels, count = ndimage.label(air)
+    millilitres = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
+    # A thin layer of air along the skin has no depth.
+    deep = ndimage.binary_erosion(air, _within_slices(body_axis), iterations=2)
+    depth = np.bincount(labels[deep], minlength=count + 1) * voxel_ml
+    kept = (millilitres >= LEAST_ML) & (depth >= LEAST_DEEP_ML)
+    kept[0] = False
+    # A collapsed lung is as dense as the other or denser; gas of the stomach is not.
+    small = np.nonzero(kept & (millilitres < 0.15 * millilitres[kept].max(initial=0)))[0]
+    kept[small] = _medians(coarse, labels, small) >= GAS_HU
     if not kept.any():
         return None
     near = kept[labels]
     aerated = float(near.sum()) * voxel_ml
-    ends = [near.take(end, axis=2 - _body_axis(volume)).sum() for end in (0, -1)]
-    area = float(np.prod(spacing) / spacing[_body_axis(volume)])
-    cut = max(ends) * area > LEAST_CUT_MM2
+    faces = np.prod(spacing) / spacing[::-1]
+    ends = [near.take(end, axis=body_axis).sum() * faces[body_axis] for end in (0, -1)]
+    sides = (near & edge).sum() * max(faces[axis] for axis in range(3) if axis != body_axis)
+    cut = max(*ends, sides) > LEAST_CUT_MM2
     for axis, along in zip((2, 1, 0), spacing, strict=True):
         near = ndimage.maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / along)) + 1, axis=axis)
     low, high = [], []
@@ -80,9 +94,58 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     return Lungs(near, steps, tuple(low), tuple(high), aerated, bool(cut))
 
 
-def _in_plane_axes(volume: CTVolume) -> list[int]:
-    """The two array axes (of z, y, x) that lie most nearly across the body."""
-    return [2 - index for index in range(3) if index != _body_axis(volume)]
+def _air_in_the_body(
+    coarse: NDArray[np.int16], body_axis: int, back_axis: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Air that is not around the body, and where the image ends, within its slices: (z, y, x) each.
+
+    Room air is found slice by slice, so that lung which is open to it in one of them (a trachea, a wall beyond the
+    field of view) is lost there alone. Lung that touches the edge lies between the front of the body and its back,
+    and is denser than the air of the room.
+    """
+    flat = _within_slices(body_axis)
+    edge = np.zeros(coarse.shape, bool)
+    for axis in {0, 1, 2} - {body_axis}:
+        for end in (0, -1):
+            edge[(slice(None),) * axis + (end,)] = True
+    # What a scanner fills in beyond a round field of view has one value, as low as any.
+    least = coarse.min()
+    filled, _ = ndimage.label((coarse == least) & (least < GAS_HU), flat)
+    padding = np.isin(filled, np.setdiff1d(filled[edge], 0))
+    edge |= ndimage.binary_dilation(padding, flat)
+    air = (coarse < AIR_HU) & ~padding
+    regions, _ = ndimage.label(air, flat)
+    touching = np.setdiff1d(regions[edge], 0)
+    inside = np.bincount(regions[_between(coarse >= AIR_HU, flat, back_axis)], minlength=regions.max() + 1)
+    mostly_inside = inside[touching] > 0.5 * np.bincount(regions.ravel())[touching]
+    room = touching[~mostly_inside | (_medians(coarse, regions, touching) < GAS_HU)]
+    return air & ~np.isin(regions, room), edge & ~padding
+
+
+def _between(tissue: NDArray[np.bool_], flat: NDArray[np.bool_], back_axis: int) -> NDArray[np.bool_]:
+    """What has the body before it and behind it. The body is the largest piece once the table's thin shell is gone."""
+    pieces, count = ndimage.label(ndimage.binary_opening(tissue, flat))
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    body = pieces == sizes.argmax()
+    before = np.maximum.accumulate(body, axis=back_axis)
+    behind = np.flip(np.maximum.accumulate(np.flip(body, back_axis), axis=back_axis), back_axis)
+    return np.asarray(before & behind)
+
+
+def _medians(values: NDArray[np.int16], labels: NDArray[np.integer], chosen: NDArray[np.integer]) -> Float64:
+    """The median value of each chosen label, (n,)."""
+    if not len(chosen):
+        return np.zeros(0)
+    return np.asarray(ndimage.median(values, labels, chosen), np.float64)
+
+
+def _within_slices(body_axis: int) -> NDArray[np.bool_]:
+    """Neighbours in the same slice across the body."""
+    flat = ndimage.generate_binary_structure(3, 1)
+    for end in (0, 2):
+        flat[(slice(None),) * body_axis + (end,)] = False
+    return flat
 
 
 def _body_axis(volume: CTVolume) -> int:

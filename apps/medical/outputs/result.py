@@ -10,7 +10,7 @@ import numpy as np
 from apps.medical.types import CTVolume, Nodule
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
-PARTLY = "The scan ends within the lungs: nodules beyond its first or last slice cannot be found."
+PARTLY = "The image ends within the lungs: nodules beyond its edge cannot be found."
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Reading:
 
     lung_box_lps_mm   x, y, z of the lower corner, then of the upper; None where no lung was found
     lung_millilitres  aerated lung
-    lungs_cut         whether the first or the last slice goes through a lung
+    lungs_cut         whether a lung reaches the image's edge
     operating_score   findings of at least this score are suspicious; see ``calibrate``
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -206,6 +208,53 @@ def test_lungs_that_reach_the_last_slice_are_cut():
     )
     lungs = find_lungs(part)
     assert lungs is not None and lungs.cut
+
+
+def changed(volume: CTVolume, voxels: np.ndarray) -> CTVolume:
+    return dataclasses.replace(volume, voxels_zyx=np.ascontiguousarray(voxels))
+
+
+LEFT, RIGHT = [70.0, 40, 15], [30.0, 40, 15]
+
+
+@pytest.mark.parametrize("fill", [None, -1024])
+def test_a_lung_that_the_field_of_view_cuts_is_searched_and_said_to_be_cut(fill):
+    """The view ends within the right lung: at the image's side, or at a round view with filler around it."""
+    volume = body_with_lungs()
+    voxels = volume.voxels_zyx.copy()
+    if fill is None:
+        lungs = find_lungs(changed(volume, voxels[:, :, 20:]))
+        centres = np.array([LEFT, RIGHT]) - (20, 0, 0)
+    else:
+        voxels[:, :, :20] = fill
+        lungs = find_lungs(changed(volume, voxels))
+        centres = np.array([LEFT, RIGHT])
+    assert lungs is not None and lungs.contain(centres).tolist() == [True, True]
+    assert lungs.cut
+
+
+def test_a_collapsed_lung_is_searched():
+    volume = body_with_lungs()
+    k, j, i = np.indices(volume.voxels_zyx.shape)
+    left = i >= 50
+    kept = ((i - 70) / 8) ** 2 + ((j - 40) / 9) ** 2 + ((k - 15) / 5) ** 2 < 1
+    voxels = np.where(left & ~kept & (volume.voxels_zyx == -850), 40, volume.voxels_zyx).astype(np.int16)
+    share = (voxels[left] == -850).sum() / (voxels[~left] == -850).sum()
+    assert share < 0.15
+    lungs = find_lungs(changed(volume, voxels))
+    assert lungs is not None and lungs.contain(np.array([LEFT])).all()
+    gas = np.where(left & (voxels == -850), -1000, voxels).astype(np.int16)
+    lungs = find_lungs(changed(volume, gas))
+    assert lungs is not None and not lungs.contain(np.array([LEFT])).any()
+
+
+def test_lung_that_is_open_to_the_room_in_one_slice_is_lost_there_alone():
+    volume = body_with_lungs()
+    voxels = volume.voxels_zyx.copy()
+    voxels[15, :40, 28:33] = -1000
+    lungs = find_lungs(changed(volume, voxels))
+    assert lungs is not None and lungs.contain(np.array([LEFT, RIGHT])).all()
+    assert lungs.millilitres > 0.9 * find_lungs(volume).millilitres
 
 
 def test_without_air_there_are_no_lungs():
