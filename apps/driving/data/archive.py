@@ -31,7 +31,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> None
     """Writes the files of ``archive`` below ``folder``; refuses what would lie elsewhere, or be too much."""
     try:
         with zipfile.ZipFile(archive) as content:
-            members = [member for member in content.infolist() if not member.is_dir()]
+            members = [one for one in content.infolist() if not one.filename.endswith("/") or one.file_size]
             if len(members) > MOST_FILES:
                 raise Refusal(f"{archive.name} holds {len(members)} files; at most {MOST_FILES} are taken")
             left = most_bytes
@@ -45,7 +45,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int = MOST_BYTES) -> None
 
 def _inside(archive: Path, member: zipfile.ZipInfo) -> Path:
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise Refusal(f"{archive.name} names a file outside of itself ({member.filename}); it is not taken")
     if (member.external_attr >> 16) & 0xF000 == _LINK:
         raise Refusal(f"{archive.name} holds a link ({member.filename}); put the file itself in")

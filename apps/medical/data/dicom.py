@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.medical.data.hounsfield import must_be_hounsfield
 from apps.medical.types import CTVolume, Float64
 from shared.refusal import Refusal
 
@@ -105,7 +106,7 @@ def _opened(file: Path) -> zipfile.ZipFile:
 
 def _unzip(file: Path) -> Iterator[tuple[str, bytes]]:
     with _opened(file) as archive:
-        members = [entry for entry in archive.infolist() if not entry.is_dir()]
+        members = [entry for entry in archive.infolist() if not entry.filename.endswith("/") or entry.file_size]
         if len(members) > MOST_FILES:
             raise Refusal(f"{file.name} holds {len(members)} files; pack one series, at most {MOST_FILES}")
         size = sum(entry.file_size for entry in members)
@@ -113,7 +114,7 @@ def _unzip(file: Path) -> Iterator[tuple[str, bytes]]:
             raise Refusal(f"{file.name} would unpack to {size >> 20} MiB; that is no CT series", status=413)
         for entry in members:
             path = PurePosixPath(entry.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
                 raise Refusal(f"{file.name} holds {entry.filename!r}, which points outside the archive; pack it anew")
             if entry.flag_bits & 1:
                 raise Refusal(f"{file.name} is encrypted ({entry.filename}); pack it without a password")
@@ -194,6 +195,8 @@ def _assemble(name: str, slices: list[_Slice]) -> CTVolume:
     shapes = {(int(part.header.Rows), int(part.header.Columns)) for part in slices}
     if len(shapes) > 1 or np.ptp(orientation, axis=0).max() > 1e-3 or np.ptp(pixel, axis=0).max() > 1e-3:
         raise Refusal(f"{name}: its images differ in size, orientation or pixel spacing; hand in one series")
+    if pixel.min() <= 0:
+        raise Refusal(f"{name} states a PixelSpacing of {pixel.min():g} mm; without it nothing can be measured")
     along_i, along_j = orientation[0, :3], orientation[0, 3:]
     normal = np.cross(along_i, along_j)
     height = positions @ normal
@@ -214,6 +217,7 @@ def _assemble(name: str, slices: list[_Slice]) -> CTVolume:
     if np.linalg.norm(drift) > 1.0:
         raise Refusal(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
     voxels = np.stack([_hounsfield(slices[index]) for index in order])
+    must_be_hounsfield(name, float(voxels.min()), float(voxels.max()))
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
     return CTVolume(
@@ -235,6 +239,10 @@ def _numbers(part: _Slice, keyword: str, count: int) -> list[float]:
 
 def _hounsfield(part: _Slice) -> NDArray[np.int16]:
     """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1)."""
+    if "RescaleSlope" not in part.header or "RescaleIntercept" not in part.header:
+        raise Refusal(f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units")
+    if (kind := part.header.get("PhotometricInterpretation")) != "MONOCHROME2":
+        raise Refusal(f"{part.file} is {kind}; a CT image is MONOCHROME2. Export the original series")
     syntax = str(part.header.file_meta.get("TransferSyntaxUID", "")) if hasattr(part.header, "file_meta") else ""
     hounsfield = _rescaled(part) if syntax in _UNCOMPRESSED else _decompressed(part, syntax)
     if hounsfield.shape != (int(part.header.Rows), int(part.header.Columns)):
@@ -253,8 +261,6 @@ def _rescaled(part: _Slice) -> NDArray[np.float32]:
             stored = dataset.pixel_array
     except Exception as error:
         raise Refusal(f"{part.file}: its pixels cannot be read ({error})") from error
-    if "RescaleSlope" not in dataset or "RescaleIntercept" not in dataset:
-        raise Refusal(f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units")
     slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
     return np.asarray(stored.astype(np.float32) * slope + intercept, np.float32)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from apps.medical.data.hounsfield import must_be_hounsfield
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
 
@@ -55,11 +56,7 @@ def read_image(files: Sequence[Path]) -> CTVolume:
     values = SimpleITK.GetArrayViewFromImage(image)
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values) or not np.isfinite(values).all():
         raise Refusal(f"{file.name} holds values that are not finite numbers; expected Hounsfield units")
-    low, high = float(values.min()), float(values.max())
-    if low > -300 or high - low < 300:
-        raise Refusal(
-            f"{file.name} holds values from {low:g} to {high:g}; expected Hounsfield units, with air near -1000"
-        )
+    must_be_hounsfield(file.name, float(values.min()), float(values.max()))
     voxels = np.clip(np.rint(values), -1024, 32767).astype(np.int16)
     return CTVolume(
         voxels_zyx=np.ascontiguousarray(voxels),

@@ -189,9 +189,36 @@ def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
     same(read_volume([pack(tmp_path, {**series(scan), **scout}, "one.zip")]), scan)
 
 
+def compressed(content: bytes) -> bytes:
+    from pydicom import dcmread
+    from pydicom.uid import RLELossless
+
+    image = dcmread(io.BytesIO(content))
+    image.compress(RLELossless)
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("packed", [lambda content: content, compressed], ids=["plain", "compressed"])
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"RescaleSlope": None}, "rescale slope"),
+        ({"RescaleIntercept": 0}, "air near -1000"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1"),
+        ({"PixelSpacing": [0, 0.7]}, "PixelSpacing of 0 mm"),
+    ],
+)
+def test_values_that_are_not_hounsfield_units_are_refused_however_they_are_stored(scan, tmp_path, packed, tags, words):
+    refused(pack(tmp_path, {name: packed(content) for name, content in series(scan, **tags).items()}), words)
+
+
 def test_hostile_archives_are_refused(scan, tmp_path):
     refused(pack(tmp_path, {"../../etc/cron": dicom_slice(scan, 0)}), "outside the archive")
     refused(pack(tmp_path, {"C:/x": dicom_slice(scan, 0)}), "outside the archive")
+    for nameless in (".", "/"):
+        refused(pack(tmp_path, {nameless: dicom_slice(scan, 0)}), "outside the archive")
     refused(pack(tmp_path, {"bomb": b"\0" * 40_000_000}), "would unpack")
     locked = pack(tmp_path, {"IM1": dicom_slice(scan, 0)})
     content = bytearray(locked.read_bytes())
