@@ -5,7 +5,8 @@ in one direction, unrest, unusual calm; two more look at the values: a level tha
 departure from the same time on other days. Each statistic is given a tail
 probability by its rank among the same series' earlier rows, continued beyond the largest of them by an exponential
 tail in the logarithm (peaks over threshold; Siffer et al., KDD 2017), and mixed with the tail that the channel has on
-synthetic normal series. A row's score is -log10 of its smallest tail probability over 10. Nothing looks ahead.
+synthetic normal series. A row's score is -log10 of its smallest tail probability over 10. Nothing looks ahead,
+but for the usual distance of rows, which is that of the whole file.
 """
 
 from __future__ import annotations

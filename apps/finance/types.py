@@ -55,8 +55,8 @@ class Anomaly:
     """An event found in a series.
 
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
-    -log10 of the tail probability over 10: 0.5 is one in 100,000. ``observed`` is the value at the peak, ``expected``
-    the forecast median, ``low`` and ``high`` the forecast band there.
+    -log10 of the tail probability over 10: 0.5 is p = 1e-5 in one channel. ``observed`` is the value at the peak,
+    ``expected`` the forecast median, ``low`` and ``high`` the forecast band there.
     """
 
     start_ns: int

@@ -30,7 +30,7 @@ def result(detection: Detection, *, model: str) -> dict[str, Any]:
             "notes": list(series.notes),
         },
         "threshold": round(detection.threshold, 4),
-        "score": "-log10 of the tail probability, over 10: 0.3 is one row in 1,000, 0.5 one in 100,000",
+        "score": "-log10 of the smallest of seven tail probabilities, over 10: it ranks rows, and is no frequency",
         "band": [detection.forecast.levels[0], detection.forecast.levels[-1]],
         "model": model,
     }

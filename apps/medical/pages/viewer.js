@@ -76,7 +76,15 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
       pen.arc(x, y, radius, 0, 2 * Math.PI);
       pen.stroke();
       pen.setLineDash([]);
-      pen.fillText(`${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`, x + radius * 0.75 + 3 * unit, y - radius * 0.75);
+      const label = `${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`;
+      const width = pen.measureText(label).width;
+      const right = x + radius * 0.75 + 3 * unit;
+      // At the right edge of the image the label stands to the left of its mark.
+      const left = right + width > pen.canvas.width ? x - radius * 0.75 - 3 * unit - width : right;
+      pen.lineWidth = 4 * unit;
+      pen.strokeStyle = "#000";
+      pen.strokeText(label, left, y - radius * 0.75);
+      pen.fillText(label, left, y - radius * 0.75);
     }
     letters(pen, unit);
     const corner = volume.toLps([0, 0, state.slice]);
