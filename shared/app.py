@@ -73,6 +73,7 @@ class App:
     predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
+    kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores
     """
 
@@ -89,6 +90,7 @@ class App:
     reproduce: Callable[[bool], Table]
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
     router: Callable[[Service], APIRouter] | None = None
+    kinds: tuple[str, ...] | None = None
 
     @property
     def pages(self) -> Path:

@@ -67,4 +67,5 @@ app = App(
     predictor=_predictor,
     samples=_samples,
     reproduce=_reproduce,
+    kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),
 )

@@ -22,8 +22,8 @@ class CTVolume:
     spacing_mm      distance between voxel centres along i, j, k
     origin_lps_mm   centre of voxel (0, 0, 0)
     direction       3x3, orthonormal; its columns are the directions of i, j and k in LPS
-    name            what a person calls the case: a file's or a folder's name, never a patient's
-    identifiers     DICOM unique identifiers and dates where the source has them; no names
+    name            what a made volume is called; readers leave it, for the name of a file may be that of a person
+    identifiers     DICOM unique identifiers where the source has them; no names
     """
 
     voxels_zyx: NDArray[np.int16]

@@ -62,7 +62,7 @@ class CaseAnswer(BaseModel):
     app: str
     created: str = Field(description="UTC, ISO 8601")
     door: str
-    inputs: list[dict[str, Any]] = Field(description="name, size in bytes and SHA-256 of every file")
+    inputs: list[dict[str, Any]] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
     inputs_sha256: str
     options: dict[str, str]
     artifact: dict[str, Any] = Field(description="name and version of the model")

@@ -113,13 +113,14 @@ class Service:
             loaded = self._loaded if self._loaded is not None else await self._loading.run(self._load)
         with loaded.metrics.failures():
             began = time.monotonic()
-            async with before(deadline, self.app.title):
-                inputs = await self.decoding.run(loaded.predictor.decode, request)
-                decoded = time.monotonic()
-                outputs = await loaded.batcher.answer(inputs, deadline)
-            computed = time.monotonic()
-            response = await self._encoding.run(loaded.predictor.encode, outputs)
-            case = await self._encoding.run(self._keep, request, door, response, loaded.manifest(response.model))
+            with self._names_withheld():
+                async with before(deadline, self.app.title):
+                    inputs = await self.decoding.run(loaded.predictor.decode, request)
+                    decoded = time.monotonic()
+                    outputs = await loaded.batcher.answer(inputs, deadline)
+                computed = time.monotonic()
+                response = await self._encoding.run(loaded.predictor.encode, outputs)
+                case = await self._encoding.run(self._keep, request, door, response, loaded.manifest(response.model))
         done = time.monotonic()
         loaded.metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
         return case
@@ -174,11 +175,24 @@ class Service:
         for workers in (self._loading, self.decoding, self._encoding):
             workers.close()
 
+    @contextmanager
+    def _names_withheld(self) -> Iterator[None]:
+        """Takes the words out of an unexpected error, which goes to the log, where names may be those of persons."""
+        try:
+            yield
+        except Refusal:
+            raise
+        except Exception as error:
+            if self.app.kinds is None:
+                raise
+            withheld = RuntimeError(f"{type(error).__name__}; its words are withheld, for they may name a person")
+            raise withheld.with_traceback(error.__traceback__) from None
+
     def _keep(self, request: Request, door: str, response: Response, manifest: Manifest) -> Case:
         return self.store.add(
             app=self.app.name,
             door=door,
-            inputs=describe_inputs(request.files),
+            inputs=describe_inputs(request.files, self.app.kinds),
             options=request.options,
             artifact=(manifest.name, manifest.version),
             response=response,

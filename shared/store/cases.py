@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,7 +28,10 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
-    """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept."""
+    """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept.
+
+    ``name`` is the kind of the file where names may be those of persons: "nii.gz file".
+    """
 
     name: str
     bytes: int
@@ -78,7 +81,7 @@ class CaseEntry:
 
     @property
     def label(self) -> str:
-        """The names of the inputs, shortened for a list."""
+        """The names (or kinds) of the inputs, shortened for a list."""
         if not self.inputs:
             return self.id
         more = f" and {len(self.inputs) - 1} more" if len(self.inputs) > 1 else ""
@@ -204,17 +207,29 @@ class CaseStore:
             raise
 
 
-def describe_inputs(paths: Iterable[Path]) -> tuple[Input, ...]:
-    """Name, size and digest of files; those in a folder are named from it down."""
+def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -> tuple[Input, ...]:
+    """Name, size and digest of files; those in a folder are named from it down.
+
+    With ``kinds``, endings such as ``.nii.gz``, no name is kept: a file is called after the ending that it has.
+    """
     found = []
     for path in paths:
         members = sorted(member for member in path.rglob("*") if member.is_file()) if path.is_dir() else [path]
         for member in members:
-            name = member.relative_to(path.parent).as_posix() if path.is_dir() else member.name
+            if kinds is not None:
+                name = _kind(member.name, kinds)
+            else:
+                name = member.relative_to(path.parent).as_posix() if path.is_dir() else member.name
             with member.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             found.append(Input(name=name, bytes=member.stat().st_size, sha256=digest))
     return tuple(found)
+
+
+def _kind(name: str, kinds: Sequence[str]) -> str:
+    # An ending that is not among them may be a part of a person's name.
+    found = max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
+    return f"{found[1:]} file" if found else "file"
 
 
 def _is_free_name(name: str) -> bool:

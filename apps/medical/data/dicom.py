@@ -35,7 +35,7 @@ MOST_EXPANSION = 200
 
 LEAST_SLICES = 3
 _HARMLESS = (".txt", ".xml", ".json")
-_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "StudyDate", "SliceThickness")
+_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 
 
@@ -225,7 +225,6 @@ def _assemble(name: str, slices: list[_Slice]) -> CTVolume:
         spacing_mm=spacing_ijk,
         origin_lps_mm=_triple(positions[order[0]]),
         direction=np.stack([along_i, along_j, normal], axis=1),
-        name=name.removesuffix(".zip"),
         identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
     )
 

@@ -63,8 +63,13 @@ def read_image(files: Sequence[Path]) -> CTVolume:
         spacing_mm=image.GetSpacing(),
         origin_lps_mm=image.GetOrigin(),
         direction=np.array(image.GetDirection()).reshape(3, 3),
-        name=file.name[: -len(ending)],
+        identifiers=_identifiers(file.name[: -len(ending)]),
     )
+
+
+def _identifiers(stem: str) -> dict[str, str]:
+    """The series that LUNA16 and others name a file after (PS3.5 9.1); no other name of a file is kept."""
+    return {"SeriesInstanceUID": stem} if re.fullmatch(r"[0-9]+(\.[0-9]+){5,}", stem) and len(stem) <= 64 else {}
 
 
 def _refuse_other_data(file: Path, ending: str) -> None:

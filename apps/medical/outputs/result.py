@@ -50,7 +50,6 @@ def result(reading: Reading) -> dict[str, Any]:
         ],
         "operating_score": reading.operating_score,
         "volume": {
-            "name": volume.name,
             "size_ijk": list(volume.size_ijk),
             "spacing_mm": _rounded(volume.spacing_mm, 6),
             "origin_lps_mm": _rounded(volume.origin_lps_mm, 4),

@@ -44,7 +44,6 @@ def slab(reading: Reading) -> CTVolume:
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
         direction=volume.direction,
-        name=volume.name,
     )
 
 

@@ -19,7 +19,7 @@ async function render(answer) {
       element("div", {},
         others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(2)}.`) : null,
         list,
-        element("p", { class: "small" }, `${volume.name}: ${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm`))),
+        element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm`))),
     downloads(answer));
   try {
     const slices = await loadVolume(answer.files["slab.nii.gz"]);

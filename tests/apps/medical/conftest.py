@@ -3,8 +3,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+from apps.medical.models.inference import Tiling
+from apps.medical.models.retinanet import RetinaNet3D
+from apps.medical.predictor import NodulePredictor
 
 
 @pytest.fixture
 def medical_data(data_root: Path) -> Path:
     return data_root / "medical"
+
+
+@pytest.fixture(scope="package")
+def untrained() -> NodulePredictor:
+    """A predictor with weights of chance, which finds something everywhere."""
+    torch.manual_seed(0)
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build()
+    torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.1)
+    return NodulePredictor(
+        detector,
+        spacing_mm=(2.8, 2.8, 5.0),
+        tiling=Tiling(size=(64, 64, 32), overlap=0.25, batch=2),
+        device="cpu",
+        operating_score=0.5,
+    )

@@ -9,44 +9,17 @@ import json
 import nibabel
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from apps.medical.app import app
 from apps.medical.data.images import nifti
-from apps.medical.models.inference import Tiling
-from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
 from apps.medical.outputs.slab import MOST_VOXELS, slab
-from apps.medical.predictor import NodulePredictor
 from apps.medical.types import CTVolume, Nodule
 from shared.app import shipped
 from shared.deploy.predictor import Request, answer
 from shared.refusal import Refusal
-
-
-def chest() -> CTVolume:
-    k, j, i = np.indices((20, 80, 100))
-    voxels = np.full(i.shape, -1000, np.int16)
-    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
-    for middle in (30, 70):
-        voxels[((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 10) / 9) ** 2 < 1] = -850
-    voxels[9:11, 38:42, 28:32] = 30
-    return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, -400.0), name="chest")
-
-
-@pytest.fixture(scope="module")
-def untrained():
-    torch.manual_seed(0)
-    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build()
-    torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.1)
-    return NodulePredictor(
-        detector,
-        spacing_mm=(2.8, 2.8, 5.0),
-        tiling=Tiling(size=(64, 64, 32), overlap=0.25, batch=2),
-        device="cpu",
-        operating_score=0.5,
-    )
+from tests.apps.medical.chests import chest
 
 
 def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from apps.medical.data.images import nifti
 from apps.medical.data.luna16 import read_marks, read_scans, read_truths
 from apps.medical.data.source import read_volume
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
+from tests.apps.medical.chests import dicom_slice, pack, series
 
 SPACING = (0.7, 0.8, 2.5)
 ORIGIN = (-20.0, 15.0, -300.0)
@@ -28,45 +26,6 @@ def scan():
     random = np.random.default_rng(0)
     voxels = random.integers(-1000, 400, size=(6, 10, 12)).astype(np.int16)
     return CTVolume(voxels_zyx=voxels, spacing_mm=SPACING, origin_lps_mm=ORIGIN)
-
-
-def dicom_slice(volume: CTVolume, k: int, **tags: object) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(k)])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image = FileDataset("slice", {}, file_meta=meta, preamble=b"\0" * 128)
-    image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-    image.Modality, image.SeriesInstanceUID, image.SeriesNumber = "CT", "1.2.3", 4
-    image.Rows, image.Columns = volume.voxels_zyx.shape[1:]
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 0
-    image.RescaleSlope, image.RescaleIntercept = 1, -1024
-    image.PixelSpacing = [volume.spacing_mm[1], volume.spacing_mm[0]]
-    image.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    image.ImagePositionPatient = list(volume.to_lps_mm([0, 0, k]))
-    image.PixelData = (volume.voxels_zyx[k].astype(np.int32) + 1024).astype(np.uint16).tobytes()
-    for name, value in tags.items():
-        if value is None:
-            delattr(image, name)
-        else:
-            setattr(image, name, value)
-    out = io.BytesIO()
-    image.save_as(out, enforce_file_format=True)
-    return out.getvalue()
-
-
-def pack(folder: Path, members: dict[str, bytes], name: str = "scan.zip") -> Path:
-    path = folder / name
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
-    return path
-
-
-def series(scan: CTVolume, **tags: object) -> dict[str, bytes]:
-    # Names in another order than the slices.
-    return {f"IM{(7 * k) % 11}": dicom_slice(scan, k, **tags) for k in range(len(scan.voxels_zyx))}
 
 
 def refused(path: Path, *words: str, **options: str) -> None:

@@ -1,0 +1,93 @@
+"""Nothing that may name a patient is kept: not the name of a file, nor a word of a DICOM header, nor of an error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from apps.medical.app import app
+from apps.medical.data.images import nifti
+from apps.medical.predictor import NodulePredictor
+from shared.deploy.predictor import Request
+from shared.serve.server import create_app
+from shared.serve.settings import Settings
+from tests.apps.medical.chests import chest, pack, series
+
+NAMED = {
+    "PatientName": "MUELLER^HANS",
+    "PatientID": "PID-4711",
+    "AccessionNumber": "ACC-0815",
+    "PatientBirthDate": "19500101",
+    "StudyDate": "20260102",
+    "StudyDescription": "Thorax MUELLER",
+    "SeriesDescription": "Lunge MUELLER",
+    "ReferringPhysicianName": "SCHMIDT^EVA",
+    "InstitutionName": "Klinikum am See",
+}
+SECRETS = ("mueller", "pid-4711", "acc-0815", "19500101", "20260102", "schmidt", "klinikum")
+
+
+@pytest.fixture
+def hospital(untrained: NodulePredictor, tmp_path: Path) -> Iterator[TestClient]:
+    served = replace(app, predictor=lambda artifacts, device: untrained)
+    settings = Settings(hosts="testserver", store=tmp_path / "store", warm=False, device="cpu")
+    with TestClient(create_app(settings, {"medical": served}), raise_server_exceptions=False) as client:
+        yield client
+
+
+def hand_in(client: TestClient, *files: tuple[str, bytes]) -> dict[str, object]:
+    answer = client.post("/api/medical/predict", files=[("files", file) for file in files])
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def leaks(text: str) -> list[str]:
+    return [secret for secret in SECRETS if secret in text.lower()]
+
+
+def kept(folder: Path) -> str:
+    """All that lies in the store: the database with its journal, and every case's files, names included."""
+    return "".join(f"{path}\n{path.read_bytes().decode('latin-1')}\n" for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_zip_and_a_header_that_name_a_patient_leave_no_trace(hospital, tmp_path, caplog):
+    slices = {f"MUELLER_HANS/{name}": content for name, content in series(chest(), **NAMED).items()}
+    archive = pack(tmp_path, slices, "MUELLER_HANS_19500101.zip").read_bytes()
+    with caplog.at_level(logging.DEBUG):
+        case = hand_in(hospital, ("MUELLER_HANS_19500101.zip", archive))
+        hand_in(hospital, *((f"MUELLER.{n}", content) for n, content in enumerate(slices.values())))
+        hand_in(hospital, ("MUELLER.nii.gz", nifti(chest())))
+    assert case["result"]["findings"] and case["inputs"][0]["name"] == "zip file"
+    assert len(case["inputs"][0]["sha256"]) == 64 and case["inputs"][0]["bytes"] == len(archive)
+    pages = "".join(hospital.get(path).text for path in ("/", "/medical", "/metrics", "/healthz", "/api/medical/cases"))
+    everything = kept(tmp_path / "store")
+    assert case["inputs_sha256"] in everything, "the digests are kept"
+    assert not leaks(everything) and not leaks(pages) and not leaks(caplog.text)
+    assert ">zip file</a>" in pages and ">nii.gz file</a>" in pages and ">file and 19 more</a>" in pages
+
+
+def test_the_same_content_under_another_name_is_the_same_input(hospital):
+    one, other = (hand_in(hospital, (name, nifti(chest()))) for name in ("MUELLER.nii.gz", "b.nii.gz"))
+    assert one["inputs"] == other["inputs"] and one["inputs_sha256"] == other["inputs_sha256"]
+
+
+def test_a_refusal_names_the_file_to_its_sender_and_nobody_else(hospital, tmp_path, caplog):
+    with caplog.at_level(logging.DEBUG):
+        answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
+    assert answer.status_code == 422 and "MUELLER.nii.gz" in answer.json()["detail"]
+    assert not leaks(caplog.text) and not leaks(kept(tmp_path / "store"))
+
+
+def test_an_unexpected_error_is_logged_with_its_place_and_without_its_words(hospital, untrained, caplog, monkeypatch):
+    def fail(request: Request) -> None:
+        raise LookupError(f"nobody foresaw {request.files[0]}")
+
+    monkeypatch.setattr(untrained, "decode", fail)
+    answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
+    assert answer.status_code == 500 and not leaks(answer.text)
+    assert "LookupError" in caplog.text and "in fail" in caplog.text and not leaks(caplog.text)
