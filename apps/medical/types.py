@@ -15,6 +15,20 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SourceImage:
+    """The DICOM image that a slice was, by which it is found again in a PACS.
+
+    instance_number   InstanceNumber (0020,0013), which viewers count by; None where the image has none
+    sop_instance_uid  SOPInstanceUID (0008,0018)
+    position_lps_mm   ImagePositionPatient (0020,0032)
+    """
+
+    instance_number: int | None
+    sop_instance_uid: str
+    position_lps_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CTVolume:
     """A chest CT.
 
@@ -24,6 +38,8 @@ class CTVolume:
     direction       3x3, orthonormal; its columns are the directions of i, j and k in LPS
     name            what a made volume is called; readers leave it, for the name of a file may be that of a person
     identifiers     DICOM unique identifiers where the source has them; no names
+    images          the DICOM image of each slice, in the order of the slices; empty for other sources
+    remarks         what a reader must know of how it was read
     """
 
     voxels_zyx: NDArray[np.int16]
@@ -32,6 +48,8 @@ class CTVolume:
     direction: Float64 = field(default_factory=lambda: np.eye(3))
     name: str = "volume"
     identifiers: dict[str, str] = field(default_factory=dict)
+    images: tuple[SourceImage, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.voxels_zyx.ndim != 3 or self.voxels_zyx.dtype != np.int16:

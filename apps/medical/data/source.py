@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.medical.data.dicom import is_harmless, read_series, some
+from apps.medical.data.archive import is_harmless, some
+from apps.medical.data.dicom import read_series
 from apps.medical.data.images import read_image, suffix
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from apps.medical.outputs.result import Reading, remarks, slice_number
+from apps.medical.outputs.result import Reading, remarks, slice_label, slice_number
 from apps.medical.types import CTVolume, Nodule
 
 WINDOW_HU = (-1350.0, 150.0)
@@ -44,7 +44,7 @@ def _tile(reading: Reading, nodule: Nodule, rank: int) -> Image.Image:
     radius = max(nodule.mean_diameter_mm / 2 * scale + 5, 9)
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffcf33", width=2)
     _text(pen, (8, 6), f"{rank}   {nodule.mean_diameter_mm:.1f} mm   score {nodule.score:.2f}")
-    _text(pen, (8, TILE - 24), f"slice {k + 1} of {reading.volume.size_ijk[2]}")
+    _text(pen, (8, TILE - 24), slice_label(reading.volume, k))
     return tile
 
 

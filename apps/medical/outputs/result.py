@@ -44,6 +44,7 @@ def result(reading: Reading) -> dict[str, Any]:
                 "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
                 "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
                 "slice": slice_number(volume, nodule),
+                "image": _image(volume, slice_number(volume, nodule) - 1),
                 "suspicious": nodule.score >= reading.operating_score,
             }
             for rank, nodule in enumerate(reading.findings, start=1)
@@ -55,6 +56,8 @@ def result(reading: Reading) -> dict[str, Any]:
             "origin_lps_mm": _rounded(volume.origin_lps_mm, 4),
             "direction": [_rounded(row, 6) for row in volume.direction.tolist()],
             "identifiers": dict(volume.identifiers),
+            "source": "DICOM" if volume.images else "file",
+            "instance_numbers": instance_numbers(volume),
         },
         "lungs": None
         if reading.lung_box_lps_mm is None
@@ -65,9 +68,9 @@ def result(reading: Reading) -> dict[str, Any]:
 
 def remarks(reading: Reading) -> list[str]:
     """Sentences that a reader must see before the findings."""
+    said = list(reading.volume.remarks)
     if reading.lung_box_lps_mm is None:
-        return [NO_LUNGS]
-    said = []
+        return [*said, NO_LUNGS]
     if reading.lungs_cut:
         said.append(PARTLY)
     thick = max(reading.volume.spacing_mm)
@@ -80,6 +83,32 @@ def slice_number(volume: CTVolume, nodule: Nodule) -> int:
     """The slice nearest to the centre, from 1."""
     k = int(np.rint(volume.to_index_ijk(nodule.centre_lps_mm)[2]))
     return min(max(k, 0), volume.size_ijk[2] - 1) + 1
+
+
+def instance_numbers(volume: CTVolume) -> list[int] | None:
+    """DICOM's InstanceNumber of every slice; None where they do not tell the slices apart, or there are none."""
+    numbers = [image.instance_number for image in volume.images]
+    told = [number for number in numbers if number is not None]
+    return told if volume.images and len(set(told)) == len(numbers) else None
+
+
+def slice_label(volume: CTVolume, k: int) -> str:
+    """The slice ``k`` (from 0) as a person looks it up: "image 83 of 120", by InstanceNumber where there is one."""
+    count, numbers = volume.size_ijk[2], instance_numbers(volume)
+    if numbers is None:
+        return f"slice {k + 1} of {count}"
+    return f"image {numbers[k]} of {count}" if set(numbers) == set(range(1, count + 1)) else f"image {numbers[k]}"
+
+
+def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
+    if not volume.images:
+        return None
+    image = volume.images[k]
+    return {
+        "instance_number": image.instance_number,
+        "sop_instance_uid": image.sop_instance_uid,
+        "position_lps_mm": _rounded(image.position_lps_mm, 3),
+    }
 
 
 def _rounded(values: object, digits: int) -> list[float]:

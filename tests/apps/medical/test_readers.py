@@ -130,7 +130,9 @@ def test_gaps_and_doubles_are_refused(scan, tmp_path):
     whole = series(scan)
     names = list(whole)
     refused(pack(tmp_path, {name: whole[name] for name in names if name != names[2]}), "missing", "5.00 mm")
-    refused(pack(tmp_path, {**whole, "again": whole[names[1]]}), "one position")
+    other = dicom_slice(scan, 1, SOPInstanceUID="1.2.3.99")
+    refused(pack(tmp_path, {**whole, "again": other}), "one position")
+    same(read_volume([pack(tmp_path, {**whole, "copies/again": whole[names[1]]})]), scan)
     refused(pack(tmp_path, {names[0]: whole[names[0]]}), "at least 3")
 
 

@@ -1,0 +1,80 @@
+"""The files that a person handed in, one by one, in a folder, or in a zip archive, as names and contents.
+
+An archive is read in memory: nothing of it is written to disk under a name of its own choosing.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from shared.refusal import Refusal
+
+MOST_FILES = 6000
+MOST_BYTES = 4 << 30
+"""What an archive may unpack to."""
+
+MOST_EXPANSION = 200
+"""An archive that unpacks to more than this times its size is taken for a bomb."""
+
+_HARMLESS = (".txt", ".xml", ".json")
+
+
+def is_harmless(label: str) -> bool:
+    """Whether a file may lie beside a CT and be passed over: directories of media, notes, what systems hide."""
+    parts = PurePosixPath(label.replace("\\", "/")).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return hidden or parts[-1].upper() == "DICOMDIR" or parts[-1].lower().endswith(_HARMLESS)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def contents(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file that may be DICOM."""
+    for file in files:
+        if file.is_dir():
+            members = sorted(path for path in file.rglob("*") if path.is_file())
+            if len(members) > MOST_FILES:
+                raise Refusal(f"{file.name} holds {len(members)} files; hand in the folder of one series")
+            for path in members:
+                yield path.relative_to(file).as_posix(), path.read_bytes()
+        elif zipfile.is_zipfile(file) or file.suffix.lower() == ".zip":
+            yield from _unzip(file)
+        else:
+            yield file.name, file.read_bytes()
+
+
+def _opened(file: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise Refusal(f"{file.name} cannot be read as a zip ({error}); pack it anew, or send it again") from error
+
+
+def _unzip(file: Path) -> Iterator[tuple[str, bytes]]:
+    with _opened(file) as archive:
+        members = [entry for entry in archive.infolist() if not entry.filename.endswith("/") or entry.file_size]
+        if len(members) > MOST_FILES:
+            raise Refusal(f"{file.name} holds {len(members)} files; pack one series, at most {MOST_FILES}")
+        size = sum(entry.file_size for entry in members)
+        if size > MOST_BYTES or size > MOST_EXPANSION * max(file.stat().st_size, 1):
+            raise Refusal(f"{file.name} would unpack to {size >> 20} MiB; that is no CT series", status=413)
+        for entry in members:
+            path = PurePosixPath(entry.filename.replace("\\", "/"))
+            if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                raise Refusal(f"{file.name} holds {entry.filename!r}, which points outside the archive; pack it anew")
+            if entry.flag_bits & 1:
+                raise Refusal(f"{file.name} is encrypted ({entry.filename}); pack it without a password")
+        for entry in members:
+            try:
+                with archive.open(entry) as content:
+                    # The directory states the size; the stream may lie.
+                    data = content.read(entry.file_size + 1)
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError) as error:
+                raise Refusal(f"{file.name}: {entry.filename} cannot be unpacked ({error}); pack it anew") from error
+            yield entry.filename, data

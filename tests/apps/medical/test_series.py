@@ -1,0 +1,169 @@
+"""Which series of an export is read, and by which numbers its slices are found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from apps.medical.data.source import read_volume
+from apps.medical.outputs.result import Reading, result, slice_label
+from apps.medical.types import CTVolume, Nodule
+from shared.refusal import Refusal
+from tests.apps.medical.chests import chest, dicom_slice, pack, series
+
+
+def nodule_at(volume: CTVolume, k: int) -> Nodule:
+    x, y, z = volume.to_lps_mm([28.0, 40.0, k])
+    box = (x - 4, y - 4, z - 4, x + 4, y + 4, z + 4)
+    return Nodule(centre_lps_mm=(x, y, z), mean_diameter_mm=8.0, score=0.9, box_lps_mm=box)
+
+
+def found_at(volume: CTVolume, k: int) -> dict:
+    said = result(
+        Reading(volume, (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, False, [nodule_at(volume, k)], 0.5)
+    )
+    return said["findings"][0] | {"numbers": said["volume"]["instance_numbers"], "source": said["volume"]["source"]}
+
+
+def thin(spacing: float, count: int = 12) -> CTVolume:
+    voxels = np.random.default_rng(0).integers(-1000, 400, size=(count, 8, 8)).astype(np.int16)
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, spacing), origin_lps_mm=(0.0, 0.0, -100.0))
+
+
+def members(prefix: str, volume: CTVolume, **tags: object) -> dict[str, bytes]:
+    return {f"{prefix}/{name}": content for name, content in series(volume, **tags).items()}
+
+
+@pytest.mark.parametrize("rows_down", [1, -1], ids=["feet to head", "head to feet"])
+@pytest.mark.parametrize("first", [1, 201])
+def test_a_finding_names_the_image_that_shows_it(tmp_path, rows_down, first):
+    made = chest()
+    if rows_down < 0:
+        # Rows from back to front turn the normal towards the feet.
+        made = CTVolume(
+            voxels_zyx=made.voxels_zyx[::-1, ::-1].copy(),
+            spacing_mm=made.spacing_mm,
+            origin_lps_mm=tuple(made.to_lps_mm([0, 79, 19])),
+            direction=np.diag([1.0, -1.0, -1.0]),
+        )
+    slices = {
+        f"I{(7 * k) % 23}": dicom_slice(made, k, InstanceNumber=first + (3 * k) % 20, SOPInstanceUID=f"1.2.3.{k + 50}")
+        for k in range(20)
+    }
+    archive = pack(tmp_path, slices)
+    volume = read_volume([archive])
+    finding = found_at(volume, 9)
+    # What pydicom says of the image at the nodule's height.
+    height = finding["centre_lps_mm"][2]
+    headers = [dcmread(_as_file(tmp_path, content)) for content in slices.values()]
+    image = min(headers, key=lambda header: abs(float(header.ImagePositionPatient[2]) - height))
+    assert finding["image"] == {
+        "instance_number": image.InstanceNumber,
+        "sop_instance_uid": image.SOPInstanceUID,
+        "position_lps_mm": [float(value) for value in image.ImagePositionPatient],
+    }
+    assert image.pixel_array[39 if rows_down < 0 else 40, 28] - 1024 == 30, "the nodule is in that image"
+    assert finding["numbers"][finding["slice"] - 1] == image.InstanceNumber
+    label = slice_label(volume, finding["slice"] - 1)
+    assert label == f"image {image.InstanceNumber}" + (" of 20" if first == 1 else "")
+
+
+def _as_file(folder: Path, content: bytes) -> Path:
+    (folder / "one.dcm").write_bytes(content)
+    return folder / "one.dcm"
+
+
+@pytest.mark.parametrize("numbers", [{"InstanceNumber": None}, {"InstanceNumber": 1}], ids=["none", "all the same"])
+def test_numbers_that_tell_nothing_apart_are_not_shown(tmp_path, numbers):
+    volume = read_volume([pack(tmp_path, series(chest(), **numbers))])
+    assert slice_label(volume, 9) == "slice 10 of 20"
+    finding = found_at(volume, 9)
+    assert finding["numbers"] is None and finding["image"]["sop_instance_uid"] == "1.2.3.10"
+
+
+def test_other_sources_count_slices_in_their_own_order():
+    assert slice_label(chest(), 9) == "slice 10 of 20"
+    finding = found_at(chest(), 9)
+    assert finding["image"] is None and finding["numbers"] is None and finding["source"] == "file"
+
+
+@pytest.mark.realdata
+def test_a_real_series_has_the_numbers_that_pydicom_reads(medical_data):
+    folder = medical_data / "totalsegmentator" / "example_ct_dicom"
+    volume = read_volume([folder])
+    headers = sorted((dcmread(path) for path in folder.iterdir()), key=lambda h: float(h.ImagePositionPatient[2]))
+    assert [i.instance_number for i in volume.images] == [header.InstanceNumber for header in headers]
+    assert [i.sop_instance_uid for i in volume.images] == [header.SOPInstanceUID for header in headers]
+    for k, header in enumerate(headers):
+        assert volume.images[k].position_lps_mm == tuple(map(float, header.ImagePositionPatient))
+        assert volume.to_lps_mm([0, 0, k]) == pytest.approx(volume.images[k].position_lps_mm, abs=0.01)
+
+
+def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp_path):
+    soft = members("a", thin(1.0), SeriesInstanceUID="1.5", SeriesNumber=3, ConvolutionKernel="B31f", SliceThickness=1)
+    lung = members("b", thin(1.0), SeriesInstanceUID="1.6", SeriesNumber=4, ConvolutionKernel="B70f", SliceThickness=1)
+    thick = members("c", thin(5.0), SeriesInstanceUID="1.7", SeriesNumber=2, ConvolutionKernel="B70f", SliceThickness=5)
+    pet = members("d", thin(0.5), SeriesInstanceUID="1.8", SeriesNumber=9, Modality="PT")
+    mip = members("e", thin(0.5), SeriesInstanceUID="1.9", SeriesNumber=8, ImageType=["DERIVED", "SECONDARY", "MIP"])
+    coronal = members(
+        "f", thin(0.5), SeriesInstanceUID="1.10", SeriesNumber=7, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]
+    )
+    bolus = members("g", thin(0.5), SeriesInstanceUID="1.11", SeriesNumber=6, ImagePositionPatient=[0, 0, 0])
+    name = {"SeriesDescription": "Lunge MUELLER"}
+    everything = (
+        soft | lung | thick | pet | mip | coronal | bolus | members("h", thin(3.0), SeriesInstanceUID="1.3", **name)
+    )
+    volume = read_volume([pack(tmp_path, everything)])
+    assert volume.identifiers["SeriesInstanceUID"] == "1.6"
+    (remark,) = volume.remarks
+    assert remark.startswith("Several series were handed in. Read: series 4 (CT, 1 mm, kernel B70f, 12 images).")
+    assert "series 3 (CT, 1 mm, kernel B31f, 12 images)" in remark and "MUELLER" not in remark
+    reading = Reading(volume, None, None, False, [], 0.5)
+    assert result(reading)["remarks"][0] == remark
+    asked = read_volume([pack(tmp_path, everything)], series="2")
+    assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
+    with pytest.raises(Refusal, match="not in axial slices"):
+        read_volume([pack(tmp_path, everything)], series="7")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"ConvolutionKernel": "B60f"}, "2 series: number"),
+        ({"StudyInstanceUID": "1.4"}, "2 series of several studies"),
+        ({"PatientID": "other", "SliceThickness": 9}, "2 series of several patients"),
+    ],
+)
+def test_where_a_doubt_is_left_the_series_must_be_named(tmp_path, other, words):
+    one = {"ConvolutionKernel": "B70f", "PatientID": "one", "SliceThickness": 1}
+    both = members("a", thin(1.0), **one) | members(
+        "b", thin(1.0), **(one | {"SeriesInstanceUID": "1.9", "SeriesNumber": 5} | other)
+    )
+    with pytest.raises(Refusal, match=words):
+        read_volume([pack(tmp_path, both)])
+    assert read_volume([pack(tmp_path, both)], series="5").identifiers["SeriesInstanceUID"] == "1.9"
+
+
+def test_one_number_for_two_series_does_not_choose(tmp_path):
+    both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
+    with pytest.raises(Refusal, match="2 series"):
+        read_volume([pack(tmp_path, both)], series="4")
+
+
+def test_pixels_that_hold_no_image_are_air(tmp_path):
+    made = chest()
+    marked = made.voxels_zyx.astype(np.int32) + 1024
+    marked[:, :4, :4] = 63536
+    stored = {f"I{k}": dicom_slice(made, k, PixelData=marked[k].astype(np.uint16).tobytes()) for k in range(20)}
+    assert read_volume([pack(tmp_path, stored)]).voxels_zyx.max() > 3000
+    for padding in (63536, 63000):
+        tags = {"PixelPaddingValue": padding} | ({"PixelPaddingRangeLimit": 65535} if padding == 63000 else {})
+        padded = {
+            f"I{k}": dicom_slice(made, k, PixelData=marked[k].astype(np.uint16).tobytes(), **tags) for k in range(20)
+        }
+        voxels = read_volume([pack(tmp_path, padded)]).voxels_zyx
+        assert voxels[:, :4, :4].max() == -1024
+        assert np.array_equal(voxels[:, 4:], made.voxels_zyx[:, 4:])
