@@ -4,7 +4,9 @@ The TFT treats each covariate with a small network of its own and resizes vector
 backward pass is slow on every device. Here
 
 - a resize is a product with a constant matrix,
-- the covariates' networks run as one batched product,
+- the covariates' networks run as one batched product, with the features of all rows side by side and the layers
+  before the first activation folded into one,
+- ELU and GLU are written in kernels that the CPU runs on whole vectors,
 - the LSTMs take whole sequences, since all windows have the same length, and the attention mask is a constant,
   so that no length is read back from the device.
 
@@ -25,6 +27,8 @@ def accelerate(tft: nn.Module, *, context: int, horizon: int) -> nn.Module:
     """Returns ``tft`` with its slow parts replaced, for windows of ``context`` + ``horizon`` rows."""
     from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
         AddNorm,
+        GatedLinearUnit,
+        GatedResidualNetwork,
         ResampleNorm,
         VariableSelectionNetwork,
     )
@@ -34,6 +38,12 @@ def accelerate(tft: nn.Module, *, context: int, horizon: int) -> nn.Module:
             module.resample = Resize(module.input_size, module.output_size)
         elif isinstance(module, AddNorm) and module.input_size != module.skip_size:
             module.resample = Resize(module.skip_size, module.input_size)
+        elif isinstance(module, GatedResidualNetwork):
+            module.elu = QuickELU()
+    for module in list(tft.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GatedLinearUnit):
+                setattr(module, name, SplitGLU(child))
     for name, module in list(tft.named_children()):
         if isinstance(module, VariableSelectionNetwork) and GroupedSelection.fits(module):
             setattr(tft, name, GroupedSelection(module))
@@ -100,10 +110,39 @@ class AttentionMask(nn.Module):
         return self.mask
 
 
+class QuickELU(nn.Module):
+    """``nn.ELU`` in kernels that the CPU runs on whole vectors; differs by the rounding of exp(x) - 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return elu(x)
+
+
+class SplitGLU(nn.Module):
+    """The library's ``GatedLinearUnit`` with its value and its gate as two products, so that no half is strided."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.dropout, self.fc = source.dropout, source.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout is not None:
+            x = self.dropout(x)
+        (value, gate), (of_value, of_gate) = self.fc.weight.chunk(2), self.fc.bias.chunk(2)
+        return functional.linear(x, value, of_value) * torch.sigmoid(functional.linear(x, gate, of_gate))
+
+
+def elu(x: Tensor) -> Tensor:
+    """The exponential linear unit: x above nought, exp(x) - 1 below."""
+    return torch.relu(x) + torch.exp(x.clamp(max=0)) - 1
+
+
 class GroupedSelection(nn.Module):
     """A ``VariableSelectionNetwork`` over V reals of one size, whose V networks run as one batched product.
 
-    It adopts the children of the original under their names. Within, tensors are (V, N, features) with N = B * T.
+    It adopts the children of the original under their names. Within, tensors are (V, features, N) with N = B * T:
+    rows of one feature lie together, so that sums over features and gates run along whole vectors. A real x enters
+    every network as an affine function of x (its prescaler), so that the first layer and the skip connection are
+    affine in x as well: their weights are folded, and what the prescaler makes is never written out.
     """
 
     def __init__(self, source: Any) -> None:
@@ -126,41 +165,88 @@ class GroupedSelection(nn.Module):
     def forward(self, x: dict[str, Tensor], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         networks: list[Any] = [self.single_variable_grns[name] for name in self.names]
         scalers: list[Any] = [self.prescalers[name] for name in self.names]
-        reals = torch.stack([x[name] for name in self.names])  # (V, B, T, 1), or (V, B, 1) for static reals
-        shape = reals.shape[1:-1]
-        flat = reals.reshape(len(networks), -1, 1)
-        embedding = torch.baddbmm(_biases(scalers), flat, _weights(scalers))
-        skip = embedding
-        if self.resized:
-            resamplers = [network.resample_norm for network in networks]
-            skip = embedding @ resamplers[0].resample.matrix
-            if resamplers[0].trainable_add:
-                skip = skip * torch.sigmoid(torch.stack([one.mask for one in resamplers]))[:, None] * 2.0
-            skip = self._norm(skip, [one.norm for one in resamplers])
-        hidden = torch.baddbmm(_biases([n.fc1 for n in networks]), embedding, _weights([n.fc1 for n in networks]))
-        hidden = functional.elu(hidden)
-        hidden = torch.baddbmm(_biases([n.fc2 for n in networks]), hidden, _weights([n.fc2 for n in networks]))
-        gates = [network.gate_norm.glu.fc for network in networks]
+        shape = x[self.names[0]].shape[:-1]  # (B, T), or (B,) for static reals
+        reals = torch.stack([x[name].reshape(-1) for name in self.names])  # (V, N)
+        affine = torch.cat(  # (V, size, 2): what the prescalers make of (x, 1)
+            [torch.stack([one.weight for one in scalers]), torch.stack([one.bias for one in scalers])[..., None]], dim=2
+        )
+        inputs = torch.stack([reals, torch.ones_like(reals)], dim=1)  # (V, 2, N)
+
+        first = [network.fc1 for network in networks]
+        hidden = elu(torch.baddbmm(_biases(first), _weights(first) @ affine, inputs))
+        second = [network.fc2 for network in networks]
+        hidden = torch.baddbmm(_biases(second), _weights(second), hidden)
         hidden = functional.dropout(hidden, self.dropout, self.training)
-        hidden = functional.glu(torch.baddbmm(_biases(gates), hidden, _weights(gates)), dim=-1)
-        outputs = self._norm(hidden + skip, [network.gate_norm.add_norm.norm for network in networks])
+        gates = [network.gate_norm.glu.fc for network in networks]
+        value, gate = torch.baddbmm(_biases(gates), _weights(gates), hidden).chunk(2, dim=1)
+        outputs = value * torch.sigmoid(gate) + self._skip(networks, affine, reals, inputs)
+        weights = self._weigh(affine, reals, context, shape)  # (V, N)
+        norms = [network.gate_norm.add_norm.norm for network in networks]
+        centred = outputs - outputs.mean(dim=1, keepdim=True)
+        inverse = torch.rsqrt(centred.square().mean(dim=1) + self.epsilon)  # (V, N)
+        scale = torch.stack([norm.weight for norm in norms])[..., None]
+        mixed = (centred * scale * (inverse * weights)[:, None]).sum(0)
+        mixed = mixed + torch.stack([norm.bias for norm in norms]).t() @ weights  # (hidden, N)
+        return mixed.t().reshape(*shape, self.hidden_size), weights.t().reshape(*shape, 1, len(networks))
 
-        weight_inputs = embedding.permute(1, 0, 2).reshape(*shape, -1)
-        weights = self.softmax(self.flattened_grn(weight_inputs, context))  # (B, T, V)
-        mixed = (outputs * weights.reshape(-1, len(networks)).t()[..., None]).sum(0)
-        return mixed.reshape(*shape, self.hidden_size), weights.unsqueeze(-2)
+    def _skip(self, networks: list[Any], affine: Tensor, reals: Tensor, inputs: Tensor) -> Tensor:
+        """(V, hidden, N) the skip connections: the embedding, or its resized and normalised copy.
 
-    def _norm(self, x: Tensor, norms: list[Any]) -> Tensor:
-        plain = functional.layer_norm(x, x.shape[-1:], eps=self.epsilon)
-        weight, bias = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
-        return torch.addcmul(bias[:, None], plain, weight[:, None])
+        The layer norm of a x + b over the features has the variance |a|^2 (x - x0)^2 + |a x0 + b|^2 over their number,
+        for centred a and b and x0 where that is least: a sum of squares, which loses no digits.
+        """
+        if not self.resized:
+            return affine @ inputs
+        resamplers = [network.resample_norm for network in networks]
+        resized = resamplers[0].resample.matrix.t() @ affine  # (V, hidden, 2)
+        if resamplers[0].trainable_add:
+            resized = resized * torch.sigmoid(torch.stack([one.mask for one in resamplers]))[..., None] * 2.0
+        slope, offset = (resized - resized.mean(dim=1, keepdim=True)).unbind(dim=2)  # (V, hidden) each
+        power = slope.square().mean(dim=1, keepdim=True)
+        least = -(slope * offset).mean(dim=1, keepdim=True) / (power + 1e-20)  # x0
+        rest = (slope * least + offset).square().mean(dim=1, keepdim=True)
+        inverse = torch.rsqrt(power * (reals - least).square() + rest + resamplers[0].norm.eps)
+        weight = torch.stack([one.norm.weight for one in resamplers])
+        bias = torch.stack([one.norm.bias for one in resamplers])[..., None]
+        return torch.baddbmm(bias, torch.stack([slope * weight, offset * weight], dim=2), inputs * inverse[:, None])
+
+    def _weigh(self, affine: Tensor, reals: Tensor, context: Tensor | None, shape: torch.Size) -> Tensor:
+        """(V, N) the weights of the covariates, from all embeddings side by side."""
+        network = self.flattened_grn
+        number, size, _ = affine.shape
+        weight = network.fc1.weight.reshape(-1, number, size)
+        slope = (weight * affine[..., 0]).sum(dim=2)  # (hidden, V)
+        offset = (weight * affine[..., 1]).sum(dim=(1, 2)) + network.fc1.bias
+        hidden = torch.addmm(offset[:, None], slope, reals)
+        if context is not None:
+            # One context a series: (B, hidden) where the library repeats it over time.
+            hidden = hidden + network.context(context).reshape(-1, hidden.shape[0]).t()
+        hidden = torch.addmm(network.fc2.bias[:, None], network.fc2.weight, elu(hidden))
+        fc = network.gate_norm.glu.fc
+        hidden = functional.dropout(hidden, self.dropout, self.training)
+        value, gate = torch.addmm(fc.bias[:, None], fc.weight, hidden).chunk(2)
+        resample = network.resample_norm
+        matrix = resample.resample.matrix.reshape(number, size, number)
+        slope, offset = (matrix * affine[..., 0, None]).sum(1).t(), (matrix * affine[..., 1, None]).sum((0, 1))
+        skip = torch.addmm(offset[:, None], slope, reals)
+        if resample.trainable_add:
+            skip = skip * (torch.sigmoid(resample.mask) * 2.0)[:, None]
+        skip = _norm_columns(skip, resample.norm)
+        return torch.softmax(_norm_columns(value * torch.sigmoid(gate) + skip, network.gate_norm.add_norm.norm), dim=0)
+
+
+def _norm_columns(x: Tensor, norm: Any) -> Tensor:
+    """The layer norm over the first axis of (features, N)."""
+    centred = x - x.mean(dim=0, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(dim=0, keepdim=True) + norm.eps)
+    return torch.addcmul(norm.bias[:, None], centred * inverse, norm.weight[:, None])
 
 
 def _weights(layers: list[Any]) -> Tensor:
-    """(V, in, out) the weights of V linear layers, ready to be multiplied from the right."""
-    return torch.stack([layer.weight for layer in layers]).transpose(1, 2)
+    """(V, out, in) the weights of V linear layers."""
+    return torch.stack([layer.weight for layer in layers])
 
 
 def _biases(layers: list[Any]) -> Tensor:
-    """(V, 1, out) the biases of V linear layers."""
-    return torch.stack([layer.bias for layer in layers])[:, None]
+    """(V, out, 1) the biases of V linear layers."""
+    return torch.stack([layer.bias for layer in layers])[..., None]

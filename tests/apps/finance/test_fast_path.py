@@ -1,0 +1,44 @@
+"""The fast path of the network that ships: equal to the unmodified TFT on windows of every kind of series."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from apps.finance.app import app
+from apps.finance.data.synth import markets
+from apps.finance.data.synth.shapes import SHAPES
+from apps.finance.data.windows import windows_of
+from apps.finance.models.fast import accelerate
+from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
+from apps.finance.recipes import FinanceRecipe
+from shared.app import shipped
+from shared.engine.recipe import from_mapping
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+EXACT = 5e-7
+"""The largest difference allowed, relative to the largest output."""
+
+
+def test_the_shipped_weights_forecast_the_same_on_the_fast_path_as_in_the_library():
+    artifact = shipped(app)[0]
+    settings = from_mapping(FinanceRecipe, artifact.recipe()["recipe"]).model
+    weights = {name.removeprefix("tft."): value for name, value in artifact.weights().items()}
+    original = build_tft(settings).eval()
+    original.load_state_dict(weights)
+    fast = accelerate(build_tft(settings), context=settings.context, horizon=settings.horizon)
+    fast.load_state_dict(weights)
+    ours = Forecaster(fast, context=settings.context, horizon=settings.horizon, fast=True).eval()
+    for number, shape in enumerate(sorted(SHAPES)):
+        series = markets.series(np.random.Generator(np.random.Philox(number)), length=400, shape=shape).series
+        windows = windows_of([series], context=settings.context, horizon=settings.horizon)
+        batch = windows.batch(np.arange(0, len(windows), 11), None)
+        inputs = [batch[name] for name in ("encoder_cont", "decoder_cont", "static")]
+        with torch.no_grad():
+            expected, found = original(tft_inputs(*inputs))["prediction"], ours.raw(*inputs)
+        assert float((found - expected).abs().max()) < EXACT * max(1.0, float(expected.abs().max())), shape
