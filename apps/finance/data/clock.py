@@ -1,4 +1,7 @@
-"""Times as people write them, to UTC nanoseconds: ISO 8601, plain dates, epochs in s, ms, us or ns."""
+"""Times as people write them, to UTC nanoseconds: ISO 8601, dates in many hands, epochs, calendar numbers.
+
+Numbers are read by their size, where one reading alone is possible (``read_numbers``); everything else is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,68 +9,159 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from apps.finance.types import Times
+from apps.finance.data.dates import in_iso_order
+from apps.finance.types import DAY_NS, SECOND_NS, Times
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
     import polars
 
-NAMES = (
-    *("timestamp", "time", "datetime", "date", "ts", "open_time", "opentime", "time_utc", "timestamp_utc", "unix"),
-    *("open time", "date_time", "date time", "unixtime", "unix_timestamp", "period"),
-    *("日期时间", "交易时间", "时间", "交易日期", "日期"),
-)
-"""What time columns are called, in lower case, the likeliest first."""
+Lines = NDArray[np.int64]
 
 _ZONED = ("%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M%:z")
 _PLAIN = (
-    *("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H:%M:%S"),
-    *("%d.%m.%YT%H:%M:%S%.f", "%d.%m.%YT%H:%M"),
+    *("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H:%M:%S", "%Y%m%dT%H:%M", "%Y%m%dT%H%M"),
+    *("%d.%m.%YT%H:%M:%S%.f", "%d.%m.%YT%H:%M", "%Y-%m-%dT%I:%M:%S%.fT%p", "%Y-%m-%dT%I:%MT%p"),
 )
-_DATES = ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y", "%Y-%m")
-_SLASHED = re.compile(r"^(\d{1,2})[/-](\d{1,2})[/-](\d{4})(.*)$")
+_DATES = ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y")
 _EARLIEST, _LATEST = -2_208_988_800, 7_258_118_400  # 1900 and 2200, in s
 _NUMBER = re.compile(r"^[+-]?\d+([.]\d+)?([eE][+-]?\d+)?$")
 
+_CALENDAR = {
+    4: ("0101000000", "years", "2024"),
+    6: ("01000000", "years and months", "202401"),
+    8: ("000000", "dates", "20240131"),
+    10: ("0000", "dates and hours", "2024013109"),
+    12: ("00", "dates and minutes", "202401310930"),
+    14: ("", "dates and seconds", "20240131093000"),
+    17: ("", "dates and milliseconds", "20240131093000000"),
+}
+"""Calendar numbers by their digits: what completes them to the second, what they are, and how one looks."""
+_UNITS = ((1e8, SECOND_NS), (1e11, 10**6), (1e14, 10**3), (1e17, 1))
+"""The least number of each unit since 1970, and its ns: from March 1973 on, no two units and no date overlap."""
+_EXCEL = (29_221, 73_050)
+"""Excel's days from 1980 to 2099: below, days since 1970 are as likely."""
+_EXCEL_EPOCH_NS = -25_569 * DAY_NS
+_DATE_LIKE = re.compile(r"date|datum|fecha|data|日期|day", re.IGNORECASE)
 
-def parse_times(column: polars.Series, place: str) -> Times:
-    """(N,) UTC ns of a column of text, integers, floats, dates or datetimes; times without a zone are UTC.
 
-    ``place`` names file and column in refusals. Refuses times that cannot be read, naming the line (the header is
-    line 1), and dates whose day and month cannot be told apart.
+def parse_times(column: polars.Series, place: str, lines: Lines | None = None) -> Times:
+    """(N,) UTC ns of a column of times; see ``read_times``."""
+    return read_times(column, place, lines)[0]
+
+
+def read_times(column: polars.Series, place: str, lines: Lines | None = None) -> tuple[Times, str]:
+    """(N,) UTC ns of a column of text, numbers, dates or datetimes, and what there is to say of the reading.
+
+    Times without a zone are UTC. ``place`` names file and column in refusals, ``lines`` (N,) the lines of the rows (by
+    default the header is line 1). Refuses times that cannot be read, dates whose day and month cannot be told apart,
+    and numbers that may be several things.
     """
     import polars as pl
 
+    lines = np.arange(2, len(column) + 2) if lines is None else lines
     kind = column.dtype
+    if isinstance(kind, (pl.Categorical, pl.Enum)):
+        column, kind = column.cast(pl.String), pl.String()
     if column.null_count():
-        line = int(column.is_null().arg_max() or 0) + 2
-        raise Refusal(f"{place} has no time in line {line}; fill it in or delete the row")
+        raise Refusal(f"{place} has no time in line {lines[int(column.is_null().arg_max() or 0)]}; {_FILL}")
     if kind == pl.Date or isinstance(kind, pl.Datetime):
         dated = column.cast(pl.Datetime("us")) if kind == pl.Date else column
-        _refuse_far(dated, column, place)
-        return _nanoseconds(dated)
+        _refuse_far(dated, column, place, lines)
+        return _nanoseconds(dated), ""
     if kind.is_numeric():
-        return _epochs(column.to_numpy(), place)
+        wide = column if kind.is_integer() else column.cast(pl.Float64)
+        return read_numbers(wide.to_numpy(), column, place, lines)
     if kind != pl.String:
         raise Refusal(f"{place} holds {kind}, which is not a time; use ISO 8601 text, a date or seconds since 1970")
-    return _parse_text(column.str.strip_chars().str.strip_chars('"'), place)
+    text = column.str.strip_chars().str.strip_chars("\"'")
+    first = str(text[0])
+    # Eight digits may be mixed with dates in other hands.
+    if not _NUMBER.match(first) or (len(first) == 8 and first.isdigit() and first[:2] in ("19", "20")):
+        return _parse_text(text, place, lines), ""
+    numbers = text.cast(pl.Float64, strict=False)
+    _refuse_first(numbers.is_null(), text, place, lines, f"a number, as {first!r} in line {lines[0]} is")
+    whole = text.cast(pl.Int64, strict=False)
+    return read_numbers((numbers if whole.null_count() else whole).to_numpy(), text, place, lines)
 
 
-def _parse_text(text: polars.Series, place: str) -> Times:
+_FILL = "fill it in or delete the row"
+
+
+def read_numbers(numbers: np.ndarray, written: polars.Series, place: str, lines: Lines) -> tuple[Times, str]:
+    """Times written as numbers, by their size alone, if all of a column agree.
+
+    Whole numbers of 4, 6, 8, 10, 12, 14 or 17 digits that are all calendar dates between 1900 and 2200 are those
+    (2024, 202401, 20240131, ...). Numbers from 1e8 are seconds since 1970, from 1e11 ms, from 1e14 us, from 1e17 ns.
+    29221 to 73050 are Excel's days in a column that is called a date. Everything else is refused: it may be a count,
+    seconds of a day, or days since another day.
+    """
+    if not np.isfinite(numbers).all():
+        raise Refusal(f"{place} has no time in line {lines[int(np.argmin(np.isfinite(numbers)))]}; {_FILL}")
+    whole = bool((numbers == np.floor(numbers)).all()) and float(np.abs(numbers).max()) < 2**63
+    if whole:
+        calendar = _calendar(numbers.astype(np.int64), place, lines)
+        if calendar is not None:
+            return calendar
+    least, largest = float(numbers.min()), float(numbers.max())
+    for first, unit_ns in _UNITS:
+        if first <= least and largest <= _LATEST * (SECOND_NS // unit_ns):
+            full: Times = np.floor(numbers).astype(np.int64) * unit_ns
+            if not np.issubdtype(numbers.dtype, np.integer):
+                full += np.round((numbers - np.floor(numbers)) * unit_ns).astype(np.int64)
+            return full, ""
+    if _EXCEL[0] <= least and largest <= _EXCEL[1] and _DATE_LIKE.search(written.name):
+        # To the millisecond, which is what Excel computes with.
+        excel: Times = np.round(numbers.astype(np.float64) * 86_400_000).astype(np.int64) * 10**6 + _EXCEL_EPOCH_NS
+        return excel, f"numbers such as {written[0]} were read as Excel's days: {_day(excel[0])}"
+    row = int(np.argmax(np.abs(numbers - np.median(numbers))))
+    raise Refusal(
+        f"{place}, line {lines[row]}: {written[row]} may be seconds, days or a count, and is no time between 1973 and "
+        "2200 for certain; write times as 2024-01-31 09:30:00, as 20240131, or as seconds since 1970 "
+        "(Excel's days are read from 1980 on, in a column called 'date')"
+    )
+
+
+def _calendar(numbers: NDArray[np.int64], place: str, lines: Lines) -> tuple[Times, str] | None:
     import polars as pl
 
-    first = str(text[0])
-    compact = len(first) == 8 and first[:2] in ("19", "20") and first.isdigit()
-    if _NUMBER.match(first) and not compact:
-        numbers = text.cast(pl.Float64, strict=False)
-        _refuse_first(numbers.is_null(), text, place, "a number of seconds, ms, us or ns since 1970")
-        whole = text.cast(pl.Int64, strict=False)
-        return _epochs((numbers if whole.null_count() else whole).to_numpy(), place)
-    if _SLASHED.match(first):
-        text = _order_slashed(text, place)
-    unified = text.str.replace(r"(\d)[ _](\d)", "${1}T${2}").str.replace_all(r"^(\d{4})/(\d{1,2})/", "${1}-${2}-")
-    unified = unified.str.replace(r" ?(UTC|GMT|Z|z)$", "+00:00").str.replace(r"(:\d\d(?:\.\d+)?[+-]\d\d)$", "${1}:00")
+    digits = len(str(int(numbers[0])))
+    if digits not in _CALENDAR or numbers.min() <= 0:
+        return None
+    scale = 10 ** (digits - 4)
+    if numbers.min() < 1900 * scale or numbers.max() >= 2201 * scale:
+        return None
+    rest, what, example = _CALENDAR[digits]
+    text = pl.Series("", numbers).cast(pl.String) + rest
+    form = "%Y%m%d%H%M%S" + ("%3f" if digits == 17 else "")
+    parsed = text.str.to_datetime(form, strict=False, time_unit="us")
+    if parsed.null_count():
+        if digits in (10, 12):  # these may be seconds or milliseconds since 1970 as well
+            return None
+        row = int(parsed.is_null().arg_max() or 0)
+        raise Refusal(f"{place}, line {lines[row]}: {numbers[row]} is no date such as {example}; correct it")
+    times = _nanoseconds(parsed)
+    return times, f"numbers such as {numbers[0]} were read as {what}: {_day(times[0])}" if digits != 8 else ""
+
+
+def _day(time_ns: int) -> str:
+    return str(np.datetime64(int(time_ns), "ns").astype("datetime64[s]")).replace("T", " ").removesuffix(" 00:00:00")
+
+
+def _parse_text(text: polars.Series, place: str, lines: Lines) -> Times:
+    import polars as pl
+
+    unified = in_iso_order(text, place)
+    unified = unified.str.replace(r"\[[A-Za-z]+/[A-Za-z_/]+\]$", "").str.replace(r":(\d\d),(\d+)", ":${1}.${2}")
+    unified = unified.str.replace(r"(\d)(?: +|_)(\d)", "${1}T${2}").str.replace(
+        r"(?i)(:\d\d(?:\.\d+)?) ?([ap])\.?m\.?$", "${1}T${2}M"
+    )
+    unified = unified.str.replace(r" ?(UTC|GMT|Z|z)$", "+00:00").str.replace(
+        r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00"
+    )
+    unified = unified.str.replace(r"(:\d\d(?:\.\d+)?) ([+-]\d\d:?\d\d)$", "${1}${2}")
     best: polars.Series | None = None
     for formats, zoned in ((_ZONED, True), (_PLAIN, False), (_DATES, False)):
         for form in formats:
@@ -75,7 +169,7 @@ def _parse_text(text: polars.Series, place: str) -> Times:
                 # Nanoseconds reach from 1677 to 2262 and wrap around silently, so the range is read in microseconds.
                 parsed = _read_as(unified, form, formats is _DATES, "us")
                 if parsed.null_count() < len(parsed):
-                    _refuse_far(parsed, text, place)
+                    _refuse_far(parsed, text, place, lines)
                     parsed = _read_as(unified, form, formats is _DATES, "ns")
             except pl.exceptions.PolarsError:
                 continue
@@ -86,7 +180,7 @@ def _parse_text(text: polars.Series, place: str) -> Times:
             if not best.null_count():
                 return _nanoseconds(best)
     assert best is not None
-    _refuse_first(best.is_null(), text, place, "a time; write it as 2024-01-31 09:30:00 (UTC), or with its zone")
+    _refuse_first(best.is_null(), text, place, lines, "a time; write it as 2024-01-31 09:30:00 (UTC), or with its zone")
     raise AssertionError("unreachable")
 
 
@@ -102,54 +196,19 @@ def _nanoseconds(dated: polars.Series) -> Times:
     return dated.dt.cast_time_unit("ns").to_physical().to_numpy().astype(np.int64)
 
 
-def _refuse_far(dated: polars.Series, written: polars.Series, place: str) -> None:
+def _refuse_far(dated: polars.Series, written: polars.Series, place: str, lines: Lines) -> None:
     """Refuses a time before 1900 or after 2200, with its line and as it is written; no time at all is not far."""
     seconds = dated.dt.epoch("s")
     far = ((seconds < _EARLIEST) | (seconds > _LATEST)).fill_null(False)
     if far.any():
         row = int(far.arg_max() or 0)
         raise Refusal(
-            f"{place}, line {row + 2}: {str(written[row])!r} is not between 1900 and 2200; "
+            f"{place}, line {lines[row]}: {str(written[row])!r} is not between 1900 and 2200; "
             "correct the date, or delete the row"
         )
 
 
-def _order_slashed(text: polars.Series, place: str) -> polars.Series:
-    """Puts 31/01/2024 and 01/31/2024 into ISO order, if one of the two orders is the only possible one."""
-    parts = [_SLASHED.match(str(value)) for value in text]
-    known = [part for part in parts if part]
-    day_first = any(int(part[1]) > 12 for part in known)
-    month_first = any(int(part[2]) > 12 for part in known)
-    if day_first == month_first:
-        fault = "puts the day first in some rows and the month first in others" if day_first else "is ambiguous"
-        raise Refusal(f"{place}: {text[0]!r} {fault}; write dates as 2024-01-31")
-    day, month = (1, 2) if day_first else (2, 1)
-    import polars as pl
-
-    ordered = [
-        f"{part[3]}-{int(part[month]):02d}-{int(part[day]):02d}{part[4]}" if part else str(value)
-        for part, value in zip(parts, text, strict=True)
-    ]
-    return pl.Series(text.name, ordered)
-
-
-def _epochs(numbers: np.ndarray, place: str) -> Times:
-    """UTC ns from numbers since 1970, whose unit follows from their size."""
-    if not np.isfinite(numbers).all():
-        line = int(np.argmin(np.isfinite(numbers))) + 2
-        raise Refusal(f"{place} has no time in line {line}; fill it in or delete the row")
-    largest = float(np.abs(numbers).max())
-    unit_ns = 10**9 if largest < 1e11 else 10**6 if largest < 1e14 else 10**3 if largest < 1e17 else 1
-    seconds = numbers.astype(np.float64) * (unit_ns / 1e9)
-    if seconds.min() < _EARLIEST or seconds.max() > _LATEST:
-        raise Refusal(f"{place} holds numbers that are no times between 1900 and 2200; use seconds since 1970")
-    whole: Times = np.floor(numbers).astype(np.int64) * unit_ns
-    if not np.issubdtype(numbers.dtype, np.integer):
-        whole += np.round((numbers - np.floor(numbers)) * unit_ns).astype(np.int64)
-    return whole
-
-
-def _refuse_first(bad: polars.Series, text: polars.Series, place: str, wanted: str) -> None:
+def _refuse_first(bad: polars.Series, text: polars.Series, place: str, lines: Lines, wanted: str) -> None:
     if bad.any():
         row = int(bad.arg_max() or 0)
-        raise Refusal(f"{place}, line {row + 2}: {text[row]!r} is not {wanted}")
+        raise Refusal(f"{place}, line {lines[row]}: {text[row]!r} is not {wanted}")

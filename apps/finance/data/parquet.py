@@ -1,16 +1,16 @@
-"""Parquet files to a ``Series``."""
+"""Parquet files to ``Series``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from apps.finance.data.table import to_series
+from apps.finance.data.table import Contents, only, to_contents
 from apps.finance.types import Series
 from shared.refusal import Refusal
 
 
-def read_parquet(path: Path, *, column: str | None = None) -> Series:
-    """The series in a Parquet file; see ``to_series`` for what is understood and refused."""
+def read_parquet_contents(path: Path, *, column: str | None = None) -> Contents:
+    """All series in a Parquet file; see ``to_contents`` for what is understood and refused."""
     import polars as pl
 
     if not path.is_file():
@@ -21,4 +21,9 @@ def read_parquet(path: Path, *, column: str | None = None) -> Series:
         raise Refusal(
             f"{path.name} is not a readable Parquet file ({error}); write it again, or hand in CSV"
         ) from error
-    return to_series(frame, name=path.name, column=column)
+    return to_contents(frame, name=path.name, column=column)
+
+
+def read_parquet(path: Path, *, column: str | None = None) -> Series:
+    """The one series in a Parquet file; refuses several."""
+    return only(read_parquet_contents(path, column=column), path.name)

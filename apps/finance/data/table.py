@@ -1,69 +1,117 @@
-"""A table of text or numbers with a time column, to a ``Series``: bars (OHLCV) and metrics alike."""
+"""A table of text or numbers with a time column, to ``Series``: bars (OHLCV), quotes and metrics alike."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.finance.data.clock import NAMES, parse_times
+from apps.finance.data import columns
+from apps.finance.data.clock import Lines, parse_times, read_times
+from apps.finance.data.groups import group
+from apps.finance.data.joined import join_parts
+from apps.finance.data.numbers import decimal_comma, read_column
 from apps.finance.types import Floats, Series, Times, usual_interval_ns
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
     import polars
 
-_VALUES = (
-    *("value", "close", "收盘价", "收盘", "adj close", "adj_close", "price", "last", "mid", "y", "count"),
-    *("volume", "成交量"),
-)
-_CHINESE = {
-    "开盘": "open",
-    "开盘价": "open",
-    "最高": "high",
-    "最高价": "high",
-    "最低": "low",
-    "最低价": "low",
-    "收盘": "close",
-    "收盘价": "close",
-    "成交量": "volume",
-}
-"""What bars are called in Chinese, so that ``column`` may be given in English."""
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "-", "?", "#n/a", ".")
+_FOOTER = 10
+"""The most rows at the end of a table that may be no rows of the series: totals, where the data come from."""
 
 
-def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None, decimal_comma: bool = False) -> Series:
-    """The series in a table; ``name`` is the file's, for refusals. Its first row is line 2 of the file.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file holds: series by name as written, one with the file's name where no column tells several apart.
 
-    ``column`` names the value that is judged; without it that is ``value``, ``close`` or the like, or the first
-    column of numbers. ``decimal_comma`` says how to read 1,234 where the column does not. Rows are sorted by time
-    where they must, and of rows with the same time the last is kept; the series' notes say so. Refuses a table without
-    times, without numbers, with fewer than two rows, or with several series below each other.
+    ``told_by`` is that column. ``notes`` say what reading the file had to do.
     """
+
+    series: tuple[Series, ...]
+    told_by: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def to_contents(
+    frame: polars.DataFrame,
+    *,
+    name: str,
+    column: str | None = None,
+    semicolons: bool = False,
+    lines: Lines | None = None,
+) -> Contents:
+    """The series in a table; ``name`` is the file's, for refusals, and ``lines`` (N,) the rows' in it (from 2 on).
+
+    ``column`` names the value that is judged; without it that is a price, the middle of bid and ask, or another value
+    by its name, or the first column of numbers that counts or names nothing. ``semicolons`` is whether they part the
+    cells. Rows are sorted by time where they must, of rows with the same time the last is kept, and what follows the
+    last row is left out; the notes say so. Refuses a table without times, without numbers, with fewer than two rows,
+    and one whose rows of the same time belong to series that no column tells apart.
+    """
+    import polars as pl
+
+    lines = np.arange(2, frame.height + 2) if lines is None else lines
+    frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    frame, lines = _without_empty(frame, lines)
     if frame.height < 2:
         what = "no rows" if frame.height == 0 else "a single row"
         raise Refusal(f"{name} has {what}; a series needs at least two, and a judgement a few hundred")
-    frame = _joined(frame)
+    frame = join_parts(frame)
     time_column = _time_column(frame, name)
-    times = parse_times(frame[time_column], f"{name}, column {time_column!r}")
-    values: dict[str, Floats] = {}
     notes: list[str] = []
-    faults: dict[str, str] = {}
-    words: list[str] = []
-    for label in frame.columns:
-        if label == time_column:
-            continue
-        numbers, fault = _numbers(frame[label], decimal_comma)
-        if numbers is None and not fault:
-            words.append(label)
-        if fault:
-            faults[label] = fault
-        elif numbers is not None and np.isfinite(numbers).any():
-            values[label] = numbers
-        elif numbers is not None:
-            faults[label] = "holds no number"
-    _refuse_several(frame.select(words), times, name)
-    judged = _judged(values, faults, column, name)
+    frame, lines = _without_footer(frame, lines, time_column, notes)
+    times, said = read_times(frame[time_column], f"{name}, column {time_column!r}", lines)
+    notes += [f"column {time_column!r}: {said}"] if said else []
+    rest = frame.drop(time_column)
+    values, faults = _values(rest, lines, decimal_comma(rest, semicolons=semicolons))
+    grouping = group(rest, set(values), times, name)
+    told_by = grouping[0] if grouping else ""
+    quotes = columns.bid_and_ask(values)
+    if quotes is not None:
+        values["mid"] = (values[quotes[0]] + values[quotes[1]]) / 2
+    judged = "mid" if quotes and column is None else _judged(values, faults, column, name, told_by)
+    values = {
+        label: numbers for label, numbers in values.items() if label == judged or not columns.names_rows(label, numbers)
+    }
+    if len(values) > 1:
+        what = (
+            "one of the file's" if quotes is None or judged != "mid" else f"the mean of {quotes[0]!r} and {quotes[1]!r}"
+        )
+        notes.append(f"column {judged!r} was judged, {what}; the option 'column' names another")
+    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items()]
+    parts = [(name, np.arange(len(times)))] if grouping is None else grouping[1]
+    series, fine = [], []
+    for called, rows in parts:
+        one, said_of = _one(called, times[rows], {label: numbers[rows] for label, numbers in values.items()}, judged)
+        if one is not None:
+            series.append(one)
+        fine += said_of
+    if not series:
+        raise Refusal(f"{name}: all rows have the same time; a series needs at least two times")
+    if grouping is not None:
+        notes.insert(
+            0, f"{len(parts)} series below each other were judged one by one, told apart by column {told_by!r}"
+        )
+        fine = _summed(fine, len(parts))
+    return Contents(tuple(series), told_by, tuple(notes + fine))
+
+
+def only(contents: Contents, name: str) -> Series:
+    """The one series of a file, with the file's notes; refuses several."""
+    if len(contents.series) > 1:
+        first = ", ".join(repr(one.name) for one in contents.series[:3])
+        more = ", …" if len(contents.series) > 3 else ""
+        raise Refusal(
+            f"{name} holds {len(contents.series)} series below each other: rows differ in column "
+            f"{contents.told_by!r} ({first}{more}); name one of them"
+        )
+    return replace(contents.series[0], notes=contents.notes)
+
+
+def _one(name: str, times: Times, values: dict[str, Floats], judged: str) -> tuple[Series | None, list[str]]:
+    notes = []
     order = np.argsort(times, kind="stable")
     if not (np.diff(times) >= 0).all():
         notes.append("rows were not in the order of time and have been sorted")
@@ -71,76 +119,92 @@ def to_series(frame: polars.DataFrame, *, name: str, column: str | None = None, 
     last = np.append(np.diff(times) != 0, True)
     if not last.all():
         notes.append(f"{int((~last).sum())} rows had the time of another; the last of each was kept")
-    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items()]
     if last.sum() < 2:
-        raise Refusal(f"{name}: all rows have the same time; a series needs at least two times")
+        return None, notes
     kept = order[last]
-    return Series(
+    series = Series(
         name=name,
         times_ns=np.ascontiguousarray(times[last]),
         values={label: np.ascontiguousarray(numbers[kept]) for label, numbers in values.items()},
         column=judged,
         interval_ns=usual_interval_ns(times[last]),
-        notes=tuple(notes),
     )
+    return series, notes
 
 
-def _refuse_several(words: polars.DataFrame, times: Times, name: str) -> None:
-    """Refuses a table in which a column of words, such as a ticker, tells rows with the same time apart.
+def _summed(notes: list[str], parts: int) -> list[str]:
+    """The notes of many series as notes of their file: sorted ones by their number, dropped rows by their sum."""
+    unsorted = sum(note.startswith("rows were") for note in notes)
+    dropped = sum(int(note.split(" ", 1)[0]) for note in notes if not note.startswith("rows were"))
+    found = [f"{unsorted} of the {parts} series were not in the order of time and have been sorted"] if unsorted else []
+    same = f"{dropped} rows had the time of another of their series; the last of each was kept"
+    return [*found, same] if dropped else found
 
-    Words that never come twice, such as a row's own id, are no series; neither are empty cells.
-    """
+
+def _without_empty(frame: polars.DataFrame, lines: Lines) -> tuple[polars.DataFrame, Lines]:
+    """A table without rows that have no cell with anything in it, and without nameless columns of the kind."""
     import polars as pl
 
-    if len(np.unique(times)) == len(times):
-        return
-    for label in words.select(pl.col(pl.String, pl.Categorical, pl.Enum)).columns:
-        told = pl.DataFrame({"time": times, "word": words[label].cast(pl.String).str.strip_chars()})
-        told = told.filter(pl.col("word").fill_null("") != "")
-        kinds = told["word"].unique(maintain_order=True)
-        most = told.group_by("time").agg(pl.col("word").n_unique())["word"].max()
-        if len(kinds) < len(told) and isinstance(most, int) and most > 1:
-            first = ", ".join(map(repr, kinds.head(3)))
-            more = ", …" if len(kinds) > 3 else ""
-            raise Refusal(
-                f"{name} holds {len(kinds)} series below each other: rows with the same time differ in column "
-                f"{label!r} ({first}{more}); hand in a file with one series, the rows of one {label!r}"
-            )
+    if frame.width == 0 or frame.height == 0:
+        return frame, lines
+    bare = [pl.col(label).str.strip_chars() for label in frame.columns if frame[label].dtype == pl.String]
+    cells = [*bare, *(pl.col(label) for label in frame.columns if frame[label].dtype != pl.String)]
+    empty = frame.select(pl.all_horizontal(cell.is_null() for cell in cells)).to_series()
+    if bare:
+        nothing = [(cell == "").fill_null(True) for cell in bare]
+        empty |= frame.select(pl.all_horizontal(nothing)).to_series() & (len(bare) == frame.width)
+    if empty.any():
+        frame, lines = frame.filter(~empty), lines[~empty.to_numpy()]
+    nameless = [label for label in frame.columns if columns.plain(label) == "" and frame[label].dtype == pl.String]
+    unused = [label for label in nameless if bool((frame[label].fill_null("").str.strip_chars() == "").all())]
+    return frame.drop(unused), lines
 
 
-def _joined(frame: polars.DataFrame) -> polars.DataFrame:
-    """A table whose date and time of day are two columns of text, with the two made one."""
+def _without_footer(
+    frame: polars.DataFrame, lines: Lines, time_column: str, notes: list[str]
+) -> tuple[polars.DataFrame, Lines]:
+    """A table without the rows at its end that have words or nothing for a time, such as a total."""
     import polars as pl
 
-    lower = {label.strip().lower(): label for label in frame.columns}
-    for day, clock in (("date", "time"), ("日期", "时间")):
-        if day not in lower or clock not in lower:
-            continue
-        date, time = lower[day], lower[clock]
-        if frame[date].dtype == pl.String and frame[time].dtype == pl.String and ":" in str(frame[time][0]):
-            joined = (frame[date] + " " + frame[time]).alias("date time")
-            return frame.drop(date, time).insert_column(0, joined)
-    return frame
+    if frame[time_column].dtype != pl.String or frame.height < 3:
+        return frame, lines
+    end = frame[time_column].tail(_FOOTER + 1).fill_null("").str.strip_chars()
+    # A torn date is no footer: what has four digits in a row may have been one.
+    words = [not cell or (not any(mark.isdigit() for mark in cell[:4]) and "20" not in cell[:12]) for cell in end]
+    number = next((count for count, word in enumerate(reversed(words)) if not word), len(words))
+    if number == 0 or number > _FOOTER or number >= frame.height:
+        return frame, lines
+    if not any(end[-count] for count in range(1, number + 1)) and number == 1 and frame.width == 2:
+        return frame, lines  # a value whose time is missing
+    first = int(lines[frame.height - number])
+    what = next((cell for cell in end.tail(number) if cell), "no time")
+    notes.append(
+        f"line {first} was left out: it has {what!r} for a time"
+        if number == 1
+        else f"the last {number} lines from line {first} on were left out: they have {what!r} for a time"
+    )
+    return frame.head(frame.height - number), lines[: frame.height - number]
 
 
 def _time_column(frame: polars.DataFrame, name: str) -> str:
     import polars as pl
 
-    lower = {label.strip().lower(): label for label in reversed(frame.columns)}
-    for wanted in NAMES:
-        if wanted in lower:
-            return lower[wanted]
+    called = columns.first_called(columns.TIMES, frame.columns)
+    if called is not None:
+        return called
     for label in frame.columns:
         kind = frame[label].dtype
         if kind == pl.Date or isinstance(kind, pl.Datetime):
             return label
     for label in frame.columns:
         if frame[label].dtype == pl.String:
+            head = frame[label].head(5)
             try:
-                parse_times(frame[label].head(5), name)
-            except Refusal:
-                continue
-            if _numbers(frame[label].head(5))[0] is None:
+                parse_times(head, name)
+            except Refusal as refusal:
+                if "ambiguous" not in str(refusal):
+                    continue
+            if read_column(head, np.arange(len(head)))[0] is None:
                 return label
     raise Refusal(
         f"{name} has no column of times (its columns: {', '.join(map(repr, frame.columns))}); "
@@ -148,79 +212,48 @@ def _time_column(frame: polars.DataFrame, name: str) -> str:
     )
 
 
-def _numbers(column: polars.Series, decimal_comma: bool = False) -> tuple[Floats | None, str]:
-    """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything."""
-    import polars as pl
-
-    if column.dtype.is_numeric():
-        numbers = column.cast(pl.Float64).to_numpy().astype(np.float64)
-        return np.where(np.isinf(numbers), np.nan, numbers), ""
-    if column.dtype != pl.String:
-        return None, ""
-    text = column.fill_null("").str.strip_chars()
-    missing = text.str.to_lowercase().is_in(list(_MISSING))
-    if missing.all():
-        return np.full(len(text), np.nan), ""
-    text, fault = _points(text.str.replace(r"^([+-]?)[$€£¥]\s?|\s?[%$€£¥]$", "${1}"), decimal_comma)
-    if fault:
-        return None, fault
-    parsed = text.cast(pl.Float64, strict=False)
-    bad = parsed.is_null() & ~missing
-    if int(bad.sum()) > 0.5 * int((~missing).sum()):
-        return None, ""
-    if bad.any():
-        row = int(bad.arg_max() or 0)
-        return None, f"holds {column[row]!r} in line {row + 2}, which is no number"
-    numbers = parsed.to_numpy().astype(np.float64)
-    numbers[missing.to_numpy()] = np.nan
-    return np.where(np.isinf(numbers), np.nan, numbers), ""
+def _values(frame: polars.DataFrame, lines: Lines, comma: bool | None) -> tuple[dict[str, Floats], dict[str, str]]:
+    """The columns of numbers, and what is wrong with those that might be; columns of words are neither."""
+    values: dict[str, Floats] = {}
+    faults: dict[str, str] = {}
+    for label in frame.columns:
+        numbers, fault = read_column(frame[label], lines, comma)
+        if fault:
+            faults[label] = fault
+        elif numbers is not None and np.isfinite(numbers).any():
+            values[label] = numbers
+        elif numbers is not None:
+            faults[label] = "holds no number"
+    return values, faults
 
 
-def _points(text: polars.Series, decimal_comma: bool) -> tuple[polars.Series, str]:
-    """Numbers as text with a decimal point and nothing between the thousands; and what cannot be told, if anything.
-
-    10,003.77 and 1,234,567 say that commas part the thousands, 10.003,77 and 0,5 that a comma is the decimal mark;
-    1,234 alone says neither.
-    """
-    comma = text.str.contains(",", literal=True)
-    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
-    if not comma.any():
-        return text, ""
-    if (parted | ~comma).all():
-        if text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any():
-            return text.str.replace_all(",", "", literal=True), ""
-        if not decimal_comma:
-            row = int(comma.arg_max() or 0)
-            either = f"{text[row].replace(',', '')} or {text[row].replace(',', '.')}"
-            return text, f"holds {text[row]!r} in line {row + 2}, which can be {either} (write it without the comma)"
-    german = text.str.contains(r"^[+-]?\d{1,3}([. ]?\d{3})*,\d+$|^[+-]?\d+,\d+$").any()
-    english = text.str.contains(r"^[+-]?\d+\.\d+$|,.*\.").any()
-    if german and not english:
-        return text.str.replace_all(r"[. ]", "").str.replace(",", ".", literal=True), ""
-    return text, ""
-
-
-def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str) -> str:
-    there = ", ".join(map(repr, values)) or "none"
+def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str, told_by: str) -> str:
+    """The label of the column that is judged, as it is asked for or by its name and numbers."""
+    labels = [label for label in [*values, *faults] if label != told_by]
     if column is not None:
-        wanted = column.strip().lower()
-        known = {_CHINESE.get(label.strip(), ""): label for label in [*reversed(faults), *reversed(values)]}
-        match = {**known, **{label.strip().lower(): label for label in [*faults, *values]}}.get(wanted)
-        if match is None:
+        wanted = column.strip().casefold()
+        chinese = {columns.CHINESE.get(columns.plain(label), ""): label for label in reversed(labels)}
+        plain = {columns.plain(label): label for label in reversed(labels)}
+        exact = {label.strip().casefold(): label for label in reversed(labels)}
+        match = {**chinese, **plain, **exact}.get(wanted)
+        if match is None or not wanted:
+            there = ", ".join(map(repr, values)) or "none"
             raise Refusal(f"{name} has no column of numbers called {column!r}; there are: {there}")
+    else:
+        match = columns.value_column(labels)
+    if match is not None:
         if match in faults:
             raise Refusal(f"{name}: column {match!r} {faults[match]}; correct the file, or leave the cell empty")
         return match
-    lower = {label.strip().lower(): label for label in [*reversed(faults), *reversed(values)]}
-    for wanted in _VALUES:
-        if wanted in lower:
-            label = lower[wanted]
-            if label in faults:
-                raise Refusal(f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty")
-            return label
-    if values:
-        return next(iter(values))
+    first = columns.first_value({label: numbers for label, numbers in values.items() if label != told_by})
+    if first is not None:
+        return first
     if faults:
         label, fault = next(iter(faults.items()))
         raise Refusal(f"{name}: column {label!r} {fault}; correct the file, or leave the cell empty")
+    if values:
+        raise Refusal(
+            f"{name}: column {next(iter(values))!r} numbers or names the rows and is no value; if it is what is to be "
+            "judged, give it as the option 'column'"
+        )
     raise Refusal(f"{name} has a time column and no column of numbers; a series needs at least one value a row")

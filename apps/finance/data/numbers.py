@@ -1,0 +1,134 @@
+"""Numbers as people write them in a column of text: decimal marks, thousands, currencies, K and M, missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.finance.data.clock import Lines
+from apps.finance.types import Floats
+
+if TYPE_CHECKING:
+    import polars
+
+MISSING = (
+    *("", "na", "n/a", "n.a.", "nan", "null", "none", "nil", "<na>", "nat", "\\n", "-", "--", "–", "—", "?", ".", "/"),
+    *("#n/a", "#n/a n/a", "#value!", "#ref!", "#div/0!", "#num!", "#name?", "无", "停牌"),
+)
+_CURRENCY = r"(?:US\$|HK\$|[$€£¥￥₹₩元]|USD|EUR|GBP|CHF|JPY|CNY|HKD|RMB)"
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9, "t": 1e12, "万": 1e4, "亿": 1e8, "万亿": 1e12}
+
+
+def decimal_comma(frame: polars.DataFrame, *, semicolons: bool) -> bool | None:
+    """Whether a comma is the decimal mark of a table of text, by what its columns can only mean; None: it may well be.
+
+    A table between semicolons is likely to have decimal commas, one between commas is not.
+    """
+    import polars as pl
+
+    german = english = False
+    for label in frame.columns:
+        if frame[label].dtype == pl.String:
+            text = frame[label].drop_nulls().str.strip_chars()
+            german |= bool(text.str.contains(r"^[+-]?(\d{1,3}(\.\d{3})+|\d+),(\d{1,2}|\d{4,})$|^[+-]?0,\d+$").any())
+            english |= bool(text.str.contains(r"^[+-]?(\d{1,3}(,\d{3})+|\d+)\.(\d{1,2}|\d{4,})$").any())
+    if german != english:
+        return german
+    return None if semicolons else False
+
+
+def read_column(column: polars.Series, lines: Lines, comma: bool | None = False) -> tuple[Floats | None, str]:
+    """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything.
+
+    ``comma`` is what ``decimal_comma`` says of the file.
+    """
+    import polars as pl
+
+    if column.dtype.is_numeric():
+        numbers = column.cast(pl.Float64).to_numpy().astype(np.float64)
+        return np.where(np.isinf(numbers), np.nan, numbers), ""
+    if column.dtype != pl.String:
+        return None, ""
+    text = column.fill_null("").str.replace_all("[\u00a0\u202f\u2009]", " ").str.strip_chars().str.strip_chars("'")
+    missing = text.str.to_lowercase().is_in(list(MISSING))
+    if missing.all():
+        return np.full(len(text), np.nan), ""
+    text, factor = _bare(text)
+    text, fault = _points(text, lines, comma)
+    if fault:
+        return None, fault
+    parsed = text.cast(pl.Float64, strict=False)
+    bad = parsed.is_null() & ~missing
+    if int(bad.sum()) > 0.5 * int((~missing).sum()):
+        return None, ""
+    if bad.any():
+        row = int(bad.arg_max() or 0)
+        return None, f"holds {column[row]!r} in line {lines[row]}, which is no number"
+    numbers = parsed.to_numpy().astype(np.float64)
+    if factor is not None:
+        numbers = numbers * factor
+    numbers[missing.to_numpy()] = np.nan
+    return np.where(np.isinf(numbers), np.nan, numbers), ""
+
+
+def _bare(text: polars.Series) -> tuple[polars.Series, Floats | None]:
+    """Numbers without currency and per cent, minus in front, and what K, M or 万 behind them multiply by, if any do."""
+    import polars as pl
+
+    if not bool(text.str.contains(r"[^0-9eE.,+-]").any() | text.str.contains(r"-$").any()):
+        return text, None
+    # Accounts write a loss as (1,234.50), others as 1,234.50-.
+    text = text.str.replace(rf"^\(({_CURRENCY}?[\d.,]+)\)$", "-${1}").str.replace(r"^([\d.,]+)-$", "-${1}")
+    text = text.str.replace(rf"^([+-]?){_CURRENCY} ?", "${1}").str.replace(rf" ?(?:%|{_CURRENCY})$", "")
+    text = text.str.replace(r"^\+", "")
+    suffixed = r"(?i)^-?[\d.,]*\d ?(k|m|bn|b|t|万亿|万|亿)$"
+    ends = text.str.extract(suffixed, 1).str.to_lowercase()
+    if ends.null_count() == len(ends):
+        return text, None
+    factor = ends.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64)
+    return text.str.replace(r"(?i) ?(k|m|bn|b|t|万亿|万|亿)$", ""), factor.to_numpy()
+
+
+def _points(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[polars.Series, str]:
+    """Numbers as text with a decimal point and nothing between the thousands; and what cannot be told, if anything.
+
+    10,003.77 and 1,234,567 say that commas part the thousands, 10.003,77 and 0,5 that a comma is the decimal mark;
+    1,234 alone says neither. Where a file's other columns have decimal commas, 1.234 is a thousand.
+    """
+    text = text.str.replace_all(r"(\d)['’](\d{3})", "${1}${2}").str.replace_all(r"(\d)['’](\d{3})", "${1}${2}")
+    comma = text.str.contains(",", literal=True)
+    if not comma.any():
+        return _dots(text, lines, decimal)
+    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
+    if (parted | ~comma).all():
+        if text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any():
+            return text.str.replace_all(",", "", literal=True), ""
+        if decimal is False:
+            row = int(comma.arg_max() or 0)
+            either = f"{text[row].replace(',', '')} or {text[row].replace(',', '.')}"
+            return text, f"holds {text[row]!r} in line {lines[row]}, which can be {either} (write it without the comma)"
+    german = text.str.contains(r"^[+-]?\d{1,3}([. ]?\d{3})*,\d+$|^[+-]?\d+,\d+$").any()
+    english = text.str.contains(r"^[+-]?\d+\.(\d{1,2}|\d{4,})$|,.*\.").any()
+    if german and not english:
+        return text.str.replace_all(r"[. ]", "").str.replace(",", ".", literal=True), ""
+    return text, ""
+
+
+def _dots(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[polars.Series, str]:
+    text = text.str.replace_all(r"(\d) (\d{3})", "${1}${2}").str.replace_all(r"(\d) (\d{3})", "${1}${2}")
+    dot = text.str.contains(".", literal=True)
+    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$")
+    if not dot.any() or not (parted | ~dot).all():
+        return text, ""
+    twice = bool(text.str.contains(r"\..*\.").any())
+    if twice or decimal is True:
+        return text.str.replace_all(".", "", literal=True), ""
+    if decimal is None:
+        row = int(dot.arg_max() or 0)
+        written = text[row]
+        return text, (
+            f"holds {written!r} in line {lines[row]}, which between semicolons can be {written.replace('.', '')} "
+            "or a decimal number (write it without thousands separators and with one more decimal)"
+        )
+    return text, ""

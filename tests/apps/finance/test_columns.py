@@ -1,0 +1,159 @@
+"""Which column is judged, and which columns tell several series in one file apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from apps.finance.data.csv import read_contents, read_csv
+from apps.finance.data.parquet import read_parquet, read_parquet_contents
+from shared.refusal import Refusal
+
+DAYS = [f"2024-01-{day:02d}" for day in range(1, 31)]
+
+
+def written(folder: Path, header: str, rows: list[str]) -> Path:
+    path = folder / "series.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "judged"),
+    [
+        ("Date,Close/Last,Volume,Open,High,Low", "Close/Last"),
+        ("date,value,close", "close"),
+        ("Date,Open,High,Low,Close,Adj Close,Volume", "Close"),
+        ("date,id,amount", "amount"),
+        ("date,Unnamed: 0,reading", "reading"),
+        ("date,trade_id,Price (USD)", "Price (USD)"),
+        ("date,previous close,open price,BTC close", "BTC close"),
+        ("open_time,open,close_price,close_time", "close_price"),
+        ("date,Volume,Last Price", "Last Price"),
+        ("date,volume,amount", "amount"),
+        ("日期,代码,昨收,收盘价(元)", "收盘价(元)"),
+        ("date,No.,exchange rate", "exchange rate"),
+        ("date,index,first,second", "first"),
+    ],
+)
+def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, judged):
+    width = header.count(",")
+    rows = [
+        ",".join([day, *(str(100 + row + 7 * column + row % 3) for column in range(width))])
+        for row, day in enumerate(DAYS)
+    ]
+    rows = [row if "close_time" not in header else row.rsplit(",", 1)[0] + ",1704110400" for row in rows]
+    assert read_csv(written(tmp_path, header, rows)).column == judged
+
+
+def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
+    rows = [
+        "01/31/2024,$184.40,55467800,$187.04,$187.10,$184.35",
+        "01/30/2024,$188.04,55859370,$190.94,$191.80,$187.47",
+    ]
+    series = read_csv(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
+    assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
+    assert series.notes[0] == ("column 'Close/Last' was judged, one of the file's; the option 'column' names another")
+    assert any("sorted" in note for note in series.notes)
+
+
+def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
+    rows = [f"{day},{row},{100 + row % 5},{101 + row % 5}" for row, day in enumerate(DAYS)]
+    for header in ("timestamp,index,bid,ask", "timestamp,index,Bid Price,Offer"):
+        series = read_csv(written(tmp_path, header, rows))
+        assert series.column == "mid" and series.target[:3].tolist() == [100.5, 101.5, 102.5]
+        assert "column 'mid' was judged" in series.notes[0] and "mean of 'b" in series.notes[0].lower()
+    assert read_csv(written(tmp_path, "timestamp,last,bid,ask", rows)).column == "last"
+    assert read_csv(written(tmp_path, "timestamp,index,bid,ask", rows), column="bid").column == "bid"
+
+
+def test_a_column_that_counts_is_judged_only_where_it_is_named_or_alone(tmp_path):
+    rows = [f"{day},{row},{row * row}" for row, day in enumerate(DAYS)]
+    assert read_csv(written(tmp_path, "date,a,b", rows)).column == "b"
+    assert read_csv(written(tmp_path, "date,a,b", rows), column="a").column == "a"
+    path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
+    with pytest.raises(Refusal, match=r"'id' numbers or names the rows and is no value.*option 'column'"):
+        read_csv(path)
+    assert read_csv(path, column="id").target[3] == 3
+
+
+@pytest.mark.parametrize("label", ["代码", "ticker", "stock_code", "证券代码", "code"])
+@pytest.mark.parametrize("tickers", [("0700", "0005"), ("600519", "000001"), ("AAPL", "MSFT")])
+def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_path, label, tickers):
+    rows = [
+        f"{day},{ticker},{place * 100 + row}" for row, day in enumerate(DAYS) for place, ticker in enumerate(tickers)
+    ]
+    path = written(tmp_path, f"date,{label},close", rows)
+    contents = read_contents(path)
+    assert [one.name for one in contents.series] == list(tickers) and contents.told_by == label
+    for place, one in enumerate(contents.series):
+        assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
+        assert list(one.values) == ["close"]
+    assert contents.notes[0].startswith("2 series below each other were judged one by one")
+    with pytest.raises(Refusal, match=rf"series\.csv holds 2 series below each other.*'{label}' \('{tickers[0]}'"):
+        read_csv(path)
+
+
+def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp_path):
+    rows = [f"{day},{'A' if row < 15 else 'B'},{row}" for row, day in enumerate(DAYS)]
+    contents = read_contents(written(tmp_path, "date,symbol,close", rows))
+    assert [(one.name, len(one)) for one in contents.series] == [("A", 15), ("B", 15)]
+
+
+def test_a_panel_by_numbers_of_another_name_and_by_two_columns(tmp_path):
+    rows = [f"{day},{desk},{row * desk}" for row, day in enumerate(DAYS) for desk in (7, 12)]
+    assert [one.name for one in read_contents(written(tmp_path, "date,desk,x", rows)).series] == ["7", "12"]
+    rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
+    contents = read_contents(written(tmp_path, "date,exchange,code,close", rows))
+    assert sorted(one.name for one in contents.series) == ["000001 SH", "000001 SZ", "000002 SH", "000002 SZ"]
+
+
+def test_the_tickers_of_parquet(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "date": pl.Series(DAYS * 2).str.to_date(),
+            "permno": [10107] * 30 + [14593] * 30,
+            "close": pl.Series([str(row) + ".25" for row in range(60)]).cast(pl.Decimal(12, 2)),
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    contents = read_parquet_contents(tmp_path / "a.parquet")
+    assert [one.name for one in contents.series] == ["10107", "14593"]
+    assert contents.series[1].target[0] == 30.25
+    frame = pl.DataFrame(
+        {"t": pl.Series(DAYS).cast(pl.Categorical), "s": pl.Series(["A"] * 30).cast(pl.Categorical), "v": range(30)}
+    )
+    frame.write_parquet(tmp_path / "b.parquet")
+    assert read_parquet(tmp_path / "b.parquet").target.tolist() == list(range(30))
+
+
+def test_one_ticker_is_no_value_and_one_series(tmp_path):
+    series = read_csv(
+        written(tmp_path, "日期,股票代码,成交额", [f"{day},600519,{row % 7}" for row, day in enumerate(DAYS)])
+    )
+    assert series.column == "成交额" and list(series.values) == ["成交额"] and series.name == "series.csv"
+
+
+def test_trades_of_both_sides_at_the_same_time_are_one_series(tmp_path):
+    rows = [f"{day},{side},{row}" for row, day in enumerate(DAYS) for side in ("BUY", "SELL")]
+    series = read_csv(written(tmp_path, "time,side,price", rows))
+    assert len(series) == 30 and "30 rows had the time of another" in series.notes[-1]
+
+
+def test_words_that_tell_only_some_rows_of_a_time_apart_are_refused(tmp_path):
+    rows = [f"{day},{kind},{row}" for row, day in enumerate(DAYS) for kind in ("x", "y", "y")]
+    with pytest.raises(
+        Refusal, match=r"2 kinds of rows below each other.*'kind' \('x', 'y'\).*hand in a file with one"
+    ):
+        read_csv(written(tmp_path, "time,kind,price", rows))
+
+
+def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
+    rows = [f"{day},{ticker},{row}" for ticker in "AB" for row, day in reversed(list(enumerate(DAYS)))]
+    contents = read_contents(written(tmp_path, "date,ticker,close", rows))
+    assert contents.series[0].target[0] == 0
+    assert "2 of the 2 series were not in the order of time and have been sorted" in contents.notes
+    assert np.isfinite(contents.series[1].target).all()

@@ -1,0 +1,147 @@
+"""Files as exports make them: titles, further header lines, totals, empty columns, marks and units of numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from apps.finance.data.csv import read_contents, read_csv
+from shared.refusal import Refusal
+
+
+def read(folder, text: str | bytes, **options):
+    path = folder / "series.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_csv(path, **options)
+
+
+ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("https://example.org/export\ndate,close\n" + ROWS, "the first 1 lines were left out"),
+        ("Prices of AAPL\nmade by hand\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
+        ("# a comment, with a comma\ndate,close\n" + ROWS, "the first 1 lines"),
+        ("date,close\n(UTC),(EUR)\n" + ROWS, "a further line of names"),
+        ("date,close\n" + ROWS + "Total,7.5\n", "line 5 was left out: it has 'Total' for a time"),
+        ("date,close\n" + ROWS + "\n# source: a bank\n", "line 6 was left out"),
+    ],
+)
+def test_what_stands_around_the_rows_is_left_out_and_told(tmp_path, text, note):
+    series = read(tmp_path, text)
+    assert series.target.tolist() == [1.5, 2.5, 3.5] and series.column == "close"
+    assert note in series.notes[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\ndate;close\n2024-01-01;1,5\n2024-01-02;2,5\n2024-01-03;3,5\n",
+        "date,close,\n2024-01-01,1.5,\n2024-01-02,2.5,\n2024-01-03,3.5,\n",
+        "date,close\n2024-01-01,1.5,\n2024-01-02,2.5,\n2024-01-03,3.5,\n",
+        "date,close,,\n2024-01-01,1.5,,\n,,,\n2024-01-02,2.5,,\n2024-01-03,3.5,,\n,,,\n",
+        "#date,close\n" + ROWS,
+        ",date,close\n0,2024-01-01,1.5\n1,2024-01-02,2.5\n2,2024-01-03,3.5\n",
+        "Unnamed: 0,close\n" + ROWS,
+        ",0\n" + ROWS,
+        "date,close\r" + ROWS.replace("\n", "\r"),
+        ("date,close\n" + ROWS).encode("utf-16-le"),
+        ("date,close\n" + ROWS).encode("utf-16"),
+    ],
+)
+def test_harmless_oddities_are_read_without_a_word(tmp_path, text):
+    series = read(tmp_path, text)
+    assert series.target.tolist() == [1.5, 2.5, 3.5]
+    assert series.notes == ()
+
+
+def test_two_header_lines_of_tickers_tell_the_columns_apart(tmp_path):
+    text = "Price,Close,Close,Volume\nTicker,AAPL,MSFT,AAPL\nDate,,,\n" + "".join(
+        f"2024-01-{day:02d},{day},{day + 100},{9 * day}\n" for day in range(2, 9)
+    )
+    series = read(tmp_path, text)
+    assert list(series.values) == ["Close AAPL", "Close MSFT", "Volume"] and series.column == "Close AAPL"
+    assert read(tmp_path, text, column="close msft").target[0] == 102
+
+
+def test_a_terminals_chinese_export(tmp_path):
+    text = "600519 贵州茅台 日线 前复权\n      日期\t    开盘\t    收盘\t    成交量\n"
+    text += "".join(f"2024/01/{day:02d}\t17{day}.00\t16{day}.50\t{day}000\n" for day in range(10, 20))
+    series = read(tmp_path, (text + "#数据来源:通达信\n").encode("gbk"))
+    assert series.column == "收盘" and series.target[0] == 1610.5 and len(series) == 10
+    assert read(tmp_path, text.encode("gbk"), column="volume").target[0] == 10000
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("AAPL,2024-01-01,185.0\nAAPL,2024-01-02,186.0\n", "no header line"),
+        ("2024-01-01,1.5\n2024-01-02,2.5\n", "no header line"),
+        ("20240101 000000;1.5;1.6;1.4;1.5;0\n20240101 000100;1.5;1.6;1.4;1.5;0\n", "no header line"),
+        ("country,2024-01-01,2024-01-02,2024-01-03\nDE,1,2,3\nFR,4,5,6\n", "has times in its header"),
+        ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "no time in line 4"),
+        ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
+        ("a title\n\ndate,close\n2024-01-01,1\n2024-01-02,x1\n2024-01-03,3\n", "'x1' in line 5"),
+        (
+            "a title\ndate,close\n2024-01-01,1\n2024-01-02,2,3\n2024-01-03,3\n",
+            "line 4 has 3 cells where the header has 2",
+        ),
+    ],
+)
+def test_what_would_have_to_be_guessed_is_refused(tmp_path, text, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["52.15M", "1.5K", "950"], [52.15e6, 1500, 950]),
+        (["1.5亿", "2万", "3"], [1.5e8, 2e4, 3]),
+        (["(1,234.50)", "2", "-3"], [-1234.5, 2, -3]),
+        (["1'234.50", "99", "1"], [1234.5, 99, 1]),
+        (["1 234 567", "12", "1"], [1234567, 12, 1]),
+        (["12.5 EUR", "3 EUR", "HK$4"], [12.5, 3, 4]),
+        (["0.55%", "-1.2 %", "+3"], [0.55, -1.2, 3]),
+        (["--", "#N/A", "1"], [np.nan, np.nan, 1]),
+        (["1.234.567", "2.345", "1"], [1234567, 2345, 1]),
+    ],
+)
+def test_numbers_as_people_write_them(tmp_path, cells, numbers):
+    rows = "".join(f'2024-01-0{day},"{cell}"\n' for day, cell in enumerate(cells, start=1))
+    np.testing.assert_array_equal(read(tmp_path, "date,value\n" + rows).target, numbers)
+
+
+def test_points_between_semicolons_follow_the_other_columns_or_are_refused(tmp_path):
+    whole = "date;close;{}\n2024-01-01;1.234;{}\n2024-01-02;2.345;{}\n2024-01-03;3.456;{}\n"
+    assert read(tmp_path, whole.format("x", "0,5", "1,25", "2"), column="close").target[0] == 1234
+    assert read(tmp_path, whole.format("x", "0.5", "1.25", "2"), column="close").target[0] == 1.234
+    with pytest.raises(Refusal, match=r"'1\.234' in line 2, which between semicolons can be 1234 or"):
+        read(tmp_path, whole.format("x", "1", "2", "3"), column="close")
+    assert read(tmp_path, whole.format("x", "1", "2", "3").replace(";", ","), column="close").target[0] == 1.234
+
+
+def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "time": ["2024-01-01", "2024-01-02"],
+            "none": [None, None],
+            "list": [[1], [2]],
+            "flag": [True, False],
+            "v": [1.5, 2],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    from apps.finance.data.parquet import read_parquet
+
+    series = read_parquet(tmp_path / "a.parquet")
+    assert series.column == "v" and series.target.tolist() == [1.5, 2]
+
+
+def test_a_file_of_one_series_has_the_files_name(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("date,close\n" + ROWS)
+    assert [one.name for one in read_contents(path).series] == ["one.csv"]

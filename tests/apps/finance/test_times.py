@@ -1,0 +1,156 @@
+"""Numbers and dates that people write for times: what is read, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from apps.finance.data.clock import parse_times, read_times
+from apps.finance.data.csv import read_csv
+from apps.finance.types import iso_utc
+from shared.refusal import Refusal
+
+
+def times_of(texts: list[str], label: str = "date") -> list[str]:
+    return [iso_utc(int(time)) for time in parse_times(pl.Series(label, texts), "x")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "first", "last"),
+    [
+        (["2024", "2025"], "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"),
+        (["202401", "202412"], "2024-01-01T00:00:00Z", "2024-12-01T00:00:00Z"),
+        (["20240115", "20240229"], "2024-01-15T00:00:00Z", "2024-02-29T00:00:00Z"),
+        (["2024011509", "2024011523"], "2024-01-15T09:00:00Z", "2024-01-15T23:00:00Z"),
+        (["202401150930", "202401150931"], "2024-01-15T09:30:00Z", "2024-01-15T09:31:00Z"),
+        (["20240115093000", "20240115093059"], "2024-01-15T09:30:00Z", "2024-01-15T09:30:59Z"),
+        (["20240115093000250"] * 2, "2024-01-15T09:30:00.25Z", "2024-01-15T09:30:00.25Z"),
+        (["45292", "45293"], "2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"),
+        (["45292.395833", "45292.75"], "2024-01-01T09:29:59.971Z", "2024-01-01T18:00:00Z"),
+        (["1704110400", "2024011999"], "2024-01-01T12:00:00Z", "2034-02-20T01:33:19Z"),
+    ],
+)
+def test_numbers_are_what_alone_they_can_be_in_text_and_in_parquet(texts, first, last):
+    found = times_of(texts)
+    assert (found[0], found[-1]) == (first, last)
+    kind = pl.Float64 if "." in texts[0] else pl.Int64
+    again = parse_times(pl.Series("date", texts).cast(kind), "x")
+    assert [iso_utc(int(time)) for time in again] == found
+
+
+def test_the_reading_of_a_number_is_told_with_an_example():
+    assert read_times(pl.Series("date", ["45292", "45293"]), "x")[1] == (
+        "numbers such as 45292 were read as Excel's days: 2024-01-01"
+    )
+    assert "read as years and months: 2024-01-01" in read_times(pl.Series("d", [202401, 202402]), "x")[1]
+    assert read_times(pl.Series("d", ["1704110400"] * 2), "x")[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("label", "texts"),
+    [
+        ("time", ["34200.1", "34200.2"]),  # seconds of a day, in the range of Excel's days
+        ("time", ["45292", "45293"]),
+        ("date", ["19737", "19738"]),  # days since 1970, or Excel's of 1954
+        ("date", ["2024.01", "2024.02"]),
+        ("date", ["240115", "240116"]),
+        ("date", ["738000", "738001"]),
+        ("timestamp", ["0", "1", "2"]),
+        ("timestamp", ["86400", "172800"]),
+        ("timestamp", ["1704110400", "1704110400000"]),
+    ],
+)
+def test_numbers_that_can_be_several_things_are_refused_with_what_to_write(label, texts):
+    with pytest.raises(Refusal, match=r"may be seconds, days or a count.*write times as 2024-01-31 09:30:00"):
+        times_of(texts, label)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["20240131", "20240132"], "20240132"),
+        (["202412", "202413"], "line 3: 202413 is no date such as 202401"),
+        (["20240131093000", "20240131096000"], "line 3: 20240131096000 is no date such as"),
+    ],
+)
+def test_a_date_that_is_not_in_the_calendar_is_named(texts, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        times_of(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2024年1月15日", "2024-01-15T00:00:00Z"),
+        ("2024年01月15日 9:30", "2024-01-15T09:30:00Z"),
+        ("2024年1月", "2024-01-01T00:00:00Z"),
+        ("2024.01.15 09:30", "2024-01-15T09:30:00Z"),
+        ("2024/1/5 9:30", "2024-01-05T09:30:00Z"),
+        ("15-Jan-2024", "2024-01-15T00:00:00Z"),
+        ("15 January 2024 09:30", "2024-01-15T09:30:00Z"),
+        ("Jan 15, 2024", "2024-01-15T00:00:00Z"),
+        ("Sept 5, 2024", "2024-09-05T00:00:00Z"),
+        ("Jan 2024", "2024-01-01T00:00:00Z"),
+        ("2024-06", "2024-06-01T00:00:00Z"),
+        ("2024Q3", "2024-07-01T00:00:00Z"),
+        ("1/15/24 9:30", "2024-01-15T09:30:00Z"),
+        ("01/15/2024 09:30:00 PM", "2024-01-15T21:30:00Z"),
+        ("1/15/2024 12:05 am", "2024-01-15T00:05:00Z"),
+        ("2024-01-15 09:30:00,123", "2024-01-15T09:30:00.123Z"),
+        ("2024-01-15 09:30:00 +0800", "2024-01-15T01:30:00Z"),
+        ("2024-01-15T09:30-05:00[America/New_York]", "2024-01-15T14:30:00Z"),
+        ("20120201 000500", "2012-02-01T00:05:00Z"),
+    ],
+)
+def test_more_ways_to_write_a_date(text, time):
+    assert times_of([text, text]) == [time, time]
+
+
+@pytest.mark.parametrize("texts", [["Jan-24"] * 2, ["15-Jan-24"] * 2, ["2024-02-30"] * 2, ["soon"] * 2])
+def test_what_is_no_certain_date_is_refused(texts):
+    with pytest.raises(Refusal, match="is not a time"):
+        times_of(texts)
+    with pytest.raises(Refusal, match="'15/01/24' is ambiguous"):
+        times_of(["15/01/24", "16/01/24"])
+
+
+def test_the_firsts_of_all_months_tell_the_day_from_the_month():
+    months = [(month, year) for year in (2020, 2021) for month in range(1, 13)]
+    iso = [f"{year}-{month:02d}-01T00:00:00Z" for month, year in months]
+    assert times_of([f"01/{month:02d}/{year}" for month, year in months]) == iso
+    assert times_of([f"{month}/1/{year}" for month, year in months]) == iso
+
+
+def test_compact_dates_of_a_csv_and_its_note(tmp_path: Path):
+    path = tmp_path / "months.csv"
+    path.write_text("month,value\n202401,1.5\n202402,2.5\n")
+    series = read_csv(path)
+    assert [iso_utc(int(time)) for time in series.times_ns] == ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z"]
+    assert series.notes == ("column 'month': numbers such as 202401 were read as years and months: 2024-01-01",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<TICKER>,<PER>,<DATE>,<TIME>,<OPEN>,<CLOSE>\nX,5,20240101,120000,9,1.5\nX,5,20240101,120500,9,2.5\n",
+        "<DATE>\t<TIME>\t<OPEN>\t<CLOSE>\n2024.01.01\t12:00:00\t9\t1.5\n2024.01.01\t12:05:00\t9\t2.5\n",
+        "date,time,close\n2024-01-01,1200,1.5\n2024-01-01,1205,2.5\n",
+        "Date,Time,Close\n2024-01-01 00:00:00,12:00,1.5\n2024-01-01 00:00:00,12:05,2.5\n",
+    ],
+)
+def test_dates_and_times_of_day_in_columns_of_their_own(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    series = read_csv(path)
+    assert [iso_utc(int(time)) for time in series.times_ns] == ["2024-01-01T12:00:00Z", "2024-01-01T12:05:00Z"]
+    assert series.target.tolist() == [1.5, 2.5]
+
+
+def test_year_month_and_day_in_columns_of_their_own(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("year,month,value\n2023,12,1.5\n2024,1,2.5\n")
+    series = read_csv(path)
+    assert [iso_utc(int(time)) for time in series.times_ns] == ["2023-12-01T00:00:00Z", "2024-01-01T00:00:00Z"]
+    assert list(series.values) == ["value"]
