@@ -41,17 +41,17 @@ class CaseRow(Table):
 def connect(address: str) -> Engine:
     """An engine for a database's address whose tables exist; refuses one that cannot be reached.
 
-    SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through psycopg.
+    SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through pg8000.
     """
     try:
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
-            url = url.set(drivername="postgresql+psycopg")
+            url = url.set(drivername="postgresql+pg8000")
         engine = create_engine(url)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise Refusal(f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}") from error
     except ImportError as error:
-        extra = "trivium[postgres]" if url.drivername == "postgresql+psycopg" else error.name
+        extra = "trivium[postgres]" if url.drivername == "postgresql+pg8000" else error.name
         raise Refusal(f"the store's database needs the package {error.name}; install {extra}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)

@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql://me:secret@localhost/trivium", r"the package psycopg; install trivium\[postgres\]"),
+        ("postgresql://me:secret@localhost/trivium", r"the package pg8000; install trivium\[postgres\]"),
         ("nonsense", "TRIVIUM_STORE_URL is no address"),
         ("abacus://here", "TRIVIUM_STORE_URL is no address"),
         ("sqlite:////nowhere/at/all.sqlite", "sqlite:////nowhere/at/all.sqlite cannot be used: unable to open"),
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_had_is_refused(
     tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setitem(sys.modules, "pg8000", None)
     with pytest.raises(Refusal, match=words) as refused:
         CaseStore(tmp_path / "store", url)
     assert "secret" not in str(refused.value)

@@ -1,0 +1,94 @@
+"""The store on a PostgreSQL server, started for these tests and stopped after them."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from shared.deploy.predictor import Response
+from shared.refusal import Refusal
+from shared.store.cases import Case, CaseStore, Input
+
+INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server that holds one empty database, on loopback."""
+    found = shutil.which("postgres") or (str(INSTALLED[-1]) if INSTALLED else None)
+    if found is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    binaries = Path(found).resolve().parent
+    # PostgreSQL refuses to run as root; the account that its package makes has a use then.
+    account = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        place, secret = Path(folder), Path(folder, "secret")
+        secret.write_text("a secret\n")
+        os.chown(secret, account.pw_uid, account.pw_gid)
+        identity = {"user": account.pw_uid, "group": account.pw_gid} if os.getuid() == 0 else {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def run(program: str, *options: str) -> None:
+            command = [binaries / program, "--pgdata", place / "data", *options]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, timeout=60, **identity)  # type: ignore[call-overload]
+
+        run("initdb", "--username=trivium", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        run("pg_ctl", "--wait", f"--log={place / 'log'}", f"--options={options}", "start")
+        try:
+            yield f"postgresql://trivium:a%20secret@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "--wait", "--mode=immediate", "stop")
+
+
+def keep(store: CaseStore, app: str = "echo", **response: object) -> Case:
+    given = {
+        "result": {"found": [1, 2.5, None], "name": "沪深 300"},
+        "picture": b"png",
+        "files": {"out.csv": b"1"},
+    } | response
+    return store.add(
+        app=app,
+        door="json",
+        inputs=(Input(name="a.csv", bytes=1, sha256="a" * 64),),
+        options={"k": "v"},
+        artifact=("net", 3),
+        response=Response(**given),  # type: ignore[arg-type]
+    )
+
+
+def test_cases_are_kept_listed_and_found_again(server: str, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "store", server)) as store:
+        first, second, other = keep(store), keep(store), keep(store, app="other")
+        assert [case.id for case in store.recent("echo")] == [second.id, first.id]
+        assert store.get("echo", other.id) is None
+    with closing(CaseStore(tmp_path / "store", server)) as again:
+        assert again.get("echo", first.id) == first
+        found = again.file(first, "out.csv")
+    assert found is not None and found.read_bytes() == b"1"
+    assert not (tmp_path / "store" / "trivium.sqlite").exists()
+
+
+def test_a_wrong_password_is_refused_without_being_told(server: str, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="cannot be used") as refused:
+        CaseStore(tmp_path / "store", server.replace("a%20secret", "wrongly"))
+    assert "wrongly" not in str(refused.value)
+
+
+def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(Refusal, match="cannot be used"):
+            CaseStore(tmp_path / "store", f"postgresql://trivium@127.0.0.1:{taken.getsockname()[1]}/trivium")
