@@ -45,7 +45,7 @@ def _at(entry: Entry, files: Callable[[Path], Sequence[Path]]) -> Callable[[Path
 
 
 def _phantom(folder: Path) -> list[Path]:
-    from apps.medical.data.images import nifti
+    from apps.medical.data.nifti import nifti
     from apps.medical.data.synth.phantom import volume
 
     made, _ = volume(

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from apps.medical.app import app as medical
-from apps.medical.data.images import nifti
+from apps.medical.data.nifti import nifti
 from apps.medical.data.source import read_volume
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import picture

@@ -19,12 +19,45 @@ MOST_BYTES = 4 << 30
 MOST_EXPANSION = 200
 """An archive that unpacks to more than this times its size is taken for a bomb."""
 
-_HARMLESS = (".txt", ".xml", ".json")
+_HARMLESS = (
+    ".txt",
+    ".xml",
+    ".json",
+    ".htm",
+    ".html",
+    ".css",
+    ".js",
+    ".pdf",
+    ".rtf",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".ico",
+)
+_HARMLESS += (
+    ".inf",
+    ".ini",
+    ".exe",
+    ".dll",
+    ".jar",
+    ".bat",
+    ".cmd",
+    ".sh",
+    ".app",
+    ".chm",
+    ".cfg",
+    ".config",
+    ".log",
+    ".md5",
+)
+"""What stands on media beside DICOM: notes, pictures, a viewer and its files."""
 
 
 def is_harmless(label: str) -> bool:
-    """Whether a file may lie beside a CT and be passed over: directories of media, notes, what systems hide."""
-    parts = PurePosixPath(label.replace("\\", "/")).parts
+    """Whether a file may lie beside a CT and be passed over: what media hold besides it, and what systems hide."""
+    parts = PurePosixPath(label.replace("\\", "/")).parts or ("",)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return hidden or parts[-1].upper() == "DICOMDIR" or parts[-1].lower().endswith(_HARMLESS)
 

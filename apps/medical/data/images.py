@@ -1,34 +1,32 @@
-"""NRRD, NIfTI and MetaImage files of one CT volume, read and written through SimpleITK."""
+"""NRRD, NIfTI and MetaImage files of one CT volume; NRRD and MetaImage are read through SimpleITK."""
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from apps.medical.data.hounsfield import must_be_hounsfield
+from apps.medical.data.axial import MOST_VOXELS, axial_volume
+from apps.medical.data.nifti import read_nifti
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
 
 READERS = {
     ".nrrd": "NrrdImageIO",
     ".nhdr": "NrrdImageIO",
-    ".nii": "NiftiImageIO",
-    ".nii.gz": "NiftiImageIO",
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
-MOST_VOXELS = 1 << 30
+ENDINGS = (*READERS, ".nii", ".nii.gz")
 _LONGEST_HEADER = 1 << 18
 
 
 def suffix(file: Path) -> str | None:
     """Which of the formats a file's name says it is, or None."""
     name = file.name.lower()
-    return next((ending for ending in sorted(READERS, key=len, reverse=True) if name.endswith(ending)), None)
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
 def read_image(files: Sequence[Path]) -> CTVolume:
@@ -38,7 +36,12 @@ def read_image(files: Sequence[Path]) -> CTVolume:
     (file,) = [path for path in files if suffix(path)]
     ending = suffix(file)
     assert ending is not None
-    _refuse_other_data(file, ending)
+    identifiers = _identifiers(file.name[: -len(ending)])
+    if ending in (".nii", ".nii.gz"):
+        return read_nifti(file, identifiers)
+    header = _header_without_other_data(file, ending)
+    # Its warnings go to the terminal, with the file's name.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(READERS[ending])
     reader.SetFileName(str(file))
@@ -49,22 +52,22 @@ def read_image(files: Sequence[Path]) -> CTVolume:
             raise Refusal(f"{file.name} is not one volume: its size is {size}; hand in a single 3D CT")
         if np.prod([float(n) for n in size]) > MOST_VOXELS:
             raise Refusal(f"{file.name} states {size} voxels, more than a CT has", status=413)
+        if ending.startswith(".n") and not re.search(rb"^space *:", header, re.I | re.M):
+            raise Refusal(
+                f"{file.name} does not say how the patient lies (its header has no field `space`), so that left and "
+                "right cannot be told; convert the DICOM series anew"
+            )
         image = reader.Execute()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].replace(str(file), file.name)
         raise Refusal(f"{file.name} cannot be read as {ending}: {reason}") from error
     values = SimpleITK.GetArrayViewFromImage(image)
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values) or not np.isfinite(values).all():
-        raise Refusal(f"{file.name} holds values that are not finite numbers; expected Hounsfield units")
-    must_be_hounsfield(file.name, float(values.min()), float(values.max()))
-    voxels = np.clip(np.rint(values), -1024, 32767).astype(np.int16)
-    return CTVolume(
-        voxels_zyx=np.ascontiguousarray(voxels),
-        spacing_mm=image.GetSpacing(),
-        origin_lps_mm=image.GetOrigin(),
-        direction=np.array(image.GetDirection()).reshape(3, 3),
-        identifiers=_identifiers(file.name[: -len(ending)]),
-    )
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise Refusal(f"{file.name} holds values that are not numbers; expected Hounsfield units")
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return axial_volume(file.name, values, affine, identifiers)
 
 
 def _identifiers(stem: str) -> dict[str, str]:
@@ -72,13 +75,11 @@ def _identifiers(stem: str) -> dict[str, str]:
     return {"SeriesInstanceUID": stem} if re.fullmatch(r"[0-9]+(\.[0-9]+){5,}", stem) and len(stem) <= 64 else {}
 
 
-def _refuse_other_data(file: Path, ending: str) -> None:
-    """A header may name its data's file; only one beside it is read, and never one elsewhere on this machine.
+def _header_without_other_data(file: Path, ending: str) -> bytes:
+    """The header of a NRRD or MetaImage, which may name its data's file: only one beside it, never one elsewhere.
 
     Stricter than the readers: whatever might be taken for the name of a file counts, wherever it stands.
     """
-    if ending not in (".nrrd", ".nhdr", ".mha", ".mhd"):
-        return
     with file.open("rb") as content:
         header = content.read(_LONGEST_HEADER)
     if ending.startswith(".n"):
@@ -99,15 +100,4 @@ def _refuse_other_data(file: Path, ending: str) -> None:
             raise Refusal(
                 f"{file.name} keeps its voxels in {named!r}; hand that file in with it, or a single-file image"
             )
-
-
-def nifti(volume: CTVolume) -> bytes:
-    """The volume as a compressed NIfTI-1 file (its frame is RAS, its origin the centre of the first voxel)."""
-    import nibabel
-
-    lps = np.eye(4)
-    lps[:3, :3] = volume.direction * volume.spacing_mm
-    lps[:3, 3] = volume.origin_lps_mm
-    image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+    return header

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from apps.medical.app import app
-from apps.medical.data.images import nifti
+from apps.medical.data.nifti import nifti
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
 from apps.medical.outputs.slab import MOST_VOXELS, slab
 from apps.medical.types import CTVolume, Nodule

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from apps.medical.app import app
-from apps.medical.data.images import nifti
+from apps.medical.data.nifti import nifti
 from apps.medical.predictor import NodulePredictor
 from shared.deploy.predictor import Request
 from shared.serve.server import create_app

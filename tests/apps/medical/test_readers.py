@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from apps.medical.data.images import nifti
 from apps.medical.data.luna16 import read_marks, read_scans, read_truths
+from apps.medical.data.nifti import nifti
 from apps.medical.data.source import read_volume
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
@@ -88,15 +88,48 @@ def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
     assert read_volume([tmp_path / "scan.mhd", tmp_path / "scan.raw"]).size_ijk == scan.size_ijk
     refused(pack(tmp_path, {**series(scan), "marks.csv": b"x,y"}, "csv.zip"), "csv.zip holds marks.csv beside DICOM")
     shutil.copy(nrrd, folder)
-    refused(folder, "folder holds scan.nrrd beside DICOM images")
+    refused(folder, "scan.nrrd was handed in together with IM0")
+    refused(pack(tmp_path, {**series(scan), "scan.nrrd": b"NRRD"}, "mixed.zip"), "holds scan.nrrd beside DICOM")
     with pytest.raises(Refusal, match=r"scan\.nrrd beside DICOM"):
         read_volume([folder / name for name in series(scan)] + [pack(tmp_path, {"scan.nrrd": b"NRRD"}, "n.zip")])
-    refused(pack(tmp_path, {"scan.nrrd": b"NRRD" * 9}, "only.zip"), "no DICOM image; it holds scan.nrrd")
+    refused(pack(tmp_path, {"notes.doc": b"x" * 9}, "only.zip"), "no DICOM image; it holds notes.doc")
 
 
 def test_what_exports_put_beside_a_series_is_passed_over(scan, tmp_path):
-    beside = ("DICOMDIR", "a/readme.TXT", "a/info.xml", "info.json", ".DS_Store", "__MACOSX/a/._IM1", ".git/config")
+    beside = ["DICOMDIR", "a/readme.TXT", "a/info.xml", "info.json", ".DS_Store", "__MACOSX/a/._IM1", ".git/config"]
+    beside += ["AUTORUN.INF", "VIEWER/viewer.exe", "VIEWER/lib.dll", "INDEX.HTM", "key.jpg", "report.pdf"]
     same(read_volume([pack(tmp_path, {**series(scan), **dict.fromkeys(beside, b"x" * 200)})]), scan)
+
+
+def test_an_image_may_come_in_a_folder_or_a_zip_with_its_data_beside_it(scan, tmp_path):
+    image = SimpleITK.GetImageFromArray(scan.voxels_zyx)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    folder = tmp_path / "folder" / "inner"
+    folder.mkdir(parents=True)
+    SimpleITK.WriteImage(image, str(folder / "scan.mhd"))
+    (folder / "readme.txt").write_text("a note")
+    same(read_volume([folder.parent]), scan)
+    same(read_volume(sorted(folder.iterdir())), scan)
+    packed = {f"a/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    same(read_volume([pack(tmp_path, packed)]), scan)
+    refused(pack(tmp_path, {"a/scan.mhd": packed["a/scan.mhd"]}, "half.zip"), "keeps its voxels in 'scan.raw'")
+    refused(pack(tmp_path, {**packed, "b/other.mhd": packed["a/scan.mhd"]}, "two.zip"), "2 volumes")
+    refused(pack(tmp_path, {**packed, "../../evil.mhd": b"x"}, "evil.zip"), "outside the archive")
+    refused(folder, "leave out the option `series`", series="4")
+    (folder / "scan.raw").unlink()
+    refused(folder, "keeps its voxels in 'scan.raw'")
+
+
+def test_extensionless_files_of_one_name_from_several_folders_are_one_series(scan, tmp_path):
+    """As a medium holds them: PA000001/ST000001/SE000001/IM000001, beside a DICOMDIR."""
+    for k in range(6):
+        home = tmp_path / "DICOM" / f"PA{k}"
+        home.mkdir(parents=True)
+        (home / "IM000001").write_bytes(dicom_slice(scan, k))
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    same(read_volume([tmp_path]), scan)
+    same(read_volume([path for path in sorted(tmp_path.rglob("*")) if path.is_file()]), scan)
 
 
 def test_what_is_no_zip_is_refused_as_such(scan, tmp_path):

@@ -1,0 +1,206 @@
+"""NIfTI, NRRD and MetaImage as they come: torn, turned, with poses that disagree."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from apps.medical.data.axial import TURNED
+from apps.medical.data.nifti import nifti
+from apps.medical.data.source import read_volume
+from apps.medical.outputs.files import findings_csv
+from apps.medical.outputs.result import Reading
+from apps.medical.types import CTVolume, Nodule
+from shared.refusal import Refusal
+from tests.apps.medical.chests import chest
+
+AFFINE = np.array([[-0.8, 0, 0, 30], [0, -0.7, 0, -5], [0, 0, 2.5, -300], [0, 0, 0, 1]])
+
+
+def values() -> np.ndarray:
+    return np.random.default_rng(0).integers(-1000, 400, size=(12, 10, 8)).astype(np.int16)
+
+
+def saved(path: Path, image: nibabel.Nifti1Image) -> Path:
+    nibabel.save(image, path)
+    return path
+
+
+def posed(sform: np.ndarray | None, qform: np.ndarray | None) -> nibabel.Nifti1Image:
+    image = nibabel.Nifti1Image(values(), None)
+    image.set_sform(sform, 0 if sform is None else 1)
+    image.set_qform(qform, 0 if qform is None else 1)
+    return image
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        read_volume([path])
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("lost", [1, 40, 1000, 2200])
+def test_a_torn_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, lost):
+    path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE))
+    assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(len(whole) - lost, 4)])
+    refused(path, rf"{name} (cannot be read as NIfTI|is no NIfTI file).*; ")
+
+
+def test_a_nifti_whose_bits_fell_over_is_refused(tmp_path):
+    path = saved(tmp_path / "a.nii.gz", nibabel.Nifti1Image(values(), AFFINE))
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    refused(path, "a.nii.gz cannot be read as NIfTI .*CRC")
+
+
+def test_poses_that_disagree_and_poses_that_are_missing_are_refused(tmp_path):
+    moved = AFFINE.copy()
+    moved[0, 0] *= -1
+    for name, sform, qform, words in (
+        ("both.nii", AFFINE, moved, "says in two ways how the patient lies, .* mm apart"),
+        ("none.nii", None, None, "does not say how the patient lies"),
+    ):
+        refused(saved(tmp_path / name, posed(sform, qform)), words)
+    for name, sform, qform in (("s.nii", AFFINE, None), ("q.nii", None, AFFINE), ("same.nii", AFFINE, AFFINE)):
+        volume = read_volume([saved(tmp_path / name, posed(sform, qform))])
+        assert volume.origin_lps_mm == pytest.approx((-30, 5, -300), abs=1e-4)
+        assert volume.spacing_mm == pytest.approx((0.8, 0.7, 2.5))
+        assert volume.direction == pytest.approx(np.eye(3), abs=1e-6)
+    metres = posed(np.diag([0.001, 0.001, 0.001, 1]) @ AFFINE, None)
+    metres.header.set_xyzt_units("meter")
+    assert read_volume([saved(tmp_path / "metres.nii", metres)]).spacing_mm == pytest.approx((0.8, 0.7, 2.5))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_slices_stored_along_any_axis_are_put_axial(tmp_path, axes, suffix):
+    """The voxel at each place in the patient is the same, however the array is stored."""
+    stored, affine = np.transpose(values(), axes), AFFINE[:, [*axes, 3]]
+    path = tmp_path / f"turned{suffix}"
+    if suffix == ".nii.gz":
+        saved(path, nibabel.Nifti1Image(stored, affine))
+    else:
+        lps = np.diag([-1.0, -1, 1, 1]) @ affine
+        image = SimpleITK.GetImageFromArray(stored.transpose(2, 1, 0))
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        SimpleITK.WriteImage(image, str(path))
+    volume = read_volume([path])
+    assert volume.size_ijk == (12, 10, 8) and volume.spacing_mm == pytest.approx((0.8, 0.7, 2.5), abs=1e-4)
+    assert np.array_equal(volume.voxels_zyx, values().T)
+    assert volume.to_lps_mm([3, 4, 5]) == pytest.approx([-30 + 2.4, 5 + 2.8, -287.5], abs=1e-3)
+    assert volume.remarks == (() if axes == (0, 1, 2) else (TURNED,)) or axes == (1, 0, 2)
+
+
+def test_what_is_not_one_axial_volume_is_refused(tmp_path):
+    turned = AFFINE.copy()
+    c, s = np.cos(0.8), np.sin(0.8)
+    turned[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ turned[:3, :3]
+    refused(saved(tmp_path / "oblique.nii", nibabel.Nifti1Image(values(), turned)), "oblique.nii is oblique")
+    sheared = AFFINE.copy()
+    sheared[1, 2] = 0.9
+    refused(saved(tmp_path / "tilted.nii", posed(sheared, None)), "tilted.nii is sheared")
+    four = np.stack([values()] * 2, axis=-1)
+    refused(saved(tmp_path / "four.nii.gz", nibabel.Nifti1Image(four, AFFINE)), "four.nii.gz is not one volume")
+    one = nibabel.Nifti1Image(four[..., :1], AFFINE)
+    assert read_volume([saved(tmp_path / "one.nii.gz", one)]).size_ijk == (12, 10, 8)
+    colours = np.zeros((4, 4, 4), [(c, "u1") for c in "RGB"])
+    refused(saved(tmp_path / "rgb.nii", nibabel.Nifti1Image(colours, AFFINE)), "rgb.nii holds .*not numbers")
+    analyze = bytearray(gzip.decompress(nifti(chest())))
+    analyze[344:348] = b"\0\0\0\0"
+    (tmp_path / "old.nii").write_bytes(analyze)
+    refused(tmp_path / "old.nii", "old.nii is no NIfTI file")
+    bomb = gzip.compress(gzip.decompress(nifti(chest())) + b"\0" * (1 << 26))
+    (tmp_path / "bomb.nii.gz").write_bytes(bomb)
+    refused(tmp_path / "bomb.nii.gz", "goes on for long behind")
+
+
+def test_scaled_and_big_endian_values_are_hounsfield_units(tmp_path):
+    image = nibabel.Nifti1Image((values() // 2).astype(">i2"), AFFINE)
+    image.header.set_data_dtype(">i2")
+    raw = bytearray(image.to_bytes())
+    order = ">" if raw[:4] == b"\0\0\x01\x5c" else "<"
+    raw[112:120] = np.array([2, -24], f"{order}f4").tobytes()
+    (tmp_path / "scaled.nii").write_bytes(raw)
+    assert np.array_equal(read_volume([tmp_path / "scaled.nii"]).voxels_zyx, (values() // 2 * 2 - 24).T)
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"), [("left-posterior-superior", (1, 1)), ("right-anterior-superior", (-1, -1)), ("LAS", (1, -1))]
+)
+def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
+    header = (
+        f"NRRD0005\ntype: short\ndimension: 3\nspace: {space}\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
+        "(0,0,2.5)\nkinds: domain domain domain\nendian: little\nencoding: raw\nspace origin: (10,20,-300)\n\n"
+    )
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(header.encode() + values().T.astype("<i2").tobytes())
+    volume = read_volume([path])
+    x, y = signs
+    assert volume.to_lps_mm([1, 1, 1]) == pytest.approx([x * 10.8, y * 20.7, -297.5])
+    assert np.array_equal(volume.voxels_zyx, values().T)
+    silent = header.replace(f"space: {space}\n", "").replace("space origin: (10,20,-300)\n", "")
+    silent = silent.replace("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)", "spacings: 0.8 0.7 2.5")
+    path.write_bytes(silent.encode() + values().T.astype("<i2").tobytes())
+    refused(path, "a.nrrd does not say how the patient lies")
+
+
+def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
+    for name, content in (
+        ("MUELLER1.nii", b"x" * 1000),
+        ("MUELLER2.nii.gz", b"\x1f\x8b" + bytes(100)),
+        ("MUELLER3.nrrd", b"NRRD0004\ntype: short\ndimension: 3\nspace: LPS\nsizes: 8 8 8\nencoding: raw\n\nabab"),
+        (
+            "MUELLER4.mha",
+            b"ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementDataFile = LOCAL\nx",
+        ),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, f"^{name}")
+    assert "MUELLER" not in "".join(capfd.readouterr())
+
+
+def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path):
+    """Written and read again, marks lie where they were, under the series that the file is named after."""
+    from apps.medical.data.luna16 import read_marks
+
+    uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.197987940182806628828566429132"
+    made = chest()
+    image = SimpleITK.GetImageFromArray(made.voxels_zyx[:, ::-1, ::-1])
+    image.SetSpacing(made.spacing_mm)
+    # Some of LUNA16's images have their first two axes the other way round.
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    image.SetOrigin(made.to_lps_mm([99, 79, 0]).tolist())
+    SimpleITK.WriteImage(image, str(tmp_path / f"{uid}.mhd"))
+    volume = read_volume([tmp_path / f"{uid}.mhd", tmp_path / f"{uid}.raw"])
+    centre = tuple(volume.to_lps_mm(volume.to_index_ijk(made.to_lps_mm([29.3, 39.6, 9.7]))).tolist())
+    assert volume.voxels_zyx[tuple(np.rint(volume.to_index_ijk(made.to_lps_mm([29, 39, 10]))).astype(int)[::-1])] == 30
+    nodule = Nodule(centre_lps_mm=centre, mean_diameter_mm=8.0, score=0.123456, box_lps_mm=(0, 0, 0, 1, 1, 1))
+    text = findings_csv(Reading(volume, None, None, False, [nodule], 0.5))
+    assert text.splitlines()[0].startswith(b"seriesuid,coordX,coordY,coordZ,probability")
+    (tmp_path / "marks.csv").write_bytes(text)
+    (mark,) = read_marks(tmp_path / "marks.csv")
+    assert mark.scan == uid and mark.score == pytest.approx(0.123456, abs=1e-6)
+    assert mark.centre_mm == pytest.approx(made.to_lps_mm([29.3, 39.6, 9.7]), abs=5e-4)
+
+
+def test_a_made_volume_survives_the_nifti_that_the_viewer_reads(tmp_path):
+    turned = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    made = CTVolume(
+        voxels_zyx=values().T.copy(), spacing_mm=(0.8, 0.7, 2.5), origin_lps_mm=(1.0, 2.0, 3.0), direction=turned
+    )
+    (tmp_path / "a.nii.gz").write_bytes(nifti(made))
+    volume = read_volume([tmp_path / "a.nii.gz"])
+    index = volume.to_index_ijk(made.to_lps_mm([3, 4, 5]))
+    i, j, k = np.rint(index).astype(int)
+    assert volume.voxels_zyx[k, j, i] == made.voxels_zyx[5, 4, 3]
