@@ -1,40 +1,55 @@
-"""The predictor: a CSV or Parquet file in, a judged series out."""
+"""The predictor: a CSV or Parquet file in, one or several judged series out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from apps.finance.calibration import default_stride, from_manifest
-from apps.finance.data.csv import read_csv
-from apps.finance.data.parquet import read_parquet
+from apps.finance.data.csv import read_contents
+from apps.finance.data.parquet import read_parquet_contents
+from apps.finance.data.table import Contents
+from apps.finance.data.truth import TRUTH, read_windows
 from apps.finance.events import anomalies
 from apps.finance.forecasting import forecast
 from apps.finance.outputs.files import result, scores_csv, series_json
-from apps.finance.outputs.picture import draw
+from apps.finance.outputs.picture import draw, draw_several
+from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
 from apps.finance.recipes import FinanceRecipe
 from apps.finance.scoring import Calibration, score
-from apps.finance.types import Detection, Series
+from apps.finance.types import Detection, Judgement, Series, Window
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, Response
 from shared.engine.recipe import from_mapping
 from shared.refusal import Refusal
 
 LEAST_ROWS = 60
+SERVED_ROWS = 300_000
+"""What one core judges in well under the 120 s that a server waits by default, at 4,000 rows/s or more."""
 MOST_ROWS = 2_000_000
 _PARQUET = (".parquet", ".pq")
+_OPTIONS = ("column", "threshold", "series", "rows")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A series to judge, and the threshold asked for, or None for the model's own."""
+    """The series of a file, and the threshold asked for, or None for the model's own.
 
-    series: Series
+    ``told_by`` is the column that tells several series apart; ``truth`` is what is known of a synthetic one.
+    """
+
+    name: str
+    series: tuple[Series, ...]
+    told_by: str = ""
+    notes: tuple[str, ...] = ()
     threshold: float | None = None
+    truth: tuple[Window, ...] = ()
 
 
 class FinancePredictor:
@@ -56,26 +71,47 @@ class FinancePredictor:
         return cls(model, from_manifest(mapping), stride=stride, device=device, name=name)
 
     def decode(self, request: Request) -> Question:
-        """Options: ``column``, the value that is judged; ``threshold``, the score that begins an event, in (0, 1]."""
-        unknown = sorted(request.options.keys() - {"column", "threshold"})
+        """Options: ``column``, the value that is judged; ``threshold``, the score that begins an event, in (0, 1];
+        ``series``, the one of several that is judged; ``rows``, the most that are judged where nothing waits."""
+        unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
-            raise Refusal(f"there is no option {unknown[0]!r}; there are column and threshold")
-        path = _only(request.files)
+            raise Refusal(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+        path, truth = _files(request.files)
         column = request.options.get("column", "").strip() or None
-        series = (read_parquet if path.suffix.lower() in _PARQUET else read_csv)(path, column=column)
-        observed = int(np.isfinite(series.target).sum())
-        if observed < LEAST_ROWS:
+        read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
+        contents = _chosen(read(path, column=column), request.options.get("series", "").strip(), path.name)
+        series, notes = _long_enough(contents, path.name)
+        rows, most = sum(map(len, series)), _most_rows(request.options.get("rows", ""))
+        if rows > most:
             raise Refusal(
-                f"{path.name} has {observed} values in column {series.column!r}; a judgement needs at least "
-                f"{LEAST_ROWS}, and is the better the more there are"
+                f"{path.name} has {rows} rows, and {most} are judged while a server waits; hand in fewer (a shorter "
+                "time, longer bars, fewer series), or, at the command line, where nothing waits, add "
+                f"--option rows={MOST_ROWS}"
+                if most < MOST_ROWS
+                else f"{path.name} has {rows} rows; hand in at most {MOST_ROWS} at a time"
             )
-        if len(series) > MOST_ROWS:
-            raise Refusal(f"{path.name} has {len(series)} rows; hand in at most {MOST_ROWS} at a time")
-        return Question(series=series, threshold=_threshold(request.options.get("threshold", "")))
+        return Question(
+            name=path.name,
+            series=series,
+            told_by=contents.told_by,
+            notes=notes,
+            threshold=_threshold(request.options.get("threshold", "")),
+            truth=truth,
+        )
 
-    def predict(self, batch: Sequence[Question]) -> list[Detection]:
-        """Judges each series; what one gets does not depend on the others."""
-        return [self.judge(question.series, question.threshold) for question in batch]
+    def predict(self, batch: Sequence[Question]) -> list[Judgement]:
+        """Judges each file's series; what one gets does not depend on the others."""
+        with _one_thread() if self.device == "cpu" else nullcontext():
+            return [
+                Judgement(
+                    name=question.name,
+                    told_by=question.told_by,
+                    notes=question.notes,
+                    detections=tuple(self.judge(series, question.threshold) for series in question.series),
+                    truth=question.truth,
+                )
+                for question in batch
+            ]
 
     def judge(self, series: Series, threshold: float | None = None) -> Detection:
         """Forecasts, scores and events of one series."""
@@ -90,23 +126,88 @@ class FinancePredictor:
             anomalies=anomalies(series, made, scores, calibration),
         )
 
-    def encode(self, outputs: Detection) -> Response:
+    def encode(self, outputs: Judgement) -> Response:
+        if outputs.told_by:
+            return Response(
+                result=several_result(outputs, model=self.name),
+                picture=draw_several(outputs),
+                files={"series.json": several_series_json(outputs), "scores.csv": several_scores_csv(outputs)},
+            )
+        (one,) = outputs.detections
         return Response(
-            result=result(outputs, model=self.name),
-            picture=draw(outputs),
-            files={"series.json": series_json(outputs), "scores.csv": scores_csv(outputs)},
+            result=result(one, model=self.name, notes=outputs.notes, truth=outputs.truth),
+            picture=draw(one),
+            files={"series.json": series_json(one), "scores.csv": scores_csv(one)},
         )
 
 
-def _only(files: tuple[Path, ...]) -> Path:
+def _one_thread() -> AbstractContextManager[Any]:
+    """Computes on the calling thread alone: the network's small operations wait longer for other threads than they run.
+
+    Where cores are shared, two threads were four times as slow as one. OpenMP counts its threads for each calling
+    thread, so that other applications of the process keep theirs, which torch.set_num_threads would take from them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="openmp")
+    return limits
+
+
+def _files(files: tuple[Path, ...]) -> tuple[Path, tuple[Window, ...]]:
+    """The one file with series, and what is known of it where that came with it."""
     if len(files) == 1 and files[0].is_dir():
         files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
+    truth = [path for path in files if path.name == TRUTH]
+    files = tuple(path for path in files if path.name != TRUTH)
     if len(files) != 1:
-        raise Refusal(f"hand in one CSV or Parquet file with one series, not {len(files)} files")
+        raise Refusal(
+            f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
+            "other, with a column 'ticker' that names them"
+        )
     path = files[0]
     if path.suffix.lower() not in (".csv", ".txt", ".tsv", "", *_PARQUET):
         raise Refusal(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
-    return path
+    return path, read_windows(truth[0]) if truth else ()
+
+
+def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
+    if not wanted:
+        return contents
+    found = tuple(one for one in contents.series if one.name == wanted)
+    if not found or not contents.told_by:
+        there = ", ".join(one.name for one in contents.series[:10]) if contents.told_by else "one alone, without a name"
+        more = ", …" if len(contents.series) > 10 else ""
+        raise Refusal(f"{name} has no series {wanted!r}; it has {there}{more}")
+    return replace(contents, series=found)
+
+
+def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """The series with enough values, and the file's notes; refuses a file without one."""
+    observed = [int(np.isfinite(one.target).sum()) for one in contents.series]
+    enough = tuple(one for one, count in zip(contents.series, observed, strict=True) if count >= LEAST_ROWS)
+    if not enough:
+        column = contents.series[0].column
+        most = max(observed)
+        which = f"{most} values in column {column!r}"
+        if len(observed) > 1:
+            which = f"{len(observed)} series with at most {which}"
+        raise Refusal(
+            f"{name} has {which}; a judgement needs at least {LEAST_ROWS}, and is the better the more there are"
+        )
+    short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < LEAST_ROWS]
+    if not short:
+        return enough, contents.notes
+    first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
+    note = f"{len(short)} series with fewer than {LEAST_ROWS} values were left out ({first})"
+    return enough, (*contents.notes, note)
+
+
+def _most_rows(text: str) -> int:
+    if not text.strip():
+        return SERVED_ROWS
+    if not text.strip().isdecimal() or not 0 < int(text) <= MOST_ROWS:
+        raise Refusal(f"the option rows is {text!r}; give a whole number up to {MOST_ROWS}")
+    return int(text)
 
 
 def _threshold(text: str) -> float | None:

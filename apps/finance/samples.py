@@ -52,7 +52,10 @@ def _market(folder: Path) -> Sequence[Path]:
 
     from apps.finance.data.csv import write_csv
     from apps.finance.data.synth.markets import market
+    from apps.finance.data.truth import TRUTH, write_windows
 
-    path = folder / "synthetic_market.csv"
-    write_csv(path, market(np.random.Generator(np.random.Philox(_SEED))).series)
-    return [path]
+    path, truth = folder / "synthetic_market.csv", folder / TRUTH
+    made = market(np.random.Generator(np.random.Philox(_SEED)))
+    write_csv(path, made.series)
+    write_windows(truth, made.windows)
+    return [path, truth]

@@ -111,6 +111,20 @@ class Detection:
     anomalies: tuple[Anomaly, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """A judged file: a detection for each of its series, whose names are those that the column ``told_by`` has.
+
+    ``told_by`` is empty for a file of one series. ``truth`` is what is known of a synthetic one.
+    """
+
+    name: str
+    detections: tuple[Detection, ...]
+    told_by: str = ""
+    notes: tuple[str, ...] = ()
+    truth: tuple[Window, ...] = ()
+
+
 def usual_interval_ns(times_ns: Times) -> int:
     """The median time between rows, at least 1 ns; 0 for fewer than two rows."""
     if len(times_ns) < 2:

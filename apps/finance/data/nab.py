@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from apps.finance.data.csv import read_csv
-from apps.finance.types import Floats, LabelledSeries, Series, Times, Window
+from apps.finance.types import Floats, LabelledSeries, Series, Times, Window, iso_utc
 
 FOLDERS = 7
 """The number of data folders in the whole benchmark."""
@@ -56,7 +56,7 @@ def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = (
     lines = ["timestamp,value,anomaly_score,label"]
     rows = zip(series.times_ns.tolist(), series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
     for time, value, score, mark in rows:
-        moment = datetime.fromtimestamp(time // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        moment = iso_utc(time).replace("T", " ").removesuffix("Z")
         lines.append(f"{moment},{value!r},{score:.6g},{mark}")
     return "\n".join(lines) + "\n"
 

@@ -3,97 +3,134 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from apps.finance.data.nab import detector_csv
-from apps.finance.types import Anomaly, Detection, Floats, iso_utc
+from apps.finance.data.truth import windows_entry
+from apps.finance.types import Anomaly, Detection, Floats, Window, iso_utc
 
-_MOST_POINTS = 50_000
+MOST_POINTS = 50_000
+SCORE = "-log10 of the smallest of seven tail probabilities, over 10: it ranks rows, and is no frequency"
 
 
-def result(detection: Detection, *, model: str) -> dict[str, Any]:
-    """The content of result.json: the events, and what was judged."""
+def result(
+    detection: Detection, *, model: str, notes: Sequence[str] = (), truth: Sequence[Window] = ()
+) -> dict[str, Any]:
+    """The content of result.json: the events, and what was judged; of a synthetic series also what is true of it."""
     series = detection.series
-    return {
-        "events": [_event(anomaly) for anomaly in detection.anomalies],
+    content = {
+        "events": [event_entry(anomaly) for anomaly in detection.anomalies],
         "series": {
-            "name": series.name,
+            **series_entry(detection),
             "column": series.column,
             "columns": list(series.values),
-            "rows": len(series),
-            "missing": int((~np.isfinite(series.target)).sum()),
-            "start": iso_utc(int(series.times_ns[0])),
-            "end": iso_utc(int(series.times_ns[-1])),
             "interval_s": series.interval_ns / 1e9,
-            "notes": list(series.notes),
+            "notes": [*notes, *series.notes],
         },
-        "threshold": round(detection.threshold, 4),
-        "score": "-log10 of the smallest of seven tail probabilities, over 10: it ranks rows, and is no frequency",
-        "band": [detection.forecast.levels[0], detection.forecast.levels[-1]],
+        **threshold_entry(detection),
         "model": model,
     }
+    return {**content, "synthetic_truth": [windows_entry(window) for window in truth]} if truth else content
 
 
-def series_json(detection: Detection) -> bytes:
-    """What the viewer draws: seconds since 1970, values, forecast band and scores by row; null where missing.
-
-    A series of more than 50,000 rows is thinned to the rows that matter: of every few, the one with the highest score.
-    """
-    series, quantiles = detection.series, detection.forecast.quantiles
-    rows = _thinned(detection.scores)
-    middle = quantiles.shape[1] // 2
-    content = {
-        "column": series.column,
-        "times": [time / 1e9 for time in series.times_ns[rows].tolist()],
-        "values": _cells(series.target[rows]),
-        "low": _cells(quantiles[rows, 0]),
-        "median": _cells(quantiles[rows, middle]),
-        "high": _cells(quantiles[rows, -1]),
-        "score": [round(score, 4) for score in detection.scores[rows].tolist()],
-        "threshold": round(detection.threshold, 4),
-        "thinned": len(rows) < len(series),
-    }
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
-
-
-def scores_csv(detection: Detection) -> bytes:
-    """Every row with its score, in NAB's layout of a detector's output; label is 1 in the events found."""
-    from apps.finance.types import Window
-
-    events = tuple(Window(start_ns=one.start_ns, end_ns=one.end_ns) for one in detection.anomalies)
-    return detector_csv(detection.series, detection.scores, events).encode()
-
-
-def _event(anomaly: Anomaly) -> dict[str, Any]:
+def series_entry(detection: Detection) -> dict[str, Any]:
+    """What there is of a series: its name, its rows and its time."""
+    series = detection.series
     return {
+        "name": series.name,
+        "rows": len(series),
+        "missing": int((~np.isfinite(series.target)).sum()),
+        "start": iso_utc(int(series.times_ns[0])),
+        "end": iso_utc(int(series.times_ns[-1])),
+    }
+
+
+def threshold_entry(detection: Detection) -> dict[str, Any]:
+    """What the scores and the band are, which a model gives to all series alike."""
+    return {
+        "threshold": round(detection.threshold, 4),
+        "score": SCORE,
+        "band": [detection.forecast.levels[0], detection.forecast.levels[-1]],
+    }
+
+
+def event_entry(anomaly: Anomaly) -> dict[str, Any]:
+    """An event: the value observed as it was read, the forecast to a ten-thousandth of its band."""
+    digits = _decimals(anomaly.low, anomaly.high)
+    channel = str(getattr(anomaly, "channel", ""))
+    entry = {
         "start": iso_utc(anomaly.start_ns),
         "end": iso_utc(anomaly.end_ns),
         "peak": iso_utc(anomaly.peak_ns),
         "score": anomaly.score,
         "observed": _number(anomaly.observed),
-        "expected": _number(anomaly.expected),
-        "low": _number(anomaly.low),
-        "high": _number(anomaly.high),
+        "expected": _number(anomaly.expected, digits),
+        "low": _number(anomaly.low, digits),
+        "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
+    }
+    return {**entry, "channel": channel} if channel else entry
+
+
+def series_json(detection: Detection) -> bytes:
+    """What the viewer draws; see ``drawing``."""
+    return json.dumps(drawing(detection), separators=(",", ":"), allow_nan=False).encode()
+
+
+def drawing(detection: Detection, most: int = MOST_POINTS) -> dict[str, Any]:
+    """Seconds since 1970, values, forecast band and scores by row; null where missing.
+
+    A series of more than ``most`` rows is thinned to those that matter: of every few, the one with the highest score.
+    """
+    series, quantiles = detection.series, detection.forecast.quantiles
+    rows = _thinned(detection.scores, most)
+    middle = quantiles.shape[1] // 2
+    widths = quantiles[rows, -1] - quantiles[rows, 0]
+    widths = widths[np.isfinite(widths)]
+    digits = _decimals(0.0, float(np.median(widths))) if len(widths) else None
+    return {
+        "name": series.name,
+        "column": series.column,
+        "times": [time / 1e9 for time in series.times_ns[rows].tolist()],
+        "values": [_number(value) for value in series.target[rows].tolist()],
+        **{
+            name: [_number(value, digits) for value in quantiles[rows, column].tolist()]
+            for name, column in (("low", 0), ("median", middle), ("high", -1))
+        },
+        "score": [round(score, 4) for score in detection.scores[rows].tolist()],
+        "threshold": round(detection.threshold, 4),
+        "thinned": len(rows) < len(series),
     }
 
 
-def _thinned(scores: Floats) -> np.ndarray:
+def scores_csv(detection: Detection) -> bytes:
+    """Every row with its score, in NAB's layout of a detector's output; label is 1 in the events found."""
+    events = tuple(Window(start_ns=one.start_ns, end_ns=one.end_ns) for one in detection.anomalies)
+    return detector_csv(detection.series, detection.scores, events).encode()
+
+
+def _thinned(scores: Floats, most: int) -> np.ndarray:
     length = len(scores)
-    if length <= _MOST_POINTS:
+    if length <= most:
         return np.arange(length)
-    step = -(-length // _MOST_POINTS)
+    step = -(-length // most)
     padded = np.pad(scores, (0, -length % step), constant_values=-1).reshape(-1, step)
     best: np.ndarray = np.arange(len(padded)) * step + padded.argmax(axis=1)
     return best
 
 
-def _cells(values: Floats) -> list[float | None]:
-    return [_number(value) for value in values.tolist()]
+def _decimals(low: float, high: float) -> int | None:
+    """The decimals in which a band has four digits and a half; more would be the noise of the float32 within."""
+    width = high - low
+    return 4 - math.floor(math.log10(width)) if math.isfinite(width) and width > 0 else None
 
 
-def _number(value: float) -> float | None:
-    """Seven significant digits; a digit more would only be the noise of the float32 within."""
-    return float(f"{value:.7g}") if np.isfinite(value) else None
+def _number(value: float, decimals: int | None = None) -> float | None:
+    """A number as it is, or to so many decimals; None where there is none."""
+    if not math.isfinite(value):
+        return None
+    return value if decimals is None else round(value, decimals)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.finance.types import Detection
+from apps.finance.types import Detection, Judgement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _INK, _VALUE, _BAND, _EVENT = "#222222", "#1f5f8b", "#9ecae1", "#d9480f"
+_MOST_PANELS = 6
+_CHINESE = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "WenQuanYi Micro Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+)
 
 
 def draw(detection: Detection) -> bytes:
@@ -34,8 +47,12 @@ def draw(detection: Detection) -> bytes:
     low, high = _limits(series.target)
     above.set_ylim(low, high)
     count = len(detection.anomalies)
-    above.set_title(f"{series.name}: {count} event{'' if count == 1 else 's'}", loc="left", color=_INK)
-    above.legend(loc="upper right", frameon=False, ncols=3)
+    above.set_title(
+        f"{series.name}: {count} event{'' if count == 1 else 's'}", loc="left", color=_INK, parse_math=False
+    )
+    legend = above.legend(loc="upper right", frameon=False, ncols=3)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     below.plot(times, detection.scores, color=_INK, lw=0.6)
     below.axhline(detection.threshold, color=_EVENT, lw=1, ls="--")
     below.set_ylabel("score")
@@ -47,8 +64,67 @@ def draw(detection: Detection) -> bytes:
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    _save(figure, content)
     return content.getvalue()
+
+
+def draw_several(judgement: Judgement) -> bytes:
+    """A PNG, 1200 pixels wide: the up to six series with the strongest events, each with its band and its events."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    def strongest(one: Detection) -> float:
+        return max((anomaly.score for anomaly in one.anomalies), default=0.0)
+
+    shown = sorted(judgement.detections, key=strongest, reverse=True)[:_MOST_PANELS]
+    figure = Figure(figsize=(12, 0.6 + 2.2 * len(shown)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axis, one in zip(panels, shown, strict=True):
+        times = one.series.times_ns.astype("datetime64[ns]")
+        axis.fill_between(
+            times, one.forecast.quantiles[:, 0], one.forecast.quantiles[:, -1], color=_BAND, alpha=0.6, lw=0
+        )
+        axis.plot(times, one.series.target, color=_VALUE, lw=0.8)
+        for anomaly in one.anomalies:
+            axis.axvspan(
+                *(np.datetime64(time, "ns") for time in (anomaly.start_ns, anomaly.end_ns)),
+                color=_EVENT,
+                alpha=0.25,
+                lw=1.5,
+            )
+        axis.set_ylim(*_limits(one.series.target))
+        count = len(one.anomalies)
+        title = f"{one.series.name}: {count} event{'' if count == 1 else 's'}"
+        axis.set_title(title, loc="left", color=_INK, parse_math=False)
+        locator = AutoDateLocator()
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axis.spines[["top", "right"]].set_visible(False)
+    count = sum(len(one.anomalies) for one in judgement.detections)
+    title = f"{judgement.name}: {count} event{'' if count == 1 else 's'} in {len(judgement.detections)} series"
+    figure.suptitle(
+        title + (f", the first {len(shown)} shown" if len(shown) < len(judgement.detections) else ""), parse_math=False
+    )
+    content = io.BytesIO()
+    _save(figure, content)
+    return content.getvalue()
+
+
+def _save(figure: Figure, content: io.BytesIO) -> None:
+    """Draws with a font for Chinese names where the machine has one; where it has none, they are boxes."""
+    import warnings
+
+    from matplotlib import font_manager, rc_context
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    with (
+        rc_context({"font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in there)]}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(content, format="png", metadata={"Software": None})
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,155 @@
+"""What comes out of a file of several series, of large numbers, and of a synthetic series; how much may go in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.finance import predictor as predicting
+from apps.finance.app import app
+from apps.finance.models.tft import FinanceModel
+from apps.finance.predictor import FinancePredictor
+from apps.finance.scoring import Calibration
+from shared.deploy.predictor import Request, Response, answer
+from shared.refusal import Refusal
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def predictor() -> FinancePredictor:
+    torch.manual_seed(0)
+    model = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1).build()
+    return FinancePredictor(model, Calibration(threshold=0.3), stride=4, device="cpu", name="untrained")
+
+
+def walk(seed: int, level: float = 100.0) -> np.ndarray:
+    noise = np.random.Generator(np.random.Philox(seed)).normal(0, 0.01, ROWS)
+    prices = level * np.exp(np.cumsum(noise))
+    prices[200:] *= 1.5
+    return np.round(prices, 2)
+
+
+def several(folder: Path) -> Path:
+    names = ["0700", "600519", 'A "B", C', "$a$b"]
+    rows = [["time", "ticker", "close", "volume"]]
+    for row in range(ROWS):
+        for place, name in enumerate(names):
+            rows.append([f"{1_700_000_000 + 300 * row}", name, f"{walk(place)[row]}", str(1000 + row % 7)])
+    rows += [["1700000000", "young", "1", "1"], ["1700000300", "young", "2", "1"]]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (folder / "several.csv").write_text(text.getvalue(), encoding="utf-8")
+    return folder / "several.csv"
+
+
+@pytest.fixture(scope="module")
+def answered(predictor: FinancePredictor, tmp_path_factory: pytest.TempPathFactory) -> Response:
+    return answer(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
+
+
+def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
+    result = answered.result
+    names = ["0700", "600519", 'A "B", C', "$a$b"]
+    assert [part["name"] for part in result["parts"]] == names
+    assert {event["series"] for event in result["events"]} == set(names)
+    assert [part["events"] for part in result["parts"]] == [
+        sum(event["series"] == name for event in result["events"]) for name in names
+    ]
+    assert result["series"]["rows"] == 4 * ROWS and result["series"]["told_by"] == "ticker"
+    assert "1 series with fewer than 60 values were left out (young)" in result["series"]["notes"]
+    drawn = json.loads(answered.files["series.json"])["parts"]
+    assert [part["name"] for part in drawn] == names and drawn[1]["values"] == walk(1).tolist()
+    lines = list(csv.reader(io.StringIO(answered.files["scores.csv"].decode())))
+    assert lines[0] == ["series", "timestamp", "value", "anomaly_score", "label"] and len(lines) == 1 + 4 * ROWS
+    assert lines[1 + 2 * ROWS][:3] == ['A "B", C', "2023-11-14 22:13:20", str(walk(2)[0])]
+    assert answered.picture.startswith(b"\x89PNG")
+
+
+def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_path):
+    request = Request(files=(several(tmp_path),), options={"series": "600519"})
+    alone = answer(predictor, request).result
+    assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
+    with pytest.raises(Refusal, match="no series '700'; it has 0700, 600519"):
+        predictor.decode(Request(files=(several(tmp_path),), options={"series": "700"}))
+
+
+def test_values_come_out_as_they_went_in(predictor, tmp_path):
+    values = walk(5) + 123_456_700
+    values[250] = 123_456_789.12
+    lines = [f"{1_700_000_000 + 300 * row}.5,{value!r}" for row, value in enumerate(values.tolist())]
+    (tmp_path / "a.csv").write_text("timestamp,value\n" + "\n".join(lines))
+    response = answer(predictor, Request(files=(tmp_path / "a.csv",), options={"threshold": "0.1"}))
+    assert json.loads(response.files["series.json"])["values"][250] == 123_456_789.12
+    observed = {event["observed"] for event in response.result["events"]}
+    assert observed and observed <= set(values.tolist())
+    for event in response.result["events"]:
+        assert event["low"] <= event["expected"] <= event["high"]
+    rows = response.files["scores.csv"].decode().splitlines()
+    assert rows[251].startswith("2023-11-15 19:03:20.5,123456789.12,")
+
+
+def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor, tmp_path, monkeypatch):
+    question = predictor.decode(Request(files=(several(tmp_path),)))
+    seen: list[int] = []
+
+    def forecasting(*arguments: object, **options: object) -> object:
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        seen.append(torch.get_num_threads())
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    real = predicting.forecast
+    monkeypatch.setattr(predicting, "forecast", forecasting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        predictor.predict([question])
+        assert seen == [2, 1] * 4 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_more_rows_than_a_server_can_judge_in_time_are_refused_unless_asked_for(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "SERVED_ROWS", 1000)
+    path = several(tmp_path)
+    with pytest.raises(Refusal, match=r"has 1200 rows, and 1000 are judged while a server waits.*--option rows=2000000"):
+        predictor.decode(Request(files=(path,)))
+    assert len(predictor.decode(Request(files=(path,), options={"rows": "1200"})).series) == 4
+    assert len(predictor.decode(Request(files=(path,), options={"series": "0700"})).series) == 1
+    with pytest.raises(Refusal, match="the option rows is 'all'"):
+        predictor.decode(Request(files=(path,), options={"rows": "all"}))
+
+
+def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):
+    (sample,) = (one for one in app.samples() if one.synthetic)
+    files = tuple(sample.files(tmp_path))
+    result = answer(predictor, Request(files=files)).result
+    truth = result["synthetic_truth"]
+    assert len(truth) >= 4 and all(one["start"] <= one["end"] and one["kind"] for one in truth)
+    assert result["series"]["start"] <= truth[0]["start"] and truth[-1]["end"] <= result["series"]["end"]
+    assert "synthetic_truth" not in answer(predictor, Request(files=files[:1])).result
+    files[1].write_text("[]")
+    with pytest.raises(Refusal, match=r"synthetic_truth\.json is not"):
+        predictor.decode(Request(files=files))
+
+
+@pytest.mark.parametrize("label", ["收盘", "Close ($US$)", "_x", "a\\b^"])
+def test_names_of_all_kinds_can_be_drawn(predictor, tmp_path, label):
+    lines = [f'{1_700_000_000 + 300 * row},"{value}"' for row, value in enumerate(walk(6).tolist())]
+    (tmp_path / "$贵州$.csv").write_text(f"timestamp,{label}\n" + "\n".join(lines), encoding="utf-8")
+    response = answer(predictor, Request(files=(tmp_path / "$贵州$.csv",)))
+    assert response.picture.startswith(b"\x89PNG") and response.result["series"]["column"] == label
