@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from shared.app import find, shipped
+from shared.comms.group import Group
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
+from shared.engine.loss import combine
 from tests.fake_cuda import FakeCudaTensor, fake_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,9 +53,8 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
         optimizer = recipe.optimizer.build(model.parameters())
         torch.manual_seed(1)
         found = task.loss(model, to_device(data.batch(mine, None), device))
-        losses: list[Any] = list(found.values()) if isinstance(found, dict) else [found]
-        assert all(loss.device == device for loss in losses)
-        loss = torch.stack([value.mean() for value in losses]).sum()
+        loss = combine(found, 1.0, Group(0, 1, device))
+        assert loss.device == device
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

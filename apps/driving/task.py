@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from apps.driving.models import structures
 from apps.driving.models.pointpillars import CLASSES
 from shared.data.dataset import Batch
+from shared.engine.task import Mean
+
+if TYPE_CHECKING:
+    from shared.engine.task import Loss
 
 REACH_M = {"pedestrian": 0.5, "cyclist": 0.5, "car": 1.0}
 """How far, in the ground plane, a detection's centre may lie from the object's for the two to match."""
@@ -40,11 +44,15 @@ class CameraTask:
 class LidarDetection:
     """mmdet3d's anchor head on sweeps: its loss and its prediction."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return losses(model, structures.lidar_data(batch["points"], batch["boxes"], batch["labels"]))
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        return dict(self._losses(model, batch))
+
+    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Mean]:
+        found, positives = losses(model, structures.lidar_data(batch["points"], batch["boxes"], batch["labels"]))
+        return {name: Mean(value, positives) for name, value in found.items()}
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
-        scores.add_loss(self.loss(model, batch), len(batch["index"]))
+        scores.add_loss(self._losses(model, batch))
         found = structures.predict(model, structures.lidar_data(batch["points"]))
         for number, index in enumerate(batch["index"].tolist()):
             boxes, confidence, labels = (part.cpu().numpy() for part in found[number])
@@ -61,13 +69,19 @@ class CameraDetection:
     def __init__(self, settings: CameraTask) -> None:
         self.settings = settings
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return losses(model, structures.camera_data(batch["images"], batch["intrinsics"], batch))
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
+        return dict(self._losses(model, batch))
+
+    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Mean]:
+        found, counted = losses(model, structures.camera_data(batch["images"], batch["intrinsics"], batch))
+        # The head divides the loss of the class by the positives and the images, the others by the positives.
+        positives = counted - len(batch["images"])
+        return {name: Mean(value, counted if name == "loss_cls" else positives) for name, value in found.items()}
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
         # The head decodes into pixels while it evaluates and into strides while it trains; its loss expects strides.
         model.bbox_head.train()
-        scores.add_loss(self.loss(model, batch), len(batch["index"]))
+        scores.add_loss(self._losses(model, batch))
         model.bbox_head.eval()
         found = structures.predict(model, structures.camera_data(batch["images"], batch["intrinsics"]))
         for number, index in enumerate(batch["index"].tolist()):
@@ -79,16 +93,29 @@ class CameraDetection:
         return DetectionScores({name: reach * self.settings.reach_factor for name, reach in REACH_M.items()})
 
 
-def losses(model: nn.Module, data: dict[str, Any]) -> dict[str, Tensor]:
-    """mmdet3d's losses by name; those of several levels added up. ``model`` may be wrapped for several processes."""
-    detector = getattr(model, "module", model)
+def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], float]:
+    """mmdet3d's losses by name, those of several levels added up, and what the loss of the class is divided by.
+
+    ``model`` may be wrapped for several processes.
+    """
+    detector: Any = getattr(model, "module", model)
+    divisors: list[float] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+        divisors.append(float(options["avg_factor"]))
+
     data = detector.data_preprocessor(data, training=True)
-    found = model(data["inputs"], data["data_samples"], mode="loss")
-    return {
+    hook = detector.bbox_head.loss_cls.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        found = model(data["inputs"], data["data_samples"], mode="loss")
+    finally:
+        hook.remove()
+    added = {
         name: value if isinstance(value, Tensor) else torch.stack([level.mean() for level in value]).sum()
         for name, value in found.items()
         if "loss" in name
     }
+    return added, divisors[0]
 
 
 @dataclass
@@ -100,14 +127,16 @@ class DetectionScores:
 
     reach_m: Mapping[str, float]
     frames: dict[int, tuple[NDArray[Any], ...]] = field(default_factory=dict)
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add_loss(self, found: Mapping[str, Tensor], count: int) -> None:
-        """Adds the losses of a batch of ``count`` frames."""
-        for name, value in found.items():
-            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value) * count
-        self.count += count
+    def add_loss(self, found: Mapping[str, Mean]) -> None:
+        """Adds the losses of a batch. Kept are, by name, the sum over what a loss counts and how many that were."""
+        self._add({name: (float(mean.value) * float(mean.number), float(mean.number)) for name, mean in found.items()})
+
+    def _add(self, sums: Mapping[str, tuple[float, float]]) -> None:
+        for name, (total, number) in sums.items():
+            before = self.losses.get(name, (0.0, 0.0))
+            self.losses[name] = (before[0] + total, before[1] + number)
 
     def add(
         self,
@@ -123,12 +152,10 @@ class DetectionScores:
 
     def merge(self, other: DetectionScores) -> None:
         self.frames |= other.frames
-        for name, value in other.loss_sums.items():
-            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value
-        self.count += other.count
+        self._add(other.losses)
 
     def summary(self) -> dict[str, float]:
-        result = {name: value / max(self.count, 1) for name, value in self.loss_sums.items()}
+        result = {name: total / max(number, 1) for name, (total, number) in self.losses.items()}
         result["loss"] = sum(result.values())
         precisions = []
         for label, name in enumerate(CLASSES):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from apps.medical.metrics.froc import Mark, Truth, froc, sensitivity_at
 from apps.medical.models.inference import select
 from shared.data.dataset import Batch
+from shared.engine.task import Mean
 
 if TYPE_CHECKING:
-    from shared.engine.task import Task
+    from shared.engine.task import Loss, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +33,12 @@ class DetectionTask:
 
 @dataclass(slots=True)
 class PatchScores:
-    """Losses and marks of the patches seen. Patches are numbered as they come in on each process."""
+    """Losses and marks of the patches seen. Patches are numbered as they come in on each process.
 
-    loss: float = 0.0
+    ``losses`` has, by name, the sum of a loss over what it counts, and how many that were.
+    """
+
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict)
     patches: int = 0
     marks: list[Mark] = field(default_factory=list)
     truths: list[Truth] = field(default_factory=list)
@@ -41,13 +47,18 @@ class PatchScores:
         moved = str(self.patches)
         self.marks += [Mark(f"{moved}/{mark.scan}", mark.centre_mm, mark.score) for mark in other.marks]
         self.truths += [Truth(f"{moved}/{t.scan}", t.centre_mm, t.diameter_mm) for t in other.truths]
-        self.loss += other.loss
         self.patches += other.patches
+        for name, (total, number) in other.losses.items():
+            self.add_loss(name, total, number)
+
+    def add_loss(self, name: str, total: float, number: float) -> None:
+        before = self.losses.get(name, (0.0, 0.0))
+        self.losses[name] = (before[0] + total, before[1] + number)
 
     def summary(self) -> dict[str, float]:
         curve = froc(self.marks, self.truths, scans=self.patches)
         return {
-            "loss": self.loss / max(self.patches, 1),
+            "loss": sum(total / max(number, 1) for total, number in self.losses.values()),
             "sensitivity_at_quarter": sensitivity_at(curve, 0.25),
             "sensitivity_at_1": sensitivity_at(curve, 1.0),
         }
@@ -59,19 +70,19 @@ class NoduleDetection:
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         image: Tensor = batch["image"]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _counted(model) as numbers:
             # MONAI warns of every image without nodules; here they are meant.
             warnings.filterwarnings("ignore", message="No anchor is matched")
             losses = model(image, self._targets(batch))
-        return self._weighted(losses, image.device)
+        return dict(self._means(losses, numbers, image.device))
 
     @torch.no_grad()
     def evaluate(self, model: Any, batch: Batch, scores: PatchScores) -> None:
         image: Tensor = batch["image"]
         targets = self._targets(batch)
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(), warnings.catch_warnings(), _counted(model) as numbers:
             warnings.filterwarnings("ignore", message="No anchor is matched")
             torch.manual_seed(0)
             maps = model.network(image)
@@ -85,8 +96,8 @@ class NoduleDetection:
                 select(model, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
                 for n in range(len(image))
             ]
-        loss = torch.stack([value.float() for value in self._weighted(losses, image.device).values()]).sum()
-        scores.loss += float(loss) * len(image)
+        for name, mean in self._means(losses, numbers, image.device).items():
+            scores.add_loss(name, float(mean.value) * mean.number, float(mean.number))
         for target, detection in zip(targets, found, strict=True):
             scan = str(scores.patches)
             scores.patches += 1
@@ -106,12 +117,36 @@ class NoduleDetection:
             for boxes in batch["boxes"]
         ]
 
-    def _weighted(self, losses: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def _means(self, losses: dict[str, Tensor], numbers: dict[str, int], device: torch.device) -> dict[str, Mean]:
         # A batch without nodules has a box loss of nought, and MONAI leaves it on the CPU.
+        boxes = losses["box_regression"].to(device) * self.settings.box_weight
         return {
-            "classification": losses["classification"],
-            "boxes": losses["box_regression"].to(device) * self.settings.box_weight,
+            "classification": Mean(losses["classification"], numbers["classification"]),
+            "boxes": Mean(boxes, numbers["boxes"]),
         }
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How many anchors MONAI's two losses are means over: those sampled for the class, those matched for the box."""
+    detector: Any = getattr(model, "module", model)
+    numbers = {"classification": 0, "boxes": 0}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            numbers[name] += len(inputs[0])
+
+        return hook
+
+    hooks = [
+        detector.cls_loss_func.register_forward_pre_hook(note("classification")),
+        detector.box_loss_func.register_forward_pre_hook(note("boxes")),
+    ]
+    try:
+        yield numbers
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _centres_and_sizes(boxes: Tensor) -> list[tuple[tuple[float, float, float], float]]:

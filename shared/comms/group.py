@@ -66,6 +66,17 @@ class Group:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor.item())
 
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of the processes' tensors, on every process."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of the processes' tensors, on every process."""
+        return self.total(value) / self.world
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()

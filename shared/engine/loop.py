@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch import Tensor, nn
+from torch import nn
 
 from shared.comms.group import Group, join
 from shared.data.dataset import Dataset, to_device
 from shared.data.loader import Loader
 from shared.data.order import Order
 from shared.engine.checkpoint import Checkpoints, Progress
+from shared.engine.loss import combine
 from shared.engine.precision import autocast, autocast_dtype
 from shared.engine.recipe import Recipe, digest, save_recipe
 from shared.engine.run import Result, Run
@@ -86,9 +87,9 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
             torch.manual_seed(_noise_seed(recipe.seed, step.number, group))
             with autocast(dtype, group.device):
                 losses = task.loss(trained, step.batch)
-            loss = losses if isinstance(losses, Tensor) else torch.stack([v.mean() for v in losses.values()]).sum()
+            loss = combine(losses, step.weight, group)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss * step.weight).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), limits.clip_norm)
             scaler.step(optimizer)
@@ -100,7 +101,7 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
 
             logging = progress.step % limits.log_every == 0 or progress.step == total
             if logging:
-                value, learning_rate = loss.item(), schedule.get_last_lr()[0]
+                value, learning_rate = group.mean(loss.detach()).item(), schedule.get_last_lr()[0]
                 rate = progress.step / max(progress.seconds, 1e-9)
                 events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
                 bar.update(line, loss=f"loss {value:.4f}")

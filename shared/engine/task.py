@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from torch import Tensor, nn
 
 from shared.data.dataset import Batch
+
+
+class Mean(NamedTuple):
+    """A loss that is the mean over ``number`` things in a batch: positive anchors, observed values.
+
+    Their number differs from one process's share of the batch to another's. Told it, the engine weighs each
+    process's mean so that what is trained on is the mean over the whole batch, on any number of processes.
+    """
+
+    value: Tensor
+    number: Tensor | float
+
+
+Loss: TypeAlias = Tensor | Mean
+"""The mean over a batch's samples, or over something else that is counted."""
 
 
 class Scores(Protocol):
@@ -23,11 +38,11 @@ class Scores(Protocol):
 class Task(Protocol):
     """How a model learns and is scored. ``apps/<vertical>/task.py`` implements it over the domain library.
 
-    ``loss`` returns the loss of a batch as the mean over its samples, or several named losses, which are added;
-    it is called in training mode, ``evaluate`` in evaluation mode without gradients.
+    ``loss`` returns the loss of a batch, or several by name, which are added; the names are the same for every
+    batch. It is called in training mode, ``evaluate`` in evaluation mode without gradients.
     """
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor | dict[str, Tensor]: ...
+    def loss(self, model: nn.Module, batch: Batch) -> Loss | dict[str, Loss]: ...
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: Any) -> None: ...
 

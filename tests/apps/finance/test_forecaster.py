@@ -204,7 +204,7 @@ def test_the_tiny_recipe_learns():
     losses = []
     indices = np.arange(0, len(data), len(data) // 32)[:32]
     for _ in range(25):
-        loss = task.loss(model, data.batch(indices, None))
+        loss = task.loss(model, data.batch(indices, None)).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -104,16 +104,34 @@ def test_full_is_the_bundle_s_network():
     assert sum(p.numel() for p in ours.parameters()) / 1e6 == pytest.approx(20.9, abs=0.1)
 
 
+def test_the_losses_of_a_batch_follow_from_those_of_its_images():
+    # Every negative of the pool is taken, so that chance has no part in it.
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3, pool_size=1.0).build().train()
+    for layer in detector.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+    task = DetectionTask().build()
+    image = torch.rand(2, 1, 64, 64, 32, generator=torch.Generator().manual_seed(4))
+    boxes = [torch.tensor([[20.0, 20, 8, 32, 32, 16], [40, 40, 8, 52, 50, 14]]), torch.zeros(0, 6)]
+    whole = task.loss(detector, {"image": image, "boxes": boxes})
+    parts = [task.loss(detector, {"image": image[n : n + 1], "boxes": boxes[n : n + 1]}) for n in range(2)]
+    for name, mean in whole.items():
+        assert mean.number == sum(part[name].number for part in parts)
+        assert parts[0][name].number > parts[1][name].number
+        together = sum(part[name].value.item() * part[name].number for part in parts) / mean.number
+        assert together == pytest.approx(mean.value.item(), rel=1e-4)
+
+
 def test_an_image_without_nodules_can_be_learnt_from(detector):
     task = DetectionTask().build()
     detector.train()
     image = torch.rand(2, 1, 64, 64, 32, generator=torch.Generator().manual_seed(4))
     none = torch.zeros(0, 6)
     losses = task.loss(detector, {"image": image, "boxes": [none, none]})
-    assert set(losses) == {"classification", "boxes"} and all(torch.isfinite(v) for v in losses.values())
+    assert set(losses) == {"classification", "boxes"} and all(torch.isfinite(v.value) for v in losses.values())
     one = torch.tensor([[20.0, 20, 8, 32, 32, 16]])
     losses = task.loss(detector, {"image": image, "boxes": [one, none]})
-    assert losses["boxes"] > 0
+    assert losses["boxes"].value > 0
     detector.eval()
     scores = task.scores()
     task.evaluate(detector, {"image": image, "boxes": [one, none]}, scores)

@@ -147,7 +147,7 @@ def test_processes_agree_on_when_the_minutes_are_over(tmp_path):
         "time.monotonic = lambda: clock() * (1 + 0.5 * rank)\n"
         "recipe = line.recipe(epochs=100_000, minutes=0.02, log_every=1, patience=100_000)\n"
         "result = fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
-        "print(result.reason, result.steps)\n"
+        "Path(sys.argv[1], f'said-{rank}').write_text(f'{result.reason} {result.steps}')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -155,7 +155,7 @@ def test_processes_agree_on_when_the_minutes_are_over(tmp_path):
         [*command, str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0, done.stderr
-    one, other = done.stdout.split("\n")[:2]
+    one, other = ((tmp_path / "run" / f"said-{rank}").read_text() for rank in range(2))
     assert one == other and one.startswith("minutes ")
 
 
@@ -382,3 +382,31 @@ def test_a_recipe_with_a_wrong_value_is_refused():
 def test_the_digest_ignores_how_long_a_run_goes_on():
     assert digest(line.recipe(steps=7)) == digest(line.recipe())
     assert digest(line.recipe(batch=8)) != digest(line.recipe())
+
+
+def test_means_over_what_is_counted_are_the_same_on_any_number_of_processes(tmp_path):
+    script = tmp_path / "counted.py"
+    script.write_text(
+        "import sys; from tests.shared.engine import line; from dataclasses import replace; from pathlib import Path\n"
+        "from shared.engine.loop import fit; from shared.engine.run import Run; from shared.engine.task import Mean\n"
+        "class Counted(line.Regression):\n"
+        "    def loss(self, model, batch):\n"
+        "        # Few samples count, and they lie unevenly among the processes; in some batches there is none.\n"
+        "        counts = batch['x'][:, :1] > 0.7\n"
+        "        square = (model(batch['x']) - batch['y']).square() * counts\n"
+        "        mean = Mean(square.sum() / counts.sum().clamp(min=1), counts.sum())\n"
+        "        return {'square': mean, 'plain': model(batch['x']).square().mean() * 0.1}\n"
+        "recipe = replace(line.recipe(log_every=1), model=line.Network(dropout=0.0))\n"
+        "fit(recipe, Counted(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    losses = {}
+    for processes in (1, 3):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        subprocess.run([*command, str(script), str(tmp_path / str(processes))], env=environment, check=True)
+        events = (tmp_path / str(processes) / "events.jsonl").read_text().splitlines()
+        losses[processes] = [e["loss"] for e in map(json.loads, events) if e["event"] == "train"]
+    assert len(losses[1]) == 30 and losses[3] == pytest.approx(losses[1], rel=1e-4)
+    one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
+    for name, tensor in one.items():
+        torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
