@@ -16,6 +16,7 @@ from shared.comms.group import Group
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
 from shared.engine.loss import combine
+from shared.engine.precision import autocast, autocast_dtype
 from tests.fake_cuda import FakeCudaTensor, fake_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,6 +73,30 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
         return
     assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == pytest.approx(expected[1], rel=1e-3)
     assert found[2] == pytest.approx(expected[2], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("app", "name"), RECIPES)
+def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
+    """On a GPU training runs in bf16 unless told otherwise; here the same casts are made on the CPU."""
+    recipe = find(app).recipes()[name]()
+    task, cpu = recipe.task.build(), torch.device("cpu")
+    batch = recipe.data.validation().batch(np.arange(recipe.limits.batch, dtype=np.int64), None)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = recipe.model.build().train()
+        torch.manual_seed(1)
+        with autocast(autocast_dtype(precision, cpu), cpu):
+            found = task.loss(model, batch)
+        loss = combine(found, 1.0, Group(0, 1, cpu))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        assert norm > 0 and all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+        with torch.no_grad(), autocast(autocast_dtype(precision, cpu), cpu):
+            task.evaluate(model.eval(), batch, task.scores())
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=3e-2)
+    assert losses[1] != losses[0]
 
 
 @pytest.mark.parametrize("app", ["medical", "driving", "finance"])
