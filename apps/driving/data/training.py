@@ -106,7 +106,7 @@ class Sweeps:
 
 def shown(points: Floats, config: LidarScenes) -> Floats:
     """Points (N, 4) as the network is to see them: those in its range, with or without their intensity."""
-    points = points[within(points, config.range_m)]
+    points = points.compress(within(points, config.range_m), axis=0)
     if not config.intensity:
         points[:, 3] = 0
     return points
@@ -114,7 +114,10 @@ def shown(points: Floats, config: LidarScenes) -> Floats:
 
 def within(points: Floats, range_m: tuple[float, ...]) -> NDArray[np.bool_]:
     """(N,) whether x, y, z (the first three columns) lie in a range of x, y, z from and to."""
-    inside: NDArray[np.bool_] = ((points[:, :3] >= range_m[:3]) & (points[:, :3] < range_m[3:])).all(axis=1)
+    inside = np.ones(len(points), bool)
+    # Column by column: several times as fast as all three at once.
+    for column, low, high in zip(points.T, range_m[:3], range_m[3:], strict=False):
+        inside &= (column >= low) & (column < high)
     return inside
 
 
@@ -127,7 +130,7 @@ def augment_sweep(
     scale = generator.uniform(1 - how.scale, 1 + how.scale)
     lift = generator.uniform(-how.lift_m, how.lift_m)
     kept = len(points) - int(generator.uniform(0, how.most_lost) * len(points))
-    points = points[generator.permutation(len(points))[:kept]]
+    points = points.take(generator.permutation(len(points))[:kept], axis=0)
     cosine, sine = np.cos(turn), np.sin(turn)
     side = -1.0 if mirror else 1.0
     plane = (scale * np.array([[cosine, sine], [-sine * side, cosine * side]])).astype(np.float32)
