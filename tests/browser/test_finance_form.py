@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from playwright.sync_api import Page, expect
 from apps.finance.app import app as finance
 from apps.finance.data.csv import read_csv, write_csv
 from apps.finance.data.synth.markets import market
+from apps.finance.data.truth import TRUTH, write_windows
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.scoring import Calibration
@@ -54,7 +55,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_csv(file, market(np.random.Generator(np.random.Philox(20)), length=ROWS).series)
     judge = predictor()
     judge.judge(read_csv(file))  # the first time is slow, and the browser would wait for it
-    sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
+    windows = market(np.random.Generator(np.random.Philox(20)), length=ROWS).windows
+
+    def known(folder: Path) -> Sequence[Path]:
+        write_windows(folder / TRUTH, windows)
+        return [file, folder / TRUTH]
+
+    sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=known)
     app = replace(
         finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]
     )
@@ -112,6 +119,108 @@ def test_a_file_that_is_no_series_is_answered_with_a_sentence(page: Page, site: 
     path = tmp_path / "words.csv"
     path.write_text("a,b\nx,y\nz,w\n")
     page.goto(f"{site}/finance")
-    page.get_by_label("Series").set_input_files(path)
+    page.get_by_label("Series", exact=True).set_input_files(path)
     page.get_by_role("button", name="Find anomalies").click()
     expect(page.get_by_role("alert")).to_contain_text("words.csv has no column of times", timeout=PATIENCE_MS)
+
+
+def opened(page: Page, site: str) -> str:
+    """Opens the sample; gives its chart as it is drawn at first."""
+    page.goto(f"{site}/finance")
+    page.get_by_role("button", name="A market").click()
+    expect(page.locator(".chart canvas")).to_have_count(2, timeout=PATIENCE_MS)
+    page.wait_for_function("() => document.querySelector('.chart canvas').width > 0")
+    return scale(page)
+
+
+def other_than(page: Page, before: str) -> str:
+    page.wait_for_function("before => document.querySelector('.chart canvas').toDataURL() !== before", arg=before)
+    return scale(page)
+
+
+def test_the_finding_comes_first_and_the_synthetic_truth_is_called_so(page: Page, site: str) -> None:
+    opened(page, site)
+    expect(page.locator("#result > *").nth(0)).to_contain_text("event")
+    expect(page.locator("#result > *").nth(1)).to_contain_text("UTC")
+    truth = page.locator("details.truth")
+    expect(truth).to_contain_text("Synthetic truth: 4 windows")
+    expect(truth.locator("li").first).to_be_hidden()
+    truth.locator("summary").click()
+    expect(truth.locator("li")).to_have_count(4)
+
+
+def test_the_chart_is_moved_by_keys_and_says_where_it_is(page: Page, site: str) -> None:
+    whole = opened(page, site)
+    chart, rows = page.get_by_role("group", name=re.compile("Chart of close")), page.locator(".events tbody tr")
+    page.get_by_role("button", name="Whole series").focus()
+    page.keyboard.press("Tab")
+    expect(chart).to_be_focused()
+    assert chart.evaluate("chart => getComputedStyle(chart).outlineStyle") == "solid"
+    page.keyboard.press("ArrowDown")
+    expect(rows.nth(0)).to_have_class("current")
+    expect(rows.nth(0).get_by_role("button")).to_have_attribute("aria-current", "true")
+    number = rows.count()
+    said = page.get_by_role("status").filter(has_text="Event")
+    expect(said).to_contain_text(f"Event 1 of {number}: 20")
+    event = other_than(page, whole)
+    page.keyboard.press("End")
+    end = other_than(page, event)
+    page.keyboard.press("ArrowLeft")
+    moved = other_than(page, end)
+    page.keyboard.press("+")
+    nearer = other_than(page, moved)
+    page.keyboard.press("Home")
+    home = other_than(page, nearer)
+    for _ in range(20):
+        page.keyboard.press("-")
+    # As far out as it goes is the whole series, with the event that is shown in a stronger shade.
+    assert other_than(page, home) != whole
+    page.keyboard.press("ArrowUp")
+    expect(rows.nth(0)).to_have_class("current")
+    page.keyboard.press("0")
+    page.wait_for_function("before => document.querySelector('.chart canvas').toDataURL() === before", arg=whole)
+    expect(page.locator(".events tr.current")).to_have_count(0)
+    expect(page.get_by_role("status").filter(has_text="The whole series")).to_be_visible()
+
+
+def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    opened(page, site)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    frame = page.locator(".events")
+    assert frame.evaluate("frame => frame.scrollWidth <= frame.clientWidth")
+    for cell in page.locator(".events tbody tr").first.locator("td").all():
+        box = cell.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    expect(page.locator(".events tbody td").nth(2)).to_have_attribute("data-label", "Score")
+
+
+def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_path: Path) -> None:
+    prices = market(np.random.Generator(np.random.Philox(20)), length=400).series.target
+    names = ["0700", "600519", *(f"T{number}" for number in range(10))]
+    lines = ["time,ticker,close"]
+    for place, name in enumerate(names):
+        levels = np.where((place < 2) & (np.arange(400) >= 300), 1.5 + place, 1.0) * prices
+        lines += [f"{1_700_000_000 + 300 * row},{name},{value:.2f}" for row, value in enumerate(levels.tolist())]
+    path = tmp_path / "several.csv"
+    path.write_text("\n".join(lines))
+    page.goto(f"{site}/finance")
+    page.get_by_label("Series", exact=True).set_input_files(path)
+    page.get_by_role("button", name="Find anomalies").click()
+    expect(page.locator("#result h2").first).to_contain_text("of 12 series", timeout=PATIENCE_MS)
+    series = page.locator(".parts tbody tr")
+    expect(series).to_have_count(12)
+    strongest = [float(text.replace("–", "0")) for text in page.locator(".parts td:nth-child(3)").all_inner_texts()]
+    assert strongest == sorted(strongest, reverse=True)
+    current, heading = page.locator(".parts tr.current"), page.locator("#result h2").nth(1)
+    first = current.get_by_role("button").inner_text()
+    expect(heading).to_contain_text(first)
+    page.get_by_role("button", name="Next series").click()
+    second = series.nth(1).get_by_role("button").inner_text()
+    expect(heading).to_contain_text(second)
+    expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile(f"^Chart of {second}, close"))
+    page.get_by_label("Find a series").fill("0700")
+    expect(series.filter(visible=True)).to_have_count(1)
+    page.get_by_role("button", name="0700").click()
+    expect(heading).to_contain_text("0700")
+    expect(page.locator(".chart canvas")).to_have_count(2)

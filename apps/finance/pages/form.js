@@ -1,6 +1,6 @@
-// The finance form: a list of events, then the series with its expected band, the events, and the score.
+// The finance form: what was found, the list of events, then the series with its expected band, the events, the score.
 import { caseForm, element, table, downloads } from "/static/shared/case.js";
-import uPlot from "/static/shared/vendor/uplot/uPlot.esm.js";
+import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "/static/finance/chart.js";
 
 const form = document.querySelector("[data-case-form]");
 let last = null;   // the button that asked last, so that another column can be asked of the same series
@@ -9,65 +9,107 @@ form.addEventListener("click", (event) => {
   if (button) last = button;
 }, true);
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const seconds = (iso) => Date.parse(iso) / 1000;
-const shortTime = (iso) => iso.replace("T", " ").replace(/(\.\d+)?Z$/, "");
-
-function shortNumber(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  return size !== 0 && (size >= 1e7 || size < 1e-3) ? value.toExponential(3) : String(Number(value.toPrecision(6)));
-}
+const WHERE = { above: "above the band", below: "below the band", inside: "within the band: its behaviour is unusual" };
+const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {
   const length = seconds(event.end) - seconds(event.start);
   if (length === 0) return "one row";
+  if (length < 120) return `${Number(length.toPrecision(3))} s`;
   if (length < 5400) return `${Math.round(length / 60)} min`;
   return length < 172800 ? `${(length / 3600).toFixed(1)} h` : `${(length / 86400).toFixed(1)} d`;
 }
 
-// Ticks by the step between them: [least seconds, format, and what is put below where the day or the year changes].
-const DAY_BELOW = "\n{YYYY}-{MM}-{DD}";
-const CLOCK = [
-  [3600 * 24 * 365, "{YYYY}", null, null, null, null, null, null, 1],
-  [3600 * 24 * 28, "{YYYY}-{MM}", null, null, null, null, null, null, 1],
-  [3600 * 24, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
-  [60, "{HH}:{mm}", DAY_BELOW, null, DAY_BELOW, null, null, null, 1],
-  [1, "{HH}:{mm}:{ss}", DAY_BELOW, null, DAY_BELOW, null, null, null, 1],
-  [0.001, ":{ss}.{fff}", null, null, null, null, null, null, 1],
-];
+/** An event in a sentence, for the finding and for who listens. */
+function told(event) {
+  const channel = event.channel ? `, ${event.channel}` : "";
+  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.peak)} UTC: ${number(event.observed, decimals(event))}, ${WHERE[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
+}
 
-const WHERE = { above: "above the band", below: "below the band", inside: "within the band: its behaviour is unusual" };
-
-function eventList(result, jump) {
-  const count = result.events.length;
-  const heading = element("h2", {}, count === 0 ? "No event" : count === 1 ? "One event" : `${count} events`);
-  if (!count) {
-    return [heading, element("p", {}, `No row of the series scores ${result.threshold} or more. A lower threshold shows weaker events.`)];
+function finding(result) {
+  const { events, parts } = result;
+  const touched = parts ? parts.filter((part) => part.events).length : 0;
+  const place = parts ? ` in ${touched} of ${many(parts.length, "series", "series")}` : "";
+  const heading = element("h2", {}, events.length === 0 ? `No event${parts ? ` in ${parts.length} series` : ""}` : `${many(events.length, "event")}${place}`);
+  if (!events.length) {
+    return [heading, element("p", { class: "finding" }, `No row scores ${result.threshold} or more. A lower threshold shows weaker events.`)];
   }
-  const rows = result.events.map((event, index) => [
+  const strongest = events.reduce((a, b) => (b.score > a.score ? b : a));
+  return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${told(strongest)}.`)];
+}
+
+/** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
+function eventTable(events, jump) {
+  const channels = events.some((event) => event.channel);
+  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["Channel"] : [])];
+  const rows = events.map((event, index) => [
     element("button", { type: "button", onclick: () => jump(index) }, shortTime(event.start)),
-    lasting(event), event.score, shortNumber(event.observed),
-    `${shortNumber(event.expected)} (${shortNumber(event.low)} to ${shortNumber(event.high)})`, WHERE[event.direction],
+    lasting(event), event.score, number(event.observed, decimals(event)),
+    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [event.channel ?? ""] : []),
   ]);
-  const list = table(["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where"], rows, "Events in order of time; choose one to see it in the chart");
+  const list = table(columns, rows, "Events in order of time; choose one to see it in the chart");
   list.classList.add("events");
-  return [heading, list];
+  for (const row of list.querySelectorAll("tbody tr")) {
+    [...row.cells].forEach((cell, place) => { cell.dataset.label = columns[place]; });
+  }
+  return list;
+}
+
+/** The list of a file's series, those with the strongest events first; narrowed by typing. */
+function partList(result, choose) {
+  const order = result.parts.map((part, place) => ({ part, place })).sort((a, b) => b.part.strongest - a.part.strongest);
+  const buttons = new Map();
+  const rows = order.map(({ part, place }) => {
+    const button = element("button", { type: "button", onclick: () => choose(place) }, part.name);
+    buttons.set(place, button);
+    return [button, part.events, part.events ? part.strongest : "–", part.rows];
+  });
+  const list = table(["Series", "Events", "Strongest", "Rows"], rows, "Series, the strongest event first; choose one to see it");
+  list.classList.add("parts");
+  const lines = [...list.querySelectorAll("tbody tr")];
+  const narrow = element("input", { type: "search", oninput: () => {
+    const wanted = narrow.value.trim().toLowerCase();
+    lines.forEach((line, index) => { line.hidden = !order[index].part.name.toLowerCase().includes(wanted); });
+  } });
+  return {
+    order: order.map(({ place }) => place),
+    nodes: [result.parts.length > 10 ? element("p", {}, element("label", {}, "Find a series ", narrow)) : null, list],
+    mark(place) {
+      order.forEach((one, index) => {
+        lines[index].classList.toggle("current", one.place === place);
+        if (one.place === place) buttons.get(place).setAttribute("aria-current", "true");
+        else buttons.get(one.place).removeAttribute("aria-current");
+      });
+      // The list's own frame scrolls, not the page.
+      const line = lines[order.findIndex((one) => one.place === place)];
+      list.scrollTop = Math.max(0, line.offsetTop - list.clientHeight / 2);
+    },
+  };
 }
 
 function facts(result) {
   const series = result.series;
   const missing = series.missing ? `, ${series.missing} of them without a value` : "";
-  const text = `${series.rows} rows${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold}; score: ${result.score}.`;
+  const text = `${many(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold}; score: ${result.score}.`;
   return [element("p", { class: "facts" }, text), ...series.notes.map((note) => element("p", { class: "facts" }, `Note: ${note}.`))];
+}
+
+/** What is known of a synthetic series, said in a line that opens. */
+function truthList(truth) {
+  if (!truth.length) return null;
+  const items = truth.map((one) => element("li", {}, `${one.kind ? `${one.kind}: ` : ""}${shortTime(one.start)} to ${shortTime(one.end)}`));
+  return element("details", { class: "truth" },
+    element("summary", {}, element("span", { class: "swatch" }), `Synthetic truth: ${many(truth.length, "window")}, the strip along the top of the chart`),
+    element("ul", {}, items));
 }
 
 function columnChoice(result) {
   const { columns, column } = result.series;
-  if (columns.length < 2) return null;
+  // A case that was opened by its address has no file at hand to ask again.
+  if (columns.length < 2 || last === null) return element("span", {}, "Judged column: ", element("strong", {}, column));
   const choice = element("select", { onchange: () => {
     form.elements.column.value = choice.value;
-    const button = last ?? form.querySelector("button[type=submit]");
+    const button = last;
     // The form's buttons rest until the result has been drawn, and a resting button takes no click.
     const ask = () => (button.disabled ? requestAnimationFrame(ask) : button.click());
     ask();
@@ -75,118 +117,70 @@ function columnChoice(result) {
   return element("label", {}, "Judged column ", choice);
 }
 
-// Shades the events behind the lines.
-function shade(events) {
-  return { hooks: { drawClear: [(plot) => {
-    const { ctx, bbox } = plot;
-    ctx.save();
-    ctx.fillStyle = colour("--second");
-    for (const event of events) {
-      const from = plot.valToPos(seconds(event.start), "x", true);
-      const to = plot.valToPos(seconds(event.end), "x", true);
-      const width = Math.max(to - from, 2 * devicePixelRatio);
-      const left = Math.max(from - (width - (to - from)) / 2, bbox.left);
-      const right = Math.min(from + width, bbox.left + bbox.width);
-      if (right <= left) continue;
-      ctx.globalAlpha = 0.3;
-      ctx.fillRect(left, bbox.top, right - left, bbox.height);
-    }
-    ctx.restore();
-  }] } };
-}
-
-function charts(result, data, home) {
-  const axis = (extra = {}) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, size: 70, ...extra });
-  const group = uPlot.sync("finance");
-  const plots = [];
-  let following = false;
-  // A zoom in one chart is a zoom in both.
-  const follow = { hooks: { setScale: [(plot, key) => {
-    if (key !== "x" || following) return;
-    following = true;
-    const { min, max } = plot.scales.x;
-    for (const other of plots) if (other !== plot) other.setScale("x", { min, max });
-    following = false;
-  }] } };
-  const width = Math.max(home.clientWidth - 20, 280);
-  const time = { tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"), cursor: { sync: { key: group.key, setSeries: false }, drag: { x: true, y: false } }, width };
-  const seen = data.values.filter((value) => value !== null);
-  const [least, most] = [seen.reduce((a, b) => Math.min(a, b), Infinity), seen.reduce((a, b) => Math.max(a, b), -Infinity)];
-  // A very wide band must not press the values flat: the scale follows the values in view.
-  const range = (plot) => {
-    const [from, to] = [plot.scales.x.min ?? -Infinity, plot.scales.x.max ?? Infinity];
-    let [low, high] = [Infinity, -Infinity];
-    for (let row = 0; row < data.times.length; row++) {
-      const value = data.values[row];
-      if (value === null || data.times[row] < from || data.times[row] > to) continue;
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
-    if (low > high) [low, high] = [least, most];
-    const pad = 0.12 * (high - low) || Math.abs(high) * 0.05 || 1;
-    return [low - pad, high + pad];
-  };
-  const band = { stroke: colour("--line"), width: 0.5, points: { show: false }, value: (_, v) => shortNumber(v) };
-  const value = new uPlot({
-    ...time, height: 360, plugins: [shade(result.events), follow],
-    scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
-    axes: [axis({ size: 54, values: CLOCK }), axis()],
-    series: [
-      { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
-      { ...band, label: "low" }, { ...band, label: "high" },
-      { label: "expected", stroke: colour("--third"), width: 1, dash: [4, 3], points: { show: false }, value: (_, v) => shortNumber(v) },
-      { label: data.column, stroke: colour("--first"), width: 1.3, points: { show: false }, value: (_, v) => shortNumber(v) },
-    ],
-    bands: [{ series: [2, 1], fill: `color-mix(in srgb, ${colour("--third")} 22%, transparent)` }],
-  }, [data.times, data.low, data.high, data.median, data.values], home);
-  const score = new uPlot({
-    ...time, height: 130, plugins: [shade(result.events), follow],
-    scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * data.threshold)] } },
-    axes: [axis({ size: 54, values: CLOCK }), axis()],
-    series: [
-      { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
-      { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
-      { label: "threshold", stroke: colour("--second"), width: 1, dash: [6, 4], points: { show: false } },
-    ],
-  }, [data.times, data.score, data.times.map(() => data.threshold)], home);
-  plots.push(value, score);
-  new ResizeObserver(() => {
-    const wide = Math.max(home.clientWidth - 20, 280);
-    for (const plot of plots) if (Math.abs(plot.width - wide) > 2) plot.setSize({ width: wide, height: plot.height });
-  }).observe(home);
-  return {
-    show(event) {
-      const [from, to] = [seconds(event.start), seconds(event.end)];
-      const around = Math.max(3 * (to - from), 60 * result.series.interval_s);
-      value.setScale("x", { min: Math.max(from - around, data.times[0]), max: Math.min(to + around, data.times.at(-1)) });
-    },
-    all() { value.setScale("x", { min: data.times[0], max: data.times.at(-1) }); },
-  };
-}
-
 caseForm({
   async render(answer) {
     const place = document.querySelector("#result");
-    const result = answer.result;
+    const { result } = answer;
+    const parts = result.parts ?? [{ ...result.series, name: result.series.name }];
+    const truth = result.synthetic_truth ?? [];
+    let drawings = null;
     let chart = null;
-    const home = element("div", { class: "chart", role: "img", "aria-label": `Chart of ${result.series.column} with its expected band and ${result.events.length} events` });
+    let chosen = -1;
+    let events = [];
+    let shown = -1;
+
+    const hint = element("p", { class: "small", id: "chart-hint" }, "Drag over the chart to zoom. ", element("span", { class: "keys" }, KEYS));
+    const said = element("p", { class: "said", role: "status", "aria-live": "polite" });
+    const name = element("h2", {});
+    const list = element("div", {});
+    const home = frame(hint.id);
+
+    const mark = (index) => list.querySelectorAll(".events tbody tr").forEach((row, line) => {
+      row.classList.toggle("current", line === index);
+      const button = row.querySelector("button");
+      if (line === index) { button.setAttribute("aria-current", "true"); row.scrollIntoView({ block: "nearest" }); } else button.removeAttribute("aria-current");
+    });
     const jump = (index) => {
-      chart?.show(result.events[index]);
-      place.querySelectorAll(".events tbody tr").forEach((row, number) => row.classList.toggle("current", number === index));
+      shown = index;
+      chart?.show(events[index]);
+      mark(index);
+      said.textContent = `Event ${index + 1} of ${events.length}: ${told({ ...events[index], series: "" })}`;
       home.scrollIntoView({ block: "nearest" });
     };
-    const whole = () => {
-      chart?.all();
-      place.querySelectorAll(".events tr.current").forEach((row) => row.classList.remove("current"));
+    const step = (by) => {
+      if (events.length) jump(Math.min(Math.max(shown < 0 ? (by > 0 ? 0 : events.length - 1) : shown + by, 0), events.length - 1));
     };
-    place.append(
-      ...eventList(result, jump),
-      element("h2", {}, result.series.name),
-      element("div", { class: "tools" }, columnChoice(result), element("button", { type: "button", onclick: whole }, "Whole series"), element("span", { class: "small" }, "Drag over the chart to zoom.")),
-      home, ...facts(result), downloads(answer),
-    );
+    const whole = () => { shown = -1; chart?.all(); mark(-1); said.textContent = "The whole series"; };
+    const choose = (index) => {
+      chosen = index;
+      shown = -1;
+      const part = parts[index];
+      events = result.parts ? result.events.filter((event) => event.series === part.name) : result.events;
+      name.textContent = result.parts ? `${part.name}: ${many(events.length, "event")}` : part.name;
+      list.replaceChildren(...(events.length ? [eventTable(events, jump)] : []));
+      said.textContent = "";
+      home.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${many(events.length, "event")}`);
+      several?.mark(index);
+      if (!drawings) return;
+      chart?.destroy();
+      home.replaceChildren();
+      chart = drawChart(home, drawings[index], { events, truth, interval: part.interval_s || 1 });
+    };
+    const several = result.parts ? partList(result, choose) : null;
+    const turn = (by) => choose(several.order.at((several.order.indexOf(chosen) + by) % several.order.length));
+    keyboard(home, () => chart, { step, whole });
+    const tools = element("div", { class: "tools" }, columnChoice(result),
+      several && parts.length > 1 ? [element("button", { type: "button", onclick: () => turn(-1) }, "Previous series"), element("button", { type: "button", onclick: () => turn(1) }, "Next series")] : null,
+      element("button", { type: "button", onclick: whole }, "Whole series"));
+    place.append(...finding(result), ...(several?.nodes ?? []).filter(Boolean),
+      // One series: its events come first; of several, each one's stand under its name.
+      ...(several ? [name, tools, list] : [list, name, tools]),
+      said, home, hint, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
+    choose(several ? several.order[0] : 0);
     const response = await fetch(answer.files["series.json"]);
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);
-    chart = charts(result, await response.json(), home);
+    const drawing = await response.json();
+    drawings = drawing.parts ?? [drawing];
+    choose(chosen);
   },
 });
