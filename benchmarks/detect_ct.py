@@ -21,7 +21,7 @@ import torch
 from apps.medical.app import app
 from apps.medical.data.source import read_volume
 from apps.medical.data.synth.phantom import volume as phantom
-from apps.medical.models.grid import cover, resample
+from apps.medical.models.grid import canonical, cover, resample
 from apps.medical.models.inference import Detections, detect
 from apps.medical.models.lungs import find_lungs
 from apps.medical.predictor import Case, NodulePredictor
@@ -39,6 +39,7 @@ def main() -> None:
     chosen = parser.parse_args()
     predictor = app.predictor(shipped(app), chosen.device)
     scan, title = _scan(quick=chosen.quick)
+    scan = canonical(scan)
     repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
     detector, tiling = predictor.detector, predictor.tiling
     peer = copy.deepcopy(detector).to(memory_format=torch.contiguous_format)
@@ -48,7 +49,8 @@ def main() -> None:
 
     lungs = find_lungs(scan)
     assert lungs is not None
-    image = resample(scan, cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.spacing_mm), chosen.device)
+    grid = cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.spacing_mm, detector.size_divisible)
+    image = resample(scan, grid, chosen.device)
     theirs, their_image_s = _timed(lambda: _monai_detect(peer, image), repeats, chosen.device)
     ours, our_image_s = _timed(lambda: detect(detector, image, tiling), repeats, chosen.device)
     equal, difference = _equal(theirs, ours)

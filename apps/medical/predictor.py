@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.data.source import read_volume
+from apps.medical.models.grid import canonical
 from apps.medical.models.inference import Tiling, find_nodules
 from apps.medical.models.lungs import Lungs, find_lungs
 from apps.medical.outputs.files import output_files
@@ -68,19 +69,20 @@ class NodulePredictor:
         return Response(result=result(outputs), picture=picture(outputs), files=output_files(outputs))
 
     def _read(self, case: Case) -> Reading:
-        lungs = find_lungs(case.volume)
+        volume = canonical(case.volume)
+        lungs = find_lungs(volume)
         if lungs is None:
             return Reading(case.volume, None, None, False, [], self.operating_score)
         found = find_nodules(
             self.detector,
-            case.volume,
+            volume,
             lungs,
             spacing_mm=self.spacing_mm,
             tiling=self.tiling,
             device=self.device,
         )
         listed = [nodule for nodule in found if nodule.score >= case.least_score][: case.most]
-        box = _lung_box_lps_mm(case.volume, lungs)
+        box = _lung_box_lps_mm(volume, lungs)
         return Reading(case.volume, box, lungs.millilitres, lungs.cut, listed, self.operating_score)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -34,18 +36,50 @@ class Grid:
         return index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
 
 
+def canonical(volume: CTVolume) -> CTVolume:
+    """The same volume with its axes in the order and direction nearest to LPS, however it was stored."""
+    order = _nearest_axes(volume.direction)
+    signs = [1 if volume.direction[row, axis] >= 0 else -1 for row, axis in enumerate(order)]
+    if order == (0, 1, 2) and signs == [1, 1, 1]:
+        return volume
+    last = np.array(volume.size_ijk) - 1
+    first = [last[axis] if sign < 0 else 0 for axis, sign in sorted(zip(order, signs, strict=True))]
+    turned = volume.voxels_zyx.transpose([2 - axis for axis in reversed(order)])
+    turned = turned[tuple(slice(None, None, sign) for sign in reversed(signs))]
+    return CTVolume(
+        voxels_zyx=np.ascontiguousarray(turned),
+        spacing_mm=tuple(volume.spacing_mm[axis] for axis in order),
+        origin_lps_mm=tuple(volume.to_lps_mm(first).tolist()),
+        direction=volume.direction[:, list(order)] * signs,
+        name=volume.name,
+    )
+
+
+def _nearest_axes(direction: Float64) -> tuple[int, int, int]:
+    """Which of i, j, k runs most nearly along x, y and z; each is taken once."""
+    return max(permutations(range(3)), key=lambda order: sum(abs(direction[row, order[row]]) for row in range(3)))
+
+
 def cover(
     volume: CTVolume,
     low_ijk: tuple[int, int, int],
     high_ijk: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
+    strides: Sequence[int],
 ) -> Grid:
-    """The smallest grid over a box of the volume's indices (high is exclusive)."""
+    """The smallest grid over a box of the volume's indices (high is exclusive) that begins on a lattice in space.
+
+    The lattice's points lie ``strides`` voxels apart and one of them at the origin of the patient's coordinates. So a
+    network with these strides sees the same phase whatever margin of the volume was cut off.
+    """
     ends = np.array([low_ijk, np.array(high_ijk) - 1], np.float64)
     corners = np.array([[ends[a, 0], ends[b, 1], ends[c, 2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
     along = volume.to_lps_mm(corners) @ RIGHT_ANTERIOR_SUPERIOR
     low, high = along.min(axis=0), along.max(axis=0)
     spacing = np.array(spacing_mm, np.float64)
+    period = spacing * strides
+    # Rounded first, so that a box that begins on the lattice stays there.
+    low = np.floor(np.round(low / period, 6)) * period
     size = tuple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
     return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
 

@@ -2,7 +2,8 @@
 
 What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: tiles without lung are not
 computed; anchors are made and decoded for the best candidates alone, not for every position; suppression computes
-overlaps once. On the same image with no tile left out the result is MONAI's; a test compares the two.
+overlaps with the boxes that are kept alone. On the same image with no tile left out the result is MONAI's; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -132,20 +133,17 @@ def select(
 def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> Tensor:
     """Indices of boxes (n, 6), best first, none of which overlaps a better one by more than ``most_overlap`` (IoU)."""
     order = torch.sort(scores, descending=True, stable=True).indices
-    ranked = boxes[order].float()
-    low = torch.maximum(ranked[:, None, :3], ranked[None, :, :3])
-    high = torch.minimum(ranked[:, None, 3:], ranked[None, :, 3:])
-    common = (high - low).clamp_(min=0).prod(dim=2)
-    volume = (ranked[:, 3:] - ranked[:, :3]).prod(dim=1)
-    clash = (common / (volume[:, None] + volume[None, :] - common) > most_overlap).cpu().numpy()
-    open_ = np.ones(len(ranked), bool)
-    kept = []
-    for n in range(len(ranked)):
-        if open_[n]:
-            kept.append(n)
-            if len(kept) == most:
-                break
-            open_ &= ~clash[n]
+    ranked = boxes[order].float().cpu().numpy()
+    low, high = ranked[:, :3], ranked[:, 3:]
+    volume = (high - low).prod(axis=1)
+    waiting = np.arange(len(ranked))
+    kept: list[int] = []
+    while len(waiting) and len(kept) < most:
+        best, waiting = waiting[0], waiting[1:]
+        kept.append(int(best))
+        common = np.minimum(high[waiting], high[best]) - np.maximum(low[waiting], low[best])
+        shared = np.maximum(common, 0).prod(axis=1)
+        waiting = waiting[shared / (volume[waiting] + volume[best] - shared) <= most_overlap]
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
@@ -158,8 +156,8 @@ def find_nodules(
     tiling: Tiling,
     device: torch.device | str = "cpu",
 ) -> list[Nodule]:
-    """Nodules at the lungs of ``volume``, best first."""
-    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, spacing_mm)
+    """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.canonical``."""
+    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, spacing_mm, detector.size_divisible)
     image = resample(volume, grid, device)
     found = detect(detector, image, tiling, skip=_without_lung(volume, lungs, grid, tiling, detector.size_divisible))
     corners = found.boxes.double().cpu().numpy()

@@ -34,13 +34,14 @@ class Lungs:
     """Aerated lung in a volume.
 
     near_zyx  what lies within ``NEAR_MM`` of aerated lung (as a box around each voxel), every ``steps`` voxel along
-              i, j, k of the volume
+              i, j, k of the volume, from ``first`` on
     low_ijk, high_ijk  the lungs' box with that margin, in indices of the volume; high is exclusive
     millilitres        volume of aerated lung
     cut                whether aerated lung reaches the image's edge: the first slice, the last, or the sides
     """
 
     near_zyx: NDArray[np.bool_]
+    first: tuple[int, int, int]
     steps: tuple[int, int, int]
     low_ijk: tuple[int, int, int]
     high_ijk: tuple[int, int, int]
@@ -49,7 +50,7 @@ class Lungs:
 
     def contain(self, index_ijk: Float64) -> NDArray[np.bool_]:
         """Which of the indices (n, 3) lie near a lung."""
-        coarse = np.rint(np.asarray(index_ijk) / self.steps).astype(int)
+        coarse = np.rint((np.asarray(index_ijk) - self.first) / self.steps).astype(int)
         limits = np.array(self.near_zyx.shape[::-1]) - 1
         i, j, k = np.clip(coarse, 0, limits).T
         return np.asarray(self.near_zyx[k, j, i])
@@ -61,7 +62,8 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     Rather too much than too little: what is left out here is never searched.
     """
     steps = tuple(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
-    coarse = volume.voxels_zyx[:: steps[2], :: steps[1], :: steps[0]]
+    first = _first(volume, steps)
+    coarse = volume.voxels_zyx[tuple(slice(first[n], None, steps[n]) for n in (2, 1, 0))]
     spacing = np.array(volume.spacing_mm) * steps
     voxel_ml = float(np.prod(spacing)) / 1000
     body_axis = 2 - _body_axis(volume)
@@ -87,11 +89,18 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     for axis, along in zip((2, 1, 0), spacing, strict=True):
         near = ndimage.maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / along)) + 1, axis=axis)
     low, high = [], []
-    for axis, step, size in zip((2, 1, 0), steps, volume.size_ijk, strict=True):
+    for axis, start, step, size in zip((2, 1, 0), first, steps, volume.size_ijk, strict=True):
         present = np.nonzero(near.any(axis=tuple({0, 1, 2} - {axis})))[0]
-        low.append(max(0, int(present[0]) * step))
-        high.append(min(size, (int(present[-1]) + 1) * step))
-    return Lungs(near, steps, tuple(low), tuple(high), aerated, bool(cut))
+        low.append(start + int(present[0]) * step if present[0] else 0)
+        high.append(min(size, start + (int(present[-1]) + 1) * step))
+    return Lungs(near, first, steps, tuple(low), tuple(high), aerated, bool(cut))
+
+
+def _first(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Where every so many voxels are taken from: at fixed places in space, whatever margin was cut off."""
+    along = np.array(volume.origin_lps_mm) @ volume.direction / volume.spacing_mm
+    first = [int(-np.floor(at + 0.51) % step) for at, step in zip(along, steps, strict=True)]
+    return (first[0], first[1], first[2])
 
 
 def _air_in_the_body(

@@ -185,12 +185,15 @@ def test_resampling_keeps_every_point_in_its_place(direction):
 
 def test_a_grid_covers_its_box():
     volume = ramp(np.eye(3))
-    grid = cover(volume, (0, 0, 0), volume.size_ijk, (0.7, 0.7, 1.0))
-    last = grid.centres_lps_mm(np.array(grid.size) - 1.0)
+    spacing, strides = (0.7, 0.7, 1.0), (4, 4, 2)
+    grid = cover(volume, (0, 0, 0), volume.size_ijk, spacing, strides)
+    ends = np.array([grid.origin_lps_mm, grid.centres_lps_mm(np.array(grid.size) - 1.0)]) @ RIGHT_ANTERIOR_SUPERIOR
     corners = np.array([volume.to_lps_mm([0, 0, 0]), volume.to_lps_mm(np.array(volume.size_ijk) - 1)])
-    assert np.all(np.array([grid.origin_lps_mm, last]).min(axis=0) >= corners.min(axis=0) - 1e-6)
-    assert np.all(np.array([grid.origin_lps_mm, last]).max(axis=0) >= corners.max(axis=0) - 1.01)
-    assert RIGHT_ANTERIOR_SUPERIOR[0, 0] == -1
+    along = np.sort(corners @ RIGHT_ANTERIOR_SUPERIOR, axis=0)
+    period = np.array(spacing) * strides
+    assert np.all((ends[0] <= along[0] + 1e-6) & (ends[0] > along[0] - period))
+    assert np.all((ends[1] <= along[1] + 1e-6) & (ends[1] > along[1] - spacing))
+    assert ends[0] / period == pytest.approx(np.rint(ends[0] / period), abs=1e-9)
 
 
 def body_with_lungs() -> CTVolume:

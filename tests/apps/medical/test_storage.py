@@ -1,0 +1,104 @@
+"""Findings do not depend on how a scan is stored: its axes' order and direction, or a margin that was cut off."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.medical.data.synth.phantom import volume
+from apps.medical.models.grid import canonical
+from apps.medical.models.inference import Tiling
+from apps.medical.models.retinanet import RetinaNet3D
+from apps.medical.predictor import Case, NodulePredictor
+from apps.medical.types import CTVolume
+
+ORDERS = list(permutations(range(3)))
+SIGNS = list(product((1, -1), repeat=3))
+
+
+def stored(scan: CTVolume, order: tuple[int, ...], signs: tuple[int, ...]) -> CTVolume:
+    """The scan with its axes in another order, those with sign -1 running the other way."""
+    first = [0, 0, 0]
+    for axis, sign in zip(order, signs, strict=True):
+        first[axis] = scan.size_ijk[axis] - 1 if sign < 0 else 0
+    turned = scan.voxels_zyx.transpose([2 - axis for axis in reversed(order)])
+    turned = turned[tuple(slice(None, None, sign) for sign in reversed(signs))]
+    return CTVolume(
+        voxels_zyx=np.ascontiguousarray(turned),
+        spacing_mm=tuple(scan.spacing_mm[axis] for axis in order),
+        origin_lps_mm=tuple(scan.to_lps_mm(first).tolist()),
+        direction=scan.direction[:, list(order)] * signs,
+    )
+
+
+def cropped(scan: CTVolume, low: tuple[int, int, int], high: tuple[int, int, int]) -> CTVolume:
+    """The scan without so many voxels at the lower and upper ends of i, j, k."""
+    ends = np.array(scan.size_ijk) - high
+    inner = tuple(slice(low[axis], int(ends[axis])) for axis in (2, 1, 0))
+    return CTVolume(
+        voxels_zyx=np.ascontiguousarray(scan.voxels_zyx[inner]),
+        spacing_mm=scan.spacing_mm,
+        origin_lps_mm=tuple(scan.to_lps_mm(low).tolist()),
+    )
+
+
+@pytest.fixture(scope="module")
+def scan():
+    made, _ = volume(np.random.default_rng(6), spacing_mm=(1.8, 1.8, 5.0), nodules=3, diameters_mm=(10.0, 20.0))
+    return made
+
+
+@pytest.fixture(scope="module")
+def read():
+    torch.manual_seed(0)
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=4, features=8, stem=3).build()
+    # Spread the scores, which an untrained network keeps together.
+    torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.2)
+    predictor = NodulePredictor(
+        detector, spacing_mm=(1.8, 1.8, 3.0), tiling=Tiling(), device="cpu", operating_score=0.5
+    )
+
+    def findings(scan: CTVolume) -> np.ndarray:
+        (reading,) = predictor.predict([Case(scan, 0.0, 30)])
+        return np.array([[nodule.score, *nodule.box_lps_mm] for nodule in reading.findings])
+
+    return findings
+
+
+@pytest.fixture(scope="module")
+def expected(read, scan):
+    found = read(scan)
+    assert len(found) == 30 and np.ptp(found[:, 0]) > 0.02
+    return found
+
+
+@pytest.mark.parametrize(
+    ("order", "signs"),
+    [((0, 1, 2), (-1, -1, 1)), ((0, 1, 2), (1, 1, -1)), ((1, 2, 0), (1, -1, -1)), ((2, 1, 0), (-1, 1, -1))],
+    ids=["RAS", "head first", "sagittal", "reversed"],
+)
+def test_the_order_of_the_axes_changes_no_finding(read, scan, expected, order, signs):
+    assert read(stored(scan, order, signs)) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("low", "high"), [((3, 0, 0), (0, 0, 0)), ((1, 2, 0), (4, 3, 0))], ids=str)
+def test_a_margin_cut_off_changes_no_finding(read, scan, expected, low, high):
+    assert read(cropped(scan, low, high)) == pytest.approx(expected, abs=1e-3)
+
+
+@settings(max_examples=48, deadline=None)
+@given(st.sampled_from(ORDERS), st.sampled_from(SIGNS), st.floats(-0.3, 0.3))
+def test_any_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
+    direction = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 2.0, 3.0), origin_lps_mm=(5.0, -6.0, 7.0), direction=direction)
+    back = canonical(stored(scan, order, signs))
+    assert np.array_equal(back.voxels_zyx, voxels)
+    assert back.spacing_mm == scan.spacing_mm
+    assert back.direction == pytest.approx(direction)
+    assert back.origin_lps_mm == pytest.approx(scan.origin_lps_mm)
