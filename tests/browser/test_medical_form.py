@@ -5,13 +5,16 @@ The predictor here answers with known nodules, so that the page is tested apart 
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from playwright.sync_api import Page, expect
 
 from apps.medical.app import app as medical
@@ -20,11 +23,14 @@ from apps.medical.data.source import read_volume
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import picture
 from apps.medical.outputs.result import Reading, result
+from apps.medical.outputs.slab import slab
 from apps.medical.types import CTVolume, Nodule
 from shared.app import App, Sample
 from shared.deploy.predictor import Request, Response
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
+from tests.apps.medical.chests import chest as one_chest
+from tests.apps.medical.chests import dicom_slice, pack
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact
 
@@ -34,23 +40,20 @@ BOX_MM = (-120.0, -90.0, -400.0, 100.0, 80.0, -305.0)
 
 
 def chest() -> CTVolume:
-    k, j, i = np.indices((20, 80, 100))
-    voxels = np.full(i.shape, -1000, np.int16)
-    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
-    for middle in (30, 70):
-        voxels[((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 10) / 9) ** 2 < 1] = -850
-    volume = CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, -400.0))
+    """The chest with a nodule in either lung: 60 mm to the right, and 60 mm to the left."""
+    volume = one_chest()
+    volume.voxels_zyx[9:11, 38:42, 28:32] = -850
     for centre in AT_MM:
         x, y, z = np.rint(volume.to_index_ijk(centre)).astype(int)
-        voxels[z, y - 1 : y + 2, x - 1 : x + 2] = 60
+        volume.voxels_zyx[z, y - 1 : y + 2, x - 1 : x + 2] = 60
     return volume
 
 
 class Known:
-    """Finds the two nodules; none where the option ``most`` is 1 and none are asked for."""
+    """Finds the two nodules, or as many as the option ``most`` says."""
 
     def decode(self, request: Request) -> tuple[CTVolume, int]:
-        return read_volume(request.files), int(request.options.get("most", "2"))
+        return read_volume(request.files, series=request.options.get("series")), int(request.options.get("most", "2"))
 
     def predict(self, batch: Sequence[tuple[CTVolume, int]]) -> list[Reading]:
         nodules = [
@@ -121,11 +124,11 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
     expect(rows.first).to_contain_text("R 60.0, P 0.0, F 355.0 mm")
     expect(rows.nth(1)).to_contain_text("L 60.0, P 6.0, F 330.0 mm")
     expect(rows.first).to_have_attribute("aria-current", "true")
-    canvas = page.get_by_role("img", name="Axial CT slice")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
+    canvas = page.get_by_role("img", name="Axial CT")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     assert marked(page) > 50
     rows.nth(1).click()
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 15 of 20, lung window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 15 of 20 in the file, lung window")
     expect(rows.nth(1)).to_have_attribute("aria-current", "true")
     assert marked(page) > 50
     if folder := os.environ.get("TRIVIUM_SHOTS"):
@@ -135,18 +138,18 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
 def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT slice")
+    canvas = page.get_by_role("img", name="Axial CT")
     canvas.focus()
     for key, label in (
-        ("ArrowUp", "slice 11 of 20, lung"),
-        ("PageDown", "slice 6 of 20, lung"),
-        ("2", "slice 6 of 20, mediastinum"),
-        ("n", "slice 15 of 20, mediastinum"),
-        ("n", "slice 10 of 20, mediastinum"),
-        ("End", "slice 20 of 20, mediastinum"),
+        ("ArrowUp", "slice 11 of 20 in the file, lung"),
+        ("PageDown", "slice 6 of 20 in the file, lung"),
+        ("2", "slice 6 of 20 in the file, mediastinum"),
+        ("n", "slice 15 of 20 in the file, mediastinum"),
+        ("n", "slice 10 of 20 in the file, mediastinum"),
+        ("End", "slice 20 of 20 in the file, mediastinum"),
     ):
         page.keyboard.press(key)
-        expect(canvas).to_have_attribute("aria-label", f"Axial CT {label} window")
+        expect(canvas).to_have_attribute("aria-label", f"Axial CT, {label} window")
     assert marked(page) == 0
     page.keyboard.press("p")
     before = marked(page)
@@ -158,36 +161,36 @@ def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) ->
 def test_keys_work_wherever_the_focus_is_but_in_a_field(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT slice")
+    canvas = page.get_by_role("img", name="Axial CT")
     rows = page.locator(".findings button")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     # Nothing was clicked, then a finding, then a window's button, then the slider.
     page.keyboard.press("ArrowUp")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 11 of 20, lung window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 11 of 20 in the file, lung window")
     rows.nth(1).click()
     page.keyboard.press("p")
     expect(rows.first).to_have_attribute("aria-current", "true")
     page.get_by_role("button", name="Bone").click()
     page.keyboard.press("n")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 15 of 20, bone window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 15 of 20 in the file, bone window")
     page.get_by_role("slider", name="Slice").focus()
     page.keyboard.press("ArrowRight")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 16 of 20, bone window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 16 of 20 in the file, bone window")
     page.get_by_label("Chest CT").focus()
     page.keyboard.press("n")
     page.keyboard.press("1")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 16 of 20, bone window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 16 of 20 in the file, bone window")
     # Another result has a viewer of its own: one key is one step.
     page.get_by_role("button", name="A chest").click()
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 10 of 20, lung window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 10 of 20 in the file, lung window")
     page.keyboard.press("ArrowUp")
-    expect(canvas).to_have_attribute("aria-label", "Axial CT slice 11 of 20, lung window")
+    expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 11 of 20 in the file, lung window")
 
 
 def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
-    canvas = page.get_by_role("img", name="Axial CT slice")
+    canvas = page.get_by_role("img", name="Axial CT")
     expect(canvas).to_be_visible()
     canvas.focus()
     page.keyboard.press("z")
@@ -206,3 +209,184 @@ def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_pa
     page.get_by_label("Chest CT").set_input_files([bad])
     page.get_by_role("button", name="Find nodules").click()
     expect(page.get_by_role("alert")).to_contain_text("notes.nrrd cannot be read")
+
+
+def hand_in(page: Page, site: str, *files: Path, folder: bool = False) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
+    page.get_by_role("button", name="Find nodules").click()
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+
+
+def where_marked(page: Page) -> tuple[float, float, int]:
+    """The middle of the chosen finding's circle in shares of the picture, and the grey there."""
+    x, y, grey = page.eval_on_selector(
+        ".slices canvas",
+        """canvas => { const { width, height } = canvas;
+        const d = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+        let [left, right, top, bottom] = [width, 0, height, 0];
+        for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+          const i = 4 * (y * width + x);
+          if (d[i] > 240 && d[i + 1] > 190 && d[i + 2] < 90) {
+            [left, right] = [Math.min(left, x), Math.max(right, x)];
+            [top, bottom] = [Math.min(top, y), Math.max(bottom, y)]; } }
+        // The label stands above and to the right: the circle is as wide as it is high below it.
+        const y = (top + bottom) / 2, x = left + (bottom - top) / 2;
+        return [x / width, y / height, d[4 * (Math.round(y) * width + Math.round(x))]]; }""",
+    )
+    return x, y, grey
+
+
+STORED = {
+    "left, back, head": (slice(None), slice(None), slice(None)),
+    "right, front, head": (slice(None), slice(None, None, -1), slice(None, None, -1)),
+    "right, back, feet": (slice(None, None, -1), slice(None), slice(None, None, -1)),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_the_patient_s_right_is_on_the_left_however_the_scan_is_stored(
+    page: Page, site: str, tmp_path: Path, stored: str
+) -> None:
+    made = chest()
+    cut = STORED[stored]
+    signs = [-1.0 if part.step == -1 else 1.0 for part in cut[::-1]]
+    first = [n - 1 if sign < 0 else 0 for n, sign in zip(made.size_ijk, signs, strict=True)]
+    x, y, z = made.to_lps_mm(first).tolist()
+    turned = CTVolume(
+        voxels_zyx=made.voxels_zyx[cut].copy(),
+        spacing_mm=made.spacing_mm,
+        origin_lps_mm=(x, y, z),
+        direction=np.diag(signs),
+    )
+    (tmp_path / "scan.nii.gz").write_bytes(nifti(turned))
+    hand_in(page, site, tmp_path / "scan.nii.gz")
+    rows = page.locator(".findings button")
+    expect(rows.first).to_contain_text("R 60.0, P 0.0, F 355.0 mm")
+    x, y, grey = where_marked(page)
+    assert 0.2 < x < 0.4 and 0.4 < y < 0.6, "the right lung's nodule is on the left, in the middle of front and back"
+    assert grey > 200, "and what is marked is bright"
+    rows.nth(1).click()
+    x, _, grey = where_marked(page)
+    assert 0.6 < x < 0.8 and grey > 200
+
+
+def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: Page, site: str) -> None:
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    canvas = page.get_by_role("img", name="Axial CT")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    # The picture shows the lungs and what is around them, and is as large as its frame lets it be.
+    shown = slab(Reading(chest(), BOX_MM, 1500.0, False, [], 0.5))
+    wide, high = shown.size_ijk[0] * 3.0, shown.size_ijk[1] * 3.0
+    scale = min(box["width"] / wide, box["height"] / high)
+    left, top = box["x"] + (box["width"] - wide * scale) / 2, box["y"] + (box["height"] - high * scale) / 2
+    across, down, _ = (shown.to_index_ijk(AT_MM[0]) + 0.5) * 3.0
+    words = page.locator(".slices")
+    page.mouse.click(left + across * scale, top + down * scale)
+    expect(words).to_contain_text(re.compile(r"60 HU at R (59|60)\.\d, [AP] 0\.\d, F 355\.0 mm"))
+    page.keyboard.press("Escape")
+    page.mouse.move(left + 60 * scale, top + 60 * scale)
+    page.mouse.down()
+    page.mouse.move(left + 160 * scale, top + 60 * scale, steps=4)
+    page.mouse.up()
+    expect(words).to_contain_text(re.compile(r"(99\.[5-9]|100\.[0-5]) mm measured"))
+    page.keyboard.press("Escape")
+    expect(words).not_to_contain_text("measured")
+
+
+def dicom_folder(folder: Path, first: int = 1) -> Path:
+    """As a medium holds it: files without an ending, of one name in several folders."""
+    made = chest()
+    for k in range(20):
+        home = folder / "medium" / f"SE{k}"
+        home.mkdir(parents=True)
+        (home / "IM000001").write_bytes(dicom_slice(made, k, InstanceNumber=first + 19 - k))
+    (folder / "medium" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(80))
+    return folder / "medium"
+
+
+def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
+    hand_in(page, site, dicom_folder(tmp_path), folder=True)
+    rows = page.locator(".findings button")
+    # The nodule is in the tenth slice from the feet, the eleventh image from the head.
+    expect(rows.first).to_contain_text("image 11 of 20 · R 60.0, P 0.0, F 355.0 mm")
+    expect(page.locator(".slices")).to_contain_text("Image 11 of 20 (instance number) · F 355.0 mm")
+    page.keyboard.press("ArrowUp")
+    expect(page.locator(".slices")).to_contain_text("Image 10 of 20 (instance number) · F 350.0 mm")
+    expect(page.locator("#result")).to_contain_text("Series 1.2.3.")
+    if folder := os.environ.get("TRIVIUM_SHOTS"):
+        page.screenshot(path=f"{folder}/medical_dicom.png")
+
+
+def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Page, site: str, tmp_path: Path) -> None:
+    files = sorted(path for path in dicom_folder(tmp_path, first=201).rglob("*") if path.is_file())
+    hand_in(page, site, *files)
+    expect(page.locator(".findings button").first).to_contain_text("image 211 · R 60.0")
+    archive = pack(tmp_path, {f"a/IM{k}": dicom_slice(chest(), k) for k in range(20)}, "scan.zip")
+    content = base64.b64encode(archive.read_bytes()).decode()
+    page.evaluate(
+        """content => { const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "scan.zip"));
+        const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true });
+        document.querySelector("[data-drop]").dispatchEvent(drop); }""",
+        content,
+    )
+    expect(page.locator("[data-chosen]")).to_contain_text("scan.zip")
+    page.get_by_role("button", name="Find nodules").click()
+    expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
+
+
+def test_a_header_with_its_voxels_beside_it_can_be_chosen(page: Page, site: str, tmp_path: Path) -> None:
+    made = chest()
+    image = SimpleITK.GetImageFromArray(made.voxels_zyx)
+    image.SetSpacing(made.spacing_mm)
+    image.SetOrigin(made.origin_lps_mm)
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.mhd"))
+    hand_in(page, site, tmp_path / "scan.mhd", tmp_path / "scan.raw")
+    expect(page.locator(".findings button").first).to_contain_text("slice 10 of 20 in the file · R 60.0")
+
+
+def test_findings_are_put_in_order_and_the_keys_follow_it(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    rows = page.locator(".findings button")
+    expect(rows.first).to_contain_text("R 60.0")
+    page.get_by_label("Order:").select_option("from head to feet")
+    expect(rows.first).to_contain_text("L 60.0")
+    expect(page.get_by_role("list", name="Findings, from head to feet")).to_be_visible()
+    expect(rows.nth(1)).to_have_attribute("aria-current", "true")
+    page.get_by_role("button", name="Lung", exact=True).focus()
+    page.keyboard.press("p")
+    expect(rows.first).to_have_attribute("aria-current", "true")
+
+
+def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    result = page.locator("#result")
+    expect(result).to_contain_text(
+        "what is not marked is not cleared. The model has learnt from synthetic chests alone"
+    )
+    expect(result).to_contain_text("9.0 × 9.0 mm axial · 9.0 mm long")
+    page.get_by_label("At most").fill("0")
+    page.get_by_role("button", name="A chest").click()
+    expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()
+    expect(result).to_contain_text("This does not mean that there is none.")
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (390, 844)], ids=lambda size: str(size[0]))
+def test_the_heading_and_the_whole_slice_are_in_view(page: Page, site: str, size: tuple[int, int]) -> None:
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    expect(page.get_by_role("heading", name="1 finding")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -42,7 +42,7 @@ def test_the_overview_leads_to_every_application(page: Page, server: str) -> Non
         page.goto(f"{server}{name}")
         expect(page.locator("nav a[aria-current=page]")).to_have_attribute("href", str(name))
         expect(page.get_by_role("note")).to_be_visible()
-        expect(page.locator("input[type=file]")).to_be_visible()
+        expect(page.locator("input[type=file][name=files]")).to_be_visible()
 
 
 def test_the_interfaces_description_is_drawn_without_the_internet(page: Page, server: str) -> None:

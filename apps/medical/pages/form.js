@@ -1,43 +1,58 @@
 // The form of the medical application: findings first, their slices beside them.
 import { caseForm, downloads, element, picture } from "/static/shared/case.js";
 import { sliceViewer } from "./viewer.js";
-import { loadVolume, position, statedGeometry } from "./volume.js";
+import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
+
+const ORDERS = {
+  "most suspicious first": (a, b) => a.rank - b.rank,
+  "largest first": (a, b) => b.mean_diameter_mm - a.mean_diameter_mm,
+  "from head to feet": (a, b) => b.centre_lps_mm[2] - a.centre_lps_mm[2],
+};
 
 caseForm({ render });
 
 async function render(answer) {
   const { findings, remarks, volume } = answer.result;
   const result = document.querySelector("#result");
-  const list = element("ol", { class: "findings", "aria-label": "Findings, most suspicious first" });
+  const synthetic = "synthetic" in result.dataset;
+  const listed = [...findings];
+  const list = element("ol", { class: "findings" });
   const place = element("div", { "aria-busy": "true" }, element("p", {}, "Loading the slices …"));
   const suspicious = findings.filter((finding) => finding.suspicious).length;
   const others = findings.length - suspicious;
+  const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
     element("h2", {}, headline(answer.result, suspicious)),
+    element("p", { class: "advice" }, advice(answer.result, synthetic)),
     ...remarks.map((sentence) => element("p", { class: "remark" }, sentence)),
     element("div", { class: "reading" }, place,
       element("div", {},
+        findings.length > 1 ? element("p", { class: "small order" }, element("label", {}, "Order: ", order)) : null,
         others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(2)}.`) : null,
         list,
-        element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm`))),
+        element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
     downloads(answer));
+  const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
+  const arrange = () => {
+    listed.sort(ORDERS[order.value]);
+    list.setAttribute("aria-label", `Findings, ${order.value}`);
+    list.replaceChildren(...listed.map((finding) => element("li", {}, buttons.get(finding))));
+  };
+  order.addEventListener("change", arrange);
+  arrange();
   try {
     const slices = await loadVolume(answer.files["slab.nii.gz"]);
-    const buttons = new Map();
     const viewer = sliceViewer(slices, statedGeometry(volume), findings, {
+      name: (k) => sliceName(volume, k),
+      order: () => listed,
       onFinding: (finding) => { for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding)); },
     });
-    for (const finding of findings) {
-      const button = row(finding, () => viewer.show(finding));
-      buttons.set(finding, button);
-      list.append(element("li", {}, button));
-    }
+    for (const [finding, button] of buttons) button.addEventListener("click", () => viewer.show(finding));
     place.replaceChildren(viewer.node);
     if (findings.length) viewer.show(findings[0]);
     else viewer.draw();
   } catch (error) {
     console.error(error);
-    for (const finding of findings) list.append(element("li", {}, row(finding, () => {})));
     place.replaceChildren(element("p", { class: "error" }, `The slices cannot be shown here: ${error.message}.`), picture(answer, "The best findings on axial slices"));
   }
   place.removeAttribute("aria-busy");
@@ -50,11 +65,26 @@ function headline(found, suspicious) {
   return `${suspicious} ${suspicious === 1 ? "finding" : "findings"}`;
 }
 
-function row(finding, show) {
-  return element("button", { type: "button", class: finding.suspicious ? null : "weak", onclick: show },
+/** What the answer is worth, and what to do with it. */
+function advice(found, synthetic) {
+  const learnt = synthetic ? "The model has learnt from synthetic chests alone and misses real nodules." : "The model misses nodules.";
+  if (found.lungs === null) return "Nothing is said about nodules. Look at the slices: is it a CT of the chest, in Hounsfield units? If it is another series of the examination, hand in that of the chest.";
+  if (!found.findings.length) return `This does not mean that there is none. ${learnt} Read the scan as if nothing had been run on it. Weaker marks come up with a lower score in the options.`;
+  return `Each mark is a place to look at; what is not marked is not cleared. ${learnt}`;
+}
+
+/** By what the scan is found again in a PACS; the name of its file is not kept. */
+function identity(answer) {
+  const series = answer.result.volume.identifiers.SeriesInstanceUID;
+  return series ? `Series ${series}.` : `Input ${answer.inputs_sha256.slice(0, 12)} (SHA-256).`;
+}
+
+function row(finding, volume) {
+  const [across, deep, long] = [0, 1, 2].map((n) => (finding.box_lps_mm[n + 3] - finding.box_lps_mm[n]).toFixed(1));
+  return element("button", { type: "button", class: finding.suspicious ? null : "weak" },
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
-    element("span", { class: "score" }, `score ${finding.score.toFixed(2)}`),
-    element("span", { class: "where" }, `slice ${finding.slice} · ${position(finding.centre_lps_mm)}`),
-    element("meter", { min: 0, max: 1, value: finding.score, "aria-label": `score ${finding.score.toFixed(2)}` }));
+    element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(2)}`),
+    element("span", { class: "where" }, `${across} × ${deep} mm axial · ${long} mm long`),
+    element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · ${position(finding.centre_lps_mm)}`));
 }

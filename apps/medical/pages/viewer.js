@@ -5,11 +5,12 @@ import { position, sideOf } from "./volume.js";
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
 const ZOOM = 3;
 
-/** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry. Returns { node, show(finding) }. */
-export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = {}) {
+/** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
+ *  called, `order()` the findings as they are listed. Returns { node, show(finding), draw() }. */
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, onFinding = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null };
+  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null };
   // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
@@ -81,19 +82,67 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
       const right = x + radius * 0.75 + 3 * unit;
       // At the right edge of the image the label stands to the left of its mark.
       const left = right + width > pen.canvas.width ? x - radius * 0.75 - 3 * unit - width : right;
-      pen.lineWidth = 4 * unit;
-      pen.strokeStyle = "#000";
-      pen.strokeText(label, left, y - radius * 0.75);
-      pen.fillText(label, left, y - radius * 0.75);
+      outlined(pen, unit, label, left, y - radius * 0.75, pen.fillStyle);
     }
+    crosshair(pen, unit, [sx, sy, dx, dy]);
+    ruler(pen, unit, [sx, sy, dx, dy]);
     letters(pen, unit);
     const corner = volume.toLps([0, 0, state.slice]);
-    const number = Math.min(whole.size[2], Math.max(1, Math.round(whole.toIndex(corner)[2]) + 1));
-    label.textContent = `Slice ${number} of ${whole.size[2]}`;
-    canvas.setAttribute("aria-label", `Axial CT slice ${number} of ${whole.size[2]}, ${state.window.toLowerCase()} window`);
+    const called = name(Math.min(whole.size[2] - 1, Math.max(0, Math.round(whole.toIndex(corner)[2]))));
+    const middle = volume.toLps([(width - 1) / 2, (height - 1) / 2, state.slice]);
+    const hint = called.startsWith("image") ? " (instance number)" : "";
+    label.textContent = `${called[0].toUpperCase()}${called.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
+    canvas.setAttribute("aria-label", `Axial CT, ${called}, ${state.window.toLowerCase()} window`);
+    readout.textContent = words();
     slider.value = state.slice;
     windows.forEach((button, n) => button.setAttribute("aria-pressed", String(Object.keys(WINDOWS)[n] === state.window)));
     zoom.setAttribute("aria-pressed", String(state.zoom));
+  }
+
+  /** What was pointed at or measured, in words. */
+  function words() {
+    if (state.ruler) return `${length(state.ruler).toFixed(1)} mm measured`;
+    if (!state.cross) return "";
+    const [i, j, k] = state.cross.map(Math.round);
+    return `${volume.voxels[(k * height + j) * width + i]} HU at ${position(volume.toLps(state.cross))}`;
+  }
+
+  function length([from, to]) {
+    return Math.hypot((to[0] - from[0]) * volume.spacing[0], (to[1] - from[1]) * volume.spacing[1]);
+  }
+
+  function crosshair(pen, unit, [sx, sy, dx, dy]) {
+    if (!state.cross || Math.round(state.cross[2]) !== state.slice) return;
+    const [x, y] = [(state.cross[0] + 0.5) * sx + dx, (state.cross[1] + 0.5) * sy + dy];
+    const gap = 12 * unit;
+    pen.strokeStyle = "#7dff9b";
+    pen.lineWidth = unit;
+    pen.beginPath();
+    for (const [x1, y1, x2, y2] of [[0, y, x - gap, y], [x + gap, y, canvas.width, y], [x, 0, x, y - gap], [x, y + gap, x, canvas.height]]) {
+      pen.moveTo(x1, y1);
+      pen.lineTo(x2, y2);
+    }
+    pen.stroke();
+  }
+
+  function ruler(pen, unit, [sx, sy, dx, dy]) {
+    if (!state.ruler) return;
+    const [a, b] = state.ruler.map(([i, j]) => [(i + 0.5) * sx + dx, (j + 0.5) * sy + dy]);
+    pen.strokeStyle = "#7dff9b";
+    pen.lineWidth = 2 * unit;
+    pen.beginPath();
+    pen.moveTo(...a);
+    pen.lineTo(...b);
+    pen.stroke();
+    outlined(pen, unit, `${length(state.ruler).toFixed(1)} mm`, b[0] + 6 * unit, b[1] - 6 * unit, "#7dff9b");
+  }
+
+  function outlined(pen, unit, text, x, y, colour) {
+    pen.lineWidth = 4 * unit;
+    pen.strokeStyle = "#000";
+    pen.strokeText(text, x, y);
+    pen.fillStyle = colour;
+    pen.fillText(text, x, y);
   }
 
   function letters(pen, unit) {
@@ -101,13 +150,7 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
     const across = turned(volume.axes[0], flip[0]);
     const down = turned(volume.axes[1], flip[1]);
     const back = (axis) => axis.map((v) => -v);
-    const write = (text, x, y) => {
-      pen.lineWidth = 4 * unit;
-      pen.strokeStyle = "#000";
-      pen.fillStyle = "#fff";
-      pen.strokeText(text, x, y);
-      pen.fillText(text, x, y);
-    };
+    const write = (text, x, y) => outlined(pen, unit, text, x, y, "#fff");
     write(sideOf(back(across)), 8 * unit, canvas.height / 2);
     write(sideOf(across), canvas.width - 20 * unit, canvas.height / 2);
     write(sideOf(back(down)), canvas.width / 2, 20 * unit);
@@ -116,30 +159,33 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
 
   function go(slice) {
     state.slice = Math.max(0, Math.min(depth - 1, slice));
+    state.ruler = null;
     draw();
   }
 
   function toggleZoom() {
     state.zoom = !state.zoom;
+    if (state.cross) state.centre = state.cross.slice(0, 2);
     draw();
   }
 
   function show(finding) {
     const mark = marks.find((one) => one.finding === finding);
     state.chosen = finding;
+    state.cross = null;
     state.centre = mark.at.slice(0, 2);
     onFinding(finding);
     go(Math.round(mark.at[2]));
   }
 
   function step(by) {
-    if (!findings.length) return;
-    const at = findings.indexOf(state.chosen);
-    show(findings[(at + by + findings.length) % findings.length]);
+    const listed = order();
+    if (!listed.length) return;
+    show(listed[(listed.indexOf(state.chosen) + by + listed.length) % listed.length]);
   }
 
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
-  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, n: () => step(1), p: () => step(-1) };
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, n: () => step(1), p: () => step(-1), Escape: clear };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
@@ -153,26 +199,55 @@ export function sliceViewer(volume, whole, findings, { onFinding = () => {} } = 
     event.preventDefault();
     go(state.slice + (event.deltaY < 0 ? 1 : -1));
   }, { passive: false });
-  canvas.addEventListener("pointermove", (event) => {
+  function clear() {
+    state.cross = state.ruler = null;
+    draw();
+  }
+
+  /** The voxel under the pointer, in fractions; null beside the image. */
+  function pointed(event) {
     const box = canvas.getBoundingClientRect();
     const shown = Math.min(box.width / canvas.width, box.height / canvas.height);
     const [sx, sy, dx, dy] = placement();
-    const i = Math.floor(((event.clientX - box.x - (box.width - canvas.width * shown) / 2) / shown - dx) / sx);
-    const j = Math.floor(((event.clientY - box.y - (box.height - canvas.height * shown) / 2) / shown - dy) / sy);
-    if (i < 0 || j < 0 || i >= width || j >= height) { readout.textContent = ""; return; }
-    const hu = volume.voxels[(state.slice * height + j) * width + i];
-    readout.textContent = `${hu} HU at ${position(volume.toLps([i, j, state.slice]))}`;
+    const i = ((event.clientX - box.x - (box.width - canvas.width * shown) / 2) / shown - dx) / sx - 0.5;
+    const j = ((event.clientY - box.y - (box.height - canvas.height * shown) / 2) / shown - dy) / sy - 0.5;
+    return i < -0.5 || j < -0.5 || i >= width - 0.5 || j >= height - 0.5 ? null : [i, j];
+  }
+
+  let pressed = null;
+  canvas.addEventListener("pointerdown", (event) => {
+    pressed = event.button === 0 ? pointed(event) : null;
+    if (pressed) canvas.setPointerCapture(event.pointerId);
   });
-  canvas.addEventListener("pointerleave", () => { readout.textContent = ""; });
+  canvas.addEventListener("pointermove", (event) => {
+    const at = pointed(event);
+    if (pressed && at && length([pressed, at]) > 1.5) {
+      state.ruler = [pressed, at];
+      draw();
+    } else if (!pressed && !state.ruler && !state.cross) {
+      const near = at?.map(Math.round);
+      readout.textContent = near ? `${volume.voxels[(state.slice * height + near[1]) * width + near[0]]} HU at ${position(volume.toLps([...near, state.slice]))}` : "";
+    }
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    const at = pointed(event);
+    if (pressed && at && !(state.ruler && length([pressed, at]) > 1.5)) {
+      state.ruler = null;
+      state.cross = [...at, state.slice];
+      draw();
+    }
+    pressed = null;
+  });
+  canvas.addEventListener("pointerleave", () => { readout.textContent = words(); });
   slider.addEventListener("input", () => go(Number(slider.value)));
   new ResizeObserver(() => draw()).observe(canvas);
 
   const node = element("div", { class: "slices" },
     element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, label),
+    element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("div", { class: "bar" }, readout),
-    element("p", { class: "small" }, "Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom. 1, 2, 3: window."));
+    element("p", { class: "small" }, "Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom. 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither."));
   return { node, show, draw };
 }
 

@@ -44,3 +44,12 @@ export function sideOf(direction) {
   const n = direction.map(Math.abs).indexOf(Math.max(...direction.map(Math.abs)));
   return ["LR", "PA", "HF"][n][direction[n] > 0 ? 0 : 1];
 }
+
+/** A slice (from 0) as it is looked up: by DICOM's instance number, which a PACS shows, where `volume` (result.json's) has it. */
+export function sliceName(volume, k) {
+  const count = volume.size_ijk[2];
+  const numbers = volume.instance_numbers;
+  if (!numbers) return `slice ${k + 1} of ${count}${volume.source === "file" ? " in the file" : ""}`;
+  const whole = Math.min(...numbers) === 1 && Math.max(...numbers) === count;
+  return `image ${numbers[k]}${whole ? ` of ${count}` : ""}`;
+}

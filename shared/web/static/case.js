@@ -45,6 +45,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   const form = document.querySelector("[data-case-form]");
   const part = (name) => form.querySelector(`[data-${name}]`);
   const input = form.querySelector("input[type=file]");
+  const folder = part("folder");
   const result = document.querySelector("#result") ?? form.insertAdjacentElement("afterend", element("section", { id: "result" }));
   result.tabIndex = -1;
   result.setAttribute("aria-label", "Result");
@@ -61,6 +62,14 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     const bytes = files.reduce((sum, file) => sum + file.size, 0);
     part("chosen").hidden = files.length === 0;
     part("chosen").textContent = files.length === 1 ? `${files[0].name} (${size(bytes)})` : `${files.length} files (${size(bytes)})`;
+  }
+
+  /** Takes files in place of what was chosen before; `stale` is the field that this overrules, the folder's if none. */
+  function take(files, stale = folder) {
+    dropped = files;
+    if (stale) stale.value = "";
+    showChosen();
+    complain("");
   }
 
   function busy(on) {
@@ -89,6 +98,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       complain(`The result was computed, but could not be drawn: ${error.message}`);
       return;
     }
+    // What was said while it ran is taken away first, for it moves what is below.
+    busy(false);
     result.focus({ preventScroll: true });
     result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
@@ -149,7 +160,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
   part("cancel").addEventListener("click", () => running?.abort());
-  input.addEventListener("change", () => { dropped = []; showChosen(); complain(""); });
+  input.addEventListener("change", () => take([]));
+  folder?.addEventListener("change", () => take([...folder.files], input));
 
   const zone = part("drop");
   zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
@@ -159,7 +171,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     zone.classList.remove("over");
     const found = await filesIn(event.dataTransfer);
     const tooMany = !input.multiple && found.length > 1;
-    dropped = tooMany ? [] : found;
+    take(tooMany ? [] : found);
     input.value = "";
     showChosen();
     complain(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
