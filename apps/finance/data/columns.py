@@ -34,12 +34,28 @@ _PRICES = (
     *("close", "close last", "close price", "closing price", "收盘价", "收盘", "adj close", "adjusted close"),
     *("price", "last", "last price", "px last", "最新价", "价格", "现价", "成交价", "settle", "settlement"),
     *("settlement price", "结算价", "mid", "mid price", "midprice", "nav", "net asset value", "单位净值", "净值"),
-    *("kurs", "schlusskurs", "schluss", "cours", "dernier", "cierre", "ultimo", "último", "fechamento", "chiusura"),
+    *("kurs", "schlusskurs", "schluss", "cours", "dernier", "clôture", "cloture", "fermeture", "cierre", "ultimo"),
+    *("último", "fechamento", "chiusura", "zamknięcie", "zamkniecie", "kapanış", "закрытие", "終値", "종가", "收市价"),
 )
 _VALUES = (
     *("value", "val", "y", "wert", "valeur", "valor", "数值", "值", "amount", "金额", "rate", "yield", "利率", "汇率"),
-    *("level", "return", "returns", "pnl", "balance", "spread", "count", "volume", "成交量", "quantity", "成交额"),
+    *("level", "return", "returns", "pnl", "balance", "spread", "成交额"),
 )
+_AMOUNTS = {
+    "volume",
+    "vol",
+    "count",
+    "quantity",
+    "qty",
+    "size",
+    "trades",
+    "成交量",
+    "wolumen",
+    "volumen",
+    "stücke",
+    "umsatz",
+}
+"""How much there was of something; what is meant only where no other column of numbers is."""
 _BIDS = ("bid", "bid price", "best bid", "bid1", "bid close", "bid px", "买一价", "买入价", "买价")
 _ASKS = ("ask", "ask price", "best ask", "ask1", "ask close", "ask px", "卖一价", "卖出价", "卖价")
 _OFFERS = ("offer", "offer price", "best offer", "ofr")
@@ -96,6 +112,8 @@ SERIES = (
     *("证券简称", "证券名称", "股票名称", "名称", "security name", "stock name", "name"),
 )
 """What columns are called that tell series below each other apart, plain, the likeliest first."""
+PERHAPS_SERIES = {"stock", "security", "asset", "coin", "pair", "contract", "currency", "account", "series", "name"}
+"""Those of them that may be called so and hold a value, where they hold numbers."""
 NO_SERIES = {
     *("side", "direction", "buy sell", "b s", "bs", "note", "notes", "remark", "comment", "weekday", "day of week"),
     *("方向", "买卖", "买卖方向", "性质", "备注"),
@@ -186,6 +204,8 @@ def names_rows(label: str, numbers: Floats) -> bool:
         return True
     called = name in _IDENTIFIERS or name.startswith("unnamed")
     seen = numbers[np.isfinite(numbers)]
+    if name.endswith((" time", " timestamp", " date")) and len(seen) and float(seen.min()) > 1e7:
+        return True
     return called and bool((seen == np.floor(seen)).all()) and len(np.unique(seen)) == len(seen)
 
 
@@ -199,5 +219,6 @@ def first_value(values: Mapping[str, Floats]) -> str | None:
     """The first column that neither names nor counts rows; one that never changes only where there is no other."""
     candidates = [label for label, numbers in values.items() if not names_rows(label, numbers)]
     candidates = [label for label in candidates if not counts_rows(values[label])] or candidates
+    candidates = [label for label in candidates if not set(plain(label).split()) & _AMOUNTS] or candidates
     changing = [label for label in candidates if np.nanmin(values[label]) < np.nanmax(values[label])]
     return next(iter(changing or candidates), None)

@@ -32,6 +32,10 @@ def read_contents(path: Path, *, column: str | None = None) -> Contents:
     layout = find_layout(text, name)
     frame = _table(text, layout, name)
     lines = np.arange(layout.first_line, layout.first_line + frame.height)
+    torn = _torn(text, layout, frame)
+    if torn:
+        frame, lines = frame.head(frame.height - 1), lines[:-1]
+        layout = replace(layout, notes=(*layout.notes, torn))
     contents = to_contents(frame, name=name, column=column, semicolons=layout.separator == ";", lines=lines)
     return replace(contents, notes=(*layout.notes, *contents.notes))
 
@@ -66,6 +70,17 @@ def _table(text: str, layout: Layout, name: str) -> polars.DataFrame:
         )
     except pl.exceptions.PolarsError as error:
         raise Refusal(f"{name} is not a readable CSV file: {_fault(text, layout) or error}") from error
+
+
+def _torn(text: str, layout: Layout, frame: polars.DataFrame) -> str:
+    """What there is to say of a last line that ends before its last cell, where the others do not: the file was cut."""
+    if text.endswith("\n") or frame.height < 3:
+        return ""
+    last, *before = (line.count(layout.separator) for line in reversed(text.rsplit("\n", 3)[1:]))
+    if last >= min(before) or last == 0:
+        return ""
+    number, cells = layout.first_line + frame.height - 1, f"{last + 1} of {len(layout.labels)} cells"
+    return f"line {number}, the last, was left out: it has {cells}, as where a file is cut"
 
 
 def _fault(text: str, layout: Layout) -> str:

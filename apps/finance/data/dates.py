@@ -20,16 +20,16 @@ def in_iso_order(text: polars.Series, place: str) -> polars.Series:
     Reads 31/01/2024 and 01/31/2024 where the column leaves one order, 2024/1/31, 2024.01.31, 2024年1月31日,
     31-Jan-2024, Jan 31, 2024, 2024Q1 and 2024-01 (their first days). Refuses an order that cannot be told.
     """
-    if bool(text.str.contains("[年月]").any()):
-        text = text.str.replace(r"^(\d{4})年(\d{1,2})月", "${1}-${2}-").str.replace("日", "", literal=True)
-        text = text.str.replace(r"-$", "")
+    if bool(text.str.contains("[年月周星期一二三四五六日]").any()):
+        text = text.str.replace(r"^(\d{4})年(\d{1,2})月", "${1}-${2}-").str.replace(r"(\d)日", "${1}")
+        text = text.str.replace(r"-$", "").str.replace(r"[,，/ ]*(?:周|星期)?[一二三四五六日天]$", "")
     text = text.str.replace(r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "${1}-${2}-${3}")
     text = text.str.replace(r"^(\d{4})[/-](\d{1,2})$", "${1}-${2}-01")
     if bool(text.str.contains(r"^\d{4}[- ]?[Qq][1-4]$").any()):
         for quarter in range(1, 5):
             text = text.str.replace(rf"^(\d{{4}})[- ]?[Qq]{quarter}$", f"${{1}}-{3 * quarter - 2:02d}-01")
     if bool(text.str.contains(r"[A-Za-z]{3}").any()):
-        text = _months(text)
+        text = _months(text.str.replace(r"(?i)^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,? +", ""))
     if bool(text.str.contains(_SLASHED).any()):
         text = _slashed(text, place)
     return text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.finance.data.columns import NO_SERIES, SERIES, plain
+from apps.finance.data.columns import NO_SERIES, PERHAPS_SERIES, SERIES, plain
 from apps.finance.types import Times
 from shared.refusal import Refusal
 
@@ -31,11 +31,13 @@ def group(
     repeated = len(np.unique(times)) < len(times)
     candidates = [label for label in frame.columns if _may_name(frame[label])]
     candidates = [label for label in candidates if plain(label) not in NO_SERIES]
+    candidates = [label for label in candidates if label not in numeric or _whole(frame[label])]
     called = sorted((label for label in candidates if plain(label) in SERIES), key=lambda one: SERIES.index(plain(one)))
     for label in called:
         entries = _entries(frame[label])
         kinds = entries.n_unique()
-        if 1 < kinds <= len(entries) / 2:
+        sure = label not in numeric or plain(label) not in PERHAPS_SERIES
+        if 1 < kinds <= len(entries) / 2 and (sure or (repeated and _unique(entries, times)) or _in_runs(entries)):
             return _with_second(frame, label, entries, [one for one in candidates if one not in called], numeric, times)
     if not repeated:
         return None
@@ -71,6 +73,15 @@ def _may_name(column: polars.Series) -> bool:
     if isinstance(kind, (pl.Categorical, pl.Enum)) or kind.is_integer():
         return True
     return kind == pl.String
+
+
+def _whole(column: polars.Series) -> bool:
+    return not bool(_entries(column).str.replace(r"\.0$", "").str.contains(r"[.,eE]").any())
+
+
+def _in_runs(entries: polars.Series) -> bool:
+    """Whether an entry changes seldom from row to row, as where series follow each other."""
+    return int((entries != entries.shift(1)).sum()) <= len(entries) / 10
 
 
 def _entries(column: polars.Series) -> polars.Series:

@@ -29,7 +29,7 @@ def join_parts(frame: polars.DataFrame) -> polars.DataFrame:
             continue
         date, time = frame[labels[day]], frame[labels[clock]]
         if time.dtype == pl.Time and (date.dtype == pl.Date or isinstance(date.dtype, pl.Datetime)):
-            joined = pl.select(date.cast(pl.Date).dt.combine(time)).to_series()
+            joined = frame.select(pl.col(date.name).cast(pl.Date).dt.combine(pl.col(time.name))).to_series()
         else:
             clocked = _clock(time)
             if clocked is None or not (date.dtype == pl.String or date.dtype == pl.Date or date.dtype.is_integer()):

@@ -41,6 +41,9 @@ def find_layout(text: str, name: str) -> Layout:
     filled = [(number, line) for number, line in enumerate(lines) if line.strip()]
     if not filled:
         raise Refusal(f"{name} is empty; it needs a header line such as 'timestamp,value' and rows")
+    other = re.match(r"\s*(?:(<(?:!doctype|html|head|\?xml|table))|[\[{])", filled[0][1], re.IGNORECASE)
+    if other:
+        raise Refusal(f"{name} is {'HTML' if other[1] else 'JSON'} and not CSV; export the series as CSV or Parquet")
     hint = re.fullmatch(r'"?sep=(.)"?', filled[0][1].strip())
     if hint:
         filled = filled[1:]

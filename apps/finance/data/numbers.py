@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,11 +21,19 @@ _CURRENCY = r"(?:US\$|HK\$|[$€£¥￥₹₩元]|USD|EUR|GBP|CHF|JPY|CNY|HKD|RM
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9, "t": 1e12, "万": 1e4, "亿": 1e8, "万亿": 1e12}
 
 
-def decimal_comma(frame: polars.DataFrame, *, semicolons: bool) -> bool | None:
-    """Whether a comma is the decimal mark of a table of text, by what its columns can only mean; None: it may well be.
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a file says of its commas: ``decimal`` that they are decimal marks, or that they are not, None nothing.
 
-    A table between semicolons is likely to have decimal commas, one between commas is not.
+    Between ``semicolons`` decimal commas are likely.
     """
+
+    decimal: bool | None = None
+    semicolons: bool = False
+
+
+def find_marks(frame: polars.DataFrame, *, semicolons: bool) -> Marks:
+    """What the columns of text in a table say of its commas, by those cells that can mean one thing alone."""
     import polars as pl
 
     german = english = False
@@ -33,18 +42,19 @@ def decimal_comma(frame: polars.DataFrame, *, semicolons: bool) -> bool | None:
             text = frame[label].drop_nulls().str.strip_chars()
             german |= bool(text.str.contains(r"^[+-]?(\d{1,3}(\.\d{3})+|\d+),(\d{1,2}|\d{4,})$|^[+-]?0,\d+$").any())
             english |= bool(text.str.contains(r"^[+-]?(\d{1,3}(,\d{3})+|\d+)\.(\d{1,2}|\d{4,})$").any())
-    if german != english:
-        return german
-    return None if semicolons else False
+    return Marks(german if german != english else None, semicolons)
 
 
-def read_column(column: polars.Series, lines: Lines, comma: bool | None = False) -> tuple[Floats | None, str]:
+def read_column(column: polars.Series, lines: Lines, marks: Marks = Marks()) -> tuple[Floats | None, str]:
     """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything.
 
-    ``comma`` is what ``decimal_comma`` says of the file.
+    ``marks`` is what the file says of its commas.
     """
     import polars as pl
 
+    if column.dtype == pl.Float32:
+        # As it would be written: 100.13, not the 100.12999725341797 that is next to it.
+        column = column.cast(pl.String).cast(pl.Float64)
     if column.dtype.is_numeric():
         numbers = column.cast(pl.Float64).to_numpy().astype(np.float64)
         return np.where(np.isinf(numbers), np.nan, numbers), ""
@@ -55,7 +65,7 @@ def read_column(column: polars.Series, lines: Lines, comma: bool | None = False)
     if missing.all():
         return np.full(len(text), np.nan), ""
     text, factor = _bare(text)
-    text, fault = _points(text, lines, comma)
+    text, fault = _points(text, lines, marks)
     if fault:
         return None, fault
     parsed = text.cast(pl.Float64, strict=False)
@@ -90,7 +100,7 @@ def _bare(text: polars.Series) -> tuple[polars.Series, Floats | None]:
     return text.str.replace(r"(?i) ?(k|m|bn|b|t|万亿|万|亿)$", ""), factor.to_numpy()
 
 
-def _points(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[polars.Series, str]:
+def _points(text: polars.Series, lines: Lines, marks: Marks) -> tuple[polars.Series, str]:
     """Numbers as text with a decimal point and nothing between the thousands; and what cannot be told, if anything.
 
     10,003.77 and 1,234,567 say that commas part the thousands, 10.003,77 and 0,5 that a comma is the decimal mark;
@@ -99,12 +109,13 @@ def _points(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[po
     text = text.str.replace_all(r"(\d)['’](\d{3})", "${1}${2}").str.replace_all(r"(\d)['’](\d{3})", "${1}${2}")
     comma = text.str.contains(",", literal=True)
     if not comma.any():
-        return _dots(text, lines, decimal)
+        return _dots(text, lines, marks)
     parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
     if (parted | ~comma).all():
-        if text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any():
+        told = text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any()
+        if told or marks.decimal is False:
             return text.str.replace_all(",", "", literal=True), ""
-        if decimal is False:
+        if marks.decimal is None and not marks.semicolons:
             row = int(comma.arg_max() or 0)
             either = f"{text[row].replace(',', '')} or {text[row].replace(',', '.')}"
             return text, f"holds {text[row]!r} in line {lines[row]}, which can be {either} (write it without the comma)"
@@ -115,16 +126,16 @@ def _points(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[po
     return text, ""
 
 
-def _dots(text: polars.Series, lines: Lines, decimal: bool | None) -> tuple[polars.Series, str]:
+def _dots(text: polars.Series, lines: Lines, marks: Marks) -> tuple[polars.Series, str]:
     text = text.str.replace_all(r"(\d) (\d{3})", "${1}${2}").str.replace_all(r"(\d) (\d{3})", "${1}${2}")
     dot = text.str.contains(".", literal=True)
     parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$")
     if not dot.any() or not (parted | ~dot).all():
         return text, ""
     twice = bool(text.str.contains(r"\..*\.").any())
-    if twice or decimal is True:
+    if twice or marks.decimal is True:
         return text.str.replace_all(".", "", literal=True), ""
-    if decimal is None:
+    if marks.decimal is None and marks.semicolons:
         row = int(dot.arg_max() or 0)
         written = text[row]
         return text, (

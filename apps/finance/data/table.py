@@ -11,7 +11,7 @@ from apps.finance.data import columns
 from apps.finance.data.clock import Lines, parse_times, read_times
 from apps.finance.data.groups import group
 from apps.finance.data.joined import join_parts
-from apps.finance.data.numbers import decimal_comma, read_column
+from apps.finance.data.numbers import Marks, find_marks, read_column
 from apps.finance.types import Floats, Series, Times, usual_interval_ns
 from shared.refusal import Refusal
 
@@ -65,7 +65,7 @@ def to_contents(
     times, said = read_times(frame[time_column], f"{name}, column {time_column!r}", lines)
     notes += [f"column {time_column!r}: {said}"] if said else []
     rest = frame.drop(time_column)
-    values, faults = _values(rest, lines, decimal_comma(rest, semicolons=semicolons))
+    values, faults = _values(rest, lines, find_marks(rest, semicolons=semicolons))
     grouping = group(rest, set(values), times, name)
     told_by = grouping[0] if grouping else ""
     quotes = columns.bid_and_ask(values)
@@ -177,11 +177,12 @@ def _without_footer(
     if not any(end[-count] for count in range(1, number + 1)) and number == 1 and frame.width == 2:
         return frame, lines  # a value whose time is missing
     first = int(lines[frame.height - number])
-    what = next((cell for cell in end.tail(number) if cell), "no time")
+    cells = [str(cell).strip() for cell in frame.row(frame.height - number) if cell is not None]
+    what = next((cell for cell in [*end.tail(number), *cells] if cell), "nothing")
     notes.append(
-        f"line {first} was left out: it has {what!r} for a time"
+        f"line {first} was left out: it has no time, and {what!r}"
         if number == 1
-        else f"the last {number} lines from line {first} on were left out: they have {what!r} for a time"
+        else f"the last {number} lines from line {first} on were left out: they have no time, and {what!r}"
     )
     return frame.head(frame.height - number), lines[: frame.height - number]
 
@@ -212,12 +213,12 @@ def _time_column(frame: polars.DataFrame, name: str) -> str:
     )
 
 
-def _values(frame: polars.DataFrame, lines: Lines, comma: bool | None) -> tuple[dict[str, Floats], dict[str, str]]:
+def _values(frame: polars.DataFrame, lines: Lines, marks: Marks) -> tuple[dict[str, Floats], dict[str, str]]:
     """The columns of numbers, and what is wrong with those that might be; columns of words are neither."""
     values: dict[str, Floats] = {}
     faults: dict[str, str] = {}
     for label in frame.columns:
-        numbers, fault = read_column(frame[label], lines, comma)
+        numbers, fault = read_column(frame[label], lines, marks)
         if fault:
             faults[label] = fault
         elif numbers is not None and np.isfinite(numbers).any():

@@ -37,6 +37,9 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
         ("日期,代码,昨收,收盘价(元)", "收盘价(元)"),
         ("date,No.,exchange rate", "exchange rate"),
         ("date,index,first,second", "first"),
+        ("Date,Clôture,Volume", "Clôture"),
+        ("date,something,count", "something"),
+        ("date,id,count", "count"),
     ],
 )
 def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, judged):
@@ -157,3 +160,11 @@ def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
     assert contents.series[0].target[0] == 0
     assert "2 of the 2 series were not in the order of time and have been sorted" in contents.notes
     assert np.isfinite(contents.series[1].target).all()
+
+
+def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
+    rows = [f"{day},{100 + row % 3}" for row, day in enumerate(DAYS)]
+    series = read_csv(written(tmp_path, "date,stock", rows), column="stock")
+    assert len(series) == 30 and series.column == "stock"
+    rows = [f"{day},{1000.5 + row % 3},{row}.5" for row, day in enumerate(DAYS)]
+    assert len(read_csv(written(tmp_path, "date,account,close", rows))) == 30

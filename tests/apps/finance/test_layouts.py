@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from apps.finance.data.csv import read_contents, read_csv
+from apps.finance.data.parquet import read_parquet
 from shared.refusal import Refusal
 
 
@@ -26,7 +27,7 @@ ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
         ("Prices of AAPL\nmade by hand\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
         ("# a comment, with a comma\ndate,close\n" + ROWS, "the first 1 lines"),
         ("date,close\n(UTC),(EUR)\n" + ROWS, "a further line of names"),
-        ("date,close\n" + ROWS + "Total,7.5\n", "line 5 was left out: it has 'Total' for a time"),
+        ("date,close\n" + ROWS + "Total,7.5\n", "line 5 was left out: it has no time, and 'Total'"),
         ("date,close\n" + ROWS + "\n# source: a bank\n", "line 6 was left out"),
     ],
 )
@@ -83,6 +84,8 @@ def test_a_terminals_chinese_export(tmp_path):
         ("20240101 000000;1.5;1.6;1.4;1.5;0\n20240101 000100;1.5;1.6;1.4;1.5;0\n", "no header line"),
         ("country,2024-01-01,2024-01-02,2024-01-03\nDE,1,2,3\nFR,4,5,6\n", "has times in its header"),
         ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "no time in line 4"),
+        ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML and not CSV"),
+        ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is JSON and not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
         ("a title\n\ndate,close\n2024-01-01,1\n2024-01-02,x1\n2024-01-03,3\n", "'x1' in line 5"),
         (
@@ -135,8 +138,6 @@ def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
         }
     )
     frame.write_parquet(tmp_path / "a.parquet")
-    from apps.finance.data.parquet import read_parquet
-
     series = read_parquet(tmp_path / "a.parquet")
     assert series.column == "v" and series.target.tolist() == [1.5, 2]
 
@@ -145,3 +146,26 @@ def test_a_file_of_one_series_has_the_files_name(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("date,close\n" + ROWS)
     assert [one.name for one in read_contents(path).series] == ["one.csv"]
+
+
+def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
+    whole = "date,close,volume\n" + "".join(f"2024-01-{day:02d},{day}00.5,7\n" for day in range(1, 10))
+    series = read(tmp_path, whole + "2024-01-10,1")
+    assert series.target[-1] == 900.5
+    assert series.notes[0] == "line 11, the last, was left out: it has 2 of 3 cells, as where a file is cut"
+    assert read(tmp_path, whole + "2024-01-10,1\n").target[-1] == 1
+
+
+def test_thousands_of_one_column_follow_the_decimals_of_another(tmp_path):
+    text = 'date,close,volume\n2024-01-01,10.25,"1,234"\n2024-01-02,10.50,"2,345"\n2024-01-03,10.75,999\n'
+    assert read(tmp_path, text, column="volume").target.tolist() == [1234, 2345, 999]
+
+
+def test_columns_of_parquet_as_other_programs_write_them(tmp_path):
+    minutes = pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 1, 1), "1m", eager=True)
+    frame = pl.DataFrame(
+        {"date": minutes.dt.date(), "time": minutes.dt.time(), "price": pl.Series([100.13] * 61, dtype=pl.Float32)}
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    series = read_parquet(tmp_path / "a.parquet")
+    assert series.interval_ns == 60 * 10**9 and series.target[0] == 100.13
