@@ -178,7 +178,7 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
         there = ", ".join(one.name for one in contents.series[:10]) if contents.told_by else "one alone, without a name"
         more = ", …" if len(contents.series) > 10 else ""
         raise Refusal(f"{name} has no series {wanted!r}; it has {there}{more}")
-    return replace(contents, series=found)
+    return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was judged"))
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:

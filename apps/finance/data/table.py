@@ -91,9 +91,8 @@ def to_contents(
     if not series:
         raise Refusal(f"{name}: all rows have the same time; a series needs at least two times")
     if grouping is not None:
-        notes.insert(
-            0, f"{len(parts)} series below each other were judged one by one, told apart by column {told_by!r}"
-        )
+        left = f"; {len(parts) - len(series)} with a single time were left out" if len(series) < len(parts) else ""
+        notes.insert(0, f"the file holds {len(parts)} series, told apart by column {told_by!r}{left}")
         fine = _summed(fine, len(parts))
     return Contents(tuple(series), told_by, tuple(notes + fine))
 

@@ -81,6 +81,8 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
 def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_path):
     request = Request(files=(several(tmp_path),), options={"series": "600519"})
     alone = answer(predictor, request).result
+    assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
+    assert "series '600519' alone was judged" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(Refusal, match="no series '700'; it has 0700, 600519"):
         predictor.decode(Request(files=(several(tmp_path),), options={"series": "700"}))

@@ -95,7 +95,7 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
     for place, one in enumerate(contents.series):
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
         assert list(one.values) == ["close"]
-    assert contents.notes[0].startswith("2 series below each other were judged one by one")
+    assert contents.notes[0].startswith("the file holds 2 series, told apart by column")
     with pytest.raises(Refusal, match=rf"series\.csv holds 2 series below each other.*'{label}' \('{tickers[0]}'"):
         read_csv(path)
 
