@@ -52,20 +52,16 @@ class DrivingPredictor:
 
     def __init__(self, artifacts: Sequence[Artifact], device: str = "cpu") -> None:
         self.detectors: dict[str, Detector] = {a.manifest.name: make_detector(a, device) for a in artifacts}
+        self.digests = {
+            a.manifest.name: a.manifest.files.get("weights.safetensors", {}).get("sha256") for a in artifacts
+        }
         self.thresholds = {a.manifest.name: least_scores(a.manifest.calibration) for a in artifacts}
 
     def decode(self, request: Request) -> Inputs:
         """Reads KITTI folders, sweeps and images, nuScenes key frames, and zips of them; refuses what it cannot use."""
-        unknown = sorted(request.options.keys() - set(_OPTIONS))
-        if unknown:
-            raise Refusal(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
+        asked, score = _options(request.options)
         frames = read_frames(request.files)
-        asked = request.options.get("model") or None
-        return Inputs(
-            frames=tuple(frames),
-            models=tuple(self._model(frame, asked) for frame in frames),
-            score=_score(request.options.get("score") or None),
-        )
+        return Inputs(frames=tuple(frames), models=tuple(self._model(frame, asked) for frame in frames), score=score)
 
     def predict(self, batch: Sequence[Inputs]) -> Sequence[Outputs]:
         """Every frame by itself, so that what is found in it does not depend on what came along with it."""
@@ -104,6 +100,18 @@ class DrivingPredictor:
             files=files,
             model=_one(outputs.models),
         )
+
+    def find(self, frame: Frame, options: Mapping[str, str]) -> tuple[dict[str, Any], Boxes3D]:
+        """What ``result.json`` says of one frame, and its boxes, by a request's options."""
+        asked, score = _options(options)
+        model = self._model(frame, asked)
+        boxes = self._find(frame, model, score)
+        return {"name": frame.name, "model": model, "boxes": describe(boxes)}, boxes
+
+    def settings(self, options: Mapping[str, str]) -> dict[str, Any]:
+        """What decides the answer to a frame: the digests of the weights, and the options."""
+        asked, score = _options(options)
+        return {"weights": self.digests, "model": asked, "score": score}
 
     def _model(self, frame: Frame, asked: str | None) -> str:
         usable = {"pointpillars": frame.points_lidar_m is not None, "fcos3d": bool(frame.cameras)}
@@ -189,6 +197,13 @@ def describe(boxes: Boxes3D) -> list[dict[str, Any]]:
         }
         for i in range(len(boxes))
     ]
+
+
+def _options(options: Mapping[str, str]) -> tuple[str | None, float | None]:
+    """The model and the least score that a request asks for."""
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise Refusal(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
+    return options.get("model") or None, _score(options.get("score") or None)
 
 
 def _score(text: str | None) -> float | None:

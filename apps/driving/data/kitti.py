@@ -60,8 +60,8 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
     return _read_loose(paths)
 
 
-def read_frame(root: Path, frame_id: str) -> Frame:
-    """One frame of a KITTI object folder, by its number; what the folder lacks stays empty."""
+def read_frame(root: Path, frame_id: str, *, labelled: bool = True) -> Frame:
+    """One frame of a KITTI object folder, by its number, with its labels or without; what it lacks stays empty."""
     points, image, labels = (
         _named(root / folder, frame_id, suffixes)
         for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("label_2", TEXTS))
@@ -70,7 +70,7 @@ def read_frame(root: Path, frame_id: str) -> Frame:
         raise Refusal(
             f"there is no frame {frame_id} in {root.name}: neither velodyne/{frame_id}.bin nor an image of it"
         )
-    return _frame(frame_id, points, image, _calibration_of(root, frame_id), labels)
+    return _frame(frame_id, points, image, _calibration_of(root, frame_id), labels if labelled else None)
 
 
 def _calibration_of(root: Path, frame_id: str) -> Path | None:
@@ -252,29 +252,37 @@ def _frame(name: str, points: Path | None, image: Path | None, calibration: Path
 
 
 def _read_folder(folder: Path) -> list[Frame]:
-    parents = sorted(
-        {found.parent for name in ("velodyne", "image_2") for found in folder.rglob(name) if found.is_dir()}
-    )
-    if not parents:
+    if not _object_roots(folder):
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         if not files:
             raise Refusal(f"{folder.name} holds no files")
         return _read_loose(files)
-    if len(parents) > 1:
-        names = ", ".join(parent.relative_to(folder).as_posix() for parent in parents)
+    root = object_root(folder)
+    return [read_frame(root, frame_id) for frame_id in _few(frame_ids(root), root.name)]
+
+
+def object_root(folder: Path) -> Path:
+    """The one folder in ``folder``, or itself, that holds ``velodyne`` or ``image_2`` with a frame."""
+    roots = _object_roots(folder)
+    if not roots:
+        raise Refusal(f"{folder.name} holds neither a folder velodyne nor image_2; give a KITTI object folder")
+    if len(roots) > 1:
+        names = ", ".join(root.relative_to(folder).as_posix() for root in roots)
         raise Refusal(f"{folder.name} holds several KITTI folders ({names}); give one of them")
-    root = parents[0]
-    ids = frame_ids(root)
-    if not ids:
-        raise Refusal(f"{root.name} holds neither velodyne/*.bin nor image_2/*.png")
-    return [read_frame(root, frame_id) for frame_id in _few(ids, root.name)]
+    if not frame_ids(roots[0]):
+        raise Refusal(f"{roots[0].name} holds neither velodyne/*.bin nor image_2/*.png")
+    return roots[0]
+
+
+def _object_roots(folder: Path) -> list[Path]:
+    return sorted({found.parent for name in ("velodyne", "image_2") for found in folder.rglob(name) if found.is_dir()})
 
 
 def _few(ids: list[_Id], name: str) -> list[_Id]:
     if len(ids) > MOST_FRAMES:
         raise Refusal(
             f"{name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
-            "Name that many files of velodyne or image_2 at a time instead of the folder (docs/driving.md has the loop)"
+            "On the command line, python -m apps.driving.folder FOLDER --out DIR takes any number, one after the other"
         )
     return ids
 

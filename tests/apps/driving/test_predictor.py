@@ -9,18 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from apps.driving.app import app
 from apps.driving.models.detect import shown_boxes
-from apps.driving.predictor import DrivingPredictor, Inputs, read_frames
-from apps.driving.recipes import RECIPES
+from apps.driving.predictor import Inputs, read_frames
 from apps.driving.types import Boxes3D, Frame
-from shared.deploy.artifact import Manifest, open_artifact, write_manifest
 from shared.deploy.predictor import Request, answer
-from shared.engine.recipe import save_recipe
 from shared.refusal import Refusal
 
 pytestmark = [
@@ -30,35 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ImportWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    artifacts = []
-    for recipe_name in ("tiny", "fcos3d_tiny"):
-        torch.manual_seed(3)
-        recipe = RECIPES[recipe_name]()
-        model = recipe.model.build()
-        # Raised, so that random weights find something.
-        model.bbox_head.conv_cls.bias.data += 4.0
-        path = tmp_path_factory.mktemp(recipe.model.name)
-        save_file(model.state_dict(), path / "weights.safetensors")
-        save_recipe(path / "recipe.yaml", recipe, app="driving", name=recipe_name)
-        manifest = Manifest(
-            name=recipe.model.name, version=1, app="driving", inputs=(), outputs=(), scores={}, data={},
-            calibration={"least_scores": {"car": 0.1, "pedestrian": 0.1, "cyclist": 0.1}},
-        )  # fmt: skip
-        write_manifest(path, manifest)
-        artifacts.append(open_artifact(path))
-    return DrivingPredictor(artifacts)
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    """The sample that the form makes on the spot: a KITTI object folder."""
-    sample = next(sample for sample in app.samples() if sample.name == "synthetic")
-    assert sample.synthetic
-    return sample.files(tmp_path_factory.mktemp("sample"))[0]
 
 
 def test_a_folder_gives_boxes_picture_and_files(predictor, synthetic):

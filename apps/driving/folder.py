@@ -1,0 +1,159 @@
+"""A KITTI folder of any number of frames, one after the other: ``python -m apps.driving.folder FOLDER --out DIR``.
+
+One frame is in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
+``frames.jsonl`` after it; the same command goes on where it was stopped. Frames that cannot be read are named and left
+out, and tried again by the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.driving.data import kitti
+from apps.driving.outputs import kitti as kitti_results
+from shared.durable import alone, write_whole
+from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    from apps.driving.predictor import DrivingPredictor
+
+_SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
+_SAY_EVERY = 100
+
+
+def detect(
+    predictor: DrivingPredictor, folder: Path, out: Path, options: Mapping[str, str], say: Callable[[str], object]
+) -> int:
+    """Detects in every frame of ``folder`` that ``out`` has no answer for; returns how many could not be read.
+
+    ``say`` is told how far it is. Raises ``Refusal`` where nothing can be read, and where ``out`` holds the answers to
+    another folder or of other weights or options.
+    """
+    root = kitti.object_root(folder)
+    ids = kitti.frame_ids(root)
+    settings = predictor.settings(options) | {"folder": str(root.resolve())}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{out} cannot be made: {error.strerror}; name another directory with --out") from error
+    try:
+        with alone(out / _LOCK, wait=False):
+            _same(out / _SETTINGS, settings)
+            return _go_on(predictor, root, ids, out, options, say)
+    except BlockingIOError as error:
+        raise Refusal(f"another process is writing into {out}; wait for it, or name another directory") from error
+
+
+def _go_on(
+    predictor: DrivingPredictor,
+    root: Path,
+    ids: Sequence[str],
+    out: Path,
+    options: Mapping[str, str],
+    say: Callable[[str], object],
+) -> int:
+    done = _answered(out / _LINES)
+    left = [frame_id for frame_id in ids if frame_id not in done]
+    say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
+    refused, last = 0, "none"
+    with (out / _LINES).open("a", encoding="utf-8") as lines:
+        try:
+            for number, frame_id in enumerate(left, 1):
+                try:
+                    line, text = _answer(predictor, root, frame_id, options)
+                except Refusal as refusal:
+                    refused += 1
+                    say(f"left out: {refusal}")
+                    continue
+                if text is not None:
+                    write_whole(out / f"{frame_id}.txt", text)
+                lines.write(json.dumps(line, allow_nan=False) + "\n")
+                lines.flush()
+                last = frame_id
+                if number % _SAY_EVERY == 0:
+                    say(f"{number} of {len(left)} frames, the last {frame_id}")
+        except KeyboardInterrupt:
+            say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
+            raise
+    say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
+    return refused
+
+
+def _answer(
+    predictor: DrivingPredictor, root: Path, frame_id: str, options: Mapping[str, str]
+) -> tuple[dict[str, Any], str | None]:
+    """The frame's line of JSON, and its KITTI result file where it has a camera."""
+    frame = kitti.read_frame(root, frame_id, labelled=False)
+    line, boxes = predictor.find(frame, options)
+    return line, kitti_results.write(boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
+
+
+def _same(file: Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings, or refuses where others made what is there."""
+    text = json.dumps(settings, indent=2) + "\n"
+    if not file.exists():
+        write_whole(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise Refusal(
+            f"{file.parent} holds answers to another folder, or of other weights or options (its {file.name} says "
+            "which); name another directory with --out"
+        )
+
+
+def _answered(lines: Path) -> set[str]:
+    """The frames that have a whole line; what follows the last whole line, written as the machine stopped, is cut."""
+    if not lines.exists():
+        return set()
+    content = lines.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        lines.write_bytes(whole)
+    return {json.loads(line)["name"] for line in whole.splitlines()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Detects with the shipped or the named weights; 1 where frames were left out, 2 where nothing can be done."""
+    parser = argparse.ArgumentParser(prog="python -m apps.driving.folder", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a KITTI object folder: velodyne, image_2, calib")
+    parser.add_argument("--out", type=Path, required=True, help="where the results go, or go on")
+    parser.add_argument("--artifact", type=Path, help="other weights than the shipped ones")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="model, score")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command = parser.parse_args(arguments)
+    try:
+        if not command.folder.is_dir():
+            raise Refusal(f"{command.folder} is no folder; give one that holds velodyne or image_2")
+        if wrong := [text for text in command.option if "=" not in text]:
+            raise Refusal(f"--option {wrong[0]}: write it as name=value")
+        options = dict(text.split("=", 1) for text in command.option)
+        return int(detect(_predictor(command), command.folder, command.out, options, _print) > 0)
+    except Refusal as refusal:
+        sys.stderr.write(f"apps.driving.folder: {refusal}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _predictor(command: argparse.Namespace) -> DrivingPredictor:
+    from apps.driving.app import app
+    from apps.driving.predictor import DrivingPredictor
+    from shared.app import shipped
+    from shared.deploy.artifact import open_artifact
+
+    artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
+    artifacts[0].must_belong_to(app.name)
+    return DrivingPredictor(artifacts, command.device)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""A predictor with random weights, and a synthetic KITTI folder."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from apps.driving.app import app
+from apps.driving.predictor import DrivingPredictor
+from apps.driving.recipes import RECIPES
+from shared.deploy.artifact import Manifest, open_artifact, write_manifest
+from shared.engine.recipe import save_recipe
+
+
+@pytest.fixture(scope="session")
+def predictor(tmp_path_factory):
+    artifacts = []
+    for recipe_name in ("tiny", "fcos3d_tiny"):
+        torch.manual_seed(3)
+        recipe = RECIPES[recipe_name]()
+        model = recipe.model.build()
+        # Raised, so that random weights find something.
+        model.bbox_head.conv_cls.bias.data += 4.0
+        path = tmp_path_factory.mktemp(recipe.model.name)
+        save_file(model.state_dict(), path / "weights.safetensors")
+        save_recipe(path / "recipe.yaml", recipe, app="driving", name=recipe_name)
+        manifest = Manifest(
+            name=recipe.model.name, version=1, app="driving", inputs=(), outputs=(), scores={}, data={},
+            calibration={"least_scores": {"car": 0.1, "pedestrian": 0.1, "cyclist": 0.1}},
+        )  # fmt: skip
+        write_manifest(path, manifest)
+        artifacts.append(open_artifact(path))
+    return DrivingPredictor(artifacts)
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory):
+    """The sample that the form makes on the spot: a KITTI object folder."""
+    sample = next(sample for sample in app.samples() if sample.name == "synthetic")
+    assert sample.synthetic
+    return sample.files(tmp_path_factory.mktemp("sample"))[0]

@@ -1,0 +1,124 @@
+"""Folders of any number of frames: the same answers as at once, written one by one, gone on with where it stopped."""
+
+import json
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+
+from apps.driving import folder as folders
+from apps.driving.data import kitti
+from shared.deploy.predictor import Request, answer
+from shared.refusal import Refusal
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ImportWarning"),
+]
+
+
+@pytest.fixture
+def split(synthetic, tmp_path):
+    """Four frames, the second without an image."""
+    root = tmp_path / "training"
+    for number in range(4):
+        for part, ending in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt"), ("label_2", "txt")):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            if (number, part) != (1, "image_2"):
+                shutil.copy(synthetic / part / f"000000.{ending}", root / part / f"{number:06d}.{ending}")
+        points = kitti.read_points(root / "velodyne" / f"{number:06d}.bin")
+        points[number :: number + 2].tofile(root / "velodyne" / f"{number:06d}.bin")
+    return root
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
+
+
+def test_the_answers_are_those_that_the_folder_gives_at_once(predictor, split, tmp_path):
+    said = []
+    assert folders.detect(predictor, split.parent, tmp_path / "out", {"score": "0.2"}, said.append) == 0
+    response = answer(predictor, Request(files=(split,), options={"score": "0.2"}))
+    assert lines(tmp_path / "out") == response.result["frames"]
+    written = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.txt")}
+    assert written == {name: text for name, text in response.files.items() if name.endswith(".txt")}
+    assert sorted(written) == ["000000.txt", "000002.txt", "000003.txt"]
+    assert "4 frames, 0 of them answered before" in said[0]
+
+
+def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch):
+    out, looked, said = tmp_path / "out", [], []
+    find = type(predictor).find
+
+    def stopped_at_the_third(self, frame, options):
+        looked.append(frame.name)
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        return find(self, frame, options)
+
+    monkeypatch.setattr(type(predictor), "find", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        folders.detect(predictor, split, out, {}, said.append)
+    assert "the last frame answered is 000001" in said[-1]
+    # The machine stopped in the middle of a line.
+    with (out / "frames.jsonl").open("a") as file:
+        file.write('{"name": "0000')
+    assert folders.detect(predictor, split, out, {}, said.append) == 0
+    assert looked == ["000000", "000001", "000002", "000002", "000003"]
+    assert [line["name"] for line in lines(out)] == ["000000", "000001", "000002", "000003"]
+    assert folders.detect(predictor, split, out, {}, said.append) == 0
+    assert len(looked) == 5
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, split, tmp_path):
+    sweep, said = split / "velodyne" / "000002.bin", []
+    good = sweep.read_bytes()
+    sweep.write_bytes(good[:-3])
+    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 1
+    assert any("left out: 000002.bin has" in text for text in said) and "1 frames were left out" in said[-1]
+    assert not (tmp_path / "out" / "000002.txt").exists()
+    sweep.write_bytes(good)
+    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 0
+    assert {line["name"] for line in lines(tmp_path / "out")} == {f"{n:06d}" for n in range(4)}
+
+
+def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp_path):
+    folders.detect(predictor, split, tmp_path / "out", {}, print)
+    shutil.copytree(split, tmp_path / "other")
+    for root, options in ((split, {"score": "0.5"}), (split, {"model": "fcos3d"}), (tmp_path / "other", {})):
+        with pytest.raises(Refusal, match="name another directory"):
+            folders.detect(predictor, root, tmp_path / "out", options, print)
+
+
+def test_one_frame_is_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
+    held, most = weakref.WeakValueDictionary(), []
+    read = kitti.read_points
+
+    def counted(path):
+        most.append(len(held))
+        points = read(path).view(Points)
+        held[len(most)] = points
+        return points
+
+    monkeypatch.setattr(kitti, "read_points", counted)
+    folders.detect(predictor, split, tmp_path / "out", {"model": "pointpillars"}, print)
+    # While a frame is read the one before may still be at hand.
+    assert len(most) == 4 and max(most) <= 1
+
+
+class Points(np.ndarray):
+    """An array that can be referred to weakly."""
+
+
+def test_the_command_refuses_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert folders.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert folders.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out"), "--option", "score"]) == 2
+    assert "--option score: write it as name=value" in capsys.readouterr().err
+    assert folders.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 2
+    assert "empty holds neither a folder velodyne nor image_2" in capsys.readouterr().err
