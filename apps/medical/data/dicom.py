@@ -20,6 +20,21 @@ from shared.refusal import Refusal
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _AIR_HU = -1024
+_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+_KEYWORDS = (
+    *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesDescription"),
+    *("InstanceNumber", "SeriesNumber", "NumberOfFrames", "SliceThickness", *_IDENTIFIERS),
+    *(
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "Rows",
+        "Columns",
+        "PhotometricInterpretation",
+    ),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
 
 
 def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
@@ -40,25 +55,38 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     chosen, remarks = choose(name, [part for part in slices if not is_scout(part.header)] or slices, series)
     for part in chosen:
         _must_be_ct(part)
+    if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
+        raise Refusal(f"{name}: one series holds images of several patients (PatientID); hand in one patient's")
     return _assemble(name, _without_copies(chosen), remarks)
 
 
 def _parse(label: str, content: bytes) -> Slice | None:
     """The image in a file; None where it is not DICOM, or DICOM without pixels (directories, reports)."""
-    from pydicom import dcmread
+    from pydicom import config, dcmread
     from pydicom.errors import InvalidDicomError
 
+    # Its warnings cite values, which may name the patient, on the terminal.
+    config.settings.reading_validation_mode = config.IGNORE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = dcmread(BytesIO(content), stop_before_pixels=True)
-            if "Rows" not in header or "Columns" not in header:
-                return None
+            # Some have lost what stands before the first group.
+            header = dcmread(BytesIO(content), stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
+            # Values are converted when they are first asked for.
+            for keyword in _KEYWORDS:
+                header.get(keyword)
+            for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
+                getattr(header, "file_meta", {}).get(keyword)
     except InvalidDicomError:
         return None
     except Exception as error:
-        raise Refusal(f"{label} is a damaged DICOM file: {error}") from error
-    return Slice(label, content, header)
+        raise Refusal(f"{label} is a damaged DICOM file ({error}); export it again") from error
+    if "Rows" in header and "Columns" in header:
+        return Slice(label, content, header)
+    kind = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
+    if not is_harmless(label) and (not kind or kind in _CT_IMAGES):
+        raise Refusal(f"{label} is a DICOM file that ends within its header; export it again")
+    return None
 
 
 def _must_be_ct(part: Slice) -> None:
@@ -67,7 +95,7 @@ def _must_be_ct(part: Slice) -> None:
         raise Refusal(f"{part.file} has no Modality tag (0008,0060), so that it cannot be known for CT; export anew")
     if modality != "CT":
         raise Refusal(f"{part.file} is {modality}, not CT; hand in the CT series")
-    if int(part.header.get("NumberOfFrames") or 1) > 1:
+    if (_integer(part, "NumberOfFrames") or 1) > 1:
         raise Refusal(f"{part.file} is a multi-frame image; export it as single-frame CT images, or as NIfTI")
 
 
@@ -85,7 +113,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     positions = np.array([_numbers(part, "ImagePositionPatient", 3) for part in slices])
     orientation = np.array([_numbers(part, "ImageOrientationPatient", 6) for part in slices])
     pixel = np.array([_numbers(part, "PixelSpacing", 2) for part in slices])
-    shapes = {(int(part.header.Rows), int(part.header.Columns)) for part in slices}
+    shapes = {(_integer(part, "Rows"), _integer(part, "Columns")) for part in slices}
     if len(shapes) > 1 or np.ptp(orientation, axis=0).max() > 1e-3 or np.ptp(pixel, axis=0).max() > 1e-3:
         raise Refusal(f"{name}: its images differ in size, orientation or pixel spacing; hand in one series")
     if pixel.min() <= 0:
@@ -93,6 +121,8 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     along_i, along_j = orientation[0, :3], orientation[0, 3:]
     normal = np.cross(along_i, along_j)
     height = positions @ normal
+    if not np.allclose([along_i @ along_i, along_j @ along_j, along_i @ along_j], [1, 1, 0], atol=1e-3):
+        raise Refusal(f"{name} states an ImageOrientationPatient that is no pair of directions; export it again")
     if abs(normal[2]) < AXIAL:
         raise Refusal(f"{name} is not in axial slices; hand in the axial series")
     order = np.argsort(height, kind="stable")
@@ -107,6 +137,8 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
             f"{name}: slices are missing or uneven; {steps[worst]:.2f} mm lie between {slices[order[worst]].file} and "
             f"{slices[order[worst + 1]].file}, {spacing:.2f} mm elsewhere. Hand in the complete series"
         )
+    if np.abs(height[order] - np.linspace(height.min(), height.max(), len(slices))).max() > 0.5 * spacing:
+        raise Refusal(f"{name}: the distance of its slices changes on the way; hand in a series of even slices")
     drift = positions[order[-1]] - positions[order[0]]
     drift = drift - normal * (drift @ normal)
     if np.linalg.norm(drift) > 1.0:
@@ -127,9 +159,8 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
 
 
 def _source(part: Slice, position: Float64) -> SourceImage:
-    number = part.header.get("InstanceNumber")
     return SourceImage(
-        instance_number=None if number is None else int(number),
+        instance_number=_integer(part, "InstanceNumber"),
         sop_instance_uid=str(part.header.get("SOPInstanceUID") or ""),
         position_lps_mm=_triple(position),
     )
@@ -137,20 +168,33 @@ def _source(part: Slice, position: Float64) -> SourceImage:
 
 def _numbers(part: Slice, keyword: str, count: int) -> list[float]:
     value = part.header.get(keyword)
-    if value is None or len(value) != count:
+    try:
+        numbers = [float(number) for number in (value if isinstance(value, Sequence) else [])]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all():
         raise Refusal(f"{part.file} has no usable {keyword}; without geometry nothing can be measured in it")
-    return [float(number) for number in value]
+    return numbers
+
+
+def _integer(part: Slice, keyword: str) -> int | None:
+    value = part.header.get(keyword)
+    return int(value) if isinstance(value, int) else None
 
 
 def _hounsfield(part: Slice) -> NDArray[np.int16]:
     """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1)."""
-    if "RescaleSlope" not in part.header or "RescaleIntercept" not in part.header:
+    scale = [part.header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    if not all(isinstance(value, float | int) and np.isfinite(value) for value in scale) or not scale[0]:
         raise Refusal(f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units")
     if (kind := part.header.get("PhotometricInterpretation")) != "MONOCHROME2":
         raise Refusal(f"{part.file} is {kind}; a CT image is MONOCHROME2. Export the original series")
+    stored, highest = _integer(part, "BitsStored"), _integer(part, "HighBit")
+    if stored is None or highest != stored - 1:
+        raise Refusal(f"{part.file} does not keep its values in the lowest bits; export it again")
     syntax = str(part.header.file_meta.get("TransferSyntaxUID", "")) if hasattr(part.header, "file_meta") else ""
     hounsfield = _rescaled(part) if syntax in _UNCOMPRESSED else _decompressed(part, syntax)
-    if hounsfield.shape != (int(part.header.Rows), int(part.header.Columns)):
+    if hounsfield.shape != (_integer(part, "Rows"), _integer(part, "Columns")):
         raise Refusal(f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns")
     # Scanners mark what lies outside their field with values far below air, or with one that they name.
     hounsfield[_is_padding(part, hounsfield)] = _AIR_HU
@@ -160,12 +204,13 @@ def _hounsfield(part: Slice) -> NDArray[np.int16]:
 def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which pixels hold no image (PS3.3 C.7.5.1.1.2): from PixelPaddingValue to PixelPaddingRangeLimit."""
     header = part.header
-    if header.get("PixelPaddingValue") is None:
+    first, last = _integer(part, "PixelPaddingValue"), _integer(part, "PixelPaddingRangeLimit")
+    if first is None:
         return np.zeros(hounsfield.shape, bool)
-    ends = [int(header.PixelPaddingValue), int(header.get("PixelPaddingRangeLimit") or header.PixelPaddingValue)]
+    ends = [first, first if last is None else last]
     # Some writers state the value as if pixels had the other sign.
-    whole = 1 << int(header.BitsAllocated)
-    if header.PixelRepresentation == 1:
+    whole = 1 << (_integer(part, "BitsAllocated") or 16)
+    if header.get("PixelRepresentation") == 1:
         ends = [value - whole if value >= whole // 2 else value for value in ends]
     else:
         ends = [value + whole if value < 0 else value for value in ends]
@@ -179,7 +224,7 @@ def _rescaled(part: Slice) -> NDArray[np.float32]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = dcmread(BytesIO(part.content))
+            dataset = dcmread(BytesIO(part.content), force=True)
             stored = dataset.pixel_array
     except Exception as error:
         raise Refusal(f"{part.file}: its pixels cannot be read ({error})") from error

@@ -19,6 +19,7 @@ LEAST_SLICES = 3
 AXIAL = 0.8
 """The least cosine between an axial image's normal and the long axis of the body."""
 
+_LISTED = 8
 _PROJECTED = {"LOCALIZER", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "VOLUME RENDERED", "MPR", "CSA MPR"}
 _LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|fc[58]\d", re.IGNORECASE)
 """Sharp kernels by the names of Siemens, GE, Philips and Canon."""
@@ -58,8 +59,10 @@ def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list
         return asked[0], []
     # Key images, reports and the like lie beside the series in many exports.
     several = [group for group in all_groups if len(group) >= LEAST_SLICES] or all_groups
-    candidates = [group for group in several if _is_volume(group)] or several
-    chosen = candidates[0] if len(candidates) == 1 else _thinnest(name, candidates)
+    candidates = [group for group in several if _is_volume(group)]
+    if not candidates and len(several) > 1:
+        raise _several(name, several)
+    chosen = _thinnest(name, candidates) if len(candidates) > 1 else (candidates or several)[0]
     others = [group for group in several if group is not chosen]
     if not others:
         return chosen, []
@@ -85,7 +88,9 @@ def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
 
 
 def _several(name: str, groups: Sequence[Sequence[Slice]], more: str = "") -> Refusal:
-    listed = "; ".join(_describe(group) for group in groups)
+    listed = "; ".join(_describe(group) for group in groups[:_LISTED])
+    if len(groups) > _LISTED:
+        listed += f"; and {len(groups) - _LISTED} more"
     return Refusal(
         f"{name} holds {len(groups)} series{more}: {listed}. Hand in one of them, or name it in the option `series`"
     )
@@ -106,16 +111,22 @@ def _heights(headers: Sequence[Dataset]) -> Float64 | None:
         turned = np.array([[float(v) for v in header.ImageOrientationPatient] for header in headers])
         places = np.array([[float(v) for v in header.ImagePositionPatient] for header in headers])
         normals = np.cross(turned[:, :3], turned[:, 3:])
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, IndexError):
         return None
-    return None if np.abs(normals[:, 2]).min() < AXIAL else np.asarray(places[:, 2], np.float64)
+    return None if not np.abs(normals[:, 2]).min() >= AXIAL else np.asarray(places[:, 2], np.float64)
 
 
 def _thickness(group: Sequence[Slice]) -> float:
     """The larger of the slices' thickness and their distance, mm."""
     heights = _heights([part.header for part in group])
     assert heights is not None
-    return max(float(np.median(np.diff(np.unique(heights)))), float(group[0].header.get("SliceThickness") or 0))
+    return max(float(np.median(np.diff(np.unique(heights)))), _millimetres(group[0].header))
+
+
+def _millimetres(header: Dataset) -> float:
+    """SliceThickness; 0 where it is not stated."""
+    value = header.get("SliceThickness")
+    return float(value) if isinstance(value, float | int) else 0.0
 
 
 def _has_lung_kernel(header: Dataset) -> bool:
@@ -131,19 +142,24 @@ def _image_type(header: Dataset) -> set[str]:
 
 def _facts(group: Sequence[Slice]) -> Mapping[str, str]:
     header = group[0].header
-    thickness, kernel = header.get("SliceThickness"), header.get("ConvolutionKernel")
+    thickness, kernel = _millimetres(header), header.get("ConvolutionKernel")
     return {
         "modality": str(header.get("Modality") or "?"),
-        "thickness": f"{float(thickness):g} mm" if thickness else "",
+        "thickness": f"{thickness:g} mm" if thickness else "",
         "kernel": f"kernel {kernel if isinstance(kernel, str) else next(iter(kernel), '')}" if kernel else "",
         "images": f"{len(group)} images",
     }
 
 
+def _number(group: Sequence[Slice]) -> str:
+    value = group[0].header.get("SeriesNumber")
+    return "?" if value is None else str(value)
+
+
 def _kept_description(group: Sequence[Slice]) -> str:
     """The series in words that may be kept: a SeriesDescription is free text, and may name the patient."""
     facts = ", ".join(fact for fact in _facts(group).values() if fact)
-    return f"series {group[0].header.get('SeriesNumber', '?')} ({facts})"
+    return f"series {_number(group)} ({facts})"
 
 
 def _describe(group: Sequence[Slice]) -> str:
@@ -152,4 +168,4 @@ def _describe(group: Sequence[Slice]) -> str:
     text = str(header.get("SeriesDescription") or "without description")
     facts = _facts(group)
     inner = ", ".join(part for part in (facts["modality"], text, facts["thickness"], facts["images"]) if part)
-    return f"number {header.get('SeriesNumber', '?')} ({inner})"
+    return f"number {_number(group)} ({inner})"

@@ -1,0 +1,138 @@
+"""DICOM that is damaged, or says of itself what cannot be: refused in a sentence, and never read as something else."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from apps.medical.data.source import read_volume
+from apps.medical.types import CTVolume
+from shared.refusal import Refusal
+from tests.apps.medical.chests import dicom_slice, pack
+
+
+@pytest.fixture
+def scan() -> CTVolume:
+    voxels = np.random.default_rng(0).integers(-1000, 400, size=(5, 8, 10)).astype(np.int16)
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(0.7, 0.8, 2.5), origin_lps_mm=(-20.0, 15.0, -300.0))
+
+
+def members(scan: CTVolume, **tags: object) -> dict[str, bytes]:
+    """The series; a tag that is a function is asked for each slice."""
+    return {
+        f"I{k}": dicom_slice(scan, k, **{n: value(k) if callable(value) else value for n, value in tags.items()})
+        for k in range(len(scan.voxels_zyx))
+    }
+
+
+def refused(folder: Path, slices: dict[str, bytes], words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        read_volume([pack(folder, slices)])
+
+
+@pytest.mark.parametrize("first_or_last", [0, 4])
+@pytest.mark.parametrize("cut", [140, 200, 400])
+def test_a_slice_that_ends_within_its_header_is_not_passed_over(scan, tmp_path, first_or_last, cut):
+    """At either end its loss would leave no gap."""
+    slices = members(scan)
+    slices[f"I{first_or_last}"] = slices[f"I{first_or_last}"][:cut]
+    refused(tmp_path, slices, f"I{first_or_last} is a (DICOM file that ends within its header|damaged DICOM file)")
+
+
+def test_reports_without_pixels_are_passed_over(scan, tmp_path):
+    report = dcmread(io.BytesIO(dicom_slice(scan, 0, Modality="SR")))
+    kind = "1.2.840.10008.5.1.4.1.1.88.67"
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID = kind
+    for keyword in ("Rows", "Columns", "PixelData"):
+        delattr(report, keyword)
+    out = io.BytesIO()
+    report.save_as(out, enforce_file_format=True)
+    volume = read_volume([pack(tmp_path, {**members(scan), "dose": out.getvalue()})])
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
+
+
+@pytest.mark.parametrize(
+    ("stated", "instead"),
+    [(b"0.8\\0.7", b"nan\\nan"), (b"0.8\\0.7", b"x.8\\0.7"), (b"0.8\\0.7", b"0.80000"), (b"-1024", b"abcde")],
+)
+def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
+    slices = members(scan)
+    assert all(stated in content for content in slices.values())
+    refused(
+        tmp_path,
+        {name: content.replace(stated, instead) for name, content in slices.items()},
+        "I0 (has no usable PixelSpacing|has no rescale slope)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"PatientID": lambda k: "a" if k < 2 else "b"}, "images of several patients"),
+        ({"BitsStored": 12, "HighBit": 15}, "lowest bits"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "no pair of directions"),
+        ({"ImageOrientationPatient": [0] * 6}, "no pair of directions"),
+        ({"ImagePositionPatient": lambda k: [0, k * 0.8, k * 2.5]}, "tilted gantry"),
+        ({"ImagePositionPatient": [0, 0, 0]}, "two images lie at one position"),
+        ({"Rows": 0}, "pixels cannot be read"),
+        ({"PixelData": b"\0\0" * 20}, "pixels cannot be read"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB"),
+        ({"RescaleSlope": 0}, "rescale slope"),
+    ],
+)
+def test_what_cannot_be_is_refused(scan, tmp_path, tags, words):
+    refused(tmp_path, members(scan, **tags), words)
+
+
+def test_distances_that_change_on_the_way_are_refused(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 400, size=(40, 4, 4)).astype(np.int16)
+    scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, 1.0), origin_lps_mm=(0.0, 0.0, 0.0))
+    heights = np.cumsum([1.0] * 20 + [1.15] * 20)
+    refused(tmp_path, members(scan, ImagePositionPatient=lambda k: [0, 0, float(heights[k])]), "changes on the way")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"BitsStored": 12, "HighBit": 11, "PixelData": "overlay"},
+        {"PixelRepresentation": 1, "RescaleIntercept": 0, "BitsStored": 12, "HighBit": 11, "PixelData": "twelve"},
+        {"PixelRepresentation": 1, "RescaleIntercept": 0, "PixelData": "signed"},
+    ],
+    ids=lambda tags: tags["PixelData"],
+)
+def test_values_are_read_from_the_bits_that_hold_them(scan, tmp_path, tags):
+    def stored(k: int) -> bytes:
+        values = scan.voxels_zyx[k].astype(np.int32)
+        kinds = {"overlay": (values + 1024) | 0x8000, "twelve": values & 0xFFF, "signed": values & 0xFFFF}
+        return kinds[tags["PixelData"]].astype("<u2").tobytes()
+
+    volume = read_volume([pack(tmp_path, members(scan, **(tags | {"PixelData": stored})))])
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
+
+
+def test_what_lost_its_preamble_is_read(scan, tmp_path):
+    volume = read_volume([pack(tmp_path, {name: content[132:] for name, content in members(scan).items()})])
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
+
+
+def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, tmp_path):
+    chance = random.Random(2)
+    slices = members(scan)
+    for _ in range(150):
+        damaged = {}
+        for name, content in slices.items():
+            copy = bytearray(content)
+            for _ in range(chance.randint(1, 3)):
+                copy[chance.randrange(132, len(copy))] = chance.randrange(256)
+            damaged[name] = bytes(copy)
+        try:
+            volume = read_volume([pack(tmp_path, damaged)])
+        except Refusal as refusal:
+            assert len(str(refusal)) > 20
+        else:
+            assert np.isfinite(volume.spacing_mm).all() and np.isfinite(volume.origin_lps_mm).all()
