@@ -180,6 +180,11 @@ def value_column(labels: Iterable[str]) -> str | None:
     return first_called(_VALUES, labels) or _with_word(_VALUE_WORDS, labels)
 
 
+def is_value(label: str) -> bool:
+    """Whether a column is called as a price or a value is, so that words in it are a fault."""
+    return plain(label) in _PRICES or plain(label) in ("value", "amount", "金额", "数值")
+
+
 def bid_and_ask(labels: Iterable[str]) -> tuple[str, str] | None:
     """The labels of the bid and the ask, if both are there and no price is."""
     labels = list(labels)

@@ -68,6 +68,12 @@ def find_layout(text: str, name: str) -> Layout:
     labels = [
         label.strip().lstrip("#").strip() if place == 0 else label.strip() for place, label in enumerate(cells[header])
     ]
+    if header and len(cells[header - 1]) < len(labels) and any(_is_time(label) for label in labels):
+        counts = (
+            f"line {filled[header][0] + 1} has {len(labels)} cells where line {filled[header - 1][0] + 1} has "
+            f"{len(cells[header - 1])}"
+        )
+        raise Refusal(f"{name}: {counts}; if commas are decimal marks, part the cells by semicolons")
     _refuse_data(labels, name)
     notes = []
     if header:

@@ -218,6 +218,8 @@ def _values(frame: polars.DataFrame, lines: Lines, marks: Marks) -> tuple[dict[s
     faults: dict[str, str] = {}
     for label in frame.columns:
         numbers, fault = read_column(frame[label], lines, marks)
+        if numbers is None and not fault and columns.is_value(label):
+            fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
         if fault:
             faults[label] = fault
         elif numbers is not None and np.isfinite(numbers).any():

@@ -84,6 +84,14 @@ def test_a_terminals_chinese_export(tmp_path):
         ("20240101 000000;1.5;1.6;1.4;1.5;0\n20240101 000100;1.5;1.6;1.4;1.5;0\n", "no header line"),
         ("country,2024-01-01,2024-01-02,2024-01-03\nDE,1,2,3\nFR,4,5,6\n", "has times in its header"),
         ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "no time in line 4"),
+        (
+            "date,close\n2024-01-01,1,5\n2024-01-02,2,5\n",
+            "line 2 has 3 cells where line 1 has 2; if commas are decimal",
+        ),
+        (
+            "date,close,volume\n2024-01-01,5 EUR/MWh,1\n2024-01-02,6 EUR/MWh,2\n",
+            "'close' holds '5 EUR/MWh', which is no",
+        ),
         ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML and not CSV"),
         ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is JSON and not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
