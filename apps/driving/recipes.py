@@ -90,9 +90,9 @@ def small() -> LidarRecipe:
             widths=(32, 64, 96),
             neck=48,
         ),
-        data=LidarScenes(scenes=1920, validation_scenes=32, intensity=False),
+        data=LidarScenes(scenes=1920, validation_scenes=64, intensity=False),
         task=LidarTask(),
-        limits=Limits(epochs=4, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=27),
+        limits=Limits(epochs=4, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=60),
         precision="fp32",
         **_once(4, 2e-3, 60),
     )

@@ -38,7 +38,8 @@ def learn(name, steps, learning_rate):
     recipe = RECIPES[name]()
     task, model = recipe.task.build(), recipe.model.build().train()
     dataset = recipe.data.train()
-    batch = next(b for i in range(0, 8, 2) if whole(b := dataset.batch(np.arange(i, i + 2), None)))
+    batches = (dataset.batch(np.arange(i, i + 2), None) for i in range(0, 8, 2))
+    batch = next(batch for batch in batches if cars(batch, 0).sum() + cars(batch, 1).sum() >= 3)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
     history = []
     for _ in range(steps):
@@ -51,10 +52,13 @@ def learn(name, steps, learning_rate):
     return history, model, batch
 
 
-def whole(batch):
-    """Whether a batch holds three objects or more, and no van: seen from beside it, that is not learnt in moments."""
-    tallest = [boxes[:, 5] for boxes in batch["boxes"]] if "boxes" in batch else [torch.zeros(1)]
-    return sum(map(len, batch["labels"])) >= 3 and float(torch.cat(tallest).max()) < 2
+def cars(batch, number):
+    """Which boxes of a sweep (or objects of an image) are cars and no vans.
+
+    The coarse cells of the tiny recipes match what is smaller to an anchor or to none, as it happens to stand.
+    """
+    low = batch["boxes"][number][:, 5] < 2 if "boxes" in batch else True
+    return (batch["labels"][number] == 2) & low
 
 
 @pytest.mark.parametrize("empty", [(0,), (0, 1), (1,)])
@@ -106,9 +110,9 @@ def test_pointpillars_learns_a_batch_and_finds_its_boxes_where_they_are():
         task.loss(model, batch)
         found = structures.predict(model.eval(), structures.lidar_data(batch["points"]))
     compared = 0
-    for (boxes, scores, labels), truth, kinds in zip(found, batch["boxes"], batch["labels"], strict=True):
-        for box, kind in zip(truth, kinds, strict=True):
-            mine = boxes[(labels == kind) & (scores > 0.3)]
+    for number, (boxes, scores, labels) in enumerate(found):
+        for box in batch["boxes"][number][cars(batch, number)]:
+            mine = boxes[(labels == 2) & (scores > 0.3)]
             assert len(mine)
             nearest = mine[(mine[:, :2] - box[:2]).norm(dim=1).argmin()]
             assert (nearest[:3] - box[:3]).abs().max() < 0.3

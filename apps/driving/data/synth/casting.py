@@ -85,11 +85,25 @@ class Hits:
 
 
 @dataclass(frozen=True, slots=True)
+class Bank:
+    """Land that rises by ``rise`` metres at ``slope`` from ``start`` metres beside the road's axis, then is level.
+
+    ``side`` is 1 on the left and -1 on the right.
+    """
+
+    side: int
+    start: float
+    slope: float
+    rise: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ground:
     """A road on a plane z = ``height`` + slope . (x, y), with raised sides beyond ``half_width`` of its axis.
 
     The road runs along ``heading`` (radians); its axis passes the LiDAR at the lateral ``offset``. ``waves`` (K, 4) are
-    undulations: wave numbers kx, ky (1/m), phase, amplitude (m).
+    undulations: wave numbers kx, ky (1/m), phase, amplitude (m). ``banks``, at most one a side, say where the land
+    rises beside the road.
     """
 
     height: float
@@ -99,6 +113,7 @@ class Ground:
     half_width: float
     kerb: float
     waves: Floats
+    banks: tuple[Bank, ...] = ()
 
     def lateral(self, x: Floats, y: Floats) -> Floats:
         """Metres to the left of the road's axis."""
@@ -116,8 +131,12 @@ class Ground:
         return z
 
     def elevation(self, x: Floats, y: Floats) -> Floats:
-        """Height of the surface, kerb included."""
-        return self.road(x, y) + np.float32(self.kerb) * (np.abs(self.lateral(x, y)) > self.half_width)
+        """Height of the surface, kerb and banks included."""
+        lateral = self.lateral(x, y)
+        z = self.road(x, y) + np.float32(self.kerb) * (np.abs(lateral) > self.half_width)
+        for bank in self.banks:
+            z = z + np.clip((bank.side * lateral - bank.start) * bank.slope, 0, bank.rise).astype(np.float32)
+        return z
 
 
 def cast(rays: Rays, ground: Ground, solids: Sequence[Solid], generator: np.random.Generator, reach: float) -> Hits:
@@ -166,6 +185,36 @@ def _cast_ground(rays: Rays, ground: Ground, hits: Hits, reach: float) -> None:
     hits.material[down] = np.where(aside | face, 1, 0)[down]
     up = np.array([-ground.slope[0], -ground.slope[1], 1], np.float32)
     hits.normal[down] = up / np.linalg.norm(up)
+    for bank in ground.banks:
+        _cast_bank(rays, ground, bank, hits, reach)
+
+
+def _cast_bank(rays: Rays, ground: Ground, bank: Bank, hits: Hits, reach: float) -> None:
+    """The slope, and the level land above it: two planes, but for the undulations. The ray begins above the land."""
+    d = rays.directions
+    x0, y0, z0 = rays.origin
+    across = np.array([-np.sin(ground.heading), np.cos(ground.heading)], np.float32) * np.float32(bank.side)
+    start = np.float32(bank.side * ground.lateral(x0, y0) - bank.start)
+    outward = across[0] * d[..., 0] + across[1] * d[..., 1]
+    beneath = (hits.instance == GROUND) & (start + hits.distance * outward > 0)
+    hits.distance[beneath], hits.instance[beneath] = _FAR, NOTHING
+    sink = ground.slope[0] * d[..., 0] + ground.slope[1] * d[..., 1] - d[..., 2]
+    above = z0 - ground.height - ground.slope[0] * x0 - ground.slope[1] * y0 - ground.kerb
+    foot = bank.rise / bank.slope
+    for slope, base, low, high in ((bank.slope, 0.0, 0.0, foot), (0.0, bank.rise, foot, np.inf)):
+        speed = sink + np.float32(slope) * outward
+        down = speed > (above - base - slope * start) / (1.3 * reach)
+        speed = np.where(down, speed, 1)
+        t = (above - base - slope * start) / speed
+        x, y = x0 + t * d[..., 0], y0 + t * d[..., 1]
+        waves = ground.road(x, y) - (ground.height + ground.slope[0] * x + ground.slope[1] * y)
+        t = np.clip(t - waves / speed, 0.6 * t, 1.6 * t).astype(np.float32)
+        beside = start + t * outward
+        met = down & (t > 0) & (beside > low) & (beside <= high) & (t < hits.distance)
+        hits.distance[met], hits.instance[met], hits.material[met] = t[met], GROUND, 1
+        normal = np.array([-ground.slope[0], -ground.slope[1], 1], np.float32)
+        normal[:2] -= np.float32(slope) * across
+        hits.normal[met] = normal / np.linalg.norm(normal)
 
 
 def _cast_solid(

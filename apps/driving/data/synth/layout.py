@@ -14,7 +14,7 @@ from apps.driving.data.synth.casting import Floats, Ground
 from apps.driving.data.synth.shapes import Shape, cyclist, pedestrian, vehicle
 
 KINDS = ("street", "alley", "avenue", "junction", "lot", "open")
-KIND_SHARES = (0.33, 0.15, 0.17, 0.15, 0.08, 0.12)
+KIND_SHARES = (0.33, 0.2, 0.14, 0.14, 0.07, 0.12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +188,14 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
     away = half if kind != "lot" else 18.0
     if kind != "open":
         for side in (-1, 1):
-            near = draw.uniform(0.2, 1.2) if kind == "alley" else draw.uniform(1, 7)
-            if draw.random() < 0.5:
+            near = draw.uniform(0.2, 1.2) if kind == "alley" else draw.uniform(0.8, 6)
+            if draw.random() < 0.6:
                 street.growth(side, away + near * 0.6, draw.uniform(0.4, 1.0))
-            street.frontage(side, away + near, draw.uniform(0.55, 1.0))
-            if draw.random() < 0.5:
-                street.growth(side, away + draw.uniform(8, 20), draw.uniform(0.4, 1.0))
+            street.frontage(side, away + near, draw.uniform(0.6, 1.0))
+            # Gardens and houses behind the first row show through its gaps.
+            street.frontage(side, away + near + draw.uniform(6, 12), draw.uniform(0.5, 1.0))
+            if draw.random() < 0.6:
+                street.growth(side, away + draw.uniform(6, 20), draw.uniform(0.4, 1.0))
         street.people(int(draw.poisson(4.5 * span)), max(0.6 * half, 2), half + 4)
     else:
         street.frontage(int(draw.choice([-1, 1])), away + draw.uniform(3, 15), draw.uniform(0.0, 0.5))
@@ -202,7 +204,7 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
                 street.growth(side, away + draw.uniform(0.8, 9), draw.uniform(0.3, 1.0))
             street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
         street.people(int(draw.poisson(1.5 * span)), half * 0.8, half + 3)
-    for what, mean in (("pole", 8), ("tree", 11), ("bush", 8), ("clutter", 3)):
+    for what, mean in (("pole", 12), ("tree", 22), ("bush", 12), ("clutter", 4)):
         street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + (9 if what != "tree" else 22))
     return street.standing
 

@@ -1,8 +1,9 @@
 """Street scenes with exact truth: a LiDAR sweep and a camera image, cast from the same solids.
 
-The sensor is modelled on the HDL-64E on KITTI's car: 64 beams (32 at about 1/3 degree, 32 at 1/2 degree; measured in
-KITTI's sweeps), about 0.18 degrees between firings, 1.73 m above the road (Geiger et al. 2012; Velodyne HDL-64E S2
-manual). Synthetic, and to be called so.
+The sensor is modelled on the HDL-64E on KITTI's car, 1.73 m above the road (Geiger et al. 2012): two blocks of 32
+beams at about 1/3 and 1/2 degree that leave it at different heights (Velodyne HDL-64E S2 manual). Elevations, heights,
+the share of returns of each beam and the angle between firings were read off the points of KITTI's sweeps, without
+labels. Synthetic, and to be called so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.data.projection import image_boxes
-from apps.driving.data.synth.casting import GROUND, NOTHING, Floats, Ground, Hits, Rays, Solid, Window, cast
+from apps.driving.data.synth.casting import GROUND, NOTHING, Bank, Floats, Ground, Hits, Rays, Solid, Window, cast
 from apps.driving.data.synth.image import blank, photograph
 from apps.driving.data.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
 from apps.driving.data.synth.shapes import INDEX, MATERIALS, place
@@ -22,6 +23,12 @@ from apps.driving.types import Boxes3D, Camera, Frame
 
 REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
 LOSS = np.array([row[2] for row in MATERIALS], np.float32)
+BLOCKS = ((1.94, -8.71, 0.204), (-9.03, -25.0, 0.120))
+"""The first and the last of 32 elevations (degrees) of each block, and how far above the origin it lies (metres)."""
+_STEEP_DEG = (16.2, 17.0, 21.4, 21.9, 23.3, 25.0)
+_STEEP_SHARES = (1.0, 0.89, 0.875, 0.765, 0.655, 0.605)
+"""The steepest beams of the real sensor lose up to 40 % of their returns, whatever they meet."""
+_NEAREST_M = 1.4
 FEWEST_POINTS = 5
 """Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
 
@@ -36,7 +43,7 @@ class Sensors:
     """
 
     field_of_view_deg: float = 90.0
-    azimuth_step_deg: float = 0.18
+    azimuth_step_deg: float = 0.167
     reach_m: float = 80.0
     height_m: float = 1.73
     range_noise_m: float = 0.012
@@ -57,32 +64,48 @@ def scene(
     behind = -sensors.reach_m if sensors.field_of_view_deg > 180 else -3.0
     standing = lay_out(kind, ground, generator, behind, sensors.reach_m)
     solids, heights = _solids(standing, ground)
-    rays = lidar_rays(sensors, generator)
-    hits = cast(rays, ground, solids, generator, sensors.reach_m)
-    points, instances = _returns(rays, hits, sensors, generator)
+    looks = [(rays, cast(rays, ground, solids, generator, sensors.reach_m)) for rays in lidar_rays(sensors, generator)]
+    returned = [returns(rays, hits, standing, sensors, generator) for rays, hits in looks]
+    points, instances = (np.concatenate(part) for part in zip(*returned, strict=True))
     counts = np.bincount(instances[instances >= 0], minlength=len(standing))
     lidar_to_camera = _mounting(generator)
     if sensors.image_scale:
         camera, seen = photograph(ground, solids, lidar_to_camera, sensors.image_scale, generator)
     else:
         camera = blank(lidar_to_camera)
-        visible = np.bincount(hits.instance[hits.instance >= 0], minlength=len(standing))
-        seen = {
-            item: (sum(int(mask.sum()) for _, mask in patches), int(visible[item]) if counts[item] else 0)
-            for item, patches in hits.alone.items()
-        }
+        seen = _seen([hits for _, hits in looks], counts)
     truth = _truth(standing, heights, counts, seen, camera)
     return Frame(name=name, points_lidar_m=points, cameras={"image_2": camera}, truth=truth)
 
 
-def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
-    """The beams of one turn, or of the part of it in the field of view; rows from the top beam down."""
-    elevation = np.deg2rad(np.concatenate([2.3 - np.arange(32) * 0.328, -8.4 - np.arange(32) * 0.4915]))
-    elevation = elevation + generator.normal(0, np.deg2rad(0.03), 64) + np.deg2rad(generator.normal(0, 0.3))
+def _seen(hits: Sequence[Hits], counts: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
+    """Of each counted object: the rays that it would meet if nothing stood before it, and those that meet it."""
+    seen: dict[int, tuple[int, int]] = {}
+    for part in hits:
+        visible = np.bincount(part.instance[part.instance >= 0], minlength=len(counts))
+        for item, patches in part.alone.items():
+            alone, shown = seen.get(item, (0, 0))
+            more = int(visible[item]) if counts[item] else 0
+            seen[item] = alone + sum(int(mask.sum()) for _, mask in patches), shown + more
+    return seen
+
+
+def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> list[Rays]:
+    """The beams of one turn, or of the part of it in the field of view, block by block; rows from the top beam down."""
+    tilt = generator.normal(0, 0.2)
+    return [
+        beams(np.linspace(first, last, 32) + generator.normal(0, 0.04, 32) + tilt, above, sensors, generator)
+        for first, last, above in BLOCKS
+    ]
+
+
+def beams(elevation_deg: NDArray[np.float64], above: float, sensors: Sensors, generator: np.random.Generator) -> Rays:
+    """Beams at elevations (R,) in falling order that leave the sensor ``above`` the origin, in metres."""
+    elevation = np.deg2rad(elevation_deg)
     half = np.deg2rad(sensors.field_of_view_deg / 2)
     step = np.deg2rad(sensors.azimuth_step_deg)
     azimuth = np.arange(half, -half, -step)
-    shift = generator.uniform(-0.5, 0.5, (64, 1)) * step
+    shift = generator.uniform(-0.5, 0.5, (len(elevation), 1)) * step
     turned = (azimuth[None] + shift).astype(np.float32)
     cosine = np.cos(elevation)[:, None].astype(np.float32)
     directions = np.stack(
@@ -96,7 +119,7 @@ def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
         return slice(max(first, 0), max(int(np.ceil((half - low) / step)) + 2, 0))
 
     def window(corners: Floats) -> list[Window]:
-        low_z, high_z = float(corners[:, 2].min()), float(corners[:, 2].max())
+        low_z, high_z = float(corners[:, 2].min()) - above, float(corners[:, 2].max()) - above
         far = float(np.hypot(corners[:, 0], corners[:, 1]).max())
         near = _nearest(corners)
         upper = np.arctan2(high_z, near if high_z > 0 else far)
@@ -115,7 +138,7 @@ def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> Rays:
         spans = [(middle + around.min() + turn, middle + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
         return [(rows, columns(low, high)) for low, high in spans if high > -half and low < half]
 
-    return Rays(np.zeros(3, np.float32), directions, window)
+    return Rays(np.array([0, 0, above], np.float32), directions, window)
 
 
 def _nearest(corners: Floats) -> float:
@@ -146,13 +169,20 @@ def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Grou
     )
     return Ground(
         height=-float(sensors.height_m + generator.normal() * 0.05),
-        slope=(float(generator.normal(0, 0.008)), float(generator.normal(0, 0.012))),
+        slope=(float(generator.normal(0, 0.012)), float(generator.normal(0, 0.015))),
         heading=float(turned),
         offset=float(lane + generator.normal() * 0.4),
         half_width=half,
         kerb=float(np.clip(generator.normal(0.09, 0.06), 0, 0.2)),
         waves=waves.astype(np.float32),
+        banks=tuple(_bank(side, half, generator) for side in (1, -1) if kind != "lot" and generator.random() < 0.5),
     )
+
+
+def _bank(side: int, half_width: float, generator: np.random.Generator) -> Bank:
+    """Front gardens and verges that rise a little, or an embankment."""
+    rise = float(generator.choice([generator.uniform(0.1, 0.6), generator.uniform(0.6, 3.0)], p=[0.7, 0.3]))
+    return Bank(side, half_width + float(generator.uniform(0.5, 6)), float(generator.uniform(0.04, 0.5)), rise)
 
 
 def _solids(standing: Sequence[Standing], ground: Ground) -> tuple[list[Solid], Floats]:
@@ -166,8 +196,8 @@ def _solids(standing: Sequence[Standing], ground: Ground) -> tuple[list[Solid], 
     return solids, heights
 
 
-def _returns(
-    rays: Rays, hits: Hits, sensors: Sensors, generator: np.random.Generator
+def returns(
+    rays: Rays, hits: Hits, standing: Sequence[Standing], sensors: Sensors, generator: np.random.Generator
 ) -> tuple[Floats, NDArray[np.int16]]:
     """Points (N, 4) and the instance of each, after loss and noise, ring by ring as the sensor writes them."""
     met = hits.instance != NOTHING
@@ -178,22 +208,37 @@ def _returns(
     # What comes back falls with the square of the distance and the angle of incidence.
     signal = reflectivity * np.maximum(cosine, 0.02) * (90 / distance) ** 2
     noticed = 1 / (1 + (0.04 / signal) ** 2)
-    # The steepest beams of the real sensor lose up to half of their returns.
-    noticed *= np.interp(-direction[:, 2], np.sin(np.deg2rad([17.5, 23.8])), [1, 0.55]).astype(np.float32)
+    steep = np.rad2deg(np.arcsin(-direction[:, 2]))
+    noticed *= np.interp(steep, _STEEP_DEG, _STEEP_SHARES).astype(np.float32)
     chance = generator.random(len(distance), np.float32)
-    kept = (chance < noticed * (1 - LOSS[material])) & (distance > 2.5)
-    # Part of the light that glass lets through returns from inside of the car.
+    kept = (chance < noticed * (1 - LOSS[material])) & (distance > _NEAREST_M)
+    # Part of the light that glass lets through returns from inside of the car; what leaves it again is not seen.
     glass = kept & (material == INDEX["glass"]) & (generator.random(len(distance), np.float32) < 0.45)
-    distance = distance + glass * generator.uniform(0.3, 1.2, len(distance)).astype(np.float32)
-    rough = np.where(instance == GROUND, np.where(material == 1, 0.02, 0.006), 0.0)
-    spread = np.hypot(sensors.range_noise_m, rough).astype(np.float32)
-    distance = distance + spread * generator.normal(0, 1, len(distance)).astype(np.float32)
+    deeper = distance + generator.uniform(0.3, 1.2, len(distance)).astype(np.float32)
+    glass[glass] = _inside(direction[glass] * deeper[glass, None], instance[glass], standing)
+    distance = np.where(glass, deeper, distance)
+    distance = distance + sensors.range_noise_m * generator.normal(0, 1, len(distance)).astype(np.float32)
     # The sensor makes up for distance and for most of the angle; a part of its intensities is nought.
     intensity = reflectivity * (0.7 + 0.3 * np.sqrt(cosine))
     intensity *= np.minimum(generator.random(len(distance), np.float32) * 8, 1)
     intensity = np.clip(np.round(intensity, 2), 0, 0.99)
-    points = np.concatenate([direction * distance[:, None], intensity[:, None]], axis=1)
+    points = np.concatenate([rays.origin + direction * distance[:, None], intensity[:, None]], axis=1)
+    # Grit and grass.
+    grass = np.float32(generator.uniform(0.002, 0.012))
+    rough = np.where(instance == GROUND, np.where(material == 1, grass, np.float32(0.002)), np.float32(0))
+    points[:, 2] += rough * generator.normal(0, 1, len(points)).astype(np.float32)
     return points[kept].astype(np.float32), instance[kept]
+
+
+def _inside(points: Floats, instance: NDArray[np.int16], standing: Sequence[Standing]) -> NDArray[np.bool_]:
+    """(N,) whether points (N, 3) lie above the outline of the object that each belongs to, 5 cm within its sides."""
+    table = np.array([[item.x, item.y, item.yaw, *item.shape.size] for item in standing], np.float32)[instance]
+    away = points[:, :2] - table[:, :2]
+    cosine, sine = np.cos(table[:, 2]), np.sin(table[:, 2])
+    along, across = away[:, 0] * cosine + away[:, 1] * sine, away[:, 1] * cosine - away[:, 0] * sine
+    half = table[:, 3:5] / 2 - np.float32(0.05)
+    within: NDArray[np.bool_] = (np.abs(along) < half[:, 0]) & (np.abs(across) < half[:, 1])
+    return within
 
 
 def _mounting(generator: np.random.Generator) -> Floats:

@@ -25,7 +25,7 @@ def house(length: float, depth: float, generator: np.random.Generator) -> Shape:
 def wall(length: float, generator: np.random.Generator) -> Shape:
     """A garden wall, a hedge or a fence of ``length`` along x."""
     kind = generator.choice(["wall", "hedge", "fence", "railing"], p=[0.35, 0.3, 0.2, 0.15])
-    height = float(generator.uniform(0.7, 2.2))
+    height = float(generator.uniform(0.7, 2.2) if generator.random() < 0.6 else generator.uniform(2.0, 4.0))
     if kind == "wall":
         return Shape(
             [block((-length / 2, -0.15, 0), (length / 2, 0.15, height), INDEX["brick"])], (length, 0.3, height)
@@ -93,7 +93,7 @@ def bush(generator: np.random.Generator) -> Shape:
 
 def thicket(length: float, generator: np.random.Generator) -> Shape:
     """Undergrowth, bushes and low trees grown together along x."""
-    width, height = float(generator.uniform(1.0, 3.0)), float(generator.uniform(0.6, 4.5))
+    width, height = float(generator.uniform(1.0, 3.0)), float(generator.uniform(0.8, 6.5))
     parts: list[Part] = []
     for _ in range(int(length * 1.8)):
         tall = height * generator.uniform(0.35, 1.0)
