@@ -22,7 +22,7 @@ Lines = NDArray[np.int64]
 
 _ZONED = ("%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M%:z")
 _PLAIN = (
-    *("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H:%M:%S", "%Y%m%dT%H:%M", "%Y%m%dT%H%M"),
+    *("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y%m%dT%H%M%S", "%Y%m%dT%H:%M:%S%.f", "%Y%m%dT%H:%M", "%Y%m%dT%H%M"),
     *("%d.%m.%YT%H:%M:%S%.f", "%d.%m.%YT%H:%M", "%Y-%m-%dT%I:%M:%S%.fT%p", "%Y-%m-%dT%I:%MT%p"),
 )
 _DATES = ("%Y-%m-%d", "%Y%m%d", "%d.%m.%Y")
@@ -77,6 +77,8 @@ def read_times(column: polars.Series, place: str, lines: Lines | None = None) ->
     if kind != pl.String:
         raise Refusal(f"{place} holds {kind}, which is not a time; use ISO 8601 text, a date or seconds since 1970")
     text = column.str.strip_chars().str.strip_chars("\"'")
+    if bool(text.str.contains(r"^\d{5,},\d+$").any()) and bool(text.str.contains(r"^\d{5,}(,\d+)?$").all()):
+        text = text.str.replace(",", ".", literal=True)
     first = str(text[0])
     # Eight digits may be mixed with dates in other hands.
     if not _NUMBER.match(first) or (len(first) == 8 and first.isdigit() and first[:2] in ("19", "20")):
@@ -114,7 +116,11 @@ def read_numbers(numbers: np.ndarray, written: polars.Series, place: str, lines:
             return full, ""
     if _EXCEL[0] <= least and largest <= _EXCEL[1] and _DATE_LIKE.search(written.name):
         # To the millisecond, which is what Excel computes with.
-        excel: Times = np.round(numbers.astype(np.float64) * 86_400_000).astype(np.int64) * 10**6 + _EXCEL_EPOCH_NS
+        milliseconds = np.round(numbers.astype(np.float64) * 86_400_000).astype(np.int64)
+        # Six decimals of a day are 86 ms: what is meant is the second, if all are that near to one.
+        second = np.round(milliseconds / 1000).astype(np.int64) * 1000
+        milliseconds = second if (np.abs(milliseconds - second) <= 50).all() else milliseconds
+        excel: Times = milliseconds * 10**6 + _EXCEL_EPOCH_NS
         return excel, f"numbers such as {written[0]} were read as Excel's days: {_day(excel[0])}"
     row = int(np.argmax(np.abs(numbers - np.median(numbers))))
     raise Refusal(

@@ -13,47 +13,38 @@ TIMES = (
     *("timestamp", "time stamp", "datetime", "date time", "time", "date", "ts", "open time", "time utc", "utc"),
     *("timestamp utc", "trade date", "trading date", "trading day", "observation date", "quote date", "price date"),
     *("gmt time", "local time", "unix", "unixtime", "unix timestamp", "epoch", "dt", "day", "datum", "zeit", "fecha"),
-    *(
-        "period",
-        "month",
-        "year",
-        "日期时间",
-        "交易时间",
-        "成交时间",
-        "时间",
-        "交易日期",
-        "交易日",
-        "日期",
-        "月份",
-        "年份",
-    ),
+    *("period", "month", "year", "日期时间", "成交日期", "发生日期", "交易时间", "成交时间", "时间", "交易日期"),
+    *("交易日", "日期", "月份", "年份"),
 )
 """What time columns are called, plain (see ``plain``), the likeliest first."""
 
 _PRICES = (
     *("close", "close last", "close price", "closing price", "收盘价", "收盘", "adj close", "adjusted close"),
-    *("price", "last", "last price", "px last", "最新价", "价格", "现价", "成交价", "settle", "settlement"),
-    *("settlement price", "结算价", "mid", "mid price", "midprice", "nav", "net asset value", "单位净值", "净值"),
+    *("price", "last", "last price", "px last", "最新价", "价格", "现价", "成交价", "成交价格"),
+    *(
+        "成交均价",
+        "settle",
+        "settlement",
+        "settlement price",
+        "结算价",
+        "mid",
+        "mid price",
+        "midprice",
+        "nav",
+        "net asset value",
+        "单位净值",
+        "净值",
+    ),
     *("kurs", "schlusskurs", "schluss", "cours", "dernier", "clôture", "cloture", "fermeture", "cierre", "ultimo"),
     *("último", "fechamento", "chiusura", "zamknięcie", "zamkniecie", "kapanış", "закрытие", "終値", "종가", "收市价"),
 )
 _VALUES = (
     *("value", "val", "y", "wert", "valeur", "valor", "数值", "值", "amount", "金额", "rate", "yield", "利率", "汇率"),
-    *("level", "return", "returns", "pnl", "balance", "spread", "成交额"),
+    *("level", "return", "returns", "pnl", "balance", "spread", "成交额", "成交金额", "发生金额"),
 )
 _AMOUNTS = {
-    "volume",
-    "vol",
-    "count",
-    "quantity",
-    "qty",
-    "size",
-    "trades",
-    "成交量",
-    "wolumen",
-    "volumen",
-    "stücke",
-    "umsatz",
+    *("volume", "vol", "count", "quantity", "qty", "size", "trades", "成交量", "成交数量", "wolumen", "volumen"),
+    *("stücke", "umsatz"),
 }
 """How much there was of something; what is meant only where no other column of numbers is."""
 _BIDS = ("bid", "bid price", "best bid", "bid1", "bid close", "bid px", "买一价", "买入价", "买价")
@@ -166,6 +157,15 @@ def first_called(names: Iterable[str], labels: Iterable[str]) -> str | None:
     """The label that is called by the first of ``names``; of several, the first."""
     called = {plain(label): label for label in reversed(list(labels))}
     return next((called[name] for name in names if name in called), None)
+
+
+def with_time_word(labels: Iterable[str]) -> str | None:
+    """The first label with a word for a time in it, such as 'valuation date' or 委托日期."""
+    for label in labels:
+        name = plain(label)
+        if {"date", "time", "timestamp", "datetime"} & set(name.split()) or "日期" in name or "时间" in name:
+            return label
+    return None
 
 
 def value_column(labels: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "june?", "july?", "aug", "sept?", "oct", "nov", "dec")
 _ENDINGS = ("uary", "ruary", "ch", "il", "", "", "", "ust", "ember", "ober", "ember", "ember")
 _SLASHED = r"^(\d{1,2})[/-](\d{1,2})[/-](\d{4}|\d{2})(?:$|([ T,].*))"
+_DOTTED = r"^(\d{1,2})\.(\d{1,2})\.(\d{2})(?:$|([ T,].*))"
 
 
 def in_iso_order(text: polars.Series, place: str) -> polars.Series:
@@ -31,7 +32,9 @@ def in_iso_order(text: polars.Series, place: str) -> polars.Series:
     if bool(text.str.contains(r"[A-Za-z]{3}").any()):
         text = _months(text.str.replace(r"(?i)^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,? +", ""))
     if bool(text.str.contains(_SLASHED).any()):
-        text = _slashed(text, place)
+        text = _ordered(text, place, _SLASHED)
+    if bool(text.str.contains(_DOTTED).any()):
+        text = _ordered(text, place, _DOTTED)
     return text
 
 
@@ -44,23 +47,26 @@ def _months(text: polars.Series) -> polars.Series:
     return text
 
 
-def _slashed(text: polars.Series, place: str) -> polars.Series:
-    """Puts 31/01/2024, 01/31/2024, 1/31/24 and 24/01/31 into ISO order, if one order is the only possible one."""
+def _ordered(text: polars.Series, place: str, form: str) -> polars.Series:
+    """Puts 31/01/2024, 01/31/2024, 1/31/24, 24/01/31 and 31.01.24 into ISO order, if one order is the only possible."""
     import polars as pl
 
-    parts = text.str.extract_groups(_SLASHED).struct.unnest()
+    parts = text.str.extract_groups(form).struct.unnest()
     parts.columns = ["a", "b", "c", "rest"]
     known = parts.filter(pl.col("a").is_not_null())
     first, second, third = (known[name].cast(pl.Int32) for name in "abc")
     short = bool((known["c"].str.len_chars() == 2).any())
     possible = {
-        "cab": bool((first <= 12).all() and (second <= 31).all()),
+        # Between points nobody puts the month first.
+        "cab": form == _SLASHED and bool((first <= 12).all() and (second <= 31).all()),
         "cba": bool((second <= 12).all() and (first <= 31).all()),
         "abc": short and bool((second <= 12).all() and (third <= 31).all() and (known["c"].str.len_chars() == 2).all()),
     }
     orders = [order for order, holds in possible.items() if holds]
     if set(orders) == {"cab", "cba"}:
         orders = _monthly(first, second) or orders
+    if set(orders) == {"cba", "abc"}:
+        orders = _varied(first, third) or orders
     if len(orders) != 1:
         fault = "is ambiguous" if orders else "puts the day first in some rows and the month first in others"
         raise Refusal(f"{place}: {text.filter(parts['a'].is_not_null())[0]!r} {fault}; write dates as 2024-01-31")
@@ -78,6 +84,16 @@ def _slashed(text: polars.Series, place: str) -> polars.Series:
         )
     ).to_series()
     return iso.zip_with(parts["a"].is_not_null(), text)
+
+
+def _varied(first: polars.Series, third: polars.Series) -> list[str]:
+    """The order of dates with two digits for the year, where one end has many days and the other few years."""
+    days, years = first.n_unique(), third.n_unique()
+    if days >= 10 and years <= days / 2:
+        return ["cba"]
+    if years >= 10 and days <= years / 2:
+        return ["abc"]
+    return []
 
 
 def _monthly(first: polars.Series, second: polars.Series) -> list[str]:

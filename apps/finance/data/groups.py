@@ -31,16 +31,18 @@ def group(
     repeated = len(np.unique(times)) < len(times)
     candidates = [label for label in frame.columns if _may_name(frame[label])]
     candidates = [label for label in candidates if plain(label) not in NO_SERIES]
-    candidates = [label for label in candidates if label not in numeric or _whole(frame[label])]
     called = sorted((label for label in candidates if plain(label) in SERIES), key=lambda one: SERIES.index(plain(one)))
     for label in called:
         entries = _entries(frame[label])
         kinds = entries.n_unique()
         sure = label not in numeric or plain(label) not in PERHAPS_SERIES
+        if not sure and not _whole(frame[label]):
+            continue
         if 1 < kinds <= len(entries) / 2 and (sure or (repeated and _unique(entries, times)) or _in_runs(entries)):
             return _with_second(frame, label, entries, [one for one in candidates if one not in called], numeric, times)
     if not repeated:
         return None
+    candidates = [label for label in candidates if label not in numeric or _whole(frame[label])]
     for label in candidates:
         entries = _entries(frame[label])
         kinds = entries.n_unique()
@@ -87,7 +89,14 @@ def _in_runs(entries: polars.Series) -> bool:
 def _entries(column: polars.Series) -> polars.Series:
     import polars as pl
 
-    return column.cast(pl.String).str.strip_chars().fill_null("")
+    # Spreadsheets keep noughts in front by writing ="0700" or '0700.
+    return (
+        column.cast(pl.String)
+        .str.strip_chars()
+        .str.replace(r'^="?(.*?)"?$', "${1}")
+        .str.replace("^'", "")
+        .fill_null("")
+    )
 
 
 def _unique(entries: polars.Series, times: Times) -> bool:

@@ -16,6 +16,8 @@ _PAIRS = (
     ("trade date", "trade time"),
     ("datum", "zeit"),
     ("交易日期", "交易时间"),
+    ("成交日期", "成交时间"),
+    ("trading day", "update time"),
 )
 
 
@@ -35,6 +37,9 @@ def join_parts(frame: polars.DataFrame) -> polars.DataFrame:
             if clocked is None or not (date.dtype == pl.String or date.dtype == pl.Date or date.dtype.is_integer()):
                 continue
             joined = date.cast(pl.String).str.strip_chars().str.replace(r"[ T]00:00(:00(\.0+)?)?$", "") + " " + clocked
+        thousandths = labels.get("update millisec")  # futures in China have two quotes a second
+        if thousandths is not None and joined.dtype == pl.String:
+            joined = joined + "." + frame[thousandths].cast(pl.String).str.strip_chars().str.zfill(3)
         return frame.drop(date.name, time.name).insert_column(0, joined.alias("date time"))
     if "year" in labels and "month" in labels and not {"date", "timestamp", "time", "datetime"} & labels.keys():
         parts = [labels[part] for part in ("year", "month", "day") if part in labels]

@@ -104,6 +104,11 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _header(cells: list[list[str]], width: int) -> int:
     """The place of the header: the first line as wide as most; one cell less will do above rows that end in nothing."""
+    # Lines of names and their values, such as Symbol,AAPL, may stand above a header of the same width.
+    for place, row in enumerate(cells[: _MOST_PREAMBLE + 1]):
+        named = any(plain(cell) in TIMES for cell in row) and sum(bool(cell.strip()) for cell in row) > width / 2
+        if len(row) == width and named and not row[0].lstrip().startswith("#"):
+            return place
     for place, row in enumerate(cells):
         following = cells[place + 1] if place + 1 < len(cells) else row
         comment = row[0].lstrip().startswith("#") and not any(_is_number(cell) or _is_time(cell) for cell in following)

@@ -110,7 +110,7 @@ def _points(text: polars.Series, lines: Lines, marks: Marks) -> tuple[polars.Ser
     comma = text.str.contains(",", literal=True)
     if not comma.any():
         return _dots(text, lines, marks)
-    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
+    parted = text.str.contains(r"^[+-]?[1-9]\d{0,2}(,\d{2})*(,\d{3})+(\.\d+)?$")
     if (parted | ~comma).all():
         told = text.str.contains(r",.*[.,]|^[+-]?\d+\.(\d{1,2}|\d{4,})$|^[+-]?(0|\d{4,})\.\d+$").any()
         if told or marks.decimal is False:

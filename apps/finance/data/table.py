@@ -12,7 +12,7 @@ from apps.finance.data.clock import Lines, parse_times, read_times
 from apps.finance.data.groups import group
 from apps.finance.data.joined import join_parts
 from apps.finance.data.numbers import Marks, find_marks, read_column
-from apps.finance.types import Floats, Series, Times, usual_interval_ns
+from apps.finance.types import DAY_NS, Floats, Series, Times, usual_interval_ns
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def to_contents(
             "one of the file's" if quotes is None or judged != "mid" else f"the mean of {quotes[0]!r} and {quotes[1]!r}"
         )
         notes.append(f"column {judged!r} was judged, {what}; the option 'column' names another")
-    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items()]
+    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items() if label != told_by]
     parts = [(name, np.arange(len(times)))] if grouping is None else grouping[1]
     series, fine = [], []
     for called, rows in parts:
@@ -120,6 +120,12 @@ def _one(name: str, times: Times, values: dict[str, Floats], judged: str) -> tup
         notes.append(f"{int((~last).sum())} rows had the time of another; the last of each was kept")
     if last.sum() < 2:
         return None, notes
+    if last.sum() < len(last) / 2 and not (times % DAY_NS).any():
+        raise Refusal(
+            f"{name}: most of the {len(last)} rows have a day in common with another, and there are {int(last.sum())} "
+            "days; sum or average them to one row a day, give their time of day, or name their series in a column "
+            "'ticker'"
+        )
     kept = order[last]
     series = Series(
         name=name,
@@ -196,6 +202,9 @@ def _time_column(frame: polars.DataFrame, name: str) -> str:
         kind = frame[label].dtype
         if kind == pl.Date or isinstance(kind, pl.Datetime):
             return label
+    called = columns.with_time_word(frame.columns)
+    if called is not None:
+        return called
     for label in frame.columns:
         if frame[label].dtype == pl.String:
             head = frame[label].head(5)

@@ -84,7 +84,7 @@ def test_a_column_that_counts_is_judged_only_where_it_is_named_or_alone(tmp_path
 
 
 @pytest.mark.parametrize("label", ["代码", "ticker", "stock_code", "证券代码", "code"])
-@pytest.mark.parametrize("tickers", [("0700", "0005"), ("600519", "000001"), ("AAPL", "MSFT")])
+@pytest.mark.parametrize("tickers", [("0700", "0005"), ("600519", "000001"), ("1E5", "2E5"), ("NA", "AAPL")])
 def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_path, label, tickers):
     rows = [
         f"{day},{ticker},{place * 100 + row}" for row, day in enumerate(DAYS) for place, ticker in enumerate(tickers)
@@ -168,3 +168,16 @@ def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
     assert len(series) == 30 and series.column == "stock"
     rows = [f"{day},{1000.5 + row % 3},{row}.5" for row, day in enumerate(DAYS)]
     assert len(read_csv(written(tmp_path, "date,account,close", rows))) == 30
+
+
+def test_the_marks_that_keep_noughts_in_a_spreadsheet_are_no_part_of_a_name(tmp_path):
+    rows = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ('="0700"', "'0005")]
+    assert [one.name for one in read_contents(written(tmp_path, "date,code,close", rows)).series] == ["0700", "0005"]
+
+
+def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
+    rows = [f"{day},{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
+    with pytest.raises(Refusal, match="most of the 90 rows have a day in common with another, and there are 30 days"):
+        read_csv(written(tmp_path, "date,amount", rows))
+    ticks = [f"{day} 09:30:00,{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
+    assert "60 rows had the time of another" in read_csv(written(tmp_path, "time,price", ticks)).notes[0]

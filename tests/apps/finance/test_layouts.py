@@ -26,6 +26,7 @@ ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
         ("https://example.org/export\ndate,close\n" + ROWS, "the first 1 lines were left out"),
         ("Prices of AAPL\nmade by hand\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
         ("# a comment, with a comma\ndate,close\n" + ROWS, "the first 1 lines"),
+        ("Symbol,AAPL\nCurrency,USD\n\ndate,close\n" + ROWS, "the first 2 lines were left out"),
         ("date,close\n(UTC),(EUR)\n" + ROWS, "a further line of names"),
         ("date,close\n" + ROWS + "Total,7.5\n", "line 5 was left out: it has no time, and 'Total'"),
         ("date,close\n" + ROWS + "\n# source: a bank\n", "line 6 was left out"),
@@ -110,6 +111,7 @@ def test_what_would_have_to_be_guessed_is_refused(tmp_path, text, sentence):
 @pytest.mark.parametrize(
     ("cells", "numbers"),
     [
+        (["1,23,45,678.90", "2,345", "1"], [12345678.9, 2345, 1]),
         (["52.15M", "1.5K", "950"], [52.15e6, 1500, 950]),
         (["1.5亿", "2万", "3"], [1.5e8, 2e4, 3]),
         (["(1,234.50)", "2", "-3"], [-1234.5, 2, -3]),

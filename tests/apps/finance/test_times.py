@@ -28,7 +28,8 @@ def times_of(texts: list[str], label: str = "date") -> list[str]:
         (["20240115093000", "20240115093059"], "2024-01-15T09:30:00Z", "2024-01-15T09:30:59Z"),
         (["20240115093000250"] * 2, "2024-01-15T09:30:00.25Z", "2024-01-15T09:30:00.25Z"),
         (["45292", "45293"], "2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"),
-        (["45292.395833", "45292.75"], "2024-01-01T09:29:59.971Z", "2024-01-01T18:00:00Z"),
+        (["45292.395833", "45292.75"], "2024-01-01T09:30:00Z", "2024-01-01T18:00:00Z"),
+        (["45292.3958299", "45292.75"], "2024-01-01T09:29:59.703Z", "2024-01-01T18:00:00Z"),
         (["1704110400", "2024011999"], "2024-01-01T12:00:00Z", "2034-02-20T01:33:19Z"),
     ],
 )
@@ -138,6 +139,7 @@ def test_compact_dates_of_a_csv_and_its_note(tmp_path: Path):
     [
         "<TICKER>,<PER>,<DATE>,<TIME>,<OPEN>,<CLOSE>\nX,5,20240101,120000,9,1.5\nX,5,20240101,120500,9,2.5\n",
         "<DATE>\t<TIME>\t<OPEN>\t<CLOSE>\n2024.01.01\t12:00:00\t9\t1.5\n2024.01.01\t12:05:00\t9\t2.5\n",
+        "TradingDay,UpdateTime,UpdateMillisec,Close\n20240101,12:00:00,0,1.5\n20240101,12:05:00,0,2.5\n",
         "date,time,close\n2024-01-01,1200,1.5\n2024-01-01,1205,2.5\n",
         "Date,Time,Close\n2024-01-01 00:00:00,12:00,1.5\n2024-01-01 00:00:00,12:05,2.5\n",
     ],
@@ -156,3 +158,21 @@ def test_year_month_and_day_in_columns_of_their_own(tmp_path):
     series = read_csv(path)
     assert [iso_utc(int(time)) for time in series.times_ns] == ["2023-12-01T00:00:00Z", "2024-01-01T00:00:00Z"]
     assert list(series.values) == ["value"]
+
+
+def test_decimal_commas_of_excels_days():
+    assert times_of(["45292,5", "45293"]) == ["2024-01-01T12:00:00Z", "2024-01-02T00:00:00Z"]
+
+
+def test_two_digits_for_the_year_are_told_from_the_day_by_how_they_vary():
+    days = [f"{day:02d}.01.24" for day in range(1, 31)]
+    assert times_of(days)[0] == "2024-01-01T00:00:00Z" and times_of(days)[-1] == "2024-01-30T00:00:00Z"
+    assert times_of([f"24/01/{day:02d}" for day in range(1, 31)])[-1] == "2024-01-30T00:00:00Z"
+    with pytest.raises(Refusal, match="ambiguous"):
+        times_of([f"01.{month:02d}.24" for month in range(1, 13)])
+
+
+def test_a_column_with_a_word_for_a_time_is_the_times(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("fund,Valuation Date,NAV\nA,20240101,1.5\nA,20240102,2.5\n")
+    assert iso_utc(int(read_csv(path).times_ns[1])) == "2024-01-02T00:00:00Z"
