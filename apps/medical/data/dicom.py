@@ -144,7 +144,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     if np.linalg.norm(drift) > 1.0:
         raise Refusal(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
     voxels = np.stack([_hounsfield(slices[index]) for index in order])
-    must_be_hounsfield(name, float(voxels.min()), float(voxels.max()))
+    must_be_hounsfield(name, voxels)
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
     return CTVolume(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +15,9 @@ from apps.medical.data.axial import MOST_VOXELS, axial_volume
 from apps.medical.data.nifti import read_nifti
 from apps.medical.types import CTVolume
 from shared.refusal import Refusal
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 READERS = {
     ".nrrd": "NrrdImageIO",
@@ -21,6 +27,7 @@ READERS = {
 }
 ENDINGS = (*READERS, ".nii", ".nii.gz")
 _LONGEST_HEADER = 1 << 18
+_SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-superior", b"left-anterior-superior")
 
 
 def suffix(file: Path) -> str | None:
@@ -52,15 +59,19 @@ def read_image(files: Sequence[Path]) -> CTVolume:
             raise Refusal(f"{file.name} is not one volume: its size is {size}; hand in a single 3D CT")
         if np.prod([float(n) for n in size]) > MOST_VOXELS:
             raise Refusal(f"{file.name} states {size} voxels, more than a CT has", status=413)
-        if ending.startswith(".n") and not re.search(rb"^space *:", header, re.I | re.M):
-            raise Refusal(
-                f"{file.name} does not say how the patient lies (its header has no field `space`), so that left and "
-                "right cannot be told; convert the DICOM series anew"
-            )
-        image = reader.Execute()
+        _must_state_its_grid(file, ending, header)
+        if ending.startswith(".m") and re.search(rb"^\s*CompressedData\s*[=:]\s*[Tt1]", header, re.M):
+            with tempfile.TemporaryDirectory() as folder:
+                plain = Path(folder) / "plain.mha"
+                plain.write_bytes(_unpacked(file, header, int(np.prod(size)) * _pixel_bytes(reader)))
+                reader.SetFileName(str(plain))
+                image = reader.Execute()
+        else:
+            image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].replace(str(file), file.name)
-        raise Refusal(f"{file.name} cannot be read as {ending}: {reason}") from error
+        said = "its voxels end too early" if reason == "Reason: Success" else reason
+        raise Refusal(f"{file.name} cannot be read as {ending}: {said}") from error
     values = SimpleITK.GetArrayViewFromImage(image)
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise Refusal(f"{file.name} holds values that are not numbers; expected Hounsfield units")
@@ -68,6 +79,53 @@ def read_image(files: Sequence[Path]) -> CTVolume:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     return axial_volume(file.name, values, affine, identifiers)
+
+
+def _must_state_its_grid(file: Path, ending: str, header: bytes) -> None:
+    """Refuses a header whose readers fill in a spacing of 1 mm, or a side of the patient, that nobody stated."""
+    if ending.startswith(".m"):
+        if not re.search(rb"^\s*Element(Spacing|Size)\s*[=:]", header, re.M):
+            raise Refusal(f"{file.name} states no ElementSpacing; without it nothing can be measured")
+        return
+    if (space := re.search(rb"^space *:(.*)", header, re.I | re.M)) is None or space[1].strip().lower() not in _SPACES:
+        raise Refusal(
+            f"{file.name} does not say how the patient lies (its header's `space` is none of LPS, RAS and LAS), so "
+            "that left and right cannot be told; convert the DICOM series anew"
+        )
+    units = re.search(rb"^space units *:(.*)", header, re.I | re.M)
+    if units and set(re.findall(rb'"(.*?)"', units[1])) - {b"mm", b""}:
+        raise Refusal(f"{file.name} is in other units than mm ({units[1].decode('utf-8', 'replace').strip()})")
+    if not re.search(rb"^(space directions|spacings) *:", header, re.I | re.M):
+        raise Refusal(f"{file.name} states no space directions; without them nothing can be measured")
+
+
+def _pixel_bytes(reader: SimpleITK.ImageFileReader) -> int:
+    import SimpleITK
+
+    return int(SimpleITK.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent())
+
+
+def _unpacked(file: Path, header: bytes, size: int) -> bytes:
+    """A compressed MetaImage as one that is not; refuses a torn or damaged one.
+
+    ITK gives whatever lies in memory for voxels that it cannot unpack.
+    """
+    line = re.search(rb"^\s*ElementDataFile\s*[=:]\s*(.*?)\r?\n", header, re.M)
+    if line is None:
+        raise Refusal(f"{file.name} does not say where its voxels are; convert it anew")
+    named = line[1].strip().decode("utf-8", "replace")
+    local = named.upper() == "LOCAL"
+    unpacker = zlib.decompressobj(wbits=47)
+    try:
+        with (file if local else file.parent / named).open("rb") as stream:
+            stream.seek(line.end() if local else 0)
+            voxels = unpacker.decompress(stream.read(), size + 1)
+    except zlib.error:
+        voxels = b""
+    if len(voxels) != size or not unpacker.eof:
+        raise Refusal(f"{file.name}: its compressed voxels are torn or damaged; send it again")
+    kept = re.sub(rb"^\s*CompressedData.*\n", b"", header[: line.start()], flags=re.M)
+    return kept.rstrip(b"\r\n") + b"\nElementDataFile = LOCAL\n" + voxels
 
 
 def _identifiers(stem: str) -> dict[str, str]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_UNIT_MM = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes of metres and micrometres; others are millimetres, or are not stated."""
+
 _AGREEMENT_MM = 1.0
 _MOST_BEHIND = 1 << 24
 
@@ -32,17 +34,18 @@ def read_nifti(file: Path, identifiers: dict[str, str]) -> CTVolume:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        with _opened(file) as stream:
+        with _opened(file) as stream, np.errstate(all="ignore"):
             header = _header(file, stream)
             shape = _shape(file, header)
             stored = _stored(file, stream, header, shape)
-    except (EOFError, zlib.error, OSError, ImageFileError, HeaderDataError, ValueError) as error:
+            affine = _affine(file, header, shape)
+            slope, shift = header.get_slope_inter()
+    except (EOFError, zlib.error, OSError, ImageFileError, HeaderDataError, ValueError, KeyError) as error:
         raise Refusal(f"{file.name} cannot be read as NIfTI ({error}); send it again, or convert it anew") from error
-    slope, shift = header.get_slope_inter()
-    values = (
-        stored if slope in (None, 1.0) and not shift else stored * np.float32(slope or 1.0) + np.float32(shift or 0.0)
-    )
-    return axial_volume(file.name, values.transpose(2, 1, 0), RAS_TO_LPS @ _affine(file, header, shape), identifiers)
+    values = stored.transpose(2, 1, 0)
+    if slope not in (None, 1.0) or shift:
+        values = values * np.float32(slope or 1.0) + np.float32(shift or 0.0)
+    return axial_volume(file.name, values, RAS_TO_LPS @ affine, identifiers)
 
 
 def _opened(file: Path) -> IO[bytes]:
@@ -106,7 +109,7 @@ def _affine(file: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Fl
             "cannot be told; convert the DICOM series anew"
         )
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float)
-    unit = _MM[header.get_xyzt_units()[0]]
+    unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     apart = np.abs(corners @ (poses[0] - poses[-1]).T).max() * unit
     if not apart <= _AGREEMENT_MM:
         raise Refusal(

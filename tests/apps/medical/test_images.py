@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import random
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -120,6 +122,8 @@ def test_what_is_not_one_axial_volume_is_refused(tmp_path):
     analyze[344:348] = b"\0\0\0\0"
     (tmp_path / "old.nii").write_bytes(analyze)
     refused(tmp_path / "old.nii", "old.nii is no NIfTI file")
+    shifted = np.where(values() < -500, -3024, values() + 1024).astype(np.int16)
+    refused(saved(tmp_path / "shifted.nii", nibabel.Nifti1Image(shifted, AFFINE)), "expected Hounsfield units")
     bomb = gzip.compress(gzip.decompress(nifti(chest())) + b"\0" * (1 << 26))
     (tmp_path / "bomb.nii.gz").write_bytes(bomb)
     refused(tmp_path / "bomb.nii.gz", "goes on for long behind")
@@ -153,6 +157,76 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
     silent = silent.replace("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)", "spacings: 0.8 0.7 2.5")
     path.write_bytes(silent.encode() + values().T.astype("<i2").tobytes())
     refused(path, "a.nrrd does not say how the patient lies")
+
+
+@pytest.mark.parametrize(
+    ("stated", "instead", "words"),
+    [
+        ("space: LPS", "space: scanner-xyz", "none of LPS, RAS and LAS"),
+        ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "other units than mm"),
+        ("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n", "", "states no space directions"),
+        ("sizes: 12 10 8", "sizes: 12 10 9", "cannot be read as .nrrd"),
+    ],
+)
+def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, words):
+    header = (
+        "NRRD0005\ntype: short\ndimension: 3\nspace: LPS\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
+        "(0,0,2.5)\nendian: little\nencoding: raw\nspace origin: (10,20,-300)\n\n"
+    )
+    assert stated in header
+    (tmp_path / "a.nrrd").write_bytes(header.replace(stated, instead).encode() + values().T.astype("<i2").tobytes())
+    refused(tmp_path / "a.nrrd", words)
+
+
+def metaimage(folder: Path, content: bytes, *lines: str, name: str = "a.mha", data: str = "LOCAL") -> Path:
+    fields = ("ObjectType = Image", "NDims = 3", "DimSize = 12 10 8", "ElementType = MET_SHORT", *lines)
+    header = "".join(f"{line}\n" for line in (*fields, f"ElementDataFile = {data}"))
+    if data != "LOCAL":
+        (folder / data).write_bytes(content)
+    (folder / name).write_bytes(header.encode() + (content if data == "LOCAL" else b""))
+    return folder / name
+
+
+@pytest.mark.parametrize("data", ["LOCAL", "a.zraw"])
+def test_a_compressed_metaimage_that_is_torn_or_damaged_is_refused(tmp_path, data):
+    """ITK gives what lies in memory for what it could not unpack."""
+    packed = zlib.compress(values().T.astype("<i2").tobytes())
+    lines = ("CompressedData = True", "ElementSpacing = 0.8 0.7 2.5")
+    name = "a.mha" if data == "LOCAL" else "a.mhd"
+    damaged = bytearray(packed)
+    damaged[len(packed) // 2] ^= 0xFF
+    whole = metaimage(tmp_path, packed, *lines, name=name, data=data)
+    files = [whole] + ([tmp_path / data] if data != "LOCAL" else [])
+    assert np.array_equal(read_volume(files).voxels_zyx, values().T)
+    for content in (packed[:-40], packed[:-1], bytes(damaged), b"x" * 300, zlib.compress(b"short")):
+        metaimage(tmp_path, content, *lines, name=name, data=data)
+        with pytest.raises(Refusal, match="compressed voxels are torn or damaged"):
+            read_volume(files)
+
+
+def test_a_metaimage_that_states_no_spacing_or_ends_early_is_refused(tmp_path):
+    content = values().T.astype("<i2").tobytes()
+    refused(metaimage(tmp_path, content), "states no ElementSpacing")
+    refused(metaimage(tmp_path, content[:-9], "ElementSpacing = 1 1 1"), "its voxels end too early")
+    huge = metaimage(tmp_path, content, "ElementSpacing = 1 1 1")
+    huge.write_bytes(huge.read_bytes().replace(b"12 10 8", b"99999 99999 99999"))
+    refused(huge, "more than a CT has")
+
+
+def test_bytes_of_a_header_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(tmp_path):
+    chance = random.Random(3)
+    whole = gzip.decompress(nifti(chest()))
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(352)] = chance.choice((0, 1, 127, 128, 255, chance.randrange(256)))
+        (tmp_path / "a.nii").write_bytes(damaged)
+        try:
+            volume = read_volume([tmp_path / "a.nii"])
+        except Refusal as refusal:
+            assert str(refusal).startswith("a.nii")
+        else:
+            assert np.isfinite(volume.spacing_mm).all() and np.isfinite(volume.origin_lps_mm).all()
 
 
 def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
