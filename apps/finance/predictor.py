@@ -15,7 +15,6 @@ from apps.finance.calibration import default_stride, from_manifest
 from apps.finance.data.csv import read_contents
 from apps.finance.data.parquet import read_parquet_contents
 from apps.finance.data.table import Contents
-from apps.finance.data.truth import TRUTH, read_windows
 from apps.finance.events import anomalies
 from apps.finance.forecasting import forecast
 from apps.finance.outputs.files import result, scores_csv, series_json
@@ -76,7 +75,7 @@ class FinancePredictor:
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
             raise Refusal(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
-        path, truth = _files(request.files)
+        path = _only(request.files)
         column = request.options.get("column", "").strip() or None
         read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
         contents = _chosen(read(path, column=column), request.options.get("series", "").strip(), path.name)
@@ -96,7 +95,7 @@ class FinancePredictor:
             told_by=contents.told_by,
             notes=notes,
             threshold=_threshold(request.options.get("threshold", "")),
-            truth=truth,
+            truth=contents.truth,
         )
 
     def predict(self, batch: Sequence[Question]) -> list[Judgement]:
@@ -153,12 +152,9 @@ def _one_thread() -> AbstractContextManager[Any]:
     return limits
 
 
-def _files(files: tuple[Path, ...]) -> tuple[Path, tuple[Window, ...]]:
-    """The one file with series, and what is known of it where that came with it."""
+def _only(files: tuple[Path, ...]) -> Path:
     if len(files) == 1 and files[0].is_dir():
         files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
-    truth = [path for path in files if path.name == TRUTH]
-    files = tuple(path for path in files if path.name != TRUTH)
     if len(files) != 1:
         raise Refusal(
             f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
@@ -167,7 +163,7 @@ def _files(files: tuple[Path, ...]) -> tuple[Path, tuple[Window, ...]]:
     path = files[0]
     if path.suffix.lower() not in (".csv", ".txt", ".tsv", "", *_PARQUET):
         raise Refusal(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
-    return path, read_windows(truth[0]) if truth else ()
+    return path
 
 
 def _chosen(contents: Contents, wanted: str, name: str) -> Contents:

@@ -52,10 +52,8 @@ def _market(folder: Path) -> Sequence[Path]:
 
     from apps.finance.data.csv import write_csv
     from apps.finance.data.synth.markets import market
-    from apps.finance.data.truth import TRUTH, write_windows
 
-    path, truth = folder / "synthetic_market.csv", folder / TRUTH
+    path = folder / "synthetic_market.csv"
     made = market(np.random.Generator(np.random.Philox(_SEED)))
-    write_csv(path, made.series)
-    write_windows(truth, made.windows)
-    return [path, truth]
+    write_csv(path, made.series, made.windows)
+    return [path]

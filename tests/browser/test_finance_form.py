@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from playwright.sync_api import Page, expect
 from apps.finance.app import app as finance
 from apps.finance.data.csv import read_csv, write_csv
 from apps.finance.data.synth.markets import market
-from apps.finance.data.truth import TRUTH, write_windows
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.scoring import Calibration
@@ -52,16 +51,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (root / "pages").symlink_to(PAGES)
     write_artifact(root / "weights", 1, "finance")
     file = root / "market.csv"
-    write_csv(file, market(np.random.Generator(np.random.Philox(20)), length=ROWS).series)
+    made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
+    write_csv(file, made.series, made.windows)
     judge = predictor()
     judge.judge(read_csv(file))  # the first time is slow, and the browser would wait for it
-    windows = market(np.random.Generator(np.random.Philox(20)), length=ROWS).windows
-
-    def known(folder: Path) -> Sequence[Path]:
-        write_windows(folder / TRUTH, windows)
-        return [file, folder / TRUTH]
-
-    sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=known)
+    sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
     app = replace(
         finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ import numpy as np
 
 from apps.finance.data.encoding import decode
 from apps.finance.data.layout import Layout, find_layout
-from apps.finance.data.table import Contents, only, to_contents
-from apps.finance.types import Series, iso_utc
+from apps.finance.data.table import TRUTH, Contents, only, to_contents
+from apps.finance.types import Series, Window, iso_utc
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -45,12 +46,16 @@ def read_csv(path: Path, *, column: str | None = None) -> Series:
     return only(read_contents(path, column=column), path.name)
 
 
-def write_csv(path: Path, series: Series) -> None:
-    """Writes ``timestamp`` (ISO 8601, UTC) and all value columns; a missing value is an empty cell."""
-    lines = [",".join(["timestamp", *series.values])]
+def write_csv(path: Path, series: Series, truth: Sequence[Window] = ()) -> None:
+    """Writes ``timestamp`` (ISO 8601, UTC) and all value columns; a missing value is an empty cell.
+
+    ``truth`` are windows that are known of a synthetic series: a last column then says what is true of each row.
+    """
+    lines = [",".join(["timestamp", *series.values, *([TRUTH] if truth else [])])]
     for row, time in enumerate(series.times_ns.tolist()):
-        cells = (float(values[row]) for values in series.values.values())
-        lines.append(",".join([iso_utc(time), *("" if cell != cell else repr(cell) for cell in cells)]))
+        cells = ["" if cell != cell else repr(cell) for cell in (float(v[row]) for v in series.values.values())]
+        known = [next((one.kind for one in truth if one.start_ns <= time <= one.end_ns), "")] if truth else []
+        lines.append(",".join([iso_utc(time), *cells, *known]))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -12,12 +12,14 @@ from apps.finance.data.clock import Lines, parse_times, read_times
 from apps.finance.data.groups import group
 from apps.finance.data.joined import join_parts
 from apps.finance.data.numbers import Marks, find_marks, read_column
-from apps.finance.types import DAY_NS, Floats, Series, Times, usual_interval_ns
+from apps.finance.types import DAY_NS, Floats, Series, Times, Window, usual_interval_ns
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
     import polars
 
+TRUTH = "synthetic_truth"
+"""The column in which the file of a synthetic series says what is true of it: the kind of anomaly of each row."""
 _FOOTER = 10
 """The most rows at the end of a table that may be no rows of the series: totals, where the data come from."""
 
@@ -26,12 +28,14 @@ _FOOTER = 10
 class Contents:
     """What a file holds: series by name as written, one with the file's name where no column tells several apart.
 
-    ``told_by`` is that column. ``notes`` say what reading the file had to do.
+    ``told_by`` is that column. ``notes`` say what reading the file had to do. ``truth`` are the windows of a single
+    synthetic series whose file has them.
     """
 
     series: tuple[Series, ...]
     told_by: str = ""
     notes: tuple[str, ...] = ()
+    truth: tuple[Window, ...] = ()
 
 
 def to_contents(
@@ -64,7 +68,7 @@ def to_contents(
     frame, lines = _without_footer(frame, lines, time_column, notes)
     times, said = read_times(frame[time_column], f"{name}, column {time_column!r}", lines)
     notes += [f"column {time_column!r}: {said}"] if said else []
-    rest = frame.drop(time_column)
+    rest = frame.drop(time_column, *([TRUTH] if TRUTH in frame.columns else []))
     values, faults = _values(rest, lines, find_marks(rest, semicolons=semicolons))
     grouping = group(rest, set(values), times, name)
     told_by = grouping[0] if grouping else ""
@@ -94,7 +98,25 @@ def to_contents(
         left = f"; {len(parts) - len(series)} with a single time were left out" if len(series) < len(parts) else ""
         notes.insert(0, f"the file holds {len(parts)} series, told apart by column {told_by!r}{left}")
         fine = _summed(fine, len(parts))
-    return Contents(tuple(series), told_by, tuple(notes + fine))
+    truth = _windows(times, frame[TRUTH]) if TRUTH in frame.columns and grouping is None else ()
+    return Contents(tuple(series), told_by, tuple(notes + fine), truth)
+
+
+def _windows(times: Times, kinds: polars.Series) -> tuple[Window, ...]:
+    """The stretches in which a column of words says the same, in the order of time; empty cells are ordinary rows."""
+    import polars as pl
+
+    words = kinds.cast(pl.String).fill_null("").str.strip_chars().to_list()
+    found: list[Window] = []
+    before = ""
+    for row in np.argsort(times, kind="stable").tolist():
+        word, time = words[row], int(times[row])
+        if word and word == before:
+            found[-1] = replace(found[-1], end_ns=time)
+        elif word:
+            found.append(Window(start_ns=time, end_ns=time, kind=word))
+        before = word
+    return tuple(found)
 
 
 def only(contents: Contents, name: str) -> Series:

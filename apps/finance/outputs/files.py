@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from apps.finance.data.nab import detector_csv
-from apps.finance.data.truth import windows_entry
 from apps.finance.types import Anomaly, Detection, Floats, Window, iso_utc
 
 MOST_POINTS = 50_000
@@ -34,7 +33,7 @@ def result(
         **threshold_entry(detection),
         "model": model,
     }
-    return {**content, "synthetic_truth": [windows_entry(window) for window in truth]} if truth else content
+    return {**content, "synthetic_truth": [_window_entry(window) for window in truth]} if truth else content
 
 
 def series_entry(detection: Detection) -> dict[str, Any]:
@@ -111,6 +110,10 @@ def scores_csv(detection: Detection) -> bytes:
     """Every row with its score, in NAB's layout of a detector's output; label is 1 in the events found."""
     events = tuple(Window(start_ns=one.start_ns, end_ns=one.end_ns) for one in detection.anomalies)
     return detector_csv(detection.series, detection.scores, events).encode()
+
+
+def _window_entry(window: Window) -> dict[str, str]:
+    return {"start": iso_utc(window.start_ns), "end": iso_utc(window.end_ns), "kind": window.kind}
 
 
 def _thinned(scores: Floats, most: int) -> np.ndarray:

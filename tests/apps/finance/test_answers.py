@@ -14,9 +14,12 @@ import torch
 
 from apps.finance import predictor as predicting
 from apps.finance.app import app
+from apps.finance.data.csv import write_csv
+from apps.finance.data.synth.markets import market
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.scoring import Calibration
+from apps.finance.types import iso_utc
 from shared.deploy.predictor import Request, Response, answer
 from shared.refusal import Refusal
 
@@ -138,15 +141,16 @@ def test_more_rows_than_a_server_can_judge_in_time_are_refused_unless_asked_for(
 
 def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):
     (sample,) = (one for one in app.samples() if one.synthetic)
-    files = tuple(sample.files(tmp_path))
-    result = answer(predictor, Request(files=files)).result
-    truth = result["synthetic_truth"]
-    assert len(truth) >= 4 and all(one["start"] <= one["end"] and one["kind"] for one in truth)
-    assert result["series"]["start"] <= truth[0]["start"] and truth[-1]["end"] <= result["series"]["end"]
-    assert "synthetic_truth" not in answer(predictor, Request(files=files[:1])).result
-    files[1].write_text("[]")
-    with pytest.raises(Refusal, match=r"synthetic_truth\.json is not"):
-        predictor.decode(Request(files=files))
+    (file,) = sample.files(tmp_path)
+    result = answer(predictor, Request(files=(file,))).result
+    made = market(np.random.Generator(np.random.Philox(20)))
+    assert result["synthetic_truth"] == [
+        {"start": iso_utc(one.start_ns), "end": iso_utc(one.end_ns), "kind": one.kind} for one in made.windows
+    ]
+    assert result["series"]["columns"] == ["open", "high", "low", "close", "volume"]
+    write_csv(file, made.series)
+    without = answer(predictor, Request(files=(file,))).result
+    assert "synthetic_truth" not in without and without["events"] == result["events"]
 
 
 @pytest.mark.parametrize("label", ["收盘", "Close ($US$)", "_x", "a\\b^"])

@@ -155,8 +155,8 @@ def test_the_samples_are_there_and_the_synthetic_one_says_so(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (only,) = app.samples()
     assert only.synthetic
-    made, _ = only.files(tmp_path)
-    assert made.read_text().startswith("timestamp,open,high,low,close,volume")
+    (made,) = only.files(tmp_path)
+    assert made.read_text().startswith("timestamp,open,high,low,close,volume,synthetic_truth")
 
 
 @pytest.mark.realdata
