@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Float64 = NDArray[np.float64]
+MOST_VOXELS = 1 << 30
+"""More than a CT has: what is read is refused above it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

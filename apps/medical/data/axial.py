@@ -12,7 +12,6 @@ from apps.medical.data.series import AXIAL
 from apps.medical.types import CTVolume, Float64
 from shared.refusal import Refusal
 
-MOST_VOXELS = 1 << 30
 TURNED = "The file's slices are not axial: it was turned, and slices are counted along the body."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -11,15 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.data.archive import contents, is_harmless, some
+from apps.medical.data.archive import Member, is_harmless, members, some
 from apps.medical.data.hounsfield import must_be_hounsfield
 from apps.medical.data.series import AXIAL, LEAST_SLICES, Slice, choose, is_scout
-from apps.medical.types import CTVolume, Float64, SourceImage
+from apps.medical.types import MOST_VOXELS, CTVolume, Float64, SourceImage
 from shared.refusal import Refusal
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _AIR_HU = -1024
+MOST_ACROSS = 8192
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
     *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesDescription"),
@@ -40,29 +42,32 @@ _KEYWORDS = (
 def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
     """The one CT series in ``files`` (a folder, a zip archive, or DICOM files); see ``choose`` for ``series``."""
     name = files[0].name if len(files) == 1 else "the upload"
-    slices, others = [], []
-    for label, content in contents(files):
-        found = _parse(label, content)
-        if found is not None:
-            slices.append(found)
-        elif content[128:132] != b"DICM" and not is_harmless(label):
-            others.append(label)
-    if not slices:
-        inside = f"; it holds {some(others)}" if others and others != [name] else ""
-        raise Refusal(f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series")
-    if others:
-        raise Refusal(f"{name} holds {some(others)} beside DICOM images; take out what is not of the one CT series")
-    chosen, remarks = choose(name, [part for part in slices if not is_scout(part.header)] or slices, series)
-    for part in chosen:
-        _must_be_ct(part)
-    if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
-        raise Refusal(f"{name}: one series holds images of several patients (PatientID); hand in one patient's")
-    return _assemble(name, _without_copies(chosen), remarks)
+    with members(files) as found:
+        slices, others = [], []
+        for member in found:
+            content = member.read()
+            image = _parse(member, content)
+            if image is not None:
+                slices.append(image)
+            elif content[128:132] != b"DICM" and not is_harmless(member.label):
+                others.append(member.label)
+        if not slices:
+            inside = f"; it holds {some(others)}" if others and others != [name] else ""
+            raise Refusal(f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series")
+        if others:
+            raise Refusal(f"{name} holds {some(others)} beside DICOM images; take out what is not of the one CT series")
+        chosen, remarks = choose(name, [part for part in slices if not is_scout(part.header)] or slices, series)
+        for part in chosen:
+            _must_be_ct(part)
+        if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
+            raise Refusal(f"{name}: one series holds images of several patients (PatientID); hand in one patient's")
+        return _assemble(name, _without_copies(chosen), remarks)
 
 
-def _parse(label: str, content: bytes) -> Slice | None:
+def _parse(member: Member, content: bytes) -> Slice | None:
     """The image in a file; None where it is not DICOM, or DICOM without pixels (directories, reports)."""
     from pydicom import config, dcmread
+    from pydicom.dataset import Dataset
     from pydicom.errors import InvalidDicomError
 
     # Its warnings cite values, which may name the patient, on the terminal.
@@ -80,12 +85,18 @@ def _parse(label: str, content: bytes) -> Slice | None:
     except InvalidDicomError:
         return None
     except Exception as error:
-        raise Refusal(f"{label} is a damaged DICOM file ({error}); export it again") from error
+        raise Refusal(f"{member.label} is a damaged DICOM file ({error}); export it again") from error
     if "Rows" in header and "Columns" in header:
-        return Slice(label, content, header)
+        # The dataset that was read holds the whole file.
+        kept = Dataset()
+        for keyword in _KEYWORDS:
+            if keyword in header:
+                kept[keyword] = header[keyword]
+        syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
+        return Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept)
     kind = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
-    if not is_harmless(label) and (not kind or kind in _CT_IMAGES):
-        raise Refusal(f"{label} is a DICOM file that ends within its header; export it again")
+    if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
+        raise Refusal(f"{member.label} is a DICOM file that ends within its header; export it again")
     return None
 
 
@@ -102,7 +113,7 @@ def _must_be_ct(part: Slice) -> None:
 def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
     """Each image once: an export may hold the same file in two folders."""
     return list(
-        {(str(part.header.get("SOPInstanceUID") or n), part.content): part for n, part in enumerate(slices)}.values()
+        {(str(part.header.get("SOPInstanceUID") or n), part.digest): part for n, part in enumerate(slices)}.values()
     )
 
 
@@ -143,7 +154,17 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     drift = drift - normal * (drift @ normal)
     if np.linalg.norm(drift) > 1.0:
         raise Refusal(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
-    voxels = np.stack([_hounsfield(slices[index]) for index in order])
+    rows, columns = shapes.pop()
+    if (
+        rows is None
+        or columns is None
+        or max(rows, columns) > MOST_ACROSS
+        or rows * columns * len(slices) > MOST_VOXELS
+    ):
+        raise Refusal(f"{name} states {len(slices)} images of {rows} by {columns} pixels, no CT's size", status=413)
+    voxels = np.empty((len(slices), rows, columns), np.int16)
+    for k, index in enumerate(order):
+        voxels[k] = _hounsfield(slices[index])
     must_be_hounsfield(name, voxels)
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
@@ -192,8 +213,7 @@ def _hounsfield(part: Slice) -> NDArray[np.int16]:
     stored, highest = _integer(part, "BitsStored"), _integer(part, "HighBit")
     if stored is None or highest != stored - 1:
         raise Refusal(f"{part.file} does not keep its values in the lowest bits; export it again")
-    syntax = str(part.header.file_meta.get("TransferSyntaxUID", "")) if hasattr(part.header, "file_meta") else ""
-    hounsfield = _rescaled(part) if syntax in _UNCOMPRESSED else _decompressed(part, syntax)
+    hounsfield = _rescaled(part) if part.syntax in _UNCOMPRESSED else _decompressed(part)
     if hounsfield.shape != (_integer(part, "Rows"), _integer(part, "Columns")):
         raise Refusal(f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns")
     # Scanners mark what lies outside their field with values far below air, or with one that they name.
@@ -224,7 +244,7 @@ def _rescaled(part: Slice) -> NDArray[np.float32]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = dcmread(BytesIO(part.content), force=True)
+            dataset = dcmread(BytesIO(part.read()), force=True)
             stored = dataset.pixel_array
     except Exception as error:
         raise Refusal(f"{part.file}: its pixels cannot be read ({error})") from error
@@ -232,13 +252,13 @@ def _rescaled(part: Slice) -> NDArray[np.float32]:
     return np.asarray(stored.astype(np.float32) * slope + intercept, np.float32)
 
 
-def _decompressed(part: Slice, syntax: str) -> NDArray[np.float32]:
+def _decompressed(part: Slice) -> NDArray[np.float32]:
     """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales."""
     import SimpleITK
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slice.dcm"
-        path.write_bytes(part.content)
+        path.write_bytes(part.read())
         try:
             reader = SimpleITK.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
@@ -247,7 +267,7 @@ def _decompressed(part: Slice, syntax: str) -> NDArray[np.float32]:
             image = reader.Execute()
         except RuntimeError as error:
             raise Refusal(
-                f"{part.file} is compressed in a way ({syntax}) that cannot be read; decompress it"
+                f"{part.file} is compressed in a way ({part.syntax}) that cannot be read; decompress it"
             ) from error
     return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)[0]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.medical.data.axial import MOST_VOXELS, axial_volume
+from apps.medical.data.axial import axial_volume
 from apps.medical.data.nifti import read_nifti
-from apps.medical.types import CTVolume
+from apps.medical.types import MOST_VOXELS, CTVolume
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.data.axial import MOST_VOXELS, axial_volume
-from apps.medical.types import CTVolume, Float64
+from apps.medical.data.axial import axial_volume
+from apps.medical.types import MOST_VOXELS, CTVolume, Float64
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,12 @@ _LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One image: what the file is called, its content, and its header."""
+    """One image: what its file is called, what reads that and its SHA-256, its transfer syntax, and its header."""
 
     file: str
-    content: bytes
+    read: Callable[[], bytes]
+    digest: bytes
+    syntax: str
     header: Dataset
 
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from apps.medical.data.archive import contents, is_harmless, some
+from apps.medical.data.archive import is_harmless, members, some
 from apps.medical.data.dicom import read_series
 from apps.medical.data.images import read_image, suffix
 from apps.medical.types import CTVolume
@@ -26,14 +26,14 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     if len(files) == 1 and _is_zip_of_images(files[0]):
         with tempfile.TemporaryDirectory() as folder:
             return read_volume(_unpacked(files[0], Path(folder)), series=series)
-    members = [(member, label) for file in files for member, label in _members(file)]
-    images = [member for member, _ in members if suffix(member)]
+    given = [(path, label) for file in files for path, label in _files(file)]
+    images = [path for path, _ in given if suffix(path)]
     if not images:
         return read_series(files, series=series)
     if len(images) > 1:
         raise Refusal(f"{len(images)} volumes were handed in ({some([f.name for f in images])}); hand in one")
     (image,) = images
-    others = [file for file, label in members if file != image and not is_harmless(label)]
+    others = [file for file, label in given if file != image and not is_harmless(label)]
     beside = [file for file in others if _is_named(file, image)]
     if strange := [file.name for file in others if file not in beside]:
         raise Refusal(f"{image.name} was handed in together with {some(strange)}; hand in one CT, of one kind of file")
@@ -42,7 +42,7 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     return read_image([image, *beside])
 
 
-def _members(file: Path) -> list[tuple[Path, str]]:
+def _files(file: Path) -> list[tuple[Path, str]]:
     """A file, or all files in a folder, each with its path from there."""
     if not file.is_dir():
         return [(file, file.name)]
@@ -72,12 +72,13 @@ def _unpacked(file: Path, folder: Path) -> list[Path]:
     """An archive's files on disk, under their own names, those of one folder together."""
     homes: dict[PurePosixPath, Path] = {}
     found = []
-    for label, content in contents([file]):
-        path = PurePosixPath(label.replace("\\", "/"))
-        if is_harmless(label):
-            continue
-        home = homes.setdefault(path.parent, folder / str(len(homes)))
-        home.mkdir(exist_ok=True)
-        (home / path.name).write_bytes(content)
-        found.append(home / path.name)
+    with members([file]) as inside:
+        for member in inside:
+            if is_harmless(member.label):
+                continue
+            path = PurePosixPath(member.label.replace("\\", "/"))
+            home = homes.setdefault(path.parent, folder / str(len(homes)))
+            home.mkdir(exist_ok=True)
+            (home / path.name).write_bytes(member.read())
+            found.append(home / path.name)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,7 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
         ({"ImagePositionPatient": lambda k: [0, k * 0.8, k * 2.5]}, "tilted gantry"),
         ({"ImagePositionPatient": [0, 0, 0]}, "two images lie at one position"),
         ({"Rows": 0}, "pixels cannot be read"),
+        ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, no CT's size"),
         ({"PixelData": b"\0\0" * 20}, "pixels cannot be read"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB"),
         ({"RescaleSlope": 0}, "rescale slope"),
@@ -118,6 +120,19 @@ def test_values_are_read_from_the_bits_that_hold_them(scan, tmp_path, tags):
 def test_what_lost_its_preamble_is_read(scan, tmp_path):
     volume = read_volume([pack(tmp_path, {name: content[132:] for name, content in members(scan).items()})])
     assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
+
+
+def test_contents_are_not_held_in_memory_while_headers_are_read(scan, tmp_path):
+    """Of an archive that unpacks to much, only what is read is unpacked at a time."""
+    noise = np.random.default_rng(0).bytes(4 << 20)
+    filler = {f"S{k}": dicom_slice(scan, k % 5, SeriesInstanceUID="9", PixelData=noise) for k in range(12)}
+    for archive in (pack(tmp_path, members(scan)), pack(tmp_path, members(scan) | filler, "much.zip")):
+        # pydicom is imported by the first, so that the second counts what it reads alone.
+        tracemalloc.start()
+        read_volume([archive], series="1.2.3")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert archive.name == "much.zip" and most < 24 << 20
 
 
 def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, tmp_path):
