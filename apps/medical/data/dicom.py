@@ -112,9 +112,7 @@ def _must_be_ct(part: Slice) -> None:
 
 def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
     """Each image once: an export may hold the same file in two folders."""
-    return list(
-        {(str(part.header.get("SOPInstanceUID") or n), part.digest): part for n, part in enumerate(slices)}.values()
-    )
+    return list({part.digest: part for part in slices}.values())
 
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:

@@ -169,5 +169,7 @@ def _describe(group: Sequence[Slice]) -> str:
     header = group[0].header
     text = str(header.get("SeriesDescription") or "without description")
     facts = _facts(group)
-    inner = ", ".join(part for part in (facts["modality"], text, facts["thickness"], facts["images"]) if part)
+    inner = ", ".join(
+        part for part in (facts["modality"], text, facts["thickness"], facts["kernel"], facts["images"]) if part
+    )
     return f"number {_number(group)} ({inner})"

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 
-from apps.medical.outputs.result import Reading
+from apps.medical.outputs.result import Reading, slice_label, slice_number
 from apps.medical.outputs.slab import slab_file
 
 
@@ -33,11 +33,12 @@ def findings_csv(reading: Reading) -> bytes:
 
 def slicer_markups(reading: Reading) -> bytes:
     """The findings as a point list that 3D Slicer opens (its markups schema 1.0.3, LPS)."""
+    volume = reading.volume
     points = [
         {
             "id": str(rank),
             "label": f"{rank}: {nodule.mean_diameter_mm:.1f} mm",
-            "description": f"score {nodule.score:.3f}",
+            "description": f"score {nodule.score:.3f}, {slice_label(volume, slice_number(volume, nodule) - 1)}",
             "position": [round(value, 3) for value in nodule.centre_lps_mm],
             "positionStatus": "defined",
         }

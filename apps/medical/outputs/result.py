@@ -73,9 +73,12 @@ def remarks(reading: Reading) -> list[str]:
         return [*said, NO_LUNGS]
     if reading.lungs_cut:
         said.append(PARTLY)
-    thick = max(reading.volume.spacing_mm)
+    across = max(reading.volume.spacing_mm[:2])
+    thick = reading.volume.spacing_mm[2]
     if thick > 2.5:
         said.append(f"Slices are {thick:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain.")
+    if across > 1.5:
+        said.append(f"Pixels are {across:.2g} mm wide: nodules of a few pixels may be missed, and sizes are uncertain.")
     return said
 
 

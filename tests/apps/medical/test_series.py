@@ -9,6 +9,7 @@ import pytest
 from pydicom import dcmread
 
 from apps.medical.data.source import read_volume
+from apps.medical.outputs.files import slicer_markups
 from apps.medical.outputs.result import Reading, result, slice_label
 from apps.medical.types import CTVolume, Nodule
 from shared.refusal import Refusal
@@ -167,3 +168,15 @@ def test_pixels_that_hold_no_image_are_air(tmp_path):
         voxels = read_volume([pack(tmp_path, padded)]).voxels_zyx
         assert voxels[:, :4, :4].max() == -1024
         assert np.array_equal(voxels[:, 4:], made.voxels_zyx[:, 4:])
+
+
+def test_what_limits_the_reading_tells_slices_from_pixels():
+    coarse = CTVolume(voxels_zyx=chest().voxels_zyx, spacing_mm=(1.8, 1.8, 0.6), origin_lps_mm=(0.0, 0.0, 0.0))
+    said = result(Reading(coarse, (0.0, 0.0, 0.0, 1.0, 1.0, 1.0), 900.0, False, [], 0.5))["remarks"]
+    assert len(said) == 1 and said[0].startswith("Pixels are 1.8 mm wide")
+
+
+def test_3d_slicer_s_points_name_the_image(tmp_path):
+    volume = read_volume([pack(tmp_path, series(chest()))])
+    text = slicer_markups(Reading(volume, None, None, False, [nodule_at(volume, 9)], 0.5)).decode()
+    assert '"description": "score 0.900, image 11 of 20"' in text
