@@ -68,13 +68,15 @@ def find_layout(text: str, name: str) -> Layout:
     labels = [
         label.strip().lstrip("#").strip() if place == 0 else label.strip() for place, label in enumerate(cells[header])
     ]
-    if header and len(cells[header - 1]) < len(labels) and any(_is_time(label) for label in labels):
-        counts = (
-            f"line {filled[header][0] + 1} has {len(labels)} cells where line {filled[header - 1][0] + 1} has "
-            f"{len(cells[header - 1])}"
+    fault = _data_fault(labels)
+    if fault and header and len(cells[header - 1]) < len(labels):
+        fault = (
+            f"has {len(labels)} cells in line {filled[header][0] + 1} and {len(cells[header - 1])} in line "
+            f"{filled[header - 1][0] + 1} above it; where numbers or dates have commas, put them in quotes, or part the "
+            "cells by semicolons"
         )
-        raise Refusal(f"{name}: {counts}; if commas are decimal marks, part the cells by semicolons")
-    _refuse_data(labels, name)
+    if fault:
+        raise Refusal(f"{name} {fault}")
     notes = []
     if header:
         notes.append(
@@ -118,14 +120,16 @@ def _header(cells: list[list[str]], width: int) -> int:
     return next(place for place, row in enumerate(cells) if len(row) == width)
 
 
-def _refuse_data(labels: list[str], name: str) -> None:
+def _data_fault(labels: list[str]) -> str:
+    """Why labels are no header, or nothing."""
     times = sum(_is_time(label) for label in labels)
     if times > 2:
-        raise Refusal(f"{name} has times in its header, one column each; turn it over, so that each time has a row")
+        return "has times in its header, one column each; turn it over, so that each time has a row"
     numbers = [_is_number(label) for label in labels]
     counted = labels[0] == "" and labels[1:] == [str(number) for number in range(len(labels) - 1)]
     if not counted and (times or sum(numbers) >= max(1, len(labels) - 1)):
-        raise Refusal(f"{name} has no header line; put one such as 'timestamp,value' before the first row")
+        return "has no header line; put one such as 'timestamp,value' before the first row"
+    return ""
 
 
 def _more_header(rows: list[list[str]]) -> int:

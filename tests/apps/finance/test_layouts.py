@@ -87,7 +87,7 @@ def test_a_terminals_chinese_export(tmp_path):
         ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "no time in line 4"),
         (
             "date,close\n2024-01-01,1,5\n2024-01-02,2,5\n",
-            "line 2 has 3 cells where line 1 has 2; if commas are decimal",
+            "has 3 cells in line 2 and 2 in line 1 above it; where numbers or",
         ),
         (
             "date,close,volume\n2024-01-01,5 EUR/MWh,1\n2024-01-02,6 EUR/MWh,2\n",
