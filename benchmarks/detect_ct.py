@@ -41,18 +41,20 @@ def main() -> None:
     scan, title = _scan(quick=chosen.quick)
     scan = canonical(scan)
     repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
-    detector, tiling = predictor.detector, predictor.tiling
-    peer = copy.deepcopy(detector).to(memory_format=torch.contiguous_format)
-    peer.set_sliding_window_inferer(
-        roi_size=tiling.size, overlap=tiling.overlap, sw_batch_size=tiling.batch, mode="constant"
-    )
-
+    detector = predictor.detector
     lungs = find_lungs(scan)
     assert lungs is not None
     grid = cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.spacing_mm, detector.size_divisible)
     image = resample(scan, grid, chosen.device)
+    tiling = predictor.tiling.fitted(grid.size, detector.size_divisible)
+    peer = copy.deepcopy(detector).to(memory_format=torch.contiguous_format)
+    # MONAI states the overlap as a share and rounds what is left down.
+    overlap = [(shared - 0.5) / size for shared, size in zip(tiling.margin, tiling.size, strict=True)]
+    peer.set_sliding_window_inferer(roi_size=tiling.size, overlap=overlap, sw_batch_size=4, mode="constant")
     theirs, their_image_s = _timed(lambda: _monai_detect(peer, image), repeats, chosen.device)
-    ours, our_image_s = _timed(lambda: detect(detector, image, tiling), repeats, chosen.device)
+    ours, our_image_s = _timed(
+        lambda: detect(detector, image, tiling, network=predictor.network), repeats, chosen.device
+    )
     equal, difference = _equal(theirs, ours)
 
     (their_found, their_scan_s) = _timed(lambda: _monai_scan(peer, predictor, scan), repeats, chosen.device)

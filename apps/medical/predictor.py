@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.data.source import read_volume
+from apps.medical.models.dense import folded
 from apps.medical.models.grid import canonical
 from apps.medical.models.inference import Tiling, find_nodules
 from apps.medical.models.lungs import Lungs, find_lungs
@@ -49,6 +50,7 @@ class NodulePredictor:
         operating_score: float,
     ) -> None:
         self.detector = detector.to(device).eval()
+        self.network = folded(self.detector)
         self.spacing_mm, self.tiling, self.device = spacing_mm, tiling, device
         self.operating_score = operating_score
 
@@ -79,6 +81,7 @@ class NodulePredictor:
             lungs,
             spacing_mm=self.spacing_mm,
             tiling=self.tiling,
+            network=self.network,
             device=self.device,
         )
         listed = [nodule for nodule in found if nodule.score >= case.least_score][: case.most]

@@ -108,20 +108,22 @@ def _axis_by_axis(
         end = int(np.clip(np.ceil(at.max()) + 1, begin + 1, volume.size_ijk[along]))
         crop[along], positions[axis] = slice(begin, end), (at, begin, end)
     part = volume.voxels_zyx[crop[2], crop[1], crop[0]]
-    values = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute(2, 1, 0).permute(*source)
+    # In the order z, y, x, in which the voxels of an axial scan lie, whole rows and slices are copied.
+    values = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute([2 - along for along in reversed(source)])
     for axis in sorted(range(3), key=lambda n: size[n] / (positions[n][2] - positions[n][1])):
         at, begin, end = positions[axis]
         inside = torch.from_numpy(np.clip(at - begin, 0, end - begin - 1)).to(device)
         lower = inside.floor().long().clamp_(max=max(end - begin - 2, 0))
         upper = (lower + 1).clamp_(max=end - begin - 1)
         shape = [1, 1, 1]
-        shape[axis] = -1
+        shape[2 - axis] = -1
         weight = (inside - lower).float().view(shape)
-        values = torch.lerp(values.index_select(axis, lower).float(), values.index_select(axis, upper).float(), weight)
+        ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
+        values = torch.lerp(*ends, weight)
         beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
         if beyond.any():
-            values.index_fill_(axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), WINDOW_HU[0])
-    return values
+            values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), WINDOW_HU[0])
+    return values.permute(2, 1, 0)
 
 
 def _oblique(

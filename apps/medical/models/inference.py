@@ -1,15 +1,15 @@
 """Fast detection with MONAI's RetinaNetDetector: the same tiles, maps, boxes and suppression, and only where lung is.
 
 What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: tiles without lung are not
-computed; anchors are made and decoded for the best candidates alone, not for every position; suppression computes
-overlaps with the boxes that are kept alone. On the same image with no tile left out the result is MONAI's; a test
-compares the two.
+computed; batch normalisation is folded into the convolutions; anchors are made and decoded for the best candidates
+alone, not for every position; suppression computes overlaps with the boxes that are kept alone. On the same image
+with no tile left out the result is MONAI's; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from apps.medical.models.dense import Maps
 from apps.medical.models.grid import Grid, cover, resample
 from apps.medical.models.lungs import Lungs
 from apps.medical.types import CTVolume, Float64, Nodule
@@ -31,20 +32,28 @@ Tile = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """Tiles of ``size`` voxels along x, y, z; neighbours share ``overlap`` of it. ``batch`` go through at once.
+    """Tiles of ``size`` voxels along x, y, z; neighbours share ``margin`` voxels. ``batch`` or more go through at once.
 
-    ``size`` times 1 - overlap must be whole multiples of the network's strides, so that neighbours' maps align.
+    Size and margin must be whole multiples of the network's strides, so that neighbours' maps align.
     """
 
-    size: tuple[int, int, int] = (96, 96, 48)
-    overlap: float = 1 / 6
-    batch: int = 4
+    size: tuple[int, int, int] = (160, 160, 96)
+    margin: tuple[int, int, int] = (16, 16, 8)
+    batch: int = 2
+
+    def fitted(self, image: Sequence[int], divisible: Sequence[int]) -> Tiling:
+        """As few tiles as these for an image of that size, and each as small as the image allows."""
+        sizes = []
+        for length, tile, shared, unit in zip(image, self.size, self.margin, divisible, strict=True):
+            count = max(1, -(-(length - shared) // (tile - shared)))
+            sizes.append(-(-(length + (count - 1) * shared) // (count * unit)) * unit)
+        return replace(self, size=(sizes[0], sizes[1], sizes[2]))
 
     def starts(self, image: Sequence[int]) -> list[Tile]:
         """Where tiles begin in an image at least as large as a tile, in MONAI's order."""
         axes = []
-        for length, tile in zip(image, self.size, strict=True):
-            interval = tile if length == tile else int(tile * (1 - self.overlap)) or 1
+        for length, tile, shared in zip(image, self.size, self.margin, strict=True):
+            interval = max(tile - shared, 1)
             count = -(-(length - tile) // interval) + 1
             axes.append([min(n * interval, length - tile) for n in range(count)])
         return list(product(*axes))
@@ -59,19 +68,29 @@ class Detections:
 
 
 @torch.inference_mode()
-def detect(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, *, skip: set[Tile] | None = None) -> Detections:
-    """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out."""
+def detect(
+    detector: RetinaNetDetector,
+    image: Tensor,
+    tiling: Tiling,
+    *,
+    network: nn.Module | None = None,
+    skip: set[Tile] | None = None,
+) -> Detections:
+    """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out.
+
+    ``network`` computes the detector's maps, where it is not the detector's own: see ``folded``.
+    """
     size = [-(-n // d) * d for n, d in zip(image.shape, detector.size_divisible, strict=True)]
     shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
     padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
     padded = F.pad(image, padding)
-    maps = _maps(detector, padded, tiling, skip or set())
+    maps = _maps(network or Maps(detector.network), padded, tiling, skip or set())
     if not maps:
         return Detections(image.new_zeros((0, 6)), image.new_zeros(0))
     return select(detector, maps, list(image.shape), shape)
 
 
-def _maps(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, skip: set[Tile]) -> list[tuple[Tensor, Tensor]]:
+def _maps(network: nn.Module, image: Tensor, tiling: Tiling, skip: set[Tile]) -> list[tuple[Tensor, Tensor]]:
     """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap."""
     starts = [start for start in tiling.starts(image.shape) if start not in skip]
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -79,8 +98,8 @@ def _maps(detector: RetinaNetDetector, image: Tensor, tiling: Tiling, skip: set[
     for chosen in _chunks(starts, tiling.batch):
         tiles = torch.stack([image[_window(start, tiling.size)] for start in chosen])[:, None]
         with torch.autocast(image.device.type, dtype=half or torch.bfloat16, enabled=half is not None):
-            outputs = detector.network(tiles)
-        levels = list(zip(outputs[detector.cls_key], outputs[detector.box_reg_key], strict=True))
+            outputs = network(tiles)
+        levels = list(zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True))
         for level, (logits, codes) in enumerate(levels):
             strides = [tile // n for tile, n in zip(tiling.size, logits.shape[2:], strict=True)]
             if len(sums) == level:
@@ -154,12 +173,15 @@ def find_nodules(
     *,
     spacing_mm: tuple[float, float, float],
     tiling: Tiling,
+    network: nn.Module | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Nodule]:
     """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.canonical``."""
     grid = cover(volume, lungs.low_ijk, lungs.high_ijk, spacing_mm, detector.size_divisible)
     image = resample(volume, grid, device)
-    found = detect(detector, image, tiling, skip=_without_lung(volume, lungs, grid, tiling, detector.size_divisible))
+    tiling = tiling.fitted(grid.size, detector.size_divisible)
+    skip = _without_lung(volume, lungs, grid, tiling, detector.size_divisible)
+    found = detect(detector, image, tiling, network=network, skip=skip)
     corners = found.boxes.double().cpu().numpy()
     ends = [grid.to_lps_mm(corners[:, :3]), grid.to_lps_mm(corners[:, 3:])]
     low, high = np.minimum(*ends), np.maximum(*ends)
@@ -212,5 +234,8 @@ def _window(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _chunks(items: list[Tile], size: int) -> Iterator[list[Tile]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
+    """At least ``size`` at a time: on one thread torch convolves a single small image several times slower."""
+    count = max(1, len(items) // size)
+    for part in np.array_split(np.arange(len(items)), count):
+        if len(part):
+            yield [items[n] for n in part]

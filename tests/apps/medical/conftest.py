@@ -24,7 +24,7 @@ def untrained() -> NodulePredictor:
     return NodulePredictor(
         detector,
         spacing_mm=(2.8, 2.8, 5.0),
-        tiling=Tiling(size=(64, 64, 32), overlap=0.25, batch=2),
+        tiling=Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=2),
         device="cpu",
         operating_score=0.5,
     )

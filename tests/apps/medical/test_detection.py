@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from apps.medical.models.dense import folded
 from apps.medical.models.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
 from apps.medical.models.inference import Tiling, _one_mark_each, detect, suppress
 from apps.medical.models.lungs import find_lungs
@@ -46,9 +50,9 @@ def assert_same(ours, theirs):
 def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
     torch.manual_seed(1)
     image = torch.rand(shape)
-    tiling = Tiling(size=(96, 96, 48), overlap=1 / 6, batch=3)
+    tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8), batch=3)
     ours = detect(detector, image, tiling)
-    detector.set_sliding_window_inferer(roi_size=tiling.size, overlap=tiling.overlap, sw_batch_size=1, mode="constant")
+    detector.set_sliding_window_inferer(roi_size=tiling.size, overlap=1 / 6, sw_batch_size=1, mode="constant")
     with torch.no_grad():
         theirs = detector(image[None, None], use_inferer=True)[0]
     assert len(ours.scores) > 20
@@ -57,15 +61,41 @@ def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
 
 def test_one_tile_is_the_detector_itself(detector):
     image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
-    ours = detect(detector, image, Tiling(size=(64, 64, 32), overlap=0.25, batch=1))
+    ours = detect(detector, image, Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=1))
     with torch.no_grad():
         theirs = detector(image[None, None])[0]
     assert_same(ours, theirs)
 
 
+def test_folded_batch_normalisation_changes_no_finding(detector):
+    network = folded(detector)
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in network.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm3d) for module in detector.modules())
+    image = torch.rand(130, 96, 61, generator=torch.Generator().manual_seed(5))
+    tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8))
+    plain, fast = detect(detector, image, tiling), detect(detector, image, tiling, network=network)
+    assert len(plain.scores) > 20
+    assert_same(fast, {"box": plain.boxes, "label_scores": plain.scores})
+
+
+@given(st.tuples(*[st.integers(16, 500)] * 3))
+def test_fitted_tiles_cover_the_image_and_are_no_more(image):
+    whole, units = Tiling(), (16, 16, 8)
+    shape = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, units, whole.size, strict=True)]
+    tiling = whole.fitted(image, units)
+    padded = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, units, tiling.size, strict=True)]
+    starts = tiling.starts(padded)
+    assert len(starts) <= len(whole.starts(shape))
+    for axis, unit in enumerate(units):
+        places = sorted({start[axis] for start in starts})
+        assert tiling.size[axis] <= whole.size[axis] and all(place % unit == 0 for place in places)
+        assert places[0] == 0 and places[-1] + tiling.size[axis] == padded[axis] >= image[axis]
+        assert all(b - a <= tiling.size[axis] - whole.margin[axis] for a, b in pairwise(places))
+
+
 def test_a_tile_left_out_gives_no_findings(detector):
     image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
-    tiling = Tiling(size=(64, 64, 32), overlap=0.0, batch=2)
+    tiling = Tiling(size=(64, 64, 32), margin=(0, 0, 0), batch=2)
     found = detect(detector, image, tiling, skip={(64, 0, 0)})
     assert len(found.scores)
     assert found.boxes[:, 0].max() < 64 + 24
