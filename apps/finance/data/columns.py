@@ -110,6 +110,11 @@ NO_SERIES = {
     *("方向", "买卖", "买卖方向", "性质", "备注"),
 }
 """Columns of words that never do."""
+OF_A_TRADE = {
+    *("exchange", "venue", "market", "ex", "condition", "conditions", "cond", "sale condition", "tape", "status"),
+    *("flag", "flags", "session", "成交类型", "状态", "市场", "交易所"),
+}
+"""Columns of words that say of a trade where and how it was, and may differ between trades at the same time."""
 _IDENTIFIERS = {
     *(
         "",

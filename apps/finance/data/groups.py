@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.finance.data.columns import NO_SERIES, PERHAPS_SERIES, SERIES, plain
+from apps.finance.data.columns import NO_SERIES, OF_A_TRADE, PERHAPS_SERIES, SERIES, plain
 from apps.finance.types import Times
 from shared.refusal import Refusal
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import polars
 
 Rows = NDArray[np.int64]
+_PANEL = 0.75
+"""In a table of several series at common times there are at most so many times to a row."""
 
 
 def group(
@@ -28,7 +30,8 @@ def group(
     has all of its entries. Two columns do so together where one alone leaves rows with the same time. Refuses words
     that tell rows with the same time apart without telling series apart.
     """
-    repeated = len(np.unique(times)) < len(times)
+    number = len(np.unique(times))
+    repeated, panel = number < len(times), number <= _PANEL * len(times)
     candidates = [label for label in frame.columns if _may_name(frame[label])]
     candidates = [label for label in candidates if plain(label) not in NO_SERIES]
     called = sorted((label for label in candidates if plain(label) in SERIES), key=lambda one: SERIES.index(plain(one)))
@@ -43,15 +46,15 @@ def group(
     if not repeated:
         return None
     candidates = [label for label in candidates if label not in numeric or _whole(frame[label])]
-    for label in candidates:
+    for label in candidates if panel else []:
         entries = _entries(frame[label])
         kinds = entries.n_unique()
         if kinds < 2 or kinds > len(entries) / 2 or bool((entries == "").any()) or not _unique(entries, times):
             continue
-        if label not in numeric or kinds * len(np.unique(times)) == len(times):
+        if label not in numeric or kinds * number == len(times):
             return label, _parts(entries)
     for label in candidates:
-        if label not in numeric:
+        if label not in numeric and plain(label) not in OF_A_TRADE:
             _refuse_untold(_entries(frame[label]), times, label, name)
     return None
 

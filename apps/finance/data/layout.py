@@ -72,8 +72,8 @@ def find_layout(text: str, name: str) -> Layout:
     if fault and header and len(cells[header - 1]) < len(labels):
         fault = (
             f"has {len(labels)} cells in line {filled[header][0] + 1} and {len(cells[header - 1])} in line "
-            f"{filled[header - 1][0] + 1} above it; where numbers or dates have commas, put them in quotes, or part the "
-            "cells by semicolons"
+            f"{filled[header - 1][0] + 1} above it; where numbers or dates have commas, put them in quotes, or part "
+            "the cells by semicolons"
         )
     if fault:
         raise Refusal(f"{name} {fault}")

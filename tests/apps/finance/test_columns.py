@@ -181,3 +181,15 @@ def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
         read_csv(written(tmp_path, "date,amount", rows))
     ticks = [f"{day} 09:30:00,{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
     assert "60 rows had the time of another" in read_csv(written(tmp_path, "time,price", ticks)).notes[0]
+
+
+def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_are_several(tmp_path):
+    seconds = (0, 0, 0, 1, 2)
+    ticks = [f"{day} 09:30:0{seconds[row]},{row},{'NQ'[row % 2]}" for day in DAYS for row in range(5)]
+    series = read_csv(written(tmp_path, "time,price,exchange", ticks))
+    assert len(series) == 90 and "60 rows had the time of another" in series.notes[-1]
+    closes = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ("Binance", "Kraken")]
+    assert [one.name for one in read_contents(written(tmp_path, "date,exchange,close", closes)).series] == [
+        "Binance",
+        "Kraken",
+    ]
