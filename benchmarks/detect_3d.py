@@ -49,7 +49,10 @@ def main() -> None:
         figures[f"{name} ratio"] = times[0] / times[1]
         notes.append(f"{name}: {weights}, {sum(len(scores) for _, scores, _ in expected)} boxes")
     ratio = min(figures["fcos3d ratio"], figures["pointpillars ratio"])
-    note = f"{'; '.join(notes)}; equal to {TOLERANCE}: {equal}. Ratio is the smaller of the two; medians of {REPEATS}."
+    note = (
+        f"{'; '.join(notes)}; equal to {TOLERANCE}: {equal}. Ratio is the smaller of the two; medians of {REPEATS}, "
+        f"{torch.get_num_threads()} threads."
+    )
     report("detect_3d", figures, ratio=ratio, ok=equal and ratio > 1.0, note=note)
 
 

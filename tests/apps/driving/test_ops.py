@@ -67,9 +67,7 @@ def test_rotated_overlap_equals_the_compiled_operator(oracle, density, mode):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("max_points", "max_voxels"), [(32, 4000), (2, 300)])
-@pytest.mark.parametrize("table", [1 << 23, 0])
-def test_hard_voxelisation_equals_the_compiled_operator(oracle, monkeypatch, max_points, max_voxels, table):
-    monkeypatch.setattr("apps.driving.models.ops.voxels._TABLE", table)
+def test_hard_voxelisation_equals_the_compiled_operator(oracle, max_points, max_voxels):
     points = oracle["vox_points"]
     voxels, coors = torch.zeros(max_voxels, max_points, 4), torch.zeros(max_voxels, 3, dtype=torch.int)
     number, count = torch.zeros(max_voxels, dtype=torch.int), torch.zeros((), dtype=torch.long)

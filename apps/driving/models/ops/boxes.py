@@ -5,7 +5,6 @@ Rotated boxes are x, y of the centre, width, height and an angle in radians that
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -61,8 +60,10 @@ def nms_rotated(
     while len(alive):
         # The best few settle among themselves, then thin out the rest: most pairs are never compared.
         head, alive = alive[:_BLOCK], alive[_BLOCK:]
-        head = head[_greedy(*_hits(sorted_N5[head], sorted_N5[head], iou_threshold), len(head)).to(head.device)]
+        head = head[_greedy(*_hits(sorted_N5[head], None, iou_threshold), len(head)).to(head.device)]
         kept.append(head)
+        if not len(alive):
+            break
         _, beaten = _hits(sorted_N5[head], sorted_N5[alive], iou_threshold)
         stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
         stays[beaten] = False
@@ -70,9 +71,16 @@ def nms_rotated(
     return order[torch.cat(kept)]
 
 
-def _hits(a_N5: Tensor, b_M5: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
-    """Indices (P,) into ``a`` and (P,) into ``b`` of the pairs whose overlap reaches the threshold, in row order."""
-    first, second = _near_pairs(a_N5, b_M5)
+def _hits(a_N5: Tensor, b_M5: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Indices (P,) into ``a`` and (P,) into ``b`` of the pairs whose overlap reaches the threshold, in row order.
+
+    Without ``b`` pairs within ``a``, each once, the earlier box first.
+    """
+    first, second = _near_pairs(a_N5, a_N5 if b_M5 is None else b_M5)
+    if b_M5 is None:
+        b_M5 = a_N5
+        later = first < second
+        first, second = first[later], second[later]
     overlaps = [
         _paired_iou(a_N5[i], b_M5[j]) for i, j in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True) if len(i)
     ]
@@ -81,15 +89,12 @@ def _hits(a_N5: Tensor, b_M5: Tensor, iou_threshold: float) -> tuple[Tensor, Ten
 
 
 def _greedy(first: Tensor, second: Tensor, count: int) -> Tensor:
-    """Which of ``count`` boxes, best first, remain when each that remains removes those after it that it hits."""
-    pairs = torch.stack([first, second]).cpu().numpy()
-    pairs = pairs[:, pairs[0] < pairs[1]]
-    keep = np.ones(count, dtype=bool)
-    leaders, starts = np.unique(pairs[0], return_index=True)
-    for leader, followers in zip(leaders, np.split(pairs[1], starts[1:]), strict=False):
+    """Which of ``count`` boxes, best first, remain when each that remains removes the later ones that it hits."""
+    keep = [True] * count
+    for leader, follower in torch.stack([first, second], dim=1).tolist():
         if keep[leader]:
-            keep[followers] = False
-    return torch.from_numpy(keep)
+            keep[follower] = False
+    return torch.tensor(keep)
 
 
 def _near_pairs(a_N5: Tensor, b_M5: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Above this many cells the table of first points is made over the occupied cells alone.
-_TABLE = 1 << 23
-
 
 def _cells(points: Tensor, size: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Cell (N, 3) int64 as z, y, x; whether each point is within the extent (N,); and the grid's shape z, y, x."""
+    """Cell (N, 3) as x, y, z in floating point; whether each point is within (N,); and the grid's shape z, y, x."""
     size, extent = size.to(points.dtype), extent.to(points.dtype)
     grid = ((extent[3:] - extent[:3]) / size).round()
     # mmcv hands size and extent over on the host: read there, the shape costs no wait for the device.
@@ -20,9 +17,10 @@ def _cells(points: Tensor, size: Tensor, extent: Tensor) -> tuple[Tensor, Tensor
     size, extent, grid = (value.to(points.device, non_blocking=True) for value in (size, extent, grid))
     cell = ((points[:, :3] - extent[:3]) / size).floor()
     # Compared as floating point: a far point would overflow an integer. NaN compares false.
-    valid = ((cell >= 0) & (cell < grid)).all(dim=1)
-    cell = torch.where(valid[:, None], cell, torch.zeros_like(cell)).long()
-    return cell.flip(1), valid, shape
+    valid = torch.ones(len(cell), dtype=torch.bool, device=cell.device)
+    for column, count in zip(cell.unbind(1), grid, strict=True):
+        valid &= (column >= 0) & (column < count)
+    return cell, valid, shape
 
 
 def dynamic_voxelize_forward(points: Tensor, voxel_size: Tensor, coors_range: Tensor, coors: Tensor, NDim: int) -> None:
@@ -31,7 +29,7 @@ def dynamic_voxelize_forward(points: Tensor, voxel_size: Tensor, coors_range: Te
     ``voxel_size`` (3,) and ``coors_range`` (6,: minima, then maxima) are in the points' unit.
     """
     cell, valid, _ = _cells(points, voxel_size, coors_range)
-    coors.copy_(torch.where(valid[:, None], cell, -torch.ones_like(cell)))
+    coors.copy_(torch.where(valid[:, None], cell.flip(1), -torch.ones_like(cell)))
 
 
 def hard_voxelize_forward(
@@ -64,9 +62,9 @@ def hard_voxelize_forward(
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """Points sorted by voxel: ``source`` (K,) into the points, ``voxel`` (K,) and ``slot`` (K,) within it.
+    """Points voxel by voxel: ``source`` (K,) into the points, ``voxel`` (K,) and ``slot`` (K,) within it.
 
-    For each of V voxels ``cell`` (V, 3) as z, y, x and ``count`` (V,) of its points.
+    For each of V voxels, in the order of their first points, ``cell`` (V, 3) as z, y, x and ``count`` (V,) of points.
     """
 
     source: Tensor
@@ -78,27 +76,27 @@ class Grouped:
 
 def group_points(points: Tensor, voxel_size: Tensor, coors_range: Tensor, max_points: int, max_voxels: int) -> Grouped:
     """Which of the points (N, 3 or more) lie in which voxel; the first ``max_points`` of the first ``max_voxels``."""
-    cell, valid, (depth, height, width) = _cells(points, voxel_size, coors_range)
+    cell, valid, (_, height, width) = _cells(points, voxel_size, coors_range)
     source = valid.nonzero().squeeze(1)
-    cell = cell[source]
     if not len(source):
-        return Grouped(source, source, source, cell, source)
-    key = (cell[:, 0] * height + cell[:, 1]) * width + cell[:, 2]
-    cells = depth * height * width
-    if cells > _TABLE:
-        occupied, key = key.unique(return_inverse=True)
-        cells = len(occupied)
-    position = torch.arange(len(key), device=key.device)
-    first = torch.full((cells,), len(key), device=key.device).scatter_reduce_(0, key, position, "amin")[key]
-    opens = first == position
-    rank = (opens.cumsum(0) - 1)[first]
-
-    kept = rank < max_voxels
-    source, rank, cell, opens = source[kept], rank[kept], cell[kept], opens[kept]
-    order = rank.to(torch.int32).argsort(stable=True)
-    totals = torch.bincount(rank)
-    start = totals.cumsum(0) - totals
-    rank, source = rank[order], source[order]
-    slot = torch.arange(len(rank), device=rank.device) - start[rank]
-    fits = slot < max_points
-    return Grouped(source[fits], rank[fits], slot[fits], cell[opens], totals.clamp(max=max_points))
+        return Grouped(source, source, source, source.new_zeros(0, 3), source)
+    x, y, z = cell[source].long().unbind(1)
+    key = (z * height + y) * width + x
+    # The cell in the upper bits and the place among the points in the lower: one sort puts both in order.
+    bits = len(points).bit_length()
+    ordered = ((key << bits) | source).sort()[0]
+    key, source = ordered >> bits, ordered & ((1 << bits) - 1)
+    opens = torch.ones_like(key, dtype=torch.bool)
+    opens[1:] = key[1:] != key[:-1]
+    start, group = opens.nonzero().squeeze(1), opens.cumsum(0) - 1
+    by_first = source[start].argsort()
+    rank = torch.empty_like(by_first)
+    rank[by_first] = torch.arange(len(rank), device=rank.device)
+    voxel, slot = rank[group], torch.arange(len(group), device=group.device) - start[group]
+    end = torch.cat([start[1:], start.new_tensor([len(key)])])
+    chosen = by_first[:max_voxels]
+    count = (end - start)[chosen].clamp(max=max_points)
+    fits = (slot < max_points) & (voxel < max_voxels)
+    key = key[start[chosen]]
+    cell = torch.stack([key // (height * width), key // width % height, key % width], dim=1)
+    return Grouped(source[fits], voxel[fits], slot[fits], cell, count)
