@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.medical.data.archive import Member, is_harmless, members, some
+from apps.medical.data.enhanced import frames, is_enhanced
 from apps.medical.data.hounsfield import must_be_hounsfield
 from apps.medical.data.series import AXIAL, LEAST_SLICES, Slice, choose, is_scout
 from apps.medical.types import MOST_VOXELS, CTVolume, Float64, SourceImage
@@ -43,13 +45,13 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     """The one CT series in ``files`` (a folder, a zip archive, or DICOM files); see ``choose`` for ``series``."""
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
-        slices, others = [], []
+        slices: list[Slice] = []
+        others = []
         for member in found:
             content = member.read()
-            image = _parse(member, content)
-            if image is not None:
-                slices.append(image)
-            elif content[128:132] != b"DICM" and not is_harmless(member.label):
+            images = _parse(member, content)
+            slices.extend(images)
+            if not images and content[128:132] != b"DICM" and not is_harmless(member.label):
                 others.append(member.label)
         if not slices:
             inside = f"; it holds {some(others)}" if others and others != [name] else ""
@@ -64,8 +66,8 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
         return _assemble(name, _without_copies(chosen), remarks)
 
 
-def _parse(member: Member, content: bytes) -> Slice | None:
-    """The image in a file; None where it is not DICOM, or DICOM without pixels (directories, reports)."""
+def _parse(member: Member, content: bytes) -> list[Slice]:
+    """The images in a file; none where it is not DICOM, or DICOM without pixels (directories, reports)."""
     from pydicom import config, dcmread
     from pydicom.dataset import Dataset
     from pydicom.errors import InvalidDicomError
@@ -82,22 +84,23 @@ def _parse(member: Member, content: bytes) -> Slice | None:
                 header.get(keyword)
             for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
                 getattr(header, "file_meta", {}).get(keyword)
+            if "Rows" in header and "Columns" in header:
+                # The dataset that was read holds the whole file.
+                kept = Dataset()
+                for keyword in _KEYWORDS:
+                    if keyword in header:
+                        kept[keyword] = header[keyword]
+                syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
+                image = Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept)
+                return frames(image, header) if is_enhanced(header) else [image]
     except InvalidDicomError:
-        return None
+        return []
     except Exception as error:
         raise Refusal(f"{member.label} is a damaged DICOM file ({error}); export it again") from error
-    if "Rows" in header and "Columns" in header:
-        # The dataset that was read holds the whole file.
-        kept = Dataset()
-        for keyword in _KEYWORDS:
-            if keyword in header:
-                kept[keyword] = header[keyword]
-        syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
-        return Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept)
     kind = header.get("SOPClassUID") or getattr(header, "file_meta", {}).get("MediaStorageSOPClassUID")
     if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
         raise Refusal(f"{member.label} is a DICOM file that ends within its header; export it again")
-    return None
+    return []
 
 
 def _must_be_ct(part: Slice) -> None:
@@ -107,12 +110,14 @@ def _must_be_ct(part: Slice) -> None:
     if modality != "CT":
         raise Refusal(f"{part.file} is {modality}, not CT; hand in the CT series")
     if (_integer(part, "NumberOfFrames") or 1) > 1:
-        raise Refusal(f"{part.file} is a multi-frame image; export it as single-frame CT images, or as NIfTI")
+        raise Refusal(
+            f"{part.file} is a multi-frame image, but no enhanced CT; export it as single-frame CT images, or as NIfTI"
+        )
 
 
 def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
     """Each image once: an export may hold the same file in two folders."""
-    return list({part.digest: part for part in slices}.values())
+    return list({(part.digest, part.frame): part for part in slices}.values())
 
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:
@@ -161,8 +166,12 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     ):
         raise Refusal(f"{name} states {len(slices)} images of {rows} by {columns} pixels, no CT's size", status=413)
     voxels = np.empty((len(slices), rows, columns), np.int16)
+    scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
+    if len(scales) > 1 and any(part.frame is not None and part.syntax not in _UNCOMPRESSED for part in slices):
+        raise Refusal(f"{name} is compressed, and its frames differ in their scale; decompress it first")
+    unpacked: dict[bytes, NDArray[Any]] = {}
     for k, index in enumerate(order):
-        voxels[k] = _hounsfield(slices[index])
+        voxels[k] = _hounsfield(slices[index], unpacked)
     must_be_hounsfield(name, voxels)
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
@@ -201,8 +210,11 @@ def _integer(part: Slice, keyword: str) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
-def _hounsfield(part: Slice) -> NDArray[np.int16]:
-    """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1)."""
+def _hounsfield(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.int16]:
+    """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1).
+
+    ``unpacked`` keeps the pixels of the one multi-frame file that was read last.
+    """
     scale = [part.header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
     if not all(isinstance(value, float | int) and np.isfinite(value) for value in scale) or not scale[0]:
         raise Refusal(f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units")
@@ -211,7 +223,7 @@ def _hounsfield(part: Slice) -> NDArray[np.int16]:
     stored, highest = _integer(part, "BitsStored"), _integer(part, "HighBit")
     if stored is None or highest != stored - 1:
         raise Refusal(f"{part.file} does not keep its values in the lowest bits; export it again")
-    hounsfield = _rescaled(part) if part.syntax in _UNCOMPRESSED else _decompressed(part)
+    hounsfield = _values(part, unpacked)
     if hounsfield.shape != (_integer(part, "Rows"), _integer(part, "Columns")):
         raise Refusal(f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns")
     # Scanners mark what lies outside their field with values far below air, or with one that they name.
@@ -236,24 +248,42 @@ def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool
     return (hounsfield >= low - 0.25) & (hounsfield <= high + 0.25)
 
 
-def _rescaled(part: Slice) -> NDArray[np.float32]:
+def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32]:
+    plain = part.syntax in _UNCOMPRESSED
+    values = unpacked.get(part.digest)
+    if values is None:
+        values = _stored(part) if plain else _decompressed(part)
+    if part.frame is None:
+        values = values if plain else values[0]
+    else:
+        unpacked.clear()
+        unpacked[part.digest] = values
+        if values.ndim != 3 or len(values) <= part.frame:
+            raise Refusal(f"{part.file} holds fewer frames than its header tells of; export it again")
+        values = values[part.frame]
+    if plain:
+        slope, intercept = float(part.header.RescaleSlope), float(part.header.RescaleIntercept)
+        return np.asarray(values.astype(np.float32) * slope + intercept, np.float32)
+    return np.array(values, np.float32)
+
+
+def _stored(part: Slice) -> NDArray[Any]:
+    """Stored values, (rows, columns), or frames of them."""
     from pydicom import dcmread
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = dcmread(BytesIO(part.read()), force=True)
-            stored = dataset.pixel_array
+            return dcmread(BytesIO(part.read()), force=True).pixel_array
     except Exception as error:
         raise Refusal(f"{part.file}: its pixels cannot be read ({error})") from error
-    slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-    return np.asarray(stored.astype(np.float32) * slope + intercept, np.float32)
 
 
 def _decompressed(part: Slice) -> NDArray[np.float32]:
-    """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales."""
+    """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales; (frames, rows, columns)."""
     import SimpleITK
 
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slice.dcm"
         path.write_bytes(part.read())
@@ -267,7 +297,7 @@ def _decompressed(part: Slice) -> NDArray[np.float32]:
             raise Refusal(
                 f"{part.file} is compressed in a way ({part.syntax}) that cannot be read; decompress it"
             ) from error
-    return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)[0]
+    return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)
 
 
 def _triple(vector: Float64) -> tuple[float, float, float]:

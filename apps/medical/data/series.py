@@ -27,13 +27,17 @@ _LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One image: what its file is called, what reads that and its SHA-256, its transfer syntax, and its header."""
+    """One image: what its file is called, what reads that and its SHA-256, its transfer syntax, and its header.
+
+    ``frame`` counts from 0 in a file of several; None in one of a single image.
+    """
 
     file: str
     read: Callable[[], bytes]
     digest: bytes
     syntax: str
     header: Dataset
+    frame: int | None = None
 
 
 def is_scout(header: Dataset) -> bool:

@@ -1,0 +1,118 @@
+"""A whole series in one file, as enhanced CT holds it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
+
+from apps.medical.data.source import read_volume
+from apps.medical.outputs.result import slice_label
+from apps.medical.types import CTVolume
+from shared.refusal import Refusal
+from tests.apps.medical.chests import chest, dicom_slice, pack, series
+
+ENHANCED = "1.2.840.10008.5.1.4.1.1.2.1"
+ORDER = [(7 * k) % 20 for k in range(20)]
+"""Frames come in an order of their own."""
+
+
+def group(**sequences: dict[str, object]) -> Dataset:
+    """Functional groups: each a sequence of one item."""
+    made = Dataset()
+    for name, values in sequences.items():
+        item = Dataset()
+        for keyword, value in values.items():
+            setattr(item, keyword, value)
+        setattr(made, name, [item])
+    return made
+
+
+def enhanced(volume: CTVolume, *, shift: int = 0, packed: bool = False, frames: list[int] = ORDER) -> bytes:
+    """``shift`` is added to every second frame's intercept, and taken from its stored values."""
+    image = dcmread(io.BytesIO(dicom_slice(volume, 0)))
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = ENHANCED
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
+        delattr(image, keyword)
+    image.NumberOfFrames = len(frames)
+    image.SharedFunctionalGroupsSequence = [
+        group(
+            PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+            PixelMeasuresSequence={"PixelSpacing": [3, 3], "SliceThickness": 5},
+            CTImageFrameTypeSequence={"FrameType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]},
+        )
+    ]
+    shifts = [shift * (n % 2) for n in range(len(frames))]
+    image.PerFrameFunctionalGroupsSequence = [
+        group(
+            PlanePositionSequence={"ImagePositionPatient": volume.to_lps_mm([0, 0, k]).tolist()},
+            PixelValueTransformationSequence={"RescaleSlope": 1, "RescaleIntercept": -1024 + moved},
+        )
+        for k, moved in zip(frames, shifts, strict=True)
+    ]
+    stored = [volume.voxels_zyx[k].astype(np.int32) + 1024 - moved for k, moved in zip(frames, shifts, strict=True)]
+    image.PixelData = np.stack(stored).astype("<u2").tobytes()
+    if packed:
+        image.compress(RLELossless)
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
+def test_frames_are_slices_at_the_places_that_they_state(tmp_path, packed):
+    made = chest()
+    (tmp_path / "one").write_bytes(enhanced(made, packed=packed))
+    volume = read_volume([tmp_path / "one"])
+    assert np.array_equal(volume.voxels_zyx, made.voxels_zyx)
+    assert volume.spacing_mm == pytest.approx(made.spacing_mm)
+    assert volume.origin_lps_mm == pytest.approx(made.origin_lps_mm)
+    # A viewer counts the frames of the file.
+    assert [image.instance_number for image in volume.images] == [ORDER.index(k) + 1 for k in range(20)]
+    assert slice_label(volume, 9) == f"image {ORDER.index(9) + 1} of 20"
+
+
+def test_every_frame_has_a_scale_of_its_own(tmp_path):
+    made = chest()
+    (tmp_path / "one").write_bytes(enhanced(made, shift=24))
+    assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, made.voxels_zyx)
+    (tmp_path / "packed").write_bytes(enhanced(made, shift=24, packed=True))
+    with pytest.raises(Refusal, match="compressed, and its frames differ in their scale"):
+        read_volume([tmp_path / "packed"])
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [([0, 1, 3, 4], "missing or uneven"), ([0, 1, 2, 2], "two images lie at one position"), ([0, 1], "at least 3")],
+)
+def test_what_is_refused_of_single_images_is_refused_of_frames(tmp_path, frames, words):
+    (tmp_path / "one").write_bytes(enhanced(chest(), frames=frames))
+    with pytest.raises(Refusal, match=words):
+        read_volume([tmp_path / "one"])
+
+
+def test_fewer_pixels_than_frames_are_refused(tmp_path: Path):
+    image = dcmread(io.BytesIO(enhanced(chest())))
+    image.NumberOfFrames = 19
+    image.PixelData = image.PixelData[: 19 * 80 * 100 * 2]
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    (tmp_path / "one").write_bytes(out.getvalue())
+    with pytest.raises(Refusal, match="fewer frames than its header tells of"):
+        read_volume([tmp_path / "one"])
+
+
+def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path):
+    with pytest.raises(Refusal, match="multi-frame image, but no enhanced CT"):
+        read_volume([pack(tmp_path, series(chest(), NumberOfFrames=20))])
