@@ -20,7 +20,7 @@ MOST_VOXELS = 1 << 29
 class SourceImage:
     """The DICOM image that a slice was, by which it is found again in a PACS.
 
-    instance_number   InstanceNumber (0020,0013), which viewers count by, or the number of a frame; None where there is none
+    instance_number   InstanceNumber (0020,0013), which viewers count by, or a frame's number; None where there is none
     sop_instance_uid  SOPInstanceUID (0008,0018)
     position_lps_mm   ImagePositionPatient (0020,0032)
     """
