@@ -49,9 +49,10 @@ def read_nifti(file: Path, identifiers: dict[str, str]) -> CTVolume:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    if file.name.lower().endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(file))
-    return file.open("rb")
+    # By its content: unpacking and packing on the way often leaves the name as it was.
+    with file.open("rb") as content:
+        packed = content.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(file)) if packed else file.open("rb")
 
 
 def _header(file: Path, stream: IO[bytes]) -> Nifti1Header:

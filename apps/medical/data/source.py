@@ -35,7 +35,9 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     (image,) = images
     others = [file for file, label in given if file != image and not is_harmless(label)]
     beside = [file for file in others if _is_named(file, image)]
-    if strange := [file.name for file in others if file not in beside]:
+    strange = [file.name for file in others if file not in beside]
+    renamed = not beside and all(name.lower().endswith("raw") for name in strange)
+    if strange and not renamed:
         raise Refusal(f"{image.name} was handed in together with {some(strange)}; hand in one CT, of one kind of file")
     if series is not None:
         raise Refusal(f"{image.name} holds no series to choose from; leave out the option `series`")

@@ -55,6 +55,12 @@ def test_a_torn_nifti_is_refused_rather_than_filled_with_zeros(tmp_path, name, l
     refused(path, rf"{name} (cannot be read as NIfTI|is no NIfTI file).*; ")
 
 
+@pytest.mark.parametrize(("name", "other"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
+def test_a_nifti_is_unpacked_where_it_is_packed_whatever_its_name(tmp_path, name, other):
+    path = saved(tmp_path / name, nibabel.Nifti1Image(values(), AFFINE)).rename(tmp_path / other)
+    assert np.array_equal(read_volume([path]).voxels_zyx, values().T)
+
+
 def test_a_nifti_whose_bits_fell_over_is_refused(tmp_path):
     path = saved(tmp_path / "a.nii.gz", nibabel.Nifti1Image(values(), AFFINE))
     content = bytearray(path.read_bytes())

@@ -117,6 +117,8 @@ def test_an_image_may_come_in_a_folder_or_a_zip_with_its_data_beside_it(scan, tm
     refused(pack(tmp_path, {**packed, "b/other.mhd": packed["a/scan.mhd"]}, "two.zip"), "2 volumes")
     refused(pack(tmp_path, {**packed, "../../evil.mhd": b"x"}, "evil.zip"), "outside the archive")
     refused(folder, "leave out the option `series`", series="4")
+    renamed = {"scan (1).mhd": packed["a/scan.mhd"], "scan (1).raw": packed["a/scan.raw"]}
+    refused(pack(tmp_path, renamed, "renamed.zip"), "scan (1).mhd keeps its voxels in 'scan.raw'; hand that file in")
     (folder / "scan.raw").unlink()
     refused(folder, "keeps its voxels in 'scan.raw'")
 
