@@ -64,17 +64,18 @@ def _table(text: str, layout: Layout, name: str) -> polars.DataFrame:
 
     if not text[layout.offset :].strip():
         return pl.DataFrame({label: pl.Series([], dtype=pl.String) for label in layout.labels})
+    # A header of our own says how wide the table is, even where its first row is shorter.
+    header = layout.separator.join(f"column{number}" for number in range(len(layout.labels)))
     try:
-        return pl.read_csv(
-            io.BytesIO(text[layout.offset :].encode()),
+        frame = pl.read_csv(
+            io.BytesIO(f"{header}\n{text[layout.offset :]}".encode(errors="replace")),
             separator=layout.separator,
-            has_header=False,
-            schema=dict.fromkeys(layout.labels, pl.String),
+            infer_schema=False,
             truncate_ragged_lines=False,
-            raise_if_empty=False,
         )
+        return frame.rename(dict(zip(frame.columns, layout.labels, strict=True)))
     except pl.exceptions.PolarsError as error:
-        raise Refusal(f"{name} is not a readable CSV file: {_fault(text, layout) or error}") from error
+        raise Refusal(f"{name} is not a readable CSV file: {_fault(text, layout)}") from error
 
 
 def _torn(text: str, layout: Layout, frame: polars.DataFrame) -> str:
@@ -89,8 +90,11 @@ def _torn(text: str, layout: Layout, frame: polars.DataFrame) -> str:
 
 
 def _fault(text: str, layout: Layout) -> str:
+    """What is wrong with the rows, by the first line that has it."""
     width = len(layout.labels)
     for number, line in enumerate(text[layout.offset :].splitlines(), start=layout.first_line):
         if line.strip() and '"' not in line and line.count(layout.separator) >= width:
             return f"line {number} has {line.count(layout.separator) + 1} cells where the header has {width}"
-    return ""
+        if line.count('"') % 2:
+            return f"line {number} has a quotation mark without its other half; take it out, or double it"
+    return "its rows do not fit its header; write it again, or hand it in as Parquet"

@@ -69,7 +69,7 @@ def find_layout(text: str, name: str) -> Layout:
         label.strip().lstrip("#").strip() if place == 0 else label.strip() for place, label in enumerate(cells[header])
     ]
     fault = _data_fault(labels)
-    if fault and header and len(cells[header - 1]) < len(labels):
+    if fault and header and len(cells[header - 1]) != len(labels):
         fault = (
             f"has {len(labels)} cells in line {filled[header][0] + 1} and {len(cells[header - 1])} in line "
             f"{filled[header - 1][0] + 1} above it; where numbers or dates have commas, put them in quotes, or part "

@@ -77,6 +77,11 @@ def test_a_terminals_chinese_export(tmp_path):
     assert read(tmp_path, text.encode("gbk"), column="volume").target[0] == 10000
 
 
+def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
+    text = "date,close,volume\n2024-01-01,1.5\n2024-01-02,2.5,7\n2024-01-03,3.5,8\n"
+    assert np.isnan(read(tmp_path, text, column="volume").target[0])
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -93,6 +98,12 @@ def test_a_terminals_chinese_export(tmp_path):
             "date,close,volume\n2024-01-01,5 EUR/MWh,1\n2024-01-02,6 EUR/MWh,2\n",
             "'close' holds '5 EUR/MWh', which is no",
         ),
+        (
+            'date,close\n2024-01-01,"1\n2024-01-02,2\n2024-01-03,3\n',
+            "line 2 has a quotation mark without its other half",
+        ),
+        ('date,close\n2024-01-01,1\n2024-01-02,5" pipe\n2024-01-03,3\n', "line 3 has a quotation mark without its"),
+        ("date,close,volume\n2024-01-01,1\n2024-01-02,2\n", "has 2 cells in line 2 and 3 in line 1 above it"),
         ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML and not CSV"),
         ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is JSON and not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
