@@ -7,7 +7,7 @@ Setio et al., Medical Image Analysis 42, 2017, section 4; the rules are those of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,7 @@ class _Outcome:
 
 
 def froc(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, most_marks: int = MOST_MARKS) -> Froc:
-    """The curve over ``scans`` scans, those without marks or annotations counted as well."""
+    """The curve over ``scans`` scans: their number, those without marks or annotations counted as well."""
     return _curve(list(_outcomes(marks, truths, most_marks).values()), scans)
 
 
@@ -74,6 +74,18 @@ def sensitivity_at(curve: Froc, false_positives_per_scan: float) -> float:
 def cpm(curve: Froc) -> float:
     """Mean sensitivity at the seven operating points."""
     return float(np.mean([sensitivity_at(curve, rate) for rate in OPERATING_POINTS]))
+
+
+def score_at(curve: Froc, false_positives_per_scan: float) -> float:
+    """The least score at which there are at most so many false positives per scan; 1 where no mark is that rare."""
+    allowed = curve.false_positives_per_scan <= false_positives_per_scan
+    return min(float(curve.thresholds[allowed][-1]), 1.0)
+
+
+def point_at(curve: Froc, score: float) -> tuple[float, float]:
+    """False positives per scan and sensitivity of the marks of at least ``score``."""
+    last = int(np.nonzero(curve.thresholds >= score)[0][-1])
+    return float(curve.false_positives_per_scan[last]), float(curve.sensitivity[last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +100,22 @@ class Interval:
 def bootstrap(
     marks: Iterable[Mark],
     truths: Iterable[Truth],
-    scans: Sequence[str],
     *,
+    scans: int,
+    figures: Sequence[Callable[[Froc], float]],
     random: np.random.Generator,
     samples: int = 1000,
-) -> tuple[Interval, Interval]:
-    """Sensitivity at 1 false positive per scan, and CPM, over samples of the scans drawn with replacement."""
-    outcomes = _outcomes(marks, truths, MOST_MARKS)
-    nothing = _Outcome([], [], 0)
-    figures = np.empty((samples, 2))
+) -> list[Interval]:
+    """The interval of each figure of the curve, over samples of the ``scans`` scans drawn with replacement."""
+    outcomes = list(_outcomes(marks, truths, MOST_MARKS).values())
+    outcomes += [_Outcome([], [], 0)] * (scans - len(outcomes))
+    values = np.empty((samples, len(figures)))
     for n in range(samples):
-        drawn = random.integers(len(scans), size=len(scans))
-        curve = _curve([outcomes.get(scans[index], nothing) for index in drawn], len(scans))
-        figures[n] = sensitivity_at(curve, 1.0), cpm(curve)
-    ordered = np.sort(figures, axis=0)
+        curve = _curve([outcomes[index] for index in random.integers(scans, size=scans)], scans)
+        values[n] = [figure(curve) for figure in figures]
+    ordered = np.sort(values, axis=0)
     low, high = ordered[int(0.025 * samples)], ordered[min(int(0.975 * samples), samples - 1)]
-    mean = figures.mean(axis=0)
-    first, second = (Interval(float(mean[n]), float(low[n]), float(high[n])) for n in range(2))
-    return first, second
+    return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
 def _outcomes(marks: Iterable[Mark], truths: Iterable[Truth], most_marks: int) -> dict[str, _Outcome]:

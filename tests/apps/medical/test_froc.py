@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.medical.metrics.froc import Mark, Truth, bootstrap, cpm, froc, sensitivity_at
+from apps.medical.metrics.froc import Mark, Truth, bootstrap, cpm, froc, point_at, score_at, sensitivity_at
 
 ORIGIN = (0.0, 0.0, 0.0)
 
@@ -110,6 +110,30 @@ def test_bootstrap_of_a_perfect_system_has_no_spread():
     scans = [str(n) for n in range(6)]
     truths = [Truth(scan, ORIGIN, 6.0) for scan in scans]
     marks = [Mark(scan, ORIGIN, 0.9) for scan in scans]
-    at_one, mean = bootstrap(marks, truths, scans, random=np.random.default_rng(0), samples=50)
-    assert (at_one.low, at_one.high) == (1.0, 1.0)
-    assert mean.mean == 1.0
+    figures = (cpm, lambda curve: sensitivity_at(curve, 1.0), lambda curve: score_at(curve, 1.0))
+    found = bootstrap(marks, truths, scans=6, figures=figures, random=np.random.default_rng(0), samples=50)
+    assert [(interval.low, interval.high) for interval in found] == [(1.0, 1.0), (1.0, 1.0), (0.9, 0.9)]
+    assert [interval.mean for interval in found] == pytest.approx([1.0, 1.0, 0.9])
+
+
+def test_scans_without_marks_or_annotations_are_drawn_as_well():
+    """Of two scans one has a false positive: a sample has none, one or two of them in two scans."""
+    (rate,) = bootstrap(
+        [Mark("a", ORIGIN, 0.9)],
+        [],
+        scans=2,
+        figures=[lambda curve: float(curve.false_positives_per_scan[-1])],
+        random=np.random.default_rng(0),
+        samples=400,
+    )
+    assert (rate.low, rate.high) == (0.0, 1.0)
+    assert rate.mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_score_at_a_rate_and_the_rate_at_a_score():
+    far = (90.0, 0.0, 0.0)
+    marks = [Mark("a", ORIGIN, 0.9), Mark("b", far, 0.8), Mark("b", ORIGIN, 0.7), Mark("a", far, 0.6)]
+    curve = froc(marks, [Truth("a", ORIGIN, 6.0), Truth("b", ORIGIN, 6.0)], scans=2)
+    assert [score_at(curve, rate) for rate in (0.0, 0.4, 0.5, 1.0)] == [0.9, 0.9, 0.7, 0.6]
+    assert [point_at(curve, score) for score in (0.95, 0.9, 0.7, 0.65)] == [(0, 0), (0, 0.5), (0.5, 1), (0.5, 1)]
+    assert score_at(froc([], [], scans=1), 1.0) == 1.0
