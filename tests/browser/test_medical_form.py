@@ -341,6 +341,26 @@ def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Pag
     expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
 
 
+def test_a_folder_dropped_from_the_desktop_is_taken_with_all_that_is_in_it(
+    page: Page, site: str, tmp_path: Path
+) -> None:
+    folder = dicom_folder(tmp_path)
+    # A browser reads a folder's entries a hundred at a time.
+    for n in range(150):
+        (folder / f"note{n}.txt").write_text("a note")
+    page.goto(f"{site}/medical")
+    box = page.locator("[data-drop]").bounding_box()
+    assert box is not None
+    dropped = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": dropped})
+    expect(page.locator("[data-chosen]")).to_contain_text("171 files")
+    page.get_by_role("button", name="Find nodules").click()
+    expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
+
+
 def test_a_header_with_its_voxels_beside_it_can_be_chosen(page: Page, site: str, tmp_path: Path) -> None:
     made = chest()
     image = SimpleITK.GetImageFromArray(made.voxels_zyx)

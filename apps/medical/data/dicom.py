@@ -58,12 +58,13 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
             raise Refusal(f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series")
         if others:
             raise Refusal(f"{name} holds {some(others)} beside DICOM images; take out what is not of the one CT series")
+        slices = _without_copies(slices)
         chosen, remarks = choose(name, [part for part in slices if not is_scout(part.header)] or slices, series)
         for part in chosen:
             _must_be_ct(part)
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
             raise Refusal(f"{name}: one series holds images of several patients (PatientID); hand in one patient's")
-        return _assemble(name, _without_copies(chosen), remarks)
+        return _assemble(name, chosen, remarks)
 
 
 def _parse(member: Member, content: bytes) -> list[Slice]:

@@ -124,6 +124,8 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
     assert "series 3 (CT, 1 mm, kernel B31f, 12 images)" in remark and "MUELLER" not in remark
     reading = Reading(volume, None, None, False, [], 0.5)
     assert result(reading)["remarks"][0] == remark
+    doubled = everything | {f"again/{name}": content for name, content in everything.items()}
+    assert read_volume([pack(tmp_path, doubled)]).remarks == (remark,)
     asked = read_volume([pack(tmp_path, everything)], series="2")
     assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
     with pytest.raises(Refusal, match="not in axial slices"):
