@@ -45,6 +45,10 @@ def find_marks(frame: polars.DataFrame, *, semicolons: bool) -> Marks:
     return Marks(german if german != english else None, semicolons)
 
 
+_LARGEST = 1e100
+"""Larger numbers are none that somebody measured, and their squares and sums are no numbers any more."""
+
+
 def read_column(column: polars.Series, lines: Lines, marks: Marks = Marks()) -> tuple[Floats | None, str]:
     """The numbers in a column, NaN where missing; None for a column of text; and what is wrong with it, if anything.
 
@@ -56,8 +60,7 @@ def read_column(column: polars.Series, lines: Lines, marks: Marks = Marks()) -> 
         # As it would be written: 100.13, not the 100.12999725341797 that is next to it.
         column = column.cast(pl.String).cast(pl.Float64)
     if column.dtype.is_numeric():
-        numbers = column.cast(pl.Float64).to_numpy().astype(np.float64)
-        return np.where(np.isinf(numbers), np.nan, numbers), ""
+        return _finite(column.cast(pl.Float64).to_numpy().astype(np.float64), column, lines)
     if column.dtype != pl.String:
         return None, ""
     text = column.fill_null("").str.replace_all("[\u00a0\u202f\u2009]", " ").str.strip_chars().str.strip_chars("'")
@@ -79,7 +82,16 @@ def read_column(column: polars.Series, lines: Lines, marks: Marks = Marks()) -> 
     if factor is not None:
         numbers = numbers * factor
     numbers[missing.to_numpy()] = np.nan
-    return np.where(np.isinf(numbers), np.nan, numbers), ""
+    return _finite(numbers, column, lines)
+
+
+def _finite(numbers: Floats, written: polars.Series, lines: Lines) -> tuple[Floats | None, str]:
+    numbers = np.where(np.isinf(numbers), np.nan, numbers)
+    large = np.abs(numbers) > _LARGEST
+    if large.any():
+        row = int(np.argmax(large))
+        return None, f"holds {written[row]} in line {lines[row]}, which is no number that can be reckoned with"
+    return numbers, ""
 
 
 def _bare(text: polars.Series) -> tuple[polars.Series, Floats | None]:

@@ -104,6 +104,7 @@ def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
         ),
         ('date,close\n2024-01-01,1\n2024-01-02,5" pipe\n2024-01-03,3\n', "line 3 has a quotation mark without its"),
         ("date,close,volume\n2024-01-01,1\n2024-01-02,2\n", "has 2 cells in line 2 and 3 in line 1 above it"),
+        ("date,close\n2024-01-01,1\n2024-01-02,1e308\n", "'close' holds 1e308 in line 3, which is no number that can"),
         ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML and not CSV"),
         ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is JSON and not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
