@@ -127,7 +127,7 @@ def _synthetic(folder: Path) -> list[Path]:
     frame = scene(np.random.default_rng(2026), sensors=sensors, kind="street")
     camera = next(iter(frame.cameras.values()))
     assert frame.points_lidar_m is not None and frame.truth is not None
-    root, number = folder / "synthetic", "000000"
+    root, number = folder / "synthetic", "synthetic"  # the form tells by this name that its labels are exact
     for part in ("velodyne", "image_2", "calib", "label_2"):
         (root / part).mkdir(parents=True, exist_ok=True)
     frame.points_lidar_m.astype("<f4").tofile(root / "velodyne" / f"{number}.bin")

@@ -78,6 +78,15 @@ def _one(folder: Path) -> list[Path]:
     return [next(folder.glob(f"{part}/000000.*")) for part in ("velodyne", "image_2", "calib", "label_2")]
 
 
+def _made(frames: Path) -> Path:
+    """A frame of the name that the application gives to the scene that it makes on the spot."""
+    root = frames.parent / "made"
+    for file in _one(frames):
+        (root / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, root / file.parent.name / f"synthetic{file.suffix}")
+    return root
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("driving")
@@ -97,6 +106,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         predictor=lambda artifacts, device: Labels(),
         samples=lambda: [
             Sample(name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _one(frames)),
+            Sample(name="own", title="Made", synthetic=True, source="made here", files=lambda _: [_made(frames)]),
             Sample(name="two", title="Two frames", synthetic=True, source="made here", files=lambda _: [frames]),
         ],
         reproduce=_unused,  # type: ignore[arg-type]
@@ -187,3 +197,62 @@ def test_without_webgl_the_other_views_remain(browser: Browser, site: Site) -> N
     assert lit(page, "canvas[aria-label^='Objects and LiDAR']") > 0
     expect(page.locator(".objects tbody tr").first).to_be_visible()
     context.close()
+
+
+def test_the_truth_of_a_synthetic_scene_is_shown_and_called_so(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="Made").click()
+    truth = page.get_by_role("checkbox", name="Synthetic truth")
+    expect(truth).to_be_checked()
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    labels = page.get_by_role("checkbox", name="Labels that came with the frame")
+    expect(labels).not_to_be_checked()
+    plan = page.locator("canvas[aria-label^='Objects and LiDAR']")
+    before = plan.screenshot()
+    labels.check()
+    assert plan.screenshot() != before
+
+
+@pytest.mark.parametrize("view", ["Objects and LiDAR", "Point cloud with"])
+def test_the_keyboard_moves_a_view_and_steps_through_its_boxes(page: Page, site: Site, view: str) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    canvas = page.locator(f"canvas[aria-label^='{view}']")
+    expect(canvas).to_be_visible()
+    canvas.press("Home")
+    whole = canvas.screenshot()
+    for key in ("ArrowLeft", "+", "ArrowUp"):
+        before = canvas.screenshot()
+        canvas.press(key)
+        assert canvas.screenshot() != before, key
+    canvas.press("Home")
+    assert canvas.screenshot() == whole
+    rows = page.locator(".objects tbody tr")
+    canvas.press("Tab")
+    canvas.press("Tab")
+    expect(rows.nth(1)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".objects [role=status]")).to_contain_text("2 of")
+    canvas.press("Shift+Tab")
+    expect(rows.nth(0)).to_have_attribute("aria-selected", "true")
+    expect(canvas).to_be_focused()
+    # The keyboard is not caught: after Escape, and after the last box, Tab goes on.
+    canvas.press("Escape")
+    expect(page.locator(".objects tr[aria-selected=true]")).to_have_count(0)
+    canvas.press("Tab")
+    expect(canvas).not_to_be_focused()
+    canvas.focus()
+    for _ in range(rows.count() + 1):
+        page.keyboard.press("Tab")
+    expect(canvas).not_to_be_focused()
+
+
+def test_the_focus_is_seen(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    canvas = page.locator("canvas[aria-label^='Objects and LiDAR']")
+    expect(canvas).to_be_visible()
+    page.get_by_role("checkbox", name="Labels").focus()
+    page.keyboard.press("Tab")
+    expect(canvas).to_be_focused()
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).outlineStyle") == "solid"

@@ -5,22 +5,69 @@ import { colourOf } from "/static/driving/views.js";
 
 const EDGES = [0, 1, 1, 2, 2, 3, 3, 0, 4, 5, 5, 6, 6, 7, 7, 4, 0, 4, 1, 5, 2, 6, 3, 7];
 
-/** Draws into `space`; returns { update(state), dispose() }. `choose(index)` is called when a box is clicked. */
+/**
+ * Draws into `space`; returns { canvas, update(state), key(event), dispose() }. `choose(index)` is called when a box is
+ * clicked; `key` says whether the key was one of the view's own.
+ */
 export function openCloud(space, points, state, choose) {
   const renderer = new THREE.WebGLRenderer({ antialias: true });
   renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
   space.prepend(renderer.domElement);
-  renderer.domElement.setAttribute("role", "img");
-  renderer.domElement.setAttribute("aria-label", "Point cloud with boxes; the table holds the same boxes");
+  renderer.domElement.tabIndex = 0;
+  renderer.domElement.setAttribute("role", "application");
+  renderer.domElement.setAttribute("aria-label", "Point cloud with boxes; the table holds the same boxes. Arrow keys turn, with Shift they move, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that.");
   const scene = new THREE.Scene();
   scene.background = new THREE.Color("#10161d");
   const camera = new THREE.PerspectiveCamera(50, 2, 0.3, 500);
   camera.up.set(0, 0, 1);
-  camera.position.set(-14, 0, 12);
   const controls = new OrbitControls(camera, renderer.domElement);
-  controls.target.set(14, 0, -1);
   controls.maxDistance = 250;
-  controls.update();
+  const UP = new THREE.Vector3(0, 0, 1);
+  function reset() {
+    camera.position.set(-14, 0, 12);
+    controls.target.set(14, 0, -1);
+    controls.update();
+  }
+  reset();
+
+  /** Turns by degrees about the vertical and over the ground, no further than from above and just over it. */
+  function turn(around, over) {
+    const arm = camera.position.clone().sub(controls.target);
+    arm.applyAxisAngle(UP, THREE.MathUtils.degToRad(around));
+    const elevation = Math.asin(arm.z / arm.length());
+    const wanted = Math.min(Math.max(elevation + THREE.MathUtils.degToRad(over), 0.02), 1.55);
+    arm.applyAxisAngle(new THREE.Vector3().crossVectors(arm, UP).normalize(), wanted - elevation);
+    camera.position.copy(controls.target).add(arm);
+  }
+
+  /** Moves along the ground by a share of the distance. */
+  function move(left, ahead) {
+    const arm = controls.target.clone().sub(camera.position);
+    const step = arm.length() * 0.08;
+    const forward = arm.setZ(0).normalize();
+    const shift = forward.clone().multiplyScalar(ahead * step).add(new THREE.Vector3().crossVectors(UP, forward).multiplyScalar(left * step));
+    camera.position.add(shift);
+    controls.target.add(shift);
+  }
+
+  function zoom(factor) {
+    const arm = camera.position.clone().sub(controls.target);
+    camera.position.copy(controls.target).add(arm.setLength(Math.min(Math.max(arm.length() * factor, 2), controls.maxDistance)));
+  }
+
+  const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+  function key(event) {
+    const arrow = ARROWS[event.key];
+    if (arrow && event.shiftKey) move(...arrow);
+    else if (arrow) turn(-6 * arrow[0], 6 * arrow[1]);
+    else if (event.key === "+" || event.key === "=") zoom(0.8);
+    else if (event.key === "-") zoom(1.25);
+    else if (event.key === "Home") reset();
+    else return false;
+    controls.update();
+    draw();
+    return true;
+  }
 
   const geometry = new THREE.BufferGeometry();
   const count = points.length / 4;
@@ -39,10 +86,10 @@ export function openCloud(space, points, state, choose) {
   scene.add(dots);
 
   let boxes = new THREE.Group();
-  const cage = (box, tint) => {
+  const cage = (box, tint, opacity = 1) => {
     const shape = new THREE.BufferGeometry();
     shape.setAttribute("position", new THREE.Float32BufferAttribute(EDGES.flatMap((corner) => box.corners_lidar_m[corner]), 3));
-    return new THREE.LineSegments(shape, new THREE.LineBasicMaterial({ color: tint }));
+    return new THREE.LineSegments(shape, new THREE.LineBasicMaterial({ color: tint, transparent: opacity < 1, opacity }));
   };
   const fill = (box, index, chosen) => {
     const [length, width, height] = box.size_m;
@@ -68,7 +115,7 @@ export function openCloud(space, points, state, choose) {
       const chosen = index === now.chosen;
       boxes.add(cage(box, chosen ? "#ffffff" : colourOf(box.class)), fill(box, index, chosen));
     });
-    if (now.truth) for (const box of now.frame.truth) boxes.add(cage(box, "#ffffff"));
+    if (now.truth) for (const box of now.frame.truth) boxes.add(cage(box, "#ffffff", 0.45));
     scene.add(boxes);
     draw();
   }
@@ -101,6 +148,8 @@ export function openCloud(space, points, state, choose) {
   update(state);
   fit();
   return {
+    canvas: renderer.domElement,
+    key,
     update,
     dispose() {
       watcher.disconnect();

@@ -1,6 +1,6 @@
 // The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
 import { caseForm, downloads, element, picture } from "/static/shared/case.js";
-import { drawImage, drawPlan, pickImage, pickPlan, colourOf } from "/static/driving/views.js";
+import { colourOf, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "/static/driving/views.js";
 
 const whole = new Intl.NumberFormat("en");
 let cloud = null;
@@ -43,12 +43,14 @@ function details(answer) {
 async function show(answer, frame, stage) {
   cloud?.dispose();
   cloud = null;
-  const state = { frame, chosen: -1, truth: false };
+  // The sample that is made on the spot brings its truth, which is exact; labels of real frames are shown when asked for.
+  const synthetic = frame.frame === "synthetic";
+  const state = { frame, chosen: -1, truth: synthetic && Boolean(frame.truth?.length), plan: wholePlan() };
   const [images, points] = await Promise.all([
     Promise.all(frame.cameras.map((camera) => load(answer.files[camera.file], "image"))),
     frame.points_file ? load(answer.files[frame.points_file], "points") : null,
   ]);
-  const plan = element("canvas", { role: "img", "aria-label": "Objects and LiDAR points seen from above" });
+  const plan = element("canvas", { tabindex: "0", role: "application", "aria-label": "Objects and LiDAR points seen from above. Arrow keys move, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that." });
   const views = images.map((image, index) => ({
     image, camera: frame.cameras[index], canvas: element("canvas", { role: "img", "aria-label": `Camera ${frame.cameras[index].name} with boxes` }),
   }));
@@ -71,11 +73,17 @@ async function show(answer, frame, stage) {
     view.canvas.addEventListener("click", (event) => choose(pickImage(view.canvas, view.camera, state, event), true));
   }
   plan.addEventListener("click", (event) => choose(pickPlan(plan, state, event), true));
+  keys(plan, state, choose, (event) => {
+    if (!movePlan(state, event.key)) return false;
+    drawPlan(plan, points, state);
+    return true;
+  });
 
   const controls = element("div", { class: "controls" });
   if (frame.truth?.length) {
-    const box = element("input", { type: "checkbox", onchange: () => { state.truth = box.checked; redraw(); } });
-    controls.append(element("label", {}, box, ` Labels that came with the frame (${frame.truth.length}, white)`));
+    const box = element("input", { type: "checkbox", checked: state.truth, onchange: () => { state.truth = box.checked; redraw(); } });
+    const what = synthetic ? "Synthetic truth" : "Labels that came with the frame";
+    controls.append(element("label", {}, box, ` ${what} (${frame.truth.length}, white and dashed)`));
   }
   const space = element("figure", { class: "figure cloud" });
   stage.replaceChildren(
@@ -83,7 +91,7 @@ async function show(answer, frame, stage) {
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
-      figure(plan, "From above; the vehicle looks up, rings every 20 m."),
+      figure(plan, "From above; the vehicle looks up, rings every 20 m. Keys: arrows, + and −, Home, Tab."),
       element("div", { class: "objects" }, list.node)),
     ...(points ? [space] : []),
   );
@@ -96,11 +104,33 @@ async function inSpace(space, points, state, choose) {
   try {
     const { openCloud } = await import("/static/driving/cloud.js");
     cloud = openCloud(space, points, state, (index) => choose(index, true));
-    space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom."));
+    keys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
+    space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom. Keys: arrows, with Shift to move, + and −, Home, Tab."));
   } catch (error) {
     console.warn("no point cloud:", error);
     space.replaceWith(element("p", { class: "small" }, "This browser cannot show the point cloud in 3D (WebGL is not available). The image and the view from above show the same boxes."));
   }
+}
+
+/**
+ * The keys of a view: Tab and Shift+Tab step through its boxes and leave it after the last; Escape lets go of the box,
+ * and the next Tab leaves. `own` takes the others and says whether it knew one.
+ */
+function keys(canvas, state, choose, own) {
+  let stepping = true;
+  canvas.addEventListener("focus", () => { stepping = true; });
+  canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") {
+      stepping = false;
+      choose(-1);
+    } else if (event.key === "Tab") {
+      const next = state.chosen === -1 && event.shiftKey ? -1 : state.chosen + (event.shiftKey ? -1 : 1);
+      if (!stepping || next < 0 || next >= state.frame.boxes.length) return;
+      choose(next, true);
+    } else if (!own(event)) return;
+    event.preventDefault();
+  });
 }
 
 function sentence(frame) {
@@ -132,16 +162,22 @@ function objects(state, choose) {
   });
   const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading"];
   const note = state.frame.points === null ? "" : `${whole.format(state.frame.points)} LiDAR points.`;
+  const told = element("p", { class: "small", role: "status" }, "");
   const node = element("div", {},
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
       element("table", {},
         element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
         element("tbody", {}, rows))),
+    told,
     element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${note}`));
-  const select = (index, scroll) => rows.forEach((row, at) => {
-    row.setAttribute("aria-selected", String(at === index));
-    if (at === index && scroll) row.scrollIntoView({ block: "nearest" });
-  });
+  const frame = () => node.querySelector(".scroll");
+  function select(index, scroll) {
+    rows.forEach((row, at) => row.setAttribute("aria-selected", String(at === index)));
+    const box = state.frame.boxes[index];
+    told.textContent = box ? `Chosen: ${box.class.replaceAll("_", " ")}, ${box.distance_m.toFixed(1)} m away, ${index + 1} of ${rows.length} by distance.` : "";
+    // Within the table alone, so that the view with the focus stays where it is.
+    if (box && scroll) frame().scrollTop = rows[index].offsetTop - frame().clientHeight / 2;
+  }
   return { node, select };
 }
 

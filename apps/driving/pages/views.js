@@ -1,6 +1,7 @@
 // The flat views: boxes over an image, and boxes and points seen from above. Canvas only, no WebGL.
 const COLOURS = { car: "#ff9f1c", van: "#ffd166", truck: "#ffd166", bus: "#ffd166", pedestrian: "#2ec4b6", cyclist: "#e056fd", bicycle: "#e056fd", motorcycle: "#e056fd" };
 const OTHER = "#8ecae6";
+const TRUTH = "rgb(255 255 255 / .75)";
 const REACH_M = 75;
 
 export const colourOf = (name) => COLOURS[name] ?? OTHER;
@@ -11,7 +12,11 @@ export function drawImage(canvas, image, camera, state) {
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, camera.width, camera.height);
   const line = Math.max(1.5, camera.width / 600);
-  if (state.truth) for (const box of state.frame.truth) edges(pen, box, camera, "#ffffff", line * 0.7);
+  if (state.truth) {
+    pen.setLineDash([4 * line, 3 * line]);
+    for (const box of state.frame.truth) edges(pen, box, camera, TRUTH, line * 0.7);
+    pen.setLineDash([]);
+  }
   state.frame.boxes.forEach((box, index) => {
     if (index !== state.chosen) edges(pen, box, camera, colourOf(box.class), line);
   });
@@ -77,7 +82,27 @@ function frameOf(state) {
   const scale = width / (2 * aside);
   const height = Math.min(Math.round(around ? width : (reach + 5) * scale), 1100);
   const used = Math.min(scale, height / (around ? 2 * reach : reach + 5));
-  return { width, height, scale: used, x0: width / 2, y0: around ? height / 2 : height - 4 * used };
+  const { zoom, ahead, left } = state.plan;
+  const middle = around ? 0 : height / (2 * used) - 4;
+  return { width, height, scale: used * zoom, x0: width / 2 + left * used * zoom, y0: height / 2 + (middle + ahead) * used * zoom };
+}
+
+export const wholePlan = () => ({ zoom: 1, ahead: 0, left: 0 });
+
+/** Moves or scales the view from above by a key; says whether the key was one of its own. */
+export function movePlan(state, key) {
+  const view = frameOf(state);
+  const step = view.height / view.scale / 10;
+  const plan = state.plan;
+  if (key === "ArrowUp") plan.ahead += step;
+  else if (key === "ArrowDown") plan.ahead -= step;
+  else if (key === "ArrowLeft") plan.left += step;
+  else if (key === "ArrowRight") plan.left -= step;
+  else if (key === "+" || key === "=") plan.zoom = Math.min(plan.zoom * 1.25, 20);
+  else if (key === "-") plan.zoom = Math.max(plan.zoom / 1.25, 0.5);
+  else if (key === "Home") state.plan = wholePlan();
+  else return false;
+  return true;
 }
 
 const place = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];
@@ -99,7 +124,11 @@ export function drawPlan(canvas, points, state) {
     pen.fillText(`${ring} m`, view.x0 + 6, view.y0 - ring * view.scale - 5);
   }
   outline(pen, view, [[2.2, 0], [1.5, 0.9], [-2.5, 0.9], [-2.5, -0.9], [1.5, -0.9]], "#ffffff", 2);
-  if (state.truth) for (const box of state.frame.truth) outline(pen, view, box.corners_lidar_m.slice(0, 4), "#ffffff", 2);
+  if (state.truth) {
+    pen.setLineDash([7, 5]);
+    for (const box of state.frame.truth) outline(pen, view, box.corners_lidar_m.slice(0, 4), TRUTH, 1.5);
+    pen.setLineDash([]);
+  }
   state.frame.boxes.forEach((box, index) => {
     const chosen = index === state.chosen;
     const base = box.corners_lidar_m.slice(0, 4);

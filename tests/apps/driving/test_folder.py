@@ -29,7 +29,7 @@ def split(synthetic, tmp_path):
         for part, ending in (("velodyne", "bin"), ("image_2", "png"), ("calib", "txt"), ("label_2", "txt")):
             (root / part).mkdir(parents=True, exist_ok=True)
             if (number, part) != (1, "image_2"):
-                shutil.copy(synthetic / part / f"000000.{ending}", root / part / f"{number:06d}.{ending}")
+                shutil.copy(synthetic / part / f"synthetic.{ending}", root / part / f"{number:06d}.{ending}")
         points = kitti.read_points(root / "velodyne" / f"{number:06d}.bin")
         points[number :: number + 2].tofile(root / "velodyne" / f"{number:06d}.bin")
     return root
