@@ -99,6 +99,62 @@ def test_vans_and_sitting_people_are_neutral():
     assert evaluate([frame(truck)], [found])["car/3d/moderate"] < 100
 
 
+def test_a_sitting_person_is_neither_hit_nor_missed():
+    names = ["pedestrian"] * 41 + ["person_sitting"]
+    places = [*PLACES, (6.0, 9.0)]
+    truth = cars(places, names=names)
+    walking = ["pedestrian"] * 42
+    scores = [*np.linspace(0.8, 0.1, 41), 0.9]
+    result = evaluate([frame(truth)], [cars(places, names=walking, scores=scores)])
+    assert result["pedestrian/objects/easy"] == 41
+    assert result["pedestrian/3d/easy"] == pytest.approx(100)
+    # It takes one detection; a second one on it is a false alarm, above all the others: k hits of k + 1 claims.
+    twice = cars([*places, places[-1]], names=[*walking, "pedestrian"], scores=[*scores, 0.95])
+    precision = [k / (k + 1) for k in range(1, 42)]
+    assert evaluate([frame(truth)], [twice])["pedestrian/3d/easy"] == pytest.approx(
+        100 * sum(np.maximum.accumulate(precision[::-1])[::-1][1:]) / 40
+    )
+    # Nobody is found as somebody of a neighbouring class.
+    found = cars(places, names=["person_sitting"] * 42, scores=scores)
+    assert evaluate([frame(truth)], [found])["pedestrian/3d/easy"] == 0
+
+
+def test_a_detection_that_is_too_low_is_no_claim_and_a_hit_only_where_there_is_no_other():
+    # 41 cars of 60 px. One more detection beside all of them: 39 px are too low to be a claim at easy, 40 px are not.
+    truth = cars(PLACES)
+    precision = [k / (k + 1) for k in range(1, 42)]
+    with_one = 100 * sum(np.maximum.accumulate(precision[::-1])[::-1][1:]) / 40
+    for height, expected in ((39.0, 100.0), (40.0, with_one)):
+        found = cars([*PLACES, (5.0, 12.0)], scores=[*np.linspace(0.9, 0.1, 41), 0.99])
+        found.box_2d[-1, 3] = found.box_2d[-1, 1] + height
+        assert evaluate([frame(truth)], [found])["car/3d/easy"] == pytest.approx(expected)
+
+
+def test_a_label_must_be_higher_than_the_least_height():
+    low = cars(PLACES, height_px=40)
+    assert evaluate([frame(low)], [Boxes3D.empty()])["car/objects/easy"] == 0
+    assert evaluate([frame(low)], [Boxes3D.empty()])["car/objects/moderate"] == 41
+
+
+def test_a_region_not_cared_for_must_cover_more_than_the_least_overlap_of_a_detection():
+    truth = cars(PLACES)
+    found = cars([*PLACES, (6.0, 9.0)], scores=[*np.linspace(0.8, 0.1, 41), 0.9])
+    precision = [k / (k + 1) for k in range(1, 42)]
+    with_one = 100 * sum(np.maximum.accumulate(precision[::-1])[::-1][1:]) / 40
+    # The detection is 25 px wide: 17 px of it are 68 %, 18 px are 72 % of its area.
+    for covered, expected in ((17.0, with_one), (18.0, 100.0)):
+        region = found.box_2d[-1:].copy()
+        region[0, 2] = region[0, 0] + covered
+        result = evaluate([frame(truth, ignore_boxes_2d={"image_2": region})], [found])
+        assert result["car/2d/easy"] == pytest.approx(expected)
+
+
+def test_what_is_cut_off_or_hidden_at_the_limits_of_a_difficulty_counts():
+    truth = cars(PLACES[:6], truncation=[0.15, 0.16, 0.30, 0.31, 0.50, 0.51])
+    counts = evaluate([frame(truth)], [Boxes3D.empty()])
+    assert [counts[f"car/objects/{level}"] for level in ("easy", "moderate", "hard")] == [1, 3, 5]
+
+
 def test_regions_not_cared_for_excuse_in_the_image_alone():
     truth = cars(PLACES)
     found = cars([*PLACES, (6.0, 9.0)], scores=[*np.linspace(0.8, 0.1, 41), 0.9])

@@ -61,14 +61,14 @@ def test_together_gives_what_alone_gives(predictor, synthetic):
 
 
 def test_the_model_follows_from_what_the_frame_holds(predictor, synthetic, tmp_path):
-    sweep = synthetic / "velodyne" / "000000.bin"
-    loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/000000.png", "calib/000000.txt")]
+    sweep = synthetic / "velodyne" / "synthetic.bin"
+    loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/synthetic.png", "calib/synthetic.txt")]
     for files, model in (([synthetic], "pointpillars"), ([sweep], "pointpillars"), (loose, "fcos3d")):
         assert answer(predictor, Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
 
 
 def test_a_sweep_without_its_folder(predictor, synthetic, tmp_path):
-    shutil.copy(synthetic / "velodyne" / "000000.bin", tmp_path / "sweep.bin")
+    shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
     response = answer(predictor, Request(files=(tmp_path / "sweep.bin",)))
     assert response.result["frames"][0]["boxes"]
     assert "image.jpg" not in response.files
@@ -96,10 +96,10 @@ def test_bad_options_are_refused(predictor, synthetic, options, words):
 
 
 def test_a_model_that_lacks_its_input_is_refused(predictor, synthetic, tmp_path):
-    shutil.copy(synthetic / "velodyne" / "000000.bin", tmp_path / "sweep.bin")
+    shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
     with pytest.raises(Refusal, match="sweep has no image with a calibration"):
         predictor.decode(Request(files=(tmp_path / "sweep.bin",), options={"model": "fcos3d"}))
-    loose = (synthetic / "image_2" / "000000.png", synthetic / "calib" / "000000.txt")
+    loose = (synthetic / "image_2" / "synthetic.png", synthetic / "calib" / "synthetic.txt")
     copies = tuple(Path(shutil.copy(file, tmp_path)) for file in loose)
     with pytest.raises(Refusal, match="no LiDAR sweep"):
         predictor.decode(Request(files=copies, options={"model": "pointpillars"}))
