@@ -22,7 +22,10 @@ LEAST_DEEP_ML = 5.0
 """Of which at least so much lies two coarse voxels from its surface."""
 
 GAS_HU = -940
-"""Air outside the lungs, of the room or of the gut, is darker than this; lung is not, but for severe emphysema."""
+"""Gas of the gut is darker than this; lung is not, but for severe emphysema."""
+
+ROOM_HU = -970
+"""The air of the room is darker than this, near -1000; emphysema that fills most of a lung is still denser."""
 
 NEAR_MM = 14.0
 LEAST_CUT_MM2 = 1500.0
@@ -127,7 +130,7 @@ def _air_in_the_body(
     touching = np.setdiff1d(regions[edge], 0)
     inside = np.bincount(regions[_between(coarse >= AIR_HU, flat, back_axis)], minlength=regions.max() + 1)
     mostly_inside = inside[touching] > 0.5 * np.bincount(regions.ravel())[touching]
-    room = touching[~mostly_inside | (_medians(coarse, regions, touching) < GAS_HU)]
+    room = touching[~mostly_inside | (_medians(coarse, regions, touching) < ROOM_HU)]
     return air & ~np.isin(regions, room), edge & ~padding
 
 

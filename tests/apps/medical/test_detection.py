@@ -284,6 +284,14 @@ def test_a_lung_that_the_field_of_view_cuts_is_searched_and_said_to_be_cut(fill)
     assert lungs.cut
 
 
+def test_severe_emphysema_that_the_field_of_view_cuts_is_no_air_of_the_room():
+    volume = body_with_lungs()
+    voxels = np.where(volume.voxels_zyx == -850, -955, volume.voxels_zyx).astype(np.int16)
+    lungs = find_lungs(changed(volume, voxels[:, :, 20:]))
+    assert lungs is not None and lungs.contain(np.array([LEFT, RIGHT]) - (20, 0, 0)).all()
+    assert lungs.cut
+
+
 def test_a_collapsed_lung_is_searched():
     volume = body_with_lungs()
     k, j, i = np.indices(volume.voxels_zyx.shape)
