@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apps.driving.app import app
-from apps.driving.data import archive, kitti, nuscenes
+from apps.driving.data import archive, kitti, nuscenes, plausible
 from apps.driving.models.detect import CameraDetector, Detector, LidarDetector, shown_boxes
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.outputs import kitti as kitti_results
@@ -80,9 +80,10 @@ class DrivingPredictor:
     def encode(self, outputs: Outputs) -> Response:
         """result.json, a picture of up to eight frames, KITTI result files, and what the viewer of the form reads."""
         listed = [
-            {"name": frame.name, "model": model, "boxes": describe(boxes)}
+            self._line(frame, model, boxes)
             for frame, model, boxes in zip(outputs.frames, outputs.models, outputs.boxes, strict=True)
         ]
+        remarks = [f"{line['name']}: {remark}" for line in listed for remark in line.get("remarks", ())]
         flat = [
             {"name": box["name"], "score": box["score"], "frame": entry["name"]}
             | {key: value for key, value in box.items() if key not in ("name", "score")}
@@ -95,7 +96,7 @@ class DrivingPredictor:
                 text = kitti_results.write(boxes, next(iter(frame.cameras.values())))
                 files[f"{Path(frame.name).name}.txt"] = text.encode()
         return Response(
-            result={"frames": listed, "boxes": flat},
+            result={"frames": listed, "boxes": flat} | ({"remarks": remarks} if remarks else {}),
             picture=picture.draw_all(outputs.frames[:_PICTURES], outputs.boxes[:_PICTURES]),
             files=files,
             model=_one(outputs.models),
@@ -106,12 +107,21 @@ class DrivingPredictor:
         asked, score = _options(options)
         model = self._model(frame, asked)
         boxes = self._find(frame, model, score)
-        return {"name": frame.name, "model": model, "boxes": describe(boxes)}, boxes
+        return self._line(frame, model, boxes), boxes
 
     def settings(self, options: Mapping[str, str]) -> dict[str, Any]:
         """What decides the answer to a frame: the digests of the weights, and the options."""
         asked, score = _options(options)
         return {"weights": self.digests, "model": asked, "score": score}
+
+    def _line(self, frame: Frame, model: str, boxes: Boxes3D) -> dict[str, Any]:
+        """What ``result.json`` says of one frame, with remarks where its sweep is hardly one for the network."""
+        line: dict[str, Any] = {"name": frame.name, "model": model, "boxes": describe(boxes)}
+        detector = self.detectors[model]
+        if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
+            found = plausible.remarks(frame.points_lidar_m, detector.scenes.range_m)
+            line |= {"remarks": found} if found else {}
+        return line
 
     def _model(self, frame: Frame, asked: str | None) -> str:
         usable = {"pointpillars": frame.points_lidar_m is not None, "fcos3d": bool(frame.cameras)}

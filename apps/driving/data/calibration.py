@@ -20,6 +20,8 @@ STARTS = ("P2:", "P2 ", "P_rect_02:", "R0_rect", "R_rect", "Tr_velo", "Tr:")
 """How the lines begin by which a calibration is told from labels."""
 RAW_MOUNTS = ("calib_velo_to_cam.txt", "calib_imu_to_velo.txt")
 """Files of raw data that accompany calib_cam_to_cam.txt."""
+MOST_APART_M = 20.0
+"""How far apart the LiDAR and a camera of one vehicle may be."""
 _P2, _RECTIFY, _MOUNT = ("P2", "P_rect_02"), ("R0_rect", "R_rect", "R_rect_00"), ("Tr_velo_to_cam", "Tr_velo_cam")
 
 
@@ -58,11 +60,30 @@ def read_calibration(path: Path) -> Calibration:
     transform = np.eye(4)
     transform[:3, :3] = rectify @ mount[:, :3]
     transform[:3, 3] = rectify @ mount[:, 3] + offset
+    refuse_mount(transform, f"{path.name}: Tr_velo_to_cam")
     return Calibration(
         intrinsics=intrinsics.astype(np.float32),
         lidar_to_camera=transform.astype(np.float32),
         reference_offset_m=offset.astype(np.float32),
     )
+
+
+def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
+    """Refuses what takes no LiDAR (z up) on a vehicle to a camera (y down) on it; boxes would be drawn anywhere."""
+    if not np.isfinite(lidar_to_camera).all():
+        raise Refusal(f"{what} holds numbers that are not finite")
+    rotation = lidar_to_camera[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
+        raise Refusal(f"{what}: its first three columns are not a rotation")
+    # The camera's y axis points down, as the LiDAR's -z does: by less than 45 degrees they differ.
+    if -rotation[1, 2] < np.sqrt(0.5):
+        raise Refusal(
+            f"{what} lays the camera on its side or back; from the LiDAR (x ahead, y left, z up) to the camera (x "
+            "right, y down, z ahead) it must turn up into -y. Is it the inverse, from the camera to the LiDAR?"
+        )
+    apart = float(np.linalg.norm(lidar_to_camera[:3, 3]))
+    if apart > MOST_APART_M:
+        raise Refusal(f"{what} puts the camera {apart:.0f} m from the LiDAR; is it in metres?")
 
 
 def lines(path: Path) -> list[str]:
@@ -93,6 +114,7 @@ def _matrix(
         values = [float(word) for word in words]
     except ValueError as error:
         raise Refusal(f"{path.name}, line {number}: {error}; expected `{name}:` and numbers") from error
-    if len(values) != shape[0] * shape[1] or not np.isfinite(values).all():
-        raise Refusal(f"{path.name}: {name} needs {shape[0] * shape[1]} finite numbers, it has {len(values)}")
+    finite = int(np.isfinite(values).sum())
+    if len(values) != shape[0] * shape[1] or finite < len(values):
+        raise Refusal(f"{path.name}: {name} needs {shape[0] * shape[1]} finite numbers, it has {finite}")
     return np.array(values, np.float64).reshape(shape)

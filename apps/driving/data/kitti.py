@@ -25,6 +25,8 @@ from shared.refusal import Refusal
 
 SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
+FOREIGN = (".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".xyz")
+"""Files of points that are not read."""
 MOST_POINTS = 2_000_000
 MOST_PIXELS = 40_000_000
 MOST_FRAMES = 200
@@ -96,7 +98,10 @@ def _named_frame(root: Path, frame_id: str, named: dict[str, Path]) -> Frame:
 
 
 def frame_ids(root: Path) -> list[str]:
-    """The numbers of the frames in a KITTI object folder, sorted."""
+    """The numbers of the frames in a KITTI object folder, sorted; refuses sweeps that would be passed over."""
+    for file in sorted((root / "velodyne").glob("*")):
+        if file.suffix.lower() in FOREIGN and not file.with_suffix(".bin").exists():
+            raise Refusal(_foreign(file))
     return sorted(
         {
             file.stem
@@ -232,8 +237,17 @@ def _frame(name: str, points: Path | None, image: Path | None, calibration: Path
         )
     cameras = {}
     if image and known:
+        pixels = read_image(image)
+        height, width = pixels.shape[:2]
+        across, down = known.intrinsics[:2, 2]
+        if not (0 <= across < width and 0 <= down < height):
+            assert calibration is not None
+            raise Refusal(
+                f"{calibration.name}: P2 has its centre at ({across:.0f}, {down:.0f}), outside of the image of "
+                f"{width} x {height}; is it the calibration of another size?"
+            )
         cameras["image_2"] = Camera(
-            image_HWC=read_image(image),
+            image_HWC=pixels,
             intrinsics=known.intrinsics,
             lidar_to_camera=known.lidar_to_camera,
             reference_offset_m=known.reference_offset_m,
@@ -312,6 +326,13 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
     ]
 
 
+def _foreign(path: Path) -> str:
+    return (
+        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points as float32 x, y, z, intensity in [0, 1] "
+        f"into {path.stem}.bin (numpy: points.astype('<f4').tofile('{path.stem}.bin'))"
+    )
+
+
 def _role(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".bin":
@@ -320,4 +341,6 @@ def _role(path: Path) -> str:
         return "image"
     if suffix == ".txt":
         return "calibration" if any(line.startswith(STARTS) for line in lines(path)) else "labels"
+    if suffix in FOREIGN:
+        raise Refusal(_foreign(path))
     raise Refusal(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.driving.data.calibration import refuse_mount
 from apps.driving.data.kitti import MOST_POINTS, read_image
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.refusal import Refusal
@@ -50,6 +51,11 @@ def read_points(path: Path) -> Floats:
         raise Refusal(f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?")
     if not np.isfinite(points).all():
         raise Refusal(f"{path.name} holds points that are not finite numbers; drop them and try again")
+    if np.abs(points[:, :3]).max() > 1000 or points[:, 3].min() < 0 or points[:, 3].max() > 255:
+        raise Refusal(
+            f"{path.name} holds points over 1 km away or an intensity outside of [0, 255]; is it float32 x, y, z, "
+            "intensity, ring in metres?"
+        )
     turned = points[:, :3].astype(np.float64) @ _TURN.T
     return np.concatenate([turned, points[:, 3:4] / 255], axis=1).astype(np.float32)
 
@@ -63,9 +69,13 @@ def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame
         if transform.shape != (4, 4):
             raise Refusal(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")
         transform[:3, :3] = transform[:3, :3] @ _TURN.T
+        refuse_mount(transform, f"lidar2cam of {name}")
+        intrinsics = np.array(view["cam2img"], np.float32)[:3, :3]
+        if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
+            raise Refusal(f"cam2img of {name} is not a camera's projection")
         cameras[name] = Camera(
             image_HWC=read_image(_file(folder, view["img_path"])),
-            intrinsics=np.array(view["cam2img"], np.float32)[:3, :3],
+            intrinsics=intrinsics,
             lidar_to_camera=transform.astype(np.float32),
         )
     instances = sample.get("instances")

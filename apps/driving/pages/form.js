@@ -41,6 +41,7 @@ function details(answer) {
 }
 
 async function show(answer, frame, stage) {
+  const remarks = answer.result.frames?.find?.(({ name }) => name === frame.frame)?.remarks ?? [];
   cloud?.dispose();
   cloud = null;
   // The sample that is made on the spot brings its truth, which is exact; labels of real frames are shown when asked for.
@@ -88,6 +89,7 @@ async function show(answer, frame, stage) {
   const space = element("figure", { class: "figure cloud" });
   stage.replaceChildren(
     element("h2", { class: "found" }, sentence(frame)),
+    ...remarks.map((text) => element("p", { class: "notice", role: "note" }, text)),
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },

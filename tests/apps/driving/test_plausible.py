@@ -1,0 +1,122 @@
+"""What would be answered wrongly without a word: calibrations of elsewhere, sweeps in other units or axes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from apps.driving.data import kitti, nuscenes
+from apps.driving.data.plausible import remarks
+from apps.driving.data.synth.scenes import Sensors, scene
+from shared.deploy.predictor import Request, answer
+from shared.refusal import Refusal
+
+RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ImportWarning"),
+]
+
+
+@pytest.fixture
+def root(synthetic, tmp_path):
+    return shutil.copytree(synthetic, tmp_path / "k")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("1 0 0 0 0 1 0 0 0 0 1 0", "lays the camera on its side or back"),
+        ("0 0 1 0.27 -1 0 0 0 0 -1 0 -0.08", "Is it the inverse, from the camera to the LiDAR"),
+        ("0 -1 0 55 0 0 -1 -75 1 0 0 -270", "286 m from the LiDAR; is it in metres"),
+        ("0 -1 0 nan 0 0 -1 -0.07 1 0 0 -0.27", "needs 12 finite numbers, it has 11"),
+    ],
+)
+def test_a_mount_that_no_vehicle_has_is_refused(root, row, said):
+    file = root / "calib" / "synthetic.txt"
+    file.write_text(re.sub(r"Tr_velo_to_cam.*", f"Tr_velo_to_cam: {row}", file.read_text()))
+    with pytest.raises(Refusal, match=said):
+        kitti.read(root)
+
+
+def test_the_calibration_of_a_larger_image_is_refused(root):
+    file = root / "calib" / "synthetic.txt"
+    file.write_text(re.sub(r"P2:.*", "P2: 2262 0 1024 0 0 2262 512 0 0 0 1 0", file.read_text()))
+    with pytest.raises(Refusal, match=r"its centre at \(1024, 512\), outside of the image of 1242 x 375"):
+        kitti.read(root)
+
+
+@pytest.mark.parametrize("name", ["000002.pcd", "000002.ply"])
+def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over(root, name):
+    (root / "velodyne" / name).write_text("ply")
+    for paths in ([root], [root / "velodyne" / name]):
+        with pytest.raises(Refusal, match=rf"{name}: P[CL][DY] is not read; write its points as float32"):
+            kitti.read_files(paths)
+    # The same sweep beside it in both formats: the one that is read is taken.
+    (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
+    assert len(kitti.read(root)) == 1
+
+
+def test_remarks_on_sweeps_that_the_network_cannot_answer():
+    points = scene(np.random.default_rng(3), sensors=Sensors(field_of_view_deg=180.0, azimuth_step_deg=0.5))
+    points = points.points_lidar_m
+    assert remarks(points, RANGE) == []
+    (said,) = remarks(points * np.float32([0.001, 0.001, 0.001, 1]), RANGE)
+    assert said.startswith("Only 0 points lie 4 to 25 m ahead")
+    (said,) = remarks(points * np.float32([-1, 1, 1, 1]), RANGE)
+    assert re.match(r"\d+ of the \d+ points lie where pointpillars looks", said)
+    (said,) = remarks(points + np.float32([0, 0, 1.73, 0]), RANGE)
+    assert re.match(r"The lowest points ahead lie at z = -?0\.\d m, but pointpillars learnt", said)
+    (said,) = remarks(points[:1], RANGE)
+    assert "of the 1 points" in said
+
+
+def test_a_result_carries_the_remarks_of_its_frames(predictor, root):
+    sweep = root / "velodyne" / "synthetic.bin"
+    assert "remarks" not in answer(predictor, Request(files=(root,))).result
+    points = kitti.read_points(sweep)
+    (points + np.float32([0, 0, 1.73, 0])).tofile(sweep)
+    result = answer(predictor, Request(files=(root,))).result
+    assert len(result["remarks"]) == 1 and result["remarks"][0].startswith("synthetic: The lowest points")
+    assert result["frames"][0]["remarks"] == [result["remarks"][0].removeprefix("synthetic: ")]
+    # The camera's network does not look at the sweep.
+    assert "remarks" not in answer(predictor, Request(files=(root,), options={"model": "fcos3d"})).result
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda view: view["lidar2cam"][0].__setitem__(3, float("nan")), "lidar2cam of CAM_FRONT holds numbers that"),
+        (lambda view: view.update(lidar2cam=np.eye(4).tolist()), "lidar2cam of CAM_FRONT lays the camera on its side"),
+        (lambda view: view.update(cam2img=np.zeros((3, 3)).tolist()), "cam2img of CAM_FRONT is not a camera's"),
+    ],
+)
+def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
+    shutil.copy(root / "image_2" / "synthetic.png", tmp_path / "front.png")
+    view = {
+        "img_path": "front.png",
+        "cam2img": [[1266.0, 0, 621], [0, 1266, 187], [0, 0, 1]],
+        "lidar2cam": [[1.0, 0, 0, 0], [0, 0, -1, -0.3], [0, 1, 0, -0.7], [0, 0, 0, 1]],
+    }
+    sample = {"metainfo": {"categories": {"car": 0}}, "data_list": [{"images": {"CAM_FRONT": view}, "instances": []}]}
+    (tmp_path / "sample.json").write_text(json.dumps(sample))
+    assert len(nuscenes.read(tmp_path)[0].cameras) == 1
+    change(view)
+    (tmp_path / "sample.json").write_text(json.dumps(sample))
+    with pytest.raises(Refusal, match=said):
+        nuscenes.read(tmp_path)
+
+
+def test_a_nuscenes_sweep_in_other_units_is_refused(tmp_path):
+    points = np.tile(np.float32([1, 10, -1.8, 30, 5]), (50, 1))
+    for column, value in ((0, 5000), (3, -3), (3, 400)):
+        bad = points.copy()
+        bad[7, column] = value
+        bad.tofile(tmp_path / "sweep.pcd.bin")
+        with pytest.raises(Refusal, match="over 1 km away or an intensity outside"):
+            nuscenes.read_points(tmp_path / "sweep.pcd.bin")
