@@ -84,9 +84,11 @@ class NodulePredictor:
             network=self.network,
             device=self.device,
         )
-        listed = [nodule for nodule in found if nodule.score >= case.least_score][: case.most]
+        asked = [nodule for nodule in found if nodule.score >= case.least_score]
+        listed, rest = asked[: case.most], asked[case.most :]
+        unlisted = sum(nodule.score >= self.operating_score for nodule in rest)
         box = _lung_box_lps_mm(volume, lungs)
-        return Reading(case.volume, box, lungs.millilitres, lungs.cut, listed, self.operating_score)
+        return Reading(case.volume, box, lungs.millilitres, lungs.cut, listed, self.operating_score, unlisted)
 
 
 def _lung_box_lps_mm(volume: CTVolume, lungs: Lungs) -> tuple[float, float, float, float, float, float]:

@@ -22,6 +22,9 @@ from shared.refusal import Refusal
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+_UNITS = ("HU", "HU_MOD", "US")
+"""Defined terms of RescaleType (0028,1054) that may be HU; others are electron density, iodine, effective Z."""
+
 _AIR_HU = -1024
 MOST_ACROSS = 8192
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -37,7 +40,7 @@ _KEYWORDS = (
         "PhotometricInterpretation",
     ),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
 )
 
 
@@ -219,6 +222,10 @@ def _hounsfield(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.
     scale = [part.header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
     if not all(isinstance(value, float | int) and np.isfinite(value) for value in scale) or not scale[0]:
         raise Refusal(f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units")
+    if (unit := str(part.header.get("RescaleType") or "HU")) not in _UNITS:
+        raise Refusal(
+            f"{part.file} holds values in {unit}, not Hounsfield units (RescaleType); hand in the original series"
+        )
     if (kind := part.header.get("PhotometricInterpretation")) != "MONOCHROME2":
         raise Refusal(f"{part.file} is {kind}; a CT image is MONOCHROME2. Export the original series")
     stored, highest = _integer(part, "BitsStored"), _integer(part, "HighBit")

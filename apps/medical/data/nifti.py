@@ -117,6 +117,12 @@ def _affine(file: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Fl
             f"{file.name} says in two ways how the patient lies, {apart:.0f} mm apart (sform and qform); keep the one "
             "that is right"
         )
+    stated = np.abs(np.array(header.get_zooms()[:3], np.float64))
+    # Some writers leave 1 where they state a pose.
+    if not np.all(stated == 1) and not np.allclose(stated, np.linalg.norm(poses[0][:3, :3], axis=0), rtol=0.05):
+        raise Refusal(
+            f"{file.name} states two spacings (pixdim and sform), so that sizes cannot be told; convert it anew"
+        )
     return np.asarray(np.diag([unit, unit, unit, 1.0]) @ poses[0], np.float64)
 
 

@@ -62,7 +62,10 @@ def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list
             raise Refusal(f"{name} holds no series {series}; name a SeriesNumber or SeriesInstanceUID that is in it")
         if len(asked) > 1:
             raise _several(name, asked)
-        return asked[0], []
+        others = [group for group in all_groups if group is not asked[0] and len(group) >= LEAST_SLICES]
+        return asked[0], [_of_several("Several series were handed in, and one was named.", asked[0], others)] * bool(
+            others
+        )
     # Key images, reports and the like lie beside the series in many exports.
     several = [group for group in all_groups if len(group) >= LEAST_SLICES] or all_groups
     candidates = [group for group in several if _is_volume(group)]
@@ -72,11 +75,13 @@ def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list
     others = [group for group in several if group is not chosen]
     if not others:
         return chosen, []
+    said = _of_several("Several series were handed in.", chosen, others)
+    return chosen, [f"{said} To read another, name it in the option series."]
+
+
+def _of_several(why: str, chosen: Sequence[Slice], others: Sequence[Sequence[Slice]]) -> str:
     left = "; ".join(_kept_description(group) for group in others)
-    return chosen, [
-        f"Several series were handed in. Read: {_kept_description(chosen)}. Left out: {left}. "
-        "To read another, name it in the option series."
-    ]
+    return f"{why} Read: {_kept_description(chosen)}. Left out: {left}."
 
 
 def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:

@@ -21,6 +21,7 @@ class Reading:
     lung_millilitres  aerated lung
     lungs_cut         whether a lung reaches the image's edge
     operating_score   findings of at least this score are suspicious; see ``calibrate``
+    unlisted          how many more of them there are than were asked for
     """
 
     volume: CTVolume
@@ -29,6 +30,7 @@ class Reading:
     lungs_cut: bool
     findings: list[Nodule]
     operating_score: float
+    unlisted: int = 0
 
 
 def result(reading: Reading) -> dict[str, Any]:
@@ -71,6 +73,9 @@ def remarks(reading: Reading) -> list[str]:
     said = list(reading.volume.remarks)
     if reading.lung_box_lps_mm is None:
         return [*said, NO_LUNGS]
+    if reading.unlisted:
+        more = "1 more finding reaches" if reading.unlisted == 1 else f"{reading.unlisted} more findings reach"
+        said.append(f"{more} the operating score than are listed; raise the option most to see all.")
     if reading.lungs_cut:
         said.append(PARTLY)
     across = max(reading.volume.spacing_mm[:2])

@@ -85,6 +85,7 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
         ({"PixelData": b"\0\0" * 20}, "pixels cannot be read"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is RGB"),
         ({"RescaleSlope": 0}, "rescale slope"),
+        ({"RescaleType": "MGML"}, "values in MGML, not Hounsfield units"),
     ],
 )
 def test_what_cannot_be_is_refused(scan, tmp_path, tags, words):

@@ -61,6 +61,17 @@ def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_p
     assert given.picture.startswith(b"\x89PNG")
 
 
+def test_suspicious_findings_beyond_those_asked_for_are_counted(untrained, tmp_path, monkeypatch):
+    file = tmp_path / "chest.nii.gz"
+    file.write_bytes(nifti(chest()))
+    request = Request(files=(file,), options={"score": "0.01", "most": "6"})
+    scores = [finding["score"] for finding in answer(untrained, request).result["findings"]]
+    monkeypatch.setattr(untrained, "operating_score", (scores[4] + scores[5]) / 2)
+    assert not any("operating score" in sentence for sentence in answer(untrained, request).result["remarks"])
+    two = Request(files=(file,), options={"score": "0.01", "most": "2"})
+    assert answer(untrained, two).result["remarks"][0].startswith("3 more findings reach the operating score than are")
+
+
 @pytest.mark.parametrize("options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}])
 def test_options_out_of_range_are_refused(untrained, tmp_path, options):
     with pytest.raises(Refusal, match=next(iter(options))):

@@ -128,6 +128,7 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
     assert read_volume([pack(tmp_path, doubled)]).remarks == (remark,)
     asked = read_volume([pack(tmp_path, everything)], series="2")
     assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
+    assert asked.remarks[0].startswith("Several series were handed in, and one was named. Read: series 2 (CT, 5 mm")
     with pytest.raises(Refusal, match="not in axial slices"):
         read_volume([pack(tmp_path, everything)], series="7")
 
