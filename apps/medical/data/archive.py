@@ -23,39 +23,12 @@ MOST_EXPANSION = 200
 """An archive that unpacks to more than this times its size is taken for a bomb."""
 
 _HARMLESS = (
-    ".txt",
-    ".xml",
-    ".json",
-    ".htm",
-    ".html",
-    ".css",
-    ".js",
-    ".pdf",
-    ".rtf",
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".ico",
+    *(".txt", ".xml", ".json", ".csv", ".tsv", ".md", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx", ".log", ".md5"),
+    *(".htm", ".html", ".css", ".js", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ico", ".db"),
+    *(".inf", ".ini", ".cfg", ".config", ".exe", ".dll", ".jar", ".bat", ".cmd", ".sh", ".app", ".chm"),
 )
-_HARMLESS += (
-    ".inf",
-    ".ini",
-    ".exe",
-    ".dll",
-    ".jar",
-    ".bat",
-    ".cmd",
-    ".sh",
-    ".app",
-    ".chm",
-    ".cfg",
-    ".config",
-    ".log",
-    ".md5",
-)
-"""What stands on media beside DICOM: notes, pictures, a viewer and its files."""
+_HARMLESS_NAMES = ("DICOMDIR", "LICENSE", "README", "VERSION", "LOCKFILE")
+"""What stands beside DICOM on media and in archives: notes, tables, pictures, a viewer and its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +43,7 @@ def is_harmless(label: str) -> bool:
     """Whether a file may lie beside a CT and be passed over: what media hold besides it, and what systems hide."""
     parts = PurePosixPath(label.replace("\\", "/")).parts or ("",)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return hidden or parts[-1].upper() == "DICOMDIR" or parts[-1].lower().endswith(_HARMLESS)
+    return hidden or parts[-1].upper() in _HARMLESS_NAMES or parts[-1].lower().endswith(_HARMLESS)
 
 
 def some(names: Sequence[str]) -> str:

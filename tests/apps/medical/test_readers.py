@@ -86,18 +86,27 @@ def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
             read_volume([nrrd, *others])
     assert read_volume([nrrd, notes]).size_ijk == scan.size_ijk
     assert read_volume([tmp_path / "scan.mhd", tmp_path / "scan.raw"]).size_ijk == scan.size_ijk
-    refused(pack(tmp_path, {**series(scan), "marks.csv": b"x,y"}, "csv.zip"), "csv.zip holds marks.csv beside DICOM")
+    refused(pack(tmp_path, {**series(scan), "scan.gipl": b"x,y"}, "two.zip"), "two.zip holds scan.gipl beside DICOM")
     shutil.copy(nrrd, folder)
     refused(folder, "scan.nrrd was handed in together with IM0")
     refused(pack(tmp_path, {**series(scan), "scan.nrrd": b"NRRD"}, "mixed.zip"), "holds scan.nrrd beside DICOM")
     with pytest.raises(Refusal, match=r"scan\.nrrd beside DICOM"):
         read_volume([folder / name for name in series(scan)] + [pack(tmp_path, {"scan.nrrd": b"NRRD"}, "n.zip")])
-    refused(pack(tmp_path, {"notes.doc": b"x" * 9}, "only.zip"), "no DICOM image; it holds notes.doc")
+    refused(pack(tmp_path, {"scan.gipl": b"x" * 9}, "only.zip"), "no DICOM image; it holds scan.gipl")
 
 
 def test_what_exports_put_beside_a_series_is_passed_over(scan, tmp_path):
     beside = ["DICOMDIR", "a/readme.TXT", "a/info.xml", "info.json", ".DS_Store", "__MACOSX/a/._IM1", ".git/config"]
-    beside += ["AUTORUN.INF", "VIEWER/viewer.exe", "VIEWER/lib.dll", "INDEX.HTM", "key.jpg", "report.pdf"]
+    beside += [
+        "AUTORUN.INF",
+        "VIEWER/viewer.exe",
+        "VIEWER/lib.dll",
+        "INDEX.HTM",
+        "key.jpg",
+        "report.pdf",
+        "LICENSE",
+        "metadata.csv",
+    ]
     same(read_volume([pack(tmp_path, {**series(scan), **dict.fromkeys(beside, b"x" * 200)})]), scan)
 
 
