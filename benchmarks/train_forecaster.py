@@ -3,9 +3,10 @@
 Both sides train a ``TemporalFusionTransformer`` of pytorch-forecasting with the same settings for the same number of
 steps of the same batch size, in one process. The peer is the library as its tutorial has it: ``TimeSeriesDataSet``,
 its own data loader, ``lightning.Trainer``. Ours is the engine's loop with the finance application's windows and fast
-path. First it is checked that the fast path computes what the unmodified network computes from the same weights.
+path. First it is checked that the fast path computes what the unmodified network computes from the same weights. Both
+sides run on the same number of threads: that of OMP_NUM_THREADS, or of ``--threads``.
 
-    python -m benchmarks.train_forecaster [--quick]
+    python -m benchmarks.train_forecaster [--quick] [--threads N]
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pandas as pd
 import torch
 
 from apps.finance.data.synth import markets
-from apps.finance.data.windows import COLUMNS, STATIC, UNKNOWN, Windows, tabulate
+from apps.finance.data.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import FinanceData, FinanceRecipe, tiny
@@ -44,7 +45,10 @@ def main() -> None:
     """Runs the comparison and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a minute or two on two cores")
-    quick = parser.parse_args().quick
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    torch.set_num_threads(arguments.threads)
     steps, batch, series, rows = (15, 64, 8, 800) if quick else (60, 128, 24, 2000)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warnings.filterwarnings("ignore")
@@ -56,6 +60,7 @@ def main() -> None:
     ours = Windows(tables, context=64, horizon=8)
     our_rate = _our_rate(ours, batch, batches=100 if quick else 400)
     peer_step = _peer_step(peer, batch, steps, device)
+    torch.set_num_threads(arguments.threads)  # whatever the peer made of them
     our_step = _our_step(series, rows, batch, steps, device)
     ratio = peer_step / our_step
     figures = {
@@ -66,10 +71,12 @@ def main() -> None:
         "our training, s/step": our_step,
         "batch": float(batch),
         "steps": float(steps),
+        "threads": float(torch.get_num_threads()),
         "largest difference of outputs": difference,
     }
     note = (
-        f"{device}; peer: pytorch-forecasting's TimeSeriesDataSet (num_workers=0) and lightning.Trainer, its own "
+        f"{device}, threads on both sides: {torch.get_num_threads()}; "
+        "peer: pytorch-forecasting's TimeSeriesDataSet (num_workers=0) and lightning.Trainer, its own "
         "TFT; ours: the engine and the fast path. Steps include loading (median; start-up and validation left out)."
     )
     report("train_forecaster", figures, ratio=ratio, ok=difference < TOLERANCE and ratio > 1, note=note)
@@ -100,7 +107,7 @@ def _peer_dataset(tables: list[Any]) -> Any:
     frames = []
     for number, table in enumerate(tables):
         frame = pd.DataFrame(table.rows[64:, : len(COLUMNS)].astype(np.float32), columns=list(COLUMNS))
-        frames.append(frame.assign(series=str(number), step=np.arange(len(frame)), **{STATIC: 0.0}))
+        frames.append(frame.assign(series=str(number), step=np.arange(len(frame)), **dict.fromkeys(STATICS, 0.0)))
     known = [name for name in COLUMNS if name not in UNKNOWN]
     return TimeSeriesDataSet(
         pd.concat(frames, ignore_index=True),
@@ -111,7 +118,7 @@ def _peer_dataset(tables: list[Any]) -> Any:
         min_encoder_length=64,
         max_prediction_length=8,
         min_prediction_length=8,
-        static_reals=[STATIC],
+        static_reals=list(STATICS),
         time_varying_known_reals=known,
         time_varying_unknown_reals=list(UNKNOWN),
         target_normalizer=EncoderNormalizer(),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from apps.finance.data.windows import Table, Windows, tabulate
+from apps.finance.data.windows import Table, Windows, denormalise, tabulate
 from apps.finance.models.tft import QUANTILES
 from apps.finance.types import Floats, Forecast, Series
 
-_NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
+NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
 """The standard normal distribution's quantiles at ``QUANTILES``."""
 _FARTHEST = 50.0
 _LEAST_BAND = 1e-3
@@ -28,7 +28,8 @@ def forecast(
     """Forecasts each of ``series`` with a ``Forecaster``, one window every ``stride`` rows.
 
     A row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest one; ``surprise`` (N, K)
-    has the normal score of the observed value for each of them, the latest first; NaN where there is none.
+    has the normal score of the observed value for each of them, the latest first; NaN where there is none, as in
+    windows before which nothing was observed.
     """
     context, horizon = int(model.context), int(model.horizon)
     batch = batch or (_GPU_BATCH if device.startswith("cuda") else _CPU_BATCH)
@@ -41,6 +42,8 @@ def forecast(
         tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
         padded = Table(np.concatenate([table.rows, tail]))
         windows = Windows([padded], context=context, horizon=horizon, stride=stride)
+        observed = np.flatnonzero(np.isfinite(one.target))
+        windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(one))]
         made.append(_forecast(model, windows, len(one), stride, torch.device(device), batch))
     return made
 
@@ -55,11 +58,10 @@ def _forecast(
         indices = np.arange(start, min(start + batch, len(windows)))
         part = windows.batch(indices, None)
         inputs = [part[name].to(device) for name in ("encoder_cont", "decoder_cont", "static")]
-        expected = model(*inputs).float().cpu().numpy().astype(np.float64)  # (B, horizon, Q), asinh of normalised
+        expected = model(*inputs).float().cpu().numpy().astype(np.float64)  # (B, horizon, Q), normalised
         scores = normal_scores(part["target"].numpy().astype(np.float64), expected)
         scores[part["observed"].numpy() < 0.5] = np.nan
-        centre, scale = part["scale"].numpy().astype(np.float64).T[..., None, None]
-        values = centre + scale * np.sinh(expected)
+        values = denormalise(expected, part["frame"].numpy())
         # The window's first row is `start - context` in the series: the table has `context` rows in front.
         first = windows.starts[indices]
         for lead in range(leads):
@@ -84,7 +86,7 @@ def normal_scores(values: Floats, quantiles: Floats) -> Floats:
     median = quantiles[..., middle]
     # Distances from the median, made to rise strictly: a forecast may be certain.
     offsets = quantiles - median[..., None]
-    least = _LEAST_BAND * np.abs(np.asarray(_NORMAL_SCORES))
+    least = _LEAST_BAND * np.abs(np.asarray(NORMAL_SCORES))
     offsets = np.sign(np.arange(len(QUANTILES)) - middle) * np.maximum(np.abs(offsets), least)
     away = values - median
     score = np.zeros_like(away)
@@ -95,8 +97,8 @@ def normal_scores(values: Floats, quantiles: Floats) -> Floats:
             low, high = offsets[..., near], offsets[..., far]
             width = np.where(np.abs(high - low) > 1e-9, high - low, np.inf)
             share = np.clip((away - low) / width, 0, 1)
-            score += np.where(side, share * (_NORMAL_SCORES[far] - _NORMAL_SCORES[near]), 0)
+            score += np.where(side, share * (NORMAL_SCORES[far] - NORMAL_SCORES[near]), 0)
         beyond = sign * (away - offsets[..., steps[-1]])
-        slope = _NORMAL_SCORES[steps[-1]] / offsets[..., steps[-1]]
+        slope = NORMAL_SCORES[steps[-1]] / offsets[..., steps[-1]]
         score += np.where(side & (beyond > 0), sign * beyond * slope, 0)
     return np.clip(score, -_FARTHEST, _FARTHEST)

@@ -1,8 +1,11 @@
 """Windows over series: one flat table of covariates, and a gather for each batch.
 
-A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. It is normalised by itself
-(median and mean absolute deviation of its observed context, then the inverse hyperbolic sine), so that one model
-serves series of any unit. All covariates of a row are known ``horizon`` rows before it.
+A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. It is normalised by itself,
+twice: first level and spread (median and mean absolute deviation of its observed context, inverse hyperbolic sine),
+then where it stands and how it moves (its last value, as far as the window's changes say that the level wanders, and
+the mean absolute change; inverse hyperbolic sine again). So one model serves series of any unit, and nought is what
+persistence forecasts for a price and what the median forecasts for noise. All covariates of a row are known
+``horizon`` rows before it, given the times of the rows.
 """
 
 from __future__ import annotations
@@ -30,14 +33,19 @@ COLUMNS = (
     *("tod_sin", "tod_cos", "dow_sin", "dow_cos"),
 )
 """Covariates by column of a window, as ``pytorch_forecasting`` calls them: reals."""
-STATIC = "unrest"
-"""A static real: log of the history's scale over the window's."""
+STATICS = ("unrest", "origin", "step")
+"""Static reals: log of the history's scale over the window's; the origin and the log of the unit of what is forecast,
+within the window's level and spread."""
 UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
 _DAYS, _WEEKS, _BLOCK, _HISTORY = 4, 2, 64, 2000
 _LEAST_CONTEXT = 16
 _FLOOR, _RELATIVE_FLOOR = 0.1, 1e-5
+_LEAST_STEP = 0.02
+_WANDERING = 0.8
+"""From this lag-1 correlation on the last value is the origin of what is forecast."""
+_FARTHEST, _HIGHEST = 12.0, 30.0
 # A normal distribution's standard deviation over its mean absolute deviation is sqrt(pi / 2).
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
@@ -54,22 +62,25 @@ class Table:
 
 
 def tabulate(series: Series, *, context: int, horizon: int) -> Table:
-    """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for its value)."""
+    """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for value and time).
+
+    A series may begin with missing values: they are filled from the first value, and must not be judged.
+    """
     values = series.target
     missing = ~np.isfinite(values)
     filled = _fill(values, missing)
     times, length = series.times_ns, len(series)
+    interval = trailing_interval_ns(times)
     rows = np.zeros((context + length, _SCALE + 1))
     body = rows[context:]
     body[:, 0], body[:, 1] = filled, missing
     smooth = _smooth(filled)
-    body[:, 2], body[:, 3] = _lagged(smooth, times, DAY_NS, _DAYS, horizon, series.interval_ns)
-    body[:, 4], body[:, 5] = _lagged(smooth, times, WEEK_NS, _WEEKS, horizon, series.interval_ns)
-    steps = np.diff(times, prepend=times[0] - series.interval_ns) / max(series.interval_ns, 1)
-    body[:, 6] = np.clip(np.log(np.maximum(steps, 1e-3)), -3, 6)
-    if series.interval_ns < DAY_NS:
-        day = 2 * np.pi * (times % DAY_NS) / DAY_NS
-        body[:, 7], body[:, 8] = np.sin(day), np.cos(day)
+    body[:, 2], body[:, 3] = _lagged(smooth, times, DAY_NS, _DAYS, horizon, interval)
+    body[:, 4], body[:, 5] = _lagged(smooth, times, WEEK_NS, _WEEKS, horizon, interval)
+    steps = np.diff(times, prepend=times[:1]) / interval
+    body[1:, 6] = np.clip(np.log(np.maximum(steps[1:], 1e-3)), -3, 6)
+    day, within = 2 * np.pi * (times % DAY_NS) / DAY_NS, interval < DAY_NS
+    body[:, 7], body[:, 8] = np.where(within, np.sin(day), 0), np.where(within, np.cos(day), 0)
     week = 2 * np.pi * ((times // DAY_NS + 3) % 7) / 7
     body[:, 9], body[:, 10] = np.sin(week), np.cos(week)
     body[:, _SCALE] = _history_scale(filled)
@@ -77,16 +88,37 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Table:
     return Table(rows)
 
 
+def trailing_interval_ns(times: Times) -> Floats:
+    """(N,) the usual time between rows as each row can know it: the median of up to 2000 steps until it, at least 1 ns.
+
+    Renewed every 64 rows, and at every row of the first 64.
+    """
+    steps, length = np.diff(times).astype(np.float64), len(times)
+    usual = np.ones(length)
+    for row in range(1, min(_BLOCK, length)):
+        usual[row] = np.median(steps[:row])
+    for start in range(_BLOCK, length, _BLOCK):
+        usual[start : start + _BLOCK] = np.median(steps[max(0, start - _HISTORY) : start])
+    return np.maximum(usual, 1.0)
+
+
 def same_time_before(series: Series, *, horizon: int) -> tuple[Floats, Floats]:
     """(N,) the median of the values at the same time on up to four days before, and (N,) how many there are of four."""
     values = series.target
     missing = ~np.isfinite(values)
     smooth = _smooth(_fill(values, missing))
-    return _lagged(smooth, series.times_ns, DAY_NS, _DAYS, horizon, series.interval_ns)
+    return _lagged(smooth, series.times_ns, DAY_NS, _DAYS, horizon, trailing_interval_ns(series.times_ns))
 
 
 def _smooth(values: Floats) -> Floats:
     return np.convolve(np.pad(values, 1, mode="edge"), np.full(3, 1 / 3), "valid")
+
+
+def last_seen(values: Floats) -> Floats:
+    """(N,) the last value that was there until each row; NaN before the first."""
+    there = np.isfinite(values)
+    row = np.maximum.accumulate(np.where(there, np.arange(len(values)), -1))
+    return np.where(row >= 0, values[row], np.nan)
 
 
 def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
@@ -95,12 +127,12 @@ def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
         return values
     if missing.all():
         return np.zeros_like(values)
-    last = np.maximum.accumulate(np.where(missing, -1, np.arange(len(values))))
-    return values[np.where(last < 0, int(np.argmin(missing)), last)]
+    filled = last_seen(values)
+    return np.where(np.isnan(filled), values[int(np.argmin(missing))], filled)
 
 
 def _lagged(
-    smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: int
+    smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: Floats
 ) -> tuple[Floats, Floats]:
     """(N,) median of the values one to ``count`` lags ago, and (N,) the share of those that there are."""
     length = len(smooth)
@@ -137,8 +169,9 @@ class Windows:
     """The windows of some series as an engine's data set.
 
     ``stride`` is the number of rows between the forecasts of neighbouring windows. A batch has ``encoder_cont``
-    (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 1), ``target`` (B, horizon), ``observed``
-    (B, horizon) in {0, 1}, and ``scale`` (B, 2) float64: centre and scale in the units of the series.
+    (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3), ``target`` (B, horizon), ``observed``
+    (B, horizon) in {0, 1}, and ``frame`` (B, 4) float64, which ``denormalise`` takes: centre and scale in the units of
+    the series, origin and step within those.
     """
 
     def __init__(self, tables: Sequence[Table], *, context: int, horizon: int, stride: int = 1) -> None:
@@ -201,23 +234,48 @@ def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
     spread = (seen - centre).abs().nanmean(dim=1, keepdim=True) * _MEAN_DEVIATION
     history = windows[:, context, _SCALE : _SCALE + 1]
     scale = torch.maximum(spread, _FLOOR * history)
+    level = torch.asinh((windows[:, :, 0] - centre) / scale)
+    origin, step = _movement(level[:, :context], missing)
     covariates = windows[:, :, :_SCALE].float()
     for column, known in ((0, None), (2, 3), (4, 5)):
-        level = torch.asinh((windows[:, :, column] - centre) / scale).float()
-        if known is not None:
-            level = level * (windows[:, :, known] > 0)
-        covariates[:, :, column] = level
+        values = torch.asinh((windows[:, :, column] - centre) / scale) if column else level
+        moved = torch.asinh((values - origin) / step).float()
+        covariates[:, :, column] = moved if known is None else moved * (windows[:, :, known] > 0)
     target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1].float()
     covariates[:, :context, 0].masked_fill_(missing, 0)
     covariates[:, context:, :2] = 0
+    unrest = torch.log(history / scale).clamp(-4, 4)
     return {
         "encoder_cont": covariates[:, :context],
         "decoder_cont": covariates[:, context:],
-        "static": torch.log(history / scale).clamp(-4, 4).float(),
+        "static": torch.cat([unrest, origin.clamp(-6, 6), torch.log(step)], dim=1).float(),
         "target": target,
         "observed": observed,
-        "scale": torch.cat([centre, scale], dim=1),
+        "frame": torch.cat([centre, scale, origin, step], dim=1),
     }
+
+
+def _movement(level: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1) where a forecast starts, and (B, 1) the mean absolute change, of levels (B, context).
+
+    The start is the last value times the lag-1 correlation over 0.8, at most 1: all of it where the level wanders as
+    prices do, nothing where it is noise about a median. One less half the squared ratio of mean absolute change and
+    deviation is that correlation (von Neumann, 1941, with absolute values for squares).
+    """
+    seen = level.masked_fill(missing, torch.nan)
+    step = (seen[:, 1:] - seen[:, :-1]).abs().nanmean(dim=1, keepdim=True).nan_to_num(0.0) * _MEAN_DEVIATION
+    step = step.clamp(min=_LEAST_STEP)
+    away = (seen - seen.nanmedian(dim=1, keepdim=True).values).abs()
+    deviation = away.nanmean(dim=1, keepdim=True).nan_to_num(0.0) * _MEAN_DEVIATION
+    correlation = 1 - step.square() / (2 * deviation.square() + 1e-12)
+    return level[:, -1:] * (correlation / _WANDERING).clamp(0, 1), step
+
+
+def denormalise(forecast: Floats, frame: Floats) -> Floats:
+    """What was forecast (B, horizon, Q) as ``target`` of a batch, in the units of the series; ``frame`` is (B, 4)."""
+    centre, scale, origin, step = frame.T[..., None, None]
+    level = origin + step * np.sinh(np.clip(forecast, -_FARTHEST, _FARTHEST))
+    return centre + scale * np.sinh(np.clip(level, -_HIGHEST, _HIGHEST))
 
 
 def windows_of(series: Iterable[Series], *, context: int, horizon: int, stride: int = 1) -> Windows:

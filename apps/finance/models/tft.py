@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.finance.data.windows import COLUMNS, STATIC, UNKNOWN
+from apps.finance.data.windows import COLUMNS, STATICS, UNKNOWN
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's own default quantiles."""
@@ -62,10 +62,10 @@ def build_tft(settings: FinanceModel) -> nn.Module:
             max_encoder_length=settings.context,
             output_size=len(QUANTILES),
             loss=QuantileLoss(list(QUANTILES)),
-            static_reals=[STATIC],
+            static_reals=list(STATICS),
             time_varying_reals_encoder=list(COLUMNS),
             time_varying_reals_decoder=known,
-            x_reals=[STATIC, *COLUMNS],
+            x_reals=[*STATICS, *COLUMNS],
             output_transformer=TorchNormalizer(method="identity"),
             logging_metrics=nn.ModuleList(),
         )
@@ -83,7 +83,7 @@ class Forecaster(nn.Module):
         self.tft, self.context, self.horizon, self.fast = tft, context, horizon, fast
 
     def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
-        """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 1)."""
+        """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3)."""
         return self.raw(encoder_cont, decoder_cont, static).sort(dim=-1).values
 
     def raw(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
@@ -139,6 +139,6 @@ def dense(model: nn.Module) -> Any:
     inputs = {
         "encoder_cont": torch.randn((2, model.context, width), generator=generator),
         "decoder_cont": torch.randn((2, model.horizon, width), generator=generator),
-        "static": torch.randn((2, 1), generator=generator),
+        "static": torch.randn((2, len(STATICS)), generator=generator),
     }
     return DenseNetwork(module=model, inputs=inputs, outputs=("quantiles",))

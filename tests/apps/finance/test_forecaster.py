@@ -203,7 +203,7 @@ def test_the_tiny_recipe_learns():
     optimizer = recipe.optimizer.build(model.parameters())
     losses = []
     indices = np.arange(0, len(data), len(data) // 32)[:32]
-    for _ in range(25):
+    for _ in range(80):
         loss = task.loss(model, data.batch(indices, None)).value
         optimizer.zero_grad()
         loss.backward()

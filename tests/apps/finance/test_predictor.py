@@ -12,6 +12,7 @@ import torch
 
 from apps.finance.app import app
 from apps.finance.calibration import benchmark_windows, calibrate, from_manifest
+from apps.finance.channels import CHANNELS
 from apps.finance.data.csv import write_csv
 from apps.finance.data.nab import Benchmark, detector_csv, window_rows
 from apps.finance.data.synth.markets import market
@@ -19,7 +20,7 @@ from apps.finance.metrics.nab import PROFILES
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import RECIPES, FinanceRecipe, tiny
-from apps.finance.scoring import CHANNELS, Calibration
+from apps.finance.scoring import Calibration
 from apps.finance.types import LabelledSeries
 from shared.data.registry import read_registry
 from shared.deploy.predictor import Request, answer
@@ -86,8 +87,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     def count(threshold: str) -> int:
         return len(answer(predictor, Request(files=(file,), options={"threshold": threshold})).result["events"])
 
-    assert count("1") == 0
-    assert count("0.25") >= count("0.45")
+    assert count("0.25") >= count("0.45") >= count("1")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,13 @@ def more_spikes(
     return values, start + span - 1
 
 
+def tick(generator: np.random.Generator, values: Floats, start: int, span: int, size: float) -> tuple[Floats, int]:
+    """One row far off for how the series moves from row to row: a bad print."""
+    values = values.copy()
+    values[start] += _sign(generator) * 2 * size * local_scale(np.diff(values, prepend=values[0]), start)
+    return values, start
+
+
 FAULTS: dict[str, Fault] = {
     "spike": spike,
     "level_shift": level_shift,
@@ -111,4 +118,5 @@ FAULTS: dict[str, Fault] = {
     "ramp": ramp,
     "season_break": season_break,
     "more_spikes": more_spikes,
+    "tick": tick,
 }

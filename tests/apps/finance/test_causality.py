@@ -1,0 +1,76 @@
+"""What is said of a row does not change with the rows after it: series are cut anywhere and judged again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.finance.data.synth import markets
+from apps.finance.data.windows import tabulate, trailing_interval_ns
+from apps.finance.forecasting import forecast
+from apps.finance.models.tft import FinanceModel
+from apps.finance.scoring import Calibration, score
+from apps.finance.types import HOUR_NS, MINUTE_NS, Series, usual_interval_ns
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+torch.manual_seed(0)
+_MODEL = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=2).build().eval()
+
+
+def irregular(seed: int, length: int, shape: str, unseen: int) -> Series:
+    """A series whose usual interval changes on the way, with gaps, whose first ``unseen`` rows are missing."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    steps = np.where(np.arange(length) < generator.integers(20, length), MINUTE_NS, generator.integers(2, 40) * HOUR_NS)
+    steps = steps * np.where(generator.uniform(size=length) < 0.1, generator.integers(1, 60, length), 1)
+    values = markets.series(generator, length=length, shape=shape).series.target.copy()
+    values[generator.uniform(size=length) < 0.03] = np.nan
+    values[:unseen] = np.nan
+    return of(1_500_000_000 * 10**9 + np.cumsum(steps), values)
+
+
+def of(times: np.ndarray, values: np.ndarray) -> Series:
+    return Series(
+        name="irregular", times_ns=times, values={"v": values}, column="v", interval_ns=usual_interval_ns(times)
+    )
+
+
+shapes = st.sampled_from(["price", "counts", "plateau", "sensor", "bursts"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.integers(30, 399), shapes, st.sampled_from([0, 0, 5, 40]))
+def test_a_series_cut_anywhere_is_judged_as_it_was_until_there(seed, cut, shape, unseen):
+    whole = irregular(seed, 400, shape, unseen)
+    part = of(whole.times_ns[:cut], whole.target[:cut])
+    np.testing.assert_array_equal(
+        tabulate(whole, context=24, horizon=4).rows[24 + unseen : 24 + cut],
+        tabulate(part, context=24, horizon=4).rows[24 + unseen :],
+    )
+    (one,), (two,) = forecast(_MODEL, [whole], stride=2), forecast(_MODEL, [part], stride=2)
+    # The network multiplies in float32, and in another order where a batch has another size.
+    scale = np.nanmax(np.abs(whole.target))
+    np.testing.assert_allclose(one.quantiles[:cut], two.quantiles, rtol=2e-3, atol=1e-4 * scale)
+    np.testing.assert_allclose(one.surprise[:cut], two.surprise, rtol=2e-3, atol=2e-3)
+    # The rest of the way is followed from the same forecast, so that nothing but rounding of float64 is left.
+    calibration = Calibration()
+    scores = score(whole, one, calibration)[:cut]
+    cut_forecast = type(one)(levels=one.levels, quantiles=one.quantiles[:cut], surprise=one.surprise[:cut])
+    np.testing.assert_allclose(scores, score(part, cut_forecast, calibration), atol=1e-9)
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=300), st.integers(1, 300))
+def test_the_usual_interval_is_that_of_the_rows_so_far(steps, cut):
+    times = np.cumsum(steps)
+    found = trailing_interval_ns(times)
+    np.testing.assert_array_equal(found[:cut], trailing_interval_ns(times[:cut]))
+    assert (found >= 1).all()
+    if len(times) > 1:
+        row = min(len(times), 64) - 1
+        assert found[row] == np.median(np.diff(times[: row + 1]))

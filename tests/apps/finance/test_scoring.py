@@ -1,0 +1,112 @@
+"""Tail probabilities: ranks within what was seen, a fitted tail beyond it, and each disturbance remembered once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.finance.channels import CHANNELS, statistics
+from apps.finance.data.synth.markets import market
+from apps.finance.scoring import Calibration, combine, improbability, tabulate_prior
+from apps.finance.skill import quantile_loss
+from apps.finance.trial import changes_over_deviation, price_with_a_tick, run_trial
+from apps.finance.types import MINUTE_NS, Forecast, Series
+
+LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+
+
+def judged(values: np.ndarray, deviation: float) -> tuple[Series, Forecast]:
+    """A series, and the forecast that it stays where it is."""
+    times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
+    series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
+    before = np.concatenate([values[:1], values[:-1]])
+    bands = before[:, None] + deviation * np.linspace(-2, 2, 7)
+    surprise = ((values - before) / deviation)[:, None]
+    return series, Forecast(levels=LEVELS, quantiles=bands, surprise=surprise)
+
+
+def walk(seed: int, length: int = 2000) -> np.ndarray:
+    return 100 + 0.1 * np.random.default_rng(seed).standard_normal(length).cumsum()
+
+
+def test_a_row_is_as_improbable_as_its_rank_says_and_more_so_beyond_all_that_was_seen():
+    values = walk(0)
+    values[1500:] += 0.35  # between what was seen and what was not
+    values[1700:] += 3.0
+    found = improbability(*judged(values, 0.1), Calibration())["surprise"]
+    # 0.35 is 3.5 deviations: about one row in 2,000 of a normal distribution, give or take the noise of one row.
+    assert 2.0 < found[1500] < 5.0
+    assert found[1700] > found[1500] + 3
+    ordinary = found[400:1500]
+    for level in (1, 2):
+        assert np.mean(ordinary >= level) == pytest.approx(10.0**-level, rel=0.9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 99), st.floats(0.01, 1000))
+def test_scores_do_not_depend_on_the_unit(seed, unit):
+    values = walk(seed, 700)
+    one = improbability(*judged(values, 0.1), Calibration())
+    two = improbability(*judged(values * unit, 0.1 * unit), Calibration())
+    for name in CHANNELS:
+        np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
+
+
+def test_what_was_seen_once_does_not_hide_the_next_one():
+    values = walk(1, 4000)
+    burst = np.random.default_rng(2).standard_normal(60).cumsum()
+    for first in (1500, 3000):
+        values[first : first + 60] += burst - np.linspace(0, burst[-1], 60)
+    unrest = improbability(*judged(values, 0.1), Calibration())["unrest"]
+    # 48 rows of the first burst are one disturbance of the past, and no 48.
+    assert unrest[1500:1560].max() > 4 and unrest[3000:3060].max() > 2.5
+
+
+def test_an_event_is_not_measured_by_its_own_beginning():
+    values = walk(3)
+    values[1000:1100] = values[999]
+    values[1100:] += values[999] - values[1100]
+    calm = improbability(*judged(values, 0.1), Calibration())["calm"]
+    assert calm[1012:1100].min() > 3
+
+
+def test_a_prior_of_restless_series_tempers_a_young_history():
+    series, forecast = judged(walk(4, 400), 0.1)
+    loud = {name: tabulate_prior(20 * np.abs(np.random.default_rng(5).standard_cauchy(9999))) for name in CHANNELS}
+    alone = combine(improbability(series, forecast, Calibration()))
+    tempered = combine(improbability(series, forecast, Calibration(prior=loud)))
+    assert tempered.max() < alone.max() and ((tempered >= 0) & (tempered <= 1)).all()
+
+
+def test_series_that_stand_still_now_and_then_are_not_called_calm():
+    values = walk(6)
+    for first in range(100, 2000, 60):
+        values[first : first + 30] = values[first]
+    calm = statistics(*judged(values, 0.1), memory=8000)["calm"]
+    assert np.isnan(calm[300:]).all()
+
+
+def test_the_peer_of_the_trial_finds_a_bad_print_and_the_trial_counts_it():
+    items = [price_with_a_tick(np.random.Generator(np.random.Philox(seed))) for seed in range(3)]
+    assert [item.windows[0].kind for item in items] == ["tick"] * 3
+    # The peer against itself: as many hits on both sides.
+    peer = run_trial(lambda series: changes_over_deviation(series.target), Calibration(threshold=0.32), items, "price")
+    assert dict(peer.number) == {"tick": 3} and dict(peer.hit) == {"tick": 3} == dict(peer.peer_hit)
+    blind = run_trial(lambda series: np.zeros(len(series)), Calibration(), items, "price")
+    assert dict(blind.hit).get("tick", 0) == 0 and blind.false_events == 0
+    faults = market(np.random.Generator(np.random.Philox(1)))
+    all_ = run_trial(lambda series: np.ones(len(series)), Calibration(quiet_rows=0), [faults], "market")
+    assert set(all_.number) == {"pump_and_dump", "jump", "volatility_burst", "halt"}
+    assert dict(all_.hit) == dict(all_.number)
+
+
+def test_the_loss_over_persistence_is_half_the_librarys_quantile_loss():
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("pytorch_forecasting.metrics")
+    generator = np.random.default_rng(7)
+    values, quantiles = generator.standard_normal((5, 4)), np.sort(generator.standard_normal((5, 4, 7)), axis=-1)
+    expected = metrics.QuantileLoss(list(LEVELS)).loss(torch.from_numpy(quantiles), torch.from_numpy(values))
+    # The library counts it twice, so that the loss of the median is the absolute error.
+    assert 2 * quantile_loss(values, quantiles, LEVELS) == pytest.approx(float(expected.mean()), rel=1e-6)
