@@ -60,7 +60,7 @@ def _go_on(
     done = _answered(out / _LINES)
     left = [frame_id for frame_id in ids if frame_id not in done]
     say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
-    refused, last = 0, "none"
+    refused, doubtful, last = 0, 0, "none"
     with (out / _LINES).open("a", encoding="utf-8") as lines:
         try:
             for number, frame_id in enumerate(left, 1):
@@ -75,12 +75,18 @@ def _go_on(
                 lines.write(json.dumps(line, allow_nan=False) + "\n")
                 lines.flush()
                 last = frame_id
+                if "remarks" in line:
+                    doubtful += 1
+                    if doubtful == 1:
+                        say(f"{frame_id}: {line['remarks'][0]}")
                 if number % _SAY_EVERY == 0:
                     say(f"{number} of {len(left)} frames, the last {frame_id}")
         except KeyboardInterrupt:
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise
     say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
+    if doubtful:
+        say(f"{doubtful} frames carry such a remark in {_LINES}")
     return refused
 
 

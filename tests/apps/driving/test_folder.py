@@ -86,6 +86,16 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, spli
     assert {line["name"] for line in lines(tmp_path / "out")} == {f"{n:06d}" for n in range(4)}
 
 
+def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_path):
+    for sweep in (split / "velodyne").iterdir():
+        (kitti.read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
+    said = []
+    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 0
+    assert sum("The lowest points ahead lie at z" in text for text in said) == 1
+    assert said[-1] == "4 frames carry such a remark in frames.jsonl"
+    assert all(line["remarks"] for line in lines(tmp_path / "out"))
+
+
 def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp_path):
     folders.detect(predictor, split, tmp_path / "out", {}, print)
     shutil.copytree(split, tmp_path / "other")
