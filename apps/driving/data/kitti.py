@@ -121,6 +121,11 @@ def _named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
 def read_points(path: Path) -> Floats:
     """(N, 4) x, y, z, intensity; refuses truncated, non-finite and otherwise laid out files."""
     content = path.read_bytes()
+    if path.name.lower().endswith(".pcd.bin"):
+        raise Refusal(
+            f"{path.name} is a sweep of nuScenes (x right, y ahead; five columns): name the folder with its sample.json, "
+            "or write x = y, y = -x, z and intensity / 255 as float32 into a .bin"
+        )
     if not content:
         raise Refusal(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
     if len(content) % 16:
@@ -343,4 +348,9 @@ def _role(path: Path) -> str:
         return "calibration" if any(line.startswith(STARTS) for line in lines(path)) else "labels"
     if suffix in FOREIGN:
         raise Refusal(_foreign(path))
+    if suffix in (".json", ".pkl"):
+        raise Refusal(
+            f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info layout "
+            "with its sweep and images beside it; the data set's tables and pickled infos are not"
+        )
     raise Refusal(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")

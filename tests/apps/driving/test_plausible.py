@@ -62,6 +62,18 @@ def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over
     assert len(kitti.read(root)) == 1
 
 
+def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
+    (tmp_path / "v1.0-mini").mkdir()
+    (tmp_path / "v1.0-mini" / "category.json").write_text("[]")
+    with pytest.raises(Refusal, match=r"category\.json: of nuScenes a folder is read that holds one key frame"):
+        kitti.read(tmp_path)
+    # 20 bytes a point, but for some numbers of points as many bytes as whole points of KITTI's take.
+    sweep = tmp_path / "LIDAR_TOP.pcd.bin"
+    np.zeros((80, 5), np.float32).tofile(sweep)
+    with pytest.raises(Refusal, match=r"is a sweep of nuScenes .* name the folder with its sample\.json"):
+        kitti.read(sweep)
+
+
 def test_remarks_on_sweeps_that_the_network_cannot_answer():
     points = scene(np.random.default_rng(3), sensors=Sensors(field_of_view_deg=180.0, azimuth_step_deg=0.5))
     points = points.points_lidar_m
