@@ -123,8 +123,8 @@ def read_points(path: Path) -> Floats:
     content = path.read_bytes()
     if path.name.lower().endswith(".pcd.bin"):
         raise Refusal(
-            f"{path.name} is a sweep of nuScenes (x right, y ahead; five columns): name the folder with its sample.json, "
-            "or write x = y, y = -x, z and intensity / 255 as float32 into a .bin"
+            f"{path.name} is a sweep of nuScenes (x right, y ahead; five columns): name the folder with its "
+            "sample.json, or write x = y, y = -x, z and intensity / 255 as float32 into a .bin"
         )
     if not content:
         raise Refusal(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
@@ -350,7 +350,7 @@ def _role(path: Path) -> str:
         raise Refusal(_foreign(path))
     if suffix in (".json", ".pkl"):
         raise Refusal(
-            f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info layout "
-            "with its sweep and images beside it; the data set's tables and pickled infos are not"
+            f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info "
+            "layout with its sweep and images beside it; the data set's tables and pickled infos are not"
         )
     raise Refusal(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")
