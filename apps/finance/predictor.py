@@ -30,7 +30,7 @@ from shared.refusal import Refusal
 
 LEAST_ROWS = 60
 SERVED_ROWS = 300_000
-"""What one core judges in well under the 120 s that a server waits by default, at 4,000 rows/s or more."""
+"""Half a minute of one core, of the 120 s that a server waits by default: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
 _PARQUET = (".parquet", ".pq")
 _OPTIONS = ("column", "threshold", "series", "rows")
