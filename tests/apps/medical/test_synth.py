@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from apps.medical.data.lidc import annotations
 from apps.medical.data.synth.anatomy import draw
 from apps.medical.data.synth.fields import Waves, open_grid
-from apps.medical.data.synth.nodules import catalogue, shape
+from apps.medical.data.synth.nodules import catalogue, place, shape
 from apps.medical.data.synth.pack import PackSettings, open_pack, sample
-from apps.medical.data.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, volume
+from apps.medical.data.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, tissue, volume
 
 SPACING = (0.703125, 0.703125, 1.25)
 
@@ -70,6 +72,32 @@ def test_nodules_lie_in_the_lung_and_apart(chest):
         assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
         for other in placed[:n]:
             assert np.linalg.norm(nodule.centre_mm - other.centre_mm) > 8
+
+
+def test_the_pleura_has_no_bumps_of_a_nodule_s_size(chest):
+    """What looks like a nodule and is not labelled teaches that nodules are none."""
+    wavelengths = 2 * np.pi / np.linalg.norm(chest.surface.wave_vectors, axis=1)
+    assert wavelengths.min() > 34
+
+
+def test_fissures_are_thin_sheets_in_the_lung(chest):
+    right = next(fissure for fissure in chest.fissures if fissure.side < 0)
+    assert {fissure.side for fissure in chest.fissures} == {-1, 1} and len(chest.fissures) == 3
+    axes = [np.arange(a, b, 1.0, dtype=np.float32) for a, b in ((-75, -50), (-20, 20), (-60, 40))]
+    grid = open_grid(*axes)
+    depth = right.depth(*grid, np.zeros(1, np.float32))
+    assert right.thickness / 2 - 0.8 < depth.max() <= right.thickness / 2
+    assert 0 < (depth > -1).mean() < 0.1
+    bare = dataclasses.replace(chest, fissures=())
+    with_fissures, without = (tissue(made, grid, np.random.default_rng(0))[0] for made in (chest, bare))
+    higher = with_fissures - without
+    assert higher.min() > -1 and higher.max() > 100
+    assert 0 < (higher > 50).mean() < 0.15
+
+
+def test_subsolid_nodules_are_drawn_from_such_outlines():
+    for seed in range(8):
+        assert place(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, subsolid=True).shape.texture <= 3
 
 
 def test_thick_slices_are_means_of_thin_ones():

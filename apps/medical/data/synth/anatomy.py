@@ -15,6 +15,26 @@ from apps.medical.data.synth.vessels import Tubes, bronchi, grow, join
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Fissure:
+    """A sheet of pleura between lobes: z = height + slope y in the lung of one ``side`` (-1 right, 1 left).
+
+    ``back_mm`` is where it ends towards the back (y).
+    """
+
+    side: int
+    height: float
+    slope: float
+    back_mm: float
+    thickness: float
+
+    def depth(self, x: Array, y: Array, z: Array, bend_mm: Array) -> Array:
+        """Depth inside the sheet in mm, positive inside; ``bend_mm`` lifts it."""
+        across = np.abs(z - self.height - self.slope * y - bend_mm) / np.float32(np.hypot(1, self.slope))
+        depth = np.float32(self.thickness / 2) - across
+        return np.asarray(np.where((x * self.side > 0) & (y < self.back_mm), depth, -9), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
     """One person's chest. Lengths in mm, densities in HU; see ``draw`` for their ranges."""
 
@@ -48,6 +68,7 @@ class Anatomy:
     great_vessels: Tubes
     nodes: Tubes
     bands: Tubes
+    fissures: tuple[Fissure, ...]
 
     def cavity_depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth inside the rib cage."""
@@ -112,13 +133,15 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
         "rib_phase": random.uniform(0, 30),
         "blood_hu": random.uniform(110, 320) if contrast else random.uniform(30, 55),
         "lung_hu": random.uniform(-905, -800),
-        "surface": Waves.draw(random, deviation=random.uniform(0.8, 2.2), wavelengths_mm=(14, 70), count=14),
+        # Wider than nodules: a bump of their size would be a nodule at the pleura that nobody labelled.
+        "surface": Waves.draw(random, deviation=random.uniform(0.8, 2.2), wavelengths_mm=(36, 120), count=14),
         "wall_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
         "mediastinum_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(8, 40), count=14),
         "lung_texture": Waves.draw(random, deviation=random.uniform(6, 22), wavelengths_mm=(4, 50), count=18),
         # Coarser than nodules: a cloud of their size would be a ground-glass nodule that nobody labelled.
         "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(60, 160), count=12),
         "haze_level": random.uniform(1.2, 3.5),
+        "fissures": _fissures(random),
     }
     nothing = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
     trees = dict.fromkeys(("arteries", "veins", "airways", "trachea", "great_vessels", "nodes", "bands"), nothing)
@@ -190,6 +213,27 @@ def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, co
         if depth < -0.5 * radius:
             found.append(_tube(start, end, radius))
     return found
+
+
+def _fissures(random: np.random.Generator) -> tuple[Fissure, ...]:
+    """The oblique fissures of both lungs and the right one's horizontal fissure."""
+    found = [
+        Fissure(
+            side=side,
+            height=random.uniform(-35, 0),
+            slope=random.uniform(0.7, 1.3),
+            back_mm=200.0,
+            thickness=random.uniform(0.3, 1.1),
+        )
+        for side in (-1, 1)
+    ]
+    right = found[0]
+    height = random.uniform(-15, 15)
+    meeting = (height - right.height) / right.slope
+    horizontal = Fissure(
+        side=-1, height=height, slope=random.uniform(-0.1, 0.1), back_mm=meeting, thickness=random.uniform(0.3, 0.9)
+    )
+    return (*found, horizontal)
 
 
 def _bands(random: np.random.Generator, anatomy: Anatomy, side: int) -> list[Tubes]:

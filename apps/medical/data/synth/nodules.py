@@ -123,10 +123,22 @@ def shape(number: int) -> Shape:
     )
 
 
-def place(random: np.random.Generator, centre_mm: Array, diameter_mm: float | None = None) -> Placed:
-    """A random nodule at ``centre_mm``; with ``diameter_mm``, an outline of about that size, resized to it."""
+@lru_cache(maxsize=1)
+def _subsolid() -> tuple[int, ...]:
+    """Numbers of the outlines whose reader called them ground glass or part-solid."""
+    return tuple(n for n, outline in enumerate(catalogue()) if outline.texture <= 3)
+
+
+def place(
+    random: np.random.Generator, centre_mm: Array, diameter_mm: float | None = None, *, subsolid: bool = False
+) -> Placed:
+    """A random nodule at ``centre_mm``; with ``diameter_mm``, an outline of about that size, resized to it.
+
+    ``subsolid`` draws from the ground-glass and part-solid outlines alone.
+    """
     outlines = catalogue()
-    chosen = [int(n) for n in random.integers(len(outlines), size=12)]
+    numbers = _subsolid() if subsolid else range(len(outlines))
+    chosen = [numbers[int(n)] for n in random.integers(len(numbers), size=12)]
     if diameter_mm is None:
         drawn, factor = shape(chosen[0]), float(random.uniform(0.85, 1.25))
     else:

@@ -21,7 +21,7 @@ from shared.data.packs import made_once, on_all_processors
 
 WINDOW_HU = (-1024.0, 300.0)
 MOST_BOXES = 6
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +85,15 @@ def _fill(settings: PackSettings, folder: Path, chest: int) -> None:
         boxes[index, : len(found)] = found[:MOST_BOXES]
 
 
-def sample(settings: PackSettings, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Patch number ``index``: image uint8 (X, Y, Z) and boxes (n, 6)."""
+def sample(
+    settings: PackSettings, index: int, random: np.random.Generator | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Patch number ``index``: image uint8 (X, Y, Z) and boxes (n, 6).
+
+    With ``random``, another patch of the same chest.
+    """
     made = patch(
-        np.random.default_rng((settings.seed, index, 1)),
+        random or np.random.default_rng((settings.seed, index, 1)),
         _chest(settings.seed, index // settings.per_chest),
         settings.size,
         settings.spacing_mm,
@@ -98,6 +103,6 @@ def sample(settings: PackSettings, index: int) -> tuple[NDArray[np.uint8], NDArr
     return np.rint(scaled).astype(np.uint8), made.boxes
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=256)
 def _chest(seed: int, number: int) -> Anatomy:
     return draw(np.random.default_rng((seed, number, 0)))

@@ -73,8 +73,11 @@ def tissue(anatomy: Anatomy, grid: Coordinates, random: np.random.Generator) -> 
     image += great * (anatomy.blood_hu + 4 * texture - image)
 
     air = anatomy.lung_hu + anatomy.lung_texture(x, y, z) + 0.25 * y + np.zeros_like(image)
-    haze = np.clip(anatomy.haze(x, y, z) - anatomy.haze_level, 0, 1.2)
-    air += 260 * haze
+    clouds = anatomy.haze(x, y, z)
+    air += 260 * np.clip(clouds - anatomy.haze_level, 0, 1.2)
+    for fissure in anatomy.fissures:
+        # Thinner than a voxel: it fills a part of one.
+        air += min(1.0, fissure.thickness) * soft(fissure.depth(x, y, z, 3 * clouds), 1.0) * (0 - air)
     image += soft(lung, 1.0) * (air - image)
     rim = random.random() < 0.4
     _paint_into(image, grid, anatomy.nodes, 42.0, 1.5)
@@ -194,15 +197,23 @@ def put_nodules(
     high_mm: Array,
     count: int,
     diameters_mm: tuple[float, float] | None = None,
+    *,
+    resized: float = 1.0,
+    subsolid: float = 0.0,
 ) -> list[Placed]:
-    """Up to ``count`` nodules with centres in the box, apart from each other: free, at the pleura, or at a vessel."""
+    """Up to ``count`` nodules with centres in the box, apart from each other: free, at the pleura, or at a vessel.
+
+    The share ``resized`` of them is evenly spread over ``diameters_mm`` on a logarithmic scale, the rest has the
+    sizes of the outlines. The share ``subsolid`` is drawn from part-solid and ground-glass outlines alone.
+    """
     placed: list[Placed] = []
     tries = np.asarray(random.uniform(low_mm, high_mm, size=(400, 3)), np.float32)
     depth = anatomy.lung_depth(*tries.T)
     for _ in range(count):
-        diameter = float(np.exp(random.uniform(*np.log(diameters_mm)))) if diameters_mm else None
+        even = diameters_mm if random.random() < resized else None
+        diameter = float(np.exp(random.uniform(*np.log(even)))) if even else None
         kind = random.random()
-        nodule = place(random, np.zeros(3, np.float32), diameter)
+        nodule = place(random, np.zeros(3, np.float32), diameter, subsolid=random.random() < subsolid)
         radius = nodule.shape.diameter_mm / 2 / np.cbrt(np.abs(np.linalg.det(nodule.turn)))
         if kind < 0.5:
             fitting = depth > radius * 0.9 + 1
@@ -254,7 +265,7 @@ def patch(
     size: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
 ) -> Patch:
-    """A random piece of ``anatomy``, most often around a nodule; with 0 to 3 nodules in it."""
+    """A random piece of ``anatomy`` with 0 to 3 nodules in it: in a lung, at a hilum, or where a vessel branches."""
     extent = np.array(size) * spacing_mm
     side = 1 if random.random() < 0.5 else -1
     place_kind = random.random()
@@ -264,10 +275,12 @@ def patch(
         focus = np.array([side * (anatomy.midline + 8), 2, anatomy.carina - 18]) + random.normal(size=3) * 14
     elif place_kind > 0.72:
         focus = focus + random.normal(size=3) * 30
+    elif place_kind > 0.5:
+        focus = _branching(random, anatomy, focus)
     low = (focus - extent * random.uniform(0.2, 0.8, 3)).astype(np.float32)
     high = low + extent.astype(np.float32)
-    count = int(random.choice([0, 1, 2, 3], p=[0.15, 0.4, 0.3, 0.15]))
-    nodules = put_nodules(random, anatomy, low + 4, high - 4, count)
+    count = int(random.choice([0, 1, 2, 3], p=[0.2, 0.4, 0.27, 0.13]))
+    nodules = put_nodules(random, anatomy, low + 4, high - 4, count, (5.0, 26.0), resized=0.4, subsolid=0.2)
     scanner = Scanner.draw(random)
     axes = [low[n] + spacing_mm[n] * (np.arange(size[n], dtype=np.float32) + 0.5) for n in range(3)]
     margin = scanner.slice_spacing + scanner.slice_thickness
@@ -282,6 +295,16 @@ def patch(
     read = acquire(image, fine, axes[2], scanner, random)
     kept = _clip_boxes(np.array(boxes, np.float32).reshape(-1, 6), size)
     return Patch(image_xyz=np.ascontiguousarray(read[::-1, ::-1]), boxes=mirror(mirror(kept, 0, size[0]), 1, size[1]))
+
+
+def _branching(random: np.random.Generator, anatomy: Anatomy, near_mm: Array) -> Array:
+    """The end of a vessel that may be taken for a nodule, among some near a point; the point where there is none."""
+    tree = anatomy.arteries if random.random() < 0.5 else anatomy.veins
+    thick = np.nonzero(tree.radius[:, 1] > 0.8)[0]
+    if not len(thick):
+        return near_mm
+    nearest = thick[np.argsort(((tree.end[thick] - near_mm) ** 2).sum(axis=1))[:8]]
+    return tree.end[random.choice(nearest)]
 
 
 def _clip_boxes(boxes: Array, size: tuple[int, int, int]) -> Array:

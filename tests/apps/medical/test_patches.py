@@ -1,0 +1,51 @@
+"""Training patches: packed ones as they are, fresh ones a function of (seed, epoch, index) and new in every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from apps.medical.data.patches import FreshPatches, PhantomData
+from apps.medical.data.synth.pack import PackSettings
+from apps.medical.recipes import small
+from shared.data.order import Key
+
+SETTINGS = PackSettings(patches=6, size=(48, 48, 24), spacing_mm=(1.0, 1.0, 2.0), seed=4, per_chest=3)
+
+
+def test_fresh_patches_are_the_same_for_one_key_and_others_in_the_next_epoch():
+    key = Key(seed=1, epoch=0)
+    both = FreshPatches(SETTINGS).batch(np.array([5, 2]), key)
+    again = FreshPatches(dataclasses.replace(SETTINGS)).batch(np.array([2]), key)
+    assert np.array_equal(both["image"][1], again["image"][0])
+    assert np.array_equal(both["boxes"][1], again["boxes"][0])
+    later = FreshPatches(SETTINGS).batch(np.array([2]), Key(seed=1, epoch=1))
+    assert (later["image"] - again["image"]).abs().mean() > 0.02
+
+
+def test_boxes_lie_in_their_patch_and_dense_tissue_in_them():
+    batch = FreshPatches(SETTINGS).batch(np.arange(6), Key(seed=0, epoch=3))
+    assert batch["image"].shape == (6, 1, 48, 48, 24)
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+    found = [(image[0], box) for image, boxes in zip(batch["image"], batch["boxes"], strict=True) for box in boxes]
+    assert found
+    for image, box in found:
+        low, high = box[:3].floor().int(), box[3:].ceil().int()
+        assert (box[:3] >= 0).all() and (box[3:] <= torch.tensor([48, 48, 24])).all()
+        inside = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+        assert np.percentile(inside, 80) > (-780 + 1024) / 1324
+
+
+def test_the_small_recipe_trains_on_fresh_patches_and_is_judged_on_packed_ones(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = dataclasses.replace(small().data, train_patches=2, validation_patches=1, size=(48, 48, 24))
+    assert isinstance(data.train(), FreshPatches) and len(data.train()) == 2
+    validation = data.validation()
+    first, second = (validation.batch(np.array([0]), None)["image"] for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not isinstance(PhantomData(train_patches=1, size=(48, 48, 24)).train(), FreshPatches)
+    assert data.fingerprint()["fresh_in_every_epoch"] is True
+    assert data.fingerprint()["patches"] == pytest.approx(2)
