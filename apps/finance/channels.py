@@ -28,7 +28,7 @@ CHANNELS = {
     "level": Channel("level", 8, 7),
     "rhythm": Channel("rhythm", 12, 11),
     "jump": Channel("jump", 1, 0),
-    "move": Channel("jump", 4, 3),
+    "move": Channel("jump", 4, 4),
     "unrest": Channel("unrest", 48, 47),
     "calm": Channel("calm", 12, 0),
 }

@@ -40,14 +40,18 @@ def fresh(channels: Mapping[str, Floats], release: float) -> Mask:
     """(N,) where some channel's score is above ``release`` for a cause that is still there.
 
     ``channels`` are those of ``scoring.improbability``. A mean over w rows stays high for w - 1 rows after its cause
-    has gone: that much is taken off the end of each of its stretches above ``release``.
+    has gone, and a change over w rows comes back after w: that much is taken off the end of each of its stretches above
+    ``release``, and of two so near to each other only off the later one's.
     """
     found = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        high = values >= 10 * release
-        bounds = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]]).astype(np.int8)))
-        for first, end in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
-            found[first : max(end - CHANNELS[name].echo, first + 1)] = True
+        high, echo = np.flatnonzero(values >= 10 * release), CHANNELS[name].echo
+        if not len(high):
+            continue
+        apart = np.flatnonzero(np.diff(high) > echo + 1)
+        firsts, lasts = high[np.append(0, apart + 1)], high[np.append(apart, len(high) - 1)]
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            found[first : max(last - echo, first) + 1] = True
     return found
 
 

@@ -81,7 +81,7 @@ def tiny() -> FinanceRecipe:
 
 
 def small() -> FinanceRecipe:
-    """About five minutes on one idle core."""
+    """About eight minutes on one core of a busy machine."""
     return FinanceRecipe(
         model=FinanceModel(),
         data=FinanceData(),

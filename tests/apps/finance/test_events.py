@@ -73,6 +73,7 @@ def test_the_echo_of_a_mean_is_no_cause():
     channels = {name: np.zeros(400) for name in CHANNELS}
     channels["jump"][100] = 6
     channels["unrest"][100:148] = 4  # a mean over 48 rows has seen one wild row
+    channels["move"][[100, 104]] = 5  # and a change over four rows sees it come and go
     channels["drift"][200:300] = 5  # a hundred rows and more above what is usual
     lasting = fresh(channels, 0.3)
     assert np.flatnonzero(lasting[:200]).tolist() == [100]

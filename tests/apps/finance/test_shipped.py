@@ -1,0 +1,56 @@
+"""The detector that ships, on synthetic markets: it finds their faults, names them, and lets them last as they do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apps.finance.app import app
+from apps.finance.data.nab import window_rows
+from apps.finance.data.synth.markets import market
+from apps.finance.outputs.files import result
+from apps.finance.predictor import FinancePredictor
+from apps.finance.types import MINUTE_NS, Series
+from shared.app import shipped
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+WORDS = {"pump_and_dump": "jump", "jump": "jump", "volatility_burst": "unrest", "halt": "calm"}
+
+
+@pytest.fixture(scope="module")
+def detector() -> FinancePredictor:
+    return FinancePredictor.load(shipped(app)[0], "cpu")
+
+
+def test_the_four_faults_of_a_market_are_found_named_and_last_as_they_do(detector):
+    truth = market(np.random.Generator(np.random.Philox(20)))
+    found = detector.judge(truth.series)
+    bounds = [
+        np.searchsorted(truth.series.times_ns, (event.start_ns, event.end_ns)).tolist() for event in found.anomalies
+    ]
+    for (first, last), window in zip(window_rows(truth.series.times_ns, truth.windows), truth.windows, strict=True):
+        ((start, end), event) = next(
+            (rows, event)
+            for rows, event in zip(bounds, found.anomalies, strict=True)
+            if rows[0] <= last and rows[1] >= first
+        )
+        assert event.channel == WORDS[window.kind]
+        assert first <= start and end <= last + 12, window.kind
+    written = result(found, model="shipped")["events"]
+    assert [event["channel"] for event in written] == [event.channel for event in found.anomalies]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_wild_row_of_a_price_is_an_event_of_two_rows(detector, seed):
+    generator = np.random.Generator(np.random.Philox(100 + seed))
+    values = 100 * np.exp(np.cumsum(0.001 * generator.standard_normal(2000)))
+    values[1500] *= 1.05
+    times = np.arange(2000, dtype=np.int64) * 5 * MINUTE_NS
+    series = Series(name="w", times_ns=times, values={"v": values}, column="v", interval_ns=5 * MINUTE_NS)
+    (event,) = [one for one in detector.judge(series).anomalies if one.end_ns >= times[1500]]
+    assert event.channel == "jump" and event.direction == "above"
+    assert event.start_ns == event.peak_ns == times[1500] and event.end_ns <= times[1501]
