@@ -215,7 +215,7 @@ def hand_in(page: Page, site: str, *files: Path, folder: bool = False) -> None:
     page.goto(f"{site}/medical")
     page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
     page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("img", name="Axial CT")).to_be_visible()
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible(timeout=30_000)
 
 
 def where_marked(page: Page) -> tuple[float, float, int]:

@@ -46,6 +46,7 @@ def result(reading: Reading) -> dict[str, Any]:
                 "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
                 "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
                 "slice": slice_number(volume, nodule),
+                "instance_number": _instance_number(volume, slice_number(volume, nodule) - 1),
                 "image": _image(volume, slice_number(volume, nodule) - 1),
                 "suspicious": nodule.score >= reading.operating_score,
             }
@@ -108,11 +109,16 @@ def slice_label(volume: CTVolume, k: int) -> str:
     return f"image {numbers[k]} of {count}" if set(numbers) == set(range(1, count + 1)) else f"image {numbers[k]}"
 
 
+def _instance_number(volume: CTVolume, k: int) -> int | None:
+    return volume.images[k].instance_number if volume.images else None
+
+
 def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
     if not volume.images:
         return None
     image = volume.images[k]
     return {
+        "label": slice_label(volume, k),
         "instance_number": image.instance_number,
         "sop_instance_uid": image.sop_instance_uid,
         "position_lps_mm": _rounded(image.position_lps_mm, 3),

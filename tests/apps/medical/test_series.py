@@ -61,7 +61,9 @@ def test_a_finding_names_the_image_that_shows_it(tmp_path, rows_down, first):
     height = finding["centre_lps_mm"][2]
     headers = [dcmread(_as_file(tmp_path, content)) for content in slices.values()]
     image = min(headers, key=lambda header: abs(float(header.ImagePositionPatient[2]) - height))
+    assert finding["instance_number"] == image.InstanceNumber
     assert finding["image"] == {
+        "label": f"image {image.InstanceNumber}" + (" of 20" if first == 1 else ""),
         "instance_number": image.InstanceNumber,
         "sop_instance_uid": image.SOPInstanceUID,
         "position_lps_mm": [float(value) for value in image.ImagePositionPatient],
