@@ -107,11 +107,11 @@ def _peer_dataset(tables: list[Any]) -> Any:
     frames = []
     for number, table in enumerate(tables):
         frame = pd.DataFrame(table.rows[64:, : len(COLUMNS)].astype(np.float32), columns=list(COLUMNS))
-        frames.append(frame.assign(series=str(number), step=np.arange(len(frame)), **dict.fromkeys(STATICS, 0.0)))
+        frames.append(frame.assign(series=str(number), row=np.arange(len(frame)), **dict.fromkeys(STATICS, 0.0)))
     known = [name for name in COLUMNS if name not in UNKNOWN]
     return TimeSeriesDataSet(
         pd.concat(frames, ignore_index=True),
-        time_idx="step",
+        time_idx="row",
         target="value",
         group_ids=["series"],
         max_encoder_length=64,

@@ -86,8 +86,9 @@ def trailing_mean(values: Floats, rows: int) -> Floats:
 
 def _change(values: Floats, rows: int) -> Floats:
     """(N,) the change from the value seen ``rows`` rows before; NaN where the row is missing."""
-    before = np.concatenate([np.full(rows, np.nan), last_seen(values)[:-rows]])[: len(values)]
-    return values - before
+    before: Floats = np.concatenate([np.full(rows, np.nan), last_seen(values)[:-rows]])[: len(values)]
+    change: Floats = values - before
+    return change
 
 
 def _usual_change(values: Floats, change: Floats) -> Floats:

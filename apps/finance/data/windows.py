@@ -222,7 +222,8 @@ def _uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    return ((mixed >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
+    uniform: NDArray[np.float32] = ((mixed >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
+    return uniform
 
 
 def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
@@ -275,7 +276,8 @@ def denormalise(forecast: Floats, frame: Floats) -> Floats:
     """What was forecast (B, horizon, Q) as ``target`` of a batch, in the units of the series; ``frame`` is (B, 4)."""
     centre, scale, origin, step = frame.T[..., None, None]
     level = origin + step * np.sinh(np.clip(forecast, -_FARTHEST, _FARTHEST))
-    return centre + scale * np.sinh(np.clip(level, -_HIGHEST, _HIGHEST))
+    values: Floats = centre + scale * np.sinh(np.clip(level, -_HIGHEST, _HIGHEST))
+    return values
 
 
 def windows_of(series: Iterable[Series], *, context: int, horizon: int, stride: int = 1) -> Windows:
