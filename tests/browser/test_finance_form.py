@@ -187,6 +187,9 @@ def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
         box = cell.bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
     expect(page.locator(".events tbody td").nth(2)).to_have_attribute("data-label", "Score")
+    expect(page.locator(".events tbody td").nth(6)).to_contain_text(
+        re.compile("^(surprise|drift|level|rhythm|jump|unrest|calm): ")
+    )
 
 
 def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_path: Path) -> None:

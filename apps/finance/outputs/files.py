@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from apps.finance.channels import CHANNELS
 from apps.finance.data.nab import detector_csv
 from apps.finance.types import Anomaly, Detection, Floats, Window, iso_utc
 
 MOST_POINTS = 50_000
-SCORE = "-log10 of the smallest of seven tail probabilities, over 10: it ranks rows, and is no frequency"
+SCORE = f"-log10 of the smallest of {len(CHANNELS)} tail probabilities, over 10: it ranks rows, and is no frequency"
 
 
 def result(
@@ -60,8 +61,7 @@ def threshold_entry(detection: Detection) -> dict[str, Any]:
 def event_entry(anomaly: Anomaly) -> dict[str, Any]:
     """An event: the value observed as it was read, the forecast to a ten-thousandth of its band."""
     digits = _decimals(anomaly.low, anomaly.high)
-    channel = str(getattr(anomaly, "channel", ""))
-    entry = {
+    return {
         "start": iso_utc(anomaly.start_ns),
         "end": iso_utc(anomaly.end_ns),
         "peak": iso_utc(anomaly.peak_ns),
@@ -71,8 +71,8 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
         "low": _number(anomaly.low, digits),
         "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
+        "channel": anomaly.channel,
     }
-    return {**entry, "channel": channel} if channel else entry
 
 
 def series_json(detection: Detection) -> bytes:

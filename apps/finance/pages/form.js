@@ -9,7 +9,13 @@ form.addEventListener("click", (event) => {
   if (button) last = button;
 }, true);
 
-const WHERE = { above: "above the band", below: "below the band", inside: "within the band: its behaviour is unusual" };
+const WHERE = { above: "above the band", below: "below the band", inside: "within the band" };
+const WHAT = {
+  surprise: "a value off its forecast", drift: "long on one side of its forecast", level: "a level not had before",
+  rhythm: "another course than at this time on other days", jump: "a sudden change",
+  unrest: "changes larger than usual", calm: "changes smaller than usual",
+};
+const what = (event) => [event.channel, WHAT[event.channel]].filter(Boolean).join(": ");
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {
@@ -22,7 +28,7 @@ function lasting(event) {
 
 /** An event in a sentence, for the finding and for who listens. */
 function told(event) {
-  const channel = event.channel ? `, ${event.channel}` : "";
+  const channel = event.channel ? `; ${what(event)}` : "";
   return `${event.series ? `${event.series}, ` : ""}${shortTime(event.peak)} UTC: ${number(event.observed, decimals(event))}, ${WHERE[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
 }
 
@@ -41,11 +47,11 @@ function finding(result) {
 /** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
 function eventTable(events, jump) {
   const channels = events.some((event) => event.channel);
-  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["Channel"] : [])];
+  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["What"] : [])];
   const rows = events.map((event, index) => [
     element("button", { type: "button", onclick: () => jump(index) }, shortTime(event.start)),
     lasting(event), event.score, number(event.observed, decimals(event)),
-    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [event.channel ?? ""] : []),
+    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [what(event)] : []),
   ]);
   const list = table(columns, rows, "Events in order of time; choose one to see it in the chart");
   list.classList.add("events");

@@ -14,6 +14,7 @@ import torch
 
 from apps.finance import predictor as predicting
 from apps.finance.app import app
+from apps.finance.channels import CHANNELS
 from apps.finance.data.csv import write_csv
 from apps.finance.data.synth.markets import market
 from apps.finance.models.tft import FinanceModel
@@ -68,6 +69,7 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
     names = ["0700", "600519", 'A "B", C', "$a$b"]
     assert [part["name"] for part in result["parts"]] == names
     assert {event["series"] for event in result["events"]} == set(names)
+    assert {event["channel"] for event in result["events"]} <= {channel.word for channel in CHANNELS.values()}
     assert [part["events"] for part in result["parts"]] == [
         sum(event["series"] == name for event in result["events"]) for name in names
     ]
