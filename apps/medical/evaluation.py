@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +18,16 @@ SPACINGS_MM = ((0.8, 0.8, 1.5), (1.0, 1.0, 2.5), (0.8, 0.8, 5.0))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """What was found on so many ``scans``, what is there, and the seconds that each took."""
+    """What was found on so many ``scans``, what is there, and the seconds that each took.
+
+    ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found.
+    """
 
     scans: int
     marks: list[Mark] = field(default_factory=list)
     truths: list[Truth] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    diameters_mm: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def phantom(seed: int, number: int) -> tuple[CTVolume, list[Nodule]]:
@@ -49,5 +54,15 @@ def on_phantoms(predictor: NodulePredictor, *, seed: int, scans: int) -> Finding
         scan = str(number)
         findings.seconds.append(took)
         findings.marks.extend(Mark(scan, nodule.centre_lps_mm, nodule.score) for nodule in found)
+        findings.diameters_mm.extend(_diameters(known, found))
         findings.truths.extend(Truth(scan, nodule.centre_lps_mm, nodule.mean_diameter_mm) for nodule in known)
     return findings
+
+
+def _diameters(known: list[Nodule], found: list[Nodule]) -> Iterator[tuple[float, float, float]]:
+    for nodule in known:
+        for finding in found:
+            if np.linalg.norm(np.subtract(finding.centre_lps_mm, nodule.centre_lps_mm)) < nodule.mean_diameter_mm / 2:
+                sides = np.subtract(finding.box_lps_mm[3:5], finding.box_lps_mm[:2])
+                yield nodule.mean_diameter_mm, finding.mean_diameter_mm, float(sides.mean())
+                break

@@ -83,7 +83,7 @@ class Nodule:
     """A lung nodule, found or known.
 
     centre_lps_mm     centre
-    mean_diameter_mm  mean of the box's two sides in the axial plane
+    mean_diameter_mm  mean of the long and the short axis in the axial slice where it is largest
     score             the detector's, from 0 to 1; 1 for a known nodule
     box_lps_mm        x, y, z of the lower corner, then of the upper
     """

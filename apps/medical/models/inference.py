@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.medical.models.dense import Maps
-from apps.medical.models.grid import Grid, cover, resample
+from apps.medical.models.diameter import AROUND_MM, measure
+from apps.medical.models.grid import WINDOW_HU, Grid, cover, resample
 from apps.medical.models.lungs import Lungs
 from apps.medical.types import CTVolume, Float64, Nodule
 
@@ -186,18 +187,27 @@ def find_nodules(
     ends = [grid.to_lps_mm(corners[:, :3]), grid.to_lps_mm(corners[:, 3:])]
     low, high = np.minimum(*ends), np.maximum(*ends)
     centre = (low + high) / 2
-    diameter = (high - low)[:, :2].mean(axis=1)
     at_lung = lungs.contain(volume.to_index_ijk(centre))
     apart = _one_mark_each(low, high, np.nonzero(at_lung)[0])
     return [
         Nodule(
             centre_lps_mm=tuple(centre[n].tolist()),
-            mean_diameter_mm=float(diameter[n]),
+            mean_diameter_mm=_diameter_mm(image, corners[n], grid.spacing_mm),
             score=float(found.scores[n]),
             box_lps_mm=(*low[n].tolist(), *high[n].tolist()),
         )
         for n in apart
     ]
+
+
+def _diameter_mm(image: Tensor, box: Float64, spacing_mm: Float64) -> float:
+    """Measured in a box (6,) of the image; where nothing there stands out, the mean of the box's sides across."""
+    low = np.maximum(np.floor(box[:3] - AROUND_MM / spacing_mm), 0).astype(int)
+    high = np.ceil(box[3:] + AROUND_MM / spacing_mm).astype(int)
+    least, most = WINDOW_HU
+    part = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float().cpu().numpy() * (most - least) + least
+    measured = measure(part, box - np.tile(low, 2), spacing_mm)
+    return float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2])) if measured is None else measured
 
 
 def _one_mark_each(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:

@@ -6,6 +6,7 @@ resized at random, and painted as solid, part-solid or ground glass after the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,10 +15,14 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from apps.medical.data.lidc import Annotation, annotations
-from apps.medical.data.synth.fields import Array, Coordinates, Waves, soft
+from apps.medical.data.synth.fields import Array, Coordinates, Waves, open_grid, soft
+from apps.medical.metrics.diameter import mean_axial_diameter_mm
 
 STEP_MM = 0.7
 LEAST_MM, MOST_MM = 4.0, 34.0
+FINE_MM = 0.4
+BEYOND_PLEURA_MM = -1.5
+"""A nodule reaches so far into the pleura, as a depth in the lung."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,15 @@ class Placed:
         index = own / np.float32(STEP_MM) + middle[:, None, None, None]
         scale = np.cbrt(np.abs(np.linalg.det(self.turn)))
         return ndimage.map_coordinates(self.shape.depth_mm, index, order=1, mode="nearest") / np.float32(scale)
+
+
+def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Array]) -> float:
+    """The mean of the nodule's two axes in the axial slice where it is largest, of what lies in the lung."""
+    reach = nodule.radius_mm + 2
+    grid = open_grid(*(np.arange(at - reach, at + reach, FINE_MM) for at in nodule.centre_mm))
+    return mean_axial_diameter_mm(
+        (nodule.depth(*grid) > 0) & (lung_depth(*grid) > BEYOND_PLEURA_MM), (FINE_MM, FINE_MM)
+    )
 
 
 @lru_cache(maxsize=4)
@@ -207,7 +221,7 @@ def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) ->
         rays = np.zeros(image.shape, np.float32)
         Tubes(start, start + nodule.spicules, thickness).paint(rays, grid, 1.0)
         image += rays * soft(lung_depth, 1.5) * np.maximum(min(nodule.solid_hu, 20.0) - image, 0)
-    inside = np.nonzero((depth > 0) & (lung_depth[inner] > -1.5))
+    inside = np.nonzero((depth > 0) & (lung_depth[inner] > BEYOND_PLEURA_MM))
     if not len(inside[0]):
         return None
     corners = []

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from apps.medical.data.synth.anatomy import Anatomy, draw, spread
 from apps.medical.data.synth.fields import Array, Coordinates, open_grid, soft
-from apps.medical.data.synth.nodules import Placed, paint, place
+from apps.medical.data.synth.nodules import Placed, diameter_mm, paint, place
 from apps.medical.types import CTVolume, Nodule
 
 FINE_Z_MM = 1.25
@@ -367,12 +367,12 @@ def volume(
         read = acquire(image, fine, heights, scanner, random)
         voxels[start : start + slab] = np.rint(read).astype(np.int16).T
     truth = []
-    for found in corners.values():
+    for index, found in corners.items():
         box = np.concatenate([np.min(found, axis=0)[:3], np.max(found, axis=0)[3:]])
         truth.append(
             Nodule(
                 centre_lps_mm=tuple(((box[:3] + box[3:]) / 2).tolist()),
-                mean_diameter_mm=float(np.mean(box[3:5] - box[:2])),
+                mean_diameter_mm=diameter_mm(placed[index], anatomy.lung_depth),
                 score=1.0,
                 box_lps_mm=tuple(box.tolist()),
             )

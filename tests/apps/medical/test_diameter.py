@@ -1,0 +1,56 @@
+"""Diameters: of shapes known by hand, and of blurred ones in lung, free and at the chest wall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from apps.medical.metrics.diameter import axes_mm, mean_axial_diameter_mm
+from apps.medical.models.diameter import measure
+
+SPACING = np.array([0.7, 0.7, 1.25])
+CENTRE = np.array([22.0, 21.0, 16.0])
+
+
+def ellipsoid(axes: tuple[float, float, float], turn: float = 0.0) -> np.ndarray:
+    """Depth in shares of the half axes: 0 in the middle, 1 at the surface."""
+    index = np.indices((64, 60, 28)).transpose(1, 2, 3, 0)
+    offset = (index + 0.5) * SPACING - CENTRE
+    x = offset[..., 0] * np.cos(turn) + offset[..., 1] * np.sin(turn)
+    y = offset[..., 1] * np.cos(turn) - offset[..., 0] * np.sin(turn)
+    return np.sqrt((2 * x / axes[0]) ** 2 + (2 * y / axes[1]) ** 2 + (2 * offset[..., 2] / axes[2]) ** 2)
+
+
+def test_the_axes_of_an_oblique_ellipse_are_its_own_and_not_its_box_s():
+    mask = ellipsoid((20.0, 10.0, 12.0), turn=np.pi / 4) < 1
+    middle = mask[:, :, int(CENTRE[2] / SPACING[2])]
+    assert axes_mm(middle, (0.7, 0.7)) == pytest.approx((20.0, 10.0), abs=1.0)
+    assert mean_axial_diameter_mm(mask, (0.7, 0.7)) == pytest.approx(15.0, abs=0.8)
+
+
+def box(axes: tuple[float, float, float]) -> np.ndarray:
+    half = np.array(axes) / 2
+    return np.concatenate([(CENTRE - half) / SPACING, (CENTRE + half) / SPACING])
+
+
+@pytest.mark.parametrize("density", [40.0, -550.0], ids=["solid", "ground glass"])
+@pytest.mark.parametrize("size", [7.0, 14.0])
+@pytest.mark.parametrize("wrong", [0.85, 1.2])
+def test_a_box_of_the_wrong_size_gives_the_right_diameter(density, size, wrong):
+    image = np.where(ellipsoid((size,) * 3) < 1, density, -860.0)
+    image = ndimage.gaussian_filter(image, (0.6, 0.6, 0.4)).astype(np.float32)
+    measured = measure(image, box((size * wrong,) * 3), SPACING)
+    assert measured == pytest.approx(size, abs=0.9)
+
+
+def test_the_chest_wall_is_no_part_of_a_nodule_that_touches_it():
+    image = np.where(ellipsoid((12.0, 12.0, 12.0)) < 1, 30.0, -860.0)
+    image[int((CENTRE[0] + 5) / 0.7) :] = 40.0
+    measured = measure(image.astype(np.float32), box((12.0, 12.0, 12.0)), SPACING)
+    assert measured == pytest.approx(12.0, abs=2.5)
+
+
+def test_where_nothing_stands_out_there_is_no_diameter():
+    image = np.full((64, 60, 28), -860, np.float32)
+    assert measure(image, box((8.0, 8.0, 8.0)), SPACING) is None
