@@ -29,11 +29,11 @@ from shared.engine.recipe import from_mapping
 from shared.refusal import Refusal
 
 LEAST_ROWS = 60
-SERVED_ROWS = 300_000
-"""Half a minute of one core, of the 120 s that a server waits by default: the rest is for the queue and for others."""
+ROWS_PER_SECOND = 2500
+"""Of the time that somebody waits, one core judges these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
 _PARQUET = (".parquet", ".pq")
-_OPTIONS = ("column", "threshold", "series", "rows")
+_OPTIONS = ("column", "threshold", "series")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class FinancePredictor:
 
     def decode(self, request: Request) -> Question:
         """Options: ``column``, the value that is judged; ``threshold``, the score that begins an event, in (0, 1];
-        ``series``, the one of several that is judged; ``rows``, the most that are judged where nothing waits."""
+        ``series``, the one of several that is judged."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
             raise Refusal(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
@@ -80,14 +80,14 @@ class FinancePredictor:
         read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
         contents = _chosen(read(path, column=column), request.options.get("series", "").strip(), path.name)
         series, notes = _long_enough(contents, path.name)
-        rows, most = sum(map(len, series)), _most_rows(request.options.get("rows", ""))
-        if rows > most:
+        rows = sum(map(len, series))
+        if rows > MOST_ROWS:
+            raise Refusal(f"{path.name} has {rows} rows; hand in at most {MOST_ROWS} at a time")
+        if request.seconds is not None and rows > request.seconds * ROWS_PER_SECOND:
             raise Refusal(
-                f"{path.name} has {rows} rows, and {most} are judged while a server waits; hand in fewer (a shorter "
-                "time, longer bars, fewer series), or, at the command line, where nothing waits, add "
-                f"--option rows={MOST_ROWS}"
-                if most < MOST_ROWS
-                else f"{path.name} has {rows} rows; hand in at most {MOST_ROWS} at a time"
+                f"{path.name} has {rows} rows, and in the {request.seconds:g} s that are waited for an answer "
+                f"{request.seconds * ROWS_PER_SECOND:.0f} are judged; hand in fewer (a shorter time, longer bars, "
+                f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
             )
         return Question(
             name=path.name,
@@ -196,14 +196,6 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
     first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
     note = f"{len(short)} series with fewer than {LEAST_ROWS} values were left out ({first})"
     return enough, (*contents.notes, note)
-
-
-def _most_rows(text: str) -> int:
-    if not text.strip():
-        return SERVED_ROWS
-    if not text.strip().isdecimal() or not 0 < int(text) <= MOST_ROWS:
-        raise Refusal(f"the option rows is {text!r}; give a whole number up to {MOST_ROWS}")
-    return int(text)
 
 
 def _threshold(text: str) -> float | None:

@@ -16,10 +16,12 @@ class Request:
     """Files on local disk, as a person or a program handed them in, and options as text.
 
     ``files`` holds what was named: one file, several, or one directory. Uploaded files keep their names.
+    ``seconds`` is how long the asker waits, so that what takes longer can be refused at once; None where nobody does.
     """
 
     files: tuple[Path, ...]
     options: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

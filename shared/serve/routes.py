@@ -174,7 +174,9 @@ def routes(service: Service) -> APIRouter:
 async def _submit(service: Service, upload: Upload, folder: Path, door: str) -> Case:
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
-    return await service.submit(PredictorRequest(files=files, options=options), door)
+    return await service.submit(
+        PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s), door
+    )
 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:

@@ -130,15 +130,12 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
         torch.set_num_threads(before)
 
 
-def test_more_rows_than_a_server_can_judge_in_time_are_refused_unless_asked_for(predictor, tmp_path, monkeypatch):
-    monkeypatch.setattr(predicting, "SERVED_ROWS", 1000)
-    path = several(tmp_path)
-    with pytest.raises(Refusal, match=r"has 1200 rows, and 1000 are judged while a server.*--option rows=2000000"):
-        predictor.decode(Request(files=(path,)))
-    assert len(predictor.decode(Request(files=(path,), options={"rows": "1200"})).series) == 4
-    assert len(predictor.decode(Request(files=(path,), options={"series": "0700"})).series) == 1
-    with pytest.raises(Refusal, match="the option rows is 'all'"):
-        predictor.decode(Request(files=(path,), options={"rows": "all"}))
+def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
+    path, seconds = several(tmp_path), 1000 / predicting.ROWS_PER_SECOND
+    with pytest.raises(Refusal, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
+        predictor.decode(Request(files=(path,), seconds=seconds))
+    assert len(predictor.decode(Request(files=(path,))).series) == 4
+    assert len(predictor.decode(Request(files=(path,), options={"series": "0700"}, seconds=seconds)).series) == 1
 
 
 def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):
