@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.finance.channels import CHANNELS
-from apps.finance.scoring import Calibration, improbability
+from apps.finance.scoring import Calibration
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 
 Mask = NDArray[np.bool_]
@@ -79,10 +79,9 @@ def anomalies(
     forecast: Forecast,
     scores: Floats,
     calibration: Calibration,
-    channels: Mapping[str, Floats] | None = None,
+    channels: Mapping[str, Floats],
 ) -> tuple[Anomaly, ...]:
-    """The events in a judged series. ``channels`` are those of ``scoring.improbability``; found here if not given."""
-    channels = improbability(series, forecast, calibration) if channels is None else channels
+    """The events in a judged series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
     spoken = detections(
         scores, threshold=calibration.threshold, quiet_rows=calibration.quiet_rows, margin=calibration.margin
     )

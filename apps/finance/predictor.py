@@ -21,7 +21,7 @@ from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
 from apps.finance.recipes import FinanceRecipe
-from apps.finance.scoring import Calibration, score
+from apps.finance.scoring import Calibration, combine, improbability
 from apps.finance.types import Detection, Judgement, Series, Window
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, Response
@@ -116,13 +116,14 @@ class FinancePredictor:
         """Forecasts, scores and events of one series."""
         calibration = self.calibration if threshold is None else replace(self.calibration, threshold=threshold)
         made = forecast(self.model, [series], stride=self.stride, device=self.device)[0]
-        scores = score(series, made, calibration)
+        channels = improbability(series, made, calibration)
+        scores = combine(channels)
         return Detection(
             series=series,
             forecast=made,
             scores=scores,
             threshold=calibration.threshold,
-            anomalies=anomalies(series, made, scores, calibration),
+            anomalies=anomalies(series, made, scores, calibration, channels),
         )
 
     def encode(self, outputs: Judgement) -> Response:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.finance.channels import CHANNELS
 from apps.finance.events import anomalies, detections, fresh, spans
-from apps.finance.scoring import Calibration, improbability, score
+from apps.finance.scoring import Calibration, combine, improbability
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=300).map(np.asarray)
@@ -92,11 +92,8 @@ def _judged(values: np.ndarray) -> list[tuple[int, int, str]]:
     times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
     calibration = Calibration(threshold=0.4)
-    found = anomalies(series, forecast, score(series, forecast, calibration), calibration)
-    given_channels = improbability(series, forecast, calibration)
-    assert found == anomalies(
-        series, forecast, score(series, forecast, calibration), calibration, channels=given_channels
-    )
+    channels = improbability(series, forecast, calibration)
+    found = anomalies(series, forecast, combine(channels), calibration, channels)
     return [(one.start_ns // MINUTE_NS, one.end_ns // MINUTE_NS, one.channel) for one in found]
 
 
