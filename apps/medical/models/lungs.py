@@ -149,7 +149,9 @@ def _medians(values: NDArray[np.int16], labels: NDArray[np.integer], chosen: NDA
     """The median value of each chosen label, (n,)."""
     if not len(chosen):
         return np.zeros(0)
-    return np.asarray(ndimage.median(values, labels, chosen), np.float64)
+    # The values of all labels are sorted: most of them, the background's, are not asked for.
+    asked = np.isin(labels, chosen)
+    return np.asarray(ndimage.median(values[asked], labels[asked], chosen), np.float64)
 
 
 def _within_slices(body_axis: int) -> NDArray[np.bool_]:
