@@ -81,6 +81,8 @@ class Predict:
     """Where to compute."""
     option: tuple[str, ...] = ()
     """Options of the application, as name=value."""
+    each: bool = False
+    """Go through a folder of any number of cases one by one, on from where it stopped (driving)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from shared.observe.doctor import Check, examine
 from shared.refusal import Refusal
 
 if TYPE_CHECKING:
-    from shared.deploy.predictor import Response
+    from shared.deploy.predictor import Predictor, Response
 
 console = Console()
 
@@ -120,6 +120,8 @@ def predict(command: cli.Predict) -> int:
             raise Refusal(f"{path} does not exist; name a file or a folder to predict on")
     if command.out.exists() and not command.out.is_dir():
         raise Refusal(f"{command.out} is a file; name a directory for what comes out")
+    if command.each:
+        return _predict_each(app, command, options)
     try:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
@@ -143,14 +145,31 @@ def predict(command: cli.Predict) -> int:
     return 0
 
 
+def _predict_each(app: App, command: cli.Predict, options: dict[str, str]) -> int:
+    if app.each is None:
+        raise Refusal(f"{app.name} does not go through folders one by one; leave --each out")
+    if len(command.inputs) != 1 or not command.inputs[0].is_dir():
+        raise Refusal(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    left_out = app.each(_predictor(app, command), command.inputs[0], command.out, options, say)
+    return 1 if left_out else 0
+
+
 def _answer(app: App, command: cli.Predict, options: dict[str, str]) -> Response:
-    from shared.deploy.artifact import open_artifact
     from shared.deploy.predictor import Request, answer
+
+    return answer(_predictor(app, command), Request(files=command.inputs, options=options))
+
+
+def _predictor(app: App, command: cli.Predict) -> Predictor[Any, Any]:
+    from shared.deploy.artifact import open_artifact
 
     artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
     artifacts[0].must_belong_to(app.name)
-    predictor = app.predictor(artifacts, _device(command.device))
-    return answer(predictor, Request(files=command.inputs, options=options))
+    return app.predictor(artifacts, _device(command.device))
 
 
 def export(command: cli.Export) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from apps.driving.predictor import DrivingPredictor
     from shared.deploy.artifact import Artifact
+    from shared.deploy.predictor import Predictor
     from shared.engine.recipe import Recipe
 
 _ROOT = Path(__file__).parent
@@ -63,6 +64,21 @@ def predictor(artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
     from apps.driving.predictor import DrivingPredictor
 
     return DrivingPredictor(artifacts, device)
+
+
+def each(
+    predictor: Predictor[Any, Any],
+    folder: Path,
+    out: Path,
+    options: Mapping[str, str],
+    say: Callable[[str], object],
+) -> int:
+    """KITTI frames one after the other."""
+    from apps.driving.folder import detect
+    from apps.driving.predictor import DrivingPredictor
+
+    assert isinstance(predictor, DrivingPredictor)
+    return detect(predictor, folder, out, options, say)
 
 
 def samples() -> Sequence[Sample]:
@@ -163,4 +179,5 @@ app = App(
     predictor=predictor,
     samples=samples,
     reproduce=reproduce,
+    each=each,
 )

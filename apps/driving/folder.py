@@ -1,4 +1,4 @@
-"""A KITTI folder of any number of frames, one after the other: ``python -m apps.driving.folder FOLDER --out DIR``.
+"""A KITTI folder of any number of frames, one after the other: ``trivium predict driving FOLDER --each --out DIR``.
 
 One frame is in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
 ``frames.jsonl`` after it; the same command goes on where it was stopped. Frames that cannot be read are named and left
@@ -7,9 +7,7 @@ out, and tried again by the next run.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,46 +118,3 @@ def _answered(lines: Path) -> set[str]:
     if len(whole) < len(content):
         lines.write_bytes(whole)
     return {json.loads(line)["name"] for line in whole.splitlines()}
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Detects with the shipped or the named weights; 1 where frames were left out, 2 where nothing can be done."""
-    parser = argparse.ArgumentParser(prog="python -m apps.driving.folder", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a KITTI object folder: velodyne, image_2, calib")
-    parser.add_argument("--out", type=Path, required=True, help="where the results go, or go on")
-    parser.add_argument("--artifact", type=Path, help="other weights than the shipped ones")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="model, score")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    command = parser.parse_args(arguments)
-    try:
-        if not command.folder.is_dir():
-            raise Refusal(f"{command.folder} is no folder; give one that holds velodyne or image_2")
-        if wrong := [text for text in command.option if "=" not in text]:
-            raise Refusal(f"--option {wrong[0]}: write it as name=value")
-        options = dict(text.split("=", 1) for text in command.option)
-        return int(detect(_predictor(command), command.folder, command.out, options, _print) > 0)
-    except Refusal as refusal:
-        sys.stderr.write(f"apps.driving.folder: {refusal}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _predictor(command: argparse.Namespace) -> DrivingPredictor:
-    from apps.driving.app import app
-    from apps.driving.predictor import DrivingPredictor
-    from shared.app import shipped
-    from shared.deploy.artifact import open_artifact
-
-    artifacts = [open_artifact(command.artifact)] if command.artifact else shipped(app)
-    artifacts[0].must_belong_to(app.name)
-    return DrivingPredictor(artifacts, command.device)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -301,7 +301,7 @@ def _few(ids: list[_Id], name: str) -> list[_Id]:
     if len(ids) > MOST_FRAMES:
         raise Refusal(
             f"{name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
-            "On the command line, python -m apps.driving.folder FOLDER --out DIR takes any number, one after the other"
+            "The command line takes any number, one after the other: trivium predict driving FOLDER --each --out DIR"
         )
     return ids
 

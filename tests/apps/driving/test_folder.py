@@ -9,6 +9,7 @@ import pytest
 
 from apps.driving import folder as folders
 from apps.driving.data import kitti
+from shared import cli
 from shared.deploy.predictor import Request, answer
 from shared.refusal import Refusal
 
@@ -124,11 +125,22 @@ class Points(np.ndarray):
     """An array that can be referred to weakly."""
 
 
-def test_the_command_refuses_in_a_sentence(tmp_path, capsys):
+def test_the_command_goes_through_a_folder(split, tmp_path, capsys):
+    (split / "velodyne" / "000002.bin").write_bytes(b"torn")
+    (split / "image_2" / "000002.png").unlink()
+    command = ["predict", "driving", str(split), "--each", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    assert "4 frames, 0 of them answered before" in (said := capsys.readouterr().out) and "left out: 000002.bin" in said
+    assert len(lines(tmp_path / "out")) == 3
+
+
+def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert folders.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err
-    assert folders.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out"), "--option", "score"]) == 2
-    assert "--option score: write it as name=value" in capsys.readouterr().err
-    assert folders.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 2
-    assert "empty holds neither a folder velodyne nor image_2" in capsys.readouterr().err
+    for app, inputs, words in (
+        ("driving", [tmp_path / "empty"], "empty holds neither a folder velodyne nor image_2"),
+        ("driving", [split, split], "--each takes one folder"),
+        ("driving", [split / "velodyne" / "000000.bin"], "--each takes one folder"),
+        ("finance", [split], "finance does not go through folders one by one; leave --each out"),
+    ):
+        assert cli.main(["predict", app, *map(str, inputs), "--each", "--out", str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
