@@ -81,9 +81,12 @@ class serving:  # noqa: N801 - used as a function, in a with statement
         self._listener.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, without a window. ``CHROMIUM`` is the one that the system has."""
+    """Chromium, without a window. ``CHROMIUM`` is the one that the system has.
+
+    One for each module: while Playwright runs, its event loop stands in the way of ``asyncio.run`` in other tests.
+    """
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_playwright() as playwright:
