@@ -39,8 +39,8 @@ def small() -> NoduleRecipe:
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=24, features=16, stem=3),
         data=PhantomData(train_patches=1600, validation_patches=64, size=(80, 80, 48), fresh=True),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-2),
-        schedule=CosineRestarts(warmup_steps=60, period=4.0),
-        limits=Limits(epochs=4, batch=2, evaluation_batch=4, minutes=24.0, patience=20, checkpoint_every=200),
+        schedule=CosineRestarts(warmup_steps=60, period=8.0),
+        limits=Limits(epochs=8, batch=2, evaluation_batch=4, minutes=30.0, patience=20, checkpoint_every=200),
     )
 
 
