@@ -290,7 +290,11 @@ def _findings(app: App, result: dict[str, Any], most: int = 10) -> None:
     if not items:
         console.print(title, soft_wrap=True)
         return
-    columns = [name for name, value in items[0].items() if not isinstance(value, (dict, list)) or len(value) <= 3]
+    columns = [
+        name
+        for name, value in items[0].items()
+        if (not isinstance(value, (dict, list)) or len(value) <= 3) and any(item[name] is not None for item in items)
+    ]
     _table(
         Table(title=title, columns=columns, rows=[[_short(item[name]) for name in columns] for item in items[:most]])
     )
