@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
+from shared.engine.loop import fit
 from shared.engine.optimizer import AdamW, CosineRestarts
 from shared.engine.recipe import Limits, Recipe
+from shared.engine.run import Result, Run
+
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +114,15 @@ def recipe(**limits: Any) -> LineRecipe:
     )
 
 
+def train(path: Path, **limits: Any) -> Result:
+    """Trains the recipe in ``path``, on the CPU."""
+    return fit(recipe(**limits), Regression(), Run(path, "line", "line"), device="cpu", quiet=True)
+
+
+def weights(path: Path, step: int) -> dict[str, Tensor]:
+    """The model's weights in the checkpoint of a step."""
+    return load_file(path / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
 if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    from shared.engine.loop import fit
-    from shared.engine.run import Run
-
-    steps = int(sys.argv[2])
-    fit(recipe(steps=steps), Regression(), Run(Path(sys.argv[1]), "line", "line"), device="cpu", quiet=True)
+    train(Path(sys.argv[1]), steps=int(sys.argv[2]))
