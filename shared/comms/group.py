@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -105,4 +106,6 @@ def join(device: str | None = None) -> Iterator[Group]:
         # All leave together: one that ended while the leader still wrote was now and then aborted by torch's teardown.
         dist.barrier()
     finally:
+        # A wrapped model keeps the group's threads; if they outlive the interpreter, they abort the process.
+        gc.collect()
         dist.destroy_process_group()

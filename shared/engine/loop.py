@@ -32,7 +32,12 @@ def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quie
     Under ``torchrun`` the processes share every global batch. A run that was killed and started again, on any
     number of processes, sees the batches and the augmentations that it would have seen.
     """
-    with join(device) as group, ExitStack() as stack:
+    with join(device) as group:
+        return _fit(recipe, task, run, group, quiet=quiet)
+
+
+def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> Result:
+    with ExitStack() as stack:
         if group.leader:
             stack.enter_context(run.claimed())
             if not run.recipe_file.exists():
