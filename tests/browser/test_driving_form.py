@@ -262,6 +262,7 @@ def test_the_focus_is_seen(page: Page, site: Site) -> None:
     page.get_by_role("button", name="One frame").click()
     canvas = page.locator("canvas[aria-label^='Objects and LiDAR']")
     expect(canvas).to_be_visible()
+    page.wait_for_load_state("networkidle")
     page.get_by_role("checkbox", name="Labels").focus()
     page.keyboard.press("Tab")
     expect(canvas).to_be_focused()
