@@ -6,7 +6,6 @@ The predictor here answers with known nodules, so that the page is tested apart 
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from shared.deploy.predictor import Request, Response
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
 from tests.apps.medical.chests import chest as one_chest
-from tests.apps.medical.chests import dicom_slice, pack
+from tests.apps.medical.chests import dicom_slice, medium, pack
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact
 
@@ -131,8 +130,6 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 15 of 20 in the file, lung window")
     expect(rows.nth(1)).to_have_attribute("aria-current", "true")
     assert marked(page) > 50
-    if folder := os.environ.get("TRIVIUM_SHOTS"):
-        page.screenshot(path=f"{folder}/medical_form.png", full_page=True)
 
 
 def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) -> None:
@@ -298,19 +295,8 @@ def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: 
     expect(words).not_to_contain_text("measured")
 
 
-def dicom_folder(folder: Path, first: int = 1) -> Path:
-    """As a medium holds it: files without an ending, of one name in several folders."""
-    made = chest()
-    for k in range(20):
-        home = folder / "medium" / f"SE{k}"
-        home.mkdir(parents=True)
-        (home / "IM000001").write_bytes(dicom_slice(made, k, InstanceNumber=first + 19 - k))
-    (folder / "medium" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(80))
-    return folder / "medium"
-
-
 def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
-    hand_in(page, site, dicom_folder(tmp_path), folder=True)
+    hand_in(page, site, medium(tmp_path, chest()), folder=True)
     rows = page.locator(".findings button")
     # The nodule is in the tenth slice from the feet, the eleventh image from the head.
     expect(rows.first).to_contain_text("image 11 of 20 · R 60.0, P 0.0, F 355.0 mm")
@@ -318,12 +304,10 @@ def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: st
     page.keyboard.press("ArrowUp")
     expect(page.locator(".slices")).to_contain_text("Image 10 of 20 (instance number) · F 350.0 mm")
     expect(page.locator("#result")).to_contain_text("Series 1.2.3.")
-    if folder := os.environ.get("TRIVIUM_SHOTS"):
-        page.screenshot(path=f"{folder}/medical_dicom.png")
 
 
 def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Page, site: str, tmp_path: Path) -> None:
-    files = sorted(path for path in dicom_folder(tmp_path, first=201).rglob("*") if path.is_file())
+    files = sorted(path for path in medium(tmp_path, chest(), first=201).rglob("*") if path.is_file())
     hand_in(page, site, *files)
     expect(page.locator(".findings button").first).to_contain_text("image 211 · R 60.0")
     archive = pack(tmp_path, {f"a/IM{k}": dicom_slice(chest(), k) for k in range(20)}, "scan.zip")
@@ -344,7 +328,7 @@ def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Pag
 def test_a_folder_dropped_from_the_desktop_is_taken_with_all_that_is_in_it(
     page: Page, site: str, tmp_path: Path
 ) -> None:
-    folder = dicom_folder(tmp_path)
+    folder = medium(tmp_path, chest())
     # A browser reads a folder's entries a hundred at a time.
     for n in range(150):
         (folder / f"note{n}.txt").write_text("a note")

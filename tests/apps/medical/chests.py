@@ -65,3 +65,14 @@ def pack(folder: Path, members: dict[str, bytes], name: str = "scan.zip") -> Pat
         for member, content in members.items():
             archive.writestr(member, content)
     return path
+
+
+def medium(folder: Path, volume: CTVolume, first: int = 1) -> Path:
+    """The series as a medium holds it, head first: files without an ending, of one name in several folders."""
+    slices = len(volume.voxels_zyx)
+    for k in range(slices):
+        home = folder / "medium" / f"SE{k}"
+        home.mkdir(parents=True)
+        (home / "IM000001").write_bytes(dicom_slice(volume, k, InstanceNumber=first + slices - 1 - k))
+    (folder / "medium" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(80))
+    return folder / "medium"
