@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from apps.medical.adapters.source import read_volume
 from apps.medical.app import app
-from apps.medical.data.source import read_volume
-from apps.medical.data.synth.phantom import volume as phantom
-from apps.medical.models.grid import canonical, cover, resample
-from apps.medical.models.inference import Detections, detect
-from apps.medical.models.lungs import find_lungs
+from apps.medical.datasets.synth.phantom import volume as phantom
+from apps.medical.inference.grid import canonical, cover, resample
+from apps.medical.inference.lungs import find_lungs
+from apps.medical.inference.pipeline import Detections, detect
 from apps.medical.predictor import Case, NodulePredictor
 from apps.medical.types import CTVolume
 from benchmarks.report import report

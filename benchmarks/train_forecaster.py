@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from apps.finance.data.synth import markets
-from apps.finance.data.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
+from apps.finance.datasets.synth import markets
+from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import FinanceData, FinanceRecipe, tiny
@@ -34,8 +34,8 @@ from benchmarks.report import report
 from shared.data.loader import Loader
 from shared.data.order import Order
 from shared.engine.loop import fit
-from shared.engine.recipe import Limits
 from shared.engine.run import Run
+from shared.recipe import Limits
 
 SETTINGS = FinanceModel(name="benchmark", context=64, horizon=8, hidden=16, hidden_continuous=8, heads=2)
 TOLERANCE = 1e-4

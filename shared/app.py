@@ -10,15 +10,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
     from torch import Tensor, nn
 
     from shared.deploy.artifact import Artifact
-    from shared.deploy.predictor import Predictor
-    from shared.engine.recipe import Recipe
+    from shared.deploy.predictor import Codec, Predictor
+    from shared.recipe import DataConfig, Recipe
     from shared.serve.service import Service
 
 GROUP = "trivium.apps"
@@ -61,16 +61,50 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Importer:
+    """Turns a public checkpoint into a model of the application: weights only, by name.
+
+    ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``;
+    ``load`` takes them, and the data set that is named with ``--data`` where one is, and returns the model.
+    """
+
+    summary: str
+    arguments: tuple[str, ...]
+    load: Callable[[Sequence[str], DataConfig | None], Imported]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """What an importer made: a recipe whose ``model`` and ``input`` describe the network, and the network itself.
+
+    ``source`` says in JSON types where the weights come from (file name, SHA-256, library, what was compared);
+    ``calibration`` goes into the manifest, as that of an export does.
+    """
+
+    recipe: Recipe
+    network: nn.Module
+    source: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class App:
     """One vertical. Every function imports what it needs when it is called, so that finding an app costs nothing.
 
     notice       what it must not be used for
-    root         the app's folder: ``pages/`` (form.html, form.js), ``weights/`` and ``data/registry.json`` lie in it
+    root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
     models       the names of the models that it predicts with, the one that serves by default first
     recipes      named recipes: functions that return one
     dense        the dense network of a model that a recipe built, for export
     calibrate    what turns the trained network's outputs into decisions (JSON types), or None
     predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
+    codec        what decodes requests for a predictor and encodes its outputs
+    data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
+    importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
+    evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
+    score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
+                 option name
+    result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
     each         goes through a folder one by one: predictor, folder, where results go, options, who is told how far
@@ -90,6 +124,12 @@ class App:
     predictor: Callable[[Sequence[Artifact], str], Predictor[Any, Any]]
     samples: Callable[[], Sequence[Sample]]
     reproduce: Callable[[bool], Table]
+    codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]] | None = None
+    data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
+    importers: Callable[[], Mapping[str, Importer]] | None = None
+    evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
+    score_files: Callable[[Mapping[str, Path]], Table] | None = None
+    result_table: Callable[[Mapping[str, Any]], Table] | None = None
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
     router: Callable[[Service], APIRouter] | None = None
     each: Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None = None
@@ -105,7 +145,7 @@ class App:
 
     @property
     def data_registry(self) -> Path:
-        return self.root / "data" / "registry.json"
+        return self.root / "datasets" / "registry.json"
 
 
 @cache
@@ -124,7 +164,7 @@ def find(name: str) -> App:
     """The application called ``name``; refuses one that is not installed."""
     apps = installed()
     if name not in apps:
-        raise Refusal(f"there is no application {name!r}; installed: {', '.join(apps) or 'none'}")
+        raise InvalidInputError(f"there is no application {name!r}; installed: {', '.join(apps) or 'none'}")
     return apps[name]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeAlias
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 AppName: TypeAlias = Annotated[Positional[str], arg(metavar="APP")]
 Device: TypeAlias = Annotated[Literal["cpu", "cuda"] | None, arg(metavar="cpu|cuda")]
@@ -178,11 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         if rest and not isinstance(command, Train):
-            raise Refusal(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
+            raise InvalidInputError(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
         from shared import commands
 
         return commands.carry_out(command, [word for word in rest if word != "--"])
-    except Refusal as refusal:
+    except InvalidInputError as refusal:
         print(f"trivium: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -16,8 +16,8 @@ from rich.table import Table as RichTable
 
 from shared import cli
 from shared.app import App, Table, find, installed, shipped
+from shared.errors import InvalidInputError
 from shared.observe.doctor import Check, examine
-from shared.refusal import Refusal
 
 if TYPE_CHECKING:
     from shared.deploy.predictor import Predictor, Response
@@ -53,7 +53,7 @@ def train(command: cli.Train, rest: Sequence[str]) -> int:
     app = find(command.app)
     recipes = app.recipes()
     if command.recipe not in recipes:
-        raise Refusal(f"{app.name} has no recipe {command.recipe!r}; it has {', '.join(recipes)}")
+        raise InvalidInputError(f"{app.name} has no recipe {command.recipe!r}; it has {', '.join(recipes)}")
     import tyro
 
     base = recipes[command.recipe]()
@@ -79,9 +79,9 @@ def evaluate(command: cli.Evaluate) -> int:
     from shared.deploy.export import rebuild
     from shared.engine import loop
     from shared.engine.checkpoint import Checkpoints, model_state
-    from shared.engine.precision import autocast_dtype
-    from shared.engine.recipe import read_recipe_file
     from shared.engine.run import Run
+    from shared.precision import autocast_dtype
+    from shared.recipe_file import read_recipe_file
 
     app = find(command.app)
     if command.run is not None:
@@ -90,7 +90,7 @@ def evaluate(command: cli.Evaluate) -> int:
         checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
         checkpoint = checkpoints.best() or checkpoints.latest()
         if checkpoint is None:
-            raise Refusal(f"{command.run} has no checkpoint yet")
+            raise InvalidInputError(f"{command.run} has no checkpoint yet")
         weights, title = model_state(checkpoint), str(command.run)
     else:
         artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
@@ -98,11 +98,11 @@ def evaluate(command: cli.Evaluate) -> int:
         title = f"{artifact.manifest.name} version {artifact.manifest.version}"
     recipe = rebuild(app, document)
     with join(command.device) as group:
-        model = recipe.model.build()
+        model = recipe.model.build(recipe.input)
         model.load_state_dict(weights)
         batch = recipe.limits.evaluation_batch or recipe.limits.batch
         dtype = autocast_dtype(recipe.precision, group.device)
-        validation = recipe.data.validation()
+        validation = recipe.data.validation(recipe.input)
         scores = loop.evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
         if group.leader:
             _scores(f"{title} on the validation data of its recipe, {document['name']}", scores)
@@ -114,19 +114,21 @@ def predict(command: cli.Predict) -> int:
     app = find(command.app)
     options = dict(_option(text) for text in command.option)
     if not command.inputs:
-        raise Refusal(f"name a file or a folder: trivium predict {app.name} INPUT --out DIR")
+        raise InvalidInputError(f"name a file or a folder: trivium predict {app.name} INPUT --out DIR")
     for path in command.inputs:
         if not path.exists():
-            raise Refusal(f"{path} does not exist; name a file or a folder to predict on")
+            raise InvalidInputError(f"{path} does not exist; name a file or a folder to predict on")
     if command.out.exists() and not command.out.is_dir():
-        raise Refusal(f"{command.out} is a file; name a directory for what comes out")
+        raise InvalidInputError(f"{command.out} is a file; name a directory for what comes out")
     if command.each:
         return _predict_each(app, command, options)
     try:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{command.out.name}-", dir=command.out.parent))
     except OSError as error:
-        raise Refusal(f"{command.out} cannot be made: {error.strerror}; name another directory with --out") from error
+        raise InvalidInputError(
+            f"{command.out} cannot be made: {error.strerror}; name another directory with --out"
+        ) from error
     try:
         response = _answer(app, command, options)
         (aside / "result.json").write_text(
@@ -147,9 +149,9 @@ def predict(command: cli.Predict) -> int:
 
 def _predict_each(app: App, command: cli.Predict, options: dict[str, str]) -> int:
     if app.each is None:
-        raise Refusal(f"{app.name} does not go through folders one by one; leave --each out")
+        raise InvalidInputError(f"{app.name} does not go through folders one by one; leave --each out")
     if len(command.inputs) != 1 or not command.inputs[0].is_dir():
-        raise Refusal(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
+        raise InvalidInputError(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -159,9 +161,10 @@ def _predict_each(app: App, command: cli.Predict, options: dict[str, str]) -> in
 
 
 def _answer(app: App, command: cli.Predict, options: dict[str, str]) -> Response:
-    from shared.deploy.predictor import Request, answer
+    from shared.deploy.predictor import Request, answer, with_codec
 
-    return answer(_predictor(app, command), Request(files=command.inputs, options=options))
+    predictor, codec = with_codec(app, _predictor(app, command))
+    return answer(predictor, Request(files=command.inputs, options=options), codec)
 
 
 def _predictor(app: App, command: cli.Predict) -> Predictor[Any, Any]:
@@ -175,7 +178,7 @@ def _predictor(app: App, command: cli.Predict) -> Predictor[Any, Any]:
 def export(command: cli.Export) -> int:
     """Exports a run's best checkpoint, compared with torch on the way."""
     from shared.deploy import export as exporting
-    from shared.engine.recipe import read_recipe_file
+    from shared.recipe_file import read_recipe_file
 
     app = find(str(read_recipe_file(command.run / "recipe.yaml")["app"]))
     artifact = exporting.export(command.run, app, command.registry)
@@ -190,7 +193,7 @@ def serve(command: cli.Serve) -> int:
         from shared.serve.server import run
         from shared.serve.settings import read_settings
     except ModuleNotFoundError as error:
-        raise Refusal(f"serving needs the package {error.name}; install trivium[serve]") from error
+        raise InvalidInputError(f"serving needs the package {error.name}; install trivium[serve]") from error
 
     settings = read_settings(host=command.host, port=command.port, registry=command.registry, device=command.device)
     run(settings, demo=command.demo)
@@ -209,11 +212,11 @@ def data(command: cli.Data) -> int:
 
     entries = {name: entry for app in installed().values() for name, entry in read_registry(app.data_registry).items()}
     if unknown := sorted(set(command.names) - entries.keys()):
-        raise Refusal(f"there is no data set {', '.join(unknown)}; there are {', '.join(entries)}")
+        raise InvalidInputError(f"there is no data set {', '.join(unknown)}; there are {', '.join(entries)}")
     chosen = [entries[name] for name in command.names or entries]
     if command.action == "fetch":
         if not command.names:
-            raise Refusal(f"name what to fetch: {', '.join(entries)}")
+            raise InvalidInputError(f"name what to fetch: {', '.join(entries)}")
         for entry in chosen:
             console.print(f"{entry.name}: {entry.fetch()}", soft_wrap=True)
         return 0
@@ -251,7 +254,7 @@ def _applications() -> list[Check]:
             try:
                 manifest = open_artifact(path).manifest
                 checks.append(Check(f"{app.name} weights", True, f"{manifest.name} version {manifest.version}"))
-            except Refusal as refusal:
+            except InvalidInputError as refusal:
                 checks.append(Check(f"{app.name} weights", False, path.parent.name, str(refusal)))
         entries = read_registry(app.data_registry).values()
         present = [entry.name for entry in entries if entry.locate() is not None]
@@ -263,14 +266,14 @@ def _device(asked: str | None) -> str:
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
-        raise Refusal("there is no GPU that torch can use here; leave --device out, or say --device cpu")
+        raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _option(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
-        raise Refusal(f"--option {text}: write it as name=value")
+        raise InvalidInputError(f"--option {text}: write it as name=value")
     return name, value
 
 

@@ -15,8 +15,8 @@ from shared.app import find, shipped
 from shared.comms.group import Group
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
-from shared.engine.loss import combine
-from shared.engine.precision import autocast, autocast_dtype
+from shared.engine.losses import combine
+from shared.precision import autocast, autocast_dtype
 from tests.fake_cuda import FakeCudaTensor, fake_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,7 +51,7 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
     def learn(device: torch.device) -> tuple[float, float, dict[str, float]]:
         torch.manual_seed(0)
         model = recipe.model.build().to(device).train()
-        optimizer = recipe.optimizer.build(model.parameters())
+        optimizer = recipe.optimizer.build(model)
         torch.manual_seed(1)
         found = task.loss(model, to_device(data.batch(mine, None), device))
         loss = combine(found, 1.0, Group(0, 1, device))

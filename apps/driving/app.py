@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from apps.driving.predictor import DrivingPredictor
     from shared.deploy.artifact import Artifact
     from shared.deploy.predictor import Predictor
-    from shared.engine.recipe import Recipe
+    from shared.recipe import Recipe
 
 _ROOT = Path(__file__).parent
 
@@ -74,7 +74,7 @@ def each(
     say: Callable[[str], object],
 ) -> int:
     """KITTI frames one after the other."""
-    from apps.driving.folder import detect
+    from apps.driving.inference.folder import detect
     from apps.driving.predictor import DrivingPredictor
 
     assert isinstance(predictor, DrivingPredictor)
@@ -90,7 +90,7 @@ def samples() -> Sequence[Sample]:
             name="synthetic",
             title="Synthetic street, LiDAR and camera",
             synthetic=True,
-            source="made on this machine by apps.driving.data.synth",
+            source="made on this machine by apps.driving.datasets.synth",
             files=_synthetic,
         )
     ]
@@ -136,7 +136,7 @@ def _synthetic(folder: Path) -> list[Path]:
     import numpy as np
     from PIL import Image
 
-    from apps.driving.data.synth.scenes import Sensors, scene
+    from apps.driving.datasets.synth.scenes import Sensors, scene
     from apps.driving.outputs.kitti import write
 
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from apps.driving.adapters import archive, kitti, nuscenes
 from apps.driving.app import app
-from apps.driving.data import archive, kitti, nuscenes, plausible
-from apps.driving.models.detect import CameraDetector, Detector, LidarDetector, shown_boxes
+from apps.driving.inference import plausible
+from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, shown_boxes
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
@@ -21,8 +22,8 @@ from apps.driving.types import Boxes3D, Frame
 from shared.deploy.artifact import Artifact
 from shared.deploy.export import load_weights
 from shared.deploy.predictor import Request, Response
-from shared.engine.recipe import from_mapping
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
 
 MODELS = app.models
 _OPTIONS = ("model", "score")
@@ -128,16 +129,18 @@ class DrivingPredictor:
         loaded = [name for name in MODELS if name in self.detectors and usable[name]]
         model = asked or (loaded[0] if loaded else "pointpillars" if usable["pointpillars"] else "fcos3d")
         if model not in MODELS:
-            raise Refusal(f"there is no model {model!r}; there are {' and '.join(MODELS)}")
+            raise InvalidInputError(f"there is no model {model!r}; there are {' and '.join(MODELS)}")
         if model == "pointpillars" and frame.points_lidar_m is None:
-            raise Refusal(f"{frame.name} has no LiDAR sweep, which pointpillars needs; add it, or choose model=fcos3d")
+            raise InvalidInputError(
+                f"{frame.name} has no LiDAR sweep, which pointpillars needs; add it, or choose model=fcos3d"
+            )
         if model == "fcos3d" and not frame.cameras:
-            raise Refusal(
+            raise InvalidInputError(
                 f"{frame.name} has no image with a calibration, which fcos3d needs; add them, or choose "
                 "model=pointpillars"
             )
         if model not in self.detectors:
-            raise Refusal(f"the model {model} is not loaded; loaded: {', '.join(self.detectors) or 'none'}")
+            raise InvalidInputError(f"the model {model} is not loaded; loaded: {', '.join(self.detectors) or 'none'}")
         return model
 
     def _find(self, frame: Frame, model: str, score: float | None) -> Boxes3D:
@@ -160,7 +163,9 @@ def make_detector(artifact: Artifact, device: str) -> Detector:
     if artifact.manifest.name == "fcos3d":
         camera = from_mapping(CameraRecipe, settings)
         return CameraDetector(fast_fcos3d(load_weights(camera.model.build(), artifact, device)), camera.model, device)
-    raise Refusal(f"{artifact.path} is the model {artifact.manifest.name}; driving serves {' and '.join(MODELS)}")
+    raise InvalidInputError(
+        f"{artifact.path} is the model {artifact.manifest.name}; driving serves {' and '.join(MODELS)}"
+    )
 
 
 def least_scores(calibration: Mapping[str, Any]) -> dict[str, float]:
@@ -174,9 +179,11 @@ def read_frames(files: Sequence[Path]) -> list[Frame]:
         with archive.unpacked(files[0]) as folder:
             try:
                 return _frames_of([folder], files[0].name)
-            except Refusal as refusal:
+            except InvalidInputError as refusal:
                 # Where the folder lies is ours; its reader knows the archive's name.
-                raise Refusal(str(refusal).replace(str(folder), files[0].name), status=refusal.status) from refusal
+                raise InvalidInputError(
+                    str(refusal).replace(str(folder), files[0].name), status=refusal.status
+                ) from refusal
     return _frames_of(files, files[0].name if files else "")
 
 
@@ -184,10 +191,10 @@ def _frames_of(files: Sequence[Path], name: str) -> list[Frame]:
     folder = files[0] if len(files) == 1 and files[0].is_dir() else None
     described = sorted(folder.rglob("sample.json")) if folder else [f for f in files if f.name == "sample.json"]
     if len(described) > 1:
-        raise Refusal(f"{name} holds {len(described)} files sample.json; hand in one at a time")
+        raise InvalidInputError(f"{name} holds {len(described)} files sample.json; hand in one at a time")
     frames = nuscenes.read(described[0]) if described else kitti.read_files(files)
     if not frames:
-        raise Refusal(f"{name} holds no frame")
+        raise InvalidInputError(f"{name} holds no frame")
     # Names tell the frames of a result apart; those of a sample description may repeat or be long.
     if len({frame.name for frame in frames}) < len(frames):
         return [replace(frame, name=f"{number}-{frame.name}") for number, frame in enumerate(frames)]
@@ -212,7 +219,7 @@ def describe(boxes: Boxes3D) -> list[dict[str, Any]]:
 def _options(options: Mapping[str, str]) -> tuple[str | None, float | None]:
     """The model and the least score that a request asks for."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise Refusal(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
+        raise InvalidInputError(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
     return options.get("model") or None, _score(options.get("score") or None)
 
 
@@ -224,5 +231,5 @@ def _score(text: str | None) -> float | None:
     except ValueError:
         value = np.nan
     if not 0 <= value <= 1:
-        raise Refusal(f"score={text}: give a number from 0 to 1")
+        raise InvalidInputError(f"score={text}: give a number from 0 to 1")
     return value

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apps.driving.data.training import CameraScenes, LidarScenes
+from apps.driving.datasets.training import CameraScenes, LidarScenes
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.models.pointpillars import PointPillars
 from apps.driving.task import CameraTask, LidarTask
-from shared.engine.optimizer import AdamW, CosineRestarts
-from shared.engine.recipe import Limits, Recipe
+from shared.optimizers import AdamW, CosineRestarts
+from shared.recipe import Limits, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from apps.driving.adapters import kitti
+from apps.driving.adapters.projection import image_boxes
 from apps.driving.app import app
-from apps.driving.data import kitti
-from apps.driving.data.projection import image_boxes
-from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.inference.detect import Detector, shown_boxes
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import count
 from apps.driving.models import structures
-from apps.driving.models.detect import Detector, shown_boxes
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.predictor import least_scores, make_detector
 from apps.driving.types import Boxes3D, Frame
@@ -46,7 +46,7 @@ def table(quick: bool) -> Table:
             rows.append(latency(name, detector, real))
     rows.append(resnext(quick))
     notes = [
-        f"Synthetic: {len(synthetic)} scenes made by apps.driving.data.synth, not used in training. AP R40 in percent "
+        f"Synthetic: {len(synthetic)} scenes made by apps.driving.datasets.synth, not used in training. AP R40 in % "
         "by KITTI's protocol (3D overlap 0.7 for cars, 0.5 for others), moderate.",
         "Real: the five KITTI training frames of the data registry; the shipped networks have seen synthetic scenes "
         f"alone. Objects in the image with at least {FEWEST_POINTS} returns; at the least scores chosen on synthetic "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apps.driving.models import structures
 from apps.driving.models.pointpillars import CLASSES
 from shared.data.dataset import Batch
-from shared.engine.task import Mean
+from shared.engine.task import WeightedLoss
 
 if TYPE_CHECKING:
     from shared.engine.task import Loss
@@ -47,9 +47,9 @@ class LidarDetection:
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return dict(self._losses(model, batch))
 
-    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Mean]:
+    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, WeightedLoss]:
         found, positives = losses(model, structures.lidar_data(batch["points"], batch["boxes"], batch["labels"]))
-        return {name: Mean(value, positives) for name, value in found.items()}
+        return {name: WeightedLoss(value, positives) for name, value in found.items()}
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
         scores.add_loss(self._losses(model, batch))
@@ -72,11 +72,13 @@ class CameraDetection:
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return dict(self._losses(model, batch))
 
-    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, Mean]:
+    def _losses(self, model: nn.Module, batch: Batch) -> dict[str, WeightedLoss]:
         found, counted = losses(model, structures.camera_data(batch["images"], batch["intrinsics"], batch))
         # The head divides the loss of the class by the positives and the images, the others by the positives.
         positives = counted - len(batch["images"])
-        return {name: Mean(value, counted if name == "loss_cls" else positives) for name, value in found.items()}
+        return {
+            name: WeightedLoss(value, counted if name == "loss_cls" else positives) for name, value in found.items()
+        }
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
         # The head decodes into pixels while it evaluates and into strides while it trains; its loss expects strides.
@@ -129,9 +131,9 @@ class DetectionScores:
     frames: dict[int, tuple[NDArray[Any], ...]] = field(default_factory=dict)
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add_loss(self, found: Mapping[str, Mean]) -> None:
+    def add_loss(self, found: Mapping[str, WeightedLoss]) -> None:
         """Adds the losses of a batch. Kept are, by name, the sum over what a loss counts and how many that were."""
-        self._add({name: (float(mean.value) * float(mean.number), float(mean.number)) for name, mean in found.items()})
+        self._add({name: (float(loss.mean) * float(loss.weight), float(loss.weight)) for name, loss in found.items()})
 
     def _add(self, sums: Mapping[str, tuple[float, float]]) -> None:
         for name, (total, number) in sums.items():

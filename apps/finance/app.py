@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from shared.deploy.artifact import Artifact
     from shared.deploy.predictor import Predictor
-    from shared.engine.recipe import Recipe
+    from shared.recipe import Recipe
 
 _ROOT = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def _dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
 
 
 def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    from apps.finance.calibration import calibrate
+    from apps.finance.inference.calibration import calibrate
     from apps.finance.recipes import FinanceRecipe
 
     assert isinstance(recipe, FinanceRecipe)

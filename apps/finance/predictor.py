@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from apps.finance.calibration import default_stride, from_manifest
-from apps.finance.data.csv import read_contents
-from apps.finance.data.parquet import read_parquet_contents
-from apps.finance.data.table import Contents
-from apps.finance.events import anomalies
-from apps.finance.forecasting import forecast
+from apps.finance.adapters.csv import read_contents
+from apps.finance.adapters.parquet import read_parquet_contents
+from apps.finance.adapters.table import Contents
+from apps.finance.inference.calibration import default_stride, from_manifest
+from apps.finance.inference.events import anomalies
+from apps.finance.inference.forecasting import forecast
+from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
 from apps.finance.recipes import FinanceRecipe
-from apps.finance.scoring import Calibration, combine, improbability
 from apps.finance.types import Detection, Judgement, Series, Window
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, Response
-from shared.engine.recipe import from_mapping
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
 
 LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500
@@ -74,7 +74,7 @@ class FinancePredictor:
         ``series``, the one of several that is judged."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
-            raise Refusal(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+            raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
         path = _only(request.files)
         column = request.options.get("column", "").strip() or None
         read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
@@ -82,9 +82,9 @@ class FinancePredictor:
         series, notes = _long_enough(contents, path.name)
         rows = sum(map(len, series))
         if rows > MOST_ROWS:
-            raise Refusal(f"{path.name} has {rows} rows; hand in at most {MOST_ROWS} at a time")
+            raise InvalidInputError(f"{path.name} has {rows} rows; hand in at most {MOST_ROWS} at a time")
         if request.seconds is not None and rows > request.seconds * ROWS_PER_SECOND:
-            raise Refusal(
+            raise InvalidInputError(
                 f"{path.name} has {rows} rows, and in the {request.seconds:g} s that are waited for an answer "
                 f"{request.seconds * ROWS_PER_SECOND:.0f} are judged; hand in fewer (a shorter time, longer bars, "
                 f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
@@ -157,13 +157,13 @@ def _only(files: tuple[Path, ...]) -> Path:
     if len(files) == 1 and files[0].is_dir():
         files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
     if len(files) != 1:
-        raise Refusal(
+        raise InvalidInputError(
             f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
             "other, with a column 'ticker' that names them"
         )
     path = files[0]
     if path.suffix.lower() not in (".csv", ".txt", ".tsv", "", *_PARQUET):
-        raise Refusal(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
+        raise InvalidInputError(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
     return path
 
 
@@ -174,7 +174,7 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
     if not found or not contents.told_by:
         there = ", ".join(one.name for one in contents.series[:10]) if contents.told_by else "one alone, without a name"
         more = ", …" if len(contents.series) > 10 else ""
-        raise Refusal(f"{name} has no series {wanted!r}; it has {there}{more}")
+        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {there}{more}")
     return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was judged"))
 
 
@@ -188,7 +188,7 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
         which = f"{most} values in column {column!r}"
         if len(observed) > 1:
             which = f"{len(observed)} series with at most {which}"
-        raise Refusal(
+        raise InvalidInputError(
             f"{name} has {which}; a judgement needs at least {LEAST_ROWS}, and is the better the more there are"
         )
     short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < LEAST_ROWS]
@@ -205,7 +205,9 @@ def _threshold(text: str) -> float | None:
     try:
         value = float(text.replace(",", "."))
     except ValueError as error:
-        raise Refusal(f"the threshold {text!r} is not a number; give one above 0 and at most 1, such as 0.3") from error
+        raise InvalidInputError(
+            f"the threshold {text!r} is not a number; give one above 0 and at most 1, such as 0.3"
+        ) from error
     if not 0 < value <= 1:
-        raise Refusal(f"the threshold {value:g} is not above 0 and at most 1")
+        raise InvalidInputError(f"the threshold {value:g} is not above 0 and at most 1")
     return value

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from apps.finance.data.synth import markets
-from apps.finance.data.windows import Windows, tabulate
+from apps.finance.datasets.synth import markets
+from apps.finance.datasets.windows import Windows, tabulate
 from apps.finance.models.tft import FinanceModel
 from apps.finance.task import FinanceTask
-from shared.engine.optimizer import AdamW, CosineRestarts
-from shared.engine.recipe import Limits, Recipe
+from shared.optimizers import AdamW, CosineRestarts
+from shared.recipe import Limits, Recipe
 
 _VALIDATION_STREAM = 1 << 20
 
@@ -33,16 +33,16 @@ class FinanceData:
     horizon: int = 8
     seed: int = 0
 
-    def train(self) -> Windows:
+    def train(self, input: Any = None) -> Windows:
         return self._windows(0, self.series, self.stride)
 
-    def validation(self) -> Windows:
+    def validation(self, input: Any = None) -> Windows:
         return self._windows(_VALIDATION_STREAM, self.validation_series, 2 * self.horizon)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
             "description": f"{self.series} synthetic series (prices, volumes, counts, loads, sensors) of {self.rows} "
-            f"rows with {len(markets.FAULTS)} kinds of anomaly, made by apps.finance.data.synth with seed {self.seed}",
+            f"rows with {len(markets.FAULTS)} kinds of anomaly, by apps.finance.datasets.synth with seed {self.seed}",
             "synthetic": True,
             "series": self.series,
             "rows": self.series * self.rows,

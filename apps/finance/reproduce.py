@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from apps.finance.app import app
-from apps.finance.calibration import budget_threshold, counted_rows, spoken
-from apps.finance.data.nab import Benchmark, window_rows
-from apps.finance.data.synth.shapes import SHAPES
+from apps.finance.datasets.nab import Benchmark, window_rows
+from apps.finance.datasets.synth.shapes import SHAPES
+from apps.finance.inference.calibration import budget_threshold, counted_rows, spoken
+from apps.finance.inference.skill import relative_loss
+from apps.finance.inference.trial import Trial, run_trial, trial_sets
 from apps.finance.metrics.nab import (
     LOW_FALSE_NEGATIVES,
     LOW_FALSE_POSITIVES,
@@ -25,8 +27,6 @@ from apps.finance.metrics.nab import (
     score_corpus,
 )
 from apps.finance.predictor import FinancePredictor
-from apps.finance.skill import relative_loss
-from apps.finance.trial import Trial, run_trial, trial_sets
 from shared.app import Table, shipped
 from shared.data.registry import read_registry
 
@@ -44,7 +44,7 @@ def published_standard(present: set[str]) -> dict[str, float]:
 
     They follow from the raw scores by file in NAB's own result tables; only the files that are missing here are kept.
     """
-    document = json.loads((Path(__file__).parent / "data" / "nab_published.json").read_text(encoding="utf-8"))
+    document = json.loads((Path(__file__).parent / "datasets" / "nab_published.json").read_text(encoding="utf-8"))
     windows = len_windows(present)
     found = {}
     for name, scores in document["standard"].items():

@@ -23,7 +23,7 @@ def samples(registry: Path) -> Sequence[Sample]:
             name="synthetic_market",
             title="A market in 5-minute bars with a pump and dump, a jump, a burst and a halt",
             synthetic=True,
-            source="made on the spot by apps.finance.data.synth",
+            source="made on the spot by apps.finance.datasets.synth",
             files=_market,
         )
     ]
@@ -50,8 +50,8 @@ def _existing(file: Path) -> Callable[[Path], Sequence[Path]]:
 def _market(folder: Path) -> Sequence[Path]:
     import numpy as np
 
-    from apps.finance.data.csv import write_csv
-    from apps.finance.data.synth.markets import market
+    from apps.finance.adapters.csv import write_csv
+    from apps.finance.datasets.synth.markets import market
 
     path = folder / "synthetic_market.csv"
     made = market(np.random.Generator(np.random.Philox(_SEED)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apps.finance.models.tft import QUANTILES, Forecaster
 from shared.data.dataset import Batch
-from shared.engine.task import Mean
+from shared.engine.task import WeightedLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +48,11 @@ class ForecastTask:
 
         self.metric = QuantileLoss(list(QUANTILES))
 
-    def loss(self, model: nn.Module, batch: Batch) -> Mean:
+    def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:
         quantiles = _raw(model, batch)
         losses: Tensor = self.metric.loss(quantiles, batch["target"]).mean(dim=-1)
         number = batch["observed"].sum()
-        return Mean((losses * batch["observed"]).sum() / number.clamp(min=1), number)
+        return WeightedLoss((losses * batch["observed"]).sum() / number.clamp(min=1), number)
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
         quantiles = _raw(model, batch).float().sort(dim=-1).values

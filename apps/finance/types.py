@@ -57,7 +57,7 @@ class Anomaly:
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
     -log10 of the tail probability over 10: 0.5 is p = 1e-5 in one channel. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, in
-    a word of ``apps.finance.channels``.
+    a word of ``apps.finance.inference.channels``.
     """
 
     start_ns: int

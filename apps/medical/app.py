@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from apps.medical.predictor import NodulePredictor
     from shared.deploy.artifact import Artifact
-    from shared.engine.recipe import Recipe
+    from shared.recipe import Recipe
 
 ROOT = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def _dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
 
 
 def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    from apps.medical.calibrate import calibrate
+    from apps.medical.inference.calibration import calibrate
 
     return calibrate(recipe, model)
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.source import read_volume
+from apps.medical.inference.grid import canonical
+from apps.medical.inference.lungs import Lungs, find_lungs
+from apps.medical.inference.pipeline import Tiling, find_nodules
 from apps.medical.models.dense import folded
-from apps.medical.models.grid import canonical
-from apps.medical.models.inference import Tiling, find_nodules
-from apps.medical.models.lungs import Lungs, find_lungs
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import picture
 from apps.medical.outputs.result import Reading, result
 from apps.medical.types import CTVolume
 from shared.deploy.predictor import Request, Response
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -58,7 +58,7 @@ class NodulePredictor:
         """Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (a SeriesNumber or SeriesInstanceUID)."""
         options = request.options
         if unknown := sorted(options.keys() - {"score", "most", "series"}):
-            raise Refusal(f"there is no option {unknown[0]}; there are score, most and series")
+            raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most and series")
         least = _number(options, "score", LEAST_SCORE, 0, 1)
         most = int(_number(options, "most", LISTED, 1, MOST_FINDINGS))
         volume = read_volume(request.files, series=options.get("series") or None)
@@ -106,7 +106,7 @@ def _number(options: Any, name: str, default: float, low: float, high: float) ->
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise Refusal(f"the option {name} is {text!r}; expected a number from {low:g} to {high:g}")
+        raise InvalidInputError(f"the option {name} is {text!r}; expected a number from {low:g} to {high:g}")
     return value
 
 
@@ -115,7 +115,7 @@ def load(artifact: Artifact, device: str) -> NodulePredictor:
     import torch
 
     from apps.medical.recipes import NoduleRecipe
-    from shared.engine.recipe import from_mapping
+    from shared.recipe_file import from_mapping
 
     recipe = from_mapping(NoduleRecipe, artifact.recipe()["recipe"])
     with torch.random.fork_rng():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from apps.medical.data.patches import PhantomData
+from apps.medical.datasets.patches import PhantomData
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.models.retinanet import full as full_model
 from apps.medical.task import DetectionTask
-from shared.engine.optimizer import SGD, AdamW, CosineRestarts
-from shared.engine.recipe import Limits, Recipe
+from shared.optimizers import SGD, AdamW, CosineRestarts
+from shared.recipe import Limits, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

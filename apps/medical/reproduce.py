@@ -24,7 +24,7 @@ def reproduce(quick: bool) -> Table:
     import torch
 
     from apps.medical.app import app
-    from apps.medical.evaluation import on_phantoms
+    from apps.medical.inference.evaluation import on_phantoms
     from shared.app import shipped
     from shared.data.registry import read_registry
 
@@ -100,8 +100,8 @@ def real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[int, fl
 
     And the seconds that all findings took.
     """
-    from apps.medical.data.source import read_volume
-    from apps.medical.evaluation import find
+    from apps.medical.adapters.source import read_volume
+    from apps.medical.inference.evaluation import find
 
     image = read_volume([folder / "lung1_image.nrrd"])
     mask = _mask(folder / "lung1_label.nrrd")

@@ -24,7 +24,7 @@ def samples() -> list[Sample]:
             files=_phantom,
         )
     ]
-    registry = read_registry(Path(__file__).parent / "data" / "registry.json")
+    registry = read_registry(Path(__file__).parent / "datasets" / "registry.json")
     offers = (
         ("lung1", "Real CT with one nodule, 5 mm slices", lambda root: [root / _LUNG1]),
         ("upper_abdomen", "Real CT below the lungs, DICOM", lambda root: [root / _ABDOMEN]),
@@ -45,8 +45,8 @@ def _at(entry: Entry, files: Callable[[Path], Sequence[Path]]) -> Callable[[Path
 
 
 def _phantom(folder: Path) -> list[Path]:
-    from apps.medical.data.nifti import nifti
-    from apps.medical.data.synth.phantom import volume
+    from apps.medical.adapters.nifti import nifti
+    from apps.medical.datasets.synth.phantom import volume
 
     made, _ = volume(
         np.random.default_rng(PHANTOM_SEED), spacing_mm=(1.2, 1.2, 3.0), nodules=4, diameters_mm=(7, 22), name="phantom"

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.medical.inference.pipeline import select
 from apps.medical.metrics.froc import Mark, Truth, froc, sensitivity_at
-from apps.medical.models.inference import select
 from shared.data.dataset import Batch
-from shared.engine.task import Mean
+from shared.engine.task import WeightedLoss
 
 if TYPE_CHECKING:
     from shared.engine.task import Loss, Task
@@ -96,8 +96,8 @@ class NoduleDetection:
                 select(model, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
                 for n in range(len(image))
             ]
-        for name, mean in self._means(losses, numbers, image.device).items():
-            scores.add_loss(name, float(mean.value) * mean.number, float(mean.number))
+        for name, loss in self._means(losses, numbers, image.device).items():
+            scores.add_loss(name, float(loss.mean) * loss.weight, float(loss.weight))
         for target, detection in zip(targets, found, strict=True):
             scan = str(scores.patches)
             scores.patches += 1
@@ -117,12 +117,14 @@ class NoduleDetection:
             for boxes in batch["boxes"]
         ]
 
-    def _means(self, losses: dict[str, Tensor], numbers: dict[str, int], device: torch.device) -> dict[str, Mean]:
+    def _means(
+        self, losses: dict[str, Tensor], numbers: dict[str, int], device: torch.device
+    ) -> dict[str, WeightedLoss]:
         # A batch without nodules has a box loss of nought, and MONAI leaves it on the CPU.
         boxes = losses["box_regression"].to(device) * self.settings.box_weight
         return {
-            "classification": Mean(losses["classification"], numbers["classification"]),
-            "boxes": Mean(boxes, numbers["boxes"]),
+            "classification": WeightedLoss(losses["classification"], numbers["classification"]),
+            "boxes": WeightedLoss(boxes, numbers["boxes"]),
         }
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def join(device: str | None = None) -> Iterator[Group]:
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise Refusal("there is no GPU that torch can use here; leave --device out, or say --device cpu")
+        raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)

@@ -11,7 +11,7 @@ import torch
 
 from shared.data.dataset import Batch, Dataset, pinned, to_device
 from shared.data.order import Order, share
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ class Loader:
         ahead: int = 2,
     ) -> None:
         if (batch := min(order.batch, order.length)) < world:
-            raise Refusal(f"a global batch of {batch} samples cannot be shared by {world} processes; use fewer")
+            raise InvalidInputError(
+                f"a global batch of {batch} samples cannot be shared by {world} processes; use fewer"
+            )
         self.dataset, self.order, self.device = dataset, order, device
         self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
 

@@ -1,6 +1,6 @@
 """The data registry: which public files an application knows, where they come from, and whether they are at hand.
 
-An app's ``data/registry.json`` lists entries: name, title, licence, source, and files with path,
+An app's ``datasets/registry.json`` lists entries: name, title, licence, source, and files with path,
 size in bytes, SHA-256 and, where there is a direct public address, url. Files are looked for under the folder in the
 environment variable TRIVIUM_DATA first, then in the user's cache.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 _CHUNK = 1 << 20
 
@@ -53,7 +53,7 @@ class Entry:
         """Like ``locate``; refuses with how to get the data."""
         root = self.locate()
         if root is None:
-            raise Refusal(
+            raise InvalidInputError(
                 f"the data set {self.name} is not on this machine; run `trivium data fetch {self.name}`, or set "
                 f"TRIVIUM_DATA to a folder that holds {self.files[0].path}. Source: {self.source}"
             )
@@ -76,7 +76,9 @@ class Entry:
             if target.is_file() and _fault(target, file) is None:
                 continue
             if file.url is None:
-                raise Refusal(f"{file.path} has no direct address; get it by hand into {target}. Source: {self.source}")
+                raise InvalidInputError(
+                    f"{file.path} has no direct address; get it by hand into {target}. Source: {self.source}"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + ".partial")
             try:
@@ -84,10 +86,12 @@ class Entry:
                     shutil.copyfileobj(answer, out, _CHUNK)
             except OSError as error:
                 partial.unlink(missing_ok=True)
-                raise Refusal(f"{file.url} could not be fetched: {error}; try again, or get it by hand") from error
+                raise InvalidInputError(
+                    f"{file.url} could not be fetched: {error}; try again, or get it by hand"
+                ) from error
             if fault := _fault(partial, file):
                 partial.unlink()
-                raise Refusal(f"{file.url} is not what the registry knows: {fault}")
+                raise InvalidInputError(f"{file.url} is not what the registry knows: {fault}")
             partial.rename(target)
         return root
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 MANIFEST, WEIGHTS, NETWORK, RECIPE = "manifest.json", "weights.safetensors", "model.onnx", "recipe.yaml"
 
@@ -58,7 +58,7 @@ class Artifact:
 
     def recipe(self) -> dict[str, Any]:
         """The document in ``recipe.yaml``; its key ``recipe`` holds the settings."""
-        from shared.engine.recipe import read_recipe_file
+        from shared.recipe_file import read_recipe_file
 
         return read_recipe_file(self.path / RECIPE)
 
@@ -71,7 +71,7 @@ class Artifact:
     def must_belong_to(self, app: str) -> None:
         """Refuses an artifact that another application made."""
         if self.manifest.app != app:
-            raise Refusal(f"{self.path} is a model of {self.manifest.app}, not of {app}")
+            raise InvalidInputError(f"{self.path} is a model of {self.manifest.app}, not of {app}")
 
     @property
     def network(self) -> Path:
@@ -95,10 +95,14 @@ def open_artifact(path: Path) -> Artifact:
     try:
         manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
     except FileNotFoundError as error:
-        raise Refusal(f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one") from error
+        raise InvalidInputError(
+            f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one"
+        ) from error
     except ValidationError as error:
-        raise Refusal(f"{path / MANIFEST} is not a manifest: {error}") from error
+        raise InvalidInputError(f"{path / MANIFEST} is not a manifest: {error}") from error
     for name, stated in manifest.files.items():
         if not (path / name).is_file() or describe_file(path / name) != stated:
-            raise Refusal(f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again")
+            raise InvalidInputError(
+                f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again"
+            )
     return Artifact(path, manifest)

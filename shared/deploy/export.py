@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.app import App, DenseNetwork
+from shared.atomic_files import file_lock, publish, write_whole
 from shared.deploy.artifact import (
     NETWORK,
     RECIPE,
@@ -27,11 +28,11 @@ from shared.deploy.artifact import (
     open_artifact,
     write_manifest,
 )
-from shared.durable import alone, publish, write_whole
 from shared.engine.checkpoint import Checkpoints, model_state, read_progress
-from shared.engine.recipe import Recipe, digest, from_mapping, read_recipe_file
 from shared.engine.run import Run
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
+from shared.recipe import Recipe
+from shared.recipe_file import digest, from_mapping, read_recipe_file
 
 _DATATYPES = {
     torch.float32: "FP32",
@@ -57,12 +58,16 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
     latest = checkpoints.latest()
     if latest is None:
-        raise Refusal(f"{run_dir} has no checkpoint yet; `trivium train {app.name}` writes one")
+        raise InvalidInputError(f"{run_dir} has no checkpoint yet; `trivium train {app.name}` writes one")
     if not (best := read_progress(latest).best_step):
-        raise Refusal(f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps")
+        raise InvalidInputError(
+            f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps"
+        )
     if (checkpoint := checkpoints.best()) is None:
-        raise Refusal(f"the best checkpoint of {run_dir}, that of step {best}, is missing or torn; train further")
-    model = recipe.model.build()
+        raise InvalidInputError(
+            f"the best checkpoint of {run_dir}, that of step {best}, is missing or torn; train further"
+        )
+    model = recipe.model.build(recipe.input)
     model.load_state_dict(model_state(checkpoint))
     model.eval()
     progress = read_progress(checkpoint)
@@ -75,8 +80,10 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refusal(f"{home} cannot be made: {error.strerror}; name another folder with --registry") from error
-    with alone(home / ".lock"):
+        raise InvalidInputError(
+            f"{home} cannot be made: {error.strerror}; name another folder with --registry"
+        ) from error
+    with file_lock(home / ".lock"):
         version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
         aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
         try:
@@ -121,11 +128,11 @@ def export(run_dir: Path, app: App, registry: Path) -> Artifact:
 def rebuild(app: App, document: Mapping[str, Any]) -> Recipe:
     """The recipe in a ``recipe.yaml`` document, as the class of the app's recipe of that name."""
     if document["app"] != app.name:
-        raise Refusal(f"the run belongs to {document['app']}, not to {app.name}")
+        raise InvalidInputError(f"the run belongs to {document['app']}, not to {app.name}")
     recipes = app.recipes()
     if document["name"] not in recipes:
-        raise Refusal(f"{app.name} has no recipe {document['name']!r}; it has {', '.join(recipes)}")
-    return from_mapping(type(recipes[document["name"]]()), document["recipe"])
+        raise InvalidInputError(f"{app.name} has no recipe {document['name']!r}; it has {', '.join(recipes)}")
+    return from_mapping(recipes[document["name"]](), document["recipe"])
 
 
 def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:

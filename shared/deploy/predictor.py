@@ -1,14 +1,19 @@
-"""What every door (command line, JSON route, form) calls: one predictor for each application."""
+"""What every door (command line, JSON route, form, Python) calls: a predictor of typed values and a codec."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-Inputs = TypeVar("Inputs")
-Outputs = TypeVar("Outputs")
+if TYPE_CHECKING:
+    from shared.app import App
+
+Input = TypeVar("Input")
+Input_contra = TypeVar("Input_contra", contravariant=True)
+Output_co = TypeVar("Output_co", covariant=True)
+Output_contra = TypeVar("Output_contra", contravariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,20 +45,69 @@ class Response:
     model: str | None = None
 
 
-class Predictor(Protocol[Inputs, Outputs]):
-    """Pure: the same request gives the same response. The server owns queue, batch and clock.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded(Generic[Input]):
+    """A request as the predictor takes it: one or several inputs, the options for all of them.
 
-    ``decode`` raises ``Refusal`` for input that cannot be used. ``predict`` takes as many inputs as the server puts
-    together, and returns as many outputs in the same order; a batch gives what its members would give alone.
+    ``options`` are an application's frozen dataclass; inputs of requests with equal options may be predicted together.
+    ``context`` is what ``encode`` needs besides: the file's name, remarks of the reader, known truth.
     """
 
-    def decode(self, request: Request) -> Inputs: ...
-
-    def predict(self, batch: Sequence[Inputs]) -> Sequence[Outputs]: ...
-
-    def encode(self, outputs: Outputs) -> Response: ...
+    inputs: tuple[Input, ...]
+    options: Hashable
+    context: Any = None
 
 
-def answer(predictor: Predictor[Any, Any], request: Request) -> Response:
+class Predictor(Protocol[Input_contra, Output_co]):
+    """Pure, and usable from a notebook: typed arrays in, typed findings out. The server owns queue, batch and clock.
+
+    ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
+    ``options=None`` are the application's defaults.
+    """
+
+    def predict(self, batch: Sequence[Input_contra], options: Any = None) -> Sequence[Output_co]: ...
+
+
+class Codec(Protocol[Input, Output_contra]):
+    """From files and options to a predictor's inputs, and from its outputs to a response. ``apps/<app>/service.py``.
+
+    ``decode`` raises ``InvalidInputError`` for input that cannot be used.
+    """
+
+    def decode(self, request: Request) -> Decoded[Input]: ...
+
+    def encode(self, decoded: Decoded[Input], outputs: Sequence[Output_contra]) -> Response: ...
+
+
+def answer(predictor: Any, request: Request, codec: Codec[Any, Any] | None = None) -> Response:
     """One request through a predictor, without a server."""
-    return predictor.encode(predictor.predict([predictor.decode(request)])[0])
+    if codec is None:
+        predictor = codec = _PredictorWithCodec(predictor)
+    decoded = codec.decode(request)
+    return codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
+
+
+class _PredictorWithCodec:
+    """A predictor whose class still decodes and encodes, seen through the two protocols."""
+
+    def __init__(self, predictor: Any) -> None:
+        self.whole = predictor
+
+    def predict(self, batch: Sequence[Any], options: Any = None) -> Sequence[Any]:
+        outputs: Sequence[Any] = self.whole.predict(batch)
+        return outputs
+
+    def decode(self, request: Request) -> Decoded[Any]:
+        return Decoded(inputs=(self.whole.decode(request),), options=None)
+
+    def encode(self, decoded: Decoded[Any], outputs: Sequence[Any]) -> Response:
+        response: Response = self.whole.encode(outputs[0])
+        return response
+
+
+def with_codec(app: App, predictor: Any) -> tuple[Predictor[Any, Any], Codec[Any, Any]]:
+    """A predictor of the application and the codec around it."""
+    if app.codec is not None:
+        return predictor, app.codec(predictor)
+    both = _PredictorWithCodec(predictor)
+    return both, both

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import MANIFEST, Artifact, open_artifact
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from shared.app import App
@@ -43,7 +43,7 @@ class Registry:
         versions = self.versions(name)
         if not versions:
             places = " and ".join(map(str, self.roots))
-            raise Refusal(f"{places} holds no version of {name}; `trivium export RUN` makes one")
+            raise InvalidInputError(f"{places} holds no version of {name}; `trivium export RUN` makes one")
         return self.open(versions[max(versions)])
 
     def open(self, path: Path) -> Artifact:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shared.durable import publish
-from shared.refusal import Refusal
+from shared.atomic_files import publish
+from shared.errors import InvalidInputError
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Checkpoints:
         """Restores model and optimizer in place; returns the progress and what ``save`` was given as ``extra``."""
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if state["recipe_digest"] != self.recipe_digest:
-            raise Refusal(
+            raise InvalidInputError(
                 f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
             )
         model.load_state_dict(load_file(path / "model.safetensors"))

@@ -16,14 +16,15 @@ from shared.data.dataset import Dataset, to_device
 from shared.data.loader import Loader
 from shared.data.order import Order
 from shared.engine.checkpoint import Checkpoints, Progress
-from shared.engine.loss import combine
-from shared.engine.precision import autocast, autocast_dtype
-from shared.engine.recipe import Recipe, digest, save_recipe
+from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries
+from shared.engine.losses import combine
 from shared.engine.run import Result, Run
-from shared.engine.stopping import at_epoch_ends, ended, standing
 from shared.engine.task import Task
+from shared.errors import InvalidInputError
 from shared.observe.events import Events
-from shared.refusal import Refusal
+from shared.precision import autocast, autocast_dtype
+from shared.recipe import Recipe
+from shared.recipe_file import digest, save_recipe
 
 
 def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
@@ -45,12 +46,12 @@ def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> 
         group.barrier()
         limits = recipe.limits
         torch.manual_seed(recipe.seed)
-        model = recipe.model.build().to(group.device)
+        model = recipe.model.build(recipe.input).to(group.device)
         trained = group.wrap(model)
-        train, validation = recipe.data.train(), recipe.data.validation()
+        train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
         order = Order(seed=recipe.seed, length=len(train), batch=limits.batch)
         epoch = order.steps_per_epoch
-        optimizer = recipe.optimizer.build(p for p in model.parameters() if p.requires_grad)
+        optimizer = recipe.optimizer.build(model)
         schedule = recipe.schedule.build(optimizer, epoch)
         dtype = autocast_dtype(recipe.precision, group.device)
         scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
@@ -61,7 +62,7 @@ def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> 
             schedule.load_state_dict(extra["schedule"])
             scaler.load_state_dict(extra["scaler"])
         if progress.samples != len(train):
-            raise Refusal(
+            raise InvalidInputError(
                 f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
             )
         progress.device = group.name
@@ -77,7 +78,7 @@ def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> 
 
         late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
         if progress.step < total and not late:
-            progress.history = at_epoch_ends(progress.history, epoch)
+            progress.history = epoch_end_entries(progress.history, epoch)
         reason = ended(progress.history, limits, late=late)
         loader = Loader(
             train,
@@ -129,11 +130,11 @@ def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> 
                 events.write("validation", progress.step, **scores)
                 trained.train()
                 reason = ended(progress.history, limits, late=late)
-            progress.best_step = standing(progress.history, limits).best_step
+            progress.best_step = early_stopping_state(progress.history, limits).best_step
             if group.leader:
                 extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
                 # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
-                resumed = standing(at_epoch_ends(progress.history, epoch), limits)
+                resumed = early_stopping_state(epoch_end_entries(progress.history, epoch), limits)
                 checkpoints.save(model, optimizer, extra, progress, also={progress.best_step, resumed.best_step})
             if reason:
                 break

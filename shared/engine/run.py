@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.durable import alone, write_whole
+from shared.atomic_files import file_lock, write_whole
+from shared.errors import InvalidInputError
 from shared.observe.events import plain
-from shared.refusal import Refusal
 
 _LOCK = "run.lock"
 
@@ -42,16 +42,20 @@ class Run:
         if not self.recipe_file.exists() and self.path.is_dir():
             foreign = {entry.name for entry in self.path.iterdir()} - {self.checkpoints.name, _LOCK}
             if any(not name.startswith(f".{self.recipe_file.name}") for name in foreign):
-                raise Refusal(f"{self.path} holds files and is not a run; name an empty or new directory")
+                raise InvalidInputError(f"{self.path} holds files and is not a run; name an empty or new directory")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise Refusal(f"{self.path} is in the way of a run's directory; name another with --out") from error
+            raise InvalidInputError(
+                f"{self.path} is in the way of a run's directory; name another with --out"
+            ) from error
         with ExitStack() as stack:
             try:
-                stack.enter_context(alone(self.path / _LOCK, wait=False))
+                stack.enter_context(file_lock(self.path / _LOCK, wait=False))
             except BlockingIOError as error:
-                raise Refusal(f"another process trains {self.path}; wait for its end, or name a new run") from error
+                raise InvalidInputError(
+                    f"another process trains {self.path}; wait for its end, or name a new run"
+                ) from error
             yield
 
 

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from shared.data.dataset import Batch
 
 
-class Mean(NamedTuple):
-    """A loss that is the mean over ``number`` things in a batch: positive anchors, observed values.
+class WeightedLoss(NamedTuple):
+    """A loss that is the mean over ``weight`` things in a batch: positive anchors, observed values.
 
     Their number differs from one process's share of the batch to another's. Told it, the engine weighs each
     process's mean so that what is trained on is the mean over the whole batch, on any number of processes.
     """
 
-    value: Tensor
-    number: Tensor | float
+    mean: Tensor
+    weight: Tensor | float
 
 
-Loss: TypeAlias = Tensor | Mean
+Loss: TypeAlias = Tensor | WeightedLoss
 """The mean over a batch's samples, or over something else that is counted."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from shared.durable import write_whole
+from shared.atomic_files import write_whole
 
 
 class Events:

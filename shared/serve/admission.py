@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 Result = TypeVar("Result")
 
 
-class Busy(Refusal):
+class Busy(InvalidInputError):
     """There is no room for a request (503); the answer carries ``Retry-After``."""
 
     retry_after_s = 5

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.exposition import generate_latest
 from starlette.requests import ClientDisconnect
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
@@ -78,7 +78,7 @@ class ModelMetrics:
         """Counts what ends with an exception, under Triton's reason for it."""
         try:
             yield
-        except Refusal as refusal:
+        except InvalidInputError as refusal:
             self._failed({503: "REJECTED", 504: "CANCELED"}.get(refusal.status, "OTHER"))
             raise
         except (asyncio.CancelledError, ClientDisconnect):

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
 from shared.deploy.registry import Registry
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.admission import Places, Workers
 from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics
@@ -59,7 +59,7 @@ class Network:
         return self._batcher if self._batcher is not None else await self._loading.run(self._load)
 
     async def infer(self, inputs: Mapping[str, Array], deadline: float) -> list[dict[str, Array]]:
-        """All outputs of the network, in parts of at most ``max_batch`` rows. Raises ``Refusal``.
+        """All outputs of the network, in parts of at most ``max_batch`` rows. Raises ``InvalidInputError``.
 
         What a network needs while it computes grows with its rows; and between the parts others have their turn.
         """
@@ -68,7 +68,7 @@ class Network:
         return [await batcher.answer(portion, deadline) for portion in self._portions(inputs)]
 
     def look(self) -> None:
-        """Opens the artifact without making the session. Raises ``Refusal`` where it cannot be used."""
+        """Opens the artifact without making the session. Raises ``InvalidInputError`` where it cannot be used."""
         open_artifact(self._path)
 
     def load(self) -> None:
@@ -86,9 +86,9 @@ class Network:
             if self._batcher is None:
                 try:
                     self._session = self._open_session()
-                except Refusal as refusal:
+                except InvalidInputError as refusal:
                     self.failure = str(refusal)
-                    raise Refusal(str(refusal), status=503) from refusal
+                    raise InvalidInputError(str(refusal), status=503) from refusal
                 except Exception as error:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
@@ -121,7 +121,7 @@ class Network:
         for spec in self.manifest.inputs:
             shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
             if spec.name not in given or shape != spec.shape:
-                raise Refusal(
+                raise InvalidInputError(
                     f"{artifact.network}: the input {spec.name!r} has shape {list(shape)} there and "
                     f"{list(spec.shape)} in {MANIFEST}; export the run again"
                 )
@@ -200,7 +200,7 @@ class Networks:
         versions = self._model(name)
         chosen = version if version is not None else max(versions, key=int)
         if chosen not in versions:
-            raise Refusal(
+            raise InvalidInputError(
                 f"the model {name!r} has no version {chosen!r}; it has {', '.join(sorted(versions, key=int))}",
                 status=404,
             )
@@ -216,7 +216,9 @@ class Networks:
 
     def _model(self, name: str) -> dict[str, Network]:
         if name not in self._models:
-            raise Refusal(f"there is no model {name!r}; there are {', '.join(self._models) or 'none'}", status=404)
+            raise InvalidInputError(
+                f"there is no model {name!r}; there are {', '.join(self._models) or 'none'}", status=404
+            )
         return self._models[name]
 
 

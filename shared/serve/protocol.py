@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from shared.deploy.artifact import TensorSpec
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.admission import Memory, Workers
 from shared.serve.networks import Network, Networks, join
 from shared.serve.settings import Settings
@@ -107,7 +107,9 @@ def _write(
 ) -> tuple[bytes, int | None]:
     manifest, outputs = network.manifest, join(parts)
     if sum(outputs[name].nbytes for name in request.outputs if name not in request.binary) > most_json:
-        raise Refusal("the outputs are more than this server writes as JSON; ask for binary_data, or for fewer")
+        raise InvalidInputError(
+            "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
+        )
     return write_response(request, manifest.name, network.version, outputs, manifest.outputs)
 
 
@@ -119,7 +121,7 @@ async def _body(
     if header_length is None and settings.max_json_bytes < most:
         most, refusal = settings.max_json_bytes, _too_much_json(settings.max_json_bytes)
     else:
-        refusal = Refusal(
+        refusal = InvalidInputError(
             f"the request is larger than this server takes ({most:,} bytes); send fewer rows at once, or raise "
             "TRIVIUM_MAX_TENSOR_BYTES",
             status=413,
@@ -149,8 +151,8 @@ def _header_length(request: Request, most: int) -> int | None:
     return int(stated)
 
 
-def _too_much_json(most: int) -> Refusal:
-    return Refusal(
+def _too_much_json(most: int) -> InvalidInputError:
+    return InvalidInputError(
         f"the request has more JSON than this server reads ({most:,} bytes); send tensors as binary data "
         f"(binary_data_size, {_LENGTH}), or raise TRIVIUM_MAX_JSON_BYTES",
         status=413,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.admission import Workers
 
 log = logging.getLogger("trivium.serve")
@@ -86,7 +86,7 @@ class Readiness:
     def _tried(self, what: str, attempt: Callable[[], None]) -> bool:
         try:
             attempt()
-        except Refusal as refusal:
+        except InvalidInputError as refusal:
             log.warning("%s cannot answer: %s", what, refusal)
         except Exception:
             log.exception("%s cannot answer", what)

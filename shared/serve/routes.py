@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from shared.deploy.predictor import Request as PredictorRequest
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.guard import FILE_POLICY
 from shared.serve.service import Service
 from shared.serve.uploads import Upload, receive
@@ -165,7 +165,9 @@ def routes(service: Service) -> APIRouter:
         """A file of the case."""
         found = service.case(case_id)
         if file not in (RESULT, *found.files):
-            raise Refusal(f"the case has no file {file!r}; it has {', '.join((RESULT, *found.files))}", status=404)
+            raise InvalidInputError(
+                f"the case has no file {file!r}; it has {', '.join((RESULT, *found.files))}", status=404
+            )
         return _send(service, found, file)
 
     return router
@@ -181,13 +183,15 @@ async def _submit(service: Service, upload: Upload, folder: Path, door: str) -> 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:
     if "sample" in fields and files:
-        raise Refusal("send files or the name of a sample, not both")
+        raise InvalidInputError("send files or the name of a sample, not both")
     if "sample" in fields:
         made = folder / "sample"
         made.mkdir()
         return tuple(service.sample(fields["sample"]).files(made))
     if not files:
-        raise Refusal("the request has no files; send them in the field 'files', or name a sample in 'sample'")
+        raise InvalidInputError(
+            "the request has no files; send them in the field 'files', or name a sample in 'sample'"
+        )
     return tuple(files)
 
 
@@ -204,6 +208,6 @@ def _summary(case: CaseEntry) -> dict[str, Any]:
 def _send(service: Service, case: Case, name: str) -> FileResponse:
     path = service.store.file(case, name)
     if path is None:
-        raise Refusal(f"the file {name!r} of case {case.id} is gone from the store", status=404)
+        raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
     kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from shared.app import App, installed
 from shared.deploy.registry import Registry
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.admission import Busy, Workers
 from shared.serve.guard import Guard, error_body, own_hosts, wants_page
 from shared.serve.metrics import CONTENT_TYPE, Metrics
@@ -120,7 +120,7 @@ def create_app(
 
 def _registry(settings: Settings, apps: Iterable[App]) -> Registry:
     if settings.registry is not None and not settings.registry.is_dir():
-        raise Refusal(
+        raise InvalidInputError(
             f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
         )
     own = [] if settings.registry is None else [settings.registry]
@@ -230,8 +230,8 @@ def _answer_errors(server: FastAPI, pages: Pages) -> None:
         response.headers.update(headers or {})
         return response
 
-    @server.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
+    @server.exception_handler(InvalidInputError)
+    async def refuse(request: Request, refusal: InvalidInputError) -> Response:
         await discard(request)
         headers = {"Retry-After": str(refusal.retry_after_s)} if isinstance(refusal, Busy) else None
         return answer(request, str(refusal), refusal.status, headers)
@@ -268,7 +268,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise Refusal(f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port") from error
+        raise InvalidInputError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port"
+        ) from error
     return listener
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from shared.app import App, Sample
 from shared.deploy.artifact import Manifest
-from shared.deploy.predictor import Predictor, Request, Response
+from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response, with_codec
 from shared.deploy.registry import Registry
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.admission import Places, Workers
 from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics, ModelMetrics
@@ -34,6 +34,7 @@ class _Loaded:
     """A predictor, and the manifests of the models that it was made of, the default first."""
 
     predictor: Predictor[Any, Any]
+    codec: Codec[Any, Any]
     batcher: Batcher[Any, Any]
     metrics: ModelMetrics
     manifests: tuple[Manifest, ...]
@@ -82,16 +83,16 @@ class Service:
             return list(self._loaded.manifests)
         try:
             return [artifact.manifest for artifact in self._registry.serving(self.app)]
-        except Refusal as refusal:
+        except InvalidInputError as refusal:
             log.warning("%s: %s", self.app.name, refusal)
             return []
 
     def look(self) -> None:
-        """Opens the artifacts without loading the predictor. Raises ``Refusal`` where they cannot be used."""
+        """Opens the artifacts without loading the predictor. Raises ``InvalidInputError`` where they cannot be used."""
         self._registry.serving(self.app)
 
     def load(self) -> None:
-        """Loads the predictor where that has not been done. Raises ``Refusal`` (503) where it cannot be."""
+        """Loads the predictor where that has not been done. Raises ``InvalidInputError`` (503) where it cannot be."""
         self._load()
 
     @contextmanager
@@ -105,7 +106,7 @@ class Service:
     async def submit(self, request: Request, door: str) -> Case:
         """Answers a request that has a place, and keeps the case. When cancelled, nothing is kept.
 
-        Raises ``Refusal``: for the input, or ``DeadlinePassed`` (504).
+        Raises ``InvalidInputError``: for the input, or ``DeadlinePassed`` (504).
         """
         arrived = time.monotonic()
         deadline = arrived + self.settings.deadline_s
@@ -115,28 +116,30 @@ class Service:
             began = time.monotonic()
             with self._names_withheld():
                 async with before(deadline, self.app.title):
-                    inputs = await self.decoding.run(loaded.predictor.decode, request)
-                    decoded = time.monotonic()
-                    outputs = await loaded.batcher.answer(inputs, deadline)
+                    decoded = await self.decoding.run(loaded.codec.decode, request)
+                    read = time.monotonic()
+                    outputs = await loaded.batcher.answer(decoded, deadline)
                 computed = time.monotonic()
-                response = await self._encoding.run(loaded.predictor.encode, outputs)
+                response = await self._encoding.run(loaded.codec.encode, decoded, outputs)
                 case = await self._encoding.run(self._keep, request, door, response, loaded.manifest(response.model))
         done = time.monotonic()
-        loaded.metrics.answered(request_s=done - arrived, input_s=decoded - began, output_s=done - computed)
+        loaded.metrics.answered(request_s=done - arrived, input_s=read - began, output_s=done - computed)
         return case
 
     def sample(self, name: str) -> Sample:
         """The sample called ``name``; refuses an unknown one."""
         samples = {sample.name: sample for sample in self.app.samples()}
         if name not in samples:
-            raise Refusal(f"{self.app.name} has no sample {name!r}; it has {', '.join(samples) or 'none at hand'}")
+            raise InvalidInputError(
+                f"{self.app.name} has no sample {name!r}; it has {', '.join(samples) or 'none at hand'}"
+            )
         return samples[name]
 
     def case(self, case_id: str) -> Case:
         """The case; refuses an unknown one with 404."""
         case = self.store.get(self.app.name, case_id)
         if case is None:
-            raise Refusal(f"{self.app.name} has no case {case_id!r}", status=404)
+            raise InvalidInputError(f"{self.app.name} has no case {case_id!r}", status=404)
         return case
 
     def describe(self, case: Case) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class Service:
         """Takes the words out of an unexpected error, which goes to the log, where names may be those of persons."""
         try:
             yield
-        except Refusal:
+        except InvalidInputError:
             raise
         except Exception as error:
             if self.app.kinds is None:
@@ -203,27 +206,37 @@ class Service:
             if self._loaded is None:
                 try:
                     artifacts = self._registry.serving(self.app)
-                    predictor = self.app.predictor(artifacts, _device(self.settings.device))
-                except Refusal as refusal:
+                    predictor, codec = with_codec(
+                        self.app, self.app.predictor(artifacts, _device(self.settings.device))
+                    )
+                except InvalidInputError as refusal:
                     self.failure = str(refusal)
-                    raise Refusal(str(refusal), status=503) from refusal
+                    raise InvalidInputError(str(refusal), status=503) from refusal
                 except Exception as error:
                     self.failure = f"{type(error).__name__}: {error}"
                     raise
                 manifests = tuple(artifact.manifest for artifact in artifacts)
                 metrics = self._metrics.of(self.app.name, str(manifests[0].version))
-                batcher: Batcher[Any, Any] = Batcher(
-                    predictor.predict,
+                batcher: Batcher[Decoded[Any], list[Any]] = Batcher(
+                    lambda batch: _predict_together(predictor, batch),
                     name=self.app.title,
                     capacity=self.settings.places,
                     max_batch=self.settings.max_batch,
                     max_delay_s=self.settings.max_delay_ms / 1e3,
                     metrics=metrics,
+                    kind=lambda decoded: decoded.options,
+                    size=lambda decoded: max(1, len(decoded.inputs)),
                 )
-                self._loaded, self.failure = _Loaded(predictor, batcher, metrics, manifests), None
+                self._loaded, self.failure = _Loaded(predictor, codec, batcher, metrics, manifests), None
                 if self._closed:
                     batcher.close()
             return self._loaded
+
+
+def _predict_together(predictor: Predictor[Any, Any], batch: Sequence[Decoded[Any]]) -> list[list[Any]]:
+    """The outputs of requests with equal options, those of each request by themselves."""
+    outputs = iter(predictor.predict([one for decoded in batch for one in decoded.inputs], batch[0].options))
+    return [[next(outputs) for _ in decoded.inputs] for decoded in batch]
 
 
 def _device(asked: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 
 class Settings(BaseSettings):
@@ -63,4 +63,4 @@ def read_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(f"TRIVIUM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise Refusal(f"the server's settings cannot be used: {faults}") from error
+        raise InvalidInputError(f"the server's settings cannot be used: {faults}") from error

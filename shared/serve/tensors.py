@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.deploy.artifact import TensorSpec
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 Array = NDArray[Any]
 DTYPES: Mapping[str, type[np.generic]] = {
@@ -38,7 +38,7 @@ _MOST_VALUES = 2**59
 """An array of 8-byte values cannot have more, an empty one included: its sizes without the zeros count."""
 
 
-class BadTensor(Refusal):
+class BadTensor(InvalidInputError):
     """A request that does not fit the protocol or the model (400)."""
 
     def __init__(self, message: str) -> None:
@@ -122,7 +122,7 @@ def write_response(
             tail.append(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
             entry["parameters"] = {"binary_data_size": len(tail[-1])}
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Refusal(
+            raise InvalidInputError(
                 f"the output {name!r} has values that JSON cannot hold (NaN or infinite); ask for binary_data"
             )
         else:

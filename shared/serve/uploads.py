@@ -15,7 +15,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
@@ -58,8 +58,8 @@ async def receive(
                 fields=dict(parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS))
             )
         except ValueError as error:
-            raise Refusal(f"the form cannot be read: {error}") from error
-    raise Refusal(
+            raise InvalidInputError(f"the form cannot be read: {error}") from error
+    raise InvalidInputError(
         "send multipart/form-data with the field `files`, or with `sample` and the name of a sample", status=415
     )
 
@@ -79,8 +79,8 @@ async def _limited(stream: AsyncIterator[bytes], most: int) -> AsyncIterator[byt
     yield b"".join(waiting)
 
 
-def _too_large(most: int) -> Refusal:
-    return Refusal(
+def _too_large(most: int) -> InvalidInputError:
+    return InvalidInputError(
         f"the request is larger than this server takes ({most:,} bytes); send less, or raise TRIVIUM_MAX_UPLOAD_BYTES",
         status=413,
     )
@@ -128,11 +128,11 @@ class _Form:
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
-            raise Refusal(f"the form cannot be read: {error}", status=400) from error
+            raise InvalidInputError(f"the form cannot be read: {error}", status=400) from error
 
     def finish(self) -> Upload:
         if not self._complete:
-            raise Refusal("the form ends in the middle; was the upload interrupted?", status=400)
+            raise InvalidInputError("the form ends in the middle; was the upload interrupted?", status=400)
         return self._upload
 
     def close(self) -> None:
@@ -156,16 +156,16 @@ class _Form:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
         if not name:
-            raise Refusal("a part of the form has no name", status=400)
+            raise InvalidInputError("a part of the form has no name", status=400)
         if b"filename" not in options:
             if len(self._upload.fields) >= _MOST_OPTIONS:
-                raise Refusal(f"the form has more than {_MOST_OPTIONS} fields")
+                raise InvalidInputError(f"the form has more than {_MOST_OPTIONS} fields")
             self._field = (name, bytearray())
         elif options[b"filename"]:
             if name != "files":
-                raise Refusal(f"the field {name!r} holds a file; files belong in the field 'files'")
+                raise InvalidInputError(f"the field {name!r} holds a file; files belong in the field 'files'")
             if len(self._upload.files) >= self._max_files:
-                raise Refusal(f"more than {self._max_files} files; send them as one zip file", status=413)
+                raise InvalidInputError(f"more than {self._max_files} files; send them as one zip file", status=413)
             self._open(plain_name(options[b"filename"].decode(errors="replace")))
 
     def _open(self, name: str) -> None:
@@ -182,7 +182,7 @@ class _Form:
         elif self._field is not None:
             name, value = self._field
             if len(value) + end - start > _LARGEST_OPTION:
-                raise Refusal(f"the field {name!r} is longer than {_LARGEST_OPTION} bytes")
+                raise InvalidInputError(f"the field {name!r} is longer than {_LARGEST_OPTION} bytes")
             value += data[start:end]
 
     def _end(self) -> None:

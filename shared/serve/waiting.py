@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 Result = TypeVar("Result")
 _DISCARD_S = 10.0
 
 
-class DeadlinePassed(Refusal):
+class DeadlinePassed(InvalidInputError):
     """The answer was not there in time (504)."""
 
     def __init__(self, what: str) -> None:
@@ -66,7 +66,7 @@ async def patient(body: AsyncIterator[bytes], patience_s: float) -> AsyncIterato
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refusal(
+            raise InvalidInputError(
                 f"nothing more of the request came for {patience_s:g} seconds; send it again", status=408
             ) from None
         yield chunk

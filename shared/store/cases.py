@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from shared.atomic_files import file_lock, publish
 from shared.deploy.predictor import Response
-from shared.durable import alone, publish
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.store.tables import CaseRow, connect, sqlite_url
 
 RESULT, PICTURE, LOCK = "result.json", "picture.png", "server.lock"
@@ -100,14 +100,14 @@ class CaseStore:
         with ExitStack() as held:
             try:
                 self._cases.mkdir(parents=True, exist_ok=True)
-                held.enter_context(alone(folder / LOCK, wait=False))
+                held.enter_context(file_lock(folder / LOCK, wait=False))
             except BlockingIOError as error:
-                raise Refusal(
+                raise InvalidInputError(
                     f"the store {folder} is in use by another server; give this one a folder of its own "
                     "(TRIVIUM_STORE), or end the other"
                 ) from error
             except OSError as error:
-                raise Refusal(
+                raise InvalidInputError(
                     f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
                 ) from error
             self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))

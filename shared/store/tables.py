@@ -10,7 +10,7 @@ from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, e
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 
 class Table(DeclarativeBase):
@@ -49,10 +49,12 @@ def connect(address: str) -> Engine:
             url = url.set(drivername="postgresql+pg8000")
         engine = create_engine(url)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise Refusal(f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}") from error
+        raise InvalidInputError(
+            f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}"
+        ) from error
     except ImportError as error:
         extra = "trivium[postgres]" if url.drivername == "postgresql+pg8000" else error.name
-        raise Refusal(f"the store's database needs the package {error.name}; install {extra}") from error
+        raise InvalidInputError(f"the store's database needs the package {error.name}; install {extra}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
     try:
@@ -60,7 +62,7 @@ def connect(address: str) -> Engine:
     except SQLAlchemyError as error:
         engine.dispose()
         reason = getattr(error, "orig", None) or error
-        raise Refusal(f"the store's database {url.render_as_string()} cannot be used: {reason}") from error
+        raise InvalidInputError(f"the store's database {url.render_as_string()} cannot be used: {reason}") from error
     return engine
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from apps.driving.data import kitti
-from apps.driving.data.synth.export import write_frame
-from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.adapters import kitti
+from apps.driving.datasets.synth.export import write_frame
+from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D, Frame
 from shared.app import App, Sample

@@ -16,12 +16,12 @@ import pytest
 import torch
 from playwright.sync_api import Page, expect
 
+from apps.finance.adapters.csv import read_csv, write_csv
 from apps.finance.app import app as finance
-from apps.finance.data.csv import read_csv, write_csv
-from apps.finance.data.synth.markets import market
+from apps.finance.datasets.synth.markets import market
+from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
-from apps.finance.scoring import Calibration
 from shared.app import Sample
 from shared.serve.server import create_app
 from shared.serve.settings import Settings

@@ -16,9 +16,9 @@ import pytest
 import SimpleITK
 from playwright.sync_api import Page, expect
 
+from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
 from apps.medical.app import app as medical
-from apps.medical.data.nifti import nifti
-from apps.medical.data.source import read_volume
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import picture
 from apps.medical.outputs.result import Reading, result

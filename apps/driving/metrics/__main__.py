@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.driving.data import kitti
-from apps.driving.data.calibration import Calibration
+from apps.driving.adapters import kitti
+from apps.driving.adapters.calibration import Calibration
 from apps.driving.metrics.kitti_ap import DIFFICULTIES, OVERLAPS, evaluate
 from apps.driving.types import Boxes3D, Frame
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 _UPRIGHT = Calibration(
     intrinsics=np.eye(3, dtype=np.float32),
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the table; 2 where the input cannot be used, and the sentence says why."""
     try:
         if len(arguments) != 2:
-            raise Refusal("give two folders: python -m apps.driving.metrics LABEL_DIR RESULT_DIR")
+            raise InvalidInputError("give two folders: python -m apps.driving.metrics LABEL_DIR RESULT_DIR")
         sys.stdout.write(table(Path(arguments[0]), Path(arguments[1])) + "\n")
-    except Refusal as refusal:
+    except InvalidInputError as refusal:
         sys.stderr.write(f"apps.driving.metrics: {refusal}\n")
         return 2
     return 0
@@ -43,7 +43,9 @@ def table(label_dir: Path, result_dir: Path) -> str:
     """AP R40 in percent of every class and measure by difficulty, of the frames that have a result file."""
     labels, results = _files(label_dir), _files(result_dir)
     if unknown := sorted(results.keys() - labels.keys()):
-        raise Refusal(f"{results[unknown[0]].name} has no label file in {label_dir}; take it out, or name other labels")
+        raise InvalidInputError(
+            f"{results[unknown[0]].name} has no label file in {label_dir}; take it out, or name other labels"
+        )
     truth, found = [], []
     for name in sorted(results):
         boxes, ignored = kitti.read_labels(labels[name], _UPRIGHT)
@@ -52,7 +54,7 @@ def table(label_dir: Path, result_dir: Path) -> str:
         )
         boxes, _ = kitti.read_labels(results[name], _UPRIGHT)
         if boxes.scores is None and len(boxes):
-            raise Refusal(f"{results[name]} has no scores (column 16); is it a result file?")
+            raise InvalidInputError(f"{results[name]} has no scores (column 16); is it a result file?")
         found.append(boxes)
     flat = not any(_shown(boxes).any() for boxes in found)
     measures = [measure for measure in _MEASURES if not (flat and measure in ("2d", "aos"))]
@@ -76,14 +78,14 @@ def table(label_dir: Path, result_dir: Path) -> str:
 def _files(folder: Path) -> dict[str, Path]:
     """Text files by their names, also in folders below: batches of frames may have been answered apart."""
     if not folder.is_dir():
-        raise Refusal(f"{folder} is no folder; give one that holds a text file for each frame")
+        raise InvalidInputError(f"{folder} is no folder; give one that holds a text file for each frame")
     found: dict[str, Path] = {}
     for file in sorted(folder.rglob("*.txt")):
         if file.stem in found:
-            raise Refusal(f"{found[file.stem]} and {file} are both frame {file.stem}; take one of them out")
+            raise InvalidInputError(f"{found[file.stem]} and {file} are both frame {file.stem}; take one of them out")
         found[file.stem] = file
     if not found:
-        raise Refusal(f"{folder} holds no .txt file; give a folder with one for each frame")
+        raise InvalidInputError(f"{folder} holds no .txt file; give a folder with one for each frame")
     return found
 
 

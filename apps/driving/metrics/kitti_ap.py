@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.driving.data.kitti import to_rectified
-from apps.driving.data.projection import image_boxes
+from apps.driving.adapters.kitti import to_rectified
+from apps.driving.adapters.projection import image_boxes
 from apps.driving.metrics.overlap import Doubles, bev_iou, box_iou, image_iou
 from apps.driving.types import Boxes3D, Camera, Frame
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.driving.data.projection import image_boxes
+from apps.driving.adapters.projection import image_boxes
 from apps.driving.metrics.overlap import Doubles, bev_iou, image_iou
 from apps.driving.types import Boxes3D, Frame
 

@@ -78,7 +78,7 @@ class FCOS3D:
         model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
         return model
 
-    def build(self) -> nn.Module:
+    def build(self, input: Any = None) -> nn.Module:
         return build(self.settings())
 
 

@@ -61,7 +61,7 @@ class PointPillars:
         anchors["ranges"] = [[x0, y0, z, x1, y1, z] for z in (row[2] for row in anchors["ranges"])]
         return model
 
-    def build(self) -> nn.Module:
+    def build(self, input: Any = None) -> nn.Module:
         return build(self.settings())
 
 

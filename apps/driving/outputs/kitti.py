@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from apps.driving.data.kitti import to_rectified
-from apps.driving.data.projection import image_boxes
+from apps.driving.adapters.kitti import to_rectified
+from apps.driving.adapters.projection import image_boxes
 from apps.driving.types import Boxes3D, Camera
 
 _SPELLING = {"person_sitting": "Person_sitting", "dontcare": "DontCare"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from apps.driving.data.projection import edge_pixels
+from apps.driving.adapters.projection import edge_pixels
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 
 WIDTH = 1242

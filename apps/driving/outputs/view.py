@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from apps.driving.data.projection import edge_pixels
+from apps.driving.adapters.projection import edge_pixels
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 
 MOST_POINTS = 60_000

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.finance.data.windows import COLUMNS, STATICS, UNKNOWN
+from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's own default quantiles."""
@@ -33,7 +33,7 @@ class FinanceModel:
     dropout: float = 0.1
     fast: bool = True
 
-    def build(self) -> nn.Module:
+    def build(self, input: Any = None) -> nn.Module:
         """A ``Forecaster`` with random weights from torch's global generator."""
         network = build_tft(self)
         if self.fast:
@@ -74,7 +74,7 @@ def build_tft(settings: FinanceModel) -> nn.Module:
 class Forecaster(nn.Module):
     """A TFT with tensors in and a tensor out: quantiles (B, horizon, Q) of the normalised values, rising along Q.
 
-    The normalised values are those of ``apps.finance.data.windows``. The outputs of a TFT may cross; sorting them
+    The normalised values are those of ``apps.finance.datasets.windows``. The outputs of a TFT may cross; sorting them
     makes them quantiles again and never raises the quantile loss (Chernozhukov et al., 2010).
     """
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from apps.finance.channels import CHANNELS
-from apps.finance.data.nab import detector_csv
+from apps.finance.datasets.nab import detector_csv
+from apps.finance.inference.channels import CHANNELS
 from apps.finance.types import Anomaly, Detection, Floats, Window, iso_utc
 
 MOST_POINTS = 50_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -40,7 +40,7 @@ class RetinaNet3D:
     score_threshold: float = 0.02
     nms_threshold: float = 0.22
 
-    def build(self) -> nn.Module:
+    def build(self, input: Any = None) -> nn.Module:
         return build(self)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apps.medical.data.nifti import nifti
+from apps.medical.adapters.nifti import nifti
 from apps.medical.outputs.result import Reading
 from apps.medical.types import CTVolume
 

@@ -8,7 +8,7 @@ from apps.driving.app import app
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.recipes import RECIPES
 from shared.deploy.artifact import Manifest, open_artifact, write_manifest
-from shared.engine.recipe import save_recipe
+from shared.recipe_file import save_recipe
 
 
 @pytest.fixture(scope="session")

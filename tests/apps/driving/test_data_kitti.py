@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.driving.data import archive, kitti, nuscenes
-from apps.driving.data.projection import image_boxes
-from apps.driving.data.synth.export import write_frame
-from apps.driving.data.synth.scenes import Sensors, scene
-from apps.driving.models.detect import shown_boxes
+from apps.driving.adapters import archive, kitti, nuscenes
+from apps.driving.adapters.projection import image_boxes
+from apps.driving.datasets.synth.export import write_frame
+from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.inference.detect import shown_boxes
 from apps.driving.outputs import kitti as results
 from apps.driving.types import Boxes3D
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 IDS = ("000000", "000001", "000002", "000003", "000004")
 
@@ -193,7 +193,7 @@ def test_bad_sweeps_are_refused(tmp_path):
         ("far.bin", np.full((2, 4), 5e4), "over 1 km away"),
         ("bright.bin", good + [0, 0, 0, 200], "intensity lies in"),
     ):
-        with pytest.raises(Refusal, match=sentence) as refused:
+        with pytest.raises(InvalidInputError, match=sentence) as refused:
             kitti.read(write(tmp_path / name, content))
         assert name in str(refused.value)
 
@@ -210,7 +210,7 @@ def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
         (good.replace("P2: ", "P2: 1 "), "P2 needs 12 finite numbers, it has 13"),
     ):
         calibration.write_text(text)
-        with pytest.raises(Refusal, match=sentence):
+        with pytest.raises(InvalidInputError, match=sentence):
             kitti.read(tmp_path / "k")
     calibration.write_text(good)
     row = labels.read_text().splitlines()[0]
@@ -220,10 +220,10 @@ def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
         (row.replace(row.split()[11], "nan"), "not a finite number"),
     ):
         labels.write_text(text + "\n")
-        with pytest.raises(Refusal, match=sentence):
+        with pytest.raises(InvalidInputError, match=sentence):
             kitti.read(tmp_path / "k")
     calibration.unlink()
-    with pytest.raises(Refusal, match="no calibration beside it"):
+    with pytest.raises(InvalidInputError, match="no calibration beside it"):
         kitti.read(tmp_path / "k")
 
 
@@ -260,10 +260,10 @@ def test_every_spelling_of_a_calibration_gives_the_same(synthetic, tmp_path):
     (tmp_path / "sequence" / "calib.txt").write_text(odometry)
     assert len(kitti.read(tmp_path / "sequence")[0].cameras) == 1
     (tmp_path / "calib_velo_to_cam.txt").unlink()
-    with pytest.raises(Refusal, match=r"calib_velo_to_cam\.txt has to lie beside it"):
+    with pytest.raises(InvalidInputError, match=r"calib_velo_to_cam\.txt has to lie beside it"):
         kitti.read_calibration(tmp_path / "calib_cam_to_cam.txt")
     (tmp_path / "mirror.txt").write_text(text.replace("R0_rect: 1.0", "R0_rect: -1.0"))
-    with pytest.raises(Refusal, match="R0_rect is a reflection"):
+    with pytest.raises(InvalidInputError, match="R0_rect is a reflection"):
         kitti.read_calibration(tmp_path / "mirror.txt")
 
 
@@ -292,7 +292,7 @@ def test_scores_of_some_rows_alone_are_refused(synthetic, tmp_path):
     _, root = synthetic
     first, *others = (root / "label_2" / "000007.txt").read_text().splitlines()
     (tmp_path / "some.txt").write_text("\n".join([first + " 0.5", *others]))
-    with pytest.raises(Refusal, match=rf"some\.txt: {len(others)} of {len(others) + 1} rows have no score"):
+    with pytest.raises(InvalidInputError, match=rf"some\.txt: {len(others)} of {len(others) + 1} rows have no score"):
         kitti.read_labels(tmp_path / "some.txt", kitti.read_calibration(root / "calib" / "000007.txt"))
 
 
@@ -304,7 +304,7 @@ def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
             shutil.copy(synthetic[1] / part / f"000007.{ending}", root / part / f"{number:06d}.{ending}")
     monkeypatch.setattr(kitti, "MOST_FRAMES", 2)
     for paths in ([root], sorted((root / "velodyne").iterdir())):
-        with pytest.raises(Refusal, match="3 frames; at most 2 are taken at a time"):
+        with pytest.raises(InvalidInputError, match="3 frames; at most 2 are taken at a time"):
             kitti.read_files(paths)
     portion = kitti.read_files([*sorted((root / "velodyne").iterdir())[1:], *sorted((root / "image_2").iterdir())[1:]])
     assert [frame.name for frame in portion] == ["000001", "000002"]
@@ -322,7 +322,9 @@ def test_files_that_were_named_are_used_alone(synthetic, tmp_path):
     (both,) = kitti.read_files([sweep, image])
     assert both.points_lidar_m is not None and len(both.cameras) == 1
     shutil.copy(image, image.with_suffix(".jpg"))
-    with pytest.raises(Refusal, match=r"two files would be the image of 000007: 000007\.png and 000007\.jpg; name one"):
+    with pytest.raises(
+        InvalidInputError, match=r"two files would be the image of 000007: 000007\.png and 000007\.jpg; name one"
+    ):
         kitti.read_files([image, image.with_suffix(".jpg")])
 
 
@@ -330,19 +332,19 @@ def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
     _, root = synthetic
     shutil.copytree(root, tmp_path / "k")
     (tmp_path / "k" / "image_2" / "000007.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(Refusal, match=r"000007\.png cannot be read as an image"):
+    with pytest.raises(InvalidInputError, match=r"000007\.png cannot be read as an image"):
         kitti.read(tmp_path / "k")
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
-    with pytest.raises(Refusal, match=r"notes\.pdf is no file of a KITTI frame"):
+    with pytest.raises(InvalidInputError, match=r"notes\.pdf is no file of a KITTI frame"):
         kitti.read(tmp_path / "notes.pdf")
-    with pytest.raises(Refusal, match="no such file"):
+    with pytest.raises(InvalidInputError, match="no such file"):
         kitti.read(tmp_path / "missing.bin")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(Refusal, match="holds no files"):
+    with pytest.raises(InvalidInputError, match="holds no files"):
         kitti.read(tmp_path / "nothing")
-    with pytest.raises(Refusal, match="is not JSON"):
+    with pytest.raises(InvalidInputError, match="is not JSON"):
         nuscenes.read(write(tmp_path / "sample.json", [1.0]))
-    with pytest.raises(Refusal, match="no file was given"):
+    with pytest.raises(InvalidInputError, match="no file was given"):
         kitti.read_files([])
 
 
@@ -351,7 +353,9 @@ def test_several_kitti_folders_in_one_are_refused_by_name(synthetic, tmp_path):
         shutil.copytree(synthetic[1], tmp_path / "kitti" / name)
     shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / "kitti")
     for name in ("kitti", "both.zip"):
-        with pytest.raises(Refusal, match=rf"^{name} holds several KITTI folders \(testing, training\); give one of"):
+        with pytest.raises(
+            InvalidInputError, match=rf"^{name} holds several KITTI folders \(testing, training\); give one of"
+        ):
             kitti.read(tmp_path / name)
 
 
@@ -360,20 +364,20 @@ def test_a_zip_cannot_leave_its_folder_nor_flood_the_disk(tmp_path):
     for name in ("../outside.bin", "/etc/outside.bin", "a/../../outside.bin", "..\\outside.bin", "C:/outside.bin"):
         with zipfile.ZipFile(evil, "w") as out:
             out.writestr(name, "x")
-        with pytest.raises(Refusal, match="outside of itself"):
+        with pytest.raises(InvalidInputError, match="outside of itself"):
             archive.unpack(evil, tmp_path / "into")
     link = zipfile.ZipInfo("velodyne")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(evil, "w") as out:
         out.writestr(link, "/etc")
-    with pytest.raises(Refusal, match="holds a link"):
+    with pytest.raises(InvalidInputError, match="holds a link"):
         archive.unpack(evil, tmp_path / "into")
     with zipfile.ZipFile(evil, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("velodyne/0.bin", b"\0" * 5_000_000)
-    with pytest.raises(Refusal, match="unpacks to too much"):
+    with pytest.raises(InvalidInputError, match="unpacks to too much"):
         archive.unpack(evil, tmp_path / "into", most_bytes=1_000_000)
     evil.write_bytes(b"PK no zip")
-    with pytest.raises(Refusal, match="cannot be read as a zip"):
+    with pytest.raises(InvalidInputError, match="cannot be read as a zip"):
         kitti.read(evil)
     assert not (tmp_path / "outside.bin").exists()
 

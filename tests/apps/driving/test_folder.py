@@ -7,11 +7,11 @@ import weakref
 import numpy as np
 import pytest
 
-from apps.driving import folder as folders
-from apps.driving.data import kitti
+from apps.driving.adapters import kitti
+from apps.driving.inference import folder as folders
 from shared import cli
 from shared.deploy.predictor import Request, answer
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),
@@ -101,7 +101,7 @@ def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp
     folders.detect(predictor, split, tmp_path / "out", {}, print)
     shutil.copytree(split, tmp_path / "other")
     for root, options in ((split, {"score": "0.5"}), (split, {"model": "fcos3d"}), (tmp_path / "other", {})):
-        with pytest.raises(Refusal, match="name another directory"):
+        with pytest.raises(InvalidInputError, match="name another directory"):
             folders.detect(predictor, root, tmp_path / "out", options, print)
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.driving.data.synth.image import blank
-from apps.driving.data.synth.scenes import scene
+from apps.driving.datasets.synth.image import blank
+from apps.driving.datasets.synth.scenes import scene
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.types import Boxes3D, Frame
 

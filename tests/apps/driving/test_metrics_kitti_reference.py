@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import Polygon, box
 
-from apps.driving.data.kitti import to_rectified
-from apps.driving.data.projection import image_boxes
-from apps.driving.data.synth.scenes import scene
+from apps.driving.adapters.kitti import to_rectified
+from apps.driving.adapters.projection import image_boxes
+from apps.driving.datasets.synth.scenes import scene
 from apps.driving.metrics.kitti_ap import DIFFICULTIES, NEUTRAL, OVERLAPS, evaluate
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apps.driving.data.synth.image import blank
+from apps.driving.datasets.synth.image import blank
 from apps.driving.metrics.matching import Counts, count, match
 from apps.driving.types import Boxes3D, Frame
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.data.training import augment_sweep, moved
+from apps.driving.datasets.training import augment_sweep, moved
 from apps.driving.models import fcos3d, structures
 from apps.driving.models.library import shipped_config
 from apps.driving.models.pointpillars import _CONFIG, PillarsToHeads, PointPillars, example_input

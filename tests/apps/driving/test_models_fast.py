@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.data.synth.scenes import Sensors, scene
-from apps.driving.data.training import shown
+from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.training import shown
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES

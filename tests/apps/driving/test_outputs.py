@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.driving.data import kitti
-from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.adapters import kitti
+from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.outputs import kitti as results
 from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D

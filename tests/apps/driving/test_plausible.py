@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from apps.driving.data import kitti, nuscenes
-from apps.driving.data.plausible import remarks
-from apps.driving.data.synth.scenes import Sensors, scene
+from apps.driving.adapters import kitti, nuscenes
+from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.inference.plausible import remarks
 from shared.deploy.predictor import Request, answer
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
 pytestmark = [
@@ -40,14 +40,14 @@ def root(synthetic, tmp_path):
 def test_a_mount_that_no_vehicle_has_is_refused(root, row, said):
     file = root / "calib" / "synthetic.txt"
     file.write_text(re.sub(r"Tr_velo_to_cam.*", f"Tr_velo_to_cam: {row}", file.read_text()))
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         kitti.read(root)
 
 
 def test_the_calibration_of_a_larger_image_is_refused(root):
     file = root / "calib" / "synthetic.txt"
     file.write_text(re.sub(r"P2:.*", "P2: 2262 0 1024 0 0 2262 512 0 0 0 1 0", file.read_text()))
-    with pytest.raises(Refusal, match=r"its centre at \(1024, 512\), outside of the image of 1242 x 375"):
+    with pytest.raises(InvalidInputError, match=r"its centre at \(1024, 512\), outside of the image of 1242 x 375"):
         kitti.read(root)
 
 
@@ -55,7 +55,7 @@ def test_the_calibration_of_a_larger_image_is_refused(root):
 def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over(root, name):
     (root / "velodyne" / name).write_text("ply")
     for paths in ([root], [root / "velodyne" / name]):
-        with pytest.raises(Refusal, match=rf"{name}: P[CL][DY] is not read; write its points as float32"):
+        with pytest.raises(InvalidInputError, match=rf"{name}: P[CL][DY] is not read; write its points as float32"):
             kitti.read_files(paths)
     # The same sweep beside it in both formats: the one that is read is taken.
     (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
@@ -65,12 +65,14 @@ def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over
 def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
     (tmp_path / "v1.0-mini").mkdir()
     (tmp_path / "v1.0-mini" / "category.json").write_text("[]")
-    with pytest.raises(Refusal, match=r"category\.json: of nuScenes a folder is read that holds one key frame"):
+    with pytest.raises(
+        InvalidInputError, match=r"category\.json: of nuScenes a folder is read that holds one key frame"
+    ):
         kitti.read(tmp_path)
     # 20 bytes a point, but for some numbers of points as many bytes as whole points of KITTI's take.
     sweep = tmp_path / "LIDAR_TOP.pcd.bin"
     np.zeros((80, 5), np.float32).tofile(sweep)
-    with pytest.raises(Refusal, match=r"is a sweep of nuScenes .* name the folder with its sample\.json"):
+    with pytest.raises(InvalidInputError, match=r"is a sweep of nuScenes .* name the folder with its sample\.json"):
         kitti.read(sweep)
 
 
@@ -120,7 +122,7 @@ def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
     assert len(nuscenes.read(tmp_path)[0].cameras) == 1
     change(view)
     (tmp_path / "sample.json").write_text(json.dumps(sample))
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         nuscenes.read(tmp_path)
 
 
@@ -130,5 +132,5 @@ def test_a_nuscenes_sweep_in_other_units_is_refused(tmp_path):
         bad = points.copy()
         bad[7, column] = value
         bad.tofile(tmp_path / "sweep.pcd.bin")
-        with pytest.raises(Refusal, match="over 1 km away or an intensity outside"):
+        with pytest.raises(InvalidInputError, match="over 1 km away or an intensity outside"):
             nuscenes.read_points(tmp_path / "sweep.pcd.bin")

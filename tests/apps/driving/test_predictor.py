@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.driving.models.detect import shown_boxes
+from apps.driving.inference.detect import shown_boxes
 from apps.driving.predictor import Inputs, read_frames
 from apps.driving.types import Boxes3D, Frame
 from shared.deploy.predictor import Request, answer
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),
@@ -91,24 +91,24 @@ def test_a_sweep_with_nothing_in_range_gives_no_boxes(predictor, tmp_path):
     ],
 )
 def test_bad_options_are_refused(predictor, synthetic, options, words):
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         predictor.decode(Request(files=(synthetic,), options=options))
 
 
 def test_a_model_that_lacks_its_input_is_refused(predictor, synthetic, tmp_path):
     shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
-    with pytest.raises(Refusal, match="sweep has no image with a calibration"):
+    with pytest.raises(InvalidInputError, match="sweep has no image with a calibration"):
         predictor.decode(Request(files=(tmp_path / "sweep.bin",), options={"model": "fcos3d"}))
     loose = (synthetic / "image_2" / "synthetic.png", synthetic / "calib" / "synthetic.txt")
     copies = tuple(Path(shutil.copy(file, tmp_path)) for file in loose)
-    with pytest.raises(Refusal, match="no LiDAR sweep"):
+    with pytest.raises(InvalidInputError, match="no LiDAR sweep"):
         predictor.decode(Request(files=copies, options={"model": "pointpillars"}))
 
 
 @pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
 def test_files_that_are_no_frames_are_refused(predictor, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refusal, match=name.split(".")[0]):
+    with pytest.raises(InvalidInputError, match=name.split(".")[0]):
         predictor.decode(Request(files=(tmp_path / name,)))
 
 

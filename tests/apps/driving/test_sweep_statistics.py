@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apps.driving.data.sweep_statistics import main, statistics, table
+from apps.driving.datasets.sweep_statistics import main, statistics, table
 
 
 def test_the_figures_of_a_flat_road_and_of_a_wall():

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.driving.data.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
-from apps.driving.data.synth.image import camera_rays
-from apps.driving.data.synth.layout import KINDS, Standing
-from apps.driving.data.synth.scenes import FEWEST_POINTS, Sensors, beams, lidar_rays, returns, scene
-from apps.driving.data.synth.shapes import Shape, block, cyclist, ellipsoid, pedestrian, place, vehicle
+from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
+from apps.driving.datasets.synth.image import camera_rays
+from apps.driving.datasets.synth.layout import KINDS, Standing
+from apps.driving.datasets.synth.scenes import FEWEST_POINTS, Sensors, beams, lidar_rays, returns, scene
+from apps.driving.datasets.synth.shapes import Shape, block, cyclist, ellipsoid, pedestrian, place, vehicle
 from apps.driving.types import Boxes3D
 
 FLAT = Ground(-1.73, (0.0, 0.0), 0.0, 0.0, 100.0, 0.0, np.zeros((0, 4), np.float32))
@@ -181,7 +181,7 @@ def test_image_and_truth_agree():
 
 
 def test_a_hidden_car_is_said_to_be_hidden():
-    from apps.driving.data.synth.image import photograph
+    from apps.driving.datasets.synth.image import photograph
 
     transform = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
     draw = np.random.default_rng(2)

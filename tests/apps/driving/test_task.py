@@ -10,7 +10,7 @@ from apps.driving.task import DetectionScores, average_precision, match
 from shared.comms.group import Group
 from shared.data.order import Key
 from shared.engine.loop import fit
-from shared.engine.loss import combine
+from shared.engine.losses import combine
 from shared.engine.run import Run
 
 pytestmark = [
@@ -69,7 +69,7 @@ def test_a_step_goes_through_sweeps_without_a_point(empty):
     points = [full[:0] if number in empty else full for number in range(2)]
     nothing = {"boxes": [torch.zeros(0, 7)] * 2, "labels": [torch.zeros(0, dtype=torch.long)] * 2}
     losses = recipe.task.build().loss(recipe.model.build().train(), {"points": points} | nothing)
-    assert all(torch.isfinite(loss.value) for loss in losses.values())
+    assert all(torch.isfinite(loss.mean) for loss in losses.values())
 
 
 @pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
@@ -86,10 +86,10 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_parts(name):
     whole = task.loss(model, dataset.batch(np.array([few, many]), None))
     parts = [task.loss(model, dataset.batch(np.array([index]), None)) for index in (few, many)]
     for key, mean in whole.items():
-        number = sum(part[key].number for part in parts)
-        assert mean.number == number and parts[0][key].number != parts[1][key].number
-        together = sum(part[key].value.item() * part[key].number for part in parts) / number
-        assert together == pytest.approx(mean.value.item(), rel=1e-4)
+        number = sum(part[key].weight for part in parts)
+        assert mean.weight == number and parts[0][key].weight != parts[1][key].weight
+        together = sum(part[key].mean.item() * part[key].weight for part in parts) / number
+        assert together == pytest.approx(mean.mean.item(), rel=1e-4)
 
 
 def test_fcos3d_learns_a_batch():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from apps.driving.data.training import LidarScenes, SweepAugmentation, augment_sweep, shown, within
+from apps.driving.datasets.training import LidarScenes, SweepAugmentation, augment_sweep, shown, within
 
 RANGE = (0.0, -8.0, -3.0, 16.0, 8.0, 1.0)
 

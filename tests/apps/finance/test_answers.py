@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from apps.finance import predictor as predicting
+from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
-from apps.finance.channels import CHANNELS
-from apps.finance.data.csv import write_csv
-from apps.finance.data.synth.markets import market
+from apps.finance.datasets.synth.markets import market
+from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
-from apps.finance.scoring import Calibration
 from apps.finance.types import iso_utc
 from shared.deploy.predictor import Request, Response, answer
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -89,7 +89,7 @@ def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_p
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
     assert "series '600519' alone was judged" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
-    with pytest.raises(Refusal, match="no series '700'; it has 0700, 600519"):
+    with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):
         predictor.decode(Request(files=(several(tmp_path),), options={"series": "700"}))
 
 
@@ -132,7 +132,7 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
 
 def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / predicting.ROWS_PER_SECOND
-    with pytest.raises(Refusal, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
+    with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
         predictor.decode(Request(files=(path,), seconds=seconds))
     assert len(predictor.decode(Request(files=(path,))).series) == 4
     assert len(predictor.decode(Request(files=(path,), options={"series": "0700"}, seconds=seconds)).series) == 1

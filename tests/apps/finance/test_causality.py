@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.data.synth import markets
-from apps.finance.data.windows import tabulate, trailing_interval_ns
-from apps.finance.forecasting import forecast
+from apps.finance.datasets.synth import markets
+from apps.finance.datasets.windows import tabulate, trailing_interval_ns
+from apps.finance.inference.forecasting import forecast
+from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.tft import FinanceModel
-from apps.finance.scoring import Calibration, score
 from apps.finance.types import HOUR_NS, MINUTE_NS, Series, usual_interval_ns
 
 pytestmark = [

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.data.csv import read_contents, read_csv
-from apps.finance.data.parquet import read_parquet, read_parquet_contents
-from shared.refusal import Refusal
+from apps.finance.adapters.csv import read_contents, read_csv
+from apps.finance.adapters.parquet import read_parquet, read_parquet_contents
+from shared.errors import InvalidInputError
 
 DAYS = [f"2024-01-{day:02d}" for day in range(1, 31)]
 
@@ -78,7 +78,7 @@ def test_a_column_that_counts_is_judged_only_where_it_is_named_or_alone(tmp_path
     assert read_csv(written(tmp_path, "date,a,b", rows)).column == "b"
     assert read_csv(written(tmp_path, "date,a,b", rows), column="a").column == "a"
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
-    with pytest.raises(Refusal, match=r"'id' numbers or names the rows and is no value.*option 'column'"):
+    with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'column'"):
         read_csv(path)
     assert read_csv(path, column="id").target[3] == 3
 
@@ -96,7 +96,9 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
         assert list(one.values) == ["close"]
     assert contents.notes[0].startswith("the file holds 2 series, told apart by column")
-    with pytest.raises(Refusal, match=rf"series\.csv holds 2 series below each other.*'{label}' \('{tickers[0]}'"):
+    with pytest.raises(
+        InvalidInputError, match=rf"series\.csv holds 2 series below each other.*'{label}' \('{tickers[0]}'"
+    ):
         read_csv(path)
 
 
@@ -149,7 +151,7 @@ def test_trades_of_both_sides_at_the_same_time_are_one_series(tmp_path):
 def test_words_that_tell_only_some_rows_of_a_time_apart_are_refused(tmp_path):
     rows = [f"{day},{kind},{row}" for row, day in enumerate(DAYS) for kind in ("x", "y", "y")]
     with pytest.raises(
-        Refusal, match=r"2 kinds of rows below each other.*'kind' \('x', 'y'\).*hand in a file with one"
+        InvalidInputError, match=r"2 kinds of rows below each other.*'kind' \('x', 'y'\).*hand in a file with one"
     ):
         read_csv(written(tmp_path, "time,kind,price", rows))
 
@@ -177,7 +179,9 @@ def test_the_marks_that_keep_noughts_in_a_spreadsheet_are_no_part_of_a_name(tmp_
 
 def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
     rows = [f"{day},{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
-    with pytest.raises(Refusal, match="most of the 90 rows have a day in common with another, and there are 30 days"):
+    with pytest.raises(
+        InvalidInputError, match="most of the 90 rows have a day in common with another, and there are 30 days"
+    ):
         read_csv(written(tmp_path, "date,amount", rows))
     ticks = [f"{day} 09:30:00,{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
     assert "60 rows had the time of another" in read_csv(written(tmp_path, "time,price", ticks)).notes[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-import shared.refusal
+import shared.errors
 
 pytestmark = pytest.mark.browser
-SCRIPT = Path(shared.refusal.__file__).parent / "web" / "static" / "case.js"
+SCRIPT = Path(shared.errors.__file__).parent / "web" / "static" / "case.js"
 FORM = """<!doctype html><body data-app="finance"><form data-case-form><div data-drop><input type="file" name="files">
 <p data-chosen hidden></p></div><button>Go</button><button type="button" data-cancel hidden>Cancel</button>
 <p data-status></p><p data-error hidden></p></form>

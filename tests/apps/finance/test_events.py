@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.channels import CHANNELS
-from apps.finance.events import anomalies, detections, fresh, spans
-from apps.finance.scoring import Calibration, combine, improbability
+from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.events import anomalies, detections, fresh, spans
+from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=300).map(np.asarray)

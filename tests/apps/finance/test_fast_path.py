@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from apps.finance.app import app
-from apps.finance.data.synth import markets
-from apps.finance.data.synth.shapes import SHAPES
-from apps.finance.data.windows import windows_of
+from apps.finance.datasets.synth import markets
+from apps.finance.datasets.synth.shapes import SHAPES
+from apps.finance.datasets.windows import windows_of
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import FinanceRecipe
 from shared.app import shipped
-from shared.engine.recipe import from_mapping
+from shared.recipe_file import from_mapping
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from apps.finance.data.synth import markets
-from apps.finance.data.synth.faults import FAULTS
-from apps.finance.data.synth.shapes import SHAPES
-from apps.finance.data.windows import COLUMNS, Windows, tabulate, windows_of
-from apps.finance.forecasting import forecast, normal_scores
+from apps.finance.datasets.synth import markets
+from apps.finance.datasets.synth.faults import FAULTS
+from apps.finance.datasets.synth.shapes import SHAPES
+from apps.finance.datasets.windows import COLUMNS, Windows, tabulate, windows_of
+from apps.finance.inference.forecasting import forecast, normal_scores
+from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.fast import Resize, accelerate, resize_matrix
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import tiny
-from apps.finance.scoring import Calibration, score
 from apps.finance.types import MINUTE_NS, Series
 from shared.data.order import Key
 
@@ -200,11 +200,11 @@ def test_the_tiny_recipe_learns():
     task, data = recipe.task.build(), recipe.data.train()
     torch.manual_seed(0)
     model = recipe.model.build()
-    optimizer = recipe.optimizer.build(model.parameters())
+    optimizer = recipe.optimizer.build(model)
     losses = []
     indices = np.arange(0, len(data), len(data) // 32)[:32]
     for _ in range(80):
-        loss = task.loss(model, data.batch(indices, None)).value
+        loss = task.loss(model, data.batch(indices, None)).mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.data.csv import read_contents, read_csv
-from apps.finance.data.parquet import read_parquet
-from shared.refusal import Refusal
+from apps.finance.adapters.csv import read_contents, read_csv
+from apps.finance.adapters.parquet import read_parquet
+from shared.errors import InvalidInputError
 
 
 def read(folder, text: str | bytes, **options):
@@ -116,7 +116,7 @@ def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
     ],
 )
 def test_what_would_have_to_be_guessed_is_refused(tmp_path, text, sentence):
-    with pytest.raises(Refusal, match=sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
         read(tmp_path, text)
 
 
@@ -144,7 +144,7 @@ def test_points_between_semicolons_follow_the_other_columns_or_are_refused(tmp_p
     whole = "date;close;{}\n2024-01-01;1.234;{}\n2024-01-02;2.345;{}\n2024-01-03;3.456;{}\n"
     assert read(tmp_path, whole.format("x", "0,5", "1,25", "2"), column="close").target[0] == 1234
     assert read(tmp_path, whole.format("x", "0.5", "1.25", "2"), column="close").target[0] == 1.234
-    with pytest.raises(Refusal, match=r"'1\.234' in line 2, which between semicolons can be 1234 or"):
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which between semicolons can be 1234 or"):
         read(tmp_path, whole.format("x", "1", "2", "3"), column="close")
     assert read(tmp_path, whole.format("x", "1", "2", "3").replace(";", ","), column="close").target[0] == 1.234
 

@@ -10,22 +10,22 @@ import polars as pl
 import pytest
 import torch
 
+from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
-from apps.finance.calibration import benchmark_windows, calibrate, from_manifest
-from apps.finance.channels import CHANNELS
-from apps.finance.data.csv import write_csv
-from apps.finance.data.nab import Benchmark, detector_csv, window_rows
-from apps.finance.data.synth.markets import market
+from apps.finance.datasets.nab import Benchmark, detector_csv, window_rows
+from apps.finance.datasets.synth.markets import market
+from apps.finance.inference.calibration import benchmark_windows, calibrate, from_manifest
+from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import RECIPES, FinanceRecipe, tiny
-from apps.finance.scoring import Calibration
 from apps.finance.types import LabelledSeries
 from shared.data.registry import read_registry
 from shared.deploy.predictor import Request, answer
-from shared.engine.recipe import from_mapping, to_mapping
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping, to_mapping
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -100,19 +100,19 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     ],
 )
 def test_options_that_cannot_be_are_refused(predictor, file, options, sentence):
-    with pytest.raises(Refusal, match=sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
         predictor.decode(Request(files=(file,), options=options))
 
 
 def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
     short = tmp_path / "short.csv"
     short.write_text("\n".join(file.read_text().splitlines()[:30]))
-    with pytest.raises(Refusal, match="29 values in column 'close'; a judgement needs at least 60"):
+    with pytest.raises(InvalidInputError, match="29 values in column 'close'; a judgement needs at least 60"):
         predictor.decode(Request(files=(short,)))
-    with pytest.raises(Refusal, match="not 2 files"):
+    with pytest.raises(InvalidInputError, match="not 2 files"):
         predictor.decode(Request(files=(file, short)))
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(Refusal, match="neither a CSV nor a Parquet file"):
+    with pytest.raises(InvalidInputError, match="neither a CSV nor a Parquet file"):
         predictor.decode(Request(files=(tmp_path / "a.xlsx",)))
 
 

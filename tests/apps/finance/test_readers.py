@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.data.clock import parse_times
-from apps.finance.data.csv import read_csv, write_csv
-from apps.finance.data.parquet import read_parquet
+from apps.finance.adapters.clock import parse_times
+from apps.finance.adapters.csv import read_csv, write_csv
+from apps.finance.adapters.parquet import read_parquet
 from apps.finance.types import Series, iso_utc, usual_interval_ns
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 NOON_NS = 1_704_110_400 * 10**9  # 2024-01-01 12:00 UTC
 
@@ -63,7 +63,7 @@ def test_plain_dates_and_dates_with_the_day_or_the_month_first():
         (["1.1.2024", "31.1.2024"], 30),
     ):
         assert parse_times(pl.Series(texts), "x").tolist() == [midnight, midnight + days * day]
-    with pytest.raises(Refusal, match=r"ambiguous.*2024-01-31"):
+    with pytest.raises(InvalidInputError, match=r"ambiguous.*2024-01-31"):
         parse_times(pl.Series(["01/02/2024", "02/02/2024"]), "x")
 
 
@@ -83,7 +83,9 @@ def test_the_column_types_of_parquet():
 def test_a_date_beyond_1900_to_2200_is_refused_and_never_wraps_around(tmp_path, far):
     near = {"99991231": "20240101", "31.12.9999 00:00": "01.01.2024 00:00"}.get(far, "2024-01-01" + far[10:])
     path = written(tmp_path, f"date,close\n{near},1\n{far},2\n")
-    with pytest.raises(Refusal, match=rf"series\.csv, column 'date', line 3: '{far}' is not between 1900 and 2200"):
+    with pytest.raises(
+        InvalidInputError, match=rf"series\.csv, column 'date', line 3: '{far}' is not between 1900 and 2200"
+    ):
         read_csv(path)
 
 
@@ -93,7 +95,7 @@ def test_a_far_date_of_parquet_is_refused_too():
         pl.Series([datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]),
         pl.Series([datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]).dt.replace_time_zone("UTC"),
     ):
-        with pytest.raises(Refusal, match=r"line 3: '9999-12-31.*is not between 1900 and 2200"):
+        with pytest.raises(InvalidInputError, match=r"line 3: '9999-12-31.*is not between 1900 and 2200"):
             parse_times(column, "x")
 
 
@@ -187,11 +189,11 @@ def test_thousands_and_decimals_are_told_apart_by_the_column(tmp_path, cells, nu
 
 
 def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
-    with pytest.raises(Refusal, match=r"'close' holds '1,234' in line 3, which can be 1234 or 1\.234"):
+    with pytest.raises(InvalidInputError, match=r"'close' holds '1,234' in line 3, which can be 1234 or 1\.234"):
         read_csv(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
     assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [1.234, 2.5]
     assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
-    with pytest.raises(Refusal, match=r"'close' holds '10,003\.77', which is no number"):
+    with pytest.raises(InvalidInputError, match=r"'close' holds '10,003\.77', which is no number"):
         read_csv(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
 
 
@@ -216,16 +218,16 @@ def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
     ],
 )
 def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
-    with pytest.raises(Refusal, match=sentence) as caught:
+    with pytest.raises(InvalidInputError, match=sentence) as caught:
         read_csv(written(tmp_path, text))
     assert "series.csv" in str(caught.value)
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     path = written(tmp_path, "time,close,volume\n2024-01-01,1,10\n2024-01-02,2,20\n")
-    with pytest.raises(Refusal, match="called 'open'; there are: 'close', 'volume'"):
+    with pytest.raises(InvalidInputError, match="called 'open'; there are: 'close', 'volume'"):
         read_csv(path, column="open")
-    with pytest.raises(Refusal, match="does not exist"):
+    with pytest.raises(InvalidInputError, match="does not exist"):
         read_csv(tmp_path / "none.csv")
 
 
@@ -235,7 +237,7 @@ def test_parquet(tmp_path):
     series = read_parquet(tmp_path / "a.parquet")
     assert series.times_ns.tolist() == [NOON_NS, NOON_NS + 3600 * 10**9]
     np.testing.assert_array_equal(series.target, [1.0, np.nan])
-    with pytest.raises(Refusal, match=r"bad\.parquet is not a readable Parquet file"):
+    with pytest.raises(InvalidInputError, match=r"bad\.parquet is not a readable Parquet file"):
         read_parquet(written(tmp_path, b"PAR1 nonsense", "bad.parquet"))
 
 
@@ -277,5 +279,5 @@ def test_real_files_of_five_sources(data_root):
         series = read_csv(folder / name)
         assert (len(series), series.column) == (number, column)
         assert (np.diff(series.times_ns) > 0).all()
-    with pytest.raises(Refusal, match="no header line"):
+    with pytest.raises(InvalidInputError, match="no header line"):
         read_csv(folder / "lobster_aapl/message_50_0930_0945.csv")

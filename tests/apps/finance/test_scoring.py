@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.channels import CHANNELS, statistics
-from apps.finance.data.synth.markets import market
-from apps.finance.scoring import Calibration, combine, improbability, tabulate_prior
-from apps.finance.skill import quantile_loss
-from apps.finance.trial import changes_over_deviation, price_with_a_tick, run_trial
+from apps.finance.datasets.synth.markets import market
+from apps.finance.inference.channels import CHANNELS, statistics
+from apps.finance.inference.scoring import Calibration, combine, improbability, tabulate_prior
+from apps.finance.inference.skill import quantile_loss
+from apps.finance.inference.trial import changes_over_deviation, price_with_a_tick, run_trial
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)

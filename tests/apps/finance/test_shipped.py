@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from apps.finance.app import app
-from apps.finance.data.nab import window_rows
-from apps.finance.data.synth.markets import market
+from apps.finance.datasets.nab import window_rows
+from apps.finance.datasets.synth.markets import market
 from apps.finance.outputs.files import result
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import MINUTE_NS, Series

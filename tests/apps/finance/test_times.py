@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from apps.finance.data.clock import parse_times, read_times
-from apps.finance.data.csv import read_csv
+from apps.finance.adapters.clock import parse_times, read_times
+from apps.finance.adapters.csv import read_csv
 from apps.finance.types import iso_utc
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 
 def times_of(texts: list[str], label: str = "date") -> list[str]:
@@ -64,7 +64,7 @@ def test_the_reading_of_a_number_is_told_with_an_example():
     ],
 )
 def test_numbers_that_can_be_several_things_are_refused_with_what_to_write(label, texts):
-    with pytest.raises(Refusal, match=r"may be seconds, days or a count.*write times as 2024-01-31 09:30:00"):
+    with pytest.raises(InvalidInputError, match=r"may be seconds, days or a count.*write times as 2024-01-31 09:30:00"):
         times_of(texts, label)
 
 
@@ -77,7 +77,7 @@ def test_numbers_that_can_be_several_things_are_refused_with_what_to_write(label
     ],
 )
 def test_a_date_that_is_not_in_the_calendar_is_named(texts, sentence):
-    with pytest.raises(Refusal, match=sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
         times_of(texts)
 
 
@@ -113,9 +113,9 @@ def test_more_ways_to_write_a_date(text, time):
 
 @pytest.mark.parametrize("texts", [["Jan-24"] * 2, ["15-Jan-24"] * 2, ["2024-02-30"] * 2, ["soon"] * 2])
 def test_what_is_no_certain_date_is_refused(texts):
-    with pytest.raises(Refusal, match="is not a time"):
+    with pytest.raises(InvalidInputError, match="is not a time"):
         times_of(texts)
-    with pytest.raises(Refusal, match="'15/01/24' is ambiguous"):
+    with pytest.raises(InvalidInputError, match="'15/01/24' is ambiguous"):
         times_of(["15/01/24", "16/01/24"])
 
 
@@ -168,7 +168,7 @@ def test_two_digits_for_the_year_are_told_from_the_day_by_how_they_vary():
     days = [f"{day:02d}.01.24" for day in range(1, 31)]
     assert times_of(days)[0] == "2024-01-01T00:00:00Z" and times_of(days)[-1] == "2024-01-30T00:00:00Z"
     assert times_of([f"24/01/{day:02d}" for day in range(1, 31)])[-1] == "2024-01-30T00:00:00Z"
-    with pytest.raises(Refusal, match="ambiguous"):
+    with pytest.raises(InvalidInputError, match="ambiguous"):
         times_of([f"01.{month:02d}.24" for month in range(1, 13)])
 
 

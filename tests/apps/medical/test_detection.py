@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.medical.inference.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
+from apps.medical.inference.lungs import find_lungs
+from apps.medical.inference.pipeline import Tiling, _one_mark_each, detect, suppress
 from apps.medical.models.dense import folded
-from apps.medical.models.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
-from apps.medical.models.inference import Tiling, _one_mark_each, detect, suppress
-from apps.medical.models.lungs import find_lungs
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
 from apps.medical.types import CTVolume
@@ -146,10 +146,10 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_images():
     whole = task.loss(detector, {"image": image, "boxes": boxes})
     parts = [task.loss(detector, {"image": image[n : n + 1], "boxes": boxes[n : n + 1]}) for n in range(2)]
     for name, mean in whole.items():
-        assert mean.number == sum(part[name].number for part in parts)
-        assert parts[0][name].number > parts[1][name].number
-        together = sum(part[name].value.item() * part[name].number for part in parts) / mean.number
-        assert together == pytest.approx(mean.value.item(), rel=1e-4)
+        assert mean.weight == sum(part[name].weight for part in parts)
+        assert parts[0][name].weight > parts[1][name].weight
+        together = sum(part[name].mean.item() * part[name].weight for part in parts) / mean.weight
+        assert together == pytest.approx(mean.mean.item(), rel=1e-4)
 
 
 def test_an_image_without_nodules_can_be_learnt_from(detector):
@@ -161,7 +161,7 @@ def test_an_image_without_nodules_can_be_learnt_from(detector):
     assert set(losses) == {"classification", "boxes"} and all(torch.isfinite(v.value) for v in losses.values())
     one = torch.tensor([[20.0, 20, 8, 32, 32, 16]])
     losses = task.loss(detector, {"image": image, "boxes": [one, none]})
-    assert losses["boxes"].value > 0
+    assert losses["boxes"].mean > 0
     detector.eval()
     scores = task.scores()
     task.evaluate(detector, {"image": image, "boxes": [one, none]}, scores)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from apps.medical.inference.diameter import measure
 from apps.medical.metrics.diameter import axes_mm, mean_axial_diameter_mm
-from apps.medical.models.diameter import measure
 
 SPACING = np.array([0.7, 0.7, 1.25])
 CENTRE = np.array([22.0, 21.0, 16.0])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.source import read_volume
 from apps.medical.types import CTVolume
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import dicom_slice, pack
 
 
@@ -32,7 +32,7 @@ def members(scan: CTVolume, **tags: object) -> dict[str, bytes]:
 
 
 def refused(folder: Path, slices: dict[str, bytes], words: str) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         read_volume([pack(folder, slices)])
 
 
@@ -148,7 +148,7 @@ def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, 
             damaged[name] = bytes(copy)
         try:
             volume = read_volume([pack(tmp_path, damaged)])
-        except Refusal as refusal:
+        except InvalidInputError as refusal:
             assert len(str(refusal)) > 20
         else:
             assert np.isfinite(volume.spacing_mm).all() and np.isfinite(volume.origin_lps_mm).all()

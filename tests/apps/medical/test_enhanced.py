@@ -11,10 +11,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.result import slice_label
 from apps.medical.types import CTVolume
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest, dicom_slice, pack, series
 
 ENHANCED = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -88,7 +88,7 @@ def test_every_frame_has_a_scale_of_its_own(tmp_path):
     (tmp_path / "one").write_bytes(enhanced(made, shift=24))
     assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, made.voxels_zyx)
     (tmp_path / "packed").write_bytes(enhanced(made, shift=24, packed=True))
-    with pytest.raises(Refusal, match="compressed, and its frames differ in their scale"):
+    with pytest.raises(InvalidInputError, match="compressed, and its frames differ in their scale"):
         read_volume([tmp_path / "packed"])
 
 
@@ -98,7 +98,7 @@ def test_every_frame_has_a_scale_of_its_own(tmp_path):
 )
 def test_what_is_refused_of_single_images_is_refused_of_frames(tmp_path, frames, words):
     (tmp_path / "one").write_bytes(enhanced(chest(), frames=frames))
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         read_volume([tmp_path / "one"])
 
 
@@ -109,10 +109,10 @@ def test_fewer_pixels_than_frames_are_refused(tmp_path: Path):
     out = io.BytesIO()
     image.save_as(out, enforce_file_format=True)
     (tmp_path / "one").write_bytes(out.getvalue())
-    with pytest.raises(Refusal, match="fewer frames than its header tells of"):
+    with pytest.raises(InvalidInputError, match="fewer frames than its header tells of"):
         read_volume([tmp_path / "one"])
 
 
 def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path):
-    with pytest.raises(Refusal, match="multi-frame image, but no enhanced CT"):
+    with pytest.raises(InvalidInputError, match="multi-frame image, but no enhanced CT"):
         read_volume([pack(tmp_path, series(chest(), NumberOfFrames=20))])

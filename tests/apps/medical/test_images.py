@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from apps.medical.data.axial import TURNED
-from apps.medical.data.nifti import nifti
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.axial import TURNED
+from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import findings_csv
 from apps.medical.outputs.result import Reading
 from apps.medical.types import CTVolume, Nodule
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest
 
 AFFINE = np.array([[-0.8, 0, 0, 30], [0, -0.7, 0, -5], [0, 0, 2.5, -300], [0, 0, 0, 1]])
@@ -41,7 +41,7 @@ def posed(sform: np.ndarray | None, qform: np.ndarray | None) -> nibabel.Nifti1I
 
 
 def refused(path: Path, words: str) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         read_volume([path])
 
 
@@ -210,7 +210,7 @@ def test_a_compressed_metaimage_that_is_torn_or_damaged_is_refused(tmp_path, dat
     assert np.array_equal(read_volume(files).voxels_zyx, values().T)
     for content in (packed[:-40], packed[:-1], bytes(damaged), b"x" * 300, zlib.compress(b"short")):
         metaimage(tmp_path, content, *lines, name=name, data=data)
-        with pytest.raises(Refusal, match="compressed voxels are torn or damaged"):
+        with pytest.raises(InvalidInputError, match="compressed voxels are torn or damaged"):
             read_volume(files)
 
 
@@ -233,7 +233,7 @@ def test_bytes_of_a_header_that_fell_over_make_a_refusal_or_a_volume_and_nothing
         (tmp_path / "a.nii").write_bytes(damaged)
         try:
             volume = read_volume([tmp_path / "a.nii"])
-        except Refusal as refusal:
+        except InvalidInputError as refusal:
             assert str(refusal).startswith("a.nii")
         else:
             assert np.isfinite(volume.spacing_mm).all() and np.isfinite(volume.origin_lps_mm).all()
@@ -256,7 +256,7 @@ def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
 
 def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path):
     """Written and read again, marks lie where they were, under the series that the file is named after."""
-    from apps.medical.data.luna16 import read_marks
+    from apps.medical.datasets.luna16 import read_marks
 
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.197987940182806628828566429132"
     made = chest()

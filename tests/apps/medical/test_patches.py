@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apps.medical.data.patches import FreshPatches, PhantomData
-from apps.medical.data.synth.pack import PackSettings
+from apps.medical.datasets.patches import FreshPatches, PhantomData
+from apps.medical.datasets.synth.pack import PackSettings
 from apps.medical.recipes import small
 from shared.data.order import Key
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
-from apps.medical.data.nifti import nifti
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
 from apps.medical.outputs.slab import MOST_VOXELS, slab
 from apps.medical.types import CTVolume, Nodule
 from shared.app import shipped
 from shared.deploy.predictor import Request, answer
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest
 
 
@@ -74,7 +74,7 @@ def test_suspicious_findings_beyond_those_asked_for_are_counted(untrained, tmp_p
 
 @pytest.mark.parametrize("options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}])
 def test_options_out_of_range_are_refused(untrained, tmp_path, options):
-    with pytest.raises(Refusal, match=next(iter(options))):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
         untrained.decode(Request(files=(tmp_path,), options=options))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
-from apps.medical.data.nifti import nifti
 from apps.medical.predictor import NodulePredictor
 from shared.deploy.predictor import Request
 from shared.serve.server import create_app

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from apps.medical.data.luna16 import read_marks, read_scans, read_truths
-from apps.medical.data.nifti import nifti
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
+from apps.medical.datasets.luna16 import read_marks, read_scans, read_truths
 from apps.medical.types import CTVolume
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import dicom_slice, pack, series
 
 SPACING = (0.7, 0.8, 2.5)
@@ -29,7 +29,7 @@ def scan():
 
 
 def refused(path: Path, *words: str, **options: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         read_volume([path], **options)
     for word in words:
         assert word in str(caught.value)
@@ -82,7 +82,7 @@ def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
     nrrd, notes = tmp_path / "scan.nrrd", tmp_path / "notes.txt"
     notes.write_text("a note")
     for others in (sorted(folder.iterdir()), [folder], [pack(tmp_path, series(scan))]):
-        with pytest.raises(Refusal, match=r"scan\.nrrd was handed in together with .*; hand in one CT"):
+        with pytest.raises(InvalidInputError, match=r"scan\.nrrd was handed in together with .*; hand in one CT"):
             read_volume([nrrd, *others])
     assert read_volume([nrrd, notes]).size_ijk == scan.size_ijk
     assert read_volume([tmp_path / "scan.mhd", tmp_path / "scan.raw"]).size_ijk == scan.size_ijk
@@ -90,7 +90,7 @@ def test_files_of_more_than_one_kind_are_refused(scan, tmp_path):
     shutil.copy(nrrd, folder)
     refused(folder, "scan.nrrd was handed in together with IM0")
     refused(pack(tmp_path, {**series(scan), "scan.nrrd": b"NRRD"}, "mixed.zip"), "holds scan.nrrd beside DICOM")
-    with pytest.raises(Refusal, match=r"scan\.nrrd beside DICOM"):
+    with pytest.raises(InvalidInputError, match=r"scan\.nrrd beside DICOM"):
         read_volume([folder / name for name in series(scan)] + [pack(tmp_path, {"scan.nrrd": b"NRRD"}, "n.zip")])
     refused(pack(tmp_path, {"scan.gipl": b"x" * 9}, "only.zip"), "no DICOM image; it holds scan.gipl")
 
@@ -281,13 +281,13 @@ def test_a_header_cannot_name_a_file_elsewhere_on_the_machine(tmp_path, name, he
     for name_of_a_list in ("LIST", "LIST 3", "%s 1 1 1"):
         (tmp_path / name_of_a_list).touch()
     (tmp_path / name).write_text(header.format(somebody_else_s), newline="")
-    with pytest.raises(Refusal, match=rf"{name} (keeps its voxels|has no header)"):
+    with pytest.raises(InvalidInputError, match=rf"{name} (keeps its voxels|has no header)"):
         read_volume([tmp_path / name])
 
 
 @pytest.mark.realdata
 def test_real_dicom_without_modality_is_refused(medical_data):
-    with pytest.raises(Refusal, match="Modality"):
+    with pytest.raises(InvalidInputError, match="Modality"):
         read_volume([medical_data / "lungmask_dicom" / "testdata"])
 
 
@@ -310,7 +310,7 @@ def test_luna16_s_files_hold_what_the_challenge_states(medical_data):
 
 def test_a_submission_without_probabilities_is_refused(tmp_path):
     (tmp_path / "marks.csv").write_text("seriesuid,coordX,coordY,coordZ\na,1,2,3\n")
-    with pytest.raises(Refusal, match="probability"):
+    with pytest.raises(InvalidInputError, match="probability"):
         read_marks(tmp_path / "marks.csv")
     (tmp_path / "good.csv").write_text("seriesuid,coordX,coordY,coordZ,probability\na,1,2,3,0.5\n")
     assert read_marks(tmp_path / "good.csv")[0].centre_mm == (1.0, 2.0, 3.0)

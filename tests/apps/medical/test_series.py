@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from apps.medical.data.source import read_volume
+from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import slicer_markups
 from apps.medical.outputs.result import Reading, result, slice_label
 from apps.medical.types import CTVolume, Nodule
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest, dicom_slice, pack, series
 
 
@@ -131,7 +131,7 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
     asked = read_volume([pack(tmp_path, everything)], series="2")
     assert asked.identifiers["SeriesInstanceUID"] == "1.7" and asked.spacing_mm[2] == pytest.approx(5.0)
     assert asked.remarks[0].startswith("Several series were handed in, and one was named. Read: series 2 (CT, 5 mm")
-    with pytest.raises(Refusal, match="not in axial slices"):
+    with pytest.raises(InvalidInputError, match="not in axial slices"):
         read_volume([pack(tmp_path, everything)], series="7")
 
 
@@ -148,14 +148,14 @@ def test_where_a_doubt_is_left_the_series_must_be_named(tmp_path, other, words):
     both = members("a", thin(1.0), **one) | members(
         "b", thin(1.0), **(one | {"SeriesInstanceUID": "1.9", "SeriesNumber": 5} | other)
     )
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         read_volume([pack(tmp_path, both)])
     assert read_volume([pack(tmp_path, both)], series="5").identifiers["SeriesInstanceUID"] == "1.9"
 
 
 def test_one_number_for_two_series_does_not_choose(tmp_path):
     both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
-    with pytest.raises(Refusal, match="2 series"):
+    with pytest.raises(InvalidInputError, match="2 series"):
         read_volume([pack(tmp_path, both)], series="4")
 
 

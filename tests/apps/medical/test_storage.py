@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.medical.data.synth.phantom import volume
-from apps.medical.models.grid import canonical
-from apps.medical.models.inference import Tiling
+from apps.medical.datasets.synth.phantom import volume
+from apps.medical.inference.grid import canonical
+from apps.medical.inference.pipeline import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import Case, NodulePredictor
 from apps.medical.types import CTVolume

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from apps.medical.data.lidc import annotations
-from apps.medical.data.synth.anatomy import draw
-from apps.medical.data.synth.fields import Waves, open_grid
-from apps.medical.data.synth.nodules import catalogue, place, shape
-from apps.medical.data.synth.pack import PackSettings, open_pack, sample
-from apps.medical.data.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, tissue, volume
+from apps.medical.datasets.lidc import annotations
+from apps.medical.datasets.synth.anatomy import draw
+from apps.medical.datasets.synth.fields import Waves, open_grid
+from apps.medical.datasets.synth.nodules import catalogue, place, shape
+from apps.medical.datasets.synth.pack import PackSettings, open_pack, sample
+from apps.medical.datasets.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, tissue, volume
 
 SPACING = (0.703125, 0.703125, 1.25)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.data.packs import made_once, on_all_processors, packs
-from shared.refusal import Refusal
+from shared.data.build_cache import get_or_build, packs, parallel_map
+from shared.errors import InvalidInputError
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_a_pack_is_made_once_whoever_asks() -> None:
         (folder / "content").write_text("1")
 
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: made_once("one", make), range(16)))
+        found = set(pool.map(lambda _: get_or_build("one", make), range(16)))
     assert found == {packs() / "one"} and len(made) == 1 and (packs() / "one" / "content").read_text() == "1"
 
 
@@ -37,27 +37,27 @@ def test_what_fails_half_way_leaves_nothing_and_is_made_anew() -> None:
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
-        made_once("one", fail)
+        get_or_build("one", fail)
     assert [path.name for path in packs().iterdir()] == ["one.lock"]
-    assert made_once("one", lambda folder: (folder / "whole").touch()) == packs() / "one"
+    assert get_or_build("one", lambda folder: (folder / "whole").touch()) == packs() / "one"
     assert [path.name for path in (packs() / "one").iterdir()] == ["whole"]
 
 
 def test_a_cache_that_is_no_folder_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
-    with pytest.raises(Refusal, match="cannot be made: Not a directory; set XDG_CACHE_HOME"):
-        made_once("one", lambda folder: None)
+    with pytest.raises(InvalidInputError, match="cannot be made: Not a directory; set XDG_CACHE_HOME"):
+        get_or_build("one", lambda folder: None)
 
 
 def test_every_call_is_made(tmp_path: Path) -> None:
-    on_all_processors(Path.touch, ((tmp_path / str(number),) for number in range(5)))
+    parallel_map(Path.touch, ((tmp_path / str(number),) for number in range(5)))
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1", "2", "3", "4"}
 
 
 def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        on_all_processors(Path.read_text, ((tmp_path / str(number),) for number in range(2)))
+        parallel_map(Path.read_text, ((tmp_path / str(number),) for number in range(2)))
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from shared.data.packs import made_once, on_all_processors\n"
-        "made_once('one', lambda folder: on_all_processors(Path.touch, [(folder / 'a',), (folder / 'b',)]))\n"
+        "from shared.data.build_cache import get_or_build, parallel_map\n"
+        "get_or_build('one', lambda folder: parallel_map(Path.touch, [(folder / 'a',), (folder / 'b',)]))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=60, cwd=Path(__file__).parents[3])
     assert {path.name for path in (packs() / "one").iterdir()} == {"a", "b"}

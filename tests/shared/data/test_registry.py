@@ -10,7 +10,7 @@ import pytest
 
 from shared.app import installed
 from shared.data.registry import read_registry
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -59,7 +59,7 @@ def test_what_is_missing_is_fetched_once_and_verified(public, tmp_path):
     folder, registry = public
     entry = read_registry(registry)["prices"]
     assert entry.locate() is None
-    with pytest.raises(Refusal, match="trivium data fetch prices"):
+    with pytest.raises(InvalidInputError, match="trivium data fetch prices"):
         entry.require()
     root = entry.fetch()
     assert (root / "finance/prices.csv").read_bytes() == (folder / "prices.csv").read_bytes()
@@ -71,7 +71,7 @@ def test_a_file_that_changed_at_its_source_is_refused(public):
     folder, registry = public
     (folder / "prices.csv").write_bytes(b"time,price\n1,3\n")
     entry = read_registry(registry)["prices"]
-    with pytest.raises(Refusal, match="SHA-256 differs"):
+    with pytest.raises(InvalidInputError, match="SHA-256 differs"):
         entry.fetch()
     assert entry.locate() is None
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_fetched_says_how_to_get_it(public):
     document = json.loads(registry.read_text())
     document[0]["files"][0]["url"] = None
     registry.write_text(json.dumps(document))
-    with pytest.raises(Refusal, match="get it by hand"):
+    with pytest.raises(InvalidInputError, match="get it by hand"):
         read_registry(registry)["prices"].fetch()
 
 

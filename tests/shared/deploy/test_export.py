@@ -16,7 +16,7 @@ from shared.deploy.export import export, triton_config
 from shared.deploy.registry import Registry
 from shared.engine.loop import fit
 from shared.engine.run import Run
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from tests.shared.engine import line
 
 pytestmark = [
@@ -99,7 +99,7 @@ def test_a_run_whose_best_checkpoint_is_gone_is_refused(app, run, tmp_path):
         state.write_text(state.read_text().replace(f'"best_step": {best}', '"best_step": 1'))
     else:
         shutil.rmtree(copy / "checkpoints" / f"step-{best:08d}")
-    with pytest.raises(Refusal, match=r"the best checkpoint .* is missing or torn"):
+    with pytest.raises(InvalidInputError, match=r"the best checkpoint .* is missing or torn"):
         export(copy, app, tmp_path / "models")
 
 
@@ -108,7 +108,7 @@ def test_an_altered_artifact_is_refused(app, run, tmp_path, name):
     artifact = export(run, app, tmp_path)
     file = artifact.path / name
     file.write_bytes(file.read_bytes() + b" ")
-    with pytest.raises(Refusal, match=name):
+    with pytest.raises(InvalidInputError, match=name):
         open_artifact(artifact.path)
 
 
@@ -132,12 +132,12 @@ def test_a_network_that_onnx_computes_otherwise_is_not_exported(app, run, tmp_pa
 def test_a_run_without_a_checkpoint_is_refused(app, run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
-    with pytest.raises(Refusal, match="no checkpoint"):
+    with pytest.raises(InvalidInputError, match="no checkpoint"):
         export(tmp_path / "empty", app, tmp_path / "models")
 
 
 def test_what_is_no_artifact_is_refused(tmp_path):
-    with pytest.raises(Refusal, match=r"no manifest\.json"):
+    with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
         open_artifact(tmp_path)
-    with pytest.raises(Refusal, match="no version"):
+    with pytest.raises(InvalidInputError, match="no version"):
         Registry(tmp_path).newest("line")

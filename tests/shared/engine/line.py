@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 from shared.engine.loop import fit
-from shared.engine.optimizer import AdamW, CosineRestarts
-from shared.engine.recipe import Limits, Recipe
 from shared.engine.run import Result, Run
+from shared.optimizers import AdamW, CosineRestarts
+from shared.recipe import Limits, Recipe
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +28,7 @@ class Network:
     dropout: float = 0.1
     name: str = "line"
 
-    def build(self) -> nn.Module:
+    def build(self, input: Any = None) -> nn.Module:
         return nn.Sequential(nn.Linear(2, self.width), nn.ReLU(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
 
 
@@ -57,10 +57,10 @@ class Points:
 class Data:
     length: int = 40
 
-    def train(self) -> Points:
+    def train(self, input: Any = None) -> Points:
         return Points(self.length)
 
-    def validation(self) -> Points:
+    def validation(self, input: Any = None) -> Points:
         return Points(13)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import torch
 
 from shared.engine.checkpoint import Checkpoints
 from shared.engine.loop import fit
-from shared.engine.optimizer import AdamW, CosineRestarts
-from shared.engine.recipe import Limits, digest, from_mapping, read_recipe_file, to_mapping
 from shared.engine.run import Run
+from shared.errors import InvalidInputError
 from shared.observe.events import Events
-from shared.refusal import Refusal
+from shared.optimizers import AdamW, CosineRestarts
+from shared.recipe import Limits
+from shared.recipe_file import digest, from_mapping, read_recipe_file, to_mapping
 from tests.shared.engine import line
 from tests.shared.engine.line import ROOT, train, weights
 
@@ -89,7 +90,7 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path):
 def test_another_recipe_does_not_resume_the_run(tmp_path):
     train(tmp_path / "run", steps=5)
     other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
-    with pytest.raises(Refusal, match="another recipe"):
+    with pytest.raises(InvalidInputError, match="another recipe"):
         fit(other, line.Regression(), Run(tmp_path / "run", "line", "line"), device="cpu", quiet=True)
 
 
@@ -103,7 +104,7 @@ def test_early_stopping(tmp_path):
 
 def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_path):
     class Slow(line.Data):
-        def train(self):
+        def train(self, input=None):
             raise KeyboardInterrupt
 
     from dataclasses import replace
@@ -201,7 +202,7 @@ def test_the_best_of_the_whole_epochs_outlives_a_better_one_within(tmp_path):
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     class Impatient(line.Regression):
         def loss(self, model, batch):
-            with pytest.raises(Refusal, match="another process trains"):
+            with pytest.raises(InvalidInputError, match="another process trains"):
                 train(tmp_path)
             return super().loss(model, batch)
 
@@ -230,7 +231,7 @@ def test_data_that_has_grown_is_another_run(tmp_path):
     train(tmp_path, steps=5)
     checkpoint = tmp_path / "checkpoints" / "step-00000005" / "state.json"
     checkpoint.write_text(checkpoint.read_text().replace('"samples": 40', '"samples": 39'))
-    with pytest.raises(Refusal, match="began with 39 samples and there are 40"):
+    with pytest.raises(InvalidInputError, match="began with 39 samples and there are 40"):
         fit(replace(line.recipe()), line.Regression(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
 
 
@@ -249,13 +250,13 @@ def test_a_resumed_run_notes_every_step_once_and_no_word_that_json_lacks(tmp_pat
 
 @pytest.mark.parametrize("limits", [{"log_every": 0}, {"batch": -1}, {"checkpoint_every": 0}, {"minutes": 0.0}])
 def test_limits_that_make_no_sense_are_refused(limits):
-    with pytest.raises(Refusal, match=r"limits\."):
+    with pytest.raises(InvalidInputError, match=r"limits\."):
         Limits(**limits)
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(Refusal, match="not a run"):
+    with pytest.raises(InvalidInputError, match="not a run"):
         train(tmp_path)
 
 
@@ -287,7 +288,7 @@ def test_a_recipe_survives_its_file():
 def test_a_recipe_with_a_wrong_value_is_refused():
     mapping = to_mapping(line.recipe())
     mapping["limits"]["batch"] = "many"
-    with pytest.raises(Refusal, match=r"limits\.batch"):
+    with pytest.raises(InvalidInputError, match=r"limits\.batch"):
         from_mapping(line.LineRecipe, mapping)
 
 

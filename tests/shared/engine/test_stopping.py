@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared.engine.recipe import Limits
-from shared.engine.stopping import Standing, at_epoch_ends, ended, standing
-from shared.refusal import Refusal
+from shared.engine.early_stopping import EarlyStoppingState, early_stopping_state, ended, epoch_end_entries
+from shared.errors import InvalidInputError
+from shared.recipe import Limits
 
 
 def history(*losses: float) -> list[dict[str, float]]:
@@ -16,22 +16,22 @@ def history(*losses: float) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ((), Standing(0, 0)),
-        ((3.0, 2.0, 1.0), Standing(30, 0)),
-        ((3.0, 2.0, 2.5, 2.4), Standing(20, 2)),
-        ((3.0, 2.99, 2.98, 2.85), Standing(40, 0)),  # small steps add up against the last that counted
-        ((3.0, 2.99, 2.98), Standing(30, 2)),  # the best is the best, however little better
-        ((float("nan"), 3.0, float("nan")), Standing(20, 1)),
-        ((float("nan"), float("inf")), Standing(0, 2)),
-        ((2.0, 2.0), Standing(10, 1)),
+        ((), EarlyStoppingState(0, 0)),
+        ((3.0, 2.0, 1.0), EarlyStoppingState(30, 0)),
+        ((3.0, 2.0, 2.5, 2.4), EarlyStoppingState(20, 2)),
+        ((3.0, 2.99, 2.98, 2.85), EarlyStoppingState(40, 0)),  # small steps add up against the last that counted
+        ((3.0, 2.99, 2.98), EarlyStoppingState(30, 2)),  # the best is the best, however little better
+        ((float("nan"), 3.0, float("nan")), EarlyStoppingState(20, 1)),
+        ((float("nan"), float("inf")), EarlyStoppingState(0, 2)),
+        ((2.0, 2.0), EarlyStoppingState(10, 1)),
     ],
 )
 def test_the_best_and_how_long_ago_it_was_clearly_so(losses, expected):
-    assert standing(history(*losses), Limits(min_delta=0.1)) == expected
+    assert early_stopping_state(history(*losses), Limits(min_delta=0.1)) == expected
 
 
 def test_a_score_may_be_better_the_higher_it_is():
-    assert standing(history(0.1, 0.5, 0.4), Limits(mode="max", min_delta=0.0)) == Standing(20, 1)
+    assert early_stopping_state(history(0.1, 0.5, 0.4), Limits(mode="max", min_delta=0.0)) == EarlyStoppingState(20, 1)
 
 
 def test_why_a_run_ends():
@@ -41,9 +41,9 @@ def test_why_a_run_ends():
     assert ended(stale[:2], limits, late=False) is None
     assert ended(stale[:2], limits, late=True) == "minutes"
     assert ended([], limits, late=True) is None
-    assert at_epoch_ends(stale, 20) == [stale[1]]
+    assert epoch_end_entries(stale, 20) == [stale[1]]
 
 
 def test_a_monitor_that_the_task_does_not_score_is_refused():
-    with pytest.raises(Refusal, match=r"limits\.monitor is 'map', and the task scores loss, step"):
-        standing(history(1.0), Limits(monitor="map"))
+    with pytest.raises(InvalidInputError, match=r"limits\.monitor is 'map', and the task scores loss, step"):
+        early_stopping_state(history(1.0), Limits(monitor="map"))

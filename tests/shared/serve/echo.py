@@ -18,7 +18,7 @@ from PIL import Image
 from shared.app import App, Sample
 from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
 from shared.deploy.predictor import Request, Response
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.service import Service
 
 
@@ -36,7 +36,7 @@ class Echo:
             try:
                 numbers += [float(cell) for cell in path.read_text().replace("\n", ",").split(",") if cell.strip()]
             except ValueError as error:
-                raise Refusal(f"{path.name} is not a CSV of numbers: {error}") from error
+                raise InvalidInputError(f"{path.name} is not a CSV of numbers: {error}") from error
         return numbers, dict(request.options)
 
     def predict(self, batch: Sequence[tuple[list[float], dict[str, str]]]) -> list[dict[str, Any]]:

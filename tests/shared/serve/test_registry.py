@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.deploy.registry import Registry
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, csv, write_artifact
@@ -81,7 +81,7 @@ def test_a_model_of_another_application_does_not_serve(serve: Serve, tmp_path: P
 
 
 def test_a_registry_that_is_not_there_is_refused(serve: Serve, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="not a folder; `trivium export"):
+    with pytest.raises(InvalidInputError, match="not a folder; `trivium export"):
         serve(registry=tmp_path / "nowhere")
 
 

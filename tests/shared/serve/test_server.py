@@ -19,7 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.serve.server import create_app, listen, run
 from shared.serve.settings import Settings, read_settings
 from tests.shared.serve.echo import until
@@ -116,11 +116,11 @@ def _answers(address: str) -> bool:
 
 
 def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"192\.0\.2\.1:8000 cannot be listened on"):
+    with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1:8000 cannot be listened on"):
         run(Settings(host="192.0.2.1", store=tmp_path))
     with listen("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(Refusal, match="choose another with --port"):
+        with pytest.raises(InvalidInputError, match="choose another with --port"):
             listen("127.0.0.1", taken.getsockname()[1])
 
 
@@ -150,7 +150,7 @@ def test_settings_come_from_the_environment_and_are_refused_by_name(monkeypatch:
     assert read_settings(port=None).port == 9000 and read_settings(port=80).port == 80
     assert read_settings().deadline_s == 7
     monkeypatch.setenv("TRIVIUM_DEVICE", "abacus")
-    with pytest.raises(Refusal, match="TRIVIUM_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"):
+    with pytest.raises(InvalidInputError, match="TRIVIUM_DEVICE: Input should be 'auto', 'cpu' or 'cuda'"):
         read_settings()
 
 
@@ -160,6 +160,6 @@ def test_a_second_server_on_a_store_is_refused_and_leaves_the_uploads_of_the_fir
     serve()
     upload = settings.store / "incoming" / "echo-1"
     upload.mkdir(parents=True)
-    with pytest.raises(Refusal, match="TRIVIUM_STORE"):
+    with pytest.raises(InvalidInputError, match="TRIVIUM_STORE"):
         create_app(settings, {"echo": echo_app})
     assert upload.is_dir()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.deploy.predictor import Response
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.store.cases import Case, CaseStore, Input, describe_inputs
 
 A = Input(name="a.csv", bytes=1, sha256="a" * 64)
@@ -111,7 +111,7 @@ def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
 def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> None:
     half = tmp_path / "store" / "cases" / ".partial-1"
     half.mkdir()
-    with pytest.raises(Refusal, match="in use by another server; give this one a folder of its own"):
+    with pytest.raises(InvalidInputError, match="in use by another server; give this one a folder of its own"):
         CaseStore(tmp_path / "store")
     assert half.exists(), "it may be what the other server is writing"
     with closing(CaseStore(tmp_path / "other")):
@@ -122,7 +122,7 @@ def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"cannot be written .*; name another folder in TRIVIUM_STORE"):
+    with pytest.raises(InvalidInputError, match=r"cannot be written .*; name another folder in TRIVIUM_STORE"):
         CaseStore(tmp_path / "file")
 
 
@@ -139,7 +139,7 @@ def test_a_database_that_cannot_be_had_is_refused(
     tmp_path: Path, url: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pg8000", None)
-    with pytest.raises(Refusal, match=words) as refused:
+    with pytest.raises(InvalidInputError, match=words) as refused:
         CaseStore(tmp_path / "store", url)
     assert "secret" not in str(refused.value)
     CaseStore(tmp_path / "store").close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.deploy.predictor import Response
-from shared.refusal import Refusal
+from shared.errors import InvalidInputError
 from shared.store.cases import Case, CaseStore, Input
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
@@ -82,7 +82,7 @@ def test_cases_are_kept_listed_and_found_again(server: str, tmp_path: Path) -> N
 
 
 def test_a_wrong_password_is_refused_without_being_told(server: str, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="cannot be used") as refused:
+    with pytest.raises(InvalidInputError, match="cannot be used") as refused:
         CaseStore(tmp_path / "store", server.replace("a%20secret", "wrongly"))
     assert "wrongly" not in str(refused.value)
 
@@ -90,5 +90,5 @@ def test_a_wrong_password_is_refused_without_being_told(server: str, tmp_path: P
 def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(Refusal, match="cannot be used"):
+        with pytest.raises(InvalidInputError, match="cannot be used"):
             CaseStore(tmp_path / "store", f"postgresql://trivium@127.0.0.1:{taken.getsockname()[1]}/trivium")

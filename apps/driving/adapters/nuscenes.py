@@ -1,0 +1,111 @@
+"""nuScenes key frames, described in OpenMMLab's info layout, read into ``Frame`` with six cameras.
+
+nuScenes' LiDAR looks along its y axis (x right, y forward, z up; Caesar et al. 2020); ``Frame`` looks along x. Points,
+boxes and calibrations are turned by a quarter on reading, and back on writing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.driving.adapters.calibration import refuse_mount
+from apps.driving.adapters.kitti import MOST_POINTS, read_image
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from shared.errors import InvalidInputError
+
+COLUMNS = 5
+_TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
+"""nuScenes LiDAR to ``Frame``'s LiDAR frame."""
+
+
+def read(path: Path) -> list[Frame]:
+    """The key frames of a ``sample.json``, or of the folder that holds one."""
+    info = path / "sample.json" if path.is_dir() else path
+    if not info.is_file():
+        raise InvalidInputError(f"{path.name} holds no sample.json; a nuScenes key frame is described there")
+    try:
+        content = json.loads(info.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
+    try:
+        numbers = {number: name for name, number in content["metainfo"]["categories"].items()}
+        return [_frame(info.parent, sample, numbers) for sample in content["data_list"]]
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
+            f"instances): {type(error).__name__} {error}"
+        ) from error
+
+
+def read_points(path: Path) -> Floats:
+    """(N, 4) x, y, z, intensity in [0, 1], from five float32 columns of which the last is the ring."""
+    content = path.read_bytes()
+    if not content or len(content) % (4 * COLUMNS):
+        raise InvalidInputError(
+            f"{path.name} has {len(content)} bytes, not a multiple of 20 (x, y, z, intensity, ring)"
+        )
+    points = np.frombuffer(content, "<f4").reshape(-1, COLUMNS)
+    if len(points) > MOST_POINTS:
+        raise InvalidInputError(
+            f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?"
+        )
+    if not np.isfinite(points).all():
+        raise InvalidInputError(f"{path.name} holds points that are not finite numbers; drop them and try again")
+    if np.abs(points[:, :3]).max() > 1000 or points[:, 3].min() < 0 or points[:, 3].max() > 255:
+        raise InvalidInputError(
+            f"{path.name} holds points over 1 km away or an intensity outside of [0, 255]; is it float32 x, y, z, "
+            "intensity, ring in metres?"
+        )
+    turned = points[:, :3].astype(np.float64) @ _TURN.T
+    return np.concatenate([turned, points[:, 3:4] / 255], axis=1).astype(np.float32)
+
+
+def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame:
+    lidar = sample.get("lidar_points")
+    points = read_points(_file(folder, lidar["lidar_path"])) if lidar else None
+    cameras = {}
+    for name, view in sample["images"].items():
+        transform = np.array(view["lidar2cam"], np.float64)
+        if transform.shape != (4, 4):
+            raise InvalidInputError(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")
+        transform[:3, :3] = transform[:3, :3] @ _TURN.T
+        refuse_mount(transform, f"lidar2cam of {name}")
+        intrinsics = np.array(view["cam2img"], np.float32)[:3, :3]
+        if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
+            raise InvalidInputError(f"cam2img of {name} is not a camera's projection")
+        cameras[name] = Camera(
+            image_HWC=read_image(_file(folder, view["img_path"])),
+            intrinsics=intrinsics,
+            lidar_to_camera=transform.astype(np.float32),
+        )
+    instances = sample.get("instances")
+    return Frame(
+        name=str(sample.get("token", sample.get("sample_idx", folder.name))),
+        points_lidar_m=points,
+        cameras=cameras,
+        truth=None if instances is None else _boxes(instances, names),
+        time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
+    )
+
+
+def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
+    table = np.array([item["bbox_3d"][:7] for item in instances], np.float64).reshape(-1, 7)
+    yaw = table[:, 6] - np.pi / 2
+    return Boxes3D(
+        centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
+        size_m=table[:, 3:6].astype(np.float32),
+        yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
+        names=tuple(names.get(item["bbox_label_3d"], "other") for item in instances),
+        point_counts=np.array([item.get("num_lidar_pts", -1) for item in instances], np.int64),
+    )
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / Path(name).name
+    if not path.is_file():
+        raise InvalidInputError(f"{Path(name).name}, which sample.json names, is not beside it")
+    return path

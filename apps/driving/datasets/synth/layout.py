@@ -1,0 +1,218 @@
+"""Where things stand: streets, junctions, car parks and open roads, in the coordinates of a road.
+
+s runs along the road, v to its left, metres; the LiDAR is at s = 0 on the right-hand side. Nothing overlaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apps.driving.datasets.synth import surroundings
+from apps.driving.datasets.synth.casting import Floats, Ground
+from apps.driving.datasets.synth.shapes import Shape, cyclist, pedestrian, vehicle
+
+KINDS = ("street", "alley", "avenue", "junction", "lot", "open")
+KIND_SHARES = (0.33, 0.2, 0.14, 0.14, 0.07, 0.12)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A shape at (x, y) of the LiDAR frame, turned by ``yaw``."""
+
+    shape: Shape
+    x: float
+    y: float
+    yaw: float
+
+
+class Street:
+    """Collects what stands on a ground, refusing what would overlap."""
+
+    def __init__(self, ground: Ground, generator: np.random.Generator, behind: float, reach: float) -> None:
+        self.ground, self.generator = ground, generator
+        self.behind, self.reach = behind, reach
+        self.standing: list[Standing] = []
+        # The car that carries the sensors takes its own place.
+        self._objects = np.array([[0.3, 0.0, 1.3], [-1.2, 0.0, 1.3], [1.6, 0, 1.3]], np.float32)
+        self._surroundings = np.zeros((0, 3), np.float32)
+
+    def put(self, shape: Shape, s: float, v: float, turn: float) -> bool:
+        """Stands ``shape`` at (s, v), turned by ``turn`` against the road; False where something is in the way.
+
+        What is not to be found may grow into its like, as hedges do.
+        """
+        heading, lateral = self.ground.heading, v + self.ground.offset
+        x = float(np.cos(heading) * s - np.sin(heading) * lateral)
+        y = float(np.sin(heading) * s + np.cos(heading) * lateral)
+        yaw = float((heading + turn + np.pi) % (2 * np.pi) - np.pi)
+        discs = _discs(shape, x, y, yaw)
+        found = shape.name is not None
+        others = np.concatenate([self._objects, self._surroundings]) if found else self._objects
+        away = np.hypot(discs[:, None, 0] - others[None, :, 0], discs[:, None, 1] - others[None, :, 1])
+        if (away < discs[:, None, 2] + others[None, :, 2] + 0.12).any():
+            return False
+        if found:
+            self._objects = np.concatenate([self._objects, discs])
+        else:
+            self._surroundings = np.concatenate([self._surroundings, discs])
+        self.standing.append(Standing(shape, x, y, yaw))
+        return True
+
+    def row(self, v: float, turn: float, spacing: tuple[float, float], share: float, spread: float = 0.15) -> None:
+        """Parked vehicles along the road, bumper to bumper or side by side."""
+        draw = self.generator
+        s = self.behind + draw.uniform(0, 6)
+        while s < self.reach:
+            if draw.random() < share:
+                name = str(draw.choice(["car", "van", "truck"], p=[0.88, 0.1, 0.02]))
+                way = turn + (np.pi if draw.random() < 0.25 else 0)
+                self.put(vehicle(name, draw), s, v + draw.normal() * spread, way + draw.normal() * 0.03)
+            s += draw.uniform(*spacing)
+
+    def traffic(self, v: float, turn: float, gap: float, spread: float = 0.3) -> None:
+        """Moving vehicles and bicycles in one lane, ``gap`` metres apart on average."""
+        draw = self.generator
+        s = self.behind + draw.exponential(gap)
+        while s < self.reach:
+            name = str(draw.choice(["car", "van", "truck", "cyclist"], p=[0.8, 0.08, 0.05, 0.07]))
+            shape = cyclist(draw) if name == "cyclist" else vehicle(name, draw)
+            self.put(shape, s, v + draw.normal() * spread, turn + draw.normal() * 0.04)
+            s += 5 + draw.exponential(gap)
+
+    def people(self, count: int, low: float, high: float) -> None:
+        """Pedestrians, alone or in groups, mostly along the road; a few cyclists among them."""
+        draw = self.generator
+        for _ in range(count):
+            s, v = draw.uniform(self.behind, min(self.reach, 55)), draw.choice([-1, 1]) * draw.uniform(low, high)
+            turn = draw.choice([0, np.pi]) + draw.normal() * (0.35 if draw.random() < 0.75 else 2)
+            if draw.random() < 0.3:
+                self.put(cyclist(draw), s, v, turn)
+                continue
+            for _ in range(int(draw.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))):
+                self.put(pedestrian(draw), s + draw.normal() * 0.7, v + draw.normal() * 0.7, turn + draw.normal() * 0.2)
+
+    def scatter(self, kind: str, count: int, low: float, high: float) -> None:
+        """Poles, trees, bushes or clutter beside the road, between ``low`` and ``high`` metres from its axis."""
+        make = getattr(surroundings, kind)
+        draw = self.generator
+        for _ in range(count):
+            side = draw.choice([-1, 1])
+            self.put(
+                make(draw),
+                draw.uniform(self.behind, self.reach),
+                side * draw.uniform(low, high),
+                draw.uniform(-np.pi, np.pi),
+            )
+
+    def growth(self, side: int, distance: float, share: float) -> None:
+        """Thickets along one side: what stands beside most roads, and hides most of what lies behind."""
+        draw = self.generator
+        s = self.behind - draw.uniform(0, 4)
+        while s < self.reach:
+            length = draw.uniform(3, 9)
+            if draw.random() < share:
+                shape = surroundings.thicket(length, draw)
+                back = distance + abs(draw.normal()) * 1.2 + shape.size[1] / 2
+                self.put(shape, s + length / 2, side * back, draw.normal() * 0.06)
+            s += length * draw.uniform(0.7, 1.1)
+
+    def frontage(self, side: int, distance: float, share: float) -> None:
+        """Houses, walls, hedges and fences along one side."""
+        draw = self.generator
+        s = self.behind - draw.uniform(0, 12)
+        while s < self.reach:
+            length = draw.uniform(5, 24)
+            if draw.random() < share:
+                back = distance + abs(draw.normal()) * 1.5
+                turn = draw.normal() * 0.02 + (0 if side < 0 else np.pi)
+                if draw.random() < 0.55:
+                    depth = draw.uniform(5, 10)
+                    self.put(surroundings.house(length, depth, draw), s + length / 2, side * (back + depth / 2), turn)
+                else:
+                    self.put(surroundings.wall(length, draw), s + length / 2, side * back, turn)
+            s += length + draw.exponential(2.0)
+
+
+def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: float, reach: float) -> list[Standing]:
+    """A scene of ``kind`` from ``behind`` to ``reach`` metres along the road."""
+    street = Street(ground, generator, behind, reach)
+    draw, half = generator, ground.half_width
+    span = (reach - behind) / 80
+    if kind == "street":
+        lane = half - 2.2
+        share = draw.uniform(0.2, 0.95)
+        for side in (-1, 1):
+            if draw.random() < 0.8:
+                slanted = draw.random() < 0.15
+                turn, spacing = (np.pi / 2, (2.4, 3.2)) if slanted else (0.0, (5.2, 7.0))
+                street.row(side * (half - (1.0 if not slanted else -0.5)), turn, spacing, share)
+        street.traffic(-lane * 0.4, 0, draw.uniform(15, 60))
+        street.traffic(lane * 0.45, np.pi, draw.uniform(12, 60))
+    elif kind == "alley":
+        side = draw.choice([-1, 1])
+        street.row(side * (half - 0.95), 0, (5.0, 9.0), draw.uniform(0, 0.5))
+        street.traffic(-side * half * 0.4, 0 if side > 0 else np.pi, draw.uniform(25, 80))
+    elif kind == "avenue":
+        for lane, turn in ((-1.8, 0.0), (-5.2, 0.0), (1.8, np.pi), (5.2, np.pi)):
+            if abs(lane) < half:
+                street.traffic(lane, turn, draw.uniform(8, 45))
+        if draw.random() < 0.4:
+            street.row(-half + 1.0, 0, (5.2, 7), draw.uniform(0.1, 0.7))
+    elif kind == "junction":
+        cross = draw.uniform(12, 45)
+        street.traffic(-1.8, 0, draw.uniform(10, 40))
+        street.traffic(1.8, np.pi, draw.uniform(10, 40))
+        for lane, turn in ((cross - 1.8, np.pi / 2), (cross + 1.8, -np.pi / 2)):
+            for v in np.arange(-35, 35, 7.0):
+                if draw.random() < 0.35:
+                    street.put(
+                        vehicle("car", draw),
+                        lane + draw.normal() * 0.3,
+                        v + draw.uniform(-2, 2),
+                        turn + draw.normal() * 0.15,
+                    )
+        for _ in range(3):
+            street.put(vehicle("car", draw), cross + draw.normal() * 3, draw.normal() * 4, draw.uniform(-np.pi, np.pi))
+    elif kind == "lot":
+        for v in (-14.5, -9.0, 9.0, 14.5):
+            street.row(v, np.pi / 2 + draw.normal() * 0.02, (2.5, 3.1), draw.uniform(0.2, 0.85))
+        street.traffic(0, 0, 50)
+    else:
+        street.traffic(-1.8, 0, draw.uniform(20, 60))
+        street.traffic(1.9, np.pi, draw.uniform(15, 60))
+        for _ in range(int(draw.integers(0, 6))):
+            v = draw.choice([-1, 1]) * draw.uniform(half + 2, 30)
+            street.put(vehicle("car", draw), draw.uniform(behind, reach), v, draw.uniform(-np.pi, np.pi))
+    away = half if kind != "lot" else 18.0
+    if kind != "open":
+        for side in (-1, 1):
+            near = draw.uniform(0.2, 1.2) if kind == "alley" else draw.uniform(0.8, 6)
+            if draw.random() < 0.6:
+                street.growth(side, away + near * 0.6, draw.uniform(0.4, 1.0))
+            street.frontage(side, away + near, draw.uniform(0.6, 1.0))
+            # Gardens and houses behind the first row show through its gaps.
+            street.frontage(side, away + near + draw.uniform(6, 12), draw.uniform(0.5, 1.0))
+            if draw.random() < 0.6:
+                street.growth(side, away + draw.uniform(6, 20), draw.uniform(0.4, 1.0))
+        street.people(int(draw.poisson(4.5 * span)), max(0.6 * half, 2), half + 4)
+    else:
+        street.frontage(int(draw.choice([-1, 1])), away + draw.uniform(3, 15), draw.uniform(0.0, 0.5))
+        for side in (-1, 1):
+            if draw.random() < 0.75:
+                street.growth(side, away + draw.uniform(0.8, 9), draw.uniform(0.3, 1.0))
+            street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
+        street.people(int(draw.poisson(1.5 * span)), half * 0.8, half + 3)
+    for what, mean in (("pole", 12), ("tree", 22), ("bush", 12), ("clutter", 4)):
+        street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + (9 if what != "tree" else 22))
+    return street.standing
+
+
+def _discs(shape: Shape, x: float, y: float, yaw: float) -> Floats:
+    length, width, _ = shape.size
+    count = int(np.clip(np.ceil(length / max(width, 0.3)) * 1.5, 1, 40))
+    step = length / count
+    along = (np.arange(count) + 0.5) * step - length / 2
+    radius = np.hypot(step, width) / 2
+    return np.stack([x + np.cos(yaw) * along, y + np.sin(yaw) * along, np.full(count, radius)], 1).astype(np.float32)

@@ -1,0 +1,289 @@
+"""Street scenes with exact truth: a LiDAR sweep and a camera image, cast from the same solids.
+
+The sensor is modelled on the HDL-64E on KITTI's car, 1.73 m above the road (Geiger et al. 2012): two blocks of 32
+beams at about 1/3 and 1/2 degree that leave it at different heights (Velodyne HDL-64E S2 manual). Elevations, heights,
+the share of returns of each beam and the angle between firings were read off the points of KITTI's sweeps, without
+labels. Synthetic, and to be called so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.adapters.projection import image_boxes
+from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Floats, Ground, Hits, Rays, Solid, Window, cast
+from apps.driving.datasets.synth.image import blank, photograph
+from apps.driving.datasets.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
+from apps.driving.datasets.synth.shapes import INDEX, MATERIALS, place
+from apps.driving.types import Boxes3D, Camera, Frame
+
+REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
+LOSS = np.array([row[2] for row in MATERIALS], np.float32)
+BLOCKS = ((1.94, -8.71, 0.204), (-9.03, -25.0, 0.120))
+"""The first and the last of 32 elevations (degrees) of each block, and how far above the origin it lies (metres)."""
+_STEEP_DEG = (16.2, 17.0, 21.4, 21.9, 23.3, 25.0)
+_STEEP_SHARES = (1.0, 0.89, 0.875, 0.765, 0.655, 0.605)
+"""The steepest beams of the real sensor lose up to 40 % of their returns, whatever they meet."""
+_NEAREST_M = 1.4
+FEWEST_POINTS = 5
+"""Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensors:
+    """What looks at the scene.
+
+    ``field_of_view_deg`` about the forward direction (KITTI labels what its camera sees: 90 holds that);
+    ``azimuth_step_deg`` between firings; ``reach_m``. ``image_scale`` shrinks KITTI's 1242 x 375 image. At 0 nothing is
+    rendered: the image is black (and takes no memory), its calibration true, and occlusion is that seen by the LiDAR.
+    """
+
+    field_of_view_deg: float = 90.0
+    azimuth_step_deg: float = 0.167
+    reach_m: float = 80.0
+    height_m: float = 1.73
+    range_noise_m: float = 0.012
+    image_scale: float = 0.0
+
+
+def scene(
+    generator: np.random.Generator, *, sensors: Sensors = Sensors(), kind: str | None = None, name: str = "synthetic"
+) -> Frame:
+    """A scene: points (N, 4), camera, and truth with the number of returns from each object.
+
+    Truth holds every car, van, truck, pedestrian and cyclist that the LiDAR's field of view can contain and that gave
+    at least one return or shows in the image. ``kind`` is one of ``layout.KINDS``, drawn where None. The same generator
+    state gives the same scene.
+    """
+    kind = kind or str(generator.choice(KINDS, p=KIND_SHARES))
+    ground = _ground(kind, sensors, generator)
+    behind = -sensors.reach_m if sensors.field_of_view_deg > 180 else -3.0
+    standing = lay_out(kind, ground, generator, behind, sensors.reach_m)
+    solids, heights = _solids(standing, ground)
+    looks = [(rays, cast(rays, ground, solids, generator, sensors.reach_m)) for rays in lidar_rays(sensors, generator)]
+    returned = [returns(rays, hits, standing, sensors, generator) for rays, hits in looks]
+    points, instances = (np.concatenate(part) for part in zip(*returned, strict=True))
+    counts = np.bincount(instances[instances >= 0], minlength=len(standing))
+    lidar_to_camera = _mounting(generator)
+    if sensors.image_scale:
+        camera, seen = photograph(ground, solids, lidar_to_camera, sensors.image_scale, generator)
+    else:
+        camera = blank(lidar_to_camera)
+        seen = _seen([hits for _, hits in looks], counts)
+    truth = _truth(standing, heights, counts, seen, camera)
+    return Frame(name=name, points_lidar_m=points, cameras={"image_2": camera}, truth=truth)
+
+
+def _seen(hits: Sequence[Hits], counts: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
+    """Of each counted object: the rays that it would meet if nothing stood before it, and those that meet it."""
+    seen: dict[int, tuple[int, int]] = {}
+    for part in hits:
+        visible = np.bincount(part.instance[part.instance >= 0], minlength=len(counts))
+        for item, patches in part.alone.items():
+            alone, shown = seen.get(item, (0, 0))
+            more = int(visible[item]) if counts[item] else 0
+            seen[item] = alone + sum(int(mask.sum()) for _, mask in patches), shown + more
+    return seen
+
+
+def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> list[Rays]:
+    """The beams of one turn, or of the part of it in the field of view, block by block; rows from the top beam down."""
+    tilt = generator.normal(0, 0.2)
+    return [
+        beams(np.linspace(first, last, 32) + generator.normal(0, 0.04, 32) + tilt, above, sensors, generator)
+        for first, last, above in BLOCKS
+    ]
+
+
+def beams(elevation_deg: NDArray[np.float64], above: float, sensors: Sensors, generator: np.random.Generator) -> Rays:
+    """Beams at elevations (R,) in falling order that leave the sensor ``above`` the origin, in metres."""
+    elevation = np.deg2rad(elevation_deg)
+    half = np.deg2rad(sensors.field_of_view_deg / 2)
+    step = np.deg2rad(sensors.azimuth_step_deg)
+    azimuth = np.arange(half, -half, -step)
+    shift = generator.uniform(-0.5, 0.5, (len(elevation), 1)) * step
+    turned = (azimuth[None] + shift).astype(np.float32)
+    cosine = np.cos(elevation)[:, None].astype(np.float32)
+    directions = np.stack(
+        [cosine * np.cos(turned), cosine * np.sin(turned), np.broadcast_to(np.sin(elevation)[:, None], turned.shape)],
+        -1,
+    ).astype(np.float32)
+    top, bottom = elevation.max(), elevation.min()
+
+    def columns(low: float, high: float) -> slice:
+        first = int(np.floor((half - high) / step)) - 1
+        return slice(max(first, 0), max(int(np.ceil((half - low) / step)) + 2, 0))
+
+    def window(corners: Floats) -> list[Window]:
+        low_z, high_z = float(corners[:, 2].min()) - above, float(corners[:, 2].max()) - above
+        far = float(np.hypot(corners[:, 0], corners[:, 1]).max())
+        near = _nearest(corners)
+        upper = np.arctan2(high_z, near if high_z > 0 else far)
+        lower = np.arctan2(low_z, near if low_z < 0 else far)
+        if upper < bottom or lower > top:
+            return []
+        chosen = np.nonzero((elevation <= upper + 0.002) & (elevation >= lower - 0.002))[0]
+        if not len(chosen):
+            return []
+        rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        if near <= 0:
+            return [(rows, slice(0, len(azimuth)))]
+        middle = np.arctan2(corners[:, 1].mean(), corners[:, 0].mean())
+        around = np.arctan2(corners[:, 1], corners[:, 0]) - middle
+        around = (around + np.pi) % (2 * np.pi) - np.pi
+        spans = [(middle + around.min() + turn, middle + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
+        return [(rows, columns(low, high)) for low, high in spans if high > -half and low < half]
+
+    return Rays(np.array([0, 0, above], np.float32), directions, window)
+
+
+def _nearest(corners: Floats) -> float:
+    """Horizontal distance from the origin to the rectangle under ``place``'s corners; 0 inside it."""
+    base = corners[[0, 2, 6, 4], :2].astype(np.float64)
+    edges = np.roll(base, -1, axis=0) - base
+    cross = edges[:, 0] * -base[:, 1] - edges[:, 1] * -base[:, 0]
+    if (cross >= 0).all() or (cross <= 0).all():
+        return 0.0
+    t = np.clip((-base * edges).sum(1) / (edges**2).sum(1), 0, 1)
+    return float(np.linalg.norm(base + t[:, None] * edges, axis=1).min())
+
+
+def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Ground:
+    half = {"street": 4.8, "alley": 3.3, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
+        generator.normal() * 0.5
+    )
+    turned = generator.normal(0, np.deg2rad(4)) if kind != "open" else generator.normal(0, np.deg2rad(8))
+    lane = 1.7 if kind != "avenue" or generator.random() < 0.5 else 5.0
+    waves = np.stack(
+        [
+            generator.normal(0, 0.12, 4),
+            generator.normal(0, 0.12, 4),
+            generator.uniform(0, 2 * np.pi, 4),
+            np.abs(generator.normal(0, 0.025, 4)),
+        ],
+        1,
+    )
+    return Ground(
+        height=-float(sensors.height_m + generator.normal() * 0.05),
+        slope=(float(generator.normal(0, 0.012)), float(generator.normal(0, 0.015))),
+        heading=float(turned),
+        offset=float(lane + generator.normal() * 0.4),
+        half_width=half,
+        kerb=float(np.clip(generator.normal(0.09, 0.06), 0, 0.2)),
+        waves=waves.astype(np.float32),
+        banks=tuple(_bank(side, half, generator) for side in (1, -1) if kind != "lot" and generator.random() < 0.5),
+    )
+
+
+def _bank(side: int, half_width: float, generator: np.random.Generator) -> Bank:
+    """Front gardens and verges that rise a little, or an embankment."""
+    rise = float(generator.choice([generator.uniform(0.1, 0.6), generator.uniform(0.6, 3.0)], p=[0.7, 0.3]))
+    return Bank(side, half_width + float(generator.uniform(0.5, 6)), float(generator.uniform(0.04, 0.5)), rise)
+
+
+def _solids(standing: Sequence[Standing], ground: Ground) -> tuple[list[Solid], Floats]:
+    x = np.array([item.x for item in standing], np.float32)
+    y = np.array([item.y for item in standing], np.float32)
+    heights = ground.elevation(x, y).astype(np.float32)
+    solids = [
+        place(item.shape, item.x, item.y, float(z), item.yaw, number)
+        for number, (item, z) in enumerate(zip(standing, heights, strict=True))
+    ]
+    return solids, heights
+
+
+def returns(
+    rays: Rays, hits: Hits, standing: Sequence[Standing], sensors: Sensors, generator: np.random.Generator
+) -> tuple[Floats, NDArray[np.int16]]:
+    """Points (N, 4) and the instance of each, after loss and noise, ring by ring as the sensor writes them."""
+    met = hits.instance != NOTHING
+    distance, instance = hits.distance[met], hits.instance[met]
+    material, direction = hits.material[met], rays.directions[met]
+    cosine = np.abs((hits.normal[met] * direction).sum(-1))
+    reflectivity = REFLECTIVITY[material] * np.exp(generator.normal(0, 0.18, len(distance)).astype(np.float32))
+    # What comes back falls with the square of the distance and the angle of incidence.
+    signal = reflectivity * np.maximum(cosine, 0.02) * (90 / distance) ** 2
+    noticed = 1 / (1 + (0.04 / signal) ** 2)
+    steep = np.rad2deg(np.arcsin(-direction[:, 2]))
+    noticed *= np.interp(steep, _STEEP_DEG, _STEEP_SHARES).astype(np.float32)
+    chance = generator.random(len(distance), np.float32)
+    kept = (chance < noticed * (1 - LOSS[material])) & (distance > _NEAREST_M)
+    # Part of the light that glass lets through returns from inside of the car; what leaves it again is not seen.
+    glass = kept & (material == INDEX["glass"]) & (generator.random(len(distance), np.float32) < 0.45)
+    deeper = distance + generator.uniform(0.3, 1.2, len(distance)).astype(np.float32)
+    glass[glass] = _inside(direction[glass] * deeper[glass, None], instance[glass], standing)
+    distance = np.where(glass, deeper, distance)
+    distance = distance + sensors.range_noise_m * generator.normal(0, 1, len(distance)).astype(np.float32)
+    # The sensor makes up for distance and for most of the angle; a part of its intensities is nought.
+    intensity = reflectivity * (0.7 + 0.3 * np.sqrt(cosine))
+    intensity *= np.minimum(generator.random(len(distance), np.float32) * 8, 1)
+    intensity = np.clip(np.round(intensity, 2), 0, 0.99)
+    points = np.concatenate([rays.origin + direction * distance[:, None], intensity[:, None]], axis=1)
+    # Grit and grass.
+    grass = np.float32(generator.uniform(0.002, 0.012))
+    rough = np.where(instance == GROUND, np.where(material == 1, grass, np.float32(0.002)), np.float32(0))
+    points[:, 2] += rough * generator.normal(0, 1, len(points)).astype(np.float32)
+    return points[kept].astype(np.float32), instance[kept]
+
+
+def _inside(points: Floats, instance: NDArray[np.int16], standing: Sequence[Standing]) -> NDArray[np.bool_]:
+    """(N,) whether points (N, 3) lie above the outline of the object that each belongs to, 5 cm within its sides."""
+    table = np.array([[item.x, item.y, item.yaw, *item.shape.size] for item in standing], np.float32)[instance]
+    away = points[:, :2] - table[:, :2]
+    cosine, sine = np.cos(table[:, 2]), np.sin(table[:, 2])
+    along, across = away[:, 0] * cosine + away[:, 1] * sine, away[:, 1] * cosine - away[:, 0] * sine
+    half = table[:, 3:5] / 2 - np.float32(0.05)
+    within: NDArray[np.bool_] = (np.abs(along) < half[:, 0]) & (np.abs(across) < half[:, 1])
+    return within
+
+
+def _mounting(generator: np.random.Generator) -> Floats:
+    """LiDAR to camera as on KITTI's car, with the small differences between its calibrations."""
+    axes = np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]], np.float64)
+    roll, pitch, yaw = np.deg2rad(generator.normal(0, (0.3, 0.4, 0.3)))
+    small = np.array([[1, -roll, yaw], [roll, 1, -pitch], [-yaw, pitch, 1]])
+    u, _, v = np.linalg.svd(small)
+    transform = np.eye(4)
+    transform[:3, :3] = u @ v @ axes
+    transform[:3, 3] = (0.055, -0.075, -0.27)
+    return transform.astype(np.float32)
+
+
+def _truth(
+    standing: Sequence[Standing],
+    heights: Floats,
+    counts: NDArray[np.int64],
+    seen: dict[int, tuple[int, int]],
+    camera: Camera,
+) -> Boxes3D:
+    """Boxes of what may be found, with truncation, occlusion and 2D boxes as KITTI defines them.
+
+    Occlusion from the share of the object's own silhouette that shows: above 0.8 fully visible (0), above 0.4 partly
+    (1), above 0.1 largely (2), less unknown (3), which no difficulty of the benchmark asks for. Truncation is the
+    share of its projected box outside of the image.
+    """
+    kept = [
+        number
+        for number, item in enumerate(standing)
+        if item.shape.name and (counts[number] > 0 or seen.get(number, (0, 0))[1] > 0)
+    ]
+    size = np.array([standing[i].shape.size for i in kept], np.float32).reshape(-1, 3)
+    centre = np.array([[standing[i].x, standing[i].y, heights[i]] for i in kept], np.float32).reshape(-1, 3)
+    centre[:, 2] += size[:, 2] / 2
+    boxes = Boxes3D(
+        centre_lidar_m=centre,
+        size_m=size,
+        yaw=np.array([standing[i].yaw for i in kept], np.float32),
+        names=tuple(str(standing[i].shape.name) for i in kept),
+        point_counts=counts[kept].astype(np.int64),
+    )
+    height, width = camera.image_HWC.shape[:2]
+    box_2d, truncation = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, (height, width))
+    alone, shown = np.array([seen.get(i, (0, 0)) for i in kept], np.float32).reshape(-1, 2).T
+    share = shown / np.maximum(alone, 1)
+    occlusion = np.select([share > 0.8, share > 0.4, share > 0.1], [0, 1, 2], 3).astype(np.int64)
+    return replace(boxes, truncation=truncation, occlusion=occlusion, box_2d=box_2d)

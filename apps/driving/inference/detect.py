@@ -1,0 +1,171 @@
+"""From a frame to boxes in the LiDAR frame, with a trained network."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from apps.driving.datasets.training import LidarScenes, shown
+from apps.driving.models import structures
+from apps.driving.models.fast import FastPointPillars
+from apps.driving.models.fcos3d import FCOS3D
+from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
+from apps.driving.models.pointpillars import CLASSES
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+
+_STRIDE = 32
+"""To a multiple of this mmdet3d pads images on the right and below."""
+_SAME_PLACE = 0.3
+"""Boxes that overlap from above by this much are one object."""
+_WITHIN = 0.5
+"""So are boxes of different classes when this much of the smaller lies in the larger: no pedestrian stands in a car."""
+
+
+class Detector(Protocol):
+    """Finds objects in a frame; boxes from the best score down."""
+
+    def detect(self, frame: Frame) -> Boxes3D: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LidarDetector:
+    """PointPillars. It looks ahead; where the frame has cameras all round, once more at the scene turned about.
+
+    ``scenes`` are the settings of the data that the network learnt from: its range, and whether it sees intensity.
+    """
+
+    network: FastPointPillars
+    scenes: LidarScenes
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Boxes3D:
+        assert frame.points_lidar_m is not None
+        ahead = self._look(frame.points_lidar_m)
+        if len(frame.cameras) < 2:
+            return _boxes(*ahead)
+        boxes, scores, labels = self._look(frame.points_lidar_m * np.array([-1, -1, 1, 1], np.float32))
+        boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
+        both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
+        return _boxes(*_unique(both[0], both[1], both[2], 0.01))
+
+    def _look(self, points: Floats) -> tuple[Tensor, Tensor, Tensor]:
+        seen = shown(points, self.scenes)
+        if not len(seen):
+            return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(seen).to(self.device)))
+        return torch.cat([boxes[:, :6], structures.wrap(boxes[:, 6:])], dim=1), scores, labels
+
+
+@dataclass(frozen=True, slots=True)
+class CameraDetector:
+    """FCOS3D on every camera of a frame, each brought to the focal length that the network knows."""
+
+    network: nn.Module
+    model: FCOS3D
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Boxes3D:
+        cameras = list(frame.cameras.values())
+        prepared = [bring_to_focal_length(camera, self.model.focal_px) for camera in cameras]
+        boxes, scores, labels = [], [], []
+        # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
+        # alike go together, so that what is found in one does not depend on the others.
+        for numbers in _padded_alike([image for image, _ in prepared]):
+            images = [torch.from_numpy(prepared[n][0]).permute(2, 0, 1).to(self.device) for n in numbers]
+            intrinsics = torch.from_numpy(np.stack([cameras[n].intrinsics for n in numbers]))
+            data = structures.camera_data(images, intrinsics, scales=[prepared[n][1] for n in numbers])
+            for number, found in zip(numbers, structures.predict(self.network, data), strict=True):
+                boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
+                mount = cameras[number].lidar_to_camera
+                boxes.append(torch.from_numpy(structures.to_lidar_boxes(boxes_N7.numpy(), mount)))
+                scores.append(scores_N)
+                labels.append(labels_N)
+        # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
+        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1))
+
+
+def _padded_alike(images_HWC: Sequence[np.ndarray]) -> list[list[int]]:
+    """Numbers of the images, those together that become equally large when they are padded."""
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, image in enumerate(images_HWC):
+        height, width = image.shape[:2]
+        alike[-(-height // _STRIDE), -(-width // _STRIDE)].append(number)
+    return list(alike.values())
+
+
+def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """The image (H, W, 3) resized so that its focal length is ``focal_px``, and the factors of width and height."""
+    height, width = camera.image_HWC.shape[:2]
+    factor = focal_px / float(camera.intrinsics[0, 0])
+    size = max(32, round(width * factor)), max(32, round(height * factor))
+    if size == (width, height):
+        return camera.image_HWC.copy(), (1.0, 1.0)
+    image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)
+    return np.array(image), (size[0] / width, size[1] / height)
+
+
+def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
+    """What a person is shown of ``found``: from the ``least`` score of each class (or of all) up, one box an object.
+
+    The networks suppress within a class alone, so that a pole may be a pedestrian and a cyclist at once. Average
+    precision is taken of all boxes, as the protocols ask.
+    """
+    assert found.scores is not None
+    limits = [least if isinstance(least, float) else least.get(name, 0.0) for name in found.names]
+    found = found.take(found.scores >= np.array(limits, np.float32))
+    assert found.scores is not None
+    same = _same_object(found)
+    kept = np.ones(len(found), bool)
+    best_first = np.argsort(-found.scores, kind="stable")
+    for place, index in enumerate(best_first):
+        if kept[index]:
+            later = best_first[place + 1 :]
+            kept[later[same[index, later]]] = False
+    return found.take(kept)
+
+
+def _same_object(found: Boxes3D) -> np.ndarray:
+    """(N, N): whether two boxes, seen from above, are in one place."""
+    plane = torch.from_numpy(found.array[:, [0, 1, 3, 4, 6]])
+    of_both, of_first = torch.zeros(2, len(plane) ** 2)
+    box_iou_rotated(plane, plane, of_both)
+    box_iou_rotated(plane, plane, of_first, mode_flag=1)
+    of_first_NN = of_first.reshape(len(plane), len(plane))
+    of_smaller = torch.maximum(of_first_NN, of_first_NN.T).numpy()
+    names = np.array(found.names)
+    differ = names[:, None] != names[None]
+    return np.asarray((of_both.reshape(of_smaller.shape).numpy() >= _SAME_PLACE) | (differ & (of_smaller >= _WITHIN)))
+
+
+def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What remains when boxes of one class that overlap from above by more than ``overlap`` yield to the best."""
+    kept = []
+    for label in labels_N.unique().tolist():
+        mine = (labels_N == label).nonzero().squeeze(1)
+        plane = boxes_N7[mine][:, [0, 1, 3, 4, 6]]
+        kept.append(mine[nms_rotated(plane, scores_N[mine], mine, plane, labels_N, overlap, False)])
+    chosen = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+    return boxes_N7[chosen], scores_N[chosen], labels_N[chosen]
+
+
+def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor) -> Boxes3D:
+    """The boxes from the best score down."""
+    boxes, scores, labels = boxes_N7.float().numpy(), scores_N.numpy(), labels_N.numpy()
+    kept = np.nonzero(np.isfinite(boxes).all(axis=1))[0]
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return Boxes3D(
+        centre_lidar_m=boxes[kept, :3],
+        size_m=boxes[kept, 3:6],
+        yaw=structures.wrap(torch.from_numpy(boxes[kept, 6])).numpy(),
+        names=tuple(CLASSES[label] for label in labels[kept]),
+        scores=scores[kept].astype(np.float32),
+    )

@@ -1,0 +1,122 @@
+"""A KITTI folder of any number of frames, one after the other: ``trivium predict driving FOLDER --each --out DIR``.
+
+One frame is in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
+``frames.jsonl`` after it; the same command goes on where it was stopped. Frames that cannot be read are named and left
+out, and tried again by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.driving.adapters import kitti
+from apps.driving.outputs import kitti as kitti_results
+from shared.atomic_files import file_lock, write_whole
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from apps.driving.predictor import DrivingPredictor
+
+_SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
+_SAY_EVERY = 100
+
+
+def detect(
+    predictor: DrivingPredictor, folder: Path, out: Path, options: Mapping[str, str], say: Callable[[str], object]
+) -> int:
+    """Detects in every frame of ``folder`` that ``out`` has no answer for; returns how many could not be read.
+
+    ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be read, or ``out`` holds answers to
+    another folder or of other weights or options.
+    """
+    root = kitti.object_root(folder)
+    ids = kitti.frame_ids(root)
+    settings = predictor.settings(options) | {"folder": str(root.resolve())}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{out} cannot be made: {error.strerror}; name another directory with --out") from error
+    try:
+        with file_lock(out / _LOCK, wait=False):
+            _same(out / _SETTINGS, settings)
+            return _go_on(predictor, root, ids, out, options, say)
+    except BlockingIOError as error:
+        raise InvalidInputError(
+            f"another process is writing into {out}; wait for it, or name another directory"
+        ) from error
+
+
+def _go_on(
+    predictor: DrivingPredictor,
+    root: Path,
+    ids: Sequence[str],
+    out: Path,
+    options: Mapping[str, str],
+    say: Callable[[str], object],
+) -> int:
+    done = _answered(out / _LINES)
+    left = [frame_id for frame_id in ids if frame_id not in done]
+    say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
+    refused, doubtful, last = 0, 0, "none"
+    with (out / _LINES).open("a", encoding="utf-8") as lines:
+        try:
+            for number, frame_id in enumerate(left, 1):
+                try:
+                    line, text = _answer(predictor, root, frame_id, options)
+                except InvalidInputError as refusal:
+                    refused += 1
+                    say(f"left out: {refusal}")
+                    continue
+                if text is not None:
+                    write_whole(out / f"{frame_id}.txt", text)
+                lines.write(json.dumps(line, allow_nan=False) + "\n")
+                lines.flush()
+                last = frame_id
+                if "remarks" in line:
+                    doubtful += 1
+                    if doubtful == 1:
+                        say(f"{frame_id}: {line['remarks'][0]}")
+                if number % _SAY_EVERY == 0:
+                    say(f"{number} of {len(left)} frames, the last {frame_id}")
+        except KeyboardInterrupt:
+            say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
+            raise
+    say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
+    if doubtful:
+        say(f"{doubtful} frames carry such a remark in {_LINES}")
+    return refused
+
+
+def _answer(
+    predictor: DrivingPredictor, root: Path, frame_id: str, options: Mapping[str, str]
+) -> tuple[dict[str, Any], str | None]:
+    """The frame's line of JSON, and its KITTI result file where it has a camera."""
+    frame = kitti.read_frame(root, frame_id, labelled=False)
+    line, boxes = predictor.find(frame, options)
+    return line, kitti_results.write(boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
+
+
+def _same(file: Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings, or refuses where others made what is there."""
+    text = json.dumps(settings, indent=2) + "\n"
+    if not file.exists():
+        write_whole(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise InvalidInputError(
+            f"{file.parent} holds answers to another folder, or of other weights or options (its {file.name} says "
+            "which); name another directory with --out"
+        )
+
+
+def _answered(lines: Path) -> set[str]:
+    """The frames that have a whole line; what follows the last whole line, written as the machine stopped, is cut."""
+    if not lines.exists():
+        return set()
+    content = lines.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        lines.write_bytes(whole)
+    return {json.loads(line)["name"] for line in whole.splitlines()}

@@ -1,0 +1,140 @@
+"""Synthetic markets and metrics with exactly known anomalies, keyed by a generator. Numpy alone.
+
+The same generator gives the same series on every machine. What this makes is called synthetic wherever it is shown.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from apps.finance.datasets.synth.faults import FAULTS, local_scale
+from apps.finance.datasets.synth.shapes import SHAPES, daily, volatility
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Floats, LabelledSeries, Series, Times, Window
+
+INTERVALS_NS = (MINUTE_NS, 5 * MINUTE_NS, 5 * MINUTE_NS, 5 * MINUTE_NS, 15 * MINUTE_NS, HOUR_NS, DAY_NS)
+_WEIGHTS = {
+    "price": 2.0,
+    "volume": 1.0,
+    "counts": 3.0,
+    "utilisation": 3.0,
+    "bursts": 1.5,
+    "plateau": 1.0,
+    "sensor": 2.0,
+    "noise": 0.7,
+    "constant": 0.3,
+    "wandering": 1.5,
+}
+_SETTLING = 0.2
+"""The first fifth of a series is free of anomalies, as a benchmark's probation is."""
+
+
+def timestamps(generator: np.random.Generator, length: int, interval_ns: int) -> Times:
+    """(N,) times from a random day in 2010 to 2030; one series in four skips rows, as sensors do."""
+    start = int(generator.integers(14_610, 21_900)) * DAY_NS + int(generator.integers(24)) * HOUR_NS
+    steps = np.ones(length, np.int64)
+    if generator.uniform() < 0.25:
+        steps += (generator.uniform(size=length) < 0.1) * generator.integers(1, 8, length)
+        steps += (generator.uniform(size=length) < 0.002) * generator.integers(20, 200, length)
+    return start + np.cumsum(steps) * interval_ns
+
+
+def series(
+    generator: np.random.Generator, *, length: int, shape: str | None = None, anomalies: float = 1.5
+) -> LabelledSeries:
+    """A synthetic series of ``length`` rows.
+
+    ``shape`` is a key of ``SHAPES``, drawn where None. ``anomalies`` is the expected number of anomalies.
+    """
+    names = list(SHAPES)
+    weights = np.array([_WEIGHTS[name] for name in names])
+    drawn = str(generator.choice(names, p=weights / weights.sum()))
+    shape = drawn if shape is None else shape
+    interval = int(generator.choice(INTERVALS_NS))
+    times = timestamps(generator, length, interval)
+    values = SHAPES[shape](generator, times)
+    # In a price a single odd row is a bad print, which somebody wants to be told of.
+    if shape not in ("constant", "price") and generator.uniform() < 0.6:
+        values = ordinary_outliers(generator, values)
+    values, windows = _inject(generator, values, times, shape, int(generator.poisson(anomalies)))
+    if generator.uniform() < 0.5:
+        values = np.round(values, int(generator.integers(0, 4)))
+    made = Series(
+        name=f"synthetic {shape}", times_ns=times, values={"value": values}, column="value", interval_ns=interval
+    )
+    return LabelledSeries(series=made, windows=windows)
+
+
+def ordinary_outliers(generator: np.random.Generator, values: Floats) -> Floats:
+    """Adds what real series are full of and nobody calls an anomaly: single odd rows, of Pareto-distributed size."""
+    hits = generator.uniform(size=len(values)) < 10 ** generator.uniform(-3.3, -2.1)
+    scale = local_scale(values, len(values), len(values))
+    sizes = (2 + 3 * generator.pareto(2.5, len(values))) * np.where(generator.uniform(size=len(values)) < 0.75, 1, -1)
+    return values + np.where(hits, scale * np.minimum(sizes, 60), 0.0)
+
+
+def _inject(
+    generator: np.random.Generator, values: Floats, times: Times, shape: str, number: int
+) -> tuple[Floats, tuple[Window, ...]]:
+    length = len(values)
+    longest = max(8, length // 20)
+    kinds = [
+        name for name in FAULTS if shape != "constant" or name in ("spike", "level_shift", "volatility_burst", "tick")
+    ]
+    if shape in ("price", "noise", "wandering"):
+        kinds.remove("season_break")
+    windows: list[Window] = []
+    # One slot for each, so that no two overlap and every window is followed by normal rows.
+    edges = np.linspace(_SETTLING * length, length - 1, number + 1).astype(int)
+    for first, last in itertools.pairwise(edges):
+        span = int(generator.integers(6, longest))
+        if last - first < span + 2:
+            continue
+        start = int(generator.integers(first + 1, last - span))
+        kind = str(generator.choice(kinds))
+        size = generator.uniform(5, 20)
+        values, end = FAULTS[kind](generator, values, start, span, size)
+        windows.append(Window(start_ns=int(times[start]), end_ns=int(times[end]), kind=kind))
+    return values, tuple(windows)
+
+
+def market(generator: np.random.Generator, *, length: int = 4000, interval_ns: int = 5 * MINUTE_NS) -> LabelledSeries:
+    """Bars (open, high, low, close, volume) of a market with a pump and dump, a jump, a burst and a halt."""
+    start = int(generator.integers(18_262, 20_000)) * DAY_NS
+    times = start + np.arange(length, dtype=np.int64) * interval_ns
+    returns = 0.001 * generator.standard_normal(length) * volatility(generator, length)
+    log_close = np.cumsum(returns)
+    log_volume = 8 + 1.2 * daily(generator, times) + 0.3 * generator.standard_normal(length)
+    windows: list[Window] = []
+
+    def mark(kind: str, first: int, rows: int) -> slice:
+        windows.append(Window(start_ns=int(times[first]), end_ns=int(times[first + rows - 1]), kind=kind))
+        return slice(first, first + rows)
+
+    places = (np.array([0.3, 0.5, 0.7, 0.88]) * length).astype(int) + generator.integers(0, length // 20, 4)
+    rows = mark("pump_and_dump", int(places[0]), 36)
+    log_close[rows] += 0.12 * np.concatenate([np.linspace(0, 1, 24) ** 2, np.exp(-np.arange(12) / 2)])
+    log_volume[rows] += 2.0
+    rows = mark("jump", int(places[1]), 12)
+    log_close[rows.start :] -= 0.04
+    log_volume[rows] += 1.5
+    rows = mark("volatility_burst", int(places[2]), 48)
+    log_close[rows] += 0.008 * generator.standard_normal(48)
+    log_volume[rows] += 1.0
+    rows = mark("halt", int(places[3]), 40)
+    log_close[rows] = log_close[rows.start - 1]
+    log_volume[rows] = -np.inf
+    close = 100 * np.exp(log_close)
+    open_ = np.concatenate([close[:1], close[:-1]])
+    wick = 0.0005 * close * np.abs(generator.standard_normal((2, length)))
+    wick[:, rows] = 0
+    values = {
+        "open": open_,
+        "high": np.maximum(open_, close) + wick[0],
+        "low": np.minimum(open_, close) - wick[1],
+        "close": close,
+        "volume": np.round(np.exp(log_volume)),
+    }
+    made = Series(name="synthetic market", times_ns=times, values=values, column="close", interval_ns=interval_ns)
+    return LabelledSeries(series=made, windows=tuple(windows))

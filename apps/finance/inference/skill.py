@@ -1,0 +1,61 @@
+"""How good the forecasts are on synthetic series that training has not seen, beside persistence with a trailing spread.
+
+The peer forecasts the last value, with quantiles of a normal distribution whose deviation is that of the changes in the
+same context, times the square root of the rows ahead: the right forecast of a random walk of unknown volatility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from apps.finance.datasets.synth.markets import series as synthetic_series
+from apps.finance.datasets.windows import denormalise, windows_of
+from apps.finance.inference.forecasting import NORMAL_SCORES
+from apps.finance.models.tft import QUANTILES
+from apps.finance.types import Floats, Series
+
+_STREAM = 1 << 22
+_SERIES, _ROWS, _STRIDE = 8, 2000, 24
+_MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
+
+
+def relative_loss(model: nn.Module, shape: str, *, seed: int = 0) -> float:
+    """The quantile loss over that of the peer, on 8 series of ``shape`` without anomalies; their geometric mean."""
+    ratios = []
+    for index in range(_SERIES):
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM + index))))
+        made = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
+        own, peer = losses(model, made)
+        if peer > 0:
+            ratios.append(np.log(max(own, 1e-12) / peer))
+    return float(np.exp(np.mean(ratios)))
+
+
+@torch.inference_mode()
+def losses(model: nn.Module, series: Series) -> tuple[float, float]:
+    """The mean quantile loss of the forecaster and of the peer on windows of ``series``, in its units."""
+    context, horizon = int(model.context), int(model.horizon)
+    windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
+    windows.starts = windows.starts[windows.starts >= context]
+    device = next(model.parameters()).device
+    batch = windows.batch(np.arange(len(windows)), None)
+    inputs = [batch[name].to(device) for name in ("encoder_cont", "decoder_cont", "static")]
+    forecast = denormalise(model(*inputs).float().cpu().numpy().astype(np.float64), batch["frame"].numpy())
+    rows = windows.starts[:, None] + np.arange(-context, horizon)
+    values = series.target[rows]
+    seen, expected = values[:, :context], values[:, context:]
+    deviation = _MEAN_DEVIATION * np.abs(np.diff(seen, axis=1)).mean(axis=1)
+    ahead = np.sqrt(np.arange(1, horizon + 1))
+    persistence = seen[:, -1, None, None] + deviation[:, None, None] * ahead[:, None] * np.asarray(NORMAL_SCORES)
+    return quantile_loss(expected, forecast, QUANTILES), quantile_loss(expected, persistence, QUANTILES)
+
+
+def quantile_loss(values: Floats, quantiles: Floats, levels: Sequence[float]) -> float:
+    """The mean over all and over ``levels`` of max(q e, (q - 1) e) for errors e of ``quantiles`` (..., Q)."""
+    error = values[..., None] - quantiles
+    level = np.asarray(levels)
+    return float(np.maximum(level * error, (level - 1) * error).mean())

@@ -1,0 +1,123 @@
+"""A trial on synthetic series that neither training nor calibration has seen, beside the simplest peer there is.
+
+The peer is what the eye does with a chart of returns: the absolute change over its median absolute deviation so far,
+with the same rule for when to speak, at a threshold that gives it as many false events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from apps.finance.datasets.nab import window_rows
+from apps.finance.datasets.synth.faults import tick
+from apps.finance.datasets.synth.markets import market
+from apps.finance.datasets.synth.shapes import SHAPES
+from apps.finance.inference.calibration import benchmark_windows, budget_threshold, counted_rows, spoken, synthesise
+from apps.finance.inference.channels import BLOCK
+from apps.finance.inference.scoring import Calibration
+from apps.finance.metrics.nab import Scored, count_detections, probation
+from apps.finance.types import MINUTE_NS, Floats, LabelledSeries, Series, Window
+
+_STREAM = 1 << 26
+_SERIES, _ROWS, _MARKETS, _TICKS = 100, 3000, 20, 30
+_DEVIATION = 1.4826
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """Anomalies by kind, and those hit by the detector and by the peer; false events a 1,000 rows of both."""
+
+    name: str
+    number: Mapping[str, int]
+    hit: Mapping[str, int]
+    peer_hit: Mapping[str, int]
+    false_events: float
+    peer_false_events: float
+
+
+def trial_sets(seed: int) -> dict[str, list[LabelledSeries]]:
+    """The synthetic series of the trial: all shapes, markets with four faults each, and prices with one bad print."""
+    generators = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM + 1000 + index))))
+        for index in range(_MARKETS + _TICKS)
+    ]
+    return {
+        "series": synthesise(seed, _STREAM, _SERIES, _ROWS, 2.0),
+        "market": [market(generator) for generator in generators[:_MARKETS]],
+        "price": [price_with_a_tick(generator) for generator in generators[_MARKETS:]],
+    }
+
+
+def price_with_a_tick(generator: np.random.Generator, *, sigmas: float = 20.0) -> LabelledSeries:
+    """A price in 5-minute bars with one bad print, so many robust deviations of its changes off."""
+    times = 1_577_836_800 * 10**9 + np.arange(_ROWS, dtype=np.int64) * 5 * MINUTE_NS
+    row = int(generator.integers(_ROWS // 2, _ROWS - 100))
+    values, _ = tick(generator, SHAPES["price"](generator, times), row, 1, sigmas / 2)
+    series = Series(
+        name="synthetic price",
+        times_ns=times,
+        values={"value": values},
+        column="value",
+        interval_ns=5 * MINUTE_NS,
+    )
+    # The way back is a change of the same size.
+    return LabelledSeries(
+        series=series, windows=(Window(start_ns=int(times[row]), end_ns=int(times[row + 1]), kind="tick"),)
+    )
+
+
+def run_trial(
+    judge: Callable[[Series], Floats], calibration: Calibration, items: Sequence[LabelledSeries], name: str
+) -> Trial:
+    """Counts what a detector hits; ``judge`` gives a series its scores. A hit lies in a window as NAB's labels are."""
+    judged = [(judge(item.series), benchmark_windows(item)) for item in items]
+    own = spoken(judged, calibration)
+    false_events = count_detections(own, calibration.threshold).false_events
+    rows = counted_rows(judged)
+    plain = [
+        (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, judged, strict=True)
+    ]
+    level = budget_threshold(plain, calibration, 1000 * false_events / rows)
+    peer = spoken(plain, replace(calibration, threshold=level))
+    number, hit = _hits(items, own)
+    _, peer_hit = _hits(items, peer)
+    peer_false_events = count_detections(peer, level).false_events
+    return Trial(
+        name=name,
+        number=number,
+        hit=hit,
+        peer_hit=peer_hit,
+        false_events=1000 * false_events / rows,
+        peer_false_events=1000 * peer_false_events / rows,
+    )
+
+
+def changes_over_deviation(values: Floats) -> Floats:
+    """(N,) in [0, 1]: log10 of one more than |change| over 1.4826 times its median so far, over 4."""
+    change = np.abs(np.diff(values, prepend=values[:1]))
+    result = np.zeros(len(values))
+    for start in range(BLOCK, len(values), BLOCK):
+        past = change[:start][np.isfinite(change[:start])]
+        deviation = _DEVIATION * float(np.median(past)) if len(past) else 0.0
+        block = slice(start, start + BLOCK)
+        result[block] = np.nan_to_num(change[block]) / max(deviation, 1e-9)
+    return np.clip(np.log10(1 + result) / 4, 0, 1)
+
+
+def _hits(items: Sequence[LabelledSeries], corpus: Sequence[Scored]) -> tuple[Counter[str], Counter[str]]:
+    number: Counter[str] = Counter()
+    hit: Counter[str] = Counter()
+    for item, scored in zip(items, corpus, strict=True):
+        starts = window_rows(item.series.times_ns, item.windows)[:, 0]
+        detected = np.flatnonzero(scored.scores)
+        detected = detected[detected >= probation(len(scored.scores))]
+        for first, last in scored.windows.tolist():
+            (inside,) = np.nonzero((starts >= first) & (starts <= last))
+            kind = item.windows[int(inside[0])].kind if len(inside) else "other"
+            number[kind] += 1
+            hit[kind] += bool(((detected >= first) & (detected <= last)).any())
+    return number, hit

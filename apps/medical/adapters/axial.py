@@ -1,0 +1,46 @@
+"""Any regular grid of values, to a volume in Hounsfield units whose slices are axial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.medical.adapters.hounsfield import must_be_hounsfield
+from apps.medical.adapters.series import AXIAL
+from apps.medical.types import CTVolume, Float64
+from shared.errors import InvalidInputError
+
+TURNED = "The file's slices are not axial: it was turned, and slices are counted along the body."
+
+
+def axial_volume(name: str, values_zyx: NDArray[Any], affine: Float64, identifiers: dict[str, str]) -> CTVolume:
+    """The volume of an image whose indices (i, j, k) lie at ``affine`` (4x4, to LPS in mm).
+
+    Axes are put in the order of the body's: i runs across it, j from front to back (or back to front), k along it.
+    Refuses what is no CT, sheared, or more than 37 degrees oblique.
+    """
+    if not np.isfinite(values_zyx).all():
+        raise InvalidInputError(f"{name} holds values that are not finite numbers; expected Hounsfield units")
+    must_be_hounsfield(name, values_zyx)
+    steps = affine[:3, :3]
+    spacing = np.linalg.norm(steps, axis=0)
+    if not np.isfinite(affine).all() or spacing.min() < 1e-3:
+        raise InvalidInputError(f"{name} states a spacing of {spacing.min():g} mm; without it nothing can be measured")
+    direction = steps / spacing
+    if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
+        raise InvalidInputError(f"{name} is sheared (was the gantry tilted?); resample it to a straight grid first")
+    k = int(np.argmax(np.abs(direction[2])))
+    i, j = sorted((axis for axis in range(3) if axis != k), key=lambda axis: -abs(direction[0, axis]))
+    if abs(direction[2, k]) < AXIAL:
+        raise InvalidInputError(f"{name} is oblique: its slices are far from axial; resample it to axial slices first")
+    voxels = np.clip(np.rint(values_zyx), -1024, 32767).astype(np.int16)
+    return CTVolume(
+        voxels_zyx=np.ascontiguousarray(voxels.transpose(2 - k, 2 - j, 2 - i)),
+        spacing_mm=(float(spacing[i]), float(spacing[j]), float(spacing[k])),
+        origin_lps_mm=(float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])),
+        direction=direction[:, [i, j, k]],
+        identifiers=identifiers,
+        remarks=() if (i, j, k) == (0, 1, 2) else (TURNED,),
+    )

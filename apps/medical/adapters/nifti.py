@@ -1,0 +1,142 @@
+"""NIfTI files (https://nifti.nimh.nih.gov/nifti-1) of one CT volume, read whole or not at all, and written.
+
+Read here and not through ITK, which fills what a torn file lacks with zeros, and takes one of two poses that disagree.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.medical.adapters.axial import axial_volume
+from apps.medical.types import MOST_VOXELS, CTVolume, Float64
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_UNIT_MM = {1: 1000.0, 3: 0.001}
+"""NIfTI's codes of metres and micrometres; others are millimetres, or are not stated."""
+
+_AGREEMENT_MM = 1.0
+_MOST_BEHIND = 1 << 24
+
+
+def read_nifti(file: Path, identifiers: dict[str, str]) -> CTVolume:
+    """The volume in a ``.nii`` or ``.nii.gz``; refuses one that is torn, or does not say how the patient lies."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        with _opened(file) as stream, np.errstate(all="ignore"):
+            header = _header(file, stream)
+            shape = _shape(file, header)
+            stored = _stored(file, stream, header, shape)
+            affine = _affine(file, header, shape)
+            slope, shift = header.get_slope_inter()
+    except (EOFError, zlib.error, OSError, ImageFileError, HeaderDataError, ValueError, KeyError) as error:
+        raise InvalidInputError(
+            f"{file.name} cannot be read as NIfTI ({error}); send it again, or convert it anew"
+        ) from error
+    values = stored.transpose(2, 1, 0)
+    if slope not in (None, 1.0) or shift:
+        values = values * np.float32(slope or 1.0) + np.float32(shift or 0.0)
+    return axial_volume(file.name, values, RAS_TO_LPS @ affine, identifiers)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    # By its content: unpacking and packing on the way often leaves the name as it was.
+    with file.open("rb") as content:
+        packed = content.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(file)) if packed else file.open("rb")
+
+
+def _header(file: Path, stream: IO[bytes]) -> Nifti1Header:
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    size = stream.read(4)
+    kind: Any = Nifti2Header if size in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else Nifti1Header
+    block = size + stream.read(kind.sizeof_hdr - 4)
+    if len(block) < kind.sizeof_hdr:
+        raise EOFError("it ends within its header")
+    header = kind(block, check=False)
+    if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        raise InvalidInputError(f"{file.name} is no NIfTI file of header and voxels in one; convert it to .nii.gz")
+    return cast("Nifti1Header", header)
+
+
+def _shape(file: Path, header: Nifti1Header) -> tuple[int, int, int]:
+    shape = [int(n) for n in header.get_data_shape()]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) != 3 or min(shape) < 2:
+        raise InvalidInputError(f"{file.name} is not one volume: its size is {tuple(shape)}; hand in a single 3D CT")
+    if np.prod([float(n) for n in shape]) > MOST_VOXELS:
+        raise InvalidInputError(f"{file.name} states {tuple(shape)} voxels, more than a CT has", status=413)
+    return shape[0], shape[1], shape[2]
+
+
+def _stored(file: Path, stream: IO[bytes], header: Nifti1Header, shape: tuple[int, int, int]) -> NDArray[Any]:
+    """Stored values, shape ``shape``; reads to the end, where a compressed file holds its checksum."""
+    dtype = header.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        raise InvalidInputError(
+            f"{file.name} holds {header['datatype']} (NIfTI's code), not numbers; hand in a CT in HU"
+        )
+    skipped = int(header.get_data_offset()) - header.sizeof_hdr
+    if skipped < 0 or len(stream.read(skipped)) < skipped:
+        raise EOFError("it ends before its voxels")
+    size = int(np.prod(shape)) * dtype.itemsize
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError(f"it ends after {len(content)} of {size} bytes of voxels")
+    behind = 0
+    while more := stream.read(1 << 20):
+        behind += len(more)
+        if behind > _MOST_BEHIND:
+            raise InvalidInputError(f"{file.name} goes on for long behind its one volume; hand in a single 3D CT")
+    return np.frombuffer(content, dtype).reshape(shape, order="F")
+
+
+def _affine(file: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Float64:
+    """Indices to RAS in mm."""
+    poses = [pose for pose, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    if not poses:
+        raise InvalidInputError(
+            f"{file.name} does not say how the patient lies (its sform and qform codes are 0), so that left and right "
+            "cannot be told; convert the DICOM series anew"
+        )
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float)
+    unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    apart = np.abs(corners @ (poses[0] - poses[-1]).T).max() * unit
+    if not apart <= _AGREEMENT_MM:
+        raise InvalidInputError(
+            f"{file.name} says in two ways how the patient lies, {apart:.0f} mm apart (sform and qform); keep the one "
+            "that is right"
+        )
+    stated = np.abs(np.array(header.get_zooms()[:3], np.float64))
+    # Some writers leave 1 where they state a pose.
+    if not np.all(stated == 1) and not np.allclose(stated, np.linalg.norm(poses[0][:3, :3], axis=0), rtol=0.05):
+        raise InvalidInputError(
+            f"{file.name} states two spacings (pixdim and sform), so that sizes cannot be told; convert it anew"
+        )
+    return np.asarray(np.diag([unit, unit, unit, 1.0]) @ poses[0], np.float64)
+
+
+def nifti(volume: CTVolume) -> bytes:
+    """The volume as a compressed NIfTI-1 file (its frame is RAS, its origin the centre of the first voxel)."""
+    import nibabel
+
+    lps = np.eye(4)
+    lps[:3, :3] = volume.direction * volume.spacing_mm
+    lps[:3, 3] = volume.origin_lps_mm
+    image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), RAS_TO_LPS @ lps)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)

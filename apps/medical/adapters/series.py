@@ -1,0 +1,186 @@
+"""Which images of an export are the chest CT to be read: one series, chosen openly, never several mixed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from apps.medical.types import Float64
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+LEAST_SLICES = 3
+AXIAL = 0.8
+"""The least cosine between an axial image's normal and the long axis of the body."""
+
+_LISTED = 8
+_PROJECTED = {"LOCALIZER", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "VOLUME RENDERED", "MPR", "CSA MPR"}
+_LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|fc[58]\d", re.IGNORECASE)
+"""Sharp kernels by the names of Siemens, GE, Philips and Canon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One image: what its file is called, what reads that and its SHA-256, its transfer syntax, and its header.
+
+    ``frame`` counts from 0 in a file of several; None in one of a single image.
+    """
+
+    file: str
+    read: Callable[[], bytes]
+    digest: bytes
+    syntax: str
+    header: Dataset
+    frame: int | None = None
+
+
+def is_scout(header: Dataset) -> bool:
+    """Whether it is a localizer, which some scanners put into the series itself."""
+    return "LOCALIZER" in _image_type(header)
+
+
+def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list[Slice], list[str]]:
+    """The slices of one CT series, and what a reader must be told of the choice.
+
+    ``series`` names it by SeriesInstanceUID or SeriesNumber. Otherwise the only CT series is taken; of several in one
+    study the thinnest axial one, and of equally thin ones that with a lung kernel. Refuses where that leaves a doubt.
+    """
+    groups: dict[tuple[str, str], list[Slice]] = {}
+    for part in slices:
+        key = str(part.header.get("StudyInstanceUID") or ""), str(part.header.get("SeriesInstanceUID") or "")
+        groups.setdefault(key, []).append(part)
+    all_groups = list(groups.values())
+    if series is not None:
+        asked = [g for (_, uid), g in groups.items() if series in (uid, str(g[0].header.get("SeriesNumber", "")))]
+        if not asked:
+            raise InvalidInputError(
+                f"{name} holds no series {series}; name a SeriesNumber or SeriesInstanceUID that is in it"
+            )
+        if len(asked) > 1:
+            raise _several(name, asked)
+        others = [group for group in all_groups if group is not asked[0] and len(group) >= LEAST_SLICES]
+        return asked[0], [_of_several("Several series were handed in, and one was named.", asked[0], others)] * bool(
+            others
+        )
+    # Key images, reports and the like lie beside the series in many exports.
+    several = [group for group in all_groups if len(group) >= LEAST_SLICES] or all_groups
+    candidates = [group for group in several if _is_volume(group)]
+    if not candidates and len(several) > 1:
+        raise _several(name, several)
+    chosen = _thinnest(name, candidates) if len(candidates) > 1 else (candidates or several)[0]
+    others = [group for group in several if group is not chosen]
+    if not others:
+        return chosen, []
+    said = _of_several("Several series were handed in.", chosen, others)
+    return chosen, [f"{said} To read another, name it in the option series."]
+
+
+def _of_several(why: str, chosen: Sequence[Slice], others: Sequence[Sequence[Slice]]) -> str:
+    left = "; ".join(_kept_description(group) for group in others)
+    return f"{why} Read: {_kept_description(chosen)}. Left out: {left}."
+
+
+def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
+    for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies")):
+        if len({str(group[0].header.get(keyword) or "") for group in candidates}) > 1:
+            raise _several(name, candidates, f" of several {what}")
+    least = min(_thickness(group) for group in candidates)
+    thin = [group for group in candidates if _thickness(group) <= 1.1 * least + 0.01]
+    sharp = [group for group in thin if _has_lung_kernel(group[0].header)]
+    if len(thin) == 1:
+        return thin[0]
+    if len(sharp) == 1:
+        return sharp[0]
+    raise _several(name, candidates)
+
+
+def _several(name: str, groups: Sequence[Sequence[Slice]], more: str = "") -> InvalidInputError:
+    listed = "; ".join(_describe(group) for group in groups[:_LISTED])
+    if len(groups) > _LISTED:
+        listed += f"; and {len(groups) - _LISTED} more"
+    return InvalidInputError(
+        f"{name} holds {len(groups)} series{more}: {listed}. Hand in one of them, or name it in the option `series`"
+    )
+
+
+def _is_volume(group: Sequence[Slice]) -> bool:
+    """Whether it can be a CT in axial slices: no other modality, no projection, each image at a place of its own."""
+    headers = [part.header for part in group]
+    if any(header.get("Modality") != "CT" or _image_type(header) & _PROJECTED for header in headers):
+        return False
+    heights = _heights(headers)
+    return heights is not None and len(np.unique(heights.round(2))) > len(heights) / 2
+
+
+def _heights(headers: Sequence[Dataset]) -> Float64 | None:
+    """Where the images lie along the body, mm; None where they do not say, or are not axial."""
+    try:
+        turned = np.array([[float(v) for v in header.ImageOrientationPatient] for header in headers])
+        places = np.array([[float(v) for v in header.ImagePositionPatient] for header in headers])
+        normals = np.cross(turned[:, :3], turned[:, 3:])
+    except (AttributeError, TypeError, ValueError, IndexError):
+        return None
+    return None if not np.abs(normals[:, 2]).min() >= AXIAL else np.asarray(places[:, 2], np.float64)
+
+
+def _thickness(group: Sequence[Slice]) -> float:
+    """The larger of the slices' thickness and their distance, mm."""
+    heights = _heights([part.header for part in group])
+    assert heights is not None
+    return max(float(np.median(np.diff(np.unique(heights)))), _millimetres(group[0].header))
+
+
+def _millimetres(header: Dataset) -> float:
+    """SliceThickness; 0 where it is not stated."""
+    value = header.get("SliceThickness")
+    return float(value) if isinstance(value, float | int) else 0.0
+
+
+def _has_lung_kernel(header: Dataset) -> bool:
+    kernel = header.get("ConvolutionKernel") or ""
+    first = str(kernel if isinstance(kernel, str) else next(iter(kernel), ""))
+    return _LUNG_KERNEL.fullmatch(first.strip()) is not None
+
+
+def _image_type(header: Dataset) -> set[str]:
+    value = header.get("ImageType") or []
+    return {str(part).upper() for part in ([value] if isinstance(value, str) else value)}
+
+
+def _facts(group: Sequence[Slice]) -> Mapping[str, str]:
+    header = group[0].header
+    thickness, kernel = _millimetres(header), header.get("ConvolutionKernel")
+    return {
+        "modality": str(header.get("Modality") or "?"),
+        "thickness": f"{thickness:g} mm" if thickness else "",
+        "kernel": f"kernel {kernel if isinstance(kernel, str) else next(iter(kernel), '')}" if kernel else "",
+        "images": f"{len(group)} images",
+    }
+
+
+def _number(group: Sequence[Slice]) -> str:
+    value = group[0].header.get("SeriesNumber")
+    return "?" if value is None else str(value)
+
+
+def _kept_description(group: Sequence[Slice]) -> str:
+    """The series in words that may be kept: a SeriesDescription is free text, and may name the patient."""
+    facts = ", ".join(fact for fact in _facts(group).values() if fact)
+    return f"series {_number(group)} ({facts})"
+
+
+def _describe(group: Sequence[Slice]) -> str:
+    """The series in words for the one who handed it in."""
+    header = group[0].header
+    text = str(header.get("SeriesDescription") or "without description")
+    facts = _facts(group)
+    inner = ", ".join(
+        part for part in (facts["modality"], text, facts["thickness"], facts["kernel"], facts["images"]) if part
+    )
+    return f"number {_number(group)} ({inner})"

@@ -1,0 +1,123 @@
+"""Branching trees that fill a lung: arteries and veins, and bronchi beside the arteries.
+
+Each tree grows outwards from the hilum: targets spread over the lung are joined, nearest first, to the nearest
+point of the tree so far. Radii follow Murray's law (Proc. Natl. Acad. Sci. 12, 1926): r_parent^n = sum r_child^n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.medical.datasets.synth.fields import Array, Coordinates, soft
+
+Depth = Callable[[Array, Array, Array], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Tubes:
+    """Straight pieces of tube: ``start`` and ``end`` (n, 3) in mm, ``radius`` at the two ends (n, 2) in mm."""
+
+    start: Array
+    end: Array
+    radius: Array
+
+    def near(self, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Tubes:
+        """Those that may reach into the box."""
+        reach = self.radius.max(axis=1, keepdims=True) + 2
+        kept = np.all((np.minimum(self.start, self.end) - reach < high_mm), axis=1)
+        kept &= np.all((np.maximum(self.start, self.end) + reach > low_mm), axis=1)
+        return Tubes(self.start[kept], self.end[kept], self.radius[kept])
+
+    def paint(self, occupancy: Array, grid: Coordinates, edge_mm: float, grow_mm: float = 0.0) -> None:
+        """Raises ``occupancy`` (0 to 1) to that of the tubes, each ``grow_mm`` thicker than stated."""
+        axes = [axis.ravel() for axis in grid]
+        low = np.array([axis[0] for axis in axes])
+        step = np.array([axis[1] - axis[0] for axis in axes])
+        margin = (self.radius.max(axis=1) + grow_mm + edge_mm)[:, None]
+        first = np.floor((np.minimum(self.start, self.end) - margin - low) / step).astype(int).clip(0)
+        last = np.ceil((np.maximum(self.start, self.end) + margin - low) / step).astype(int) + 1
+        along = self.end - self.start
+        square = np.maximum((along**2).sum(axis=1), 1e-6)
+        for n in range(len(self.start)):
+            window = tuple(slice(a, b) for a, b in zip(first[n], last[n], strict=True))
+            x, y, z = grid[0][window[0]], grid[1][:, window[1]], grid[2][:, :, window[2]]
+            if not (x.size and y.size and z.size):
+                continue
+            dx, dy, dz = x - self.start[n, 0], y - self.start[n, 1], z - self.start[n, 2]
+            ux, uy, uz = along[n] / square[n]
+            part = np.clip(dx * ux + dy * uy + dz * uz, 0, 1)
+            distance = (dx - part * along[n, 0]) ** 2
+            distance = distance + (dy - part * along[n, 1]) ** 2
+            distance += (dz - part * along[n, 2]) ** 2
+            radius = self.radius[n, 0] + grow_mm + part * (self.radius[n, 1] - self.radius[n, 0])
+            # A tube thinner than the edge fills only a part of it, by area.
+            share = np.minimum(1, 2 * radius / edge_mm)
+            filled = soft(radius - np.sqrt(distance), edge_mm) * share
+            target = occupancy[window]
+            np.maximum(target, filled, out=target)
+
+
+def join(parts: list[Tubes]) -> Tubes:
+    """All pieces of several sets."""
+    return Tubes(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius")))
+
+
+def grow(
+    random: np.random.Generator,
+    depth_mm: Depth,
+    root_mm: Array,
+    hilum_mm: Array,
+    targets_mm: Array,
+    *,
+    leaf_radius_mm: float,
+    exponent: float,
+    piece_mm: float = 9.0,
+) -> Tubes:
+    """A tree from ``root`` through ``hilum`` to ``targets`` (n, 3); pieces are about ``piece_mm`` long.
+
+    ``depth_mm`` is the depth inside the lung, positive inside; pieces that would leave the lung far are cut off.
+    """
+    order = np.argsort(np.linalg.norm(targets_mm - hilum_mm, axis=1))
+    capacity = 2 + 12 * len(targets_mm)
+    node = np.empty((capacity, 3), np.float32)
+    parent = np.full(capacity, -1)
+    node[0], node[1], parent[1], count = root_mm, hilum_mm, 0, 2
+    for target in targets_mm[order]:
+        offset = target - node[1:count]
+        distance = np.einsum("ij,ij->i", offset, offset)
+        nearest = 1 + int(np.argmin(distance))
+        pieces = min(int(np.sqrt(distance[nearest - 1]) // piece_mm) + 1, 10)
+        begin, length = node[nearest].copy(), np.sqrt(distance[nearest - 1])
+        bend = random.normal(size=3).astype(np.float32) * 0.12 * length
+        previous = nearest
+        for n in range(1, pieces + 1):
+            part = n / pieces
+            node[count] = begin + part * (target - begin) + bend * (4 * part * (1 - part)) * (pieces > 1)
+            parent[count], previous, count = previous, count, count + 1
+    node, parent = node[:count], parent[:count]
+    power = np.zeros(count)
+    children = np.bincount(parent[1:], minlength=count)
+    power[children == 0] = (leaf_radius_mm * random.uniform(0.7, 1.4, int((children == 0).sum()))) ** exponent
+    for n in range(count - 1, 0, -1):
+        power[parent[n]] += power[n]
+    radius = np.minimum(power ** (1 / exponent), 9.0).astype(np.float32)
+    start, end = node[parent[1:]], node[1:]
+    inside = depth_mm(end[:, 0], end[:, 1], end[:, 2]) > -1.0
+    inside[0] = True
+    # From a branching on, a branch has its own radius.
+    return Tubes(start[inside], end[inside], np.stack([radius[1:], radius[1:]], 1)[inside])
+
+
+def bronchi(random: np.random.Generator, arteries: Tubes, least_radius_mm: float) -> Tubes:
+    """Airways beside the arteries of at least the given radius; the radius is the lumen's."""
+    thick = arteries.radius[:, 0] > least_radius_mm
+    start, end, radius = arteries.start[thick], arteries.end[thick], arteries.radius[thick]
+    side = random.normal(size=3)
+    side /= np.linalg.norm(side)
+    shift = (side * (2.1 * radius[:, :1] + 0.8)).astype(np.float32)
+    lumen = radius * np.float32(random.uniform(0.7, 1.0))
+    return Tubes(start + shift, end + shift, lumen)

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all, and survive a power cut; and what one process does at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Gives a finished directory its name, once everything in it is on the disk. ``final`` must not exist."""
+    for path in (*aside.rglob("*"), aside):
+        _flush(path)
+    aside.rename(final)
+    _flush(final.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that replaces the one of its name at once."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _flush(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock file ``path``, made where it is missing, which one process may hold at a time.
+
+    The lock goes with its process, however that ends. Raises ``BlockingIOError`` where another process holds it and
+    ``wait`` is false.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""Optimizers and learning-rate schedules: settings that build their own component. Torch is imported on use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups: matrices and kernels with weight decay, norms and biases without.
+
+    Parameters of fewer than two dimensions are norms and biases (the practice of GPT-2's and ConvNeXt's trainings).
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
+    others = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, 2019). Norms and biases are not decayed."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, model: nn.Module) -> Optimizer:
+        import torch
+
+        groups = parameter_groups(model, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SGD:
+    """Stochastic gradient descent with momentum. Norms and biases are not decayed."""
+
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 3e-5
+    nesterov: bool = True
+
+    def build(self, model: nn.Module) -> Optimizer:
+        import torch
+
+        groups = parameter_groups(model, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CosineRestarts:
+    """Linear warm-up, then cosine annealing with warm restarts (SGDR; Loshchilov and Hutter, 2017, eq. 5).
+
+    ``period`` and ``multiplier`` are T_0 (in epochs) and T_mult of ``CosineAnnealingWarmRestarts``.
+    """
+
+    warmup_steps: int = 100
+    period: float = 10.0
+    multiplier: int = 2
+    floor: float = 0.0
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of step number ``step`` as a fraction of the highest."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        position = (step - self.warmup_steps) / steps_per_epoch
+        period = self.period
+        while position >= period:
+            position -= period
+            period *= self.multiplier
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * position / period))
+
+    def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+        from torch.optim.lr_scheduler import LambdaLR
+
+        return LambdaLR(optimizer, lambda step: self.factor(step, steps_per_epoch))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constant:
+    """A constant learning rate after a linear warm-up."""
+
+    warmup_steps: int = 0
+
+    def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+        from torch.optim.lr_scheduler import LambdaLR
+
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))

@@ -1,0 +1,127 @@
+"""Everything that a run needs, as nested frozen dataclasses. On the ground floor: importing it imports no torch.
+
+A named recipe is a plain function that returns one. A setting builds its own component (``recipe.model.build``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from shared.errors import InvalidInputError
+from shared.optimizers import AdamW, CosineRestarts
+from shared.precision import Precision
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from shared.data.dataset import Dataset
+    from shared.engine.task import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What model, data and inference must agree on, stated once; an application's own subclass has the fields."""
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """Settings that build the network for inputs as ``input`` says, with weights from torch's global generator."""
+
+    def build(self, input: Any) -> nn.Module: ...
+
+
+@runtime_checkable
+class DataConfig(Protocol):
+    """Settings that build the data sets. ``fingerprint`` says what the data is, in JSON types.
+
+    It holds at least ``description`` (a sentence) and ``synthetic`` (a bool), and goes into the manifest. Optional:
+
+    ``fit_input(input) -> input``   what model and inference must know of this data (its classes, its column of values)
+    ``facts(input) -> mapping``     what is printed before training: counts, ranges, classes, doubtful splits
+    ``order(seed, batch) -> Order`` another order of samples than a permutation
+    """
+
+    def train(self, input: Any) -> Dataset: ...
+
+    def validation(self, input: Any) -> Dataset: ...
+
+    def fingerprint(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class TaskConfig(Protocol):
+    """Settings that build the task."""
+
+    def build(self) -> Task: ...
+
+
+@runtime_checkable
+class OptimizerConfig(Protocol):
+    """Settings that build the optimizer of a model, whose parameters can be grouped by name."""
+
+    def build(self, model: nn.Module) -> Optimizer: ...
+
+
+@runtime_checkable
+class ScheduleConfig(Protocol):
+    """Settings that build the learning-rate schedule, stepped once an optimizer step."""
+
+    def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How long a run goes on, in which portions, and when it stops early.
+
+    ``batch`` is the global batch, shared by all processes. ``steps`` and ``minutes`` end a run before its epochs do.
+    Early stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
+    """
+
+    epochs: int = 10
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 32
+    evaluation_batch: int | None = None
+    clip_norm: float = 1.0
+    monitor: str = "loss"
+    mode: Literal["min", "max"] = "min"
+    patience: int = 5
+    min_delta: float = 0.001
+    log_every: int = 10
+    checkpoint_every: int = 200
+    keep: int = 2
+    loader_threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "steps",
+            "batch",
+            "evaluation_batch",
+            "patience",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInputError(f"limits.{name} is {value}; it must be at least 1")
+        if self.loader_threads < 1 or self.clip_norm <= 0 or (self.minutes is not None and self.minutes <= 0):
+            raise InvalidInputError("limits.loader_threads, limits.clip_norm and limits.minutes must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A run, fully described. An app narrows the types of ``model``, ``data``, ``task`` and ``input``."""
+
+    model: ModelConfig
+    data: DataConfig
+    task: TaskConfig
+    input: InputSpec = field(default_factory=InputSpec)
+    optimizer: OptimizerConfig = field(default_factory=AdamW)
+    schedule: ScheduleConfig = field(default_factory=CosineRestarts)
+    precision: Precision = "auto"
+    limits: Limits = field(default_factory=Limits)
+    seed: int = 0
