@@ -256,7 +256,7 @@ def test_readers_print_no_names_to_the_terminal(tmp_path, capfd):
 
 def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path):
     """Written and read again, marks lie where they were, under the series that the file is named after."""
-    from apps.medical.datasets.luna16 import read_marks
+    from apps.medical.datasets.luna16_files import read_marks
 
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.197987940182806628828566429132"
     made = chest()

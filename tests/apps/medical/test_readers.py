@@ -12,7 +12,7 @@ import SimpleITK
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
-from apps.medical.datasets.luna16 import read_marks, read_scans, read_truths
+from apps.medical.datasets.luna16_files import read_marks, read_scans, read_truths
 from apps.medical.types import CTVolume
 from shared.errors import InvalidInputError
 from tests.apps.medical.chests import dicom_slice, pack, series
