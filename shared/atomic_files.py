@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all, and survive a power cut; and what one process does at a time."""
+"""Files that appear whole or not at all, and survive a power cut; and locks between processes."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def publish(aside: Path, final: Path) -> None:
@@ -37,8 +38,11 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     The lock goes with its process, however that ends. Raises ``BlockingIOError`` where another process holds it and
     ``wait`` is false.
     """
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    try:
+        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{path} is held by another process") from error
+    with lock:
         yield
 
 
