@@ -1,10 +1,12 @@
-"""Modulated deformable convolution (Zhu et al., 2019, "Deformable ConvNets v2"), with the signatures of ``mmcv._ext``.
+"""Deformable convolution (Dai et al., 2017) and the modulated one (Zhu et al., 2019), as ``mmcv._ext`` calls them.
 
-torchvision compiles the same operator; its offsets are laid out alike (y, then x, of each tap). It has none for half
-precision on the CPU, nor for bf16 anywhere, so that these are computed in float32.
+torchvision compiles both; its offsets are laid out alike (y, then x, of each tap). It has none for half precision on
+the CPU, nor for bf16 anywhere, so that these are computed in float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torchvision
@@ -94,6 +96,105 @@ def modulated_deform_conv_backward(
     targets = (grad_input, grad_weight, grad_offset, grad_mask, *((grad_bias,) if with_bias else ()))
     for target, gradient in zip(targets, gradients, strict=False):
         target.copy_(gradient)
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Writes the convolution of ``input`` (B, C, H, W), without modulation and bias, into ``output``.
+
+    ``columns``, ``ones`` and ``im2col_step`` are not used.
+    """
+    output.copy_(
+        torchvision.ops.deform_conv2d(
+            _wide(input),
+            _wide(offset),
+            _wide(weight),
+            stride=(dH, dW),
+            padding=(padH, padW),
+            dilation=(dilationH, dilationW),
+        )
+    )
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Writes the gradients of the input and of the offsets into the tensors named for them."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    gradients = _unmodulated_gradients(grad_output, input, weight, offset, geometry)
+    grad_input.copy_(gradients[0])
+    grad_offset.copy_(gradients[2])
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    """Adds ``scale`` times the gradient of the weights to ``grad_weight``."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    weight = torch.zeros_like(grad_weight)  # its own gradient does not depend on it
+    gradients = _unmodulated_gradients(grad_output, input, weight, offset, geometry)
+    grad_weight.add_(gradients[1].to(grad_weight.dtype), alpha=scale)
+
+
+def _unmodulated_gradients(
+    grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, geometry: tuple[int, ...]
+) -> Sequence[Tensor]:
+    """Gradients of input, weight and offset (two more follow, of the mask and bias that there are not)."""
+    tensors = (_wide(grad_output), _wide(input), _wide(weight), _wide(offset))
+    nothing = tensors[1].new_zeros(len(input), 1), tensors[1].new_zeros(len(weight))
+    gradients: Sequence[Tensor] = torch.ops.torchvision._deform_conv2d_backward(*tensors, *nothing, *geometry, False)
+    return gradients
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from apps.driving.models.ops import boxes, deform, focal, voxels
+from apps.driving.models.ops import boxes, deform, focal, point_membership, scatter, voxels
 
 _NAME = "mmcv._ext"
 
@@ -24,7 +24,14 @@ class Extension(ModuleType):
     dynamic_voxelize_forward = staticmethod(voxels.dynamic_voxelize_forward)
     modulated_deform_conv_forward = staticmethod(deform.modulated_deform_conv_forward)
     modulated_deform_conv_backward = staticmethod(deform.modulated_deform_conv_backward)
-
+    deform_conv_forward = staticmethod(deform.deform_conv_forward)
+    deform_conv_backward_input = staticmethod(deform.deform_conv_backward_input)
+    deform_conv_backward_parameters = staticmethod(deform.deform_conv_backward_parameters)
+    dynamic_point_to_voxel_forward = staticmethod(scatter.dynamic_point_to_voxel_forward)
+    dynamic_point_to_voxel_backward = staticmethod(scatter.dynamic_point_to_voxel_backward)
+    points_in_boxes_cpu_forward = staticmethod(point_membership.points_in_boxes_cpu_forward)
+    points_in_boxes_all_forward = staticmethod(point_membership.points_in_boxes_all_forward)
+    points_in_boxes_part_forward = staticmethod(point_membership.points_in_boxes_part_forward)
     sigmoid_focal_loss_forward = staticmethod(focal.sigmoid_focal_loss_forward)
     sigmoid_focal_loss_backward = staticmethod(focal.sigmoid_focal_loss_backward)
 
