@@ -42,6 +42,12 @@ def _predictor(artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
     return load(artifacts[0], device)
 
 
+def _score_files(files: Mapping[str, Path]) -> Table:
+    from apps.medical.metrics.luna16 import score_files
+
+    return score_files(files)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.medical.samples import samples
 
@@ -64,6 +70,7 @@ app = App(
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,
+    score_files=_score_files,
     predictor=_predictor,
     samples=_samples,
     reproduce=_reproduce,

@@ -1,49 +1,93 @@
-"""LUNA16's annotation files: nodules, excluded findings and the list of scans (CSV)."""
+"""LUNA16's annotation files: nodules, excluded findings, a system's marks and the list of scans (CSV).
+
+Layout: luna16.grand-challenge.org/Data and /Evaluation. Separated by commas, tabs or semicolons; identifiers may be
+quoted or padded (DICOM PS3.5, section 9.1, pads a UID to even length); names of columns are compared without case.
+"""
 
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from apps.medical.metrics.froc import Mark, Truth
 from shared.errors import InvalidInputError
 
-_COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ")
+_COLUMNS: Mapping[str, Sequence[str]] = {
+    "seriesuid": ("seriesuid", "series_uid", "seriesinstanceuid", "series_instance_uid"),
+    "coordX": ("coordx", "x", "x_mm"),
+    "coordY": ("coordy", "y", "y_mm"),
+    "coordZ": ("coordz", "z", "z_mm"),
+    "diameter_mm": ("diameter_mm", "diameter"),
+    "probability": ("probability", "prob", "score", "confidence"),
+}
+"""LUNA16's name of a column, and what others call it, in lower case."""
+
+_PADDING = " \t\r\n\0\"'"
 
 
 def read_truths(annotations: Path, excluded: Path | None = None) -> list[Truth]:
-    """The nodules, and the findings that count neither way; positions in LPS mm."""
-    truths = [_truth(row, excluded=False) for row in _rows(annotations, "diameter_mm")]
+    """The nodules, and the findings that count neither way; positions in LPS mm, diameters in mm."""
+    truths = [Truth(uid, at, size, False) for uid, at, size in _rows(annotations, "diameter_mm")]
     if excluded is not None:
-        truths += [_truth(row, excluded=True) for row in _rows(excluded, "diameter_mm")]
+        truths += [Truth(uid, at, size, True) for uid, at, size in _rows(excluded, "diameter_mm")]
     return truths
 
 
 def read_marks(file: Path) -> list[Mark]:
-    """A system's marks, in the layout of a LUNA16 submission."""
-    rows = _rows(file, "probability")
-    return [Mark(row["seriesuid"], _position(row), float(row["probability"])) for row in rows]
+    """A system's marks, in the layout of a LUNA16 submission; positions in LPS mm."""
+    return [Mark(uid, at, score) for uid, at, score in _rows(file, "probability")]
 
 
 def read_scans(file: Path) -> list[str]:
-    """Series instance UIDs, one a line."""
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Series instance UIDs: the first column, one a line, with or without a heading; refuses one that comes twice."""
+    uids = [uid for cells in _cells(file) if cells and (uid := cells[0])]
+    if uids and uids[0].lower() in _COLUMNS["seriesuid"]:
+        uids = uids[1:]
+    if not uids:
+        raise InvalidInputError(f"{file.name} lists no series; give one series instance UID a line")
+    seen: set[str] = set()
+    for uid in uids:
+        if uid in seen:
+            raise InvalidInputError(f"{file.name} lists the series {uid} twice; it would count as two scans")
+        seen.add(uid)
+    return uids
 
 
-def _rows(file: Path, value: str) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as content:
-        reader = csv.DictReader(content)
-        missing = {*_COLUMNS, value} - set(reader.fieldnames or ())
-        if missing:
+def _rows(file: Path, value: str) -> Iterator[tuple[str, tuple[float, float, float], float]]:
+    """Series, position and ``value`` of every row; refuses what is not a finite number, with the row."""
+    wanted = ("seriesuid", "coordX", "coordY", "coordZ", value)
+    lines = _cells(file)
+    heading = [cell.lower() for cell in next(lines, [])]
+    places = {
+        name: next((heading.index(known) for known in _COLUMNS[name] if known in heading), None) for name in wanted
+    }
+    if missing := [name for name, place in places.items() if place is None]:
+        raise InvalidInputError(f"{file.name} lacks the columns {', '.join(missing)}; expected LUNA16's layout")
+    order = [place for place in places.values() if place is not None]
+    for number, cells in enumerate(lines, start=2):
+        if not any(cells):
+            continue
+        try:
+            x, y, z, last = (float(cells[place]) for place in order[1:])
+            if not math.isfinite(x + y + z + last):
+                raise ValueError
+            yield cells[order[0]], (x, y, z), last
+        except (ValueError, IndexError):
             raise InvalidInputError(
-                f"{file.name} lacks the columns {', '.join(sorted(missing))}; expected LUNA16's layout"
-            )
-        return list(reader)
+                f"{file.name}, row {number}: {', '.join(wanted[1:])} are not four finite numbers: {' | '.join(cells)}"
+            ) from None
 
 
-def _truth(row: dict[str, str], *, excluded: bool) -> Truth:
-    return Truth(row["seriesuid"], _position(row), float(row["diameter_mm"]), excluded)
-
-
-def _position(row: dict[str, str]) -> tuple[float, float, float]:
-    return float(row["coordX"]), float(row["coordY"]), float(row["coordZ"])
+def _cells(file: Path) -> Iterator[list[str]]:
+    """The rows as text without quotes and padding, separated by whichever separator the first line has most of."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{file} cannot be read as text ({error}); give a CSV file in UTF-8") from None
+    lines = text.splitlines()
+    first = lines[0] if lines else ""
+    separator = max(",\t;", key=first.count)
+    for row in csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t"):
+        yield [cell.strip(_PADDING) for cell in row]

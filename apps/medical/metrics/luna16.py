@@ -1,0 +1,120 @@
+"""Scores a submission to LUNA16 beside its annotations: sensitivities, CPM, and what became of every mark.
+
+Protocol: luna16.grand-challenge.org/Evaluation; Setio et al., Medical Image Analysis 42, 2017, section 4. The challenge
+interpolates each bootstrap sample's curve on 10,000 points between 1/8 and 8 false positives per scan and prints its
+limits there; here they are taken at the seven rates themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from apps.medical.datasets.luna16_files import read_marks, read_scans, read_truths
+from apps.medical.metrics.froc import (
+    MOST_MARKS,
+    OPERATING_POINTS,
+    Interval,
+    bootstrap_of,
+    cpm,
+    froc_of,
+    match,
+    sensitivity_at,
+)
+from shared.app import Table
+from shared.errors import InvalidInputError
+
+BOOTSTRAP_SAMPLES = 1000
+SEED = 16
+
+
+def score_files(files: Mapping[str, Path]) -> Table:
+    """``score_submission`` of the files named submission, annotations, series and, where there is one, excluded."""
+    required, known = {"submission", "annotations", "series"}, {"submission", "annotations", "excluded", "series"}
+    if not required <= files.keys() <= known:
+        raise InvalidInputError(
+            "a submission is scored from --submission CSV --annotations CSV --series CSV and, where there are findings "
+            f"that count neither way, --excluded CSV; given: {', '.join(sorted(files)) or 'none'}"
+        )
+    return score_submission(files["submission"], files["annotations"], files.get("excluded"), files["series"])
+
+
+def score_submission(
+    submission: Path,
+    annotations: Path,
+    excluded: Path | None,
+    series: Path,
+    *,
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = SEED,
+) -> Table:
+    """The table of a submission: each figure with its 95 % interval over bootstrap samples of the scans.
+
+    Marks and annotations of series that are not in the list ``series`` play no part, and are counted. Raises
+    InvalidInputError for files that are not in LUNA16's layout, and where no nodule lies in the listed series.
+    """
+    listed = read_scans(series)
+    scans = set(listed)
+    all_marks, all_truths = read_marks(submission), read_truths(annotations, excluded)
+    marks = [mark for mark in all_marks if mark.scan in scans]
+    truths = [truth for truth in all_truths if truth.scan in scans]
+    if not any(not truth.excluded for truth in truths):
+        raise InvalidInputError(f"no nodule of {annotations.name} lies in a series of {series.name}")
+    if all_marks and not marks:
+        raise InvalidInputError(
+            f"no mark of {submission.name} lies in a series of {series.name}; the first is of {all_marks[0].scan!r}"
+        )
+    matches = match(marks, truths, scans=len(listed))
+    curve = froc_of(matches)
+    sensitivities = [partial(sensitivity_at, false_positives_per_scan=rate) for rate in OPERATING_POINTS]
+    intervals = bootstrap_of(
+        matches, figures=(*sensitivities, cpm), random=np.random.default_rng(seed), samples=samples
+    )
+    figures = [*(sensitivity_at(curve, rate) for rate in OPERATING_POINTS), cpm(curve)]
+    names = [f"sensitivity at {_rate(rate)} FP/scan" for rate in OPERATING_POINTS] + ["CPM"]
+    rows = [
+        [name, f"{figure:.4f}", _limits(interval)]
+        for name, figure, interval in zip(names, figures, intervals, strict=True)
+    ]
+    nodules, found = int(matches.nodules_S.sum()), len(matches.hit_scores_H)
+    counts = [
+        ("scans", len(listed)),
+        ("scans without marks", len(listed) - len({mark.scan for mark in marks})),
+        ("nodules", nodules),
+        ("nodules found at any score", found),
+        ("nodules missed", nodules - found),
+        ("excluded findings", len(truths) - nodules),
+        ("marks", len(marks)),
+        ("false positives", len(matches.false_scores_F)),
+        ("marks ignored: on excluded findings", matches.ignored_marks),
+        ("marks ignored: further ones on a nodule", matches.double_marks),
+        (f"marks ignored: beyond {MOST_MARKS} of a scan", matches.surplus_marks),
+    ]
+    if foreign := len(all_marks) - len(marks):
+        counts.append(("marks ignored: series not listed", foreign))
+    if foreign := len(all_truths) - len(truths):
+        counts.append(("annotations left out: series not listed", foreign))
+    if repeated := len(marks) - len(set(marks)):
+        counts.append(("marks that repeat another exactly", repeated))
+    rows += [[name, str(count), ""] for name, count in counts]
+    return Table(
+        title=f"LUNA16 FROC of {submission.name}",
+        columns=("figure", "value", "95 % interval"),
+        rows=rows,
+        notes=(
+            f"A mark hits within the nodule's radius. Intervals: {samples:,} bootstrap samples of {len(listed)} scans, "
+            f"seed {seed}.",
+            *(() if excluded is not None else ("No excluded findings were given: marks on them are false positives.",)),
+        ),
+    )
+
+
+def _rate(rate: float) -> str:
+    return f"1/{round(1 / rate)}" if rate < 1 else f"{rate:.0f}"
+
+
+def _limits(interval: Interval) -> str:
+    return f"{interval.low:.4f} to {interval.high:.4f}"
