@@ -174,4 +174,4 @@ def shipped(app: App) -> list[Artifact]:
     """The artifacts that come with the application, one for each of its models, the default first."""
     from shared.deploy.registry import Registry
 
-    return Registry(app.weights).serving(app)
+    return Registry(app.weights).serving(app.name, app.models)

@@ -10,11 +10,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from shared.errors import InvalidInputError
+from shared.recipe_file import read_recipe_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 MANIFEST, WEIGHTS, NETWORK, RECIPE = "manifest.json", "weights.safetensors", "model.onnx", "recipe.yaml"
 
@@ -33,7 +37,8 @@ class Manifest:
     """What an artifact says of itself.
 
     ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` what the
-    validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` sizes and digests.
+    validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` the size and SHA-256 of
+    every file of the artifact. A file that is not among them is not read.
     """
 
     name: str
@@ -58,25 +63,39 @@ class Artifact:
 
     def recipe(self) -> dict[str, Any]:
         """The document in ``recipe.yaml``; its key ``recipe`` holds the settings."""
-        from shared.recipe_file import read_recipe_file
+        return read_recipe_file(self._verified(RECIPE))
 
-        return read_recipe_file(self.path / RECIPE)
-
-    def weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Tensor]:
         """The state dict, on the CPU."""
         from safetensors.torch import load_file
 
-        return dict(load_file(self.path / WEIGHTS))
+        return dict(load_file(self._verified(WEIGHTS)))
+
+    @property
+    def network(self) -> Path:
+        """The dense network as ONNX."""
+        return self._verified(NETWORK)
 
     def must_belong_to(self, app: str) -> None:
         """Refuses an artifact that another application made."""
         if self.manifest.app != app:
             raise InvalidInputError(f"{self.path} is a model of {self.manifest.app}, not of {app}")
 
-    @property
-    def network(self) -> Path:
-        """The dense network as ONNX."""
-        return self.path / NETWORK
+    def _verified(self, name: str) -> Path:
+        if name not in self.manifest.files:
+            raise InvalidInputError(f"{self.path / MANIFEST} states no digest of {name}; export the run again")
+        return self.path / name
+
+
+def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module:
+    """The model with the artifact's weights, in evaluation mode on ``device``; refuses weights of another model."""
+    try:
+        model.load_state_dict(artifact.weights())
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"{artifact.path / WEIGHTS} does not fit the model that {RECIPE} describes: {error}"
+        ) from error
+    return model.to(device).eval()
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -100,6 +119,8 @@ def open_artifact(path: Path) -> Artifact:
         ) from error
     except ValidationError as error:
         raise InvalidInputError(f"{path / MANIFEST} is not a manifest: {error}") from error
+    if not manifest.files:
+        raise InvalidInputError(f"{path / MANIFEST} states no digests, so nothing can be checked; export the run again")
     for name, stated in manifest.files.items():
         if not (path / name).is_file() or describe_file(path / name) != stated:
             raise InvalidInputError(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.app import App, DenseNetwork
 from shared.atomic_files import file_lock, publish, write_whole
@@ -25,6 +25,7 @@ from shared.deploy.artifact import (
     Manifest,
     TensorSpec,
     describe_file,
+    load_weights,
     open_artifact,
     write_manifest,
 )
@@ -42,6 +43,7 @@ _DATATYPES = {
     torch.bool: "BOOL",
 }
 _TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
+__all__ = ["export", "load_weights", "rebuild", "triton_config", "write_onnx"]
 TOLERANCE = 1e-3
 """How far ONNX Runtime may be from torch at export, relative to the largest output."""
 
@@ -207,9 +209,3 @@ def triton_config(manifest: Manifest) -> str:
     tail = "dynamic_batching { max_queue_delay_microseconds: 2000 }\n" if batched else ""
     drop = 1 if batched else 0
     return head + tensors("input", manifest.inputs, drop) + tensors("output", manifest.outputs, drop) + tail
-
-
-def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module:
-    """The model with the artifact's weights, in evaluation mode on ``device``."""
-    model.load_state_dict(artifact.weights())
-    return model.to(device).eval()

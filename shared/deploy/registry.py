@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import MANIFEST, Artifact, open_artifact
 from shared.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from shared.app import App
 
 
 class Registry:
@@ -53,14 +49,14 @@ class Registry:
                 self._opened[path] = open_artifact(path)
             return self._opened[path]
 
-    def serving(self, app: App) -> list[Artifact]:
-        """What an application predicts with: the newest version of each of its models, the default first.
+    def serving(self, app: str, models: Sequence[str]) -> list[Artifact]:
+        """What the application called ``app`` predicts with: the newest version of each of its ``models``, in order.
 
         Models of which there is no version are left out; refuses where that leaves none.
         """
-        found = [self.newest(name) for name in app.models if self.versions(name)] or [self.newest(app.models[0])]
+        found = [self.newest(name) for name in models if self.versions(name)] or [self.newest(models[0])]
         for artifact in found:
-            artifact.must_belong_to(app.name)
+            artifact.must_belong_to(app)
         return found
 
 

@@ -82,14 +82,14 @@ class Service:
         if self._loaded is not None:
             return list(self._loaded.manifests)
         try:
-            return [artifact.manifest for artifact in self._registry.serving(self.app)]
+            return [artifact.manifest for artifact in self._registry.serving(self.app.name, self.app.models)]
         except InvalidInputError as refusal:
             log.warning("%s: %s", self.app.name, refusal)
             return []
 
     def look(self) -> None:
         """Opens the artifacts without loading the predictor. Raises ``InvalidInputError`` where they cannot be used."""
-        self._registry.serving(self.app)
+        self._registry.serving(self.app.name, self.app.models)
 
     def load(self) -> None:
         """Loads the predictor where that has not been done. Raises ``InvalidInputError`` (503) where it cannot be."""
@@ -163,7 +163,7 @@ class Service:
     def incoming(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
         home = self.settings.store / "incoming"
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
         try:
             yield folder
@@ -205,7 +205,7 @@ class Service:
         with self._lock:
             if self._loaded is None:
                 try:
-                    artifacts = self._registry.serving(self.app)
+                    artifacts = self._registry.serving(self.app.name, self.app.models)
                     predictor, codec = with_codec(
                         self.app, self.app.predictor(artifacts, _device(self.settings.device))
                     )

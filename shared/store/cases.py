@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.tables import CaseRow, connect, sqlite_url
 
-RESULT, PICTURE, LOCK = "result.json", "picture.png", "server.lock"
+RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
 _PARTIAL = ".partial-"
 
 
@@ -91,7 +92,8 @@ class CaseEntry:
 class CaseStore:
     """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
 
-    A folder has one open store at a time, in whichever process; refuses a second one.
+    A folder has one open store at a time, in whichever process; refuses a second one. What it makes is private to the
+    account that it runs under: cases may be of patients.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -99,7 +101,9 @@ class CaseStore:
         self._cases = folder / "cases"
         with ExitStack() as held:
             try:
-                self._cases.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._cases.mkdir(mode=0o700, exist_ok=True)
+                _make_private(self._cases, 0o700)
                 held.enter_context(file_lock(folder / LOCK, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
@@ -110,7 +114,11 @@ class CaseStore:
                 raise InvalidInputError(
                     f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
                 ) from error
-            self._engine = connect(url or sqlite_url(folder / "trivium.sqlite"))
+            if url is None:
+                # SQLite gives its journal the permissions of the database.
+                (folder / DATABASE).touch(mode=0o600)
+                _make_private(folder / DATABASE, 0o600)
+            self._engine = connect(url or sqlite_url(folder / DATABASE))
             self._held = held.pop_all()
         # What a server that was killed had begun; with the lock held, nobody is writing it.
         for left in self._cases.glob(f"{_PARTIAL}*"):
@@ -194,12 +202,12 @@ class CaseStore:
     def _write_files(self, case_id: str, response: Response) -> None:
         document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
         aside = self._cases / f"{_PARTIAL}{case_id}"
-        aside.mkdir()
+        aside.mkdir(mode=0o700)
         try:
             for name, content in {RESULT: document.encode(), PICTURE: response.picture, **response.files}.items():
                 if name in response.files and not _is_free_name(name):
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
-                with (aside / name).open("xb") as file:
+                with open(aside / name, "xb", opener=_private) as file:
                     file.write(content)
             publish(aside, self._cases / case_id)
         except BaseException:
@@ -230,6 +238,16 @@ def _kind(name: str, kinds: Sequence[str]) -> str:
     # An ending that is not among them may be a part of a person's name.
     found = max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
     return f"{found[1:]} file" if found else "file"
+
+
+def _make_private(path: Path, mode: int) -> None:
+    # Stores of earlier versions were readable by all; on a volume of another owner this is the owner's matter.
+    with suppress(PermissionError):
+        path.chmod(mode)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _is_free_name(name: str) -> bool:

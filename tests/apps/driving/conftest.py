@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from apps.driving.app import app
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.recipes import RECIPES
-from shared.deploy.artifact import Manifest, open_artifact, write_manifest
+from shared.deploy.artifact import Manifest, describe_file, open_artifact, write_manifest
 from shared.recipe_file import save_recipe
 
 
@@ -26,6 +26,7 @@ def predictor(tmp_path_factory):
         manifest = Manifest(
             name=recipe.model.name, version=1, app="driving", inputs=(), outputs=(), scores={}, data={},
             calibration={"least_scores": {"car": 0.1, "pedestrian": 0.1, "cyclist": 0.1}},
+            files={file.name: describe_file(file) for file in path.iterdir()},
         )  # fmt: skip
         write_manifest(path, manifest)
         artifacts.append(open_artifact(path))

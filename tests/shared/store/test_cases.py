@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -168,3 +169,28 @@ def test_many_write_at_once_while_others_read(store: CaseStore, tmp_path: Path) 
     with sqlite3.connect(tmp_path / "store" / "trivium.sqlite") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+def test_what_the_store_makes_is_private_to_its_account(store: CaseStore, tmp_path: Path) -> None:
+    earlier = os.umask(0)
+    try:
+        keep(store, files={"report.txt": b"x"})
+    finally:
+        os.umask(earlier)
+    made = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert {path.name for path in made} >= {"store", "cases", "trivium.sqlite", "result.json", "report.txt"}
+    lock = tmp_path / "store" / "server.lock"
+    assert {path.name: oct(path.stat().st_mode & 0o077) for path in made if path != lock} == {
+        path.name: "0o0" for path in made if path != lock
+    }
+
+
+def test_a_store_that_all_could_read_becomes_private(store: CaseStore, tmp_path: Path) -> None:
+    case = keep(store)
+    store.close()
+    cases, database = tmp_path / "store" / "cases", tmp_path / "store" / "trivium.sqlite"
+    cases.chmod(0o755)
+    database.chmod(0o644)
+    with closing(CaseStore(tmp_path / "store")) as again:
+        assert again.get("echo", case.id) == case
+    assert (cases.stat().st_mode & 0o777, database.stat().st_mode & 0o777) == (0o700, 0o600)

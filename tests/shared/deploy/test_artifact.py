@@ -1,0 +1,61 @@
+"""What an artifact must have before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shared.deploy.artifact import Manifest, describe_file, load_weights, open_artifact, write_manifest
+from shared.errors import InvalidInputError
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an artifact whose manifest has digests of the files named."""
+
+    def write(*described: str) -> Path:
+        save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, tmp_path / "weights.safetensors")
+        (tmp_path / "model.onnx").write_bytes(b"a network")
+        (tmp_path / "recipe.yaml").write_text("app: line\nname: line\nrecipe: {model: {}}\n")
+        files = {name: describe_file(tmp_path / name) for name in described}
+        given: dict[str, Any] = {"inputs": (), "outputs": (), "scores": {}, "data": {}, "files": files}
+        write_manifest(tmp_path, Manifest(name="line", version=1, app="line", **given))
+        return tmp_path
+
+    return write
+
+
+def test_only_files_with_a_digest_are_read(make: Callable[..., Path]) -> None:
+    artifact = open_artifact(make("model.onnx"))
+    assert artifact.network.read_bytes() == b"a network"
+    with pytest.raises(InvalidInputError, match=r"states no digest of weights\.safetensors"):
+        artifact.weights()
+    with pytest.raises(InvalidInputError, match=r"states no digest of recipe\.yaml"):
+        artifact.recipe()
+    whole = open_artifact(make("model.onnx", "weights.safetensors", "recipe.yaml"))
+    assert whole.recipe()["name"] == "line" and set(whole.weights()) == {"weight", "bias"}
+
+
+def test_a_manifest_without_digests_is_refused(make: Callable[..., Path]) -> None:
+    path = make()
+    with pytest.raises(InvalidInputError, match="states no digests"):
+        open_artifact(path)
+    document = json.loads((path / "manifest.json").read_text())
+    del document["files"]
+    (path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidInputError, match="states no digests"):
+        open_artifact(path)
+
+
+def test_weights_load_into_their_model_and_into_no_other(make: Callable[..., Path]) -> None:
+    artifact = open_artifact(make("weights.safetensors"))
+    model = load_weights(torch.nn.Linear(2, 1), artifact, "cpu")
+    assert not model.training and model(torch.ones(1, 2)).item() == 2
+    with pytest.raises(InvalidInputError, match=r"weights\.safetensors does not fit the model"):
+        load_weights(torch.nn.Linear(3, 1), artifact, "cpu")
