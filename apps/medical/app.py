@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.medical.models import MODELS
 from shared.app import App, DenseNetwork, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
 
     from apps.medical.predictor import NodulePredictor
+    from apps.medical.service import MedicalCodec
     from shared.deploy.artifact import Artifact
+    from shared.deploy.predictor import Predictor
     from shared.recipe import Recipe
 
 ROOT = Path(__file__).parent
@@ -37,9 +40,21 @@ def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 
 
 def _predictor(artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
-    from apps.medical.predictor import load
+    from apps.medical.predictor import NodulePredictor
 
-    return load(artifacts[0], device)
+    return NodulePredictor.load(artifacts, device)
+
+
+def _codec(predictor: Predictor[Any, Any]) -> MedicalCodec:
+    from apps.medical.service import MedicalCodec
+
+    return MedicalCodec(predictor)
+
+
+def _result_table(content: Mapping[str, Any]) -> Table:
+    from apps.medical.outputs.result import result_table
+
+    return result_table(content)
 
 
 def _score_files(files: Mapping[str, Path]) -> Table:
@@ -66,12 +81,14 @@ app = App(
     summary="Finds lung nodules in a CT of the chest, marks them on the slices and measures them in millimetres.",
     notice="For research. Not a medical device: not to be used for diagnosis or treatment.",
     root=ROOT,
-    models=("lung_nodules",),
+    models=MODELS,
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,
     score_files=_score_files,
     predictor=_predictor,
+    codec=_codec,
+    result_table=_result_table,
     samples=_samples,
     reproduce=_reproduce,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),

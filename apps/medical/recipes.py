@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from apps.medical.datasets.patches import PhantomData
+from apps.medical.datasets.synthetic import Synthetic
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.models.retinanet import full as full_model
 from apps.medical.task import DetectionTask
+from apps.medical.types import ChestInput
 from shared.optimizers import SGD, AdamW, CosineRestarts
-from shared.recipe import Limits, Recipe
+from shared.recipe import DataConfig, Limits, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,15 +19,17 @@ class NoduleRecipe(Recipe):
     """A run of the nodule detector."""
 
     model: RetinaNet3D = field(default_factory=RetinaNet3D)
-    data: PhantomData = field(default_factory=PhantomData)
+    data: DataConfig = field(default_factory=Synthetic)
     task: DetectionTask = field(default_factory=DetectionTask)
+    input: ChestInput = field(default_factory=ChestInput)
 
 
 def tiny() -> NoduleRecipe:
     """Seconds on one core: enough to see that the loop learns."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=16, stem=3),
-        data=PhantomData(train_patches=8, validation_patches=4, size=(64, 64, 32)),
+        data=Synthetic(train_patches=8, validation_patches=4, scans=1),
+        input=ChestInput(patch_size=(64, 64, 32)),
         optimizer=AdamW(learning_rate=2e-3),
         schedule=CosineRestarts(warmup_steps=2),
         limits=Limits(epochs=2, batch=2, log_every=1),
@@ -37,7 +40,8 @@ def small() -> NoduleRecipe:
     """Up to half an hour on two cores: one makes patches, 1,600 new ones in each epoch, the other learns from them."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(1, 1, 1, 1), planes=24, features=16, stem=3),
-        data=PhantomData(train_patches=1600, validation_patches=64, size=(80, 80, 48), fresh=True),
+        data=Synthetic(train_patches=1600, validation_patches=64, fresh=True),
+        input=ChestInput(patch_size=(80, 80, 48)),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-2),
         schedule=CosineRestarts(warmup_steps=60, period=8.0),
         limits=Limits(epochs=8, batch=2, evaluation_batch=4, minutes=30.0, patience=20, checkpoint_every=200),
@@ -48,7 +52,7 @@ def large() -> NoduleRecipe:
     """For minutes on one GPU, after some for making patches on 16 cores; not yet measured on one."""
     return NoduleRecipe(
         model=RetinaNet3D(layers=(2, 2, 1, 1), planes=32, features=48),
-        data=PhantomData(train_patches=10_000, validation_patches=256),
+        data=Synthetic(train_patches=10_000, validation_patches=256),
         optimizer=AdamW(learning_rate=1.5e-3, weight_decay=1e-2),
         schedule=CosineRestarts(warmup_steps=100, period=3.0),
         limits=Limits(
@@ -69,7 +73,8 @@ def full() -> NoduleRecipe:
     """MONAI's LUNA16 configuration (model zoo, lung_nodule_ct_detection), on phantoms; days on one GPU."""
     return NoduleRecipe(
         model=full_model(),
-        data=PhantomData(train_patches=20_000, validation_patches=512, size=(192, 192, 80)),
+        data=Synthetic(train_patches=20_000, validation_patches=512),
+        input=ChestInput(patch_size=(192, 192, 80)),
         optimizer=SGD(learning_rate=1e-2, momentum=0.9, weight_decay=3e-5, nesterov=True),
         schedule=CosineRestarts(warmup_steps=1000, period=300.0),
         limits=Limits(epochs=300, batch=4, patience=40, loader_threads=8),

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from apps.medical.datasets.synthetic import EVALUATION_SEED, phantoms
 from apps.medical.metrics.diameter import mean_axial_diameter_mm
 from apps.medical.metrics.froc import bootstrap, cpm, froc, point_at, sensitivity_at
+from apps.medical.models import MODELS
 from shared.app import Table
 
 if TYPE_CHECKING:
     from apps.medical.predictor import NodulePredictor
 
-SEED = 411
+ROOT = Path(__file__).parent
 QUICK, WHOLE = 15, 60
 """Phantoms: some minutes on two cores, and a quarter of an hour or more."""
 
@@ -23,19 +26,19 @@ def reproduce(quick: bool) -> Table:
     """Runs the shipped model on phantoms and on the real scan; ``quick`` takes fewer phantoms."""
     import torch
 
-    from apps.medical.app import app
-    from apps.medical.inference.evaluation import on_phantoms
-    from shared.app import shipped
+    from apps.medical.inference.evaluation import score_scans
+    from apps.medical.predictor import NodulePredictor
     from shared.data.registry import read_registry
+    from shared.deploy.registry import Registry
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    (artifact,) = shipped(app)
-    predictor = app.predictor([artifact], device)
+    artifact = Registry(ROOT / "weights").newest(MODELS[0])
+    predictor = NodulePredictor.load([artifact], device)
     scans = QUICK if quick else WHOLE
-    found = on_phantoms(predictor, seed=SEED, scans=scans)
+    found = score_scans(predictor, phantoms(EVALUATION_SEED, scans))
     curve = froc(found.marks, found.truths, scans=scans)
     figures = (lambda curve: sensitivity_at(curve, 1.0), cpm)
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(EVALUATION_SEED)
     at_one, mean = bootstrap(found.marks, found.truths, scans=scans, figures=figures, random=random)
     true, measured, sides = np.array(found.diameters_mm).reshape(-1, 3).T
     rate, sensitivity = point_at(curve, predictor.operating_score)
@@ -73,7 +76,7 @@ def reproduce(quick: bool) -> Table:
             f"{np.median(found.seconds):.2f} median on {device}",
         ],
     ]
-    entry = read_registry(app.data_registry)["lung1"]
+    entry = read_registry(ROOT / "datasets" / "registry.json")["lung1"]
     root = entry.locate()
     if root is None:
         rows.append(["Rank of the real nodule (pyradiomics lung1)", "-", "-", "the scan is not on this machine"])
@@ -114,7 +117,7 @@ def real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[int, fl
     return None, took
 
 
-def _mask(file: Path) -> np.ndarray:
+def _mask(file: Path) -> NDArray[np.bool_]:
     import SimpleITK
 
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) > 0
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) > 0)

@@ -65,7 +65,10 @@ class PatchScores:
 
 
 class NoduleDetection:
-    """The task over a RetinaNetDetector; a batch holds ``image`` (B, 1, X, Y, Z) and ``boxes``, a list of (n, 6)."""
+    """The task over a RetinaNetDetector.
+
+    A batch holds ``image`` (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6) in voxels, and ``spacing_mm``.
+    """
 
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings
@@ -101,10 +104,12 @@ class NoduleDetection:
         for target, detection in zip(targets, found, strict=True):
             scan = str(scores.patches)
             scores.patches += 1
-            for centre, size in _centres_and_sizes(target["box"]):
+            for centre, size in _centres_and_sizes(target["box"], batch["spacing_mm"]):
                 scores.truths.append(Truth(scan, centre, size))
             values = detection.scores.cpu().tolist()
-            for (centre, _), score in zip(_centres_and_sizes(detection.boxes), values, strict=True):
+            for (centre, _), score in zip(
+                _centres_and_sizes(detection.boxes, batch["spacing_mm"]), values, strict=True
+            ):
                 scores.marks.append(Mark(scan, centre, score))
 
     def scores(self) -> PatchScores:
@@ -151,9 +156,11 @@ def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
             hook.remove()
 
 
-def _centres_and_sizes(boxes: Tensor) -> list[tuple[tuple[float, float, float], float]]:
-    """Centre and size of boxes (n, 6) in voxels, scaled so that a voxel's height counts as on the default grid."""
-    corners = boxes.float().cpu().numpy().astype(np.float64) * np.array([0.703125, 0.703125, 1.25] * 2)
+def _centres_and_sizes(
+    boxes: Tensor, spacing_mm: tuple[float, float, float]
+) -> list[tuple[tuple[float, float, float], float]]:
+    """Centre and mean of the sides across, in mm, of boxes (n, 6) in voxels."""
+    corners = boxes.float().cpu().numpy().astype(np.float64) * np.tile(spacing_mm, 2)
     middle = (corners[:, :3] + corners[:, 3:]) / 2
     size = np.mean(corners[:, 3:5] - corners[:, :2], axis=1)
     return [(tuple(m), float(s)) for m, s in zip(middle.tolist(), size, strict=True)]

@@ -1,4 +1,4 @@
-"""The canonical data of the medical application: a CT volume, and a nodule in it.
+"""The canonical data of the medical application: a CT volume, a nodule in it, and what was found in one.
 
 Lengths are millimetres in the DICOM patient frame LPS: x grows to the patient's left, y to the back, z to the head.
 An index is (i, j, k) along (x, y, z) of the array, which is stored as voxels[k, j, i].
@@ -11,9 +11,34 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.errors import InvalidInputError
+from shared.recipe import InputSpec
+
 Float64 = NDArray[np.float64]
 MOST_VOXELS = 1 << 29
 """More than a CT has: what is read is refused above it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChestInput(InputSpec):
+    """The network's grid, which model, data and inference share. Defaults: MONAI's lung_nodule_ct_detection.
+
+    spacing_mm  distance between voxel centres along x, y, z
+    window_hu   HU that become 0 and 1; what lies beyond is clipped
+    patch_size  voxels along x, y, z of a training patch; multiples of 16, 16, 8
+    """
+
+    spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
+    window_hu: tuple[float, float] = (-1024.0, 300.0)
+    patch_size: tuple[int, int, int] = (96, 96, 48)
+
+    def __post_init__(self) -> None:
+        if min(self.spacing_mm) <= 0:
+            raise InvalidInputError(f"input.spacing_mm is {self.spacing_mm}; all three must be above 0 mm")
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise InvalidInputError(f"input.window_hu is {self.window_hu}; the first must be below the second")
+        if any(size < unit or size % unit for size, unit in zip(self.patch_size, (16, 16, 8), strict=True)):
+            raise InvalidInputError(f"input.patch_size is {self.patch_size}; expected multiples of 16, 16, 8 voxels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,3 +117,38 @@ class Nodule:
     mean_diameter_mm: float
     score: float
     box_lps_mm: tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedScan:
+    """A CT whose nodules are known, for evaluation.
+
+    name      what tells it from others: a SeriesInstanceUID, a number
+    excluded  findings on which a mark counts neither as a hit nor as a false positive; ``mean_diameter_mm`` is
+              negative where their size is unknown
+    """
+
+    name: str
+    volume: CTVolume
+    nodules: tuple[Nodule, ...]
+    excluded: tuple[Nodule, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What was found in a CT.
+
+    nodules           best first
+    operating_score   nodules of at least this score are suspicious; see ``inference/calibration``
+    lung_box_lps_mm   x, y, z of the lower corner, then of the upper, of what was searched; None where no lung was found
+    lung_millilitres  aerated lung; None where no lung was found
+    lungs_cut         whether a lung reaches the image's edge
+    unlisted          how many more nodules reach the operating score than were asked for
+    """
+
+    nodules: tuple[Nodule, ...]
+    operating_score: float
+    lung_box_lps_mm: tuple[float, float, float, float, float, float] | None = None
+    lung_millilitres: float | None = None
+    lungs_cut: bool = False
+    unlisted: int = 0

@@ -17,15 +17,12 @@ import SimpleITK
 from playwright.sync_api import Page, expect
 
 from apps.medical.adapters.nifti import nifti
-from apps.medical.adapters.source import read_volume
 from apps.medical.app import app as medical
-from apps.medical.outputs.files import output_files
-from apps.medical.outputs.picture import picture
-from apps.medical.outputs.result import Reading, result
 from apps.medical.outputs.slab import slab
-from apps.medical.types import CTVolume, Nodule
+from apps.medical.predictor import Options
+from apps.medical.service import MedicalCodec
+from apps.medical.types import CTVolume, Findings, Nodule
 from shared.app import App, Sample
-from shared.deploy.predictor import Request, Response
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
 from tests.apps.medical.chests import chest as one_chest
@@ -49,12 +46,9 @@ def chest() -> CTVolume:
 
 
 class Known:
-    """Finds the two nodules, or as many as the option ``most`` says."""
+    """Finds the two nodules, or those of them that the options ask for."""
 
-    def decode(self, request: Request) -> tuple[CTVolume, int]:
-        return read_volume(request.files, series=request.options.get("series")), int(request.options.get("most", "2"))
-
-    def predict(self, batch: Sequence[tuple[CTVolume, int]]) -> list[Reading]:
+    def predict(self, batch: Sequence[CTVolume], options: Options) -> list[Findings]:
         nodules = [
             Nodule(
                 centre_lps_mm=centre,
@@ -64,10 +58,13 @@ class Known:
             )
             for n, centre in enumerate(AT_MM)
         ]
-        return [Reading(volume, BOX_MM, 1500.0, False, nodules[:most], 0.5) for volume, most in batch]
-
-    def encode(self, outputs: Reading) -> Response:
-        return Response(result=result(outputs), picture=picture(outputs), files=output_files(outputs))
+        found = Findings(
+            nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.most],
+            operating_score=0.5,
+            lung_box_lps_mm=BOX_MM,
+            lung_millilitres=1500.0,
+        )
+        return [found] * len(batch)
 
 
 def _unused(*_: object) -> None:
@@ -95,6 +92,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Known(),
+        codec=MedicalCodec,
         samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
         reproduce=_unused,  # type: ignore[arg-type]
     )
@@ -277,7 +275,7 @@ def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: 
     box = canvas.bounding_box()
     assert box is not None
     # The picture shows the lungs and what is around them, and is as large as its frame lets it be.
-    shown = slab(Reading(chest(), BOX_MM, 1500.0, False, [], 0.5))
+    shown = slab(chest(), Findings(nodules=(), operating_score=0.5, lung_box_lps_mm=BOX_MM))
     wide, high = shown.size_ijk[0] * 3.0, shown.size_ijk[1] * 3.0
     scale = min(box["width"] / wide, box["height"] / high)
     left, top = box["x"] + (box["width"] - wide * scale) / 2, box["y"] + (box["height"] - high * scale) / 2
@@ -377,7 +375,7 @@ def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> No
         "what is not marked is not cleared. The model has learnt from synthetic chests alone"
     )
     expect(result).to_contain_text("9.0 × 9.0 mm axial · 9.0 mm long")
-    page.get_by_label("At most").fill("0")
+    page.get_by_label("of a score of at least").fill("1")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()
     expect(result).to_contain_text("This does not mean that there is none.")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from apps.medical.inference.evaluation import on_phantoms
-from apps.medical.inference.pipeline import Tiling
+from apps.medical.datasets.synthetic import phantoms
+from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
 from apps.medical.predictor import NodulePredictor
 
@@ -17,6 +17,7 @@ SEED = 1207
 FALSE_POSITIVES_PER_SCAN = 1.0
 """What a reader is asked to bear: the middle of the seven rates of LUNA16."""
 
+DEFAULT_PATCHES = 64
 PATCHES_A_SCAN = 4
 """A recipe with so many times more validation patches is calibrated on one phantom more."""
 
@@ -26,15 +27,10 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
 
     The phantoms are synthetic, and so is the operating point: on real scans it gives more false positives.
     """
-    scans = max(1, recipe.data.validation_patches // PATCHES_A_SCAN)
-    predictor = NodulePredictor(
-        model,
-        spacing_mm=recipe.model.spacing_mm,
-        tiling=Tiling(),
-        device=str(next(model.parameters()).device),
-        operating_score=1.0,
-    )
-    found = on_phantoms(predictor, seed=SEED, scans=scans)
+    scans = max(1, getattr(recipe.data, "validation_patches", DEFAULT_PATCHES) // PATCHES_A_SCAN)
+    device = str(next(model.parameters()).device)
+    predictor = NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0)
+    found = score_scans(predictor, phantoms(SEED, scans))
     curve = froc(found.marks, found.truths, scans=scans)
     figures = (_score, _sensitivity)
     random = np.random.default_rng(SEED)

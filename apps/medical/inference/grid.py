@@ -13,9 +13,6 @@ from torch import Tensor
 
 from apps.medical.types import CTVolume, Float64
 
-WINDOW_HU = (-1024.0, 300.0)
-"""HU that become 0 and 1, after MONAI's bundle."""
-
 RIGHT_ANTERIOR_SUPERIOR = np.diag([-1.0, -1.0, 1.0])
 """Directions of the grid's axes in LPS, as columns: MONAI's orientation RAS."""
 
@@ -84,20 +81,22 @@ def cover(
     return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
 
 
-def resample(volume: CTVolume, grid: Grid, device: torch.device | str = "cpu") -> Tensor:
-    """The volume on the grid, linearly interpolated, HU in ``WINDOW_HU`` on 0..1, shape (X, Y, Z); air outside."""
+def resample(
+    volume: CTVolume, grid: Grid, window_hu: tuple[float, float], device: torch.device | str = "cpu"
+) -> Tensor:
+    """The volume on the grid, linearly interpolated, HU in ``window_hu`` on 0..1, shape (X, Y, Z); 0 outside."""
     first = volume.to_index_ijk(grid.centres_lps_mm(np.zeros(3)))
     step = (RIGHT_ANTERIOR_SUPERIOR.T * grid.spacing_mm[:, None]) @ volume.direction / volume.spacing_mm
-    low, high = WINDOW_HU
+    low, high = window_hu
     if np.all(np.sum(np.abs(step) > 1e-4 * np.abs(step).max(axis=1, keepdims=True), axis=1) == 1):
-        values = _axis_by_axis(volume, first, step, grid.size, device)
+        values = _axis_by_axis(volume, first, step, grid.size, low, device)
     else:
-        values = _oblique(volume, first, step, grid.size, device)
+        values = _oblique(volume, first, step, grid.size, low, device)
     return values.sub_(low).div_(high - low).clamp_(0, 1)
 
 
 def _axis_by_axis(
-    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], device: torch.device | str
+    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], air: float, device: torch.device | str
 ) -> Tensor:
     """Where the axes are parallel, linear interpolation is one pass along each."""
     source = [int(np.argmax(np.abs(row))) for row in step]
@@ -122,12 +121,12 @@ def _axis_by_axis(
         values = torch.lerp(*ends, weight)
         beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
         if beyond.any():
-            values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), WINDOW_HU[0])
+            values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
     return values.permute(2, 1, 0)
 
 
 def _oblique(
-    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], device: torch.device | str
+    volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], air: float, device: torch.device | str
 ) -> Tensor:
     """Where the axes are tilted against each other."""
     limit = np.array(volume.size_ijk, np.float64)
@@ -136,10 +135,10 @@ def _oblique(
     offset = (first + 0.5) * scale - 1
     matrix = torch.as_tensor(step * scale, dtype=torch.float32, device=device)
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in size]
-    voxels = torch.from_numpy(volume.voxels_zyx).to(device).float()[None, None] - WINDOW_HU[0]
+    voxels = torch.from_numpy(volume.voxels_zyx).to(device).float()[None, None] - air
     pieces = []
     for x in axes[0].split(16):
         index = torch.stack(torch.meshgrid(x, axes[1], axes[2], indexing="ij"), -1)
         points = index @ matrix + torch.as_tensor(offset, dtype=torch.float32, device=device)
         pieces.append(F.grid_sample(voxels, points[None], align_corners=False)[0, 0])
-    return torch.cat(pieces) + WINDOW_HU[0]
+    return torch.cat(pieces) + air

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.medical.inference.diameter import AROUND_MM, measure
-from apps.medical.inference.grid import WINDOW_HU, Grid, cover, resample
+from apps.medical.inference.grid import Grid, cover, resample
 from apps.medical.inference.lungs import Lungs
 from apps.medical.models.dense import Maps
-from apps.medical.types import CTVolume, Float64, Nodule
+from apps.medical.types import ChestInput, CTVolume, Float64, Nodule
+from shared.precision import autocast
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -76,29 +77,32 @@ def detect(
     *,
     network: nn.Module | None = None,
     skip: set[Tile] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Detections:
     """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out.
 
-    ``network`` computes the detector's maps, where it is not the detector's own: see ``folded``.
+    ``network`` computes the detector's maps, where it is not the detector's own: see ``folded``. ``dtype`` is the
+    autocast type of its forward pass, None for fp32; boxes are decoded in fp32.
     """
     size = [-(-n // d) * d for n, d in zip(image.shape, detector.size_divisible, strict=True)]
     shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
     padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
     padded = F.pad(image, padding)
-    maps = _maps(network or Maps(detector.network), padded, tiling, skip or set())
+    maps = _maps(network or Maps(detector.network), padded, tiling, skip or set(), dtype)
     if not maps:
         return Detections(image.new_zeros((0, 6)), image.new_zeros(0))
     return select(detector, maps, list(image.shape), shape)
 
 
-def _maps(network: nn.Module, image: Tensor, tiling: Tiling, skip: set[Tile]) -> list[tuple[Tensor, Tensor]]:
+def _maps(
+    network: nn.Module, image: Tensor, tiling: Tiling, skip: set[Tile], dtype: torch.dtype | None
+) -> list[tuple[Tensor, Tensor]]:
     """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap."""
     starts = [start for start in tiling.starts(image.shape) if start not in skip]
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
-    half = torch.bfloat16 if image.is_cuda else None
     for chosen in _chunks(starts, tiling.batch):
         tiles = torch.stack([image[_window(start, tiling.size)] for start in chosen])[:, None]
-        with torch.autocast(image.device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+        with autocast(dtype, image.device):
             outputs = network(tiles)
         levels = list(zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True))
         for level, (logits, codes) in enumerate(levels):
@@ -172,17 +176,18 @@ def find_nodules(
     volume: CTVolume,
     lungs: Lungs,
     *,
-    spacing_mm: tuple[float, float, float],
+    input: ChestInput,
     tiling: Tiling,
     network: nn.Module | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> list[Nodule]:
     """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.canonical``."""
-    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, spacing_mm, detector.size_divisible)
-    image = resample(volume, grid, device)
+    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, input.spacing_mm, detector.size_divisible)
+    image = resample(volume, grid, input.window_hu, device)
     tiling = tiling.fitted(grid.size, detector.size_divisible)
     skip = _without_lung(volume, lungs, grid, tiling, detector.size_divisible)
-    found = detect(detector, image, tiling, network=network, skip=skip)
+    found = detect(detector, image, tiling, network=network, skip=skip, dtype=dtype)
     corners = found.boxes.double().cpu().numpy()
     ends = [grid.to_lps_mm(corners[:, :3]), grid.to_lps_mm(corners[:, 3:])]
     low, high = np.minimum(*ends), np.maximum(*ends)
@@ -192,7 +197,7 @@ def find_nodules(
     return [
         Nodule(
             centre_lps_mm=tuple(centre[n].tolist()),
-            mean_diameter_mm=_diameter_mm(image, corners[n], grid.spacing_mm),
+            mean_diameter_mm=_diameter_mm(image, corners[n], input),
             score=float(found.scores[n]),
             box_lps_mm=(*low[n].tolist(), *high[n].tolist()),
         )
@@ -200,11 +205,12 @@ def find_nodules(
     ]
 
 
-def _diameter_mm(image: Tensor, box: Float64, spacing_mm: Float64) -> float:
+def _diameter_mm(image: Tensor, box: Float64, input: ChestInput) -> float:
     """Measured in a box (6,) of the image; where nothing there stands out, the mean of the box's sides across."""
+    spacing_mm = np.array(input.spacing_mm)
     low = np.maximum(np.floor(box[:3] - AROUND_MM / spacing_mm), 0).astype(int)
     high = np.ceil(box[3:] + AROUND_MM / spacing_mm).astype(int)
-    least, most = WINDOW_HU
+    least, most = input.window_hu
     part = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float().cpu().numpy() * (most - least) + least
     measured = measure(part, box - np.tile(low, 2), spacing_mm)
     return float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2])) if measured is None else measured

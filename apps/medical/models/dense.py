@@ -31,9 +31,9 @@ class Maps(nn.Module):
 
 
 def dense(recipe: Any, detector: Any) -> DenseNetwork:
-    """The network of a detector that ``recipe`` built, with a tile of the training size as its example."""
+    """The network of a detector that ``recipe`` built, with a patch of zeros as its example."""
     names = [f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3)]
-    example = torch.zeros((1, 1, *recipe.data.size))
+    example = torch.zeros((1, 1, *recipe.input.patch_size))
     return DenseNetwork(module=Maps(detector.network).eval(), inputs={"image": example}, outputs=names)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-    from torch import nn
 
-ANCHORS_VOXELS = ((6, 8, 4), (8, 6, 5), (10, 10, 6))
+    from apps.medical.types import ChestInput
+
 ANCHOR_SCALES = (1, 2, 4)
 RETURNED_LAYERS = (1, 2)
 
@@ -23,16 +23,16 @@ RETURNED_LAYERS = (1, 2)
 class RetinaNet3D:
     """Settings of the detector. ``planes`` are the backbone's first channels, ``features`` the pyramid's.
 
-    The sampler's and selector's numbers are the bundle's. The network's grid is ``spacing_mm`` along x, y, z with
-    HU in -1024..300 on 0..1.
+    ``anchors_voxels`` are sizes along x, y, z on the finest level; the next two have twice and four times these. They,
+    the sampler's and the selector's numbers are the bundle's.
     """
 
     block: Literal["basic", "bottleneck"] = "basic"
     layers: tuple[int, int, int, int] = (2, 2, 2, 2)
     planes: int = 32
     features: int = 64
-    spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
     stem: int = 7
+    anchors_voxels: tuple[tuple[int, int, int], ...] = ((6, 8, 4), (8, 6, 5), (10, 10, 6))
     samples_per_image: int = 64
     positive_fraction: float = 0.3
     pool_size: int = 20
@@ -40,7 +40,8 @@ class RetinaNet3D:
     score_threshold: float = 0.02
     nms_threshold: float = 0.22
 
-    def build(self, input: Any = None) -> nn.Module:
+    def build(self, input: ChestInput) -> RetinaNetDetector:
+        """The detector with weights of chance; the network has the same layers on every grid."""
         return build(self)
 
 
@@ -82,11 +83,13 @@ def build(settings: RetinaNet3D) -> RetinaNetDetector:
     network = RetinaNet(
         spatial_dims=3,
         num_classes=1,
-        num_anchors=len(ANCHORS_VOXELS),
+        num_anchors=len(settings.anchors_voxels),
         feature_extractor=pyramid,
         size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in stride],
     )
-    anchors = AnchorGeneratorWithAnchorShape(feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=ANCHORS_VOXELS)
+    anchors = AnchorGeneratorWithAnchorShape(
+        feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=settings.anchors_voxels
+    )
     detector = RetinaNetDetector(network=network, anchor_generator=anchors)
     _train_like_the_bundle(detector, settings)
     # Convolutions and pooling in 3D are a third faster with the channels innermost; the values are the same.

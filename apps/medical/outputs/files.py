@@ -6,34 +6,34 @@ import csv
 import io
 import json
 
-from apps.medical.outputs.result import Reading, slice_label, slice_number
+from apps.medical.outputs.result import slice_label, slice_number
 from apps.medical.outputs.slab import slab_file
+from apps.medical.types import CTVolume, Findings
 
 
-def output_files(reading: Reading) -> dict[str, bytes]:
+def output_files(volume: CTVolume, findings: Findings) -> dict[str, bytes]:
     """Content by name."""
     return {
-        "slab.nii.gz": slab_file(reading),
-        "findings.csv": findings_csv(reading),
-        "findings.mrk.json": slicer_markups(reading),
+        "slab.nii.gz": slab_file(volume, findings),
+        "findings.csv": findings_csv(volume, findings),
+        "findings.mrk.json": slicer_markups(volume, findings),
     }
 
 
-def findings_csv(reading: Reading) -> bytes:
+def findings_csv(volume: CTVolume, findings: Findings) -> bytes:
     """The findings as a LUNA16 submission (seriesuid, LPS mm, probability), with the diameter added."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm"])
-    series = reading.volume.identifiers.get("SeriesInstanceUID", reading.volume.name)
-    for nodule in reading.findings:
+    series = volume.identifiers.get("SeriesInstanceUID", volume.name)
+    for nodule in findings.nodules:
         x, y, z = (f"{value:.3f}" for value in nodule.centre_lps_mm)
         writer.writerow([series, x, y, z, f"{nodule.score:.6f}", f"{nodule.mean_diameter_mm:.2f}"])
     return text.getvalue().encode()
 
 
-def slicer_markups(reading: Reading) -> bytes:
+def slicer_markups(volume: CTVolume, findings: Findings) -> bytes:
     """The findings as a point list that 3D Slicer opens (its markups schema 1.0.3, LPS)."""
-    volume = reading.volume
     points = [
         {
             "id": str(rank),
@@ -42,7 +42,7 @@ def slicer_markups(reading: Reading) -> bytes:
             "position": [round(value, 3) for value in nodule.centre_lps_mm],
             "positionStatus": "defined",
         }
-        for rank, nodule in enumerate(reading.findings, start=1)
+        for rank, nodule in enumerate(findings.nodules, start=1)
     ]
     schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     document = {

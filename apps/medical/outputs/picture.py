@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from apps.medical.outputs.result import Reading, remarks, slice_label, slice_number
-from apps.medical.types import CTVolume, Nodule
+from apps.medical.outputs.result import remarks, slice_label, slice_number
+from apps.medical.types import CTVolume, Findings, Nodule
 
 WINDOW_HU = (-1350.0, 150.0)
 """Lung window: level -600, width 1500."""
@@ -18,12 +18,12 @@ TILE = 360
 SHOWN = 6
 
 
-def picture(reading: Reading) -> bytes:
+def picture(volume: CTVolume, findings: Findings) -> bytes:
     """A PNG: up to six findings, or the middle slice where there are none. The patient's right is on the left."""
-    shown = reading.findings[:SHOWN]
-    tiles = [_tile(reading, nodule, rank) for rank, nodule in enumerate(shown, start=1)]
+    shown = findings.nodules[:SHOWN]
+    tiles = [_tile(volume, nodule, rank) for rank, nodule in enumerate(shown, start=1)]
     if not tiles:
-        tiles = [_empty(reading)]
+        tiles = [_empty(volume, findings)]
     columns = min(3, len(tiles))
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * TILE, rows * TILE), "black")
@@ -34,26 +34,26 @@ def picture(reading: Reading) -> bytes:
     return out.getvalue()
 
 
-def _tile(reading: Reading, nodule: Nodule, rank: int) -> Image.Image:
-    k = slice_number(reading.volume, nodule) - 1
-    tile, scale, offset = _slice(reading.volume, k)
+def _tile(volume: CTVolume, nodule: Nodule, rank: int) -> Image.Image:
+    k = slice_number(volume, nodule) - 1
+    tile, scale, offset = _slice(volume, k)
     pen = ImageDraw.Draw(tile)
-    i, j, _ = reading.volume.to_index_ijk(nodule.centre_lps_mm)
-    across = reading.volume.spacing_mm
+    i, j, _ = volume.to_index_ijk(nodule.centre_lps_mm)
+    across = volume.spacing_mm
     x, y = (i + 0.5) * across[0] * scale + offset[0], (j + 0.5) * across[1] * scale + offset[1]
     radius = max(nodule.mean_diameter_mm / 2 * scale + 5, 9)
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffcf33", width=2)
     _text(pen, (8, 6), f"{rank}   {nodule.mean_diameter_mm:.1f} mm   score {nodule.score:.2f}")
-    _text(pen, (8, TILE - 24), slice_label(reading.volume, k))
+    _text(pen, (8, TILE - 24), slice_label(volume, k))
     return tile
 
 
-def _empty(reading: Reading) -> Image.Image:
-    tile, _, _ = _slice(reading.volume, reading.volume.size_ijk[2] // 2)
+def _empty(volume: CTVolume, findings: Findings) -> Image.Image:
+    tile, _, _ = _slice(volume, volume.size_ijk[2] // 2)
     pen = ImageDraw.Draw(tile)
-    searched = reading.lung_box_lps_mm is not None
+    searched = findings.lung_box_lps_mm is not None
     _text(pen, (8, 6), "no finding" if searched else "no lung in view: nothing was searched")
-    for n, sentence in enumerate(remarks(reading) if searched else []):
+    for n, sentence in enumerate(remarks(volume, findings) if searched else []):
         _text(pen, (8, TILE - 24 - 16 * n), sentence[:60])
     return tile
 

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from apps.medical.types import CTVolume, Nodule
+from apps.medical.types import CTVolume, Findings, Nodule
+from shared.app import Table
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
 PARTLY = "The image ends within the lungs: nodules beyond its edge cannot be found."
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A volume with its findings, best first.
-
-    lung_box_lps_mm   x, y, z of the lower corner, then of the upper; None where no lung was found
-    lung_millilitres  aerated lung
-    lungs_cut         whether a lung reaches the image's edge
-    operating_score   findings of at least this score are suspicious; see ``calibrate``
-    unlisted          how many more of them there are than were asked for
-    """
-
-    volume: CTVolume
-    lung_box_lps_mm: tuple[float, float, float, float, float, float] | None
-    lung_millilitres: float | None
-    lungs_cut: bool
-    findings: list[Nodule]
-    operating_score: float
-    unlisted: int = 0
-
-
-def result(reading: Reading) -> dict[str, Any]:
-    """The reading in JSON types. Lengths are in mm in the DICOM patient frame (LPS); slices count from 1."""
-    volume = reading.volume
+def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
+    """The findings in JSON types. Lengths are in mm in the DICOM patient frame (LPS); slices count from 1."""
     return {
         "findings": [
             {
@@ -48,11 +28,11 @@ def result(reading: Reading) -> dict[str, Any]:
                 "slice": slice_number(volume, nodule),
                 "instance_number": _instance_number(volume, slice_number(volume, nodule) - 1),
                 "image": _image(volume, slice_number(volume, nodule) - 1),
-                "suspicious": nodule.score >= reading.operating_score,
+                "suspicious": nodule.score >= findings.operating_score,
             }
-            for rank, nodule in enumerate(reading.findings, start=1)
+            for rank, nodule in enumerate(findings.nodules, start=1)
         ],
-        "operating_score": reading.operating_score,
+        "operating_score": findings.operating_score,
         "volume": {
             "size_ijk": list(volume.size_ijk),
             "spacing_mm": _rounded(volume.spacing_mm, 6),
@@ -63,29 +43,54 @@ def result(reading: Reading) -> dict[str, Any]:
             "instance_numbers": instance_numbers(volume),
         },
         "lungs": None
-        if reading.lung_box_lps_mm is None
-        else {"box_lps_mm": _rounded(reading.lung_box_lps_mm, 2), "aerated_ml": round(reading.lung_millilitres or 0.0)},
-        "remarks": remarks(reading),
+        if findings.lung_box_lps_mm is None
+        else {
+            "box_lps_mm": _rounded(findings.lung_box_lps_mm, 2),
+            "aerated_ml": round(findings.lung_millilitres or 0.0),
+        },
+        "remarks": remarks(volume, findings),
     }
 
 
-def remarks(reading: Reading) -> list[str]:
+def remarks(volume: CTVolume, findings: Findings) -> list[str]:
     """Sentences that a reader must see before the findings."""
-    said = list(reading.volume.remarks)
-    if reading.lung_box_lps_mm is None:
+    said = list(volume.remarks)
+    if findings.lung_box_lps_mm is None:
         return [*said, NO_LUNGS]
-    if reading.unlisted:
-        more = "1 more finding reaches" if reading.unlisted == 1 else f"{reading.unlisted} more findings reach"
+    if findings.unlisted:
+        more = "1 more finding reaches" if findings.unlisted == 1 else f"{findings.unlisted} more findings reach"
         said.append(f"{more} the operating score than are listed; raise the option most to see all.")
-    if reading.lungs_cut:
+    if findings.lungs_cut:
         said.append(PARTLY)
-    across = max(reading.volume.spacing_mm[:2])
-    thick = reading.volume.spacing_mm[2]
+    across = max(volume.spacing_mm[:2])
+    thick = volume.spacing_mm[2]
     if thick > 2.5:
         said.append(f"Slices are {thick:g} mm apart: nodules smaller than that may be missed, and sizes are uncertain.")
     if across > 1.5:
         said.append(f"Pixels are {across:.2g} mm wide: nodules of a few pixels may be missed, and sizes are uncertain.")
     return said
+
+
+def result_table(content: Mapping[str, Any]) -> Table:
+    """The findings of a ``result.json`` as a person wants them: where, how large, how sure.
+
+    The column ``image`` is there for DICOM alone: the InstanceNumber by which a PACS counts.
+    """
+    found = content["findings"]
+    numbered = any(finding["instance_number"] is not None for finding in found)
+    columns = ["rank", "slice", *(["image"] if numbered else []), "x, y, z (LPS mm)", "diameter (mm)", "score", ""]
+    rows = []
+    for finding in found:
+        image = [_text(finding["instance_number"])] if numbered else []
+        centre = ", ".join(f"{value:.1f}" for value in finding["centre_lps_mm"])
+        figures = [centre, f"{finding['mean_diameter_mm']:.1f}", f"{finding['score']:.3f}"]
+        said = "suspicious" if finding["suspicious"] else ""
+        rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, said])
+    return Table(title=f"Lung nodules: {len(rows)}", columns=columns, rows=rows)
+
+
+def _text(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def slice_number(volume: CTVolume, nodule: Nodule) -> int:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from apps.medical.adapters.nifti import nifti
-from apps.medical.outputs.result import Reading
-from apps.medical.types import CTVolume
+from apps.medical.types import CTVolume, Findings
 
 MOST_VOXELS = 24_000_000
 STEP_HU = 4
 MARGIN_MM = 12.0
 
 
-def slab(reading: Reading) -> CTVolume:
+def slab(volume: CTVolume, findings: Findings) -> CTVolume:
     """The scan in and around the lungs' box; HU are cut to -1024..1020 in steps of 4, which no window shows.
 
     Above ``MOST_VOXELS`` every second row and column, then every second slice, are averaged into one.
     """
-    volume = reading.volume
     low, high = np.zeros(3, int), np.array(volume.size_ijk)
-    if reading.lung_box_lps_mm is not None:
-        corners = volume.to_index_ijk(np.array(reading.lung_box_lps_mm).reshape(2, 3))
+    if findings.lung_box_lps_mm is not None:
+        corners = volume.to_index_ijk(np.array(findings.lung_box_lps_mm).reshape(2, 3))
         margin = MARGIN_MM / np.array(volume.spacing_mm)
         low = np.maximum(np.floor(corners.min(axis=0) - margin), 0).astype(int)
         high = np.minimum(np.ceil(corners.max(axis=0) + margin) + 1, volume.size_ijk).astype(int)
@@ -47,6 +45,6 @@ def slab(reading: Reading) -> CTVolume:
     )
 
 
-def slab_file(reading: Reading) -> bytes:
+def slab_file(volume: CTVolume, findings: Findings) -> bytes:
     """``slab`` as ``.nii.gz``."""
-    return nifti(slab(reading))
+    return nifti(slab(volume, findings))

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from apps.medical.types import CTVolume
+from apps.medical.types import CTVolume, Findings, Nodule
 
 
 def chest() -> CTVolume:
@@ -22,6 +22,17 @@ def chest() -> CTVolume:
         voxels[((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 10) / 9) ** 2 < 1] = -850
     voxels[9:11, 38:42, 28:32] = 30
     return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, -400.0))
+
+
+LUNG_BOX = (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0)
+
+
+def found(*nodules: Nodule, searched: bool = True, cut: bool = False) -> Findings:
+    """Findings of a chest in which so many nodules were found; ``searched`` where there are lungs."""
+    lungs = (LUNG_BOX, 900.0) if searched else (None, None)
+    return Findings(
+        nodules=nodules, operating_score=0.5, lung_box_lps_mm=lungs[0], lung_millilitres=lungs[1], lungs_cut=cut
+    )
 
 
 def dicom_slice(volume: CTVolume, k: int, **tags: object) -> bytes:

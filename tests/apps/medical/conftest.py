@@ -8,6 +8,7 @@ import torch
 from apps.medical.inference.pipeline import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor
+from apps.medical.types import ChestInput
 
 
 @pytest.fixture
@@ -19,12 +20,14 @@ def medical_data(data_root: Path) -> Path:
 def untrained() -> NodulePredictor:
     """A predictor with weights of chance, which finds something everywhere."""
     torch.manual_seed(0)
-    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build()
+    grid = ChestInput(spacing_mm=(2.8, 2.8, 5.0))
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid)
     torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.1)
     return NodulePredictor(
-        detector,
-        spacing_mm=(2.8, 2.8, 5.0),
+        detector=detector,
+        input=grid,
         tiling=Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=2),
         device="cpu",
         operating_score=0.5,
+        precision="fp32",
     )

@@ -17,7 +17,7 @@ from apps.medical.inference.pipeline import Tiling, _one_mark_each, detect, supp
 from apps.medical.models.dense import folded
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
-from apps.medical.types import CTVolume
+from apps.medical.types import ChestInput, CTVolume
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning",
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def detector():
     torch.manual_seed(0)
-    made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build().eval()
+    made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(ChestInput()).eval()
     # Spread the scores, which an untrained network keeps together.
     torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
     torch.nn.init.normal_(made.network.regression_head.bbox_reg.weight, std=0.03)
@@ -123,7 +123,7 @@ def test_full_is_the_bundle_s_network():
     from monai.networks.nets.resnet import resnet50
 
     with torch.device("meta"):
-        ours = full().build().network
+        ours = full().build(ChestInput()).network
         backbone = resnet50(spatial_dims=3, n_input_channels=1, conv1_t_stride=(2, 2, 1), conv1_t_size=(7, 7, 7))
         pyramid = resnet_fpn_feature_extractor(backbone, 3, False, [1, 2], None)
         bundle = RetinaNet(3, num_classes=1, num_anchors=3, feature_extractor=pyramid, size_divisible=[16, 16, 8])
@@ -136,7 +136,7 @@ def test_full_is_the_bundle_s_network():
 
 def test_the_losses_of_a_batch_follow_from_those_of_its_images():
     # Every negative of the pool is taken, so that chance has no part in it.
-    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3, pool_size=1.0).build().train()
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3, pool_size=1.0).build(ChestInput()).train()
     for layer in detector.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.eval()
@@ -163,10 +163,11 @@ def test_an_image_without_nodules_can_be_learnt_from(detector):
     losses = task.loss(detector, {"image": image, "boxes": [one, none]})
     assert losses["boxes"].mean > 0
     detector.eval()
+    batch = {"image": image, "boxes": [one, none], "spacing_mm": ChestInput().spacing_mm}
     scores = task.scores()
-    task.evaluate(detector, {"image": image, "boxes": [one, none]}, scores)
+    task.evaluate(detector, batch, scores)
     other = task.scores()
-    task.evaluate(detector, {"image": image, "boxes": [one, none]}, other)
+    task.evaluate(detector, batch, other)
     assert scores.summary() == other.summary()
     scores.merge(other)
     assert scores.patches == 4 and len(scores.truths) == 2
@@ -209,7 +210,7 @@ def test_resampling_keeps_every_point_in_its_place(direction):
     grid = Grid(start, spacing, (9, 9, 9))
     index = np.stack(np.meshgrid(*(np.arange(9.0),) * 3, indexing="ij"), -1)
     expected = (grid.centres_lps_mm(index) @ np.array([4.0, -5.0, 6.0]) - 400 + 1024) / 1324
-    assert resample(volume, grid).numpy() == pytest.approx(np.clip(expected, 0, 1), abs=2e-3)
+    assert resample(volume, grid, ChestInput().window_hu).numpy() == pytest.approx(np.clip(expected, 0, 1), abs=2e-3)
     assert grid.to_lps_mm(np.array([[0.5, 0.5, 0.5]]))[0] == pytest.approx(start)
 
 

@@ -16,10 +16,9 @@ from apps.medical.adapters.axial import TURNED
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import findings_csv
-from apps.medical.outputs.result import Reading
 from apps.medical.types import CTVolume, Nodule
 from shared.errors import InvalidInputError
-from tests.apps.medical.chests import chest
+from tests.apps.medical.chests import chest, found
 
 AFFINE = np.array([[-0.8, 0, 0, 30], [0, -0.7, 0, -5], [0, 0, 2.5, -300], [0, 0, 0, 1]])
 
@@ -270,7 +269,7 @@ def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path
     centre = tuple(volume.to_lps_mm(volume.to_index_ijk(made.to_lps_mm([29.3, 39.6, 9.7]))).tolist())
     assert volume.voxels_zyx[tuple(np.rint(volume.to_index_ijk(made.to_lps_mm([29, 39, 10]))).astype(int)[::-1])] == 30
     nodule = Nodule(centre_lps_mm=centre, mean_diameter_mm=8.0, score=0.123456, box_lps_mm=(0, 0, 0, 1, 1, 1))
-    text = findings_csv(Reading(volume, None, None, False, [nodule], 0.5))
+    text = findings_csv(volume, found(nodule))
     assert text.splitlines()[0].startswith(b"seriesuid,coordX,coordY,coordZ,probability")
     (tmp_path / "marks.csv").write_bytes(text)
     (mark,) = read_marks(tmp_path / "marks.csv")

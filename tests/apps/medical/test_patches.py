@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from apps.medical.datasets.patches import FreshPatches, PhantomData
 from apps.medical.datasets.synth.pack import PackSettings
+from apps.medical.datasets.synthetic import FreshPatches, Synthetic
 from apps.medical.recipes import small
+from apps.medical.types import ChestInput
 from shared.data.order import Key
 
-SETTINGS = PackSettings(patches=6, size=(48, 48, 24), spacing_mm=(1.0, 1.0, 2.0), seed=4, per_chest=3)
+GRID = ChestInput(patch_size=(48, 48, 24), spacing_mm=(1.0, 1.0, 2.0))
+SETTINGS = PackSettings(patches=6, input=GRID, seed=4, per_chest=3)
 
 
 def test_fresh_patches_are_the_same_for_one_key_and_others_in_the_next_epoch():
@@ -41,11 +43,11 @@ def test_boxes_lie_in_their_patch_and_dense_tissue_in_them():
 
 def test_the_small_recipe_trains_on_fresh_patches_and_is_judged_on_packed_ones(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    data = dataclasses.replace(small().data, train_patches=2, validation_patches=1, size=(48, 48, 24))
-    assert isinstance(data.train(), FreshPatches) and len(data.train()) == 2
-    validation = data.validation()
+    data = dataclasses.replace(small().data, train_patches=2, validation_patches=1)
+    assert isinstance(data.train(GRID), FreshPatches) and len(data.train(GRID)) == 2
+    validation = data.validation(GRID)
     first, second = (validation.batch(np.array([0]), None)["image"] for _ in range(2))
     assert np.array_equal(first, second)
-    assert not isinstance(PhantomData(train_patches=1, size=(48, 48, 24)).train(), FreshPatches)
+    assert not isinstance(Synthetic(train_patches=1).train(GRID), FreshPatches)
     assert data.fingerprint()["fresh_in_every_epoch"] is True
     assert data.fingerprint()["patches"] == pytest.approx(2)

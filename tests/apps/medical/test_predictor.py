@@ -5,28 +5,37 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
-from apps.medical.outputs.result import NO_LUNGS, PARTLY, Reading, result
+from apps.medical.outputs.result import NO_LUNGS, PARTLY, result, result_table
 from apps.medical.outputs.slab import MOST_VOXELS, slab
-from apps.medical.types import CTVolume, Nodule
+from apps.medical.predictor import EVERYTHING, NodulePredictor, Options
+from apps.medical.service import MedicalCodec
+from apps.medical.types import ChestInput, CTVolume, Nodule
 from shared.app import shipped
+from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.predictor import Request, answer
 from shared.errors import InvalidInputError
-from tests.apps.medical.chests import chest
+from tests.apps.medical.chests import chest, found
+
+CODEC = MedicalCodec()
 
 
 def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
     file = tmp_path / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     request = Request(files=(file,), options={"score": "0.01", "most": "4"})
-    given = answer(untrained, request)
+    given = answer(untrained, request, CODEC)
     assert json.loads(json.dumps(given.result)) == given.result
     findings = given.result["findings"]
     assert 1 <= len(findings) <= 4
@@ -44,7 +53,7 @@ def test_a_scan_gives_findings_picture_and_files(untrained, tmp_path):
     markups = json.loads(given.files["findings.mrk.json"])["markups"][0]
     assert markups["coordinateSystem"] == "LPS"
     assert markups["controlPoints"][0]["position"] == pytest.approx(findings[0]["centre_lps_mm"], abs=0.01)
-    again = answer(untrained, request)
+    again = answer(untrained, request, CODEC)
     assert again.result == given.result and again.picture == given.picture and again.files == given.files
 
 
@@ -54,7 +63,7 @@ def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_p
     solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
     file = tmp_path / "solid.nii.gz"
     file.write_bytes(nifti(solid))
-    given = answer(untrained, Request(files=(file,)))
+    given = answer(untrained, Request(files=(file,)), CODEC)
     assert given.result["lungs"] is None
     assert given.result["findings"] == []
     assert given.result["remarks"] == [NO_LUNGS]
@@ -65,23 +74,28 @@ def test_suspicious_findings_beyond_those_asked_for_are_counted(untrained, tmp_p
     file = tmp_path / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     request = Request(files=(file,), options={"score": "0.01", "most": "6"})
-    scores = [finding["score"] for finding in answer(untrained, request).result["findings"]]
+    scores = [finding["score"] for finding in answer(untrained, request, CODEC).result["findings"]]
     monkeypatch.setattr(untrained, "operating_score", (scores[4] + scores[5]) / 2)
-    assert not any("operating score" in sentence for sentence in answer(untrained, request).result["remarks"])
+    assert not any("operating score" in sentence for sentence in answer(untrained, request, CODEC).result["remarks"])
     two = Request(files=(file,), options={"score": "0.01", "most": "2"})
-    assert answer(untrained, two).result["remarks"][0].startswith("3 more findings reach the operating score than are")
+    assert (
+        answer(untrained, two, CODEC)
+        .result["remarks"][0]
+        .startswith("3 more findings reach the operating score than are")
+    )
 
 
-@pytest.mark.parametrize("options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}])
-def test_options_out_of_range_are_refused(untrained, tmp_path, options):
+@pytest.mark.parametrize(
+    "options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}, {"scores": "1"}]
+)
+def test_options_out_of_range_are_refused(tmp_path, options):
     with pytest.raises(InvalidInputError, match=next(iter(options))):
-        untrained.decode(Request(files=(tmp_path,), options=options))
+        CODEC.decode(Request(files=(tmp_path,), options=options))
 
 
 def test_the_slab_keeps_places_and_slices():
     volume = chest()
-    reading = Reading(volume, (-120.0, -90.0, -380.0, 100.0, 80.0, -310.0), 900.0, False, [], 0.5)
-    part = slab(reading)
+    part = slab(volume, found())
     assert part.size_ijk[2] == 20 and part.size_ijk[0] < 100
     point = [-60.0, 0.0, -355.0]
     i, j, k = np.rint(part.to_index_ijk(point)).astype(int)
@@ -93,7 +107,7 @@ def test_a_large_scan_is_made_smaller_for_the_viewer():
     large = CTVolume(
         voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)
     )
-    part = slab(Reading(large, None, None, False, [], 0.5))
+    part = slab(large, found(searched=False))
     assert part.voxels_zyx.size <= MOST_VOXELS
     assert part.spacing_mm[0] == 2.0
     assert part.to_lps_mm([-0.25, -0.25, 0]) == pytest.approx([0, 0, 0])
@@ -110,7 +124,7 @@ def test_remarks_speak_of_thick_slices():
     nodule = Nodule(
         centre_lps_mm=(0.0, 0.0, -350.0), mean_diameter_mm=9.44, score=0.7, box_lps_mm=(-5, -5, -355, 5, 5, -345)
     )
-    said = result(Reading(chest(), (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, True, [nodule], 0.5))
+    said = result(chest(), found(nodule, cut=True))
     assert any("5 mm apart" in sentence for sentence in said["remarks"])
     assert PARTLY in said["remarks"]
     assert said["findings"][0]["suspicious"] is True
@@ -127,6 +141,76 @@ def test_the_real_nodule_is_among_the_first_three_findings(medical_data):
 
 @pytest.mark.realdata
 def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
-    given = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)))
+    given = answer(untrained, Request(files=(medical_data / "totalsegmentator" / "example_ct_dicom",)), CODEC)
     assert given.result["findings"] == []
     assert given.result["remarks"] == [NO_LUNGS]
+
+
+def test_a_volume_of_one_s_own_gives_typed_findings(untrained):
+    few, every = (untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, most=2), EVERYTHING))
+    assert len(few.nodules) == 2 and few.nodules == every.nodules[:2]
+    assert every.lung_millilitres == pytest.approx(few.lung_millilitres)
+    assert untrained.predict([chest(), chest()], EVERYTHING) == [every, every]
+    assert untrained.predict([chest()]) == untrained.predict([chest()], Options())
+
+
+def test_an_artifact_that_stated_the_grid_twice_still_opens(tmp_path):
+    """Before ``input``, spacing stood in model and data, and the patch's size in data."""
+    (shipped_one,) = shipped(app)
+    old = tmp_path / "1"
+    shutil.copytree(shipped_one.path, old)
+    document = yaml.safe_load((old / "recipe.yaml").read_text())
+    grid = document["recipe"].pop("input")
+    document["recipe"]["model"]["spacing_mm"] = grid["spacing_mm"]
+    document["recipe"]["data"] |= {"spacing_mm": grid["spacing_mm"], "size": grid["patch_size"]}
+    (old / "recipe.yaml").write_text(yaml.safe_dump(document))
+    manifest = json.loads((old / "manifest.json").read_text())
+    manifest["files"]["recipe.yaml"] = describe_file(old / "recipe.yaml")
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    predictor = NodulePredictor.load([open_artifact(old)], "cpu")
+    assert predictor.input == ChestInput(patch_size=(80, 80, 48))
+    assert predictor.operating_score == NodulePredictor.load([shipped_one], "cpu").operating_score
+
+
+def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dicom():
+    nodule = Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.44, score=0.75, box_lps_mm=(0, 0, 0, 1, 1, 1))
+    content = result(chest(), found(nodule))
+    table = result_table(content)
+    assert dict(zip(table.columns, table.rows[0], strict=True)) == {
+        "rank": "1",
+        "slice": "20",
+        "x, y, z (LPS mm)": "1.0, -2.5, 3.0",
+        "diameter (mm)": "9.4",
+        "score": "0.750",
+        "": "suspicious",
+    }
+    content["findings"][0]["instance_number"] = 7
+    assert result_table(content).columns[:3] == ["rank", "slice", "image"]
+    assert result_table(content).rows[0][2] == "7"
+    assert result_table(result(chest(), found())).rows == []
+
+
+def test_a_prediction_loads_no_engine(tmp_path):
+    code = (
+        "import sys\n"
+        "from apps.medical.app import app\n"
+        "from shared.app import shipped\n"
+        "app.codec(app.predictor(shipped(app), 'cpu'))\n"
+        "unwanted = ('shared.engine', 'shared.comms', 'apps.medical.task')\n"
+        "print(*sorted(name for name in sys.modules if name.startswith(unwanted)))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"spacing_mm": (0.7, 0.0, 1.25)}, "spacing_mm"),
+        ({"window_hu": (300.0, -1024.0)}, "window_hu"),
+        ({"patch_size": (64, 64, 20)}, "multiples of 16, 16, 8"),
+    ],
+)
+def test_a_grid_that_no_network_can_use_is_refused(grid, words):
+    with pytest.raises(InvalidInputError, match=words):
+        ChestInput(**grid)

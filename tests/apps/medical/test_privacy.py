@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
 from apps.medical.predictor import NodulePredictor
+from apps.medical.service import MedicalCodec
 from shared.deploy.predictor import Request
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
@@ -85,11 +86,11 @@ def test_a_refusal_names_the_file_to_its_sender_and_nobody_else(hospital, tmp_pa
     assert not leaks(caplog.text) and not leaks(kept(tmp_path / "store"))
 
 
-def test_an_unexpected_error_is_logged_with_its_place_and_without_its_words(hospital, untrained, caplog, monkeypatch):
+def test_an_unexpected_error_is_logged_with_its_place_and_without_its_words(hospital, caplog, monkeypatch):
     def fail(request: Request) -> None:
         raise LookupError(f"nobody foresaw {request.files[0]}")
 
-    monkeypatch.setattr(untrained, "decode", fail)
+    monkeypatch.setattr(MedicalCodec, "decode", lambda self, request: fail(request))
     answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
     assert answer.status_code == 500 and not leaks(answer.text)
     assert "LookupError" in caplog.text and "in fail" in caplog.text and not leaks(caplog.text)

@@ -10,10 +10,10 @@ from pydicom import dcmread
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import slicer_markups
-from apps.medical.outputs.result import Reading, result, slice_label
+from apps.medical.outputs.result import result, slice_label
 from apps.medical.types import CTVolume, Nodule
 from shared.errors import InvalidInputError
-from tests.apps.medical.chests import chest, dicom_slice, pack, series
+from tests.apps.medical.chests import chest, dicom_slice, found, pack, series
 
 
 def nodule_at(volume: CTVolume, k: int) -> Nodule:
@@ -23,9 +23,7 @@ def nodule_at(volume: CTVolume, k: int) -> Nodule:
 
 
 def found_at(volume: CTVolume, k: int) -> dict:
-    said = result(
-        Reading(volume, (-120.0, -90.0, -390.0, 100.0, 80.0, -310.0), 900.0, False, [nodule_at(volume, k)], 0.5)
-    )
+    said = result(volume, found(nodule_at(volume, k)))
     return said["findings"][0] | {"numbers": said["volume"]["instance_numbers"], "source": said["volume"]["source"]}
 
 
@@ -124,8 +122,7 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
     (remark,) = volume.remarks
     assert remark.startswith("Several series were handed in. Read: series 4 (CT, 1 mm, kernel B70f, 12 images).")
     assert "series 3 (CT, 1 mm, kernel B31f, 12 images)" in remark and "MUELLER" not in remark
-    reading = Reading(volume, None, None, False, [], 0.5)
-    assert result(reading)["remarks"][0] == remark
+    assert result(volume, found(searched=False))["remarks"][0] == remark
     doubled = everything | {f"again/{name}": content for name, content in everything.items()}
     assert read_volume([pack(tmp_path, doubled)]).remarks == (remark,)
     asked = read_volume([pack(tmp_path, everything)], series="2")
@@ -177,11 +174,11 @@ def test_pixels_that_hold_no_image_are_air(tmp_path):
 
 def test_what_limits_the_reading_tells_slices_from_pixels():
     coarse = CTVolume(voxels_zyx=chest().voxels_zyx, spacing_mm=(1.8, 1.8, 0.6), origin_lps_mm=(0.0, 0.0, 0.0))
-    said = result(Reading(coarse, (0.0, 0.0, 0.0, 1.0, 1.0, 1.0), 900.0, False, [], 0.5))["remarks"]
+    said = result(coarse, found())["remarks"]
     assert len(said) == 1 and said[0].startswith("Pixels are 1.8 mm wide")
 
 
 def test_3d_slicer_s_points_name_the_image(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest()))])
-    text = slicer_markups(Reading(volume, None, None, False, [nodule_at(volume, 9)], 0.5)).decode()
+    text = slicer_markups(volume, found(nodule_at(volume, 9))).decode()
     assert '"description": "score 0.900, image 11 of 20"' in text

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from apps.medical.datasets.synth.phantom import volume
 from apps.medical.inference.grid import canonical
-from apps.medical.inference.pipeline import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
-from apps.medical.predictor import Case, NodulePredictor
-from apps.medical.types import CTVolume
+from apps.medical.predictor import NodulePredictor, Options
+from apps.medical.types import ChestInput, CTVolume
 
 ORDERS = list(permutations(range(3)))
 SIGNS = list(product((1, -1), repeat=3))
@@ -56,16 +55,15 @@ def scan():
 @pytest.fixture(scope="module")
 def read():
     torch.manual_seed(0)
-    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=4, features=8, stem=3).build()
+    grid = ChestInput(spacing_mm=(1.8, 1.8, 3.0))
+    detector = RetinaNet3D(layers=(1, 1, 1, 1), planes=4, features=8, stem=3).build(grid)
     # Spread the scores, which an untrained network keeps together.
     torch.nn.init.normal_(detector.network.classification_head.cls_logits.weight, std=0.2)
-    predictor = NodulePredictor(
-        detector, spacing_mm=(1.8, 1.8, 3.0), tiling=Tiling(), device="cpu", operating_score=0.5
-    )
+    predictor = NodulePredictor(detector=detector, input=grid, precision="fp32")
 
     def findings(scan: CTVolume) -> np.ndarray:
-        (reading,) = predictor.predict([Case(scan, 0.0, 30)])
-        return np.array([[nodule.score, *nodule.box_lps_mm] for nodule in reading.findings])
+        (findings,) = predictor.predict([scan], Options(min_score=0.0, most=30))
+        return np.array([[nodule.score, *nodule.box_lps_mm] for nodule in findings.nodules])
 
     return findings
 

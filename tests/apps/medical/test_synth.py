@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from apps.medical.datasets.lidc import annotations
+from apps.medical.datasets.patches import mirror
 from apps.medical.datasets.synth.anatomy import draw
 from apps.medical.datasets.synth.fields import Waves, open_grid
 from apps.medical.datasets.synth.nodules import catalogue, place, shape
 from apps.medical.datasets.synth.pack import PackSettings, open_pack, sample
-from apps.medical.datasets.synth.phantom import Scanner, acquire, mirror, patch, put_nodules, tissue, volume
+from apps.medical.datasets.synth.phantom import Scanner, acquire, patch, put_nodules, tissue, volume
+from apps.medical.types import ChestInput
 
 SPACING = (0.703125, 0.703125, 1.25)
+GRID = ChestInput(spacing_mm=SPACING, patch_size=(48, 48, 32))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_mirroring_twice_is_nothing():
 
 def test_a_pack_is_the_same_however_many_make_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    settings = PackSettings(patches=3, size=(48, 48, 32), spacing_mm=SPACING, seed=4, per_chest=2)
+    settings = PackSettings(patches=3, input=GRID, seed=4, per_chest=2)
     pack = open_pack(settings)
     image, boxes = sample(settings, 2)
     assert np.array_equal(pack.images[2], image)

@@ -15,25 +15,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.medical.datasets.patches import windowed
 from apps.medical.datasets.synth.anatomy import Anatomy, draw
 from apps.medical.datasets.synth.phantom import patch
+from apps.medical.types import ChestInput
 from shared.data.build_cache import get_or_build, parallel_map
 
-WINDOW_HU = (-1024.0, 300.0)
 MOST_BOXES = 6
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackSettings:
-    """What decides a pack's content: how many patches, of which size (x, y, z) and spacing, from which seed.
+    """What decides a pack's content: how many patches, on which grid, from which seed.
 
     ``per_chest`` patches come from one anatomy.
     """
 
     patches: int
-    size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    input: ChestInput
     seed: int
     per_chest: int = 8
 
@@ -46,7 +46,7 @@ class PackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """``images`` uint8 (N, X, Y, Z), ``WINDOW_HU`` on 0..255; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
+    """``images`` uint8 (N, X, Y, Z), as ``windowed``; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -63,7 +63,7 @@ def open_pack(settings: PackSettings) -> Pack:
 def _make(settings: PackSettings, folder: Path) -> None:
     count = settings.patches
     shapes = {
-        "images": ((count, *settings.size), np.uint8),
+        "images": ((count, *settings.input.patch_size), np.uint8),
         "boxes": ((count, MOST_BOXES, 6), np.float32),
         "counts": ((count,), np.int64),
     }
@@ -95,12 +95,10 @@ def sample(
     made = patch(
         random or np.random.default_rng((settings.seed, index, 1)),
         _chest(settings.seed, index // settings.per_chest),
-        settings.size,
-        settings.spacing_mm,
+        settings.input.patch_size,
+        settings.input.spacing_mm,
     )
-    low, high = WINDOW_HU
-    scaled = np.clip((made.image_xyz - low) * (255 / (high - low)), 0, 255)
-    return np.rint(scaled).astype(np.uint8), made.boxes
+    return windowed(made.image_xyz, settings.input.window_hu), made.boxes
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from apps.medical.datasets.patches import mirror
 from apps.medical.datasets.synth.anatomy import Anatomy, draw, spread
 from apps.medical.datasets.synth.fields import Array, Coordinates, open_grid, soft
 from apps.medical.datasets.synth.nodules import Placed, diameter_mm, paint, place
@@ -315,13 +316,6 @@ def _clip_boxes(boxes: Array, size: tuple[int, int, int]) -> Array:
     whole = np.prod(boxes[:, 3:] - boxes[:, :3], axis=1)
     left = np.prod(np.maximum(clipped[:, 3:] - clipped[:, :3], 0), axis=1)
     return clipped[left > 0.5 * whole]
-
-
-def mirror(boxes: Array, axis: int, size: int) -> Array:
-    """Boxes after the image was flipped along ``axis`` of ``size`` voxels."""
-    flipped = boxes.copy()
-    flipped[:, axis], flipped[:, axis + 3] = size - boxes[:, axis + 3], size - boxes[:, axis]
-    return flipped
 
 
 def volume(

@@ -1,0 +1,128 @@
+"""Synthetic chests with exact truth: patches to train on, packed or made anew in each epoch, and whole scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.medical.types import AnnotatedScan, ChestInput
+
+if TYPE_CHECKING:
+    from apps.medical.datasets.synth.pack import Pack, PackSettings
+    from shared.data.dataset import Batch, Dataset
+    from shared.data.order import Indices, Key
+
+SPACINGS_MM = ((0.8, 0.8, 1.5), (1.0, 1.0, 2.5), (0.8, 0.8, 5.0))
+"""Whole phantoms take turns with these."""
+
+EVALUATION_SEED = 411
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synthetic:
+    """Patches of synthetic chests, and whole ones of 4 nodules each.
+
+    ``fresh`` makes new training patches of the same chests in every epoch, one core beside the training; otherwise
+    they are packed once and read again. ``scans`` whole chests are there for evaluation and calibration.
+    """
+
+    train_patches: int = 2000
+    validation_patches: int = 128
+    seed: int = 20
+    fresh: bool = False
+    scans: int = 15
+
+    def train(self, input: ChestInput) -> Dataset:
+        from apps.medical.datasets.synth.pack import open_pack
+
+        settings = self._settings(self.train_patches, self.seed, input)
+        return FreshPatches(settings) if self.fresh else PackedPatches(open_pack(settings), input)
+
+    def validation(self, input: ChestInput) -> Dataset:
+        from apps.medical.datasets.synth.pack import open_pack
+
+        return PackedPatches(open_pack(self._settings(self.validation_patches, self.seed + 1, input)), input)
+
+    def validation_scans(self) -> Iterator[AnnotatedScan]:
+        """Whole chests that no patch is taken from."""
+        return phantoms(EVALUATION_SEED, self.scans)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "description": "Synthetic chest CT phantoms; nodule shapes from LIDC-IDRI's outlines (CC BY 3.0)",
+            "synthetic": True,
+            "patches": self.train_patches,
+            "fresh_in_every_epoch": self.fresh,
+            "seed": self.seed,
+        }
+
+    def facts(self, input: ChestInput) -> Mapping[str, Any]:
+        """How many patches there are, and of what."""
+        return {
+            "training patches": self.train_patches,
+            "validation patches": self.validation_patches,
+            "patch": f"{' x '.join(map(str, input.patch_size))} voxels of {' x '.join(map(str, input.spacing_mm))} mm",
+            "synthetic": True,
+        }
+
+    def _settings(self, patches: int, seed: int, input: ChestInput) -> PackSettings:
+        from apps.medical.datasets.synth.pack import PackSettings
+
+        return PackSettings(patches=patches, input=input, seed=seed)
+
+
+def phantoms(seed: int, count: int) -> Iterator[AnnotatedScan]:
+    """The first ``count`` chests of a series: four nodules of 5 to 22 mm, solid and other as spread in LIDC-IDRI."""
+    from apps.medical.datasets.synth.phantom import volume
+
+    for number in range(count):
+        spacing = SPACINGS_MM[number % len(SPACINGS_MM)]
+        random = np.random.default_rng((seed, number))
+        made, nodules = volume(random, spacing_mm=spacing, nodules=4, diameters_mm=(5.0, 22.0))
+        yield AnnotatedScan(name=str(number), volume=made, nodules=tuple(nodules))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPatches:
+    """A pack as a data set; batches as ``patches.joined`` makes them."""
+
+    pack: Pack
+    input: ChestInput
+
+    def __len__(self) -> int:
+        return len(self.pack.counts)
+
+    def batch(self, indices: Indices, key: Key | None) -> Batch:
+        from apps.medical.datasets.patches import augmented, joined
+
+        made = []
+        for index in indices:
+            boxes = np.array(self.pack.boxes[index, : self.pack.counts[index]])
+            made.append(augmented(self.pack.images[index], boxes, key.generator(int(index)) if key else None))
+        return joined(made, self.input)
+
+
+@dataclass(frozen=True, slots=True)
+class FreshPatches:
+    """Patches that are made when they are asked for, others in every epoch; batches as those of ``PackedPatches``.
+
+    The patch is a function of the key and the index, and so are its mirroring and brightness.
+    """
+
+    settings: PackSettings
+
+    def __len__(self) -> int:
+        return self.settings.patches
+
+    def batch(self, indices: Indices, key: Key | None) -> Batch:
+        from apps.medical.datasets.patches import augmented, joined
+        from apps.medical.datasets.synth.pack import sample
+
+        made = []
+        for index in indices:
+            random = key.generator(int(index)) if key else None
+            made.append(augmented(*sample(self.settings, int(index), random), random))
+        return joined(made, self.settings.input)

@@ -1,0 +1,53 @@
+"""The HTTP side: files and options to volumes, findings to a response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from apps.medical.adapters.source import read_volume
+from apps.medical.outputs.files import output_files
+from apps.medical.outputs.picture import picture
+from apps.medical.outputs.result import result
+from apps.medical.predictor import MOST_FINDINGS, Options
+from apps.medical.types import CTVolume, Findings
+from shared.deploy.predictor import Decoded, Request, Response
+from shared.errors import InvalidInputError
+
+
+class MedicalCodec:
+    """One CT a request. Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (SeriesNumber or UID)."""
+
+    def __init__(self, predictor: object = None) -> None:
+        pass
+
+    def decode(self, request: Request) -> Decoded[CTVolume]:
+        """The one CT in the request's files. Raises ``InvalidInputError``."""
+        given, default = request.options, Options()
+        if unknown := sorted(given.keys() - {"score", "most", "series"}):
+            raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most and series")
+        options = Options(
+            min_score=_number(given, "score", default.min_score, 0, 1),
+            most=int(_number(given, "most", default.most, 1, MOST_FINDINGS)),
+        )
+        volume = read_volume(request.files, series=given.get("series") or None)
+        return Decoded(inputs=(volume,), options=options)
+
+    def encode(self, decoded: Decoded[CTVolume], outputs: Sequence[Findings]) -> Response:
+        """The findings as ``result.json``, a picture, and files in the field's formats."""
+        (volume,), (findings,) = decoded.inputs, outputs
+        return Response(
+            result=result(volume, findings), picture=picture(volume, findings), files=output_files(volume, findings)
+        )
+
+
+def _number(options: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = options.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise InvalidInputError(f"the option {name} is {text!r}; expected a number from {low:g} to {high:g}")
+    return value
