@@ -24,8 +24,9 @@ from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES
 from benchmarks.report import report
-from shared.deploy.export import load_weights, rebuild
+from shared.deploy.artifact import load_weights
 from shared.deploy.registry import Registry
+from shared.recipes import recipe_of
 
 REPEATS = 15
 CAMERAS = 6
@@ -59,7 +60,7 @@ def main() -> None:
 def network(name: str) -> tuple[nn.Module, str]:
     """The shipped detector in evaluation mode, and what it is."""
     artifact = Registry(app.weights).newest(name)
-    detector = load_weights(rebuild(app, artifact.recipe()).model.build(), artifact, "cpu")
+    detector = load_weights(recipe_of(app, artifact.recipe()).model.build(), artifact, "cpu")
     return detector, f"shipped weights, version {artifact.manifest.version}"
 
 

@@ -80,7 +80,16 @@ def test_a_run_that_was_interrupted_is_the_same_run(app, tmp_path):
 
 def test_torchrun_trains_with_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "shared.cli", "train", "finance", "--recipe", "tiny", "--out", str(tmp_path / "run")]
+    command += [
+        "--no-python",
+        str(Path(sys.executable).with_name("trivium")),
+        "train",
+        "finance",
+        "--recipe",
+        "tiny",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     begin = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[0])

@@ -19,8 +19,7 @@ from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
 from apps.driving.recipes import CameraRecipe, LidarRecipe
 from apps.driving.types import Boxes3D, Frame
-from shared.deploy.artifact import Artifact
-from shared.deploy.export import load_weights
+from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.predictor import Request, Response
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping

@@ -38,7 +38,8 @@ class Manifest:
 
     ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` what the
     validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` the size and SHA-256 of
-    every file of the artifact. A file that is not among them is not read.
+    every file of the artifact; a file that is not among them is not read. ``source`` says where weights that were not
+    trained here come from. ``inputs`` and ``outputs`` are empty where there is no exported network.
     """
 
     name: str
@@ -50,8 +51,14 @@ class Manifest:
     data: dict[str, Any]
     calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
     created: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the dense network was exported, so that it can be served by itself."""
+        return NETWORK in self.files
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,8 @@ class Networks:
             except (OSError, ValidationError) as error:
                 log.warning("%s is left out: %s", path, error)
                 continue
+            if not manifest.has_network:
+                continue
             network = Network(path, manifest, settings, metrics, self._loading)
             self._models.setdefault(manifest.name, {})[network.version] = network
 

@@ -8,7 +8,19 @@ import pytest
 
 from shared import cli
 
-COMMANDS = ("train", "evaluate", "predict", "export", "serve", "reproduce", "data", "doctor")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "serve",
+    "reproduce",
+    "data",
+    "doctor",
+    "import",
+    "calibrate",
+    "models",
+)
 
 
 def imported(arguments: list[str]) -> tuple[set[str], float]:
@@ -92,16 +104,22 @@ def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
     assert recipe["optimizer"]["learning_rate"] == 3e-4 and recipe["limits"]["batch"] == 16
 
 
-def test_what_a_result_says_is_printed_although_nothing_was_found(capsys):
-    from shared.app import find
-    from shared.commands import _findings
+def test_what_a_result_says_is_shown_although_nothing_was_found():
+    from dataclasses import replace
 
-    _findings(find("medical"), {"findings": [], "remarks": ["Not a chest."]})
-    assert capsys.readouterr().out == "Not a chest.\nLung nodules in chest CT: findings: 0\n"
+    from shared.app import find
+    from shared.cli.results import result_table, sentences
+
+    without_table = replace(find("finance"), result_table=None)
+    assert list(sentences({"findings": [], "remarks": ["Not a chest."]})) == ["Not a chest."]
+    table = result_table(without_table, {"events": [], "notes": []})
+    assert table.title.endswith("events: 0") and not table.rows
     price = {"observed": 47516.25, "box": [1, 2, 3, 4], "side": "above"}
-    _findings(find("finance"), {"events": [price], "series": {"notes": ["Sorted."]}})
-    said = capsys.readouterr().out
-    assert "Sorted." in said and "47516.25" in said and "above" in said and "box" not in said
+    result = {"series": {"notes": ["Sorted."]}, "events": [price, {"side": "below"}]}
+    assert list(sentences(result)) == ["Sorted."]
+    table = result_table(without_table, result)
+    assert table.columns == ["observed", "side"] and table.rows == [["47516.25", "above"], ["", "below"]]
+    assert result_table(without_table, {"doubled": [1.0, 2.0]}) is None
 
 
 @pytest.mark.parametrize("out", ["{file}", "{file}/below"])

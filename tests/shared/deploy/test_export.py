@@ -12,8 +12,9 @@ import torch
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import TensorSpec, open_artifact
-from shared.deploy.export import export, triton_config
+from shared.deploy.export import export
 from shared.deploy.registry import Registry
+from shared.deploy.triton import triton_config
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError

@@ -1,24 +1,17 @@
-"""The command ``trivium``: what it can be told, and how each command is carried out.
-
-Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how).
-Nothing heavy is imported before a command needs it.
-"""
+"""What the command line can say: a dataclass a command. Importing this imports no torch."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-import tyro
 from tyro.conf import Positional, arg, subcommand
-
-from shared.errors import InvalidInputError
 
 AppName: TypeAlias = Annotated[Positional[str], arg(metavar="APP")]
 Device: TypeAlias = Annotated[Literal["cpu", "cuda"] | None, arg(metavar="cpu|cuda")]
 Folder: TypeAlias = Annotated[Path | None, arg(metavar="DIR")]
+DataSet: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +19,22 @@ class Train:
     """Train a recipe, or go on with a run that was interrupted.
 
     Any setting of the recipe can be given on the command line; `trivium train finance --recipe tiny -- --help`
-    lists them. Under torchrun the processes share every batch.
+    lists them. With --data those of that data set take the place of the recipe's own. Under torchrun the processes
+    share every batch.
 
     Example: trivium train finance --recipe tiny --out runs/first --limits.epochs 2
 
-    Example: torchrun --nproc-per-node 2 -m shared.cli train finance --recipe tiny
+    Example: trivium train driving --data kitti --data.root DIR
+
+    Example: torchrun --nproc-per-node 2 --no-python trivium train finance --recipe tiny
     """
 
     app: AppName
     """The application: medical, driving or finance."""
-    recipe: str = "small"
-    """The name of the recipe."""
+    recipe: Annotated[str, arg(metavar="NAME|FILE.yaml")] = "small"
+    """The name of the recipe, or a run's recipe.yaml."""
+    data: DataSet = None
+    """Train on this data set in place of the recipe's; `trivium models APP` lists them."""
     out: Folder = None
     """The run's directory; runs/APP-RECIPE by default."""
     device: Device = None
@@ -45,11 +43,15 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score a run or an artifact on the validation data of its recipe.
+    """Score a run or an artifact: on the validation data of its recipe, or on a data set by the field's protocol.
+
+    Files of results can be scored without a model, where the application knows a protocol for them.
 
     Example: trivium evaluate finance
 
-    Example: trivium evaluate finance --run runs/first
+    Example: trivium evaluate driving --run runs/first --data kitti --data.root DIR
+
+    Example: trivium evaluate medical --submission CSV --annotations CSV --excluded CSV --series CSV
     """
 
     app: AppName
@@ -58,8 +60,59 @@ class Evaluate:
     """A run's directory; its best checkpoint is scored."""
     artifact: Folder = None
     """An artifact's directory; the one that ships with the application by default."""
+    data: DataSet = None
+    """The data set to score on; `trivium models APP` lists them."""
+    limit: Annotated[int | None, arg(metavar="N")] = None
+    """Score at most this many cases of the data set."""
     device: Device = None
     """Where to compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Set the operating point on a data set of your own: writes the artifact's next version into a registry.
+
+    Example: trivium calibrate driving --artifact models/pointpillars/1 --data kitti --data.root DIR
+    """
+
+    app: AppName
+    """The application."""
+    artifact: Folder = None
+    """An artifact's directory; the one that ships with the application by default."""
+    data: DataSet = None
+    """The data set to calibrate on, by its validation part; `trivium models APP` lists them."""
+    registry: Path = Path("models")
+    """A directory in Triton's repository layout; made where it is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turn a public checkpoint into an artifact: weights only, nothing in the file is executed.
+
+    Example: trivium import medical monai-bundle model.pt --registry models
+    """
+
+    app: AppName
+    """The application."""
+    importer: Annotated[Positional[str], arg(metavar="IMPORTER")]
+    """How to read it; `trivium models APP` lists the importers and their arguments."""
+    arguments: Annotated[Positional[tuple[str, ...]], arg(metavar="[ARGUMENT ...]")] = ()
+    """What the importer takes, such as the checkpoint's file."""
+    data: DataSet = None
+    """A data set for what the checkpoint does not hold, such as encoders that are fitted anew."""
+    registry: Path = Path("models")
+    """A directory in Triton's repository layout; made where it is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """List what an application can run: recipes, shipped artifacts, importers and data sets.
+
+    Example: trivium models driving
+    """
+
+    app: Annotated[Positional[str], arg(metavar="[APP]")] = ""
+    """The application; all of them where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,40 +211,11 @@ Command: TypeAlias = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Import, subcommand("import")]
+    | Annotated[Calibrate, subcommand("calibrate")]
+    | Annotated[Models, subcommand("models")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Doctor, subcommand("doctor")]
 )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    description = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
-    words = sys.argv[1:] if arguments is None else arguments
-    command, rest = tyro.cli(
-        Command,
-        prog="trivium",
-        description=description,
-        args=words,
-        return_unknown_args=True,
-    )
-    try:
-        if rest and not isinstance(command, Train):
-            raise InvalidInputError(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
-        from shared import commands
-
-        return commands.carry_out(command, [word for word in rest if word != "--"])
-    except InvalidInputError as refusal:
-        print(f"trivium: {refusal}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    # The module by its name, so that its commands are the ones that shared.commands knows.
-    from shared import cli
-
-    raise SystemExit(cli.main())

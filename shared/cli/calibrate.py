@@ -1,0 +1,38 @@
+"""``trivium calibrate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.app import find, shipped
+from shared.cli.arguments import Calibrate
+from shared.cli.printing import print_line
+from shared.cli.settings import parse_data
+from shared.errors import InvalidInputError
+from shared.recipes import named_data_set, recipe_of
+
+
+def run(command: Calibrate, settings: Sequence[str]) -> int:
+    """Finds the operating point anew on a data set and writes the artifact's next version."""
+    app = find(command.app)
+    if app.calibrate is None:
+        raise InvalidInputError(f"{app.name} has no operating point to set")
+    if command.data is None:
+        raise InvalidInputError(
+            f"name a data set: trivium calibrate {app.name} --data NAME; `trivium models` lists them"
+        )
+    kind = named_data_set(app, command.data)
+    data = parse_data(kind, settings, f"trivium calibrate {app.name} --data {command.data}")
+    from shared.deploy.artifact import load_weights, open_artifact
+    from shared.deploy.writing import write_recalibrated
+
+    artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
+    artifact.must_belong_to(app.name)
+    recipe = recipe_of(app, artifact.recipe(), data)
+    model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
+    calibration = app.calibrate(recipe, model)
+    written = write_recalibrated(command.registry, artifact, calibration, data.fingerprint())
+    for name, value in calibration.items():
+        print_line(f"{name}: {artifact.manifest.calibration.get(name, '-')} -> {value}"[:300])
+    print_line(f"{written.path}")
+    return 0

@@ -1,0 +1,99 @@
+"""``trivium evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shared.app import App, find, shipped
+from shared.cli.arguments import Evaluate
+from shared.cli.printing import print_scores, print_table
+from shared.cli.settings import parse_data
+from shared.errors import InvalidInputError
+from shared.recipe import DataConfig
+from shared.recipes import named_data_set, recipe_of
+
+
+def run(command: Evaluate, settings: Sequence[str]) -> int:
+    """Scores a model, or files of results, and prints the scores."""
+    app = find(command.app)
+    if command.run is not None and command.artifact is not None:
+        raise InvalidInputError("name an artifact or a run, not both")
+    if command.limit is not None and command.limit < 1:
+        raise InvalidInputError(f"--limit is {command.limit}; it must be at least 1")
+    if command.data is not None:
+        kind = named_data_set(app, command.data)
+        data = parse_data(kind, settings, f"trivium evaluate {app.name} --data {command.data}")
+        if app.evaluate is None:
+            return _by_task(app, command, data)
+        from shared.deploy.opening import open_predictor
+
+        opened = open_predictor(app, artifact=command.artifact, run=command.run, device=command.device)
+        print_table(app.evaluate(opened.predictor, data, command.limit))
+        return 0
+    if settings:
+        return _files(app, _paths(settings))
+    return _by_task(app, command, None)
+
+
+def _files(app: App, paths: Mapping[str, Path]) -> int:
+    if app.score_files is None:
+        raise InvalidInputError(f"{app.name} scores no files of results; unknown argument --{next(iter(paths))}")
+    print_table(app.score_files(paths))
+    return 0
+
+
+def _paths(words: Sequence[str]) -> dict[str, Path]:
+    """Paths by the names of their options: ``--submission FILE`` or ``--submission=FILE``."""
+    found: dict[str, Path] = {}
+    rest = iter(words)
+    for word in rest:
+        name, given, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise InvalidInputError(f"unknown argument {word}; see trivium evaluate --help")
+        path = value if given else next(rest, "")
+        if not path or path.startswith("--"):
+            raise InvalidInputError(f"--{name} needs a path")
+        found[name] = Path(path)
+    return found
+
+
+def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
+    """Scores as training does: on the validation part of the recipe's data, or of ``data``."""
+    from shared.comms.group import join
+    from shared.deploy.artifact import open_artifact
+    from shared.engine import loop
+    from shared.engine.checkpoint import Checkpoints, model_state
+    from shared.engine.run import Run
+    from shared.precision import autocast_dtype
+    from shared.recipe_file import read_recipe_file
+
+    if command.limit is not None:
+        raise InvalidInputError("--limit goes with --data NAME")
+    if command.run is not None:
+        run = Run(command.run, app.name, "")
+        document = read_recipe_file(run.recipe_file)
+        checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        if checkpoint is None:
+            raise InvalidInputError(f"{command.run} has no checkpoint yet")
+        weights, title = model_state(checkpoint), str(command.run)
+    else:
+        artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
+        artifact.must_belong_to(app.name)
+        document, weights = artifact.recipe(), artifact.weights()
+        title = f"{artifact.manifest.name} version {artifact.manifest.version}"
+    if data is None and "data" not in document["recipe"]:
+        raise InvalidInputError(f"{title} was not trained here; name what to score it on with --data NAME")
+    recipe = recipe_of(app, document, data)
+    with join(command.device) as group:
+        model = recipe.model.build(recipe.input)
+        model.load_state_dict(weights)
+        batch = recipe.limits.evaluation_batch or recipe.limits.batch
+        dtype = autocast_dtype(recipe.precision, group.device)
+        validation = recipe.data.validation(recipe.input)
+        scores = loop.evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
+        if group.leader:
+            where = f"its recipe, {document['name']}" if data is None else f"{command.data}"
+            print_scores(f"{title} on the validation data of {where}", scores)
+    return 0

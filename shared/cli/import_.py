@@ -1,0 +1,49 @@
+"""``trivium import``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.app import App, Importer, find
+from shared.cli.arguments import Import
+from shared.cli.printing import print_line
+from shared.cli.settings import parse_data
+from shared.errors import InvalidInputError
+from shared.recipes import named_data_set
+
+
+def run(command: Import, settings: Sequence[str]) -> int:
+    """Reads a public checkpoint and writes it as an artifact."""
+    app = find(command.app)
+    name, importer, arguments = _importer(app, command.importer, command.arguments)
+    if command.data is None and settings:
+        raise InvalidInputError(f"unknown argument {settings[0]}; see trivium import --help")
+    data = None
+    if command.data is not None:
+        kind = named_data_set(app, command.data)
+        data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data}")
+    imported = importer.load(arguments, data)
+    from shared.deploy.imported import write_imported
+
+    artifact = write_imported(app, name, imported, command.registry)
+    for key, value in artifact.manifest.source.items():
+        print_line(f"{key}: {value}")
+    print_line(f"{artifact.path}")
+    return 0
+
+
+def _importer(app: App, word: str, words: Sequence[str]) -> tuple[str, Importer, Sequence[str]]:
+    """The importer called ``word``; an application's only one need not be named."""
+    importers = app.importers() if app.importers is not None else {}
+    if not importers:
+        raise InvalidInputError(f"{app.name} imports no checkpoints")
+    name, arguments = word, list(words)
+    if word not in importers and len(importers) == 1:
+        name, arguments = next(iter(importers)), [word, *words]
+    if name not in importers:
+        raise InvalidInputError(f"{app.name} has no importer {word!r}; it has {', '.join(importers)}")
+    importer = importers[name]
+    if len(arguments) != len(importer.arguments):
+        usage = " ".join((name, *importer.arguments))
+        raise InvalidInputError(f"{name} takes {len(importer.arguments)} arguments: trivium import {app.name} {usage}")
+    return name, importer, arguments

@@ -1,0 +1,90 @@
+"""Reads a command line and runs its command.
+
+Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how).
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from shared.cli import arguments as commands
+from shared.errors import InvalidInputError
+
+_DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
+_TAKE_SETTINGS = (commands.Train, commands.Evaluate, commands.Calibrate, commands.Import)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    command, rest = tyro.cli(
+        commands.Command,
+        prog="trivium",
+        description=_DESCRIPTION,
+        args=sys.argv[1:] if arguments is None else list(arguments),
+        return_unknown_args=True,
+    )
+    try:
+        if rest and not isinstance(command, _TAKE_SETTINGS):
+            raise InvalidInputError(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
+        return run(command, [word for word in rest if word != "--"])
+    except InvalidInputError as refusal:
+        print(f"trivium: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
+        return 1
+
+
+def run(command: object, settings: Sequence[str]) -> int:
+    """Runs ``command``; ``settings`` are the words of the command line that it does not name itself."""
+    match command:
+        case commands.Train():
+            from shared.cli import train
+
+            return train.run(command, settings)
+        case commands.Evaluate():
+            from shared.cli import evaluate
+
+            return evaluate.run(command, settings)
+        case commands.Calibrate():
+            from shared.cli import calibrate
+
+            return calibrate.run(command, settings)
+        case commands.Import():
+            from shared.cli import import_
+
+            return import_.run(command, settings)
+        case commands.Models():
+            from shared.cli import models
+
+            return models.run(command)
+        case commands.Predict():
+            from shared.cli import predict
+
+            return predict.run(command)
+        case commands.Export():
+            from shared.cli import export
+
+            return export.run(command)
+        case commands.Serve():
+            from shared.cli import serve
+
+            return serve.run(command)
+        case commands.Reproduce():
+            from shared.cli import reproduce
+
+            return reproduce.run(command)
+        case commands.Data():
+            from shared.cli import data
+
+            return data.run(command)
+        case commands.Doctor():
+            from shared.cli import doctor
+
+            return doctor.run()
+        case _:
+            raise TypeError(f"{command!r} is not a command")

@@ -1,0 +1,36 @@
+"""Tables and sentences on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from shared.app import Table
+
+console = Console()
+
+
+def print_line(text: str) -> None:
+    """One line as it is, however long."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """The table and its notes; as wide as the terminal, or 150 columns where there is none."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for column in table.columns:
+        shown.add_column(column, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row)
+    (console if sys.stdout.isatty() else Console(width=150)).print(shown)
+    for note in table.notes:
+        console.print(note, soft_wrap=True)
+
+
+def print_scores(title: str, scores: Mapping[str, float]) -> None:
+    """Scores by name."""
+    rows = [(name, f"{value:.4g}") for name, value in scores.items()]
+    print_table(Table(title=title, columns=("score", "value"), rows=rows))

@@ -1,0 +1,19 @@
+"""``trivium serve``."""
+
+from __future__ import annotations
+
+from shared.cli.arguments import Serve
+from shared.errors import InvalidInputError
+
+
+def run(command: Serve) -> int:
+    """Serves until it is interrupted."""
+    try:
+        from shared.serve.server import run as serve
+        from shared.serve.settings import read_settings
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"serving needs the package {error.name}; install trivium[serve]") from error
+
+    settings = read_settings(host=command.host, port=command.port, registry=command.registry, device=command.device)
+    serve(settings, demo=command.demo)
+    return 0

@@ -1,0 +1,46 @@
+"""``trivium train``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.app import find
+from shared.cli.arguments import Train
+from shared.cli.printing import print_line, print_scores
+from shared.cli.settings import parse_recipe
+from shared.recipe import Recipe
+from shared.recipes import choose_recipe, named_data_set
+
+
+def run(command: Train, settings: Sequence[str]) -> int:
+    """Trains, and prints the best scores. An existing run of the same recipe goes on where it stopped."""
+    app = find(command.app)
+    name, base = choose_recipe(app, command.recipe)
+    data = None if command.data is None else named_data_set(app, command.data)
+    recipe = parse_recipe(base, data, settings, f"trivium train {app.name}")
+    from shared.engine.loop import fit
+    from shared.engine.run import Run
+
+    leader = int(os.environ.get("RANK", "0")) == 0
+    if leader:
+        print_facts(recipe)
+    training = Run(command.out or Path("runs") / f"{app.name}-{name}", app.name, name)
+    result = fit(recipe, recipe.task.build(), training, device=command.device)
+    if leader:
+        title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"
+        print_scores(title, result.scores)
+    return 0
+
+
+def print_facts(recipe: Recipe) -> None:
+    """What the data set says of itself, where it does: counts, ranges, classes, doubtful splits."""
+    facts = getattr(recipe.data, "facts", None)
+    if facts is None:
+        return
+    found: Mapping[str, Any] = facts(recipe.input)
+    for name, value in found.items():
+        print_line(f"{name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")

@@ -1,0 +1,79 @@
+"""The dense network as ONNX, compared with torch when it is written."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.app import DenseNetwork
+from shared.deploy.artifact import TensorSpec
+
+_DATATYPES = {
+    torch.float32: "FP32",
+    torch.float16: "FP16",
+    torch.int64: "INT64",
+    torch.int32: "INT32",
+    torch.bool: "BOOL",
+}
+TOLERANCE = 1e-3
+"""How far ONNX Runtime may be from torch at export, relative to the largest output."""
+
+
+def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
+    """Writes the network as one ONNX file and returns its outputs on the example inputs, after comparing the two."""
+    import onnxruntime as ort
+
+    module = dense.module.cpu().eval()
+    example = tuple(value.cpu() for value in dense.inputs.values())
+    dynamic = {
+        name: {axis: torch.export.Dim(label) for axis, label in axes.items()} for name, axes in _axes(dense).items()
+    }
+    shapes = tuple(dynamic.get(name, {}) for name in dense.inputs)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = module(*example)
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=list(dense.inputs),
+            output_names=list(dense.outputs),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {name: value.numpy() for name, value in zip(dense.inputs, example, strict=True)}
+    found = session.run(list(dense.outputs), feeds)
+    for name, one, other in zip(dense.outputs, expected, found, strict=True):
+        difference = float(np.abs(one.numpy() - other).max()) / max(float(one.abs().max()), 1e-6)
+        if not difference < TOLERANCE:
+            raise ArithmeticError(f"the exported network's output {name} differs from torch's by {difference:.2e}")
+    for kind, tensors in ((session.get_inputs(), dense.inputs), (session.get_outputs(), dense.outputs)):
+        # The exporter fixes an axis without a word where the network's code does.
+        for tensor in kind:
+            fixed = [axis for axis in _axes(dense).get(tensor.name, {}) if isinstance(tensor.shape[axis], int)]
+            if tensor.name in tensors and fixed:
+                raise ArithmeticError(
+                    f"axis {fixed[0]} of {tensor.name} was exported as {tensor.shape}, not as dynamic"
+                )
+    return dict(zip(dense.outputs, expected, strict=True))
+
+
+def _axes(dense: DenseNetwork) -> dict[str, dict[int, str]]:
+    if dense.dynamic is None:
+        return {name: {0: "batch"} for name in (*dense.inputs, *dense.outputs)}
+    return {name: dict(axes) for name, axes in dense.dynamic.items()}
+
+
+def tensor_spec(name: str, value: Tensor, dense: DenseNetwork) -> TensorSpec:
+    """The tensor ``name`` of the Open Inference Protocol; its dynamic axes are of any size."""
+    moving = _axes(dense).get(name, {})
+    shape = tuple(-1 if axis in moving else size for axis, size in enumerate(value.shape))
+    return TensorSpec(name=name, datatype=_DATATYPES[value.dtype], shape=shape)

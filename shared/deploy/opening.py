@@ -1,0 +1,52 @@
+"""A predictor and its codec, ready to use: of a shipped artifact, of one in a directory, or of a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.app import App, shipped
+from shared.deploy.artifact import Artifact, Manifest, open_artifact
+from shared.deploy.predictor import Codec, Predictor, with_codec
+from shared.device import choose_device
+from shared.errors import InvalidInputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A predictor on a device, the codec around it, and the manifests of its models, the default first."""
+
+    predictor: Predictor[Any, Any]
+    codec: Codec[Any, Any]
+    manifests: tuple[Manifest, ...]
+
+    @property
+    def title(self) -> str:
+        """What it is called in sentences."""
+        return ", ".join(f"{manifest.name} version {manifest.version}" for manifest in self.manifests)
+
+
+def open_predictor(
+    app: App, *, artifact: Path | None = None, run: Path | None = None, device: str | None = None
+) -> Opened:
+    """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts."""
+    if artifact is not None and run is not None:
+        raise InvalidInputError("name an artifact or a run, not both")
+    place = choose_device(device)
+    if run is None:
+        artifacts = shipped(app) if artifact is None else [open_artifact(artifact)]
+        return _open(app, artifacts, place)
+    from shared.deploy.export import export
+
+    with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
+        return _open(app, [export(run, app, Path(folder), network=False)], place)
+
+
+def _open(app: App, artifacts: Sequence[Artifact], device: str) -> Opened:
+    for artifact in artifacts:
+        artifact.must_belong_to(app.name)
+    predictor, codec = with_codec(app, app.predictor(artifacts, device))
+    return Opened(predictor=predictor, codec=codec, manifests=tuple(artifact.manifest for artifact in artifacts))

@@ -1,0 +1,106 @@
+"""Writes an artifact as the next version of its model in a registry. The version appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shared.app import DenseNetwork
+from shared.atomic_files import file_lock, publish, write_whole
+from shared.deploy.artifact import (
+    NETWORK,
+    RECIPE,
+    WEIGHTS,
+    Artifact,
+    Manifest,
+    describe_file,
+    open_artifact,
+    write_manifest,
+)
+from shared.deploy.onnx_network import tensor_spec, write_onnx
+from shared.deploy.triton import triton_config
+from shared.errors import InvalidInputError
+
+
+def write_artifact(
+    registry: Path, manifest: Manifest, *, weights: Mapping[str, Tensor], recipe: str, dense: DenseNetwork | None
+) -> Artifact:
+    """Writes the next version of the model ``manifest.name``: its weights, its recipe file, and ``dense`` as ONNX.
+
+    Version, tensors, files and time of creation of ``manifest`` are filled in. Raises ``ArithmeticError`` where the
+    exported network and torch differ.
+    """
+
+    def fill(folder: Path) -> Manifest:
+        stored = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+        save_file(stored, folder / WEIGHTS)
+        (folder / RECIPE).write_text(recipe, encoding="utf-8")
+        if dense is None:
+            return manifest
+        outputs = write_onnx(dense, folder / NETWORK)
+        return replace(
+            manifest,
+            inputs=tuple(tensor_spec(key, value, dense) for key, value in dense.inputs.items()),
+            outputs=tuple(tensor_spec(key, value, dense) for key, value in outputs.items()),
+        )
+
+    return _next_version(registry, manifest.name, fill)
+
+
+def write_recalibrated(
+    registry: Path, artifact: Artifact, calibration: Mapping[str, Any], data: Mapping[str, Any]
+) -> Artifact:
+    """Writes ``artifact`` as the next version in ``registry``, with the calibration found on the data ``data``."""
+    old = artifact.manifest
+    new = replace(
+        old,
+        calibration={**old.calibration, **calibration},
+        training={**old.training, "calibrated_on": dict(data), "calibrated_from": old.version},
+    )
+
+    def fill(folder: Path) -> Manifest:
+        for name in old.files:
+            shutil.copy(artifact.path / name, folder / name)
+        return new
+
+    return _next_version(registry, old.name, fill)
+
+
+def _next_version(registry: Path, name: str, fill: Callable[[Path], Manifest]) -> Artifact:
+    home = registry / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{home} cannot be made: {error.strerror}; name another folder with --registry"
+        ) from error
+    with file_lock(home / ".lock"):
+        version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
+        aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
+        try:
+            manifest = fill(aside)
+            written = replace(
+                manifest,
+                version=version,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                files={file.name: describe_file(file) for file in sorted(aside.iterdir())},
+            )
+            write_manifest(aside, written)
+            aside.chmod(0o755)
+            for file in aside.iterdir():
+                file.chmod(0o644)
+            publish(aside, home / str(version))
+            if written.has_network:
+                write_whole(home / "config.pbtxt", triton_config(written))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    return open_artifact(home / str(version))

@@ -1,0 +1,153 @@
+"""The command line on a person's own data, weights and files, with a fourth application."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from shared import cli
+from shared.deploy.artifact import open_artifact
+from tests.shared.engine import line
+from tests.shared.line_app import make_app
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """Installs the application; changes of it are given as arguments."""
+
+    def install(**changes):
+        made = make_app(tmp_path / "line", **changes)
+        monkeypatch.setattr("shared.app.installed", lambda: {"line": made})
+        monkeypatch.setattr("shared.cli.models.installed", lambda: {"line": made})
+        return made
+
+    monkeypatch.chdir(tmp_path)
+    install()
+    return install
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    save_file(line.Network().build().state_dict(), tmp_path / "line.safetensors")
+    return tmp_path / "line.safetensors"
+
+
+def train(*words: str) -> int:
+    return cli.main(["train", "line", "--recipe", "tiny", "--out", "run", "--device", "cpu", *words])
+
+
+def test_a_data_set_takes_the_place_of_the_recipes_and_says_what_it_holds(app, capsys):
+    assert train("--data", "folder", "--data.root", "points", "--data.count", "20", "--limits.steps", "2") == 0
+    said = capsys.readouterr().out
+    assert "points: 20" in said and "folder: points" in said and "2 steps" in said
+    recipe = yaml.safe_load(Path("run/recipe.yaml").read_text())["recipe"]
+    assert recipe["data"]["root"] == "points" and recipe["data"]["count"] == 20
+    assert recipe["limits"]["steps"] == 2
+
+
+def test_what_a_data_set_needs_must_be_given(app, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train("--data", "folder")
+    assert stop.value.code == 2 and "--data.root" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["calibrate"]])
+def test_an_unknown_data_set_is_refused_with_the_names(app, command, capsys):
+    assert cli.main([*command, "line", "--data", "stars", *(["--recipe", "tiny"] * (command == ["train"]))]) == 2
+    assert "line has no data set 'stars'; it has points, folder" in capsys.readouterr().err
+
+
+def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
+    data = ["--data", "folder", "--data.root", "points"]
+    assert train(*data, "--limits.steps", "2") == 0
+    assert train(*data) == 0
+    assert cli.main(["evaluate", "line", "--run", "run", "--device", "cpu"]) == 0
+    assert cli.main(["evaluate", "line", "--run", "run", "--device", "cpu", *data, "--limit", "3"]) == 0
+    assert "Protocol" in capsys.readouterr().out
+    assert cli.main(["export", "run"]) == 0
+    assert open_artifact(Path("models/line/1")).manifest.data["description"] == "points in points"
+
+
+def test_a_recipe_file_trains_the_same_run(app):
+    assert train("--limits.batch", "5") == 0
+    words = ["train", "line", "--recipe", "run/recipe.yaml", "--out", "again", "--device", "cpu"]
+    assert cli.main(words) == 0
+    one, other = (yaml.safe_load(Path(f"{run}/recipe.yaml").read_text()) for run in ("run", "again"))
+    assert one["recipe"] == other["recipe"] and one["recipe"]["limits"]["batch"] == 5
+    weights = [load_file(sorted(Path(run).glob("checkpoints/step-*/model*"))[-1]) for run in ("run", "again")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint, capsys):
+    assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
+    artifact = open_artifact(Path("own/line/1"))
+    assert artifact.manifest.source == {"importer": "file", "file": "line.safetensors", "data": None}
+    assert artifact.manifest.has_network and artifact.manifest.inputs[0].name == "x"
+    assert artifact.recipe()["recipe"].keys() == {"model", "input"}
+    data = ["--data", "folder", "--data.root", "points"]
+    assert cli.main(["calibrate", "line", "--artifact", "own/line/1", "--registry", "own", *data]) == 0
+    calibrated = open_artifact(Path("own/line/2")).manifest
+    assert calibrated.calibration == {"threshold": 0.5} and calibrated.files == artifact.manifest.files
+    assert calibrated.training["calibrated_on"]["description"] == "points in points"
+    Path("one.csv").write_text("1,2\n3,4\n")
+    words = ["predict", "line", "one.csv", "--artifact", "own/line/2", "--device", "cpu", "--out", "out"]
+    assert cli.main(words) == 0
+    assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
+
+
+def test_an_application_with_one_importer_need_not_name_it(app, checkpoint, capsys):
+    assert cli.main(["import", "line", str(checkpoint), "--data", "folder", "--data.root", "mine"]) == 0
+    assert open_artifact(Path("models/line/1")).manifest.source["data"] == "points in mine"
+    assert cli.main(["import", "line", "file", "a", "b"]) == 2
+    assert "trivium import line file FILE" in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_be_exported_is_imported_without_onnx(app, checkpoint):
+    def no_network(recipe, model):
+        raise NotImplementedError("this operator has no ONNX form")
+
+    app(dense=no_network)
+    assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
+    manifest = open_artifact(Path("models/line/1")).manifest
+    assert not manifest.has_network and manifest.inputs == () and "no ONNX form" in manifest.source["without_onnx"]
+    assert not Path("models/line/config.pbtxt").exists()
+
+
+def test_an_imported_model_is_not_scored_on_data_that_nobody_named(app, checkpoint, capsys):
+    assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
+    assert cli.main(["evaluate", "line", "--artifact", "models/line/1", "--device", "cpu"]) == 2
+    assert "--data NAME" in capsys.readouterr().err
+
+
+def test_without_a_protocol_of_its_own_a_data_set_is_scored_as_training_does(app, checkpoint, capsys):
+    app(evaluate=None)
+    assert cli.main(["import", "line", "file", str(checkpoint)]) == 0
+    words = ["evaluate", "line", "--artifact", "models/line/1", "--device", "cpu"]
+    assert cli.main([*words, "--data", "folder", "--data.root", "x"]) == 0
+    assert "loss" in capsys.readouterr().out
+
+
+def test_files_of_results_are_scored_without_a_model(app, capsys):
+    assert cli.main(["evaluate", "line", "--results", "a.csv", "--truth=b.csv"]) == 0
+    assert "a.csv" in capsys.readouterr().out
+    assert cli.main(["evaluate", "line", "--results", "a.csv"]) == 2
+    assert "name --results and --truth" in capsys.readouterr().err
+    assert cli.main(["evaluate", "line", "--results"]) == 2
+    app(score_files=None)
+    assert cli.main(["evaluate", "line", "--results", "a.csv"]) == 2
+
+
+def test_models_lists_recipes_data_sets_and_importers(app, capsys):
+    assert cli.main(["models"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "A few steps." in said and "--data.root" in said and "Reads a safetensors file." in said
