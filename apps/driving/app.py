@@ -66,6 +66,13 @@ def predictor(artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
     return DrivingPredictor(artifacts, device)
 
 
+def score_files(files: Mapping[str, Path]) -> Table:
+    """Average precision of result files by KITTI's protocol."""
+    from apps.driving.metrics.results import score_files
+
+    return score_files(files)
+
+
 def each(
     predictor: Predictor[Any, Any],
     folder: Path,
@@ -179,5 +186,6 @@ app = App(
     predictor=predictor,
     samples=samples,
     reproduce=reproduce,
+    score_files=score_files,
     each=each,
 )

@@ -6,6 +6,9 @@ Identical and touching rectangles are no special case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +16,8 @@ Doubles = NDArray[np.float64]
 
 _CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float64) / 2
 _MOST_VERTICES = 8
+_PAIRS_AT_ONCE = 20_000
+_PLANE = [0, 1, 3, 4, 6]
 
 
 def corners(rectangles_N5: Doubles) -> Doubles:
@@ -26,36 +31,17 @@ def corners(rectangles_N5: Doubles) -> Doubles:
 
 def intersection_area(first_N5: Doubles, second_M5: Doubles) -> Doubles:
     """(N, M) areas that rectangles x, y, length, width, yaw have in common."""
-    first, second = np.asarray(first_N5, np.float64), np.asarray(second_M5, np.float64)
-    area = np.zeros((len(first), len(second)))
-    reach = np.hypot(first[:, 2], first[:, 3])[:, None] / 2 + np.hypot(second[:, 2], second[:, 3])[None] / 2
-    apart = np.hypot(*(first[:, None, :2] - second[None, :, :2]).transpose(2, 0, 1))
-    rows, columns = np.nonzero(apart < reach)
-    if len(rows):
-        # Near the origin, so that cancellation in the area formula does not depend on where the boxes are.
-        centre = second[columns, :2]
-        subject = corners(first[rows]) - centre[:, None]
-        window = corners(second[columns]) - centre[:, None]
-        area[rows, columns] = _area(_clip(subject, window))
-    return area
+    return _all_pairs(paired_intersection_area, first_N5, second_M5)
 
 
 def bev_iou(first_N5: Doubles, second_M5: Doubles) -> Doubles:
     """(N, M) intersection over union of rectangles x, y, length, width, yaw."""
-    first, second = np.asarray(first_N5, np.float64), np.asarray(second_M5, np.float64)
-    common = intersection_area(first, second)
-    return _ratio(common, (first[:, 2] * first[:, 3])[:, None] + (second[:, 2] * second[:, 3])[None] - common)
+    return _all_pairs(paired_bev_iou, first_N5, second_M5)
 
 
 def box_iou(first_N7: Doubles, second_M7: Doubles) -> Doubles:
     """(N, M) intersection over union in space of upright boxes x, y, z of the centre, length, width, height, yaw."""
-    first, second = np.asarray(first_N7, np.float64), np.asarray(second_M7, np.float64)
-    plane = intersection_area(first[:, [0, 1, 3, 4, 6]], second[:, [0, 1, 3, 4, 6]])
-    top = np.minimum((first[:, 2] + first[:, 5] / 2)[:, None], (second[:, 2] + second[:, 5] / 2)[None])
-    bottom = np.maximum((first[:, 2] - first[:, 5] / 2)[:, None], (second[:, 2] - second[:, 5] / 2)[None])
-    common = plane * np.maximum(top - bottom, 0)
-    volume = np.prod(first[:, 3:6], axis=1)[:, None] + np.prod(second[:, 3:6], axis=1)[None] - common
-    return _ratio(common, volume)
+    return _all_pairs(paired_box_iou, first_N7, second_M7)
 
 
 def image_iou(first_N4: Doubles, second_M4: Doubles, *, of_first: bool = False) -> Doubles:
@@ -63,13 +49,50 @@ def image_iou(first_N4: Doubles, second_M4: Doubles, *, of_first: bool = False) 
 
     Boxes with NaN edges meet nothing.
     """
-    first, second = np.asarray(first_N4, np.float64), np.asarray(second_M4, np.float64)
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0), axis=-1)
-    area, other = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second))
-    whole = area[:, None] + 0 * common if of_first else area[:, None] + other[None] - common
-    return _ratio(np.nan_to_num(common), np.nan_to_num(whole))
+    return _all_pairs(partial(paired_image_iou, of_first=of_first), first_N4, second_M4)
+
+
+def paired_intersection_area(first_K5: Doubles, second_K5: Doubles) -> Doubles:
+    """(K,) areas that the rectangles of each row have in common."""
+    area = np.zeros(len(first_K5))
+    reach = np.hypot(first_K5[:, 2], first_K5[:, 3]) / 2 + np.hypot(second_K5[:, 2], second_K5[:, 3]) / 2
+    near = np.nonzero(np.hypot(*(first_K5[:, :2] - second_K5[:, :2]).T) < reach)[0]
+    for start in range(0, len(near), _PAIRS_AT_ONCE):
+        rows = near[start : start + _PAIRS_AT_ONCE]
+        # Near the origin, so that cancellation in the area formula does not depend on where the boxes are.
+        centre = second_K5[rows, None, :2]
+        area[rows] = _area(_clip(corners(first_K5[rows]) - centre, corners(second_K5[rows]) - centre))
+    return area
+
+
+def paired_bev_iou(first_K5: Doubles, second_K5: Doubles) -> Doubles:
+    """(K,) intersection over union of the rectangles of each row."""
+    common = paired_intersection_area(first_K5, second_K5)
+    return _ratio(common, first_K5[:, 2] * first_K5[:, 3] + second_K5[:, 2] * second_K5[:, 3] - common)
+
+
+def paired_box_iou(first_K7: Doubles, second_K7: Doubles) -> Doubles:
+    """(K,) intersection over union in space of the upright boxes of each row."""
+    plane = paired_intersection_area(first_K7[:, _PLANE], second_K7[:, _PLANE])
+    top = np.minimum(first_K7[:, 2] + first_K7[:, 5] / 2, second_K7[:, 2] + second_K7[:, 5] / 2)
+    bottom = np.maximum(first_K7[:, 2] - first_K7[:, 5] / 2, second_K7[:, 2] - second_K7[:, 5] / 2)
+    common = plane * np.maximum(top - bottom, 0)
+    return _ratio(common, np.prod(first_K7[:, 3:6], axis=1) + np.prod(second_K7[:, 3:6], axis=1) - common)
+
+
+def paired_image_iou(first_K4: Doubles, second_K4: Doubles, *, of_first: bool = False) -> Doubles:
+    """(K,) intersection over union of the boxes in the image of each row; with ``of_first``, over the first's area."""
+    low = np.maximum(first_K4[:, :2], second_K4[:, :2])
+    high = np.minimum(first_K4[:, 2:], second_K4[:, 2:])
+    common = np.prod(np.maximum(high - low, 0), axis=1)
+    area, other = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first_K4, second_K4))
+    return _ratio(np.nan_to_num(common), np.nan_to_num(area + 0 * common if of_first else area + other - common))
+
+
+def _all_pairs(measure: Callable[[Doubles, Doubles], Doubles], first: Doubles, second: Doubles) -> Doubles:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    rows, columns = np.repeat(np.arange(len(first)), len(second)), np.tile(np.arange(len(second)), len(first))
+    return measure(first[rows], second[columns]).reshape(len(first), len(second))
 
 
 def _ratio(part: Doubles, whole: Doubles) -> Doubles:
