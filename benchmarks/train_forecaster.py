@@ -26,21 +26,18 @@ import pandas as pd
 import torch
 
 from apps.finance.datasets.synth import markets
-from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
-from apps.finance.recipes import FinanceRecipe, tiny
-from apps.finance.types import FinanceInput
+from apps.finance.recipes import FinanceData, FinanceRecipe, tiny
 from benchmarks.report import report
 from shared.data.loader import Loader
-from shared.data.order import Order
+from shared.data.order import Permutation
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.recipe import Limits
 
-SETTINGS = FinanceModel(name="benchmark", hidden=16, hidden_continuous=8, heads=2)
-INPUT = FinanceInput(context=64, horizon=8)
+SETTINGS = FinanceModel(name="benchmark", context=64, horizon=8, hidden=16, hidden_continuous=8, heads=2)
 TOLERANCE = 1e-4
 
 
@@ -90,8 +87,8 @@ def parity(tables: list[Any], device: str) -> float:
     batch = Windows(tables, context=64, horizon=8).batch(np.arange(32), None)
     inputs = [batch[name].to(device) for name in ("encoder_cont", "decoder_cont", "static")]
     torch.manual_seed(0)
-    original = build_tft(SETTINGS, INPUT).to(device).eval()
-    fast = Forecaster(accelerate(build_tft(SETTINGS, INPUT), context=64, horizon=8), context=64, horizon=8, fast=True)
+    original = build_tft(SETTINGS).to(device).eval()
+    fast = Forecaster(accelerate(build_tft(SETTINGS), context=64, horizon=8), context=64, horizon=8, fast=True)
     fast.tft.load_state_dict(original.state_dict())
     fast = fast.to(device).eval()
     with torch.no_grad():
@@ -138,7 +135,7 @@ def _peer_rate(dataset: Any, batch: int, *, batches: int) -> float:
 
 
 def _our_rate(dataset: Windows, batch: int, *, batches: int) -> float:
-    order = Order(seed=0, length=len(dataset), batch=batch)
+    order = Permutation(seed=0, length=len(dataset), batch=batch)
     steps = Loader(dataset, order, device=torch.device("cpu")).steps(0, batches + 1)
     next(steps)
     began = time.perf_counter()
@@ -191,13 +188,12 @@ def _our_step(series: int, rows: int, batch: int, steps: int, device: str) -> fl
     recipe: FinanceRecipe = replace(
         tiny(),
         model=SETTINGS,
-        input=INPUT,
-        data=Synthetic(series=series, validation_series=1, rows=rows, stride=1),
+        data=FinanceData(series=series, validation_series=1, rows=rows, stride=1, context=64, horizon=8),
         limits=Limits(epochs=1, steps=steps, batch=batch, evaluation_batch=256, log_every=1),
     )
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", "finance", "benchmark")
-        fit(recipe, recipe.task.build(), run, device=device, quiet=True)
+        fit(recipe, run, device=device, quiet=True)
         lines = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     return _usual([line["time"] / 1e9 for line in lines if line["event"] == "train"])
 

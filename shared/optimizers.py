@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shared.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
@@ -67,6 +69,12 @@ class CosineRestarts:
     multiplier: int = 2
     floor: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.period <= 0 or self.multiplier < 1 or not 0 <= self.floor <= 1:
+            raise InvalidInputError(
+                "schedule: warmup_steps must be at least 0, period above 0, multiplier at least 1 and floor from 0 to 1"
+            )
+
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step number ``step`` as a fraction of the highest."""
         if step < self.warmup_steps:
@@ -89,6 +97,10 @@ class Constant:
     """A constant learning rate after a linear warm-up."""
 
     warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise InvalidInputError(f"schedule.warmup_steps is {self.warmup_steps}; it must be at least 0")
 
     def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
         from torch.optim.lr_scheduler import LambdaLR

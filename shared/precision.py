@@ -1,27 +1,90 @@
-"""In which number format the forward pass runs. Torch is imported on use."""
+"""In which number format a forward pass runs, in training and in inference. Torch is imported on use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
-"""``auto`` is bf16 on a GPU that has it and fp32 elsewhere."""
+"""``auto`` is bf16 where the device is good at it, a GPU or a CPU, and fp32 elsewhere."""
+
+
+class ChosenPrecision(NamedTuple):
+    """``dtype`` is the autocast type, None where the pass runs in fp32; ``reason`` says why, for the log."""
+
+    dtype: torch.dtype | None
+    reason: str
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 (AVX512-BF16 or AMX) rather than emulate it."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def choose_precision(precision: Precision, device: torch.device) -> ChosenPrecision:
+    """The format of the forward pass for ``precision`` on ``device``. Refuses fp16 on a CPU, where it is emulated."""
+    import torch
+
+    if precision == "fp16" and device.type == "cpu":
+        raise InvalidInputError("fp16 is for GPUs; on a CPU say --precision fp32 or --precision bf16")
+    if precision != "auto":
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return ChosenPrecision(dtype, f"{precision}, as the recipe says")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ChosenPrecision(torch.bfloat16, "bf16, which this GPU computes in")
+        return ChosenPrecision(None, "fp32: this GPU has no bf16")
+    if device.type == "cpu" and cpu_has_bf16():
+        return ChosenPrecision(torch.bfloat16, "bf16, which this CPU computes in (AVX512-BF16 or AMX)")
+    return ChosenPrecision(None, "fp32: this CPU has neither AVX512-BF16 nor AMX")
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The autocast type for ``precision`` on ``device``; None where the pass runs in fp32."""
-    import torch
-
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return choose_precision(precision, device).dtype
 
 
-def autocast(dtype: torch.dtype | None, device: torch.device) -> torch.autocast:
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
     """The context of the forward pass; does nothing for ``dtype=None``."""
     import torch
 
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def refuse_unsupported(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Refuses a recurrent network in a format for which this CPU has no recurrent layers."""
+    from torch import nn
+
+    if dtype is None or device.type != "cpu" or cpu_runs_recurrent_layers(dtype):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise InvalidInputError(
+                f"this CPU cannot compute the {type(module).__name__} {name} in {str(dtype).removeprefix('torch.')}; "
+                "say --precision fp32"
+            )
+
+
+@cache
+def cpu_runs_recurrent_layers(dtype: torch.dtype) -> bool:
+    """Whether this CPU has recurrent layers in ``dtype``; tried out, for oneDNN needs more than AVX2 for them."""
+    import torch
+    from torch import nn
+
+    try:
+        with torch.random.fork_rng(devices=()), torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True

@@ -5,12 +5,14 @@ A named recipe is a plain function that returns one. A setting builds its own co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from shared.errors import InvalidInputError
 from shared.optimizers import AdamW, CosineRestarts
 from shared.precision import Precision
+from shared.strategy import Auto, StrategyConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +78,9 @@ class ScheduleConfig(Protocol):
 class Limits:
     """How long a run goes on, in which portions, and when it stops early.
 
-    ``batch`` is the global batch, shared by all processes. ``steps`` and ``minutes`` end a run before its epochs do.
+    ``batch`` is the global batch, shared by all processes. ``micro_batch`` is the most samples that a process takes
+    through the model at once: of a larger share of the batch the gradients are accumulated. ``steps`` and ``minutes``
+    end a run before its epochs do.
     Early stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
     """
 
@@ -84,6 +88,7 @@ class Limits:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 32
+    micro_batch: int | None = None
     evaluation_batch: int | None = None
     clip_norm: float = 1.0
     monitor: str = "loss"
@@ -100,6 +105,7 @@ class Limits:
             "epochs",
             "steps",
             "batch",
+            "micro_batch",
             "evaluation_batch",
             "patience",
             "log_every",
@@ -114,7 +120,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A run, fully described. An app narrows the types of ``model``, ``data``, ``task`` and ``input``."""
+    """A run, fully described. An app narrows the types of ``model``, ``data``, ``task`` and ``input``.
+
+    ``init`` is where the weights start from: an artifact, a run, or a file of weights; by default they are random.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -123,5 +132,16 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=CosineRestarts)
     precision: Precision = "auto"
+    strategy: StrategyConfig = field(default_factory=Auto)
+    init: Path | None = None
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
+
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+def resolve(recipe: RecipeT) -> RecipeT:
+    """The recipe with its input fitted to its data, where the data's config has ``fit_input``."""
+    fit_input = getattr(recipe.data, "fit_input", None)
+    return recipe if fit_input is None else replace(recipe, input=fit_input(recipe.input))

@@ -1,11 +1,15 @@
-"""A recipe's way to ``recipe.yaml`` and back."""
+"""A recipe's way to ``recipe.yaml`` and back.
+
+The file holds the recipe's name, every setting, and the class of each component. The classes are for the reader and
+for the digest; they are never imported by name: reading back (``shared.recipes``) starts from the named recipe.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -18,38 +22,93 @@ from shared.recipe import Recipe
 
 Settings = TypeVar("Settings")
 
+_HOW_LONG = (
+    "epochs",
+    "steps",
+    "minutes",
+    "micro_batch",
+    "patience",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "loader_threads",
+)
+
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in JSON types."""
-    mapping: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    """Every setting of the recipe, in JSON types."""
+    mapping: dict[str, Any] = json.loads(json.dumps(_settings(recipe), default=str))
     return mapping
 
 
+def component_classes(recipe: Recipe) -> dict[str, str]:
+    """The class of every component by its path: ``{"model": "package.module.Class", ...}``."""
+    return {path: f"{type(part).__module__}.{type(part).__qualname__}" for path, part in _components(recipe, "")}
+
+
 def digest(recipe: Recipe) -> str:
-    """SHA-256 of what decides the weights: everything but the limits on how long the run goes on."""
+    """SHA-256 of what decides the weights: all settings but how long the run goes on and in how many parts it computes.
+
+    The names of the components' classes are among it, for equal settings of two classes make two things; the modules
+    are not, so that a class may move.
+    """
     mapping = to_mapping(recipe)
-    for name in ("epochs", "steps", "minutes", "patience", "log_every", "checkpoint_every", "keep", "loader_threads"):
+    for name in _HOW_LONG:
         mapping["limits"].pop(name)
-    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+    mapping.pop("strategy")
+    named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith("strategy")}
+    return hashlib.sha256(json.dumps([mapping, named], sort_keys=True).encode()).hexdigest()
 
 
 def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:
-    """Writes ``recipe.yaml``: the application, the recipe's name and digest, and every setting as resolved."""
-    document = {"app": app, "name": name, "digest": digest(recipe), "recipe": to_mapping(recipe)}
+    """Writes ``recipe.yaml``: the application, the recipe's name and digest, every setting as resolved, the classes."""
+    document = {
+        "app": app,
+        "name": name,
+        "digest": digest(recipe),
+        "recipe": to_mapping(recipe),
+        "classes": component_classes(recipe),
+    }
     write_whole(path, yaml.safe_dump(document, sort_keys=False))
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
-    """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest`` and ``recipe``, in JSON types."""
+    """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest``, ``recipe`` and ``classes``, in JSON types."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"{path} does not exist; a run's directory holds recipe.yaml once training has begun"
         ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InvalidInputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not {"app", "name", "recipe"} <= document.keys():
         raise InvalidInputError(f"{path} is not a recipe file; expected the keys app, name, digest, recipe")
     return document
+
+
+def class_mismatch(recipe: Recipe, classes: Mapping[str, str]) -> str | None:
+    """The first component whose class has not the recorded name, in words: ``data is a Luna16, not a Phantoms``."""
+    for path, part in _components(recipe, ""):
+        recorded = class_name(classes.get(path, ""))
+        if recorded and recorded != type(part).__name__:
+            return f"{path or 'recipe'} is a {type(part).__name__}, not a {recorded}"
+    return None
+
+
+def class_name(recorded: str) -> str:
+    """The name alone of a class recorded with its module."""
+    return recorded.rsplit(".", 1)[-1]
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """How the settings of one recipe differ from those of another, a phrase each: ``seed is 1, not 0``."""
+    for name in {**one, **other}:
+        here, there = one.get(name), other.get(name)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            yield from differences(here, there, f"{path}{name}.")
+        elif here != there and not (path == "limits." and name in _HOW_LONG):
+            yield f"{path}{name} is {here}, not {there}"
 
 
 def from_mapping(base: Settings | type[Settings], mapping: Mapping[str, Any], path: str = "") -> Settings:
@@ -70,8 +129,30 @@ def from_mapping(base: Settings | type[Settings], mapping: Mapping[str, Any], pa
             values[name] = from_mapping(now, value, f"{path}{name}.")
         else:
             values[name] = _checked(hints[name], value, f"{path}{name}")
-    made: Any = kind(**values) if base is kind else replace(base, **values)  # type: ignore[type-var]
+    try:
+        made: Any = kind(**values) if base is kind else replace(base, **values)  # type: ignore[type-var]
+    except TypeError as error:
+        raise InvalidInputError(f"{path.rstrip('.') or kind.__name__}: {error}") from error
     return made  # type: ignore[no-any-return]
+
+
+def _settings(value: Any) -> Any:
+    """The fields of a dataclass by name, at every depth."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _settings(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _settings(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_settings(part) for part in value]
+    return value
+
+
+def _components(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """A dataclass and those within it, with their paths."""
+    if is_dataclass(value) and not isinstance(value, type):
+        yield path, value
+        for field in fields(value):
+            yield from _components(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
 
 
 def _default(field: Field[Any], hint: Any) -> Any:

@@ -9,8 +9,17 @@ from typing import Any
 
 from shared.app import App
 from shared.errors import InvalidInputError
+from shared.optimizers import SGD, AdamW, Constant, CosineRestarts
 from shared.recipe import DataConfig, Recipe
-from shared.recipe_file import from_mapping, read_recipe_file
+from shared.recipe_file import class_mismatch, class_name, from_mapping, read_recipe_file
+from shared.strategy import DDP, Auto
+
+_COMPONENTS: dict[str, tuple[type[Any], ...]] = {
+    "optimizer": (AdamW, SGD),
+    "schedule": (CosineRestarts, Constant),
+    "strategy": (Auto, DDP),
+}
+"""What may be recorded in place of the class that the named recipe has, besides the application's data sets."""
 
 
 def choose_recipe(app: App, chosen: str) -> tuple[str, Recipe]:
@@ -47,15 +56,23 @@ def recipe_of(app: App, document: Mapping[str, Any], data: DataConfig | None = N
     settings = dict(document["recipe"])
     recorded = settings.pop("data", None)
     recipe = _read_beside(app, document, settings)
+    classes: Mapping[str, str] = document.get("classes", {})
     if data is not None:
         return replace(recipe, data=data)
-    return recipe if recorded is None else replace(recipe, data=_read_data(app, recipe.data, recorded))
+    if recorded is not None:
+        recipe = replace(recipe, data=_read_data(app, recipe.data, recorded, class_name(classes.get("data", ""))))
+    if mismatch := class_mismatch(recipe, classes):
+        raise InvalidInputError(
+            f"the recipe cannot be read back from {app.name}'s recipe {document['name']}: there {mismatch}, as "
+            "recorded; use it from Python, where its classes are at hand"
+        )
+    return recipe
 
 
 def _read_beside(app: App, document: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
     recipes, name = app.recipes(), str(document["name"])
     if name in recipes or settings.keys() - {"model", "input"}:
-        return from_mapping(named_recipe(app, name), settings)
+        return _with_recorded_components(named_recipe(app, name), document.get("classes", {}), settings)
     for make in recipes.values():
         try:
             return from_mapping(make(), settings)
@@ -64,8 +81,24 @@ def _read_beside(app: App, document: Mapping[str, Any], settings: Mapping[str, A
     raise InvalidInputError(f"no recipe of {app.name} has a network with the settings of {name}")
 
 
-def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any]) -> DataConfig:
+def _with_recorded_components(base: Recipe, classes: Mapping[str, str], settings: Mapping[str, Any]) -> Recipe:
+    """``base`` with the settings; with another optimizer, schedule or strategy of the runtime where it was recorded."""
+    left = dict(settings)
+    for name, kinds in _COMPONENTS.items():
+        recorded = class_name(classes.get(name, ""))
+        kind = next((kind for kind in kinds if kind.__name__ == recorded), None)
+        if kind is not None and kind is not type(getattr(base, name)):
+            component: Any = from_mapping(kind, left.pop(name), f"{name}.")
+            base = replace(base, **{name: component})
+    return from_mapping(base, left)
+
+
+def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any], kind_name: str) -> DataConfig:
     """The data set that was recorded: the named recipe's own, or the one of the application with these settings."""
+    for kind in (app.data_sets() if app.data_sets is not None else {}).values():
+        if kind.__name__ == kind_name != type(base).__name__:
+            found: DataConfig = from_mapping(kind, recorded, "data.")  # type: ignore[arg-type]
+            return found
     try:
         return from_mapping(base, recorded)
     except InvalidInputError:

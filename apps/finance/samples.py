@@ -16,10 +16,7 @@ _NAB = (
 _SEED = 20
 
 
-_REGISTRY = Path(__file__).parent / "datasets" / "registry.json"
-
-
-def samples() -> Sequence[Sample]:
+def samples(registry: Path) -> Sequence[Sample]:
     """The samples whose files are at hand."""
     found = [
         Sample(
@@ -30,7 +27,7 @@ def samples() -> Sequence[Sample]:
             files=_market,
         )
     ]
-    entries = read_registry(_REGISTRY)
+    entries = read_registry(registry)
     root = entries["nab"].locate() if "nab" in entries else None
     if root is not None:
         for name, path, title in _NAB:

@@ -62,8 +62,8 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
     """Scores as training does: on the validation part of the recipe's data, or of ``data``."""
     from shared.comms.group import join
     from shared.deploy.artifact import open_artifact
-    from shared.engine import loop
     from shared.engine.checkpoint import Checkpoints, model_state
+    from shared.engine.evaluate import evaluate
     from shared.engine.run import Run
     from shared.precision import autocast_dtype
     from shared.recipe_file import read_recipe_file
@@ -92,7 +92,7 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
         batch = recipe.limits.evaluation_batch or recipe.limits.batch
         dtype = autocast_dtype(recipe.precision, group.device)
         validation = recipe.data.validation(recipe.input)
-        scores = loop.evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
+        scores = evaluate(model.to(group.device), recipe.task.build(), validation, batch, group, dtype)
         if group.leader:
             where = f"its recipe, {document['name']}" if data is None else f"{command.data}"
             print_scores(f"{title} on the validation data of {where}", scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ def run(command: Train, settings: Sequence[str]) -> int:
     if leader:
         print_facts(recipe)
     training = Run(command.out or Path("runs") / f"{app.name}-{name}", app.name, name)
-    result = fit(recipe, recipe.task.build(), training, device=command.device)
+    try:
+        result = fit(recipe, training, device=command.device)
+    except FloatingPointError as error:
+        print(f"trivium: {error}", file=sys.stderr)
+        return 1
     if leader:
         title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"
         print_scores(title, result.scores)

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from shared.errors import InvalidInputError
 
@@ -38,13 +37,6 @@ class Group:
         """What the device is called: the GPU's name, or ``cpu``."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes; the model itself where there is only one."""
-        if self.world == 1:
-            return model
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
-
     def gather(self, value: T) -> list[T]:
         """The values of all processes in the order of their ranks, on every process."""
         if self.world == 1:
@@ -66,6 +58,14 @@ class Group:
         tensor = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor.item())
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of the processes' values, for each of several."""
+        if self.world == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of the processes' tensors, on every process."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,22 @@ class Key:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
+@runtime_checkable
+class Order(Protocol):
+    """Which samples make the global batch of a step: the same on every process, whatever came before.
+
+    Another order than ``Permutation`` (weighted sampling, buckets of one length) comes from the data's config, by
+    ``order(seed, batch)``. Steps count from 0 over the whole run; ``indices`` gives each process at least one sample.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def key(self, step: int) -> Key: ...
+
+    def indices(self, step: int) -> Indices: ...
+
+
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, length: int) -> Indices:
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
@@ -37,8 +54,8 @@ def _permutation(seed: int, epoch: int, length: int) -> Indices:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
-    """The order of ``length`` samples in global batches of ``batch`` for a run with ``seed``.
+class Permutation:
+    """``length`` samples in global batches of ``batch`` for a run with ``seed``.
 
     Every epoch is a new permutation; the incomplete batch at its end is left out, unless there is only that one.
     """
@@ -68,6 +85,6 @@ class Order:
         return _permutation(self.seed, epoch, self.length)[start : start + self.batch]
 
 
-def share(indices: Indices, rank: int, world: int) -> Indices:
+def samples_of_rank(indices: Indices, rank: int, world: int) -> Indices:
     """The contiguous part of a global batch that belongs to one of ``world`` processes; sizes differ by at most one."""
-    return np.array_split(indices, world)[rank]
+    return indices if world == 1 else np.array_split(indices, world)[rank]

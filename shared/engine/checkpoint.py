@@ -1,7 +1,7 @@
 """Checkpoints: written aside, renamed when complete, verified when read. No pickles.
 
-The tensors of model and optimizer are stored as safetensors, everything else as JSON. Every process holds the whole
-state (DDP), so the leader writes it and all read it.
+A checkpoint is a directory: a safetensors file for the tensors of each part of the state (``model.safetensors``,
+``optimizer.safetensors``, ...), ``state.json`` for all else, and ``digests.json`` with the SHA-256 of each of these.
 """
 
 from __future__ import annotations
@@ -9,23 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from shared.atomic_files import publish
 from shared.errors import InvalidInputError
 
+_STATE, _DIGESTS = "state.json", "digests.json"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a checkpoint keeps: a model, an optimizer, a schedule, an average of weights, a communication hook."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
 
 @dataclass
 class Progress:
-    """All that a run knows about itself besides tensors.
+    """All that a run knows about itself besides the state of its parts.
 
     ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
     evaluation, ``best_step`` that of the best of them; ``device`` is where the last steps were computed.
@@ -39,49 +49,38 @@ class Progress:
     device: str = ""
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _store(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-
-
 class Checkpoints:
-    """The checkpoints of a run: the last ``keep`` of them, and the best. One process writes them: ``Run.claimed``."""
+    """The checkpoints of a run: the last ``keep`` of them, and the best.
 
-    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2) -> None:
-        self.path, self.recipe_digest, self.keep = path, recipe_digest, keep
+    ``save`` and ``load`` are called on every process of the run, for a state may be spread over them; the one with
+    ``writes`` writes the files. Today's strategies hold the whole state on each process.
+    """
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        extra: dict[str, Any],
-        progress: Progress,
-        also: Collection[int] = (),
-    ) -> None:
-        """Writes the state after ``progress.step`` steps. For the leader alone; ``model`` is not wrapped.
+    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, writes: bool = True) -> None:
+        self.path, self.recipe_digest, self.keep, self.writes = path, recipe_digest, keep, writes
+
+    def save(self, state: Mapping[str, Stateful], progress: Progress, also: Collection[int] = ()) -> None:
+        """Saves the state after ``progress.step`` steps.
 
         Of the older checkpoints the last ones stay, and those of the steps in ``also``.
         """
-        state = optimizer.state_dict()
-        moments = {f"{key}.{slot}": value for key, slots in state["state"].items() for slot, value in slots.items()}
+        states = {name: part.state_dict() for name, part in state.items()}
+        if not self.writes:
+            return
         for torn in self.path.glob(".step-*"):
             shutil.rmtree(torn)
         aside = self.path / f".step-{progress.step:08d}"
         aside.mkdir(parents=True)
-        _store(model.state_dict(), aside / "model.safetensors")
-        _store({name: torch.as_tensor(value) for name, value in moments.items()}, aside / "optimizer.safetensors")
-        document = {
-            "recipe_digest": self.recipe_digest,
-            "progress": vars(progress),
-            "groups": state["param_groups"],
-            "extra": extra,
-            "sha256": {name: _digest(aside / name) for name in ("model.safetensors", "optimizer.safetensors")},
-        }
-        (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
+        outlines = {}
+        for name, values in states.items():
+            tensors: dict[str, Tensor] = {}
+            outlines[name] = _outline(values, tensors, "")
+            if tensors:
+                save_file({key: _detached(value) for key, value in tensors.items()}, aside / f"{name}.safetensors")
+        document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": outlines}
+        (aside / _STATE).write_text(json.dumps(document), encoding="utf-8")
+        digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
+        (aside / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
         final = self._at(progress.step)
         # What stands at this step or a later one was torn, or the run would have gone on from there.
         for beyond in self._steps():
@@ -93,11 +92,42 @@ class Checkpoints:
             if old not in kept:
                 shutil.rmtree(old)
 
-    def _at(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}"
+    def load(self, path: Path, state: Mapping[str, Stateful]) -> Progress:
+        """Restores every part of ``state`` in place and returns the progress.
 
-    def _steps(self) -> list[Path]:
-        return sorted(self.path.glob("step-*"))
+        Refuses a checkpoint of another recipe, one of another layout, and one with other parts.
+        """
+        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if "state" not in document:
+            raise InvalidInputError(
+                f"{path} was written by an earlier version, whose runs cannot be resumed; name a new run, and start "
+                "from these weights with --init"
+            )
+        if document["recipe_digest"] != self.recipe_digest:
+            raise InvalidInputError(
+                f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
+            )
+        if (held := document["state"].keys()) != state.keys():
+            raise InvalidInputError(
+                f"{path} holds {', '.join(sorted(held))}, and the run has {', '.join(sorted(state))}; name a new run"
+            )
+        for name, part in state.items():
+            file = path / f"{name}.safetensors"
+            part.load_state_dict(_filled(document["state"][name], load_file(file) if file.exists() else {}))
+        return Progress(**document["progress"])
+
+    def newest(self) -> tuple[Path | None, list[Path]]:
+        """The newest whole checkpoint, and the torn or altered ones that are newer, which are passed over."""
+        torn: list[Path] = []
+        for path in reversed(self._steps()):
+            if _complete(path):
+                return path, torn
+            torn.append(path)
+        return None, torn
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; a torn or altered one is passed over for the one before."""
+        return self.newest()[0]
 
     def best(self) -> Path | None:
         """The checkpoint with the best monitored score by what the newest one says, where there is a whole one."""
@@ -105,46 +135,86 @@ class Checkpoints:
         path = None if latest is None else self._at(read_progress(latest).best_step)
         return path if path is not None and _complete(path) else None
 
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint; a torn or altered one is passed over for the one before."""
-        for path in reversed(self._steps()):
-            if _complete(path):
-                return path
-        return None
+    def _at(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
 
-    def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[Progress, dict[str, Any]]:
-        """Restores model and optimizer in place; returns the progress and what ``save`` was given as ``extra``."""
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["recipe_digest"] != self.recipe_digest:
-            raise InvalidInputError(
-                f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
-            )
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in load_file(path / "optimizer.safetensors").items():
-            key, slot = name.split(".", 1)
-            slots.setdefault(int(key), {})[slot] = value
-        groups = [
-            {name: tuple(value) if name == "betas" else value for name, value in group.items()}
-            for group in state["groups"]
-        ]
-        optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        return Progress(**state["progress"]), state["extra"]
-
-
-def _complete(path: Path) -> bool:
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return all(_digest(path / name) == digest for name, digest in state["sha256"].items())
-    except (OSError, ValueError, KeyError):
-        return False
+    def _steps(self) -> list[Path]:
+        return sorted(self.path.glob("step-*"))
 
 
 def read_progress(path: Path) -> Progress:
     """What the run knew about itself when it wrote the checkpoint."""
-    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8"))["progress"])
+    return Progress(**json.loads((path / _STATE).read_text(encoding="utf-8"))["progress"])
 
 
 def model_state(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by name."""
     return dict(load_file(path / "model.safetensors"))
+
+
+def _complete(path: Path) -> bool:
+    try:
+        if (path / _DIGESTS).exists():
+            digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
+        else:
+            # As earlier versions wrote them: the digests of the tensors within state.json.
+            digests = json.loads((path / _STATE).read_text(encoding="utf-8"))["sha256"]
+        return bool(digests) and all(_digest(path / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _outline(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """``value`` in JSON types; its tensors go into ``tensors`` and leave their names.
+
+    A plain dictionary stays one where its keys are strings. What JSON lacks is written as a dictionary of one key:
+    ``$tensor``, ``$tuple``, and ``$items`` for a dictionary with other keys.
+    """
+    if isinstance(value, Tensor):
+        while name in tensors:
+            name += "'"
+        tensors[name] = value
+        return {"$tensor": name}
+    if isinstance(value, Mapping):
+        items = {key: _outline(part, tensors, f"{name}.{key}" if name else str(key)) for key, part in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in items):
+            return items
+        return {"$items": [[key, part] for key, part in items.items()]}
+    if isinstance(value, (list, tuple)):
+        parts = [
+            _outline(part, tensors, f"{name}.{number}" if name else str(number)) for number, part in enumerate(value)
+        ]
+        return {"$tuple": parts} if isinstance(value, tuple) else parts
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.dtype):
+        return {"$dtype": str(value).removeprefix("torch.")}
+    raise TypeError(
+        f"{name} is a {type(value).__name__}: a state holds tensors and JSON's types, for nothing is pickled"
+    )
+
+
+def _filled(outline: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value whose outline it is."""
+    if isinstance(outline, list):
+        return [_filled(part, tensors) for part in outline]
+    if not isinstance(outline, dict):
+        return outline
+    if "$tensor" in outline:
+        return tensors[outline["$tensor"]]
+    if "$tuple" in outline:
+        return tuple(_filled(part, tensors) for part in outline["$tuple"])
+    if "$items" in outline:
+        return {key: _filled(part, tensors) for key, part in outline["$items"]}
+    if "$dtype" in outline:
+        return getattr(torch, outline["$dtype"])
+    return {key: _filled(part, tensors) for key, part in outline.items()}

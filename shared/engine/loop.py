@@ -3,186 +3,189 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from torch import nn
+from torch import Tensor
 
 from shared.comms.group import Group, join
-from shared.data.dataset import Dataset, to_device
-from shared.data.loader import Loader
-from shared.data.order import Order
-from shared.engine.checkpoint import Checkpoints, Progress
+from shared.data.loader import Step
+from shared.engine.divergence import DivergenceError
 from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries
-from shared.engine.losses import combine
+from shared.engine.evaluate import evaluate
+from shared.engine.interruption import Interruption, StopWatch, end_as_by
+from shared.engine.losses import count_factors, total, weighted_terms
 from shared.engine.run import Result, Run
-from shared.engine.task import Task
-from shared.errors import InvalidInputError
-from shared.observe.events import Events
-from shared.precision import autocast, autocast_dtype
+from shared.engine.setup import Training, set_up
+from shared.precision import autocast
 from shared.recipe import Recipe
-from shared.recipe_file import digest, save_recipe
 
 
-def fit(recipe: Recipe, task: Task, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
+def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
     """Trains ``recipe`` in ``run``, from where the run's newest checkpoint left it, and returns how it ended.
 
     Under ``torchrun`` the processes share every global batch. A run that was killed and started again, on any
     number of processes, sees the batches and the augmentations that it would have seen.
+
+    Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
+    not finite. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
     """
-    with join(device) as group:
-        return _fit(recipe, task, run, group, quiet=quiet)
-
-
-def _fit(recipe: Recipe, task: Task, run: Run, group: Group, *, quiet: bool) -> Result:
-    with ExitStack() as stack:
-        if group.leader:
-            stack.enter_context(run.claimed())
-            if not run.recipe_file.exists():
-                save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
+    with join(device) as group, ExitStack() as stack:
+        training = set_up(recipe, run, group, stack, quiet=quiet)
+        with Interruption() as interruption:
+            outcome = _train(training, StopWatch(recipe.limits, group, interruption))
         group.barrier()
-        limits = recipe.limits
-        torch.manual_seed(recipe.seed)
-        model = recipe.model.build(recipe.input).to(group.device)
-        trained = group.wrap(model)
-        train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
-        order = Order(seed=recipe.seed, length=len(train), batch=limits.batch)
-        epoch = order.steps_per_epoch
-        optimizer = recipe.optimizer.build(model)
-        schedule = recipe.schedule.build(optimizer, epoch)
-        dtype = autocast_dtype(recipe.precision, group.device)
-        scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
-        checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep)
-        progress = Progress(samples=len(train))
-        if (latest := checkpoints.latest()) is not None:
-            progress, extra = checkpoints.load(latest, model, optimizer)
-            schedule.load_state_dict(extra["schedule"])
-            scaler.load_state_dict(extra["scaler"])
-        if progress.samples != len(train):
-            raise InvalidInputError(
-                f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
-            )
-        progress.device = group.name
-        if group.leader:
-            save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
-        total = limits.epochs * epoch
-        total = total if limits.steps is None else min(total, limits.steps)
-        events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
-        bar = stack.enter_context(_bar(enabled=group.leader and not quiet))
-        line = bar.add_task(f"{run.app} {run.recipe_name}", total=total, completed=progress.step, loss="")
-        began = time.monotonic() - progress.seconds
-        events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train))
-
-        late = limits.minutes is not None and progress.seconds > 60 * limits.minutes
-        if progress.step < total and not late:
-            progress.history = epoch_end_entries(progress.history, epoch)
-        reason = ended(progress.history, limits, late=late)
-        loader = Loader(
-            train,
-            order,
-            device=group.device,
-            rank=group.rank,
-            world=group.world,
-            threads=limits.loader_threads,
-        )
-        trained.train()
-        for step in loader.steps(progress.step, progress.step if reason else total):
-            torch.manual_seed(_noise_seed(recipe.seed, step.number, group))
-            with autocast(dtype, group.device):
-                losses = task.loss(trained, step.batch)
-            loss = combine(losses, step.weight, group)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), limits.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            progress.step = step.number + 1
-            progress.seconds = time.monotonic() - began
-            bar.advance(line)
-
-            logging = progress.step % limits.log_every == 0 or progress.step == total
-            if logging:
-                value, learning_rate = group.mean(loss.detach()).item(), schedule.get_last_lr()[0]
-                rate = progress.step / max(progress.seconds, 1e-9)
-                events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
-                bar.update(line, loss=f"loss {value:.4f}")
-            # One answer on every process, whatever their clocks say.
-            late = limits.minutes is not None and logging and group.agree(progress.seconds > 60 * limits.minutes)
-            judging = progress.step % epoch == 0 or progress.step == total or late
-            if not judging and progress.step % limits.checkpoint_every:
-                continue
-            # With fp16 a gradient may overflow: the scaler leaves such a step out.
-            sound = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
-            if group.agree(not bool(sound)):
-                raise FloatingPointError(
-                    f"at step {progress.step} the loss is {loss.item()} and the gradient's norm {norm.item()}; "
-                    "lower the learning rate or train in fp32"
-                )
-            if judging:
-                group.copy_from_leader(model.buffers())
-                scores = evaluate(model, task, validation, limits.evaluation_batch or limits.batch, group, dtype)
-                progress.history.append({"step": progress.step, **scores})
-                events.write("validation", progress.step, **scores)
-                trained.train()
-                reason = ended(progress.history, limits, late=late)
-            progress.best_step = early_stopping_state(progress.history, limits).best_step
-            if group.leader:
-                extra = {"schedule": schedule.state_dict(), "scaler": scaler.state_dict()}
-                # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
-                resumed = early_stopping_state(epoch_end_entries(progress.history, epoch), limits)
-                checkpoints.save(model, optimizer, extra, progress, also={progress.best_step, resumed.best_step})
-            if reason:
-                break
-        group.barrier()
-        best = next((entry for entry in progress.history if entry["step"] == progress.best_step), {})
-        result = Result(
-            steps=progress.step,
-            epochs=progress.step / epoch,
-            seconds=progress.seconds,
-            reason=reason or ("steps" if total == limits.steps else "epochs"),
-            best_step=progress.best_step,
-            scores={name: value for name, value in best.items() if name != "step"},
-            history=progress.history,
-        )
-        if group.leader:
-            result.save(run.result_file)
-        events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
-        return result
+    return end_as_by(outcome) if isinstance(outcome, int) else outcome
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    task: Task,
-    dataset: Dataset,
-    batch: int,
-    group: Group,
-    dtype: torch.dtype | None = None,
-) -> dict[str, float]:
-    """Scores ``model`` on the whole of ``dataset``, shared by the processes; the same result on each of them."""
-    model.eval()
-    scores = task.scores()
-    mine = np.arange(len(dataset), dtype=np.int64)[group.rank :: group.world]
-    for start in range(0, len(mine), batch):
-        samples = to_device(dataset.batch(mine[start : start + batch], None), group.device)
-        with autocast(dtype, group.device):
-            task.evaluate(model, samples, scores)
-    merged, *others = group.gather(scores)
-    for other in others:
-        merged.merge(other)
-    return merged.summary()
+def _train(training: Training, watch: StopWatch) -> Result | int:
+    """The steps that are left. Returns the result, or the signal by which the run was interrupted."""
+    progress, limits, group = training.progress, training.recipe.limits, training.group
+    epoch, end = training.order.steps_per_epoch, training.total
+    began = time.monotonic() - progress.seconds
+    late, signal = limits.minutes is not None and progress.seconds > 60 * limits.minutes, 0
+    if progress.step < end and not late:
+        progress.history = epoch_end_entries(progress.history, epoch)
+    reason = ended(progress.history, limits, late=late)
+    read_every_step = group.world == 1 and group.device.type == "cpu"
+
+    training.trained.train()
+    for step in training.loader.steps(progress.step, progress.step if reason else end):
+        loss, norm = train_step(training, step)
+        progress.step = step.number + 1
+        progress.seconds = time.monotonic() - began
+
+        logging = progress.step % limits.log_every == 0 or progress.step == end
+        late, signal = watch.look(progress.step, progress.seconds, logging=logging)
+        evaluating = progress.step % epoch == 0 or progress.step == end or late
+        saving = evaluating or bool(signal) or progress.step % limits.checkpoint_every == 0
+        if read_every_step or logging or saving:
+            refuse_divergence(training)
+        if logging:
+            log_step(training, loss, norm)
+        if evaluating:
+            reason = validate(training, late=late)
+        if saving:
+            save(training)
+        if reason or signal:
+            break
+    if signal and not reason and progress.step < end:
+        training.log.say(f"stopped at step {progress.step}, which is saved; resume with the same command")
+        training.events.write("end", progress.step, reason="interrupted", seconds=progress.seconds)
+        return signal
+    return finish(training, reason or ("steps" if end == limits.steps else "epochs"))
+
+
+def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer, from all parts of the batch. Returns the loss and the gradients' norm, on the device.
+
+    Averaged over the processes the loss is that of the whole batch.
+    """
+    group, model, optimizer = training.group, training.model, training.optimizer
+    parts, scaler, counted = step.parts, training.scaler, training.counted
+    seed_generators(_noise_seed(training.recipe.seed, step.number, group), group.device)
+    split = len(parts) > 1 or group.world > 1
+    factors = count_factors(counted.count, parts, group) if counted is not None and split else [None] * len(parts)
+    # Of the model, not of the optimizer: clipping counts the gradients of parameters that the optimizer does not hold.
+    model.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else training.strategy.accumulating():
+            with autocast(training.dtype, group.device):
+                found = training.task.loss(training.trained, part.batch)
+            terms = weighted_terms(found, part.weight, group, factors[number - 1], parts=len(parts))
+            scaler.scale(total(terms)).backward()  # type: ignore[no-untyped-call]
+        for name, term in terms.items():
+            sums[name] = term.detach() if name not in sums else sums[name] + term.detach()
+    if scaler.is_enabled():
+        scaler.unscale_(optimizer)
+    norm = training.strategy.clip(model, training.recipe.limits.clip_norm)
+    if scaler.is_enabled():
+        # With fp16 a gradient may overflow: the scaler leaves such a step out, and takes a smaller scale.
+        training.guard.note(step.number, norm, sums, judge_norm=False)
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        training.guard.step(optimizer, step.number, norm, sums)
+    if training.guard.sound:
+        training.schedule.step()
+    return total(sums), norm
+
+
+def refuse_divergence(training: Training) -> None:
+    """Raises ``DivergenceError`` on every process where a loss or a gradient of one was not finite."""
+    fault = training.guard.fault()
+    if not training.group.agree(fault is not None):
+        return
+    message = None
+    if fault is not None:
+        number, words = fault
+        parts = [part.tolist() for part in training.loader.indices(number)]
+        samples = ", ".join(map(str, parts[0])) if len(parts) == 1 else " and ".join(map(str, parts))
+        message = f"at step {number + 1} {words}, of the samples {samples}"
+    told = next(message for message in training.group.gather(message) if message is not None)
+    raise DivergenceError(f"{told}; lower the learning rate, train in fp32, or look at these samples")
+
+
+def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
+    """Reads the loss and the norm from the device, and notes them."""
+    progress = training.progress
+    value, learning_rate = training.group.mean(loss).item(), float(training.schedule.get_last_lr()[0])
+    rate = progress.step / max(progress.seconds, 1e-9)
+    training.events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
+    training.log.step(progress.step, value, learning_rate, rate)
+
+
+def validate(training: Training, *, late: bool) -> str | None:
+    """Scores the model, and returns why the run goes no further, or None where it goes on."""
+    group, progress = training.group, training.progress
+    group.copy_from_leader(training.model.buffers())
+    batch = training.evaluation_batch
+    scores = evaluate(training.model, training.task, training.validation, batch, group, training.dtype)
+    progress.history.append({"step": progress.step, **scores})
+    training.events.write("validation", progress.step, **scores)
+    training.log.say(", ".join([f"step {progress.step} validated", *(f"{n} {v:.4g}" for n, v in scores.items())]))
+    training.trained.train()
+    return ended(progress.history, training.recipe.limits, late=late)
+
+
+def save(training: Training) -> None:
+    """Saves a checkpoint; the best one stays."""
+    progress, limits = training.progress, training.recipe.limits
+    progress.best_step = early_stopping_state(progress.history, limits).best_step
+    # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
+    whole = epoch_end_entries(progress.history, training.order.steps_per_epoch)
+    resumed = early_stopping_state(whole, limits)
+    training.checkpoints.save(training.state, progress, also={progress.best_step, resumed.best_step})
+
+
+def finish(training: Training, reason: str) -> Result:
+    """Writes down how the run ended."""
+    progress = training.progress
+    best = next((entry for entry in progress.history if entry["step"] == progress.best_step), {})
+    result = Result(
+        steps=progress.step,
+        epochs=progress.step / training.order.steps_per_epoch,
+        seconds=progress.seconds,
+        reason=reason,
+        best_step=progress.best_step,
+        scores={name: value for name, value in best.items() if name != "step"},
+        history=progress.history,
+    )
+    if training.group.leader:
+        result.save(training.run.result_file)
+    training.events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
+    return result
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the generators that a step draws from, as ``torch.manual_seed`` does: that takes 200 times as long."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _noise_seed(seed: int, step: int, group: Group) -> int:
     """The seed of the noise inside the model (dropout) for one step on one process, so that a resume repeats it."""
     return int(np.random.SeedSequence((seed, step, group.rank, group.world)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _bar(*, enabled: bool) -> Bar:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Bar(*columns, TextColumn("{task.fields[loss]}"), disable=not enabled)

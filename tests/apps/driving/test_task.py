@@ -125,7 +125,7 @@ def test_pointpillars_learns_a_batch_and_finds_its_boxes_where_they_are():
 @pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
 def test_a_run_is_repeated_exactly(name, tmp_path):
     recipe = RECIPES[name]()
-    results = [fit(recipe, recipe.task.build(), Run(tmp_path / part, "driving", name), quiet=True) for part in "ab"]
+    results = [fit(recipe, Run(tmp_path / part, "driving", name), quiet=True) for part in "ab"]
     assert results[0].scores == results[1].scores
     assert results[0].steps == 8
     assert np.isfinite(list(results[0].scores.values())).all()

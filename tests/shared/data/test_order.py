@@ -7,29 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.data.loader import Loader
-from shared.data.order import Key, Order, share
+from shared.data.order import Key, Permutation, samples_of_rank
 
 
 @given(length=st.integers(1, 200), batch=st.integers(1, 50), seed=st.integers(0, 2**31))
 def test_an_epoch_shows_no_sample_twice(length, batch, seed):
-    order = Order(seed=seed, length=length, batch=batch)
+    order = Permutation(seed=seed, length=length, batch=batch)
     seen = np.concatenate([order.indices(step) for step in range(order.steps_per_epoch)])
     assert len(set(seen.tolist())) == len(seen)
     assert len(seen) == (order.steps_per_epoch * batch if length >= batch else length)
 
 
 def test_epochs_differ_and_repeat_themselves():
-    order = Order(seed=1, length=100, batch=10)
+    order = Permutation(seed=1, length=100, batch=10)
     first, second = order.indices(0), order.indices(10)
     assert first.tolist() != second.tolist()
     assert order.indices(10).tolist() == second.tolist()
-    assert Order(seed=2, length=100, batch=10).indices(0).tolist() != first.tolist()
+    assert Permutation(seed=2, length=100, batch=10).indices(0).tolist() != first.tolist()
 
 
 @given(length=st.integers(1, 100), world=st.integers(1, 9))
 def test_processes_share_a_batch_without_overlap(length, world):
     indices = np.arange(length)
-    parts = [share(indices, rank, world) for rank in range(world)]
+    parts = [samples_of_rank(indices, rank, world) for rank in range(world)]
     assert np.concatenate(parts).tolist() == indices.tolist()
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -55,19 +55,21 @@ class Numbers:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_loader_keeps_the_order(threads):
-    order = Order(seed=0, length=23, batch=5)
+    order = Permutation(seed=0, length=23, batch=5)
     loader = Loader(Numbers(), order, device=torch.device("cpu"), threads=threads)
     steps = list(loader.steps(2, 9))
     assert [step.number for step in steps] == list(range(2, 9))
     for step in steps:
-        assert step.batch["index"].tolist() == order.indices(step.number).tolist()
-        assert step.batch["epoch"].tolist() == [step.number // 4] * 5
+        (part,) = step.parts
+        assert part.weight == 1 and part.batch["index"].tolist() == order.indices(step.number).tolist()
+        assert part.batch["epoch"].tolist() == [step.number // 4] * 5
 
 
 def test_the_parts_of_a_batch_weigh_what_they_hold():
-    order = Order(seed=0, length=23, batch=5)
-    parts = [next(Loader(Numbers(), order, device=torch.device("cpu"), rank=r, world=3).steps(0, 1)) for r in range(3)]
-    assert sum(part.weight for part in parts) == pytest.approx(3)
+    order = Permutation(seed=0, length=23, batch=5)
+    steps = [next(Loader(Numbers(), order, device=torch.device("cpu"), rank=r, world=3).steps(0, 1)) for r in range(3)]
+    parts = [part for step in steps for part in step.parts]
+    assert sum(part.weight for part in parts) == pytest.approx(1)
     assert [len(part.batch["index"]) for part in parts] == [2, 2, 1]
 
 
@@ -77,10 +79,10 @@ def test_a_fault_in_the_data_reaches_the_caller():
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        list(Loader(Broken(), Order(seed=0, length=23, batch=5), device=torch.device("cpu")).steps(0, 3))
+        list(Loader(Broken(), Permutation(seed=0, length=23, batch=5), device=torch.device("cpu")).steps(0, 3))
 
 
 @pytest.mark.parametrize(("length", "batch"), [(0, 1), (3, 0)])
 def test_an_empty_order_is_an_error(length, batch):
     with pytest.raises(ValueError, match="sample"):
-        Order(seed=0, length=length, batch=batch)
+        Permutation(seed=0, length=length, batch=batch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -51,7 +52,7 @@ def app() -> App:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    fit(line.recipe(), line.Regression(), Run(path, "line", "line"), device="cpu", quiet=True)
+    fit(line.recipe(), Run(path, "line", "line"), device="cpu", quiet=True)
     return path
 
 
@@ -98,6 +99,9 @@ def test_a_run_whose_best_checkpoint_is_gone_is_refused(app, run, tmp_path):
     if newest.name == f"step-{best:08d}":
         state = newest / "state.json"
         state.write_text(state.read_text().replace(f'"best_step": {best}', '"best_step": 1'))
+        digests = json.loads((newest / "digests.json").read_text())
+        digests["state.json"] = hashlib.sha256(state.read_bytes()).hexdigest()
+        (newest / "digests.json").write_text(json.dumps(digests))
     else:
         shutil.rmtree(copy / "checkpoints" / f"step-{best:08d}")
     with pytest.raises(InvalidInputError, match=r"the best checkpoint .* is missing or torn"):

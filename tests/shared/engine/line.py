@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,14 @@ class Regression:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    def build(self) -> Regression:
+    def build(self) -> Any:
         return Regression()
+
+
+def task_settings(task: Callable[[], Any]) -> Settings:
+    """The same settings of the task, which build what ``task`` returns."""
+    kind: Any = type("Settings", (Settings,), {"build": lambda self: task(), "__slots__": ()})
+    return kind()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,19 +111,25 @@ class LineRecipe(Recipe):
     task: Settings = field(default_factory=Settings)
 
 
-def recipe(**limits: Any) -> LineRecipe:
-    """Three epochs of ten steps; checkpoints every five."""
+def recipe(task: Any = Regression, **limits: Any) -> LineRecipe:
+    """Three epochs of ten steps; checkpoints every five. ``task`` is a class, or anything that makes the task."""
     settings: dict[str, Any] = {"epochs": 3, "batch": 4, "checkpoint_every": 5, "log_every": 5, "keep": 3, **limits}
     return LineRecipe(
         optimizer=AdamW(learning_rate=0.02),
         schedule=CosineRestarts(warmup_steps=3, period=1),
+        task=Settings() if task is Regression else task_settings(task),
         limits=Limits(**settings),
     )
 
 
-def train(path: Path, **limits: Any) -> Result:
+def train(path: Path, task: Any = Regression, **limits: Any) -> Result:
     """Trains the recipe in ``path``, on the CPU."""
-    return fit(recipe(**limits), Regression(), Run(path, "line", "line"), device="cpu", quiet=True)
+    return run(recipe(task, **limits), path)
+
+
+def run(recipe: Recipe, path: Path) -> Result:
+    """Trains ``recipe`` in ``path``, on the CPU."""
+    return fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True)
 
 
 def weights(path: Path, step: int) -> dict[str, Tensor]:

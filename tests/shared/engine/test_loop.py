@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from shared.engine.checkpoint import Checkpoints
-from shared.engine.loop import fit
-from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.observe.events import Events
 from shared.optimizers import AdamW, CosineRestarts
@@ -52,7 +50,7 @@ def test_a_run_stopped_and_resumed_is_the_same_run(tmp_path, stop):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     train(tmp_path / "whole")
     code = (
-        "import os, sys; from pathlib import Path; from shared.engine import loop\n"
+        "import os, sys; from pathlib import Path\n"
         "from tests.shared.engine import line\n"
         "class Deadly(line.Regression):\n"
         "    calls = 0\n"
@@ -60,8 +58,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
         "        Deadly.calls += 1\n"
         "        if Deadly.calls == 14: os._exit(9)\n"
         "        return super().loss(model, batch)\n"
-        "from shared.engine.run import Run\n"
-        "loop.fit(line.recipe(), Deadly(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "line.train(Path(sys.argv[1]), Deadly)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment)
@@ -91,7 +88,7 @@ def test_another_recipe_does_not_resume_the_run(tmp_path):
     train(tmp_path / "run", steps=5)
     other = line.LineRecipe(optimizer=AdamW(learning_rate=0.5), limits=Limits(epochs=3, batch=4))
     with pytest.raises(InvalidInputError, match="another recipe"):
-        fit(other, line.Regression(), Run(tmp_path / "run", "line", "line"), device="cpu", quiet=True)
+        line.run(other, tmp_path / "run")
 
 
 def test_early_stopping(tmp_path):
@@ -110,13 +107,7 @@ def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_p
     from dataclasses import replace
 
     with pytest.raises(KeyboardInterrupt):
-        fit(
-            replace(line.recipe(), data=Slow()),
-            line.Regression(),
-            Run(tmp_path, "line", "line"),
-            device="cpu",
-            quiet=True,
-        )
+        line.run(replace(line.recipe(), data=Slow()), tmp_path)
     assert train(tmp_path).steps == 30
 
 
@@ -132,8 +123,8 @@ def test_a_loss_that_is_no_number_is_never_saved(tmp_path):
         def loss(self, model, batch):
             return {"square": super().loss(model, batch)["square"] * float("nan")}
 
-    with pytest.raises(FloatingPointError, match="at step 5 the loss is nan"):
-        fit(line.recipe(), Broken(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    with pytest.raises(FloatingPointError, match="at step 1 the loss is nan"):
+        train(tmp_path, Broken)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
@@ -147,8 +138,8 @@ def test_a_gradient_that_is_no_number_is_never_saved(tmp_path):
             # The derivative of the root at nought is infinite.
             return {"square": square, "root": (square * 0).sqrt() * 0 if Steep.calls == 15 else square * 0}
 
-    with pytest.raises(FloatingPointError, match=r"at step 15 .* norm nan"):
-        fit(line.recipe(), Steep(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    with pytest.raises(FloatingPointError, match=r"at step 15 .* norm of the gradients nan"):
+        train(tmp_path, Steep)
     assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
         "step-00000005",
         "step-00000010",
@@ -178,7 +169,7 @@ def test_a_stop_within_an_epoch_leaves_no_trace_in_early_stopping(tmp_path):
     task = falling_apart(losses)
 
     def go(**limits):
-        return fit(line.recipe(patience=2, **limits), task(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+        return train(tmp_path, task, patience=2, **limits)
 
     assert go(steps=25).reason == "early"
     result = go()
@@ -190,8 +181,7 @@ def test_the_best_of_the_whole_epochs_outlives_a_better_one_within(tmp_path):
     task = falling_apart(losses)
 
     def go(**limits):
-        recipe = line.recipe(keep=1, checkpoint_every=100, **limits)
-        return fit(recipe, task(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+        return train(tmp_path, task, keep=1, checkpoint_every=100, **limits)
 
     assert go(steps=25).best_step == 25
     assert go(steps=28).best_step == 28
@@ -206,7 +196,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
                 train(tmp_path)
             return super().loss(model, batch)
 
-    fit(line.recipe(steps=1), Impatient(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    train(tmp_path, Impatient, steps=1)
 
 
 def test_a_directory_that_a_kill_left_almost_empty_becomes_a_run(tmp_path):
@@ -216,7 +206,7 @@ def test_a_directory_that_a_kill_left_almost_empty_becomes_a_run(tmp_path):
 
 
 def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
-    train(tmp_path, steps=20, keep=1)
+    train(tmp_path, steps=20, keep=2)
     newest = tmp_path / "checkpoints" / "step-00000020" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     (tmp_path / "checkpoints" / ".step-00000025").mkdir()
@@ -228,11 +218,14 @@ def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
 def test_data_that_has_grown_is_another_run(tmp_path):
     from dataclasses import replace
 
+    class Grown(line.Data):
+        def train(self, input=None):
+            return line.Points(41)
+
+    Grown.__name__ = "Data"
     train(tmp_path, steps=5)
-    checkpoint = tmp_path / "checkpoints" / "step-00000005" / "state.json"
-    checkpoint.write_text(checkpoint.read_text().replace('"samples": 40', '"samples": 39'))
-    with pytest.raises(InvalidInputError, match="began with 39 samples and there are 40"):
-        fit(replace(line.recipe()), line.Regression(), Run(tmp_path, "line", "line"), device="cpu", quiet=True)
+    with pytest.raises(InvalidInputError, match="began with 40 samples and there are 41"):
+        line.run(replace(line.recipe(), data=Grown()), tmp_path)
 
 
 def test_a_resumed_run_notes_every_step_once_and_no_word_that_json_lacks(tmp_path):

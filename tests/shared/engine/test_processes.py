@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shared.comms.group import Group
-from shared.engine.loop import evaluate
+from shared.engine.evaluate import evaluate
 from tests.shared.engine import line
 from tests.shared.engine.line import ROOT, train, weights
 
@@ -25,7 +25,7 @@ def test_processes_agree_on_when_the_minutes_are_over(tmp_path):
         "rank, clock = int(os.environ['RANK']), time.monotonic\n"
         "time.monotonic = lambda: clock() * (1 + 0.5 * rank)\n"
         "recipe = line.recipe(epochs=100_000, minutes=0.02, log_every=1, patience=100_000)\n"
-        "result = fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "result = fit(recipe, Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
         "Path(sys.argv[1], f'said-{rank}').write_text(f'{result.reason} {result.steps}')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -57,7 +57,7 @@ def test_without_noise_in_the_model_three_processes_train_what_one_trains(tmp_pa
         "import sys; from tests.shared.engine import line; from dataclasses import replace; from pathlib import Path\n"
         "from shared.engine.loop import fit; from shared.engine.run import Run\n"
         "recipe = replace(line.recipe(), model=line.Network(dropout=0.0))\n"
-        "fit(recipe, line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "fit(recipe, Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
     )
     script = tmp_path / "calm.py"
     script.write_text(code)
@@ -80,7 +80,7 @@ def test_the_model_that_two_processes_score_is_the_one_that_is_kept(tmp_path):
         "    def build(self, input=None): return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))\n"
         "def recipe(): return replace(line.recipe(), model=Normalised())\n"
         "if __name__ == '__main__':\n"
-        "    fit(recipe(), line.Regression(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "    fit(recipe(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -106,8 +106,8 @@ def test_means_over_what_is_counted_are_the_same_on_any_number_of_processes(tmp_
         "        square = (model(batch['x']) - batch['y']).square() * counts\n"
         "        mean = WeightedLoss(square.sum() / counts.sum().clamp(min=1), counts.sum())\n"
         "        return {'square': mean, 'plain': model(batch['x']).square().mean() * 0.1}\n"
-        "recipe = replace(line.recipe(log_every=1), model=line.Network(dropout=0.0))\n"
-        "fit(recipe, Counted(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "recipe = replace(line.recipe(Counted, log_every=1), model=line.Network(dropout=0.0))\n"
+        "fit(recipe, Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     losses = {}

@@ -1,0 +1,118 @@
+"""Starting from weights that are there: an artifact's, a run's, or those in a file. By name, and weights only."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shared.engine.checkpoint import Checkpoints, model_state
+from shared.errors import InvalidInputError
+
+_WEIGHTS = "weights.safetensors"
+_NESTED = ("state_dict", "model_state_dict", "model", "network_weights")
+"""Under which keys mmengine, Lightning, MONAI, torchvision and nnU-Net keep the weights in a checkpoint."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What wrapping for several processes and compiling put before every name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """Which of a model's weights were found, by name; those of ``missing`` and ``other_shape`` keep their values."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    other_shape: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What was loaded, and what was not, for the log."""
+        total = len(self.loaded) + len(self.missing) + len(self.other_shape)
+        parts = [f"{len(self.loaded)} of {total} tensors start from these weights"]
+        for title, names in (("missing", self.missing), ("extra", self.extra), ("of another shape", self.other_shape)):
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                parts.append(f"{title}: {', '.join(names[:5])}{more}")
+        return "; ".join(parts)
+
+
+def load_initial_weights(model: nn.Module, path: Path) -> LoadedWeights:
+    """Gives ``model`` the weights at ``path``, by name, and says which were not found.
+
+    A new head is allowed: what is missing or of another shape keeps the values that it has. Refuses a file in which
+    no name and shape fits.
+    """
+    found = {_bare(name): value for name, value in read_weights(path).items()}
+    own = model.state_dict()
+    fits = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    if not fits:
+        raise InvalidInputError(
+            f"{path}: none of its {len(found)} tensors fits this model; it has names such as "
+            f"{', '.join(list(found)[:3])}, and the model such as {', '.join(list(own)[:3])}"
+        )
+    model.load_state_dict(fits, strict=False)
+    return LoadedWeights(
+        loaded=tuple(fits),
+        missing=tuple(name for name in own if name not in found),
+        extra=tuple(name for name in found if name not in own),
+        other_shape=tuple(name for name in found if name in own and name not in fits),
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in an artifact's directory, a run's (its best checkpoint), or a file of weights.
+
+    Files are safetensors, or what ``torch.load`` reads with ``weights_only=True``.
+    """
+    if path.is_dir():
+        if (path / _WEIGHTS).is_file():
+            return read_weights(path / _WEIGHTS)
+        checkpoints = Checkpoints(path / "checkpoints", recipe_digest="")
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        if checkpoint is None:
+            raise InvalidInputError(f"{path} is neither an artifact ({_WEIGHTS}) nor a run with a whole checkpoint")
+        return model_state(checkpoint)
+    if not path.is_file():
+        raise InvalidInputError(f"{path} does not exist; name an artifact, a run or a file of weights")
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise InvalidInputError(
+            f"{path} holds more than weights, which is not loaded; `trivium import` takes the checkpoints that it names"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InvalidInputError(f"{path} is no file of weights that torch reads") from error
+    return _tensors(content, path)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    weights = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not weights:
+        raise InvalidInputError(f"{path} holds no tensors by name, neither at its top nor under {', '.join(_NESTED)}")
+    return weights
+
+
+def _bare(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name

@@ -1,0 +1,224 @@
+"""Everything that a run needs before its first step: built, restored and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from shared.comms.group import Group
+from shared.data.dataset import Dataset
+from shared.data.loader import Loader
+from shared.data.order import Order, Permutation
+from shared.engine.checkpoint import Checkpoints, Progress, Stateful
+from shared.engine.checks import refuse_different_processes, refuse_impure_batches
+from shared.engine.divergence import FiniteGuard
+from shared.engine.evaluate import refuse_unknown_monitor
+from shared.engine.initial_weights import load_initial_weights
+from shared.engine.run import Run
+from shared.engine.task import Counted, Prepared, Task
+from shared.engine.training_log import TrainingLog
+from shared.errors import InvalidInputError
+from shared.observe.events import Events
+from shared.precision import choose_precision, refuse_unsupported
+from shared.recipe import Recipe, resolve
+from shared.recipe_file import (
+    class_name,
+    component_classes,
+    differences,
+    digest,
+    read_recipe_file,
+    save_recipe,
+    to_mapping,
+)
+from shared.strategy import Strategy
+
+
+@dataclass(slots=True)
+class Training:
+    """A run while it goes on. ``trained`` is ``model`` as the strategy wraps it; ``total`` the steps of the run."""
+
+    recipe: Recipe
+    run: Run
+    group: Group
+    task: Task
+    model: nn.Module
+    trained: nn.Module
+    strategy: Strategy
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype | None
+    order: Order
+    loader: Loader
+    validation: Dataset
+    checkpoints: Checkpoints
+    progress: Progress
+    guard: FiniteGuard
+    total: int
+    log: TrainingLog
+    events: Events
+
+    @property
+    def counted(self) -> Counted | None:
+        """The task, where it knows the weights of its losses before the forward pass."""
+        return self.task if isinstance(self.task, Counted) else None
+
+    @property
+    def evaluation_batch(self) -> int:
+        limits = self.recipe.limits
+        return limits.evaluation_batch or limits.micro_batch or limits.batch
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """What a checkpoint keeps."""
+        parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
+        return parts | {"schedule": self.schedule, "scaler": self.scaler}
+
+
+def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool) -> Training:
+    """Builds the run, restores it from its newest checkpoint, and refuses what would go wrong later.
+
+    What must be closed at the end goes onto ``stack``.
+    """
+    recipe = resolve(recipe)
+    limits = recipe.limits
+    log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
+    if group.leader:
+        stack.enter_context(run.claimed())
+        if not run.recipe_file.exists():
+            save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
+    group.barrier()
+    chosen = choose_precision(recipe.precision, group.device)
+    notes = [f"on {group.name}, {chosen.reason}"]
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, writes=group.leader)
+    latest = _newest(checkpoints, run, recipe, notes)
+
+    torch.manual_seed(recipe.seed)
+    model = recipe.model.build(recipe.input)
+    refuse_unsupported(model, chosen.dtype, group.device)
+    refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
+    if recipe.init is not None and latest is None:
+        notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
+    model = model.to(group.device)
+    strategy = recipe.strategy.build(group)
+    trained = strategy.wrap(model)
+    task = recipe.task.build()
+    if isinstance(task, Prepared):
+        task.prepare(model)
+    train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
+    order = _order(recipe, len(train), notes)
+    loader = Loader(
+        train,
+        order,
+        device=group.device,
+        rank=group.rank,
+        world=group.world,
+        micro_batch=limits.micro_batch,
+        threads=limits.loader_threads,
+    )
+    try:
+        optimizer = recipe.optimizer.build(model)
+        schedule = recipe.schedule.build(optimizer, order.steps_per_epoch)
+    except ValueError as error:
+        raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
+
+    total = limits.epochs * order.steps_per_epoch
+    training = Training(
+        recipe=recipe,
+        run=run,
+        group=group,
+        task=task,
+        model=model,
+        trained=trained,
+        strategy=strategy,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler(group.device.type, enabled=chosen.dtype == torch.float16),
+        dtype=chosen.dtype,
+        order=order,
+        loader=loader,
+        validation=validation,
+        checkpoints=checkpoints,
+        progress=Progress(samples=len(train)),
+        guard=FiniteGuard(group.device),
+        total=total if limits.steps is None else min(total, limits.steps),
+        log=log,
+        events=Events(None),
+    )
+    if latest is not None:
+        training.progress = checkpoints.load(latest, training.state)
+    progress = training.progress
+    if progress.samples != len(train):
+        raise InvalidInputError(
+            f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
+        )
+    progress.device = group.name
+    if progress.step < training.total:
+        refuse_impure_batches(train, loader.indices(progress.step)[0], order.key(progress.step))
+    if not progress.history:
+        names = (limits.monitor, model, task, validation, training.evaluation_batch, group, chosen.dtype)
+        refuse_unknown_monitor(*names)
+    if group.leader:
+        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
+    training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
+    training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
+    for note in notes:
+        log.say(note)
+    log.begin(training.total, progress.step)
+    return training
+
+
+def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:
+    """The checkpoint to go on from. Refuses to start over where all are torn, and to go on with another recipe."""
+    latest, torn = checkpoints.newest()
+    names = ", ".join(path.name for path in torn)
+    if latest is None:
+        if torn:
+            raise InvalidInputError(
+                f"no checkpoint of {run.path} is whole ({names}): restore one of them, or name a new run; this one is "
+                "not started over"
+            )
+        return None
+    document = read_recipe_file(run.recipe_file)
+    if "classes" not in document:
+        raise InvalidInputError(
+            f"{run.path} was begun by an earlier version, whose runs cannot be resumed; name a new run, and start from "
+            "its weights with --init"
+        )
+    found = [
+        *differences(to_mapping(recipe), document["recipe"]),
+        *differences(_names(component_classes(recipe)), _names(document["classes"])),
+    ]
+    found = [phrase for phrase in found if not phrase.startswith("strategy")]
+    if found and document.get("digest") != checkpoints.recipe_digest:
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise InvalidInputError(
+            f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with the settings in its "
+            "recipe.yaml, or name a new run"
+        )
+    if torn:
+        notes.append(f"{names} is torn or was altered: going on from {latest.name}")
+    return latest
+
+
+def _names(classes: Mapping[str, str]) -> dict[str, str]:
+    return {path or "recipe": class_name(name) for path, name in classes.items()}
+
+
+def _order(recipe: Recipe, samples: int, notes: list[str]) -> Order:
+    batch = recipe.limits.batch
+    if samples < 1:
+        raise InvalidInputError("the training data has no samples")
+    if callable(order := getattr(recipe.data, "order", None)):
+        made: Order = order(recipe.seed, batch)
+        return made
+    if batch > samples:
+        notes.append(f"limits.batch is {batch} and there are {samples} samples: the batch is {samples}")
+    return Permutation(seed=recipe.seed, length=samples, batch=batch)
