@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from apps.driving.app import app
 from apps.driving.datasets.synth.scenes import Sensors, scene
-from apps.driving.datasets.training import shown
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES
@@ -60,7 +59,8 @@ def main() -> None:
 def network(name: str) -> tuple[nn.Module, str]:
     """The shipped detector in evaluation mode, and what it is."""
     artifact = Registry(app.weights).newest(name)
-    detector = load_weights(recipe_of(app, artifact.recipe()).model.build(), artifact, "cpu")
+    recipe = recipe_of(app, artifact.recipe())
+    detector = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
     return detector, f"shipped weights, version {artifact.manifest.version}"
 
 
@@ -98,7 +98,7 @@ def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], 
 
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     assert frame.points_lidar_m is not None
-    points = torch.from_numpy(shown(frame.points_lidar_m, RECIPES["small"]().data))
+    points = torch.from_numpy(RECIPES["small"]().input.crop(frame.points_lidar_m))
     fast = FastPointPillars(detector)
 
     def peer() -> list[Found]:

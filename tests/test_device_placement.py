@@ -45,12 +45,12 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu(app: str, name: str, gpu: str) 
     if gpu == "real" and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
     recipe = find(app).recipes()[name]()
-    task, data = recipe.task.build(), recipe.data.validation()
+    task, data = recipe.task.build(), recipe.data.validation(recipe.input)
     mine = np.arange(recipe.limits.batch, dtype=np.int64)
 
     def learn(device: torch.device) -> tuple[float, float, dict[str, float]]:
         torch.manual_seed(0)
-        model = recipe.model.build().to(device).train()
+        model = recipe.model.build(recipe.input).to(device).train()
         optimizer = recipe.optimizer.build(model)
         torch.manual_seed(1)
         found = task.loss(model, to_device(data.batch(mine, None), device))
@@ -80,13 +80,13 @@ def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
     """On a GPU training runs in bf16 unless told otherwise; here the same casts are made on the CPU."""
     recipe = find(app).recipes()[name]()
     task, cpu = recipe.task.build(), torch.device("cpu")
-    batch = recipe.data.validation().batch(np.arange(recipe.limits.batch, dtype=np.int64), None)
+    batch = recipe.data.validation(recipe.input).batch(np.arange(recipe.limits.batch, dtype=np.int64), None)
     losses = []
     if app == "finance" and not cpu_runs_recurrent_layers(torch.bfloat16):
         pytest.skip("this CPU has no recurrent layers in bf16")
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
-        model = recipe.model.build().train()
+        model = recipe.model.build(recipe.input).train()
         torch.manual_seed(1)
         with autocast(autocast_dtype(precision, cpu), cpu):
             found = task.loss(model, batch)

@@ -30,33 +30,38 @@ def recipes() -> Mapping[str, Callable[[], Recipe]]:
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     """Without what differs between frames in shape: pillars and their scattering before it, decoding after it."""
     from apps.driving.models import fcos3d, pointpillars
+    from apps.driving.types import CameraInput, LidarInput
 
-    if isinstance(recipe.model, pointpillars.PointPillars):
+    if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return DenseNetwork(
             module=pointpillars.PillarsToHeads(model),
-            inputs={"pseudo_image": pointpillars.example_input(recipe.model)},
+            inputs={"pseudo_image": pointpillars.example_input(recipe.model, recipe.input)},
             outputs=("scores", "boxes", "directions"),
         )
-    assert isinstance(recipe.model, fcos3d.FCOS3D)
+    assert isinstance(recipe.model, fcos3d.FCOS3D) and isinstance(recipe.input, CameraInput)
     return DenseNetwork(
         module=fcos3d.ImageToHeads(model),
-        inputs={"image": fcos3d.example_input(recipe.model)},
+        inputs={"image": fcos3d.example_input(recipe.input)},
         outputs=fcos3d.OUTPUTS,
     )
 
 
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """The least score of each class: where F1 is highest on up to 48 of the synthetic validation scenes."""
+    """The least score of each class: where F1 is highest on up to 48 of the validation samples of the recipe's data."""
     import numpy as np
     import torch
 
-    task, dataset = recipe.task.build(), recipe.data.validation()
-    scores = task.scores()
+    task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
+    scores: Any = task.scores()
     count = min(48, len(dataset))
     with torch.inference_mode():
         for number in range(count):
             task.evaluate(model, dataset.batch(np.array([number]), None), scores)
-    return {"least_scores": scores.thresholds(), "scenes": count, "synthetic": True}  # type: ignore[attr-defined]
+    return {
+        "least_scores": scores.thresholds(),
+        "scenes": count,
+        "synthetic": bool(recipe.data.fingerprint()["synthetic"]),
+    }
 
 
 def predictor(artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 
 from apps.driving.adapters import archive, kitti, nuscenes
-from apps.driving.app import app
 from apps.driving.inference import plausible
-from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, shown_boxes
-from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.inference.artifacts import open_detector
+from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
-from apps.driving.recipes import CameraRecipe, LidarRecipe
 from apps.driving.types import Boxes3D, Frame
-from shared.deploy.artifact import Artifact, load_weights
+from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Request, Response
 from shared.errors import InvalidInputError
-from shared.recipe_file import from_mapping
 
-MODELS = app.models
+MODELS = ("pointpillars", "fcos3d")
 _OPTIONS = ("model", "score")
 _PICTURES = 8
 
@@ -51,7 +48,7 @@ class DrivingPredictor:
     """Options of a request: ``model`` (pointpillars or fcos3d) and ``score``, the least score for every class."""
 
     def __init__(self, artifacts: Sequence[Artifact], device: str = "cpu") -> None:
-        self.detectors: dict[str, Detector] = {a.manifest.name: make_detector(a, device) for a in artifacts}
+        self.detectors: dict[str, Detector] = {a.manifest.name: open_detector(a, device) for a in artifacts}
         self.digests = {
             a.manifest.name: a.manifest.files.get("weights.safetensors", {}).get("sha256") for a in artifacts
         }
@@ -119,7 +116,7 @@ class DrivingPredictor:
         line: dict[str, Any] = {"name": frame.name, "model": model, "boxes": describe(boxes)}
         detector = self.detectors[model]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
-            found = plausible.remarks(frame.points_lidar_m, detector.scenes.range_m)
+            found = plausible.remarks(frame.points_lidar_m, detector.input.range_m)
             line |= {"remarks": found} if found else {}
         return line
 
@@ -149,22 +146,6 @@ class DrivingPredictor:
 def _one(models: Sequence[str]) -> str | None:
     """The model of all frames, or None where they were answered by several."""
     return models[0] if len(set(models)) == 1 else None
-
-
-def make_detector(artifact: Artifact, device: str) -> Detector:
-    """The network of an artifact with its weights, ready to detect."""
-    settings = artifact.recipe()["recipe"]
-    if artifact.manifest.name == "pointpillars":
-        lidar = from_mapping(LidarRecipe, settings)
-        return LidarDetector(
-            FastPointPillars(load_weights(lidar.model.build(), artifact, device)).to(device), lidar.data, device
-        )
-    if artifact.manifest.name == "fcos3d":
-        camera = from_mapping(CameraRecipe, settings)
-        return CameraDetector(fast_fcos3d(load_weights(camera.model.build(), artifact, device)), camera.model, device)
-    raise InvalidInputError(
-        f"{artifact.path} is the model {artifact.manifest.name}; driving serves {' and '.join(MODELS)}"
-    )
 
 
 def least_scores(calibration: Mapping[str, Any]) -> dict[str, float]:

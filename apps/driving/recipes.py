@@ -6,32 +6,14 @@ All learn from synthetic scenes made on the spot. ``small`` and ``fcos3d_small``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from apps.driving.datasets.training import CameraScenes, LidarScenes
+from apps.driving.datasets.sampling import ImageSampling
+from apps.driving.datasets.synthetic import KITTI_FOCAL_PX, Synthetic
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.models.pointpillars import PointPillars
 from apps.driving.task import CameraTask, LidarTask
+from apps.driving.types import CameraInput, LidarInput
 from shared.optimizers import AdamW, CosineRestarts
 from shared.recipe import Limits, Recipe
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LidarRecipe(Recipe):
-    """PointPillars on synthetic sweeps."""
-
-    model: PointPillars
-    data: LidarScenes
-    task: LidarTask
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CameraRecipe(Recipe):
-    """FCOS3D on synthetic images."""
-
-    model: FCOS3D
-    data: CameraScenes
-    task: CameraTask
 
 
 def _once(epochs: int, learning_rate: float, warmup: int) -> dict[str, AdamW | CosineRestarts]:
@@ -57,12 +39,10 @@ def _minutes_on_a_gpu(*, epochs: int, batch: int) -> Limits:
     )
 
 
-def tiny() -> LidarRecipe:
+def tiny() -> Recipe:
     """Seconds on one core: 20 m of road in pillars of 0.64 m."""
-    range_m = (0.0, -10.24, -3.0, 20.48, 10.24, 1.0)
-    return LidarRecipe(
+    return Recipe(
         model=PointPillars(
-            range_m=range_m,
             pillar_m=0.64,
             pillars=(1024, 1024),
             features=16,
@@ -70,7 +50,8 @@ def tiny() -> LidarRecipe:
             widths=(16, 16, 16),
             neck=16,
         ),
-        data=LidarScenes(scenes=8, validation_scenes=4, range_m=range_m, field_of_view_deg=90.0, intensity=False),
+        data=Synthetic(scenes=8, validation_scenes=4, field_of_view_deg=90.0),
+        input=LidarInput(range_m=(0.0, -10.24, -3.0, 20.48, 10.24, 1.0), intensity=False),
         task=LidarTask(),
         limits=Limits(epochs=2, batch=2, log_every=1, monitor="loss"),
         precision="fp32",
@@ -78,9 +59,9 @@ def tiny() -> LidarRecipe:
     )
 
 
-def small() -> LidarRecipe:
+def small() -> Recipe:
     """About half an hour on one core: KITTI's range in pillars of twice the side, at half the width."""
-    return LidarRecipe(
+    return Recipe(
         model=PointPillars(
             pillar_m=0.32,
             points_per_pillar=12,
@@ -90,7 +71,8 @@ def small() -> LidarRecipe:
             widths=(32, 64, 96),
             neck=48,
         ),
-        data=LidarScenes(scenes=1920, validation_scenes=64, intensity=False),
+        data=Synthetic(scenes=1920, validation_scenes=64),
+        input=LidarInput(intensity=False),
         task=LidarTask(),
         limits=Limits(epochs=5, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=60),
         precision="fp32",
@@ -98,11 +80,12 @@ def small() -> LidarRecipe:
     )
 
 
-def large() -> LidarRecipe:
+def large() -> Recipe:
     """For minutes on one GPU: KITTI's configuration, narrower in its last stage so that the weights stay small."""
-    return LidarRecipe(
+    return Recipe(
         model=PointPillars(widths=(64, 128, 128), neck=96),
-        data=LidarScenes(scenes=4096, validation_scenes=128, intensity=False),
+        data=Synthetic(scenes=4096, validation_scenes=128),
+        input=LidarInput(intensity=False),
         task=LidarTask(),
         limits=_minutes_on_a_gpu(epochs=6, batch=8),
         precision="fp32",
@@ -110,11 +93,12 @@ def large() -> LidarRecipe:
     )
 
 
-def full() -> LidarRecipe:
+def full() -> Recipe:
     """mmdet3d's KITTI 3-class PointPillars as it is shipped, for 80 epochs of more scenes on a GPU."""
-    return LidarRecipe(
+    return Recipe(
         model=PointPillars(),
-        data=LidarScenes(scenes=16384, validation_scenes=512),
+        data=Synthetic(scenes=16384, validation_scenes=512),
+        input=LidarInput(),
         task=LidarTask(),
         limits=Limits(
             epochs=80, batch=16, evaluation_batch=8, monitor="map", mode="max", patience=100, loader_threads=8
@@ -124,11 +108,12 @@ def full() -> LidarRecipe:
     )
 
 
-def fcos3d_tiny() -> CameraRecipe:
+def fcos3d_tiny() -> Recipe:
     """Seconds on one core: images of 310 x 94."""
-    return CameraRecipe(
-        model=FCOS3D(backbone="resnet18", base_width=8, head=32, image=(96, 320), focal_px=721.54 / 4, priors=True),
-        data=CameraScenes(scenes=8, validation_scenes=4, image_scale=0.25, shortest_px=4.0),
+    return Recipe(
+        model=FCOS3D(backbone="resnet18", base_width=8, head=32, priors=True),
+        data=Synthetic(scenes=8, validation_scenes=4, seed=11, images=ImageSampling(shortest_px=4.0)),
+        input=CameraInput(image=(96, 320), focal_px=KITTI_FOCAL_PX / 4),
         task=CameraTask(),
         limits=Limits(epochs=2, batch=2, log_every=1, monitor="loss"),
         precision="fp32",
@@ -136,11 +121,12 @@ def fcos3d_tiny() -> CameraRecipe:
     )
 
 
-def fcos3d_small() -> CameraRecipe:
+def fcos3d_small() -> Recipe:
     """Half an hour on two cores: ResNet-18 of half width on images of 621 x 188."""
-    return CameraRecipe(
+    return Recipe(
         model=_SMALL_CAMERA,
-        data=CameraScenes(scenes=1536, validation_scenes=32),
+        data=Synthetic(scenes=1536, validation_scenes=32, seed=11),
+        input=_HALF_SIZE,
         task=CameraTask(),
         limits=Limits(epochs=8, batch=4, monitor="map", mode="max", patience=100, log_every=20, minutes=26),
         precision="fp32",
@@ -148,11 +134,12 @@ def fcos3d_small() -> CameraRecipe:
     )
 
 
-def fcos3d_large() -> CameraRecipe:
+def fcos3d_large() -> Recipe:
     """For minutes on one GPU: the network of ``fcos3d_small`` on more scenes."""
-    return CameraRecipe(
+    return Recipe(
         model=_SMALL_CAMERA,
-        data=CameraScenes(scenes=3072, validation_scenes=128),
+        data=Synthetic(scenes=3072, validation_scenes=128, seed=11),
+        input=_HALF_SIZE,
         task=CameraTask(),
         limits=_minutes_on_a_gpu(epochs=24, batch=16),
         precision="fp32",
@@ -160,11 +147,12 @@ def fcos3d_large() -> CameraRecipe:
     )
 
 
-def fcos3d_full() -> CameraRecipe:
+def fcos3d_full() -> Recipe:
     """FCOS3D with ResNeXt-101 32x8d on images of KITTI's size, for a GPU."""
-    return CameraRecipe(
+    return Recipe(
         model=FCOS3D(),
-        data=CameraScenes(scenes=16384, validation_scenes=512, image_scale=1.0, shortest_px=16.0),
+        data=Synthetic(scenes=16384, validation_scenes=512, seed=11, images=ImageSampling(shortest_px=16.0)),
+        input=CameraInput(),
         task=CameraTask(),
         limits=Limits(
             epochs=24, batch=16, evaluation_batch=8, monitor="map", mode="max", patience=100, loader_threads=8
@@ -174,7 +162,8 @@ def fcos3d_full() -> CameraRecipe:
     )
 
 
-_SMALL_CAMERA = FCOS3D(backbone="resnet18", base_width=32, head=64, image=(192, 640), focal_px=721.54 / 2, priors=True)
+_SMALL_CAMERA = FCOS3D(backbone="resnet18", base_width=32, head=64, priors=True)
+_HALF_SIZE = CameraInput(image=(192, 640), focal_px=KITTI_FOCAL_PX / 2)
 
 RECIPES = {
     "tiny": tiny,

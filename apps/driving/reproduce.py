@@ -14,13 +14,14 @@ from apps.driving.adapters import kitti
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.app import app
 from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.inference.artifacts import open_detector
 from apps.driving.inference.detect import Detector, shown_boxes
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import count
 from apps.driving.models import structures
 from apps.driving.models.fcos3d import FCOS3D
-from apps.driving.predictor import least_scores, make_detector
-from apps.driving.types import Boxes3D, Frame
+from apps.driving.predictor import least_scores
+from apps.driving.types import Boxes3D, CameraInput, Frame
 from shared.app import Table, shipped
 from shared.data.registry import read_registry
 
@@ -39,7 +40,7 @@ def table(quick: bool) -> Table:
     real = [] if root is None else kitti.read(root / "driving" / "kitti_object")
     for artifact in shipped(app):
         name = artifact.manifest.name
-        detector, least = make_detector(artifact, "cpu"), least_scores(artifact.manifest.calibration)
+        detector, least = open_detector(artifact, "cpu"), least_scores(artifact.manifest.calibration)
         rows += found_in_synthetic(name, detector, synthetic)
         rows += found_in_real(name, detector, least, real)
         if real:
@@ -125,7 +126,7 @@ def resnext(quick: bool) -> Sequence[str]:
     what = "FCOS3D, ResNeXt-101 32x8d, 1024 x 2048"
     if quick:
         return (what, "35 frames/s on a GPU (claim)", "not measured on this CPU")
-    detector = FCOS3D(image=(1024, 2048)).build().eval()
+    detector = FCOS3D().build(CameraInput(image=(1024, 2048), focal_px=2262.5)).eval()
     image, intrinsics = (
         torch.zeros(1, 3, 1024, 2048, dtype=torch.uint8),
         torch.tensor([[[2262.5, 0, 1024], [0, 2262.5, 512], [0, 0, 1.0]]]),

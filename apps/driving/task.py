@@ -12,15 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.driving.models import structures
-from apps.driving.models.pointpillars import CLASSES
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
 
 if TYPE_CHECKING:
     from shared.engine.task import Loss
-
-REACH_M = {"pedestrian": 0.5, "cyclist": 0.5, "car": 1.0}
-"""How far, in the ground plane, a detection's centre may lie from the object's for the two to match."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +54,10 @@ class LidarDetection:
             boxes, confidence, labels = (part.cpu().numpy() for part in found[number])
             truth = batch["boxes"][number].cpu().numpy(), batch["labels"][number].cpu().numpy()
             scores.add(index, boxes[:, :2], confidence, labels, truth[0][:, :2], truth[1])
+        scores.classes = batch["classes"]
 
     def scores(self) -> DetectionScores:
-        return DetectionScores(REACH_M)
+        return DetectionScores()
 
 
 class CameraDetection:
@@ -90,9 +87,10 @@ class CameraDetection:
             boxes, confidence, labels = (part.cpu().numpy() for part in found[number])
             truth = batch["boxes_camera"][number].cpu().numpy(), batch["labels"][number].cpu().numpy()
             scores.add(index, boxes[:, [0, 2]], confidence, labels, truth[0][:, [0, 2]], truth[1])
+        scores.classes = tuple((name, reach_m * self.settings.reach_factor) for name, reach_m in batch["classes"])
 
     def scores(self) -> DetectionScores:
-        return DetectionScores({name: reach * self.settings.reach_factor for name, reach in REACH_M.items()})
+        return DetectionScores()
 
 
 def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], float]:
@@ -122,12 +120,13 @@ def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], f
 
 @dataclass
 class DetectionScores:
-    """Average precision by class where a match is a centre within ``reach_m`` in the ground plane.
+    """Average precision by class where a match is a centre near enough in the ground plane.
 
-    As nuScenes matches (Caesar et al., 2020), with the area under the precision envelope over all recalls.
+    As nuScenes matches (Caesar et al., 2020), with the area under the precision envelope over all recalls. ``classes``
+    are names in the order of the labels, each with the greatest distance of a match in metres.
     """
 
-    reach_m: Mapping[str, float]
+    classes: tuple[tuple[str, float], ...] = ()
     frames: dict[int, tuple[NDArray[Any], ...]] = field(default_factory=dict)
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -154,13 +153,14 @@ class DetectionScores:
 
     def merge(self, other: DetectionScores) -> None:
         self.frames |= other.frames
+        self.classes = self.classes or other.classes
         self._add(other.losses)
 
     def summary(self) -> dict[str, float]:
         result = {name: total / max(number, 1) for name, (total, number) in self.losses.items()}
         result["loss"] = sum(result.values())
         precisions = []
-        for label, name in enumerate(CLASSES):
+        for label, (name, _) in enumerate(self.classes):
             curve = self.curve(label)
             if curve is not None:
                 recall, precision, _ = curve
@@ -178,9 +178,7 @@ class DetectionScores:
         hits, scores = [], []
         for places, confidence, labels, truth, truth_labels in ordered:
             mine = labels == label
-            hits.append(
-                match(places[mine], confidence[mine], truth[truth_labels == label], self.reach_m[CLASSES[label]])
-            )
+            hits.append(match(places[mine], confidence[mine], truth[truth_labels == label], self.classes[label][1]))
             scores.append(confidence[mine])
         hit, score = np.concatenate(hits), np.concatenate(scores)
         order = np.argsort(-score, kind="stable")
@@ -190,7 +188,7 @@ class DetectionScores:
     def thresholds(self) -> dict[str, float]:
         """For each class the score above which F1 is highest; 0.3 where the class does not occur or is never found."""
         result = {}
-        for label, name in enumerate(CLASSES):
+        for label, (name, _) in enumerate(self.classes):
             result[name] = 0.3
             if (curve := self.curve(label)) is not None and curve[0][-1:].sum() > 0:
                 recall, precision, score = curve

@@ -1,4 +1,4 @@
-"""The canonical data of the driving application: frames, cameras and 3D boxes.
+"""The canonical data of the driving application: frames, cameras, 3D boxes, and what a network takes in and looks for.
 
 Frames of reference. ``lidar``: metres, x forward, y left, z up, origin at the LiDAR. ``camera``: metres, x right,
 y down, z forward (OpenCV). Yaw is about z of the LiDAR frame, counter-clockwise from x, in radians in [-pi, pi).
@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shared.recipe import InputSpec
 
 Floats = NDArray[np.float32]
 
@@ -127,3 +129,68 @@ class Frame:
     truth: Boxes3D | None = None
     time_ns: int | None = None
     ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectClass:
+    """A class of objects that a network looks for.
+
+    ``size_m`` is the mean length, width and height: that of its anchors, and what a camera network's sizes are relative
+    to. ``bottom_m`` is the mean height at which its boxes end below, in the LiDAR frame. ``reach_m`` says how far, in
+    the ground plane, a detection's centre may lie from the object's for the two to match in a validation's scores.
+    """
+
+    name: str
+    size_m: tuple[float, float, float]
+    bottom_m: float
+    reach_m: float = 1.0
+
+
+KITTI_CLASSES = (
+    ObjectClass(name="pedestrian", size_m=(0.8, 0.6, 1.73), bottom_m=-0.6, reach_m=0.5),
+    ObjectClass(name="cyclist", size_m=(1.76, 0.6, 1.73), bottom_m=-0.6, reach_m=0.5),
+    ObjectClass(name="car", size_m=(3.9, 1.6, 1.56), bottom_m=-1.78, reach_m=1.0),
+)
+"""Sizes, heights and order of the anchors in mmdet3d's KITTI 3-class PointPillars."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LidarInput(InputSpec):
+    """What a LiDAR network sees and looks for.
+
+    ``range_m`` is x, y, z from and to, in the LiDAR frame. ``intensity=False`` shows the network zeros in place of the
+    intensity, which differs more between sensors than shapes do. ``classes`` in the order of the network's outputs.
+    """
+
+    range_m: tuple[float, float, float, float, float, float] = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
+    intensity: bool = True
+    classes: tuple[ObjectClass, ...] = KITTI_CLASSES
+
+    def crop(self, points_N4: Floats) -> Floats:
+        """Points (M, 4) as the network is to see them: those in its range, with or without their intensity."""
+        points = points_N4.compress(within(points_N4, self.range_m), axis=0)
+        if not self.intensity:
+            points[:, 3] = 0
+        return points
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraInput(InputSpec):
+    """What a camera network sees and looks for.
+
+    Images are brought to the focal length ``focal_px``, for monocular depth is learnt for one focal length. ``image``
+    is the (height, width) for which the network is exported, multiples of 32. ``classes`` in the order of its outputs.
+    """
+
+    image: tuple[int, int] = (384, 1248)
+    focal_px: float = 721.54
+    classes: tuple[ObjectClass, ...] = KITTI_CLASSES
+
+
+def within(points_N3: Floats, range_m: tuple[float, ...]) -> NDArray[np.bool_]:
+    """(N,) whether x, y, z (the first three columns) lie in a range of x, y, z from and to."""
+    inside = np.ones(len(points_N3), bool)
+    # Column by column: several times as fast as all three at once.
+    for column, low, high in zip(points_N3.T, range_m[:3], range_m[3:], strict=False):
+        inside &= (column >= low) & (column < high)
+    return inside

@@ -1,11 +1,12 @@
-"""From the LiDAR frame into images: points, boxes, and what of a box lies outside of the picture."""
+"""Between the LiDAR frame and a camera's: points, boxes, what of a box lies outside of the picture, focal lengths."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from apps.driving.types import Boxes3D, Floats
+from apps.driving.types import Boxes3D, Camera, Floats
 
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 """The twelve edges of a box, as pairs of the corners of ``Boxes3D.corners_lidar_m``."""
@@ -69,3 +70,34 @@ def image_boxes(
         np.where(shown[:, None], clipped, np.nan).astype(np.float32),
         np.where(shown, 1 - part, 1).astype(np.float32),
     )
+
+
+def to_camera_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
+    """(N, 7) from the LiDAR frame to a camera's: centre, length, height, width, yaw about y."""
+    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
+    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), 0 * boxes[:, 6]], 1) @ rotation.T
+    yaw = np.arctan2(-heading[:, 2], heading[:, 0])
+    centre = boxes[:, :3] @ rotation.T + translation
+    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)
+
+
+def to_lidar_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
+    """The way back of ``to_camera_boxes``; exact where the camera's y is the LiDAR's -z."""
+    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
+    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
+    heading = np.stack([np.cos(boxes[:, 6]), 0 * boxes[:, 6], -np.sin(boxes[:, 6])], 1) @ rotation
+    yaw = np.arctan2(heading[:, 1], heading[:, 0])
+    centre = (boxes[:, :3] - translation) @ rotation
+    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)
+
+
+def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """The image (H, W, 3) resized so that its focal length is ``focal_px``, and the factors of width and height."""
+    height, width = camera.image_HWC.shape[:2]
+    factor = focal_px / float(camera.intrinsics[0, 0])
+    size = max(32, round(width * factor)), max(32, round(height * factor))
+    if size == (width, height):
+        return camera.image_HWC.copy(), (1.0, 1.0)
+    image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)
+    return np.array(image), (size[0] / width, size[1] / height)

@@ -1,0 +1,1 @@
+"""What detectors are trained and scored on: one file a data set."""

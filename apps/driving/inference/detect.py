@@ -9,16 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from apps.driving.datasets.training import LidarScenes, shown
+from apps.driving.adapters.projection import bring_to_focal_length, to_lidar_boxes
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars
-from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
-from apps.driving.models.pointpillars import CLASSES
-from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
 
 _STRIDE = 32
 """To a multiple of this mmdet3d pads images on the right and below."""
@@ -26,6 +23,8 @@ _SAME_PLACE = 0.3
 """Boxes that overlap from above by this much are one object."""
 _WITHIN = 0.5
 """So are boxes of different classes when this much of the smaller lies in the larger: no pedestrian stands in a car."""
+_AHEAD_M = -5.0
+"""A network that sees further back than this looks all round by itself."""
 
 
 class Detector(Protocol):
@@ -36,28 +35,25 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LidarDetector:
-    """PointPillars. It looks ahead; where the frame has cameras all round, once more at the scene turned about.
-
-    ``scenes`` are the settings of the data that the network learnt from: its range, and whether it sees intensity.
-    """
+    """PointPillars. One that looks ahead sees a frame with cameras all round once more, turned about."""
 
     network: FastPointPillars
-    scenes: LidarScenes
+    input: LidarInput
     device: str = "cpu"
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
         assert frame.points_lidar_m is not None
         ahead = self._look(frame.points_lidar_m)
-        if len(frame.cameras) < 2:
-            return _boxes(*ahead)
+        if len(frame.cameras) < 2 or self.input.range_m[0] < _AHEAD_M:
+            return _boxes(*ahead, self.input.classes)
         boxes, scores, labels = self._look(frame.points_lidar_m * np.array([-1, -1, 1, 1], np.float32))
         boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
         both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
-        return _boxes(*_unique(both[0], both[1], both[2], 0.01))
+        return _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
 
     def _look(self, points: Floats) -> tuple[Tensor, Tensor, Tensor]:
-        seen = shown(points, self.scenes)
+        seen = self.input.crop(points)
         if not len(seen):
             return torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.long)
         boxes, scores, labels = (part.cpu() for part in self.network.predict(torch.from_numpy(seen).to(self.device)))
@@ -69,13 +65,13 @@ class CameraDetector:
     """FCOS3D on every camera of a frame, each brought to the focal length that the network knows."""
 
     network: nn.Module
-    model: FCOS3D
+    input: CameraInput
     device: str = "cpu"
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
         cameras = list(frame.cameras.values())
-        prepared = [bring_to_focal_length(camera, self.model.focal_px) for camera in cameras]
+        prepared = [bring_to_focal_length(camera, self.input.focal_px) for camera in cameras]
         boxes, scores, labels = [], [], []
         # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
         # alike go together, so that what is found in one does not depend on the others.
@@ -86,11 +82,11 @@ class CameraDetector:
             for number, found in zip(numbers, structures.predict(self.network, data), strict=True):
                 boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
                 mount = cameras[number].lidar_to_camera
-                boxes.append(torch.from_numpy(structures.to_lidar_boxes(boxes_N7.numpy(), mount)))
+                boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), mount)))
                 scores.append(scores_N)
                 labels.append(labels_N)
         # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
-        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1))
+        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
 
 
 def _padded_alike(images_HWC: Sequence[np.ndarray]) -> list[list[int]]:
@@ -100,17 +96,6 @@ def _padded_alike(images_HWC: Sequence[np.ndarray]) -> list[list[int]]:
         height, width = image.shape[:2]
         alike[-(-height // _STRIDE), -(-width // _STRIDE)].append(number)
     return list(alike.values())
-
-
-def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """The image (H, W, 3) resized so that its focal length is ``focal_px``, and the factors of width and height."""
-    height, width = camera.image_HWC.shape[:2]
-    factor = focal_px / float(camera.intrinsics[0, 0])
-    size = max(32, round(width * factor)), max(32, round(height * factor))
-    if size == (width, height):
-        return camera.image_HWC.copy(), (1.0, 1.0)
-    image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)
-    return np.array(image), (size[0] / width, size[1] / height)
 
 
 def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
@@ -157,7 +142,7 @@ def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float
     return boxes_N7[chosen], scores_N[chosen], labels_N[chosen]
 
 
-def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor) -> Boxes3D:
+def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, classes: tuple[ObjectClass, ...]) -> Boxes3D:
     """The boxes from the best score down."""
     boxes, scores, labels = boxes_N7.float().numpy(), scores_N.numpy(), labels_N.numpy()
     kept = np.nonzero(np.isfinite(boxes).all(axis=1))[0]
@@ -166,6 +151,6 @@ def _boxes(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor) -> Boxes3D:
         centre_lidar_m=boxes[kept, :3],
         size_m=boxes[kept, 3:6],
         yaw=structures.wrap(torch.from_numpy(boxes[kept, 6])).numpy(),
-        names=tuple(CLASSES[label] for label in labels[kept]),
+        names=tuple(classes[label].name for label in labels[kept]),
         scores=scores[kept].astype(np.float32),
     )

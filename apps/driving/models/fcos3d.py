@@ -7,38 +7,34 @@ backbone is one without. KITTI's boxes have neither velocity nor attributes, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apps.driving.models.library import build, shipped_config
-from apps.driving.models.pointpillars import CLASSES
+from apps.driving.types import CameraInput
 
 _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
-_SIZES = ((0.8, 1.73, 0.6), (1.76, 1.73, 0.6), (3.9, 1.56, 1.6))
-"""Length, height and width, in metres, of mmdet3d's KITTI anchors, in the order of ``CLASSES``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FCOS3D:
-    """``backbone`` is ResNet-18 of ``base_width`` channels or ResNeXt-101 32x8d.
+    """``backbone`` is ResNet-18 of ``base_width`` channels or ResNeXt-101 32x8d; ``head`` the head's channels.
 
-    ``image`` is (height, width) of what the network sees, multiples of 32, and ``focal_px`` the focal length to which
-    images are brought before: monocular depth is learnt for one focal length. With ``priors`` the head predicts depth
-    and size relative to a mean (an option of mmdet3d's coder), which trains in minutes.
+    With ``priors`` the head predicts depth and size relative to a mean (an option of mmdet3d's coder), which trains in
+    minutes: the sizes are those of the input's classes.
     """
 
+    sensor: ClassVar[Literal["camera"]] = "camera"
     name: Literal["fcos3d"] = "fcos3d"
     backbone: Literal["resnet18", "resnext101"] = "resnext101"
     base_width: int = 64
     head: int = 256
-    image: tuple[int, int] = (384, 1248)
-    focal_px: float = 721.54
     priors: bool = False
 
-    def settings(self) -> dict[str, Any]:
-        """mmdet3d's configuration with these sizes."""
+    def settings(self, input: CameraInput) -> dict[str, Any]:
+        """mmdet3d's configuration with these sizes, for the input's classes."""
         model = shipped_config(_CONFIG)
         model["data_preprocessor"].update(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False)
         backbone: dict[str, Any] = {
@@ -59,9 +55,10 @@ class FCOS3D:
         model["neck"].update(in_channels=widths, out_channels=self.head)
         coder: dict[str, Any] = {"type": "FCOS3DBBoxCoder", "code_size": 7}
         if self.priors:
-            coder |= {"base_depths": ((28.0, 16.0),), "base_dims": _SIZES}
+            sizes = [kind.size_m for kind in input.classes]
+            coder |= {"base_depths": ((28.0, 16.0),), "base_dims": tuple((s[0], s[2], s[1]) for s in sizes)}
         model["bbox_head"].update(
-            num_classes=len(CLASSES),
+            num_classes=len(input.classes),
             in_channels=self.head,
             feat_channels=self.head,
             pred_attrs=False,
@@ -78,8 +75,8 @@ class FCOS3D:
         model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
         return model
 
-    def build(self, input: Any = None) -> nn.Module:
-        return build(self.settings())
+    def build(self, input: CameraInput) -> nn.Module:
+        return build(self.settings(input))
 
 
 class ImageToHeads(nn.Module):
@@ -102,7 +99,7 @@ OUTPUTS = tuple(
 )
 
 
-def example_input(model: FCOS3D) -> Tensor:
+def example_input(input: CameraInput) -> Tensor:
     """Two normalised images, for export."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, *model.image, generator=generator)
+    return torch.randn(2, 3, *input.image, generator=generator)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from apps.driving.models.library import build, shipped_config
-
-CLASSES = ("pedestrian", "cyclist", "car")
-"""In the order of the anchors in mmdet3d's configuration."""
+from apps.driving.types import LidarInput, ObjectClass
+from shared.errors import InvalidInputError
 
 _CONFIG = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
+_STRIDE = 8
+"""Of the backbone's last stage: rows and columns of the grid are multiples of it."""
+_LONG_M = 2.5
+"""Classes of which an object is longer than this match anchors as the configuration's cars do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointPillars:
     """The defaults are mmdet3d's KITTI 3-class configuration as it is shipped.
 
-    ``range_m`` is x, y, z from and to, in the LiDAR frame; ``pillar_m`` the side of a pillar.
+    ``pillar_m`` is the side of a pillar. Range and classes, with the sizes of the anchors, are the input's.
     """
 
+    sensor: ClassVar[Literal["lidar"]] = "lidar"
     name: Literal["pointpillars"] = "pointpillars"
-    range_m: tuple[float, float, float, float, float, float] = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
     pillar_m: float = 0.16
     points_per_pillar: int = 32
     pillars: tuple[int, int] = (16000, 40000)
@@ -33,16 +36,23 @@ class PointPillars:
     widths: tuple[int, int, int] = (64, 128, 256)
     neck: int = 128
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows (y) and columns (x) of the pseudo-image."""
-        x0, y0, _, x1, y1, _ = self.range_m
-        return round((y1 - y0) / self.pillar_m), round((x1 - x0) / self.pillar_m)
+    def grid(self, input: LidarInput) -> tuple[int, int]:
+        """Rows (y) and columns (x) of the pseudo-image; refuses a range that pillars do not fill."""
+        x0, y0, _, x1, y1, _ = input.range_m
+        rows, columns = round((y1 - y0) / self.pillar_m), round((x1 - x0) / self.pillar_m)
+        for axis, count, extent in (("y", rows, y1 - y0), ("x", columns, x1 - x0)):
+            if count < 1 or count % _STRIDE or abs(count * self.pillar_m - extent) > 1e-3 * self.pillar_m:
+                step = self.pillar_m * _STRIDE
+                raise InvalidInputError(
+                    f"input.range_m covers {extent:g} m in {axis}; with pillars of {self.pillar_m:g} m it must be a "
+                    f"multiple of {step:g} m, such as {max(1, round(extent / step)) * step:g}"
+                )
+        return rows, columns
 
-    def settings(self) -> dict[str, Any]:
-        """mmdet3d's configuration with these sizes."""
+    def settings(self, input: LidarInput) -> dict[str, Any]:
+        """mmdet3d's configuration with these sizes, for what ``input`` says."""
         model = shipped_config(_CONFIG)
-        x0, y0, z0, x1, y1, z1 = self.range_m
+        x0, y0, z0, x1, y1, z1 = input.range_m
         extent, pillar = [x0, y0, z0, x1, y1, z1], [self.pillar_m, self.pillar_m, z1 - z0]
         model["data_preprocessor"]["voxel_layer"].update(
             max_num_points=self.points_per_pillar,
@@ -51,24 +61,34 @@ class PointPillars:
             max_voxels=self.pillars,
         )
         model["voxel_encoder"].update(feat_channels=[self.features], voxel_size=pillar, point_cloud_range=extent)
-        model["middle_encoder"].update(in_channels=self.features, output_shape=list(self.grid))
+        model["middle_encoder"].update(in_channels=self.features, output_shape=list(self.grid(input)))
         model["backbone"].update(
             in_channels=self.features, layer_nums=list(self.layers), out_channels=list(self.widths)
         )
         model["neck"].update(in_channels=list(self.widths), out_channels=[self.neck] * 3)
-        model["bbox_head"].update(in_channels=3 * self.neck, feat_channels=3 * self.neck)
-        anchors = model["bbox_head"]["anchor_generator"]
-        anchors["ranges"] = [[x0, y0, z, x1, y1, z] for z in (row[2] for row in anchors["ranges"])]
+        model["bbox_head"].update(
+            num_classes=len(input.classes), in_channels=3 * self.neck, feat_channels=3 * self.neck
+        )
+        model["bbox_head"]["anchor_generator"].update(
+            ranges=[[x0, y0, kind.bottom_m, x1, y1, kind.bottom_m] for kind in input.classes],
+            sizes=[list(kind.size_m) for kind in input.classes],
+        )
+        small, _, large = model["train_cfg"]["assigner"]
+        model["train_cfg"]["assigner"] = [dict(large if _is_long(kind) else small) for kind in input.classes]
         return model
 
-    def build(self, input: Any = None) -> nn.Module:
-        return build(self.settings())
+    def build(self, input: LidarInput) -> nn.Module:
+        return build(self.settings(input))
+
+
+def _is_long(kind: ObjectClass) -> bool:
+    return kind.size_m[0] > _LONG_M
 
 
 class PillarsToHeads(nn.Module):
     """The dense part: pseudo-image (B, features, rows, columns) to scores, boxes and directions of the anchors.
 
-    Outputs (B, 18, H, W), (B, 42, H, W) and (B, 12, H, W) with six anchors a cell (three classes at two headings).
+    Outputs (B, A C, H, W), (B, 7 A, H, W) and (B, 2 A, H, W) with A = 2 C anchors a cell: C classes at two headings.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -80,7 +100,7 @@ class PillarsToHeads(nn.Module):
         return scores[0], boxes[0], directions[0]
 
 
-def example_input(model: PointPillars) -> Tensor:
+def example_input(model: PointPillars, input: LidarInput) -> Tensor:
     """A pseudo-image of two frames, for export."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, model.features, *model.grid, generator=generator)
+    return torch.rand(2, model.features, *model.grid(input), generator=generator)

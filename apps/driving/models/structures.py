@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.driving.models.library import load
 
 _CENTRE = (0.5, 0.5, 0.5)
-Floats = NDArray[np.float32]
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -99,23 +96,3 @@ def plain(found: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 7; gravity centre), scores (N,) and labels (N,) of mmdet3d's ``InstanceData``."""
     boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:7]], dim=1)
     return boxes.float(), found.scores_3d.float(), found.labels_3d
-
-
-def to_camera_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
-    """(N, 7) from the LiDAR frame to a camera's: centre, length, height, width, yaw about y."""
-    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
-    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
-    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), 0 * boxes[:, 6]], 1) @ rotation.T
-    yaw = np.arctan2(-heading[:, 2], heading[:, 0])
-    centre = boxes[:, :3] @ rotation.T + translation
-    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)
-
-
-def to_lidar_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
-    """The way back of ``to_camera_boxes``; exact where the camera's y is the LiDAR's -z."""
-    boxes = np.asarray(boxes_N7, np.float64).reshape(-1, 7)
-    rotation, translation = lidar_to_camera[:3, :3].astype(np.float64), lidar_to_camera[:3, 3].astype(np.float64)
-    heading = np.stack([np.cos(boxes[:, 6]), 0 * boxes[:, 6], -np.sin(boxes[:, 6])], 1) @ rotation
-    yaw = np.arctan2(heading[:, 1], heading[:, 0])
-    centre = (boxes[:, :3] - translation) @ rotation
-    return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)

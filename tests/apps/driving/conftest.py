@@ -1,4 +1,6 @@
-"""A predictor with random weights, and a synthetic KITTI folder."""
+"""A predictor with random weights, and a synthetic KITTI folder; what mmdet3d and its imports say is not ours."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,21 @@ from apps.driving.recipes import RECIPES
 from shared.deploy.artifact import Manifest, describe_file, open_artifact, write_manifest
 from shared.recipe_file import save_recipe
 
+_OF_THE_LIBRARY = (
+    "ignore:torch.meshgrid",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:DeprecationWarning",
+    "ignore::ImportWarning",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for warning in _OF_THE_LIBRARY:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
 
 @pytest.fixture(scope="session")
 def predictor(tmp_path_factory):
@@ -17,7 +34,7 @@ def predictor(tmp_path_factory):
     for recipe_name in ("tiny", "fcos3d_tiny"):
         torch.manual_seed(3)
         recipe = RECIPES[recipe_name]()
-        model = recipe.model.build()
+        model = recipe.model.build(recipe.input)
         # Raised, so that random weights find something.
         model.bbox_head.conv_cls.bias.data += 4.0
         path = tmp_path_factory.mktemp(recipe.model.name)

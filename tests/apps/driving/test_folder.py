@@ -13,14 +13,6 @@ from shared import cli
 from shared.deploy.predictor import Request, answer
 from shared.errors import InvalidInputError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
-
 
 @pytest.fixture
 def split(synthetic, tmp_path):

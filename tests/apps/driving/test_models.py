@@ -7,20 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.datasets.training import augment_sweep, moved
+from apps.driving.adapters.projection import to_camera_boxes, to_lidar_boxes
+from apps.driving.datasets.images import moved
+from apps.driving.datasets.sweeps import augment_sweep
 from apps.driving.models import fcos3d, structures
 from apps.driving.models.library import shipped_config
 from apps.driving.models.pointpillars import _CONFIG, PillarsToHeads, PointPillars, example_input
 from apps.driving.recipes import RECIPES
-from apps.driving.types import Boxes3D
+from apps.driving.types import Boxes3D, CameraInput, LidarInput
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
 LIDAR_TO_CAMERA = np.array([[0, -1, 0, 0.05], [0, 0, -1, -0.07], [1, 0, 0, -0.27], [0, 0, 0, 1]], np.float32)
 
 
@@ -37,17 +32,17 @@ def difference(a, b, path=""):
 
 
 def test_full_pointpillars_is_the_shipped_kitti_configuration():
-    assert difference(shipped_config(_CONFIG), PointPillars().settings()) == set()
+    assert difference(shipped_config(_CONFIG), PointPillars().settings(LidarInput())) == set()
 
 
 def test_full_pointpillars_has_the_parameters_of_the_published_model():
-    detector = PointPillars().build()
+    detector = PointPillars().build(LidarInput())
     assert sum(p.numel() for p in detector.parameters()) == 4_834_888
     assert type(detector).__module__ == "mmdet3d.models.detectors.voxelnet"
 
 
 def test_full_fcos3d_differs_from_the_shipped_configuration_as_it_says():
-    changed = difference(shipped_config(fcos3d._CONFIG), fcos3d.FCOS3D().settings())
+    changed = difference(shipped_config(fcos3d._CONFIG), fcos3d.FCOS3D().settings(CameraInput()))
     head = {name.removeprefix(".bbox_head.") for name in changed if name.startswith(".bbox_head.")}
     assert head == {
         "num_classes", "pred_attrs", "pred_velo", "bbox_code_size", "group_reg_dims", "reg_branch",
@@ -58,7 +53,7 @@ def test_full_fcos3d_differs_from_the_shipped_configuration_as_it_says():
 
 def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
     torch.manual_seed(0)
-    detector = fcos3d.FCOS3D().build().eval()
+    detector = fcos3d.FCOS3D().build(CameraInput()).eval()
     assert detector.backbone.layer3[0].conv2.groups == 32
     images = torch.randint(0, 255, (1, 3, 64, 96), dtype=torch.uint8)
     intrinsics = torch.tensor([[[70.0, 0, 48], [0, 70, 32], [0, 0, 1]]])
@@ -70,23 +65,24 @@ def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
 
 @pytest.mark.parametrize("name", ["large", "fcos3d_large", "small", "fcos3d_small"])
 def test_weights_that_ship_stay_under_16_megabytes(name):
-    detector = RECIPES[name]().model.build()
+    recipe = RECIPES[name]()
+    detector = recipe.model.build(recipe.input)
     assert sum(value.numel() * value.element_size() for value in detector.state_dict().values()) < 16e6
 
 
 def test_dense_networks_give_what_the_detectors_heads_see():
     torch.manual_seed(1)
-    tiny = RECIPES["tiny"]().model
-    detector = tiny.build().eval()
-    pseudo_image = example_input(tiny)
+    tiny = RECIPES["tiny"]()
+    detector = tiny.model.build(tiny.input).eval()
+    pseudo_image = example_input(tiny.model, tiny.input)
     with torch.inference_mode():
         scores, boxes, directions = PillarsToHeads(detector)(pseudo_image)
         expected = detector.bbox_head(detector.neck(detector.backbone(pseudo_image)))
     assert torch.equal(scores, expected[0][0]) and torch.equal(boxes, expected[1][0])
     assert (scores.shape[1], boxes.shape[1], directions.shape[1]) == (18, 42, 12)
-    camera = RECIPES["fcos3d_tiny"]().model
+    camera = RECIPES["fcos3d_tiny"]()
     with torch.inference_mode():
-        maps = fcos3d.ImageToHeads(camera.build().eval())(fcos3d.example_input(camera))
+        maps = fcos3d.ImageToHeads(camera.model.build(camera.input).eval())(fcos3d.example_input(camera.input))
     assert len(maps) == len(fcos3d.OUTPUTS) == 20
     assert [tuple(m.shape[:2]) for m in maps[:4]] == [(2, 3), (2, 7), (2, 2), (2, 1)]
 
@@ -96,8 +92,8 @@ def test_camera_boxes_go_there_and_back():
     boxes = generator.normal(size=(50, 7)).astype(np.float32) * [30, 10, 1, 1, 1, 1, 1]
     boxes[:, 3:6] = np.abs(boxes[:, 3:6]) + 0.5
     boxes[:, 6] = generator.uniform(-np.pi, np.pi, 50)
-    camera = structures.to_camera_boxes(boxes, LIDAR_TO_CAMERA)
-    back = structures.to_lidar_boxes(camera, LIDAR_TO_CAMERA)
+    camera = to_camera_boxes(boxes, LIDAR_TO_CAMERA)
+    back = to_lidar_boxes(camera, LIDAR_TO_CAMERA)
     np.testing.assert_allclose(back, boxes, atol=1e-4)
 
 
@@ -106,7 +102,7 @@ def test_camera_boxes_are_those_of_mmdet3d():
     box = np.array([[12.0, 3.0, -0.8, 3.9, 1.6, 1.5, 0.4]], np.float32)
     ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
     expected = ours.corners_lidar_m()[0] @ LIDAR_TO_CAMERA[:3, :3].T + LIDAR_TO_CAMERA[:3, 3]
-    boxes = torch.from_numpy(structures.to_camera_boxes(box, LIDAR_TO_CAMERA))
+    boxes = torch.from_numpy(to_camera_boxes(box, LIDAR_TO_CAMERA))
     truth = {
         "boxes_camera": [boxes],
         "labels": [torch.tensor([2])],
@@ -139,7 +135,7 @@ def test_lidar_boxes_are_those_of_mmdet3d():
 
 
 def test_augmentation_moves_points_and_boxes_alike():
-    how = dataclasses.replace(RECIPES["large"]().data.augmentation, most_lost=0.0)
+    how = dataclasses.replace(RECIPES["large"]().data.sweeps, most_lost=0.0)
     box = np.array([[15.0, 4.0, -0.9, 4.0, 1.8, 1.5, 0.7]], np.float32)
     ours = Boxes3D(centre_lidar_m=box[:, :3], size_m=box[:, 3:6], yaw=box[:, 6], names=("car",))
     corners = np.hstack([ours.corners_lidar_m()[0], np.arange(8)[:, None]]).astype(np.float32)
@@ -160,7 +156,7 @@ def test_augmentation_moves_points_and_boxes_alike():
 
 def test_an_image_moved_nearer_and_tilted_shows_its_boxes_where_they_are():
     """What the boxes' centres project to moves as the image's own content does, and the angle of view stays."""
-    how = dataclasses.replace(RECIPES["fcos3d_small"]().data.augmentation, nearer=0.3, tilt=0.1)
+    how = dataclasses.replace(RECIPES["fcos3d_small"]().data.images, nearer=0.3, tilt=0.1)
     intrinsics = np.array([[360.0, 0, 305], [0, 360.0, 86], [0, 0, 1]], np.float32)
     for seed in range(10):
         box = np.array([[-4.0, 1.2, 20.0, 3.9, 1.5, 1.6, 0.8]], np.float32)

@@ -5,18 +5,9 @@ import pytest
 import torch
 
 from apps.driving.datasets.synth.scenes import Sensors, scene
-from apps.driving.datasets.training import shown
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
 
 
 def lively(detector):
@@ -46,11 +37,11 @@ def assert_same(one, other):
 def test_pointpillars(most_points, most_pillars):
     torch.manual_seed(0)
     recipe = RECIPES["tiny"]()
-    detector = lively(recipe.model.build())
+    detector = lively(recipe.model.build(recipe.input))
     detector.data_preprocessor.voxel_layer.max_num_points = most_points
     detector.data_preprocessor.voxel_layer.max_voxels = (most_pillars, most_pillars)
     sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
-    points = torch.from_numpy(shown(sweep, recipe.data))
+    points = torch.from_numpy(recipe.input.crop(sweep))
     points[:, 3] = torch.rand(len(points))
     with torch.inference_mode():
         voxels = detector.data_preprocessor(structures.lidar_data([points]), False)["inputs"]["voxels"]
@@ -65,7 +56,8 @@ def test_pointpillars(most_points, most_pillars):
 
 def test_fcos3d():
     torch.manual_seed(0)
-    detector = lively(RECIPES["fcos3d_tiny"]().model.build())
+    recipe = RECIPES["fcos3d_tiny"]()
+    detector = lively(recipe.model.build(recipe.input))
     images = torch.randint(0, 255, (2, 3, 94, 310), dtype=torch.uint8)
     intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]]).expand(2, 3, 3)
     fast = fast_fcos3d(detector)
@@ -79,7 +71,8 @@ def test_fcos3d():
 
 
 def test_an_encoder_of_two_layers_is_not_taken():
-    detector = RECIPES["tiny"]().model.build()
+    recipe = RECIPES["tiny"]()
+    detector = recipe.model.build(recipe.input)
     detector.voxel_encoder.pfn_layers.append(detector.voxel_encoder.pfn_layers[0])
     with pytest.raises(ValueError, match="one layer"):
         FastPointPillars(detector)

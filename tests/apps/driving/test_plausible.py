@@ -14,13 +14,6 @@ from shared.deploy.predictor import Request, answer
 from shared.errors import InvalidInputError
 
 RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
 
 
 @pytest.fixture

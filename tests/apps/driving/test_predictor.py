@@ -17,14 +17,6 @@ from apps.driving.types import Boxes3D, Frame
 from shared.deploy.predictor import Request, answer
 from shared.errors import InvalidInputError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
-
 
 def test_a_folder_gives_boxes_picture_and_files(predictor, synthetic):
     response = answer(predictor, Request(files=(synthetic,)))

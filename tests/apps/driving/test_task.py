@@ -13,15 +13,6 @@ from shared.engine.loop import fit
 from shared.engine.losses import combine
 from shared.engine.run import Run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.meshgrid"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ImportWarning"),
-]
-
-
 ALONE = Group(0, 1, torch.device("cpu"))
 
 
@@ -36,8 +27,8 @@ def learn(name, steps, learning_rate):
     """The losses of ``steps`` steps on one batch, and the model."""
     torch.manual_seed(0)
     recipe = RECIPES[name]()
-    task, model = recipe.task.build(), recipe.model.build().train()
-    dataset = recipe.data.train()
+    task, model = recipe.task.build(), recipe.model.build(recipe.input).train()
+    dataset = recipe.data.train(recipe.input)
     batches = (dataset.batch(np.arange(i, i + 2), None) for i in range(0, 8, 2))
     batch = next(batch for batch in batches if cars(batch, 0).sum() + cars(batch, 1).sum() >= 3)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
@@ -68,7 +59,7 @@ def test_a_step_goes_through_sweeps_without_a_point(empty):
     full = torch.rand(500, 4) * torch.tensor([20.0, 10, 2, 1]) - torch.tensor([0, 5.0, 2, 0])
     points = [full[:0] if number in empty else full for number in range(2)]
     nothing = {"boxes": [torch.zeros(0, 7)] * 2, "labels": [torch.zeros(0, dtype=torch.long)] * 2}
-    losses = recipe.task.build().loss(recipe.model.build().train(), {"points": points} | nothing)
+    losses = recipe.task.build().loss(recipe.model.build(recipe.input).train(), {"points": points} | nothing)
     assert all(torch.isfinite(loss.mean) for loss in losses.values())
 
 
@@ -76,11 +67,11 @@ def test_a_step_goes_through_sweeps_without_a_point(empty):
 def test_the_losses_of_a_batch_follow_from_those_of_its_parts(name):
     torch.manual_seed(0)
     recipe = RECIPES[name]()
-    task, model = recipe.task.build(), recipe.model.build().train()
+    task, model = recipe.task.build(), recipe.model.build(recipe.input).train()
     for layer in model.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.eval()
-    dataset = recipe.data.train()
+    dataset = recipe.data.train(recipe.input)
     by_objects = sorted(range(8), key=lambda i: len(dataset.batch(np.array([i]), None)["labels"][0]))
     few, many = by_objects[0], by_objects[-1]
     whole = task.loss(model, dataset.batch(np.array([few, many]), None))
@@ -132,7 +123,8 @@ def test_a_run_is_repeated_exactly(name, tmp_path):
 
 
 def test_batches_depend_on_key_and_index_alone():
-    dataset = RECIPES["tiny"]().data.train()
+    recipe = RECIPES["tiny"]()
+    dataset = recipe.data.train(recipe.input)
     one = dataset.batch(np.array([3, 5]), Key(seed=1, epoch=2))
     other = dataset.batch(np.array([5]), Key(seed=1, epoch=2))
     assert torch.equal(one["points"][1], other["points"][0]) and torch.equal(one["boxes"][1], other["boxes"][0])
@@ -141,12 +133,13 @@ def test_batches_depend_on_key_and_index_alone():
 
 
 def test_the_intensity_is_hidden_where_the_recipe_says_so():
-    batch = RECIPES["tiny"]().data.train().batch(np.array([0]), None)
+    recipe = RECIPES["tiny"]()
+    batch = recipe.data.train(recipe.input).batch(np.array([0]), None)
     assert len(batch["points"][0]) > 1000 and not batch["points"][0][:, 3].any()
 
 
 def test_scores_by_hand():
-    scores = DetectionScores({"pedestrian": 0.5, "cyclist": 0.5, "car": 1.0})
+    scores = DetectionScores((("pedestrian", 0.5), ("cyclist", 0.5), ("car", 1.0)))
     truth, labels = np.array([[10.0, 0], [20, 0]]), np.array([2, 2])
     # Found, double, missed by 2 m, found.
     places = np.array([[10.2, 0.1], [10.1, 0], [18, 0], [20.5, 0.5]])
@@ -163,14 +156,14 @@ def test_scores_do_not_depend_on_the_order_of_their_parts():
     generator = np.random.default_rng(0)
     parts = []
     for index in range(4):
-        part = DetectionScores({"pedestrian": 0.5, "cyclist": 0.5, "car": 1.0})
+        part = DetectionScores((("pedestrian", 0.5), ("cyclist", 0.5), ("car", 1.0)))
         truth = generator.uniform(0, 10, (5, 2))
         found = truth + generator.normal(0, 0.5, (5, 2))
         part.add(index, found, generator.random(5), np.full(5, 2), truth, np.full(5, 2))
         parts.append(part)
     summaries = []
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        whole = DetectionScores(parts[0].reach_m)
+        whole = DetectionScores()
         for number in order:
             whole.merge(parts[number])
         summaries.append(whole.summary())

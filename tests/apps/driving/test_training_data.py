@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from apps.driving.datasets.training import LidarScenes, SweepAugmentation, augment_sweep, shown, within
+from apps.driving.datasets.sampling import SweepSampling
+from apps.driving.datasets.sweeps import augment_sweep
+from apps.driving.types import LidarInput, within
 
 RANGE = (0.0, -8.0, -3.0, 16.0, 8.0, 1.0)
 
@@ -19,7 +21,7 @@ def test_a_point_is_within_from_the_low_side_up_to_the_high_one(points):
         for point in points.tolist()
     ]
     assert within(points, RANGE).tolist() == expected
-    assert shown(points, LidarScenes(range_m=RANGE))[:, :3].tolist() == points[expected, :3].tolist()
+    assert LidarInput(range_m=RANGE).crop(points)[:, :3].tolist() == points[expected, :3].tolist()
 
 
 def test_a_point_that_is_no_number_is_not_within():
@@ -34,7 +36,7 @@ def test_points_stay_in_the_boxes_that_are_changed_with_them(seed):
     points = np.concatenate([_placed(local, box) for box in boxes])
     marks = np.repeat([0, 1], 60).astype(np.float32)
     points, boxes = augment_sweep(
-        np.concatenate([points, marks[:, None]], axis=1), boxes, SweepAugmentation(most_lost=0.0), draw
+        np.concatenate([points, marks[:, None]], axis=1), boxes, SweepSampling(most_lost=0.0), draw
     )
     assert len(points) == 120 and not np.array_equal(points[:, 3], marks)
     for number, box in enumerate(boxes):

@@ -1,0 +1,38 @@
+"""From an artifact to a detector: its settings, its network with the weights. Needs nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector
+from apps.driving.models.builders import model_configs
+from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.types import CameraInput, LidarInput
+from shared.deploy.artifact import Artifact, load_weights
+from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
+
+
+def open_detector(artifact: Artifact, device: str) -> Detector:
+    """The network of an artifact with its weights, ready to detect; refuses a model that driving does not have."""
+    name, configs = artifact.manifest.name, model_configs()
+    if name not in configs:
+        raise InvalidInputError(f"{artifact.path} is the model {name}; driving has {', '.join(configs)}")
+    settings = current_layout(artifact.recipe()["recipe"])
+    model: Any = from_mapping(configs[name], settings["model"])
+    if model.sensor == "lidar":
+        seen = from_mapping(LidarInput, settings["input"])
+        network = load_weights(model.build(seen), artifact, device)
+        return LidarDetector(FastPointPillars(network).to(device), seen, device)
+    looked_at = from_mapping(CameraInput, settings["input"])
+    return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
+
+
+def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, those of artifacts made before there was an ``input`` moved into it."""
+    model, data = dict(settings["model"]), dict(settings["data"])
+    seen = dict(settings.get("input") or {})
+    moved = {"range_m": model, "intensity": data, "image": model, "focal_px": model}
+    seen |= {name: source.pop(name) for name, source in moved.items() if name in source}
+    return {**settings, "model": model, "input": seen}
