@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from apps.medical.service import MedicalCodec
     from shared.deploy.artifact import Artifact
     from shared.deploy.predictor import Predictor
-    from shared.recipe import Recipe
+    from shared.recipe import DataConfig, Recipe
 
 ROOT = Path(__file__).parent
 
@@ -63,6 +63,12 @@ def _score_files(files: Mapping[str, Path]) -> Table:
     return score_files(files)
 
 
+def _data_sets() -> Mapping[str, type[DataConfig]]:
+    from apps.medical.datasets import DATA_SETS
+
+    return DATA_SETS
+
+
 def _samples() -> Sequence[Sample]:
     from apps.medical.samples import samples
 
@@ -89,6 +95,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     result_table=_result_table,
+    data_sets=_data_sets,
     samples=_samples,
     reproduce=_reproduce,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),

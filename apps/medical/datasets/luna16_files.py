@@ -6,11 +6,11 @@ quoted or padded (DICOM PS3.5, section 9.1, pads a UID to even length); names of
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from apps.medical.datasets.delimited import read_cells
 from apps.medical.metrics.froc import Mark, Truth
 from shared.errors import InvalidInputError
 
@@ -23,8 +23,6 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "probability": ("probability", "prob", "score", "confidence"),
 }
 """LUNA16's name of a column, and what others call it, in lower case."""
-
-_PADDING = " \t\r\n\0\"'"
 
 
 def read_truths(annotations: Path, excluded: Path | None = None) -> list[Truth]:
@@ -42,7 +40,7 @@ def read_marks(file: Path) -> list[Mark]:
 
 def read_scans(file: Path) -> list[str]:
     """Series instance UIDs: the first column, one a line, with or without a heading; refuses one that comes twice."""
-    uids = [uid for cells in _cells(file) if cells and (uid := cells[0])]
+    uids = [uid for cells in read_cells(file) if cells and (uid := cells[0])]
     if uids and uids[0].lower() in _COLUMNS["seriesuid"]:
         uids = uids[1:]
     if not uids:
@@ -58,7 +56,7 @@ def read_scans(file: Path) -> list[str]:
 def _rows(file: Path, value: str) -> Iterator[tuple[str, tuple[float, float, float], float]]:
     """Series, position and ``value`` of every row; refuses what is not a finite number, with the row."""
     wanted = ("seriesuid", "coordX", "coordY", "coordZ", value)
-    lines = _cells(file)
+    lines = read_cells(file)
     heading = [cell.lower() for cell in next(lines, [])]
     places = {
         name: next((heading.index(known) for known in _COLUMNS[name] if known in heading), None) for name in wanted
@@ -78,16 +76,3 @@ def _rows(file: Path, value: str) -> Iterator[tuple[str, tuple[float, float, flo
             raise InvalidInputError(
                 f"{file.name}, row {number}: {', '.join(wanted[1:])} are not four finite numbers: {' | '.join(cells)}"
             ) from None
-
-
-def _cells(file: Path) -> Iterator[list[str]]:
-    """The rows as text without quotes and padding, separated by whichever separator the first line has most of."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{file} cannot be read as text ({error}); give a CSV file in UTF-8") from None
-    lines = text.splitlines()
-    first = lines[0] if lines else ""
-    separator = max(",\t;", key=first.count)
-    for row in csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t"):
-        yield [cell.strip(_PADDING) for cell in row]

@@ -39,10 +39,21 @@ def mirror(boxes: NDArray[np.float32], axis: int, size: int) -> NDArray[np.float
     return flipped
 
 
+def clip_boxes(boxes: NDArray[np.float32], size: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Boxes cut at the border of the patch; those of which less than half remains are left out."""
+    clipped = boxes.copy()
+    clipped[:, :3] = np.clip(boxes[:, :3], 0, size)
+    clipped[:, 3:] = np.clip(boxes[:, 3:], 0, size)
+    whole = np.prod(boxes[:, 3:] - boxes[:, :3], axis=1)
+    left = np.prod(np.maximum(clipped[:, 3:] - clipped[:, :3], 0), axis=1)
+    return np.asarray(clipped[left > 0.5 * whole], np.float32)
+
+
 def windowed(hu: NDArray[np.floating], window_hu: tuple[float, float]) -> NDArray[np.uint8]:
     """HU to 0..255 over the window, as patches and whole scans are packed."""
     low, high = window_hu
-    return np.rint(np.clip((hu - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(np.clip((hu - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+    return scaled
 
 
 def joined(patches: Sequence[Patch], input: ChestInput) -> Batch:

@@ -29,6 +29,11 @@ class Grid:
         """Positions (n, 3) in voxels, where voxel i covers [i, i + 1], in LPS mm."""
         return (position - 0.5) * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
 
+    def to_voxels(self, position_lps_mm: Float64) -> Float64:
+        """The inverse of ``to_lps_mm``: positions (..., 3) in voxels, where voxel i covers [i, i + 1]."""
+        moved = np.asarray(position_lps_mm) - self.origin_lps_mm
+        return np.asarray(moved @ RIGHT_ANTERIOR_SUPERIOR / self.spacing_mm + 0.5)
+
     def centres_lps_mm(self, index: Float64) -> Float64:
         return index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from apps.medical.datasets.patches import mirror
+from apps.medical.datasets.patches import clip_boxes, mirror
 from apps.medical.datasets.synth.anatomy import Anatomy, draw, spread
 from apps.medical.datasets.synth.fields import Array, Coordinates, open_grid, soft
 from apps.medical.datasets.synth.nodules import Placed, diameter_mm, paint, place
@@ -294,7 +294,7 @@ def patch(
         if corners is not None:
             boxes.append(np.concatenate([(corner - low) / spacing_mm for corner in corners]))
     read = acquire(image, fine, axes[2], scanner, random)
-    kept = _clip_boxes(np.array(boxes, np.float32).reshape(-1, 6), size)
+    kept = clip_boxes(np.array(boxes, np.float32).reshape(-1, 6), size)
     return Patch(image_xyz=np.ascontiguousarray(read[::-1, ::-1]), boxes=mirror(mirror(kept, 0, size[0]), 1, size[1]))
 
 
@@ -306,16 +306,6 @@ def _branching(random: np.random.Generator, anatomy: Anatomy, near_mm: Array) ->
         return near_mm
     nearest = thick[np.argsort(((tree.end[thick] - near_mm) ** 2).sum(axis=1))[:8]]
     return tree.end[random.choice(nearest)]
-
-
-def _clip_boxes(boxes: Array, size: tuple[int, int, int]) -> Array:
-    """Boxes cut at the border of the patch; those of which less than half remains are left out."""
-    clipped = boxes.copy()
-    clipped[:, :3] = np.clip(boxes[:, :3], 0, size)
-    clipped[:, 3:] = np.clip(boxes[:, 3:], 0, size)
-    whole = np.prod(boxes[:, 3:] - boxes[:, :3], axis=1)
-    left = np.prod(np.maximum(clipped[:, 3:] - clipped[:, :3], 0), axis=1)
-    return clipped[left > 0.5 * whole]
 
 
 def volume(

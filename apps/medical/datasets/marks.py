@@ -1,0 +1,161 @@
+"""A folder of one's own CTs with a table of marks: one row a nodule, with its place and its diameter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.medical.datasets.delimited import read_columns
+from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
+from apps.medical.datasets.splits import Split, digest_of, some
+from apps.medical.types import AnnotatedScan, ChestInput
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from shared.data.dataset import Dataset
+
+_TRAINING, _VALIDATION = ("train", "training"), ("validation", "valid", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marks:
+    """CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV).
+
+    marks              relative to ``root``, or where the command runs
+    scan_column        which scan: a path below ``root``, a file's name with or without its ending, a folder's, or a
+                       SeriesInstanceUID
+    x_column, y_column, z_column, diameter_column   centre, and diameter in mm
+    coordinates        lps: mm as in DICOM; ras: mm as in NIfTI; voxel: indices i, j, k from 0, slices from the feet
+    patient_column     keeps scans of one patient together; by default DICOM's PatientID, or the scan itself
+    split_column       train or validation; by default patients are drawn by ``seed``
+    validation_share   of the patients, where there is no ``split_column``
+    train_patches, validation_patches  drawn in an epoch; by default two for each nodule
+
+    A scan without a row has no nodule. A row whose scan is not there is refused.
+    """
+
+    root: Path
+    marks: Path
+    scan_column: str = "scan"
+    x_column: str = "x"
+    y_column: str = "y"
+    z_column: str = "z"
+    diameter_column: str = "diameter_mm"
+    coordinates: Coordinates = "lps"
+    patient_column: str | None = None
+    split_column: str | None = None
+    validation_share: float = 0.2
+    seed: int = 0
+    train_patches: int | None = None
+    validation_patches: int | None = None
+
+    def train(self, input: ChestInput) -> Dataset:
+        return self.split().train(input, self.train_patches)
+
+    def validation(self, input: ChestInput) -> Dataset:
+        return self.split().validate(input, self.validation_patches)
+
+    def validation_scans(self) -> Iterator[AnnotatedScan]:
+        return self.split().validation_scans()
+
+    def facts(self, input: ChestInput) -> Mapping[str, Any]:
+        return self.split().facts(input)
+
+    def fingerprint(self) -> dict[str, Any]:
+        split = self.split()
+        return {
+            "description": "CTs of one's own with a table of marks",
+            "synthetic": False,
+            "scans": [len(split.training), len(split.validation)],
+            "nodules": [sum(len(scan.nodules) for scan in part) for part in (split.training, split.validation)],
+            "annotations_sha256": digest_of([self._table()]),
+        }
+
+    def split(self) -> Split:
+        """The scans with their marks, to learn from and to validate on."""
+        if not 0 < self.validation_share < 1:
+            raise InvalidInputError(f"data.validation_share is {self.validation_share}; expected between 0 and 1")
+        named = find_scans(self.root)
+        marks: dict[ScanFile, list[Mark]] = {scan: [] for scan in named.values()}
+        patients: dict[ScanFile, str] = {}
+        parts: dict[ScanFile, str] = {}
+        unknown = []
+        for number, row in read_columns(self._table(), self._columns()):
+            scan = named.get(row["scan"])
+            if scan is None:
+                unknown.append(f"{row['scan']!r} (row {number})")
+                continue
+            marks[scan].append(self._mark(number, row))
+            for column, known in (("patient", patients), ("split", parts)):
+                if column in row and known.setdefault(scan, row[column]) != row[column]:
+                    raise InvalidInputError(f"{self.marks.name}, row {number}: its scan has another {column} above")
+        if unknown:
+            raise InvalidInputError(
+                f"{self.marks.name} marks scans that {self.root} does not hold under that name, or holds twice: "
+                f"{some(unknown)}"
+            )
+        scans = [
+            replace(scan, nodules=tuple(found), coordinates=self.coordinates, patient=patients.get(scan, scan.patient))
+            for scan, found in sorted(marks.items(), key=lambda item: (item[0].path, item[0].name))
+        ]
+        if self.split_column is None:
+            return self._drawn(scans)
+        return self._as_stated(scans, {_key(scan): part for scan, part in parts.items()})
+
+    def _drawn(self, scans: list[ScanFile]) -> Split:
+        """Patients in an order that follows from the seed and their names alone; the first validate."""
+        patients = sorted({scan.patient for scan in scans}, key=lambda name: _digest(f"{self.seed}/{name}"))
+        if len(patients) < 2:
+            raise InvalidInputError(f"{self.root} holds CTs of one patient alone; a split needs two")
+        count = min(max(round(self.validation_share * len(patients)), 1), len(patients) - 1)
+        chosen = set(patients[:count])
+        training = tuple(scan for scan in scans if scan.patient not in chosen)
+        return Split(training, tuple(scan for scan in scans if scan.patient in chosen))
+
+    def _as_stated(self, scans: list[ScanFile], parts: Mapping[tuple[Path, str | None], str]) -> Split:
+        """By ``split_column``; scans without a row are learnt from."""
+        training: list[ScanFile] = []
+        validation: list[ScanFile] = []
+        for scan in scans:
+            stated = parts.get(_key(scan), _TRAINING[0]).lower()
+            if stated not in (*_TRAINING, *_VALIDATION):
+                raise InvalidInputError(
+                    f"{self.marks.name} says {stated!r} in {self.split_column}; expected train or validation"
+                )
+            (training if stated in _TRAINING else validation).append(scan)
+        return Split(tuple(training), tuple(validation))
+
+    def _mark(self, number: int, row: Mapping[str, str]) -> Mark:
+        try:
+            x, y, z, diameter_mm = (float(row[name]) for name in ("x", "y", "z", "diameter"))
+        except ValueError:
+            x, y, z, diameter_mm = (float("nan"),) * 4
+        if not (abs(x) + abs(y) + abs(z) < float("inf") and 0 < diameter_mm < float("inf")):
+            raise InvalidInputError(
+                f"{self.marks.name}, row {number}: {', '.join(row[name] for name in ('x', 'y', 'z', 'diameter'))} are "
+                "not a place and a diameter above 0 mm"
+            )
+        return Mark(centre=(x, y, z), diameter_mm=diameter_mm)
+
+    def _columns(self) -> dict[str, str]:
+        names = ("scan", "x", "y", "z", "diameter", "patient", "split")
+        columns = {name: getattr(self, f"{name}_column") for name in names}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def _table(self) -> Path:
+        found = next((path for path in (self.root / self.marks, self.marks) if path.is_file()), None)
+        if found is None:
+            raise InvalidInputError(f"{self.marks} is neither in {self.root} nor here; name it with --data.marks")
+        return found
+
+
+def _key(scan: ScanFile) -> tuple[Path, str | None]:
+    """What tells a scan from others whatever is known of it."""
+    return scan.path, scan.series
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

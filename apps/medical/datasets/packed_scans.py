@@ -1,0 +1,217 @@
+"""Scans on the network's grid, packed once each, and the patches that are drawn from them.
+
+A pack is a folder in the user's cache, named by a digest of the scan's files (path, size and time of change) and of the
+grid. It holds ``voxels.npy``, uint8 (X, Y, Z), the window on 0..255, of the lungs and 14 mm around, or of the whole
+scan where no lungs are found; and ``scan.json``. Marks are no part of it: they may change without packing anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.medical.datasets.patches import augmented, clip_boxes, joined
+from apps.medical.datasets.scan_files import ScanFile
+from apps.medical.types import ChestInput, Float64
+from shared.data.build_cache import get_or_build, packs, parallel_map
+
+if TYPE_CHECKING:
+    from shared.data.dataset import Batch
+    from shared.data.order import Indices, Key
+
+VERSION = 1
+FEW = 4
+"""Fewer scans are packed here: processes that import torch take longer to start."""
+
+CANDIDATE_SHARE = 0.5
+"""Of the patches without a nodule at their middle, how many show a candidate where there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedScan:
+    """A scan on the grid, and its marks there.
+
+    folder             the pack
+    spacing_mm         of the scan as it was stored
+    lungs              whether lungs were found, so that the pack is their box
+    boxes              (n, 6) in voxels of the pack, of the nodules that lie in it
+    diameters_mm       of all nodules
+    outside            how many nodules lie outside of the volume
+    away_from_lungs    how many lie in it but not in the pack
+    candidates         (m, 3) in voxels of the pack, of those that lie in it
+    """
+
+    folder: Path
+    spacing_mm: tuple[float, float, float]
+    lungs: bool
+    boxes: NDArray[np.float32]
+    diameters_mm: tuple[float, ...]
+    outside: int
+    away_from_lungs: int
+    candidates: Float64
+
+    @property
+    def voxels(self) -> NDArray[np.uint8]:
+        return _voxels(self.folder)
+
+
+@lru_cache(maxsize=2048)
+def _voxels(folder: Path) -> NDArray[np.uint8]:
+    voxels: NDArray[np.uint8] = np.load(folder / "voxels.npy", mmap_mode="r")
+    return voxels
+
+
+def open_scans(scans: Sequence[ScanFile], input: ChestInput) -> list[PackedScan]:
+    """The scans packed, those that were not first, by all processors."""
+    names = [pack_name(scan, input) for scan in scans]
+    waiting = [(scan, input) for scan, name in zip(scans, names, strict=True) if not (packs() / name).is_dir()]
+    if len(waiting) < FEW:
+        for scan, grid in waiting:
+            pack_scan(scan, grid)
+    else:
+        parallel_map(pack_scan, waiting)
+    return [_with_marks(scan, packs() / name, input) for scan, name in zip(scans, names, strict=True)]
+
+
+def pack_name(scan: ScanFile, input: ChestInput) -> str:
+    """The pack's name: a digest of what decides its content."""
+    files = sorted(scan.path.iterdir()) if scan.path.is_dir() else [scan.path, *_beside(scan.path)]
+    stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    settings = asdict(input)
+    settings.pop("patch_size")
+    content = json.dumps([VERSION, scan.path.resolve().as_posix(), scan.series, stated, settings], sort_keys=True)
+    return f"ct-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
+
+
+def _beside(path: Path) -> list[Path]:
+    """The file in which a header's voxels may be."""
+    return [other for ending in (".raw", ".zraw", ".raw.gz") if (other := path.with_suffix(ending)).is_file()]
+
+
+def pack_scan(scan: ScanFile, input: ChestInput) -> None:
+    """Makes the pack where it is not there."""
+    get_or_build(pack_name(scan, input), lambda aside: _make(scan, input, aside))
+
+
+def _make(scan: ScanFile, input: ChestInput, folder: Path) -> None:
+    from apps.medical.inference.grid import canonical, cover, resample
+    from apps.medical.inference.lungs import find_lungs
+
+    stored = scan.read()
+    volume = canonical(stored)
+    lungs = find_lungs(volume)
+    low, high = ((0, 0, 0), volume.size_ijk) if lungs is None else (lungs.low_ijk, lungs.high_ijk)
+    grid = cover(volume, low, high, input.spacing_mm, (1, 1, 1))
+    voxels = resample(volume, grid, input.window_hu).mul_(255).round_().numpy().astype(np.uint8)
+    np.save(folder / "voxels.npy", voxels)
+    stated = {
+        "grid": {"origin_lps_mm": grid.origin_lps_mm.tolist(), "size": list(grid.size)},
+        "lungs": lungs is not None,
+        "spacing_mm": list(stored.spacing_mm),
+        "size_ijk": list(stored.size_ijk),
+        "origin_lps_mm": list(stored.origin_lps_mm),
+        "direction": stored.direction.tolist(),
+        "remarks": list(stored.remarks),
+    }
+    (folder / "scan.json").write_text(json.dumps(stated), encoding="utf-8")
+
+
+def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
+    from apps.medical.inference.grid import Grid
+    from apps.medical.types import CTVolume
+
+    stated = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+    columns, rows, slices = stated["size_ijk"]
+    # The geometry alone: no voxel of it is looked at, and a broadcast zero takes no memory.
+    geometry = CTVolume(
+        voxels_zyx=np.broadcast_to(np.int16(0), (slices, rows, columns)),
+        spacing_mm=tuple(stated["spacing_mm"]),
+        origin_lps_mm=tuple(stated["origin_lps_mm"]),
+        direction=np.array(stated["direction"]),
+        remarks=tuple(stated["remarks"]),
+    )
+    spacing, size = np.array(input.spacing_mm), tuple(stated["grid"]["size"])
+    grid = Grid(np.array(stated["grid"]["origin_lps_mm"]), spacing, (size[0], size[1], size[2]))
+    boxes, outside, away = [], 0, 0
+    for mark in scan.nodules:
+        centre_lps_mm = scan.to_lps_mm(geometry, mark.centre)
+        index = geometry.to_index_ijk(centre_lps_mm)
+        centre = grid.to_voxels(centre_lps_mm)
+        half = max(mark.diameter_mm, 0.0) / 2 / spacing
+        if not np.all((index >= -0.5) & (index < np.array(geometry.size_ijk) - 0.5)):
+            outside += 1
+        elif not np.all((centre >= 0) & (centre < size)):
+            away += 1
+        elif mark.diameter_mm > 0:
+            boxes.append(np.concatenate([centre - half, centre + half]))
+    places = [grid.to_voxels(scan.to_lps_mm(geometry, place)) for place in scan.candidates]
+    within = [place for place in places if np.all((place >= 0) & (place < size))]
+    return PackedScan(
+        folder=folder,
+        spacing_mm=geometry.spacing_mm,
+        lungs=bool(stated["lungs"]),
+        boxes=np.array(boxes, np.float32).reshape(-1, 6),
+        diameters_mm=tuple(mark.diameter_mm for mark in scan.nodules),
+        outside=outside,
+        away_from_lungs=away,
+        candidates=np.array(within, np.float64).reshape(-1, 3),
+    )
+
+
+class ScanPatches:
+    """``length`` patches of packed scans: every second around a nodule, the others anywhere or around a candidate.
+
+    Where a patch lies is a function of (seed, epoch, index), and so are its mirroring and brightness; without a key
+    of the index alone. What lies beyond the pack is air. Batches are those of ``patches.joined``.
+    """
+
+    def __init__(self, scans: Iterable[PackedScan], input: ChestInput, length: int) -> None:
+        self.scans, self.input, self.length = tuple(scans), input, length
+        self._nodules = [(n, m) for n, scan in enumerate(self.scans) for m in range(len(scan.boxes))]
+        self._candidates = [(n, m) for n, scan in enumerate(self.scans) for m in range(len(scan.candidates))]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def batch(self, indices: Indices, key: Key | None) -> Batch:
+        made = []
+        for index in indices:
+            random = np.random.default_rng((int(index), 0)) if key is None else key.generator(int(index))
+            image, boxes = self._patch(int(index), random)
+            made.append(augmented(image, boxes, None if key is None else random))
+        return joined(made, self.input)
+
+    def _patch(self, index: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        size = np.array(self.input.patch_size)
+        if self._nodules and index % 2 == 0:
+            number, nodule = self._nodules[(index // 2) % len(self._nodules)]
+            box = self.scans[number].boxes[nodule]
+            # The box lies within the patch; one that is larger has the patch in its middle.
+            spare = np.maximum(size - (box[3:] - box[:3]), 0)
+            start = np.rint((box[:3] + box[3:] - size) / 2 + spare * random.uniform(-0.5, 0.5, 3)).astype(int)
+        elif self._candidates and random.random() < CANDIDATE_SHARE:
+            number, candidate = self._candidates[random.integers(len(self._candidates))]
+            centre = self.scans[number].candidates[candidate]
+            start = np.rint(centre - size / 2 + size * random.uniform(-0.25, 0.25, 3)).astype(int)
+        else:
+            number = int(random.integers(len(self.scans)))
+            spare = np.array(self.scans[number].voxels.shape) - size
+            start = random.integers(np.minimum(spare, 0), np.maximum(spare, 0) + 1)
+        return self._cut(self.scans[number], start)
+
+    def _cut(self, scan: PackedScan, start: NDArray[np.int_]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        size, shape = np.array(self.input.patch_size), np.array(scan.voxels.shape)
+        start = np.clip(start, np.minimum(shape - size, 0), np.maximum(shape - size, 0))
+        low, high = np.maximum(start, 0), np.minimum(start + size, shape)
+        image = np.zeros(self.input.patch_size, np.uint8)
+        inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+        image[inside] = scan.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        return image, clip_boxes(scan.boxes - np.tile(start, 2).astype(np.float32), self.input.patch_size)

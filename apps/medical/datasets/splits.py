@@ -1,0 +1,103 @@
+"""What the data sets of real scans have in common: a split of scans, its patches, its facts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.medical.datasets.scan_files import ScanFile
+from apps.medical.types import AnnotatedScan, ChestInput
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from apps.medical.datasets.packed_scans import PackedScan, ScanPatches
+
+LISTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The scans to learn from and those to be scored on."""
+
+    training: tuple[ScanFile, ...]
+    validation: tuple[ScanFile, ...]
+
+    def train(self, input: ChestInput, length: int | None) -> ScanPatches:
+        """``length`` patches an epoch; None is two for each nodule. Refuses scans without a nodule to learn."""
+        return _patches(self.training, input, length, "training")
+
+    def validate(self, input: ChestInput, length: int | None) -> ScanPatches:
+        """As ``train``, of the scans that are not learnt from."""
+        return _patches(self.validation, input, length, "validation")
+
+    def validation_scans(self) -> Iterator[AnnotatedScan]:
+        """The validation scans whole, read one at a time."""
+        if not self.validation:
+            raise InvalidInputError("there is no validation scan; see the facts of the data set for its split")
+        return (scan.read_annotated() for scan in self.validation)
+
+    def facts(self, input: ChestInput) -> Mapping[str, Any]:
+        """Counts, ranges, and what is doubtful. Packs the scans first where that has not been done."""
+        from apps.medical.datasets.packed_scans import open_scans
+
+        parts = [open_scans(scans, input) for scans in (self.training, self.validation)]
+        both = [*parts[0], *parts[1]]
+        diameters = [value for scan in both for value in scan.diameters_mm if value > 0]
+        shared = {scan.patient for scan in self.training} & {scan.patient for scan in self.validation}
+        facts = {
+            "scans": _two(parts, len),
+            "nodules": _two(parts, lambda scans: sum(len(scan.diameters_mm) for scan in scans)),
+            "diameters": _range(diameters, "mm"),
+            "pixel spacing": _range([scan.spacing_mm[0] for scan in both], "mm"),
+            "slice spacing": _range([scan.spacing_mm[2] for scan in both], "mm"),
+            "scans without marks": _two(parts, lambda scans: sum(not scan.diameters_mm for scan in scans)),
+            "scans without lungs": _two(parts, lambda scans: sum(not scan.lungs for scan in scans)),
+            "marks outside their scan": _two(parts, lambda scans: sum(scan.outside for scan in scans)),
+            "marks away from the lungs": _two(parts, lambda scans: sum(scan.away_from_lungs for scan in scans)),
+            "patients in both parts": str(len(shared)),
+        }
+        return facts
+
+
+def _two(parts: Sequence[list[PackedScan]], count: Any) -> str:
+    return f"{count(parts[0])} to learn from, {count(parts[1])} to validate on"
+
+
+def _range(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "none"
+    return f"{min(values):.3g} to {max(values):.3g} {unit}, median {float(np.median(values)):.3g}"
+
+
+def _patches(scans: tuple[ScanFile, ...], input: ChestInput, length: int | None, part: str) -> ScanPatches:
+    from apps.medical.datasets.packed_scans import ScanPatches, open_scans
+
+    if not scans:
+        raise InvalidInputError(f"there is no {part} scan; choose another split, or add scans")
+    packed = open_scans(scans, input)
+    nodules = sum(len(scan.boxes) for scan in packed)
+    if not nodules and part == "training":
+        outside = sum(scan.outside + scan.away_from_lungs for scan in packed)
+        raise InvalidInputError(
+            f"none of the {len(packed)} training scans has a nodule to learn from; {outside} marks lie outside of "
+            "their scan or away from its lungs (are they in LPS mm?)"
+        )
+    return ScanPatches(packed, input, length or max(2 * nodules, len(packed)))
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' contents, in their order."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -1,0 +1,240 @@
+"""Users' scans as training data: LUNA16 as it is published, and a folder of CTs with a table of marks."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from apps.medical.adapters.nifti import nifti
+from apps.medical.datasets import DATA_SETS
+from apps.medical.datasets.luna16 import Luna16, lidc_patients
+from apps.medical.datasets.marks import Marks
+from apps.medical.datasets.packed_scans import open_scans
+from apps.medical.types import ChestInput
+from shared.data.order import Key
+from shared.errors import InvalidInputError
+from tests.apps.medical import data_folders
+from tests.apps.medical.chests import chest, series
+from tests.apps.medical.data_folders import PREFIX, UIDS
+
+GRID = ChestInput(patch_size=(64, 64, 32))
+COARSE = ChestInput(spacing_mm=(3.0, 3.0, 5.0), patch_size=(48, 48, 16))
+NODULE_IJK, NODULE_MM = (29.5, 39.5, 9.5), 11.0
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def luna(tmp_path: Path, medical_data: Path) -> Path:
+    return data_folders.luna16(tmp_path / "luna16", medical_data)
+
+
+def write_table(file: Path, rows: list[dict[str, object]], separator: str = ",") -> Path:
+    with file.open("w", newline="") as content:
+        writer = csv.DictWriter(content, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def marked(scan: str, at: tuple[float, float, float], **more: object) -> dict[str, object]:
+    return {"scan": scan, "x": at[0], "y": at[1], "z": at[2], "diameter_mm": NODULE_MM, **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The same chest as NIfTI, as NRRD and as a DICOM series, each with one nodule in the table."""
+    root = tmp_path / "scans"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "one.nii.gz").write_bytes(nifti(chest()))
+    data_folders.write_image(chest(), root / "two.nrrd")
+    for name, content in series(chest(), PatientID="p3").items():
+        (root / "three").mkdir(exist_ok=True)
+        (root / "three" / name).write_bytes(content)
+    centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
+    write_table(root / "marks.csv", [marked("a/one.nii.gz", centre), marked("two", centre), marked("1.2.3", centre)])
+    return root
+
+
+@pytest.mark.realdata
+def test_luna16_is_read_as_it_is_published(luna):
+    data = Luna16(root=luna, fold=1)
+    split = data.split()
+    assert [scan.name.removeprefix(PREFIX) for scan in split.training] == [UIDS[0], UIDS[2]]
+    assert [scan.name.removeprefix(PREFIX) for scan in split.validation] == [UIDS[1]]
+    assert [len(scan.nodules) for scan in (*split.training, *split.validation)] == [2, 0, 4]
+    assert sum(len(scan.excluded) for scan in (*split.training, *split.validation)) == 122
+    facts = data.facts(GRID)
+    assert facts["scans"] == "2 to learn from, 1 to validate on"
+    assert facts["marks outside their scan"] == "1 to learn from, 3 to validate on"
+    assert facts["scans without marks"] == "1 to learn from, 0 to validate on"
+    assert facts["diameters"] == "4.2 to 23.9 mm, median 7.55"
+    assert facts["patients in both parts"] == "0"
+    said = data.fingerprint()
+    assert said["synthetic"] is False and said["scans"] == [2, 1] and said["nodules"] == [2, 4]
+    assert str(luna) not in str(said)
+
+
+@pytest.mark.realdata
+def test_the_real_nodule_lies_in_its_box(luna):
+    """The crop's middle is dense in the packed scan, where the annotation says, and lung is around it."""
+    split = Luna16(root=luna, fold=2).split()
+    for packed, diameter in zip(open_scans(split.training, GRID), (7.131301, 4.406866), strict=True):
+        (box,) = packed.boxes
+        low, high = np.floor(box[:3]).astype(int), np.ceil(box[3:]).astype(int)
+        hu = packed.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] / 255 * 1324 - 1024
+        inner = hu[tuple(slice(n // 4, max(n - n // 4, n // 4 + 1)) for n in hu.shape)]
+        assert inner.mean() > -350
+        assert np.median(packed.voxels / 255 * 1324 - 1024) < -600
+        assert (box[3:] - box[:3]) * GRID.spacing_mm == pytest.approx([diameter] * 3, rel=1e-4)
+
+
+@pytest.mark.realdata
+def test_patches_are_drawn_around_nodules_candidates_and_anywhere(luna):
+    data = Luna16(root=luna, fold=1, train_patches=40)
+    patches = data.train(GRID)
+    assert len(patches) == 40 and len(data.validation(GRID)) == 2
+    batch = patches.batch(np.arange(40), Key(seed=3, epoch=1))
+    assert batch["image"].shape == (40, 1, 64, 64, 32) and batch["image"].max() <= 1
+    assert batch["spacing_mm"] == GRID.spacing_mm
+    counts = [len(boxes) for boxes in batch["boxes"]]
+    assert all(count >= 1 for count in counts[::2]) and min(counts[1::2]) == 0
+    again = data.train(GRID).batch(np.array([7, 4]), Key(seed=3, epoch=1))
+    assert torch.equal(again["image"], batch["image"][[7, 4]])
+    later = patches.batch(np.array([7, 4]), Key(seed=3, epoch=2))
+    assert not torch.equal(later["image"], again["image"])
+    first, second = (data.validation(GRID).batch(np.array([0]), None) for _ in range(2))
+    assert torch.equal(first["image"], second["image"]) and len(first["boxes"][0]) == 1
+
+
+@pytest.mark.realdata
+def test_a_scan_is_packed_once_whatever_is_marked_in_it(luna, monkeypatch):
+    data = Luna16(root=luna)
+    data.train(GRID)
+    monkeypatch.setattr("apps.medical.datasets.scan_files.ScanFile.read", None)
+    (luna / "CSVFILES" / "annotations_excluded.csv").unlink()
+    data.train(GRID)
+    with pytest.raises(TypeError):
+        data.train(ChestInput(patch_size=(64, 64, 32), spacing_mm=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "CSVFILES" / "annotations.csv").unlink(), "annotations.csv"),
+        (lambda root: (root / "subset0").rename(root / "subset_0"), "no subset0 to validate on; name a fold of 1, 2"),
+        (lambda root: [path.rename(root / path.name[-1]) for path in root.glob("subset*")], "LUNA16's layout"),
+    ],
+)
+def test_what_is_not_laid_out_like_luna16_is_refused(luna, change, words):
+    change(luna)
+    with pytest.raises(InvalidInputError, match=words):
+        Luna16(root=luna).train(GRID)
+
+
+@pytest.mark.realdata
+def test_one_patient_of_luna16_has_two_scans(medical_data):
+    uids = (medical_data / "luna16_annotations" / "seriesuids.csv").read_text().split()
+    patients = lidc_patients()
+    assert len(uids) == 888 and len({patients[uid] for uid in uids}) == 887
+
+
+def test_scans_of_any_format_and_a_table_are_a_data_set(folder):
+    data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.4)
+    split = data.split()
+    assert {scan.name for scan in (*split.training, *split.validation)} == {"one", "two", "1.2.3"}
+    assert len(split.validation) == 1
+    packed = open_scans((*split.training, *split.validation), COARSE)
+    for scan in packed:
+        (box,) = scan.boxes
+        i, j, k = ((box[:3] + box[3:]) / 2).astype(int)
+        assert scan.lungs and scan.voxels[i, j, k] > 190
+        assert scan.voxels[i, j, min(k + 3, scan.voxels.shape[2] - 1)] < 60
+    facts = data.facts(COARSE)
+    assert facts["nodules"] == "2 to learn from, 1 to validate on" and facts["patients in both parts"] == "0"
+    assert facts["slice spacing"].startswith("5 to 5 mm")
+    (scan,) = data.validation_scans()
+    (nodule,) = scan.nodules
+    assert nodule.centre_lps_mm == pytest.approx(chest().to_lps_mm(NODULE_IJK))
+    assert "p3" not in str(data.fingerprint()) and str(folder) not in str(data.fingerprint())
+
+
+def test_marks_may_be_indices_or_in_nifti_s_frame_and_columns_have_one_s_own_names(folder):
+    lps = chest().to_lps_mm(NODULE_IJK)
+    rows = [{"Fall": name, "i": 29.5, "j": 39.5, "k": 9.5, "mm": NODULE_MM} for name in ("one", "two", "three")]
+    write_table(folder / "voxel.csv", rows, ";")
+    columns = {"scan_column": "fall", "x_column": "i", "y_column": "j", "z_column": "k", "diameter_column": "mm"}
+    voxel = Marks(root=folder, marks=Path("voxel.csv"), coordinates="voxel", **columns)
+    ras = Marks(root=folder, marks=folder / "ras.csv", coordinates="ras")
+    write_table(folder / "ras.csv", [marked(name, (-lps[0], -lps[1], lps[2])) for name in ("one", "two", "three")])
+    for data in (voxel, ras):
+        for scan in (*data.split().training, *data.split().validation):
+            assert scan.read_annotated().nodules[0].centre_lps_mm == pytest.approx(lps)
+
+
+def test_a_split_is_by_patient_or_as_the_table_says(folder):
+    centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
+    rows = [
+        marked("one", centre, who="p1", part="train"),
+        marked("two", centre, who="p1", part="validation"),
+        marked("three", centre, who="p2", part="train"),
+    ]
+    write_table(folder / "marks.csv", rows)
+    drawn = Marks(root=folder, marks=Path("marks.csv"), patient_column="who")
+    together = [{scan.name for scan in part} for part in (drawn.split().training, drawn.split().validation)]
+    assert {"one", "two"} in together
+    assert drawn.split() == drawn.split()
+    stated = Marks(root=folder, marks=Path("marks.csv"), patient_column="who", split_column="part")
+    assert [scan.name for scan in stated.split().validation] == ["two"]
+    assert stated.facts(COARSE)["patients in both parts"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (marked("four", (0, 0, 0)), r"'four' \(row 2\)"),
+        (marked("one", (0, 0, 0)) | {"diameter_mm": 0}, "row 2: 0, 0, 0, 0 are not a place"),
+        (marked("one", (0, "left", 0)), "row 2: 0, left, 0"),
+        ({"scan": "one", "x": 1}, "has no column y, z, diameter_mm; its columns are scan, x"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_with_its_row(folder, row, words):
+    write_table(folder / "marks.csv", [row])
+    with pytest.raises(InvalidInputError, match=words):
+        Marks(root=folder, marks=Path("marks.csv")).train(COARSE)
+
+
+def test_marks_beside_their_scans_are_counted_and_said(folder):
+    write_table(folder / "marks.csv", [marked(name, (0, 0, 5000)) for name in ("one", "two", "three")])
+    data = Marks(root=folder, marks=Path("marks.csv"))
+    assert data.facts(COARSE)["marks outside their scan"].startswith("2 to learn from, 1 to")
+    with pytest.raises(InvalidInputError, match="none of the 2 training scans has a nodule to learn from; 2 marks lie"):
+        data.train(COARSE)
+
+
+def test_a_damaged_scan_is_named(folder):
+    (folder / "two.nrrd").write_bytes((folder / "two.nrrd").read_bytes()[:5000])
+    with pytest.raises(InvalidInputError, match=r"two\.nrrd"):
+        Marks(root=folder, marks=Path("marks.csv")).facts(COARSE)
+
+
+def test_every_data_set_has_a_name():
+    assert list(DATA_SETS) == ["luna16", "marks", "synthetic"]
+
+
+def test_a_scan_that_the_file_stores_in_sagittal_slices_takes_no_indices(folder):
+    image = SimpleITK.PermuteAxes(SimpleITK.ReadImage(str(folder / "two.nrrd")), [2, 0, 1])
+    SimpleITK.WriteImage(image, str(folder / "two.nrrd"))
+    write_table(folder / "marks.csv", [marked("two", (1, 2, 3))])
+    data = Marks(root=folder, marks=Path("marks.csv"), coordinates="voxel")
+    with pytest.raises(InvalidInputError, match="give its marks in LPS mm"):
+        data.facts(COARSE)
