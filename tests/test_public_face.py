@@ -1,0 +1,158 @@
+"""``import trivium``: what it exports, what that costs, and whether docs/python.md is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import trivium
+from tests.shared import line_app
+from tests.shared.engine import line
+
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+EXPORTS = [
+    "App",
+    "Dataset",
+    "InvalidInputError",
+    "LoadedModel",
+    "Predictor",
+    "Recipe",
+    "Run",
+    "Task",
+    "WeightedLoss",
+    "export",
+    "fit",
+    "load",
+    "serve",
+]
+
+
+def python(code: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own that finds Trivium as an installed package is found."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_what_is_exported():
+    assert trivium.__all__ == EXPORTS == sorted(EXPORTS)
+    assert dir(trivium) == EXPORTS
+    for name in EXPORTS:
+        assert getattr(trivium, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'fly'"):
+        trivium.fly  # noqa: B018
+    assert (ROOT / "trivium" / "py.typed").is_file()
+
+
+def test_importing_it_is_quick_and_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys, time; began = time.perf_counter(); import trivium; print(time.perf_counter() - began)\n"
+        "print(*sorted(name for name in sys.modules if '.' not in name))"
+    )
+    took = []
+    for _ in range(5):
+        seconds, modules = python(code, tmp_path).stdout.splitlines()
+        took.append(float(seconds))
+        assert not set(modules.split()) & {"torch", "numpy", "fastapi", "pydantic", "yaml", "tyro"}
+    assert min(took) < 0.08
+
+
+def test_every_export_has_an_example():
+    for name in EXPORTS:
+        assert any(f"trivium.{name}" in example for example in EXAMPLES) or name == "LoadedModel"
+        assert re.search(rf"^## .*\b{name}\b", DOCS, re.MULTILINE), f"docs/python.md has no heading for {name}"
+
+
+def test_the_examples_run(tmp_path):
+    shutil.copy(ROOT / "tests" / "data" / "metric.csv", tmp_path)
+    done = python("\n".join(example for example in EXAMPLES if "trivium.serve" not in example), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tft-anomaly version 1" in done.stdout and "nowhere.csv does not exist" in done.stdout
+
+
+def test_the_example_of_serving_serves_until_it_is_interrupted(tmp_path):
+    (example,) = (example for example in EXAMPLES if "trivium.serve" in example)
+    (tmp_path / "models").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIVIUM_WARM": "false"}
+    command = [sys.executable, "-W", "ignore", "-c", f"import trivium\n{example.replace('8000', str(port))}"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        address, end = f"http://127.0.0.1:{port}/v2/health/live", time.monotonic() + 60
+        while not answers(address):
+            assert server.poll() is None, server.stderr and server.stderr.read()
+            assert time.monotonic() < end
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def test_folders_of_ones_own_called_shared_and_apps_do_not_hide_ours(tmp_path):
+    for name in ("shared", "apps"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    code = "import trivium; print(trivium.App.__module__, trivium.load)"
+    done = python(code, tmp_path)
+    assert done.returncode == 0 and "shared.app" in done.stdout, done.stderr
+    (tmp_path / "shared" / "__init__.py").write_text("")
+    done = python("import shared, trivium", tmp_path)
+    assert done.returncode == 1 and "another package called shared has been imported" in done.stderr
+
+
+def test_a_checkpoint_answers_as_the_artifact_that_is_exported_of_it(tmp_path):
+    app = line_app.make_app(tmp_path / "line")
+    line.train(tmp_path / "run", steps=4, checkpoint_every=2)
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("name: line\n", "name: tiny\n", 1))
+    artifact = trivium.export(tmp_path / "run", tmp_path / "models", app=app)
+    exported = trivium.load(app, artifact=artifact.path, device="cpu")
+    trained = trivium.load(app, checkpoint=tmp_path / "run", device="cpu")
+    assert repr(trained) == "LoadedModel(line: line version 1)"
+    points = [(1.0, 2.0), (3.0, 4.0)]
+    assert trained.predict(points) == exported.predict(points)
+    assert trained.predict(points[0]) == exported.predict(points)[0]
+    assert trained.predict(points[0], times=2.0) == 2 * trained.predict(points[0])
+    (tmp_path / "two.csv").write_text("1,2\n3,4\n")
+    (tmp_path / "one.csv").write_text("1,2\n")
+    assert trained.predict_files(tmp_path / "two.csv") == trained.predict(points)
+    assert trained.predict_files(tmp_path / "one.csv", times=2) == trained.predict(points[0], times=2.0)
+    assert trained.read(tmp_path / "two.csv") == points
+
+
+def test_what_cannot_be_loaded_or_used_is_refused(tmp_path):
+    with pytest.raises(trivium.InvalidInputError, match="there is no application 'astronomy'"):
+        trivium.load("astronomy")
+    app = line_app.make_app(tmp_path / "line")
+    with pytest.raises(trivium.InvalidInputError, match="not both"):
+        trivium.load(app, artifact=tmp_path, checkpoint=tmp_path)
+    with pytest.raises(trivium.InvalidInputError, match="does not exist"):
+        trivium.load(app, checkpoint=tmp_path)
+    model = trivium.LoadedModel(
+        app=app,
+        artifact="",
+        predictor=line_app.LinePredictor(line.Network().build(), device="cpu", threshold=0),
+        codec=None,
+    )
+    with pytest.raises(trivium.InvalidInputError, match="the options often cannot be used; there are times"):
+        model.predict((1.0, 2.0), often=3)
