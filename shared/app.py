@@ -111,7 +111,7 @@ class App:
     each         goes through a folder one by one: predictor, folder, where results go, options, who is told how far
                  it is; returns how many cases were left out. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
-    reproduce    the headline table; ``quick`` is a matter of minutes on two cores
+    reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
     """
 
     name: str
@@ -123,8 +123,8 @@ class App:
     recipes: Callable[[], Mapping[str, Callable[[], Recipe]]]
     dense: Callable[[Recipe, nn.Module], DenseNetwork]
     predictor: Callable[[Sequence[Artifact], str], Predictor[Any, Any]]
-    samples: Callable[[], Sequence[Sample]]
-    reproduce: Callable[[bool], Table]
+    samples: Callable[[], Sequence[Sample]] = tuple
+    reproduce: Callable[[bool], Table] | None = None
     codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]] | None = None
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None

@@ -20,7 +20,9 @@ def print_line(text: str) -> None:
 
 def print_table(table: Table) -> None:
     """The table and its notes; as wide as the terminal, or 150 columns where there is none."""
-    shown = RichTable(title=table.title, title_justify="left")
+    if table.title:
+        print_line(table.title)
+    shown = RichTable()
     for column in table.columns:
         shown.add_column(column, overflow="fold")
     for row in table.rows:

@@ -1,0 +1,141 @@
+"""Trivium as its users have it: a wheel, with a fourth application beside it, in a folder with names like ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "fourth_app"
+PACKAGES = ("apps", "shared", "trivium")
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder with the wheels of Trivium and of the example, built without network and installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, folder / "source")
+    shutil.copytree(EXAMPLE, folder / "example", ignore=ignored)
+    alone = ["--no-deps", "--no-index"]
+    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", folder / "wheels"]
+    subprocess.run([*PIP, *wheel, folder / "source", folder / "example"], check=True)
+    wheels = sorted((folder / "wheels").iterdir())
+    subprocess.run([*PIP, "install", *alone, "--target", folder / "site", *wheels], check=True)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A person's folder, with packages that are called like ours."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("apps", "shared"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('this is not the Trivium that was installed')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(site: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="module")
+def trivium(site: Path, home: Path, environment: dict[str, str]):
+    """Runs the installed command in the person's folder."""
+
+    def run(*words: str) -> str:
+        command = [str(site / "bin" / "trivium"), *words]
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def files(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for name in PACKAGES
+        for path in (folder / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_every_file_of_the_packages(site):
+    assert files(site) == files(ROOT)
+
+
+def test_the_example_is_short():
+    lines = [line for path in EXAMPLE.rglob("*.py") for line in path.read_text().splitlines() if line.strip()]
+    assert len(lines) < 120
+
+
+def test_the_command_runs_among_packages_that_are_called_like_ours(trivium):
+    assert "lung_nodules" in trivium("models", "medical")
+
+
+def test_python_imports_ours_among_packages_that_are_called_like_ours(site, home, environment):
+    code = (
+        "import trivium; print(trivium.__file__); print(trivium.App.__module__); import shared; print(shared.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True)
+    face, module, package = done.stdout.split()
+    assert face.startswith(str(site)) and module == "shared.app" and package.startswith(str(site)), done.stderr
+
+
+def test_a_fourth_application_trains_is_exported_predicts_and_is_served(site, home, environment, trivium):
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    for number in (0, 1):
+        Image.fromarray((images[-1 - number].reshape(8, 8) * 15.9).astype("uint8")).save(home / f"digit{number}.png")
+    trivium("train", "digits", "--out", "run", "--device", "cpu", "--limits.epochs", "8")
+    score = json.loads((home / "run" / "result.json").read_text())["scores"]["accuracy"]
+    assert score > 0.85
+    assert "accuracy" in trivium("evaluate", "digits", "--run", "run", "--device", "cpu")
+    trivium("export", "run", "--registry", "registry")
+    artifact = str(home / "registry" / "digits" / "1")
+    said = trivium("predict", "digits", "digit0.png", "digit1.png", "--artifact", artifact, "--out", "out")
+    found = json.loads((home / "out" / "result.json").read_text())["digits"]
+    assert [one["digit"] for one in found] == [int(digits[-1]), int(digits[-2])]
+    assert "Handwritten digits: digits: 2" in said and "probability" in said
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(site / "bin" / "trivium"), "serve", "--registry", "registry", "--port", str(port)]
+    settings = {**environment, "TRIVIUM_WARM": "false", "TRIVIUM_DEVICE": "cpu"}
+    with subprocess.Popen(command, cwd=home, env=settings, stderr=subprocess.PIPE, text=True) as server:
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while not is_up(f"{address}/v2/health/live"):
+            assert server.poll() is None and time.monotonic() < end, server.stderr and server.stderr.read()
+        parts = [("files", (f"digit{n}.png", (home / f"digit{n}.png").read_bytes())) for n in (0, 1)]
+        answer = httpx.post(f"{address}/api/digits/predict", files=parts, timeout=60)
+        assert answer.status_code == 200 and answer.json()["result"] == {"digits": found}, answer.text
+        assert httpx.get(f"{address}/v2/models/digits").json()["inputs"][0]["shape"] == [-1, 64]
+        assert "Handwritten digits" in httpx.get(f"{address}/digits").text
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
+
+
+def is_up(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
