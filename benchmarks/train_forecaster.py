@@ -26,10 +26,12 @@ import pandas as pd
 import torch
 
 from apps.finance.datasets.synth import markets
+from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
-from apps.finance.recipes import FinanceData, FinanceRecipe, tiny
+from apps.finance.recipes import FinanceRecipe, tiny
+from apps.finance.types import FinanceInput
 from benchmarks.report import report
 from shared.data.loader import Loader
 from shared.data.order import Permutation
@@ -37,7 +39,8 @@ from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.recipe import Limits
 
-SETTINGS = FinanceModel(name="benchmark", context=64, horizon=8, hidden=16, hidden_continuous=8, heads=2)
+SETTINGS = FinanceModel(name="benchmark", hidden=16, hidden_continuous=8, heads=2)
+INPUT = FinanceInput(context=64, horizon=8)
 TOLERANCE = 1e-4
 
 
@@ -87,8 +90,8 @@ def parity(tables: list[Any], device: str) -> float:
     batch = Windows(tables, context=64, horizon=8).batch(np.arange(32), None)
     inputs = [batch[name].to(device) for name in ("encoder_cont", "decoder_cont", "static")]
     torch.manual_seed(0)
-    original = build_tft(SETTINGS).to(device).eval()
-    fast = Forecaster(accelerate(build_tft(SETTINGS), context=64, horizon=8), context=64, horizon=8, fast=True)
+    original = build_tft(SETTINGS, INPUT).to(device).eval()
+    fast = Forecaster(accelerate(build_tft(SETTINGS, INPUT), context=64, horizon=8), context=64, horizon=8, fast=True)
     fast.tft.load_state_dict(original.state_dict())
     fast = fast.to(device).eval()
     with torch.no_grad():
@@ -188,7 +191,8 @@ def _our_step(series: int, rows: int, batch: int, steps: int, device: str) -> fl
     recipe: FinanceRecipe = replace(
         tiny(),
         model=SETTINGS,
-        data=FinanceData(series=series, validation_series=1, rows=rows, stride=1, context=64, horizon=8),
+        input=INPUT,
+        data=Synthetic(series=series, validation_series=1, rows=rows, stride=1),
         limits=Limits(epochs=1, steps=steps, batch=batch, evaluation_batch=256, log_every=1),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shared.deploy.artifact import Artifact
-    from shared.deploy.predictor import Predictor
-    from shared.recipe import Recipe
+    from shared.deploy.predictor import Codec, Predictor
+    from shared.recipe import DataConfig, Recipe
 
 _ROOT = Path(__file__).parent
 
@@ -31,23 +31,41 @@ def _dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
 
 
 def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    from apps.finance.inference.calibration import calibrate
-    from apps.finance.recipes import FinanceRecipe
+    from apps.finance.inference.calibration import calibrate_recipe
 
-    assert isinstance(recipe, FinanceRecipe)
-    return calibrate(recipe, model)
+    return calibrate_recipe(recipe, model)
 
 
 def _predictor(artifacts: Sequence[Artifact], device: str) -> Predictor[Any, Any]:
     from apps.finance.predictor import FinancePredictor
 
-    return FinancePredictor.load(artifacts[0], device)
+    return FinancePredictor.load(artifacts, device)
+
+
+def _codec(predictor: Predictor[Any, Any]) -> Codec[Any, Any]:
+    from apps.finance.predictor import FinancePredictor
+    from apps.finance.service import FinanceCodec
+
+    assert isinstance(predictor, FinancePredictor)
+    return FinanceCodec(predictor)
+
+
+def _data_sets() -> Mapping[str, type[DataConfig]]:
+    from apps.finance.datasets import DATA_SETS
+
+    return DATA_SETS
+
+
+def _result_table(result: Mapping[str, Any]) -> Table:
+    from apps.finance.outputs.events_table import events_table
+
+    return events_table(result)
 
 
 def _samples() -> Sequence[Sample]:
     from apps.finance.samples import samples
 
-    return samples(app.data_registry)
+    return samples()
 
 
 def _reproduce(quick: bool) -> Table:
@@ -67,6 +85,9 @@ app = App(
     dense=_dense,
     calibrate=_calibrate,
     predictor=_predictor,
+    codec=_codec,
+    data_sets=_data_sets,
+    result_table=_result_table,
     samples=_samples,
     reproduce=_reproduce,
 )

@@ -1,61 +1,16 @@
-"""Named recipes. All of them train on synthetic series alone; no real series is ever trained or calibrated on."""
+"""Named recipes. All of them train on synthetic series; ``--data`` takes another data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-
-from apps.finance.datasets.synth import markets
-from apps.finance.datasets.windows import Windows, tabulate
+from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.models.tft import FinanceModel
 from apps.finance.task import FinanceTask
+from apps.finance.types import FinanceInput
 from shared.optimizers import AdamW, CosineRestarts
-from shared.recipe import Limits, Recipe
-
-_VALIDATION_STREAM = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinanceData:
-    """Synthetic series: ``series`` of ``rows`` rows each for training, ``validation_series`` others to validate.
-
-    ``stride`` is the number of rows between training windows; ``context`` and ``horizon`` are those of the model.
-    """
-
-    series: int = 150
-    validation_series: int = 30
-    rows: int = 3000
-    stride: int = 8
-    context: int = 64
-    horizon: int = 8
-    seed: int = 0
-
-    def train(self, input: Any = None) -> Windows:
-        return self._windows(0, self.series, self.stride)
-
-    def validation(self, input: Any = None) -> Windows:
-        return self._windows(_VALIDATION_STREAM, self.validation_series, 2 * self.horizon)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {
-            "description": f"{self.series} synthetic series (prices, volumes, counts, loads, sensors) of {self.rows} "
-            f"rows with {len(markets.FAULTS)} kinds of anomaly, by apps.finance.datasets.synth with seed {self.seed}",
-            "synthetic": True,
-            "series": self.series,
-            "rows": self.series * self.rows,
-            "seed": self.seed,
-        }
-
-    def _windows(self, stream: int, number: int, stride: int) -> Windows:
-        tables = []
-        for index in range(number):
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, stream + index))))
-            made = markets.series(generator, length=self.rows).series
-            tables.append(tabulate(made, context=self.context, horizon=self.horizon))
-        return Windows(tables, context=self.context, horizon=self.horizon, stride=stride)
+from shared.recipe import DataConfig, Limits, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,16 +18,18 @@ class FinanceRecipe(Recipe):
     """A recipe of the finance application."""
 
     model: FinanceModel
-    data: FinanceData
+    data: DataConfig
     task: FinanceTask
+    input: FinanceInput
 
 
 def tiny() -> FinanceRecipe:
     """Seconds on one core: for tests."""
     return FinanceRecipe(
-        model=FinanceModel(context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1),
-        data=FinanceData(series=4, validation_series=2, rows=400, context=24, horizon=4, stride=4),
+        model=FinanceModel(hidden=8, hidden_continuous=4, heads=1),
+        data=Synthetic(series=4, validation_series=2, rows=400, stride=4),
         task=FinanceTask(),
+        input=FinanceInput(context=24, horizon=4),
         optimizer=AdamW(learning_rate=3e-3, weight_decay=1e-4),
         schedule=CosineRestarts(warmup_steps=3),
         precision="fp32",
@@ -84,8 +41,9 @@ def small() -> FinanceRecipe:
     """About eight minutes on one core of a busy machine."""
     return FinanceRecipe(
         model=FinanceModel(),
-        data=FinanceData(),
+        data=Synthetic(),
         task=FinanceTask(),
+        input=FinanceInput(),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-4),
         schedule=CosineRestarts(warmup_steps=100, period=4, floor=0.02),
         precision="fp32",
@@ -96,9 +54,10 @@ def small() -> FinanceRecipe:
 def large() -> FinanceRecipe:
     """For minutes on one GPU; not yet measured on one."""
     return FinanceRecipe(
-        model=FinanceModel(context=96, horizon=8, hidden=32, hidden_continuous=16),
-        data=FinanceData(series=1500, validation_series=100, rows=4000, context=96, horizon=8),
+        model=FinanceModel(hidden=32, hidden_continuous=16),
+        data=Synthetic(series=1500, validation_series=100, rows=4000),
         task=FinanceTask(),
+        input=FinanceInput(context=96),
         optimizer=AdamW(learning_rate=1.5e-3, weight_decay=1e-4),
         schedule=CosineRestarts(warmup_steps=300, period=10, floor=0.02),
         precision="fp32",
@@ -120,8 +79,8 @@ def full() -> FinanceRecipe:
     recipe = large()
     return replace(
         recipe,
-        data=replace(recipe.data, series=4000, rows=6000),
-        schedule=replace(recipe.schedule, period=12),
+        data=Synthetic(series=4000, validation_series=100, rows=6000),
+        schedule=CosineRestarts(warmup_steps=300, period=12, floor=0.02),
         limits=replace(recipe.limits, epochs=12, minutes=60),
     )
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apps.finance.app import app
-from apps.finance.datasets.nab import Benchmark, window_rows
+from apps.finance.datasets.labels import window_rows
+from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.inference.calibration import budget_threshold, counted_rows, spoken
 from apps.finance.inference.skill import relative_loss
@@ -27,8 +27,8 @@ from apps.finance.metrics.nab import (
     score_corpus,
 )
 from apps.finance.predictor import FinancePredictor
-from shared.app import Table, shipped
-from shared.data.registry import read_registry
+from shared.app import Table
+from shared.deploy.registry import Registry
 
 # ARTime's windows hit and false events over the whole benchmark, at its published standard threshold: counted from
 # the detector outputs that NAB publishes.
@@ -55,20 +55,17 @@ def published_standard(present: set[str]) -> dict[str, float]:
 
 def len_windows(present: set[str]) -> int:
     """The number of labelled windows in the files ``present``."""
-    root = read_registry(app.data_registry)["nab"].require()
-    labels = json.loads((root / "finance/nab/labels/combined_windows.json").read_text(encoding="utf-8"))
-    return sum(len(labels[name]) for name in present)
+    return sum(len(item.windows) for item in map(Nab().read, present))
 
 
 def reproduce(quick: bool) -> Table:
     """Runs the shipped model over the benchmark. ``quick`` is the same: it is a matter of minutes either way."""
-    root = read_registry(app.data_registry)["nab"].require()
-    benchmark = Benchmark(root=root / "finance" / "nab")
+    benchmark = Nab()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = FinancePredictor.load(shipped(app)[0], device)
+    predictor = FinancePredictor.load([Registry(Path(__file__).parent / "weights").newest("tft-anomaly")], device)
     judged, rows, began = [], 0, time.perf_counter()
-    for item in benchmark:
-        detection = predictor.judge(item.series)
+    for item in benchmark.cases():
+        (detection,) = predictor.predict([item.series])
         judged.append((detection.scores, window_rows(item.series.times_ns, item.windows)))
         rows += len(item.series)
     seconds = time.perf_counter() - began
@@ -101,7 +98,7 @@ def reproduce(quick: bool) -> Table:
         ("Rows judged a second", "-", f"{rows / seconds:,.0f} ({rows:,} rows in {seconds:.0f} s, {device})"),
     ]
     for name, items in trial_sets(_TRIAL_SEED).items():
-        trial = run_trial(lambda series: predictor.judge(series).scores, calibration, items, name)
+        trial = run_trial(lambda series: predictor.predict([series])[0].scores, calibration, items, name)
         table += _trial_rows(trial)
     kinds = [name for name in SHAPES if name != "constant"]
     skill = {name: relative_loss(predictor.model, name) for name in kinds}

@@ -16,7 +16,10 @@ _NAB = (
 _SEED = 20
 
 
-def samples(registry: Path) -> Sequence[Sample]:
+_REGISTRY = Path(__file__).parent / "datasets" / "registry.json"
+
+
+def samples() -> Sequence[Sample]:
     """The samples whose files are at hand."""
     found = [
         Sample(
@@ -27,7 +30,7 @@ def samples(registry: Path) -> Sequence[Sample]:
             files=_market,
         )
     ]
-    entries = read_registry(registry)
+    entries = read_registry(_REGISTRY)
     root = entries["nab"].locate() if "nab" in entries else None
     if root is not None:
         for name, path, title in _NAB:

@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.recipe import InputSpec
+
 Times: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 Direction: TypeAlias = Literal["above", "below", "inside"]
@@ -23,6 +25,14 @@ MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS
 DAY_NS = 24 * HOUR_NS
 WEEK_NS = 7 * DAY_NS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinanceInput(InputSpec):
+    """What model, data and inference agree on: ``context`` rows that are seen, ``horizon`` rows that are forecast."""
+
+    context: int = 64
+    horizon: int = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +66,8 @@ class Anomaly:
 
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
     -log10 of the tail probability over 10: 0.5 is p = 1e-5 in one channel. ``observed`` is the value at the peak,
-    ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, in
-    a word of ``apps.finance.inference.channels``.
+    ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
+    word of a detector in ``apps.finance.inference.detectors``.
     """
 
     start_ns: int
@@ -111,20 +121,6 @@ class Detection:
     scores: Floats
     threshold: float
     anomalies: tuple[Anomaly, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """A judged file: a detection for each of its series, whose names are those that the column ``told_by`` has.
-
-    ``told_by`` is empty for a file of one series. ``truth`` is what is known of a synthetic one.
-    """
-
-    name: str
-    detections: tuple[Detection, ...]
-    told_by: str = ""
-    notes: tuple[str, ...] = ()
-    truth: tuple[Window, ...] = ()
 
 
 def usual_interval_ns(times_ns: Times) -> int:

@@ -22,6 +22,7 @@ from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
+from apps.finance.types import FinanceInput
 from shared.app import Sample
 from shared.serve.server import create_app
 from shared.serve.settings import Settings
@@ -41,8 +42,10 @@ PATIENCE_MS = 30_000
 
 def predictor() -> FinancePredictor:
     torch.manual_seed(0)
-    model = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1).build()
-    return FinancePredictor(model, Calibration(threshold=0.3), stride=4, device="cpu", name="untrained")
+    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
+    return FinancePredictor(
+        model=model, calibration=Calibration(threshold=0.3), stride=4, device="cpu", name="untrained"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
     write_csv(file, made.series, made.windows)
     judge = predictor()
-    judge.judge(read_csv(file))  # the first time is slow, and the browser would wait for it
+    judge.predict([read_csv(file)])  # the first time is slow, and the browser would wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
     app = replace(
         finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]
@@ -188,7 +191,7 @@ def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
     expect(page.locator(".events tbody td").nth(2)).to_have_attribute("data-label", "Score")
     expect(page.locator(".events tbody td").nth(6)).to_contain_text(
-        re.compile("^(surprise|drift|level|rhythm|jump|unrest|calm): ")
+        re.compile("^(surprise|drift|level|rhythm|jump|high_volatility|low_volatility): ")
     )
 
 

@@ -28,12 +28,12 @@ _FOOTER = 10
 class Contents:
     """What a file holds: series by name as written, one with the file's name where no column tells several apart.
 
-    ``told_by`` is that column. ``notes`` say what reading the file had to do. ``truth`` are the windows of a single
-    synthetic series whose file has them.
+    ``series_column`` is that column. ``notes`` say what reading the file had to do. ``truth`` are the windows of a
+    single synthetic series whose file has them.
     """
 
     series: tuple[Series, ...]
-    told_by: str = ""
+    series_column: str = ""
     notes: tuple[str, ...] = ()
     truth: tuple[Window, ...] = ()
 
@@ -71,11 +71,11 @@ def to_contents(
     rest = frame.drop(time_column, *([TRUTH] if TRUTH in frame.columns else []))
     values, faults = _values(rest, lines, find_marks(rest, semicolons=semicolons))
     grouping = group(rest, set(values), times, name)
-    told_by = grouping[0] if grouping else ""
+    series_column = grouping[0] if grouping else ""
     quotes = columns.bid_and_ask(values)
     if quotes is not None:
         values["mid"] = (values[quotes[0]] + values[quotes[1]]) / 2
-    judged = "mid" if quotes and column is None else _judged(values, faults, column, name, told_by)
+    judged = "mid" if quotes and column is None else _judged(values, faults, column, name, series_column)
     values = {
         label: numbers for label, numbers in values.items() if label == judged or not columns.names_rows(label, numbers)
     }
@@ -84,7 +84,7 @@ def to_contents(
             "one of the file's" if quotes is None or judged != "mid" else f"the mean of {quotes[0]!r} and {quotes[1]!r}"
         )
         notes.append(f"column {judged!r} was judged, {what}; the option 'column' names another")
-    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items() if label != told_by]
+    notes += [f"column {label!r} was left out: it {fault}" for label, fault in faults.items() if label != series_column]
     parts = [(name, np.arange(len(times)))] if grouping is None else grouping[1]
     series, fine = [], []
     for called, rows in parts:
@@ -96,10 +96,10 @@ def to_contents(
         raise InvalidInputError(f"{name}: all rows have the same time; a series needs at least two times")
     if grouping is not None:
         left = f"; {len(parts) - len(series)} with a single time were left out" if len(series) < len(parts) else ""
-        notes.insert(0, f"the file holds {len(parts)} series, told apart by column {told_by!r}{left}")
+        notes.insert(0, f"the file holds {len(parts)} series, told apart by column {series_column!r}{left}")
         fine = _summed(fine, len(parts))
     truth = _windows(times, frame[TRUTH]) if TRUTH in frame.columns and grouping is None else ()
-    return Contents(tuple(series), told_by, tuple(notes + fine), truth)
+    return Contents(tuple(series), series_column, tuple(notes + fine), truth)
 
 
 def _windows(times: Times, kinds: polars.Series) -> tuple[Window, ...]:
@@ -126,7 +126,7 @@ def only(contents: Contents, name: str) -> Series:
         more = ", …" if len(contents.series) > 3 else ""
         raise InvalidInputError(
             f"{name} holds {len(contents.series)} series below each other: rows differ in column "
-            f"{contents.told_by!r} ({first}{more}); name one of them"
+            f"{contents.series_column!r} ({first}{more}); name one of them"
         )
     return replace(contents.series[0], notes=contents.notes)
 
@@ -260,9 +260,11 @@ def _values(frame: polars.DataFrame, lines: Lines, marks: Marks) -> tuple[dict[s
     return values, faults
 
 
-def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str, told_by: str) -> str:
+def _judged(
+    values: dict[str, Floats], faults: dict[str, str], column: str | None, name: str, series_column: str
+) -> str:
     """The label of the column that is judged, as it is asked for or by its name and numbers."""
-    labels = [label for label in [*values, *faults] if label != told_by]
+    labels = [label for label in [*values, *faults] if label != series_column]
     if column is not None:
         wanted = column.strip().casefold()
         chinese = {columns.CHINESE.get(columns.plain(label), ""): label for label in reversed(labels)}
@@ -280,7 +282,7 @@ def _judged(values: dict[str, Floats], faults: dict[str, str], column: str | Non
                 f"{name}: column {match!r} {faults[match]}; correct the file, or leave the cell empty"
             )
         return match
-    first = columns.first_value({label: numbers for label, numbers in values.items() if label != told_by})
+    first = columns.first_value({label: numbers for label, numbers in values.items() if label != series_column})
     if first is not None:
         return first
     if faults:

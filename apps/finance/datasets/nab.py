@@ -1,64 +1,104 @@
-"""The Numenta Anomaly Benchmark's files and labels (numenta/NAB, MIT). For evaluation alone, never for training."""
+"""The Numenta Anomaly Benchmark as a data set (numenta/NAB, MIT): its files, and its labels of anomalies.
+
+Folder layout: ``data/<folder>/<file>.csv`` with the columns timestamp and value, and ``labels/combined_windows.json``.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from apps.finance.adapters.csv import read_csv
-from apps.finance.types import Floats, LabelledSeries, Series, Times, Window, iso_utc
+from apps.finance.datasets.splits import series_facts, training_windows, validation_windows
+from apps.finance.types import FinanceInput, LabelledSeries, Window
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from apps.finance.datasets.windows import Windows
 
 FOLDERS = 7
 """The number of data folders in the whole benchmark."""
+_LABELS = "labels/combined_windows.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Benchmark:
-    """The benchmark in the folder ``root``, which holds ``data`` and ``labels``: what of it is there."""
+class Nab:
+    """The benchmark in the folder ``root``: what of it is there.
 
-    root: Path
+    Without ``root`` the copy that ``trivium data`` knows is taken. The shipped models are never trained on it.
+    """
+
+    root: Path | None = None
+    validation_share: float = 0.2
+    stride: int = 8
+    false_events_per_1000_rows: float = 0.55
+
+    def folder(self) -> Path:
+        """The folder; refuses one that is not the benchmark's."""
+        if self.root is not None:
+            root = self.root
+        else:
+            from shared.data.registry import read_registry
+
+            root = read_registry(Path(__file__).parent / "registry.json")["nab"].require() / "finance" / "nab"
+        if not (root / _LABELS).is_file():
+            raise InvalidInputError(f"{root} holds no {_LABELS}; name NAB's own folder with --data.root")
+        return root
 
     def names(self) -> list[str]:
         """The files that are there, as in the labels: ``realTweets/Twitter_volume_AAPL.csv``."""
-        labels = json.loads((self.root / "labels" / "combined_windows.json").read_text(encoding="utf-8"))
-        return sorted(name for name in labels if (self.root / "data" / name).is_file())
+        root = self.folder()
+        return sorted(name for name in self._labels() if (root / "data" / name).is_file())
 
     def read(self, name: str) -> LabelledSeries:
         """One file with its windows."""
-        labels = json.loads((self.root / "labels" / "combined_windows.json").read_text(encoding="utf-8"))
-        windows = tuple(Window(start_ns=_nanoseconds(first), end_ns=_nanoseconds(last)) for first, last in labels[name])
-        series = read_csv(self.root / "data" / name)
-        return LabelledSeries(series=series, windows=windows)
+        windows = tuple(
+            Window(start_ns=_nanoseconds(first), end_ns=_nanoseconds(last)) for first, last in self._labels()[name]
+        )
+        return LabelledSeries(series=read_csv(self.folder() / "data" / name), windows=windows)
 
-    def __iter__(self) -> Iterator[LabelledSeries]:
+    def cases(self) -> Iterator[LabelledSeries]:
+        """Every file with its windows."""
         return (self.read(name) for name in self.names())
 
+    def normal(self) -> list[LabelledSeries]:
+        """The files, of which most rows are normal."""
+        return list(self.cases())
 
-def window_rows(times_ns: Times, windows: tuple[Window, ...]) -> np.ndarray:
-    """(W, 2) first and last row of each window, inclusive."""
-    bounds = [
-        (int(np.searchsorted(times_ns, window.start_ns)), int(np.searchsorted(times_ns, window.end_ns, "right")) - 1)
-        for window in windows
-    ]
-    return np.asarray(bounds, np.int64).reshape(-1, 2)
+    def labelled(self) -> list[LabelledSeries]:
+        """Nothing besides ``normal``, which has its labels."""
+        return []
 
+    def train(self, input: FinanceInput) -> Windows:
+        return training_windows(self.normal(), input, validation_share=self.validation_share, stride=self.stride)
 
-def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = ()) -> str:
-    """NAB's layout of a detector's output: timestamp, value, anomaly_score, label."""
-    label = np.zeros(len(series), np.int64)
-    for first, last in window_rows(series.times_ns, windows).tolist():
-        label[first : last + 1] = 1
-    lines = ["timestamp,value,anomaly_score,label"]
-    rows = zip(series.times_ns.tolist(), series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
-    for time, value, score, mark in rows:
-        moment = iso_utc(time).replace("T", " ").removesuffix("Z")
-        lines.append(f"{moment},{value!r},{score:.6g},{mark}")
-    return "\n".join(lines) + "\n"
+    def validation(self, input: FinanceInput) -> Windows:
+        return validation_windows(self.normal(), input, validation_share=self.validation_share)
+
+    def facts(self, input: FinanceInput) -> Mapping[str, Any]:
+        """What is printed before training."""
+        return series_facts(self.normal(), input, validation_share=self.validation_share)
+
+    def fingerprint(self) -> dict[str, Any]:
+        root, names = self.folder(), self.names()
+        content = hashlib.sha256()
+        for name in (_LABELS, *(f"data/{name}" for name in names)):
+            content.update(name.encode() + hashlib.sha256((root / name).read_bytes()).digest())
+        return {
+            "description": f"{len(names)} files of the Numenta Anomaly Benchmark (numenta/NAB, MIT)",
+            "synthetic": False,
+            "series": len(names),
+            "sha256": content.hexdigest(),
+        }
+
+    def _labels(self) -> dict[str, list[list[str]]]:
+        labels: dict[str, list[list[str]]] = json.loads((self.folder() / _LABELS).read_text(encoding="utf-8"))
+        return labels
 
 
 def _nanoseconds(text: str) -> int:

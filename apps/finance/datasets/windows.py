@@ -168,19 +168,29 @@ def _history_scale(filled: Floats) -> Floats:
 class Windows:
     """The windows of some series as an engine's data set.
 
-    ``stride`` is the number of rows between the forecasts of neighbouring windows. A batch has ``encoder_cont``
+    ``stride`` is the number of rows between the forecasts of neighbouring windows, ``first_rows`` the row of each
+    series before which nothing is forecast. A batch has ``encoder_cont``
     (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3), ``target`` (B, horizon), ``observed``
     (B, horizon) in {0, 1}, and ``frame`` (B, 4) float64, which ``denormalise`` takes: centre and scale in the units of
     the series, origin and step within those.
     """
 
-    def __init__(self, tables: Sequence[Table], *, context: int, horizon: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        *,
+        context: int,
+        horizon: int,
+        stride: int = 1,
+        first_rows: Sequence[int] | None = None,
+    ) -> None:
         self.context, self.horizon = context, horizon
         self.flat = torch.from_numpy(np.concatenate([table.rows for table in tables]))
         starts, first = [], 0
-        for table in tables:
+        for table, row in zip(tables, first_rows or [0] * len(tables), strict=True):
             last = len(table.rows) - context - horizon
-            starts.append(first + np.arange(min(_LEAST_CONTEXT, max(last, 0)), last + 1, stride, dtype=np.int64))
+            least = max(min(_LEAST_CONTEXT, max(last, 0)), row)
+            starts.append(first + np.arange(least, last + 1, stride, dtype=np.int64))
             first += len(table.rows)
         self.starts = np.concatenate(starts)
         length, width = context + horizon, self.flat.shape[1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 
@@ -45,7 +45,7 @@ def fresh(channels: Mapping[str, Floats], release: float) -> Mask:
     """
     found = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        high, echo = np.flatnonzero(values >= 10 * release), CHANNELS[name].echo
+        high, echo = np.flatnonzero(values >= 10 * release), DETECTORS[name].echo
         if not len(high):
             continue
         apart = np.flatnonzero(np.diff(high) > echo + 1)
@@ -99,7 +99,6 @@ def _anomaly(
     last: int,
 ) -> Anomaly:
     peak = first + int(np.argmax(scores[first : last + 1]))
-    # Of channels that say the same of a row, the first in the list is the simplest to look up.
     channel = max(channels, key=lambda name: channels[name][peak])
     low, expected, high = forecast.quantiles[peak][[0, forecast.quantiles.shape[1] // 2, -1]]
     observed = float(series.target[peak])
@@ -114,5 +113,5 @@ def _anomaly(
         low=float(low),
         high=float(high),
         direction=direction,
-        channel=CHANNELS[channel].word,
+        channel=DETECTORS[channel].word,
     )

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from apps.finance.datasets.windows import Table, Windows, denormalise, tabulate
-from apps.finance.models.tft import QUANTILES
+from apps.finance.models.tft import QUANTILES, Forecaster
 from apps.finance.types import Floats, Forecast, Series
 
 NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
@@ -23,7 +22,7 @@ _CPU_BATCH, _GPU_BATCH = 64, 2048
 
 @torch.inference_mode()
 def forecast(
-    model: nn.Module, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
+    model: Forecaster, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
 ) -> list[Forecast]:
     """Forecasts each of ``series`` with a ``Forecaster``, one window every ``stride`` rows.
 
@@ -31,7 +30,7 @@ def forecast(
     has the normal score of the observed value for each of them, the latest first; NaN where there is none, as in
     windows before which nothing was observed.
     """
-    context, horizon = int(model.context), int(model.horizon)
+    context, horizon = model.context, model.horizon
     batch = batch or (_GPU_BATCH if device.startswith("cuda") else _CPU_BATCH)
     if horizon % stride:
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
@@ -49,7 +48,7 @@ def forecast(
 
 
 def _forecast(
-    model: nn.Module, windows: Windows, length: int, stride: int, device: torch.device, batch: int
+    model: Forecaster, windows: Windows, length: int, stride: int, device: torch.device, batch: int
 ) -> Forecast:
     leads = windows.horizon // stride
     quantiles = np.full((length, len(QUANTILES)), np.nan)

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from apps.finance.datasets.synth.markets import series as synthetic_series
 from apps.finance.datasets.windows import denormalise, windows_of
 from apps.finance.inference.forecasting import NORMAL_SCORES
-from apps.finance.models.tft import QUANTILES
+from apps.finance.models.tft import QUANTILES, Forecaster
 from apps.finance.types import Floats, Series
 
 _STREAM = 1 << 22
@@ -23,7 +22,7 @@ _SERIES, _ROWS, _STRIDE = 8, 2000, 24
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
-def relative_loss(model: nn.Module, shape: str, *, seed: int = 0) -> float:
+def relative_loss(model: Forecaster, shape: str, *, seed: int = 0) -> float:
     """The quantile loss over that of the peer, on 8 series of ``shape`` without anomalies; their geometric mean."""
     ratios = []
     for index in range(_SERIES):
@@ -36,9 +35,9 @@ def relative_loss(model: nn.Module, shape: str, *, seed: int = 0) -> float:
 
 
 @torch.inference_mode()
-def losses(model: nn.Module, series: Series) -> tuple[float, float]:
+def losses(model: Forecaster, series: Series) -> tuple[float, float]:
     """The mean quantile loss of the forecaster and of the peer on windows of ``series``, in its units."""
-    context, horizon = int(model.context), int(model.horizon)
+    context, horizon = model.context, model.horizon
     windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
     windows.starts = windows.starts[windows.starts >= context]
     device = next(model.parameters()).device

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apps.finance.datasets.nab import window_rows
+from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.datasets.synth.faults import tick
 from apps.finance.datasets.synth.markets import market
 from apps.finance.datasets.synth.shapes import SHAPES
-from apps.finance.inference.calibration import benchmark_windows, budget_threshold, counted_rows, spoken, synthesise
-from apps.finance.inference.channels import BLOCK
+from apps.finance.datasets.synthetic import synthesise
+from apps.finance.inference.calibration import budget_threshold, counted_rows, spoken
+from apps.finance.inference.detectors.trailing import BLOCK
 from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import Scored, count_detections, probation
 from apps.finance.types import MINUTE_NS, Floats, LabelledSeries, Series, Window

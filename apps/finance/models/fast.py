@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def accelerate(tft: nn.Module, *, context: int, horizon: int) -> nn.Module:
-    """Returns ``tft`` with its slow parts replaced, for windows of ``context`` + ``horizon`` rows."""
+def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
+    """Returns the library's ``tft`` with its slow parts replaced, for windows of ``context`` + ``horizon`` rows."""
     from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
         AddNorm,
         GatedLinearUnit,
@@ -51,7 +51,8 @@ def accelerate(tft: nn.Module, *, context: int, horizon: int) -> nn.Module:
     tft.attention_mask = AttentionMask(context, horizon, causal=tft.hparams.causal_attention)
     # A module as attribute would not hide the method of the class; an entry in the instance does.
     tft.__dict__["get_attention_mask"] = tft.attention_mask
-    return tft
+    accelerated: nn.Module = tft
+    return accelerated
 
 
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
@@ -88,7 +89,9 @@ class WholeLSTM(nn.LSTM):
         for name, parameter in source.named_parameters():
             setattr(self, name, parameter)
 
-    def forward(self, x: Tensor, hx: Any = None, lengths: Any = None, enforce_sorted: bool = True) -> Any:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, hx: Any = None, lengths: Any = None, enforce_sorted: bool = True
+    ) -> Any:
         out, states = super().forward(x, tuple(state.contiguous() for state in hx))
         # torch 2.11 traces an LSTM's states with an axis too many.
         return out, tuple(state.reshape(hx[0].shape) for state in states)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
+from apps.finance.types import FinanceInput
+from shared.app import DenseNetwork
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's own default quantiles."""
@@ -24,8 +26,6 @@ class FinanceModel:
     """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way."""
 
     name: str = "tft-anomaly"
-    context: int = 64
-    horizon: int = 8
     hidden: int = 16
     hidden_continuous: int = 8
     heads: int = 2
@@ -33,17 +33,17 @@ class FinanceModel:
     dropout: float = 0.1
     fast: bool = True
 
-    def build(self, input: Any = None) -> nn.Module:
+    def build(self, input: FinanceInput) -> Forecaster:
         """A ``Forecaster`` with random weights from torch's global generator."""
-        network = build_tft(self)
+        network = build_tft(self, input)
         if self.fast:
             from apps.finance.models.fast import accelerate
 
-            network = accelerate(network, context=self.context, horizon=self.horizon)
-        return Forecaster(network, context=self.context, horizon=self.horizon, fast=self.fast)
+            network = accelerate(network, context=input.context, horizon=input.horizon)
+        return Forecaster(network, context=input.context, horizon=input.horizon, fast=self.fast)
 
 
-def build_tft(settings: FinanceModel) -> nn.Module:
+def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
     """The library's ``TemporalFusionTransformer`` with these settings and this application's covariates."""
     from pytorch_forecasting import TemporalFusionTransformer
     from pytorch_forecasting.data.encoders import TorchNormalizer
@@ -53,13 +53,13 @@ def build_tft(settings: FinanceModel) -> nn.Module:
     with warnings.catch_warnings():
         # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
         warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
-        return TemporalFusionTransformer(
+        network: nn.Module = TemporalFusionTransformer(
             hidden_size=settings.hidden,
             hidden_continuous_size=settings.hidden_continuous,
             attention_head_size=settings.heads,
             lstm_layers=settings.lstm_layers,
             dropout=settings.dropout,
-            max_encoder_length=settings.context,
+            max_encoder_length=input.context,
             output_size=len(QUANTILES),
             loss=QuantileLoss(list(QUANTILES)),
             static_reals=list(STATICS),
@@ -69,6 +69,7 @@ def build_tft(settings: FinanceModel) -> nn.Module:
             output_transformer=TorchNormalizer(method="identity"),
             logging_metrics=nn.ModuleList(),
         )
+    return network
 
 
 class Forecaster(nn.Module):
@@ -127,10 +128,8 @@ def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fi
     }
 
 
-def dense(model: nn.Module) -> Any:
+def dense(model: nn.Module) -> DenseNetwork:
     """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``."""
-    from shared.app import DenseNetwork
-
     assert isinstance(model, Forecaster)
     if not model.fast:
         raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")

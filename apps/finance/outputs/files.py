@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from apps.finance.datasets.nab import detector_csv
-from apps.finance.inference.channels import CHANNELS
-from apps.finance.types import Anomaly, Detection, Floats, Window, iso_utc
+from apps.finance.datasets.labels import window_rows
+from apps.finance.inference.detectors import DETECTORS
+from apps.finance.types import Anomaly, Detection, Floats, Series, Window, iso_utc
 
 MOST_POINTS = 50_000
-SCORE = f"-log10 of the smallest of {len(CHANNELS)} tail probabilities, over 10: it ranks rows, and is no frequency"
+SCORE = f"-log10 of the smallest of {len(DETECTORS)} tail probabilities, over 10: it ranks rows, and is no frequency"
 
 
 def result(
@@ -110,6 +110,19 @@ def scores_csv(detection: Detection) -> bytes:
     """Every row with its score, in NAB's layout of a detector's output; label is 1 in the events found."""
     events = tuple(Window(start_ns=one.start_ns, end_ns=one.end_ns) for one in detection.anomalies)
     return detector_csv(detection.series, detection.scores, events).encode()
+
+
+def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = ()) -> str:
+    """NAB's layout of a detector's output: timestamp, value, anomaly_score, label."""
+    label = np.zeros(len(series), np.int64)
+    for first, last in window_rows(series.times_ns, windows).tolist():
+        label[first : last + 1] = 1
+    lines = ["timestamp,value,anomaly_score,label"]
+    rows = zip(series.times_ns.tolist(), series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
+    for time, value, score, mark in rows:
+        moment = iso_utc(time).replace("T", " ").removesuffix("Z")
+        lines.append(f"{moment},{value!r},{score:.6g},{mark}")
+    return "\n".join(lines) + "\n"
 
 
 def _window_entry(window: Window) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.finance.types import Detection, Judgement
+from apps.finance.types import Detection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +69,8 @@ def draw(detection: Detection) -> bytes:
     return content.getvalue()
 
 
-def draw_several(judgement: Judgement) -> bytes:
-    """A PNG, 1200 pixels wide: the up to six series with the strongest events, each with its band and its events."""
+def draw_several(detections: Sequence[Detection], name: str) -> bytes:
+    """A PNG, 1200 pixels wide: of the file ``name`` up to six series with the strongest events, with their bands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def draw_several(judgement: Judgement) -> bytes:
     def strongest(one: Detection) -> float:
         return max((anomaly.score for anomaly in one.anomalies), default=0.0)
 
-    shown = sorted(judgement.detections, key=strongest, reverse=True)[:_MOST_PANELS]
+    shown = sorted(detections, key=strongest, reverse=True)[:_MOST_PANELS]
     figure = Figure(figsize=(12, 0.6 + 2.2 * len(shown)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
@@ -102,10 +103,10 @@ def draw_several(judgement: Judgement) -> bytes:
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axis.spines[["top", "right"]].set_visible(False)
-    count = sum(len(one.anomalies) for one in judgement.detections)
-    title = f"{judgement.name}: {count} event{'' if count == 1 else 's'} in {len(judgement.detections)} series"
+    count = sum(len(one.anomalies) for one in detections)
+    title = f"{name}: {count} event{'' if count == 1 else 's'} in {len(detections)} series"
     figure.suptitle(
-        title + (f", the first {len(shown)} shown" if len(shown) < len(judgement.detections) else ""), parse_math=False
+        title + (f", the first {len(shown)} shown" if len(shown) < len(detections) else ""), parse_math=False
     )
     content = io.BytesIO()
     _save(figure, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from apps.finance.outputs.files import (
@@ -15,29 +16,33 @@ from apps.finance.outputs.files import (
     series_entry,
     threshold_entry,
 )
-from apps.finance.types import Judgement, iso_utc
+from apps.finance.types import Detection, iso_utc
 
 _LEAST_POINTS = 500
 
 
-def several_result(judgement: Judgement, *, model: str) -> dict[str, Any]:
-    """The content of result.json: events with the name of their series, what was judged together and one by one."""
-    detections = judgement.detections
+def several_result(
+    detections: Sequence[Detection], *, name: str, series_column: str, notes: Sequence[str], model: str
+) -> dict[str, Any]:
+    """The content of result.json: events with the name of their series, what was judged together and one by one.
+
+    ``name`` is the file's, ``series_column`` the column that names its series.
+    """
     first = detections[0].series
     return {
         "events": [
             {"series": one.series.name, **event_entry(anomaly)} for one in detections for anomaly in one.anomalies
         ],
         "series": {
-            "name": judgement.name,
-            "told_by": judgement.told_by,
+            "name": name,
+            "series_column": series_column,
             "rows": sum(len(one.series) for one in detections),
             "missing": sum(series_entry(one)["missing"] for one in detections),
             "start": iso_utc(min(int(one.series.times_ns[0]) for one in detections)),
             "end": iso_utc(max(int(one.series.times_ns[-1]) for one in detections)),
             "column": first.column,
             "columns": list(first.values),
-            "notes": list(judgement.notes),
+            "notes": list(notes),
         },
         "parts": [
             {
@@ -53,17 +58,17 @@ def several_result(judgement: Judgement, *, model: str) -> dict[str, Any]:
     }
 
 
-def several_series_json(judgement: Judgement) -> bytes:
+def several_series_json(detections: Sequence[Detection]) -> bytes:
     """What the viewer draws of each series, in the order of the result's ``parts``, thinned to 50,000 rows in all."""
-    most = max(_LEAST_POINTS, MOST_POINTS // len(judgement.detections))
-    content = {"parts": [drawing(one, most) for one in judgement.detections]}
+    most = max(_LEAST_POINTS, MOST_POINTS // len(detections))
+    content = {"parts": [drawing(one, most) for one in detections]}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def several_scores_csv(judgement: Judgement) -> bytes:
+def several_scores_csv(detections: Sequence[Detection]) -> bytes:
     """NAB's layout with the name of the series in front."""
     lines = ["series,timestamp,value,anomaly_score,label"]
-    for one in judgement.detections:
+    for one in detections:
         name = io.StringIO()
         csv.writer(name, lineterminator="").writerow([one.series.name])
         lines += [f"{name.getvalue()},{line}" for line in scores_csv(one).decode().splitlines()[1:]]

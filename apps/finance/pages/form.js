@@ -13,7 +13,7 @@ const WHERE = { above: "above the band", below: "below the band", inside: "withi
 const WHAT = {
   surprise: "a value off its forecast", drift: "long on one side of its forecast", level: "a level not had before",
   rhythm: "another course than at this time on other days", jump: "a sudden change",
-  unrest: "changes larger than usual", calm: "changes smaller than usual",
+  high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
 const what = (event) => [event.channel, WHAT[event.channel]].filter(Boolean).join(": ");
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;

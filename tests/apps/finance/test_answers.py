@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from apps.finance import predictor as predicting
+from apps.finance import service
 from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
 from apps.finance.datasets.synth.markets import market
-from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
-from apps.finance.types import iso_utc
-from shared.deploy.predictor import Request, Response, answer
+from apps.finance.service import FinanceCodec
+from apps.finance.types import FinanceInput, Series, iso_utc
+from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
 
 pytestmark = [
@@ -35,8 +37,18 @@ ROWS = 300
 @pytest.fixture(scope="module")
 def predictor() -> FinancePredictor:
     torch.manual_seed(0)
-    model = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1).build()
-    return FinancePredictor(model, Calibration(threshold=0.3), stride=4, device="cpu", name="untrained")
+    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
+    return FinancePredictor(
+        model=model, calibration=Calibration(threshold=0.3), stride=4, device="cpu", name="untrained"
+    )
+
+
+def ask(predictor: FinancePredictor, request: Request) -> Response:
+    return answer(predictor, request, FinanceCodec(predictor))
+
+
+def decode(predictor: FinancePredictor, request: Request) -> Decoded[Series]:
+    return FinanceCodec(predictor).decode(request)
 
 
 def walk(seed: int, level: float = 100.0) -> np.ndarray:
@@ -61,7 +73,7 @@ def several(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answered(predictor: FinancePredictor, tmp_path_factory: pytest.TempPathFactory) -> Response:
-    return answer(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
+    return ask(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
 
 
 def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
@@ -69,11 +81,11 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
     names = ["0700", "600519", 'A "B", C', "$a$b"]
     assert [part["name"] for part in result["parts"]] == names
     assert {event["series"] for event in result["events"]} == set(names)
-    assert {event["channel"] for event in result["events"]} <= {channel.word for channel in CHANNELS.values()}
+    assert {event["channel"] for event in result["events"]} <= {detector.word for detector in DETECTORS.values()}
     assert [part["events"] for part in result["parts"]] == [
         sum(event["series"] == name for event in result["events"]) for name in names
     ]
-    assert result["series"]["rows"] == 4 * ROWS and result["series"]["told_by"] == "ticker"
+    assert result["series"]["rows"] == 4 * ROWS and result["series"]["series_column"] == "ticker"
     assert "1 series with fewer than 60 values were left out (young)" in result["series"]["notes"]
     drawn = json.loads(answered.files["series.json"])["parts"]
     assert [part["name"] for part in drawn] == names and drawn[1]["values"] == walk(1).tolist()
@@ -85,12 +97,12 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
 
 def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_path):
     request = Request(files=(several(tmp_path),), options={"series": "600519"})
-    alone = answer(predictor, request).result
+    alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
     assert "series '600519' alone was judged" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):
-        predictor.decode(Request(files=(several(tmp_path),), options={"series": "700"}))
+        decode(predictor, Request(files=(several(tmp_path),), options={"series": "700"}))
 
 
 def test_values_come_out_as_they_went_in(predictor, tmp_path):
@@ -98,7 +110,9 @@ def test_values_come_out_as_they_went_in(predictor, tmp_path):
     values[250] = 123_456_789.12
     lines = [f"{1_700_000_000 + 300 * row}.5,{value!r}" for row, value in enumerate(values.tolist())]
     (tmp_path / "a.csv").write_text("timestamp,value\n" + "\n".join(lines))
-    response = answer(predictor, Request(files=(tmp_path / "a.csv",), options={"threshold": "0.1"}))
+    response = answer(
+        predictor, Request(files=(tmp_path / "a.csv",), options={"threshold": "0.1"}), FinanceCodec(predictor)
+    )
     assert json.loads(response.files["series.json"])["values"][250] == 123_456_789.12
     observed = {event["observed"] for event in response.result["events"]}
     assert observed and observed <= set(values.tolist())
@@ -109,7 +123,7 @@ def test_values_come_out_as_they_went_in(predictor, tmp_path):
 
 
 def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor, tmp_path, monkeypatch):
-    question = predictor.decode(Request(files=(several(tmp_path),)))
+    decoded = decode(predictor, Request(files=(several(tmp_path),)))
     seen: list[int] = []
 
     def forecasting(*arguments: object, **options: object) -> object:
@@ -124,31 +138,31 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        predictor.predict([question])
+        predictor.predict(decoded.inputs)
         assert seen == [2, 1] * 4 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
-    path, seconds = several(tmp_path), 1000 / predicting.ROWS_PER_SECOND
+    path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
     with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
-        predictor.decode(Request(files=(path,), seconds=seconds))
-    assert len(predictor.decode(Request(files=(path,))).series) == 4
-    assert len(predictor.decode(Request(files=(path,), options={"series": "0700"}, seconds=seconds)).series) == 1
+        decode(predictor, Request(files=(path,), seconds=seconds))
+    assert len(decode(predictor, Request(files=(path,))).inputs) == 4
+    assert len(decode(predictor, Request(files=(path,), options={"series": "0700"}, seconds=seconds)).inputs) == 1
 
 
 def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):
     (sample,) = (one for one in app.samples() if one.synthetic)
     (file,) = sample.files(tmp_path)
-    result = answer(predictor, Request(files=(file,))).result
+    result = ask(predictor, Request(files=(file,))).result
     made = market(np.random.Generator(np.random.Philox(20)))
     assert result["synthetic_truth"] == [
         {"start": iso_utc(one.start_ns), "end": iso_utc(one.end_ns), "kind": one.kind} for one in made.windows
     ]
     assert result["series"]["columns"] == ["open", "high", "low", "close", "volume"]
     write_csv(file, made.series)
-    without = answer(predictor, Request(files=(file,))).result
+    without = ask(predictor, Request(files=(file,))).result
     assert "synthetic_truth" not in without and without["events"] == result["events"]
 
 
@@ -156,5 +170,5 @@ def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predic
 def test_names_of_all_kinds_can_be_drawn(predictor, tmp_path, label):
     lines = [f'{1_700_000_000 + 300 * row},"{value}"' for row, value in enumerate(walk(6).tolist())]
     (tmp_path / "$贵州$.csv").write_text(f"timestamp,{label}\n" + "\n".join(lines), encoding="utf-8")
-    response = answer(predictor, Request(files=(tmp_path / "$贵州$.csv",)))
+    response = ask(predictor, Request(files=(tmp_path / "$贵州$.csv",)))
     assert response.picture.startswith(b"\x89PNG") and response.result["series"]["column"] == label

@@ -13,7 +13,7 @@ from apps.finance.datasets.windows import tabulate, trailing_interval_ns
 from apps.finance.inference.forecasting import forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.tft import FinanceModel
-from apps.finance.types import HOUR_NS, MINUTE_NS, Series, usual_interval_ns
+from apps.finance.types import HOUR_NS, MINUTE_NS, FinanceInput, Series, usual_interval_ns
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
 torch.manual_seed(0)
-_MODEL = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=2).build().eval()
+_MODEL = (
+    FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=2).build(FinanceInput(context=24, horizon=4)).eval()
+)
 
 
 def irregular(seed: int, length: int, shape: str, unseen: int) -> Series:

@@ -91,7 +91,7 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
     ]
     path = written(tmp_path, f"date,{label},close", rows)
     contents = read_contents(path)
-    assert [one.name for one in contents.series] == list(tickers) and contents.told_by == label
+    assert [one.name for one in contents.series] == list(tickers) and contents.series_column == label
     for place, one in enumerate(contents.series):
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
         assert list(one.values) == ["close"]

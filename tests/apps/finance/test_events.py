@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.events import anomalies, detections, fresh, spans
 from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.types import MINUTE_NS, Forecast, Series
@@ -70,14 +70,14 @@ def test_a_row_below_the_threshold_begins_no_quiet_time():
 
 
 def test_the_echo_of_a_mean_is_no_cause():
-    channels = {name: np.zeros(400) for name in CHANNELS}
+    channels = {name: np.zeros(400) for name in DETECTORS}
     channels["jump"][100] = 6
-    channels["unrest"][100:148] = 4  # a mean over 48 rows has seen one wild row
+    channels["high_volatility"][100:148] = 4  # a mean over 48 rows has seen one wild row
     channels["move"][[100, 104]] = 5  # and a change over four rows sees it come and go
     channels["drift"][200:300] = 5  # a hundred rows and more above what is usual
     lasting = fresh(channels, 0.3)
     assert np.flatnonzero(lasting[:200]).tolist() == [100]
-    assert np.flatnonzero(lasting).max() == 300 - 1 - CHANNELS["drift"].echo
+    assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["drift"].echo
 
 
 def _noise(seed: int, length: int = 1500) -> np.ndarray:
@@ -108,18 +108,18 @@ def test_one_wild_row_makes_an_event_of_its_own_length(seed):
     assert channel in ("jump", "surprise")
 
 
-def test_a_burst_lasts_until_it_is_over_and_is_called_unrest_or_a_jump():
+def test_a_burst_lasts_until_it_is_over_and_is_called_high_volatility_or_a_jump():
     values = _noise(1)
     values[1000:1100] += np.random.default_rng(5).standard_normal(100) * 0.6
     events = [event for event in _judged(values) if event[1] >= 1000 and event[0] <= 1100]
     assert events and min(event[0] for event in events) <= 1030
     assert 1050 <= max(event[1] for event in events) <= 1110
-    assert {event[2] for event in events} <= {"unrest", "jump", "surprise"}
+    assert {event[2] for event in events} <= {"high_volatility", "jump", "surprise"}
 
 
-def test_a_halt_is_called_calm():
+def test_a_halt_is_called_low_volatility():
     values = _noise(2)
     values[1000:] += values[999] - values[1059]
     values[1000:1060] = values[999]
     (event,) = [event for event in _judged(values) if event[1] >= 1000 and event[0] <= 1060]
-    assert event[2] == "calm" and 1000 < event[0] <= 1020 and 1055 <= event[1] <= 1065
+    assert event[2] == "low_volatility" and 1000 < event[0] <= 1020 and 1055 <= event[1] <= 1065

@@ -11,10 +11,9 @@ from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.datasets.windows import windows_of
 from apps.finance.models.fast import accelerate
+from apps.finance.models.stored import stored_settings
 from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
-from apps.finance.recipes import FinanceRecipe
 from shared.app import shipped
-from shared.recipe_file import from_mapping
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -27,16 +26,16 @@ EXACT = 5e-7
 
 def test_the_shipped_weights_forecast_the_same_on_the_fast_path_as_in_the_library():
     artifact = shipped(app)[0]
-    settings = from_mapping(FinanceRecipe, artifact.recipe()["recipe"]).model
+    settings, input = stored_settings(artifact.recipe()["recipe"])
     weights = {name.removeprefix("tft."): value for name, value in artifact.weights().items()}
-    original = build_tft(settings).eval()
+    original = build_tft(settings, input).eval()
     original.load_state_dict(weights)
-    fast = accelerate(build_tft(settings), context=settings.context, horizon=settings.horizon)
+    fast = accelerate(build_tft(settings, input), context=input.context, horizon=input.horizon)
     fast.load_state_dict(weights)
-    ours = Forecaster(fast, context=settings.context, horizon=settings.horizon, fast=True).eval()
+    ours = Forecaster(fast, context=input.context, horizon=input.horizon, fast=True).eval()
     for number, shape in enumerate(sorted(SHAPES)):
         series = markets.series(np.random.Generator(np.random.Philox(number)), length=400, shape=shape).series
-        windows = windows_of([series], context=settings.context, horizon=settings.horizon)
+        windows = windows_of([series], context=input.context, horizon=input.horizon)
         batch = windows.batch(np.arange(0, len(windows), 11), None)
         inputs = [batch[name] for name in ("encoder_cont", "decoder_cont", "static")]
         with torch.no_grad():

@@ -21,7 +21,7 @@ from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.fast import Resize, accelerate, resize_matrix
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import tiny
-from apps.finance.types import MINUTE_NS, Series
+from apps.finance.types import MINUTE_NS, FinanceInput, Series
 from shared.data.order import Key
 
 pytestmark = [
@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
-SMALL = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=2)
+INPUT = FinanceInput(context=24, horizon=4)
+SMALL = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=2)
 
 
 def made(index: int, length: int = 300, shape: str | None = None) -> Series:
@@ -52,12 +53,10 @@ def test_the_resize_as_a_product_equals_interpolation(size_in, size_out):
 
 @pytest.mark.parametrize(("hidden", "continuous"), [(8, 4), (8, 8), (16, 8)])
 def test_the_fast_path_equals_the_unmodified_tft(hidden, continuous):
-    settings_ = FinanceModel(
-        name="t", context=24, horizon=4, hidden=hidden, hidden_continuous=continuous, heads=2, dropout=0.0
-    )
+    settings_ = FinanceModel(name="t", hidden=hidden, hidden_continuous=continuous, heads=2, dropout=0.0)
     torch.manual_seed(3)
-    original = build_tft(settings_)
-    fast = accelerate(build_tft(settings_), context=24, horizon=4)
+    original = build_tft(settings_, INPUT)
+    fast = accelerate(build_tft(settings_, INPUT), context=24, horizon=4)
     assert original.state_dict().keys() == fast.state_dict().keys()
     fast.load_state_dict(original.state_dict())
     ours = Forecaster(fast, context=24, horizon=4, fast=True)
@@ -76,7 +75,7 @@ def test_the_fast_path_equals_the_unmodified_tft(hidden, continuous):
 
 
 def test_quantiles_rise_and_have_the_shape_that_is_said():
-    model = SMALL.build().eval()
+    model = SMALL.build(INPUT).eval()
     quantiles = model(*batch())
     assert quantiles.shape == (6, 4, len(QUANTILES))
     assert bool((quantiles.diff(dim=-1) >= 0).all())
@@ -123,7 +122,7 @@ def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
 
 
 torch.manual_seed(0)
-_MODEL = SMALL.build().eval()
+_MODEL = SMALL.build(INPUT).eval()
 
 
 def test_every_row_after_the_first_few_is_forecast():
@@ -197,9 +196,9 @@ def test_the_market_has_bars_that_hold_together_and_four_labelled_events():
 
 def test_the_tiny_recipe_learns():
     recipe = tiny()
-    task, data = recipe.task.build(), recipe.data.train()
+    task, data = recipe.task.build(), recipe.data.train(recipe.input)
     torch.manual_seed(0)
-    model = recipe.model.build()
+    model = recipe.model.build(recipe.input)
     optimizer = recipe.optimizer.build(model)
     losses = []
     indices = np.arange(0, len(data), len(data) // 32)[:32]

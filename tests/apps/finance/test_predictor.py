@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,21 @@ import torch
 
 from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
-from apps.finance.datasets.nab import Benchmark, detector_csv, window_rows
+from apps.finance.datasets.labels import benchmark_windows, window_rows
+from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.markets import market
-from apps.finance.inference.calibration import benchmark_windows, calibrate, from_manifest
-from apps.finance.inference.channels import CHANNELS
+from apps.finance.inference.calibration import calibrate, from_manifest
+from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.models.tft import FinanceModel
+from apps.finance.outputs.files import detector_csv
 from apps.finance.predictor import FinancePredictor
-from apps.finance.recipes import RECIPES, FinanceRecipe, tiny
-from apps.finance.types import LabelledSeries
+from apps.finance.recipes import RECIPES, tiny
+from apps.finance.service import FinanceCodec
+from apps.finance.types import FinanceInput, LabelledSeries, Series
 from shared.data.registry import read_registry
-from shared.deploy.predictor import Request, answer
+from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping, to_mapping
 
@@ -37,8 +42,10 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def predictor() -> FinancePredictor:
     torch.manual_seed(0)
-    model = FinanceModel(name="test", context=24, horizon=4, hidden=8, hidden_continuous=4, heads=1).build()
-    return FinancePredictor(model, Calibration(threshold=0.3), stride=4, device="cpu", name="untrained")
+    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
+    return FinancePredictor(
+        model=model, calibration=Calibration(threshold=0.3), stride=4, device="cpu", name="untrained"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,16 @@ def file(tmp_path: Path, truth: LabelledSeries) -> Path:
     return tmp_path / "market.csv"
 
 
+def ask(predictor: FinancePredictor, request: Request) -> Response:
+    return answer(predictor, request, FinanceCodec(predictor))
+
+
+def decode(predictor: FinancePredictor, request: Request) -> Decoded[Series]:
+    return FinanceCodec(predictor).decode(request)
+
+
 def test_a_file_becomes_events_a_picture_and_files(predictor, file):
-    response = answer(predictor, Request(files=(file,)))
+    response = ask(predictor, Request(files=(file,)))
     assert response.result["series"]["rows"] == 1200 and response.result["series"]["column"] == "close"
     assert response.result["events"], "the pump is in every forecaster's reach"
     for event in response.result["events"]:
@@ -68,24 +83,25 @@ def test_a_file_becomes_events_a_picture_and_files(predictor, file):
 
 
 def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor, file):
-    question = predictor.decode(Request(files=(file,)))
-    other = predictor.decode(Request(files=(file,), options={"column": "volume"}))
-    alone = predictor.encode(predictor.predict([question])[0])
-    batched = predictor.encode(predictor.predict([other, question])[1])
+    decoded = decode(predictor, Request(files=(file,)))
+    other = decode(predictor, Request(files=(file,), options={"column": "volume"}))
+    codec = FinanceCodec(predictor)
+    alone = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
+    batched = codec.encode(decoded, predictor.predict([*other.inputs, *decoded.inputs], decoded.options)[1:])
     assert alone.result == batched.result and alone.files == batched.files and alone.picture == batched.picture
 
 
 def test_parquet_and_csv_are_judged_alike(predictor, file, tmp_path):
     frame = pl.read_csv(file, try_parse_dates=True)
     frame.write_parquet(tmp_path / "market.parquet")
-    one = answer(predictor, Request(files=(file,))).result
-    two = answer(predictor, Request(files=(tmp_path / "market.parquet",))).result
+    one = ask(predictor, Request(files=(file,))).result
+    two = ask(predictor, Request(files=(tmp_path / "market.parquet",))).result
     assert one["events"] == two["events"]
 
 
 def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     def count(threshold: str) -> int:
-        return len(answer(predictor, Request(files=(file,), options={"threshold": threshold})).result["events"])
+        return len(ask(predictor, Request(files=(file,), options={"threshold": threshold})).result["events"])
 
     assert count("0.25") >= count("0.45") >= count("1")
 
@@ -101,26 +117,26 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
 )
 def test_options_that_cannot_be_are_refused(predictor, file, options, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
-        predictor.decode(Request(files=(file,), options=options))
+        decode(predictor, Request(files=(file,), options=options))
 
 
 def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
     short = tmp_path / "short.csv"
     short.write_text("\n".join(file.read_text().splitlines()[:30]))
     with pytest.raises(InvalidInputError, match="29 values in column 'close'; a judgement needs at least 60"):
-        predictor.decode(Request(files=(short,)))
+        decode(predictor, Request(files=(short,)))
     with pytest.raises(InvalidInputError, match="not 2 files"):
-        predictor.decode(Request(files=(file, short)))
+        decode(predictor, Request(files=(file, short)))
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(InvalidInputError, match="neither a CSV nor a Parquet file"):
-        predictor.decode(Request(files=(tmp_path / "a.xlsx",)))
+        decode(predictor, Request(files=(tmp_path / "a.xlsx",)))
 
 
 def test_constant_and_gappy_series_are_judged_without_an_event(predictor, tmp_path):
     lines = ["timestamp,value"]
     lines += [f"{1_700_000_000 + 300 * row},{'' if row % 9 == 0 else 7}" for row in range(400)]
     (tmp_path / "flat.csv").write_text("\n".join(lines))
-    response = answer(predictor, Request(files=(tmp_path / "flat.csv",)))
+    response = ask(predictor, Request(files=(tmp_path / "flat.csv",)))
     assert response.result["series"]["missing"] == 45
     assert response.result["events"] == []
 
@@ -128,18 +144,17 @@ def test_constant_and_gappy_series_are_judged_without_an_event(predictor, tmp_pa
 def test_recipes_survive_the_way_to_json_and_back():
     for make in RECIPES.values():
         recipe = make()
-        assert from_mapping(FinanceRecipe, to_mapping(recipe)) == recipe
-        assert (recipe.data.context, recipe.data.horizon) == (recipe.model.context, recipe.model.horizon)
+        assert from_mapping(recipe, to_mapping(recipe)) == recipe
         assert recipe.data.fingerprint()["synthetic"] is True
 
 
 def test_calibration_has_every_channel_and_survives_the_manifest():
     recipe = tiny()
     torch.manual_seed(0)
-    found = calibrate(recipe, recipe.model.build().eval(), series=3)
+    found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), most=3)
     again = json.loads(json.dumps(found))
     calibration = from_manifest(again)
-    assert set(calibration.prior) == set(CHANNELS) and 0 < calibration.threshold <= 1
+    assert set(calibration.prior) == set(DETECTORS) and 0 < calibration.threshold <= 1
     assert found["synthetic"]["false_events_per_1000_rows"] <= 0.55
 
 
@@ -165,7 +180,7 @@ def test_real_samples_and_the_benchmarks_files(data_root):
     for name in ("nab", "btc_perp", "yfinance_repair"):
         assert entries[name].verify() == []
     assert {sample.name for sample in app.samples()} >= {"synthetic_market", "twitter_aapl", "btc_perp"}
-    benchmark = Benchmark(root=data_root / "finance" / "nab")
+    benchmark = Nab(root=data_root / "finance" / "nab")
     names = benchmark.names()
     assert len(names) == 45
     item = benchmark.read("realTraffic/speed_7578.csv")
@@ -187,3 +202,14 @@ def test_the_profiles_are_the_benchmarks_own(data_root):
             costs["fnWeight"],
             costs["fpWeight"],
         )
+
+
+def test_an_artifact_is_opened_and_answers_without_the_engine(file):
+    code = (
+        "import sys; from pathlib import Path; from apps.finance.app import app; from shared.app import shipped; "
+        "from shared.deploy.predictor import Request, answer; p = app.predictor(shipped(app), 'cpu'); "
+        f"r = answer(p, Request(files=(Path({str(file)!r}),)), app.codec(p)); "
+        "print(len(r.result['events']) > 0, [n for n in sys.modules if n.startswith('shared.engine')])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.finance.datasets.synth.markets import market
-from apps.finance.inference.channels import CHANNELS, statistics
-from apps.finance.inference.scoring import Calibration, combine, improbability, tabulate_prior
+from apps.finance.inference.detectors import DETECTORS
+from apps.finance.inference.detectors.detector import ForecastedSeries
+from apps.finance.inference.detectors.low_volatility import low_volatility
+from apps.finance.inference.detectors.ranked import tabulate_prior
+from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.inference.skill import quantile_loss
 from apps.finance.inference.trial import changes_over_deviation, price_with_a_tick, run_trial
 from apps.finance.types import MINUTE_NS, Forecast, Series
@@ -50,7 +53,7 @@ def test_scores_do_not_depend_on_the_unit(seed, unit):
     values = walk(seed, 700)
     one = improbability(*judged(values, 0.1), Calibration())
     two = improbability(*judged(values * unit, 0.1 * unit), Calibration())
-    for name in CHANNELS:
+    for name in DETECTORS:
         np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
 
 
@@ -59,22 +62,22 @@ def test_what_was_seen_once_does_not_hide_the_next_one():
     burst = np.random.default_rng(2).standard_normal(60).cumsum()
     for first in (1500, 3000):
         values[first : first + 60] += burst - np.linspace(0, burst[-1], 60)
-    unrest = improbability(*judged(values, 0.1), Calibration())["unrest"]
+    volatile = improbability(*judged(values, 0.1), Calibration())["high_volatility"]
     # 48 rows of the first burst are one disturbance of the past, and no 48.
-    assert unrest[1500:1560].max() > 4 and unrest[3000:3060].max() > 2.5
+    assert volatile[1500:1560].max() > 4 and volatile[3000:3060].max() > 2.5
 
 
 def test_an_event_is_not_measured_by_its_own_beginning():
     values = walk(3)
     values[1000:1100] = values[999]
     values[1100:] += values[999] - values[1100]
-    calm = improbability(*judged(values, 0.1), Calibration())["calm"]
+    calm = improbability(*judged(values, 0.1), Calibration())["low_volatility"]
     assert calm[1012:1100].min() > 3
 
 
 def test_a_prior_of_restless_series_tempers_a_young_history():
     series, forecast = judged(walk(4, 400), 0.1)
-    loud = {name: tabulate_prior(20 * np.abs(np.random.default_rng(5).standard_cauchy(9999))) for name in CHANNELS}
+    loud = {name: tabulate_prior(20 * np.abs(np.random.default_rng(5).standard_cauchy(9999))) for name in DETECTORS}
     alone = combine(improbability(series, forecast, Calibration()))
     tempered = combine(improbability(series, forecast, Calibration(prior=loud)))
     assert tempered.max() < alone.max() and ((tempered >= 0) & (tempered <= 1)).all()
@@ -84,7 +87,7 @@ def test_series_that_stand_still_now_and_then_are_not_called_calm():
     values = walk(6)
     for first in range(100, 2000, 60):
         values[first : first + 30] = values[first]
-    calm = statistics(*judged(values, 0.1), memory=8000)["calm"]
+    calm = low_volatility(ForecastedSeries(*judged(values, 0.1)), 8000)
     assert np.isnan(calm[300:]).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apps.finance.app import app
-from apps.finance.datasets.nab import window_rows
+from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.synth.markets import market
 from apps.finance.outputs.files import result
 from apps.finance.predictor import FinancePredictor
@@ -18,17 +18,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
 ]
-WORDS = {"pump_and_dump": "jump", "jump": "jump", "volatility_burst": "unrest", "halt": "calm"}
+WORDS = {"pump_and_dump": "jump", "jump": "jump", "volatility_burst": "high_volatility", "halt": "low_volatility"}
 
 
 @pytest.fixture(scope="module")
 def detector() -> FinancePredictor:
-    return FinancePredictor.load(shipped(app)[0], "cpu")
+    return FinancePredictor.load(shipped(app), "cpu")
 
 
 def test_the_four_faults_of_a_market_are_found_named_and_last_as_they_do(detector):
     truth = market(np.random.Generator(np.random.Philox(20)))
-    found = detector.judge(truth.series)
+    (found,) = detector.predict([truth.series])
     bounds = [
         np.searchsorted(truth.series.times_ns, (event.start_ns, event.end_ns)).tolist() for event in found.anomalies
     ]
@@ -51,6 +51,6 @@ def test_one_wild_row_of_a_price_is_an_event_of_two_rows(detector, seed):
     values[1500] *= 1.05
     times = np.arange(2000, dtype=np.int64) * 5 * MINUTE_NS
     series = Series(name="w", times_ns=times, values={"v": values}, column="v", interval_ns=5 * MINUTE_NS)
-    (event,) = [one for one in detector.judge(series).anomalies if one.end_ns >= times[1500]]
+    (event,) = [one for one in detector.predict([series])[0].anomalies if one.end_ns >= times[1500]]
     assert event.channel == "jump" and event.direction == "above"
     assert event.start_ns == event.peak_ns == times[1500] and event.end_ns <= times[1501]

@@ -49,7 +49,8 @@ def daily(generator: np.random.Generator, times_ns: Times) -> Floats:
     pattern = (pattern - low) / max(high - low, 1e-9)
     if generator.uniform() < 0.5:
         pattern *= _workdays(times_ns, generator.uniform(0.3, 0.9))
-    return pattern
+    daily_pattern: Floats = pattern
+    return daily_pattern
 
 
 def _workdays(times_ns: Times, weekend: float) -> Floats:
@@ -62,12 +63,13 @@ def price(generator: np.random.Generator, times_ns: Times) -> Floats:
     length = len(times_ns)
     freedom = generator.uniform(4, 10)
     shocks = generator.standard_t(freedom, length) * np.sqrt((freedom - 2) / freedom)
-    deviation = 10 ** generator.uniform(-4, -2.3)
+    deviation: float | Floats = 10 ** generator.uniform(-4, -2.3)
     if generator.uniform() < 0.5:
         deviation = deviation * (0.6 + 0.8 * daily(generator, times_ns))
     drift = _regimes(generator, length, 400) * 0.05
     returns = deviation * (shocks * volatility(generator, length) + drift)
-    return 10 ** generator.uniform(0, 4) * np.exp(np.cumsum(returns))
+    prices: Floats = 10 ** generator.uniform(0, 4) * np.exp(np.cumsum(returns))
+    return prices
 
 
 def volume(generator: np.random.Generator, times_ns: Times) -> Floats:
@@ -121,7 +123,8 @@ def plateau(generator: np.random.Generator, times_ns: Times) -> Floats:
     low, high = generator.uniform(-50, 50), generator.uniform(20, 100)
     values = low + high * (phase < generator.uniform(0.3, 0.7))
     noise = generator.choice([0.0, 0.02, 0.08]) * high
-    return values + noise * generator.uniform(-1, 1, len(times_ns))
+    noisy: Floats = values + noise * generator.uniform(-1, 1, len(times_ns))
+    return noisy
 
 
 def sensor(generator: np.random.Generator, times_ns: Times) -> Floats:

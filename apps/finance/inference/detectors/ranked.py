@@ -1,0 +1,137 @@
+"""A statistic as a detector: each row gets a tail probability by the rank of its statistic among earlier rows.
+
+The rank is continued beyond the largest earlier value by an exponential tail in the logarithm (peaks over threshold;
+Siffer et al., KDD 2017), and pooled with the probability that the statistic has on normal series: a weighted mean of
+logarithms (logarithmic opinion pool; Genest and Zidek, 1986).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from apps.finance.inference.detectors.detector import ForecastedSeries, Ranking
+from apps.finance.inference.detectors.trailing import BLOCK, past
+from apps.finance.metrics.nab import probation
+from apps.finance.types import Floats
+
+_GRID = np.concatenate([np.linspace(0.0, 0.95, 20), 1 - np.geomspace(0.05, 1e-4, 30)[1:]])
+"""The levels at which a statistic's distribution on normal series is tabulated."""
+_LEAST_EXCESS = 0.1
+"""No tail is taken to fall faster than about the normal distribution's does beyond its 98 % quantile."""
+_LEAST_ROWS = 50
+_REPEATED = 0.05
+_SMALLEST = 1e-16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedStatistic:
+    """The detector of a statistic that is larger for more unusual rows.
+
+    ``statistic`` gives it for each row, (N,), from that row and earlier ones; NaN where there is none yet. Its second
+    argument is the number of earlier rows that make up the past. ``rows`` is how many rows it is a mean over: as long
+    a large value repeats itself. ``prior`` has the quantiles of the statistic on normal series at fixed levels.
+    """
+
+    word: str
+    statistic: Callable[[ForecastedSeries, int], Floats]
+    rows: int = 1
+    echo: int = 0
+    prior: tuple[float, ...] = ()
+    ranking: Ranking = field(default_factory=Ranking)
+
+    def fit(self, history: Sequence[ForecastedSeries]) -> RankedStatistic:
+        """With the distribution of the statistic on ``history``, after the probationary period of each series."""
+        parts = [self.statistic(one, self.ranking.memory)[probation(len(one.series)) :] for one in history]
+        return replace(self, prior=tuple(tabulate_prior(np.concatenate(parts))))
+
+    def configured(self, prior: Sequence[float], ranking: Ranking) -> RankedStatistic:
+        return replace(self, prior=tuple(prior), ranking=ranking)
+
+    def score(self, series: ForecastedSeries) -> Floats:
+        values = self.statistic(series, self.ranking.memory)
+        return _tail_probability(values, self.rows, np.asarray(self.prior), self.ranking)
+
+
+def tabulate_prior(values: Floats) -> list[float]:
+    """The quantiles of a statistic on normal rows; empty where there is no such row."""
+    seen = values[np.isfinite(values)]
+    return [round(float(value), 5) for value in np.quantile(seen, _GRID)] if len(seen) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """Where the largest ``share`` of a distribution begins, in logarithms, and the mean excess over that."""
+
+    begin: float
+    excess: float
+    share: float
+
+    def survival(self, logs: Floats) -> Floats:
+        """(N,) the probability beyond ``logs``; 0 for what is not in the tail."""
+        beyond = np.maximum(logs - self.begin, 0) / self.excess
+        return np.where(logs > self.begin, self.share * np.exp(-beyond), 0.0)
+
+
+def _tail_probability(values: Floats, rows: int, prior: Floats, ranking: Ranking) -> Floats:
+    """(N,) -log10 of the probability that a normal row has a statistic at least this large.
+
+    Large values enter the history once each time: of those that follow each other within ``rows`` rows only the first
+    and clearly larger ones, since the mean over so many rows repeats what it has seen.
+    """
+    # What makes a statistic positive, so that its logarithm can be taken.
+    shift = max(0.0, 0.1 - float(prior[0])) if len(prior) else 1.0
+    known = np.isfinite(values)
+    logs = np.log(np.maximum(np.where(known, values, 0) + shift, 1e-6))
+    usual = _by_prior(logs, np.log(np.maximum(prior + shift, 1e-6)), ranking.tail) if len(prior) else None
+    kept, last_row, last_value = known.copy(), -rows - 1, 0.0
+    result = np.zeros(len(values))
+    for start in range(0, len(values), BLOCK):
+        block, rows_before = slice(start, start + BLOCK), past(start, ranking.memory)
+        before = np.sort(logs[rows_before][kept[rows_before]])
+        if len(before) < _LEAST_ROWS:
+            result[block] = 0 if usual is None else usual[block]
+            continue
+        tail = _fit(before, ranking.tail)
+        own = _by_rank(logs[block], before, tail)
+        weight = 0.0 if usual is None else ranking.prior_rows / (ranking.prior_rows + len(before))
+        result[block] = own if usual is None else (1 - weight) * own + weight * usual[block]
+        for row in (start + np.flatnonzero(known[block] & (logs[block] > tail.begin))).tolist():
+            kept[row] = row - last_row > rows or logs[row] > last_value + _REPEATED
+            last_value = logs[row] if kept[row] else last_value
+            last_row = row
+    return np.where(known, result, 0)
+
+
+def _by_rank(logs: Floats, before: Floats, tail: _Tail) -> Floats:
+    """(N,) -log10 of the larger of the share of ``before`` (sorted) that is as large and the fitted tail's probability.
+
+    Beyond the largest of ``before`` the tail alone speaks.
+    """
+    # Just below the value, so that a tie counts as at least as large.
+    as_large = (len(before) - np.searchsorted(before, logs - 1e-9) + 1) / (len(before) + 1)
+    seen = np.where(logs <= before[-1], as_large, 0.0)
+    return -np.log10(np.maximum(np.maximum(seen, tail.survival(logs)), _SMALLEST))
+
+
+def _by_prior(logs: Floats, prior: Floats, share: float) -> Floats:
+    """(N,) the same by the quantiles of normal series, ``prior``, at the levels of the grid."""
+    begin = float(np.interp(1 - share, _GRID, prior))
+    above = (1 - share) <= _GRID
+    # On a grid of levels the mean excess is an integral over the levels.
+    weights = np.diff(np.append(_GRID[above], 1.0))
+    excess = float(np.sum((prior[above] - begin) * weights) / max(weights.sum(), 1e-12))
+    tail = _Tail(begin, max(excess, _LEAST_EXCESS), share)
+    seen = np.where(logs <= prior[-1], 1 - np.interp(logs - 1e-9, prior, _GRID), 0.0)
+    return -np.log10(np.maximum(np.maximum(seen, tail.survival(logs)), _SMALLEST))
+
+
+def _fit(before: Floats, share: float) -> _Tail:
+    """The tail of sorted logarithms."""
+    begin = float(np.quantile(before, 1 - share))
+    above = before[before > begin]
+    # Three pseudo-observations of a usual excess steady the mean where the tail holds few values.
+    excess = float(((above - begin).sum() + 3 * 0.15) / (len(above) + 3))
+    return _Tail(begin, max(excess, _LEAST_EXCESS), max(len(above), 1) / (len(before) + 1))

@@ -1,0 +1,31 @@
+"""The events of a ``result.json`` as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.app import Table
+
+MOST_EVENTS = 20
+_COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "direction", "channel")
+
+
+def events_table(result: Mapping[str, Any]) -> Table:
+    """The strongest events in the order of time, and the notes of the file as notes of the table."""
+    events = result["events"]
+    strongest = sorted(events, key=lambda event: -float(event["score"]))[:MOST_EVENTS]
+    shown = [event for event in events if event in strongest] if len(events) > MOST_EVENTS else events
+    columns = ("series", *_COLUMNS) if "parts" in result else _COLUMNS
+    more = f", the {len(shown)} strongest shown" if len(shown) < len(events) else ""
+    many = f" in {len(result['parts'])} series" if "parts" in result else ""
+    return Table(
+        title=f"{result['series']['name']}: {len(events)} events{many}{more}",
+        columns=columns,
+        rows=[[_cell(event[name]) for name in columns] for event in shown],
+        notes=result["series"]["notes"],
+    )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.7g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,161 @@
+"""Files and options to series, and what was found in them to a response: the same at every door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from apps.finance.adapters.csv import read_contents
+from apps.finance.adapters.parquet import read_parquet_contents
+from apps.finance.adapters.table import Contents
+from apps.finance.outputs.files import result, scores_csv, series_json
+from apps.finance.outputs.picture import draw, draw_several
+from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
+from apps.finance.predictor import FinancePredictor, Options
+from apps.finance.types import Detection, Series, Window
+from shared.deploy.predictor import Decoded, Request, Response
+from shared.errors import InvalidInputError
+
+LEAST_ROWS = 60
+ROWS_PER_SECOND = 2500
+"""Of the time that somebody waits, one core judges these in a quarter: the rest is for the queue and for others."""
+MOST_ROWS = 2_000_000
+_PARQUET = (".parquet", ".pq")
+_OPTIONS = ("column", "threshold", "series")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileContext:
+    """What a response says of the file besides its series.
+
+    ``series_column`` is the column that names several series, or empty; ``truth`` is what is known of a synthetic one.
+    """
+
+    name: str
+    series_column: str = ""
+    notes: tuple[str, ...] = ()
+    truth: tuple[Window, ...] = ()
+
+
+class FinanceCodec:
+    """One CSV or Parquet file of one or several series, and its result."""
+
+    def __init__(self, predictor: FinancePredictor) -> None:
+        self.model = predictor.name
+
+    def decode(self, request: Request) -> Decoded[Series]:
+        """Options: ``column``, the value that is judged; ``threshold``, the score that begins an event, in (0, 1];
+        ``series``, the one of several that is judged."""
+        unknown = sorted(request.options.keys() - set(_OPTIONS))
+        if unknown:
+            raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+        path = _only(request.files)
+        column = request.options.get("column", "").strip() or None
+        read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
+        contents = _chosen(read(path, column=column), request.options.get("series", "").strip(), path.name)
+        series, notes = _long_enough(contents, path.name)
+        _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
+        return Decoded(
+            inputs=series,
+            options=Options(threshold=_threshold(request.options.get("threshold", ""))),
+            context=FileContext(
+                name=path.name, series_column=contents.series_column, notes=notes, truth=contents.truth
+            ),
+        )
+
+    def encode(self, decoded: Decoded[Series], outputs: Sequence[Detection]) -> Response:
+        context = decoded.context
+        assert isinstance(context, FileContext)
+        if context.series_column:
+            return Response(
+                result=several_result(
+                    outputs,
+                    name=context.name,
+                    series_column=context.series_column,
+                    notes=context.notes,
+                    model=self.model,
+                ),
+                picture=draw_several(outputs, context.name),
+                files={"series.json": several_series_json(outputs), "scores.csv": several_scores_csv(outputs)},
+            )
+        (one,) = outputs
+        return Response(
+            result=result(one, model=self.model, notes=context.notes, truth=context.truth),
+            picture=draw(one),
+            files={"series.json": series_json(one), "scores.csv": scores_csv(one)},
+        )
+
+
+def _only(files: tuple[Path, ...]) -> Path:
+    if len(files) == 1 and files[0].is_dir():
+        files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
+    if len(files) != 1:
+        raise InvalidInputError(
+            f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
+            "other, with a column 'ticker' that names them"
+        )
+    path = files[0]
+    if path.suffix.lower() not in (".csv", ".txt", ".tsv", "", *_PARQUET):
+        raise InvalidInputError(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
+    return path
+
+
+def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
+    if not wanted:
+        return contents
+    found = tuple(one for one in contents.series if one.name == wanted)
+    if not found or not contents.series_column:
+        names = [one.name for one in contents.series]
+        there = ", ".join(names[:10]) if contents.series_column else "one alone, without a name"
+        more = ", …" if len(names) > 10 else ""
+        raise InvalidInputError(f"{name} has no series {wanted!r}; it has {there}{more}")
+    return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was judged"))
+
+
+def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
+    """The series with enough values, and the file's notes; refuses a file without one."""
+    observed = [int(np.isfinite(one.target).sum()) for one in contents.series]
+    enough = tuple(one for one, count in zip(contents.series, observed, strict=True) if count >= LEAST_ROWS)
+    if not enough:
+        column = contents.series[0].column
+        most = max(observed)
+        which = f"{most} values in column {column!r}"
+        if len(observed) > 1:
+            which = f"{len(observed)} series with at most {which}"
+        raise InvalidInputError(
+            f"{name} has {which}; a judgement needs at least {LEAST_ROWS}, and is the better the more there are"
+        )
+    short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < LEAST_ROWS]
+    if not short:
+        return enough, contents.notes
+    first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
+    note = f"{len(short)} series with fewer than {LEAST_ROWS} values were left out ({first})"
+    return enough, (*contents.notes, note)
+
+
+def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
+    if rows > MOST_ROWS:
+        raise InvalidInputError(f"{name} has {rows} rows; hand in at most {MOST_ROWS} at a time")
+    if seconds is not None and rows > seconds * ROWS_PER_SECOND:
+        raise InvalidInputError(
+            f"{name} has {rows} rows, and in the {seconds:g} s that are waited for an answer "
+            f"{seconds * ROWS_PER_SECOND:.0f} are judged; hand in fewer (a shorter time, longer bars, "
+            f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
+        )
+
+
+def _threshold(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"the threshold {text!r} is not a number; give one above 0 and at most 1, such as 0.3"
+        ) from error
+    if not 0 < value <= 1:
+        raise InvalidInputError(f"the threshold {value:g} is not above 0 and at most 1")
+    return value

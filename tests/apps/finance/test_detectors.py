@@ -1,0 +1,87 @@
+"""What every detector must keep to: causal scores, and what it has learnt as numbers of a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from apps.finance.datasets.synth import markets
+from apps.finance.inference.calibration import from_manifest
+from apps.finance.inference.detectors import DETECTORS
+from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
+from apps.finance.inference.detectors.ranked import RankedStatistic
+from apps.finance.models.stored import stored_settings
+from apps.finance.types import Forecast, Series
+
+ROWS = 700
+CUTS = (90, 200, 333, 512, 699)
+
+
+def forecasted(seed: int, shape: str) -> ForecastedSeries:
+    """A synthetic series with the forecast that each row is as the one before, by the changes so far."""
+    series = markets.series(np.random.Generator(np.random.Philox(seed)), length=ROWS, shape=shape).series
+    before = np.concatenate([series.target[:1], series.target[:-1]])
+    change = np.abs(np.diff(series.target, prepend=series.target[0]))
+    deviation = np.maximum(np.cumsum(change) / np.arange(1, ROWS + 1), 1e-9)
+    deviation = np.concatenate([[1.0], deviation[:-1]])
+    bands = before[:, None] + deviation[:, None] * np.linspace(-2, 2, 7)
+    surprise = np.clip((series.target - before) / deviation, -50, 50)[:, None]
+    levels = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+    return ForecastedSeries(series, Forecast(levels=levels, quantiles=bands, surprise=surprise))
+
+
+def cut(one: ForecastedSeries, rows: int) -> ForecastedSeries:
+    values = {name: numbers[:rows] for name, numbers in one.series.values.items()}
+    series: Series = replace(one.series, times_ns=one.series.times_ns[:rows], values=values)
+    made = one.forecast
+    return ForecastedSeries(series, replace(made, quantiles=made.quantiles[:rows], surprise=made.surprise[:rows]))
+
+
+def assert_causal(detector: Detector) -> None:
+    for seed, shape in enumerate(("price", "counts", "plateau", "sensor", "bursts", "constant")):
+        whole = forecasted(seed, shape)
+        scores = detector.score(whole)
+        assert scores.shape == (ROWS,) and np.isfinite(scores).all() and (scores >= 0).all()
+        for rows in CUTS:
+            np.testing.assert_allclose(detector.score(cut(whole, rows)), scores[:rows], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_scores_a_row_from_it_and_earlier_rows_alone(name):
+    assert_causal(DETECTORS[name])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_what_a_detector_has_learnt_goes_through_a_manifest_and_stays_causal(name):
+    fitted = DETECTORS[name].fit([forecasted(seed, "utilisation") for seed in range(3)])
+    assert DETECTORS[name].prior == (), "fitting makes another detector"
+    prior = json.loads(json.dumps(list(fitted.prior)))
+    again = DETECTORS[name].configured(prior, Ranking())
+    one = forecasted(9, "counts")
+    np.testing.assert_array_equal(again.score(one), fitted.score(one))
+    assert_causal(again)
+
+
+def test_a_detector_that_looks_ahead_is_caught():
+    def ahead(one: ForecastedSeries, memory: int) -> np.ndarray:
+        return np.abs(one.series.target - one.series.target.mean())
+
+    with pytest.raises(AssertionError):
+        assert_causal(RankedStatistic(word="ahead", statistic=ahead))
+
+
+def test_the_manifests_of_earlier_artifacts_are_read_by_their_former_names():
+    former = {"prior": {"unrest": [1.0], "calm": [2.0], "jump": [3.0]}, "threshold": 0.31, "stride": 4}
+    found = from_manifest(former)
+    assert found.prior == {"high_volatility": [1.0], "low_volatility": [2.0], "jump": [3.0]}
+    assert found.threshold == 0.31
+
+
+def test_the_recipes_of_earlier_artifacts_are_read_with_their_context_in_the_model():
+    former = yaml.safe_load("{model: {name: a, context: 48, horizon: 4, hidden: 32, fast: true}, data: {context: 48}}")
+    model, input = stored_settings(former)
+    assert (model.hidden, input.context, input.horizon) == (32, 48, 4)
