@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from shared import cli
 from shared.app import find
 from shared.deploy.registry import Registry
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from shared.app import App
-from shared.serve.guard import page_policy
+from shared.serve.middleware.security_headers import page_policy
 from shared.serve.service import Service
 from shared.serve.settings import Settings
 
@@ -66,7 +66,7 @@ class Pages:
 
     def _add_form(self, router: APIRouter, service: Service) -> None:
         app = service.app
-        template = "form.html" if (app.pages / "form.html").is_file() else "plain_form.html"
+        template = "form.html" if (app.pages / "form.html").is_file() else "default_form.html"
 
         @router.api_route(f"/{app.name}", methods=["GET", "HEAD"])
         def form() -> HTMLResponse:

@@ -52,9 +52,14 @@ class Settings(BaseSettings):
     warm: bool = True
 
     @property
-    def places(self) -> int:
+    def request_limit(self) -> int:
         """How many requests of an application, or of a network, may be inside: waiting, or being computed."""
         return self.queue_length + self.max_batch
+
+    @property
+    def host_names(self) -> list[str]:
+        """The names in ``hosts``."""
+        return [name.strip().lower() for name in (self.hosts or "").split(",") if name.strip()]
 
 
 def read_settings(**given: Any) -> Settings:

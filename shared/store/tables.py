@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, event, make_url
+from sqlalchemy import JSON, BigInteger, Engine, Index, String, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -14,7 +14,7 @@ from shared.errors import InvalidInputError
 
 
 class Table(DeclarativeBase):
-    """What all tables share."""
+    """The base of all tables, which says how Python types are kept."""
 
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
@@ -39,7 +39,7 @@ class CaseRow(Table):
 
 
 def connect(address: str) -> Engine:
-    """An engine for a database's address whose tables exist; refuses one that cannot be reached.
+    """An engine for a database's address whose tables exist; refuses one that cannot be reached or has other tables.
 
     SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through pg8000.
     """
@@ -63,7 +63,26 @@ def connect(address: str) -> Engine:
         engine.dispose()
         reason = getattr(error, "orig", None) or error
         raise InvalidInputError(f"the store's database {url.render_as_string()} cannot be used: {reason}") from error
+    try:
+        _check_columns(engine, url.render_as_string())
+    except InvalidInputError:
+        engine.dispose()
+        raise
     return engine
+
+
+def _check_columns(engine: Engine, address: str) -> None:
+    """Refuses a database whose tables have not the columns that this version reads and writes."""
+    for table in Table.metadata.sorted_tables:
+        known = {column.name for column in table.columns}
+        present = inspect(engine).get_columns(table.name)
+        missing = known - {column["name"] for column in present}
+        required = {column["name"] for column in present if not column["nullable"] and column["default"] is None}
+        if differing := sorted(missing | (required - known)):
+            raise InvalidInputError(
+                f"the store's database {address} was made by another version of Trivium: its table {table.name} "
+                f"differs in {', '.join(differing)}; name another folder in TRIVIUM_STORE, or use that version"
+            )
 
 
 def sqlite_url(path: Path) -> str:

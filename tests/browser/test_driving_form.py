@@ -21,7 +21,7 @@ from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D, Frame
 from shared.app import App, Sample
 from shared.deploy.predictor import Request, Response
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact

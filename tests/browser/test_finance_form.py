@@ -24,7 +24,7 @@ from apps.finance.models.tft import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
 from shared.app import Sample
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact

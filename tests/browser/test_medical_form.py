@@ -23,7 +23,7 @@ from apps.medical.predictor import Options
 from apps.medical.service import MedicalCodec
 from apps.medical.types import CTVolume, Findings, Nodule
 from shared.app import App, Sample
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.medical.chests import chest as one_chest
 from tests.apps.medical.chests import dicom_slice, medium, pack

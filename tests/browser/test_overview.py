@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from shared.app import App
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import Echo, make_app

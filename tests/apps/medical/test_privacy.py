@@ -15,7 +15,7 @@ from apps.medical.app import app
 from apps.medical.predictor import NodulePredictor
 from apps.medical.service import MedicalCodec
 from shared.deploy.predictor import Request
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.medical.chests import chest, pack, series
 

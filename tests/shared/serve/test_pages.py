@@ -12,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
+from shared.serve.app import create_app
 from shared.serve.pages import WEB
-from shared.serve.server import create_app
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import csv, until
 
@@ -81,6 +81,26 @@ def test_the_description_of_the_interface_names_every_route(echo_client: TestCli
     assert len(names) == len(set(names))
     assert document["paths"]["/v2/health/live"]["get"]["summary"] == "Whether the server runs"
     assert "/static/shared/vendor/swagger-ui/swagger-ui-bundle.js" in echo_client.get("/docs").text
+
+
+def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: TestClient) -> None:
+    document = echo_client.get("/openapi.json").json()
+    schemas, text = document["components"]["schemas"], json.dumps(document)
+    named = {found.rsplit("/", 1)[1] for found in re.findall(r'"\$ref": "([^"]+)"', text)}
+    assert named <= schemas.keys(), "a reference leads nowhere"
+    predict = document["paths"]["/api/echo/predict"]["post"]
+    assert predict["operationId"] == "echo_predict"
+    form = schemas[predict["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
+    assert form["properties"]["files"]["items"] == {"type": "string", "format": "binary"}
+    assert form["additionalProperties"] == {"type": "string"} and "sample" in form["properties"]
+    case = schemas["CaseAnswer"]["properties"]
+    assert case["inputs"]["items"]["$ref"].endswith("/Input") and case["artifact"]["$ref"].endswith("/ArtifactVersion")
+    infer = document["paths"]["/v2/models/{name}/infer"]["post"]
+    assert infer["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/InferenceRequest")
+    assert schemas["RequestInput"]["required"] == ["name", "datatype", "shape"]
+    for path, operations in document["paths"].items():
+        stated = {p["name"] for o in operations.values() for p in o.get("parameters", []) if p["in"] == "path"}
+        assert stated == set(re.findall(r"{(\w+)}", path)), path
 
 
 def test_a_server_without_applications_says_so(tmp_path: Path) -> None:

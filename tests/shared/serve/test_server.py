@@ -20,7 +20,8 @@ from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.errors import InvalidInputError
-from shared.serve.server import create_app, listen, run
+from shared.serve.app import create_app
+from shared.serve.server import listen, run
 from shared.serve.settings import Settings, read_settings
 from tests.shared.serve.echo import until
 
@@ -57,7 +58,7 @@ def test_the_demonstration_says_what_to_open_and_ends_quietly_when_interrupted(t
 _HELD = """
 import sys, threading, time
 from pathlib import Path
-from shared.serve import server
+from shared.serve import app as building, server
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, make_app
 
@@ -74,7 +75,7 @@ def load(artifacts, device):
 predictor, root = Held(), Path(sys.argv[1])
 app = make_app(root / "echo", predictor)
 object.__setattr__(app, "predictor", load)
-server.installed = lambda: {"echo": app}
+building.installed = lambda: {"echo": app}
 server._GRACE_S = 1
 server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2] == "load", device="cpu"))
 """
@@ -134,7 +135,7 @@ def test_the_server_answers_without_loading_torch(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from fastapi.testclient import TestClient\n"
-        "from shared.serve.server import create_app\n"
+        "from shared.serve.app import create_app\n"
         "from shared.serve.settings import Settings\n"
         "with TestClient(create_app(Settings(store=Path(sys.argv[1]), warm=False))) as client:\n"
         "    assert client.get('/').status_code == client.get('/openapi.json').status_code == 200\n"

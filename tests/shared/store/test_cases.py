@@ -14,7 +14,9 @@ import pytest
 
 from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
-from shared.store.cases import Case, CaseStore, Input, describe_inputs
+from shared.store.cases import CaseStore
+from shared.store.inputs import describe_inputs
+from shared.store.records import Case, Input
 
 A = Input(name="a.csv", bytes=1, sha256="a" * 64)
 B = Input(name="b.csv", bytes=1, sha256="b" * 64)
@@ -194,3 +196,57 @@ def test_a_store_that_all_could_read_becomes_private(store: CaseStore, tmp_path:
     with closing(CaseStore(tmp_path / "store")) as again:
         assert again.get("echo", case.id) == case
     assert (cases.stat().st_mode & 0o777, database.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+_FIRST_RELEASE = """
+CREATE TABLE cases (
+    id VARCHAR(32) NOT NULL, app VARCHAR(64) NOT NULL, created_ns BIGINT NOT NULL, door VARCHAR(32) NOT NULL,
+    inputs JSON NOT NULL, inputs_sha256 VARCHAR(64) NOT NULL, options JSON NOT NULL,
+    artifact_name VARCHAR(128) NOT NULL, artifact_version INTEGER NOT NULL, result JSON NOT NULL, files JSON NOT NULL,
+    PRIMARY KEY (id)
+);
+CREATE INDEX cases_by_app_and_time ON cases (app, created_ns);
+INSERT INTO cases VALUES ('c1', 'echo', 1700000000000000000, 'form', '[{"name": "a.csv", "bytes": 1, "sha256": "aa"}]',
+    'bb', '{"unit": "mm"}', 'echo', 2, '{"found": [1]}', '["report.txt"]');
+"""
+"""The table that the first release made, and a case in it."""
+
+
+def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
+        connection.executescript(_FIRST_RELEASE)
+    with closing(CaseStore(tmp_path)) as store:
+        case = store.get("echo", "c1")
+        assert case is not None and case.created == "2023-11-14T22:13:20.000Z" and case.label == "a.csv"
+        assert (case.options, case.artifact_version, case.result) == ({"unit": "mm"}, 2, {"found": [1]})
+        assert case.inputs == (Input(name="a.csv", bytes=1, sha256="aa"),) and case.files == ("report.txt",)
+        newer = keep(store)
+        assert [entry.id for entry in store.recent("echo")] == [newer.id, "c1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ("ALTER TABLE cases DROP COLUMN door", "door"),
+        ("ALTER TABLE cases RENAME COLUMN files TO outputs", "files, outputs"),
+    ],
+)
+def test_a_store_of_another_version_is_refused_in_one_sentence(tmp_path: Path, change: str, column: str) -> None:
+    (tmp_path / "cases").mkdir()
+    with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
+        connection.executescript(_FIRST_RELEASE + change)
+    with pytest.raises(
+        InvalidInputError, match=f"another version of Trivium: its table cases differs in {column}; name"
+    ):
+        CaseStore(tmp_path)
+    with pytest.raises(InvalidInputError, match="another version"):
+        CaseStore(tmp_path)  # the folder was given back
+
+
+def test_a_column_that_may_be_empty_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
+        connection.executescript(_FIRST_RELEASE + "ALTER TABLE cases ADD COLUMN reviewer VARCHAR(64)")
+    with closing(CaseStore(tmp_path)) as store:
+        keep(store)

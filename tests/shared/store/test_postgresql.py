@@ -16,7 +16,8 @@ import pytest
 
 from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
-from shared.store.cases import Case, CaseStore, Input
+from shared.store.cases import CaseStore
+from shared.store.records import Case, Input
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 

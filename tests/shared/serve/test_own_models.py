@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from shared.app import App
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
-from shared.serve.server import create_app
+from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, csv, write_artifact
 

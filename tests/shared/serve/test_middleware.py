@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
-from shared.serve.guard import own_hosts
-from shared.serve.server import create_app
+from shared.serve.app import create_app
+from shared.serve.middleware.own_hosts import own_hosts
 from shared.serve.settings import Settings
 
 Serve = Callable[..., TestClient]

@@ -16,8 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
-from shared.serve.admission import Busy, Memory
-from shared.serve.server import create_app
+from shared.serve.app import create_app
+from shared.serve.runtime.limits import Busy, MemoryLimit
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import Echo, csv, until
@@ -97,15 +97,15 @@ def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callabl
     until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 400)
 
 
-def test_memory_is_given_back() -> None:
-    memory = Memory("it", 10)
-    with memory.share() as take, memory.share() as other:
-        take(4)
+def test_memory_is_freed() -> None:
+    memory = MemoryLimit("it", 10)
+    with memory.reserve() as reserve, memory.reserve() as other:
+        reserve(4)
         other(6)
         with pytest.raises(Busy):
-            take(1)
-    with memory.share() as take:
-        take(10)
+            reserve(1)
+    with memory.reserve() as reserve:
+        reserve(10)
 
 
 def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:

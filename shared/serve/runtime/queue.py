@@ -1,4 +1,4 @@
-"""One bounded queue and one worker thread for each model: what waits together is computed together."""
+"""Dynamic batching: a bounded queue and a thread for each model; what waits together is computed together."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from shared.serve.admission import Busy
 from shared.serve.metrics import ModelMetrics
-from shared.serve.waiting import DeadlinePassed
+from shared.serve.runtime.limits import Busy, DeadlinePassed
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -31,7 +30,7 @@ class _Entry(Generic[Item, Answer]):
     future: Future[Answer] = field(default_factory=Future)
 
 
-class Batcher(Generic[Item, Answer]):
+class BatchQueue(Generic[Item, Answer]):
     """Computes items in batches on a thread of its own, the oldest first.
 
     A batch holds items of one ``kind`` whose ``size``s sum to at most ``max_batch``; an item larger than that is
@@ -58,7 +57,7 @@ class Batcher(Generic[Item, Answer]):
         self._queue: deque[_Entry[Item, Answer]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"queue-{name}", daemon=True)
         self._thread.start()
 
     async def answer(self, item: Item, deadline: float) -> Answer:
@@ -93,7 +92,7 @@ class Batcher(Generic[Item, Answer]):
     def _work(self) -> None:
         while (batch := self._gather()) is not None:
             if batch:
-                self._carry_out(batch)
+                self._run(batch)
 
     def _gather(self) -> list[_Entry[Item, Answer]] | None:
         """The next batch (empty where everything that waited was too late), or None when closed."""
@@ -129,7 +128,7 @@ class Batcher(Generic[Item, Answer]):
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(DeadlinePassed(self._name))
 
-    def _carry_out(self, batch: list[_Entry[Item, Answer]]) -> None:
+    def _run(self, batch: list[_Entry[Item, Answer]]) -> None:
         began = time.monotonic()
         try:
             answers = self._compute([entry.item for entry in batch])
@@ -138,12 +137,12 @@ class Batcher(Generic[Item, Answer]):
         except BaseException as error:
             if len(batch) == 1:
                 # What is no Exception would end the event loop that awaits it, and StopIteration cannot be awaited.
-                usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
-                batch[0].future.set_exception(error if usual else RuntimeError(f"{self._name}: {error!r}"))
+                awaitable = isinstance(error, Exception) and not isinstance(error, StopIteration)
+                batch[0].future.set_exception(error if awaitable else RuntimeError(f"{self._name}: {error!r}"))
                 return
             log.warning("%s: a batch of %d failed (%s); computing its items one by one", self._name, len(batch), error)
             for entry in batch:
-                self._carry_out([entry])
+                self._run([entry])
             return
         self._metrics.executed(
             inferences=sum(entry.size for entry in batch),

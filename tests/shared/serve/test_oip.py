@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.serve.networks import Network
+from shared.serve.oip.networks import OnnxNetwork
 from tests.shared.serve.echo import until
 
 INFER = "/v2/models/echo/infer"
@@ -109,17 +109,17 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ([], "the request must be an object"),
-        ({}, "inputs must be a list"),
-        ({"inputs": ["x"]}, "inputs must be a list of objects"),
+        ([], "the body: Input should be"),
+        ({}, "inputs: Field required"),
+        ({"inputs": ["x"]}, "inputs.0: Input should be"),
         ({"inputs": [X]}, "'index' is missing"),
         ({"inputs": [X, X, INDEX]}, "twice"),
         ({"inputs": [{**X, "name": "w"}, INDEX]}, "no input 'w'; it has x, index"),
         ({"inputs": [{**X, "datatype": "FP64"}, INDEX]}, "'x' is FP32, not FP64"),
         ({"inputs": [{**X, "shape": [1, 3]}, INDEX]}, "[-1, 2]"),
         ({"inputs": [{**X, "shape": [2]}, INDEX]}, "[-1, 2]"),
-        ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "needs a shape"),
-        ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "needs a shape"),
+        ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "inputs.0.shape.0: Input should be greater than or equal to 0"),
+        ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "inputs.0.shape.0: Input should be a valid integer"),
         ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "'x' is FP32, not \\ud800"),
         ({"inputs": [{**X, "shape": [10**30, 0], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "shape": [0, 2**63], "data": []}, INDEX]}, "a shape that no array can have"),
@@ -134,7 +134,7 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
         ({"inputs": [X, {**INDEX, "data": [7]}]}, "cannot be run"),
         ({"inputs": [X, {"name": "index", "datatype": "INT64", "shape": [1]}]}, "no data"),
         ({"inputs": [X, INDEX], "outputs": [{"name": "w"}]}, "no output 'w'; it has y, z"),
-        ({"inputs": [X, INDEX], "id": 7}, "id must be a string"),
+        ({"inputs": [X, INDEX], "id": 7}, "id: Input should be a valid string"),
         ({"inputs": [X, {**INDEX, "parameters": {"binary_data_size": 8}}]}, "0 bytes are left"),
     ],
 )
@@ -201,13 +201,13 @@ def test_many_rows_are_computed_some_at_a_time(serve: Callable[..., TestClient])
 def test_while_networks_compute_the_server_says_that_it_lives_and_refuses_what_is_too_much(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, compute = threading.Event(), Network._compute
+    go, compute = threading.Event(), OnnxNetwork.compute
 
-    def held(self: Network, batch: Any) -> Any:
+    def held(self: OnnxNetwork, batch: Any) -> Any:
         assert go.wait(20)
         return compute(self, batch)
 
-    monkeypatch.setattr(Network, "_compute", held)
+    monkeypatch.setattr(OnnxNetwork, "compute", held)
     client = serve(queue_length=50, max_batch=8, max_delay_ms=0)
     with ThreadPoolExecutor(60) as pool:
         asked = [pool.submit(client.post, INFER, json={"inputs": [X, INDEX]}) for _ in range(60)]
@@ -226,7 +226,7 @@ def test_after_the_deadline_a_network_answers_504(
     serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = threading.Event()
-    monkeypatch.setattr(Network, "_compute", lambda self, batch: [go.wait(20)])
+    monkeypatch.setattr(OnnxNetwork, "compute", lambda self, batch: [go.wait(20)])
     answer = serve(deadline_s=0.2).post(INFER, json={"inputs": [X, INDEX]})
     go.set()
     assert answer.status_code == 504 and "deadline" in answer.json()["error"]

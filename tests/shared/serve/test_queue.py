@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from shared.serve.admission import Busy
-from shared.serve.batcher import Batcher
 from shared.serve.metrics import Metrics
-from shared.serve.waiting import DeadlinePassed
+from shared.serve.runtime.limits import Busy, DeadlinePassed
+from shared.serve.runtime.queue import BatchQueue
 from tests.shared.serve.echo import until
 
 
-def batcher(compute: Any, **changes: Any) -> Batcher[Any, Any]:
+def batch_queue(compute: Any, **changes: Any) -> BatchQueue[Any, Any]:
     given = {"name": "it", "capacity": 100, "max_batch": 4, "max_delay_s": 0.05, "metrics": Metrics().of("it", "1")}
-    return Batcher(compute, **(given | changes))
+    return BatchQueue(compute, **(given | changes))
 
 
 def soon() -> float:
@@ -41,7 +40,7 @@ class Held:
 
 def test_what_waits_is_computed_in_batches_in_order() -> None:
     held = Held()
-    queue = batcher(held, max_delay_s=0)
+    queue = batch_queue(held, max_delay_s=0)
     first = queue.submit(0, soon())
     assert held.entered.wait(20)
     rest = [queue.submit(n, soon()) for n in range(1, 10)]
@@ -52,7 +51,7 @@ def test_what_waits_is_computed_in_batches_in_order() -> None:
 
 def test_only_one_kind_is_in_a_batch_and_none_starves() -> None:
     held = Held()
-    queue = batcher(held, max_delay_s=0, kind=lambda n: n % 2)
+    queue = batch_queue(held, max_delay_s=0, kind=lambda n: n % 2)
     futures = [queue.submit(0, soon())]
     assert held.entered.wait(20)
     futures += [queue.submit(n, soon()) for n in (1, 2, 3, 4)]
@@ -63,7 +62,7 @@ def test_only_one_kind_is_in_a_batch_and_none_starves() -> None:
 
 def test_sizes_add_up_and_a_large_item_goes_alone() -> None:
     held = Held()
-    queue = batcher(held, max_delay_s=0, size=lambda n: n)
+    queue = batch_queue(held, max_delay_s=0, size=lambda n: n)
     futures = [queue.submit(1, soon())]
     assert held.entered.wait(20)
     futures += [queue.submit(n, soon()) for n in (3, 9, 1, 2)]
@@ -73,21 +72,21 @@ def test_sizes_add_up_and_a_large_item_goes_alone() -> None:
 
 
 def test_a_lone_item_waits_no_longer_than_the_delay() -> None:
-    queue = batcher(lambda batch: batch, max_delay_s=0.05)
+    queue = batch_queue(lambda batch: batch, max_delay_s=0.05)
     began = time.monotonic()
     assert queue.submit(1, soon()).result(20) == 1
     assert 0.04 < time.monotonic() - began < 5
 
 
 def test_a_full_batch_does_not_wait() -> None:
-    queue = batcher(lambda batch: batch, max_delay_s=30, max_batch=3)
+    queue = batch_queue(lambda batch: batch, max_delay_s=30, max_batch=3)
     futures = [queue.submit(n, soon()) for n in range(3)]
     assert [future.result(10) for future in futures] == [0, 1, 2]
 
 
 def test_beyond_capacity_it_is_busy() -> None:
     held = Held()
-    queue = batcher(held, capacity=2, max_batch=1, max_delay_s=0)
+    queue = batch_queue(held, capacity=2, max_batch=1, max_delay_s=0)
     queue.submit(0, soon())
     assert held.entered.wait(20)
     kept = [queue.submit(n, soon()) for n in (1, 2)]
@@ -100,7 +99,7 @@ def test_beyond_capacity_it_is_busy() -> None:
 
 def test_what_is_late_is_not_computed_and_makes_room() -> None:
     held = Held()
-    queue = batcher(held, capacity=1, max_batch=1, max_delay_s=0)
+    queue = batch_queue(held, capacity=1, max_batch=1, max_delay_s=0)
     first = queue.submit(0, soon())
     assert held.entered.wait(20)
     deadline = time.monotonic() + 0.05
@@ -119,7 +118,7 @@ def test_an_error_reaches_only_the_item_that_caused_it() -> None:
     def compute(batch: Sequence[int]) -> list[float]:
         return [1 / n for n in batch]
 
-    queue = batcher(compute, max_batch=3, max_delay_s=30)
+    queue = batch_queue(compute, max_batch=3, max_delay_s=30)
     futures = [queue.submit(n, soon()) for n in (1, 0, 4)]
     assert (futures[0].result(20), futures[2].result(20)) == (1, 0.25)
     with pytest.raises(ZeroDivisionError):
@@ -132,12 +131,12 @@ def test_what_cannot_be_awaited_is_an_error_that_can(fault: BaseException) -> No
         raise fault
 
     with pytest.raises(RuntimeError, match=type(fault).__name__):
-        batcher(compute, max_delay_s=0).submit(1, soon()).result(20)
+        batch_queue(compute, max_delay_s=0).submit(1, soon()).result(20)
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
     held = Held()
-    queue = batcher(held, max_batch=1, max_delay_s=0)
+    queue = batch_queue(held, max_batch=1, max_delay_s=0)
     first, given_up = queue.submit(0, soon()), None
 
     async def leave() -> None:
@@ -154,14 +153,14 @@ def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
 
 
 def test_too_few_answers_are_an_error_not_a_mix_up() -> None:
-    queue = batcher(lambda batch: [], max_delay_s=0)
+    queue = batch_queue(lambda batch: [], max_delay_s=0)
     with pytest.raises(RuntimeError, match="0 answers to 1 inputs"):
         queue.submit(1, soon()).result(20)
 
 
 def test_closing_refuses_what_waits_and_finishes_what_is_under_way() -> None:
     held = Held()
-    queue = batcher(held, max_batch=1, max_delay_s=0)
+    queue = batch_queue(held, max_batch=1, max_delay_s=0)
     under_way = queue.submit(1, soon())
     assert held.entered.wait(20)
     waiting = queue.submit(2, soon())

@@ -1,0 +1,57 @@
+"""Kept cases and their files."""
+
+from __future__ import annotations
+
+import mimetypes
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+from shared.errors import InvalidInputError
+from shared.serve.api.deps import CaseDep, ServiceDep
+from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem
+from shared.serve.middleware.security_headers import FILE_POLICY
+from shared.serve.service import Service
+from shared.store.cases import PICTURE, RESULT
+from shared.store.records import Case
+
+_TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
+_MOST_CASES = 200
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
+router = APIRouter(prefix="/cases")
+
+
+@router.get("")
+def cases(service: ServiceDep, limit: int = 20) -> Cases:
+    """The newest cases."""
+    found = service.store.recent(service.app.name, max(1, min(limit, _MOST_CASES)))
+    return Cases(cases=[CaseLine.of(case) for case in found])
+
+
+@router.get("/{case_id}", responses=_MISSING)
+def case(case: CaseDep) -> CaseAnswer:
+    """A kept case, as it was answered."""
+    return CaseAnswer.of(case)
+
+
+@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MISSING)
+def picture(service: ServiceDep, case: CaseDep) -> FileResponse:
+    """The case's picture."""
+    return _send(service, case, PICTURE)
+
+
+@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MISSING)
+def file(service: ServiceDep, case: CaseDep, file: str) -> FileResponse:
+    """A file of the case."""
+    if file not in (RESULT, *case.files):
+        raise InvalidInputError(f"the case has no file {file!r}; it has {', '.join((RESULT, *case.files))}", status=404)
+    return _send(service, case, file)
+
+
+def _send(service: Service, case: Case, name: str) -> FileResponse:
+    path = service.store.file(case, name)
+    if path is None:
+        raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
+    kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})

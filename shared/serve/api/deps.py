@@ -1,0 +1,94 @@
+"""What routes depend on, as annotated types."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from fastapi.concurrency import contextmanager_in_threadpool
+
+from shared.serve.api.uploads import Upload, receive
+from shared.serve.metrics import Metrics
+from shared.serve.runtime.connection import with_idle_timeout
+from shared.serve.service import Service
+from shared.store.records import Case
+
+
+def use(service: Service) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that makes the routes of a router those of one application: ``ServiceDep`` gives its service."""
+
+    async def set_service(request: Request) -> None:
+        request.state.service = service
+
+    return set_service
+
+
+async def get_service(request: Request) -> Service:
+    """The application that the path belongs to."""
+    service: Service = request.state.service
+    return service
+
+
+async def get_services(request: Request) -> Mapping[str, Service]:
+    """All applications by name."""
+    services: Mapping[str, Service] = request.app.state.services
+    return services
+
+
+async def get_metrics(request: Request) -> Metrics:
+    """The counters of the server."""
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+ServicesDep = Annotated[Mapping[str, Service], Depends(get_services)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+
+
+def get_case(service: ServiceDep, case_id: str) -> Case:
+    """The case that the path names; 404 where there is none."""
+    return service.case(case_id)
+
+
+CaseDep = Annotated[Case, Depends(get_case)]
+
+
+async def get_door(trivium_door: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
+    """The way that a request came."""
+    return "form" if trivium_door == "form" else "json"
+
+
+DoorDep = Annotated[str, Depends(get_door)]
+
+
+async def admit(service: ServiceDep) -> AsyncIterator[None]:
+    """Counts the request, before its body is read and until its answer is there; 503 where there is no room."""
+    with service.admit():
+        yield
+
+
+async def get_folder(service: ServiceDep, _: Annotated[None, Depends(admit, scope="function")]) -> AsyncIterator[Path]:
+    """A folder for the files of an admitted request, removed afterwards."""
+    async with contextmanager_in_threadpool(service.incoming()) as folder:
+        yield folder
+
+
+FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
+
+
+async def get_upload(request: Request, service: ServiceDep, folder: FolderDep) -> Upload:
+    """The form of an admitted request, its files streamed to disk within the server's limits."""
+    settings = service.settings
+    return await receive(
+        with_idle_timeout(request.stream(), settings.deadline_s),
+        request.headers,
+        folder,
+        max_bytes=settings.max_upload_bytes,
+        max_files=settings.max_files,
+    )
+
+
+UploadDep = Annotated[Upload, Depends(get_upload)]

@@ -1,0 +1,139 @@
+"""What the JSON routes take and answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+
+from shared.app import Sample
+from shared.deploy.artifact import Manifest
+from shared.store.cases import PICTURE, RESULT
+from shared.store.records import Case, CaseSummary, Input
+
+UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
+
+
+class PredictForm(BaseModel):
+    """Files, or the name of a sample instead; every other field is an option of the application."""
+
+    __pydantic_extra__: dict[str, str] = Field(init=False)
+    model_config = ConfigDict(extra="allow")
+
+    files: list[UploadedFile] = Field(default=[], description="repeated where there are several")
+    sample: str | None = Field(default=None, description="the name of a sample, instead of files")
+
+
+class SampleAnswer(BaseModel):
+    """A sample that the application offers."""
+
+    name: str
+    title: str
+    synthetic: bool
+    source: str
+
+    @classmethod
+    def of(cls, sample: Sample) -> SampleAnswer:
+        """What is told of a sample."""
+        return cls(name=sample.name, title=sample.title, synthetic=sample.synthetic, source=sample.source)
+
+
+class Samples(BaseModel):
+    """The samples at hand."""
+
+    samples: list[SampleAnswer]
+
+
+class ArtifactVersion(BaseModel):
+    """Name and version of a model."""
+
+    name: str
+    version: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ArtifactVersion:
+        """What is told of an artifact."""
+        return cls(name=manifest.name, version=manifest.version)
+
+
+class CaseLine(BaseModel):
+    """A line in the list of cases."""
+
+    case: str
+    created: str
+    door: str
+    inputs: list[str]
+    url: str
+
+    @classmethod
+    def of(cls, case: CaseSummary) -> CaseLine:
+        """What is told of a case in a list."""
+        names = [item.name for item in case.inputs]
+        return cls(case=case.id, created=case.created, door=case.door, inputs=names, url=_address(case))
+
+
+class Cases(BaseModel):
+    """Kept cases, the newest first."""
+
+    cases: list[CaseLine]
+
+
+class CaseAnswer(BaseModel):
+    """A case: what was handed in, what came out."""
+
+    case: str
+    app: str
+    created: str = Field(description="UTC, ISO 8601")
+    door: str = Field(description="the way that the request came: form, json, or the name of a protocol")
+    inputs: list[Input] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
+    inputs_sha256: str
+    options: dict[str, str]
+    artifact: ArtifactVersion = Field(description="the model that answered")
+    result: dict[str, JsonValue] = Field(description="the content of result.json")
+    picture: str = Field(description="address of a PNG")
+    files: dict[str, str] = Field(description="addresses of the files, by name")
+
+    @classmethod
+    def of(cls, case: Case) -> CaseAnswer:
+        """A kept case, as it is answered."""
+        home = _address(case)
+        return cls(
+            case=case.id,
+            app=case.app,
+            created=case.created,
+            door=case.door,
+            inputs=list(case.inputs),
+            inputs_sha256=case.inputs_sha256,
+            options=case.options,
+            artifact=ArtifactVersion(name=case.artifact_name, version=case.artifact_version),
+            result=case.result,
+            picture=f"{home}/{PICTURE}",
+            files={name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
+        )
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in a sentence."""
+
+    detail: str
+
+
+class AppHealth(BaseModel):
+    """The state of an application's predictor, and what it predicts with."""
+
+    predictor: Literal["loaded", "failed", "not loaded"]
+    failure: str | None
+    artifacts: list[ArtifactVersion]
+
+
+class Health(BaseModel):
+    """Whether the server runs, and the state of each predictor."""
+
+    status: Literal["ok"]
+    version: str
+    apps: dict[str, AppHealth]
+
+
+def _address(case: CaseSummary) -> str:
+    return f"/api/{case.app}/cases/{case.id}"

@@ -1,0 +1,37 @@
+"""The state of the server: counters for Prometheus, and the state of every predictor."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from shared.serve.api.deps import MetricsDep, ServicesDep
+from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health
+from shared.serve.metrics import CONTENT_TYPE
+from shared.serve.service import Service
+
+router = APIRouter(tags=["Server"])
+
+
+@router.get("/metrics", operation_id="metrics", response_class=Response)
+async def metrics(counters: MetricsDep) -> Response:
+    """Counters and gauges in Prometheus' text format, under Triton's names."""
+    return Response(counters.exposition(), media_type=CONTENT_TYPE)
+
+
+@router.get("/healthz", operation_id="healthz")
+async def health(request: Request, services: ServicesDep) -> Health:
+    """Whether the server runs, and the state of each predictor."""
+    apps = {name: await _state(service) for name, service in services.items()}
+    return Health(status="ok", version=request.app.version, apps=apps)
+
+
+async def _state(service: Service) -> AppHealth:
+    loaded, failure = service.model.value is not None, service.model.failure
+    # Only a predictor that is loaded knows its manifests without reading files.
+    manifests = service.manifests if loaded else await run_in_threadpool(lambda: service.manifests)
+    return AppHealth(
+        predictor="loaded" if loaded else "failed" if failure else "not loaded",
+        failure=failure,
+        artifacts=[ArtifactVersion.of(manifest) for manifest in manifests],
+    )

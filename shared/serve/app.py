@@ -1,0 +1,125 @@
+"""The server as an ASGI application: applications found, put behind their queues, and given routes."""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import shutil
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from shared.app import App, installed
+from shared.deploy.registry import Registry
+from shared.errors import InvalidInputError
+from shared.serve.api import app_routes, status
+from shared.serve.api.schemas import PredictForm
+from shared.serve.errors import answer_errors
+from shared.serve.metrics import Metrics
+from shared.serve.middleware import add_middleware
+from shared.serve.oip import routes as oip
+from shared.serve.oip.networks import Networks
+from shared.serve.oip.schemas import InferenceRequest
+from shared.serve.openapi import DescribedAPI
+from shared.serve.pages import WEB, Pages
+from shared.serve.runtime.readiness import Readiness
+from shared.serve.runtime.workers import LoadOnce
+from shared.serve.service import Service
+from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+
+log = logging.getLogger("trivium.serve")
+_MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+
+def create_app(
+    settings: Settings, apps: Mapping[str, App] | None = None, hosts: Collection[str] | None = None
+) -> FastAPI:
+    """The server for the installed applications, or for those given.
+
+    It answers under the names that the settings give, else under ``hosts``, any where that is None: what it is asked
+    under follows from where it listens.
+    """
+    found = dict(installed() if apps is None else apps)
+    registry = _registry(settings, found.values())
+    metrics = Metrics()
+    store = CaseStore(settings.store, settings.store_url)
+    # What a server that was killed had not finished receiving; the store is this server's alone.
+    shutil.rmtree(settings.store / "incoming", ignore_errors=True)
+    services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
+    networks = Networks(registry, settings, metrics)
+    models: list[LoadOnce[Any]] = [service.model for service in services.values()]
+    models += [network.model for network in networks.all()]
+    readiness = Readiness(models, settings.warm)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        readiness.start()
+        yield
+        readiness.stop()
+        for service in services.values():
+            service.close()
+        networks.close()
+        store.close()
+
+    server = DescribedAPI(
+        bodies=[PredictForm, InferenceRequest],
+        title="Trivium",
+        version=_version(),
+        summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    # What the routes' dependencies read.
+    server.state.services = services
+    server.state.networks = networks
+    server.state.readiness = readiness
+    server.state.metrics = metrics
+    add_middleware(server, settings.host_names or hosts)
+    pages = Pages(services, settings)
+    answer_errors(server, pages)
+    for service in services.values():
+        _add_routes(server, service)
+    server.include_router(oip.router)
+    server.include_router(pages.router())
+    server.include_router(status.router)
+    for ending, kind in _MEDIA_TYPES.items():
+        mimetypes.add_type(kind, ending)
+    server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
+    return server
+
+
+def _add_routes(server: FastAPI, service: Service) -> None:
+    """The routes that every application has, those of its domain, and the files of its pages."""
+    app = service.app
+    server.include_router(app_routes(service))
+    if app.router is not None:
+        try:
+            domain = app.router(service)
+        except Exception:
+            log.exception("the routes of %s are left out", app.name)
+        else:
+            server.include_router(domain, prefix=f"/api/{app.name}", tags=[app.title])
+    if app.pages.is_dir():
+        server.mount(f"/static/{app.name}", StaticFiles(directory=app.pages))
+
+
+def _registry(settings: Settings, apps: Iterable[App]) -> Registry:
+    if settings.registry is not None and not settings.registry.is_dir():
+        raise InvalidInputError(
+            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
+        )
+    own = [] if settings.registry is None else [settings.registry]
+    return Registry(*own, *(app.weights for app in apps))
+
+
+def _version() -> str:
+    try:
+        return version("trivium")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,49 @@
+"""Expected errors, each as one sentence: JSON for programs, a page for a person's browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from shared.errors import InvalidInputError
+from shared.serve.middleware.error_answers import json_error, wants_page
+from shared.serve.pages import Pages
+from shared.serve.runtime.connection import drain_body
+from shared.serve.runtime.limits import Busy
+
+_HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
+
+
+def answer_errors(server: FastAPI, pages: Pages) -> None:
+    """Has the server answer what its routes raise."""
+
+    def answer(request: Request, sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        # A request may hold halves of characters, which no answer can.
+        sentence = sentence.encode(errors="backslashreplace").decode()
+        if wants_page(request.scope):
+            response: Response = pages.error(_HEADINGS.get(status, "This did not work"), sentence, status)
+        else:
+            response = json_error(request.url.path, sentence, status)
+        response.headers.update(headers or {})
+        return response
+
+    @server.exception_handler(InvalidInputError)
+    async def invalid_input(request: Request, error: InvalidInputError) -> Response:
+        await drain_body(request)
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else None
+        return answer(request, str(error), error.status, headers)
+
+    @server.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        unknown = f"there is nothing at {request.url.path}"
+        sentence = unknown if error.status_code == 404 and error.detail == "Not Found" else str(error.detail)
+        return answer(request, sentence, error.status_code, error.headers)
+
+    @server.exception_handler(RequestValidationError)
+    async def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        return answer(request, f"the request cannot be read: {faults}", 422)

@@ -1,0 +1,49 @@
+"""No error without a sentence: what nobody expected is logged under a number, which the answer names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.serve.middleware.error_answers import error_answer, json_error
+
+log = logging.getLogger("trivium.serve")
+
+
+class UnexpectedErrors:
+    """Answers 500 to an exception, and 503 to a request that the server's end cut off; a client that left, nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def noticing_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticing_start)
+        except asyncio.CancelledError:
+            # The server is shutting down, and what was left to it is over.
+            if not started:
+                await json_error(scope["path"], "the server is being shut down", 503)(scope, receive, send)
+        except ClientDisconnect:
+            log.info("%s %s was broken off by its client", scope["method"], scope["path"])
+        except Exception:
+            number = secrets.token_hex(4)
+            log.exception("error %s in %s %s", number, scope["method"], scope["path"])
+            if started:
+                raise
+            sentence = f"Something went wrong in the server (error {number}). Its log holds the details."
+            await error_answer(scope, sentence, 500)(scope, receive, send)

@@ -1,0 +1,239 @@
+"""The routes of the Open Inference Protocol, for the dense network of every artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import JSONResponse, Response
+
+from shared.errors import InvalidInputError
+from shared.serve.oip.codec import BadTensor, Inference, read_request, write_response
+from shared.serve.oip.networks import Arrays, NetworkModel, Networks, concatenate
+from shared.serve.oip.schemas import (
+    InferenceError,
+    InferenceRequest,
+    InferenceResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+)
+from shared.serve.openapi import request_body
+from shared.serve.runtime.connection import while_connected, with_idle_timeout
+from shared.serve.runtime.limits import until
+from shared.serve.runtime.readiness import Readiness
+from shared.serve.settings import Settings
+
+_LENGTH = "Inference-Header-Content-Length"
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    **_UNKNOWN,
+    400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
+    413: {"model": InferenceError, "description": "Too large"},
+    422: {"model": InferenceError, "description": "The outputs cannot be written as JSON"},
+    503: {"model": InferenceError, "description": "There is no room, or the model cannot be loaded"},
+    504: {"model": InferenceError, "description": "The deadline passed"},
+}
+_INFER: dict[str, Any] = {
+    "response_model": InferenceResponse,
+    "responses": _REFUSED,
+    "openapi_extra": request_body("application/json", InferenceRequest),
+}
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+async def get_networks(request: Request) -> Networks:
+    """The networks of the server."""
+    networks: Networks = request.app.state.networks
+    return networks
+
+
+NetworksDep = Annotated[Networks, Depends(get_networks)]
+
+
+async def get_newest(networks: NetworksDep, name: str) -> NetworkModel:
+    """The newest version of the model that the path names."""
+    return networks.find(name, None)
+
+
+async def get_version(networks: NetworksDep, name: str, version: str) -> NetworkModel:
+    """The version of a model that the path names."""
+    return networks.find(name, version)
+
+
+NewestDep = Annotated[NetworkModel, Depends(get_newest)]
+VersionDep = Annotated[NetworkModel, Depends(get_version)]
+HeaderLengthDep = Annotated[str | None, Header(alias=_LENGTH)]
+
+
+async def get_readiness(request: Request) -> bool:
+    """Whether every model can answer."""
+    readiness: Readiness = request.app.state.readiness
+    return await readiness.ready()
+
+
+@router.get("", operation_id="oip_server")
+async def server(request: Request, networks: NetworksDep) -> ServerMetadata:
+    """The server, what it speaks, and (beyond the protocol) which models it has."""
+    version = request.app.version
+    return ServerMetadata(name="trivium", version=version, extensions=["binary_tensor_data"], models=networks.names())
+
+
+@router.get("/health/live", operation_id="oip_live")
+async def live() -> ServerLive:
+    """Whether the server runs."""
+    return ServerLive(live=True)
+
+
+@router.get(
+    "/health/ready", operation_id="oip_ready", response_model=ServerReady, responses={503: {"model": ServerReady}}
+)
+async def server_ready(ready: Annotated[bool, Depends(get_readiness)]) -> JSONResponse:
+    """Whether every model can answer (200) or not yet (503)."""
+    return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+
+@router.get("/models/{name}", operation_id="oip_model", responses=_UNKNOWN)
+async def model(networks: NetworksDep, network: NewestDep) -> ModelMetadata:
+    """A model's inputs and outputs; -1 in a shape is any size."""
+    return _describe(network, networks.versions(network.manifest.name))
+
+
+@router.get("/models/{name}/versions/{version}", operation_id="oip_model_version", responses=_UNKNOWN)
+async def model_version(network: VersionDep) -> ModelMetadata:
+    """The inputs and outputs of one version of a model."""
+    return _describe(network, [network.version])
+
+
+@router.get("/models/{name}/ready", operation_id="oip_model_ready", responses=_UNKNOWN)
+async def model_ready(network: NewestDep) -> ModelReady:
+    """Whether the model can answer; loads it where that has not been done."""
+    return await _ready(network)
+
+
+@router.get("/models/{name}/versions/{version}/ready", operation_id="oip_model_version_ready", responses=_UNKNOWN)
+async def model_version_ready(network: VersionDep) -> ModelReady:
+    """Whether one version of a model can answer; loads it where that has not been done."""
+    return await _ready(network)
+
+
+@router.post("/models/{name}/infer", operation_id="oip_infer", **_INFER)
+async def infer(
+    request: Request, networks: NetworksDep, network: NewestDep, header_length: HeaderLengthDep = None
+) -> Response:
+    """Runs the network on tensors. Where binary data follows the JSON part, a header states that part's length."""
+    return await _answer(request, networks, network, header_length)
+
+
+@router.post("/models/{name}/versions/{version}/infer", operation_id="oip_infer_version", **_INFER)
+async def infer_version(
+    request: Request, networks: NetworksDep, network: VersionDep, header_length: HeaderLengthDep = None
+) -> Response:
+    """Runs one version of the network on tensors, as the route without a version does."""
+    return await _answer(request, networks, network, header_length)
+
+
+async def _ready(network: NetworkModel) -> ModelReady:
+    await network.model.get()
+    return ModelReady(name=network.manifest.name, ready=True)
+
+
+async def _answer(request: Request, networks: Networks, network: NetworkModel, stated: str | None) -> Response:
+    settings = networks.settings
+    with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
+        header_length = _header_length(stated, settings.max_json_bytes)
+        body = await _body(request, header_length, settings, reserve)
+        work = _infer(networks, network, body, header_length)
+        answer, length = await while_connected(request, work)
+    if length is None:
+        return Response(answer, media_type="application/json")
+    return Response(answer, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+
+
+async def _infer(
+    networks: Networks, network: NetworkModel, body: bytearray, header_length: int | None
+) -> tuple[bytes, int | None]:
+    manifest, settings = network.manifest, networks.settings
+    arrived = time.monotonic()
+    deadline = arrived + settings.deadline_s
+    async with until(deadline, network.model.what):
+        inference = await networks.workers.run(read_request, body, header_length, manifest.inputs, manifest.outputs)
+        decoded = time.monotonic()
+        parts = await network.infer(inference.inputs, deadline)
+    computed = time.monotonic()
+    answer = await networks.workers.run(_write, inference, network, parts, settings.max_json_bytes)
+    done = time.monotonic()
+    network.metrics.answered(request_s=done - arrived, input_s=decoded - arrived, output_s=done - computed)
+    return answer
+
+
+def _write(
+    inference: Inference, network: NetworkModel, parts: Sequence[Arrays], most_json: int
+) -> tuple[bytes, int | None]:
+    manifest, outputs = network.manifest, concatenate(parts)
+    if sum(outputs[name].nbytes for name in inference.outputs if name not in inference.binary) > most_json:
+        raise InvalidInputError(
+            "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
+        )
+    return write_response(inference, manifest.name, network.version, outputs, manifest.outputs)
+
+
+async def _body(
+    request: Request, header_length: int | None, settings: Settings, reserve: Callable[[int], None]
+) -> bytearray:
+    """The request's body. ``reserve`` is told of its size, before it is there where that is stated."""
+    most = settings.max_tensor_bytes
+    if header_length is None and settings.max_json_bytes < most:
+        most, refusal = settings.max_json_bytes, _too_much_json(settings.max_json_bytes)
+    else:
+        refusal = InvalidInputError(
+            f"the request is larger than this server takes ({most:,} bytes); send fewer rows at once, or raise "
+            "TRIVIUM_MAX_TENSOR_BYTES",
+            status=413,
+        )
+    stated = request.headers.get("content-length", "")
+    known = len(stated) < 20 and stated.isdecimal()
+    if known and int(stated) > most:
+        raise refusal
+    reserve(int(stated) if known else 0)
+    body = bytearray()
+    async for chunk in with_idle_timeout(request.stream(), settings.deadline_s):
+        if len(body) + len(chunk) > most:
+            raise refusal
+        reserve(0 if known else len(chunk))
+        body += chunk
+    return body
+
+
+def _header_length(stated: str | None, most: int) -> int | None:
+    if stated is None:
+        return None
+    if not stated.isdecimal() or len(stated) > 19:
+        raise BadTensor(f"{_LENGTH} must be a number of bytes, not {stated[:40]!r}")
+    if int(stated) > most:
+        raise _too_much_json(most)
+    return int(stated)
+
+
+def _too_much_json(most: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"the request has more JSON than this server reads ({most:,} bytes); send tensors as binary data "
+        f"(binary_data_size, {_LENGTH}), or raise TRIVIUM_MAX_JSON_BYTES",
+        status=413,
+    )
+
+
+def _describe(network: NetworkModel, versions: list[str]) -> ModelMetadata:
+    manifest = network.manifest
+    return ModelMetadata(
+        name=manifest.name,
+        versions=versions,
+        platform="onnxruntime_onnx",
+        inputs=[TensorMetadata.model_validate(spec) for spec in manifest.inputs],
+        outputs=[TensorMetadata.model_validate(spec) for spec in manifest.outputs],
+    )

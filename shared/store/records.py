@@ -1,0 +1,64 @@
+"""What is kept of a case, as the store gives it out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Input(BaseModel):
+    """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept.
+
+    ``name`` is the kind of the file where names may be those of persons: "nii.gz file".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class CaseSummary(BaseModel):
+    """A case in a list, without the result, which may be large. ``created_ns`` is UTC in nanoseconds.
+
+    ``door`` is the way that the request came: form, json, or the name of a protocol.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: str
+    app: str
+    created_ns: int
+    door: str
+    inputs: tuple[Input, ...]
+
+    @property
+    def created(self) -> str:
+        """The time of the case in ISO 8601, UTC, to the millisecond."""
+        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    @property
+    def label(self) -> str:
+        """The names (or kinds) of the inputs, shortened for a list."""
+        if not self.inputs:
+            return self.id
+        more = f" and {len(self.inputs) - 1} more" if len(self.inputs) > 1 else ""
+        return self.inputs[0].name + more
+
+
+class Case(CaseSummary):
+    """A kept case, whole. ``inputs_sha256`` is the digest of all inputs together, in whichever order they came.
+
+    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``.
+    """
+
+    inputs_sha256: str
+    options: dict[str, str]
+    artifact_name: str
+    artifact_version: int
+    result: dict[str, Any]
+    files: tuple[str, ...]
