@@ -62,6 +62,12 @@ def _result_table(result: Mapping[str, Any]) -> Table:
     return events_table(result)
 
 
+def _score_files(files: Mapping[str, Path]) -> Table:
+    from apps.finance.metrics.nab_files import score_files
+
+    return score_files(files)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.finance.samples import samples
 
@@ -87,6 +93,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     data_sets=_data_sets,
+    score_files=_score_files,
     result_table=_result_table,
     samples=_samples,
     reproduce=_reproduce,

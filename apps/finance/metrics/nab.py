@@ -123,11 +123,12 @@ def score_corpus(corpus: Sequence[Scored], profile: Profile = STANDARD, threshol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detections:
-    """Windows hit of windows, false events, and series, at one threshold."""
+    """Windows hit of windows, false events, false detections (rows), and series, at one threshold."""
 
     hit: int
     windows: int
     false_events: int
+    false_detections: int
     series: int
 
     @property
@@ -145,7 +146,7 @@ def count_detections(corpus: Sequence[Scored], threshold: float, *, gap: int = 0
 
     Rows of the probationary period count for neither.
     """
-    hit = windows = false_events = 0
+    hit = windows = false_events = false_detections = 0
     for item in corpus:
         detected = item.scores >= threshold
         detected[: probation(len(detected))] = False
@@ -156,4 +157,7 @@ def count_detections(corpus: Sequence[Scored], threshold: float, *, gap: int = 0
             outside[first : last + 1] = False
         rows = np.flatnonzero(outside)
         false_events += int((np.diff(rows) > gap + 1).sum()) + 1 if len(rows) else 0
-    return Detections(hit=hit, windows=windows, false_events=false_events, series=len(corpus))
+        false_detections += len(rows)
+    return Detections(
+        hit=hit, windows=windows, false_events=false_events, false_detections=false_detections, series=len(corpus)
+    )
