@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.finance.adapters.csv import read_contents
-from apps.finance.adapters.parquet import read_parquet_contents
+from apps.finance.adapters import read_contents
+from apps.finance.adapters.options import OPTION_NAMES, table_options
 from apps.finance.adapters.table import Contents
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
@@ -23,8 +23,7 @@ LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500
 """Of the time that somebody waits, one core judges these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
-_PARQUET = (".parquet", ".pq")
-_OPTIONS = ("column", "threshold", "series")
+_OPTIONS = (*OPTION_NAMES, "instrument", "threshold")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,15 +46,14 @@ class FinanceCodec:
         self.model = predictor.name
 
     def decode(self, request: Request) -> Decoded[Series]:
-        """Options: ``column``, the value that is judged; ``threshold``, the score that begins an event, in (0, 1];
-        ``series``, the one of several that is judged."""
+        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is judged; ``threshold``,
+        the score that begins an event, in (0, 1]."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
             raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
         path = _only(request.files)
-        column = request.options.get("column", "").strip() or None
-        read = read_parquet_contents if path.suffix.lower() in _PARQUET else read_contents
-        contents = _chosen(read(path, column=column), request.options.get("series", "").strip(), path.name)
+        contents = read_contents(path, table_options(request.options))
+        contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         series, notes = _long_enough(contents, path.name)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         return Decoded(
@@ -97,10 +95,7 @@ def _only(files: tuple[Path, ...]) -> Path:
             f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
             "other, with a column 'ticker' that names them"
         )
-    path = files[0]
-    if path.suffix.lower() not in (".csv", ".txt", ".tsv", "", *_PARQUET):
-        raise InvalidInputError(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
-    return path
+    return files[0]
 
 
 def _chosen(contents: Contents, wanted: str, name: str) -> Contents:

@@ -1,4 +1,4 @@
-"""CSV files to ``Series``, and back. Encoding, separator, header, decimal comma are found out."""
+"""CSV files to ``Series``, and back. Encoding, separator, header and decimal mark are found out where not named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from apps.finance.adapters.encoding import decode
 from apps.finance.adapters.layout import Layout, find_layout
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.adapters.table import TRUTH, Contents, only, to_contents
 from apps.finance.types import Series, Window, iso_utc
 from shared.errors import InvalidInputError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 LARGEST = 512 * 1024 * 1024
 
 
-def read_contents(path: Path, *, column: str | None = None) -> Contents:
+def read_csv_contents(path: Path, options: TableOptions = NOTHING_SAID) -> Contents:
     """All series in a CSV file; see ``find_layout`` and ``to_contents`` for what is understood and refused."""
     name = path.name
     if not path.is_file():
@@ -39,13 +40,13 @@ def read_contents(path: Path, *, column: str | None = None) -> Contents:
     if torn:
         frame, lines = frame.head(frame.height - 1), lines[:-1]
         layout = replace(layout, notes=(*layout.notes, torn))
-    contents = to_contents(frame, name=name, column=column, semicolons=layout.separator == ";", lines=lines)
+    contents = to_contents(frame, name=name, options=options, semicolons=layout.separator == ";", lines=lines)
     return replace(contents, notes=(*layout.notes, *contents.notes))
 
 
-def read_csv(path: Path, *, column: str | None = None) -> Series:
+def read_csv(path: Path, options: TableOptions = NOTHING_SAID) -> Series:
     """The one series in a CSV file; refuses several."""
-    return only(read_contents(path, column=column), path.name)
+    return only(read_csv_contents(path, options), path.name)
 
 
 def write_csv(path: Path, series: Series, truth: Sequence[Window] = ()) -> None:

@@ -8,12 +8,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from apps.finance.adapters.clock import parse_times
 from apps.finance.adapters.columns import TIMES, plain
+from apps.finance.adapters.times import parse_times
 from shared.errors import InvalidInputError
 
 _SEPARATORS = (",", ";", "\t", "|")
 _LOOKED_AT = 100
+MOST_COLUMNS = 2000
 _MOST_PREAMBLE, _MOST_HEADER = 40, 4
 
 
@@ -45,6 +46,11 @@ def find_layout(text: str, name: str) -> Layout:
     if other:
         raise InvalidInputError(
             f"{name} is {'HTML' if other[1] else 'JSON'} and not CSV; export the series as CSV or Parquet"
+        )
+    if max(line.count(mark) for _, line in filled for mark in _SEPARATORS) >= MOST_COLUMNS:
+        raise InvalidInputError(
+            f"{name} has more than {MOST_COLUMNS} columns; hand in a file with those that matter, or with several "
+            "series below each other and a column 'ticker' that names them"
         )
     hint = re.fullmatch(r'"?sep=(.)"?', filled[0][1].strip())
     if hint:

@@ -114,7 +114,7 @@ function columnChoice(result) {
   // A case that was opened by its address has no file at hand to ask again.
   if (columns.length < 2 || last === null) return element("span", {}, "Judged column: ", element("strong", {}, column));
   const choice = element("select", { onchange: () => {
-    form.elements.column.value = choice.value;
+    form.elements.value.value = choice.value;
     const button = last;
     // The form's buttons rest until the result has been drawn, and a resting button takes no click.
     const ask = () => (button.disabled ? requestAnimationFrame(ask) : button.click());

@@ -96,13 +96,13 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
 
 
 def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_path):
-    request = Request(files=(several(tmp_path),), options={"series": "600519"})
+    request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
     assert "series '600519' alone was judged" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):
-        decode(predictor, Request(files=(several(tmp_path),), options={"series": "700"}))
+        decode(predictor, Request(files=(several(tmp_path),), options={"instrument": "700"}))
 
 
 def test_values_come_out_as_they_went_in(predictor, tmp_path):
@@ -149,7 +149,7 @@ def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(p
     with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
         decode(predictor, Request(files=(path,), seconds=seconds))
     assert len(decode(predictor, Request(files=(path,))).inputs) == 4
-    assert len(decode(predictor, Request(files=(path,), options={"series": "0700"}, seconds=seconds)).inputs) == 1
+    assert len(decode(predictor, Request(files=(path,), options={"instrument": "0700"}, seconds=seconds)).inputs) == 1
 
 
 def test_the_synthetic_sample_comes_with_its_truth_and_no_other_file_does(predictor, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.adapters.csv import read_contents, read_csv
+from apps.finance.adapters.csv import read_csv, read_csv_contents
+from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.parquet import read_parquet, read_parquet_contents
 from shared.errors import InvalidInputError
 
@@ -59,7 +60,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     ]
     series = read_csv(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
     assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
-    assert series.notes[0] == ("column 'Close/Last' was judged, one of the file's; the option 'column' names another")
+    assert series.notes[0] == ("column 'Close/Last' was judged, one of the file's; the option 'value' names another")
     assert any("sorted" in note for note in series.notes)
 
 
@@ -70,17 +71,17 @@ def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
         assert series.column == "mid" and series.target[:3].tolist() == [100.5, 101.5, 102.5]
         assert "column 'mid' was judged" in series.notes[0] and "mean of 'b" in series.notes[0].lower()
     assert read_csv(written(tmp_path, "timestamp,last,bid,ask", rows)).column == "last"
-    assert read_csv(written(tmp_path, "timestamp,index,bid,ask", rows), column="bid").column == "bid"
+    assert read_csv(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
 
 
 def test_a_column_that_counts_is_judged_only_where_it_is_named_or_alone(tmp_path):
     rows = [f"{day},{row},{row * row}" for row, day in enumerate(DAYS)]
     assert read_csv(written(tmp_path, "date,a,b", rows)).column == "b"
-    assert read_csv(written(tmp_path, "date,a,b", rows), column="a").column == "a"
+    assert read_csv(written(tmp_path, "date,a,b", rows), TableOptions(value="a")).column == "a"
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
-    with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'column'"):
+    with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'value'"):
         read_csv(path)
-    assert read_csv(path, column="id").target[3] == 3
+    assert read_csv(path, TableOptions(value="id")).target[3] == 3
 
 
 @pytest.mark.parametrize("label", ["代码", "ticker", "stock_code", "证券代码", "code"])
@@ -90,7 +91,7 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
         f"{day},{ticker},{place * 100 + row}" for row, day in enumerate(DAYS) for place, ticker in enumerate(tickers)
     ]
     path = written(tmp_path, f"date,{label},close", rows)
-    contents = read_contents(path)
+    contents = read_csv_contents(path)
     assert [one.name for one in contents.series] == list(tickers) and contents.series_column == label
     for place, one in enumerate(contents.series):
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
@@ -104,15 +105,15 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
 
 def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp_path):
     rows = [f"{day},{'A' if row < 15 else 'B'},{row}" for row, day in enumerate(DAYS)]
-    contents = read_contents(written(tmp_path, "date,symbol,close", rows))
+    contents = read_csv_contents(written(tmp_path, "date,symbol,close", rows))
     assert [(one.name, len(one)) for one in contents.series] == [("A", 15), ("B", 15)]
 
 
 def test_a_panel_by_numbers_of_another_name_and_by_two_columns(tmp_path):
     rows = [f"{day},{desk},{row * desk}" for row, day in enumerate(DAYS) for desk in (7, 12)]
-    assert [one.name for one in read_contents(written(tmp_path, "date,desk,x", rows)).series] == ["7", "12"]
+    assert [one.name for one in read_csv_contents(written(tmp_path, "date,desk,x", rows)).series] == ["7", "12"]
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
-    contents = read_contents(written(tmp_path, "date,exchange,code,close", rows))
+    contents = read_csv_contents(written(tmp_path, "date,exchange,code,close", rows))
     assert sorted(one.name for one in contents.series) == ["000001 SH", "000001 SZ", "000002 SH", "000002 SZ"]
 
 
@@ -158,7 +159,7 @@ def test_words_that_tell_only_some_rows_of_a_time_apart_are_refused(tmp_path):
 
 def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
     rows = [f"{day},{ticker},{row}" for ticker in "AB" for row, day in reversed(list(enumerate(DAYS)))]
-    contents = read_contents(written(tmp_path, "date,ticker,close", rows))
+    contents = read_csv_contents(written(tmp_path, "date,ticker,close", rows))
     assert contents.series[0].target[0] == 0
     assert "2 of the 2 series were not in the order of time and have been sorted" in contents.notes
     assert np.isfinite(contents.series[1].target).all()
@@ -166,7 +167,7 @@ def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
 
 def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
     rows = [f"{day},{100 + row % 3}" for row, day in enumerate(DAYS)]
-    series = read_csv(written(tmp_path, "date,stock", rows), column="stock")
+    series = read_csv(written(tmp_path, "date,stock", rows), TableOptions(value="stock"))
     assert len(series) == 30 and series.column == "stock"
     rows = [f"{day},{1000.5 + row % 3},{row}.5" for row, day in enumerate(DAYS)]
     assert len(read_csv(written(tmp_path, "date,account,close", rows))) == 30
@@ -174,7 +175,10 @@ def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
 
 def test_the_marks_that_keep_noughts_in_a_spreadsheet_are_no_part_of_a_name(tmp_path):
     rows = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ('="0700"', "'0005")]
-    assert [one.name for one in read_contents(written(tmp_path, "date,code,close", rows)).series] == ["0700", "0005"]
+    assert [one.name for one in read_csv_contents(written(tmp_path, "date,code,close", rows)).series] == [
+        "0700",
+        "0005",
+    ]
 
 
 def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
@@ -193,7 +197,7 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_are_se
     series = read_csv(written(tmp_path, "time,price,exchange", ticks))
     assert len(series) == 90 and "60 rows had the time of another" in series.notes[-1]
     closes = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ("Binance", "Kraken")]
-    assert [one.name for one in read_contents(written(tmp_path, "date,exchange,close", closes)).series] == [
+    assert [one.name for one in read_csv_contents(written(tmp_path, "date,exchange,close", closes)).series] == [
         "Binance",
         "Kraken",
     ]

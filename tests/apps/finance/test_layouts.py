@@ -6,15 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.adapters.csv import read_contents, read_csv
+from apps.finance.adapters.csv import read_csv, read_csv_contents
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.adapters.parquet import read_parquet
 from shared.errors import InvalidInputError
 
 
-def read(folder, text: str | bytes, **options):
+def read(folder, text: str | bytes, options: TableOptions = NOTHING_SAID):
     path = folder / "series.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_csv(path, **options)
+    return read_csv(path, options)
 
 
 ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
@@ -47,8 +48,6 @@ def test_what_stands_around_the_rows_is_left_out_and_told(tmp_path, text, note):
         "date,close,,\n2024-01-01,1.5,,\n,,,\n2024-01-02,2.5,,\n2024-01-03,3.5,,\n,,,\n",
         "#date,close\n" + ROWS,
         ",date,close\n0,2024-01-01,1.5\n1,2024-01-02,2.5\n2,2024-01-03,3.5\n",
-        "Unnamed: 0,close\n" + ROWS,
-        ",0\n" + ROWS,
         "date,close\r" + ROWS.replace("\n", "\r"),
         ("date,close\n" + ROWS).encode("utf-16-le"),
         ("date,close\n" + ROWS).encode("utf-16"),
@@ -60,13 +59,23 @@ def test_harmless_oddities_are_read_without_a_word(tmp_path, text):
     assert series.notes == ()
 
 
+@pytest.mark.parametrize("header", ["Unnamed: 0,close", ",0", "when,close"])
+def test_times_that_are_found_by_their_cells_alone_are_told(tmp_path, header):
+    series = read(tmp_path, f"{header}\n" + ROWS)
+    assert series.target.tolist() == [1.5, 2.5, 3.5]
+    assert series.notes == (
+        f"column {header.split(',')[0]!r} was taken for the times; the option 'time' names another",
+    )
+    assert read(tmp_path, f"{header}\n" + ROWS, TableOptions(time=header.split(",")[0] or None)).target[0] == 1.5
+
+
 def test_two_header_lines_of_tickers_tell_the_columns_apart(tmp_path):
     text = "Price,Close,Close,Volume\nTicker,AAPL,MSFT,AAPL\nDate,,,\n" + "".join(
         f"2024-01-{day:02d},{day},{day + 100},{9 * day}\n" for day in range(2, 9)
     )
     series = read(tmp_path, text)
     assert list(series.values) == ["Close AAPL", "Close MSFT", "Volume"] and series.column == "Close AAPL"
-    assert read(tmp_path, text, column="close msft").target[0] == 102
+    assert read(tmp_path, text, TableOptions(value="close msft")).target[0] == 102
 
 
 def test_a_terminals_chinese_export(tmp_path):
@@ -74,12 +83,12 @@ def test_a_terminals_chinese_export(tmp_path):
     text += "".join(f"2024/01/{day:02d}\t17{day}.00\t16{day}.50\t{day}000\n" for day in range(10, 20))
     series = read(tmp_path, (text + "#数据来源:通达信\n").encode("gbk"))
     assert series.column == "收盘" and series.target[0] == 1610.5 and len(series) == 10
-    assert read(tmp_path, text.encode("gbk"), column="volume").target[0] == 10000
+    assert read(tmp_path, text.encode("gbk"), TableOptions(value="volume")).target[0] == 10000
 
 
 def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
     text = "date,close,volume\n2024-01-01,1.5\n2024-01-02,2.5,7\n2024-01-03,3.5,8\n"
-    assert np.isnan(read(tmp_path, text, column="volume").target[0])
+    assert np.isnan(read(tmp_path, text, TableOptions(value="volume")).target[0])
 
 
 @pytest.mark.parametrize(
@@ -142,11 +151,14 @@ def test_numbers_as_people_write_them(tmp_path, cells, numbers):
 
 def test_points_between_semicolons_follow_the_other_columns_or_are_refused(tmp_path):
     whole = "date;close;{}\n2024-01-01;1.234;{}\n2024-01-02;2.345;{}\n2024-01-03;3.456;{}\n"
-    assert read(tmp_path, whole.format("x", "0,5", "1,25", "2"), column="close").target[0] == 1234
-    assert read(tmp_path, whole.format("x", "0.5", "1.25", "2"), column="close").target[0] == 1.234
+    assert read(tmp_path, whole.format("x", "0,5", "1,25", "2"), TableOptions(value="close")).target[0] == 1234
+    assert read(tmp_path, whole.format("x", "0.5", "1.25", "2"), TableOptions(value="close")).target[0] == 1.234
     with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which between semicolons can be 1234 or"):
-        read(tmp_path, whole.format("x", "1", "2", "3"), column="close")
-    assert read(tmp_path, whole.format("x", "1", "2", "3").replace(";", ","), column="close").target[0] == 1.234
+        read(tmp_path, whole.format("x", "1", "2", "3"), TableOptions(value="close"))
+    assert (
+        read(tmp_path, whole.format("x", "1", "2", "3").replace(";", ","), TableOptions(value="close")).target[0]
+        == 1.234
+    )
 
 
 def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
@@ -167,7 +179,7 @@ def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
 def test_a_file_of_one_series_has_the_files_name(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("date,close\n" + ROWS)
-    assert [one.name for one in read_contents(path).series] == ["one.csv"]
+    assert [one.name for one in read_csv_contents(path).series] == ["one.csv"]
 
 
 def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
@@ -180,7 +192,7 @@ def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
 
 def test_thousands_of_one_column_follow_the_decimals_of_another(tmp_path):
     text = 'date,close,volume\n2024-01-01,10.25,"1,234"\n2024-01-02,10.50,"2,345"\n2024-01-03,10.75,999\n'
-    assert read(tmp_path, text, column="volume").target.tolist() == [1234, 2345, 999]
+    assert read(tmp_path, text, TableOptions(value="volume")).target.tolist() == [1234, 2345, 999]
 
 
 def test_columns_of_parquet_as_other_programs_write_them(tmp_path):

@@ -84,7 +84,7 @@ def test_a_file_becomes_events_a_picture_and_files(predictor, file):
 
 def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor, file):
     decoded = decode(predictor, Request(files=(file,)))
-    other = decode(predictor, Request(files=(file,), options={"column": "volume"}))
+    other = decode(predictor, Request(files=(file,), options={"value": "volume"}))
     codec = FinanceCodec(predictor)
     alone = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
     batched = codec.encode(decoded, predictor.predict([*other.inputs, *decoded.inputs], decoded.options)[1:])
@@ -111,7 +111,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     [
         ({"threshold": "high"}, "'high' is not a number"),
         ({"threshold": "2"}, "is not above 0 and at most 1"),
-        ({"column": "bid"}, "no column of numbers called 'bid'"),
+        ({"value": "bid"}, "no column of numbers called 'bid'"),
         ({"colour": "red"}, "no option 'colour'"),
     ],
 )
