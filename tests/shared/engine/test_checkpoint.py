@@ -1,0 +1,113 @@
+"""What a checkpoint holds, and how it is found out that one is no longer what was written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress
+from shared.errors import InvalidInputError
+from tests.shared.engine.line import train, weights
+
+
+class Anything:
+    """Something with a state: nested, with tensors, tuples and keys that are no strings."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+STATE = {
+    "decay": 0.99,
+    "betas": (0.9, 0.999),
+    "average": {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer": {"weight": torch.ones(2)}},
+    "slots": {0: {"step": torch.tensor(3.0)}, 7: {"step": torch.tensor(4, dtype=torch.int64)}},
+    "list": [1, None, True, "word", (torch.zeros(1, dtype=torch.bfloat16),)],
+    "$odd": {"$tensor": "no tensor"},
+}
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_whatever_has_a_state_dict_comes_back_as_it_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path, recipe_digest="d")
+    model = torch.nn.Linear(2, 1)
+    checkpoints.save({"model": model, "ema": Anything(STATE)}, Progress(step=5, samples=3))
+    other, ema = torch.nn.Linear(2, 1), Anything({})
+    assert checkpoints.load(checkpoints.latest(), {"model": other, "ema": ema}) == Progress(step=5, samples=3)
+    assert torch.equal(other.weight, model.weight) and equal(STATE, ema.state)
+    assert model_state(checkpoints.latest()).keys() == {"weight", "bias"}
+    with pytest.raises(InvalidInputError, match="holds ema, model, and the run has model; name a new run"):
+        checkpoints.load(checkpoints.latest(), {"model": other})
+
+
+def test_a_process_that_does_not_write_takes_part_in_a_save(tmp_path):
+    asked = []
+
+    class Spread(Anything):
+        def state_dict(self):
+            asked.append(True)
+            return {}
+
+    Checkpoints(tmp_path, recipe_digest="d", writes=False).save({"model": Spread({})}, Progress(step=1))
+    assert asked and not list(tmp_path.iterdir())
+
+
+def test_a_state_that_json_and_safetensors_cannot_hold_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="hook is a set"):
+        Checkpoints(tmp_path, recipe_digest="").save({"x": Anything({"hook": {1}})}, Progress())
+
+
+def test_one_altered_digit_of_the_state_is_noticed_and_said(tmp_path):
+    train(tmp_path / "whole")
+    train(tmp_path / "run", steps=15)
+    state = tmp_path / "run" / "checkpoints" / "step-00000015" / "state.json"
+    before = state.read_text()
+    state.write_text(before.replace('"initial_lr": 0.02', '"initial_lr": 0.03'))
+    assert state.read_text() != before
+    train(tmp_path / "run")
+    events = [json.loads(row) for row in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    notes = [note for event in events for note in event.get("notes", [])]
+    assert "step-00000015 is torn or was altered: going on from step-00000010" in notes
+    for name, tensor in weights(tmp_path / "whole", 30).items():
+        assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
+
+
+def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path):
+    train(tmp_path, steps=15)
+    for file in (tmp_path / "checkpoints").glob("step-*/state.json"):
+        file.write_text(file.read_text()[:-9])
+    with pytest.raises(InvalidInputError, match=r"no checkpoint of .* is whole \(step-00000015, step-00000010, step-"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_but_not_resumed(tmp_path):
+    """Its digests of the tensors stood in state.json, beside progress, groups and extra."""
+    train(tmp_path, steps=5)
+    home = tmp_path / "checkpoints" / "step-00000005"
+    digests = json.loads((home / "digests.json").read_text())
+    state = json.loads((home / "state.json").read_text())
+    old = {key: state[key] for key in ("recipe_digest", "progress")} | {"groups": [], "extra": {}}
+    del digests["state.json"]
+    (home / "state.json").write_text(json.dumps(old | {"sha256": digests}))
+    (home / "digests.json").unlink()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", recipe_digest=state["recipe_digest"])
+    assert read_progress(checkpoints.latest()).step == 5 and model_state(checkpoints.best())
+    with pytest.raises(InvalidInputError, match="earlier version, whose runs cannot be resumed"):
+        train(tmp_path)

@@ -1,0 +1,114 @@
+"""SIGTERM and Ctrl-C, and what a redirected log says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from shared.engine.loop import fit, seed_generators
+from shared.engine.run import Run
+from tests.shared.engine import line
+from tests.shared.engine.line import ROOT, train, weights
+
+
+def interrupted_at(call, number):
+    """A task that receives the signal ``number`` in its loss number ``call``."""
+
+    class Interrupted(line.Regression):
+        calls = 0
+
+        def loss(self, model, batch):
+            Interrupted.calls += 1
+            if Interrupted.calls == call:
+                signal.raise_signal(number)
+            return super().loss(model, batch)
+
+    return Interrupted
+
+
+@pytest.mark.parametrize(("number", "ends_as"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, capsys, number, ends_as):
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    train(tmp_path / "whole")
+    with pytest.raises(ends_as) as raised:
+        fit(line.recipe(interrupted_at(13, number)), Run(tmp_path / "run", "line", "line"), device="cpu")
+    if ends_as is SystemExit:
+        assert raised.value.code == 143
+    assert "stopped at step 13, which is saved; resume with the same command" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "step-00000013").is_dir()
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert train(tmp_path / "run").steps == 30
+    for name, tensor in weights(tmp_path / "whole", 30).items():
+        assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path):
+    class Impatient(line.Regression):
+        def loss(self, model, batch):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Impatient)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(tmp_path, steps=5)))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 5
+
+
+def test_all_processes_stop_at_the_same_step_where_one_is_told_to(tmp_path):
+    script = tmp_path / "told.py"
+    script.write_text(
+        "import os, sys; from pathlib import Path\n"
+        "from tests.shared.engine import line, test_interruption as here\n"
+        "if __name__ == '__main__':\n"
+        "    task = here.interrupted_at(3, 15) if os.environ['RANK'] == '1' else line.Regression\n"
+        "    try:\n"
+        "        line.train(Path(sys.argv[1]), task, checkpoint_every=100)\n"
+        "    except SystemExit as end:\n"
+        "        Path(sys.argv[1], 'code-' + os.environ['RANK']).write_text(str(end.code))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*command, str(tmp_path / "run")], env=environment, check=True, timeout=90)
+    assert [(tmp_path / "run" / f"code-{rank}").read_text() for rank in range(2)] == ["143", "143"]
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    # They look at the latest on the next logging step.
+    assert saved.name in {"step-00000003", "step-00000004", "step-00000005"}
+
+
+def test_a_redirected_log_has_a_line_for_every_logging_step(tmp_path):
+    code = "import sys; from tests.shared.engine import line; from pathlib import Path\n"
+    code += "from shared.engine.loop import fit; from shared.engine.run import Run\n"
+    code += "fit(line.recipe(), Run(Path(sys.argv[1]), 'line', 'quick'), device='cpu')\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("line quick: on cpu, ") and "this CPU" in lines[0]
+    assert [row.split(":")[1].strip() for row in lines if " loss " in row and "/30" in row] == [
+        f"step {step}/30" for step in range(5, 31, 5)
+    ]
+    assert any(row.startswith("line quick: step 10 validated, loss ") for row in lines)
+
+
+def test_seeding_the_generators_gives_the_numbers_of_manual_seed():
+    for seed in (0, 1, 2**63 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(5), torch.randn(5), torch.randperm(9)
+        torch.manual_seed(99)
+        seed_generators(seed, torch.device("cpu"))
+        assert all(map(torch.equal, expected, (torch.rand(5), torch.randn(5), torch.randperm(9))))
