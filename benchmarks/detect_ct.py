@@ -26,8 +26,9 @@ from apps.medical.inference.pipeline import Detections, detect
 from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import CTVolume
 from benchmarks.report import report
-from shared.app import find, shipped
+from shared.app import find
 from shared.data.registry import read_registry
+from shared.deploy.registry import shipped
 from shared.precision import autocast
 
 

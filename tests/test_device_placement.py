@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.app import find, shipped
+from shared.app import find
 from shared.comms.group import Group
 from shared.data.dataset import to_device
 from shared.deploy.predictor import Request, answer
+from shared.deploy.registry import shipped
 from shared.engine.losses import combine
 from shared.precision import autocast, autocast_dtype, cpu_runs_recurrent_layers
 from tests.fake_cuda import FakeCudaTensor, fake_cuda

@@ -22,8 +22,9 @@ from apps.driving.models import structures
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.predictor import least_scores
 from apps.driving.types import Boxes3D, CameraInput, Frame
-from shared.app import Table, shipped
+from shared.app import Table
 from shared.data.registry import read_registry
+from shared.deploy.registry import shipped
 
 FEWEST_POINTS = 5
 _CLASSES = ("car", "pedestrian", "cyclist")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.app import find, shipped
+from shared.app import find
 from shared.cli.arguments import Calibrate
 from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
+from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.recipes import named_data_set, recipe_of
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shared.app import App, find, shipped
+from shared.app import App, find
 from shared.cli.arguments import Evaluate
 from shared.cli.printing import print_scores, print_table
 from shared.cli.settings import parse_data
+from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig
 from shared.recipes import named_data_set, recipe_of

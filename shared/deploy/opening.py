@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.app import App, shipped
+from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.predictor import Codec, Predictor, with_codec
+from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import MANIFEST, Artifact, open_artifact
 from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from shared.app import App
 
 
 class Registry:
@@ -38,8 +42,8 @@ class Registry:
         """The highest version of a model; refuses where there is none, and one that is incomplete or was altered."""
         versions = self.versions(name)
         if not versions:
-            places = " and ".join(map(str, self.roots))
-            raise InvalidInputError(f"{places} holds no version of {name}; `trivium export RUN` makes one")
+            roots = " and ".join(map(str, self.roots))
+            raise InvalidInputError(f"{roots} holds no version of {name}; `trivium export RUN` makes one")
         return self.open(versions[max(versions)])
 
     def open(self, path: Path) -> Artifact:
@@ -58,6 +62,11 @@ class Registry:
         for artifact in found:
             artifact.must_belong_to(app)
         return found
+
+
+def shipped(app: App) -> list[Artifact]:
+    """The artifacts that come with the application, one for each of its models, the default first."""
+    return Registry(app.weights).serving(app.name, app.models)
 
 
 def _manifests(paths: Iterable[Path]) -> list[Path]:

@@ -16,6 +16,7 @@ from shared.app import App, Sample
 from shared.deploy.artifact import Manifest
 from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response, with_codec
 from shared.deploy.registry import Registry
+from shared.device import choose_device
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.runtime.limits import RequestLimit, until
@@ -168,7 +169,8 @@ class Service:
 
     def _load(self) -> Model:
         artifacts = self._registry.serving(self.app.name, self.app.models)
-        predictor, codec = with_codec(self.app, self.app.predictor(artifacts, _device(self.settings.device)))
+        device = choose_device(None if self.settings.device == "auto" else self.settings.device)
+        predictor, codec = with_codec(self.app, self.app.predictor(artifacts, device))
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
         queue: BatchQueue[Decoded[Any], list[Any]] = BatchQueue(
@@ -192,11 +194,3 @@ def _predict_together(predictor: Predictor[Any, Any], batch: Sequence[Decoded[An
         raise RuntimeError(f"the predictor gave {len(outputs)} outputs to {len(inputs)} inputs")
     remaining = iter(outputs)
     return [[next(remaining) for _ in decoded.inputs] for decoded in batch]
-
-
-def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

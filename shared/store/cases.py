@@ -18,7 +18,7 @@ from shared.atomic_files import file_lock, publish
 from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.inputs import digest_of_all
-from shared.store.records import Case, CaseSummary, Input
+from shared.store.records import Case, CaseSummary, InputFile
 from shared.store.tables import CaseRow, connect, sqlite_url
 
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
@@ -65,7 +65,7 @@ class CaseStore:
         *,
         app: str,
         door: str,
-        inputs: Iterable[Input],
+        inputs: Iterable[InputFile],
         options: Mapping[str, str],
         artifact: tuple[str, int],
         response: Response,

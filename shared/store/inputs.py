@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shared.store.records import Input
+from shared.store.records import InputFile
 
 
-def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -> tuple[Input, ...]:
+def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -> tuple[InputFile, ...]:
     """Name, size and digest of files; those in a folder are named from it down.
 
     With ``kinds``, endings such as ``.nii.gz``, no name is kept: a file is called after the ending that it has.
@@ -24,11 +24,11 @@ def describe_inputs(paths: Iterable[Path], kinds: Sequence[str] | None = None) -
                 name = member.relative_to(path.parent).as_posix() if path.is_dir() else member.name
             with member.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
-            found.append(Input(name=name, bytes=member.stat().st_size, sha256=digest))
+            found.append(InputFile(name=name, bytes=member.stat().st_size, sha256=digest))
     return tuple(found)
 
 
-def digest_of_all(inputs: Iterable[Input]) -> str:
+def digest_of_all(inputs: Iterable[InputFile]) -> str:
     """SHA-256 of all inputs together; their order does not matter."""
     lines = sorted(f"{item.sha256}  {item.name}\n" for item in inputs)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class Input(BaseModel):
+class InputFile(BaseModel):
     """A file that was handed in: its name, size in bytes and SHA-256. The content is not kept.
 
     ``name`` is the kind of the file where names may be those of persons: "nii.gz file".
@@ -33,7 +33,7 @@ class CaseSummary(BaseModel):
     app: str
     created_ns: int
     door: str
-    inputs: tuple[Input, ...]
+    inputs: tuple[InputFile, ...]
 
     @property
     def created(self) -> str:

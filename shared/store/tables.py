@@ -13,13 +13,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from shared.errors import InvalidInputError
 
 
-class Table(DeclarativeBase):
+class Base(DeclarativeBase):
     """The base of all tables, which says how Python types are kept."""
 
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
 
-class CaseRow(Table):
+class CaseRow(Base):
     """One request that a person may look at again. Its files lie beside the database, in ``cases/<id>``."""
 
     __tablename__ = "cases"
@@ -58,7 +58,7 @@ def connect(address: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
     try:
-        Table.metadata.create_all(engine)
+        Base.metadata.create_all(engine)
     except SQLAlchemyError as error:
         engine.dispose()
         reason = getattr(error, "orig", None) or error
@@ -73,7 +73,7 @@ def connect(address: str) -> Engine:
 
 def _check_columns(engine: Engine, address: str) -> None:
     """Refuses a database whose tables have not the columns that this version reads and writes."""
-    for table in Table.metadata.sorted_tables:
+    for table in Base.metadata.sorted_tables:
         known = {column.name for column in table.columns}
         present = inspect(engine).get_columns(table.name)
         missing = known - {column["name"] for column in present}

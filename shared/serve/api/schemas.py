@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from shared.app import Sample
 from shared.deploy.artifact import Manifest
 from shared.store.cases import PICTURE, RESULT
-from shared.store.records import Case, CaseSummary, Input
+from shared.store.records import Case, CaseSummary, InputFile
 
 UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 
@@ -86,7 +86,7 @@ class CaseAnswer(BaseModel):
     app: str
     created: str = Field(description="UTC, ISO 8601")
     door: str = Field(description="the way that the request came: form, json, or the name of a protocol")
-    inputs: list[Input] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
+    inputs: list[InputFile] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
     inputs_sha256: str
     options: dict[str, str]
     artifact: ArtifactVersion = Field(description="the model that answered")

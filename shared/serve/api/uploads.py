@@ -86,7 +86,7 @@ def _too_large(most: int) -> InvalidInputError:
     )
 
 
-def plain_name(name: str) -> str:
+def safe_name(name: str) -> str:
     """A file's name without folders and control characters, of at most 200 bytes; its ending is kept."""
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
     last = "".join(letter for letter in last if letter.isprintable()).strip()
@@ -166,7 +166,7 @@ class _Form:
                 raise InvalidInputError(f"the field {name!r} holds a file; files belong in the field 'files'")
             if len(self._upload.files) >= self._max_files:
                 raise InvalidInputError(f"more than {self._max_files} files; send them as one zip file", status=413)
-            self._open(plain_name(options[b"filename"].decode(errors="replace")))
+            self._open(safe_name(options[b"filename"].decode(errors="replace")))
 
     def _open(self, name: str) -> None:
         # Files of one name (a series from several folders) keep it, each in a folder of its own.

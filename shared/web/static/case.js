@@ -54,8 +54,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let running = null;
   let clock = 0;
 
-  const say = (text) => { part("status").textContent = text; };
-  const complain = (text) => { part("error").textContent = text; part("error").hidden = !text; };
+  const showStatus = (text) => { part("status").textContent = text; };
+  const showError = (text) => { part("error").textContent = text; part("error").hidden = !text; };
 
   function showChosen() {
     const files = dropped.length ? dropped : [...input.files];
@@ -69,7 +69,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     dropped = files;
     if (stale) stale.value = "";
     showChosen();
-    complain("");
+    showError("");
   }
 
   function busy(on) {
@@ -78,13 +78,13 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     part("cancel").hidden = !on;
     part("cancel").disabled = !on;
     clearInterval(clock);
-    if (!on) { running = null; say(""); }
+    if (!on) { running = null; showStatus(""); }
   }
 
   function working() {
     const began = Date.now();
-    const tick = () => say(`Working … ${Math.round((Date.now() - began) / 1000)} s`);
-    say("Working …");
+    const tick = () => showStatus(`Working … ${Math.round((Date.now() - began) / 1000)} s`);
+    showStatus("Working …");
     // A screen reader would read out every change: the clock moves every five seconds.
     clock = setInterval(tick, 5000);
   }
@@ -95,7 +95,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       await render(answer);
     } catch (error) {
       console.error(error);
-      complain(`The result was computed, but could not be drawn: ${error.message}`);
+      showError(`The result was computed, but could not be drawn: ${error.message}`);
       return;
     }
     // What was said while it ran is taken away first, for it moves what is below.
@@ -106,35 +106,35 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   async function submit(body) {
     if (running) return;
-    complain("");
+    showError("");
     result.replaceChildren();
     busy(true);
     try {
       const answer = await send(`/api/${app}/predict`, body, {
         started: (request) => { running = request; },
-        progress: (share) => say(`Uploading … ${Math.round(100 * share)} %`),
+        progress: (fraction) => showStatus(`Uploading … ${Math.round(100 * fraction)} %`),
         uploaded: working,
       });
       history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      complain(error.message);
+      showError(error.message);
     } finally {
       busy(false);
     }
   }
 
   async function open(id) {
-    complain("");
+    showError("");
     busy(true);
-    say("Opening the case …");
+    showStatus("Opening the case …");
     try {
       const response = await fetch(`/api/${app}/cases/${encodeURIComponent(id)}`, { headers: { Accept: "application/json" } });
       const answer = await response.json().catch(() => ({}));
       if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
       await show(answer);
     } catch (error) {
-      complain(error.message);
+      showError(error.message);
     } finally {
       busy(false);
     }
@@ -153,9 +153,9 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const body = fields(null);
-    if (!body.has("files")) { complain("Choose a file first, or take a sample."); input.focus(); return; }
+    if (!body.has("files")) { showError("Choose a file first, or take a sample."); input.focus(); return; }
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
-    if (bytes > limit) { complain(`The files are larger (${size(bytes)}) than this server takes (${size(limit)}).`); return; }
+    if (bytes > limit) { showError(`The files are larger (${size(bytes)}) than this server takes (${size(limit)}).`); return; }
     submit(body);
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
@@ -174,7 +174,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     take(tooMany ? [] : found);
     input.value = "";
     showChosen();
-    complain(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
+    showError(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
   });
 
   const asked = new URLSearchParams(location.search).get("case");
@@ -215,9 +215,9 @@ async function walk(entry) {
   const found = [];
   for (;;) {
     // readEntries gives a hundred at a time, and none when it has given all.
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return found;
-    found.push(...(await Promise.all(some.map(walk))).flat());
+    const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!batch.length) return found;
+    found.push(...(await Promise.all(batch.map(walk))).flat());
   }
 }
 

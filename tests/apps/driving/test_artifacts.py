@@ -60,7 +60,7 @@ def test_a_range_that_pillars_do_not_fill_is_refused_with_one_that_they_do():
 
 def test_answering_loads_nothing_of_training():
     code = (
-        "import sys; from apps.driving.app import app; from shared.app import shipped; "
+        "import sys; from apps.driving.app import app; from shared.deploy.registry import shipped; "
         "app.predictor(shipped(app), 'cpu'); "
         "rooms = ('shared.engine', 'apps.driving.datasets', 'apps.driving.task'); "
         "sys.exit(', '.join(name for name in sys.modules if name.startswith(rooms)) or 0)"

@@ -13,7 +13,7 @@ from apps.finance.datasets.windows import windows_of
 from apps.finance.models.fast import accelerate
 from apps.finance.models.stored import stored_settings
 from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
-from shared.app import shipped
+from shared.deploy.registry import shipped
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.

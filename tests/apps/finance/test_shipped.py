@@ -11,7 +11,7 @@ from apps.finance.datasets.synth.markets import market
 from apps.finance.outputs.files import result
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import MINUTE_NS, Series
-from shared.app import shipped
+from shared.deploy.registry import shipped
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.

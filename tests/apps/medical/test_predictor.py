@@ -22,9 +22,9 @@ from apps.medical.outputs.slab import MOST_VOXELS, slab
 from apps.medical.predictor import EVERYTHING, NodulePredictor, Options
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule
-from shared.app import shipped
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.predictor import Request, answer
+from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest, found
 
@@ -194,7 +194,7 @@ def test_a_prediction_loads_no_engine(tmp_path):
     code = (
         "import sys\n"
         "from apps.medical.app import app\n"
-        "from shared.app import shipped\n"
+        "from shared.deploy.registry import shipped\n"
         "app.codec(app.predictor(shipped(app), 'cpu'))\n"
         "unwanted = ('shared.engine', 'shared.comms', 'apps.medical.task')\n"
         "print(*sorted(name for name in sys.modules if name.startswith(unwanted)))\n"

@@ -94,7 +94,9 @@ def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: Tes
     assert form["properties"]["files"]["items"] == {"type": "string", "format": "binary"}
     assert form["additionalProperties"] == {"type": "string"} and "sample" in form["properties"]
     case = schemas["CaseAnswer"]["properties"]
-    assert case["inputs"]["items"]["$ref"].endswith("/Input") and case["artifact"]["$ref"].endswith("/ArtifactVersion")
+    assert case["inputs"]["items"]["$ref"].endswith("/InputFile") and case["artifact"]["$ref"].endswith(
+        "/ArtifactVersion"
+    )
     infer = document["paths"]["/v2/models/{name}/infer"]["post"]
     assert infer["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/InferenceRequest")
     assert schemas["RequestInput"]["required"] == ["name", "datatype", "shape"]

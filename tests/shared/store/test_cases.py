@@ -16,13 +16,13 @@ from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.cases import CaseStore
 from shared.store.inputs import describe_inputs
-from shared.store.records import Case, Input
+from shared.store.records import Case, InputFile
 
-A = Input(name="a.csv", bytes=1, sha256="a" * 64)
-B = Input(name="b.csv", bytes=1, sha256="b" * 64)
+A = InputFile(name="a.csv", bytes=1, sha256="a" * 64)
+B = InputFile(name="b.csv", bytes=1, sha256="b" * 64)
 
 
-def keep(store: CaseStore, app: str = "echo", inputs: tuple[Input, ...] = (A,), **response: object) -> Case:
+def keep(store: CaseStore, app: str = "echo", inputs: tuple[InputFile, ...] = (A,), **response: object) -> Case:
     given = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | response
     return store.add(
         app=app,
@@ -158,7 +158,7 @@ def test_inputs_in_a_folder_are_named_from_it_down(tmp_path: Path) -> None:
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "1.dcm").write_bytes(b"abc")
     assert describe_inputs([folder]) == (
-        Input(
+        InputFile(
             name="series/sub/1.dcm", bytes=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         ),
     )
@@ -220,7 +220,7 @@ def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
         case = store.get("echo", "c1")
         assert case is not None and case.created == "2023-11-14T22:13:20.000Z" and case.label == "a.csv"
         assert (case.options, case.artifact_version, case.result) == ({"unit": "mm"}, 2, {"found": [1]})
-        assert case.inputs == (Input(name="a.csv", bytes=1, sha256="aa"),) and case.files == ("report.txt",)
+        assert case.inputs == (InputFile(name="a.csv", bytes=1, sha256="aa"),) and case.files == ("report.txt",)
         newer = keep(store)
         assert [entry.id for entry in store.recent("echo")] == [newer.id, "c1"]
 

@@ -17,7 +17,7 @@ import pytest
 from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.cases import CaseStore
-from shared.store.records import Case, Input
+from shared.store.records import Case, InputFile
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -63,7 +63,7 @@ def keep(store: CaseStore, app: str = "echo", **response: object) -> Case:
     return store.add(
         app=app,
         door="json",
-        inputs=(Input(name="a.csv", bytes=1, sha256="a" * 64),),
+        inputs=(InputFile(name="a.csv", bytes=1, sha256="a" * 64),),
         options={"k": "v"},
         artifact=("net", 3),
         response=Response(**given),  # type: ignore[arg-type]

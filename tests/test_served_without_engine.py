@@ -1,0 +1,35 @@
+"""An artifact outlives what trained it: the server answers, from all shipped weights, without the training engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+
+settings = Settings(store=Path(sys.argv[1]), warm=False, device="cpu", deadline_s=400)
+with TestClient(create_app(settings)) as client:
+    for app in ("medical", "driving", "finance"):
+        sample = next(s for s in client.get(f"/api/{app}/samples").json()["samples"] if s["synthetic"])
+        case = client.post(f"/api/{app}/predict", data={"sample": sample["name"]})
+        assert case.status_code == 200, case.text
+        assert client.get(case.json()["picture"]).content.startswith(b"\\x89PNG")
+    models = client.get("/v2").json()["models"]
+    assert all(client.get(f"/v2/models/{name}/ready").status_code == 200 for name in models)
+print(models, sorted(name for name in sys.modules if name.startswith("shared.engine")))
+"""
+
+
+def test_the_server_answers_without_the_engine(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=450)
+    assert done.returncode == 0, done.stderr
+    models, engine = done.stdout.strip().splitlines()[-1].rsplit(" [", 1)
+    assert all(name in models for name in ("lung_nodules", "pointpillars", "fcos3d", "tft-anomaly"))
+    assert engine == "]"
