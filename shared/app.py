@@ -108,8 +108,8 @@ class App:
     models_table the public models that it runs or refuses, with what was tested: what ``trivium models`` prints
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
-    each         goes through a folder one by one: predictor, folder, where results go, options, who is told how far
-                 it is; returns how many cases were left out. Or None
+    predict_folder  goes through a folder one by one: predictor, folder, where results go, options, who is told how
+                 far it is; returns how many cases were left out. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
     """
@@ -134,7 +134,9 @@ class App:
     models_table: Callable[[], Table] | None = None
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
     router: Callable[[Service], APIRouter] | None = None
-    each: Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None = None
+    predict_folder: (
+        Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None
+    ) = None
     kinds: tuple[str, ...] | None = None
 
     @property

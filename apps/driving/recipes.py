@@ -16,12 +16,13 @@ from shared.optimizers import AdamW, CosineRestarts
 from shared.recipe import Limits, Recipe
 
 
-def _once(epochs: int, learning_rate: float, warmup: int) -> dict[str, AdamW | CosineRestarts]:
-    """AdamW down one cosine to zero at the last epoch, without restarts."""
-    return {
-        "optimizer": AdamW(learning_rate=learning_rate, weight_decay=0.01, betas=(0.95, 0.99)),
-        "schedule": CosineRestarts(warmup_steps=warmup, period=float(epochs)),
-    }
+def _adamw(learning_rate: float) -> AdamW:
+    return AdamW(learning_rate=learning_rate, weight_decay=0.01, betas=(0.95, 0.99))
+
+
+def _one_cosine(epochs: int, warmup: int) -> CosineRestarts:
+    """Down to zero at the last epoch, without restarts."""
+    return CosineRestarts(warmup_steps=warmup, period=float(epochs))
 
 
 def _minutes_on_a_gpu(*, epochs: int, batch: int) -> Limits:
@@ -55,7 +56,8 @@ def tiny() -> Recipe:
         task=LidarTask(),
         limits=Limits(epochs=2, batch=2, log_every=1, monitor="loss"),
         precision="fp32",
-        **_once(2, 2e-3, 2),
+        optimizer=_adamw(2e-3),
+        schedule=_one_cosine(2, 2),
     )
 
 
@@ -76,7 +78,8 @@ def small() -> Recipe:
         task=LidarTask(),
         limits=Limits(epochs=5, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=60),
         precision="fp32",
-        **_once(5, 2e-3, 60),
+        optimizer=_adamw(2e-3),
+        schedule=_one_cosine(5, 60),
     )
 
 
@@ -89,7 +92,8 @@ def large() -> Recipe:
         task=LidarTask(),
         limits=_minutes_on_a_gpu(epochs=6, batch=8),
         precision="fp32",
-        **_once(6, 1.5e-3, 200),
+        optimizer=_adamw(1.5e-3),
+        schedule=_one_cosine(6, 200),
     )
 
 
@@ -104,7 +108,8 @@ def full() -> Recipe:
             epochs=80, batch=16, evaluation_batch=8, monitor="map", mode="max", patience=100, loader_threads=8
         ),
         precision="fp32",
-        **_once(80, 1e-3, 1000),
+        optimizer=_adamw(1e-3),
+        schedule=_one_cosine(80, 1000),
     )
 
 
@@ -117,7 +122,8 @@ def fcos3d_tiny() -> Recipe:
         task=CameraTask(),
         limits=Limits(epochs=2, batch=2, log_every=1, monitor="loss"),
         precision="fp32",
-        **_once(2, 1e-3, 2),
+        optimizer=_adamw(1e-3),
+        schedule=_one_cosine(2, 2),
     )
 
 
@@ -130,7 +136,8 @@ def fcos3d_small() -> Recipe:
         task=CameraTask(),
         limits=Limits(epochs=8, batch=4, monitor="map", mode="max", patience=100, log_every=20, minutes=26),
         precision="fp32",
-        **_once(8, 1e-3, 60),
+        optimizer=_adamw(1e-3),
+        schedule=_one_cosine(8, 60),
     )
 
 
@@ -143,7 +150,8 @@ def fcos3d_large() -> Recipe:
         task=CameraTask(),
         limits=_minutes_on_a_gpu(epochs=24, batch=16),
         precision="fp32",
-        **_once(24, 8e-4, 300),
+        optimizer=_adamw(8e-4),
+        schedule=_one_cosine(24, 300),
     )
 
 
@@ -158,7 +166,8 @@ def fcos3d_full() -> Recipe:
             epochs=24, batch=16, evaluation_batch=8, monitor="map", mode="max", patience=100, loader_threads=8
         ),
         precision="fp32",
-        **_once(24, 5e-4, 500),
+        optimizer=_adamw(5e-4),
+        schedule=_one_cosine(24, 500),
     )
 
 

@@ -6,27 +6,28 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from apps.driving.adapters import kitti
 from apps.driving.adapters.projection import image_boxes
-from apps.driving.app import app
 from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.inference.artifacts import open_detector
 from apps.driving.inference.detect import Detector, shown_boxes
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import count
-from apps.driving.models import structures
+from apps.driving.models import MODELS, structures
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.predictor import least_scores
 from apps.driving.types import Boxes3D, CameraInput, Frame
 from shared.app import Table
 from shared.data.registry import read_registry
-from shared.deploy.registry import shipped
+from shared.deploy.registry import Registry
 
 FEWEST_POINTS = 5
+_ROOT = Path(__file__).parent
 _CLASSES = ("car", "pedestrian", "cyclist")
 _SEED = 90_001
 
@@ -36,10 +37,10 @@ def table(quick: bool) -> Table:
     warnings.simplefilter("ignore")
     rows: list[Sequence[str]] = []
     synthetic = scenes(16 if quick else 100)
-    entry = read_registry(app.data_registry).get("kitti_object")
+    entry = read_registry(_ROOT / "datasets" / "registry.json").get("kitti_object")
     root = None if entry is None else entry.locate()
     real = [] if root is None else kitti.read(root / "driving" / "kitti_object")
-    for artifact in shipped(app):
+    for artifact in Registry(_ROOT / "weights").serving("driving", MODELS):
         name = artifact.manifest.name
         detector, least = open_detector(artifact, "cpu"), least_scores(artifact.manifest.calibration)
         rows += found_in_synthetic(name, detector, synthetic)
@@ -76,7 +77,7 @@ def in_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
 def found_in_synthetic(name: str, detector: Detector, frames: Sequence[Frame]) -> list[Sequence[str]]:
     """AP R40 of each class."""
     scores = evaluate(frames, [in_image(frame, detector.detect(frame)) for frame in frames])
-    rows = []
+    rows: list[Sequence[str]] = []
     for kind in _CLASSES:
         values = {measure: scores.get(f"{kind}/{measure}/moderate") for measure in ("3d", "bev")}
         if values["3d"] is not None and values["bev"] is not None:
@@ -93,7 +94,7 @@ def found_in_real(
     if not frames:
         return []
     found = [in_image(frame, shown_boxes(detector.detect(frame), least)) for frame in frames]
-    rows = []
+    rows: list[Sequence[str]] = []
     for kind in _CLASSES:
         near = count(frames, found, kind, criterion="centre", threshold=2.0, fewest_points=FEWEST_POINTS)
         share = count(frames, found, kind, criterion="relative", threshold=0.1, fewest_points=FEWEST_POINTS)

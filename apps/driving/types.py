@@ -103,6 +103,15 @@ class Boxes3D:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Detections:
+    """What was found in a frame: boxes from the best score down, the model that found them, remarks on the sweep."""
+
+    boxes: Boxes3D
+    model: str
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Camera:
     """A calibrated image: ``image_HWC`` uint8 RGB, ``intrinsics`` (3, 3), ``lidar_to_camera`` (4, 4) rigid.
 

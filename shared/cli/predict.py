@@ -60,14 +60,14 @@ def run(command: Predict) -> int:
 
 
 def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> int:
-    if app.each is None:
+    if app.predict_folder is None:
         raise InvalidInputError(f"{app.name} does not go through folders one by one; leave --each out")
     if len(command.inputs) != 1 or not command.inputs[0].is_dir():
         raise InvalidInputError(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
     from shared.deploy.opening import open_predictor
 
     opened = open_predictor(app, artifact=command.artifact, device=command.device)
-    left_out = app.each(opened.predictor, command.inputs[0], command.out, options, print_line)
+    left_out = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
     return 1 if left_out else 0
 
 

@@ -18,9 +18,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from apps.driving.adapters.archive import unpacked
 from apps.driving.adapters.calibration import RAW_MOUNTS, STARTS, Calibration, lines, read_calibration
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from shared.data.archive import unpacked
 from shared.errors import InvalidInputError
 
 SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)

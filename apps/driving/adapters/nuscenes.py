@@ -7,6 +7,7 @@ boxes and calibrations are turned by a quarter on reading, and back on writing.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,18 @@ def read(path: Path) -> list[Frame]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
     try:
-        numbers = {number: name for name, number in content["metainfo"]["categories"].items()}
-        return [_frame(info.parent, sample, numbers) for sample in content["data_list"]]
+        names = class_names(content)
+        return [read_described(sample, names, lambda name: _beside(info, name)) for sample in content["data_list"]]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise InvalidInputError(
             f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
             f"instances): {type(error).__name__} {error}"
         ) from error
+
+
+def class_names(content: dict[str, Any]) -> dict[int, str]:
+    """The names of an info file's classes by their numbers."""
+    return {int(number): str(name) for name, number in content["metainfo"]["categories"].items()}
 
 
 def read_points(path: Path) -> Floats:
@@ -64,11 +70,19 @@ def read_points(path: Path) -> Floats:
     return np.concatenate([turned, points[:, 3:4] / 255], axis=1).astype(np.float32)
 
 
-def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame:
+def read_described(
+    sample: dict[str, Any],
+    names: dict[int, str],
+    find: Callable[[str], Path],
+    *,
+    with_points: bool = True,
+    with_images: bool = True,
+) -> Frame:
+    """The frame of one description in the info layout; ``find`` gives the files that it names."""
     lidar = sample.get("lidar_points")
-    points = read_points(_file(folder, lidar["lidar_path"])) if lidar else None
+    points = read_points(find(lidar["lidar_path"])) if lidar and with_points else None
     cameras = {}
-    for name, view in sample["images"].items():
+    for name, view in sample["images"].items() if with_images else ():
         transform = np.array(view["lidar2cam"], np.float64)
         if transform.shape != (4, 4):
             raise InvalidInputError(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")
@@ -78,13 +92,13 @@ def _frame(folder: Path, sample: dict[str, Any], names: dict[int, str]) -> Frame
         if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
             raise InvalidInputError(f"cam2img of {name} is not a camera's projection")
         cameras[name] = Camera(
-            image_HWC=read_image(_file(folder, view["img_path"])),
+            image_HWC=read_image(find(view["img_path"])),
             intrinsics=intrinsics,
             lidar_to_camera=transform.astype(np.float32),
         )
     instances = sample.get("instances")
     return Frame(
-        name=str(sample.get("token", sample.get("sample_idx", folder.name))),
+        name=str(sample.get("token", sample.get("sample_idx", "frame"))),
         points_lidar_m=points,
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),
@@ -99,13 +113,13 @@ def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
         centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
         size_m=table[:, 3:6].astype(np.float32),
         yaw=((yaw + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
-        names=tuple(names.get(item["bbox_label_3d"], "other") for item in instances),
+        names=tuple(item.get("name") or names.get(item["bbox_label_3d"], "other") for item in instances),
         point_counts=np.array([item.get("num_lidar_pts", -1) for item in instances], np.int64),
     )
 
 
-def _file(folder: Path, name: str) -> Path:
-    path = folder / Path(name).name
+def _beside(info: Path, name: str) -> Path:
+    path = info.parent / Path(name).name
     if not path.is_file():
-        raise InvalidInputError(f"{Path(name).name}, which sample.json names, is not beside it")
+        raise InvalidInputError(f"{Path(name).name}, which {info.name} names, is not beside it")
     return path

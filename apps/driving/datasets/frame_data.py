@@ -111,7 +111,7 @@ class FrameData(ABC):
             return Images(pack, input, self.images, merge)
         from apps.driving.datasets.sweeps import Sweeps
 
-        return Sweeps(pack, input, self.sweeps, merge)
+        return Sweeps(pack, input, self.sweeps, merge, pasting=split == "train" and self.sweeps.paste > 0)
 
     def _tables(self, pack: Pack) -> dict[str, Floats]:
         """All objects of a pack by the name that they are learnt as, the most frequent class first."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
+from apps.driving.datasets.pasting import ObjectBank
 from apps.driving.datasets.sampling import SweepSampling
 from apps.driving.types import Floats, LidarInput, ObjectClass, within
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
-
-if TYPE_CHECKING:
-    from apps.driving.datasets.pasting import ObjectBank
 
 
 def class_numbers(
@@ -32,7 +29,7 @@ class Sweeps:
     """Batches of ``points``, ``boxes`` and ``labels``: lists of tensors (N, 4), (M, 7) and (M,); ``index`` (B,).
 
     ``labels`` are numbers among the input's classes, of which ``classes`` has the names and what is near enough for a
-    match. ``bank`` holds what is pasted in training.
+    match. With ``pasting`` objects of the other sweeps are pasted where there is a key.
     """
 
     def __init__(
@@ -41,11 +38,13 @@ class Sweeps:
         input: LidarInput,
         sampling: SweepSampling,
         merge: Mapping[str, str],
-        bank: ObjectBank | None = None,
+        *,
+        pasting: bool = False,
     ) -> None:
-        self.pack, self.input, self.sampling, self.bank = pack, input, sampling, bank
+        self.pack, self.input, self.sampling = pack, input, sampling
         self.classes = tuple((kind.name, kind.reach_m) for kind in input.classes)
         self.numbers = class_numbers(pack.names, merge, input.classes)
+        self.bank = ObjectBank(pack, self.numbers) if pasting else None
 
     def __len__(self) -> int:
         return len(self.pack)

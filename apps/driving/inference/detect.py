@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ _AHEAD_M = -5.0
 
 
 class Detector(Protocol):
-    """Finds objects in a frame; boxes from the best score down."""
+    """Finds objects in a frame; boxes from the best score down. ``sensor`` is what it needs of the frame."""
+
+    @property
+    def sensor(self) -> Literal["lidar", "camera"]: ...
+
+    @property
+    def input(self) -> LidarInput | CameraInput: ...
 
     def detect(self, frame: Frame) -> Boxes3D: ...
 
@@ -40,6 +46,10 @@ class LidarDetector:
     network: FastPointPillars
     input: LidarInput
     device: str = "cpu"
+
+    @property
+    def sensor(self) -> Literal["lidar"]:
+        return "lidar"
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
@@ -67,6 +77,10 @@ class CameraDetector:
     network: nn.Module
     input: CameraInput
     device: str = "cpu"
+
+    @property
+    def sensor(self) -> Literal["camera"]:
+        return "camera"
 
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:

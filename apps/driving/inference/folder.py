@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from apps.driving.adapters import kitti
 from apps.driving.outputs import kitti as kitti_results
+from apps.driving.outputs.result import frame_line
 from shared.atomic_files import file_lock, write_whole
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from apps.driving.predictor import DrivingPredictor
+    from apps.driving.predictor import DrivingPredictor, Options
 
 _SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
 _SAY_EVERY = 100
 
 
-def detect(
-    predictor: DrivingPredictor, folder: Path, out: Path, options: Mapping[str, str], say: Callable[[str], object]
+def predict_folder(
+    predictor: DrivingPredictor, folder: Path, out: Path, options: Options, say: Callable[[str], object]
 ) -> int:
     """Detects in every frame of ``folder`` that ``out`` has no answer for; returns how many could not be read.
 
@@ -34,7 +35,12 @@ def detect(
     """
     root = kitti.object_root(folder)
     ids = kitti.frame_ids(root)
-    settings = predictor.settings(options) | {"folder": str(root.resolve())}
+    settings = {
+        "weights": predictor.digests,
+        "model": options.model,
+        "score": options.score,
+        "folder": str(root.resolve()),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +60,7 @@ def _go_on(
     root: Path,
     ids: Sequence[str],
     out: Path,
-    options: Mapping[str, str],
+    options: Options,
     say: Callable[[str], object],
 ) -> int:
     done = _answered(out / _LINES)
@@ -91,12 +97,13 @@ def _go_on(
 
 
 def _answer(
-    predictor: DrivingPredictor, root: Path, frame_id: str, options: Mapping[str, str]
+    predictor: DrivingPredictor, root: Path, frame_id: str, options: Options
 ) -> tuple[dict[str, Any], str | None]:
     """The frame's line of JSON, and its KITTI result file where it has a camera."""
     frame = kitti.read_frame(root, frame_id, labelled=False)
-    line, boxes = predictor.find(frame, options)
-    return line, kitti_results.write(boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
+    (output,) = predictor.predict([frame], options)
+    text = kitti_results.write(output.boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
+    return frame_line(frame, output), text
 
 
 def _same(file: Path, settings: Mapping[str, Any]) -> None:

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from apps.driving.app import app
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.recipes import RECIPES
+from apps.driving.service import DrivingCodec
 from shared.deploy.artifact import Manifest, describe_file, open_artifact, write_manifest
+from shared.deploy.predictor import answer
 from shared.recipe_file import save_recipe
 
 _OF_THE_LIBRARY = (
@@ -47,7 +49,18 @@ def predictor(tmp_path_factory):
         )  # fmt: skip
         write_manifest(path, manifest)
         artifacts.append(open_artifact(path))
-    return DrivingPredictor(artifacts)
+    return DrivingPredictor.load(artifacts, "cpu")
+
+
+@pytest.fixture(scope="session")
+def codec(predictor):
+    return DrivingCodec(predictor)
+
+
+@pytest.fixture(scope="session")
+def ask(predictor, codec):
+    """A request's response, through the door that all doors use."""
+    return lambda request: answer(predictor, request, codec)
 
 
 @pytest.fixture(scope="session")

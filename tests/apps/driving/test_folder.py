@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti
-from apps.driving.inference import folder as folders
+from apps.driving.inference.folder import predict_folder
+from apps.driving.predictor import Options
 from shared import cli
-from shared.deploy.predictor import Request, answer
+from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
 
@@ -32,10 +33,10 @@ def lines(out):
     return [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
 
 
-def test_the_answers_are_those_that_the_folder_gives_at_once(predictor, split, tmp_path):
+def test_the_answers_are_those_that_the_folder_gives_at_once(ask, predictor, split, tmp_path):
     said = []
-    assert folders.detect(predictor, split.parent, tmp_path / "out", {"score": "0.2"}, said.append) == 0
-    response = answer(predictor, Request(files=(split,), options={"score": "0.2"}))
+    assert predict_folder(predictor, split.parent, tmp_path / "out", Options(score=0.2), said.append) == 0
+    response = ask(Request(files=(split,), options={"score": "0.2"}))
     assert lines(tmp_path / "out") == response.result["frames"]
     written = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.txt")}
     assert written == {name: text for name, text in response.files.items() if name.endswith(".txt")}
@@ -45,25 +46,25 @@ def test_the_answers_are_those_that_the_folder_gives_at_once(predictor, split, t
 
 def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch):
     out, looked, said = tmp_path / "out", [], []
-    find = type(predictor).find
+    predict = type(predictor).predict
 
-    def stopped_at_the_third(self, frame, options):
-        looked.append(frame.name)
+    def stopped_at_the_third(self, batch, options):
+        looked.append(batch[0].name)
         if len(looked) == 3:
             raise KeyboardInterrupt
-        return find(self, frame, options)
+        return predict(self, batch, options)
 
-    monkeypatch.setattr(type(predictor), "find", stopped_at_the_third)
+    monkeypatch.setattr(type(predictor), "predict", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        folders.detect(predictor, split, out, {}, said.append)
+        predict_folder(predictor, split, out, Options(), said.append)
     assert "the last frame answered is 000001" in said[-1]
     # The machine stopped in the middle of a line.
     with (out / "frames.jsonl").open("a") as file:
         file.write('{"name": "0000')
-    assert folders.detect(predictor, split, out, {}, said.append) == 0
+    assert predict_folder(predictor, split, out, Options(), said.append) == 0
     assert looked == ["000000", "000001", "000002", "000002", "000003"]
     assert [line["name"] for line in lines(out)] == ["000000", "000001", "000002", "000003"]
-    assert folders.detect(predictor, split, out, {}, said.append) == 0
+    assert predict_folder(predictor, split, out, Options(), said.append) == 0
     assert len(looked) == 5
 
 
@@ -71,11 +72,11 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, spli
     sweep, said = split / "velodyne" / "000002.bin", []
     good = sweep.read_bytes()
     sweep.write_bytes(good[:-3])
-    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 1
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 1
     assert any("left out: 000002.bin has" in text for text in said) and "1 frames were left out" in said[-1]
     assert not (tmp_path / "out" / "000002.txt").exists()
     sweep.write_bytes(good)
-    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 0
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
     assert {line["name"] for line in lines(tmp_path / "out")} == {f"{n:06d}" for n in range(4)}
 
 
@@ -83,18 +84,22 @@ def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_p
     for sweep in (split / "velodyne").iterdir():
         (kitti.read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
     said = []
-    assert folders.detect(predictor, split, tmp_path / "out", {}, said.append) == 0
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
     assert sum("The lowest points ahead lie at z" in text for text in said) == 1
     assert said[-1] == "4 frames carry such a remark in frames.jsonl"
     assert all(line["remarks"] for line in lines(tmp_path / "out"))
 
 
 def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp_path):
-    folders.detect(predictor, split, tmp_path / "out", {}, print)
+    predict_folder(predictor, split, tmp_path / "out", Options(), print)
     shutil.copytree(split, tmp_path / "other")
-    for root, options in ((split, {"score": "0.5"}), (split, {"model": "fcos3d"}), (tmp_path / "other", {})):
+    for root, options in (
+        (split, Options(score=0.5)),
+        (split, Options(model="fcos3d")),
+        (tmp_path / "other", Options()),
+    ):
         with pytest.raises(InvalidInputError, match="name another directory"):
-            folders.detect(predictor, root, tmp_path / "out", options, print)
+            predict_folder(predictor, root, tmp_path / "out", options, print)
 
 
 def test_one_frame_is_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
@@ -108,7 +113,7 @@ def test_one_frame_is_in_memory_at_a_time(predictor, split, tmp_path, monkeypatc
         return points
 
     monkeypatch.setattr(kitti, "read_points", counted)
-    folders.detect(predictor, split, tmp_path / "out", {"model": "pointpillars"}, print)
+    predict_folder(predictor, split, tmp_path / "out", Options(model="pointpillars"), print)
     # While a frame is read the one before may still be at hand.
     assert len(most) == 4 and max(most) <= 1
 

@@ -10,7 +10,7 @@ import pytest
 from apps.driving.adapters import kitti, nuscenes
 from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.inference.plausible import remarks
-from shared.deploy.predictor import Request, answer
+from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
 RANGE = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
@@ -83,16 +83,16 @@ def test_remarks_on_sweeps_that_the_network_cannot_answer():
     assert "of the 1 points" in said
 
 
-def test_a_result_carries_the_remarks_of_its_frames(predictor, root):
+def test_a_result_carries_the_remarks_of_its_frames(ask, root):
     sweep = root / "velodyne" / "synthetic.bin"
-    assert "remarks" not in answer(predictor, Request(files=(root,))).result
+    assert "remarks" not in ask(Request(files=(root,))).result
     points = kitti.read_points(sweep)
     (points + np.float32([0, 0, 1.73, 0])).tofile(sweep)
-    result = answer(predictor, Request(files=(root,))).result
+    result = ask(Request(files=(root,))).result
     assert len(result["remarks"]) == 1 and result["remarks"][0].startswith("synthetic: The lowest points")
     assert result["frames"][0]["remarks"] == [result["remarks"][0].removeprefix("synthetic: ")]
     # The camera's network does not look at the sweep.
-    assert "remarks" not in answer(predictor, Request(files=(root,), options={"model": "fcos3d"})).result
+    assert "remarks" not in ask(Request(files=(root,), options={"model": "fcos3d"})).result
 
 
 @pytest.mark.parametrize(

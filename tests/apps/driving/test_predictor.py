@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apps.driving.adapters.registry import read_frames
 from apps.driving.inference.detect import shown_boxes
-from apps.driving.predictor import Inputs, read_frames
 from apps.driving.types import Boxes3D, Frame
-from shared.deploy.predictor import Request, answer
+from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
 
-def test_a_folder_gives_boxes_picture_and_files(predictor, synthetic):
-    response = answer(predictor, Request(files=(synthetic,)))
+def test_a_folder_gives_boxes_picture_and_files(ask, synthetic):
+    response = ask(Request(files=(synthetic,)))
     frame = response.result["frames"][0]
     assert frame["model"] == "pointpillars" and frame["boxes"]
     assert len(response.result["boxes"]) == len(frame["boxes"])
@@ -33,42 +33,46 @@ def test_a_folder_gives_boxes_picture_and_files(predictor, synthetic):
     assert json.loads(json.dumps(response.result)) == response.result
 
 
-def test_the_same_request_gives_the_same_response(predictor, synthetic):
-    one, other = (answer(predictor, Request(files=(synthetic,))) for _ in range(2))
+def test_the_same_request_gives_the_same_response(ask, synthetic):
+    one, other = (ask(Request(files=(synthetic,))) for _ in range(2))
     assert one.result == other.result and one.picture == other.picture and one.files == other.files
 
 
-def test_together_gives_what_alone_gives(predictor, synthetic):
+def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
     requests = [
         Request(files=(synthetic,)),
         Request(files=(synthetic,), options={"model": "fcos3d"}),
         Request(files=(synthetic,), options={"score": "0.36"}),
     ]
-    inputs = [predictor.decode(request) for request in requests]
-    together = [predictor.encode(outputs).result for outputs in predictor.predict(inputs)]
-    alone = [answer(predictor, request).result for request in requests]
+    asked = [codec.decode(request) for request in requests]
+    together = []
+    for number, decoded in enumerate(asked):
+        others = [one.inputs[0] for one in asked[:number]]
+        found = predictor.predict([*others, *decoded.inputs], decoded.options)[number:]
+        together.append(codec.encode(decoded, found).result)
+    alone = [ask(request).result for request in requests]
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])
 
 
-def test_the_model_follows_from_what_the_frame_holds(predictor, synthetic, tmp_path):
+def test_the_model_follows_from_what_the_frame_holds(ask, synthetic, tmp_path):
     sweep = synthetic / "velodyne" / "synthetic.bin"
     loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/synthetic.png", "calib/synthetic.txt")]
     for files, model in (([synthetic], "pointpillars"), ([sweep], "pointpillars"), (loose, "fcos3d")):
-        assert answer(predictor, Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
+        assert ask(Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
 
 
-def test_a_sweep_without_its_folder(predictor, synthetic, tmp_path):
+def test_a_sweep_without_its_folder(ask, synthetic, tmp_path):
     shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
-    response = answer(predictor, Request(files=(tmp_path / "sweep.bin",)))
+    response = ask(Request(files=(tmp_path / "sweep.bin",)))
     assert response.result["frames"][0]["boxes"]
     assert "image.jpg" not in response.files
 
 
-def test_a_sweep_with_nothing_in_range_gives_no_boxes(predictor, tmp_path):
+def test_a_sweep_with_nothing_in_range_gives_no_boxes(ask, tmp_path):
     np.full((10, 4), [-200, 0, 0, 0.5], np.float32).tofile(tmp_path / "far.bin")
-    response = answer(predictor, Request(files=(tmp_path / "far.bin",)))
+    response = ask(Request(files=(tmp_path / "far.bin",)))
     assert response.result["boxes"] == []
     assert Image.open(io.BytesIO(response.picture)).format == "PNG"
 
@@ -82,32 +86,32 @@ def test_a_sweep_with_nothing_in_range_gives_no_boxes(predictor, tmp_path):
         ({"colour": "red"}, "no option colour"),
     ],
 )
-def test_bad_options_are_refused(predictor, synthetic, options, words):
+def test_bad_options_are_refused(codec, synthetic, options, words):
     with pytest.raises(InvalidInputError, match=words):
-        predictor.decode(Request(files=(synthetic,), options=options))
+        codec.decode(Request(files=(synthetic,), options=options))
 
 
-def test_a_model_that_lacks_its_input_is_refused(predictor, synthetic, tmp_path):
+def test_a_model_that_lacks_its_input_is_refused(codec, synthetic, tmp_path):
     shutil.copy(synthetic / "velodyne" / "synthetic.bin", tmp_path / "sweep.bin")
     with pytest.raises(InvalidInputError, match="sweep has no image with a calibration"):
-        predictor.decode(Request(files=(tmp_path / "sweep.bin",), options={"model": "fcos3d"}))
+        codec.decode(Request(files=(tmp_path / "sweep.bin",), options={"model": "fcos3d"}))
     loose = (synthetic / "image_2" / "synthetic.png", synthetic / "calib" / "synthetic.txt")
     copies = tuple(Path(shutil.copy(file, tmp_path)) for file in loose)
     with pytest.raises(InvalidInputError, match="no LiDAR sweep"):
-        predictor.decode(Request(files=copies, options={"model": "pointpillars"}))
+        codec.decode(Request(files=copies, options={"model": "pointpillars"}))
 
 
 @pytest.mark.parametrize(("name", "content"), [("empty.bin", b""), ("torn.bin", b"\0" * 33), ("note.pdf", b"%PDF")])
-def test_files_that_are_no_frames_are_refused(predictor, tmp_path, name, content):
+def test_files_that_are_no_frames_are_refused(codec, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=name.split(".")[0]):
-        predictor.decode(Request(files=(tmp_path / name,)))
+        codec.decode(Request(files=(tmp_path / name,)))
 
 
-def test_a_zip_is_its_folder(predictor, synthetic, tmp_path):
+def test_a_zip_is_its_folder(ask, synthetic, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "frame"), "zip", synthetic)
-    zipped = answer(predictor, Request(files=(Path(archive),)))
-    assert zipped.result == answer(predictor, Request(files=(synthetic,))).result
+    zipped = ask(Request(files=(Path(archive),)))
+    assert zipped.result == ask(Request(files=(synthetic,))).result
 
 
 def realdata(part):
@@ -118,16 +122,16 @@ def realdata(part):
 
 
 @pytest.mark.realdata
-def test_real_kitti_frames_all_come_back(predictor):
-    response = answer(predictor, Request(files=(realdata("kitti_object"),)))
+def test_real_kitti_frames_all_come_back(ask):
+    response = ask(Request(files=(realdata("kitti_object"),)))
     assert [frame["name"] for frame in response.result["frames"]] == [f"{n:06d}" for n in range(5)]
     assert {f"{n:06d}.txt" for n in range(5)} <= response.files.keys()
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("model", ["pointpillars", "fcos3d"])
-def test_a_real_nuscenes_key_frame(predictor, model):
-    response = answer(predictor, Request(files=(realdata("nuscenes_sample"),), options={"model": model}))
+def test_a_real_nuscenes_key_frame(ask, model):
+    response = ask(Request(files=(realdata("nuscenes_sample"),), options={"model": model}))
     places = np.array([box["centre_lidar_m"] for box in response.result["boxes"]])
     # All round the vehicle, and not ahead alone.
     assert (places[:, 0] > 1).any() and (places[:, 0] < -1).any()
@@ -152,8 +156,8 @@ def test_what_a_camera_sees_does_not_depend_on_the_others(predictor, synthetic, 
 def test_a_sweep_without_a_point_gives_no_boxes(predictor):
     frame = Frame(name="empty", points_lidar_m=np.zeros((0, 4), np.float32), cameras={})
     assert len(predictor.detectors["pointpillars"].detect(frame)) == 0
-    inputs = Inputs(frames=(frame,), models=("pointpillars",))
-    assert predictor.encode(predictor.predict([inputs])[0]).result["boxes"] == []
+    (found,) = predictor.predict([frame])
+    assert len(found.boxes) == 0 and found.model == "pointpillars"
 
 
 def test_one_object_is_shown_as_one_class():

@@ -1,0 +1,141 @@
+"""Argoverse 2 sensor logs (Wilson et al. 2021), read into ``Frame``: sweeps, ring cameras, annotations.
+
+Layout of a log, as av2-api documents it: ``sensors/lidar/TIMESTAMP.feather`` with x, y, z in the vehicle's frame and
+intensity 0 to 255; ``sensors/cameras/NAME/TIMESTAMP.jpg``; ``annotations.feather`` with boxes in the vehicle's frame
+at a sweep's timestamp; ``calibration/egovehicle_SE3_sensor.feather`` and ``calibration/intrinsics.feather``.
+``Frame``'s LiDAR frame has the vehicle's axes and its origin at the upper LiDAR, 1.6 m above the vehicle's origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.adapters.calibration import refuse_mount
+from apps.driving.adapters.kitti import MOST_POINTS, read_image
+from apps.driving.adapters.nuscenes_tables import rotation_of
+from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from shared.errors import InvalidInputError
+
+LIDAR = "up_lidar"
+MOST_APART_NS = 60_000_000
+"""A camera's image belongs to a sweep where its timestamp is no further off."""
+
+
+def timestamps(log: Path) -> list[int]:
+    """When the sweeps of a log were taken, in nanoseconds, sorted."""
+    return sorted(int(file.stem) for file in (log / "sensors" / "lidar").glob("*.feather") if file.stem.isdecimal())
+
+
+def read(log: Path) -> list[Frame]:
+    """All sweeps of a log, one frame each."""
+    return [read_frame(log, timestamp_ns) for timestamp_ns in timestamps(log)]
+
+
+def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True) -> Frame:
+    """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated."""
+    origin = _mounts(log)[LIDAR][:3, 3]
+    return Frame(
+        name=str(timestamp_ns),
+        points_lidar_m=_sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else None,
+        cameras=_cameras(log, timestamp_ns, origin) if images else {},
+        truth=_boxes(log, timestamp_ns, origin),
+        time_ns=timestamp_ns,
+    )
+
+
+def _sweep(file: Path, origin: NDArray[np.float64]) -> Floats:
+    columns = _columns(file, ("x", "y", "z", "intensity"))
+    points = np.stack([np.asarray(columns[name], np.float32) for name in ("x", "y", "z", "intensity")], axis=1)
+    if len(points) > MOST_POINTS:
+        raise InvalidInputError(f"{file.name} holds {len(points)} points; at most {MOST_POINTS} are taken")
+    if not np.isfinite(points).all() or np.abs(points[:, :3]).max(initial=0) > 1000:
+        raise InvalidInputError(f"{file.name} holds points that are not finite numbers within 1 km")
+    points[:, :3] -= origin.astype(np.float32)
+    points[:, 3] = np.clip(points[:, 3] / 255, 0, 1)
+    return points
+
+
+def _boxes(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> Boxes3D | None:
+    file = log / "annotations.feather"
+    if not file.is_file():
+        return None
+    table = _annotations(file, file.stat().st_mtime_ns)
+    chosen = table["timestamp_ns"] == timestamp_ns
+    heading = rotation_of(np.stack([table[name][chosen] for name in ("qw", "qx", "qy", "qz")], -1))
+    return Boxes3D(
+        centre_lidar_m=(np.stack([table[f"t{axis}_m"][chosen] for axis in "xyz"], -1) - origin).astype(np.float32),
+        size_m=np.stack([table[f"{side}_m"][chosen] for side in ("length", "width", "height")], -1).astype(np.float32),
+        yaw=np.arctan2(heading[:, 1, 0], heading[:, 0, 0]).astype(np.float32),
+        names=tuple(str(name).lower() for name in table["category"][chosen]),
+        point_counts=table["num_interior_pts"][chosen].astype(np.int64),
+    )
+
+
+def _cameras(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> dict[str, Camera]:
+    folders = sorted((log / "sensors" / "cameras").glob("ring_*"))
+    if not folders:
+        return {}
+    intrinsics = _columns(
+        log / "calibration" / "intrinsics.feather", ("sensor_name", "fx_px", "fy_px", "cx_px", "cy_px")
+    )
+    focal = {
+        str(name): np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
+        for name, fx, fy, cx, cy in zip(*intrinsics.values(), strict=True)
+    }
+    cameras = {}
+    for folder in folders:
+        images = sorted(folder.glob("*.jpg"), key=lambda file: abs(int(file.stem) - timestamp_ns))
+        if not images or abs(int(images[0].stem) - timestamp_ns) > MOST_APART_NS or folder.name not in focal:
+            continue
+        # Boxes and points are relative to the LiDAR's origin, which lies at ``origin`` in the vehicle's frame.
+        to_vehicle = np.eye(4)
+        to_vehicle[:3, 3] = origin
+        lidar_to_camera = np.linalg.inv(_mounts(log)[folder.name]) @ to_vehicle
+        refuse_mount(lidar_to_camera, f"{folder.name} of {log.name}")
+        cameras[folder.name] = Camera(
+            image_HWC=read_image(images[0]),
+            intrinsics=focal[folder.name],
+            lidar_to_camera=lidar_to_camera.astype(np.float32),
+        )
+    return cameras
+
+
+def _mounts(log: Path) -> dict[str, NDArray[np.float64]]:
+    """(4, 4) from each sensor's frame to the vehicle's."""
+    file = log / "calibration" / "egovehicle_SE3_sensor.feather"
+    names = ("sensor_name", "qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
+    rows = _columns(file, names)
+    found = {}
+    for name, *pose in zip(*rows.values(), strict=True):
+        transform = np.eye(4)
+        transform[:3, :3] = rotation_of(np.array(pose[:4], np.float64))
+        transform[:3, 3] = pose[4:]
+        found[str(name)] = transform
+    if LIDAR not in found:
+        raise InvalidInputError(f"{file} has no sensor {LIDAR}; is it that of an Argoverse 2 log?")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _annotations(file: Path, _: int) -> dict[str, NDArray[Any]]:
+    sizes, place = ("length_m", "width_m", "height_m"), ("tx_m", "ty_m", "tz_m")
+    return _columns(file, ("timestamp_ns", "category", *sizes, "qw", "qx", "qy", "qz", *place, "num_interior_pts"))
+
+
+def _columns(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The columns of a feather file; refuses one that is none, or lacks any of them."""
+    from pyarrow import ArrowException, feather
+
+    try:
+        table = feather.read_table(file, columns=list(names), memory_map=False)
+    except (OSError, KeyError, ValueError, ArrowException) as error:
+        raise InvalidInputError(
+            f"{file} cannot be read as a feather table with {', '.join(names)}: {str(error)[:200]}"
+        ) from error
+    return {name: table[name].to_numpy() for name in names}

@@ -1,0 +1,130 @@
+"""nuScenes' own tables (``v1.0-*/*.json``; Caesar et al. 2020), joined into one description for each key frame.
+
+A description has OpenMMLab's info layout, which ``adapters.nuscenes`` reads: paths below the data set's root, mounts
+as matrices, boxes in the frame of the top LiDAR. The schema is that of nuscenes-devkit's docs/schema_nuscenes.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InvalidInputError
+
+LIDAR = "LIDAR_TOP"
+DETECTION_NAMES = {
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+}
+"""Categories by their class in the detection benchmark; others keep their own name."""
+Matrix = NDArray[np.float64]
+
+
+def key_frames(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name of the scene, description) of each key frame, in the order of the table of samples."""
+    tables = {
+        name: _table(root, version, name)
+        for name in ("sample", "scene", "calibrated_sensor", "sensor", "ego_pose", "instance", "category")
+    }
+    by_token = {name: {row["token"]: row for row in rows} for name, rows in tables.items()}
+    recordings: dict[str, dict[str, Any]] = defaultdict(dict)
+    for row in _table(root, version, "sample_data"):
+        if row["is_key_frame"]:
+            sensor = by_token["sensor"][by_token["calibrated_sensor"][row["calibrated_sensor_token"]]["sensor_token"]]
+            recordings[row["sample_token"]][sensor["channel"]] = row
+    marks: dict[str, list[Any]] = defaultdict(list)
+    for row in _table(root, version, "sample_annotation"):
+        marks[row["sample_token"]].append(row)
+    for sample in tables["sample"]:
+        held = recordings[sample["token"]]
+        if LIDAR in held:
+            scene = by_token["scene"][sample["scene_token"]]["name"]
+            yield scene, _description(sample, held, marks[sample["token"]], by_token)
+
+
+def _description(
+    sample: dict[str, Any], held: dict[str, Any], marks: list[Any], tables: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    lidar = _to_global(held[LIDAR], tables)
+    images = {}
+    for channel, row in sorted(held.items()):
+        mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+        if mount.get("camera_intrinsic"):
+            images[channel] = {
+                "img_path": row["filename"],
+                "cam2img": mount["camera_intrinsic"],
+                "lidar2cam": (np.linalg.inv(_to_global(row, tables)) @ lidar).tolist(),
+            }
+    from_global = np.linalg.inv(lidar)
+    instances = []
+    for mark in marks:
+        category = tables["category"][tables["instance"][mark["instance_token"]]["category_token"]]["name"]
+        box = from_global @ _transform(mark["rotation"], mark["translation"])
+        width, length, height = mark["size"]
+        instances.append(
+            {
+                "name": DETECTION_NAMES.get(category, category),
+                "bbox_3d": [*box[:3, 3].tolist(), length, width, height, float(np.arctan2(box[1, 0], box[0, 0]))],
+                "num_lidar_pts": mark.get("num_lidar_pts", -1),
+            }
+        )
+    return {
+        "token": sample["token"],
+        "timestamp": sample["timestamp"] / 1e6,
+        "lidar_points": {"lidar_path": held[LIDAR]["filename"]},
+        "images": images,
+        "instances": instances,
+    }
+
+
+def _to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
+    """The sensor's frame in the global one, at the moment of this recording."""
+    pose, mount = tables["ego_pose"][row["ego_pose_token"]], tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+    return _transform(pose["rotation"], pose["translation"]) @ _transform(mount["rotation"], mount["translation"])
+
+
+def _transform(rotation_wxyz: list[float], translation: list[float]) -> Matrix:
+    transform = np.eye(4)
+    transform[:3, :3] = rotation_of(np.array(rotation_wxyz, np.float64))
+    transform[:3, 3] = translation
+    return transform
+
+
+def rotation_of(wxyz: NDArray[np.float64]) -> Matrix:
+    """(..., 3, 3) rotations of quaternions (..., 4), scalar first, of any length but zero."""
+    w, x, y, z = np.moveaxis(wxyz / np.linalg.norm(wxyz, axis=-1, keepdims=True), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def _table(root: Path, version: str, name: str) -> list[dict[str, Any]]:
+    file = root / version / f"{name}.json"
+    try:
+        rows: list[dict[str, Any]] = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InvalidInputError(f"{file} cannot be read: {error.strerror}; nuScenes keeps its tables there") from error
+    except ValueError as error:
+        raise InvalidInputError(f"{file} is not JSON: {error}") from error
+    return rows

@@ -1,0 +1,89 @@
+"""The one table of what is read: how a format is told by its files, and its reader. A new format is a line here."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from apps.driving.adapters import argoverse2, cityscapes3d, kitti, nuscenes
+from apps.driving.types import Frame
+from shared.data.archive import ArchiveLimits, unpacked
+from shared.errors import InvalidInputError
+
+ZIP_LIMITS = ArchiveLimits(files=5000, unpacked_bytes=1 << 30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """``described_by`` finds, among files or in a folder, those that this format begins with; ``read`` takes one."""
+
+    name: str
+    described_by: Callable[[Sequence[Path]], list[Path]]
+    read: Callable[[Path], list[Frame]]
+
+
+def _ending(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
+    """Files whose name ends so: as they were handed in, or anywhere in the one folder that was."""
+
+    def find(files: Sequence[Path]) -> list[Path]:
+        if len(files) == 1 and files[0].is_dir():
+            return sorted(files[0].rglob(f"*{suffix}"))
+        return [file for file in files if file.name.endswith(suffix)]
+
+    return find
+
+
+def _log_of(calibration: Path) -> list[Frame]:
+    return argoverse2.read(calibration.parent.parent)
+
+
+def _city_image(labels: Path) -> list[Frame]:
+    image = labels.with_name(labels.name.replace("_gtBbox3d.json", "_leftImg8bit.png"))
+    if not image.is_file():
+        raise InvalidInputError(f"{image.name} is not beside {labels.name}; hand in both")
+    return [cityscapes3d.read(labels, image)]
+
+
+READERS = (
+    Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
+    Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
+    Reader(name="Cityscapes 3D image", described_by=_ending("_gtBbox3d.json"), read=_city_image),
+)
+"""Formats that the ending of a file's name tells; everything else is KITTI's (.bin, .png, .jpg, .txt)."""
+
+
+def read_frames(files: Sequence[Path]) -> list[Frame]:
+    """The frames in what was handed in: a folder, a zip, or files. Their names differ. Raises ``InvalidInputError``."""
+    if len(files) == 1 and zipfile.is_zipfile(files[0]):
+        with unpacked(files[0], ZIP_LIMITS) as folder:
+            try:
+                return _read([folder], files[0].name)
+            except InvalidInputError as refusal:
+                # Where the folder lies is ours; its reader knows the archive's name.
+                raise InvalidInputError(
+                    str(refusal).replace(str(folder), files[0].name), status=refusal.status
+                ) from refusal
+    return _read(files, files[0].name if files else "")
+
+
+def _read(files: Sequence[Path], name: str) -> list[Frame]:
+    for reader in READERS:
+        described = reader.described_by(files)
+        if len(described) > 1:
+            raise InvalidInputError(
+                f"{name} holds {len(described)} files {described[0].name}; hand in one {reader.name} at a time"
+            )
+        if described:
+            return _with_names_of_their_own(reader.read(described[0]), name)
+    return _with_names_of_their_own(kitti.read_files(files), name)
+
+
+def _with_names_of_their_own(frames: list[Frame], name: str) -> list[Frame]:
+    if not frames:
+        raise InvalidInputError(f"{name} holds no frame")
+    # Names tell the frames of a result apart; those of a sample description may repeat.
+    if len({frame.name for frame in frames}) < len(frames):
+        return [replace(frame, name=f"{number}-{frame.name}") for number, frame in enumerate(frames)]
+    return frames

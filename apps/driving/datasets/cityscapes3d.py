@@ -1,0 +1,77 @@
+"""Cityscapes 3D: ``gtBbox3d/{train,val}/CITY/*_gtBbox3d.json`` beside ``leftImg8bit``. For camera networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from apps.driving.adapters import cityscapes3d
+from apps.driving.datasets.frame_data import FrameData, Input, Split
+from apps.driving.datasets.split import every_fifth, listing_digest
+from apps.driving.types import Frame, LidarInput
+from shared.errors import InvalidInputError
+
+_LABELS, _IMAGE = "_gtBbox3d.json", "_leftImg8bit.png"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cityscapes3D(FrameData):
+    """``root`` holds ``gtBbox3d`` and ``leftImg8bit``. Its own split where ``val`` is there, else every fifth image."""
+
+    root: Path
+    usual: ClassVar[tuple[str, ...]] = ("car", "truck", "bus", "train", "motorcycle", "bicycle")
+
+    def frames(self, split: Split, input: Input | None = None) -> CityFrames:
+        if isinstance(input, LidarInput):
+            raise InvalidInputError("Cityscapes 3D has no LiDAR; choose a camera network, such as fcos3d_small")
+        labels = self.root / "gtBbox3d"
+        parts = {"train": labels / "train", "validation": labels / "val"}
+        if all(part.is_dir() for part in parts.values()):
+            files = sorted(parts[split].rglob(f"*{_LABELS}"))
+        else:
+            known = {file.name: file for file in labels.rglob(f"*{_LABELS}")}
+            files = [known[name] for name in every_fifth(list(known), split)] if known else []
+        if not files:
+            raise InvalidInputError(f"{self.root} has no gtBbox3d/*/*/*{_LABELS} for {split}")
+        return CityFrames(root=self.root, files=tuple(files))
+
+    def fingerprint(self) -> dict[str, Any]:
+        train, validation = self.frames("train"), self.frames("validation")
+        return {
+            "description": f"{len(train)} Cityscapes 3D images; {len(validation)} others for validation",
+            "synthetic": False,
+            "frames": len(train),
+            "validation_frames": len(validation),
+            "digest": train.digest(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CityFrames:
+    """Label files, each with its image."""
+
+    root: Path
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def scenes(self) -> Sequence[str]:
+        """City and sequence: the first two parts of a file's name."""
+        return ["_".join(file.name.split("_")[:2]) for file in self.files]
+
+    def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
+        return cityscapes3d.read(self.files[index], self._image(self.files[index]) if images else None)
+
+    def digest(self) -> str:
+        return listing_digest(self.root, [*self.files, *map(self._image, self.files)], "cityscapes3d")
+
+    def _image(self, labels: Path) -> Path:
+        below = labels.relative_to(self.root / "gtBbox3d").with_name(labels.name.replace(_LABELS, _IMAGE))
+        image = self.root / "leftImg8bit" / below
+        if not image.is_file():
+            raise InvalidInputError(f"{image} is not there; it comes in leftImg8bit_trainvaltest.zip")
+        return image

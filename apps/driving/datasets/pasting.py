@@ -1,0 +1,140 @@
+"""Objects of other sweeps, pasted into a sweep where they collide with nothing (Yan et al. 2018, section 3.3.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.datasets.packing import CLASS, RETURNS, Pack
+from apps.driving.types import Boxes3D, Floats
+from shared.data.build_cache import get_or_build
+
+FEWEST_POINTS = 5
+_VERSION = 1
+_MARGIN_M = 0.1
+
+
+class ObjectBank:
+    """The objects of a pack of sweeps with their points, cut out once and kept in the user's cache.
+
+    ``numbers`` gives for each of the pack's class names the label that it is learnt as, or -1.
+    """
+
+    def __init__(self, pack: Pack, numbers: NDArray[np.int64]) -> None:
+        name = hashlib.sha256(f"{pack.folder.name} {FEWEST_POINTS} {_VERSION}".encode()).hexdigest()[:24]
+        folder = get_or_build(f"driving-objects-{name}", lambda aside: _cut_out(pack, aside))
+        self._points = np.load(folder / "points.npy", mmap_mode="r")
+        table = np.load(folder / "table.npy")
+        self._starts = np.cumsum(np.concatenate([[0], table[:, RETURNS]])).astype(np.int64)
+        self._boxes: Floats = table[:, :7]
+        labels = numbers[table[:, CLASS].astype(np.int64)] if len(table) else np.zeros(0, np.int64)
+        self._members = [np.nonzero(labels == label)[0] for label in range(int(numbers.max(initial=-1)) + 1)]
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def paste(
+        self,
+        points: Floats,
+        boxes: Floats,
+        labels: NDArray[np.int64],
+        standing: Floats,
+        up_to: int,
+        generator: np.random.Generator,
+    ) -> tuple[Floats, Floats, NDArray[np.int64]]:
+        """Points (N, 4), boxes (M, 7) and labels (M,) with objects added until there are ``up_to`` of each class.
+
+        Every object keeps the place that it had in its own sweep. One that touches a box in the sweep (``standing``,
+        (K, 7), whatever its class) or another pasted one, seen from above, is left out; the sweep's own points inside a
+        pasted box are taken away.
+        """
+        candidates, added = [], []
+        for label, members in enumerate(self._members):
+            missing = min(up_to - int((labels == label).sum()), len(members))
+            if missing > 0:
+                chosen = generator.choice(members, missing, replace=False)
+                candidates.append(chosen)
+                added.append(np.full(missing, label, np.int64))
+        if not candidates:
+            return points, boxes, labels
+        objects, kinds = np.concatenate(candidates), np.concatenate(added)
+        kept = free_places(self._boxes[objects], standing)
+        objects, kinds = objects[kept], kinds[kept]
+        if not len(objects):
+            return points, boxes, labels
+        pasted = self._boxes[objects]
+        points = points[~_inside_any(points, pasted)]
+        cut = [np.asarray(self._points[self._starts[i] : self._starts[i + 1]]) for i in objects]
+        return (
+            np.concatenate([points, *cut]),
+            np.concatenate([boxes, pasted]).astype(np.float32),
+            np.concatenate([labels, kinds]),
+        )
+
+
+def free_places(candidates_N7: Floats, standing_K7: Floats) -> NDArray[np.bool_]:
+    """(N,) which candidates, taken in order, overlap neither a standing box nor an earlier one that was kept."""
+    corners = _outlines(np.concatenate([standing_K7, candidates_N7]))
+    kept = [*range(len(standing_K7))]
+    free = np.zeros(len(candidates_N7), bool)
+    for number in range(len(candidates_N7)):
+        place = len(standing_K7) + number
+        if not kept or not _overlaps(corners[place], corners[kept]).any():
+            free[number] = True
+            kept.append(place)
+    return free
+
+
+def _outlines(boxes_N7: Floats) -> Floats:
+    """(N, 4, 2): corners seen from above, a margin around them."""
+    half = boxes_N7[:, None, 3:5] / 2 + np.float32(_MARGIN_M / 2)
+    signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]], np.float32)
+    plane = half * signs
+    cosine, sine = np.cos(boxes_N7[:, 6])[:, None], np.sin(boxes_N7[:, 6])[:, None]
+    x = plane[..., 0] * cosine - plane[..., 1] * sine
+    y = plane[..., 0] * sine + plane[..., 1] * cosine
+    outlines: Floats = np.stack([x, y], -1) + boxes_N7[:, None, :2]
+    return outlines
+
+
+def _overlaps(one_42: Floats, others_N42: Floats) -> NDArray[np.bool_]:
+    """(N,) whether two rectangles overlap: no side of either separates them."""
+    apart = np.zeros(len(others_N42), bool)
+    ones = np.broadcast_to(one_42, others_N42.shape)
+    for sides in (ones, others_N42):
+        for start in (0, 1):
+            axis = sides[:, start + 1] - sides[:, start]
+            mine = (ones * axis[:, None]).sum(-1)
+            theirs = (others_N42 * axis[:, None]).sum(-1)
+            apart |= (mine.max(1) < theirs.min(1)) | (theirs.max(1) < mine.min(1))
+    return ~apart
+
+
+def _inside_any(points: Floats, boxes_N7: Floats) -> NDArray[np.bool_]:
+    inside = np.zeros(len(points), bool)
+    for box in boxes_N7:
+        near = np.nonzero(np.abs(points[:, :2] - box[:2]).max(axis=1) < np.hypot(box[3], box[4]))[0]
+        inside[near] |= _as_boxes(box[None]).inside(points[near])[0]
+    return inside
+
+
+def _as_boxes(boxes_N7: Floats) -> Boxes3D:
+    return Boxes3D(
+        centre_lidar_m=boxes_N7[:, :3], size_m=boxes_N7[:, 3:6], yaw=boxes_N7[:, 6], names=("",) * len(boxes_N7)
+    )
+
+
+def _cut_out(pack: Pack, folder: Path) -> None:
+    points, rows = [np.zeros((0, 4), np.float32)], []
+    for index in range(len(pack)):
+        sweep, table = pack.points(index), pack.table(index)
+        for row, mask in zip(table, _as_boxes(table[:, :7]).inside(sweep), strict=True):
+            if mask.sum() >= FEWEST_POINTS:
+                points.append(sweep[mask])
+                row[RETURNS] = mask.sum()
+                rows.append(row)
+    np.save(folder / "points.npy", np.concatenate(points))
+    np.save(folder / "table.npy", np.array(rows, np.float32).reshape(-1, 15))

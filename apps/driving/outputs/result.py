@@ -1,0 +1,65 @@
+"""``result.json``: what was found in each frame, in JSON types; metres and radians in the LiDAR frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apps.driving.types import Boxes3D, Detections, Frame
+from shared.app import Table
+
+_MOST_ROWS = 10
+
+
+def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> dict[str, Any]:
+    """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks`` where there are any."""
+    listed = [frame_line(frame, output) for frame, output in zip(frames, outputs, strict=True)]
+    remarks = [f"{line['name']}: {remark}" for line in listed for remark in line.get("remarks", ())]
+    boxes = [
+        {"name": box["name"], "score": box["score"], "frame": line["name"]}
+        | {key: value for key, value in box.items() if key not in ("name", "score")}
+        for line in listed
+        for box in line["boxes"]
+    ]
+    return {"frames": listed, "boxes": boxes} | ({"remarks": remarks} if remarks else {})
+
+
+def frame_line(frame: Frame, output: Detections) -> dict[str, Any]:
+    """One frame: its name, the model that answered, its boxes, and remarks where its sweep is hardly one for it."""
+    line: dict[str, Any] = {"name": frame.name, "model": output.model, "boxes": describe(output.boxes)}
+    return line | ({"remarks": list(output.remarks)} if output.remarks else {})
+
+
+def describe(boxes: Boxes3D) -> list[dict[str, Any]]:
+    """Boxes from the best score down."""
+    assert boxes.scores is not None
+    return [
+        {
+            "name": boxes.names[i],
+            "score": round(float(boxes.scores[i]), 4),
+            "centre_lidar_m": [round(float(value), 3) for value in boxes.centre_lidar_m[i]],
+            "size_m": [round(float(value), 3) for value in boxes.size_m[i]],
+            "yaw": round(float(boxes.yaw[i]), 4),
+        }
+        for i in range(len(boxes))
+    ]
+
+
+def result_table(content: Mapping[str, Any]) -> Table:
+    """The boxes of a ``result.json`` as a person wants them: what, where, how large, how sure."""
+    boxes = content["boxes"]
+    several = len(content["frames"]) > 1
+    rows = [
+        [
+            *([box["frame"]] if several else []),
+            box["name"],
+            f"{box['score']:.3f}",
+            ", ".join(f"{value:.1f}" for value in box["centre_lidar_m"]),
+            " x ".join(f"{value:.1f}" for value in box["size_m"]),
+            f"{box['yaw']:.2f}",
+        ]
+        for box in boxes[:_MOST_ROWS]
+    ]
+    columns = [*(["frame"] if several else []), "class", "score", "x, y, z (LiDAR, m)", "l x w x h (m)", "yaw (rad)"]
+    more = f", the first {_MOST_ROWS} shown" if len(boxes) > _MOST_ROWS else ""
+    return Table(title=f"Objects: {len(boxes)}{more}", columns=columns, rows=rows)

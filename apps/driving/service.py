@@ -1,0 +1,72 @@
+"""The HTTP side: files and options to frames, detections to a response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from apps.driving.adapters.registry import read_frames
+from apps.driving.outputs import kitti as kitti_results
+from apps.driving.outputs import picture, view
+from apps.driving.outputs.result import result
+from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.types import Detections, Frame
+from shared.deploy.predictor import Decoded, Request, Response
+from shared.errors import InvalidInputError
+
+_OPTIONS = ("model", "score")
+_PICTURES = 8
+
+
+class DrivingCodec:
+    """Frames of a request: KITTI folders, sweeps and images, nuScenes key frames, and zips of them.
+
+    Options: ``model`` (pointpillars or fcos3d) and ``score``, the least score for every class.
+    """
+
+    def __init__(self, predictor: DrivingPredictor) -> None:
+        self._predictor = predictor
+
+    def decode(self, request: Request) -> Decoded[Frame]:
+        """The frames in the request's files. Raises ``InvalidInputError``, also where no model can take a frame."""
+        options = read_options(request.options)
+        frames = read_frames(request.files)
+        for frame in frames:
+            self._predictor.choose_model(frame, options.model)
+        return Decoded(inputs=tuple(frames), options=options)
+
+    def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
+        """result.json, a picture of up to eight frames, KITTI result files, and what the viewer of the form reads."""
+        frames, boxes = decoded.inputs, [output.boxes for output in outputs]
+        files = dict(view.files(frames, boxes))
+        for frame, found in zip(frames, boxes, strict=True):
+            if frame.cameras:
+                text = kitti_results.write(found, next(iter(frame.cameras.values())))
+                files[f"{Path(frame.name).name}.txt"] = text.encode()
+        models = {output.model for output in outputs}
+        return Response(
+            result=result(frames, outputs),
+            picture=picture.draw_all(frames[:_PICTURES], boxes[:_PICTURES]),
+            files=files,
+            model=models.pop() if len(models) == 1 else None,
+        )
+
+
+def read_options(options: Mapping[str, str]) -> Options:
+    """A request's options, in their types; refuses unknown ones and scores that are none."""
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise InvalidInputError(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
+    return Options(model=options.get("model") or None, score=_score(options.get("score") or None))
+
+
+def _score(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise InvalidInputError(f"score={text}: give a number from 0 to 1")
+    return value
