@@ -56,6 +56,14 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     return DATA_SETS
 
 
+def _evaluate(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) -> Table:
+    from apps.finance.inference.evaluation import evaluate
+    from apps.finance.predictor import FinancePredictor
+
+    assert isinstance(predictor, FinancePredictor)
+    return evaluate(predictor, data, limit)
+
+
 def _result_table(result: Mapping[str, Any]) -> Table:
     from apps.finance.outputs.events_table import events_table
 
@@ -94,6 +102,7 @@ app = App(
     codec=_codec,
     data_sets=_data_sets,
     score_files=_score_files,
+    evaluate=_evaluate,
     result_table=_result_table,
     samples=_samples,
     reproduce=_reproduce,

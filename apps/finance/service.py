@@ -56,12 +56,11 @@ class FinanceCodec:
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         series, notes = _long_enough(contents, path.name)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
+        truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
             inputs=series,
             options=Options(threshold=_threshold(request.options.get("threshold", ""))),
-            context=FileContext(
-                name=path.name, series_column=contents.series_column, notes=notes, truth=contents.truth
-            ),
+            context=FileContext(name=path.name, series_column=contents.series_column, notes=notes, truth=truth),
         )
 
     def encode(self, decoded: Decoded[Series], outputs: Sequence[Detection]) -> Response:

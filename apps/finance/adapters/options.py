@@ -19,7 +19,7 @@ class TableOptions:
     several series below each other. ``zone`` is the time zone of times that have none (an IANA name; UTC otherwise).
     ``decimal`` is the decimal mark, a point or a comma. ``unit`` says how times are written: ``s``, ``ms``, ``us``,
     ``ns`` or ``days`` since 1970, ``excel`` for Excel's days, ``day-first`` or ``month-first`` for dates such as
-    01/02/2024.
+    01/02/2024. ``labels`` is the column that marks anomalous rows, where a data set has one.
     """
 
     time: str | None = None
@@ -28,6 +28,7 @@ class TableOptions:
     zone: str | None = None
     decimal: str | None = None
     unit: str | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if self.decimal not in (None, ".", ","):
@@ -46,11 +47,12 @@ class TableOptions:
         """The columns that are enough to read, where all that matter are named; None where more must be looked at."""
         if self.time is None or self.value is None or self.series is None:
             return None
-        return [self.time, self.value, self.series]
+        return [self.time, self.value, self.series, *([self.labels] if self.labels else [])]
 
 
 NOTHING_SAID = TableOptions()
-OPTION_NAMES = tuple(field.name for field in fields(TableOptions))
+OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name != "labels")
+"""What a request may say; labels are a data set's."""
 
 
 def table_options(options: Mapping[str, str]) -> TableOptions:

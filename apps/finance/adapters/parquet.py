@@ -18,7 +18,7 @@ MOST_CELLS = 100_000_000
 def read_parquet_contents(path: Path, options: TableOptions = NOTHING_SAID) -> Contents:
     """All series in a Parquet file; see ``to_contents`` for what is understood and refused.
 
-    Where time, value and series are named, only these columns are read.
+    Where that is too much and time, value and series are named, only these columns are read.
     """
     import polars as pl
     import pyarrow.parquet
@@ -45,6 +45,8 @@ def _columns_to_read(name: str, metadata: Any, options: TableOptions) -> list[st
     """The columns that are read, None for all; refuses more than fits into memory."""
     there = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
     wanted = options.columns()
+    if len(there) <= MOST_COLUMNS and metadata.num_rows * len(there) <= MOST_CELLS:
+        return None
     chosen = [called(one, there) for one in wanted] if wanted is not None else None
     labels = None if chosen is None or None in chosen else [one for one in chosen if one is not None]
     width = len(there) if labels is None else len(labels)

@@ -30,14 +30,14 @@ _FOOTER = 10
 class Contents:
     """What a file holds: series by name as written, one with the file's name where no column tells several apart.
 
-    ``series_column`` is that column. ``notes`` say what reading the file had to do, and what was guessed. ``truth``
-    are the windows of a single synthetic series whose file has them.
+    ``series_column`` is that column. ``notes`` say what reading the file had to do, and what was guessed. ``windows``
+    has for each series the stretches that the file marks as anomalous, where it has a column of labels.
     """
 
     series: tuple[Series, ...]
     series_column: str = ""
     notes: tuple[str, ...] = ()
-    truth: tuple[Window, ...] = ()
+    windows: tuple[tuple[Window, ...], ...] = ()
 
 
 def to_contents(
@@ -73,7 +73,10 @@ def to_contents(
     frame, lines = _without_footer(frame, lines, time_column, notes)
     times, said = read_times(frame[time_column], f"{name}, column {time_column!r}", lines, options)
     notes += [f"column {time_column!r}: {said}"] if said else []
-    rest = frame.drop(time_column, *([TRUTH] if TRUTH in frame.columns else []))
+    labels = TRUTH if TRUTH in frame.columns else None
+    if options.labels is not None:
+        labels = _named(frame, options.labels, "labels", name)
+    rest = frame.drop(time_column, *([labels] if labels else []))
     values, faults = _values(rest, lines, options.decimal or find_decimal(rest), semicolons)
     named = None if options.series is None else _named(rest, options.series, "series", name)
     grouping = group(rest, set(values), times, name) if named is None else by_column(rest, named)
@@ -98,8 +101,12 @@ def to_contents(
         left = f"; {len(parts) - len(series)} with a single time were left out" if len(series) < len(parts) else ""
         notes.insert(0, f"the file holds {len(parts)} series, told apart by column {series_column!r}{left}")
     notes += _put_right([(unsorted, dropped) for _, unsorted, dropped in made])
-    truth = _windows(times, frame[TRUTH]) if TRUTH in frame.columns and grouping is None else ()
-    return Contents(series, series_column, tuple(notes), truth)
+    windows = tuple(
+        _windows(times[rows], frame[labels].gather(rows)) if labels else ()
+        for (_, rows), (one, _, _) in zip(parts, made, strict=True)
+        if one is not None
+    )
+    return Contents(series, series_column, tuple(notes), windows)
 
 
 def only(contents: Contents, name: str) -> Series:
@@ -114,19 +121,12 @@ def only(contents: Contents, name: str) -> Series:
     return replace(contents.series[0], notes=contents.notes)
 
 
-def labelled_windows(times: Times, labels: polars.Series) -> tuple[Window, ...]:
-    """The stretches that a column of labels marks: words, or anything but nothing, 0 and false."""
+def _windows(times: Times, labels: polars.Series) -> tuple[Window, ...]:
+    """The stretches that labels mark, in the order of time: words, or anything but nothing, 0 and false."""
     import polars as pl
 
     text = labels.cast(pl.String).fill_null("").str.strip_chars()
-    return _windows(times, text.replace({"0": "", "0.0": "", "false": "", "False": "", "FALSE": "", "normal": ""}))
-
-
-def _windows(times: Times, kinds: polars.Series) -> tuple[Window, ...]:
-    """The stretches in which a column of words says the same, in the order of time; empty cells are ordinary rows."""
-    import polars as pl
-
-    words = kinds.cast(pl.String).fill_null("").str.strip_chars().to_list()
+    words = text.str.replace(r"(?i)^(0|0\.0|false|normal)$", "").to_list()
     found: list[Window] = []
     before = ""
     for row in np.argsort(times, kind="stable").tolist():
@@ -134,7 +134,8 @@ def _windows(times: Times, kinds: polars.Series) -> tuple[Window, ...]:
         if word and word == before:
             found[-1] = replace(found[-1], end_ns=time)
         elif word:
-            found.append(Window(start_ns=time, end_ns=time, kind=word))
+            kind = "" if word.casefold() in ("1", "1.0", "true") else word
+            found.append(Window(start_ns=time, end_ns=time, kind=kind))
         before = word
     return tuple(found)
 

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synthetic import Synthetic
+from apps.finance.datasets.table import Table
 
-DATA_SETS = {"nab": Nab, "synthetic": Synthetic}
+DATA_SETS: dict[str, type[Nab] | type[Synthetic] | type[Table]] = {"table": Table, "nab": Nab, "synthetic": Synthetic}

@@ -51,7 +51,7 @@ _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Covariates:
     """The covariates of one series, padded in front by ``context`` rows.
 
     ``rows`` (context + N, 12) float64: the covariates in ``COLUMNS``, levels in the units of the series, and last
@@ -61,7 +61,7 @@ class Table:
     rows: Floats
 
 
-def tabulate(series: Series, *, context: int, horizon: int) -> Table:
+def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
     """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for value and time).
 
     A series may begin with missing values: they are filled from the first value, and must not be judged.
@@ -85,7 +85,7 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Table:
     body[:, 9], body[:, 10] = np.sin(week), np.cos(week)
     body[:, _SCALE] = _history_scale(filled)
     rows[:context, 0], rows[:context, 1], rows[:context, _SCALE] = filled[0], 1, body[0, _SCALE]
-    return Table(rows)
+    return Covariates(rows)
 
 
 def trailing_interval_ns(times: Times) -> Floats:
@@ -177,7 +177,7 @@ class Windows:
 
     def __init__(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[Covariates],
         *,
         context: int,
         horizon: int,

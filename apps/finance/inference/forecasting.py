@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from apps.finance.datasets.windows import Table, Windows, denormalise, tabulate
+from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
 from apps.finance.models.tft import QUANTILES, Forecaster
 from apps.finance.types import Floats, Forecast, Series
 
@@ -39,7 +39,7 @@ def forecast(
         table = tabulate(one, context=context, horizon=horizon)
         tail = np.zeros((horizon - 1, table.rows.shape[1]))
         tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
-        padded = Table(np.concatenate([table.rows, tail]))
+        padded = Covariates(np.concatenate([table.rows, tail]))
         windows = Windows([padded], context=context, horizon=horizon, stride=stride)
         observed = np.flatnonzero(np.isfinite(one.target))
         windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(one))]

@@ -1,0 +1,203 @@
+"""The user's own table as a data set: CSV or Parquet files, a folder of them, or the rows of a SQL query."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apps.finance.adapters import READERS, read_contents
+from apps.finance.adapters.options import TableOptions
+from apps.finance.adapters.table import Contents, to_contents
+from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
+from apps.finance.types import FinanceInput, LabelledSeries, Series, usual_interval_ns
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from apps.finance.datasets.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Series in files or in a data base.
+
+    ``path`` is a CSV or Parquet file, a pattern such as ``bars/*.parquet``, or a folder; ``url`` and ``query`` are a
+    data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. ``time``, ``value``, ``series`` and
+    ``labels`` name columns, the last one that marks anomalous rows; ``zone``, ``decimal`` and ``unit`` say how times
+    and numbers are written, as for ``trivium predict``. What is not named is guessed, and the facts show the guess.
+    Rows of series with the same name in several files are put together.
+
+    The last ``validation_share`` of each series validates. ``stride`` is the number of rows between training windows.
+    ``false_events_per_1000_rows`` is the budget at which a calibration sets the threshold.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    query: str | None = None
+    time: str | None = None
+    value: str | None = None
+    series: str | None = None
+    labels: str | None = None
+    zone: str | None = None
+    decimal: str | None = None
+    unit: str | None = None
+    validation_share: float = 0.2
+    stride: int = 8
+    false_events_per_1000_rows: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_share < 1:
+            raise InvalidInputError(f"data.validation_share is {self.validation_share}; it must be between 0 and 1")
+        if self.stride < 1 or self.false_events_per_1000_rows < 0:
+            raise InvalidInputError("data.stride must be at least 1 and data.false_events_per_1000_rows at least 0")
+
+    def train(self, input: FinanceInput) -> Windows:
+        return training_windows(self.cases(), input, validation_share=self.validation_share, stride=self.stride)
+
+    def validation(self, input: FinanceInput) -> Windows:
+        return validation_windows(self.cases(), input, validation_share=self.validation_share)
+
+    def facts(self, input: FinanceInput) -> Mapping[str, Any]:
+        """What is printed before training: counts, times, what is missing, what had to be guessed."""
+        items, notes = _read(self)
+        facts = series_facts(items, input, validation_share=self.validation_share)
+        return {**facts, **({"notes": "; ".join(notes[:10])} if notes else {})}
+
+    def fingerprint(self) -> dict[str, Any]:
+        items, _ = _read(self)
+        content = hashlib.sha256()
+        for item in items:
+            content.update(item.series.name.encode() + item.series.times_ns.tobytes() + item.series.target.tobytes())
+        rows = sum(len(item.series) for item in items)
+        return {
+            "description": f"{len(items)} series of {rows} rows from {self._source()}",
+            "synthetic": False,
+            "series": len(items),
+            "rows": rows,
+            "sha256": content.hexdigest(),
+        }
+
+    def cases(self) -> list[LabelledSeries]:
+        """The series with what is labelled in them."""
+        return list(_read(self)[0])
+
+    def normal(self) -> list[LabelledSeries]:
+        """The series, of which most rows are taken to be normal."""
+        return self.cases()
+
+    def labelled(self) -> list[LabelledSeries]:
+        """Nothing besides ``normal``, which has its labels."""
+        return []
+
+    def options(self) -> TableOptions:
+        """How the table is read."""
+        return TableOptions(
+            time=self.time,
+            value=self.value,
+            series=self.series,
+            zone=self.zone,
+            decimal=self.decimal,
+            unit=self.unit,
+            labels=self.labels,
+        )
+
+    def _source(self) -> str:
+        """The file's or the folder's name; an address of a data base may hold a password and is not told."""
+        return Path(self.path).name if self.path else "a data base"
+
+
+Read = tuple[tuple[LabelledSeries, ...], tuple[str, ...]]
+
+
+def _read(table: Table) -> Read:
+    """The series of a table, those of one name put together, and the notes of its files."""
+    if (table.path is None) == (table.query is None):
+        raise InvalidInputError("name the table with --data.path FILE, or with --data.url and --data.query")
+    files = _files(table.path) if table.path is not None else []
+    return _read_once(table, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=2)
+def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> Read:
+    """Reads files that have not changed only once; a query is asked once, so that all splits see the same rows."""
+    contents = {path.name: read_contents(path, table.options()) for path, _, _ in files} or _query(table)
+    parts: dict[str, list[LabelledSeries]] = {}
+    for found in contents.values():
+        windows = found.windows or ((),) * len(found.series)
+        for one, labelled in zip(found.series, windows, strict=True):
+            parts.setdefault(one.name, []).append(LabelledSeries(series=one, windows=labelled))
+    items = [_together(same) for same in parts.values()]
+    enough = tuple(item for item in items if int(np.isfinite(item.series.target).sum()) >= LEAST_ROWS)
+    if not enough:
+        most = max(int(np.isfinite(item.series.target).sum()) for item in items)
+        raise InvalidInputError(
+            f"{table._source()} has {len(items)} series with at most {most} values; {LEAST_ROWS} are needed"
+        )
+    several = len(contents) > 1
+    notes = [f"{name}: {note}" if several else note for name, found in contents.items() for note in found.notes]
+    if len(enough) < len(items):
+        notes.append(f"{len(items) - len(enough)} series with fewer than {LEAST_ROWS} values are left out")
+    return enough, tuple(notes)
+
+
+def _files(path: str) -> list[Path]:
+    there = Path(path)
+    found: Iterable[Path] = [there]
+    if there.is_dir():
+        found = (one for one in there.rglob("*") if one.suffix.lower() in READERS.keys() - {""})
+    elif not there.exists():
+        found = Path(there.anchor or ".").glob(str(there.relative_to(there.anchor)))
+    files = sorted(one for one in found if one.is_file())
+    if not files:
+        raise InvalidInputError(f"{path} is no file, no folder with CSV or Parquet files, and no pattern that fits one")
+    return files
+
+
+def _query(table: Table) -> dict[str, Contents]:
+    if table.url is None or table.query is None:
+        raise InvalidInputError("a query needs its data base: --data.url such as sqlite:///prices.db")
+    try:
+        import polars as pl
+        from sqlalchemy import create_engine
+        from sqlalchemy.exc import SQLAlchemyError
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"a SQL query needs the package {error.name}; install trivium[serve]") from error
+    try:
+        engine = create_engine(table.url)
+        try:
+            with engine.connect() as connection:
+                frame = pl.read_database(table.query, connection, infer_schema_length=None)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, pl.exceptions.PolarsError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InvalidInputError(f"the query failed: {reason}") from error
+    return {"query": to_contents(frame, name="query", options=table.options())}
+
+
+def _together(parts: list[LabelledSeries]) -> LabelledSeries:
+    """Parts of one series as one, in the order of time; of rows with the same time the last is kept."""
+    if len(parts) == 1:
+        return parts[0]
+    times = np.concatenate([part.series.times_ns for part in parts])
+    order = np.argsort(times, kind="stable")
+    kept = order[np.append(np.diff(times[order]) != 0, True)]
+    first: Series = parts[0].series
+    labels = [one for one in first.values if all(one in part.series.values for part in parts)]
+    if first.column not in labels:
+        raise InvalidInputError(
+            f"the files of series {first.name!r} have no column of the same name as value; name it with --data.value"
+        )
+    series = replace(
+        first,
+        times_ns=times[kept],
+        values={one: np.concatenate([part.series.values[one] for part in parts])[kept] for one in labels},
+        interval_ns=usual_interval_ns(times[kept]),
+    )
+    windows = sorted((one for part in parts for one in part.windows), key=lambda one: one.start_ns)
+    return LabelledSeries(series=series, windows=tuple(windows))

@@ -1,0 +1,146 @@
+"""How good a predictor is on a data set: NAB's protocol where anomalies are labelled, and its forecasts anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from apps.finance.datasets.labels import benchmark_windows, window_rows
+from apps.finance.inference.calibration import counted_rows, spoken
+from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
+from apps.finance.predictor import FinancePredictor
+from apps.finance.types import Detection, Floats, LabelledSeries
+from shared.app import Table
+from shared.errors import InvalidInputError
+from shared.recipe import DataConfig
+
+_LEVELS = tuple(level / 100 for level in range(15, 100))
+"""The thresholds that the search of NAB's protocol tries."""
+
+
+@runtime_checkable
+class EvaluationData(Protocol):
+    """What a data set must give besides windows, so that a predictor can be scored on it."""
+
+    def cases(self) -> Iterable[LabelledSeries]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastQuality:
+    """``loss`` is the mean quantile loss in mean absolute changes of the series, ``persistence`` the last value's.
+
+    ``coverage`` is the share of values within the outermost quantiles, whose levels leave ``expected`` inside.
+    """
+
+    rows: int
+    loss: float
+    persistence: float
+    coverage: float
+    expected: float
+
+
+def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -> Table:
+    """The scores of a predictor on a data set; ``limit`` is the most series that are scored."""
+    if not isinstance(data, EvaluationData):
+        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
+    synthetic = bool(data.fingerprint()["synthetic"])
+    cases: list[LabelledSeries] = []
+    judged: list[tuple[Floats, Rows]] = []
+    qualities: list[ForecastQuality] = []
+    for item in islice(data.cases(), limit):
+        (detection,) = predictor.predict([item.series])
+        windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
+        cases.append(replace(item, series=replace(item.series, values={item.series.column: item.series.target})))
+        judged.append((detection.scores, windows))
+        share = getattr(data, "validation_share", None)
+        first = probation(len(item.series)) if share is None else len(item.series) - round(share * len(item.series))
+        qualities.append(forecast_quality(detection, first))
+    rows = [("Series", str(len(cases))), ("Rows", str(sum(len(item.series) for item in cases)))]
+    rows += _detection_rows(judged, predictor)
+    rows += _forecast_rows([one for one in qualities if one.rows])
+    notes = [
+        f"Labelled windows: {sum(len(windows) for _, windows in judged)}. A false event is a run of detections outside "
+        "every window; the rows of a series' probationary period (15 %, at most 750) count for nothing."
+    ]
+    if not any(len(windows) for _, windows in judged):
+        notes = ["No window is labelled: events are counted, and cannot be told right or wrong."]
+    notes.append(
+        "Forecasts are scored on the later part of each series, which does not train; losses are in mean absolute "
+        "changes of the series. Persistence forecasts the last value."
+    )
+    if synthetic:
+        notes.append("The series are synthetic.")
+    title = f"{predictor.name} on {data.fingerprint()['description']}"
+    return Table(title=title, columns=("measure", "value"), rows=rows, notes=notes)
+
+
+def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
+    calibration = predictor.calibration
+    corpus = spoken(judged, calibration)
+    found = count_detections(corpus, calibration.threshold)
+    counted = max(counted_rows(judged), 1)
+    where = f"at the model's threshold, {calibration.threshold:.3f}"
+    events = "False events" if found.windows else "Events"
+    rows = [
+        (f"{events}, {where}", str(found.false_events)),
+        (f"{events} a series", f"{found.false_events_per_series:.2f}"),
+        (f"{events} a 1,000 rows", f"{1000 * found.false_events / counted:.3f}"),
+    ]
+    if not found.windows:
+        return rows
+    rows.insert(0, (f"Windows hit, {where}", f"{found.hit}/{found.windows} = {100 * found.recall:.1f} %"))
+    standard = score_corpus(corpus, STANDARD, calibration.threshold).normalised
+    rows.append(("NAB standard score, there", f"{standard:.1f}"))
+    searched = [(level, spoken(judged, replace(calibration, threshold=level))) for level in _LEVELS]
+    for profile in PROFILES:
+        best, level = max((score_corpus(one, profile, level).normalised, level) for level, one in searched)
+        rows.append((f"NAB {profile.name}, best threshold", f"{best:.1f} (at {level:.2f})"))
+    return rows
+
+
+def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
+    """The quality of the forecasts of the rows from ``first_row`` on that have a value and a forecast."""
+    values, quantiles = detection.series.target, detection.forecast.quantiles
+    levels = np.asarray(detection.forecast.levels)
+    before = np.concatenate([[np.nan], values[:-1]])
+    scale = float(np.nanmean(np.abs(values - before))) if np.isfinite(values - before).any() else 0.0
+    good = np.isfinite(values) & np.isfinite(before) & np.isfinite(quantiles).all(axis=1)
+    good[:first_row] = False
+    if not good.any() or not scale > 0:
+        return ForecastQuality(0, 0.0, 0.0, 0.0, 0.0)
+
+    def loss(forecast: Floats) -> float:
+        error = values[good, None] - forecast
+        return float(np.maximum(levels * error, (levels - 1) * error).mean()) / scale
+
+    inside = (values[good] >= quantiles[good, 0]) & (values[good] <= quantiles[good, -1])
+    return ForecastQuality(
+        rows=int(good.sum()),
+        loss=loss(quantiles[good]),
+        persistence=loss(np.repeat(before[good, None], len(levels), axis=1)),
+        coverage=float(inside.mean()),
+        expected=float(levels[-1] - levels[0]),
+    )
+
+
+def _forecast_rows(qualities: list[ForecastQuality]) -> list[tuple[str, str]]:
+    if not qualities:
+        return []
+    weights = np.array([one.rows for one in qualities], np.float64)
+
+    def mean(values: list[float]) -> float:
+        return float(np.average(values, weights=weights))
+
+    return [
+        ("Rows whose forecasts are scored", str(int(weights.sum()))),
+        ("Quantile loss", f"{mean([one.loss for one in qualities]):.3f}"),
+        ("Quantile loss of persistence", f"{mean([one.persistence for one in qualities]):.3f}"),
+        (
+            f"Values within the {qualities[0].expected:.0%} band",
+            f"{100 * mean([one.coverage for one in qualities]):.1f} %",
+        ),
+    ]

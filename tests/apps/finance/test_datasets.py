@@ -1,0 +1,255 @@
+"""Data sets: a user's table, NAB, synthetic series; splits; training a few steps, scoring, calibrating on them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from apps.finance.app import app
+from apps.finance.datasets import DATA_SETS
+from apps.finance.datasets.nab import Nab
+from apps.finance.datasets.synthetic import Synthetic
+from apps.finance.datasets.table import Table
+from apps.finance.inference.calibration import calibrate, calibrate_recipe, from_manifest
+from apps.finance.inference.evaluation import evaluate, forecast_quality
+from apps.finance.inference.scoring import Calibration
+from apps.finance.predictor import FinancePredictor
+from apps.finance.recipes import tiny
+from apps.finance.types import Detection, FinanceInput, Forecast, Series
+from shared.app import shipped
+from shared.errors import InvalidInputError
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+INPUT = FinanceInput(context=24, horizon=4)
+ROWS = 400
+
+
+def walk(seed: int, rows: int = ROWS) -> np.ndarray:
+    return np.round(100 * np.exp(np.random.default_rng(seed).normal(0, 0.01, rows).cumsum()), 2)
+
+
+def frame(names: str = "ab", rows: int = ROWS) -> pl.DataFrame:
+    times = 1_700_000_000 + 60 * np.arange(rows)
+    parts = []
+    for seed, name in enumerate(names):
+        label = np.zeros(rows, int)
+        label[300:310] = 1
+        columns = {"at": times, "who": [name] * rows, "px": walk(seed, rows), "odd": label, "size": label * 3 + seed}
+        parts.append(pl.DataFrame(columns))
+    return pl.concat(parts)
+
+
+def named(**settings: object) -> Table:
+    return Table(time="at", value="px", series="who", labels="odd", **settings)  # type: ignore[arg-type]
+
+
+def test_files_folders_patterns_and_queries_hold_the_same_series(tmp_path):
+    whole = frame()
+    whole.write_csv(tmp_path / "all.csv")
+    (tmp_path / "parts").mkdir()
+    for number in range(4):
+        rows = pl.col("at").is_between(1_700_000_000 + 6000 * number, 1_700_000_000 + 6000 * number + 5999)
+        whole.filter(rows).write_parquet(tmp_path / "parts" / f"{number}.parquet")
+    with sqlite3.connect(tmp_path / "prices.db") as connection:
+        connection.execute("create table prices (at integer, who text, px real, odd integer, size integer)")
+        connection.executemany("insert into prices values (?, ?, ?, ?, ?)", whole.rows())
+    connection.close()
+    url = f"sqlite:///{tmp_path / 'prices.db'}"
+    sets = [
+        named(path=str(tmp_path / "all.csv")),
+        named(path=str(tmp_path / "parts")),
+        named(path=str(tmp_path / "parts" / "*.parquet")),
+        named(url=url, query="select * from prices"),
+    ]
+    digests = {one.fingerprint()["sha256"] for one in sets}
+    assert len(digests) == 1
+    for one in sets:
+        items = one.cases()
+        assert [item.series.name for item in items] == ["a", "b"] and [len(item.series) for item in items] == [ROWS] * 2
+        times = items[0].series.times_ns
+        assert [(w.start_ns, w.end_ns) for w in items[0].windows] == [(int(times[300]), int(times[309]))]
+        assert items[0].series.target.tolist() == walk(0).tolist() and list(items[0].series.values) == ["px", "size"]
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "a.csv"
+    frame().write_csv(path)
+    before = named(path=str(path)).fingerprint()
+    frame("abc").write_csv(path)
+    assert named(path=str(path)).fingerprint() != before and len(named(path=str(path)).cases()) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "name the table with --data.path FILE, or"),
+        ({"path": "nowhere/*.csv"}, "is no file, no folder with CSV or Parquet files, and no pattern"),
+        ({"query": "select 1"}, "a query needs its data base"),
+        ({"query": "select * from prices", "url": "sqlite://"}, "the query failed: no such table: prices"),
+        ({"path": "short.csv"}, "has 2 series with at most 30 values; 60 are needed"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(tmp_path, monkeypatch, settings, sentence):
+    monkeypatch.chdir(tmp_path)
+    frame(rows=30).write_csv("short.csv")
+    with pytest.raises(InvalidInputError, match=sentence):
+        named(**settings).train(INPUT)
+
+
+def test_the_later_part_of_each_series_validates_and_is_no_target_in_training(tmp_path):
+    path = tmp_path / "a.csv"
+    frame().write_csv(path)
+    data = named(path=str(path), stride=1)
+    train, validation = data.train(INPUT), data.validation(INPUT)
+    cut = ROWS - ROWS // 5
+    # The table of covariates begins with `context` rows in front of each series.
+    lengths = (cut + INPUT.context, ROWS + INPUT.context)
+    assert [len(one.flat) for one in (train, validation)] == [2 * length for length in lengths]
+    assert train.starts.max() - lengths[0] + INPUT.horizon == cut and validation.starts.min() == cut
+    changed = frame().with_columns(
+        pl.when(pl.col("at") >= 1_700_000_000 + 60 * cut).then(1.0).otherwise(pl.col("px")).alias("px")
+    )
+    changed.write_csv(tmp_path / "b.csv")
+    other = named(path=str(tmp_path / "b.csv"), stride=1).train(INPUT)
+    assert torch.equal(train.flat, other.flat), "training does not see what validates"
+    # Rows that are labelled as anomalous are neither seen nor asked for.
+    observed = train.batch(np.flatnonzero(train.starts == 304), None)["observed"]
+    assert observed.sum() == 0
+
+
+def test_facts_say_what_will_be_trained_on(tmp_path):
+    path = tmp_path / "a.csv"
+    frame().with_columns(pl.col("at").alias("timestamp")).drop("at").write_csv(path)
+    facts = Table(path=str(path), labels="odd").facts(INPUT)
+    assert (facts["series"], facts["rows"], facts["validation rows"], facts["series in both splits"]) == (
+        2,
+        800,
+        160,
+        2,
+    )
+    assert facts["time"] == "2023-11-14T22:13:20Z to 2023-11-15T04:52:20Z" and facts["interval"] == "60 s"
+    assert facts["labelled windows"] == 2 and facts["missing values"] == 0
+    assert "told apart by column 'who'" in facts["notes"] and "the option 'value' names another" in facts["notes"]
+    assert set(app.data_sets() or {}) == set(DATA_SETS) == {"table", "nab", "synthetic"}
+
+
+def test_synthetic_series_of_different_uses_are_different():
+    data = Synthetic(series=3, validation_series=3, rows=300)
+    uses = [data.normal(), data.labelled(), data.cases()]
+    values = {item.series.target.tobytes() for use in uses for item in use}
+    assert len(values) == sum(len(use) for use in uses)
+    assert not any(item.windows for item in data.normal()) and any(item.windows for item in data.cases())
+    assert data.fingerprint()["synthetic"] is True and data.facts(INPUT)["synthetic"] is True
+
+
+def test_forecasts_are_scored_by_hand():
+    series = Series(
+        name="s", times_ns=np.arange(4) * 10**9, values={"v": np.array([1.0, 3.0, 2.0, 4.0])}, column="v",
+        interval_ns=10**9,
+    )  # fmt: skip
+    quantiles = np.array([[np.nan] * 3, [1, 2, 4], [3, 4, 5], [3, 4, 5]], float)
+    forecast = Forecast(levels=(0.1, 0.5, 0.9), quantiles=quantiles, surprise=np.zeros((4, 1)))
+    found = forecast_quality(
+        Detection(series=series, forecast=forecast, scores=np.zeros(4), threshold=0.5, anomalies=()), 1
+    )
+    # Mean absolute change 5/3. Losses of (3; 1, 2, 4), (2; 3, 4, 5), (4; 3, 4, 5), by row and level.
+    by_hand = [0.2, 0.5, 0.1, 0.9, 1.0, 0.3, 0.1, 0.0, 0.1]
+    assert found.loss == pytest.approx(np.mean(by_hand) / (5 / 3)) and found.rows == 3
+    assert found.coverage == pytest.approx(2 / 3) and found.expected == pytest.approx(0.8)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> FinancePredictor:
+    torch.manual_seed(0)
+    model = tiny().model.build(INPUT)
+    return FinancePredictor(
+        model=model, calibration=Calibration(threshold=0.35), stride=4, device="cpu", name="untrained"
+    )
+
+
+def test_evaluation_with_and_without_labels(tmp_path, untrained):
+    path = tmp_path / "a.csv"
+    jumping = pl.when(pl.col("odd") == 1).then(pl.col("px") * 3).otherwise(pl.col("px")).alias("px")
+    frame().with_columns(jumping).write_csv(path)
+    with_labels = evaluate(untrained, named(path=str(path)), None)
+    cells = dict(with_labels.rows)
+    assert cells["Windows hit, at the model's threshold, 0.350"] == "2/2 = 100.0 %"
+    assert cells["Series"] == "2" and cells["Rows whose forecasts are scored"] == "160"
+    assert any(name.startswith("NAB reward_low_FP_rate") for name in cells)
+    one = evaluate(untrained, Table(path=str(path), time="at", value="px", series="who"), 1)
+    cells = dict(one.rows)
+    assert cells["Series"] == "1" and not any("Windows" in name or "NAB" in name for name in cells)
+    assert any("No window is labelled" in note for note in one.notes)
+
+
+def test_a_stricter_budget_of_false_events_gives_a_higher_threshold(tmp_path, untrained):
+    path = tmp_path / "a.csv"
+    frame("abcd").write_csv(path)
+    found = {
+        rate: calibrate(named(path=str(path), false_events_per_1000_rows=rate), untrained.model)
+        for rate in (0.0, 3.0, 30.0)
+    }
+    thresholds = [from_manifest(json.loads(json.dumps(one))).threshold for one in found.values()]
+    assert thresholds[0] >= thresholds[1] >= thresholds[2] and thresholds[0] > thresholds[2]
+    for rate, one in found.items():
+        assert one["measured"]["false_events_per_1000_rows"] <= rate and one["measured"]["series"] == 4
+
+
+@pytest.mark.realdata
+def test_a_few_steps_on_minute_bars_and_their_scores(data_root: Path):
+    file = data_root / "finance" / "btc" / "btc-perp-20211231-20220201_1m.csv"
+    data = Table(path=str(file), value="close", stride=200)
+    recipe = replace(tiny(), data=data)
+    facts = data.facts(recipe.input)
+    assert facts["rows"] == 45031 and facts["interval"] == "60 s" and facts["missing values"] == 0
+    task, windows = recipe.task.build(), data.train(recipe.input)
+    torch.manual_seed(0)
+    model = recipe.model.build(recipe.input)
+    optimizer = recipe.optimizer.build(model)
+    indices, losses = np.arange(0, len(windows), 6), []
+    for _ in range(20):
+        model.zero_grad()
+        loss = task.loss(model, windows.batch(indices, None)).mean
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-3:]) < losses[0]
+    scores = task.scores()
+    with torch.no_grad():
+        task.evaluate(model.eval(), data.validation(recipe.input).batch(np.arange(200), None), scores)
+    assert np.isfinite(scores.summary()["loss"])
+    table = evaluate(FinancePredictor.load(shipped(app), "cpu"), replace(data, validation_share=0.1), None)
+    cells = dict(table.rows)
+    assert cells["Rows"] == "45031" and cells["Rows whose forecasts are scored"] == "4503"
+    assert 85 < float(cells["Values within the 96% band"].split()[0]) < 100
+
+
+@pytest.mark.realdata
+def test_nab_is_a_data_set_to_train_and_to_score_on(data_root: Path, monkeypatch):
+    data = Nab(root=data_root / "finance" / "nab")
+    monkeypatch.setattr(Nab, "names", lambda self: ["realTweets/Twitter_volume_AAPL.csv", "realTraffic/speed_6005.csv"])
+    recipe = replace(tiny(), data=data)
+    assert len(data.train(recipe.input)) > 1000 and len(data.validation(recipe.input)) > 300
+    assert data.facts(recipe.input)["labelled windows"] == 5
+    table = evaluate(FinancePredictor.load(shipped(app), "cpu"), data, None)
+    hit = next(value for name, value in table.rows if name.startswith("Windows hit"))
+    assert hit.split("/")[1].startswith("5 ") and int(hit.split("/")[0]) >= 3
+    strict = replace(recipe, data=replace(data, false_events_per_1000_rows=1.0))
+    found = calibrate_recipe(strict, recipe.model.build(recipe.input).eval())
+    assert found["measured"]["windows"] == 5 and 0 < found["threshold"] <= 1
+
+
+def test_a_folder_that_is_not_the_benchmarks_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"holds no labels/combined_windows\.json; name NAB's own folder"):
+        Nab(root=tmp_path).train(INPUT)
