@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.models import MODELS
-from shared.app import App, DenseNetwork, Sample, Table
+from shared.app import App, DenseNetwork, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,6 +69,18 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     return DATA_SETS
 
 
+def _importers() -> Mapping[str, Importer]:
+    from apps.medical.models.imports import IMPORTERS
+
+    return IMPORTERS
+
+
+def _evaluate(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) -> Table:
+    from apps.medical.inference.evaluation import evaluate_data_set
+
+    return evaluate_data_set(predictor, data, limit)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.medical.samples import samples
 
@@ -96,6 +108,8 @@ app = App(
     codec=_codec,
     result_table=_result_table,
     data_sets=_data_sets,
+    importers=_importers,
+    evaluate=_evaluate,
     samples=_samples,
     reproduce=_reproduce,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from apps.medical.inference.grid import canonical
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling, find_nodules
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 MOST_FINDINGS = 100
+LARGE_TILE = 1 << 23
+"""Tiles of more voxels than this go through one at a time, for their memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +60,7 @@ class NodulePredictor:
         self.network = folded(self.detector)
         self.input, self.device = input, device
         self.operating_score = operating_score
-        self.tiling = tiling or Tiling()
+        self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
         self.dtype = autocast_dtype(precision, torch.device(device))
 
     @classmethod

@@ -74,7 +74,7 @@ def full() -> NoduleRecipe:
     return NoduleRecipe(
         model=full_model(),
         data=Synthetic(train_patches=20_000, validation_patches=512),
-        input=ChestInput(patch_size=(192, 192, 80)),
+        input=ChestInput(patch_size=(192, 192, 80), tile_size=(512, 512, 192)),
         optimizer=SGD(learning_rate=1e-2, momentum=0.9, weight_decay=3e-5, nesterov=True),
         schedule=CosineRestarts(warmup_steps=1000, period=300.0),
         limits=Limits(epochs=300, batch=4, patience=40, loader_threads=8),

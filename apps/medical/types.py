@@ -26,19 +26,22 @@ class ChestInput(InputSpec):
     spacing_mm  distance between voxel centres along x, y, z
     window_hu   HU that become 0 and 1; what lies beyond is clipped
     patch_size  voxels along x, y, z of a training patch; multiples of 16, 16, 8
+    tile_size   the same of the tiles in which a scan goes through the network; each is made as small as the lungs allow
     """
 
     spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
     window_hu: tuple[float, float] = (-1024.0, 300.0)
     patch_size: tuple[int, int, int] = (96, 96, 48)
+    tile_size: tuple[int, int, int] = (160, 160, 96)
 
     def __post_init__(self) -> None:
         if min(self.spacing_mm) <= 0:
             raise InvalidInputError(f"input.spacing_mm is {self.spacing_mm}; all three must be above 0 mm")
         if not self.window_hu[0] < self.window_hu[1]:
             raise InvalidInputError(f"input.window_hu is {self.window_hu}; the first must be below the second")
-        if any(size < unit or size % unit for size, unit in zip(self.patch_size, (16, 16, 8), strict=True)):
-            raise InvalidInputError(f"input.patch_size is {self.patch_size}; expected multiples of 16, 16, 8 voxels")
+        for name, sizes in (("patch_size", self.patch_size), ("tile_size", self.tile_size)):
+            if any(size < unit or size % unit for size, unit in zip(sizes, (16, 16, 8), strict=True)):
+                raise InvalidInputError(f"input.{name} is {sizes}; expected multiples of 16, 16, 8 voxels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

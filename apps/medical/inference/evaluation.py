@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from apps.medical.metrics.froc import Mark, Truth
+from apps.medical.metrics.luna16 import froc_table
 from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
+from shared.app import Table
+from shared.errors import InvalidInputError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +51,27 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
         scores.truths.extend(_truth(scan, nodule, excluded=True) for nodule in scan.excluded)
         scores.diameters_mm.extend(_diameters(scan.nodules, found))
     return scores
+
+
+def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Table:
+    """LUNA16's sensitivities and CPM on the whole validation scans of a data set, the first ``limit`` of them.
+
+    ``predictor`` is a NodulePredictor, ``data`` one of ``DATA_SETS``. Of each scan all findings count, at most 100,
+    whatever the operating point.
+    """
+    scores = score_scans(predictor, islice(data.validation_scans(), limit))
+    if not any(not truth.excluded for truth in scores.truths):
+        raise InvalidInputError(f"none of the {scores.scans} validation scans has a nodule: no sensitivity can be told")
+    description, notes = data.fingerprint(), []
+    if description["synthetic"]:
+        notes.append("The scans are synthetic: these figures do not compare with LUNA16's.")
+    if scores.diameters_mm:
+        true, measured, _ = np.array(scores.diameters_mm).T
+        error = np.abs(measured - true).mean()
+        notes.append(f"Mean error of the diameter: {error:.1f} mm, on {len(true)} nodules that were found.")
+    notes.append(f"Median time of a scan on {predictor.device}: {np.median(scores.seconds):.2f} s.")
+    title = f"Nodules found: {description['description']}"
+    return froc_table(title, scores.marks, scores.truths, scans=scores.scans, notes=notes)
 
 
 def _truth(scan: AnnotatedScan, nodule: Nodule, *, excluded: bool = False) -> Truth:

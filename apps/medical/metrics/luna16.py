@@ -7,7 +7,7 @@ limits there; here they are taken at the seven rates themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from apps.medical.metrics.froc import (
     MOST_MARKS,
     OPERATING_POINTS,
     Interval,
+    Mark,
+    Truth,
     bootstrap_of,
     cpm,
     froc_of,
@@ -67,7 +69,35 @@ def score_submission(
         raise InvalidInputError(
             f"no mark of {submission.name} lies in a series of {series.name}; the first is of {all_marks[0].scan!r}"
         )
-    matches = match(marks, truths, scans=len(listed))
+    left_out = [
+        ("marks ignored: series not listed", len(all_marks) - len(marks)),
+        ("annotations left out: series not listed", len(all_truths) - len(truths)),
+    ]
+    return froc_table(
+        f"LUNA16 FROC of {submission.name}",
+        marks,
+        truths,
+        scans=len(listed),
+        left_out=[(name, count) for name, count in left_out if count],
+        notes=() if excluded is not None else ("No excluded findings were given: marks on them are false positives.",),
+        samples=samples,
+        seed=seed,
+    )
+
+
+def froc_table(
+    title: str,
+    marks: Sequence[Mark],
+    truths: Sequence[Truth],
+    *,
+    scans: int,
+    left_out: Sequence[tuple[str, int]] = (),
+    notes: Sequence[str] = (),
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = SEED,
+) -> Table:
+    """The seven sensitivities and CPM with 95 % intervals over the scans, and what became of every mark."""
+    matches = match(marks, truths, scans=scans)
     curve = froc_of(matches)
     sensitivities = [partial(sensitivity_at, false_positives_per_scan=rate) for rate in OPERATING_POINTS]
     intervals = bootstrap_of(
@@ -81,8 +111,8 @@ def score_submission(
     ]
     nodules, found = int(matches.nodules_S.sum()), len(matches.hit_scores_H)
     counts = [
-        ("scans", len(listed)),
-        ("scans without marks", len(listed) - len({mark.scan for mark in marks})),
+        ("scans", scans),
+        ("scans without marks", scans - len({mark.scan for mark in marks})),
         ("nodules", nodules),
         ("nodules found at any score", found),
         ("nodules missed", nodules - found),
@@ -93,21 +123,18 @@ def score_submission(
         ("marks ignored: further ones on a nodule", matches.double_marks),
         (f"marks ignored: beyond {MOST_MARKS} of a scan", matches.surplus_marks),
     ]
-    if foreign := len(all_marks) - len(marks):
-        counts.append(("marks ignored: series not listed", foreign))
-    if foreign := len(all_truths) - len(truths):
-        counts.append(("annotations left out: series not listed", foreign))
+    counts += left_out
     if repeated := len(marks) - len(set(marks)):
         counts.append(("marks that repeat another exactly", repeated))
     rows += [[name, str(count), ""] for name, count in counts]
     return Table(
-        title=f"LUNA16 FROC of {submission.name}",
+        title=title,
         columns=("figure", "value", "95 % interval"),
         rows=rows,
         notes=(
-            f"A mark hits within the nodule's radius. Intervals: {samples:,} bootstrap samples of {len(listed)} scans, "
+            f"A mark hits within the nodule's radius. Intervals: {samples:,} bootstrap samples of {scans} scans, "
             f"seed {seed}.",
-            *(() if excluded is not None else ("No excluded findings were given: marks on them are false positives.",)),
+            *notes,
         ),
     )
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
 import torch
+import yaml
 
 from apps.medical.adapters.nifti import nifti
+from apps.medical.app import app
 from apps.medical.datasets import DATA_SETS
 from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
-from apps.medical.types import ChestInput
+from apps.medical.inference.calibration import operating_point
+from apps.medical.types import ChestInput, Findings, Nodule
+from shared import cli
 from shared.data.order import Key
 from shared.errors import InvalidInputError
 from tests.apps.medical import data_folders
@@ -238,3 +243,81 @@ def test_a_scan_that_the_file_stores_in_sagittal_slices_takes_no_indices(folder)
     data = Marks(root=folder, marks=Path("marks.csv"), coordinates="voxel")
     with pytest.raises(InvalidInputError, match="give its marks in LPS mm"):
         data.facts(COARSE)
+
+
+@pytest.mark.realdata
+def test_a_predictor_is_scored_on_whole_scans_by_luna16_s_protocol(luna, untrained):
+    table = app.evaluate(untrained, Luna16(root=luna, fold=1), None)
+    figures = {row[0]: row[1] for row in table.rows}
+    assert figures["scans"] == "1" and figures["nodules"] == "4" and int(figures["nodules missed"]) >= 3
+    assert 0 <= float(figures["CPM"]) <= 1 and "sensitivity at 1/8 FP/scan" in figures
+    assert "LUNA16" in table.title and not any("synthetic" in note for note in table.notes)
+
+
+def test_evaluation_finds_the_marked_nodule_and_counts_the_rest(folder, perfect):
+    data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.6)
+    table = app.evaluate(perfect, data, None)
+    figures = {row[0]: row[1] for row in table.rows}
+    assert figures["scans"] == "2" and figures["nodules found at any score"] == "2"
+    assert figures["CPM"] == "1.0000" and figures["false positives"] == "2"
+    assert {row[0]: row[1] for row in app.evaluate(perfect, data, 1).rows}["scans"] == "1"
+    assert any(note == "Mean error of the diameter: 1.0 mm, on 2 nodules that were found." for note in table.notes)
+
+
+def test_an_operating_point_is_set_on_one_s_own_scans(folder, perfect):
+    scans = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.6).validation_scans()
+    point = operating_point(perfect, scans, synthetic=False)
+    assert point["operating_score"] == 0.2 and point["sensitivity"] == 1.0 and point["scans"] == 2
+    assert point["synthetic"] is False
+    write_table(folder / "none.csv", [marked("one", (0, 0, 0), split="train")])
+    data = Marks(root=folder, marks=Path("none.csv"), split_column="split")
+    with pytest.raises(InvalidInputError, match="no validation scan"):
+        operating_point(perfect, data.validation_scans(), synthetic=False)
+
+
+@pytest.fixture
+def perfect(untrained, monkeypatch):
+    """A predictor that finds the chest's nodule with a diameter 1 mm too large, and another thing."""
+    x, y, z = chest().to_lps_mm(NODULE_IJK)
+
+    def predict(batch, options=None):
+        nodules = [(x, 0.9), (x + 60, 0.2)]
+        made = tuple(
+            Nodule(
+                centre_lps_mm=(at, y, z),
+                mean_diameter_mm=NODULE_MM + 1,
+                score=score,
+                box_lps_mm=(at - 5, y - 5, z - 5, at + 5, y + 5, z + 5),
+            )
+            for at, score in nodules
+        )
+        return [Findings(nodules=made, operating_score=0.5) for _ in batch]
+
+    monkeypatch.setattr(untrained, "predict", predict)
+    return untrained
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.realdata
+def test_the_command_trains_on_luna16_and_evaluates_what_it_has_trained(luna, tmp_path, capsys):
+    run = tmp_path / "run"
+    where = ["--data", "luna16", "--data.root", str(luna), "--data.fold", "1"]
+    few = ["--data.train-patches", "4", "--data.validation-patches", "2"]
+    command = ["train", "medical", "--recipe", "tiny", *where, *few, "--out", str(run), "--device", "cpu"]
+    assert cli.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 to learn from, 1 to validate on" in said
+    assert json.loads((run / "result.json").read_text())["steps"] == 4
+    assert cli.main(["evaluate", "medical", "--run", str(run), *where]) == 0
+    assert "CPM" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_trains_on_a_folder_with_marks(folder, tmp_path):
+    run = tmp_path / "run"
+    where = ["--data", "marks", "--data.root", str(folder), "--data.marks", "marks.csv", "--data.train-patches", "4"]
+    grid = ["--input.spacing-mm", "3", "3", "5", "--input.patch-size", "32", "32", "16"]
+    command = ["train", "medical", "--recipe", "tiny", *where, *grid, "--out", str(run), "--device", "cpu"]
+    assert cli.main(command) == 0
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())["recipe"]
+    assert recipe["input"]["spacing_mm"] == [3.0, 3.0, 5.0] and recipe["data"]["marks"] == "marks.csv"

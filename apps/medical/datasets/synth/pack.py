@@ -40,7 +40,9 @@ class PackSettings:
     @property
     def name(self) -> str:
         """The pack's name: a digest of the settings."""
-        content = json.dumps([VERSION, asdict(self)], sort_keys=True).encode()
+        stated = asdict(self)
+        stated["input"].pop("tile_size")
+        content = json.dumps([VERSION, stated], sort_keys=True).encode()
         return f"medical-{hashlib.sha256(content).hexdigest()[:16]}"
 
 

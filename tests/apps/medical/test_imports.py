@@ -1,0 +1,135 @@
+"""Checkpoints of MONAI's model zoo as artifacts. The files are made here by MONAI's own builders: weights of chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fpn_feature_extractor
+from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
+from monai.networks.nets.resnet import ResNet, resnet50
+
+from apps.medical.models.imports import load_monai_bundle, read_state_dict
+from apps.medical.predictor import EVERYTHING, NodulePredictor
+from apps.medical.recipes import full
+from apps.medical.types import ChestInput
+from shared import cli
+from shared.deploy.registry import Registry
+from shared.errors import InvalidInputError
+from tests.apps.medical.chests import chest
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+COARSE = ChestInput(spacing_mm=(6.0, 6.0, 10.0), tile_size=(64, 64, 16))
+
+
+def retinanet(pyramid: torch.nn.Module) -> torch.nn.Module:
+    """As the bundle's ``configs/inference.json`` has it."""
+    network = RetinaNet(3, num_classes=1, num_anchors=3, feature_extractor=pyramid, size_divisible=[16, 16, 8])
+    # Spread the scores, which an untrained network keeps below the threshold.
+    torch.nn.init.normal_(network.classification_head.cls_logits.weight, std=0.3)
+    return network
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """A file with the keys, shapes and layout of ``models/model.pt`` of lung_nodule_ct_detection."""
+    torch.manual_seed(11)
+    backbone = resnet50(spatial_dims=3, n_input_channels=1, conv1_t_stride=[2, 2, 1], conv1_t_size=[7, 7, 7])
+    file = tmp_path_factory.mktemp("bundle") / "model.pt"
+    torch.save(retinanet(resnet_fpn_feature_extractor(backbone, 3, False, [1, 2], None)).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """The same detector over a small ResNet, with a narrow pyramid."""
+    torch.manual_seed(11)
+    backbone = ResNet(
+        "basic", [1, 2, 1, 1], [8, 16, 32, 64], n_input_channels=1, conv1_t_size=[3, 3, 3], conv1_t_stride=[2, 2, 1]
+    )
+    file = tmp_path_factory.mktemp("small") / "model.pt"
+    pyramid = BackboneWithFPN(backbone, {"layer1": "0", "layer2": "1"}, [8, 16], 16, spatial_dims=3)
+    torch.save(retinanet(pyramid).state_dict(), file)
+    return file
+
+
+def test_the_bundle_s_file_becomes_the_full_network_and_finds_what_is_there_to_find(bundle):
+    imported = load_monai_bundle([str(bundle)])
+    assert imported.recipe.model == full().model
+    grid = imported.recipe.input
+    assert grid.spacing_mm == (0.703125, 0.703125, 1.25) and grid.window_hu == (-1024.0, 300.0)
+    assert grid.tile_size == (512, 512, 192)
+    assert imported.source["largest_relative_difference"] < 1e-4
+    assert imported.source["sha256"] and imported.source["file"] == "model.pt"
+    stored, held = torch.load(bundle, weights_only=True), imported.network.network.state_dict()
+    assert stored.keys() == held.keys() and all(torch.equal(value, held[name]) for name, value in stored.items())
+    selector = imported.network.box_selector
+    assert (selector.score_thresh, selector.nms_thresh, selector.detections_per_img) == (0.02, 0.22, 300)
+    predictor = NodulePredictor(detector=imported.network, input=COARSE, operating_score=0.5)
+    (findings,) = predictor.predict([chest()], EVERYTHING)
+    assert findings.lung_millilitres is not None and findings.lung_millilitres > 500
+    assert findings.nodules and all(0.02 < nodule.score <= 1 for nodule in findings.nodules)
+
+
+@pytest.mark.parametrize("wrapped", ["model", "state_dict", "network"])
+def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(small, tmp_path, wrapped):
+    plain = read_state_dict(small)
+    content = {wrapped: {f"module.{name}": value for name, value in plain.items()}, "epoch": 3, "best": 0.5}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    found = read_state_dict(tmp_path / "checkpoint.pt")
+    assert found.keys() == plain.keys() and all(torch.equal(found[name], value) for name, value in plain.items())
+
+
+def test_the_command_makes_an_artifact_that_predicts(small, tmp_path, capsys):
+    models = tmp_path / "models"
+    assert cli.main(["import", "medical", "monai-bundle", str(small), "--registry", str(models)]) == 0
+    artifact = Registry(models).newest("lung_nodules")
+    assert artifact.manifest.source["importer"] == "monai-bundle"
+    assert artifact.manifest.calibration == {"operating_score": 0.5, "calibrated": False}
+    model = artifact.recipe()["recipe"]["model"]
+    assert (model["block"], model["layers"][:2], model["planes"], model["stem"]) == ("basic", [1, 2], 8, 3)
+    predictor = NodulePredictor.load([artifact], "cpu")
+    # A coarse grid, for the whole chest has many voxels on the bundle's.
+    predictor = NodulePredictor(detector=predictor.detector, input=COARSE)
+    assert predictor.predict([chest()], EVERYTHING)[0].nodules
+    assert "largest_relative_difference" in capsys.readouterr().out
+
+
+class Strange:
+    """A class that an unpickler would have to import."""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"epoch": 3}, "holds no tensors by name; its keys are epoch"),
+        ([1, 2], "holds no state dict but a list"),
+        ({"model": Strange()}, "cannot be read as weights alone"),
+        ({"conv.weight": torch.zeros(3)}, "is no RetinaNet of MONAI's"),
+    ],
+)
+def test_other_files_are_refused_in_a_sentence(tmp_path, content, words):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(InvalidInputError, match=words):
+        load_monai_bundle([str(tmp_path / "other.pt")])
+
+
+def test_a_file_that_is_torn_or_is_not_there_is_refused(small, tmp_path):
+    (tmp_path / "torn.pt").write_bytes(small.read_bytes()[:2000])
+    with pytest.raises(InvalidInputError, match=r"torn\.pt cannot be read as weights alone"):
+        load_monai_bundle([str(tmp_path / "torn.pt")])
+    with pytest.raises(InvalidInputError, match=r"does not exist; name the bundle's models/model\.pt"):
+        load_monai_bundle([str(tmp_path / "nothing.pt")])
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named(small, tmp_path):
+    tensors = read_state_dict(small)
+    tensors["classification_head.cls_logits.bias"] = torch.zeros(7)
+    tensors["more.weight"] = tensors.pop("regression_head.bbox_reg.bias")
+    torch.save(tensors, tmp_path / "other.pt")
+    with pytest.raises(InvalidInputError) as refusal:
+        load_monai_bundle([str(tmp_path / "other.pt")])
+    said = str(refusal.value)
+    assert "lacks regression_head.bbox_reg.bias" in said and "has unknown more.weight" in said
+    assert "cls_logits.bias (7,) instead of (3,)" in said
