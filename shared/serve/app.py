@@ -17,7 +17,7 @@ from shared.app import App, installed
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.api import app_routes, status
-from shared.serve.api.schemas import PredictForm
+from shared.serve.api.schemas import REFUSED, PredictForm
 from shared.serve.errors import answer_errors
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
@@ -104,7 +104,7 @@ def _add_routes(server: FastAPI, service: Service) -> None:
         except Exception:
             log.exception("the routes of %s are left out", app.name)
         else:
-            server.include_router(domain, prefix=f"/api/{app.name}", tags=[app.title])
+            server.include_router(domain, prefix=f"/api/{app.name}", tags=[app.title], responses=REFUSED)
     if app.pages.is_dir():
         server.mount(f"/static/{app.name}", StaticFiles(directory=app.pages))
 

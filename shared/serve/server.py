@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -21,6 +21,7 @@ from shared.serve.middleware.own_hosts import own_hosts
 from shared.serve.service import Service
 from shared.serve.settings import Settings
 
+log = logging.getLogger("trivium.serve")
 _GRACE_S = 5
 
 
@@ -49,7 +50,7 @@ def _serve(settings: Settings, demo: bool) -> None:
     address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
     services: Mapping[str, Service] = application.state.services
     apps = {name: service.app for name, service in services.items()}
-    server = _Announcing(config, address, apps) if demo else uvicorn.Server(config)
+    server = _AnnouncedServer(config, lambda: announce(address, apps) if demo else log.info("open %s", address))
     with listener:
         server.run(sockets=[listener])
 
@@ -79,16 +80,18 @@ def _end_with_threads() -> None:
         os._exit(0)
 
 
-class _Announcing(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, address: str, apps: Mapping[str, App]) -> None:
+class _AnnouncedServer(uvicorn.Server):
+    """Calls ``announce`` once it listens."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self._address, self._apps = address, apps
+        self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and says so once it listens."""
+        """Starts, and says so."""
         await super().startup(sockets)
         if self.started:
-            announce(self._address, self._apps)
+            self._announce()
 
 
 def announce(address: str, apps: Mapping[str, App]) -> None:

@@ -7,6 +7,7 @@ from fastapi.routing import APIRoute
 
 from shared.serve.api import cases, predict
 from shared.serve.api.deps import use
+from shared.serve.api.schemas import REFUSED
 from shared.serve.service import Service
 
 
@@ -21,6 +22,7 @@ def app_routes(service: Service) -> APIRouter:
         prefix=f"/api/{name}",
         tags=[service.app.title],
         dependencies=[Depends(use(service))],
+        responses=REFUSED,
         generate_unique_id_function=operation_id,
     )
     router.include_router(predict.router)

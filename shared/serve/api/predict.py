@@ -22,7 +22,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},
-    422: {"model": Problem, "description": "The input cannot be used; the sentence says why"},
     503: {"model": Problem, "description": "There is no room, or no model is at hand; see Retry-After"},
     504: {"model": Problem, "description": "The deadline passed"},
 }

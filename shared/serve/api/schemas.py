@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
@@ -117,6 +117,12 @@ class Problem(BaseModel):
     """Why a request was refused, in a sentence."""
 
     detail: str
+
+
+REFUSED: dict[int | str, dict[str, Any]] = {
+    422: {"model": Problem, "description": "The input cannot be used; the sentence says why"}
+}
+"""What every route of an application may answer."""
 
 
 class AppHealth(BaseModel):

@@ -35,16 +35,18 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     **_UNKNOWN,
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
     413: {"model": InferenceError, "description": "Too large"},
-    422: {"model": InferenceError, "description": "The outputs cannot be written as JSON"},
     503: {"model": InferenceError, "description": "There is no room, or the model cannot be loaded"},
     504: {"model": InferenceError, "description": "The deadline passed"},
+}
+_UNUSABLE: dict[int | str, dict[str, Any]] = {
+    422: {"model": InferenceError, "description": "The request cannot be read, or the outputs not written as JSON"}
 }
 _INFER: dict[str, Any] = {
     "response_model": InferenceResponse,
     "responses": _REFUSED,
     "openapi_extra": request_body("application/json", InferenceRequest),
 }
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE)
 
 
 async def get_networks(request: Request) -> Networks:

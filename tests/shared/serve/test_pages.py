@@ -88,6 +88,7 @@ def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: Tes
     schemas, text = document["components"]["schemas"], json.dumps(document)
     named = {found.rsplit("/", 1)[1] for found in re.findall(r'"\$ref": "([^"]+)"', text)}
     assert named <= schemas.keys(), "a reference leads nowhere"
+    assert "HTTPValidationError" not in schemas, "a refusal is a sentence"
     predict = document["paths"]["/api/echo/predict"]["post"]
     assert predict["operationId"] == "echo_predict"
     form = schemas[predict["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
