@@ -57,7 +57,16 @@ def digest(recipe: Recipe) -> str:
         mapping["limits"].pop(name)
     mapping.pop("strategy")
     named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith("strategy")}
-    return hashlib.sha256(json.dumps([mapping, named], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_numbers_alike(mapping), named], sort_keys=True).encode()).hexdigest()
+
+
+def _numbers_alike(value: Any) -> Any:
+    """The same settings with 1.0 as 1: a float that was given as an int is read back from a file as a float."""
+    if isinstance(value, dict):
+        return {name: _numbers_alike(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers_alike(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:

@@ -13,7 +13,7 @@ from shared.app import find
 from shared.cli.arguments import Train
 from shared.cli.printing import print_line, print_scores
 from shared.cli.settings import parse_recipe
-from shared.recipe import Recipe
+from shared.recipe import Recipe, resolve
 from shared.recipes import choose_recipe, named_data_set
 
 
@@ -46,6 +46,6 @@ def print_facts(recipe: Recipe) -> None:
     facts = getattr(recipe.data, "facts", None)
     if facts is None:
         return
-    found: Mapping[str, Any] = facts(recipe.input)
+    found: Mapping[str, Any] = facts(resolve(recipe).input)
     for name, value in found.items():
         print_line(f"{name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")
