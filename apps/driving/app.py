@@ -65,6 +65,12 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     return data_sets()
 
 
+def _score_files(files: Mapping[str, Path]) -> Table:
+    from apps.driving.metrics.results import score_files
+
+    return score_files(files)
+
+
 def _result_table(content: Mapping[str, Any]) -> Table:
     from apps.driving.outputs.result import result_table
 
@@ -96,6 +102,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     predict_folder=_predict_folder,
+    score_files=_score_files,
     result_table=_result_table,
     data_sets=_data_sets,
     samples=_samples,
