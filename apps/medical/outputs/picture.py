@@ -19,7 +19,11 @@ SHOWN = 6
 
 
 def picture(volume: CTVolume, findings: Findings) -> bytes:
-    """A PNG: up to six findings, or the middle slice where there are none. The patient's right is on the left."""
+    """A PNG: up to six findings, or the middle slice where there are none.
+
+    As radiologists look, from the feet: the patient's right is on the left, the front at the top, however the scan is
+    stored.
+    """
     shown = findings.nodules[:SHOWN]
     tiles = [_tile(volume, nodule, rank) for rank, nodule in enumerate(shown, start=1)]
     if not tiles:
@@ -38,9 +42,12 @@ def _tile(volume: CTVolume, nodule: Nodule, rank: int) -> Image.Image:
     k = slice_number(volume, nodule) - 1
     tile, scale, offset = _slice(volume, k)
     pen = ImageDraw.Draw(tile)
-    i, j, _ = volume.to_index_ijk(nodule.centre_lps_mm)
-    across = volume.spacing_mm
-    x, y = (i + 0.5) * across[0] * scale + offset[0], (j + 0.5) * across[1] * scale + offset[1]
+    index = volume.to_index_ijk(nodule.centre_lps_mm)
+    across = [
+        n - 1 - at if turned else at
+        for n, at, turned in zip(volume.size_ijk[:2], index[:2], _turned(volume), strict=True)
+    ]
+    x, y = ((at + 0.5) * volume.spacing_mm[axis] * scale + offset[axis] for axis, at in enumerate(across))
     radius = max(nodule.mean_diameter_mm / 2 * scale + 5, 9)
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffcf33", width=2)
     _text(pen, (8, 6), f"{rank}   {nodule.mean_diameter_mm:.1f} mm   score {nodule.score:.2f}")
@@ -67,8 +74,17 @@ def _slice(volume: CTVolume, k: int) -> tuple[Image.Image, float, tuple[float, f
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     offset = ((TILE - size[0]) // 2, (TILE - size[1]) // 2)
     tile = Image.new("RGB", (TILE, TILE), "black")
-    tile.paste(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR).convert("RGB"), offset)
+    shown = grey[tuple(slice(None, None, -1 if turned else 1) for turned in reversed(_turned(volume)))]
+    tile.paste(Image.fromarray(shown).resize(size, Image.Resampling.BILINEAR).convert("RGB"), offset)
+    pen = ImageDraw.Draw(tile)
+    _text(pen, (8, TILE // 2 - 9), "R")
+    _text(pen, (TILE - 18, TILE // 2 - 9), "L")
     return tile, scale, (float(offset[0]), float(offset[1]))
+
+
+def _turned(volume: CTVolume) -> tuple[bool, bool]:
+    """Whether i runs to the patient's right, and j to the front: then the picture runs against them."""
+    return bool(volume.direction[0, 0] < 0), bool(volume.direction[1, 1] < 0)
 
 
 def _text(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:

@@ -1,0 +1,63 @@
+"""The picture of a case shows the patient's sides where radiologists look for them, however the scan is stored."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apps.medical.outputs.picture import picture
+from apps.medical.types import CTVolume, Nodule
+from tests.apps.medical.chests import chest, found
+from tests.apps.medical.test_storage import stored
+
+RIGHT_FRONT_MM = (-60.0, -42.0, -350.0)
+"""In the patient's right lung, towards the front: LPS."""
+
+
+def lopsided() -> CTVolume:
+    """The chest with a large dense ball at ``RIGHT_FRONT_MM`` alone."""
+    volume = chest()
+    i, j, k = np.rint(volume.to_index_ijk(RIGHT_FRONT_MM)).astype(int)
+    volume.voxels_zyx[k - 1 : k + 2, j - 4 : j + 5, i - 4 : i + 5] = 1000
+    volume.voxels_zyx[9:11, 38:42, 28:32] = -850
+    return volume
+
+
+def pixels(volume: CTVolume, *nodules: Nodule) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture(volume, found(*nodules)))), np.int16)
+
+
+NODULE = Nodule(
+    centre_lps_mm=RIGHT_FRONT_MM,
+    mean_diameter_mm=27.0,
+    score=0.8,
+    box_lps_mm=(-73.5, -55.5, -358.0, -46.5, -28.5, -342.0),
+)
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, 1), (-1, -1, 1)], ids=["LPS", "RPS", "LAS", "RAS"])
+def test_the_patient_s_right_is_on_the_left_and_the_front_at_the_top(signs):
+    volume = stored(lopsided(), (0, 1, 2), signs)
+    shown = pixels(volume, NODULE)
+    yellow = np.argwhere((shown[..., 0] > 240) & (shown[..., 1] > 190) & (shown[..., 2] < 90))
+    y, x = yellow.mean(axis=0)
+    height, width = shown.shape[:2]
+    assert x < width / 2 - 40 and y < height / 2 - 20
+    # The ball is within its circle, and nowhere else is so bright but in the letters at the edges.
+    inside = shown[int(y) - 5 : int(y) + 6, int(x) - 5 : int(x) + 6]
+    assert inside.min() == 255
+    assert shown[int(y) - 5 : int(y) + 6, width - int(x) - 5 : width - int(x) + 6].max() < 200
+    assert np.array_equal(shown, pixels(lopsided(), NODULE))
+
+
+def test_the_sides_are_lettered():
+    """R at the left edge and L at the right one, before the air of the room alone: L has a stem, R more beside it."""
+    volume = lopsided()
+    volume.voxels_zyx[:] = -1000
+    shown = pixels(volume)[..., 0] > 200
+    middle = slice(shown.shape[0] // 2 - 12, shown.shape[0] // 2 + 12)
+    left, right = shown[middle, :24], shown[middle, -24:]
+    assert right.any() and left.sum() > 1.3 * right.sum() and not shown[middle, 24:-24].any()
