@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -73,9 +73,10 @@ class NodulePredictor:
 
         artifact = artifacts[0]
         settings = current_layout(artifact.recipe()["recipe"])
-        input = from_mapping(ChestInput, settings["input"])
+        input: ChestInput = from_mapping(ChestInput, settings["input"])  # type: ignore[arg-type]
+        model: RetinaNet3D = from_mapping(RetinaNet3D, settings["model"])  # type: ignore[arg-type]
         with torch.random.fork_rng():
-            detector: Any = from_mapping(RetinaNet3D, settings["model"]).build(input)
+            detector = model.build(input)
         detector.load_state_dict(artifact.weights())
         operating_score = float(artifact.manifest.calibration.get("operating_score", 0.5))
         return cls(detector=detector, input=input, device=device, operating_score=operating_score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from shared.engine.task import WeightedLoss
 
 if TYPE_CHECKING:
     from shared.engine.task import Loss, Task
+
+
+BELOW_THRESHOLD = -1
+"""What MONAI's matcher says of an anchor that no box is matched with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +77,18 @@ class NoduleDetection:
 
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings
+        self._anchors: Anchors | None = None
+
+    def prepare(self, model: nn.Module) -> None:
+        """Keeps the model's anchors and matcher, from which ``count`` tells the weights of the losses."""
+        self._anchors = Anchors(model)
+
+    @torch.no_grad()
+    def count(self, batch: Batch) -> dict[str, float]:
+        """The number of anchors that each loss of the batch will be a mean over; ``prepare`` comes first."""
+        if self._anchors is None:
+            raise RuntimeError("the weights of the losses follow from the model's anchors: call prepare first")
+        return self._anchors.count(batch["image"], self._targets(batch))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         image: Tensor = batch["image"]
@@ -100,12 +117,13 @@ class NoduleDetection:
                 for n in range(len(image))
             ]
         for name, loss in self._means(losses, numbers, image.device).items():
-            scores.add_loss(name, float(loss.mean) * loss.weight, float(loss.weight))
+            weight = float(loss.weight)
+            scores.add_loss(name, float(loss.mean) * weight, weight)
         for target, detection in zip(targets, found, strict=True):
             scan = str(scores.patches)
             scores.patches += 1
-            for centre, size in _centres_and_sizes(target["box"], batch["spacing_mm"]):
-                scores.truths.append(Truth(scan, centre, size))
+            for centre, diameter in _centres_and_sizes(target["box"], batch["spacing_mm"]):
+                scores.truths.append(Truth(scan, centre, diameter))
             values = detection.scores.cpu().tolist()
             for (centre, _), score in zip(
                 _centres_and_sizes(detection.boxes, batch["spacing_mm"]), values, strict=True
@@ -154,6 +172,42 @@ def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class Anchors:
+    """A detector's anchors in images of any size, and how many of them its losses are means over."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # Its attributes are MONAI's, which have no types.
+        detector: Any = model
+        least = torch.zeros((1, 1, *detector.size_divisible), device=next(model.parameters()).device)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            maps = detector.network.feature_extractor(least)
+        model.train(training)
+        self._detector = detector
+        self._strides = [
+            [size // cells for size, cells in zip(least.shape[2:], level.shape[2:], strict=True)]
+            for level in maps.values()
+        ]
+
+    def count(self, image: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Anchors sampled for the class, and matched for the box, in all images (B, 1, X, Y, Z) together."""
+        cells = [[n // stride for n, stride in zip(image.shape[2:], level, strict=True)] for level in self._strides]
+        maps = [image.new_empty((len(image), 1, *level)) for level in cells]
+        anchors = self._detector.anchor_generator(image, maps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No anchor is matched")
+            matches = self._detector.compute_anchor_matched_idxs(anchors, targets, [math.prod(n) for n in cells])
+        sampler = self._detector.fg_bg_sampler
+        sampled = matched = 0
+        for found in matches:
+            positive, negative = torch.where(found >= 0)[0], torch.where(found == BELOW_THRESHOLD)[0]
+            drawn = sampler.get_num_pos(positive)
+            sampled += drawn + sampler.get_num_neg(negative, drawn)
+            matched += len(positive)
+        return {"classification": float(sampled), "boxes": float(matched)}
 
 
 def _centres_and_sizes(

@@ -38,8 +38,8 @@ def frames(image: Slice, header: Dataset) -> list[Slice]:
     for number, own in enumerate(header.PerFrameFunctionalGroupsSequence):
         values: dict[str, Any] = {"InstanceNumber": number + 1, "NumberOfFrames": 1}
         for sequence, keywords in _MOVED.items():
-            items = own.get(sequence) or (shared.get(sequence) if shared is not None else None)
-            for keyword, name in keywords.items() if items else ():
+            items: Any = own.get(sequence) or (shared.get(sequence) if shared is not None else None) or []
+            for keyword, name in keywords.items() if len(items) else ():
                 if keyword in items[0]:
                     values[name] = items[0].get(keyword)
         # An element of the image's own header would be shared by all frames.

@@ -64,7 +64,7 @@ def database() -> Path:
 
 
 @cache
-def annotations() -> tuple[Annotation, ...]:
+def read_annotations() -> tuple[Annotation, ...]:
     """All outlined nodules whose ratings are complete, in the order of their numbers."""
     with sqlite3.connect(f"file:{database()}?mode=ro", uri=True) as connection:
         spacing = _slice_spacing(connection)

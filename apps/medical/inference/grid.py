@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.medical.types import CTVolume, Float64
+
+Number = TypeVar("Number", int, float)
 
 RIGHT_ANTERIOR_SUPERIOR = np.diag([-1.0, -1.0, 1.0])
 """Directions of the grid's axes in LPS, as columns: MONAI's orientation RAS."""
@@ -27,7 +30,8 @@ class Grid:
 
     def to_lps_mm(self, position: Float64) -> Float64:
         """Positions (n, 3) in voxels, where voxel i covers [i, i + 1], in LPS mm."""
-        return (position - 0.5) * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
+        moved = (position - 0.5) * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T
+        return np.asarray(moved + self.origin_lps_mm)
 
     def to_voxels(self, position_lps_mm: Float64) -> Float64:
         """The inverse of ``to_lps_mm``: positions (..., 3) in voxels, where voxel i covers [i, i + 1]."""
@@ -35,7 +39,7 @@ class Grid:
         return np.asarray(moved @ RIGHT_ANTERIOR_SUPERIOR / self.spacing_mm + 0.5)
 
     def centres_lps_mm(self, index: Float64) -> Float64:
-        return index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm
+        return np.asarray(index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm)
 
 
 def canonical(volume: CTVolume) -> CTVolume:
@@ -50,8 +54,8 @@ def canonical(volume: CTVolume) -> CTVolume:
     turned = turned[tuple(slice(None, None, sign) for sign in reversed(signs))]
     return CTVolume(
         voxels_zyx=np.ascontiguousarray(turned),
-        spacing_mm=tuple(volume.spacing_mm[axis] for axis in order),
-        origin_lps_mm=tuple(volume.to_lps_mm(first).tolist()),
+        spacing_mm=three(volume.spacing_mm[axis] for axis in order),
+        origin_lps_mm=three(volume.to_lps_mm(first).tolist()),
         direction=volume.direction[:, list(order)] * signs,
         name=volume.name,
     )
@@ -59,7 +63,15 @@ def canonical(volume: CTVolume) -> CTVolume:
 
 def _nearest_axes(direction: Float64) -> tuple[int, int, int]:
     """Which of i, j, k runs most nearly along x, y and z; each is taken once."""
-    return max(permutations(range(3)), key=lambda order: sum(abs(direction[row, order[row]]) for row in range(3)))
+    size = np.abs(direction)
+    orders = [three(order) for order in permutations(range(3))]
+    return max(orders, key=lambda order: float(sum(size[row, order[row]] for row in range(3))))
+
+
+def three(values: Iterable[Number]) -> tuple[Number, Number, Number]:
+    """The values along x, y and z (or i, j and k)."""
+    first, second, third = values
+    return first, second, third
 
 
 def cover(
@@ -82,7 +94,7 @@ def cover(
     period = spacing * strides
     # Rounded first, so that a box that begins on the lattice stays there.
     low = np.floor(np.round(low / period, 6)) * period
-    size = tuple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    size = three(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
     return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
 
 
@@ -122,8 +134,8 @@ def _axis_by_axis(
         shape = [1, 1, 1]
         shape[2 - axis] = -1
         weight = (inside - lower).float().view(shape)
-        ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
-        values = torch.lerp(*ends, weight)
+        begins, ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
+        values = torch.lerp(begins, ends, weight)
         beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
         if beyond.any():
             values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
@@ -142,7 +154,7 @@ def _oblique(
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in size]
     voxels = torch.from_numpy(volume.voxels_zyx).to(device).float()[None, None] - air
     pieces = []
-    for x in axes[0].split(16):
+    for x in torch.split(axes[0], 16):
         index = torch.stack(torch.meshgrid(x, axes[1], axes[2], indexing="ij"), -1)
         points = index @ matrix + torch.as_tensor(offset, dtype=torch.float32, device=device)
         pieces.append(F.grid_sample(voxels, points[None], align_corners=False)[0, 0])

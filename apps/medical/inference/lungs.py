@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from apps.medical.inference.grid import three
 from apps.medical.types import CTVolume, Float64
 
 COARSE_MM = 2.5
@@ -64,7 +65,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
 
     Rather too much than too little: what is left out here is never searched.
     """
-    steps = tuple(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
+    steps = three(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
     first = _first(volume, steps)
     coarse = volume.voxels_zyx[tuple(slice(first[n], None, steps[n]) for n in (2, 1, 0))]
     spacing = np.array(volume.spacing_mm) * steps
@@ -96,7 +97,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
         present = np.nonzero(near.any(axis=tuple({0, 1, 2} - {axis})))[0]
         low.append(start + int(present[0]) * step if present[0] else 0)
         high.append(min(size, start + (int(present[-1]) + 1) * step))
-    return Lungs(near, first, steps, tuple(low), tuple(high), aerated, bool(cut))
+    return Lungs(near, first, steps, three(low), three(high), aerated, bool(cut))
 
 
 def _first(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -156,7 +157,7 @@ def _medians(values: NDArray[np.int16], labels: NDArray[np.integer], chosen: NDA
 
 def _within_slices(body_axis: int) -> NDArray[np.bool_]:
     """Neighbours in the same slice across the body."""
-    flat = ndimage.generate_binary_structure(3, 1)
+    flat = np.asarray(ndimage.generate_binary_structure(3, 1), np.bool_)
     for end in (0, 2):
         flat[(slice(None),) * body_axis + (end,)] = False
     return flat

@@ -58,7 +58,7 @@ class Tiling:
             interval = max(tile - shared, 1)
             count = -(-(length - tile) // interval) + 1
             axes.append([min(n * interval, length - tile) for n in range(count)])
-        return list(product(*axes))
+        return [(x, y, z) for x, y, z in product(*axes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +211,8 @@ def _diameter_mm(image: Tensor, box: Float64, input: ChestInput) -> float:
     low = np.maximum(np.floor(box[:3] - AROUND_MM / spacing_mm), 0).astype(int)
     high = np.ceil(box[3:] + AROUND_MM / spacing_mm).astype(int)
     least, most = input.window_hu
-    part = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float().cpu().numpy() * (most - least) + least
-    measured = measure(part, box - np.tile(low, 2), spacing_mm)
+    part = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float().cpu().numpy()
+    measured = measure(part * np.float32(most - least) + np.float32(least), box - np.tile(low, 2), spacing_mm)
     return float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2])) if measured is None else measured
 
 

@@ -18,7 +18,8 @@ class Maps(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        # Its parts are MONAI's, which have no types.
+        self.network: Any = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""

@@ -108,7 +108,7 @@ def _train_like_the_bundle(detector: RetinaNetDetector, settings: RetinaNet3D) -
     import torch
     from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 
-    class OnDevice(ATSSMatcher):
+    class OnDevice(ATSSMatcher):  # type: ignore[misc]
         """MONAI's matcher leaves the answer for an image without boxes on the CPU (monai 1.6.1)."""
 
         def __call__(self, boxes, anchors, *sizes):  # type: ignore[no-untyped-def] # noqa: ANN001

@@ -152,6 +152,20 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_images():
         assert together == pytest.approx(mean.mean.item(), rel=1e-4)
 
 
+def test_the_weights_of_the_losses_are_told_before_the_forward_pass(detector):
+    task = DetectionTask().build()
+    task.prepare(detector)
+    detector.train()
+    image = torch.rand(3, 1, 80, 64, 32, generator=torch.Generator().manual_seed(4))
+    crowd = torch.tensor([[x, y, 8.0, x + 9, y + 8, 14] for x in (4.0, 30, 60) for y in (4.0, 24, 44)])
+    boxes = [torch.tensor([[20.0, 20, 8, 32, 32, 16]]), torch.zeros(0, 6), crowd]
+    batch = {"image": image, "boxes": boxes, "spacing_mm": ChestInput().spacing_mm}
+    losses = task.loss(detector, batch)
+    assert task.count(batch) == {name: loss.weight for name, loss in losses.items()}
+    assert task.count(batch)["boxes"] > 19
+    detector.eval()
+
+
 def test_an_image_without_nodules_can_be_learnt_from(detector):
     task = DetectionTask().build()
     detector.train()

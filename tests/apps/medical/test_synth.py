@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from apps.medical.datasets.lidc import annotations
+from apps.medical.datasets.lidc import read_annotations
 from apps.medical.datasets.patches import mirror
 from apps.medical.datasets.synth.anatomy import draw
 from apps.medical.datasets.synth.fields import Waves, open_grid
@@ -26,7 +26,7 @@ def chest():
 
 
 def test_lidc_s_outlines_are_all_read():
-    read = annotations()
+    read = read_annotations()
     assert len(read) == 6859
     assert len({annotation.scan_id for annotation in read}) == 883
     assert {annotation.texture for annotation in read} == {1, 2, 3, 4, 5}

@@ -7,6 +7,7 @@ signed distances in mm, approximate away from the surface, positive inside. Size
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
     half_width, half_depth = random.uniform(108, 145), random.uniform(72, 102)
     spine_y = half_depth - random.uniform(0, 8)
     contrast = random.random() < 0.5
-    shape = {
+    shape: dict[str, Any] = {
         "half_width": half_width,
         "half_depth": half_depth,
         "wall": random.uniform(18, 45),
@@ -144,10 +145,14 @@ def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
         "fissures": _fissures(random),
     }
     nothing = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
-    trees = dict.fromkeys(("arteries", "veins", "airways", "trachea", "great_vessels", "nodes", "bands"), nothing)
+    trees: dict[str, Any] = dict.fromkeys(
+        ("arteries", "veins", "airways", "trachea", "great_vessels", "nodes", "bands"), nothing
+    )
     bare = Anatomy(**shape, **trees)
     carina = np.array([0, -8, bare.carina], np.float32)
-    arteries, veins, airways, nodes, bands = [], [], [], [], []
+    arteries: list[Tubes] = []
+    veins: list[Tubes] = []
+    airways, nodes, bands = [], [], []
     density = random.uniform(0.6, 1.5)
     trunk = [_tube(carina + (0, 2, 110), carina, random.uniform(7, 9.5))]
     for side in (-1, 1):
@@ -196,8 +201,8 @@ def spread(random: np.random.Generator, anatomy: Anatomy, count: int, side: int,
 
 
 def _tube(start: object, end: object, radius: float) -> Tubes:
-    ends = (np.asarray(point, np.float32)[None] for point in (start, end))
-    return Tubes(*ends, np.full((1, 2), radius, np.float32))
+    first, last = (np.asarray(point, np.float32)[None] for point in (start, end))
+    return Tubes(first, last, np.full((1, 2), radius, np.float32))
 
 
 def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, count: int) -> list[Tubes]:

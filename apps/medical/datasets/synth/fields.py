@@ -23,7 +23,7 @@ def open_grid(x_mm: NDArray[np.floating], y_mm: NDArray[np.floating], z_mm: NDAr
 
 def soft(inside_mm: Array, width_mm: float) -> Array:
     """How much of a point lies inside, from 0 to 1, for its signed depth and an edge of the given width."""
-    return np.clip(inside_mm * np.float32(1 / width_mm) + np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(inside_mm * np.float32(1 / width_mm) + np.float32(0.5), 0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class Waves:
         """A field with the given standard deviation and wavelengths spread evenly on a logarithmic scale."""
         direction = random.normal(size=(count, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        wavelength = np.exp(random.uniform(*np.log(wavelengths_mm), size=(count, 1)))
+        shortest, longest = np.log(wavelengths_mm)
+        wavelength = np.exp(random.uniform(shortest, longest, size=(count, 1)))
         amplitude = random.uniform(0.5, 1, count)
         amplitude *= deviation * np.sqrt(2 / np.sum(amplitude**2))
         phases = random.uniform(0, 2 * np.pi, count)

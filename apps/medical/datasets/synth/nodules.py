@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from apps.medical.datasets.lidc import Annotation, annotations
+from apps.medical.datasets.lidc import Annotation, read_annotations
 from apps.medical.datasets.synth.fields import Array, Coordinates, Waves, open_grid, soft
 from apps.medical.metrics.diameter import mean_axial_diameter_mm
 
@@ -64,7 +64,8 @@ class Placed:
         middle = (np.array(self.shape.depth_mm.shape) - 1) / 2
         index = own / np.float32(STEP_MM) + middle[:, None, None, None]
         scale = np.cbrt(np.abs(np.linalg.det(self.turn)))
-        return ndimage.map_coordinates(self.shape.depth_mm, index, order=1, mode="nearest") / np.float32(scale)
+        depth = ndimage.map_coordinates(self.shape.depth_mm, index, order=1, mode="nearest") / np.float32(scale)
+        return np.asarray(depth, np.float32)
 
 
 def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Array]) -> float:
@@ -80,7 +81,7 @@ def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Arra
 def catalogue(least_mm: float = LEAST_MM, most_mm: float = MOST_MM) -> tuple[Annotation, ...]:
     """The outlines that shapes are drawn from: at least three slices, in-plane size within the limits."""
     kept = []
-    for annotation in annotations():
+    for annotation in read_annotations():
         width, height, depth = annotation.extent_mm
         levels = {z for z, included, _ in annotation.contours if included}
         if len(levels) >= 3 and least_mm <= (width + height) / 2 <= most_mm and depth <= 1.8 * max(width, height):
@@ -229,4 +230,4 @@ def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) ->
         at = [axis.ravel()[int(pick(index))] for axis, index in zip(local, inside, strict=True)]
         corners.append(np.array(at, np.float32))
     half = np.array([np.diff(axis.ravel()[:2])[0] for axis in local], np.float32) / 2
-    return corners[0] - half, corners[1] + half
+    return np.asarray(corners[0] - half, np.float32), np.asarray(corners[1] + half, np.float32)

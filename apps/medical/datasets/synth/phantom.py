@@ -131,7 +131,7 @@ def _spine(anatomy: Anatomy, grid: Coordinates, image: Array, texture: Array) ->
     disc = np.abs(np.mod(z + 7, 24.0) - 12) < 2.2
     arch = np.minimum(7 - np.abs(y - sy - radius - 14 + 0.3 * np.abs(x)), 26 - np.abs(x))
     bone = np.maximum(np.where(disc, -3, body), np.where(disc, -3, arch))
-    around = soft(radius + 6 - np.sqrt((x - sx) ** 2 + (y - sy - 8) ** 2), 3.0)
+    around = soft(np.asarray(radius + 6 - np.sqrt((x - sx) ** 2 + (y - sy - 8) ** 2), np.float32), 3.0)
     image = image + around * (50 + 6 * texture - image)
     return _bone(image, bone, texture)
 
@@ -188,7 +188,7 @@ def acquire(image: Array, z_mm: Array, out_z_mm: Array, scanner: Scanner, random
     part = (position - lower).astype(np.float32)
     upper = np.minimum(lower + 1, count - 1)
     read = taken[..., lower] * (1 - part) + taken[..., upper] * part
-    return np.clip(read, -1024, 3071)
+    return np.asarray(np.clip(read, -1024, 3071))
 
 
 def put_nodules(
@@ -305,7 +305,7 @@ def _branching(random: np.random.Generator, anatomy: Anatomy, near_mm: Array) ->
     if not len(thick):
         return near_mm
     nearest = thick[np.argsort(((tree.end[thick] - near_mm) ** 2).sum(axis=1))[:8]]
-    return tree.end[random.choice(nearest)]
+    return np.asarray(tree.end[random.choice(nearest)])
 
 
 def volume(
@@ -351,8 +351,8 @@ def volume(
         read = acquire(image, fine, heights, scanner, random)
         voxels[start : start + slab] = np.rint(read).astype(np.int16).T
     truth = []
-    for index, found in corners.items():
-        box = np.concatenate([np.min(found, axis=0)[:3], np.max(found, axis=0)[3:]])
+    for index, ends in corners.items():
+        box = np.concatenate([np.min(ends, axis=0)[:3], np.max(ends, axis=0)[3:]])
         truth.append(
             Nodule(
                 centre_lps_mm=tuple(((box[:3] + box[3:]) / 2).tolist()),
@@ -361,5 +361,5 @@ def volume(
                 box_lps_mm=tuple(box.tolist()),
             )
         )
-    origin = tuple(float(axis[0]) for axis in axes)
+    origin = (float(axes[0][0]), float(axes[1][0]), float(axes[2][0]))
     return CTVolume(voxels_zyx=voxels, spacing_mm=spacing_mm, origin_lps_mm=origin, name=name), truth
