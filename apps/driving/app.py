@@ -50,6 +50,18 @@ def _codec(predictor: Any) -> DrivingCodec:
     return DrivingCodec(predictor)
 
 
+def _evaluate(predictor: Any, data: Any, limit: int | None) -> Table:
+    from apps.driving.inference.evaluation import evaluate
+
+    return evaluate(predictor, data, limit)
+
+
+def _score_files(files: Mapping[str, Path]) -> Table:
+    from apps.driving.metrics.results import score_files
+
+    return score_files(files)
+
+
 def _predict_folder(
     predictor: Any, folder: Path, out: Path, options: Mapping[str, str], say: Callable[[str], object]
 ) -> int:
@@ -63,12 +75,6 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     from apps.driving.datasets import data_sets
 
     return data_sets()
-
-
-def _score_files(files: Mapping[str, Path]) -> Table:
-    from apps.driving.metrics.results import score_files
-
-    return score_files(files)
 
 
 def _result_table(content: Mapping[str, Any]) -> Table:
@@ -105,6 +111,7 @@ app = App(
     score_files=_score_files,
     result_table=_result_table,
     data_sets=_data_sets,
+    evaluate=_evaluate,
     samples=_samples,
     reproduce=_reproduce,
 )

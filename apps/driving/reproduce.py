@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from apps.driving.adapters import kitti
-from apps.driving.adapters.projection import image_boxes
 from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.inference.artifacts import open_detector
 from apps.driving.inference.detect import Detector, shown_boxes
+from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import count
 from apps.driving.models import MODELS, structures
 from apps.driving.models.fcos3d import FCOS3D
 from apps.driving.predictor import least_scores
-from apps.driving.types import Boxes3D, CameraInput, Frame
+from apps.driving.types import CameraInput, Frame
 from shared.app import Table
 from shared.data.registry import read_registry
 from shared.deploy.registry import Registry
@@ -64,14 +64,6 @@ def scenes(number: int) -> list[Frame]:
     """Synthetic frames with a sweep of the forward half circle and an image of KITTI's size."""
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)
     return [scene(np.random.default_rng((_SEED, n)), sensors=sensors, name=f"{n:06d}") for n in range(number)]
-
-
-def in_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
-    """The boxes of which the frame's first camera shows something: what KITTI's labels are about."""
-    camera = next(iter(frame.cameras.values()))
-    size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
-    shown, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
-    return boxes.take(~np.isnan(shown).any(axis=1) & (cut < 0.9))
 
 
 def found_in_synthetic(name: str, detector: Detector, frames: Sequence[Frame]) -> list[Sequence[str]]:

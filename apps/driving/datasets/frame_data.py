@@ -39,6 +39,7 @@ class FrameData(ABC):
     sweeps: SweepSampling = field(default_factory=SweepSampling)
     images: ImageSampling = field(default_factory=ImageSampling)
     usual: ClassVar[tuple[str, ...]] = ()
+    protocol: ClassVar[Literal["kitti", "centre"]] = "centre"
 
     @abstractmethod
     def frames(self, split: Split, input: Input | None = None) -> FrameList:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Kitti(FrameData):
     root: Path
     merge: tuple[tuple[str, str], ...] = (("van", "car"),)
     sweeps: SweepSampling = field(default_factory=lambda: SweepSampling(paste=15, lift_m=0.0, most_lost=0.0))
+    protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
     usual: ClassVar[tuple[str, ...]] = ("pedestrian", "cyclist", "car")
 
     def frames(self, split: Split, input: Input | None = None) -> KittiFrames:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Synthetic(FrameData):
     seed: int = 7
     field_of_view_deg: float = 180.0
     merge: tuple[tuple[str, str], ...] = (("van", "car"),)
+    protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
 
     def frames(self, split: Split, input: Input | None = None) -> SyntheticFrames:
         """For a camera network images at its focal length and no sweeps; for a LiDAR network no images; else both."""

@@ -1,0 +1,192 @@
+"""Scoring by the field's protocols on one's own data, its operating point, and learning from it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.app import app
+from apps.driving.datasets.argoverse2 import Argoverse2
+from apps.driving.datasets.kitti import Kitti
+from apps.driving.datasets.nuscenes import NuScenes
+from apps.driving.datasets.synth.export import write_frame
+from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synthetic import Synthetic
+from apps.driving.inference.evaluation import evaluate
+from apps.driving.predictor import DrivingPredictor
+from apps.driving.recipes import RECIPES
+from apps.driving.types import Boxes3D, CameraInput, LidarInput
+from shared.deploy.artifact import load_weights
+from shared.deploy.opening import open_predictor
+from shared.deploy.registry import shipped
+from shared.engine.loop import fit
+from shared.engine.run import Run
+from shared.errors import InvalidInputError
+from shared.recipe import resolve
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+class Told:
+    """A detector that is told the truth, moved and shaken as a test wants it."""
+
+    sensor = "lidar"
+
+    def __init__(self, answers, input=None):
+        self.answers, self.input = answers, input or LidarInput()
+
+    def detect(self, frame):
+        return self.answers(frame)
+
+
+def perfect(frame):
+    truth = frame.truth
+    return Boxes3D(
+        centre_lidar_m=truth.centre_lidar_m,
+        size_m=truth.size_m,
+        yaw=truth.yaw,
+        names=truth.names,
+        scores=np.linspace(0.9, 0.5, len(truth), dtype=np.float32),
+    )
+
+
+def predictor_of(detector):
+    return DrivingPredictor(detectors={"told": detector}, least_scores={})
+
+
+def cells(table, **wanted):
+    """The cells of the row whose first columns are as wanted, by column."""
+    for row in table.rows:
+        named = dict(zip(table.columns, row, strict=True))
+        if all(named[column.replace("_", "")] == value for column, value in wanted.items()):
+            return named
+    raise AssertionError(f"no row {wanted} in {table.rows}")
+
+
+@pytest.fixture(scope="module")
+def kitti_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("kitti")
+    for number in range(5):
+        frame = scene(np.random.default_rng(number), sensors=Sensors(image_scale=1.0), kind="street")
+        write_frame(frame, root / "training", f"{number:06d}")
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "train.txt").write_text("000000\n")
+    (root / "ImageSets" / "val.txt").write_text("".join(f"{n:06d}\n" for n in range(5)))
+    return root
+
+
+def test_kitti_is_scored_by_ap_r40_with_its_counts(kitti_root):
+    table = evaluate(predictor_of(Told(perfect)), Kitti(root=kitti_root))
+    counted = cells(table, **{"class": "car", "_": "objects"})
+    objects, found = int(counted["hard"]), float(cells(table, **{"class": "car", "_": "3D"})["hard"])
+    assert objects > 3
+    assert found == pytest.approx(100 * min(objects - 1, 40) / 40 if objects < 41 else 100.0, abs=0.01)
+    missed = evaluate(
+        predictor_of(Told(lambda frame: perfect(frame).take(np.zeros(0, np.int64)))), Kitti(root=kitti_root)
+    )
+    assert cells(missed, **{"class": "car", "_": "3D"})["hard"] == "0.00"
+    few = evaluate(predictor_of(Told(perfect)), Kitti(root=kitti_root), 2)
+    assert "2 frames" in few.notes[0] and "5 frames" in table.notes[0]
+
+
+@pytest.mark.realdata
+def test_nuscenes_is_scored_by_the_distance_of_centres(data_root):
+    data = NuScenes(root=data_root / "driving" / "nuscenes_sample")
+    fitted = data.fit_input(LidarInput(range_m=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)))
+    table = evaluate(predictor_of(Told(perfect, fitted)), data)
+    barrier = cells(table, **{"class": "barrier"})
+    assert float(barrier["AP"]) > 0.99 and float(barrier["ATE (m)"]) == 0 and int(barrier["objects"]) > 5
+
+    def aside(frame):
+        boxes = perfect(frame)
+        return dataclasses.replace(boxes, centre_lidar_m=boxes.centre_lidar_m + np.float32([0.7, 0, 0]))
+
+    moved = cells(evaluate(predictor_of(Told(aside, fitted)), data), **{"class": "truck"})
+    assert (moved["AP 0.5 m"], float(moved["AP 1 m"]) > 0.9) == ("0.000", True)
+    assert float(moved["ATE (m)"]) == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.realdata
+def test_what_no_model_can_look_at_is_refused_and_what_lies_outside_is_said(data_root):
+    log = data_root / "driving" / "av2_7fab2350"
+    data = Argoverse2(root=log, stride=1, merge=(("regular_vehicle", "car"),))
+    table = evaluate(predictor_of(Told(perfect)), data)
+    assert any("lie outside of the range that it was trained on" in note for note in table.notes)
+    seeing = Told(perfect, CameraInput())
+    seeing.sensor = "camera"
+    with pytest.raises(InvalidInputError, match="none of the frames that validate has images"):
+        evaluate(predictor_of(seeing), data)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "recipe_name"),
+    [
+        ("kitti", "tiny"),
+        ("kitti", "fcos3d_tiny"),
+        ("nuscenes", "tiny"),
+        ("nuscenes", "fcos3d_tiny"),
+        ("argoverse2", "tiny"),
+    ],
+)
+def test_a_network_learns_from_real_frames_and_is_scored_on_them(data_root, tmp_path, name, recipe_name):
+    """A few steps through the whole way: data set, input of its own classes, run, artifact, protocol."""
+    folder = {"kitti": "kitti_object", "nuscenes": "nuscenes_sample", "argoverse2": "av2_7fab2350"}[name]
+    data = {"kitti": Kitti, "nuscenes": NuScenes, "argoverse2": Argoverse2}[name](root=data_root / "driving" / folder)
+    base = RECIPES[recipe_name]()
+    limits = dataclasses.replace(base.limits, steps=3, epochs=3, batch=1)
+    run = Run(tmp_path / "run", "driving", recipe_name)
+    result = fit(dataclasses.replace(base, data=data, limits=limits), run, quiet=True)
+    assert result.steps == 3 and np.isfinite(list(result.scores.values())).all()
+    opened = open_predictor(app, run=run.path, device="cpu")
+    (detector,) = opened.predictor.detectors.values()
+    assert detector.input == resolve(dataclasses.replace(base, data=data)).input
+    table = evaluate(opened.predictor, data, 1)
+    assert any("1 frames" in note for note in table.notes) and table.title.startswith("AP")
+
+
+@pytest.mark.realdata
+def test_fine_tuning_the_shipped_pointpillars_lowers_its_loss_on_the_real_frames(data_root, tmp_path):
+    """On all five frames, as they are: four of them are learnt from, in 20 steps."""
+    artifact = shipped(app)[0]
+    base = RECIPES["small"]()
+    root = tmp_path / "kitti"
+    root.mkdir()
+    (root / "training").symlink_to(data_root / "driving" / "kitti_object")
+    (root / "ImageSets").mkdir()
+    for part in ("train", "val"):
+        (root / "ImageSets" / f"{part}.txt").write_text("".join(f"{n:06d}\n" for n in range(5 if part == "val" else 4)))
+    data = Kitti(root=root)
+    recipe = dataclasses.replace(
+        base, data=data, init=artifact.path, limits=dataclasses.replace(base.limits, epochs=10, steps=20)
+    )
+    before = load_weights(base.model.build(base.input), artifact, "cpu")
+    loss = losses_of(recipe, before)
+    run = Run(tmp_path / "run", "driving", "small")
+    result = fit(recipe, run, quiet=True)
+    assert result.steps == 20
+    assert result.history[-1]["loss"] < 0.9 * loss
+
+
+def losses_of(recipe, model):
+    """The loss of the validation part, as training scores it."""
+    task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
+    scores = task.scores()
+    with torch.inference_mode():
+        for number in range(len(dataset)):
+            task.evaluate(model.eval(), dataset.batch(np.array([number]), None), scores)
+    return scores.summary()["loss"]
+
+
+def test_the_operating_point_is_set_on_ones_own_data(kitti_root):
+    base = RECIPES["tiny"]()
+    torch.manual_seed(0)
+    model = base.model.build(base.input).eval()
+    found = app.calibrate(dataclasses.replace(base, data=Kitti(root=kitti_root)), model)
+    assert found["least_scores"].keys() == {"pedestrian", "cyclist", "car"}
+    assert (found["scenes"], found["synthetic"]) == (5, False)
+    assert app.calibrate(dataclasses.replace(base, data=Synthetic(scenes=2, validation_scenes=2)), model)["synthetic"]
