@@ -26,6 +26,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def _fusible(model: nn.Module) -> bool:
+    """Whether torch has one kernel for the whole step: a loop over the parameters takes several times as long."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW:
     """AdamW (Loshchilov and Hutter, 2019). Norms and biases are not decayed."""
@@ -38,7 +43,7 @@ class AdamW:
         import torch
 
         groups = parameter_groups(model, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=_fusible(model))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +59,9 @@ class SGD:
         import torch
 
         groups = parameter_groups(model, self.weight_decay)
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+        return torch.optim.SGD(
+            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=_fusible(model)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,13 +60,18 @@ class DDP:
 class SingleStrategy:
     """The model as it is."""
 
+    def __init__(self) -> None:
+        self._parameters: list[nn.Parameter] = []
+
     def wrap(self, model: nn.Module) -> nn.Module:
+        self._parameters = list(model.parameters())
         return model
 
     def clip(self, model: nn.Module, norm: float) -> Tensor:
         from torch.nn.utils import clip_grad_norm_
 
-        return clip_grad_norm_(model.parameters(), norm)
+        # Going through a model for its parameters takes longer than their norm.
+        return clip_grad_norm_(self._parameters, norm)
 
     def accumulating(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -76,6 +81,7 @@ class DDPStrategy(SingleStrategy):
     """Every process has all gradients after the backward pass, so each clips by itself."""
 
     def __init__(self, group: Group, settings: DDP) -> None:
+        super().__init__()
         self._group, self._settings = group, settings
         self._wrapped: nn.Module | None = None
 
@@ -84,7 +90,7 @@ class DDPStrategy(SingleStrategy):
 
         devices = [self._group.device.index] if self._group.device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
-            model, device_ids=devices, find_unused_parameters=self._settings.find_unused_parameters
+            super().wrap(model), device_ids=devices, find_unused_parameters=self._settings.find_unused_parameters
         )
         return self._wrapped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,9 @@ import torch
 from shared.data.dataset import Batch, Dataset, pinned, to_device
 from shared.data.order import Indices, Order, samples_of_rank
 from shared.errors import InvalidInputError
+
+_SLOW_IN_A_ROW = 3
+"""After how many slow batches, one after the other, batches are made ahead in threads."""
 
 
 class Part(NamedTuple):
@@ -39,7 +43,8 @@ class Loader:
 
     ``micro_batch`` is the most samples that a part of a step holds; without it a step is one part. Threads, not
     processes: a batch is a gather in numpy and torch, which release the interpreter lock, and nothing needs to be
-    copied between address spaces.
+    copied between address spaces. Batches that take less than ``handover_s`` seconds are made where they are needed:
+    a thread that competes for the interpreter lock would slow the step more than it spares.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Loader:
         micro_batch: int | None = None,
         threads: int = 1,
         ahead: int = 2,
+        handover_s: float = 5e-4,
     ) -> None:
         if (batch := len(order.indices(0))) < world:
             raise InvalidInputError(
@@ -60,6 +66,7 @@ class Loader:
             )
         self.dataset, self.order, self.device, self.micro_batch = dataset, order, device, micro_batch
         self.rank, self.world, self.threads, self.ahead = rank, world, threads, max(ahead, threads)
+        self.handover_s = handover_s
 
     def indices(self, number: int) -> list[Indices]:
         """The samples of step ``number`` that this process takes, a micro-batch each."""
@@ -78,9 +85,20 @@ class Loader:
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """The steps from ``start`` up to but not including ``stop``."""
+        upcoming = iter(range(start, stop))
+        slow = 0
+        # One may be slow for what is done once, or because the machine was busy.
+        while slow < _SLOW_IN_A_ROW and (number := next(upcoming, None)) is not None:
+            began = time.perf_counter()
+            step = self.make(number)
+            slow = slow + 1 if time.perf_counter() - began >= self.handover_s else 0
+            yield self._on_device(step)
+        if slow == _SLOW_IN_A_ROW:
+            yield from self._ahead(upcoming)
+
+    def _ahead(self, upcoming: Iterator[int]) -> Iterator[Step]:
         # One core for each loading thread: a team of threads of its own would compete with the training step's.
         with ThreadPoolExecutor(self.threads, "loader", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            upcoming = iter(range(start, stop))
             waiting: deque[Future[Step]] = deque(
                 pool.submit(self.make, number) for number in islice(upcoming, self.ahead + 1)
             )
@@ -88,8 +106,11 @@ class Loader:
                 while waiting:
                     step = waiting.popleft().result()
                     waiting.extend(pool.submit(self.make, number) for number in islice(upcoming, 1))
-                    parts = [Part(to_device(part.batch, self.device), part.weight) for part in step.parts]
-                    yield Step(step.number, step.epoch, parts)
+                    yield self._on_device(step)
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _on_device(self, step: Step) -> Step:
+        parts = [Part(to_device(part.batch, self.device), part.weight) for part in step.parts]
+        return Step(step.number, step.epoch, parts)

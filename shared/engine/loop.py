@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from contextlib import ExitStack, nullcontext
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,8 +87,9 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
     seed_generators(_noise_seed(training.recipe.seed, step.number, group), group.device)
     split = len(parts) > 1 or group.world > 1
     factors = count_factors(counted.count, parts, group) if counted is not None and split else [None] * len(parts)
-    # Of the model, not of the optimizer: clipping counts the gradients of parameters that the optimizer does not hold.
-    model.zero_grad(set_to_none=True)
+    # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
+    for parameter in training.parameters:
+        parameter.grad = None
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
         with nullcontext() if number == len(parts) else training.strategy.accumulating():
@@ -188,4 +189,5 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 def _noise_seed(seed: int, step: int, group: Group) -> int:
     """The seed of the noise inside the model (dropout) for one step on one process, so that a resume repeats it."""
-    return int(np.random.SeedSequence((seed, step, group.rank, group.world)).generate_state(1, np.uint64)[0] >> 1)
+    words = hashlib.blake2b(f"{seed} {step} {group.rank} {group.world}".encode(), digest_size=8).digest()
+    return int.from_bytes(words, "little") >> 1

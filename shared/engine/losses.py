@@ -59,7 +59,7 @@ def weighted_terms(
         known = {**known, **_late_factors(late, group)}
     terms = {}
     for name, loss in losses.items():
-        mean = loss.mean if isinstance(loss, WeightedLoss) else loss.mean()
+        mean = loss.mean if isinstance(loss, WeightedLoss) else loss if loss.ndim == 0 else loss.mean()
         if name in known:
             terms[name] = mean * known[name].to(mean.dtype)
         elif isinstance(loss, WeightedLoss) or weight * group.world == 1:

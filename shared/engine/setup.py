@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +42,20 @@ from shared.strategy import Strategy
 
 @dataclass(slots=True)
 class Training:
-    """A run while it goes on. ``trained`` is ``model`` as the strategy wraps it; ``total`` the steps of the run."""
+    """A run while it goes on.
+
+    ``counted`` is the task where it knows the weights of its losses before the forward pass, ``trained`` is ``model``
+    as the strategy wraps it, ``total`` the steps of the run.
+    """
 
     recipe: Recipe
     run: Run
     group: Group
     task: Task
+    counted: Counted | None
     model: nn.Module
     trained: nn.Module
+    parameters: Sequence[nn.Parameter]
     strategy: Strategy
     optimizer: Optimizer
     schedule: LRScheduler
@@ -64,11 +70,6 @@ class Training:
     total: int
     log: TrainingLog
     events: Events
-
-    @property
-    def counted(self) -> Counted | None:
-        """The task, where it knows the weights of its losses before the forward pass."""
-        return self.task if isinstance(self.task, Counted) else None
 
     @property
     def evaluation_batch(self) -> int:
@@ -135,8 +136,10 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         run=run,
         group=group,
         task=task,
+        counted=task if isinstance(task, Counted) else None,
         model=model,
         trained=trained,
+        parameters=list(model.parameters()),
         strategy=strategy,
         optimizer=optimizer,
         schedule=schedule,

@@ -53,10 +53,11 @@ class Numbers:
         return {"index": torch.from_numpy(indices.copy()), "epoch": torch.full((len(indices),), key.epoch)}
 
 
+@pytest.mark.parametrize("handover_s", [0.0, 60.0], ids=["ahead", "where they are needed"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_loader_keeps_the_order(threads):
+def test_the_loader_keeps_the_order(threads, handover_s):
     order = Permutation(seed=0, length=23, batch=5)
-    loader = Loader(Numbers(), order, device=torch.device("cpu"), threads=threads)
+    loader = Loader(Numbers(), order, device=torch.device("cpu"), threads=threads, handover_s=handover_s)
     steps = list(loader.steps(2, 9))
     assert [step.number for step in steps] == list(range(2, 9))
     for step in steps:
