@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.adapters.archive import Member, is_harmless, members, some
 from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
+from apps.medical.adapters.members import Member, is_harmless, members, some
 from apps.medical.adapters.series import AXIAL, LEAST_SLICES, Slice, choose, is_scout
 from apps.medical.types import MOST_VOXELS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from apps.medical.adapters.archive import is_harmless, members, some
 from apps.medical.adapters.dicom import read_series
 from apps.medical.adapters.images import read_image, suffix
+from apps.medical.adapters.members import is_harmless, some
 from apps.medical.types import CTVolume
+from shared.data.archive import open_archive, unpacked
 from shared.errors import InvalidInputError
 
 _LONGEST_HEADER = 1 << 18
@@ -24,8 +24,8 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
         if not file.exists():
             raise InvalidInputError(f"{file} does not exist")
     if len(files) == 1 and _is_zip_of_images(files[0]):
-        with tempfile.TemporaryDirectory() as folder:
-            return read_volume(_unpacked(files[0], Path(folder)), series=series)
+        with unpacked(files[0]) as folder:
+            return read_volume([folder], series=series)
     given = [(path, label) for file in files for path, label in _files(file)]
     images = [path for path, _ in given if suffix(path)]
     if not images:
@@ -62,27 +62,8 @@ def _is_named(file: Path, image: Path) -> bool:
 def _is_zip_of_images(file: Path) -> bool:
     if not (file.is_file() and zipfile.is_zipfile(file)):
         return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name for name in archive.namelist() if not is_harmless(name or "?")]
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-        return False
+    with open_archive(file) as inside:
+        names = [member.name for member in inside if not is_harmless(member.name or "?")]
     return any(suffix(Path(name)) for name in names) and all(
         suffix(Path(n)) or n.lower().endswith("raw") for n in names
     )
-
-
-def _unpacked(file: Path, folder: Path) -> list[Path]:
-    """An archive's files on disk, under their own names, those of one folder together."""
-    homes: dict[PurePosixPath, Path] = {}
-    found = []
-    with members([file]) as inside:
-        for member in inside:
-            if is_harmless(member.label):
-                continue
-            path = PurePosixPath(member.label.replace("\\", "/"))
-            home = homes.setdefault(path.parent, folder / str(len(homes)))
-            home.mkdir(exist_ok=True)
-            (home / path.name).write_bytes(member.read())
-            found.append(home / path.name)
-    return found
