@@ -12,11 +12,11 @@ from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import AnnotatedScan
-from shared.errors import InvalidInputError
 
 SEED = 1207
 """Neither the training's, nor its validation's, nor that of the headline table."""
 
+UNCALIBRATED_SCORE = 0.5
 FALSE_POSITIVES_PER_SCAN = 1.0
 """What a reader is asked to bear: the middle of the seven rates of LUNA16."""
 
@@ -40,11 +40,15 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
 
 
 def operating_point(predictor: NodulePredictor, scans: Iterable[AnnotatedScan], synthetic: bool) -> dict[str, Any]:
-    """The score at one false positive a scan, the sensitivity there, and the 95 % interval of both over the scans."""
+    """The score at one false positive a scan, the sensitivity there, and the 95 % interval of both over the scans.
+
+    Without a nodule in the scans it is a half, and the result says why, so that a model can be exported all the same.
+    """
     found = score_scans(predictor, scans)
     nodules = sum(not truth.excluded for truth in found.truths)
     if not nodules:
-        raise InvalidInputError(f"none of the {found.scans} scans has a nodule: no operating point can be set on them")
+        why = f"none of the {found.scans} validation scans has a nodule"
+        return {"operating_score": UNCALIBRATED_SCORE, "calibrated": False, "reason": why, "synthetic": synthetic}
     curve = froc(found.marks, found.truths, scans=found.scans)
     figures = (_score, _sensitivity)
     random = np.random.default_rng(SEED)

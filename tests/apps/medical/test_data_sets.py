@@ -19,7 +19,7 @@ from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
 from apps.medical.inference.calibration import operating_point
-from apps.medical.types import ChestInput, Findings, Nodule
+from apps.medical.types import AnnotatedScan, ChestInput, Findings, Nodule
 from shared import cli
 from shared.data.order import Key
 from shared.errors import InvalidInputError
@@ -269,10 +269,12 @@ def test_an_operating_point_is_set_on_one_s_own_scans(folder, perfect):
     point = operating_point(perfect, scans, synthetic=False)
     assert point["operating_score"] == 0.2 and point["sensitivity"] == 1.0 and point["scans"] == 2
     assert point["synthetic"] is False
+    empty = operating_point(perfect, [AnnotatedScan(name="1", volume=chest(), nodules=())], synthetic=False)
+    assert empty["operating_score"] == 0.5 and empty["calibrated"] is False
+    assert empty["reason"] == "none of the 1 validation scans has a nodule"
     write_table(folder / "none.csv", [marked("one", (0, 0, 0), split="train")])
-    data = Marks(root=folder, marks=Path("none.csv"), split_column="split")
     with pytest.raises(InvalidInputError, match="no validation scan"):
-        operating_point(perfect, data.validation_scans(), synthetic=False)
+        Marks(root=folder, marks=Path("none.csv"), split_column="split").validation_scans()
 
 
 @pytest.fixture
