@@ -14,30 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from apps.driving.adapters.nuscenes_tables import DETECTION_NAMES, rotation_of
 from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.metrics.overlap import Doubles
 from shared.errors import InvalidInputError
 
 MOST_BOXES = 500
-CLASSES: Mapping[str, str] = {
-    "movable_object.barrier": "barrier",
-    "vehicle.bicycle": "bicycle",
-    "vehicle.bus.bendy": "bus",
-    "vehicle.bus.rigid": "bus",
-    "vehicle.car": "car",
-    "vehicle.construction": "construction_vehicle",
-    "vehicle.motorcycle": "motorcycle",
-    "human.pedestrian.adult": "pedestrian",
-    "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian",
-    "human.pedestrian.police_officer": "pedestrian",
-    "movable_object.trafficcone": "traffic_cone",
-    "vehicle.trailer": "trailer",
-    "vehicle.truck": "truck",
-}
-"""The detection task's class of each of the data set's categories; others are not detected."""
 RACK = "static_object.bicycle_rack"
 _IN_RACKS = ("bicycle", "motorcycle")
 _LONGEST_S = 1.5
@@ -122,12 +105,12 @@ class _Tables:
         for annotation in self._annotations.values():
             sample = samples.get(annotation["sample_token"])
             category = self._category[annotation["instance_token"]]
-            if sample is None or not (category in CLASSES or category == RACK):
+            if sample is None or not (category in DETECTION_NAMES or category == RACK):
                 continue
             attributes = [self._attribute[token] for token in annotation["attribute_tokens"]]
             row = _Row(
                 sample=sample,
-                name=CLASSES.get(category, category),
+                name=DETECTION_NAMES.get(category, category),
                 centre_m=np.array(annotation["translation"], np.float64),
                 size_wlh_m=np.array(annotation["size"], np.float64),
                 rotation_wxyz=np.array(annotation["rotation"], np.float64),
@@ -188,7 +171,7 @@ def _columns(rows: Sequence[_Row]) -> DetectionBoxes:
         names_N=np.array([row.name for row in rows], np.str_),
         centre_m_N2=np.array([row.centre_m[:2] for row in rows], np.float64).reshape(-1, 2),
         size_m_N3=np.array([row.size_wlh_m[[1, 0, 2]] for row in rows], np.float64).reshape(-1, 3),
-        yaw_N=np.arctan2(_rotation(quaternion)[:, 1, 0], _rotation(quaternion)[:, 0, 0]),
+        yaw_N=np.arctan2(rotation_of(quaternion)[:, 1, 0], rotation_of(quaternion)[:, 0, 0]),
         distance_m_N=np.array([row.distance_m for row in rows], np.float64),
         scores_N=np.array([row.score for row in rows], np.float64),
         velocity_N2=np.array([row.velocity for row in rows], np.float64).reshape(-1, 2),
@@ -203,21 +186,10 @@ def _in_rack(row: _Row, racks: Sequence[_Row]) -> bool:
         return False
     for rack in racks:
         if rack.sample == row.sample:
-            offset = _rotation(rack.rotation_wxyz[None])[0].T @ (row.centre_m - rack.centre_m)
+            offset = rotation_of(rack.rotation_wxyz[None])[0].T @ (row.centre_m - rack.centre_m)
             if (np.abs(offset) <= rack.size_wlh_m[[1, 0, 2]] / 2).all():
                 return True
     return False
-
-
-def _rotation(quaternion_N4: Doubles) -> NDArray[np.float64]:
-    """(N, 3, 3) rotations of quaternions w, x, y, z of any length."""
-    w, x, y, z = (quaternion_N4 / np.linalg.norm(quaternion_N4, axis=1, keepdims=True)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _distance(translation: Sequence[float], ego_m: Doubles) -> float:

@@ -194,7 +194,7 @@ def _moments(texts: Sequence[str], where: str) -> Moments:
 
 def _row(score: Score, corpus: Sequence[Scored]) -> list[str]:
     found = count_detections(corpus, score.threshold)
-    threshold = "none" if np.isinf(score.threshold) else f"{score.threshold:.9g}"
+    threshold = "none" if np.isinf(score.threshold) else f"{score.threshold:.12g}"
     return [
         score.profile,
         f"{score.normalised:.2f}",
