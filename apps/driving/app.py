@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.driving.models import MODELS
-from shared.app import App, DenseNetwork, Sample, Table
+from apps.driving.models import IMPORTED, MODELS
+from shared.app import App, DenseNetwork, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,6 +77,18 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     return data_sets()
 
 
+def _importers() -> Mapping[str, Importer]:
+    from apps.driving.models.imports import IMPORTERS
+
+    return IMPORTERS
+
+
+def _models_table() -> Table:
+    from apps.driving.models.families import table
+
+    return table()
+
+
 def _result_table(content: Mapping[str, Any]) -> Table:
     from apps.driving.outputs.result import result_table
 
@@ -101,7 +113,7 @@ app = App(
     summary="Finds cars, pedestrians and cyclists in 3D: PointPillars in a LiDAR sweep, FCOS3D in camera images.",
     notice="Not for control of vehicles. For research and evaluation; the weights learnt from synthetic scenes.",
     root=ROOT,
-    models=MODELS,
+    models=(*MODELS, *IMPORTED),
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,
@@ -110,6 +122,8 @@ app = App(
     predict_folder=_predict_folder,
     score_files=_score_files,
     result_table=_result_table,
+    importers=_importers,
+    models_table=_models_table,
     data_sets=_data_sets,
     evaluate=_evaluate,
     samples=_samples,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from apps.driving.inference import plausible
 from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
-from apps.driving.models import MODELS
+from apps.driving.models import IMPORTED, MODELS
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared.errors import InvalidInputError
 
@@ -71,7 +71,7 @@ class DrivingPredictor:
         held = {"lidar": frame.points_lidar_m is not None, "camera": bool(frame.cameras)}
         if asked is not None:
             if asked not in self.detectors:
-                if asked in MODELS:
+                if asked in (*MODELS, *IMPORTED):
                     raise InvalidInputError(f"the model {asked} is not loaded; loaded: {self._loaded}")
                 raise InvalidInputError(f"there is no model {asked!r}; there are {' and '.join(MODELS)}")
             sensor = self.detectors[asked].sensor

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 
 Floats = NDArray[np.float32]
@@ -187,13 +188,21 @@ class LidarInput(InputSpec):
 class CameraInput(InputSpec):
     """What a camera network sees and looks for.
 
-    Images are brought to the focal length ``focal_px``, for monocular depth is learnt for one focal length. ``image``
+    Images are brought to the focal length ``focal_px``, for monocular depth is learnt for one focal length; None: they
+    are seen as they are, as public models are tested, and a camera of another focal length gets wrong depths. ``image``
     is the (height, width) for which the network is exported, multiples of 32. ``classes`` in the order of its outputs.
     """
 
     image: tuple[int, int] = (384, 1248)
-    focal_px: float = 721.54
+    focal_px: float | None = 721.54
     classes: tuple[ObjectClass, ...] = KITTI_CLASSES
+
+    @property
+    def training_focal_px(self) -> float:
+        """The focal length of images to learn from; refuses an input that sees them as they are."""
+        if self.focal_px is None:
+            raise InvalidInputError("input.focal_px is not set: a network learns depth at one focal length; set it")
+        return self.focal_px
 
 
 def within(points_N3: Floats, range_m: tuple[float, ...]) -> NDArray[np.bool_]:

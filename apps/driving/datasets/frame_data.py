@@ -102,7 +102,7 @@ class FrameData(ABC):
 
     def pack(self, split: Split, input: Input) -> Pack:
         """The frames of a split, packed for the input's kind of network."""
-        return Pack(self.frames(split, input), input.focal_px if isinstance(input, CameraInput) else None)
+        return Pack(self.frames(split, input), input.training_focal_px if isinstance(input, CameraInput) else None)
 
     def _set(self, split: Split, input: Input) -> Sweeps | Images:
         pack, merge = self.pack(split, input), dict(self.merge)

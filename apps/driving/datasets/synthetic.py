@@ -42,7 +42,9 @@ class Synthetic(FrameData):
             seed=self.seed,
             split=split,
             field_of_view_deg=_CAMERA_FIELD_DEG if isinstance(input, CameraInput) else self.field_of_view_deg,
-            image_scale=input.focal_px / KITTI_FOCAL_PX if isinstance(input, CameraInput) else float(input is None),
+            image_scale=(
+                input.training_focal_px / KITTI_FOCAL_PX if isinstance(input, CameraInput) else float(input is None)
+            ),
         )
 
     def fingerprint(self) -> dict[str, Any]:

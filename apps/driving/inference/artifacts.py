@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector
+from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
 from apps.driving.models.builders import model_configs
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.types import CameraInput, LidarInput
@@ -21,12 +21,29 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         raise InvalidInputError(f"{artifact.path} is the model {name}; driving has {', '.join(configs)}")
     settings = current_layout(artifact.recipe()["recipe"])
     model: Any = from_mapping(configs[name], settings["model"])
+    if name.startswith("mmdet3d_"):
+        return _public_detector(model, settings["input"], artifact, device)
     if model.sensor == "lidar":
         seen = from_mapping(LidarInput, settings["input"])
         network = load_weights(model.build(seen), artifact, device)
         return LidarDetector(FastPointPillars(network).to(device), seen, device)
     looked_at = from_mapping(CameraInput, settings["input"])
     return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
+
+
+def _public_detector(model: Any, input: Mapping[str, Any], artifact: Artifact, device: str) -> Detector:
+    """The detector of an imported model: a configuration that mmdet3d ships."""
+    from apps.driving.models.detectors import CameraNetwork, LidarNetwork, network_of
+
+    if model.sensor == "lidar":
+        seen = from_mapping(LidarInput, input)
+        network = network_of(model, load_weights(model.build(seen), artifact, device))
+        assert isinstance(network, LidarNetwork)
+        return LidarDetector(network, seen, device)
+    looked_at = from_mapping(CameraInput, input)
+    network = network_of(model, load_weights(model.build(looked_at), artifact, device))
+    assert isinstance(network, CameraNetwork)
+    return PublicCameraDetector(network, looked_at, device)
 
 
 def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:

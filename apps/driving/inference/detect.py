@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from apps.driving.adapters.projection import bring_to_focal_length, to_lidar_boxes
 from apps.driving.models import structures
+from apps.driving.models.detectors import CameraNetwork, LidarNetwork
 from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
 from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
@@ -41,9 +42,9 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LidarDetector:
-    """PointPillars. One that looks ahead sees a frame with cameras all round once more, turned about."""
+    """A LiDAR network. One that looks ahead sees a frame with cameras all round once more, turned about."""
 
-    network: FastPointPillars
+    network: FastPointPillars | LidarNetwork
     input: LidarInput
     device: str = "cpu"
 
@@ -85,7 +86,7 @@ class CameraDetector:
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
         cameras = list(frame.cameras.values())
-        prepared = [bring_to_focal_length(camera, self.input.focal_px) for camera in cameras]
+        prepared = [bring_to_focal_length(camera, self.input.training_focal_px) for camera in cameras]
         boxes, scores, labels = [], [], []
         # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
         # alike go together, so that what is found in one does not depend on the others.
@@ -100,6 +101,30 @@ class CameraDetector:
                 scores.append(scores_N)
                 labels.append(labels_N)
         # The head suppresses at an overlap of 0.8; two cameras, or two levels, may still name one object twice.
+        return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicCameraDetector:
+    """A camera network of mmdet3d's own configurations on every camera of a frame, each image as it is."""
+
+    network: CameraNetwork
+    input: CameraInput
+    device: str = "cpu"
+
+    @property
+    def sensor(self) -> Literal["camera"]:
+        return "camera"
+
+    @torch.inference_mode()
+    def detect(self, frame: Frame) -> Boxes3D:
+        boxes, scores, labels = [], [], []
+        for camera in frame.cameras.values():
+            found = [part.cpu() for part in self.network.predict(camera, self.device)]
+            boxes.append(torch.from_numpy(to_lidar_boxes(found[0].numpy(), camera.lidar_to_camera)))
+            scores.append(found[1])
+            labels.append(found[2])
+        # An object that two cameras see is found twice.
         return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
 
 

@@ -2,3 +2,5 @@
 
 MODELS = ("pointpillars", "fcos3d")
 """The names of the artifacts that the application ships and predicts with, the one that serves by default first."""
+IMPORTED = ("mmdet3d_lidar", "mmdet3d_camera")
+"""Those of artifacts that `trivium import` makes of mmdet3d's checkpoints."""

@@ -47,14 +47,34 @@ def fast_fcos3d(detector: nn.Module) -> nn.Module:
     return fast
 
 
+def has_fast_pillars(detector: nn.Module) -> bool:
+    """Whether ``FastPointPillars`` knows this detector."""
+    load()
+    from mmdet3d.models.detectors import VoxelNet
+    from mmdet3d.models.voxel_encoders import PillarFeatureNet
+
+    if type(detector) is not VoxelNet or type(detector.voxel_encoder) is not PillarFeatureNet:
+        return False
+    encoder: Any = detector.voxel_encoder
+    return (
+        len(encoder.pfn_layers) == 1
+        and bool(encoder.legacy)
+        and not encoder._with_distance
+        and encoder._with_cluster_center
+        and encoder._with_voxel_center
+    )
+
+
 class FastPointPillars(nn.Module):
     """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
+        if not has_fast_pillars(detector):
+            raise ValueError(
+                "the fast path knows VoxelNet with the pillar encoder of one layer that reads x, y, z and intensity"
+            )
         layers = detector.voxel_encoder.pfn_layers
-        if len(layers) != 1 or not detector.voxel_encoder.legacy:
-            raise ValueError("the fast path knows the pillar encoder of mmdet3d's configurations, of one layer")
         voxels = detector.data_preprocessor.voxel_layer
         size, extent = voxels.voxel_size, voxels.point_cloud_range
         self.most_points, self.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.resources
 import warnings
 from functools import cache
@@ -23,6 +24,11 @@ def load() -> None:
         # mmcv announces moved classes; mmdet3d's dependencies announce deprecations of their own.
         warnings.simplefilter("ignore")
         import mmdet3d.models  # noqa: F401
+
+
+def version() -> str:
+    """mmdet3d's version."""
+    return importlib.metadata.version("mmdet3d")
 
 
 def shipped_config(path: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def wrap(angle: Tensor) -> Tensor:
 def lidar_data(
     points: Sequence[Tensor], boxes_N7: Sequence[Tensor] | None = None, labels_N: Sequence[Tensor] | None = None
 ) -> dict[str, Any]:
-    """What mmdet3d's preprocessor takes: points (N, 4) of each frame, with or without boxes (gravity centre).
+    """What mmdet3d's preprocessor takes: points (N, 4 or 5) of each frame, with or without boxes (gravity centre).
 
     A sweep without a point gets one at the sensor's own place: mmdet3d reads the number of frames off the last pillar.
     """
@@ -43,7 +43,7 @@ def lidar_data(
             )
         samples.append(sample)
     return {
-        "inputs": {"points": [sweep if len(sweep) else sweep.new_zeros(1, 4) for sweep in points]},
+        "inputs": {"points": [sweep if len(sweep) else sweep.new_zeros(1, sweep.shape[1]) for sweep in points]},
         "data_samples": samples,
     }
 
@@ -53,10 +53,12 @@ def camera_data(
     intrinsics_B33: Tensor,
     truth: Mapping[str, Sequence[Tensor]] | None = None,
     scales: Sequence[tuple[float, float]] | None = None,
+    facts: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """What mmdet3d's preprocessor takes: RGB images 0 to 255, and their intrinsics before their resize by ``scales``.
 
-    ``scales`` are factors of width and height for each image.
+    ``scales`` are factors of width and height for each image; ``facts`` is what else a head reads of an image's
+    metadata (PGD its ``img_shape``, SMOKE its ``trans_mat``).
 
     ``truth`` holds for each image ``boxes_camera`` (N, 7: gravity centre, length, height, width, yaw about y),
     ``labels`` (N,), ``boxes_2d`` (N, 4), ``centres_2d`` (N, 2) and ``depths`` (N,). The intrinsics serve prediction
@@ -71,6 +73,8 @@ def camera_data(
     for number in range(len(images_B3HW)):
         scale = (1.0, 1.0) if scales is None else scales[number]
         sample = Det3DDataSample(metainfo={"box_type_3d": CameraInstance3DBoxes, "scale_factor": scale})
+        if facts is not None:
+            sample.set_metainfo(dict(facts[number]))
         if known is not None:
             sample.set_metainfo({"cam2img": known[number]})
         if truth is not None:

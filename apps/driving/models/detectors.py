@@ -1,0 +1,140 @@
+"""mmdet3d's detectors as ``Frame`` sees the world: points and cameras in our conventions in, boxes in them out.
+
+What mmdet3d's test pipelines do to a file before the network (columns of a point, axes of nuScenes' LiDAR, order of an
+image's colours, SMOKE's affine resize) is done here, after the steps that the configuration itself lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apps.driving.models import structures
+from apps.driving.models.configurations import MMDet3DModel, configuration
+from apps.driving.models.fast import FastPointPillars, folded, has_fast_pillars
+from apps.driving.types import Camera
+
+Found = tuple[Tensor, Tensor, Tensor]
+"""Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointLayout:
+    """How a configuration's network takes a point of ``Frame`` (x, y, z in metres, intensity in [0, 1]).
+
+    ``columns`` are those of the data set's files: 0 to 2 for x, y, z, 3 for the intensity, ``intensity`` times ours,
+    and 4 for the seconds since the sweep, which are 0: one sweep is seen, where nuScenes' models learnt from ten.
+    ``quarter_turn``: x right and y forward, as in nuScenes, where ours are x forward and y left.
+    """
+
+    columns: tuple[int, ...]
+    intensity: float
+    quarter_turn: bool
+
+    def to_network(self, points_N4: Tensor) -> Tensor:
+        """(N, C) points as the network takes them."""
+        x, y, z, intensity = points_N4[:, :4].unbind(1)
+        if self.quarter_turn:
+            x, y = -y, x
+        known = (x, y, z, intensity * self.intensity, torch.zeros_like(x))
+        return torch.stack([known[column] for column in self.columns], dim=1)
+
+    def from_network(self, boxes_N7: Tensor) -> Tensor:
+        """(N, 7) boxes in the LiDAR frame of ``Frame``, yaw in [-pi, pi)."""
+        x, y, yaw = boxes_N7[:, 0:1], boxes_N7[:, 1:2], boxes_N7[:, 6:7]
+        if self.quarter_turn:
+            x, y, yaw = y, -x, yaw - torch.pi / 2
+        return torch.cat([x, y, boxes_N7[:, 2:6], structures.wrap(yaw)], dim=1)
+
+
+def point_layout(model: MMDet3DModel) -> PointLayout:
+    """The layout that the steps of the configuration's test pipeline give."""
+    document = configuration(model.config)
+    loads, sweeps = document.step("LoadPointsFromFile"), document.step("LoadPointsFromMultiSweeps")
+    assert loads is not None
+    columns = _columns(loads["use_dim"])
+    if sweeps is not None:
+        # mmdet3d writes the time over the fifth column, and by default leaves the intensity out.
+        columns = _columns(sweeps.get("use_dim", [0, 1, 2, 4]))
+    nuscenes = model.family.data == "nuScenes"
+    return PointLayout(columns=columns, intensity=255.0 if nuscenes else 1.0, quarter_turn=nuscenes)
+
+
+def _columns(use_dim: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(range(use_dim)) if isinstance(use_dim, int) else tuple(use_dim)
+
+
+class LidarNetwork:
+    """A LiDAR detector of a shipped configuration, for prediction: the fast path, or mmdet3d's own modules."""
+
+    def __init__(self, detector: nn.Module, layout: PointLayout, *, fast: bool = True) -> None:
+        self.layout = layout
+        self.detector: nn.Module = detector.eval()
+        if fast:
+            self.detector = FastPointPillars(detector) if has_fast_pillars(detector) else folded(detector)
+
+    def predict(self, points_N4: Tensor) -> Found:
+        """What is found in a sweep: boxes in the LiDAR frame of ``Frame``. Without a point, nothing."""
+        if not len(points_N4):
+            return points_N4.new_zeros(0, 7), points_N4.new_zeros(0), points_N4.new_zeros(0, dtype=torch.long)
+        points = self.layout.to_network(points_N4)
+        if isinstance(self.detector, FastPointPillars):
+            boxes, scores, labels = self.detector.predict(points)
+        else:
+            boxes, scores, labels = structures.predict(self.detector, structures.lidar_data([points]))[0]
+        return self.layout.from_network(boxes), scores, labels
+
+
+class CameraNetwork:
+    """A camera detector of a shipped configuration, for prediction: one image at a time, as mmdet3d tests it."""
+
+    def __init__(self, detector: nn.Module, affine: tuple[int, int, int] | None, *, fast: bool = True) -> None:
+        self.affine = affine
+        foldable = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in detector.modules())
+        self.detector: nn.Module = folded(detector) if fast and foldable else detector.eval()
+
+    def predict(self, camera: Camera, device: str | torch.device = "cpu") -> Found:
+        """What is found in an image: boxes in the camera's frame (centre; length, height, width; yaw about y)."""
+        image = np.ascontiguousarray(camera.image_HWC[:, :, ::-1])  # mmdet3d reads colours as blue, green, red
+        facts: dict[str, Any] = {}
+        if self.affine is not None:
+            width, height, stride = self.affine
+            image = cv2.warpAffine(image, centred_affine(image.shape[:2], (width, height))[:2], (width, height))
+            facts["trans_mat"] = centred_affine(camera.image_HWC.shape[:2], (width // stride, height // stride))
+        facts["img_shape"] = image.shape[:2]
+        tensor = torch.from_numpy(image).permute(2, 0, 1).to(device)
+        data = structures.camera_data([tensor], torch.from_numpy(camera.intrinsics[None]), facts=[facts])
+        return structures.predict(self.detector, data)[0]
+
+
+def centred_affine(shape: tuple[int, ...], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(3, 3): an image of ``shape`` (height, width) to one of ``size`` (width, height), as wide and centre on centre.
+
+    That of mmdet3d's ``AffineResize``: rows that do not fit are cut, or filled with black.
+    """
+    height, width = shape[:2]
+    scale = size[0] / width
+    return np.array(
+        [
+            [scale, 0, size[0] / 2 - scale * width / 2],
+            [0, scale, size[1] / 2 - scale * height / 2],
+            [0, 0, 1],
+        ],
+        np.float32,
+    )
+
+
+def network_of(model: MMDet3DModel, detector: nn.Module, *, fast: bool = True) -> LidarNetwork | CameraNetwork:
+    """The detector that ``model`` built, with its weights, ready to predict."""
+    if model.sensor == "lidar":
+        return LidarNetwork(detector, point_layout(model), fast=fast)
+    step = configuration(model.config).step("AffineResize")
+    affine = None if step is None else (*step["img_scale"], step["down_ratio"])
+    return CameraNetwork(detector, affine, fast=fast)

@@ -1,0 +1,268 @@
+"""Which of the configurations that mmdet3d ships run here, and what the others lack. Importing it imports no torch.
+
+``trivium models driving`` prints this table; tests/apps/driving/test_families.py runs every row of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.app import Table
+from shared.errors import InvalidInputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """Configurations that run alike. ``operators`` are those of mmcv's compiled ones that they call, by mmcv's names.
+
+    ``data`` is what they were trained on: its layout of points, its axes and its classes.
+    """
+
+    name: str
+    sensor: Literal["lidar", "camera"]
+    data: Literal["KITTI", "nuScenes"]
+    configurations: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+_VOXELS = ("hard_voxelize", "nms_rotated")
+
+FAMILIES = (
+    Family(
+        name="PointPillars, KITTI",
+        sensor="lidar",
+        data="KITTI",
+        configurations=(
+            "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class",
+            "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-car",
+            "hv_pointpillars_secfpn_3x8_100e_det3d_kitti-3d-car",
+            "hv_pointpillars_secfpn_4x8_80e_pcdet_kitti-3d-3class",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="PointPillars with dynamic voxelisation, KITTI",
+        sensor="lidar",
+        data="KITTI",
+        configurations=("pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car",),
+        operators=("dynamic_voxelize", "dynamic_point_to_voxel", "nms_rotated"),
+    ),
+    Family(
+        name="PointPillars with FPN, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_fpn_sbn-all_8xb2-amp-2x_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="PointPillars with SECOND's FPN, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "pointpillars_hv_secfpn_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_secfpn_sbn-all_8xb2-amp-2x_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="PointPillars with RegNet, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "pointpillars_hv_regnet-400mf_secfpn_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-400mf_fpn_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-1.6gf_fpn_sbn-all_8xb4-2x_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="FreeAnchor, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "pointpillars_hv_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-400mf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-1.6gf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-1.6gf_fpn_head-free-anchor_sbn-all_8xb4-strong-aug-3x_nus-3d",
+            "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
+            "pointpillars_hv_regnet-3.2gf_fpn_head-free-anchor_sbn-all_8xb4-strong-aug-3x_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="SSN, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
+            "ssn_hv_regnet-400mf_secfpn_sbn-all_16xb2-2x_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="CenterPoint with pillars, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d",
+            "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d",
+        ),
+        operators=_VOXELS,
+    ),
+    Family(
+        name="CenterPoint with pillars and deformable convolution, nuScenes",
+        sensor="lidar",
+        data="nuScenes",
+        configurations=(
+            "centerpoint_pillar02_second_secfpn_head-dcn_8xb4-cyclic-20e_nus-3d",
+            "centerpoint_pillar02_second_secfpn_head-dcn-circlenms_8xb4-cyclic-20e_nus-3d",
+        ),
+        operators=("hard_voxelize", "deform_conv", "nms_rotated"),
+    ),
+    Family(
+        name="FCOS3D with ResNet-101 and deformable convolution, nuScenes",
+        sensor="camera",
+        data="nuScenes",
+        configurations=(
+            "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d",
+            "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d_finetune",
+        ),
+        operators=("modulated_deform_conv", "nms_rotated"),
+    ),
+    Family(
+        name="PGD, nuScenes",
+        sensor="camera",
+        data="nuScenes",
+        configurations=(
+            "pgd_r101-caffe_fpn_head-gn_16xb2-1x_nus-mono3d",
+            "pgd_r101-caffe_fpn_head-gn_16xb2-1x_nus-mono3d_finetune",
+            "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d",
+            "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d_finetune",
+        ),
+        operators=("modulated_deform_conv", "nms_rotated"),
+    ),
+    Family(
+        name="PGD, KITTI",
+        sensor="camera",
+        data="KITTI",
+        configurations=("pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d",),
+        operators=("nms_rotated",),
+    ),
+    Family(
+        name="SMOKE, KITTI",
+        sensor="camera",
+        data="KITTI",
+        configurations=("smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d",),
+        operators=("modulated_deform_conv",),
+    ),
+)
+
+_SPARSE = "sparse convolution (get_indice_pairs_3d_forward of mmcv), which exists for GPUs alone"
+_POINT_SETS = "operators on sets of points (furthest_point_sampling_forward of mmcv first), which exist for GPUs alone"
+
+REFUSED = (
+    (
+        "SECOND, voxel CenterPoint, Part-A2, PV-RCNN, SA-SSD, MVX-Net, Cylinder3D",
+        (
+            "second_",
+            "hv_second_",
+            "centerpoint_voxel",
+            "parta2_",
+            "hv_PartA2_",
+            "pv_rcnn_",
+            "sassd_",
+            "mvxnet_",
+            "cylinder3d_",
+        ),
+        f"it needs {_SPARSE}",
+    ),
+    (
+        "MinkUNet, SPVCNN, FCAF3D",
+        ("minkunet", "spvcnn_", "fcaf3d_"),
+        "it needs sparse convolution by MinkowskiEngine, TorchSparse or spconv, compiled packages of their own",
+    ),
+    (
+        "3DSSD, PointRCNN",
+        ("3dssd_", "point-rcnn_"),
+        f"it needs {_POINT_SETS}",
+    ),
+    (
+        "VoteNet, ImVoteNet, H3DNet, Group-Free 3D, PointNet++, PAConv",
+        ("votenet_", "imvotenet_", "h3dnet_", "groupfree3d_", "pointnet2_", "paconv_"),
+        f"it looks into rooms, and needs {_POINT_SETS}",
+    ),
+    ("DGCNN", ("dgcnn_",), "it segments rooms, and needs knn_forward of mmcv, which exists for GPUs alone"),
+    (
+        "Any configuration for Waymo",
+        ("pointpillars_hv_secfpn_sbn-all_16xb2-2x_waymo", "pgd_r101_fpn"),
+        "it takes what Waymo records (the elongation of returns, or Waymo's cameras), which no reader here gives",
+    ),
+    (
+        "Any configuration for Lyft",
+        (
+            "pointpillars_hv_fpn_sbn-all_8xb2-2x_lyft",
+            "pointpillars_hv_secfpn_sbn-all_8xb2-2x_lyft",
+            "pointpillars_hv_regnet-400mf_fpn_sbn-all_8xb2-2x_lyft",
+            "pointpillars_hv_regnet-400mf_fpn_sbn-all_range100_8xb2-2x_lyft",
+            "pointpillars_hv_regnet-400mf_secfpn_sbn-all_8xb2-2x_lyft",
+            "pointpillars_hv_regnet-400mf_secfpn_sbn-all_range100_8xb2-2x_lyft",
+            "ssn_hv_secfpn_sbn-all_16xb2-2x_lyft",
+            "ssn_hv_regnet-400mf_secfpn_sbn-all_16xb1-2x_lyft",
+        ),
+        "it is for Lyft's frames, which no reader here gives",
+    ),
+    (
+        "ImVoxelNet, multi-view FCOS3D",
+        ("imvoxelnet_", "multiview-fcos3d_"),
+        "it lifts images into a grid of voxels, for which there is no way from a frame here",
+    ),
+    (
+        "nuImages' detectors",
+        ("mask-rcnn_", "cascade-mask-rcnn", "htc_"),
+        "it finds boxes and masks in the image plane, not boxes in 3D",
+    ),
+)
+"""Families that do not run, the beginnings of their configurations' names, and the reason."""
+
+
+def family_of(configuration: str) -> Family:
+    """The family of a configuration of mmdet3d by its name; refuses one that does not run, with what it lacks."""
+    for family in FAMILIES:
+        if configuration in family.configurations:
+            return family
+    for _, beginnings, reason in REFUSED:
+        if configuration.startswith(beginnings):
+            raise InvalidInputError(f"the configuration {configuration} of mmdet3d does not run here: {reason}")
+    raise InvalidInputError(
+        f"{configuration!r} is no configuration that mmdet3d 1.4.0 ships; `trivium models driving` lists those that run"
+    )
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Family, configurations, the compiled operators of mmcv that have a stand-in for it, and whether it runs."""
+    running = [
+        (family.name, "\n".join(family.configurations), ", ".join(family.operators), "runs") for family in FAMILIES
+    ]
+    refused = [
+        (name, ", ".join(f"{beginning}..." for beginning in beginnings), "", f"refused: {reason}")
+        for name, beginnings, reason in REFUSED
+    ]
+    return running + refused
+
+
+def table() -> Table:
+    """What ``trivium models driving`` prints of public models."""
+    return Table(
+        title="mmdet3d's configurations",
+        columns=("family", "configurations", "operators", "here"),
+        rows=rows(),
+        notes=(
+            "Built from the configuration in mmdet3d's wheel, unmodified. `trivium import driving CONFIGURATION "
+            "CHECKPOINT.pth` takes weights for one.",
+            "Tests run each family with random weights; the published files were not at hand.",
+        ),
+    )

@@ -1,0 +1,143 @@
+"""Public checkpoints of mmdet3d, turned into models of this application: weights only, by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.app import Imported, Importer
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from apps.driving.types import CameraInput, LidarInput
+    from shared.recipe import DataConfig
+
+LEAST_SCORE = 0.3
+"""From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
+_LISTED = 8
+
+
+def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
+    """The model of a configuration that mmdet3d ships, with the weights of a checkpoint file for it.
+
+    ``words`` are the configuration's name and the file. Refuses a file in which weights are missing or have other
+    shapes, and lists them. The fast path that predictors use is compared with mmdet3d's own forward pass.
+    """
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.models.library import version
+    from apps.driving.models.parity import parity
+    from apps.driving.recipes import RECIPES
+    from shared.deploy.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
+
+    name, path = words[0].removesuffix(".py").rpartition("/")[2], Path(words[1])
+    model = MMDet3DModel(config=name)
+    content = None if path.suffix == ".safetensors" else read_checkpoint(path)
+    weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
+    input = _with_trained_classes(model.input(), content, path.name)
+    network = model.build(input)
+    matched = match(weights, network.state_dict())
+    matched.refuse_gaps(path.name, name)
+    network.load_state_dict(matched.weights)
+    recipe = RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"]()
+    return Imported(
+        recipe=replace(recipe, model=model, input=input, data=recipe.data if data is None else data),
+        network=network.eval(),
+        source={
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "library": f"mmdet3d {version()}",
+            "configuration": name,
+            "ignored_weights": sorted(matched.ignored),
+            "parity": parity(model, network),
+        },
+        calibration={
+            "least_scores": {kind.name: LEAST_SCORE for kind in input.classes},
+            "source": "mmdet3d's default for showing boxes; `trivium calibrate` sets it on your data",
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matched:
+    """A checkpoint's tensors by a network's names, and what did not fit."""
+
+    weights: Mapping[str, Tensor]
+    missing: tuple[str, ...]
+    misshaped: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def refuse_gaps(self, file: str, configuration: str) -> None:
+        """Refuses where the network would be left with weights of its own."""
+        if not (self.missing or self.misshaped):
+            return
+        faults = [
+            f"{len(names)} {what}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+            for what, names in (
+                ("are missing", self.missing),
+                ("have another shape", self.misshaped),
+                ("are not in the configuration", self.ignored),
+            )
+            if names
+        ]
+        raise InvalidInputError(f"the weights in {file} are not those of {configuration}. Of them {'; '.join(faults)}")
+
+
+def match(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Matched:
+    """A checkpoint's tensors by the names of ``own``, a network's state dict.
+
+    ``module.`` before a name (from training on several GPUs) goes, and so do the copies that mmcv's EMA hook keeps
+    under ``ema_``: the names proper hold the averaged weights by then. Counts of batches, which old files lack, stay.
+    """
+    named = {key.removeprefix("module."): value for key, value in weights.items()}
+    copies = {"ema_" + key.replace(".", "_") for key in named}
+    fits = {key: value for key, value in named.items() if key in own and value.shape == own[key].shape}
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in named}
+    return Matched(
+        weights={key: value.to(own[key].dtype) for key, value in (fits | counters).items()},
+        missing=tuple(sorted(own.keys() - named.keys() - counters.keys())),
+        misshaped=tuple(
+            f"{key} ({tuple(named[key].shape)}, not {tuple(own[key].shape)})"
+            for key in sorted((own.keys() & named.keys()) - fits.keys())
+        ),
+        ignored=tuple(sorted(named.keys() - own.keys() - copies)),
+    )
+
+
+def _with_trained_classes(input: LidarInput | CameraInput, content: Any, file: str) -> LidarInput | CameraInput:
+    """``input`` with its classes in the order of the checkpoint's own list, where it has one (as in mmdet3d)."""
+    names = _trained_classes(content)
+    known = {kind.name: kind for kind in input.classes}
+    if names is None:
+        return input
+    if sorted(names) != sorted(known):
+        raise InvalidInputError(
+            f"{file} was trained for the classes {', '.join(names)}; the configuration has {', '.join(known)}"
+        )
+    return replace(input, classes=tuple(known[name] for name in names))
+
+
+def _trained_classes(content: Any) -> list[str] | None:
+    """The class names in a checkpoint's metadata: mmengine's ``dataset_meta``, or mmcv's ``CLASSES`` before it."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return None
+    for holder in (meta.get("dataset_meta"), meta):
+        for key in ("classes", "CLASSES"):
+            names = holder.get(key) if isinstance(holder, Mapping) else None
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return [name.lower() for name in names]
+    return None
+
+
+IMPORTERS = {
+    "mmdet3d": Importer(
+        summary="weights for a configuration that mmdet3d ships (`trivium models driving` lists those that run)",
+        arguments=("CONFIG", "CHECKPOINT.pth"),
+        load=load_mmdet3d,
+    )
+}
