@@ -20,6 +20,7 @@ _OF_THE_LIBRARY = (
     "ignore::FutureWarning",
     "ignore:DeprecationWarning",
     "ignore::ImportWarning",
+    "ignore:To copy construct",
 )
 
 

@@ -19,9 +19,6 @@ from apps.driving.models.parity import random_camera, random_sweep
 from apps.driving.types import KITTI_CLASSES
 from shared.errors import InvalidInputError
 
-pytestmark = [  # what mmdet3d says
-    pytest.mark.filterwarnings("ignore:To copy construct"),
-]
 KITTI = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
 CENTERPOINT = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
 SMOKE = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"

@@ -1,0 +1,73 @@
+"""An imported public model, written as an artifact and opened again, predicts through the application's predictor."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.app import app
+from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.imports import IMPORTERS
+from apps.driving.models.parity import random_camera
+from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.types import Frame
+from shared.deploy.artifact import open_artifact
+from shared.deploy.imported import write_imported
+from shared.deploy.registry import Registry
+from shared.errors import InvalidInputError
+
+KITTI = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
+SMOKE = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"
+CENTERPOINT = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """A LiDAR and a camera model with random weights, their scores raised so that they find something."""
+    folder = tmp_path_factory.mktemp("registry")
+    for config, raised in ((CENTERPOINT, 0.0), (SMOKE, 3.15)):
+        torch.manual_seed(1)
+        detector = MMDet3DModel(config=config).build()
+        for name, value in detector.named_parameters():
+            if name.endswith("bbox_head.conv_cls.bias"):
+                value.data += raised
+        torch.save({"state_dict": detector.state_dict()}, folder / "a.pth")
+        imported = IMPORTERS["mmdet3d"].load([config, str(folder / "a.pth")], None)
+        write_imported(app, "mmdet3d", imported, folder / "registry")
+    return folder / "registry"
+
+
+@pytest.fixture(scope="module")
+def frame():
+    points = np.random.default_rng(0).uniform([-50, -50, -3, 0], [50, 50, 1, 1], (20000, 4)).astype(np.float32)
+    return Frame(name="random", points_lidar_m=points, cameras={"front": random_camera()})
+
+
+def test_the_artifact_says_where_it_comes_from_and_what_it_is(registry):
+    artifact = open_artifact(registry / "mmdet3d_lidar" / "1")
+    assert artifact.recipe()["recipe"]["model"] == {"name": "mmdet3d_lidar", "config": CENTERPOINT}
+    source = artifact.manifest.source
+    assert source["configuration"] == CENTERPOINT and source["parity"]["largest_relative_difference"] < 1e-4
+    assert source["without_onnx"].startswith("NotImplementedError") and not (artifact.path / "model.onnx").exists()
+    json.dumps(source)
+
+
+def test_the_registry_serves_imported_models_and_they_predict(registry, frame):
+    artifacts = Registry(registry).serving(app.name, app.models)
+    predictor = DrivingPredictor.load(artifacts, "cpu")
+    assert predictor.choose_model(frame) == "mmdet3d_lidar"
+    for model in ("mmdet3d_lidar", "mmdet3d_camera"):
+        (found,) = predictor.predict([frame], Options(model=model, score=0.05))
+        assert found.model == model and len(found.boxes) > 0
+        assert np.isfinite(found.boxes.array).all() and (found.boxes.scores >= 0.05).all()
+    assert set(found.boxes.names) <= {"pedestrian", "cyclist", "car"}
+    assert (found.boxes.centre_lidar_m[:, 0] > 0).all()  # what a camera sees lies ahead of it
+    few = predictor.predict([frame], Options(model="mmdet3d_camera"))[0].boxes
+    assert len(few) <= len(found.boxes) and (few.scores >= 0.3).all()
+
+
+def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
+    predictor = DrivingPredictor.load([open_artifact(registry / "mmdet3d_lidar" / "1")], "cpu")
+    with pytest.raises(InvalidInputError, match="mmdet3d_camera is not loaded; loaded: mmdet3d_lidar"):
+        predictor.predict([frame], Options(model="mmdet3d_camera"))
