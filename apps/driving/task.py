@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.driving.models import structures
+from apps.driving.models.positives import PositiveCounter, divisor_of
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
 
 if TYPE_CHECKING:
     from shared.engine.task import Loss
+
+_PADDED_TO = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +41,20 @@ class CameraTask:
 
 
 class LidarDetection:
-    """mmdet3d's anchor head on sweeps: its loss and its prediction."""
+    """mmdet3d's anchor head on sweeps: its loss, its prediction, and how many anchors are positive."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Looks at the detector that is to be trained, before it is wrapped."""
+        detector: Any = model
+        self._count = PositiveCounter(detector)
+        scatter = detector.middle_encoder
+        self._shape = (scatter.in_channels, scatter.ny, scatter.nx)
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """The weight of each loss of a batch."""
+        data = structures.lidar_data(batch["points"], batch["boxes"], batch["labels"])
+        device = batch["points"][0].device
+        return self._count((len(batch["points"]), *self._shape), data["data_samples"], device)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return dict(self._losses(model, batch))
@@ -65,6 +81,20 @@ class CameraDetection:
 
     def __init__(self, settings: CameraTask) -> None:
         self.settings = settings
+
+    def prepare(self, model: nn.Module) -> None:
+        """Looks at the detector that is to be trained, before it is wrapped."""
+        self._count = PositiveCounter(model)
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """The weight of each loss of a batch."""
+        data = structures.camera_data(batch["images"], batch["intrinsics"], batch)
+        # As mmdet3d's preprocessor pads them: to the largest, and to multiples of 32.
+        sides = [[-(-side // _PADDED_TO) * _PADDED_TO for side in image.shape[1:]] for image in batch["images"]]
+        height, width = (max(image) for image in zip(*sides, strict=True))
+        shape, device = (len(sides), 3, height, width), batch["images"][0].device
+        counted = self._count(shape, data["data_samples"], device)
+        return {name: value if name == "loss_cls" else value - len(sides) for name, value in counted.items()}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         return dict(self._losses(model, batch))
@@ -99,17 +129,9 @@ def losses(model: nn.Module, data: dict[str, Any]) -> tuple[dict[str, Tensor], f
     ``model`` may be wrapped for several processes.
     """
     detector: Any = getattr(model, "module", model)
-    divisors: list[float] = []
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-        divisors.append(float(options["avg_factor"]))
-
     data = detector.data_preprocessor(data, training=True)
-    hook = detector.bbox_head.loss_cls.register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with divisor_of(detector.bbox_head) as divisors:
         found = model(data["inputs"], data["data_samples"], mode="loss")
-    finally:
-        hook.remove()
     added = {
         name: value if isinstance(value, Tensor) else torch.stack([level.mean() for level in value]).sum()
         for name, value in found.items()

@@ -1,5 +1,7 @@
 """How the detectors learn: losses fall, the same run twice is the same run, and the scores are right."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,31 @@ def test_the_losses_of_a_batch_follow_from_those_of_its_parts(name):
         assert mean.weight == number and parts[0][key].weight != parts[1][key].weight
         together = sum(part[key].mean.item() * part[key].weight for part in parts) / number
         assert together == pytest.approx(mean.mean.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
+def test_the_weights_of_the_losses_are_known_before_the_network_has_seen_the_batch(name):
+    torch.manual_seed(0)
+    recipe = RECIPES[name]()
+    task, model = recipe.task.build(), recipe.model.build(recipe.input).train()
+    task.prepare(model)
+    dataset = recipe.data.train(recipe.input)
+    weights = set()
+    for first in range(0, 8, 2):
+        batch = dataset.batch(np.arange(first, first + 2), Key(seed=1, epoch=0))
+        state = torch.get_rng_state()
+        counted = task.count(batch)
+        assert torch.equal(state, torch.get_rng_state())
+        assert counted == {loss: found.weight for loss, found in task.loss(model, batch).items()}
+        weights.add(counted["loss_cls"])
+    assert len(weights) > 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "fcos3d_tiny"])
+def test_a_run_of_micro_batches_is_accumulated(name, tmp_path):
+    recipe = RECIPES[name]()
+    limits = dataclasses.replace(recipe.limits, micro_batch=1, steps=2)
+    assert fit(dataclasses.replace(recipe, limits=limits), Run(tmp_path, "driving", name), quiet=True).steps == 2
 
 
 def test_fcos3d_learns_a_batch():
