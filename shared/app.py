@@ -123,9 +123,9 @@ class App:
     recipes: Callable[[], Mapping[str, Callable[[], Recipe]]]
     dense: Callable[[Recipe, nn.Module], DenseNetwork]
     predictor: Callable[[Sequence[Artifact], str], Predictor[Any, Any]]
+    codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]]
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
-    codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]] | None = None
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None

@@ -106,9 +106,11 @@ def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
 def test_a_prediction_on_the_fake_gpu_equals_one_on_the_cpu(app: str, tmp_path: Path) -> None:
     sample = next(sample for sample in find(app).samples() if sample.synthetic)
     request = Request(files=list(sample.files(tmp_path)), options={})
-    expected = answer(find(app).predictor(shipped(find(app)), "cpu"), request).result
+    on_cpu = find(app).predictor(shipped(find(app)), "cpu")
+    expected = answer(on_cpu, request, find(app).codec(on_cpu)).result
     with fake_cuda():
-        found = answer(find(app).predictor(shipped(find(app)), "cuda"), request).result
+        on_gpu = find(app).predictor(shipped(find(app)), "cuda")
+        found = answer(on_gpu, request, find(app).codec(on_gpu)).result
     assert found == rounded(expected)
 
 

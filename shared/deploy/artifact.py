@@ -99,8 +99,10 @@ def load_weights(model: nn.Module, artifact: Artifact, device: str) -> nn.Module
     try:
         model.load_state_dict(artifact.weights())
     except RuntimeError as error:
+        # torch lists what is missing, extra or of another shape, a line each.
+        differences = " ".join(str(error).split())
         raise InvalidInputError(
-            f"{artifact.path / WEIGHTS} does not fit the model that {RECIPE} describes: {error}"
+            f"{artifact.path / WEIGHTS} does not fit the model that {RECIPE} describes: {differences}"
         ) from error
     return model.to(device).eval()
 
@@ -129,6 +131,8 @@ def open_artifact(path: Path) -> Artifact:
     if not manifest.files:
         raise InvalidInputError(f"{path / MANIFEST} states no digests, so nothing can be checked; export the run again")
     for name, stated in manifest.files.items():
+        if name in ("", "..") or Path(name).name != name:
+            raise InvalidInputError(f"{path / MANIFEST} names {name!r}, which is no file of the artifact")
         if not (path / name).is_file() or describe_file(path / name) != stated:
             raise InvalidInputError(
                 f"{path / name} is missing or differs from its digest in {MANIFEST}; export the run again"

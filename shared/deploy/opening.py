@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
-from shared.deploy.predictor import Codec, Predictor, with_codec
+from shared.deploy.predictor import Codec, Predictor
 from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -49,5 +49,7 @@ def open_predictor(
 def _open(app: App, artifacts: Sequence[Artifact], device: str) -> Opened:
     for artifact in artifacts:
         artifact.must_belong_to(app.name)
-    predictor, codec = with_codec(app, app.predictor(artifacts, device))
-    return Opened(predictor=predictor, codec=codec, manifests=tuple(artifact.manifest for artifact in artifacts))
+    predictor = app.predictor(artifacts, device)
+    return Opened(
+        predictor=predictor, codec=app.codec(predictor), manifests=tuple(artifact.manifest for artifact in artifacts)
+    )

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    from shared.app import App
+from typing import Any, Generic, Protocol, TypeVar
 
 Input = TypeVar("Input")
 Input_contra = TypeVar("Input_contra", contravariant=True)
@@ -79,35 +76,7 @@ class Codec(Protocol[Input, Output_contra]):
     def encode(self, decoded: Decoded[Input], outputs: Sequence[Output_contra]) -> Response: ...
 
 
-def answer(predictor: Any, request: Request, codec: Codec[Any, Any] | None = None) -> Response:
+def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:
     """One request through a predictor, without a server."""
-    if codec is None:
-        predictor = codec = _PredictorWithCodec(predictor)
     decoded = codec.decode(request)
     return codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
-
-
-class _PredictorWithCodec:
-    """A predictor whose class still decodes and encodes, seen through the two protocols."""
-
-    def __init__(self, predictor: Any) -> None:
-        self.whole = predictor
-
-    def predict(self, batch: Sequence[Any], options: Any = None) -> Sequence[Any]:
-        outputs: Sequence[Any] = self.whole.predict(batch)
-        return outputs
-
-    def decode(self, request: Request) -> Decoded[Any]:
-        return Decoded(inputs=(self.whole.decode(request),), options=None)
-
-    def encode(self, decoded: Decoded[Any], outputs: Sequence[Any]) -> Response:
-        response: Response = self.whole.encode(outputs[0])
-        return response
-
-
-def with_codec(app: App, predictor: Any) -> tuple[Predictor[Any, Any], Codec[Any, Any]]:
-    """A predictor of the application and the codec around it."""
-    if app.codec is not None:
-        return predictor, app.codec(predictor)
-    both = _PredictorWithCodec(predictor)
-    return both, both

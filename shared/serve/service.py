@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.app import App, Sample
 from shared.deploy.artifact import Manifest
-from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response, with_codec
+from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
 from shared.deploy.registry import Registry
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -170,7 +170,7 @@ class Service:
     def _load(self) -> Model:
         artifacts = self._registry.serving(self.app.name, self.app.models)
         device = choose_device(None if self.settings.device == "auto" else self.settings.device)
-        predictor, codec = with_codec(self.app, self.app.predictor(artifacts, device))
+        predictor = self.app.predictor(artifacts, device)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
         queue: BatchQueue[Decoded[Any], list[Any]] = BatchQueue(
@@ -183,7 +183,7 @@ class Service:
             kind=lambda decoded: decoded.options,
             size=lambda decoded: max(1, len(decoded.inputs)),
         )
-        return Model(codec, queue, metrics, manifests)
+        return Model(self.app.codec(predictor), queue, metrics, manifests)
 
 
 def _predict_together(predictor: Predictor[Any, Any], batch: Sequence[Decoded[Any]]) -> list[list[Any]]:

@@ -20,7 +20,7 @@ from apps.driving.datasets.synth.scenes import Sensors, scene
 from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D, Frame
 from shared.app import App, Sample
-from shared.deploy.predictor import Request, Response
+from shared.deploy.predictor import Decoded, Request, Response
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.conftest import serving
@@ -33,13 +33,13 @@ PAGES = Path(__file__).parents[2] / "apps" / "driving" / "pages"
 class Labels:
     """Answers with the boxes that came with each frame."""
 
-    def decode(self, request: Request) -> list[Frame]:
-        return kitti.read_files(request.files)
+    def decode(self, request: Request) -> Decoded[Frame]:
+        return Decoded(inputs=tuple(kitti.read_files(request.files)), options=None)
 
-    def predict(self, batch: Sequence[list[Frame]]) -> list[list[Frame]]:
-        return list(batch)
+    def predict(self, batch: Sequence[Frame], options: object = None) -> Sequence[Frame]:
+        return batch
 
-    def encode(self, outputs: list[Frame]) -> Response:
+    def encode(self, decoded: Decoded[Frame], outputs: Sequence[Frame]) -> Response:
         found = []
         for frame in outputs:
             truth = frame.truth or Boxes3D.empty()
@@ -48,7 +48,7 @@ class Labels:
         return Response(
             result={"frames": len(outputs)},
             picture=picture.draw(outputs[0], found[0]),
-            files=view.files(outputs, found),
+            files=view.files(list(outputs), found),
         )
 
 
@@ -104,6 +104,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Labels(),
+        codec=lambda predictor: predictor,  # type: ignore[return-value, arg-type]
         samples=lambda: [
             Sample(name="one", title="One frame", synthetic=True, source="made here", files=lambda _: _one(frames)),
             Sample(name="own", title="Made", synthetic=True, source="made here", files=lambda _: [_made(frames)]),

@@ -53,6 +53,17 @@ def test_a_manifest_without_digests_is_refused(make: Callable[..., Path]) -> Non
         open_artifact(path)
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/b", "..", ""])
+def test_a_manifest_that_names_files_elsewhere_is_refused(make: Callable[..., Path], name: str) -> None:
+    path = make("model.onnx")
+    (path.parent / "outside").write_bytes(b"a network")
+    document = json.loads((path / "manifest.json").read_text())
+    document["files"][name] = document["files"]["model.onnx"]
+    (path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InvalidInputError, match="is no file of the artifact"):
+        open_artifact(path)
+
+
 def test_weights_load_into_their_model_and_into_no_other(make: Callable[..., Path]) -> None:
     artifact = open_artifact(make("weights.safetensors"))
     model = load_weights(torch.nn.Linear(2, 1), artifact, "cpu")

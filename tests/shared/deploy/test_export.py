@@ -44,6 +44,7 @@ def app() -> App:
         dense=dense,
         calibrate=lambda recipe, model: {"threshold": 0.5},
         predictor=lambda artifacts, device: None,
+        codec=lambda predictor: None,
         samples=lambda: (),
         reproduce=lambda quick: None,
     )

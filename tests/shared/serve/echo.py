@@ -17,42 +17,60 @@ from PIL import Image
 
 from shared.app import App, Sample
 from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
-from shared.deploy.predictor import Request, Response
+from shared.deploy.predictor import Decoded, Request, Response
 from shared.errors import InvalidInputError
 from shared.serve.service import Service
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What was read of the files of one request."""
+
+    values: tuple[float, ...]
+    poisoned: bool
+
+
 @dataclass
 class Echo:
-    """The predictor. ``batches`` are the sizes that ``predict`` was called with; ``gate`` holds it up when cleared."""
+    """The predictor, and its codec. ``batches`` are the sizes that ``predict`` was called with, ``units`` its options.
+
+    ``gate`` holds it up when cleared. The option ``unit`` must be equal for requests that are computed together.
+    """
 
     batches: list[int] = field(default_factory=list)
+    units: list[str | None] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
-    def decode(self, request: Request) -> tuple[list[float], dict[str, str]]:
+    def decode(self, request: Request) -> Decoded[Numbers]:
         numbers = []
         for path in request.files:
             try:
                 numbers += [float(cell) for cell in path.read_text().replace("\n", ",").split(",") if cell.strip()]
             except ValueError as error:
                 raise InvalidInputError(f"{path.name} is not a CSV of numbers: {error}") from error
-        return numbers, dict(request.options)
+        poisoned = "poison" in request.options
+        return Decoded(
+            inputs=(Numbers(tuple(numbers), poisoned),),
+            options=request.options.get("unit"),
+            context=dict(request.options),
+        )
 
-    def predict(self, batch: Sequence[tuple[list[float], dict[str, str]]]) -> list[dict[str, Any]]:
+    def predict(self, batch: Sequence[Numbers], options: str | None = None) -> list[list[float]]:
         self.entered.set()
         assert self.gate.wait(timeout=20)
         self.batches.append(len(batch))
-        if any("poison" in options for _, options in batch):
+        self.units.append(options)
+        if any(numbers.poisoned for numbers in batch):
             raise ArithmeticError("a secret of the inside")
-        return [{"doubled": [2 * number for number in numbers], "options": options} for numbers, options in batch]
+        return [[2 * value for value in numbers.values] for numbers in batch]
 
-    def encode(self, outputs: dict[str, Any]) -> Response:
+    def encode(self, decoded: Decoded[Numbers], outputs: Sequence[list[float]]) -> Response:
         picture = io.BytesIO()
         Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
-        table = "\n".join(str(number) for number in outputs["doubled"])
+        table = "\n".join(str(number) for number in outputs[0])
         return Response(
-            result=outputs,
+            result={"doubled": outputs[0], "options": decoded.context},
             picture=picture.getvalue(),
             files={"doubled.csv": table.encode(), "report.html": b"<script>alert(1)</script><p>two</p>"},
         )
@@ -138,6 +156,7 @@ def make_app(root: Path, echo: Echo) -> App:
         recipes=_unused,
         dense=_unused,
         predictor=lambda artifacts, device: echo,
+        codec=lambda predictor: echo,
         samples=lambda: [Sample(name="three", title="Three numbers", synthetic=True, source="made here", files=three)],
         reproduce=_unused,
         router=router,

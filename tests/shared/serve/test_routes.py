@@ -159,6 +159,24 @@ def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_c
     assert sum(echo.batches) == 16 and len(echo.batches) < 16 and max(echo.batches) <= 8
 
 
+def test_only_requests_with_equal_options_are_computed_together(serve: Serve, echo: Echo) -> None:
+    client = serve(max_delay_ms=0)
+    echo.gate.clear()
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(client.post, "/api/echo/predict", files=[csv(0)])
+        until(echo.entered.is_set)
+        units = ["mm", "cm"] * 4
+        forms = [{"files": [csv(n)], "data": {"unit": unit}} for n, unit in enumerate(units)]
+        waiting = [pool.submit(client.post, "/api/echo/predict", **form) for form in forms]
+        until(lambda: 'pending_request_count{model="echo",version="2"} 8.0' in client.get("/metrics").text)
+        echo.gate.set()
+        assert first.result().status_code == 200
+        answers = [one.result().json()["result"] for one in waiting]
+    assert [answer["options"]["unit"] for answer in answers] == units
+    assert [answer["doubled"] for answer in answers] == [[2 * n] for n in range(8)]
+    assert echo.batches == [1, 4, 4] and sorted(map(str, echo.units)) == ["None", "cm", "mm"]
+
+
 def test_a_full_queue_says_when_to_come_again(serve: Serve, echo: Echo) -> None:
     client = serve(queue_length=1, max_batch=1, max_delay_ms=0)
     echo.gate.clear()

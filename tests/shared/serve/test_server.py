@@ -63,7 +63,7 @@ from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, make_app
 
 class Held(Echo):
-    def predict(self, batch):
+    def predict(self, batch, options=None):
         print("held", flush=True)
         time.sleep(60)
 
