@@ -170,11 +170,3 @@ def find(name: str) -> App:
     if name not in apps:
         raise InvalidInputError(f"there is no application {name!r}; installed: {', '.join(apps) or 'none'}")
     return apps[name]
-
-
-def shipped(app: App) -> list[Artifact]:
-    """The artifacts that come with the application, one for each of its models, the default first."""
-    # For code that has not moved to ``shared.deploy.registry.shipped`` yet.
-    from shared.deploy import registry
-
-    return registry.shipped(app)

@@ -81,6 +81,7 @@ def test_the_examples_run(tmp_path):
     done = python("\n".join(example for example in EXAMPLES if "trivium.serve" not in example), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tft-anomaly version 1" in done.stdout and "nowhere.csv does not exist" in done.stdout
+    assert re.search(r"^metric.csv, value: \d+ events in 800 rows", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_example_of_serving_serves_until_it_is_interrupted(tmp_path):

@@ -111,6 +111,17 @@ class Detections:
     model: str
     remarks: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """What a notebook shows: a line for the frame, one for each box."""
+        boxes = self.boxes
+        scores = np.ones(len(boxes)) if boxes.scores is None else boxes.scores
+        lines = [
+            f"  {name} {score:.2f} at {x:.1f}, {y:.1f}, {z:.1f} m, {length:.1f} x {width:.1f} x {height:.1f} m, "
+            f"yaw {yaw:.2f}"
+            for name, score, (x, y, z, length, width, height, yaw) in zip(boxes.names, scores, boxes.array, strict=True)
+        ]
+        return "\n".join([f"{len(boxes)} boxes by {self.model}", *self.remarks, *lines])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Camera:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apps.finance.models.quantile_loss import quantile_loss
 from apps.finance.models.tft import QUANTILES, Forecaster
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
@@ -44,9 +45,7 @@ class ForecastTask:
     """Forecasts ``horizon`` rows in quantiles; missing values count neither for nor against."""
 
     def __init__(self) -> None:
-        from pytorch_forecasting.metrics import QuantileLoss
-
-        self.metric = QuantileLoss(list(QUANTILES))
+        self.metric = quantile_loss(QUANTILES)
 
     def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:
         quantiles = _raw(model, batch)

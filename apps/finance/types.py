@@ -122,6 +122,17 @@ class Detection:
     threshold: float
     anomalies: tuple[Anomaly, ...]
 
+    def __repr__(self) -> str:
+        """What a notebook shows: a line for the series, one for each event."""
+        series = self.series
+        head = f"{series.name}, {series.column}: {len(self.anomalies)} events in {len(series)} rows"
+        lines = [
+            f"  {iso_utc(one.start_ns)} to {iso_utc(one.end_ns)}: score {one.score:.2f}, {one.channel}, observed "
+            f"{one.observed:.6g}, expected {one.low:.6g} to {one.high:.6g}"
+            for one in self.anomalies
+        ]
+        return "\n".join([f"{head} (threshold {self.threshold:g})", *lines])
+
 
 def usual_interval_ns(times_ns: Times) -> int:
     """The median time between rows, at least 1 ns; 0 for fewer than two rows."""

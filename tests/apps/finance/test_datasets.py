@@ -23,7 +23,7 @@ from apps.finance.inference.scoring import Calibration
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import tiny
 from apps.finance.types import Detection, FinanceInput, Forecast, Series
-from shared.app import shipped
+from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 
 pytestmark = [
