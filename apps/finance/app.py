@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.app import App, DenseNetwork, Sample, Table
+from shared.app import App, DenseNetwork, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +56,12 @@ def _data_sets() -> Mapping[str, type[DataConfig]]:
     return DATA_SETS
 
 
+def _importers() -> Mapping[str, Importer]:
+    from apps.finance.models.imports import IMPORTERS
+
+    return IMPORTERS
+
+
 def _evaluate(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) -> Table:
     from apps.finance.inference.evaluation import evaluate
     from apps.finance.predictor import FinancePredictor
@@ -101,6 +107,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     data_sets=_data_sets,
+    importers=_importers,
     score_files=_score_files,
     evaluate=_evaluate,
     result_table=_result_table,

@@ -9,10 +9,9 @@ from typing import Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.events import anomalies
-from apps.finance.inference.forecasting import forecast
+from apps.finance.inference.forecasting import AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.models.stored import stored_settings
-from apps.finance.models.tft import Forecaster
 from apps.finance.types import Detection, Series
 from shared.deploy.artifact import Artifact
 
@@ -27,7 +26,7 @@ class Options:
 class FinancePredictor:
     """Finds anomalies in series with a trained forecaster; see ``inference``."""
 
-    def __init__(self, *, model: Forecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
+    def __init__(self, *, model: AnyForecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
         self.model, self.calibration = model.eval().to(device), calibration
         self.stride, self.device, self.name = stride, device, name
 

@@ -26,6 +26,7 @@ from apps.finance.metrics.nab import (
     count_detections,
     score_corpus,
 )
+from apps.finance.models.tft import Forecaster
 from apps.finance.predictor import FinancePredictor
 from shared.app import Table
 from shared.deploy.registry import Registry
@@ -101,6 +102,7 @@ def reproduce(quick: bool) -> Table:
         trial = run_trial(lambda series: predictor.predict([series])[0].scores, calibration, items, name)
         table += _trial_rows(trial)
     kinds = [name for name in SHAPES if name != "constant"]
+    assert isinstance(predictor.model, Forecaster), "the model that ships is this application's own"
     skill = {name: relative_loss(predictor.model, name) for name in kinds}
     mean = float(np.exp(np.mean([np.log(value) for value in skill.values()])))
     table += [

@@ -29,7 +29,13 @@ _NESTED = ("state_dict", "model_state_dict", "model", "network")
 
 
 class Stub:
-    """What stands in the place of an object that is not restored. It takes whatever a pickle does to it."""
+    """What stands in the place of an object that is not restored. It takes whatever a pickle does to it.
+
+    ``stands_for`` names its class, ``state`` is what the pickle would have restored: plain values, tensors and stubs.
+    """
+
+    stands_for = ""
+    state: Any = None
 
     def __new__(cls, *_: object, **__: object) -> Stub:
         return object.__new__(cls)
@@ -39,7 +45,8 @@ class Stub:
     def __call__(self, *_: object, **__: object) -> Stub:
         return self
 
-    def __setstate__(self, _: object) -> None: ...
+    def __setstate__(self, state: object) -> None:
+        self.state = state
 
     def __setitem__(self, _: object, __: object) -> None: ...
 
@@ -112,6 +119,7 @@ def state_dict_in(content: Any, name: str) -> dict[str, Tensor]:
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("builtins", "bytearray"): lambda *values: _byte_array(*values),
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
@@ -124,8 +132,12 @@ _CLASSES: dict[tuple[str, str], type] = {
     ("builtins", "frozenset"): frozenset,
     ("builtins", "slice"): slice,
     ("builtins", "complex"): complex,
-    ("builtins", "bytearray"): bytearray,
 }
+
+
+def _byte_array(*values: Any) -> Any:
+    """Bytes as a pickle has them; a stub for what was made of one, and never a mere size to set aside."""
+    return bytearray(*values) if all(isinstance(value, (bytes, str)) for value in values) else Stub()
 
 
 class _Unpickler(pickle.Unpickler):

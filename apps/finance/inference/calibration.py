@@ -12,9 +12,10 @@ from torch import nn
 from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.events import detections
-from apps.finance.inference.forecasting import forecast
+from apps.finance.inference.forecasting import AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
+from apps.finance.models.library_tft import LibraryForecaster
 from apps.finance.models.tft import Forecaster
 from apps.finance.types import Floats, LabelledSeries
 from shared.recipe import Recipe
@@ -47,7 +48,7 @@ class CalibrationData(Protocol):
 
 
 def calibrate(
-    data: CalibrationData, model: Forecaster, *, stride: int | None = None, most: int | None = None
+    data: CalibrationData, model: AnyForecaster, *, stride: int | None = None, most: int | None = None
 ) -> dict[str, Any]:
     """The calibration of a trained forecaster, in JSON types.
 
@@ -90,7 +91,7 @@ def calibrate(
 
 def calibrate_recipe(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """The calibration of a network that a recipe trained, on the recipe's own data set."""
-    assert isinstance(model, Forecaster) and isinstance(recipe.data, CalibrationData)
+    assert isinstance(model, Forecaster | LibraryForecaster) and isinstance(recipe.data, CalibrationData)
     return calibrate(recipe.data, model)
 
 

@@ -70,11 +70,13 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
         notes = ["No window is labelled: events are counted, and cannot be told right or wrong."]
     notes.append(
         "Forecasts are scored on the later part of each series, which does not train; losses are in mean absolute "
-        "changes of the series. Persistence forecasts the last value."
+        "changes of the series. Persistence forecasts the value of the row before, which the model, that forecasts "
+        "several rows at once, has not always seen."
     )
     if synthetic:
         notes.append("The series are synthetic.")
-    title = f"{predictor.name} on {data.fingerprint()['description']}"
+    first = f" (the first {limit})" if limit is not None and len(cases) == limit else ""
+    title = f"{predictor.name} on {data.fingerprint()['description']}{first}"
     return Table(title=title, columns=("measure", "value"), rows=rows, notes=notes)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
+from apps.finance.metrics.nab import Rows
+from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
 from apps.finance.models.tft import QUANTILES, Forecaster
 from apps.finance.types import Floats, Forecast, Series
 
@@ -20,39 +24,44 @@ _CPU_BATCH, _GPU_BATCH = 64, 2048
 """On a CPU a small batch stays in its cache: 64 windows at once are up to twice as fast as 512."""
 
 
+AnyForecaster: TypeAlias = Forecaster | LibraryForecaster
+_Batch: TypeAlias = tuple[Rows, Floats, Floats]
+"""First rows of forecasts (B,), their quantiles (B, horizon, Q) in units, and normal scores of the values in them."""
+
+
 @torch.inference_mode()
 def forecast(
-    model: Forecaster, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
+    model: AnyForecaster, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
 ) -> list[Forecast]:
-    """Forecasts each of ``series`` with a ``Forecaster``, one window every ``stride`` rows.
+    """Forecasts each of ``series`` with a trained network, one window every ``stride`` rows.
 
     A row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest one; ``surprise`` (N, K)
     has the normal score of the observed value for each of them, the latest first; NaN where there is none, as in
     windows before which nothing was observed.
     """
-    context, horizon = model.context, model.horizon
+    horizon = model.horizon
     batch = batch or (_GPU_BATCH if device.startswith("cuda") else _CPU_BATCH)
     if horizon % stride:
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
     made = []
     for one in series:
-        table = tabulate(one, context=context, horizon=horizon)
-        tail = np.zeros((horizon - 1, table.rows.shape[1]))
-        tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
-        padded = Covariates(np.concatenate([table.rows, tail]))
-        windows = Windows([padded], context=context, horizon=horizon, stride=stride)
-        observed = np.flatnonzero(np.isfinite(one.target))
-        windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(one))]
-        made.append(_forecast(model, windows, len(one), stride, torch.device(device), batch))
+        if isinstance(model, LibraryForecaster):
+            levels, batches = model.quantiles, _library_batches(model, one, stride, torch.device(device), batch)
+        else:
+            levels, batches = QUANTILES, _batches(model, one, stride, torch.device(device), batch)
+        made.append(_assemble(batches, len(one), levels, horizon=horizon, stride=stride))
     return made
 
 
-def _forecast(
-    model: Forecaster, windows: Windows, length: int, stride: int, device: torch.device, batch: int
-) -> Forecast:
-    leads = windows.horizon // stride
-    quantiles = np.full((length, len(QUANTILES)), np.nan)
-    surprise = np.full((length, leads), np.nan)
+def _batches(model: Forecaster, series: Series, stride: int, device: torch.device, batch: int) -> Iterator[_Batch]:
+    context, horizon = model.context, model.horizon
+    table = tabulate(series, context=context, horizon=horizon)
+    tail = np.zeros((horizon - 1, table.rows.shape[1]))
+    tail[:, 1], tail[:, -1] = 1, 1  # rows after the end, so that the last window may reach beyond it
+    padded = Covariates(np.concatenate([table.rows, tail]))
+    windows = Windows([padded], context=context, horizon=horizon, stride=stride)
+    observed = np.flatnonzero(np.isfinite(series.target))
+    windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(series))]
     for start in range(0, len(windows), batch):
         indices = np.arange(start, min(start + batch, len(windows)))
         part = windows.batch(indices, None)
@@ -60,9 +69,37 @@ def _forecast(
         expected = model(*inputs).float().cpu().numpy().astype(np.float64)  # (B, horizon, Q), normalised
         scores = normal_scores(part["target"].numpy().astype(np.float64), expected)
         scores[part["observed"].numpy() < 0.5] = np.nan
-        values = denormalise(expected, part["frame"].numpy())
         # The window's first row is `start - context` in the series: the table has `context` rows in front.
-        first = windows.starts[indices]
+        yield windows.starts[indices], denormalise(expected, part["frame"].numpy()), scores
+
+
+def _library_batches(
+    model: LibraryForecaster, series: Series, stride: int, device: torch.device, batch: int
+) -> Iterator[_Batch]:
+    """Forecasts by a network of the library: from rows that have a whole context before them."""
+    windows = LibraryWindows(series, model.settings, context=model.context, horizon=model.horizon)
+    starts = np.arange(model.context, len(series), stride, dtype=np.int64)
+    values = np.concatenate([series.target, np.full(model.horizon, np.nan)])
+    for start in range(0, len(starts), batch):
+        first = starts[start : start + batch]
+        inputs = [tensor.to(device) for tensor in windows.batch(first)]
+        expected = model(*inputs).float().cpu().numpy().astype(np.float64)
+        actual = values[first[:, None] + np.arange(model.horizon)]
+        # In units of each window's spread, so that the least band of a certain forecast means the same everywhere.
+        seen = values[first[:, None] - model.context + np.arange(model.context)]
+        spread = np.maximum(np.nan_to_num(np.nanstd(seen, axis=1)), 1e-9)[:, None]
+        scores = normal_scores(np.nan_to_num(actual / spread), expected / spread[..., None], model.quantiles)
+        scores[~np.isfinite(actual)] = np.nan
+        yield first, expected, scores
+
+
+def _assemble(
+    batches: Iterable[_Batch], length: int, levels: tuple[float, ...], *, horizon: int, stride: int
+) -> Forecast:
+    leads = horizon // stride
+    quantiles = np.full((length, len(levels)), np.nan)
+    surprise = np.full((length, leads), np.nan)
+    for first, values, scores in batches:
         for lead in range(leads):
             columns = np.arange(lead * stride, (lead + 1) * stride)
             rows = (first[:, None] + columns).ravel()
@@ -70,34 +107,36 @@ def _forecast(
             rows = rows[inside]
             surprise[rows, lead] = scores[:, columns].reshape(-1)[inside]
             # Windows come in order, so that a later one writes over an earlier one's longer lead.
-            band = values[:, columns].reshape(-1, len(QUANTILES))[inside]
+            band = values[:, columns].reshape(-1, len(levels))[inside]
             fresh = np.full(len(rows), lead == 0) | np.isnan(quantiles[rows, 0])
             quantiles[rows[fresh]] = band[fresh]
-    return Forecast(levels=QUANTILES, quantiles=quantiles, surprise=surprise)
+    return Forecast(levels=levels, quantiles=quantiles, surprise=surprise)
 
 
-def normal_scores(values: Floats, quantiles: Floats) -> Floats:
+def normal_scores(values: Floats, quantiles: Floats, levels: tuple[float, ...] = QUANTILES) -> Floats:
     """(...,) the standard normal score of ``values`` (...,) in distributions given by rising ``quantiles`` (..., Q).
 
-    Linear between the quantiles; beyond the outermost at the slope from the median to that one, up to +-50.
+    ``levels`` (Q,) are the quantiles' own, with the median among them. Linear between the quantiles; beyond the
+    outermost at the slope from the median to that one, up to +-50.
     """
-    middle = len(QUANTILES) // 2
+    normal = NORMAL_SCORES if levels == QUANTILES else tuple(NormalDist().inv_cdf(level) for level in levels)
+    middle, number = levels.index(0.5), len(levels)
     median = quantiles[..., middle]
     # Distances from the median, made to rise strictly: a forecast may be certain.
     offsets = quantiles - median[..., None]
-    least = _LEAST_BAND * np.abs(np.asarray(NORMAL_SCORES))
-    offsets = np.sign(np.arange(len(QUANTILES)) - middle) * np.maximum(np.abs(offsets), least)
+    least = _LEAST_BAND * np.abs(np.asarray(normal))
+    offsets = np.sign(np.arange(number) - middle) * np.maximum(np.abs(offsets), least)
     away = values - median
     score = np.zeros_like(away)
-    for sign, order in ((1, range(middle, len(QUANTILES))), (-1, range(middle, -1, -1))):
+    for sign, order in ((1, range(middle, number)), (-1, range(middle, -1, -1))):
         steps = list(order)
         side = sign * away > 0
         for near, far in itertools.pairwise(steps):
             low, high = offsets[..., near], offsets[..., far]
             width = np.where(np.abs(high - low) > 1e-9, high - low, np.inf)
             share = np.clip((away - low) / width, 0, 1)
-            score += np.where(side, share * (NORMAL_SCORES[far] - NORMAL_SCORES[near]), 0)
+            score += np.where(side, share * (normal[far] - normal[near]), 0)
         beyond = sign * (away - offsets[..., steps[-1]])
-        slope = NORMAL_SCORES[steps[-1]] / offsets[..., steps[-1]]
+        slope = normal[steps[-1]] / offsets[..., steps[-1]]
         score += np.where(side & (beyond > 0), sign * beyond * slope, 0)
     return np.clip(score, -_FARTHEST, _FARTHEST)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
+from apps.finance.models.library_tft import LibraryForecaster, LibraryTFT
 from apps.finance.types import FinanceInput
 from shared.app import DenseNetwork
 
@@ -23,7 +24,10 @@ QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinanceModel:
-    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way."""
+    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way.
+
+    ``library`` describes a network that pytorch-forecasting trained elsewhere, which takes the place of this one.
+    """
 
     name: str = "tft-anomaly"
     hidden: int = 16
@@ -32,9 +36,12 @@ class FinanceModel:
     lstm_layers: int = 1
     dropout: float = 0.1
     fast: bool = True
+    library: LibraryTFT | None = None
 
-    def build(self, input: FinanceInput) -> Forecaster:
+    def build(self, input: FinanceInput) -> Forecaster | LibraryForecaster:
         """A ``Forecaster`` with random weights from torch's global generator."""
+        if self.library is not None:
+            return self.library.build(input)
         network = build_tft(self, input)
         if self.fast:
             from apps.finance.models.fast import accelerate
@@ -130,7 +137,8 @@ def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fi
 
 def dense(model: nn.Module) -> DenseNetwork:
     """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``."""
-    assert isinstance(model, Forecaster)
+    if not isinstance(model, Forecaster):
+        raise NotImplementedError("a network that pytorch-forecasting trained is served by torch")
     if not model.fast:
         raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")
     generator = torch.Generator().manual_seed(0)

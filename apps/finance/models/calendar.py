@@ -1,0 +1,38 @@
+"""Covariates that follow from the time of a row alone, by the names that tutorials of the library give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Times
+
+
+def _months(times_ns: Times) -> np.ndarray:
+    return times_ns.astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
+
+
+def _day_of_week(times_ns: Times) -> np.ndarray:
+    return (times_ns // DAY_NS + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0, as in pandas
+
+
+def _day_of_month(times_ns: Times) -> np.ndarray:
+    days = times_ns.astype("datetime64[ns]").astype("datetime64[D]")
+    found: np.ndarray = (days - days.astype("datetime64[M]")).astype(np.int64) + 1
+    return found
+
+
+CALENDAR: dict[str, Callable[[Times], np.ndarray]] = {
+    "minute": lambda times: times % HOUR_NS // MINUTE_NS,
+    "hour": lambda times: times % DAY_NS // HOUR_NS,
+    "hour_of_day": lambda times: times % DAY_NS // HOUR_NS,
+    "day": _day_of_month,
+    "day_of_month": _day_of_month,
+    "weekday": _day_of_week,
+    "dayofweek": _day_of_week,
+    "day_of_week": _day_of_week,
+    "month": lambda times: _months(times) % 12 + 1,
+    "quarter": lambda times: _months(times) % 12 // 3 + 1,
+    "year": lambda times: _months(times) // 12 + 1970,
+}

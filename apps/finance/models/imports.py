@@ -1,0 +1,296 @@
+"""Public checkpoints to models of this application: weights and plain settings only, nothing of a file is executed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from apps.finance.models.calendar import CALENDAR
+from apps.finance.models.library_tft import (
+    LibraryForecaster,
+    LibraryTFT,
+    LibraryWindows,
+    build_library_tft,
+    covariate,
+    filled,
+)
+from apps.finance.types import FinanceInput, LabelledSeries
+from shared.app import Imported, Importer
+from shared.errors import InvalidInputError
+from shared.recipe import DataConfig
+
+_ARGUMENTS = (
+    *("hidden_size", "lstm_layers", "dropout", "output_size", "attention_head_size", "max_encoder_length"),
+    *("static_categoricals", "static_reals", "time_varying_categoricals_encoder", "time_varying_categoricals_decoder"),
+    *("time_varying_reals_encoder", "time_varying_reals_decoder", "x_reals", "x_categoricals"),
+    *("hidden_continuous_size", "hidden_continuous_sizes", "embedding_sizes", "embedding_paddings"),
+    *("share_single_variable_networks", "causal_attention", "mask_bias"),
+)
+"""Of the constructor's arguments those that make up the network."""
+_NORMALIZERS = {"GroupNormalizer": "series", "TorchNormalizer": "series", "EncoderNormalizer": "window"}
+_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+"""The library's default, where the loss does not tell its own."""
+TOLERANCE = 1e-5
+"""How far the network may be from the library's own forward pass, relative to the largest output."""
+
+
+def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
+    """A Lightning checkpoint of pytorch-forecasting's ``TemporalFusionTransformer``, with encoders fitted on ``data``.
+
+    Raises ``InvalidInputError`` for a checkpoint of something else, for one whose covariates a table cannot give, and
+    where ``data`` is missing or lacks a column.
+    """
+    from apps.finance.recipes import small
+    from shared.deploy.checkpoint_file import read_checkpoint, state_dict_in
+
+    path = Path(arguments[0])
+    content = read_checkpoint(path)
+    hyper = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    parameters = (content.get("dataset_parameters") or hyper.get("dataset_parameters")) if hyper else None
+    if not isinstance(hyper, Mapping) or not isinstance(parameters, Mapping) or "attention_head_size" not in hyper:
+        raise InvalidInputError(
+            f"{path.name} is no checkpoint of pytorch-forecasting's TemporalFusionTransformer: it has no "
+            "hyper_parameters and dataset_parameters of one"
+        )
+    _refuse_unsupported(hyper, parameters, path.name)
+    items = _series(data, path.name)
+    settings = _settings(hyper, parameters, items, path.name)
+    input = FinanceInput(context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]))
+    model = LibraryForecaster(settings, input).eval()
+    weights = _load(model, state_dict_in(content, path.name), path.name)
+    difference = _parity(model, weights, items[0])
+    recipe = small()
+    named = replace(recipe.model, library=settings)
+    from apps.finance.inference.calibration import CalibrationData, calibrate
+
+    assert isinstance(data, CalibrationData)
+    return Imported(
+        recipe=replace(recipe, model=named, input=input),
+        network=model,
+        source={
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "library": "pytorch-forecasting",
+            "encoders_fitted_on": data.fingerprint()["description"],
+            "largest_difference_from_the_library": difference,
+        },
+        calibration=calibrate(data, model),
+    )
+
+
+def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> None:
+    target, groups = parameters["target"], parameters["group_ids"]
+    static = set(parameters.get("static_reals") or []) | set(hyper["static_reals"])
+    static -= {"encoder_length", f"{target}_center", f"{target}_scale"}
+    changing = {*hyper["time_varying_categoricals_encoder"], *hyper["time_varying_categoricals_decoder"]}
+    faults = {
+        "several targets": not isinstance(target, str),
+        "several columns that name a series": len(groups) != 1,
+        "lagged values": bool(parameters.get("lags")),
+        "groups of categorical variables": bool(parameters.get("variable_groups") or hyper["categorical_groups"]),
+        f"the static value {', '.join(sorted(static))}": bool(static),
+        f"the static category {', '.join(hyper['static_categoricals'])}": bool(
+            set(hyper["static_categoricals"]) - set(groups)
+        ),
+        f"the category {', '.join(sorted(changing - CALENDAR.keys()))}": bool(changing - CALENDAR.keys()),
+        "its target as no input": target not in hyper["time_varying_reals_encoder"],
+        "an output that is no set of quantiles": not isinstance(hyper["output_size"], int) or hyper["output_size"] < 3,
+    }
+    for what, there in faults.items():
+        if there:
+            raise InvalidInputError(
+                f"{name} takes {what}, which a table of times and values does not have; networks over the target, "
+                "columns of the table and the calendar can be imported"
+            )
+
+
+def _series(data: DataConfig | None, name: str) -> list[LabelledSeries]:
+    from apps.finance.inference.evaluation import EvaluationData
+
+    if data is None:
+        raise InvalidInputError(
+            f"the scalers of {name} are objects that are not read; name the table it was trained on, so that they are "
+            "fitted anew: --data table --data.path FILE --data.time T --data.value V"
+        )
+    if not isinstance(data, EvaluationData):
+        raise InvalidInputError(f"{type(data).__name__} has no series to fit the scalers on")
+    return list(data.cases())
+
+
+def _settings(
+    hyper: Mapping[str, Any], parameters: Mapping[str, Any], items: Sequence[LabelledSeries], name: str
+) -> LibraryTFT:
+    """What the checkpoint says, and what the library's own data set finds on the series for the rest."""
+    normalizer = parameters["target_normalizer"]
+    kind = str(getattr(normalizer, "stands_for", "")).rpartition(".")[2]
+    state = getattr(normalizer, "state", None) or {}
+    if kind not in _NORMALIZERS or not isinstance(state.get("transformation"), (str, type(None))):
+        raise InvalidInputError(f"{name} scales its target by {kind or 'nothing'}, which cannot be made anew")
+    scaling = [str(getattr(one, "stands_for", "")) for one in (parameters.get("scalers") or {}).values()]
+    if other := [one for one in scaling if not one.endswith(".StandardScaler")]:
+        raise InvalidInputError(f"{name} scales a covariate by {other[0]}; StandardScaler can be made anew")
+    quantiles = (getattr(hyper.get("loss"), "state", None) or {}).get("quantiles") or _QUANTILES
+    if len(quantiles) != hyper["output_size"] or 0.5 not in quantiles:
+        raise InvalidInputError(
+            f"{name} forecasts {hyper['output_size']} values a row, and their quantiles are unknown"
+        )
+    settings = LibraryTFT(
+        network={key: _plain(hyper[key]) for key in _ARGUMENTS if key in hyper},
+        target=parameters["target"],
+        time_idx=parameters["time_idx"],
+        group=parameters["group_ids"][0],
+        quantiles=tuple(float(one) for one in quantiles),
+        normalizer="window" if _NORMALIZERS[kind] == "window" else "series",
+        method=str(state.get("method", "standard")),
+        center=bool(state.get("center", True)),
+        transformation=state.get("transformation"),
+    )
+    return _fit_encoders(settings, kind, bool(state.get("_groups")), hyper, parameters, items)
+
+
+def _fit_encoders(
+    settings: LibraryTFT,
+    kind: str,
+    grouped: bool,
+    hyper: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    items: Sequence[LabelledSeries],
+) -> LibraryTFT:
+    from pytorch_forecasting import TimeSeriesDataSet
+    from pytorch_forecasting.data import encoders
+
+    extra = {"groups": [settings.group] if grouped else []} if kind == "GroupNormalizer" else {}
+    normalizer = getattr(encoders, kind)(
+        method=settings.method, center=settings.center, transformation=settings.transformation, **extra
+    )
+    names = [*(parameters.get("time_varying_known_reals") or []), *(parameters.get("time_varying_unknown_reals") or [])]
+    frame = library_frame(settings, items, [name for name in names if name not in (settings.target, settings.time_idx)])
+    calendar = [*(parameters.get("time_varying_known_categoricals") or [])]
+    for name in calendar:
+        frame[name] = np.concatenate([CALENDAR[name](item.series.times_ns) for item in items]).astype(int).astype(str)
+    # The library warns of names and scales that are not ours to choose.
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = TimeSeriesDataSet(
+            frame,
+            time_idx=settings.time_idx,
+            target=settings.target,
+            group_ids=[settings.group],
+            max_encoder_length=parameters["max_encoder_length"],
+            max_prediction_length=parameters["max_prediction_length"],
+            static_categoricals=list(hyper["static_categoricals"]),
+            time_varying_known_categoricals=calendar,
+            time_varying_known_reals=list(parameters.get("time_varying_known_reals") or []),
+            time_varying_unknown_reals=list(parameters.get("time_varying_unknown_reals") or []),
+            target_normalizer=normalizer,
+            add_relative_time_idx=bool(parameters["add_relative_time_idx"]),
+            add_target_scales=bool(parameters["add_target_scales"]),
+            add_encoder_length=bool(parameters["add_encoder_length"]),
+        )
+    fitted = data.get_parameters()
+    codings = fitted["categorical_encoders"]
+    scalers = {key: (float(one.mean_[0]), float(one.scale_[0])) for key, one in fitted["scalers"].items()}
+    labels = hyper.get("embedding_labels") or {}
+    categories = {
+        key: {str(label): int(code) for label, code in (labels.get(key) or codings[key].classes_).items()}
+        for key in hyper["x_categoricals"]
+    }
+    for key, known in categories.items():
+        if len(known) > (size := hyper["embedding_sizes"][key][0]):
+            raise InvalidInputError(
+                f"the network knows {size} different {key}, and the data has {len(known)}; name what it was trained on"
+            )
+    scales: dict[str, tuple[float, float]] = {}
+    if settings.normalizer == "series":
+        codes = codings.get(settings.group)
+        for name in ("", *(item.series.name for item in items)):
+            group = [codes.classes_.get(name, -1)] if codes is not None else [-1]
+            center, scale = (
+                np.asarray(fitted["target_normalizer"].get_parameters(group, [settings.group])).ravel().tolist()
+            )
+            scales[name] = (float(center), float(scale))
+    return replace(settings, scalers=scalers, categories=categories, target_scales=scales)
+
+
+def library_frame(settings: LibraryTFT, items: Sequence[LabelledSeries], names: Sequence[str]) -> Any:
+    """The series as the pandas table that the library takes, with the covariates ``names``."""
+    import pandas as pd
+
+    parts = []
+    for item in items:
+        columns: dict[str, Any] = {settings.group: item.series.name, settings.time_idx: np.arange(len(item.series))}
+        columns[settings.target] = filled(item.series.target)
+        columns.update({name: covariate(item.series, name, settings) for name in names})
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _load(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Loads the weights by name into the network; returns those that it has."""
+    wanted = model.tft.state_dict()
+    missing = sorted(wanted.keys() - weights.keys())
+    wrong = [key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape]
+    if missing or wrong:
+        raise InvalidInputError(
+            f"{name} does not fit the network that its settings describe: {len(missing)} weights are missing "
+            f"({', '.join(missing[:3])}), {len(wrong)} have another shape ({', '.join(wrong[:3])})"
+        )
+    kept = {key: weights[key] for key in wanted}
+    model.tft.load_state_dict(kept)
+    return kept
+
+
+def _parity(model: LibraryForecaster, weights: Mapping[str, torch.Tensor], item: LabelledSeries) -> float:
+    """The largest difference from the library's own network on windows of a series, relative to the largest output."""
+    windows = LibraryWindows(item.series, model.settings, context=model.context, horizon=model.horizon)
+    starts = np.arange(model.context, len(item.series) - model.horizon, 7)[:32]
+    if not len(starts):
+        raise InvalidInputError(f"{item.series.name} is shorter than a window of {model.context + model.horizon} rows")
+    reals, categories, scale = windows.batch(starts)
+    library = build_library_tft(model.settings).eval()
+    library.load_state_dict(dict(weights))
+    batch, context = len(starts), model.context
+    inputs = {
+        "encoder_cont": reals[:, :context],
+        "decoder_cont": reals[:, context:],
+        "encoder_cat": categories[:, :context],
+        "decoder_cat": categories[:, context:],
+        "encoder_lengths": torch.full((batch,), context),
+        "decoder_lengths": torch.full((batch,), model.horizon),
+        "target_scale": scale,
+    }
+    with torch.no_grad():
+        expected = library(inputs)["prediction"].sort(dim=-1).values
+        found = model(reals, categories, scale)
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not difference <= TOLERANCE:
+        raise InvalidInputError(
+            f"the network differs from the library's own by {difference:.1e} of its largest output; it is not imported"
+        )
+    return difference
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
+
+
+IMPORTERS: dict[str, Importer] = {
+    "pytorch-forecasting": Importer(
+        summary="a Lightning checkpoint of pytorch-forecasting's TemporalFusionTransformer; --data fits its scalers",
+        arguments=("CHECKPOINT.ckpt",),
+        load=import_tft,
+    )
+}
+"""What turns public checkpoints into models, by the name that ``trivium import finance`` takes."""

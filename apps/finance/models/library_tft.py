@@ -1,0 +1,207 @@
+"""A TFT that pytorch-forecasting trained elsewhere: its own covariates, its own normalisation, its own units.
+
+Windows are made here as the library's ``TimeSeriesDataSet`` makes them, all rows of a series at once; a test compares
+the two, and an import compares the network with the library's own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apps.finance.models.calendar import CALENDAR
+from apps.finance.types import FinanceInput, Floats, Series
+from shared.errors import InvalidInputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LibraryTFT:
+    """What a checkpoint of the library says of its network and of its data, in plain values.
+
+    ``network`` are the constructor's arguments. ``target`` is the column that is forecast. ``normalizer`` is how it is
+    scaled: by each series' ``target_scales`` (center and scale by name, those of an unknown series under the empty
+    name), or by each window's own context; before that comes ``transformation``. ``scalers`` are mean and deviation of
+    the other real covariates, ``categories`` the codes of the categorical ones.
+    """
+
+    network: Mapping[str, Any]
+    target: str
+    time_idx: str
+    group: str
+    quantiles: tuple[float, ...]
+    normalizer: Literal["series", "window"] = "series"
+    method: str = "standard"
+    center: bool = True
+    transformation: str | None = None
+    target_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    scalers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def build(self, input: FinanceInput) -> LibraryForecaster:
+        return LibraryForecaster(self, input)
+
+
+def build_library_tft(settings: LibraryTFT) -> Any:
+    """The library's own network, by its own constructor, with random weights."""
+    import warnings
+
+    from pytorch_forecasting import TemporalFusionTransformer
+    from pytorch_forecasting.data.encoders import TorchNormalizer
+    from pytorch_forecasting.metrics import QuantileLoss
+
+    network = dict(settings.network)
+    network["embedding_sizes"] = {name: tuple(size) for name, size in network.get("embedding_sizes", {}).items()}
+    with warnings.catch_warnings():
+        # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
+        warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
+        return TemporalFusionTransformer(
+            **network,
+            loss=QuantileLoss(list(settings.quantiles)),
+            output_transformer=TorchNormalizer(method="identity", transformation=settings.transformation),
+            logging_metrics=nn.ModuleList(),
+        )
+
+
+class LibraryForecaster(nn.Module):
+    """The network with tensors in and a tensor out: quantiles (B, horizon, Q) in the units of the series, rising."""
+
+    def __init__(self, settings: LibraryTFT, input: FinanceInput) -> None:
+        super().__init__()
+        from apps.finance.models.fast import accelerate
+
+        self.settings, self.context, self.horizon = settings, input.context, input.horizon
+        self.quantiles = settings.quantiles
+        self.tft = accelerate(build_library_tft(settings), context=input.context, horizon=input.horizon)
+
+    def forward(self, reals: Tensor, categories: Tensor, target_scale: Tensor) -> Tensor:
+        """``reals`` (B, context + horizon, R) float32, ``categories`` (B, context + horizon, C) int64.
+
+        ``target_scale`` (B, 2) is center and scale of the target.
+        """
+        from apps.finance.models.tft import Length
+
+        inputs = {
+            "encoder_cont": reals[:, : self.context],
+            "decoder_cont": reals[:, self.context :],
+            "encoder_cat": categories[:, : self.context],
+            "decoder_cat": categories[:, self.context :],
+            "encoder_lengths": Length(self.context),
+            "decoder_lengths": Length(self.horizon),
+            "target_scale": target_scale,
+        }
+        prediction: Tensor = self.tft(inputs)["prediction"]
+        return prediction.sort(dim=-1).values
+
+
+class LibraryWindows:
+    """The windows of one series as the network takes them, one that forecasts from each of ``starts`` on.
+
+    ``starts`` are rows of the series with a whole context before them. Refuses a series that lacks a covariate, and
+    one whose name the network has an embedding for and does not know.
+    """
+
+    def __init__(self, series: Series, settings: LibraryTFT, *, context: int, horizon: int) -> None:
+        self.settings, self.context, self.horizon = settings, context, horizon
+        self.names = list(settings.network["x_reals"])
+        # Beyond the end covariates go on as they are; what they are there is asked for by no row that is kept.
+        target = filled(series.target)
+        self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
+        self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
+        for place, name in enumerate(self.names):
+            if name in settings.scalers and name not in self._computed():
+                mean, deviation = settings.scalers[name]
+                values = np.pad(covariate(series, name, settings), (0, horizon), mode="edge")
+                if name == settings.time_idx:
+                    values = np.arange(len(values), dtype=np.float64)
+                self.reals[:, place] = (values - mean) / deviation
+        codes = [_codes(series, name, settings) for name in settings.network.get("x_categoricals") or []]
+        self.codes = np.stack([np.pad(one, (0, horizon), mode="edge") for one in codes], axis=1) if codes else None
+        scales = settings.target_scales
+        self.target_scale = scales.get(series.name, scales.get("", (0.0, 1.0)))
+
+    def _computed(self) -> set[str]:
+        target = self.settings.target
+        return {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length"}
+
+    def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """``reals``, ``categories`` and ``target_scale`` of ``LibraryForecaster.forward``."""
+        settings, length = self.settings, self.context + self.horizon
+        rows = np.asarray(starts)[:, None] - self.context + np.arange(length)
+        reals = torch.from_numpy(self.reals[rows])
+        target = self.target[torch.from_numpy(rows)]
+        scale = self._scale(target[:, : self.context])
+        for place, name in enumerate(self.names):
+            if name == settings.target:
+                reals[:, :, place] = self._transformed(target, scale)
+            elif name == "relative_time_idx":
+                reals[:, :, place] = torch.arange(-self.context, self.horizon) / self.context
+            elif name == "encoder_length":
+                reals[:, :, place] = 1.0  # of a whole context: (context - context / 2) / context * 2
+            elif name in (f"{settings.target}_center", f"{settings.target}_scale"):
+                mean, deviation = settings.scalers.get(name, (0.0, 1.0))
+                value = scale[:, 0 if name.endswith("_center") else 1]
+                reals[:, :, place] = ((value - mean) / deviation)[:, None]
+        empty = np.zeros((*rows.shape, 0), np.int64)
+        categories = torch.from_numpy(empty if self.codes is None else self.codes[rows])
+        return reals, categories, scale
+
+    def _scale(self, context: Tensor) -> Tensor:
+        """(B, 2) center and scale of the target: the series', or of each window's context."""
+        if self.settings.normalizer == "series":
+            return torch.tensor(self.target_scale, dtype=torch.float32).expand(len(context), 2)
+        normalizer = _library_normalizer(self.settings)
+        normalizer.fit(context)
+        found: Tensor = normalizer.get_parameters()
+        return found.float()
+
+    def _transformed(self, target: Tensor, scale: Tensor) -> Tensor:
+        found: Tensor = _library_normalizer(self.settings).transform(target, target_scale=scale)
+        return found
+
+
+def _library_normalizer(settings: LibraryTFT) -> Any:
+    from pytorch_forecasting.data.encoders import EncoderNormalizer
+
+    return EncoderNormalizer(method=settings.method, center=settings.center, transformation=settings.transformation)
+
+
+def filled(values: Floats) -> Floats:
+    """Missing values take the last one before them; leading ones the first that there is."""
+    from apps.finance.datasets.windows import last_seen
+
+    seen = last_seen(values)
+    first = values[np.isfinite(values)][:1]
+    return np.where(np.isnan(seen), first[0] if len(first) else 0.0, seen)
+
+
+def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
+    """(N,) a real covariate: the row's number, a column of the series, or what its times tell."""
+    if name == settings.time_idx:
+        return np.arange(len(series), dtype=np.float64)
+    if name in series.values:
+        return filled(series.values[name])
+    if name in CALENDAR:
+        return CALENDAR[name](series.times_ns).astype(np.float64)
+    raise InvalidInputError(
+        f"{series.name} has no column {name!r}, which the model takes as a covariate; it has {', '.join(series.values)}"
+    )
+
+
+def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
+    known = settings.categories[name]
+    if name == settings.group:
+        if series.name in known or len(known) == 1:
+            return np.full(len(series), known.get(series.name, next(iter(known.values()))), np.int64)
+        raise InvalidInputError(
+            f"the model knows the series {', '.join(list(known)[:10])}, and not {series.name!r}; hand in a table whose "
+            "column of series names one of them (the option 'series')"
+        )
+    labels = CALENDAR[name](series.times_ns).astype(np.int64)
+    if missing := sorted({str(label) for label in labels.tolist()} - known.keys()):
+        raise InvalidInputError(f"the model has not been trained on the {name} {missing[0]}, which {series.name} has")
+    return np.array([known[str(label)] for label in labels.tolist()], np.int64)

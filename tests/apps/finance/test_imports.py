@@ -1,0 +1,225 @@
+"""Checkpoints of pytorch-forecasting, made by the library: read without running them, equal to it, and refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from apps.finance.app import app
+from apps.finance.datasets.table import Table
+from apps.finance.models.imports import IMPORTERS, import_tft
+from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
+from apps.finance.predictor import FinancePredictor
+from apps.finance.service import FinanceCodec
+from shared.app import Imported
+from shared.deploy.imported import write_imported
+from shared.deploy.predictor import Request, answer
+from shared.errors import InvalidInputError
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import, on building a network and on saving one.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+ROWS, CONTEXT, HORIZON = 260, 24, 4
+
+
+def table() -> pd.DataFrame:
+    """Three series in hours with a rhythm, a level of their own and a covariate."""
+    generator, parts = np.random.default_rng(0), []
+    times = pd.date_range("2024-01-01", periods=ROWS, freq="h")
+    for level, name in enumerate("abc"):
+        hours = np.arange(ROWS)
+        load = generator.normal(size=ROWS)
+        values = 50 * (level + 1) + 10 * np.sin(hours / 24 * 2 * np.pi) + 2 * load + generator.normal(size=ROWS)
+        parts.append(pd.DataFrame({"time": times, "item": name, "row": hours, "value": values, "load": load}))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(hour=frame["time"].dt.hour.astype(float), weekday=frame["time"].dt.dayofweek.astype(str))
+
+
+def library_data(frame: pd.DataFrame, **settings: Any) -> Any:
+    from pytorch_forecasting import TimeSeriesDataSet
+
+    usual: dict[str, Any] = {
+        "time_idx": "row",
+        "target": "value",
+        "group_ids": ["item"],
+        "max_encoder_length": CONTEXT,
+        "max_prediction_length": HORIZON,
+        "min_prediction_length": HORIZON,
+        "time_varying_unknown_reals": ["value"],
+        "time_varying_known_reals": ["row", "hour"],
+    }
+    return TimeSeriesDataSet(frame.copy(), **{**usual, **settings})
+
+
+def saved(data: Any, path: Path, **settings: Any) -> Path:
+    """A checkpoint as Lightning's trainer writes it, of a network that has not been trained."""
+    import lightning.pytorch as lightning
+    from pytorch_forecasting import TemporalFusionTransformer
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 8, "attention_head_size": 2, "hidden_continuous_size": 4}
+    model = TemporalFusionTransformer.from_dataset(data, **{**sizes, **settings})
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        max_epochs=0,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, data.to_dataloader(train=True, batch_size=4, num_workers=0))
+    trainer.save_checkpoint(path)
+    return path
+
+
+def named(folder: Path, frame: pd.DataFrame) -> Table:
+    frame.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "table.csv", index=False)
+    return Table(path=str(folder / "table.csv"), time="time", value="value", series="item")
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    from pytorch_forecasting.data import EncoderNormalizer, GroupNormalizer, TorchNormalizer
+
+    scales = {"add_relative_time_idx": True, "add_target_scales": True, "add_encoder_length": True}
+    return {
+        "group": {
+            "target_normalizer": GroupNormalizer(groups=["item"], transformation="softplus"),
+            "static_categoricals": ["item"],
+            **scales,
+        },
+        "robust": {"target_normalizer": GroupNormalizer(groups=["item"], method="robust"), **scales},
+        "window": {"target_normalizer": EncoderNormalizer(transformation="log1p"), **scales},
+        "series": {"target_normalizer": TorchNormalizer(), "add_relative_time_idx": True},
+        "calendar": {
+            "time_varying_known_categoricals": ["weekday"],
+            "time_varying_unknown_reals": ["value", "load"],
+            "static_categoricals": ["item"],
+        },
+    }
+
+
+@pytest.mark.parametrize("name", ["group", "robust", "window", "series", "calendar"])
+def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name):
+    from pytorch_forecasting import TemporalFusionTransformer
+
+    frame = table()
+    data = library_data(frame, **variants()[name])
+    path = saved(data, tmp_path / "tft.ckpt")
+    imported = import_tft([str(path)], named(tmp_path, frame))
+    model = imported.network
+    assert isinstance(model, LibraryForecaster) and imported.source["largest_difference_from_the_library"] < 1e-5
+    # The library reads its own checkpoint, makes its own windows and predicts the last rows of each series.
+    original = TemporalFusionTransformer.load_from_checkpoint(path, weights_only=False)
+    loader = type(data).from_dataset(data, frame.copy(), predict=True).to_dataloader(train=False, batch_size=3)
+    expected = original.eval().predict(loader, mode="quantiles", trainer_kwargs={"accelerator": "cpu", "logger": False})
+    for place, item in enumerate(named(tmp_path, frame).cases()):
+        windows = LibraryWindows(item.series, model.settings, context=CONTEXT, horizon=HORIZON)
+        with torch.no_grad():
+            found = model(*windows.batch(np.array([ROWS - HORIZON])))[0]
+        wanted = expected[place].sort(dim=-1).values
+        assert float((found - wanted).abs().max()) < 2e-4 * float(wanted.abs().max())
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imported, Path]:
+    folder = tmp_path_factory.mktemp("import")
+    frame = table()
+    path = saved(library_data(frame, **variants()["group"]), folder / "tft.ckpt")
+    return import_tft([str(path)], named(folder, frame)), folder
+
+
+def test_an_imported_model_is_an_artifact_that_answers(imported):
+    made, folder = imported
+    artifact = write_imported(app, "pytorch-forecasting", made, folder / "models")
+    assert artifact.manifest.source["sha256"] and artifact.manifest.calibration["measured"]["series"] == 3
+    predictor = FinancePredictor.load([artifact], "cpu")
+    response = answer(
+        predictor,
+        Request(files=(folder / "table.csv",), options={"series": "item", "value": "value", "threshold": "0.3"}),
+        FinanceCodec(predictor),
+    )
+    parts = response.result["parts"]
+    assert [part["name"] for part in parts] == ["a", "b", "c"] and response.result["series"]["rows"] == 3 * ROWS
+    drawn = json.loads(response.files["series.json"])["parts"][1]
+    assert drawn["low"][CONTEXT - 1] is None and all(value is not None for value in drawn["low"][CONTEXT:])
+    unknown = table().query("item == 'a'").assign(item="new")
+    unknown.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "unknown.csv", index=False)
+    with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, and not 'unknown\.csv'"):
+        answer(predictor, Request(files=(folder / "unknown.csv",)), FinanceCodec(predictor))
+
+
+def test_its_forecasts_do_not_look_ahead(imported):
+    made, folder = imported
+    model = made.network
+    assert isinstance(model, LibraryForecaster)
+    (series, *_) = (item.series for item in named(folder, table()).cases())
+    changed = series.target.copy()
+    changed[150:] += 1000
+    from dataclasses import replace
+
+    from apps.finance.inference.forecasting import forecast
+
+    other = replace(series, values={**series.values, "value": changed})
+    one, two = forecast(model, [series, other], stride=2)
+    np.testing.assert_array_equal(one.quantiles[:150], two.quantiles[:150])
+    assert np.isnan(one.quantiles[:CONTEXT]).all() and np.isfinite(one.surprise[CONTEXT + HORIZON :]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lags": {"value": [24]}, "max_encoder_length": 24}, "takes lagged values, which a table"),
+        ({"static_reals": ["level"]}, "takes the static value level, which a table"),
+        ({"time_varying_known_categoricals": ["phase"]}, "takes the category phase, which a table"),
+        ({"group_ids": ["item", "phase"]}, "takes several columns that name a series"),
+    ],
+)
+def test_networks_that_a_table_cannot_feed_are_refused(tmp_path, settings, sentence):
+    frame = table().assign(level=1.0, phase="x")
+    path = saved(library_data(frame, **settings), tmp_path / "tft.ckpt")
+    with pytest.raises(InvalidInputError, match=sentence):
+        import_tft([str(path)], named(tmp_path, frame))
+
+
+def test_what_is_no_checkpoint_of_a_tft_and_a_missing_table_are_refused(tmp_path, imported):
+    _, folder = imported
+    with pytest.raises(InvalidInputError, match=r"are fitted anew: --data table --data\.path FILE"):
+        import_tft([str(folder / "tft.ckpt")], None)
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(InvalidInputError, match=r"other\.ckpt is no checkpoint of pytorch-forecasting's"):
+        import_tft([str(tmp_path / "other.ckpt")], None)
+    content = torch.load(folder / "tft.ckpt", weights_only=False)
+    del content["state_dict"]["output_layer.weight"]
+    torch.save(content, tmp_path / "torn.ckpt")
+    with pytest.raises(InvalidInputError, match=r"1 weights are missing \(output_layer\.weight\)"):
+        import_tft([str(tmp_path / "torn.ckpt")], named(folder, table()))
+    assert list(app.importers() if app.importers else {}) == list(IMPORTERS) == ["pytorch-forecasting"]
+
+
+class Trap:
+    """Runs a function where it is unpickled as usual."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("sprung"),)
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path, monkeypatch, imported):
+    _, folder = imported
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(folder / "tft.ckpt", weights_only=False)
+    content["hyper_parameters"]["optimizer_params"] = Trap()
+    torch.save(content, "trap.ckpt")
+    made = import_tft(["trap.ckpt"], named(folder, table()))
+    assert not Path("sprung").exists() and made.network is not None
+    pickle.loads(pickle.dumps(Trap()))
+    assert Path("sprung").exists(), "the trap works"
