@@ -3,8 +3,8 @@
 Protocol: the benchmark's development kit (evaluate_object.cpp), with 40 recall positions since 2019 (Simonelli et al.
 2019). A detection counts where it overlaps an object of its class by more than 0.7 (car) or 0.5 (pedestrian, cyclist),
 in the image, in the bird's-eye view, or in space. Objects harder than the difficulty, vans (for cars) and sitting
-people (for pedestrians) are neither hit nor missed. Detections in DontCare regions are no false alarms; as in the kit,
-that is so for the overlap in the image alone, since DontCare has no box in space.
+people (for pedestrians) are neither hit nor missed. Detections in DontCare regions are no false positives; as in the
+kit, that is so for the overlap in the image alone, since DontCare has no box in space.
 
 Up to 41 score thresholds are chosen, each the score at which recall comes nearest to a multiple of 1/40; the precision
 at the first one is dropped. So a perfect detector gets 100 only on 41 objects or more; on n < 41 it gets (n - 1) / 40.
@@ -91,18 +91,18 @@ def average_precision(
                     rows=rows[enough],
                     columns=columns[enough],
                     overlap=shared[measure][enough],
-                    alike=_alike(boxes, found, rows[enough], columns[enough]),
+                    similarity=_similarity(boxes, found, rows[enough], columns[enough]),
                     state_T=state_T,
                     state_D=state_D,
                     scores_D=found.scores_N,
-                    excused_D=in_region if measure == "2d" else np.zeros(len(found), bool),
+                    in_region_D=in_region if measure == "2d" else np.zeros(len(found), bool),
                     frame_T=boxes.frame_N,
                 )
                 thresholds = _thresholds(hit_scores(candidates), objects)
                 counts = count_at(candidates, thresholds)
-                result[f"{name}/{measure}/{level}"] = _r40(counts.hits, counts)
+                result[f"{name}/{measure}/{level}"] = _r40(counts.true_positives, counts)
                 if measure == "2d" and oriented:
-                    result[f"{name}/aos/{level}"] = _r40(counts.alike, counts)
+                    result[f"{name}/aos/{level}"] = _r40(counts.similarity, counts)
     return result
 
 
@@ -130,7 +130,7 @@ def _overlap(measure: str, boxes: KittiObjects, found: KittiObjects, rows: Integ
     return paired_box_iou(here, there)
 
 
-def _alike(boxes: KittiObjects, found: KittiObjects, rows: Integers, columns: Integers) -> Doubles:
+def _similarity(boxes: KittiObjects, found: KittiObjects, rows: Integers, columns: Integers) -> Doubles:
     """(K,) orientation similarity of each pair, in [0, 1]; 0 where an angle is unknown."""
     turn = boxes.alpha_N[rows] - found.alpha_N[columns]
     return np.nan_to_num((1 + np.cos(turn)) / 2)
@@ -169,6 +169,6 @@ def _thresholds(scores: Doubles, objects: int) -> Doubles:
 def _r40(right: Doubles, counts: Counts) -> float:
     """The mean of ``right`` over what was claimed, at 40 recall positions, each the best at that recall or above."""
     curve = np.zeros(RECALLS)
-    curve[: len(right)] = right / np.maximum(counts.hits + counts.false, 1)
+    curve[: len(right)] = right / np.maximum(counts.true_positives + counts.false_positives, 1)
     best = np.maximum.accumulate(curve[::-1])[::-1]
     return float(best[1:].sum() / (RECALLS - 1) * 100)

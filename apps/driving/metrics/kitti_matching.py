@@ -23,19 +23,19 @@ Integers = NDArray[np.int64]
 class Candidates:
     """K pairs of an object and a detection that overlap enough, neither of which plays no part, by object.
 
-    ``rows`` and ``columns`` (K,) are their numbers among T objects and D detections, ``overlap`` and ``alike`` (K,)
-    their overlap and orientation similarity. States: 0 counts, 1 is neutral, -1 plays no part. A detection that is
-    ``excused_D`` is no false alarm. ``frame_T`` is the frame of each object.
+    ``rows`` and ``columns`` (K,) are their numbers among T objects and D detections; ``similarity`` (K,) is that of
+    their orientations. States: 0 counts, 1 is neutral, -1 plays no part. A detection that is ``in_region_D``, in an
+    ignored one, is no false positive. ``frame_T`` is the frame of each object.
     """
 
     rows: Integers
     columns: Integers
     overlap: Doubles
-    alike: Doubles
+    similarity: Doubles
     state_T: Integers
     state_D: Integers
     scores_D: Doubles
-    excused_D: NDArray[np.bool_]
+    in_region_D: NDArray[np.bool_]
     frame_T: Integers
 
 
@@ -43,9 +43,9 @@ class Candidates:
 class Counts:
     """True and false positives and the sum of orientation similarities, (M,) at M thresholds."""
 
-    hits: Doubles
-    false: Doubles
-    alike: Doubles
+    true_positives: Doubles
+    false_positives: Doubles
+    similarity: Doubles
 
 
 def hit_scores(candidates: Candidates) -> Doubles:
@@ -79,20 +79,31 @@ def count_at(candidates: Candidates, thresholds: Doubles) -> Counts:
     contested = _contested(candidates)
     in_group = np.zeros(len(candidates.scores_D), bool)
     in_group[candidates.columns[contested]] = True
-    alarms = (candidates.state_D == 0) & ~candidates.excused_D & ~in_group
-    steps = [_Steps(candidates.scores_D[alarms], np.zeros(alarms.sum()), np.ones(alarms.sum()), np.zeros(alarms.sum()))]
+    unmatched = (candidates.state_D == 0) & ~candidates.in_region_D & ~in_group
+    steps = [
+        _Steps(
+            candidates.scores_D[unmatched],
+            np.zeros(unmatched.sum()),
+            np.ones(unmatched.sum()),
+            np.zeros(unmatched.sum()),
+        )
+    ]
     steps += _uncontested_steps(candidates, ~contested)
     scores = np.concatenate([step.scores for step in steps])
     order = np.argsort(-scores, kind="stable")
     upto = np.searchsorted(-scores[order], -thresholds, side="right")
-    hits, false, alike = (
+    true_positives, false_positives, similarity = (
         np.concatenate([[0.0], np.cumsum(np.concatenate([getattr(step, name) for step in steps])[order])])[upto]
-        for name in ("hits", "false", "alike")
+        for name in ("true_positives", "false_positives", "similarity")
     )
     for group in _groups(candidates, contested):
         more = _count_group(group, thresholds)
-        hits, false, alike = hits + more.hits, false + more.false, alike + more.alike
-    return Counts(hits, false, alike)
+        true_positives, false_positives, similarity = (
+            true_positives + more.true_positives,
+            false_positives + more.false_positives,
+            similarity + more.similarity,
+        )
+    return Counts(true_positives, false_positives, similarity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +111,9 @@ class _Steps:
     """How the counts change at each score, as the threshold falls below it."""
 
     scores: Doubles
-    hits: Doubles
-    false: Doubles
-    alike: Doubles
+    true_positives: Doubles
+    false_positives: Doubles
+    similarity: Doubles
 
 
 def _contested(candidates: Candidates) -> NDArray[np.bool_]:
@@ -119,11 +130,11 @@ def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> lis
     One round for the best-scored detection of every object, one for the second, and so on.
     """
     rows, columns = candidates.rows[chosen], candidates.columns[chosen]
-    overlap, alike = candidates.overlap[chosen], candidates.alike[chosen]
+    overlap, similarity = candidates.overlap[chosen], candidates.similarity[chosen]
     proper = candidates.state_D[columns] == 0
-    rows, columns, overlap, alike = (values[proper] for values in (rows, columns, overlap, alike))
+    rows, columns, overlap, similarity = (values[proper] for values in (rows, columns, overlap, similarity))
     order = np.lexsort((columns, -candidates.scores_D[columns], rows))
-    rows, columns, overlap, alike = (values[order] for values in (rows, columns, overlap, alike))
+    rows, columns, overlap, similarity = (values[order] for values in (rows, columns, overlap, similarity))
     start = np.append(True, rows[1:] != rows[:-1])[: len(rows)]
     places = np.arange(len(rows))
     nth = places - np.maximum.accumulate(np.where(start, places, 0))
@@ -139,13 +150,13 @@ def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> lis
         better = ~had | larger | equal_first
         now, before, had = now[better], before[better], had[better]
         counts = candidates.state_T[rows[now]] == 0
-        unexcused = (~candidates.excused_D).astype(np.float64)
+        outside = (~candidates.in_region_D).astype(np.float64)
         steps.append(
             _Steps(
                 scores=candidates.scores_D[columns[now]],
-                hits=(counts & ~had).astype(np.float64),
-                false=np.where(had, unexcused[columns[before]], 0.0) - unexcused[columns[now]],
-                alike=counts * (alike[now] - np.where(had, alike[before], 0.0)),
+                true_positives=(counts & ~had).astype(np.float64),
+                false_positives=np.where(had, outside[columns[before]], 0.0) - outside[columns[now]],
+                similarity=counts * (similarity[now] - np.where(had, similarity[before], 0.0)),
             )
         )
         taken[rows[now]] = now
@@ -154,19 +165,19 @@ def _uncontested_steps(candidates: Candidates, chosen: NDArray[np.bool_]) -> lis
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The contested objects (T,) and detections (D,) of one frame; ``overlap`` and ``alike`` (T, D), 0 for no pair."""
+    """Contested objects (T,) and detections (D,) of one frame; ``overlap`` and ``similarity`` (T, D), 0 for no pair."""
 
     overlap: Doubles
-    alike: Doubles
+    similarity: Doubles
     scores: Doubles
     counts_T: NDArray[np.bool_]
     proper_D: NDArray[np.bool_]
-    excused_D: NDArray[np.bool_]
+    in_region_D: NDArray[np.bool_]
 
 
 def _groups(candidates: Candidates, contested: NDArray[np.bool_]) -> Iterator[_Group]:
     rows, columns = candidates.rows[contested], candidates.columns[contested]
-    overlap, alike = candidates.overlap[contested], candidates.alike[contested]
+    overlap, similarity = candidates.overlap[contested], candidates.similarity[contested]
     frame = candidates.frame_T[rows]
     bounds = np.nonzero(np.append(frame[1:] != frame[:-1], True))[0] + 1 if len(frame) else np.zeros(0, np.int64)
     begin = 0
@@ -176,30 +187,30 @@ def _groups(candidates: Candidates, contested: NDArray[np.bool_]) -> Iterator[_G
         objects, of_object = np.unique(rows[part], return_inverse=True)
         found, of_found = np.unique(columns[part], return_inverse=True)
         tables = np.zeros((2, len(objects), len(found)))
-        tables[0, of_object, of_found], tables[1, of_object, of_found] = overlap[part], alike[part]
+        tables[0, of_object, of_found], tables[1, of_object, of_found] = overlap[part], similarity[part]
         yield _Group(
             overlap=tables[0],
-            alike=tables[1],
+            similarity=tables[1],
             scores=candidates.scores_D[found],
             counts_T=candidates.state_T[objects] == 0,
             proper_D=candidates.state_D[found] == 0,
-            excused_D=candidates.excused_D[found],
+            in_region_D=candidates.in_region_D[found],
         )
 
 
 def _count_group(group: _Group, thresholds: Doubles) -> Counts:
     free = group.scores[None] >= thresholds[:, None]
     numbers = np.arange(len(thresholds))
-    hits, alike = np.zeros(len(thresholds)), np.zeros(len(thresholds))
+    true_positives, similarity = np.zeros(len(thresholds)), np.zeros(len(thresholds))
     for index, overlap in enumerate(group.overlap):
         choice = free & (overlap > 0)[None]
         proper = choice & group.proper_D[None]
-        met: NDArray[np.bool_] = choice.any(axis=1)
-        genuine = proper.any(axis=1)
-        taken = np.where(genuine, np.where(proper, overlap[None], -1.0).argmax(axis=1), choice.argmax(axis=1))
-        free[numbers[met], taken[met]] = False
+        matched: NDArray[np.bool_] = choice.any(axis=1)
+        valid = proper.any(axis=1)
+        taken = np.where(valid, np.where(proper, overlap[None], -1.0).argmax(axis=1), choice.argmax(axis=1))
+        free[numbers[matched], taken[matched]] = False
         if group.counts_T[index]:
-            hits += genuine
-            alike += genuine * group.alike[index, taken]
-    false = (free & (group.proper_D & ~group.excused_D)[None]).sum(axis=1).astype(np.float64)
-    return Counts(hits, false, alike)
+            true_positives += valid
+            similarity += valid * group.similarity[index, taken]
+    false_positives = (free & (group.proper_D & ~group.in_region_D)[None]).sum(axis=1).astype(np.float64)
+    return Counts(true_positives, false_positives, similarity)

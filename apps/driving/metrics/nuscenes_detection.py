@@ -52,18 +52,18 @@ def evaluate(
     known = [error for error in ERRORS if _known(error, truth, found)]
     result: dict[str, float] = {}
     for name in ranges_m:
-        objects, claims = truth.take(truth.names_N == name), found.take(found.names_N == name)
+        objects, detections = truth.take(truth.names_N == name), found.take(found.names_N == name)
         result[f"{name}/objects"] = float(len(objects))
-        result[f"{name}/detections"] = float(len(claims))
+        result[f"{name}/detections"] = float(len(detections))
         for threshold in thresholds_m:
-            claim, hit = _match(objects, claims, threshold)
+            order, hit = _match(objects, detections, threshold)
             result[f"{name}/ap/{threshold:g}"] = _average_precision(hit, len(objects))
         result[f"{name}/ap"] = float(np.mean([result[f"{name}/ap/{threshold:g}"] for threshold in thresholds_m]))
-        claim, hit = _match(objects, claims, ERROR_THRESHOLD_M)
+        order, hit = _match(objects, detections, ERROR_THRESHOLD_M)
         for error in known:
             if error not in UNDEFINED.get(name, ()):
-                values = _errors(error, objects, claims, claim, hit, np.pi if name == "barrier" else 2 * np.pi)
-                result[f"{name}/{error}"] = _mean_error(values, claims.scores_N[claim], hit, len(objects))
+                values = _errors(error, objects, detections, order, hit, np.pi if name == "barrier" else 2 * np.pi)
+                result[f"{name}/{error}"] = _mean_error(values, detections.scores_N[order], hit, len(objects))
     result["map"] = float(np.mean([result[f"{name}/ap"] for name in ranges_m]))
     present = [result[f"{name}/ap"] for name in ranges_m if result[f"{name}/objects"]]
     result["map_present"] = float(np.mean(present)) if present else 0.0
@@ -89,28 +89,28 @@ def _known(error: str, truth: DetectionBoxes, found: DetectionBoxes) -> bool:
     return True
 
 
-def _match(objects: DetectionBoxes, claims: DetectionBoxes, threshold_m: float) -> tuple[Integers, Integers]:
+def _match(objects: DetectionBoxes, detections: DetectionBoxes, threshold_m: float) -> tuple[Integers, Integers]:
     """The detections from the highest score down (D,), and the object that each hits (D,), -1 for none.
 
     Of equal scores the last one comes first, as in the devkit.
     """
-    order = np.lexsort((-np.arange(len(claims)), -claims.scores_N))
-    hit = np.full(len(claims), -1, np.int64)
-    begin = np.searchsorted(objects.sample_N, claims.sample_N)
-    count = np.searchsorted(objects.sample_N, claims.sample_N, side="right") - begin
-    claim = np.repeat(np.arange(len(claims)), count)
-    nth = np.arange(len(claim)) - np.repeat(np.cumsum(count) - count, count)
-    object_ = begin[claim] + nth
-    apart = _length(objects.centre_m_N2[object_] - claims.centre_m_N2[claim])
+    order = np.lexsort((-np.arange(len(detections)), -detections.scores_N))
+    hit = np.full(len(detections), -1, np.int64)
+    begin = np.searchsorted(objects.sample_N, detections.sample_N)
+    count = np.searchsorted(objects.sample_N, detections.sample_N, side="right") - begin
+    detection = np.repeat(np.arange(len(detections)), count)
+    nth = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
+    object_ = begin[detection] + nth
+    apart = _length(objects.centre_m_N2[object_] - detections.centre_m_N2[detection])
     near = apart < threshold_m
-    claim, object_, apart = claim[near], object_[near], apart[near]
-    rank = np.empty(len(claims), np.int64)
-    rank[order] = np.arange(len(claims))
+    detection, object_, apart = detection[near], object_[near], apart[near]
+    rank = np.empty(len(detections), np.int64)
+    rank[order] = np.arange(len(detections))
     # By falling score, and for a detection the nearest object first: it takes the first that is free.
-    sequence = np.lexsort((object_, apart, rank[claim]))
+    sequence = np.lexsort((object_, apart, rank[detection]))
     free = [True] * len(objects)
     done = -1
-    for number, target in zip(claim[sequence].tolist(), object_[sequence].tolist(), strict=True):
+    for number, target in zip(detection[sequence].tolist(), object_[sequence].tolist(), strict=True):
         if number != done and free[target]:
             free[target] = False
             hit[number] = target
@@ -128,23 +128,23 @@ def _average_precision(hit_D: Integers, objects: int) -> float:
 
 
 def _errors(
-    error: str, objects: DetectionBoxes, claims: DetectionBoxes, claim_D: Integers, hit_D: Integers, period: float
+    error: str, objects: DetectionBoxes, detections: DetectionBoxes, order_D: Integers, hit_D: Integers, period: float
 ) -> Doubles:
     """(H,) errors of the hits, from the highest score down; NaN where the object has no velocity or attribute."""
-    there, here = claim_D[hit_D >= 0], hit_D[hit_D >= 0]
+    there, here = order_D[hit_D >= 0], hit_D[hit_D >= 0]
     if error == "ate":
-        return _length(objects.centre_m_N2[here] - claims.centre_m_N2[there])
+        return _length(objects.centre_m_N2[here] - detections.centre_m_N2[there])
     if error == "ase":
-        mine, theirs = objects.size_m_N3[here], claims.size_m_N3[there]
+        mine, theirs = objects.size_m_N3[here], detections.size_m_N3[there]
         common = np.prod(np.minimum(mine, theirs), axis=1)
         overlap: Doubles = common / (np.prod(mine, axis=1) + np.prod(theirs, axis=1) - common)
         return 1 - overlap
     if error == "aoe":
-        turn = objects.yaw_N[here] - claims.yaw_N[there]
+        turn = objects.yaw_N[here] - detections.yaw_N[there]
         return np.abs((turn + period / 2) % period - period / 2)
     if error == "ave":
-        return _length(objects.velocity_N2[here] - claims.velocity_N2[there])
-    unlike = (objects.attributes_N[here] != claims.attributes_N[there]).astype(np.float64)
+        return _length(objects.velocity_N2[here] - detections.velocity_N2[there])
+    unlike = (objects.attributes_N[here] != detections.attributes_N[there]).astype(np.float64)
     return np.where(objects.attributes_N[here] == "", np.nan, unlike)
 
 

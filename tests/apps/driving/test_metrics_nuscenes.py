@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
@@ -176,7 +176,8 @@ def plain(truth, found, name, threshold):
         seen += flag
         recall.append(seen / len(objects))
         precision.append(seen / number)
-    grid = [n / 100 for n in range(101)]
+    # As the devkit has them: n / 100 differs in the last digit, which decides between two precisions at one recall.
+    grid = np.linspace(0, 1, 101)
     curve, confidence = np.interp(grid, recall, precision, right=0), np.interp(grid, recall, scores, right=0)
     ap = sum(max(value - 0.1, 0) for value in curve[11:]) / 90 / 0.9
     reached = max(n for n in range(101) if confidence[n] > 0)
@@ -206,8 +207,9 @@ def one_error(error, mine, theirs, name):
     return float(mine["attribute"] != theirs["attribute"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
+@example(6713)
 def test_a_plain_implementation_gives_the_same_figures(seed):
     draw = np.random.default_rng(seed)
 
