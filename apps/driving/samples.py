@@ -43,10 +43,14 @@ def samples() -> Sequence[Sample]:
                 title="nuScenes key frame: LiDAR and six cameras",
                 synthetic=False,
                 source="nuScenes, CC BY-NC-SA 4.0",
-                files=lambda _, folder=folder: [folder],
+                files=partial(_whole, folder),
             )
         )
     return found
+
+
+def _whole(folder: Path, _: Path) -> list[Path]:
+    return [folder]
 
 
 def _kitti(folder: Path, number: str, _: Path) -> list[Path]:

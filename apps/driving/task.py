@@ -109,9 +109,10 @@ class CameraDetection:
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: DetectionScores) -> None:
         # The head decodes into pixels while it evaluates and into strides while it trains; its loss expects strides.
-        model.bbox_head.train()
+        detector: Any = model
+        detector.bbox_head.train()
         scores.add_loss(self._losses(model, batch))
-        model.bbox_head.eval()
+        detector.bbox_head.eval()
         found = structures.predict(model, structures.camera_data(batch["images"], batch["intrinsics"]))
         for number, index in enumerate(batch["index"].tolist()):
             boxes, confidence, labels = (part.cpu().numpy() for part in found[number])

@@ -103,7 +103,7 @@ def moved(
     centre = intrinsics[:2, 2].copy()
     offset = centre * (1 - scale) + (0, shift)
     matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
-    image = cv2.warpAffine(
+    image: NDArray[np.uint8] = cv2.warpAffine(
         np.ascontiguousarray(image_HWC),
         matrix,
         (width, height),
@@ -127,4 +127,5 @@ def recolour(image_HWC: NDArray[np.uint8], how: ImageSampling, generator: np.ran
     noise = generator.standard_normal(image_HWC.shape[:2], np.float32) * np.float32(spread)
     mean = image_HWC.mean(dtype=np.float32)
     changed = (image_HWC - mean) * gain.astype(np.float32) + np.float32(mean + offset) + noise[..., None]
-    return np.clip(changed, 0, 255).astype(np.uint8)
+    bounded: NDArray[np.uint8] = np.clip(changed, 0, 255).astype(np.uint8)
+    return bounded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -170,13 +171,11 @@ def at_focal_length(
 
     ``own``: 2D boxes and truncation that the truth brings are this camera's.
     """
-    from dataclasses import replace
-
     image, (across, down) = projection.bring_to_focal_length(camera, focal_px)
     scale = np.array([[across], [down], [1]], np.float32)
     near = replace(camera, image_HWC=image, intrinsics=camera.intrinsics * scale)
     if own and truth.box_2d is not None and truth.truncation is not None:
-        return image, near, replace(truth, box_2d=truth.box_2d * np.float32([across, down, across, down]))
+        return image, near, replace(truth, box_2d=truth.box_2d * np.array([across, down, across, down], np.float32))
     height, width = image.shape[:2]
     box_2d, cut = projection.image_boxes(truth, near.intrinsics, near.lidar_to_camera, (height, width))
     return image, near, replace(truth, box_2d=box_2d, truncation=cut)

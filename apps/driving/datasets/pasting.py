@@ -96,7 +96,7 @@ def _outlines(boxes_N7: Floats) -> Floats:
     cosine, sine = np.cos(boxes_N7[:, 6])[:, None], np.sin(boxes_N7[:, 6])[:, None]
     x = plane[..., 0] * cosine - plane[..., 1] * sine
     y = plane[..., 0] * sine + plane[..., 1] * cosine
-    outlines: Floats = np.stack([x, y], -1) + boxes_N7[:, None, :2]
+    outlines: Floats = (np.stack([x, y], -1) + boxes_N7[:, None, :2]).astype(np.float32)
     return outlines
 
 

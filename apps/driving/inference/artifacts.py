@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
 from apps.driving.models.builders import model_configs
@@ -13,6 +13,8 @@ from shared.deploy.artifact import Artifact, load_weights
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
+Seen = TypeVar("Seen", LidarInput, CameraInput)
+
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
     """The network of an artifact with its weights, ready to detect; refuses a model that driving does not have."""
@@ -20,14 +22,15 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     if name not in configs:
         raise InvalidInputError(f"{artifact.path} is the model {name}; driving has {', '.join(configs)}")
     settings = current_layout(artifact.recipe()["recipe"])
-    model: Any = from_mapping(configs[name], settings["model"])
+    config: type[Any] = configs[name]
+    model: Any = from_mapping(config, settings["model"])
     if name.startswith("mmdet3d_"):
         return _public_detector(model, settings["input"], artifact, device)
     if model.sensor == "lidar":
-        seen = from_mapping(LidarInput, settings["input"])
+        seen = _read(LidarInput, settings["input"])
         network = load_weights(model.build(seen), artifact, device)
         return LidarDetector(FastPointPillars(network).to(device), seen, device)
-    looked_at = from_mapping(CameraInput, settings["input"])
+    looked_at = _read(CameraInput, settings["input"])
     return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
 
 
@@ -36,14 +39,20 @@ def _public_detector(model: Any, input: Mapping[str, Any], artifact: Artifact, d
     from apps.driving.models.detectors import CameraNetwork, LidarNetwork, network_of
 
     if model.sensor == "lidar":
-        seen = from_mapping(LidarInput, input)
+        seen = _read(LidarInput, input)
         network = network_of(model, load_weights(model.build(seen), artifact, device))
         assert isinstance(network, LidarNetwork)
         return LidarDetector(network, seen, device)
-    looked_at = from_mapping(CameraInput, input)
+    looked_at = _read(CameraInput, input)
     network = network_of(model, load_weights(model.build(looked_at), artifact, device))
     assert isinstance(network, CameraNetwork)
     return PublicCameraDetector(network, looked_at, device)
+
+
+def _read(kind: type[Seen], settings: Mapping[str, Any]) -> Seen:
+    config: Any = kind
+    read: Seen = from_mapping(config, settings)
+    return read
 
 
 def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:

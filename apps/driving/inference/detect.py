@@ -173,7 +173,7 @@ def _same_object(found: Boxes3D) -> np.ndarray:
 def _unique(boxes_N7: Tensor, scores_N: Tensor, labels_N: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
     """What remains when boxes of one class that overlap from above by more than ``overlap`` yield to the best."""
     kept = []
-    for label in labels_N.unique().tolist():
+    for label in torch.unique(labels_N).tolist():
         mine = (labels_N == label).nonzero().squeeze(1)
         plane = boxes_N7[mine][:, [0, 1, 3, 4, 6]]
         kept.append(mine[nms_rotated(plane, scores_N[mine], mine, plane, labels_N, overlap, False)])

@@ -37,13 +37,14 @@ def folded(module: nn.Module) -> nn.Module:
             if isinstance(one, nn.ConvTranspose2d) and isinstance(other, nn.BatchNorm2d):
                 setattr(parent, first, fuse_conv_bn_eval(one, other, transpose=True))
                 setattr(parent, second, nn.Identity())
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def fast_fcos3d(detector: nn.Module) -> nn.Module:
     """The detector, folded; it is called as before."""
     fast = folded(detector)
-    fast.bbox_head.get_points = _remember_points(fast.bbox_head.get_points)
+    head: Any = fast.bbox_head
+    head.get_points = _remember_points(head.get_points)
     return fast
 
 
@@ -68,7 +69,16 @@ def has_fast_pillars(detector: nn.Module) -> bool:
 class FastPointPillars(nn.Module):
     """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    size: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
+    rows: int
+    columns: int
+
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
@@ -124,7 +134,7 @@ class FastPointPillars(nn.Module):
         _, channels, rows, columns = features_1CHW.shape
         cells = features_1CHW.permute(0, 2, 3, 1).reshape(-1, channels)
         answers = torch.addmm(self.head_bias, cells, self.head_weight).view(1, rows, columns, -1).permute(0, 3, 1, 2)
-        maps = [[part] for part in answers.split(self.channels, dim=1)]
+        maps = [[part] for part in torch.split(answers, self.channels, dim=1)]
         metainfo = [{"box_type_3d": LiDARInstance3DBoxes}]
         return structures.plain(self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0])
 

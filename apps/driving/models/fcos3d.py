@@ -85,7 +85,11 @@ class ImageToHeads(nn.Module):
     Twenty outputs: for each of the strides 8, 16, 32, 64, 128 (B, 3, h, w), (B, 7, h, w), (B, 2, h, w), (B, 1, h, w).
     """
 
-    def __init__(self, detector: nn.Module) -> None:
+    backbone: nn.Module
+    neck: nn.Module
+    bbox_head: nn.Module
+
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone, self.neck, self.bbox_head = detector.backbone, detector.neck, detector.bbox_head
 

@@ -52,6 +52,7 @@ def build(settings: dict[str, Any]) -> nn.Module:
     MMLogger.get_current_instance().setLevel("ERROR")
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope("mmdet3d"):
         warnings.simplefilter("ignore")
-        detector: nn.Module = MODELS.build(ConfigDict(settings))
-        detector.init_weights()
+        made: Any = MODELS.build(ConfigDict(settings))
+        made.init_weights()
+    detector: nn.Module = made
     return detector

@@ -91,7 +91,11 @@ class PillarsToHeads(nn.Module):
     Outputs (B, A C, H, W), (B, 7 A, H, W) and (B, 2 A, H, W) with A = 2 C anchors a cell: C classes at two headings.
     """
 
-    def __init__(self, detector: nn.Module) -> None:
+    backbone: nn.Module
+    neck: nn.Module
+    bbox_head: nn.Module
+
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone, self.neck, self.bbox_head = detector.backbone, detector.neck, detector.bbox_head
 

@@ -91,8 +91,9 @@ def camera_data(
 
 def predict(detector: nn.Module, data: dict[str, Any]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """mmdet3d's own prediction of each sample: boxes (N, 7; gravity centre), scores (N,), labels (N,)."""
-    data = detector.data_preprocessor(data, training=False)
-    results = detector(data["inputs"], data["data_samples"], mode="predict")
+    network: Any = detector
+    data = network.data_preprocessor(data, training=False)
+    results = network(data["inputs"], data["data_samples"], mode="predict")
     return [plain(result.pred_instances_3d) for result in results]
 
 

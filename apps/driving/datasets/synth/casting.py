@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ class Ground:
 
     def road(self, x: Floats, y: Floats) -> Floats:
         """Height of the road surface, continued to its sides."""
-        z = np.float32(self.height) + np.float32(self.slope[0]) * x + np.float32(self.slope[1]) * y
+        z: NDArray[Any] = np.float32(self.height) + np.float32(self.slope[0]) * x + np.float32(self.slope[1]) * y
         for kx, ky, phase, amplitude in self.waves:
             z = z + amplitude * np.sin(kx * x + ky * y + phase)
         return z
@@ -133,7 +134,7 @@ class Ground:
     def elevation(self, x: Floats, y: Floats) -> Floats:
         """Height of the surface, kerb and banks included."""
         lateral = self.lateral(x, y)
-        z = self.road(x, y) + np.float32(self.kerb) * (np.abs(lateral) > self.half_width)
+        z: NDArray[Any] = self.road(x, y) + np.float32(self.kerb) * (np.abs(lateral) > self.half_width)
         for bank in self.banks:
             z = z + np.clip((bank.side * lateral - bank.start) * bank.slope, 0, bank.rise).astype(np.float32)
         return z
@@ -235,8 +236,7 @@ def _cast_solid(
     material = np.zeros(len(near), np.int16)
     normal = np.zeros((3, len(near)), np.float32)
     for part in solid.parts:
-        solve = _polytope if isinstance(part, Polytope) else _quadric
-        enter, leave = solve(origin, rays, part)
+        enter, leave = _polytope(origin, rays, part) if isinstance(part, Polytope) else _quadric(origin, rays, part)
         hit = np.nonzero(enter < nearest)[0]
         if part.porosity and len(hit):
             hit = hit[generator.random(len(hit), np.float32) >= part.porosity]
@@ -292,7 +292,8 @@ def _polytope(origin: Floats, rays: Floats, part: Polytope) -> tuple[Floats, Flo
 
 def _entered(origin: Floats, rays: Floats, part: Polytope) -> NDArray[np.int64]:
     speed, t = _crossings(origin, rays, part)
-    return np.where(speed < 0, t, -_FAR).argmax(axis=0)
+    last: NDArray[np.int64] = np.where(speed < 0, t, -_FAR).argmax(axis=0)
+    return last
 
 
 def _quadric(origin: Floats, rays: Floats, part: Quadric) -> tuple[Floats, Floats]:

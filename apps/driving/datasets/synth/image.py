@@ -110,7 +110,8 @@ def _shade(
     lit += (0.5 * shine * np.isin(material, (3, 12, 13, 14, 15, 16, 17)))[:, None]
     haze = (1 - np.exp(-hits.distance[met] / np.float32(generator.uniform(150, 500))))[:, None]
     colour[met] = lit * (1 - haze) + (sky + 0.05) * haze
-    return colour.astype(np.float32)
+    shaded: Floats = colour.astype(np.float32)
+    return shaded
 
 
 def _tint(instance: NDArray[np.int16], count: int, generator: np.random.Generator) -> Floats:

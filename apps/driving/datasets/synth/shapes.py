@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.datasets.synth.casting import Polytope, Quadric, Solid
 
@@ -152,8 +153,9 @@ def place(shape: Shape, x: float, y: float, z: float, yaw: float, instance: int)
     parts: list[Part] = []
     for part in shape.parts:
         if isinstance(part, Polytope):
-            normals = part.normals @ turn.T
-            parts.append(replace(part, normals=normals, offsets=part.offsets + normals @ move))
+            normals: NDArray[np.float32] = part.normals @ turn.T
+            offsets: NDArray[np.float32] = part.offsets + normals @ move
+            parts.append(replace(part, normals=normals, offsets=offsets))
         else:
             parts.append(replace(part, matrix=part.matrix @ turn.T, centre=turn @ part.centre + move))
     length, width, height = shape.size

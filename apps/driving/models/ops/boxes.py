@@ -33,7 +33,7 @@ def box_iou_rotated(a_N5: Tensor, b_M5: Tensor, out: Tensor, mode_flag: int = 0,
     else:
         first, second = _near_pairs(a, b)
     out.zero_()
-    for i, j in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True):
+    for i, j in zip(torch.split(first, _PAIRS), torch.split(second, _PAIRS), strict=True):
         out[i if aligned else i * len(b) + j] = _paired_iou(a[i], b[j], over_first=mode_flag == 1).to(out.dtype)
 
 
@@ -82,7 +82,9 @@ def _hits(a_N5: Tensor, b_M5: Tensor | None, iou_threshold: float) -> tuple[Tens
         later = first < second
         first, second = first[later], second[later]
     overlaps = [
-        _paired_iou(a_N5[i], b_M5[j]) for i, j in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True) if len(i)
+        _paired_iou(a_N5[i], b_M5[j])
+        for i, j in zip(torch.split(first, _PAIRS), torch.split(second, _PAIRS), strict=True)
+        if len(i)
     ]
     hit = torch.cat([a_N5.new_zeros(0), *overlaps]).float() >= iou_threshold
     return first[hit], second[hit]

@@ -35,7 +35,7 @@ def points_in_boxes_part_forward(boxes_BT7: Tensor, points_BM3: Tensor, index_BM
 def _inside(points_M3: Tensor, boxes_T7: Tensor) -> Tensor:
     """(M, T) whether each point lies in each box."""
     rows = max(1, _PAIRS // max(1, len(boxes_T7)))
-    blocks = [_inside_block(block, boxes_T7) for block in points_M3.split(rows)]
+    blocks = [_inside_block(block, boxes_T7) for block in torch.split(points_M3, rows)]
     return torch.cat(blocks) if blocks else points_M3.new_zeros(0, len(boxes_T7), dtype=torch.bool)
 
 
