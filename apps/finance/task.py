@@ -53,6 +53,10 @@ class ForecastTask:
         number = batch["observed"].sum()
         return WeightedLoss((losses * batch["observed"]).sum() / number.clamp(min=1), number)
 
+    def count(self, batch: Batch) -> dict[str, Tensor]:
+        """The observed values, over which the loss is a mean."""
+        return {"loss": batch["observed"].sum()}
+
     def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
         quantiles = _raw(model, batch).float().sort(dim=-1).values
         target, observed = batch["target"], batch["observed"]

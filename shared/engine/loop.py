@@ -85,8 +85,7 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
     group, model, optimizer = training.group, training.model, training.optimizer
     parts, scaler, counted = step.parts, training.scaler, training.counted
     seed_generators(_noise_seed(training.recipe.seed, step.number, group), group.device)
-    split = len(parts) > 1 or group.world > 1
-    factors = count_factors(counted.count, parts, group) if counted is not None and split else [None] * len(parts)
+    factors = [None] * len(parts) if counted is None else count_factors(counted.count, parts, group)
     # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
     for parameter in training.parameters:
         parameter.grad = None

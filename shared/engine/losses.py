@@ -27,6 +27,8 @@ def count_factors(
     """
     counts = [count(part.batch) for part in parts]
     names = sorted(counts[0])
+    if not names:
+        return [{} for _ in parts]
     own = torch.stack(
         [
             torch.stack([torch.as_tensor(c[name], dtype=torch.float64, device=group.device) for name in names])

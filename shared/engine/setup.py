@@ -44,8 +44,8 @@ from shared.strategy import Strategy
 class Training:
     """A run while it goes on.
 
-    ``counted`` is the task where it knows the weights of its losses before the forward pass, ``trained`` is ``model``
-    as the strategy wraps it, ``total`` the steps of the run.
+    ``counted`` is the task where it is to tell the weights of its losses before the forward pass, which only
+    micro-batches need; ``trained`` is ``model`` as the strategy wraps it, ``total`` the steps of the run.
     """
 
     recipe: Recipe
@@ -136,7 +136,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         run=run,
         group=group,
         task=task,
-        counted=task if isinstance(task, Counted) else None,
+        counted=task if isinstance(task, Counted) and limits.micro_batch is not None else None,
         model=model,
         trained=trained,
         parameters=list(model.parameters()),

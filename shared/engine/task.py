@@ -31,8 +31,8 @@ class Counted(Protocol):
     """A task whose weights follow from the batch alone.
 
     ``count`` gives, under the name of each ``WeightedLoss`` (``loss`` where ``Task.loss`` returns a single one), the
-    weight that it will have. It is called before the forward passes of a step that several micro-batches or processes
-    share; numbers may be tensors on the batch's device.
+    weight that it will have. It is called before the forward passes of a step, where the recipe has a micro-batch;
+    numbers may be tensors on the batch's device.
     """
 
     def count(self, batch: Batch) -> Mapping[str, Tensor | float]: ...
