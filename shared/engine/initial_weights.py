@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     except SafetensorError as error:
         raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise InvalidInputError(
-            f"{path} holds more than weights, which is not loaded; `trivium import` takes the checkpoints that it names"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # of a file that is none of its own, torch raises errors of any kind
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise InvalidInputError(
+                f"{path} holds more than weights, which is not loaded; `trivium import` takes the checkpoints that it "
+                "names"
+            ) from error
         raise InvalidInputError(f"{path} is no file of weights that torch reads") from error
     return _tensors(content, path)
 

@@ -1,0 +1,105 @@
+"""A run may start from weights that are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from shared.engine.initial_weights import load_initial_weights
+from shared.errors import InvalidInputError
+from tests.shared.engine import line
+from tests.shared.engine.line import train, weights
+
+
+def network(outputs=1):
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, outputs))
+
+
+def write(path, content):
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "wrap"),
+    [
+        ("w.safetensors", dict),
+        ("w.pt", dict),
+        (
+            "w.pth",
+            lambda state: {"state_dict": state, "meta": {"epoch": 3}, "optimizer": {"param_groups": [{"lr": 1}]}},
+        ),
+        ("w.ckpt", lambda state: {"state_dict": state, "epoch": 1, "pytorch-lightning_version": "2.6"}),
+        ("w.pt", lambda state: {"model": {f"module.{name}": value for name, value in state.items()}}),
+    ],
+    ids=["safetensors", "state dict", "mmengine", "Lightning", "wrapped"],
+)
+def test_weights_are_found_by_name_in_files_of_every_layout(tmp_path, file, wrap):
+    source, target = network(), network()
+    found = load_initial_weights(target, write(tmp_path / file, wrap(source.state_dict())))
+    assert len(found.loaded) == 4 and not found.missing + found.extra + found.other_shape
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+def test_a_new_head_keeps_its_values_and_is_listed(tmp_path):
+    state = network().state_dict() | {"extra": torch.ones(1)}
+    del state["0.bias"]
+    target = network(outputs=5)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    found = load_initial_weights(target, write(tmp_path / "w.pt", state))
+    assert (found.loaded, found.missing, found.extra) == (("0.weight",), ("0.bias",), ("extra",))
+    assert found.other_shape == ("2.weight", "2.bias")
+    for name in ("0.bias", "2.weight", "2.bias"):
+        assert torch.equal(target.state_dict()[name], before[name])
+    assert found.summary() == (
+        "1 of 4 tensors start from these weights; missing: 0.bias; extra: extra; of another shape: 2.weight, 2.bias"
+    )
+
+
+def test_what_holds_no_weights_for_the_model_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "torn.safetensors").write_bytes(b"123456789012")
+    (tmp_path / "text.pt").write_text("hello")
+    for path, said in {
+        tmp_path / "nowhere.pt": "does not exist",
+        tmp_path / "folder": "neither an artifact .* nor a run",
+        tmp_path / "torn.safetensors": "no whole safetensors file",
+        tmp_path / "text.pt": "no file of weights that torch reads",
+        write(tmp_path / "other.pt", {"encoder.weight": torch.ones(1)}): "none of its 1 tensors fits this model",
+        write(tmp_path / "list.pt", [torch.ones(1)]): "no tensors by name",
+        write(tmp_path / "objects.ckpt", {"state_dict": {}, "made": timedelta(1)}): "more than weights, which is not",
+    }.items():
+        with pytest.raises(InvalidInputError, match=said):
+            load_initial_weights(network(), path)
+
+
+def test_a_run_starts_from_another_run_or_an_artifact_and_says_so(tmp_path):
+    train(tmp_path / "first", steps=10)
+    start = weights(tmp_path / "first", 10)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    save_file(start, artifact / "weights.safetensors")
+    seen = {}
+
+    def watched(name):
+        class Watched(line.Regression):
+            def loss(self, model, batch):
+                seen.setdefault(name, {key: value.clone() for key, value in model.state_dict().items()})
+                return super().loss(model, batch)
+
+        return Watched
+
+    for init in (tmp_path / "first", artifact):
+        line.run(replace(line.recipe(watched(init.name), steps=2), init=init), tmp_path / f"from-{init.name}")
+        assert all(torch.equal(seen[init.name][name], value) for name, value in start.items())
+        events = (tmp_path / f"from-{init.name}" / "events.jsonl").read_text()
+        assert "4 of 4 tensors start from these weights" in events
+    # A resumed run goes on from its own checkpoint.
+    line.run(replace(line.recipe(watched("again"), steps=4), init=artifact), tmp_path / "from-artifact")
+    own = weights(tmp_path / "from-artifact", 2)
+    assert all(torch.equal(seen["again"][name], value) for name, value in own.items())

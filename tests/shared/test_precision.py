@@ -1,0 +1,66 @@
+"""In which format a forward pass runs, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shared import precision
+from shared.errors import InvalidInputError
+from shared.precision import autocast, autocast_dtype, choose_precision, refuse_unsupported
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({}, None), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+)
+def test_auto_is_bf16_on_a_cpu_that_computes_in_it(monkeypatch, found, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    precision.cpu_has_bf16.cache_clear()
+    chosen = choose_precision("auto", CPU)
+    precision.cpu_has_bf16.cache_clear()
+    assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU computes in" in chosen.reason else None)
+
+
+def test_what_the_recipe_says_is_done():
+    assert autocast_dtype("fp32", CPU) is None and autocast_dtype("bf16", CPU) == torch.bfloat16
+    assert choose_precision("bf16", CPU).reason == "bf16, as the recipe says"
+    with pytest.raises(InvalidInputError, match="fp16 is for GPUs"):
+        autocast_dtype("fp16", CPU)
+    assert autocast_dtype("fp16", torch.device("cuda")) == torch.float16
+
+
+def test_the_context_of_the_forward_pass():
+    layer = nn.Linear(2, 2)
+    with autocast(torch.bfloat16, CPU):
+        assert layer(torch.zeros(1, 2)).dtype == torch.bfloat16
+    with autocast(None, CPU):
+        assert layer(torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_a_recurrent_network_is_refused_where_the_cpu_has_no_recurrent_layers(monkeypatch):
+    model = nn.Sequential(nn.Linear(1, 1), nn.LSTM(1, 1))
+    monkeypatch.setattr(precision, "cpu_runs_recurrent_layers", lambda dtype: False)
+    with pytest.raises(InvalidInputError, match="this CPU cannot compute the LSTM 1 in bfloat16; say --precision fp32"):
+        refuse_unsupported(model, torch.bfloat16, CPU)
+    refuse_unsupported(model, None, CPU)
+    refuse_unsupported(model[0], torch.bfloat16, CPU)
+    refuse_unsupported(model, torch.bfloat16, torch.device("cuda"))
+
+
+def test_whether_the_cpu_has_recurrent_layers_is_tried_out_and_true():
+    state = torch.get_rng_state()
+    precision.cpu_runs_recurrent_layers.cache_clear()
+    runs = precision.cpu_runs_recurrent_layers(torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), state)
+    layer = nn.LSTM(4, 4)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(torch.zeros(2, 1, 4))[0].sum().backward()
+    except RuntimeError:
+        assert not runs
+    else:
+        assert runs
