@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the peer draws 50 samples, and its time is scaled")
     arguments = parser.parse_args()
-    folder = Path(os.environ["TRIVIUM_DATA"]) / "medical" / "luna16_annotations"
+    folder = Path(os.environ.get("TRIVIUM_DATA", "")) / "medical" / "luna16_annotations"
+    if not folder.is_dir():
+        raise SystemExit("LUNA16's annotations are not here: set TRIVIUM_DATA to the folder that holds the samples")
     truths = read_truths(folder / "annotations.csv", folder / "annotations_excluded.csv")
     scans = read_scans(folder / "seriesuids.csv")
     began = time.perf_counter()
