@@ -13,7 +13,7 @@ import torch
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.shapes import SHAPES
-from apps.finance.inference.calibration import budget_threshold, counted_rows, spoken
+from apps.finance.inference.calibration import budget_threshold, counted_rows, detected_scores
 from apps.finance.inference.skill import relative_loss
 from apps.finance.inference.trial import Trial, run_trial, trial_sets
 from apps.finance.metrics.nab import (
@@ -73,7 +73,7 @@ def reproduce(quick: bool) -> Table:
     calibration = predictor.calibration
 
     def at(threshold: float) -> list[Scored]:
-        return spoken(judged, replace(calibration, threshold=threshold))
+        return detected_scores(judged, replace(calibration, threshold=threshold))
 
     def best(profile: Profile) -> str:
         found = max((score_corpus(at(level), profile, level).normalised, level) for level in _LEVELS)

@@ -17,7 +17,7 @@ def _encoding(content: bytes, name: str) -> str:
         return "utf-16"
     head = content[:4096]
     if b"\x00" in head:
-        # Western text in UTF-16 without a mark has nothing but noughts at every other place.
+        # Western text in UTF-16 without a mark has nothing but zeros at every other place.
         for order, places in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
             if len(places) > 8 and places.count(0) == len(places) == head.count(0):
                 return order

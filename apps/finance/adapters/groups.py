@@ -75,7 +75,7 @@ def _whole(entries: polars.Series) -> bool:
 def _entries(column: polars.Series) -> polars.Series:
     import polars as pl
 
-    # Spreadsheets keep noughts in front by writing ="0700" or '0700.
+    # Spreadsheets keep zeros in front by writing ="0700" or '0700.
     text = column.cast(pl.String).str.strip_chars().str.replace(r'^="?(.*?)"?$', "${1}")
     return text.str.replace("^'", "").fill_null("")
 

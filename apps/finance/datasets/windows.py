@@ -3,7 +3,7 @@
 A window is ``context`` rows that the model sees and ``horizon`` rows that it forecasts. It is normalised by itself,
 twice: first level and spread (median and mean absolute deviation of its observed context, inverse hyperbolic sine),
 then where it stands and how it moves (its last value, as far as the window's changes say that the level wanders, and
-the mean absolute change; inverse hyperbolic sine again). So one model serves series of any unit, and nought is what
+the mean absolute change; inverse hyperbolic sine again). So one model serves series of any unit, and zero is what
 persistence forecasts for a price and what the median forecasts for noise. All covariates of a row are known
 ``horizon`` rows before it, given the times of the rows.
 """
@@ -155,7 +155,7 @@ def _lagged(
 
 
 def _history_scale(filled: Floats) -> Floats:
-    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows; never quite nought."""
+    """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows; never quite zero."""
     scales = np.zeros(len(filled))
     for start in range(0, len(filled), _BLOCK):
         past = filled[max(0, start - _HISTORY) : max(start, 1)]

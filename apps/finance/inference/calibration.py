@@ -20,7 +20,7 @@ from apps.finance.models.tft import Forecaster
 from apps.finance.types import Floats, LabelledSeries
 from shared.recipe import Recipe
 
-Judged: TypeAlias = Sequence[tuple[Floats, Rows]]
+ScoredRows: TypeAlias = Sequence[tuple[Floats, Rows]]
 """Scores (N,) and windows of rows (W, 2) of some series."""
 
 _FORMER_NAMES = {"unrest": "high_volatility", "calm": "low_volatility"}
@@ -72,7 +72,7 @@ def calibrate(
     ]
     threshold = budget_threshold(judged, calibration, data.false_events_per_1000_rows)
     calibration = replace(calibration, threshold=threshold)
-    corpus = spoken(judged, calibration)
+    corpus = detected_scores(judged, calibration)
     found = count_detections(corpus, calibration.threshold)
     return {
         **asdict(calibration),
@@ -107,8 +107,8 @@ def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
     return Calibration(**{**{name: mapping[name] for name in names}, "prior": prior})
 
 
-def spoken(judged: Judged, calibration: Calibration) -> list[Scored]:
-    """The scores at which the detector speaks up at the calibration's threshold, and nought elsewhere."""
+def detected_scores(judged: ScoredRows, calibration: Calibration) -> list[Scored]:
+    """The scores at which events are reported at the calibration's threshold, and zero elsewhere."""
     return [
         Scored(
             scores=detections(
@@ -123,13 +123,13 @@ def spoken(judged: Judged, calibration: Calibration) -> list[Scored]:
     ]
 
 
-def budget_threshold(judged: Judged, calibration: Calibration, false_events_per_1000_rows: float) -> float:
+def budget_threshold(judged: ScoredRows, calibration: Calibration, false_events_per_1000_rows: float) -> float:
     """The lowest threshold at which there are no more false events than that."""
     allowed = false_events_per_1000_rows * counted_rows(judged) / 1000
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        corpus = spoken(judged, replace(calibration, threshold=middle))
+        corpus = detected_scores(judged, replace(calibration, threshold=middle))
         if count_detections(corpus, middle).false_events > allowed:
             low = middle
         else:
@@ -137,7 +137,7 @@ def budget_threshold(judged: Judged, calibration: Calibration, false_events_per_
     return math.ceil(high * 1e4) / 1e4
 
 
-def counted_rows(judged: Judged) -> int:
+def counted_rows(judged: ScoredRows) -> int:
     """The number of rows after the probationary periods."""
     return sum(len(scores) - probation(len(scores)) for scores, _ in judged)
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from apps.finance.datasets.labels import benchmark_windows, window_rows
-from apps.finance.inference.calibration import counted_rows, spoken
+from apps.finance.inference.calibration import counted_rows, detected_scores
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Floats, LabelledSeries
@@ -82,7 +82,7 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
 
 def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
     calibration = predictor.calibration
-    corpus = spoken(judged, calibration)
+    corpus = detected_scores(judged, calibration)
     found = count_detections(corpus, calibration.threshold)
     counted = max(counted_rows(judged), 1)
     where = f"at the model's threshold, {calibration.threshold:.3f}"
@@ -97,7 +97,7 @@ def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredict
     rows.insert(0, (f"Windows hit, {where}", f"{found.hit}/{found.windows} = {100 * found.recall:.1f} %"))
     standard = score_corpus(corpus, STANDARD, calibration.threshold).normalised
     rows.append(("NAB standard score, there", f"{standard:.1f}"))
-    searched = [(level, spoken(judged, replace(calibration, threshold=level))) for level in _LEVELS]
+    searched = [(level, detected_scores(judged, replace(calibration, threshold=level))) for level in _LEVELS]
     for profile in PROFILES:
         best, level = max((score_corpus(one, profile, level).normalised, level) for level, one in searched)
         rows.append((f"NAB {profile.name}, best threshold", f"{best:.1f} (at {level:.2f})"))

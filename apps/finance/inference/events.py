@@ -1,4 +1,4 @@
-"""From scores to events: what begins one, how long it lasts, and which channel spoke."""
+"""From scores to events: what begins one, how long it lasts, and which detector found it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _NEAR = 12
 
 
 def detections(scores: Floats, *, threshold: float, quiet_rows: int, margin: float) -> Floats:
-    """(N,) the scores at which a detector speaks up, 0 elsewhere. Causal.
+    """(N,) the scores at which an event is reported, 0 elsewhere. Causal.
 
-    It speaks of rows whose score reaches ``threshold``. Within ``quiet_rows`` after a row that spoke, only a row whose
-    score is higher by more than ``margin`` speaks, so that each disturbance is told about once. Rows below the
+    Rows are reported whose score reaches ``threshold``. Within ``quiet_rows`` after a reported row only one whose
+    score is higher by more than ``margin`` is, so that each disturbance is reported once. Rows below the
     threshold begin no quiet time.
     """
-    spoken = np.zeros(len(scores))
+    reported = np.zeros(len(scores))
     last_row, last_score = -quiet_rows - 1, 0.0
     for row in np.flatnonzero(scores >= threshold).tolist():
         value = float(scores[row])
         if row - last_row > quiet_rows or value > last_score + margin:
-            spoken[row] = value
+            reported[row] = value
             last_row, last_score = row, value
-    return spoken
+    return reported
 
 
 def fresh(channels: Mapping[str, Floats], release: float) -> Mask:
@@ -55,15 +55,15 @@ def fresh(channels: Mapping[str, Floats], release: float) -> Mask:
     return found
 
 
-def spans(spoken: Floats, scores: Floats, lasting: Mask, *, threshold: float) -> list[tuple[int, int]]:
+def spans(reported: Floats, scores: Floats, lasting: Mask, *, threshold: float) -> list[tuple[int, int]]:
     """First and last rows of events, in order and apart.
 
-    An event begins where the detector has ``spoken``. It ends with the last row of ``lasting`` before ``scores`` falls
+    An event begins at the rows that are ``reported``. It ends with the last row of ``lasting`` before ``scores`` falls
     below 0.7 of ``threshold``. Events with at most 12 rows between them are one.
     """
     low = np.flatnonzero(scores < _RELEASE * threshold)
     found: list[tuple[int, int]] = []
-    for row in np.flatnonzero(spoken).tolist():
+    for row in np.flatnonzero(reported).tolist():
         after = int(np.searchsorted(low, row, "right"))
         end = int(low[after]) if after < len(low) else len(scores)
         last = row + int(np.flatnonzero(lasting[row:end])[-1]) if lasting[row:end].any() else row
@@ -82,11 +82,11 @@ def anomalies(
     channels: Mapping[str, Floats],
 ) -> tuple[Anomaly, ...]:
     """The events in a judged series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
-    spoken = detections(
+    reported = detections(
         scores, threshold=calibration.threshold, quiet_rows=calibration.quiet_rows, margin=calibration.margin
     )
     lasting = fresh(channels, _RELEASE * calibration.threshold)
-    found = spans(spoken, scores, lasting, threshold=calibration.threshold)
+    found = spans(reported, scores, lasting, threshold=calibration.threshold)
     return tuple(_anomaly(series, forecast, scores, channels, first, last) for first, last in found)
 
 

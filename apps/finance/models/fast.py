@@ -135,7 +135,7 @@ class SplitGLU(nn.Module):
 
 
 def elu(x: Tensor) -> Tensor:
-    """The exponential linear unit: x above nought, exp(x) - 1 below."""
+    """The exponential linear unit: x above zero, exp(x) - 1 below."""
     return torch.relu(x) + torch.exp(x.clamp(max=0)) - 1
 
 

@@ -17,7 +17,7 @@ Fault = Callable[[np.random.Generator, Floats, int, int, float], tuple[Floats, i
 
 
 def local_scale(values: Floats, start: int, reach: int = 400) -> float:
-    """A robust scale of the rows before ``start``: 1.4826 MAD, or the standard deviation where that is nought."""
+    """A robust scale of the rows before ``start``: 1.4826 MAD, or the standard deviation where that is zero."""
     before = values[max(0, start - reach) : start]
     spread = 1.4826 * float(np.median(np.abs(before - np.median(before))))
     floor = 0.01 * float(np.abs(before).mean()) + 1e-9
@@ -56,7 +56,7 @@ def volatility_burst(
 
 
 def flatline(generator: np.random.Generator, values: Floats, start: int, span: int, size: float) -> tuple[Floats, int]:
-    """The source repeats its last value, or falls to nought."""
+    """The source repeats its last value, or falls to zero."""
     values = values.copy()
     values[start : start + span] = values[start - 1] if generator.uniform() < 0.6 else 0.0
     return values, start + span - 1

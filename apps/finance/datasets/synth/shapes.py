@@ -128,7 +128,7 @@ def plateau(generator: np.random.Generator, times_ns: Times) -> Floats:
 
 
 def sensor(generator: np.random.Generator, times_ns: Times) -> Floats:
-    """A road sensor: two daily rushes, strong noise, a floor at nought, now and then a heavy tail."""
+    """A road sensor: two daily rushes, strong noise, a floor at zero, now and then a heavy tail."""
     length = len(times_ns)
     pattern = daily(generator, times_ns)
     noise = generator.uniform(0.05, 0.3) * generator.standard_normal(length)

@@ -108,7 +108,7 @@ def _tail_probability(values: Floats, rows: int, prior: Floats, ranking: Ranking
 def _by_rank(logs: Floats, before: Floats, tail: _Tail) -> Floats:
     """(N,) -log10 of the larger of the share of ``before`` (sorted) that is as large and the fitted tail's probability.
 
-    Beyond the largest of ``before`` the tail alone speaks.
+    Beyond the largest of ``before`` the tail alone counts.
     """
     # Just below the value, so that a tie counts as at least as large.
     as_large = (len(before) - np.searchsorted(before, logs - 1e-9) + 1) / (len(before) + 1)
