@@ -59,6 +59,8 @@ def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a recipe, those of artifacts made before there was an ``input`` moved into it."""
     model, data = dict(settings["model"]), dict(settings.get("data") or {})
     seen = dict(settings.get("input") or {})
+    if model.get("backbone") == "resnext101":
+        model["backbone"] = "resnext101_32x8d"
     moved = {"range_m": model, "intensity": data, "image": model, "focal_px": model}
     seen |= {name: source.pop(name) for name, source in moved.items() if name in source}
     return {**settings, "model": model, "input": seen}

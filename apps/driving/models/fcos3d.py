@@ -1,7 +1,8 @@
 """FCOS3D (Wang et al., 2021): mmdet3d's ``FCOSMono3D`` from its nuScenes configuration, its classes unmodified.
 
-Without deformable convolution: its last use, in the head, is turned off (``dcn_on_last_conv=False``), and the
-backbone is one without. KITTI's boxes have neither velocity nor attributes, so a box is 7 numbers.
+With ``resnet101_dcn`` it has the configuration's own backbone and head; the other backbones are without deformable
+convolution, and so is their head (``dcn_on_last_conv=False``), so that they are exported. KITTI's boxes have neither
+velocity nor attributes, so a box is 7 numbers. For the published weights see ``configurations.MMDet3DModel``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FCOS3D:
-    """``backbone`` is ResNet-18 of ``base_width`` channels or ResNeXt-101 32x8d; ``head`` the head's channels.
+    """``backbone`` is ResNet-18 of ``base_width`` channels, ResNet-101 with deformable convolution in its last three
+    stages (the paper's), or ResNeXt-101 of 32 groups of 4 or 8 channels. ``head`` is the head's number of channels.
 
     With ``priors`` the head predicts depth and size relative to a mean (an option of mmdet3d's coder), which trains in
     minutes: the sizes are those of the input's classes.
@@ -28,7 +30,7 @@ class FCOS3D:
 
     sensor: ClassVar[Literal["camera"]] = "camera"
     name: Literal["fcos3d"] = "fcos3d"
-    backbone: Literal["resnet18", "resnext101"] = "resnext101"
+    backbone: Literal["resnet18", "resnet101_dcn", "resnext101_32x4d", "resnext101_32x8d"] = "resnext101_32x8d"
     base_width: int = 64
     head: int = 256
     priors: bool = False
@@ -36,22 +38,39 @@ class FCOS3D:
     def settings(self, input: CameraInput) -> dict[str, Any]:
         """mmdet3d's configuration with these sizes, for the input's classes."""
         model = shipped_config(_CONFIG)
-        model["data_preprocessor"].update(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False)
-        backbone: dict[str, Any] = {
-            "num_stages": 4,
-            "out_indices": (0, 1, 2, 3),
-            "frozen_stages": -1,
-            "norm_cfg": {"type": "BN", "requires_grad": True},
-            "norm_eval": False,
-            "style": "pytorch",
-        }
-        if self.backbone == "resnext101":
-            backbone |= {"type": "mmdet.ResNeXt", "depth": 101, "groups": 32, "base_width": 8}
-            widths = [256, 512, 1024, 2048]
+        deformable = self.backbone == "resnet101_dcn"
+        if deformable:
+            # The network sees blue, green, red, as its published weights do; images here are red, green, blue.
+            model["data_preprocessor"].update(bgr_to_rgb=True)
         else:
-            backbone |= {"type": "mmdet.ResNet", "depth": 18, "base_channels": self.base_width}
+            model["data_preprocessor"].update(
+                mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=False
+            )
+        # Nothing is frozen: the weights are to be learnt.
+        learnt = {"frozen_stages": -1, "norm_cfg": {"type": "BN", "requires_grad": True}, "norm_eval": False}
+        stages = {"num_stages": 4, "out_indices": (0, 1, 2, 3), "style": "pytorch"}
+        widths = [256, 512, 1024, 2048]
+        if deformable:
+            model["backbone"] = {k: v for k, v in model["backbone"].items() if k != "init_cfg"} | learnt
+        elif self.backbone == "resnet18":
             widths = [self.base_width * factor for factor in (1, 2, 4, 8)]
-        model["backbone"] = backbone
+            model["backbone"] = {
+                "type": "mmdet.ResNet",
+                "depth": 18,
+                "base_channels": self.base_width,
+                **stages,
+                **learnt,
+            }
+        else:
+            width = {"resnext101_32x4d": 4, "resnext101_32x8d": 8}[self.backbone]
+            model["backbone"] = {
+                "type": "mmdet.ResNeXt",
+                "depth": 101,
+                "groups": 32,
+                "base_width": width,
+                **stages,
+                **learnt,
+            }
         model["neck"].update(in_channels=widths, out_channels=self.head)
         coder: dict[str, Any] = {"type": "FCOS3DBBoxCoder", "code_size": 7}
         if self.priors:
@@ -70,7 +89,7 @@ class FCOS3D:
             dir_branch=(self.head,),
             centerness_branch=(64,),
             bbox_coder=coder,
-            dcn_on_last_conv=False,
+            dcn_on_last_conv=deformable,
         )
         model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
         return model

@@ -3,11 +3,13 @@
 import collections
 import importlib.resources
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from apps.driving.models import families
 from apps.driving.models.configurations import MMDet3DModel, configuration, without_downloads
@@ -289,8 +291,30 @@ def test_the_affine_resize_is_that_of_mmdet3d(shape, size):
     assert np.allclose(centred_affine(shape, size)[:2], cv2.getAffineTransform(source, target), atol=1e-3)
 
 
-def test_the_table_names_every_family_once():
+def test_the_table_names_every_configuration_once_and_what_was_tested():
     table = families.table()
-    assert len(table.rows) == len(FAMILIES) + len(families.REFUSED)
-    assert len({row[0] for row in table.rows}) == len(table.rows)
+    running = [config for family in FAMILIES for config in family.configurations]
+    assert [row[0] for row in table.rows][: len(running)] == running
+    assert len(table.rows) == len(running) + len(families.REFUSED) == len({row[0] for row in table.rows})
     assert all(len(row) == len(table.columns) for row in table.rows)
+    compared = [row[0] for row in families.rows() if row[3] == "imported, run and compared"]
+    assert compared == [family.configurations[0] for family in FAMILIES]
+
+
+def test_the_page_lists_every_configuration_and_the_files_that_mmdet3d_names_for_it():
+    page = (Path(__file__).parents[3] / "docs" / "driving-models.md").read_text(encoding="utf-8")
+    load()
+    root = importlib.resources.files("mmdet3d") / ".mim" / "configs"
+    published_files = {}
+    for file in (folder / "metafile.yml" for folder in root.iterdir() if folder.is_dir()):
+        for model in (yaml.safe_load(file.read_text()) or {}).get("Models", []) if file.is_file() else []:
+            config = model["Config"].rpartition("/")[2].removesuffix(".py")
+            published_files.setdefault(config, []).append(model.get("Weights", "").rpartition("/")[2])
+    for family in FAMILIES:
+        assert f"**{family.name}**" in page
+        for config in family.configurations:
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{config}`")]
+            files = [name for name in published_files.get(config, []) if name]
+            assert all(f"`{name}`" in row for name in files) and ("none published" in row) == (not files)
+    for name, _, reason in families.REFUSED:
+        assert f"| {name} | {reason} |" in page

@@ -51,6 +51,28 @@ def test_full_fcos3d_differs_from_the_shipped_configuration_as_it_says():
     assert all(name.startswith((".bbox_head", ".backbone", ".data_preprocessor", ".train_cfg")) for name in changed)
 
 
+def test_backbones_of_fcos3d_have_the_parameters_of_the_published_ones():
+    """ResNeXt-101 as torchvision (32x8d, 88.79 M) and timm (32x4d, 44.18 M) count, less 2.05 M of its classifier."""
+    counts = {
+        name: sum(p.numel() for p in fcos3d.FCOS3D(backbone=name).build(CameraInput()).backbone.parameters())
+        for name in ("resnext101_32x4d", "resnext101_32x8d")
+    }
+    assert counts == {"resnext101_32x4d": 42_128_704, "resnext101_32x8d": 86_742_336}
+
+
+def test_fcos3d_with_resnet_101_has_the_configurations_own_backbone_and_head():
+    settings = fcos3d.FCOS3D(backbone="resnet101_dcn").settings(CameraInput())
+    own = shipped_config(fcos3d._CONFIG)
+    changed = difference(own["backbone"], settings["backbone"])
+    assert changed == {".frozen_stages", ".norm_cfg.requires_grad", ".norm_eval", ".init_cfg"}
+    assert settings["bbox_head"]["dcn_on_last_conv"] and settings["data_preprocessor"] == own["data_preprocessor"] | {
+        "bgr_to_rgb": True
+    }
+    detector = fcos3d.FCOS3D(backbone="resnet101_dcn").build(CameraInput())
+    kinds = {type(module).__name__ for module in detector.backbone.modules()}
+    assert "ModulatedDeformConv2dPack" in kinds and all(p.requires_grad for p in detector.parameters())
+
+
 def test_full_fcos3d_with_resnext_101_runs_forward_and_back_to_boxes():
     torch.manual_seed(0)
     detector = fcos3d.FCOS3D().build(CameraInput()).eval()
