@@ -1,6 +1,6 @@
 """Public checkpoints of the nodule detector as models of this application: weights only, by name.
 
-``monai-bundle`` takes ``models/model.pt`` of the bundle lung_nodule_ct_detection of MONAI's model zoo (0.5.x to 0.6.x,
+``monai-bundle`` takes ``models/model.pt`` of the bundle lung_nodule_ct_detection of MONAI's model zoo (version 0.6.8,
 Apache-2.0; github.com/Project-MONAI/model-zoo, also on huggingface.co/MONAI): the state dict of a RetinaNet over a
 ResNet-50, trained on LUNA16. What the network expects, and how its outputs are read, are those of the bundle's
 ``configs/inference.json``. The bundle's configurations are not read: they hold expressions that MONAI would evaluate.

@@ -19,9 +19,13 @@ from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
 from apps.medical.inference.calibration import operating_point
+from apps.medical.recipes import small
+from apps.medical.task import DetectionTask
 from apps.medical.types import AnnotatedScan, ChestInput, Findings, Nodule
 from shared import cli
+from shared.app import shipped
 from shared.data.order import Key
+from shared.engine.checkpoint import model_state
 from shared.errors import InvalidInputError
 from tests.apps.medical import data_folders
 from tests.apps.medical.chests import chest, series
@@ -312,6 +316,29 @@ def test_the_command_trains_on_luna16_and_evaluates_what_it_has_trained(luna, tm
     assert json.loads((run / "result.json").read_text())["steps"] == 4
     assert cli.main(["evaluate", "medical", "--run", str(run), *where]) == 0
     assert "CPM" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.realdata
+def test_learning_further_from_the_shipped_weights_lowers_their_loss_on_real_scans(luna, tmp_path):
+    """The shipped detector has seen synthetic chests alone; a few steps on two real crops teach it these."""
+    grid = ["--input.patch-size", "64", "64", "32", "--data.train-patches", "8"]
+    where = ["--data", "luna16", "--data.root", str(luna), "--data.fold", "2", *grid]
+    more = ["--init", str(shipped(app)[0].path), "--limits.epochs", "2", "--schedule.warmup-steps", "2"]
+    command = ["train", "medical", "--recipe", "small", *where, *more, "--out", str(tmp_path / "run")]
+    assert cli.main([*command, "--device", "cpu"]) == 0
+    last = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    artifact, learnt = shipped(app)[0], model_state(last)
+    data, recipe = Luna16(root=luna, fold=2, train_patches=8), small()
+    batch = data.train(GRID).batch(np.arange(8), None)
+    losses = []
+    for weights in (artifact.weights(), learnt):
+        model = recipe.model.build(recipe.input)
+        model.load_state_dict(weights)
+        scores = DetectionTask().build().scores()
+        DetectionTask().build().evaluate(model.eval(), batch, scores)
+        losses.append(scores.summary()["loss"])
+    assert losses[1] < 0.9 * losses[0]
 
 
 @pytest.mark.filterwarnings("ignore")
