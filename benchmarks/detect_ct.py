@@ -20,7 +20,7 @@ import torch
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.datasets.synth.phantom import volume as phantom
-from apps.medical.inference.grid import canonical, cover, resample
+from apps.medical.inference.grid import cover, reorient_to_lps, resample
 from apps.medical.inference.lungs import find_lungs
 from apps.medical.inference.pipeline import Detections, detect
 from apps.medical.predictor import EVERYTHING, NodulePredictor
@@ -40,7 +40,7 @@ def main() -> None:
     chosen = parser.parse_args()
     predictor = NodulePredictor.load(shipped(find("medical")), chosen.device)
     scan, title = _scan(quick=chosen.quick)
-    scan = canonical(scan)
+    scan = reorient_to_lps(scan)
     repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
     detector = predictor.detector
     lungs = find_lungs(scan)

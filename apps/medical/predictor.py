@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.medical.inference.grid import canonical
+from apps.medical.inference.grid import reorient_to_lps
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling, find_nodules
-from apps.medical.models.dense import folded
+from apps.medical.models.dense import fold_batch_norm
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings
 from shared.precision import Precision, autocast_dtype
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from shared.deploy.artifact import Artifact
 
-MOST_FINDINGS = 100
+MAX_FINDINGS = 100
 LARGE_TILE = 1 << 23
 """Tiles of more voxels than this go through one at a time, for their memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Which findings are listed: at most ``most``, of at least the score ``min_score``."""
+    """Which findings are listed: at most ``max_findings``, of at least the score ``min_score``."""
 
     min_score: float = 0.05
-    most: int = 10
+    max_findings: int = 10
 
 
-EVERYTHING = Options(min_score=0.0, most=MOST_FINDINGS)
+EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
 """As many findings as LUNA16 takes of a scan."""
 
 
@@ -57,7 +57,7 @@ class NodulePredictor:
         import torch
 
         self.detector = detector.to(device).eval()
-        self.network = folded(self.detector)
+        self.network = fold_batch_norm(self.detector)
         self.input, self.device = input, device
         self.operating_score = operating_score
         self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
@@ -86,7 +86,7 @@ class NodulePredictor:
         return [self._predict_one(volume, options or Options()) for volume in batch]
 
     def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
-        volume = canonical(stored)
+        volume = reorient_to_lps(stored)
         lungs = find_lungs(volume)
         if lungs is None:
             return Findings(nodules=(), operating_score=self.operating_score)
@@ -102,12 +102,12 @@ class NodulePredictor:
         )
         asked = [nodule for nodule in found if nodule.score >= options.min_score]
         return Findings(
-            nodules=tuple(asked[: options.most]),
+            nodules=tuple(asked[: options.max_findings]),
             operating_score=self.operating_score,
             lung_box_lps_mm=_lung_box_lps_mm(volume, lungs),
             lung_millilitres=lungs.millilitres,
             lungs_cut=lungs.cut,
-            unlisted=sum(nodule.score >= self.operating_score for nodule in asked[options.most :]),
+            unlisted=sum(nodule.score >= self.operating_score for nodule in asked[options.max_findings :]),
         )
 
 

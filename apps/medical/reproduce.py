@@ -104,11 +104,11 @@ def real_nodule(predictor: NodulePredictor, folder: Path) -> tuple[tuple[int, fl
     And the seconds that all findings took.
     """
     from apps.medical.adapters.source import read_volume
-    from apps.medical.inference.evaluation import find
+    from apps.medical.inference.evaluation import find_timed
 
     image = read_volume([folder / "lung1_image.nrrd"])
     mask = _mask(folder / "lung1_label.nrrd")
-    findings, took = find(predictor, image)
+    findings, took = find_timed(predictor, image)
     for rank, nodule in enumerate(findings, start=1):
         i, j, k = np.rint(image.to_index_ijk(nodule.centre_lps_mm)).astype(int).clip(0, np.array(image.size_ijk) - 1)
         if mask[k, j, i]:

@@ -8,7 +8,7 @@ from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import picture
 from apps.medical.outputs.result import result
-from apps.medical.predictor import MOST_FINDINGS, Options
+from apps.medical.predictor import MAX_FINDINGS, Options
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import Decoded, Request, Response
 from shared.errors import InvalidInputError
@@ -27,7 +27,7 @@ class MedicalCodec:
             raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most and series")
         options = Options(
             min_score=_number(given, "score", default.min_score, 0, 1),
-            most=int(_number(given, "most", default.most, 1, MOST_FINDINGS)),
+            max_findings=int(_number(given, "most", default.max_findings, 1, MAX_FINDINGS)),
         )
         volume = read_volume(request.files, series=given.get("series") or None)
         return Decoded(inputs=(volume,), options=options)

@@ -92,7 +92,7 @@ class NoduleDetection:
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Loss]:
         image: Tensor = batch["image"]
-        with warnings.catch_warnings(), _counted(model) as numbers:
+        with warnings.catch_warnings(), _count_loss_elements(model) as numbers:
             # MONAI warns of every image without nodules; here they are meant.
             warnings.filterwarnings("ignore", message="No anchor is matched")
             losses = model(image, self._targets(batch))
@@ -102,7 +102,7 @@ class NoduleDetection:
     def evaluate(self, model: Any, batch: Batch, scores: PatchScores) -> None:
         image: Tensor = batch["image"]
         targets = self._targets(batch)
-        with torch.random.fork_rng(), warnings.catch_warnings(), _counted(model) as numbers:
+        with torch.random.fork_rng(), warnings.catch_warnings(), _count_loss_elements(model) as numbers:
             warnings.filterwarnings("ignore", message="No anchor is matched")
             torch.manual_seed(0)
             maps = model.network(image)
@@ -152,7 +152,7 @@ class NoduleDetection:
 
 
 @contextmanager
-def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
+def _count_loss_elements(model: nn.Module) -> Iterator[dict[str, int]]:
     """How many anchors MONAI's two losses are means over: those sampled for the class, those matched for the box."""
     detector: Any = getattr(model, "module", model)
     numbers = {"classification": 0, "boxes": 0}

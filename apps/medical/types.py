@@ -15,7 +15,7 @@ from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 
 Float64 = NDArray[np.float64]
-MOST_VOXELS = 1 << 29
+MAX_VOXELS = 1 << 29
 """More than a CT has: what is read is refused above it."""
 
 

@@ -59,7 +59,7 @@ class Known:
             for n, centre in enumerate(AT_MM)
         ]
         found = Findings(
-            nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.most],
+            nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.max_findings],
             operating_score=0.5,
             lung_box_lps_mm=BOX_MM,
             lung_millilitres=1500.0,

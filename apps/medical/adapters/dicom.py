@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
-from apps.medical.adapters.members import Member, is_harmless, members, some
-from apps.medical.adapters.series import AXIAL, LEAST_SLICES, Slice, choose, is_scout
-from apps.medical.types import MOST_VOXELS, CTVolume, Float64, SourceImage
+from apps.medical.adapters.members import Member, first_few, is_harmless, members
+from apps.medical.adapters.series import AXIAL, MIN_SLICES, Slice, choose_series, is_scout
+from apps.medical.types import MAX_VOXELS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
@@ -26,7 +26,7 @@ _UNITS = ("HU", "HU_MOD", "US")
 """Defined terms of RescaleType (0028,1054) that may be HU; others are electron density, iodine, effective Z."""
 
 _AIR_HU = -1024
-MOST_ACROSS = 8192
+MAX_ACROSS = 8192
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
     *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesDescription"),
@@ -45,7 +45,7 @@ _KEYWORDS = (
 
 
 def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
-    """The one CT series in ``files`` (a folder, a zip archive, or DICOM files); see ``choose`` for ``series``."""
+    """The one CT series in ``files`` (a folder, a zip archive, DICOM files); for ``series`` see ``choose_series``."""
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
         slices: list[Slice] = []
@@ -57,16 +57,16 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
             if not images and content[128:132] != b"DICM" and not is_harmless(member.label):
                 others.append(member.label)
         if not slices:
-            inside = f"; it holds {some(others)}" if others and others != [name] else ""
+            inside = f"; it holds {first_few(others)}" if others and others != [name] else ""
             raise InvalidInputError(
                 f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series"
             )
         if others:
             raise InvalidInputError(
-                f"{name} holds {some(others)} beside DICOM images; take out what is not of the one CT series"
+                f"{name} holds {first_few(others)} beside DICOM images; take out what is not of the one CT series"
             )
         slices = _without_copies(slices)
-        chosen, remarks = choose(name, [part for part in slices if not is_scout(part.header)] or slices, series)
+        chosen, remarks = choose_series(name, [part for part in slices if not is_scout(part.header)] or slices, series)
         for part in chosen:
             _must_be_ct(part)
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
@@ -134,9 +134,9 @@ def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:
     """Sorts slices along their normal and stacks them."""
-    if len(slices) < LEAST_SLICES:
+    if len(slices) < MIN_SLICES:
         raise InvalidInputError(
-            f"{name} holds {len(slices)} CT image(s); a volume needs a series of at least {LEAST_SLICES}"
+            f"{name} holds {len(slices)} CT image(s); a volume needs a series of at least {MIN_SLICES}"
         )
     positions = np.array([_numbers(part, "ImagePositionPatient", 3) for part in slices])
     orientation = np.array([_numbers(part, "ImageOrientationPatient", 6) for part in slices])
@@ -180,12 +180,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     if np.linalg.norm(drift) > 1.0:
         raise InvalidInputError(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
     rows, columns = shapes.pop()
-    if (
-        rows is None
-        or columns is None
-        or max(rows, columns) > MOST_ACROSS
-        or rows * columns * len(slices) > MOST_VOXELS
-    ):
+    if rows is None or columns is None or max(rows, columns) > MAX_ACROSS or rows * columns * len(slices) > MAX_VOXELS:
         raise InvalidInputError(
             f"{name} states {len(slices)} images of {rows} by {columns} pixels, no CT's size", status=413
         )

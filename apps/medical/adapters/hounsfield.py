@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InvalidInputError
 
-LEAST_AIR = 0.001
+MIN_AIR = 0.001
 """The share of a chest CT that is lung or air at the least, and is not marked as lying outside the field."""
 
 
@@ -20,7 +20,7 @@ def must_be_hounsfield(name: str, values: NDArray[Any]) -> None:
     """
     low, high = float(values.min()), float(values.max())
     air = np.count_nonzero((values > -1020) & (values < -500)) / values.size
-    if high - low < 300 or air < LEAST_AIR:
+    if high - low < 300 or air < MIN_AIR:
         raise InvalidInputError(
             f"{name} holds values from {low:g} to {high:g}; expected Hounsfield units, with air near -1000"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from apps.medical.adapters.axial import axial_volume
 from apps.medical.adapters.nifti import read_nifti
-from apps.medical.types import MOST_VOXELS, CTVolume
+from apps.medical.types import MAX_VOXELS, CTVolume
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ READERS = {
     ".mhd": "MetaImageIO",
 }
 ENDINGS = (*READERS, ".nii", ".nii.gz")
-_LONGEST_HEADER = 1 << 18
+_MAX_HEADER_BYTES = 1 << 18
 _SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-superior", b"left-anterior-superior")
 
 
@@ -57,7 +57,7 @@ def read_image(files: Sequence[Path]) -> CTVolume:
         size = reader.GetSize()
         if len(size) != 3 or min(size) < 2 or reader.GetNumberOfComponents() != 1:
             raise InvalidInputError(f"{file.name} is not one volume: its size is {size}; hand in a single 3D CT")
-        if np.prod([float(n) for n in size]) > MOST_VOXELS:
+        if np.prod([float(n) for n in size]) > MAX_VOXELS:
             raise InvalidInputError(f"{file.name} states {size} voxels, more than a CT has", status=413)
         _must_state_its_grid(file, ending, header)
         if ending.startswith(".m") and re.search(rb"^\s*CompressedData\s*[=:]\s*[Tt1]", header, re.M):
@@ -141,16 +141,18 @@ def _header_without_other_data(file: Path, ending: str) -> bytes:
     Stricter than the readers: whatever might be taken for the name of a file counts, wherever it stands.
     """
     with file.open("rb") as content:
-        header = content.read(_LONGEST_HEADER)
+        header = content.read(_MAX_HEADER_BYTES)
     if ending.startswith(".n"):
         header, blank, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
-        whole = bool(blank) or file.stat().st_size < _LONGEST_HEADER
+        whole = bool(blank) or file.stat().st_size < _MAX_HEADER_BYTES
         found = re.findall(rb"data ?file\s*:(.*)", header, re.I)
     else:
         found = re.findall(rb"ElementDataFile[\s=:]*(.*)", header, re.I)
         whole = bool(found)
     if not whole:
-        raise InvalidInputError(f"{file.name} has no header that can be read in its first {_LONGEST_HEADER >> 10} KiB")
+        raise InvalidInputError(
+            f"{file.name} has no header that can be read in its first {_MAX_HEADER_BYTES >> 10} KiB"
+        )
     for value in found:
         named = value.strip().decode("utf-8", "replace")
         if named.upper() == "LOCAL" and ending.startswith(".m"):

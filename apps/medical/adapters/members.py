@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from shared.data.archive import open_archive
 from shared.errors import InvalidInputError
 
-MOST_FILES = 10_000
+MAX_FILES = 10_000
 _HARMLESS = (
     *(".txt", ".xml", ".json", ".csv", ".tsv", ".md", ".pdf", ".rtf", ".doc", ".docx", ".xls", ".xlsx", ".log", ".md5"),
     *(".htm", ".html", ".css", ".js", ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ico", ".db"),
@@ -39,7 +39,7 @@ def is_harmless(label: str) -> bool:
     return hidden or parts[-1].upper() in _HARMLESS_NAMES or parts[-1].lower().endswith(_HARMLESS)
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few of the names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -54,7 +54,7 @@ def members(files: Sequence[Path]) -> Iterator[list[Member]]:
 def _members(file: Path, opened: ExitStack) -> list[Member]:
     if file.is_dir():
         found = sorted(path for path in file.rglob("*") if path.is_file())
-        if len(found) > MOST_FILES:
+        if len(found) > MAX_FILES:
             raise InvalidInputError(f"{file.name} holds {len(found)} files; hand in the folder of one series")
         return [Member(path.relative_to(file).as_posix(), path.read_bytes) for path in found]
     if zipfile.is_zipfile(file) or file.suffix.lower() == ".zip":

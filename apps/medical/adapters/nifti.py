@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.medical.adapters.axial import axial_volume
-from apps.medical.types import MOST_VOXELS, CTVolume, Float64
+from apps.medical.types import MAX_VOXELS, CTVolume, Float64
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _UNIT_MM = {1: 1000.0, 3: 0.001}
 """NIfTI's codes of metres and micrometres; others are millimetres, or are not stated."""
 
 _AGREEMENT_MM = 1.0
-_MOST_BEHIND = 1 << 24
+_MAX_TRAILING_BYTES = 1 << 24
 
 
 def read_nifti(file: Path, identifiers: dict[str, str]) -> CTVolume:
@@ -78,7 +78,7 @@ def _shape(file: Path, header: Nifti1Header) -> tuple[int, int, int]:
         shape.pop()
     if len(shape) != 3 or min(shape) < 2:
         raise InvalidInputError(f"{file.name} is not one volume: its size is {tuple(shape)}; hand in a single 3D CT")
-    if np.prod([float(n) for n in shape]) > MOST_VOXELS:
+    if np.prod([float(n) for n in shape]) > MAX_VOXELS:
         raise InvalidInputError(f"{file.name} states {tuple(shape)} voxels, more than a CT has", status=413)
     return shape[0], shape[1], shape[2]
 
@@ -100,7 +100,7 @@ def _stored(file: Path, stream: IO[bytes], header: Nifti1Header, shape: tuple[in
     behind = 0
     while more := stream.read(1 << 20):
         behind += len(more)
-        if behind > _MOST_BEHIND:
+        if behind > _MAX_TRAILING_BYTES:
             raise InvalidInputError(f"{file.name} goes on for long behind its one volume; hand in a single 3D CT")
     return np.frombuffer(content, dtype).reshape(shape, order="F")
 

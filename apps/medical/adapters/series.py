@@ -15,7 +15,7 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-LEAST_SLICES = 3
+MIN_SLICES = 3
 AXIAL = 0.8
 """The least cosine between an axial image's normal and the long axis of the body."""
 
@@ -45,7 +45,7 @@ def is_scout(header: Dataset) -> bool:
     return "LOCALIZER" in _image_type(header)
 
 
-def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list[Slice], list[str]]:
+def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list[Slice], list[str]]:
     """The slices of one CT series, and what a reader must be told of the choice.
 
     ``series`` names it by SeriesInstanceUID or SeriesNumber. Otherwise the only CT series is taken; of several in one
@@ -64,12 +64,12 @@ def choose(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list
             )
         if len(asked) > 1:
             raise _several(name, asked)
-        others = [group for group in all_groups if group is not asked[0] and len(group) >= LEAST_SLICES]
+        others = [group for group in all_groups if group is not asked[0] and len(group) >= MIN_SLICES]
         return asked[0], [_of_several("Several series were handed in, and one was named.", asked[0], others)] * bool(
             others
         )
     # Key images, reports and the like lie beside the series in many exports.
-    several = [group for group in all_groups if len(group) >= LEAST_SLICES] or all_groups
+    several = [group for group in all_groups if len(group) >= MIN_SLICES] or all_groups
     candidates = [group for group in several if _is_volume(group)]
     if not candidates and len(several) > 1:
         raise _several(name, several)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from apps.medical.adapters.dicom import read_series
 from apps.medical.adapters.images import read_image, suffix
-from apps.medical.adapters.members import is_harmless, some
+from apps.medical.adapters.members import first_few, is_harmless
 from apps.medical.types import CTVolume
 from shared.data.archive import open_archive, unpacked
 from shared.errors import InvalidInputError
 
-_LONGEST_HEADER = 1 << 18
+_MAX_HEADER_BYTES = 1 << 18
 
 
 def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
@@ -31,7 +31,9 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     if not images:
         return read_series(files, series=series)
     if len(images) > 1:
-        raise InvalidInputError(f"{len(images)} volumes were handed in ({some([f.name for f in images])}); hand in one")
+        raise InvalidInputError(
+            f"{len(images)} volumes were handed in ({first_few([f.name for f in images])}); hand in one"
+        )
     (image,) = images
     others = [file for file, label in given if file != image and not is_harmless(label)]
     beside = [file for file in others if _is_named(file, image)]
@@ -39,7 +41,7 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     renamed = not beside and all(name.lower().endswith("raw") for name in strange)
     if strange and not renamed:
         raise InvalidInputError(
-            f"{image.name} was handed in together with {some(strange)}; hand in one CT, of one kind of file"
+            f"{image.name} was handed in together with {first_few(strange)}; hand in one CT, of one kind of file"
         )
     if series is not None:
         raise InvalidInputError(f"{image.name} holds no series to choose from; leave out the option `series`")
@@ -56,7 +58,7 @@ def _files(file: Path) -> list[tuple[Path, str]]:
 def _is_named(file: Path, image: Path) -> bool:
     """Whether an image's header may name the file, as those do that keep their voxels beside them."""
     with image.open("rb") as content:
-        return file.name.encode() in content.read(_LONGEST_HEADER)
+        return file.name.encode() in content.read(_MAX_HEADER_BYTES)
 
 
 def _is_zip_of_images(file: Path) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.medical.adapters.members import first_few
 from apps.medical.datasets.delimited import read_columns
 from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
-from apps.medical.datasets.splits import Split, digest_of, some
+from apps.medical.datasets.splits import Split, digest_of
 from apps.medical.types import AnnotatedScan, ChestInput
 from shared.errors import InvalidInputError
 
@@ -95,7 +96,7 @@ class Marks:
         if unknown:
             raise InvalidInputError(
                 f"{self.marks.name} marks scans that {self.root} does not hold under that name, or holds twice: "
-                f"{some(unknown)}"
+                f"{first_few(unknown)}"
             )
         scans = [
             replace(scan, nodules=tuple(found), coordinates=self.coordinates, patient=patients.get(scan, scan.patient))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.datasets.patches import augmented, clip_boxes, joined
+from apps.medical.datasets.patches import augment, clip_boxes, collate
 from apps.medical.datasets.scan_files import ScanFile
 from apps.medical.types import ChestInput, Float64
 from shared.data.build_cache import get_or_build, packs, parallel_map
@@ -103,11 +103,11 @@ def pack_scan(scan: ScanFile, input: ChestInput) -> None:
 
 
 def _make(scan: ScanFile, input: ChestInput, folder: Path) -> None:
-    from apps.medical.inference.grid import canonical, cover, resample
+    from apps.medical.inference.grid import cover, reorient_to_lps, resample
     from apps.medical.inference.lungs import find_lungs
 
     stored = scan.read()
-    volume = canonical(stored)
+    volume = reorient_to_lps(stored)
     lungs = find_lungs(volume)
     low, high = ((0, 0, 0), volume.size_ijk) if lungs is None else (lungs.low_ijk, lungs.high_ijk)
     grid = cover(volume, low, high, input.spacing_mm, (1, 1, 1))
@@ -171,7 +171,7 @@ class ScanPatches:
     """``length`` patches of packed scans: every second around a nodule, the others anywhere or around a candidate.
 
     Where a patch lies is a function of (seed, epoch, index), and so are its mirroring and brightness; without a key
-    of the index alone. What lies beyond the pack is air. Batches are those of ``patches.joined``.
+    of the index alone. What lies beyond the pack is air. Batches are those of ``patches.collate``.
     """
 
     def __init__(self, scans: Iterable[PackedScan], input: ChestInput, length: int) -> None:
@@ -187,8 +187,8 @@ class ScanPatches:
         for index in indices:
             random = np.random.default_rng((int(index), 0)) if key is None else key.generator(int(index))
             image, boxes = self._patch(int(index), random)
-            made.append(augmented(image, boxes, None if key is None else random))
-        return joined(made, self.input)
+            made.append(augment(image, boxes, None if key is None else random))
+        return collate(made, self.input)
 
     def _patch(self, index: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         size = np.array(self.input.patch_size)

@@ -17,7 +17,7 @@ Patch = tuple[NDArray[np.float32], NDArray[np.float32]]
 """An image (X, Y, Z) in 0..1 and its boxes (n, 6) in voxels, lower corner then upper."""
 
 
-def augmented(image: NDArray[np.uint8], boxes: NDArray[np.float32], random: np.random.Generator | None) -> Patch:
+def augment(image: NDArray[np.uint8], boxes: NDArray[np.float32], random: np.random.Generator | None) -> Patch:
     """The image, 0..255, in 0..1 and its boxes; mirrored, turned and changed in brightness with ``random``."""
     gain, shift = 1.0, 0.0
     if random is not None:
@@ -49,14 +49,14 @@ def clip_boxes(boxes: NDArray[np.float32], size: tuple[int, int, int]) -> NDArra
     return np.asarray(clipped[left > 0.5 * whole], np.float32)
 
 
-def windowed(hu: NDArray[np.floating], window_hu: tuple[float, float]) -> NDArray[np.uint8]:
+def scale_to_window(hu: NDArray[np.floating], window_hu: tuple[float, float]) -> NDArray[np.uint8]:
     """HU to 0..255 over the window, as patches and whole scans are packed."""
     low, high = window_hu
     scaled: NDArray[np.uint8] = np.rint(np.clip((hu - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
     return scaled
 
 
-def joined(patches: Sequence[Patch], input: ChestInput) -> Batch:
+def collate(patches: Sequence[Patch], input: ChestInput) -> Batch:
     """``image`` float32 (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6), and ``spacing_mm`` of the grid."""
     import torch
 

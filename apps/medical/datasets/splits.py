@@ -17,8 +17,6 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from apps.medical.datasets.packed_scans import PackedScan, ScanPatches
 
-LISTED = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -96,8 +94,3 @@ def digest_of(files: Sequence[Path]) -> str:
     for file in files:
         whole.update(hashlib.sha256(file.read_bytes()).digest())
     return whole.hexdigest()
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of the names, and how many more there are."""
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

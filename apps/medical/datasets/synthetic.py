@@ -87,7 +87,7 @@ def phantoms(seed: int, count: int) -> Iterator[AnnotatedScan]:
 
 @dataclass(frozen=True, slots=True)
 class PackedPatches:
-    """A pack as a data set; batches as ``patches.joined`` makes them."""
+    """A pack as a data set; batches as ``patches.collate`` makes them."""
 
     pack: Pack
     input: ChestInput
@@ -96,13 +96,13 @@ class PackedPatches:
         return len(self.pack.counts)
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
-        from apps.medical.datasets.patches import augmented, joined
+        from apps.medical.datasets.patches import augment, collate
 
         made = []
         for index in indices:
             boxes = np.array(self.pack.boxes[index, : self.pack.counts[index]])
-            made.append(augmented(self.pack.images[index], boxes, key.generator(int(index)) if key else None))
-        return joined(made, self.input)
+            made.append(augment(self.pack.images[index], boxes, key.generator(int(index)) if key else None))
+        return collate(made, self.input)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +118,11 @@ class FreshPatches:
         return self.settings.patches
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
-        from apps.medical.datasets.patches import augmented, joined
+        from apps.medical.datasets.patches import augment, collate
         from apps.medical.datasets.synth.pack import sample
 
         made = []
         for index in indices:
             random = key.generator(int(index)) if key else None
-            made.append(augmented(*sample(self.settings, int(index), random), random))
-        return joined(made, self.settings.input)
+            made.append(augment(*sample(self.settings, int(index), random), random))
+        return collate(made, self.settings.input)

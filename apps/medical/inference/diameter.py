@@ -17,7 +17,7 @@ AROUND_MM = 2.0
 """The box is widened by so much, for it may be too small."""
 
 LUNG_HU = (-1000.0, -500.0)
-LEAST_CONTRAST_HU = 60.0
+MIN_CONTRAST_HU = 60.0
 
 SHARE = 0.4
 """Of the way from the density of the lung to that of the nodule; the edge is blurred."""
@@ -45,7 +45,7 @@ def measure(hu_xyz: NDArray[np.float32], box: Float64, spacing_mm: Float64) -> f
     core = float(np.median(part[inner]))
     outside = part[(distance > 1) & (part > LUNG_HU[0]) & (part < LUNG_HU[1])]
     lung = float(np.median(outside)) if len(outside) else -850.0
-    if core - lung < LEAST_CONTRAST_HU:
+    if core - lung < MIN_CONTRAST_HU:
         return None
     dense = (part > lung + SHARE * (core - lung)) & (distance < REACH)
     found = _piece(dense, inner)

@@ -32,7 +32,7 @@ class ScanScores:
     diameters_mm: list[tuple[float, float, float]] = field(default_factory=list)
 
 
-def find(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
+def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
     """All findings of a scan, best first, and the seconds from voxels to findings."""
     began = time.perf_counter()
     (findings,) = predictor.predict([volume], EVERYTHING)
@@ -43,7 +43,7 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
     """The findings on each of the scans beside what is known of it."""
     scores = ScanScores()
     for scan in scans:
-        found, took = find(predictor, scan.volume)
+        found, took = find_timed(predictor, scan.volume)
         scores.scans += 1
         scores.seconds.append(took)
         scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)

@@ -42,7 +42,7 @@ class Grid:
         return np.asarray(index * self.spacing_mm @ RIGHT_ANTERIOR_SUPERIOR.T + self.origin_lps_mm)
 
 
-def canonical(volume: CTVolume) -> CTVolume:
+def reorient_to_lps(volume: CTVolume) -> CTVolume:
     """The same volume with its axes in the order and direction nearest to LPS, however it was stored."""
     order = _nearest_axes(volume.direction)
     signs = [1 if volume.direction[row, axis] >= 0 else -1 for row, axis in enumerate(order)]
@@ -54,8 +54,8 @@ def canonical(volume: CTVolume) -> CTVolume:
     turned = turned[tuple(slice(None, None, sign) for sign in reversed(signs))]
     return CTVolume(
         voxels_zyx=np.ascontiguousarray(turned),
-        spacing_mm=three(volume.spacing_mm[axis] for axis in order),
-        origin_lps_mm=three(volume.to_lps_mm(first).tolist()),
+        spacing_mm=triple(volume.spacing_mm[axis] for axis in order),
+        origin_lps_mm=triple(volume.to_lps_mm(first).tolist()),
         direction=volume.direction[:, list(order)] * signs,
         name=volume.name,
     )
@@ -64,11 +64,11 @@ def canonical(volume: CTVolume) -> CTVolume:
 def _nearest_axes(direction: Float64) -> tuple[int, int, int]:
     """Which of i, j, k runs most nearly along x, y and z; each is taken once."""
     size = np.abs(direction)
-    orders = [three(order) for order in permutations(range(3))]
+    orders = [triple(order) for order in permutations(range(3))]
     return max(orders, key=lambda order: float(sum(size[row, order[row]] for row in range(3))))
 
 
-def three(values: Iterable[Number]) -> tuple[Number, Number, Number]:
+def triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
     """The values along x, y and z (or i, j and k)."""
     first, second, third = values
     return first, second, third
@@ -94,7 +94,7 @@ def cover(
     period = spacing * strides
     # Rounded first, so that a box that begins on the lattice stays there.
     low = np.floor(np.round(low / period, 6)) * period
-    size = three(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    size = triple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
     return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
 
 

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from apps.medical.inference.grid import three
+from apps.medical.inference.grid import triple
 from apps.medical.types import CTVolume, Float64
 
 COARSE_MM = 2.5
 AIR_HU = -400
-LEAST_ML = 60.0
+MIN_ML = 60.0
 """Less aerated lung than this in a scan is taken for gas elsewhere."""
 
-LEAST_DEEP_ML = 5.0
+MIN_DEEP_ML = 5.0
 """Of which at least so much lies two coarse voxels from its surface."""
 
 GAS_HU = -940
@@ -29,7 +29,7 @@ ROOM_HU = -970
 """The air of the room is darker than this, near -1000; emphysema that fills most of a lung is still denser."""
 
 NEAR_MM = 14.0
-LEAST_CUT_MM2 = 1500.0
+MIN_CUT_MM2 = 1500.0
 """More lung than this at an end or at the sides of the image is lung cut off; the trachea is smaller."""
 
 
@@ -65,7 +65,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
 
     Rather too much than too little: what is left out here is never searched.
     """
-    steps = three(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
+    steps = triple(max(1, int(COARSE_MM / spacing)) for spacing in volume.spacing_mm)
     first = _first(volume, steps)
     coarse = volume.voxels_zyx[tuple(slice(first[n], None, steps[n]) for n in (2, 1, 0))]
     spacing = np.array(volume.spacing_mm) * steps
@@ -77,7 +77,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     # A thin layer of air along the skin has no depth.
     deep = ndimage.binary_erosion(air, _within_slices(body_axis), iterations=2)
     depth = np.bincount(labels[deep], minlength=count + 1) * voxel_ml
-    kept = (millilitres >= LEAST_ML) & (depth >= LEAST_DEEP_ML)
+    kept = (millilitres >= MIN_ML) & (depth >= MIN_DEEP_ML)
     kept[0] = False
     # A collapsed lung is as dense as the other or denser; gas of the stomach is not.
     small = np.nonzero(kept & (millilitres < 0.15 * millilitres[kept].max(initial=0)))[0]
@@ -89,7 +89,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     faces = np.prod(spacing) / spacing[::-1]
     ends = [near.take(end, axis=body_axis).sum() * faces[body_axis] for end in (0, -1)]
     sides = (near & edge).sum() * max(faces[axis] for axis in range(3) if axis != body_axis)
-    cut = max(*ends, sides) > LEAST_CUT_MM2
+    cut = max(*ends, sides) > MIN_CUT_MM2
     for axis, along in zip((2, 1, 0), spacing, strict=True):
         near = ndimage.maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / along)) + 1, axis=axis)
     low, high = [], []
@@ -97,7 +97,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
         present = np.nonzero(near.any(axis=tuple({0, 1, 2} - {axis})))[0]
         low.append(start + int(present[0]) * step if present[0] else 0)
         high.append(min(size, start + (int(present[-1]) + 1) * step))
-    return Lungs(near, first, steps, three(low), three(high), aerated, bool(cut))
+    return Lungs(near, first, steps, triple(low), triple(high), aerated, bool(cut))
 
 
 def _first(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -81,8 +81,8 @@ def detect(
 ) -> Detections:
     """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out.
 
-    ``network`` computes the detector's maps, where it is not the detector's own: see ``folded``. ``dtype`` is the
-    autocast type of its forward pass, None for fp32; boxes are decoded in fp32.
+    ``network`` computes the detector's maps, where it is not the detector's own: see ``fold_batch_norm``. ``dtype`` is
+    the autocast type of its forward pass, None for fp32; boxes are decoded in fp32.
     """
     size = [-(-n // d) * d for n, d in zip(image.shape, detector.size_divisible, strict=True)]
     shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
@@ -182,7 +182,7 @@ def find_nodules(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> list[Nodule]:
-    """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.canonical``."""
+    """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.reorient_to_lps``."""
     grid = cover(volume, lungs.low_ijk, lungs.high_ijk, input.spacing_mm, detector.size_divisible)
     image = resample(volume, grid, input.window_hu, device)
     tiling = tiling.fitted(grid.size, detector.size_divisible)
@@ -193,7 +193,7 @@ def find_nodules(
     low, high = np.minimum(*ends), np.maximum(*ends)
     centre = (low + high) / 2
     at_lung = lungs.contain(volume.to_index_ijk(centre))
-    apart = _one_mark_each(low, high, np.nonzero(at_lung)[0])
+    apart = _suppress_nested(low, high, np.nonzero(at_lung)[0])
     return [
         Nodule(
             centre_lps_mm=tuple(centre[n].tolist()),
@@ -216,7 +216,7 @@ def _diameter_mm(image: Tensor, box: Float64, input: ChestInput) -> float:
     return float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2])) if measured is None else measured
 
 
-def _one_mark_each(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:
+def _suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:
     """Leaves out a mark whose centre lies in a better mark's box, or whose box holds the better mark's centre.
 
     Suppression by overlap keeps a small box within a large one; a reader wants one mark for each nodule.

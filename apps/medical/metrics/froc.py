@@ -18,7 +18,7 @@ OPERATING_POINTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 UNKNOWN_DIAMETER_MM = 10.0
 """Stands for a negative diameter, which LUNA16 gives to findings without a size."""
 
-MOST_MARKS = 100
+MAX_MARKS = 100
 
 Position = tuple[float, float, float]
 
@@ -71,7 +71,7 @@ class Matches:
     surplus_marks: int
 
 
-def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, most_marks: int = MOST_MARKS) -> Matches:
+def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, max_marks: int = MAX_MARKS) -> Matches:
     """Compares the marks with the annotations, scan by scan.
 
     A mark hits when its distance to the centre is strictly less than the radius. Of several hits on one nodule the
@@ -96,7 +96,7 @@ def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, most_ma
     double = ignored = surplus = 0
     for scan in range(len(number)):
         known, all_found = rows_of_truths[scan], rows_of_marks[scan]
-        found = all_found[_strongest(scores[all_found], most_marks)]
+        found = all_found[_strongest(scores[all_found], max_marks)]
         surplus += len(all_found) - len(found)
         apart = ((centres[found, None] - positions[None, known]) ** 2).sum(axis=2)
         near = apart < squared_radii[None, known]
@@ -121,9 +121,9 @@ def match(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, most_ma
     )
 
 
-def froc(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, most_marks: int = MOST_MARKS) -> Froc:
+def froc(marks: Iterable[Mark], truths: Iterable[Truth], *, scans: int, max_marks: int = MAX_MARKS) -> Froc:
     """The curve over ``scans`` scans: their number, those without marks or annotations counted as well."""
-    return froc_of(match(marks, truths, scans=scans, most_marks=most_marks))
+    return froc_of(match(marks, truths, scans=scans, max_marks=max_marks))
 
 
 def froc_of(matches: Matches) -> Froc:

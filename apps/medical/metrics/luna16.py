@@ -15,7 +15,7 @@ import numpy as np
 
 from apps.medical.datasets.luna16_files import read_marks, read_scans, read_truths
 from apps.medical.metrics.froc import (
-    MOST_MARKS,
+    MAX_MARKS,
     OPERATING_POINTS,
     Interval,
     Mark,
@@ -121,7 +121,7 @@ def froc_table(
         ("false positives", len(matches.false_scores_F)),
         ("marks ignored: on excluded findings", matches.ignored_marks),
         ("marks ignored: further ones on a nodule", matches.double_marks),
-        (f"marks ignored: beyond {MOST_MARKS} of a scan", matches.surplus_marks),
+        (f"marks ignored: beyond {MAX_MARKS} of a scan", matches.surplus_marks),
     ]
     counts += left_out
     if repeated := len(marks) - len(set(marks)):

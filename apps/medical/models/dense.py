@@ -38,7 +38,7 @@ def dense(recipe: Any, detector: Any) -> DenseNetwork:
     return DenseNetwork(module=Maps(detector.network).eval(), inputs={"image": example}, outputs=names)
 
 
-def folded(detector: Any) -> Maps:
+def fold_batch_norm(detector: Any) -> Maps:
     """The maps of a detector's network for evaluation, with batch normalisation folded into the convolutions.
 
     The values are the network's but for rounding; the detector itself is left as it is.

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.medical.adapters.members import first_few
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
 
@@ -32,7 +33,6 @@ WRAPPERS = ("model", "state_dict", "network", "net", "model_state_dict")
 PREFIXES = ("module.", "network.", "detector.network.", "model.")
 """What data parallelism and the detector around the network put before each name."""
 
-LISTED = 4
 BUNDLE_FEATURES = 256
 PARITY_PATCH = (32, 32, 16)
 TOLERANCE = 1e-4
@@ -60,7 +60,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InvalidInputError(f"{path.name} holds no state dict but a {type(content).__name__}")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise InvalidInputError(f"{path.name} holds no tensors by name; its keys are {_some(list(map(str, content)))}")
+        raise InvalidInputError(
+            f"{path.name} holds no tensors by name; its keys are {first_few(list(map(str, content)))}"
+        )
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -77,7 +79,7 @@ def load_by_name(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -
         if name in tensors and tensors[name].shape != value.shape
     ]
     faults = (("lacks", missing), ("has unknown", unknown), ("has other shapes:", shapes))
-    said = "; ".join(f"{verb} {_some(names)}" for verb, names in faults if names)
+    said = "; ".join(f"{verb} {first_few(names)}" for verb, names in faults if names)
     if said:
         raise InvalidInputError(f"{what} is not the network of lung_nodule_ct_detection: it {said}")
     network.load_state_dict(dict(tensors), strict=False)
@@ -92,7 +94,7 @@ def settings_of(tensors: Mapping[str, Tensor], what: str) -> RetinaNet3D:
     if not all(depth) or f"{body}conv1.weight" not in tensors or pyramid not in tensors:
         raise InvalidInputError(
             f"{what} is no RetinaNet of MONAI's: it lacks {body}conv1, layer1, layer2 or {pyramid}; it has "
-            f"{_some(list(tensors))}"
+            f"{first_few(list(tensors))}"
         )
     stem = tensors[f"{body}conv1.weight"]
     found = RetinaNet3D(
@@ -190,10 +192,6 @@ def largest_difference(theirs: nn.Module, ours: nn.Module) -> float:
         for one, other in zip(levels, found[key], strict=True):
             largest = max(largest, float((one - other).abs().max()) / max(float(one.abs().max()), 1e-6))
     return largest
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 IMPORTERS: Mapping[str, Importer] = {

@@ -91,7 +91,7 @@ def build(settings: RetinaNet3D) -> RetinaNetDetector:
         feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=settings.anchors_voxels
     )
     detector = RetinaNetDetector(network=network, anchor_generator=anchors)
-    _train_like_the_bundle(detector, settings)
+    _configure_training(detector, settings)
     # Convolutions and pooling in 3D are a third faster with the channels innermost; the values are the same.
     detector.to(memory_format=torch.channels_last_3d)
     detector.set_target_keys(box_key="box", label_key="label")
@@ -104,7 +104,7 @@ def build(settings: RetinaNet3D) -> RetinaNetDetector:
     return detector
 
 
-def _train_like_the_bundle(detector: RetinaNetDetector, settings: RetinaNet3D) -> None:
+def _configure_training(detector: RetinaNetDetector, settings: RetinaNet3D) -> None:
     import torch
     from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 

@@ -7,7 +7,7 @@ import numpy as np
 from apps.medical.adapters.nifti import nifti
 from apps.medical.types import CTVolume, Findings
 
-MOST_VOXELS = 24_000_000
+MAX_VOXELS = 24_000_000
 STEP_HU = 4
 MARGIN_MM = 12.0
 
@@ -15,7 +15,7 @@ MARGIN_MM = 12.0
 def slab(volume: CTVolume, findings: Findings) -> CTVolume:
     """The scan in and around the lungs' box; HU are cut to -1024..1020 in steps of 4, which no window shows.
 
-    Above ``MOST_VOXELS`` every second row and column, then every second slice, are averaged into one.
+    Above ``MAX_VOXELS`` every second row and column, then every second slice, are averaged into one.
     """
     low, high = np.zeros(3, int), np.array(volume.size_ijk)
     if findings.lung_box_lps_mm is not None:
@@ -27,7 +27,7 @@ def slab(volume: CTVolume, findings: Findings) -> CTVolume:
         low[2], high[2] = 0, volume.size_ijk[2]
     part = volume.voxels_zyx[low[2] : high[2], low[1] : high[1], low[0] : high[0]]
     factor = np.ones(3, int)
-    while part.size / np.prod(factor) > MOST_VOXELS:
+    while part.size / np.prod(factor) > MAX_VOXELS:
         factor = factor * (2, 2, 1) if factor[0] <= factor[2] else factor * (1, 1, 2)
     if factor.max() > 1:
         size = np.array(part.shape[::-1]) // factor

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from apps.medical.inference.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.pipeline import Tiling, _one_mark_each, detect, suppress
-from apps.medical.models.dense import folded
+from apps.medical.inference.pipeline import Tiling, _suppress_nested, detect, suppress
+from apps.medical.models.dense import fold_batch_norm
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
 from apps.medical.types import ChestInput, CTVolume
@@ -68,7 +68,7 @@ def test_one_tile_is_the_detector_itself(detector):
 
 
 def test_folded_batch_normalisation_changes_no_finding(detector):
-    network = folded(detector)
+    network = fold_batch_norm(detector)
     assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in network.modules())
     assert any(isinstance(module, torch.nn.BatchNorm3d) for module in detector.modules())
     image = torch.rand(130, 96, 61, generator=torch.Generator().manual_seed(5))
@@ -113,8 +113,8 @@ def test_suppression_keeps_the_best_of_those_that_overlap():
 def test_a_nodule_gets_one_mark():
     low = np.array([[0.0, 0, 0], [2, 2, 2], [-20, -20, -20], [30, 0, 0]])
     high = np.array([[10.0, 10, 10], [5, 5, 5], [25, 25, 25], [40, 10, 10]])
-    assert _one_mark_each(low, high, np.arange(4)) == [0, 3]
-    assert _one_mark_each(low, high, np.array([1, 3])) == [1, 3]
+    assert _suppress_nested(low, high, np.arange(4)) == [0, 3]
+    assert _suppress_nested(low, high, np.array([1, 3])) == [1, 3]
 
 
 def test_full_is_the_bundle_s_network():

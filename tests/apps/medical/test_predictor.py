@@ -18,7 +18,7 @@ from PIL import Image
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, result, result_table
-from apps.medical.outputs.slab import MOST_VOXELS, slab
+from apps.medical.outputs.slab import MAX_VOXELS, slab
 from apps.medical.predictor import EVERYTHING, NodulePredictor, Options
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule
@@ -108,7 +108,7 @@ def test_a_large_scan_is_made_smaller_for_the_viewer():
         voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)
     )
     part = slab(large, found(searched=False))
-    assert part.voxels_zyx.size <= MOST_VOXELS
+    assert part.voxels_zyx.size <= MAX_VOXELS
     assert part.spacing_mm[0] == 2.0
     assert part.to_lps_mm([-0.25, -0.25, 0]) == pytest.approx([0, 0, 0])
     assert np.unique(part.voxels_zyx).tolist() == [-900]
@@ -147,7 +147,9 @@ def test_a_real_scan_below_the_lungs_is_not_searched(untrained, medical_data):
 
 
 def test_a_volume_of_one_s_own_gives_typed_findings(untrained):
-    few, every = (untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, most=2), EVERYTHING))
+    few, every = (
+        untrained.predict([chest()], options)[0] for options in (Options(min_score=0.0, max_findings=2), EVERYTHING)
+    )
     assert len(few.nodules) == 2 and few.nodules == every.nodules[:2]
     assert every.lung_millilitres == pytest.approx(few.lung_millilitres)
     assert untrained.predict([chest(), chest()], EVERYTHING) == [every, every]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.medical.datasets.synth.phantom import volume
-from apps.medical.inference.grid import canonical
+from apps.medical.inference.grid import reorient_to_lps
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.types import ChestInput, CTVolume
@@ -62,7 +62,7 @@ def read():
     predictor = NodulePredictor(detector=detector, input=grid, precision="fp32")
 
     def findings(scan: CTVolume) -> np.ndarray:
-        (findings,) = predictor.predict([scan], Options(min_score=0.0, most=30))
+        (findings,) = predictor.predict([scan], Options(min_score=0.0, max_findings=30))
         return np.array([[nodule.score, *nodule.box_lps_mm] for nodule in findings.nodules])
 
     return findings
@@ -95,7 +95,7 @@ def test_any_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
     direction = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
     voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     scan = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 2.0, 3.0), origin_lps_mm=(5.0, -6.0, 7.0), direction=direction)
-    back = canonical(stored(scan, order, signs))
+    back = reorient_to_lps(stored(scan, order, signs))
     assert np.array_equal(back.voxels_zyx, voxels)
     assert back.spacing_mm == scan.spacing_mm
     assert back.direction == pytest.approx(direction)

@@ -19,7 +19,7 @@ from apps.medical.datasets.synth.fields import Array, Coordinates, Waves, open_g
 from apps.medical.metrics.diameter import mean_axial_diameter_mm
 
 STEP_MM = 0.7
-LEAST_MM, MOST_MM = 4.0, 34.0
+MIN_MM, MAX_MM = 4.0, 34.0
 FINE_MM = 0.4
 BEYOND_PLEURA_MM = -1.5
 """A nodule reaches so far into the pleura, as a depth in the lung."""
@@ -78,7 +78,7 @@ def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Arra
 
 
 @lru_cache(maxsize=4)
-def catalogue(least_mm: float = LEAST_MM, most_mm: float = MOST_MM) -> tuple[Annotation, ...]:
+def catalogue(least_mm: float = MIN_MM, most_mm: float = MAX_MM) -> tuple[Annotation, ...]:
     """The outlines that shapes are drawn from: at least three slices, in-plane size within the limits."""
     kept = []
     for annotation in read_annotations():

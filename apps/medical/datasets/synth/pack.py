@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.datasets.patches import windowed
+from apps.medical.datasets.patches import scale_to_window
 from apps.medical.datasets.synth.anatomy import Anatomy, draw
 from apps.medical.datasets.synth.phantom import patch
 from apps.medical.types import ChestInput
 from shared.data.build_cache import get_or_build, parallel_map
 
-MOST_BOXES = 6
+MAX_BOXES = 6
 VERSION = 4
 
 
@@ -48,7 +48,7 @@ class PackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """``images`` uint8 (N, X, Y, Z), as ``windowed``; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
+    """``images`` uint8 (N, X, Y, Z), as ``scale_to_window``; ``boxes`` float32 (N, 6, 6) voxels; ``counts`` (N,)."""
 
     images: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -66,7 +66,7 @@ def _make(settings: PackSettings, folder: Path) -> None:
     count = settings.patches
     shapes = {
         "images": ((count, *settings.input.patch_size), np.uint8),
-        "boxes": ((count, MOST_BOXES, 6), np.float32),
+        "boxes": ((count, MAX_BOXES, 6), np.float32),
         "counts": ((count,), np.int64),
     }
     for name, (shape, kind) in shapes.items():
@@ -83,8 +83,8 @@ def _fill(settings: PackSettings, folder: Path, chest: int) -> None:
     for index in range(chest * settings.per_chest, min((chest + 1) * settings.per_chest, settings.patches)):
         image, found = sample(settings, index)
         images[index] = image
-        counts[index] = min(len(found), MOST_BOXES)
-        boxes[index, : len(found)] = found[:MOST_BOXES]
+        counts[index] = min(len(found), MAX_BOXES)
+        boxes[index, : len(found)] = found[:MAX_BOXES]
 
 
 def sample(
@@ -100,7 +100,7 @@ def sample(
         settings.input.patch_size,
         settings.input.spacing_mm,
     )
-    return windowed(made.image_xyz, settings.input.window_hu), made.boxes
+    return scale_to_window(made.image_xyz, settings.input.window_hu), made.boxes
 
 
 @lru_cache(maxsize=256)
