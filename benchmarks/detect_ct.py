@@ -101,7 +101,7 @@ def _timed(function: Callable[[], Any], repeats: int, device: str) -> tuple[Any,
 def _monai_detect(detector: Any, image: torch.Tensor, dtype: torch.dtype | None) -> Detections:
     with torch.no_grad(), autocast(dtype, image.device):
         found = detector(image[None, None], use_inferer=True)[0]
-    return Detections(found["box"].float(), found["label_scores"].float())
+    return Detections(found["box"].float(), found["label_scores"].float(), found["label"])
 
 
 def _monai_scan(detector: Any, predictor: NodulePredictor, scan: CTVolume) -> np.ndarray:

@@ -72,7 +72,8 @@ class PatchScores:
 class NoduleDetection:
     """The task over a RetinaNetDetector.
 
-    A batch holds ``image`` (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6) in voxels, and ``spacing_mm``.
+    A batch holds ``image`` (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6) in voxels, ``labels``, a list of
+    (n,) numbers of classes, and ``spacing_mm``. Scores tell no classes apart.
     """
 
     def __init__(self, settings: DetectionTask) -> None:
@@ -134,11 +135,7 @@ class NoduleDetection:
         return PatchScores()
 
     def _targets(self, batch: Batch) -> list[dict[str, Tensor]]:
-        device = batch["image"].device
-        return [
-            {"box": boxes, "label": torch.zeros(len(boxes), dtype=torch.long, device=device)}
-            for boxes in batch["boxes"]
-        ]
+        return [{"box": boxes, "label": labels} for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True)]
 
     def _means(
         self, losses: dict[str, Tensor], numbers: dict[str, int], device: torch.device

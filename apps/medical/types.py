@@ -18,6 +18,9 @@ Float64 = NDArray[np.float64]
 MAX_VOXELS = 1 << 29
 """More than a CT has: what is read is refused above it."""
 
+NODULE = "nodule"
+"""The class of findings where none are told apart."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChestInput(InputSpec):
@@ -26,6 +29,7 @@ class ChestInput(InputSpec):
     spacing_mm  distance between voxel centres along x, y, z
     window_hu   HU that become 0 and 1; what lies beyond is clipped
     patch_size  voxels along x, y, z of a training patch; multiples of 16, 16, 8
+    classes     what is told apart; the network has an output for each
     tile_size   the same of the tiles in which a scan goes through the network; each is made as small as the lungs allow
     """
 
@@ -33,10 +37,13 @@ class ChestInput(InputSpec):
     window_hu: tuple[float, float] = (-1024.0, 300.0)
     patch_size: tuple[int, int, int] = (96, 96, 48)
     tile_size: tuple[int, int, int] = (160, 160, 96)
+    classes: tuple[str, ...] = (NODULE,)
 
     def __post_init__(self) -> None:
         if min(self.spacing_mm) <= 0:
             raise InvalidInputError(f"input.spacing_mm is {self.spacing_mm}; all three must be above 0 mm")
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise InvalidInputError(f"input.classes is {self.classes}; expected different names, at least one")
         if not self.window_hu[0] < self.window_hu[1]:
             raise InvalidInputError(f"input.window_hu is {self.window_hu}; the first must be below the second")
         for name, sizes in (("patch_size", self.patch_size), ("tile_size", self.tile_size)):
@@ -114,12 +121,14 @@ class Nodule:
     mean_diameter_mm  mean of the long and the short axis in the axial slice where it is largest
     score             the detector's, from 0 to 1; 1 for a known nodule
     box_lps_mm        x, y, z of the lower corner, then of the upper
+    label             its class, one of ``ChestInput.classes``
     """
 
     centre_lps_mm: tuple[float, float, float]
     mean_diameter_mm: float
     score: float
     box_lps_mm: tuple[float, float, float, float, float, float]
+    label: str = NODULE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from apps.medical.adapters.members import first_few
 from apps.medical.datasets.delimited import read_columns
 from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
 from apps.medical.datasets.splits import Split, digest_of
-from apps.medical.types import AnnotatedScan, ChestInput
+from apps.medical.types import NODULE, AnnotatedScan, ChestInput
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Marks:
                        SeriesInstanceUID
     x_column, y_column, z_column, diameter_column   centre, and diameter in mm
     coordinates        lps: mm as in DICOM; ras: mm as in NIfTI; voxel: indices i, j, k from 0, slices from the feet
+    class_column       tells kinds of nodules apart; by default all are of one class
     patient_column     keeps scans of one patient together; by default DICOM's PatientID, or the scan itself
     split_column       train or validation; by default patients are drawn by ``seed``
     validation_share   of the patients, where there is no ``split_column``
@@ -46,12 +47,20 @@ class Marks:
     z_column: str = "z"
     diameter_column: str = "diameter_mm"
     coordinates: Coordinates = "lps"
+    class_column: str | None = None
     patient_column: str | None = None
     split_column: str | None = None
     validation_share: float = 0.2
     seed: int = 0
     train_patches: int | None = None
     validation_patches: int | None = None
+
+    def fit_input(self, input: ChestInput) -> ChestInput:
+        """The table's classes, in the order of their names, in place of the one that is there by default."""
+        if self.class_column is None:
+            return input
+        columns = {"class": self.class_column}
+        return replace(input, classes=tuple(sorted({row["class"] for _, row in read_columns(self._table(), columns)})))
 
     def train(self, input: ChestInput) -> Dataset:
         return self.split().train(input, self.train_patches)
@@ -139,10 +148,10 @@ class Marks:
                 f"{self.marks.name}, row {number}: {', '.join(row[name] for name in ('x', 'y', 'z', 'diameter'))} are "
                 "not a place and a diameter above 0 mm"
             )
-        return Mark(centre=(x, y, z), diameter_mm=diameter_mm)
+        return Mark(centre=(x, y, z), diameter_mm=diameter_mm, label=row.get("class", NODULE))
 
     def _columns(self) -> dict[str, str]:
-        names = ("scan", "x", "y", "z", "diameter", "patient", "split")
+        names = ("scan", "x", "y", "z", "diameter", "class", "patient", "split")
         columns = {name: getattr(self, f"{name}_column") for name in names}
         return {name: column for name, column in columns.items() if column is not None}
 

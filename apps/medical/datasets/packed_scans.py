@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,14 @@ from apps.medical.datasets.patches import augment, clip_boxes, collate
 from apps.medical.datasets.scan_files import ScanFile
 from apps.medical.types import ChestInput, Float64
 from shared.data.build_cache import get_or_build, packs, parallel_map
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from shared.data.dataset import Batch
     from shared.data.order import Indices, Key
+
+LabelledPatch: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
+"""An image (X, Y, Z) on 0..255, its boxes (n, 6) in voxels, and the numbers of their classes (n,)."""
 
 VERSION = 1
 FEW = 4
@@ -43,6 +47,7 @@ class PackedScan:
     spacing_mm         of the scan as it was stored
     lungs              whether lungs were found, so that the pack is their box
     boxes              (n, 6) in voxels of the pack, of the nodules that lie in it
+    labels             (n,) numbers of their classes in the input's
     diameters_mm       of all nodules
     outside            how many nodules lie outside of the volume
     away_from_lungs    how many lie in it but not in the pack
@@ -53,6 +58,7 @@ class PackedScan:
     spacing_mm: tuple[float, float, float]
     lungs: bool
     boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
     diameters_mm: tuple[float, ...]
     outside: int
     away_from_lungs: int
@@ -86,7 +92,7 @@ def pack_name(scan: ScanFile, input: ChestInput) -> str:
     files = sorted(scan.path.iterdir()) if scan.path.is_dir() else [scan.path, *_beside(scan.path)]
     stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     settings = asdict(input)
-    for name in ("patch_size", "tile_size"):
+    for name in ("patch_size", "tile_size", "classes"):
         settings.pop(name)
     content = json.dumps([VERSION, scan.path.resolve().as_posix(), scan.series, stated, settings], sort_keys=True)
     return f"ct-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
@@ -141,7 +147,7 @@ def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
     )
     spacing, size = np.array(input.spacing_mm), tuple(stated["grid"]["size"])
     grid = Grid(np.array(stated["grid"]["origin_lps_mm"]), spacing, (size[0], size[1], size[2]))
-    boxes, outside, away = [], 0, 0
+    boxes, labels, outside, away = [], [], 0, 0
     for mark in scan.nodules:
         centre_lps_mm = scan.to_lps_mm(geometry, mark.centre)
         index = geometry.to_index_ijk(centre_lps_mm)
@@ -153,6 +159,7 @@ def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
             away += 1
         elif mark.diameter_mm > 0:
             boxes.append(np.concatenate([centre - half, centre + half]))
+            labels.append(_class_number(mark.label, scan, input))
     places = [grid.to_voxels(scan.to_lps_mm(geometry, place)) for place in scan.candidates]
     within = [place for place in places if np.all((place >= 0) & (place < size))]
     return PackedScan(
@@ -160,11 +167,22 @@ def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
         spacing_mm=geometry.spacing_mm,
         lungs=bool(stated["lungs"]),
         boxes=np.array(boxes, np.float32).reshape(-1, 6),
+        labels=np.array(labels, np.int64),
         diameters_mm=tuple(mark.diameter_mm for mark in scan.nodules),
         outside=outside,
         away_from_lungs=away,
         candidates=np.array(within, np.float64).reshape(-1, 3),
     )
+
+
+def _class_number(label: str, scan: ScanFile, input: ChestInput) -> int:
+    if len(input.classes) == 1:
+        return 0
+    if label not in input.classes:
+        raise InvalidInputError(
+            f"{scan.path.name} has a nodule of the class {label!r}; the input's are {input.classes}"
+        )
+    return input.classes.index(label)
 
 
 class ScanPatches:
@@ -183,14 +201,15 @@ class ScanPatches:
         return self.length
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
-        made = []
+        made, labels = [], []
         for index in indices:
             random = np.random.default_rng((int(index), 0)) if key is None else key.generator(int(index))
-            image, boxes = self._patch(int(index), random)
+            image, boxes, numbers = self._patch(int(index), random)
             made.append(augment(image, boxes, None if key is None else random))
-        return collate(made, self.input)
+            labels.append(numbers)
+        return collate(made, self.input, labels)
 
-    def _patch(self, index: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _patch(self, index: int, random: np.random.Generator) -> LabelledPatch:
         size = np.array(self.input.patch_size)
         if self._nodules and index % 2 == 0:
             number, nodule = self._nodules[(index // 2) % len(self._nodules)]
@@ -208,11 +227,12 @@ class ScanPatches:
             start = random.integers(np.minimum(spare, 0), np.maximum(spare, 0) + 1)
         return self._cut(self.scans[number], start)
 
-    def _cut(self, scan: PackedScan, start: NDArray[np.int_]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _cut(self, scan: PackedScan, start: NDArray[np.int_]) -> LabelledPatch:
         size, shape = np.array(self.input.patch_size), np.array(scan.voxels.shape)
         start = np.clip(start, np.minimum(shape - size, 0), np.maximum(shape - size, 0))
         low, high = np.maximum(start, 0), np.minimum(start + size, shape)
         image = np.zeros(self.input.patch_size, np.uint8)
         inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
         image[inside] = scan.voxels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-        return image, clip_boxes(scan.boxes - np.tile(start, 2).astype(np.float32), self.input.patch_size)
+        boxes, kept = clip_boxes(scan.boxes - np.tile(start, 2).astype(np.float32), self.input.patch_size)
+        return image, boxes, scan.labels[kept]

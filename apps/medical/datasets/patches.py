@@ -39,14 +39,15 @@ def mirror(boxes: NDArray[np.float32], axis: int, size: int) -> NDArray[np.float
     return flipped
 
 
-def clip_boxes(boxes: NDArray[np.float32], size: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Boxes cut at the border of the patch; those of which less than half remains are left out."""
+def clip_boxes(boxes: NDArray[np.float32], size: tuple[int, int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes cut at the border of the patch, and which of ``boxes`` they are: at least half of each must remain."""
     clipped = boxes.copy()
     clipped[:, :3] = np.clip(boxes[:, :3], 0, size)
     clipped[:, 3:] = np.clip(boxes[:, 3:], 0, size)
     whole = np.prod(boxes[:, 3:] - boxes[:, :3], axis=1)
     left = np.prod(np.maximum(clipped[:, 3:] - clipped[:, :3], 0), axis=1)
-    return np.asarray(clipped[left > 0.5 * whole], np.float32)
+    kept = np.asarray(left > 0.5 * whole)
+    return np.asarray(clipped[kept], np.float32), kept
 
 
 def scale_to_window(hu: NDArray[np.floating], window_hu: tuple[float, float]) -> NDArray[np.uint8]:
@@ -56,13 +57,20 @@ def scale_to_window(hu: NDArray[np.floating], window_hu: tuple[float, float]) ->
     return scaled
 
 
-def collate(patches: Sequence[Patch], input: ChestInput) -> Batch:
-    """``image`` float32 (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6), and ``spacing_mm`` of the grid."""
+def collate(patches: Sequence[Patch], input: ChestInput, labels: Sequence[NDArray[np.int64]] | None = None) -> Batch:
+    """A batch: ``image`` float32 (B, 1, X, Y, Z) in 0..1, ``boxes``, a list of (n, 6), ``labels``, and ``spacing_mm``.
+
+    ``labels`` is a list of (n,) numbers of the input's classes, by default all 0.
+    """
     import torch
 
     images, boxes = zip(*patches, strict=True)
     return {
         "image": torch.from_numpy(np.stack(images))[:, None],
         "boxes": [torch.from_numpy(np.ascontiguousarray(found)) for found in boxes],
+        "labels": [
+            torch.from_numpy(np.zeros(len(found), np.int64) if labels is None else labels[n])
+            for n, found in enumerate(boxes)
+        ],
         "spacing_mm": input.spacing_mm,
     }

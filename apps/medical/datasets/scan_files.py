@@ -13,7 +13,7 @@ import numpy as np
 from apps.medical.adapters.axial import TURNED
 from apps.medical.adapters.images import read_image, suffix
 from apps.medical.adapters.source import read_volume
-from apps.medical.types import AnnotatedScan, CTVolume, Float64, Nodule
+from apps.medical.types import NODULE, AnnotatedScan, CTVolume, Float64, Nodule
 from shared.errors import InvalidInputError
 
 Coordinates: TypeAlias = Literal["lps", "ras", "voxel"]
@@ -22,10 +22,11 @@ Coordinates: TypeAlias = Literal["lps", "ras", "voxel"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """A nodule in a table: its centre in the table's coordinates, and its diameter in mm, negative where unknown."""
+    """A nodule in a table: its centre in the table's coordinates, its diameter in mm (negative: unknown), its class."""
 
     centre: tuple[float, float, float]
     diameter_mm: float
+    label: str = NODULE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,9 @@ def _nodule(centre: Float64, mark: Mark) -> Nodule:
     x, y, z = (float(value) for value in centre)
     half = max(mark.diameter_mm, 0.0) / 2
     box = (x - half, y - half, z - half, x + half, y + half, z + half)
-    return Nodule(centre_lps_mm=(x, y, z), mean_diameter_mm=mark.diameter_mm, score=1.0, box_lps_mm=box)
+    return Nodule(
+        centre_lps_mm=(x, y, z), mean_diameter_mm=mark.diameter_mm, score=1.0, box_lps_mm=box, label=mark.label
+    )
 
 
 def find_scans(root: Path) -> dict[str, ScanFile]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class Split:
         facts = {
             "scans": _two(parts, len),
             "nodules": _two(parts, lambda scans: sum(len(scan.diameters_mm) for scan in scans)),
+            "classes": _classes([mark.label for scan in (*self.training, *self.validation) for mark in scan.nodules]),
             "diameters": _range(diameters, "mm"),
             "pixel spacing": _range([scan.spacing_mm[0] for scan in both], "mm"),
             "slice spacing": _range([scan.spacing_mm[2] for scan in both], "mm"),
@@ -64,6 +66,10 @@ class Split:
 
 def _two(parts: Sequence[list[PackedScan]], count: Any) -> str:
     return f"{count(parts[0])} to learn from, {count(parts[1])} to validate on"
+
+
+def _classes(labels: Sequence[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(Counter(labels).items())) or "none"
 
 
 def _range(values: Sequence[float], unit: str) -> str:

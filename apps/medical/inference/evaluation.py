@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.medical.metrics.froc import Mark, Truth
+from apps.medical.metrics.froc import Mark, Truth, cpm, froc
 from apps.medical.metrics.luna16 import froc_table
 from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
@@ -22,7 +22,8 @@ from shared.errors import InvalidInputError
 class ScanScores:
     """What was found on so many ``scans``, what is there, and the seconds that each took.
 
-    ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found.
+    ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found;
+    ``labels`` the marks of each class, and the nodules, those of other classes excluded.
     """
 
     scans: int = 0
@@ -30,6 +31,7 @@ class ScanScores:
     truths: list[Truth] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     diameters_mm: list[tuple[float, float, float]] = field(default_factory=list)
+    labels: dict[str, tuple[list[Mark], list[Truth]]] = field(default_factory=dict)
 
 
 def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
@@ -48,6 +50,10 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
         scores.seconds.append(took)
         scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)
         scores.truths.extend(_truth(scan, nodule) for nodule in scan.nodules)
+        for label in {nodule.label for nodule in (*scan.nodules, *found)}:
+            marks, truths = scores.labels.setdefault(label, ([], []))
+            marks += [Mark(scan.name, n.centre_lps_mm, n.score) for n in found if n.label == label]
+            truths += [_truth(scan, n, excluded=n.label != label) for n in scan.nodules]
         scores.truths.extend(_truth(scan, nodule, excluded=True) for nodule in scan.excluded)
         scores.diameters_mm.extend(_diameters(scan.nodules, found))
     return scores
@@ -70,12 +76,25 @@ def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Ta
         error = np.abs(measured - true).mean()
         notes.append(f"Mean error of the diameter: {error:.1f} mm, on {len(true)} nodules that were found.")
     notes.append(f"Median time of a scan on {predictor.device}: {np.median(scores.seconds):.2f} s.")
+    labels = sorted(scores.labels)
+    if len(labels) > 1:
+        notes.append(
+            "Above, classes are not told apart. " + "; ".join(_of_class(scores, label) for label in labels) + "."
+        )
     title = f"Nodules found: {description['description']}"
     return froc_table(title, scores.marks, scores.truths, scans=scores.scans, notes=notes)
 
 
 def _truth(scan: AnnotatedScan, nodule: Nodule, *, excluded: bool = False) -> Truth:
     return Truth(scan.name, nodule.centre_lps_mm, nodule.mean_diameter_mm, excluded)
+
+
+def _of_class(scores: ScanScores, label: str) -> str:
+    marks, truths = scores.labels[label]
+    count = sum(not truth.excluded for truth in truths)
+    if not count:
+        return f"{label}: no nodule"
+    return f"{label}: CPM {cpm(froc(marks, truths, scans=scores.scans)):.3f} on {count} nodules"
 
 
 def _diameters(known: Sequence[Nodule], found: Sequence[Nodule]) -> Iterator[tuple[float, float, float]]:

@@ -63,10 +63,11 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Boxes (n, 6) in voxels of the image and scores (n,), best first."""
+    """Boxes (n, 6) in voxels of the image, scores (n,) and numbers of classes (n,), best first."""
 
     boxes: Tensor
     scores: Tensor
+    labels: Tensor
 
 
 @torch.inference_mode()
@@ -90,7 +91,8 @@ def detect(
     padded = F.pad(image, padding)
     maps = _maps(network or Maps(detector.network), padded, tiling, skip or set(), dtype)
     if not maps:
-        return Detections(image.new_zeros((0, 6)), image.new_zeros(0))
+        none = torch.zeros(0, dtype=torch.long, device=image.device)
+        return Detections(image.new_zeros((0, 6)), image.new_zeros(0), none)
     return select(detector, maps, list(image.shape), shape)
 
 
@@ -128,15 +130,16 @@ def select(
 ) -> Detections:
     """The best candidates of each level as boxes in the image, without those that overlap better ones."""
     selector = detector.box_selector
-    boxes, scores = [], []
+    boxes, scores, labels = [], [], []
     for level, (logits, codes) in enumerate(maps):
         anchors_here = detector.anchor_generator.cell_anchors[level].to(codes)
         count = len(anchors_here)
-        # MONAI numbers candidates by position, then anchor.
+        classes = len(logits) // count
+        # MONAI numbers candidates by position, then anchor, then class.
         score = torch.sigmoid(logits.permute(1, 2, 3, 0).reshape(-1))
         above = torch.nonzero(score > selector.score_thresh).squeeze(1)
         best, order = score[above].topk(min(selector.topk_candidates_per_level, len(above)))
-        chosen = above[order]
+        chosen, label = above[order] // classes, above[order] % classes
         position, anchor = chosen // count, chosen % count
         cells = logits.shape[1:]
         index = torch.stack(torch.unravel_index(position, cells), 1)
@@ -149,9 +152,12 @@ def select(
         whole = (box[:, 3:] >= box[:, :3] + 1).all(dim=1)
         boxes.append(box[whole])
         scores.append(best[whole])
-    joined, values = torch.cat(boxes), torch.cat(scores)
-    kept = suppress(joined, values, selector.nms_thresh, selector.detections_per_img)
-    return Detections(joined[kept], values[kept])
+        labels.append(label[whole])
+    joined, values, classes_of = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+    # Classes are moved apart, so that a box suppresses none of another class.
+    apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
+    kept = suppress(apart, values, selector.nms_thresh, selector.detections_per_img)
+    return Detections(joined[kept], values[kept], classes_of[kept])
 
 
 def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> Tensor:
@@ -200,6 +206,7 @@ def find_nodules(
             mean_diameter_mm=_diameter_mm(image, corners[n], input),
             score=float(found.scores[n]),
             box_lps_mm=(*low[n].tolist(), *high[n].tolist()),
+            label=input.classes[int(found.labels[n])],
         )
         for n in apart
     ]

@@ -41,8 +41,8 @@ class RetinaNet3D:
     nms_threshold: float = 0.22
 
     def build(self, input: ChestInput) -> RetinaNetDetector:
-        """The detector with weights of chance; the network has the same layers on every grid."""
-        return build(self)
+        """The detector with weights of chance, and an output for each class of ``input``."""
+        return build(self, len(input.classes))
 
 
 def full() -> RetinaNet3D:
@@ -50,7 +50,7 @@ def full() -> RetinaNet3D:
     return RetinaNet3D(block="bottleneck", layers=(3, 4, 6, 3), planes=64, features=256)
 
 
-def build(settings: RetinaNet3D) -> RetinaNetDetector:
+def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
     """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
     import torch
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -82,7 +82,7 @@ def build(settings: RetinaNet3D) -> RetinaNetDetector:
     )
     network = RetinaNet(
         spatial_dims=3,
-        num_classes=1,
+        num_classes=classes,
         num_anchors=len(settings.anchors_voxels),
         feature_extractor=pyramid,
         size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in stride],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.medical.types import CTVolume, Findings, Nodule
+from apps.medical.types import NODULE, CTVolume, Findings, Nodule
 from shared.app import Table
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
@@ -28,6 +28,7 @@ def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
                 "slice": slice_number(volume, nodule),
                 "instance_number": _instance_number(volume, slice_number(volume, nodule) - 1),
                 "image": _image(volume, slice_number(volume, nodule) - 1),
+                "label": nodule.label,
                 "suspicious": nodule.score >= findings.operating_score,
             }
             for rank, nodule in enumerate(findings.nodules, start=1)
@@ -78,14 +79,17 @@ def result_table(content: Mapping[str, Any]) -> Table:
     """
     found = content["findings"]
     numbered = any(finding["instance_number"] is not None for finding in found)
-    columns = ["rank", "slice", *(["image"] if numbered else []), "x, y, z (LPS mm)", "diameter (mm)", "score", ""]
+    labelled = any(finding["label"] != NODULE for finding in found)
+    columns = ["rank", "slice", *(["image"] if numbered else []), "x, y, z (LPS mm)", "diameter (mm)", "score"]
+    columns += [*(["class"] if labelled else []), ""]
     rows = []
     for finding in found:
         image = [_text(finding["instance_number"])] if numbered else []
         centre = ", ".join(f"{value:.1f}" for value in finding["centre_lps_mm"])
         figures = [centre, f"{finding['mean_diameter_mm']:.1f}", f"{finding['score']:.3f}"]
         said = "suspicious" if finding["suspicious"] else ""
-        rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, said])
+        label = [finding["label"]] if labelled else []
+        rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, *label, said])
     return Table(title=f"Lung nodules: {len(rows)}", columns=columns, rows=rows)
 
 

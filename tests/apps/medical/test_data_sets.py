@@ -19,12 +19,14 @@ from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
 from apps.medical.inference.calibration import operating_point
+from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.recipes import small
 from apps.medical.task import DetectionTask
 from apps.medical.types import AnnotatedScan, ChestInput, Findings, Nodule
 from shared import cli
 from shared.app import shipped
 from shared.data.order import Key
+from shared.deploy.registry import Registry
 from shared.engine.checkpoint import model_state
 from shared.errors import InvalidInputError
 from tests.apps.medical import data_folders
@@ -188,6 +190,42 @@ def test_marks_may_be_indices_or_in_nifti_s_frame_and_columns_have_one_s_own_nam
     for data in (voxel, ras):
         for scan in (*data.split().training, *data.split().validation):
             assert scan.read_annotated().nodules[0].centre_lps_mm == pytest.approx(lps)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_classes_come_from_the_table(folder, tmp_path):
+    centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
+    kinds = {"one": "solid", "two": "ground glass", "three": "solid"}
+    write_table(folder / "marks.csv", [marked(scan, centre, kind=kind) for scan, kind in kinds.items()])
+    data = Marks(root=folder, marks=Path("marks.csv"), class_column="kind", validation_share=0.6)
+    grid = data.fit_input(COARSE)
+    assert grid.classes == ("ground glass", "solid")
+    assert data.facts(grid)["classes"] == "ground glass 1, solid 2"
+    packed = open_scans((*data.split().training, *data.split().validation), grid)
+    assert sorted(scan.labels.tolist() for scan in packed) == [[0], [1], [1]]
+    batch = data.train(grid).batch(np.arange(2), Key(seed=0, epoch=0))
+    assert [len(labels) for labels in batch["labels"]] == [len(boxes) for boxes in batch["boxes"]]
+    with pytest.raises(InvalidInputError, match="of the class"):
+        data.facts(ChestInput(classes=("a", "b"), spacing_mm=COARSE.spacing_mm))
+    run = tmp_path / "run"
+    flags = ["--data", "marks", "--data.root", str(folder), "--data.marks", "marks.csv", "--data.class-column", "kind"]
+    flags += ["--input.spacing-mm", "3", "3", "5", "--input.patch-size", "32", "32", "16", "--data.train-patches", "4"]
+    assert cli.main(["train", "medical", "--recipe", "tiny", *flags, "--out", str(run), "--device", "cpu"]) == 0
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())["recipe"]
+    assert recipe["input"]["classes"] == ["ground glass", "solid"]
+    assert cli.main(["export", str(run), "--registry", str(tmp_path / "models")]) == 0
+    predictor = NodulePredictor.load([Registry(tmp_path / "models").newest("lung_nodules")], "cpu")
+    (findings,) = predictor.predict([chest()], Options(min_score=0.0, max_findings=100))
+    assert {nodule.label for nodule in findings.nodules} <= {"ground glass", "solid"}
+
+
+def test_figures_are_given_for_each_class_too(folder, perfect):
+    centre = tuple(chest().to_lps_mm(NODULE_IJK).tolist())
+    rows = [marked("one", centre, kind="solid", part="test"), marked("two", centre, kind="nodule", part="test")]
+    write_table(folder / "marks.csv", rows)
+    data = Marks(root=folder, marks=Path("marks.csv"), class_column="kind", split_column="part")
+    (note,) = [note for note in app.evaluate(perfect, data, None).notes if "classes" in note]
+    assert note == "Above, classes are not told apart. nodule: CPM 1.000 on 1 nodules; solid: CPM 0.000 on 1 nodules."
 
 
 def test_a_split_is_by_patient_or_as_the_table_says(folder):

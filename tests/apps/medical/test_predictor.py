@@ -189,6 +189,8 @@ def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dic
     content["findings"][0]["instance_number"] = 7
     assert result_table(content).columns[:3] == ["rank", "slice", "image"]
     assert result_table(content).rows[0][2] == "7"
+    content["findings"][0]["label"] = "solid"
+    assert result_table(content).columns[-2:] == ["class", ""] and result_table(content).rows[0][-2] == "solid"
     assert result_table(result(chest(), found())).rows == []
 
 

@@ -41,7 +41,8 @@ class PackSettings:
     def name(self) -> str:
         """The pack's name: a digest of the settings."""
         stated = asdict(self)
-        stated["input"].pop("tile_size")
+        for name in ("tile_size", "classes"):
+            stated["input"].pop(name)
         content = json.dumps([VERSION, stated], sort_keys=True).encode()
         return f"medical-{hashlib.sha256(content).hexdigest()[:16]}"
 

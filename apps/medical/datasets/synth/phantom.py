@@ -294,7 +294,7 @@ def patch(
         if corners is not None:
             boxes.append(np.concatenate([(corner - low) / spacing_mm for corner in corners]))
     read = acquire(image, fine, axes[2], scanner, random)
-    kept = clip_boxes(np.array(boxes, np.float32).reshape(-1, 6), size)
+    kept, _ = clip_boxes(np.array(boxes, np.float32).reshape(-1, 6), size)
     return Patch(image_xyz=np.ascontiguousarray(read[::-1, ::-1]), boxes=mirror(mirror(kept, 0, size[0]), 1, size[1]))
 
 
