@@ -24,9 +24,8 @@ from apps.medical.recipes import small
 from apps.medical.task import DetectionTask
 from apps.medical.types import AnnotatedScan, ChestInput, Findings, Nodule
 from shared import cli
-from shared.app import shipped
 from shared.data.order import Key
-from shared.deploy.registry import Registry
+from shared.deploy.registry import Registry, shipped
 from shared.engine.checkpoint import model_state
 from shared.errors import InvalidInputError
 from tests.apps.medical import data_folders
