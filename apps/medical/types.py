@@ -164,3 +164,13 @@ class Findings:
     lung_millilitres: float | None = None
     lungs_cut: bool = False
     unlisted: int = 0
+
+    def __repr__(self) -> str:
+        """What a notebook shows: how many findings there are, then a line for each, best first."""
+        if self.lung_box_lps_mm is None:
+            return "not searched: no lung was found"
+        lines = [f"{len(self.nodules)} findings, suspicious from a score of {self.operating_score:.3f}"]
+        for nodule in self.nodules:
+            place = ", ".join(f"{value:.1f}" for value in nodule.centre_lps_mm)
+            lines.append(f"{nodule.label}, {nodule.mean_diameter_mm:.1f} mm, score {nodule.score:.3f}, LPS {place} mm")
+        return "\n".join(lines)

@@ -156,6 +156,15 @@ def test_a_volume_of_one_s_own_gives_typed_findings(untrained):
     assert untrained.predict([chest()]) == untrained.predict([chest()], Options())
 
 
+def test_findings_are_readable_where_they_are_printed():
+    nodule = Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.44, score=0.75, box_lps_mm=(0, 0, 0, 1, 1, 1))
+    assert repr(found(nodule)).splitlines() == [
+        "1 findings, suspicious from a score of 0.500",
+        "nodule, 9.4 mm, score 0.750, LPS 1.0, -2.5, 3.0 mm",
+    ]
+    assert str(found(searched=False)) == "not searched: no lung was found"
+
+
 def test_an_artifact_that_stated_the_grid_twice_still_opens(tmp_path):
     """Before ``input``, spacing stood in model and data, and the patch's size in data."""
     (shipped_one,) = shipped(app)
