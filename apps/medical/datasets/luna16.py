@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ class Luna16:
         training = [path for number, found in images.items() if number != self.fold for path in found]
         return Split(tuple(map(scan, training)), tuple(map(scan, images[self.fold])))
 
-    def _marks(self) -> tuple[dict[str, list[Mark]], dict[str, list[Mark]], dict[str, list[Position]]]:
+    def _marks(self) -> tuple[dict[str, list[Mark]], dict[str, list[Mark]], Mapping[str, list[Position]]]:
         """Nodules, excluded findings and candidates that are no nodules, by series."""
         annotations = self._table(_ANNOTATIONS)
         if annotations is None:
@@ -104,21 +105,26 @@ class Luna16:
         for truth in read_truths(annotations, self._table(_EXCLUDED)):
             part = excluded if truth.excluded else nodules
             part.setdefault(truth.scan, []).append(Mark(centre=truth.centre_mm, diameter_mm=truth.diameter_mm))
-        candidates: dict[str, list[Position]] = {}
         table = next((found for name in _CANDIDATES if (found := self._table(name))), None)
-        if table is not None:
-            columns = {name: name for name in ("seriesuid", "coordX", "coordY", "coordZ", "class")}
-            for number, row in read_columns(table, columns):
-                try:
-                    place = (float(row["coordX"]), float(row["coordY"]), float(row["coordZ"]))
-                except ValueError:
-                    raise InvalidInputError(f"{table.name}, row {number} holds no three numbers") from None
-                if row["class"] == "0":
-                    candidates.setdefault(row["seriesuid"], []).append(place)
-        return nodules, excluded, candidates
+        return nodules, excluded, {} if table is None else read_candidates(table, table.stat().st_mtime_ns)
 
     def _table(self, name: str) -> Path | None:
         return next((path for folder in _FOLDERS if (path := self.root / folder / name).is_file()), None)
+
+
+@lru_cache(maxsize=2)
+def read_candidates(table: Path, changed_ns: int) -> Mapping[str, list[Position]]:
+    """The candidates that are no nodules, by series, LPS mm; the table has 750,000 rows and is read once."""
+    candidates: dict[str, list[Position]] = {}
+    columns = {name: name for name in ("seriesuid", "coordX", "coordY", "coordZ", "class")}
+    for number, row in read_columns(table, columns):
+        try:
+            place = (float(row["coordX"]), float(row["coordY"]), float(row["coordZ"]))
+        except ValueError:
+            raise InvalidInputError(f"{table.name}, row {number} holds no three numbers") from None
+        if row["class"] == "0":
+            candidates.setdefault(row["seriesuid"], []).append(place)
+    return candidates
 
 
 def lidc_patients() -> dict[str, str]:

@@ -160,8 +160,8 @@ def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
         elif mark.diameter_mm > 0:
             boxes.append(np.concatenate([centre - half, centre + half]))
             labels.append(_class_number(mark.label, scan, input))
-    places = [grid.to_voxels(scan.to_lps_mm(geometry, place)) for place in scan.candidates]
-    within = [place for place in places if np.all((place >= 0) & (place < size))]
+    places = np.array(scan.candidates, np.float64).reshape(-1, 3)
+    candidates = grid.to_voxels(scan.to_lps_mm(geometry, places))
     return PackedScan(
         folder=folder,
         spacing_mm=geometry.spacing_mm,
@@ -171,7 +171,7 @@ def _with_marks(scan: ScanFile, folder: Path, input: ChestInput) -> PackedScan:
         diameters_mm=tuple(mark.diameter_mm for mark in scan.nodules),
         outside=outside,
         away_from_lungs=away,
-        candidates=np.array(within, np.float64).reshape(-1, 3),
+        candidates=candidates[np.all((candidates >= 0) & (candidates < size), axis=1)],
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from apps.medical.adapters.axial import TURNED
 from apps.medical.adapters.images import read_image, suffix
@@ -64,13 +65,13 @@ class ScanFile:
             excluded=tuple(_nodule(self.to_lps_mm(volume, mark.centre), mark) for mark in self.excluded),
         )
 
-    def to_lps_mm(self, volume: CTVolume, position: tuple[float, float, float]) -> Float64:
-        """A position in this scan's coordinates, in LPS mm."""
+    def to_lps_mm(self, volume: CTVolume, position: ArrayLike) -> Float64:
+        """Positions (..., 3) in this scan's coordinates, in LPS mm."""
         if self.coordinates == "voxel":
             if TURNED in volume.remarks:
                 raise InvalidInputError(f"{self.path.name} is not stored in axial slices; give its marks in LPS mm")
             return volume.to_lps_mm(position)
-        return np.array(position) * ((-1.0, -1.0, 1.0) if self.coordinates == "ras" else 1.0)
+        return np.asarray(position, np.float64) * ((-1.0, -1.0, 1.0) if self.coordinates == "ras" else 1.0)
 
 
 def _nodule(centre: Float64, mark: Mark) -> Nodule:
