@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,6 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     import SimpleITK
 
-READERS = {
-    ".nrrd": "NrrdImageIO",
-    ".nhdr": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-}
-ENDINGS = (*READERS, ".nii", ".nii.gz")
 _MAX_HEADER_BYTES = 1 << 18
 _SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-superior", b"left-anterior-superior")
 
@@ -33,24 +27,28 @@ _SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-
 def suffix(file: Path) -> str | None:
     """Which of the formats a file's name says it is, or None."""
     name = file.name.lower()
-    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)), None)
+    return next((ending for ending in sorted(READERS, key=len, reverse=True) if name.endswith(ending)), None)
 
 
 def read_image(files: Sequence[Path]) -> CTVolume:
     """The volume in the one header file among ``files``; a MetaImage's or NRRD's separate data lie beside it."""
-    import SimpleITK
-
     (file,) = [path for path in files if suffix(path)]
     ending = suffix(file)
     assert ending is not None
-    identifiers = _identifiers(file.name[: -len(ending)])
-    if ending in (".nii", ".nii.gz"):
-        return read_nifti(file, identifiers)
+    return READERS[ending](file, _identifiers(file.name[: -len(ending)]))
+
+
+def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolume:
+    """A NRRD or MetaImage file, by the ImageIO of ITK's that reads it."""
+    import SimpleITK
+
+    ending = suffix(file)
+    assert ending is not None
     header = _header_without_other_data(file, ending)
     # Its warnings go to the terminal, with the file's name.
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO(READERS[ending])
+    reader.SetImageIO(image_io)
     reader.SetFileName(str(file))
     try:
         reader.ReadImageInformation()
@@ -163,3 +161,14 @@ def _header_without_other_data(file: Path, ending: str) -> bytes:
                 f"{file.name} keeps its voxels in {named!r}; hand that file in with it, or a single-file image"
             )
     return header
+
+
+READERS: Mapping[str, Callable[[Path, dict[str, str]], CTVolume]] = {
+    ".nrrd": partial(_read_itk, "NrrdImageIO"),
+    ".nhdr": partial(_read_itk, "NrrdImageIO"),
+    ".mha": partial(_read_itk, "MetaImageIO"),
+    ".mhd": partial(_read_itk, "MetaImageIO"),
+    ".nii": read_nifti,
+    ".nii.gz": read_nifti,
+}
+"""What reads an image file, by its name's ending: the file, and DICOM's identifiers as far as its name tells them."""
