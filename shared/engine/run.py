@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.atomic_files import file_lock, write_whole
 from shared.errors import InvalidInputError
-from shared.observe.events import plain
+from shared.observe.events import without_nan
 
 _LOCK = "run.lock"
 
@@ -76,4 +76,4 @@ class Result:
 
     def save(self, path: Path) -> None:
         document: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        write_whole(path, json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(without_nan(document), indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Looks at the machine and the installation, and names a remedy for each fault."""
+"""Checks the machine and the installation, and names a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPROMISED = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One look: what was found, and what to do where it is a fault."""
+    """One thing that was checked: what was found, and what to do where it is a fault."""
 
     name: str
     ok: bool

@@ -36,7 +36,7 @@ class Events:
         """Records ``event`` after ``step`` steps; numbers also become TensorBoard scalars ``event/name``."""
         if self._file is None:
             return
-        line = plain({"time": time.time_ns(), "event": event, "step": step, **values})
+        line = without_nan({"time": time.time_ns(), "event": event, "step": step, **values})
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -65,10 +65,10 @@ def read_events(file: Path) -> list[dict[str, Any]]:
     return events
 
 
-def plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The value as JSON has it: None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

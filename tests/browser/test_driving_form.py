@@ -24,7 +24,7 @@ from shared.deploy.predictor import Decoded, Request, Response
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.conftest import serving
-from tests.shared.serve.echo import write_artifact
+from tests.shared.serve.echo import until, write_artifact
 
 pytestmark = pytest.mark.browser
 PAGES = Path(__file__).parents[2] / "apps" / "driving" / "pages"
@@ -141,7 +141,7 @@ def test_a_sample_is_shown_in_four_linked_views(page: Page, site: Site) -> None:
     before = lit(page, plan)
     rows.nth(2).hover()
     expect(rows.nth(2)).to_have_attribute("aria-selected", "true")
-    assert lit(page, plan) > before
+    until(lambda: lit(page, plan) > before)
     # The keyboard reaches the rows too.
     rows.nth(0).get_by_role("button").focus()
     expect(rows.nth(0)).to_have_attribute("aria-selected", "true")

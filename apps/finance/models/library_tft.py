@@ -46,6 +46,19 @@ class LibraryTFT:
         return LibraryForecaster(self, input)
 
 
+class Length:
+    """A length that all windows of a batch share, where the TFT expects a tensor of lengths.
+
+    It answers what the TFT asks, the longest, without a copy from the device.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def max(self) -> int:
+        return self.rows
+
+
 def build_library_tft(settings: LibraryTFT) -> Any:
     """The library's own network, by its own constructor, with random weights."""
     import warnings
@@ -83,8 +96,6 @@ class LibraryForecaster(nn.Module):
 
         ``target_scale`` (B, 2) is center and scale of the target.
         """
-        from apps.finance.models.tft import Length
-
         inputs = {
             "encoder_cont": reals[:, : self.context],
             "decoder_cont": reals[:, self.context :],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
-from apps.finance.models.library_tft import LibraryForecaster, LibraryTFT
+from apps.finance.models.library_tft import Length, LibraryForecaster, LibraryTFT
 from apps.finance.types import FinanceInput
 from shared.app import DenseNetwork
 
@@ -98,19 +98,6 @@ class Forecaster(nn.Module):
         """What the TFT itself puts out, (B, horizon, Q): its quantiles may cross."""
         prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static, fixed=self.fast))["prediction"]
         return prediction
-
-
-class Length:
-    """A length that all windows of a batch share, where the TFT expects a tensor of lengths.
-
-    It answers what the TFT asks, the longest, without a copy from the device.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def max(self) -> int:
-        return self.rows
 
 
 def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fixed: bool = False) -> dict[str, Any]:
