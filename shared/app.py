@@ -66,11 +66,14 @@ class Importer:
 
     ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``;
     ``load`` takes them, and the data set that is named with ``--data`` where one is, and returns the model.
+    ``recipe`` reads the recipe of such a model back from the settings ``model`` and ``input`` in its artifact, so that
+    it can be calibrated; None where they are the settings of a named recipe.
     """
 
     summary: str
     arguments: tuple[str, ...]
     load: Callable[[Sequence[str], DataConfig | None], Imported]
+    recipe: Callable[[Mapping[str, Any]], Recipe] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

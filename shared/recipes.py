@@ -73,6 +73,9 @@ def _read_beside(app: App, document: Mapping[str, Any], settings: Mapping[str, A
     recipes, name = app.recipes(), str(document["name"])
     if name in recipes or settings.keys() - {"model", "input"}:
         return _with_recorded_components(named_recipe(app, name), document.get("classes", {}), settings)
+    importer = (app.importers() if app.importers is not None else {}).get(name)
+    if importer is not None and importer.recipe is not None:
+        return importer.recipe(settings)
     for make in recipes.values():
         try:
             return from_mapping(make(), settings)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from apps.driving.types import CameraInput, LidarInput
-    from shared.recipe import DataConfig
+    from shared.recipe import DataConfig, Recipe
 
 LEAST_SCORE = 0.3
 """From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
@@ -134,10 +135,28 @@ def _trained_classes(content: Any) -> list[str] | None:
     return None
 
 
+def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a model that ``load_mmdet3d`` made: its network and input, learnt and scored as ours are.
+
+    Refuses a network whose head the tasks here cannot score.
+    """
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.recipes import RECIPES
+    from apps.driving.types import LidarInput
+
+    model = MMDet3DModel(**settings["model"])
+    if not (model.config.startswith("pointpillars") and "kitti" in model.config):
+        raise InvalidInputError(
+            f"{model.config} cannot be calibrated here: that is for KITTI's PointPillars; choose the option `score`"
+        )
+    return replace(RECIPES["full"](), model=model, input=from_mapping(LidarInput(), settings["input"]))
+
+
 IMPORTERS = {
     "mmdet3d": Importer(
         summary="weights for a configuration that mmdet3d ships (`trivium models driving` lists those that run)",
         arguments=("CONFIG", "CHECKPOINT.pth"),
         load=load_mmdet3d,
+        recipe=imported_recipe,
     )
 }

@@ -1,6 +1,7 @@
 """An imported public model, written as an artifact and opened again, predicts through the application's predictor."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.imports import IMPORTERS
 from apps.driving.models.parity import random_camera
 from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
 from shared.deploy.artifact import open_artifact
 from shared.deploy.imported import write_imported
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
+from shared.recipe_file import to_mapping
+from shared.recipes import recipe_of
 
 KITTI = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
 SMOKE = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"
@@ -71,3 +75,14 @@ def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
     predictor = DrivingPredictor.load([open_artifact(registry / "mmdet3d_lidar" / "1")], "cpu")
     with pytest.raises(InvalidInputError, match="mmdet3d_camera is not loaded; loaded: mmdet3d_lidar"):
         predictor.predict([frame], Options(model="mmdet3d_camera"))
+
+
+def test_an_imported_pointpillars_is_read_back_for_calibration_and_others_are_refused(registry):
+    settings = to_mapping(replace(RECIPES["full"](), model=MMDet3DModel(config=KITTI)))
+    document = {"app": "driving", "name": "mmdet3d", "recipe": {name: settings[name] for name in ("model", "input")}}
+    data = app.data_sets()["synthetic"]()
+    recipe = recipe_of(app, document, data)
+    assert recipe.model == MMDet3DModel(config=KITTI) and recipe.data is data
+    assert recipe.input == RECIPES["full"]().input
+    with pytest.raises(InvalidInputError, match=r"centerpoint.* cannot be calibrated here"):
+        recipe_of(app, open_artifact(registry / "mmdet3d_lidar" / "1").recipe(), data)
