@@ -88,8 +88,8 @@ class FrameData(ABC):
             "validation frames": len(packs["validation"]),
         }
         for kind in input.classes:
-            both = [tables[split].get(kind.name) for split in ("train", "validation")]
-            said[kind.name] = "; ".join(_described(table, kind, input) for table in both)
+            learnt, validating = (_described(tables[split].get(kind.name), input) for split in ("train", "validation"))
+            said[kind.name] = f"{learnt}; validation: {validating}"
         names = {kind.name for kind in input.classes}
         others = Counter({name: len(table) for name, table in tables["train"].items() if name not in names})
         if others:
@@ -134,7 +134,7 @@ def mean_class(name: str, table: Floats) -> ObjectClass:
     )
 
 
-def _described(table: Floats | None, kind: ObjectClass, input: Input) -> str:
+def _described(table: Floats | None, input: Input) -> str:
     if table is None:
         return "none"
     size = " x ".join(f"{side:.2f}" for side in table[:, 3:6].mean(0))

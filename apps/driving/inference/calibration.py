@@ -17,7 +17,7 @@ MOST_SAMPLES = 48
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """The score of each class where F1 is highest on up to 48 validation samples of the recipe's data, evenly chosen.
 
-    A class that does not occur there, or of which nothing is found, gets 0.3.
+    A class that does not occur there, or of which nothing is found, gets 0.3; the former are named.
     """
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
@@ -26,8 +26,10 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     with torch.inference_mode():
         for number in chosen:
             task.evaluate(model, dataset.batch(np.array([number]), None), scores)
+    absent = [name for label, (name, _) in enumerate(scores.classes) if scores.curve(label) is None]
     return {
         "least_scores": scores.thresholds(),
+        "classes_without_objects": absent,
         "scenes": len(chosen),
         "synthetic": bool(recipe.data.fingerprint()["synthetic"]),
     }

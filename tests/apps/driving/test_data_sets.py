@@ -9,6 +9,7 @@ import torch
 
 from apps.driving.adapters import argoverse2, cityscapes3d, nuscenes
 from apps.driving.adapters.projection import image_boxes
+from apps.driving.adapters.registry import read_frames
 from apps.driving.datasets import data_sets
 from apps.driving.datasets.argoverse2 import Argoverse2
 from apps.driving.datasets.cityscapes3d import Cityscapes3D
@@ -18,7 +19,9 @@ from apps.driving.datasets.pasting import free_places
 from apps.driving.datasets.split import every_fifth
 from apps.driving.datasets.synth.export import write_frame
 from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.recipes import RECIPES
 from apps.driving.types import Boxes3D, CameraInput, LidarInput
+from shared.cli.settings import parse_recipe
 from shared.data.order import Key
 from shared.errors import InvalidInputError
 
@@ -371,3 +374,33 @@ def test_six_cameras_of_a_key_frame_are_six_samples(data_root):
     assert sum(len(labels) for labels in batch["labels"]) > 20
     for centres, boxes_2d in zip(batch["centres_2d"], batch["boxes_2d"], strict=True):
         assert ((centres >= boxes_2d[:, :2] - 1) & (centres <= boxes_2d[:, 2:] + 1)).all()
+
+
+@pytest.mark.realdata
+def test_a_log_is_read_as_frames_by_every_door(data_root):
+    log = data_root / "driving" / "av2_7fab2350"
+    frames = read_frames([log])
+    assert [frame.name for frame in frames] == ["315966265259836000", "315966265360032000"]
+    assert all(len(frame.points_lidar_m) > 90_000 and not frame.cameras for frame in frames)
+
+
+def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
+    frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
+    write_city(frame, tmp_path, "aachen_000000_000019")
+    files = sorted(tmp_path.rglob("aachen_000000_000019*"))
+    beside = [shutil.copy(file, tmp_path) for file in files]
+    (read,) = read_frames([tmp_path / file for file in beside])
+    assert read.name == "aachen_000000_000019" and list(read.cameras) == ["leftImg8bit"]
+    (tmp_path / "aachen_000000_000019_leftImg8bit.png").unlink()
+    with pytest.raises(InvalidInputError, match="is not beside aachen_000000_000019_gtBbox3d"):
+        read_frames([tmp_path / "aachen_000000_000019_gtBbox3d.json"])
+    write_city(frame, tmp_path, "aachen_000000_000020")
+    with pytest.raises(InvalidInputError, match="hand in one Cityscapes 3D image at a time"):
+        read_frames([tmp_path / "gtBbox3d"])
+
+
+def test_the_command_line_names_classes_and_what_is_merged(kitti_root):
+    words = ["--data.root", str(kitti_root), "--data.classes", "car", "van", "--data.merge", "truck", "car"]
+    chosen = parse_recipe(RECIPES["tiny"](), Kitti, words, "test")
+    assert chosen.data == Kitti(root=kitti_root, classes=("car", "van"), merge=(("truck", "car"),))
+    assert parse_recipe(RECIPES["tiny"](), Kitti, [*words[:2], "--data.merge"], "test").data.merge == ()

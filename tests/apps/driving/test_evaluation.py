@@ -189,4 +189,5 @@ def test_the_operating_point_is_set_on_ones_own_data(kitti_root):
     found = app.calibrate(dataclasses.replace(base, data=Kitti(root=kitti_root)), model)
     assert found["least_scores"].keys() == {"pedestrian", "cyclist", "car"}
     assert (found["scenes"], found["synthetic"]) == (5, False)
+    assert "car" not in found["classes_without_objects"]
     assert app.calibrate(dataclasses.replace(base, data=Synthetic(scenes=2, validation_scenes=2)), model)["synthetic"]
