@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,16 +12,20 @@ from shared.comms.group import Group
 from shared.recipe import Limits
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_S = 1.0
+"""Within how many seconds a second signal is the first once more."""
 
 
 class Interruption:
-    """Within it the first SIGTERM or Ctrl-C is noted, as ``signal``; a second one ends the process as usual.
+    """Within it the first SIGTERM or Ctrl-C is noted, as ``signal``; another one later ends the process as usual.
 
-    Signals reach the main thread alone; elsewhere nothing changes.
+    One that comes within a second of the first is the same once more: a terminal and ``torchrun`` both pass a Ctrl-C
+    on. Signals reach the main thread alone; elsewhere nothing changes.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._noted = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,8 +39,11 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if not self.signal:
+            self.signal, self._noted = number, time.monotonic()
+        elif time.monotonic() - self._noted >= _SAME_S:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -11,6 +11,7 @@ import threading
 import pytest
 import torch
 
+from shared.engine import interruption
 from shared.engine.loop import fit, seed_generators
 from shared.engine.run import Run
 from tests.shared.engine import line
@@ -48,7 +49,9 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, cap
         assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
 
 
-def test_a_second_signal_ends_the_run_at_once(tmp_path):
+def test_a_second_signal_ends_the_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "_SAME_S", 0.0)
+
     class Impatient(line.Regression):
         def loss(self, model, batch):
             signal.raise_signal(signal.SIGINT)
@@ -58,6 +61,37 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, Impatient)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_a_signal_that_is_passed_on_twice_is_one(tmp_path):
+    class Twice(line.Regression):
+        def loss(self, model, batch):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            return super().loss(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Twice)
+    assert (tmp_path / "checkpoints" / "step-00000001").is_dir()
+
+
+def test_the_command_ends_with_143_on_sigterm(tmp_path):
+    code = (
+        "import signal, sys; from apps.finance.task import ForecastTask; from shared.cli.main import main\n"
+        "learn, calls = ForecastTask.loss, []\n"
+        "def loss(self, model, batch):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2: signal.raise_signal(signal.SIGTERM)\n"
+        "    return learn(self, model, batch)\n"
+        "ForecastTask.loss = loss\n"
+        "sys.exit(main(['train', 'finance', '--recipe', 'tiny', '--device', 'cpu', '--out', sys.argv[1]]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 143, done.stderr
+    assert "stopped at step 2, which is saved; resume with the same command" in done.stdout
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
