@@ -164,7 +164,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         )
     progress.device = group.name
     if progress.step < training.total:
-        refuse_impure_batches(train, loader.indices(progress.step)[0], order.key(progress.step))
+        few = loader.indices(progress.step)[0][:4]
+        refuse_impure_batches(train, few, order.key(progress.step))
     if not progress.history:
         names = (limits.monitor, model, task, validation, training.evaluation_batch, group, chosen.dtype)
         refuse_unknown_monitor(*names)
