@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -146,3 +147,25 @@ def parameters(function: Any) -> list[str]:
 def test_a_file_fits_in_the_head(room):
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources(ROOT / room)}
     assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def known(name: str, words: set[str]) -> bool:
+    """Whether a name of the glossary is a word of the sources: an ending (``_zyx``), or the mean of what is one."""
+    if name[0] in "._":
+        return any(word.endswith(name.strip(".")) for word in words)
+    last = name.split(".")[-1]
+    return last in words or (last[0] == "m" and last[1:] in words)
+
+
+def test_the_glossary_names_what_exists():
+    text = "\n".join(path.read_text() for room in ("shared", "apps", "trivium") for path in sources(ROOT / room))
+    words = set(re.findall(r"\w+", text))
+    rows = [line.split("|") for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if "|" in line]
+    names = {name for row in rows if len(row) > 3 for name in re.findall(r"`([A-Za-z_.]+)[`(]", row[2])}
+    wrong = {name for name in names if not name.endswith(".py") and not known(name, words)}
+    assert len(names) > 50 and wrong == set()
+
+
+def test_the_places_that_contributing_names_exist():
+    places = re.findall(r"`((?:apps|shared|examples|docs|tests)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(places) > 10 and [place for place in places if not (ROOT / place).exists()] == []
