@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
+from shared.deploy.artifact import MANIFEST, Manifest, TensorSpec, open_artifact
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics
-from shared.serve.oip.codec import Array, BadTensor
+from shared.serve.oip.codec import DTYPES, Array, BadTensor
 from shared.serve.runtime.limits import MemoryLimit, RequestLimit
 from shared.serve.runtime.queue import BatchQueue
 from shared.serve.runtime.workers import LoadOnce, Workers
@@ -43,9 +43,15 @@ class OnnxNetwork:
         self._batched = len(first) == 1 and isinstance(next(iter(first)), str)
 
     def check(self, inputs: Arrays) -> None:
-        """Refuses inputs in which one named size (as ``batch``) has two values."""
+        """Refuses inputs in which one named size (as ``batch``) has two values, and empty ones but for zero rows.
+
+        ONNX Runtime's kernels are not made for empty tensors: an LSTM on one ends the process.
+        """
         seen: dict[str, tuple[str, int]] = {}
         for name, array in inputs.items():
+            for axis, length in enumerate(array.shape):
+                if length == 0 and not (self._batched and axis == 0):
+                    raise BadTensor(f"the input {name!r} has size 0 in axis {axis}; it must have at least 1")
             for symbol, length in zip(self._symbols[name], array.shape, strict=True):
                 if isinstance(symbol, str):
                     other, expected = seen.setdefault(symbol, (name, length))
@@ -116,9 +122,12 @@ class NetworkModel:
         """All outputs of the network, in parts of at most ``max_batch`` rows. Raises ``InvalidInputError``.
 
         What a network needs while it computes grows with its rows; and between the parts others have their turn.
+        For no rows the network is not run.
         """
         loaded = await self.model.get()
         loaded.network.check(inputs)
+        if loaded.network.rows(inputs) == 0:
+            return [_without_rows(self.manifest.outputs)]
         parts = loaded.network.split(inputs, self._settings.max_batch)
         return [await loaded.queue.answer(part, deadline) for part in parts]
 
@@ -214,6 +223,14 @@ class Networks:
                 f"there is no model {name!r}; there are {', '.join(self._models) or 'none'}", status=404
             )
         return self._models[name]
+
+
+def _without_rows(outputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The outputs for inputs of zero rows; refuses where another axis than the first has no fixed size."""
+    for spec in outputs:
+        if -1 in spec.shape[1:]:
+            raise BadTensor(f"the inputs have no rows, and the shape of the output {spec.name!r} depends on them")
+    return {spec.name: np.empty((0, *spec.shape[1:]), DTYPES[spec.datatype]) for spec in outputs}
 
 
 def concatenate(parts: Sequence[Arrays]) -> Arrays:
