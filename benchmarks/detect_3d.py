@@ -82,7 +82,9 @@ def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[]
             data = structures.camera_data([image], intrinsics[number : number + 1])
             item: dict[str, Any] = {"inputs": {"img": image}, "data_samples": data["data_samples"][0]}
             with torch.no_grad():
-                results.append(structures.plain(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d))
+                results.append(
+                    structures.instance_tensors(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d)
+                )
         return results
 
     def ours() -> list[Found]:
@@ -105,7 +107,7 @@ def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], 
         data = structures.lidar_data([points])
         item: dict[str, Any] = {"inputs": {"points": points}, "data_samples": data["data_samples"][0]}
         with torch.no_grad():
-            return [structures.plain(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d)]
+            return [structures.instance_tensors(detector.test_step(pseudo_collate([item]))[0].pred_instances_3d)]
 
     def ours() -> list[Found]:
         with torch.inference_mode():

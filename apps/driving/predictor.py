@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apps.driving.inference import plausible
+from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
 from apps.driving.models import IMPORTED, MODELS
 from apps.driving.types import Boxes3D, Detections, Frame
@@ -96,7 +96,7 @@ class DrivingPredictor:
         least = self.least_scores.get(model, {}) if options.score is None else options.score
         said: list[str] = []
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
-            said = plausible.remarks(frame.points_lidar_m, detector.input.range_m)
+            said = sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m)
         return Detections(boxes=shown_boxes(detector.detect(frame), least), model=model, remarks=tuple(said))
 
     @property

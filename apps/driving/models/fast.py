@@ -136,7 +136,9 @@ class FastPointPillars(nn.Module):
         answers = torch.addmm(self.head_bias, cells, self.head_weight).view(1, rows, columns, -1).permute(0, 3, 1, 2)
         maps = [[part] for part in torch.split(answers, self.channels, dim=1)]
         metainfo = [{"box_type_3d": LiDARInstance3DBoxes}]
-        return structures.plain(self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0])
+        return structures.instance_tensors(
+            self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0]
+        )
 
 
 class _RememberingAnchors:

@@ -94,10 +94,10 @@ def predict(detector: nn.Module, data: dict[str, Any]) -> list[tuple[Tensor, Ten
     network: Any = detector
     data = network.data_preprocessor(data, training=False)
     results = network(data["inputs"], data["data_samples"], mode="predict")
-    return [plain(result.pred_instances_3d) for result in results]
+    return [instance_tensors(result.pred_instances_3d) for result in results]
 
 
-def plain(found: Any) -> tuple[Tensor, Tensor, Tensor]:
+def instance_tensors(found: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 7; gravity centre), scores (N,) and labels (N,) of mmdet3d's ``InstanceData``."""
     boxes = torch.cat([found.bboxes_3d.gravity_center, found.bboxes_3d.tensor[:, 3:7]], dim=1)
     return boxes.float(), found.scores_3d.float(), found.labels_3d

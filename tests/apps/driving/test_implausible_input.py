@@ -9,7 +9,7 @@ import pytest
 
 from apps.driving.adapters import kitti, nuscenes
 from apps.driving.datasets.synth.scenes import Sensors, scene
-from apps.driving.inference.plausible import remarks
+from apps.driving.inference.sweep_checks import remarks
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
