@@ -16,6 +16,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 _LOOKED_AT = 100
 MOST_COLUMNS = 2000
 _MOST_PREAMBLE, _MOST_HEADER = 40, 4
+_LIKE_A_TIME = re.compile(r"\d[-/.:年 ]*\d{1,2}[-/.:月 ]\d|\d{8}|\d{4}[- ]?[Qq]\d|[A-Za-z]{3}.*\d{4}|\d{4}[-/年]\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def _header(cells: list[list[str]], width: int) -> int:
 
 def _data_fault(labels: list[str]) -> str:
     """Why labels are no header, or nothing."""
-    times = sum(_is_time(label) for label in labels)
+    times = sum(_is_time(label) for label in labels[:_LOOKED_AT])
     if times > 2:
         return "has times in its header, one column each; turn it over, so that each time has a row"
     numbers = [_is_number(label) for label in labels]
@@ -183,7 +184,7 @@ def _is_time(cell: str) -> bool:
     import polars as pl
 
     cell = cell.strip()
-    if not any(mark.isdigit() for mark in cell) or len(cell) < 6 or _is_number(cell):
+    if not _LIKE_A_TIME.search(cell) or _is_number(cell):
         return False
     try:
         parse_times(pl.Series("", [cell]), "")

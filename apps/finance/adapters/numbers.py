@@ -31,7 +31,7 @@ def find_decimal(frame: polars.DataFrame) -> str | None:
 
     told = set()
     for label in frame.columns:
-        if frame[label].dtype == pl.String:
+        if frame[label].dtype == pl.String and bool(frame[label].str.contains("[.,]").any()):
             text, _, _ = _bare(frame[label])
             marks = _possible_marks(text)
             told |= marks if len(marks) == 1 else set()
@@ -55,6 +55,8 @@ def read_column(
         return _finite(column.cast(pl.Float64).to_numpy().astype(np.float64), column, lines)
     if column.dtype != pl.String:
         return None, ""
+    if bool(column.str.contains(r"^-?\d{1,15}$").all()) and not column.null_count():
+        return column.cast(pl.Float64).to_numpy().astype(np.float64), ""
     text, missing, factor = _bare(column)
     if missing.all():
         return np.full(len(text), np.nan), ""

@@ -92,6 +92,10 @@ class WholeLSTM(nn.LSTM):
     def forward(  # type: ignore[override]
         self, x: Tensor, hx: Any = None, lengths: Any = None, enforce_sorted: bool = True
     ) -> Any:
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Not every CPU has an LSTM in half precision; those that have not raise.
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(x.float(), tuple(state.float() for state in hx))
         out, states = super().forward(x, tuple(state.contiguous() for state in hx))
         # torch 2.11 traces an LSTM's states with an axis too many.
         return out, tuple(state.reshape(hx[0].shape) for state in states)

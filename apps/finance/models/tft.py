@@ -75,6 +75,7 @@ def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
             x_reals=[*STATICS, *COLUMNS],
             output_transformer=TorchNormalizer(method="identity"),
             logging_metrics=nn.ModuleList(),
+            mask_bias=-float("inf"),  # the default, -1e9, is no number in half precision; the softmax is the same
         )
     return network
 

@@ -215,6 +215,15 @@ def test_the_tiny_recipe_learns():
     assert set(scores.summary()) == {"loss", "mae", "coverage_80", "coverage_96"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_works_on_every_cpu(dtype):
+    model, inputs = SMALL.build(INPUT).eval(), batch()
+    with torch.autocast("cpu", dtype=dtype):
+        found = model.raw(*inputs)
+    assert bool(torch.isfinite(found).all())
+    torch.testing.assert_close(found.float(), model.raw(*inputs), atol=0.05, rtol=0.05)
+
+
 def test_shared_imports_no_lightning_and_the_app_nothing_heavy():
     code = (
         "import sys, shared.engine.loop, shared.deploy.artifact, shared.app; "
