@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from shared.atomic_files import publish
 from shared.errors import InvalidInputError
@@ -114,6 +115,8 @@ class Checkpoints:
         for name, part in state.items():
             file = path / f"{name}.safetensors"
             part.load_state_dict(_filled(document["state"][name], load_file(file) if file.exists() else {}))
+            if isinstance(part, Optimizer):
+                _match_memory_layout(part)
         return Progress(**document["progress"])
 
     def newest(self) -> tuple[Path | None, list[Path]]:
@@ -145,6 +148,18 @@ class Checkpoints:
 def read_progress(path: Path) -> Progress:
     """What the run knew about itself when it wrote the checkpoint."""
     return Progress(**json.loads((path / _STATE).read_text(encoding="utf-8"))["progress"])
+
+
+def _match_memory_layout(optimizer: Optimizer) -> None:
+    """Gives the tensors of the state their parameter's strides, which files do not hold.
+
+    Fused kernels go through memory as it lies: with a contiguous momentum a parameter in channels_last is updated by
+    the momentum of others.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def model_state(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress
 from shared.errors import InvalidInputError
+from shared.optimizers import AdamW
 from tests.shared.engine.line import train, weights
 
 
@@ -55,6 +56,31 @@ def test_whatever_has_a_state_dict_comes_back_as_it_was(tmp_path):
     assert model_state(checkpoints.latest()).keys() == {"weight", "bias"}
     with pytest.raises(InvalidInputError, match="holds ema, model, and the run has model; name a new run"):
         checkpoints.load(checkpoints.latest(), {"model": other})
+
+
+def test_parameters_in_another_memory_layout_go_on_as_they_were(tmp_path):
+    """Files hold tensors contiguous; a fused step goes through the memory of a parameter and of its momentum alike."""
+
+    def made():
+        torch.manual_seed(0)
+        model = torch.nn.Conv3d(4, 6, 3).to(memory_format=torch.channels_last_3d)
+        return model, AdamW(learning_rate=0.1).build(model)
+
+    def step(model, optimizer, number):
+        torch.manual_seed(number)
+        model.zero_grad()
+        model(torch.rand(2, 4, 5, 5, 5)).square().mean().backward()
+        optimizer.step()
+
+    model, optimizer = made()
+    step(model, optimizer, 1)
+    checkpoints = Checkpoints(tmp_path, recipe_digest="d")
+    checkpoints.save({"model": model, "optimizer": optimizer}, Progress(step=1))
+    resumed, again = made()
+    checkpoints.load(checkpoints.latest(), {"model": resumed, "optimizer": again})
+    step(model, optimizer, 2)
+    step(resumed, again, 2)
+    assert not resumed.weight.is_contiguous() and torch.equal(resumed.weight, model.weight)
 
 
 def test_a_process_that_does_not_write_takes_part_in_a_save(tmp_path):
