@@ -79,8 +79,8 @@ class Limits:
     """How long a run goes on, in which portions, and when it stops early.
 
     ``batch`` is the global batch, shared by all processes. ``micro_batch`` is the most samples that a process takes
-    through the model at once: of a larger share of the batch the gradients are accumulated. ``steps`` and ``minutes``
-    end a run before its epochs do.
+    through the model at once: of a larger share of the batch the gradients are accumulated. ``steps``, where
+    given, is the length of a run in place of ``epochs``; ``minutes`` ends it earlier.
     Early stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
     """
 

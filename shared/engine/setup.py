@@ -130,7 +130,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     except ValueError as error:
         raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
 
-    total = limits.epochs * order.steps_per_epoch
+    total = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
     training = Training(
         recipe=recipe,
         run=run,
@@ -151,7 +151,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         checkpoints=checkpoints,
         progress=Progress(samples=len(train)),
         guard=FiniteGuard(group.device),
-        total=total if limits.steps is None else min(total, limits.steps),
+        total=total,
         log=log,
         events=Events(None),
     )

@@ -205,6 +205,11 @@ def test_a_directory_that_a_kill_left_almost_empty_becomes_a_run(tmp_path):
     assert train(tmp_path, steps=5).steps == 5
 
 
+def test_a_number_of_steps_takes_the_place_of_the_epochs(tmp_path):
+    result = train(tmp_path, epochs=1, steps=25)
+    assert (result.steps, result.reason) == (25, "steps") and result.epochs > 1
+
+
 def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
     train(tmp_path, steps=20, keep=2)
     newest = tmp_path / "checkpoints" / "step-00000020" / "model.safetensors"
