@@ -16,7 +16,9 @@ from shared.errors import InvalidInputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Argoverse2(FrameData):
-    """Every ``stride``-th annotated sweep: logs are taken at 10 Hz, and neighbours hardly differ.
+    """Argoverse 2 sensor logs: sweeps with boxes.
+
+    Every ``stride``-th annotated sweep: logs are taken at 10 Hz, and neighbours hardly differ.
 
     The official split where there are folders ``train`` and ``val``; otherwise every fifth log validates, and of one
     log alone the frames do both.

@@ -18,7 +18,9 @@ _LABELS, _IMAGE = "_gtBbox3d.json", "_leftImg8bit.png"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cityscapes3D(FrameData):
-    """``root`` holds ``gtBbox3d`` and ``leftImg8bit``. Its own split where ``val`` is there, else every fifth image."""
+    """Cityscapes 3D: images with boxes of vehicles.
+
+    ``root`` holds ``gtBbox3d`` and ``leftImg8bit``. Its own split where ``val`` is there, else every fifth image."""
 
     root: Path
     usual: ClassVar[tuple[str, ...]] = ("car", "truck", "bus", "train", "motorcycle", "bicycle")

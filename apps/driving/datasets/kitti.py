@@ -25,7 +25,9 @@ from shared.errors import InvalidInputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kitti(FrameData):
-    """``root`` holds ``training``, or its folders themselves. Boxes of DontCare regions are no objects.
+    """KITTI object detection: sweeps and images with boxes.
+
+    ``root`` holds ``training``, or its folders themselves. Boxes of DontCare regions are no objects.
 
     KITTI labels what its camera sees: sweeps are cut to that. A van is learnt as a car, since the benchmark counts it
     neither for nor against; ``--data.merge`` without words turns that off, and vans are background then, as in

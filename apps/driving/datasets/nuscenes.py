@@ -22,7 +22,9 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NuScenes(FrameData):
-    """``root`` holds ``samples`` and the tables of ``version``, or info files (``data_list``, ``metainfo``) as JSON.
+    """nuScenes key frames: sweeps and six cameras with boxes.
+
+    ``root`` holds ``samples`` and the tables of ``version``, or info files (``data_list``, ``metainfo``) as JSON.
 
     ``validation_scenes`` is a text file with the names of the scenes that validate, one a line: nuscenes-devkit lists
     the official ones in nuscenes/utils/splits.py. Without it every fifth scene does. Where a file of infos has "val" in

@@ -22,7 +22,9 @@ _CAMERA_FIELD_DEG = 90.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synthetic(FrameData):
-    """``scenes`` to learn from and ``validation_scenes`` others, drawn from ``seed``.
+    """Synthetic street scenes with exact boxes.
+
+    ``scenes`` to learn from and ``validation_scenes`` others, drawn from ``seed``.
 
     Sweeps cover ``field_of_view_deg`` about the forward direction. KITTI's protocol counts a van found as a car neither
     for nor against; it is learnt as one.

@@ -28,7 +28,7 @@ _LABELS = "labels/combined_windows.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nab:
-    """The benchmark in the folder ``root``: what of it is there.
+    """The Numenta Anomaly Benchmark in the folder ``root``: what of it is there.
 
     Without ``root`` the copy that ``trivium data`` knows is taken. The shipped models are never trained on it.
     """

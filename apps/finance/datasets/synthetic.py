@@ -22,7 +22,9 @@ _MOST_CASES, _MOST_ROWS = 60, 3000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synthetic:
-    """``series`` of ``rows`` rows each for training, ``validation_series`` others to validate.
+    """Synthetic prices, volumes, counts and loads with faults.
+
+    ``series`` of ``rows`` rows each for training, ``validation_series`` others to validate.
 
     ``stride`` is the number of rows between training windows. ``false_events_per_1000_rows`` is the budget at which
     a calibration sets the threshold: 3.5 false events in a series of about 6,400 rows, the mean length of NAB's files.

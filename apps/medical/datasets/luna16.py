@@ -33,7 +33,9 @@ _CANDIDATES = ("candidates_V2.csv", "candidates.csv")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Luna16:
-    """The folder ``root`` holds ``subset0`` to ``subset9``, or some of them, and the tables.
+    """LUNA16 as it is published: scans, annotations and folds.
+
+    The folder ``root`` holds ``subset0`` to ``subset9``, or some of them, and the tables.
 
     ``fold`` is the subset that validates; the others are learnt from. Annotations of scans that are not there play no
     part. ``train_patches`` and ``validation_patches`` are drawn in an epoch; by default two for each nodule.

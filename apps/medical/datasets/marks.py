@@ -23,7 +23,9 @@ _TRAINING, _VALIDATION = ("train", "training"), ("validation", "valid", "val", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marks:
-    """CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV).
+    """CTs of your own with a table of marks.
+
+    CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV).
 
     marks              relative to ``root``, or where the command runs
     scan_column        which scan: a path below ``root``, a file's name with or without its ending, a folder's, or a
