@@ -78,7 +78,8 @@ class LidarNetwork:
         self.layout = layout
         self.detector: nn.Module = detector.eval()
         if fast:
-            self.detector = FastPointPillars(detector) if has_fast_pillars(detector) else folded(detector)
+            place = next(detector.parameters()).device
+            self.detector = FastPointPillars(detector).to(place) if has_fast_pillars(detector) else folded(detector)
 
     def predict(self, points_N4: Tensor) -> Found:
         """What is found in a sweep: boxes in the LiDAR frame of ``Frame``. Without a point, nothing."""

@@ -15,6 +15,7 @@ from shared.recipe_file import from_mapping
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.types import CameraInput, LidarInput
     from shared.recipe import DataConfig, Recipe
 
@@ -54,6 +55,7 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
             "library": f"mmdet3d {version()}",
             "configuration": name,
             "ignored_weights": sorted(matched.ignored),
+            "remarks": remarks(model),
             "parity": parity(model, network),
         },
         calibration={
@@ -61,6 +63,15 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
             "source": "mmdet3d's default for showing boxes; `trivium calibrate` sets it on your data",
         },
     )
+
+
+def remarks(model: MMDet3DModel) -> list[str]:
+    """What whoever uses the model must know: sentences about how frames differ from what it learnt from."""
+    if model.sensor == "camera":
+        return [f"images are seen at their own focal length; the model learnt depths at that of {model.family.data}"]
+    if model.family.data == "nuScenes":
+        return ["one sweep is seen, its time zero; the model learnt from ten sweeps, and finds less in one"]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
