@@ -5,9 +5,14 @@ Pillars and their scattering stay before it, decoding and suppression after it.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from apps.driving.models import fcos3d, pointpillars
+from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.fast import has_fast_pillars
 from apps.driving.types import CameraInput, LidarInput
 from shared.app import DenseNetwork
 from shared.recipe import Recipe
@@ -16,12 +21,21 @@ from shared.recipe import Recipe
 def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     """The dense network of a model that the recipe built, with example inputs.
 
-    Raises ``NotImplementedError`` for a model that has none here: those of mmdet3d's own configurations.
+    Raises ``NotImplementedError`` for a model that has none here: of mmdet3d's own, all but KITTI's PointPillars.
     """
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return DenseNetwork(
             module=pointpillars.PillarsToHeads(model),
             inputs={"pseudo_image": pointpillars.example_input(recipe.model, recipe.input)},
+            outputs=("scores", "boxes", "directions"),
+        )
+    if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
+        canvas: Any = model.middle_encoder
+        shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
+        features = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        return DenseNetwork(
+            module=pointpillars.PillarsToHeads(model),
+            inputs={"pseudo_image": features},
             outputs=("scores", "boxes", "directions"),
         )
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):

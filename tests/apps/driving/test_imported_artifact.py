@@ -9,8 +9,9 @@ import torch
 
 from apps.driving.app import app
 from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.detectors import network_of
 from apps.driving.models.imports import IMPORTERS
-from apps.driving.models.parity import random_camera
+from apps.driving.models.parity import random_camera, random_sweep
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
@@ -20,6 +21,7 @@ from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.recipe_file import to_mapping
 from shared.recipes import recipe_of
+from tests.fake_cuda import fake_cuda
 
 KITTI = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
 SMOKE = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d"
@@ -87,3 +89,35 @@ def test_an_imported_pointpillars_is_read_back_for_calibration_and_others_are_re
     assert recipe.input == RECIPES["full"]().input
     with pytest.raises(InvalidInputError, match=r"centerpoint.* cannot be calibrated here"):
         recipe_of(app, open_artifact(registry / "mmdet3d_lidar" / "1").recipe(), data)
+
+
+def test_the_dense_network_of_an_imported_pointpillars_is_that_of_its_detector():
+    model = MMDet3DModel(config=KITTI)
+    detector = model.build().eval()
+    recipe = replace(RECIPES["full"](), model=model, input=model.input())
+    network = app.dense(recipe, detector)
+    assert network.inputs["pseudo_image"].shape == (2, 64, 496, 432)
+    small = network.inputs["pseudo_image"][:1, :, :32, :32]
+    with torch.inference_mode():
+        found = network.module(small)
+        expected = detector.bbox_head(detector.neck(detector.backbone(small)))
+    assert all(torch.equal(one, other[0]) for one, other in zip(found, expected, strict=True))
+    with pytest.raises(NotImplementedError, match="is not exported"):
+        app.dense(replace(recipe, model=MMDet3DModel(config=SMOKE)), MMDet3DModel(config=SMOKE).build())
+
+
+@pytest.mark.parametrize("config", [KITTI, "pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car"])
+def test_a_network_on_a_gpu_finds_what_it_finds_on_the_cpu(config):
+    """On a stand-in for a GPU that refuses to mix devices."""
+    torch.manual_seed(1)
+    model = MMDet3DModel(config=config)
+    detector, sweep = model.build().eval(), random_sweep(model.input())
+    detector.bbox_head.conv_cls.bias.data += 2.6
+    with torch.no_grad():
+        expected = network_of(model, detector).predict(sweep)
+        with fake_cuda() as device:
+            found = network_of(model, detector.to("cuda")).predict(sweep.to("cuda"))
+            assert all(part.device == device for part in found)
+            found = [part.cpu() for part in found]
+    assert len(found[0]) == len(expected[0]) > 0
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
