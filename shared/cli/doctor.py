@@ -6,6 +6,7 @@ from shared.app import Table, installed
 from shared.cli.printing import print_table
 from shared.data.registry import read_registry
 from shared.deploy.artifact import open_artifact
+from shared.deploy.registry import misplaced
 from shared.errors import InvalidInputError
 from shared.observe.doctor import Check, examine
 
@@ -25,6 +26,8 @@ def _applications() -> list[Check]:
         for path in sorted(app.weights.glob("*/[0-9]*")):
             try:
                 manifest = open_artifact(path).manifest
+                if (fault := misplaced(path)) is not None:
+                    raise InvalidInputError(fault)
                 checks.append(Check(f"{app.name} weights", True, f"{manifest.name} version {manifest.version}"))
             except InvalidInputError as refusal:
                 checks.append(Check(f"{app.name} weights", False, path.parent.name, str(refusal)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +15,13 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from shared.app import App
 
+log = logging.getLogger("trivium.registry")
+
 
 class Registry:
     """The artifacts below ``roots``, as ``<name>/<version>/``. Files are read when an artifact is asked for.
 
+    A version whose manifest states another name or number than its folder has is left out, with a line in the log.
     A model in an earlier directory takes the place of the one of its name in a later directory, in all versions:
     what somebody trained comes before what was shipped.
     """
@@ -24,17 +29,17 @@ class Registry:
     def __init__(self, *roots: Path) -> None:
         self.roots = roots
         self._opened: dict[Path, Artifact] = {}
+        self._misplaced: dict[Path, str | None] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         """The models of which there is a version."""
-        return sorted({path.parts[-3] for root in self.roots for path in _manifests(root.glob(f"*/*/{MANIFEST}"))})
+        return sorted({path.parts[-2] for root in self.roots for path in self._versions_in(root, "*")})
 
     def versions(self, name: str) -> dict[int, Path]:
         """The directories of a model's versions, the oldest first; empty where there are none."""
         for root in self.roots:
-            found = {int(path.parent.name): path.parent for path in _manifests(root.glob(f"{name}/*/{MANIFEST}"))}
-            if found:
+            if found := {int(path.name): path for path in self._versions_in(root, name)}:
                 return dict(sorted(found.items()))
         return {}
 
@@ -63,11 +68,36 @@ class Registry:
             artifact.must_belong_to(app)
         return found
 
+    def _versions_in(self, root: Path, name: str) -> list[Path]:
+        return [path for path in _version_folders(root.glob(f"{name}/*/{MANIFEST}")) if self._is_what_it_says(path)]
+
+    def _is_what_it_says(self, path: Path) -> bool:
+        if path not in self._misplaced:
+            self._misplaced[path] = fault = misplaced(path)
+            if fault is not None:
+                log.warning("%s; it is left out", fault)
+        return self._misplaced[path] is None
+
+
+def misplaced(path: Path) -> str | None:
+    """Why the artifact in ``<name>/<version>`` is not the one that its folder says, or None.
+
+    A manifest that cannot be read says nothing of the kind; it is refused where the artifact is opened.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        stated = f"{manifest['name']} version {manifest['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if stated == f"{path.parent.name} version {int(path.name)}":
+        return None
+    return f"{path} holds {stated} by its {MANIFEST}: it was copied or renamed; move it to that name and number"
+
 
 def shipped(app: App) -> list[Artifact]:
     """The artifacts that come with the application, one for each of its models, the default first."""
     return Registry(app.weights).serving(app.name, app.models)
 
 
-def _manifests(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.parent.name.isdecimal()]
+def _version_folders(manifests: Iterable[Path]) -> list[Path]:
+    return [path.parent for path in manifests if path.parent.name.isdecimal()]
