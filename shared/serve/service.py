@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ class Service:
         self._registry, self._metrics = registry, metrics
         self._limit = RequestLimit(app.title, settings.request_limit)
         self._loading = Workers(f"load-{app.name}", 1)
-        # Answers have threads of their own, so that they need not wait for what came after them to be read.
+        # Each step has threads of its own: an answer waits neither for what came after it to be read, nor, once it is
+        # encoded, for other answers to be.
         self.decoding, self._encoding = Workers(f"decode-{app.name}"), Workers(f"encode-{app.name}")
+        self._storing = Workers(f"store-{app.name}")
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
             self._loading,
@@ -88,25 +91,26 @@ class Service:
                 stack.enter_context(self._limit.admit())
             yield
 
-    async def submit(self, request: Request, door: str) -> Case:
+    async def submit(self, request: Request, door: str, *, arrived: float | None = None) -> Case:
         """Answers a request that was admitted, and keeps the case. When cancelled, nothing is kept.
 
+        The deadline counts from ``arrived`` (of ``time.monotonic``), now by default, until the case is kept.
         Raises ``InvalidInputError``: for the input, or ``DeadlinePassed`` (504).
         """
-        arrived = time.monotonic()
+        arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
         async with until(deadline, self.app.title):
             model = await self.model.get()
-        with model.metrics.failures():
+        with model.metrics.failures(), self._without_personal_names():
             began = time.monotonic()
-            with self._without_personal_names():
-                async with until(deadline, self.app.title):
-                    decoded = await self.decoding.run(model.codec.decode, request)
-                    read = time.monotonic()
-                    outputs = await model.queue.answer(decoded, deadline)
+            async with until(deadline, self.app.title):
+                decoded = await self.decoding.run(model.codec.decode, request)
+                read = time.monotonic()
+                outputs = await model.queue.answer(decoded, deadline)
                 computed = time.monotonic()
                 response = await self._encoding.run(model.codec.encode, decoded, outputs)
-                case = await self._encoding.run(self._keep, request, door, response, model.manifest(response.model))
+                keep = partial(self._keep, request, door, response, model.manifest(response.model))
+                case = await self._storing.run_or_undo(keep, self.store.remove)
         done = time.monotonic()
         model.metrics.answered(request_s=done - arrived, input_s=read - began, output_s=done - computed)
         return case
@@ -141,7 +145,7 @@ class Service:
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
         self.model.close()
-        for workers in (self._loading, self.decoding, self._encoding):
+        for workers in (self._loading, self.decoding, self._encoding, self._storing):
             workers.close()
 
     @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from shared.atomic_files import file_lock, publish
@@ -106,6 +106,12 @@ class CaseStore:
         query = select(*columns).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
         with Session(self._engine) as session:
             return [CaseSummary.model_validate(row) for row in session.execute(query)]
+
+    def remove(self, case: CaseSummary) -> None:
+        """Deletes a case and its files; one that is gone already is no error."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(CaseRow).where(CaseRow.id == case.id))
+        shutil.rmtree(self._cases / case.id, ignore_errors=True)
 
     def file(self, case: Case, name: str) -> Path | None:
         """Where a file of a case lies; None for a name that is not among its files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAns
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected
+from shared.serve.runtime.limits import until
 from shared.serve.service import Service
 from shared.store.records import Case
 
@@ -46,11 +48,11 @@ async def predict(
 
 
 async def _submit(service: Service, upload: Upload, folder: Path, door: str) -> Case:
+    arrived, seconds = time.monotonic(), service.settings.deadline_s
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
-    files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
-    return await service.submit(
-        PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s), door
-    )
+    async with until(arrived + seconds, service.app.title):
+        files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
+    return await service.submit(PredictorRequest(files=files, options=options, seconds=seconds), door, arrived=arrived)
 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:

@@ -167,13 +167,13 @@ class NetworkModel:
 class Networks:
     """All versions of all models in the registry, by name and version.
 
-    ``workers`` read and write tensors, ``memory`` bounds the bodies of all requests together.
+    ``readers`` and ``writers`` turn bodies into tensors and back; ``memory`` bounds the bodies of all requests.
     """
 
     def __init__(self, registry: Registry, settings: Settings, metrics: Metrics) -> None:
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
-        self.workers = Workers("tensors")
+        self.readers, self.writers = Workers("read-tensors"), Workers("write-tensors")
         self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
         self._loading = Workers("load-network", 1)
         for path in (path for name in registry.names() for path in registry.versions(name).values()):
@@ -215,7 +215,8 @@ class Networks:
         for network in self.all():
             network.model.close()
         self._loading.close()
-        self.workers.close()
+        self.readers.close()
+        self.writers.close()
 
     def _versions(self, name: str) -> dict[str, NetworkModel]:
         if name not in self._models:

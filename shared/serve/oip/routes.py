@@ -164,11 +164,11 @@ async def _infer(
     arrived = time.monotonic()
     deadline = arrived + settings.deadline_s
     async with until(deadline, network.model.what):
-        inference = await networks.workers.run(read_request, body, header_length, manifest.inputs, manifest.outputs)
+        inference = await networks.readers.run(read_request, body, header_length, manifest.inputs, manifest.outputs)
         decoded = time.monotonic()
         parts = await network.infer(inference.inputs, deadline)
-    computed = time.monotonic()
-    answer = await networks.workers.run(_write, inference, network, parts, settings.max_json_bytes)
+        computed = time.monotonic()
+        answer = await networks.writers.run(_write, inference, network, parts, settings.max_json_bytes)
     done = time.monotonic()
     network.metrics.answered(request_s=done - arrived, input_s=decoded - arrived, output_s=done - computed)
     return answer

@@ -1,0 +1,95 @@
+"""The deadline covers a request from the end of its upload until its case is kept."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.store.cases import CaseStore
+from tests.shared.serve.echo import Echo, csv, until
+
+Serve = Callable[..., TestClient]
+PREDICT = "/api/echo/predict"
+
+
+def loaded(client: TestClient) -> TestClient:
+    """The client, once its server has the predictor: loading counts towards a deadline too."""
+    client.app.state.services["echo"].model.load()  # type: ignore[attr-defined]
+    return client
+
+
+@pytest.mark.parametrize("step", ["decode", "encode"])
+def test_a_step_that_takes_too_long_is_answered_504(
+    serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    go, whole = threading.Event(), getattr(echo, step)
+
+    entered = threading.Event()
+
+    def held(*given: Any) -> Any:
+        entered.set()
+        assert go.wait(20)
+        return whole(*given)
+
+    monkeypatch.setattr(echo, step, held)
+    client = loaded(serve(deadline_s=0.5))
+    answer = client.post(PREDICT, files=[csv(1)])
+    assert answer.status_code == 504 and "deadline" in answer.json()["detail"]
+    assert entered.is_set()
+    go.set()
+    assert client.get("/api/echo/cases").json()["cases"] == []
+
+
+def test_a_case_that_is_stored_too_late_is_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, done, add, remove = threading.Event(), threading.Event(), CaseStore.add, CaseStore.remove
+    added: list[Any] = []
+
+    def held(self: CaseStore, **given: Any) -> Any:
+        assert go.wait(20)
+        added.append(add(self, **given))
+        return added[-1]
+
+    def removed(self: CaseStore, case: Any) -> None:
+        remove(self, case)
+        done.set()
+
+    monkeypatch.setattr(CaseStore, "add", held)
+    monkeypatch.setattr(CaseStore, "remove", removed)
+    client = loaded(serve(deadline_s=0.5))
+    assert client.post(PREDICT, files=[csv(1)]).status_code == 504
+    go.set()
+    assert done.wait(20)
+    assert len(added) == 1 and client.get("/api/echo/cases").json()["cases"] == []
+    assert client.get(f"/api/echo/cases/{added[0].id}/files/result.json").status_code == 404
+
+
+def test_an_answer_leaves_while_others_are_being_encoded(
+    serve: Serve, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    number, encode, go = 4 * cores, echo.encode, threading.Event()
+
+    def held(decoded: Any, outputs: Any) -> Any:
+        if outputs != [[0.0]]:
+            assert go.wait(20)
+        else:
+            until(lambda: sum(echo.batches) == number)  # the others wait to be encoded
+        return encode(decoded, outputs)
+
+    monkeypatch.setattr(echo, "encode", held)
+    client = loaded(serve(max_batch=number, max_delay_ms=0))
+    with ThreadPoolExecutor(number) as pool:
+        first = pool.submit(client.post, PREDICT, files=[csv(0)])
+        others = [pool.submit(client.post, PREDICT, files=[csv(n)]) for n in range(1, number)]
+        try:
+            assert first.result(timeout=10).status_code == 200
+            assert not any(one.done() for one in others)
+        finally:
+            go.set()
+        assert all(one.result().status_code == 200 for one in others)
