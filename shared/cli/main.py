@@ -1,6 +1,7 @@
 """Reads a command line and runs its command.
 
-Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how).
+Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how),
+130 interrupted, 143 terminated.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
-        return 1
+        return 130
 
 
 def run(command: object, settings: Sequence[str]) -> int:

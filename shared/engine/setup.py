@@ -91,11 +91,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     recipe = resolve(recipe)
     limits = recipe.limits
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
-    if group.leader:
-        stack.enter_context(run.claimed())
-        if not run.recipe_file.exists():
-            save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
-    group.barrier()
+    _claim(run, recipe, group, stack)
     chosen = choose_precision(recipe.precision, group.device)
     notes = [f"on {group.name}, {chosen.reason}"]
     checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, writes=group.leader)
@@ -177,6 +173,20 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         log.say(note)
     log.begin(training.total, progress.step)
     return training
+
+
+def _claim(run: Run, recipe: Recipe, group: Group, stack: ExitStack) -> None:
+    """The leader holds the run's directory and writes its recipe; where it refuses, every process does."""
+    refused = None
+    if group.leader:
+        try:
+            stack.enter_context(run.claimed())
+            if not run.recipe_file.exists():
+                save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
+        except InvalidInputError as error:
+            refused = str(error)
+    if (told := group.gather(refused)[0]) is not None:
+        raise InvalidInputError(told)
 
 
 def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:

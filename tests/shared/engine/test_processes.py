@@ -120,3 +120,21 @@ def test_means_over_what_is_counted_are_the_same_on_any_number_of_processes(tmp_
     one, three = weights(tmp_path / "1", 30), weights(tmp_path / "3", 30)
     for name, tensor in one.items():
         torch.testing.assert_close(three[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_leader_refuses_every_process_refuses(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    script = tmp_path / "refused.py"
+    script.write_text(
+        "import sys; from tests.shared.engine import line; from pathlib import Path\n"
+        "from shared.engine.loop import fit; from shared.engine.run import Run\n"
+        "from shared.errors import InvalidInputError\n"
+        "try:\n"
+        "    fit(line.recipe(), Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+        "except InvalidInputError as error:\n"
+        "    sys.stdout.write(f'{error}\\n')\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.count("holds files and is not a run") == 2
