@@ -85,7 +85,10 @@ def test_an_answer_leaves_while_others_are_being_encoded(
     monkeypatch.setattr(echo, "encode", held)
     client = loaded(serve(max_batch=number, max_delay_ms=0))
     with ThreadPoolExecutor(number) as pool:
+        echo.gate.clear()
         first = pool.submit(client.post, PREDICT, files=[csv(0)])
+        until(echo.entered.is_set)  # it is predicted, and so encoded, before the others
+        echo.gate.set()
         others = [pool.submit(client.post, PREDICT, files=[csv(n)]) for n in range(1, number)]
         try:
             assert first.result(timeout=10).status_code == 200
