@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -61,9 +62,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class serving:  # noqa: N801 - used as a function, in a with statement
     """Serves an application on a free port of the loopback device, on a thread; gives its address."""
 
-    def __init__(self, application: FastAPI) -> None:
+    def __init__(self, application: FastAPI, **options: Any) -> None:
         self._listener = listen("127.0.0.1", 0)
-        config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, name="server", daemon=True

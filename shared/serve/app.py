@@ -21,6 +21,7 @@ from shared.serve.api.schemas import REFUSED, PredictForm
 from shared.serve.errors import answer_errors
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
+from shared.serve.middleware.draining import Drain
 from shared.serve.oip import routes as oip
 from shared.serve.oip.networks import Networks
 from shared.serve.oip.schemas import InferenceRequest
@@ -80,7 +81,8 @@ def create_app(
     server.state.networks = networks
     server.state.readiness = readiness
     server.state.metrics = metrics
-    add_middleware(server, settings.host_names or hosts)
+    server.state.drain = Drain()
+    add_middleware(server, settings.host_names or hosts, server.state.drain)
     pages = Pages(services, settings)
     answer_errors(server, pages)
     for service in services.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -17,12 +18,15 @@ import uvicorn
 from shared.app import App
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.own_hosts import own_hosts
+from shared.serve.runtime.protocol import with_header_deadline
 from shared.serve.service import Service
 from shared.serve.settings import Settings
 
 log = logging.getLogger("trivium.serve")
 _GRACE_S = 5
+_POLL_S = 0.05
 
 
 def run(settings: Settings, demo: bool = False) -> None:
@@ -45,12 +49,19 @@ def _serve(settings: Settings, demo: bool) -> None:
         application,
         log_config={**logs, "loggers": {**logs["loggers"], **handler}},
         log_level="warning" if demo else "info",
+        http=with_header_deadline(settings.header_s),
+        ws="none",
         timeout_graceful_shutdown=_GRACE_S,
     )
     address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
     services: Mapping[str, Service] = application.state.services
     apps = {name: service.app for name, service in services.items()}
-    server = _AnnouncedServer(config, lambda: announce(address, apps) if demo else log.info("open %s", address))
+    server = _Server(
+        config,
+        announce=lambda: announce(address, apps) if demo else log.info("open %s", address),
+        drain=application.state.drain,
+        drain_s=settings.drain_s,
+    )
     with listener:
         server.run(sockets=[listener])
 
@@ -80,18 +91,31 @@ def _end_with_threads() -> None:
         os._exit(0)
 
 
-class _AnnouncedServer(uvicorn.Server):
-    """Calls ``announce`` once it listens."""
+class _Server(uvicorn.Server):
+    """Calls ``announce`` once it listens. Told to end, it answers first what it accepted, for at most ``drain_s``.
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Meanwhile it listens still, so that who asks is told to come again. A second signal ends the wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, announce: Callable[[], None], drain: Drain, drain_s: float) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._announce, self._drain, self._drain_s = announce, drain, drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts, and says so."""
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what was accepted, then closes."""
+        self._drain.begun = True
+        end = time.monotonic() + self._drain_s
+        if self._drain.inside:
+            log.info("answering %d requests, then ending", self._drain.inside)
+        while self._drain.inside and time.monotonic() < end and len(self._captured_signals) < 2:
+            await asyncio.sleep(_POLL_S)
+        await super().shutdown(sockets)
 
 
 def announce(address: str, apps: Mapping[str, App]) -> None:

@@ -25,10 +25,14 @@ class Settings(BaseSettings):
     max_json_bytes   the most JSON in it, which takes twenty times its size in memory to read; and of tensors that are
                      answered as JSON
     max_files        the most files in one request
+    upload_s         the longest that a request body takes to come; 408 after it
+    min_upload_rate  bytes per second that it must come at, measured over ten seconds each; 408 below it
+    header_s         the longest that a request's header takes to come; the connection is closed after it
     queue_length     requests of an application (or of a network) that may wait; 503 above it
     max_batch        the most requests that are computed together; rows, for a network
     max_delay_ms     how long a request waits for others to be computed with
-    deadline_s       the longest that a request takes, queueing included; 504 after it
+    deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
+    drain_s          how long requests that were accepted have to end when the server is told to
     warm             load the predictors in the background as soon as the server runs
     """
 
@@ -45,10 +49,14 @@ class Settings(BaseSettings):
     max_tensor_bytes: int = Field(256_000_000, ge=1)
     max_json_bytes: int = Field(16_000_000, ge=1)
     max_files: int = Field(10_000, ge=1)
+    upload_s: float = Field(1800.0, gt=0)
+    min_upload_rate: float = Field(10_000.0, ge=0)
+    header_s: float = Field(10.0, gt=0)
     queue_length: int = Field(32, ge=1)
     max_batch: int = Field(8, ge=1)
     max_delay_ms: float = Field(5.0, ge=0)
     deadline_s: float = Field(120.0, gt=0)
+    drain_s: float = Field(20.0, ge=0)
     warm: bool = True
 
     @property

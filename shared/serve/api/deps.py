@@ -11,7 +11,7 @@ from fastapi.concurrency import contextmanager_in_threadpool
 
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.metrics import Metrics
-from shared.serve.runtime.connection import with_idle_timeout
+from shared.serve.runtime.connection import within_upload_limits
 from shared.serve.service import Service
 from shared.store.records import Case
 
@@ -83,7 +83,7 @@ async def get_upload(request: Request, service: ServiceDep, folder: FolderDep) -
     """The form of an admitted request, its files streamed to disk within the server's limits."""
     settings = service.settings
     return await receive(
-        with_idle_timeout(request.stream(), settings.deadline_s),
+        within_upload_limits(request.stream(), settings),
         request.headers,
         folder,
         max_bytes=settings.max_upload_bytes,

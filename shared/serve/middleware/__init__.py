@@ -7,15 +7,17 @@ from collections.abc import Collection
 from fastapi import FastAPI
 
 from shared.serve.middleware.cross_site import CrossSiteWrites
+from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.own_hosts import OwnHosts
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
 
-def add_middleware(server: FastAPI, hosts: Collection[str] | None) -> None:
+def add_middleware(server: FastAPI, hosts: Collection[str] | None, drain: Drain) -> None:
     """Wraps the server. It answers under the names in ``hosts``, under any where that is None."""
     # The last that is added is the outermost.
     server.add_middleware(CrossSiteWrites)
     server.add_middleware(OwnHosts, hosts=hosts)
+    server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(SecurityHeaders)

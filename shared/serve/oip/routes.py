@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import JSONResponse, Response
 
 from shared.errors import InvalidInputError
+from shared.serve.middleware.draining import Drain
 from shared.serve.oip.codec import BadTensor, Inference, read_request, write_response
 from shared.serve.oip.networks import Arrays, NetworkModel, Networks, concatenate
 from shared.serve.oip.schemas import (
@@ -24,7 +25,7 @@ from shared.serve.oip.schemas import (
     TensorMetadata,
 )
 from shared.serve.openapi import request_body
-from shared.serve.runtime.connection import while_connected, with_idle_timeout
+from shared.serve.runtime.connection import while_connected, within_upload_limits
 from shared.serve.runtime.limits import until
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.settings import Settings
@@ -74,9 +75,10 @@ HeaderLengthDep = Annotated[str | None, Header(alias=_LENGTH)]
 
 
 async def get_readiness(request: Request) -> bool:
-    """Whether every model can answer."""
+    """Whether every model can answer, and the server is not about to end."""
     readiness: Readiness = request.app.state.readiness
-    return await readiness.ready()
+    drain: Drain = request.app.state.drain
+    return not drain.begun and await readiness.ready()
 
 
 @router.get("", operation_id="oip_server")
@@ -204,7 +206,7 @@ async def _body(
         raise refusal
     reserve(int(stated) if known else 0)
     body = bytearray()
-    async for chunk in with_idle_timeout(request.stream(), settings.deadline_s):
+    async for chunk in within_upload_limits(request.stream(), settings):
         if len(body) + len(chunk) > most:
             raise refusal
         reserve(0 if known else len(chunk))

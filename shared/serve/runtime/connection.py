@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -10,9 +11,11 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from shared.errors import InvalidInputError
+from shared.serve.settings import Settings
 
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
+_RATE_WINDOW_S = 10.0
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -37,19 +40,69 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def with_idle_timeout(body: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """The chunks of a request body; refuses (408) where nothing comes for so many seconds."""
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                chunk = await anext(body)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise InvalidInputError(
-                f"nothing more of the request came for {seconds:g} seconds; send it again", status=408
-            ) from None
-        yield chunk
+async def within_upload_limits(body: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
+    """The chunks of a request body; refuses (408) one that stops, comes too slowly, or takes too long as a whole.
+
+    Only the time that the server waits for the client counts. The rate is measured over ten seconds each, so that a
+    client that sent much at once cannot trickle the rest.
+    """
+    clock = _UploadClock(settings)
+    coming: asyncio.Future[bytes | None] = asyncio.ensure_future(_next(body))
+    try:
+        while True:
+            began = time.monotonic()
+            # A generator that is cancelled is at its end, so what comes late is awaited rather than asked for again.
+            await asyncio.wait({coming}, timeout=clock.patience_s())
+            chunk = coming.result() if coming.done() else b""
+            if chunk is None:
+                return
+            clock.count(time.monotonic() - began, len(chunk))
+            if coming.done():
+                yield chunk
+                coming = asyncio.ensure_future(_next(body))
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
+
+
+async def _next(body: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(body, None)
+
+
+class _UploadClock:
+    """How long a client may be waited for: since its last bytes, in the current window, and in all."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle_s = self._whole_s = self._window_s = 0.0
+        self._received = 0
+
+    def patience_s(self) -> float:
+        """Seconds until the next limit."""
+        given = self._settings
+        left = (given.deadline_s - self._idle_s, given.upload_s - self._whole_s, _RATE_WINDOW_S - self._window_s)
+        return max(0.0, min(left))
+
+    def count(self, waited_s: float, size: int) -> None:
+        """Counts what was waited and what came. Raises ``InvalidInputError`` (408) at a limit."""
+        given = self._settings
+        self._idle_s = 0.0 if size else self._idle_s + waited_s
+        self._whole_s += waited_s
+        self._window_s += waited_s
+        self._received += size
+        if self._idle_s >= given.deadline_s:
+            raise _too_slow(f"nothing more of the request came for {given.deadline_s:g} seconds")
+        if self._whole_s >= given.upload_s:
+            raise _too_slow(f"the request took longer than {given.upload_s:g} seconds to come (TRIVIUM_UPLOAD_S)")
+        if self._window_s >= _RATE_WINDOW_S:
+            if self._received < given.min_upload_rate * self._window_s:
+                least = f"{given.min_upload_rate:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)"
+                raise _too_slow(f"the request came more slowly than {least}")
+            self._window_s, self._received = 0.0, 0
+
+
+def _too_slow(reason: str) -> InvalidInputError:
+    return InvalidInputError(f"{reason}; send it again", status=408)
 
 
 async def drain_body(request: Request) -> None:

@@ -77,7 +77,7 @@ app = make_app(root / "echo", predictor)
 object.__setattr__(app, "predictor", load)
 building.installed = lambda: {"echo": app}
 server._GRACE_S = 1
-server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2] == "load", device="cpu"))
+server.run(Settings(store=root / "store", port=int(sys.argv[3]), warm=sys.argv[2] == "load", device="cpu", drain_s=0))
 """
 
 

@@ -1,0 +1,133 @@
+"""Clients that keep a connection or a place and send next to nothing."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPResponse
+
+import pytest
+
+from shared.app import App
+from shared.serve.app import create_app
+from shared.serve.runtime import connection
+from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.settings import Settings
+from tests.conftest import serving
+
+FORM = "Content-Type: multipart/form-data; boundary=x"
+PREDICT, INFER = "/api/echo/predict", "/v2/models/echo/infer"
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+def start(stack: ExitStack, settings: Settings, app: App, **changes: object) -> tuple[str, int]:
+    changed = settings.model_copy(update={"hosts": None} | changes)
+    protocol = with_header_deadline(changed.header_s)
+    address = stack.enter_context(serving(create_app(changed, {"echo": app}), http=protocol))
+    host, port = address.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def connect(stack: ExitStack, address: tuple[str, int], first: bytes) -> socket.socket:
+    found = stack.enter_context(socket.create_connection(address))
+    found.settimeout(20)
+    found.sendall(first)
+    return found
+
+
+def trickle(sent: socket.socket, most: int) -> int:
+    """Sends a byte every 20 ms until something comes back; how many were sent."""
+    for number in range(most):
+        if select.select([sent], [], [], 0.02)[0]:
+            return number
+        sent.sendall(b"x")
+    return most
+
+
+def read(sent: socket.socket) -> tuple[int, str]:
+    answer = HTTPResponse(sent)
+    answer.begin()
+    return answer.status, answer.read().decode()
+
+
+def head(path: str, length: int) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n{FORM}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("path", [PREDICT, INFER])
+def test_an_upload_that_trickles_is_given_up(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.3)
+    sent = connect(stack, start(stack, settings, echo_app, min_upload_rate=1000), head(path, 90_000))
+    assert trickle(sent, 300) < 300
+    status, text = read(sent)
+    assert status == 408 and "more slowly than 1000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in text
+
+
+def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.3)
+    sent = connect(stack, start(stack, settings, echo_app, min_upload_rate=1000), head(INFER, 90_000))
+    sent.sendall(b" " * 80_000)
+    assert trickle(sent, 300) < 300
+    assert read(sent)[0] == 408
+
+
+def test_an_upload_takes_a_bounded_time_as_a_whole(stack: ExitStack, settings: Settings, echo_app: App) -> None:
+    sent = connect(stack, start(stack, settings, echo_app, upload_s=0.5, min_upload_rate=0), head(PREDICT, 90_000))
+    assert trickle(sent, 300) < 300
+    status, text = read(sent)
+    assert status == 408 and "longer than 0.5 seconds to come (TRIVIUM_UPLOAD_S)" in text
+
+
+def test_an_upload_that_is_fast_enough_may_pause(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.2)
+    disposition = 'Content-Disposition: form-data; name="files"; filename="a"'
+    body = f"--x\r\n{disposition}\r\n\r\n{'1,' * 20_000}".encode(), b"2\r\n--x--\r\n"
+    address = start(stack, settings, echo_app, min_upload_rate=10_000)
+    sent = connect(stack, address, head(PREDICT, sum(map(len, body))) + body[0])
+    assert select.select([sent], [], [], 0.3)[0] == [], "longer than a window"
+    sent.sendall(body[1])
+    assert read(sent)[0] == 200
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-"])
+def test_a_connection_without_a_whole_header_is_closed(
+    stack: ExitStack, settings: Settings, echo_app: App, first: bytes
+) -> None:
+    sent = connect(stack, start(stack, settings, echo_app, header_s=0.3), first)
+    began = time.monotonic()
+    assert trickle(sent, 300 if first else 1) < 300
+    assert sent.recv(1) == b"" and time.monotonic() - began < 5
+
+
+def test_a_half_sent_header_after_an_answer_is_closed_too(stack: ExitStack, settings: Settings, echo_app: App) -> None:
+    sent = connect(stack, start(stack, settings, echo_app, header_s=0.3), b"")
+    for _ in range(2):
+        sent.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read(sent) == (200, '{"live":true}')
+    sent.sendall(b"GET / HTTP/1.1\r\nX-")
+    assert trickle(sent, 300) < 300 and sent.recv(1) == b""
+
+
+def test_a_request_that_computes_longer_than_its_header_may_take_is_answered(
+    stack: ExitStack, settings: Settings, echo_app: App
+) -> None:
+    body = b"sample=three"
+    kind = b"Content-Type: application/x-www-form-urlencoded"
+    request = b"POST %s HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n%s"
+    whole = request % (PREDICT.encode(), kind, len(body), body)
+    sent = connect(stack, start(stack, settings, echo_app, header_s=0.1, max_delay_ms=300), whole)
+    assert read(sent)[0] == 200
