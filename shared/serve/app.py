@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import mimetypes
 import shutil
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -82,7 +82,7 @@ def create_app(
     server.state.readiness = readiness
     server.state.metrics = metrics
     server.state.drain = Drain()
-    add_middleware(server, settings.host_names or hosts, server.state.drain)
+    add_middleware(server, settings.host_names or hosts, server.state.drain, _room_checks(services, networks))
     pages = Pages(services, settings)
     answer_errors(server, pages)
     for service in services.values():
@@ -94,6 +94,16 @@ def create_app(
         mimetypes.add_type(kind, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
     return server
+
+
+def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[], None]]:
+    """What says, by the path of a prediction, whether there is room for another."""
+    checks = {f"/api/{name}/predict": service.check_room for name, service in services.items()}
+    for name in networks.names():
+        checks[f"/v2/models/{name}/infer"] = networks.find(name, None).check_room
+        for number in networks.versions(name):
+            checks[f"/v2/models/{name}/versions/{number}/infer"] = networks.find(name, number).check_room
+    return checks
 
 
 def _add_routes(server: FastAPI, service: Service) -> None:

@@ -54,7 +54,7 @@ class Service:
     def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
         self.app, self.settings, self.store = app, settings, store
         self._registry, self._metrics = registry, metrics
-        self._limit = RequestLimit(app.title, settings.request_limit)
+        self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._loading = Workers(f"load-{app.name}", 1)
         # Each step has threads of its own: an answer waits neither for what came after it to be read, nor, once it is
         # encoded, for other answers to be.
@@ -82,6 +82,12 @@ class Service:
             log.warning("%s: %s", self.app.name, refusal)
             return []
 
+    def check_room(self) -> None:
+        """Raises ``Busy`` (503), counted as a rejected request, where a request would not be admitted."""
+        model = self.model.value
+        with nullcontext() if model is None else model.metrics.failures():
+            self._limit.check()
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Counts one request while it is answered, from before its body is read. Raises ``Busy`` (503)."""
@@ -101,7 +107,7 @@ class Service:
         deadline = arrived + self.settings.deadline_s
         async with until(deadline, self.app.title):
             model = await self.model.get()
-        with model.metrics.failures(), self._without_personal_names():
+        with model.metrics.failures(), self._without_personal_names(), self._limit.computing():
             began = time.monotonic()
             async with until(deadline, self.app.title):
                 decoded = await self.decoding.run(model.codec.decode, request)

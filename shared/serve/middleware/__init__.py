@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
 from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
+from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.own_hosts import OwnHosts
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
 
-def add_middleware(server: FastAPI, hosts: Collection[str] | None, drain: Drain) -> None:
-    """Wraps the server. It answers under the names in ``hosts``, under any where that is None."""
+def add_middleware(
+    server: FastAPI, hosts: Collection[str] | None, drain: Drain, checks: Mapping[str, Callable[[], None]]
+) -> None:
+    """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
+
+    ``checks`` by path raise ``Busy`` where a request would not be admitted.
+    """
     # The last that is added is the outermost.
     server.add_middleware(CrossSiteWrites)
     server.add_middleware(OwnHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
+    server.add_middleware(EarlyRefusal, checks=checks)
     server.add_middleware(SecurityHeaders)

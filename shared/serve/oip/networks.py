@@ -102,7 +102,7 @@ class NetworkModel:
 
     def __init__(self, path: Path, manifest: Manifest, settings: Settings, metrics: Metrics, loading: Workers) -> None:
         self.manifest = manifest
-        self.limit = RequestLimit(f"the model {manifest.name}", settings.request_limit)
+        self.limit = RequestLimit(f"the model {manifest.name}", settings.request_limit, settings.deadline_s)
         self.metrics = metrics.of(manifest.name, str(manifest.version))
         self.model: LoadOnce[_QueuedNetwork] = LoadOnce(
             f"the model {manifest.name}",
@@ -117,6 +117,11 @@ class NetworkModel:
     def version(self) -> str:
         """The version, as the protocol writes it."""
         return str(self.manifest.version)
+
+    def check_room(self) -> None:
+        """Raises ``Busy`` (503), counted as a rejected request, where a request would not be admitted."""
+        with self.metrics.failures():
+            self.limit.check()
 
     async def infer(self, inputs: Arrays, deadline: float) -> list[dict[str, Array]]:
         """All outputs of the network, in parts of at most ``max_batch`` rows. Raises ``InvalidInputError``.

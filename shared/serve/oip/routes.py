@@ -168,7 +168,9 @@ async def _infer(
     async with until(deadline, network.model.what):
         inference = await networks.readers.run(read_request, body, header_length, manifest.inputs, manifest.outputs)
         decoded = time.monotonic()
-        parts = await network.infer(inference.inputs, deadline)
+        await network.model.get()
+        with network.limit.computing():
+            parts = await network.infer(inference.inputs, deadline)
         computed = time.monotonic()
         answer = await networks.writers.run(_write, inference, network, parts, settings.max_json_bytes)
     done = time.monotonic()

@@ -1,0 +1,38 @@
+"""Requests for which there is no room are refused before anything is spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.serve.middleware.error_answers import json_error
+from shared.serve.runtime.connection import drain_body
+from shared.serve.runtime.limits import Busy
+
+
+class EarlyRefusal:
+    """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
+
+    ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
+    """
+
+    def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]]) -> None:
+        self._app, self._checks = app, checks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        check = self._checks.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        try:
+            if check is not None:
+                check()
+        except Busy as busy:
+            answer = json_error(scope["path"], str(busy), busy.status)
+            answer.headers["Retry-After"] = str(busy.retry_after_s)
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+            await send({"type": "http.response.body", "body": answer.body, "more_body": True})
+            await drain_body(Request(scope, receive))
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, send)
