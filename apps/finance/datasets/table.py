@@ -14,6 +14,7 @@ import numpy as np
 from apps.finance.adapters import READERS, read_contents
 from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.table import Contents, to_contents
+from apps.finance.datasets.database import read_query, refuse_password
 from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
 from apps.finance.types import FinanceInput, LabelledSeries, Series, usual_interval_ns
 from shared.errors import InvalidInputError
@@ -27,7 +28,8 @@ class Table:
     """Series in files or in a data base.
 
     ``path`` is a CSV or Parquet file, a pattern such as ``bars/*.parquet``, or a folder; ``url`` and ``query`` are a
-    data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. ``time``, ``value``, ``series`` and
+    data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. $NAME in the address stands for a
+    variable of the environment; an address with a password in it is refused. ``time``, ``value``, ``series`` and
     ``labels`` name columns, the last one that marks anomalous rows; ``zone``, ``decimal`` and ``unit`` say how times
     and numbers are written, as for ``trivium predict``. What is not named is guessed, and the facts show the guess.
     Rows of series with the same name in several files are put together.
@@ -51,6 +53,8 @@ class Table:
     false_events_per_1000_rows: float = 0.55
 
     def __post_init__(self) -> None:
+        if self.url is not None:
+            refuse_password(self.url)
         if not 0 < self.validation_share < 1:
             raise InvalidInputError(f"data.validation_share is {self.validation_share}; it must be between 0 and 1")
         if self.stride < 1 or self.false_events_per_1000_rows < 0:
@@ -161,23 +165,7 @@ def _files(path: str) -> list[Path]:
 def _query(table: Table) -> dict[str, Contents]:
     if table.url is None or table.query is None:
         raise InvalidInputError("a query needs its data base: --data.url such as sqlite:///prices.db")
-    try:
-        import polars as pl
-        from sqlalchemy import create_engine
-        from sqlalchemy.exc import SQLAlchemyError
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(f"a SQL query needs the package {error.name}; install trivium[serve]") from error
-    try:
-        engine = create_engine(table.url)
-        try:
-            with engine.connect() as connection:
-                frame = pl.read_database(table.query, connection, infer_schema_length=None)
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, pl.exceptions.PolarsError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InvalidInputError(f"the query failed: {reason}") from error
-    return {"query": to_contents(frame, name="query", options=table.options())}
+    return {"query": to_contents(read_query(table.url, table.query), name="query", options=table.options())}
 
 
 def _together(parts: list[LabelledSeries]) -> LabelledSeries:

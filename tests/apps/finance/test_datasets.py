@@ -14,6 +14,7 @@ import torch
 
 from apps.finance.app import app
 from apps.finance.datasets import DATA_SETS
+from apps.finance.datasets.database import with_environment
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.table import Table
@@ -25,6 +26,7 @@ from apps.finance.recipes import tiny
 from apps.finance.types import Detection, FinanceInput, Forecast, Series
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
+from shared.recipe_file import save_recipe
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -80,6 +82,45 @@ def test_files_folders_patterns_and_queries_hold_the_same_series(tmp_path):
         times = items[0].series.times_ns
         assert [(w.start_ns, w.end_ns) for w in items[0].windows] == [(int(times[300]), int(times[309]))]
         assert items[0].series.target.tolist() == walk(0).tolist() and list(items[0].series.values) == ["px", "size"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+pg8000://reader:hunter2@host:5432/prices",
+        "oracle+cx_oracle://reader:$ecret@host/prices",
+        "postgresql://host/prices?user=reader&password=hunter2",
+        "mssql+pyodbc://?odbc_connect=SERVER%3Dhost%3BPWD%3Dhunter2",
+    ],
+)
+def test_a_password_in_the_address_is_refused_without_repeating_it(url):
+    with pytest.raises(InvalidInputError, match=r"put the password into the environment.*\$DB_PASSWORD") as caught:
+        named(url=url, query="select 1")
+    assert "hunter2" not in str(caught.value) and "$ecret" not in str(caught.value)
+
+
+def test_a_variable_in_the_address_is_replaced_on_connecting_and_recorded_by_its_name(tmp_path, monkeypatch):
+    with sqlite3.connect(tmp_path / "prices.db") as connection:
+        connection.execute("create table prices (at integer, who text, px real, odd integer, size integer)")
+        connection.executemany("insert into prices values (?, ?, ?, ?, ?)", frame().rows())
+    connection.close()
+    whole, part = (
+        named(url=url, query="select * from prices") for url in ("$PRICES_URL", "sqlite:///$FOLDER/prices.db")
+    )
+    with pytest.raises(InvalidInputError, match=r"names \$PRICES_URL, and the environment has no PRICES_URL"):
+        whole.cases()
+    monkeypatch.setenv("PRICES_URL", f"sqlite:///{tmp_path / 'prices.db'}")
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    assert [len(item.series) for item in whole.cases()] == [len(item.series) for item in part.cases()] == [ROWS] * 2
+    save_recipe(tmp_path / "recipe.yaml", replace(tiny(), data=whole), app="finance", name="tiny")
+    written = (tmp_path / "recipe.yaml").read_text()
+    assert "url: $PRICES_URL" in written and str(tmp_path) not in written
+
+
+def test_a_password_from_the_environment_may_hold_any_character(monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "p@ss/w:rd?")
+    url = with_environment("postgresql://reader:$DB_PASSWORD@host/prices")
+    assert (url.password, url.host, url.database) == ("p@ss/w:rd?", "host", "prices")
 
 
 def test_a_changed_file_is_read_anew(tmp_path):
