@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import mimetypes
 import shutil
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi.staticfiles import StaticFiles
 
 from shared.app import App, installed
@@ -34,6 +36,7 @@ from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
 
 log = logging.getLogger("trivium.serve")
+_EXPIRE_EVERY_S = 3600.0
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
@@ -60,7 +63,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         readiness.start()
+        expiring = asyncio.create_task(_expire_cases(services.values(), settings))
         yield
+        expiring.cancel()
         readiness.stop()
         for service in services.values():
             service.close()
@@ -81,6 +86,7 @@ def create_app(
     server.state.networks = networks
     server.state.readiness = readiness
     server.state.metrics = metrics
+    server.state.store = store
     server.state.drain = Drain()
     add_middleware(server, settings.host_names or hosts, server.state.drain, _room_checks(services, networks))
     pages = Pages(services, settings)
@@ -94,6 +100,14 @@ def create_app(
         mimetypes.add_type(kind, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
     return server
+
+
+async def _expire_cases(services: Collection[Service], settings: Settings) -> None:
+    """Deletes what must not stay, at once and every hour."""
+    while settings.keep_days is not None or settings.keep_cases is not None:
+        for service in services:
+            await run_in_threadpool(service.expire)
+        await asyncio.sleep(_EXPIRE_EVERY_S)
 
 
 def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[], None]]:

@@ -25,6 +25,7 @@ from shared.serve.runtime.queue import BatchQueue
 from shared.serve.runtime.workers import LoadOnce, Workers
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
+from shared.store.disk import full_disk_named
 from shared.store.inputs import describe_inputs
 from shared.store.records import Case
 
@@ -141,12 +142,23 @@ class Service:
     def incoming(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
         home = self.settings.store / "incoming"
-        home.mkdir(mode=0o700, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
+        with full_disk_named("the upload cannot be taken"):
+            home.mkdir(mode=0o700, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def expire(self) -> None:
+        """Deletes the cases that the settings do not let stay."""
+        try:
+            number = self.store.expire(self.app.name, days=self.settings.keep_days, number=self.settings.keep_cases)
+        except Exception:
+            log.exception("cases of %s that are too old could not be deleted", self.app.name)
+        else:
+            if number:
+                log.info("deleted %d cases of %s (TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES)", number, self.app.name)
 
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
@@ -168,7 +180,7 @@ class Service:
             raise withheld.with_traceback(error.__traceback__) from None
 
     def _keep(self, request: Request, door: str, response: Response, manifest: Manifest) -> Case:
-        return self.store.add(
+        case = self.store.add(
             app=self.app.name,
             door=door,
             inputs=describe_inputs(request.files, self.app.kinds),
@@ -176,6 +188,9 @@ class Service:
             artifact=(manifest.name, manifest.version),
             response=response,
         )
+        if self.settings.keep_cases is not None:
+            self.expire()
+        return case
 
     def _load(self) -> Model:
         artifacts = self._registry.serving(self.app.name, self.app.models)

@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     store            folder of the cases, and of uploads while they are looked at
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
     device           where predictors compute; ``auto`` takes the GPU where there is one
+    keep_days        cases that are older are deleted; none by default
+    keep_cases       of each application, the most cases that are kept, the newest; all by default
     max_upload_bytes the largest request body with files; 413 above it
     max_tensor_bytes the largest request body of the Open Inference Protocol, which is held in memory
     max_json_bytes   the most JSON in it, which takes twenty times its size in memory to read; and of tensors that are
@@ -45,6 +47,8 @@ class Settings(BaseSettings):
     store: Path = Path("store")
     store_url: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    keep_days: float | None = Field(None, gt=0)
+    keep_cases: int | None = Field(None, ge=1)
     max_upload_bytes: int = Field(2_000_000_000, ge=1)
     max_tensor_bytes: int = Field(256_000_000, ge=1)
     max_json_bytes: int = Field(16_000_000, ge=1)

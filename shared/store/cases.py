@@ -17,12 +17,15 @@ from sqlalchemy.orm import Session
 from shared.atomic_files import file_lock, publish
 from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
+from shared.store.disk import disk_fault, full_disk_named
 from shared.store.inputs import digest_of_all
 from shared.store.records import Case, CaseSummary, InputFile
 from shared.store.tables import CaseRow, connect, sqlite_url
 
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
 _PARTIAL = ".partial-"
+_DAY_NS = 86_400 * 10**9
+_ANY_NUMBER = 2**62
 
 
 class CaseStore:
@@ -70,7 +73,7 @@ class CaseStore:
         artifact: tuple[str, int],
         response: Response,
     ) -> Case:
-        """Keeps a case. Its folder appears whole, before the row that makes it known."""
+        """Keeps a case. Its folder appears whole, before the row that makes it known. Raises ``DiskFull``."""
         given = tuple(inputs)
         case = Case(
             id=uuid.uuid4().hex,
@@ -85,13 +88,14 @@ class CaseStore:
             result=response.result,
             files=tuple(response.files),
         )
-        self._write_files(case.id, response)
-        try:
-            with Session(self._engine) as session, session.begin():
-                session.add(CaseRow(**case.model_dump(mode="json")))
-        except BaseException:
-            shutil.rmtree(self._cases / case.id, ignore_errors=True)
-            raise
+        with full_disk_named("the answer was computed but cannot be kept"):
+            self._write_files(case.id, response)
+            try:
+                with Session(self._engine) as session, session.begin():
+                    session.add(CaseRow(**case.model_dump(mode="json")))
+            except BaseException:
+                shutil.rmtree(self._cases / case.id, ignore_errors=True)
+                raise
         return case
 
     def get(self, app: str, case_id: str) -> Case | None:
@@ -109,9 +113,22 @@ class CaseStore:
 
     def remove(self, case: CaseSummary) -> None:
         """Deletes a case and its files; one that is gone already is no error."""
-        with Session(self._engine) as session, session.begin():
-            session.execute(delete(CaseRow).where(CaseRow.id == case.id))
-        shutil.rmtree(self._cases / case.id, ignore_errors=True)
+        self._remove(case.id)
+
+    def expire(self, app: str, *, days: float | None = None, number: int | None = None) -> int:
+        """Deletes an application's cases that are older than ``days``, and the oldest above ``number``; how many."""
+        ids = select(CaseRow.id).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
+        with Session(self._engine) as session:
+            found = set() if number is None else set(session.scalars(ids.offset(number).limit(_ANY_NUMBER)))
+            if days is not None:
+                found |= set(session.scalars(ids.where(CaseRow.created_ns < time.time_ns() - round(days * _DAY_NS))))
+        for case_id in found:
+            self._remove(case_id)
+        return len(found)
+
+    def fault(self) -> str | None:
+        """Why no case can be kept at the moment, as a sentence; None where it can be. Writes a little."""
+        return disk_fault(self.folder)
 
     def file(self, case: Case, name: str) -> Path | None:
         """Where a file of a case lies; None for a name that is not among its files."""
@@ -124,6 +141,15 @@ class CaseStore:
         """Gives the connections and the folder back."""
         self._engine.dispose()
         self._held.close()
+
+    def _remove(self, case_id: str) -> None:
+        # Renamed first: what a server that is killed leaves of the files is removed by the next.
+        aside = self._cases / f"{_PARTIAL}{case_id}"
+        with suppress(FileNotFoundError):
+            (self._cases / case_id).rename(aside)
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(CaseRow).where(CaseRow.id == case_id))
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _write_files(self, case_id: str, response: Response) -> None:
         document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"

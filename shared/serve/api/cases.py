@@ -35,6 +35,12 @@ def case(case: CaseDep) -> CaseAnswer:
     return CaseAnswer.of(case)
 
 
+@router.delete("/{case_id}", status_code=204, responses=_MISSING)
+def delete_case(service: ServiceDep, case: CaseDep) -> None:
+    """Deletes a kept case and its files."""
+    service.store.remove(case)
+
+
 @router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MISSING)
 def picture(service: ServiceDep, case: CaseDep) -> FileResponse:
     """The case's picture."""

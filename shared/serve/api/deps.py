@@ -13,6 +13,7 @@ from shared.serve.api.uploads import Upload, receive
 from shared.serve.metrics import Metrics
 from shared.serve.runtime.connection import within_upload_limits
 from shared.serve.service import Service
+from shared.store.disk import full_disk_named
 from shared.store.records import Case
 
 
@@ -82,13 +83,14 @@ FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
 async def get_upload(request: Request, service: ServiceDep, folder: FolderDep) -> Upload:
     """The form of an admitted request, its files streamed to disk within the server's limits."""
     settings = service.settings
-    return await receive(
-        within_upload_limits(request.stream(), settings),
-        request.headers,
-        folder,
-        max_bytes=settings.max_upload_bytes,
-        max_files=settings.max_files,
-    )
+    with full_disk_named("the upload cannot be taken"):
+        return await receive(
+            within_upload_limits(request.stream(), settings),
+            request.headers,
+            folder,
+            max_bytes=settings.max_upload_bytes,
+            max_files=settings.max_files,
+        )
 
 
 UploadDep = Annotated[Upload, Depends(get_upload)]

@@ -26,6 +26,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     415: {"model": Problem, "description": "Not a form"},
     503: {"model": Problem, "description": "There is no room, or no model is at hand; see Retry-After"},
     504: {"model": Problem, "description": "The deadline passed"},
+    507: {"model": Problem, "description": "The disk is full"},
 }
 router = APIRouter()
 

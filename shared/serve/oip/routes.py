@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from shared.errors import InvalidInputError
@@ -29,6 +30,7 @@ from shared.serve.runtime.connection import while_connected, within_upload_limit
 from shared.serve.runtime.limits import until
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
 
 _LENGTH = "Inference-Header-Content-Length"
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
@@ -74,11 +76,15 @@ VersionDep = Annotated[NetworkModel, Depends(get_version)]
 HeaderLengthDep = Annotated[str | None, Header(alias=_LENGTH)]
 
 
-async def get_readiness(request: Request) -> bool:
-    """Whether every model can answer, and the server is not about to end."""
+async def get_readiness(request: Request) -> ServerReady:
+    """Whether every model can answer, cases can be kept, and the server is not about to end."""
     readiness: Readiness = request.app.state.readiness
     drain: Drain = request.app.state.drain
-    return not drain.begun and await readiness.ready()
+    store: CaseStore = request.app.state.store
+    if drain.begun:
+        return ServerReady(ready=False, reason="the server is being shut down")
+    fault = await run_in_threadpool(store.fault)
+    return ServerReady(ready=fault is None and await readiness.ready(), reason=fault)
 
 
 @router.get("", operation_id="oip_server")
@@ -97,9 +103,9 @@ async def live() -> ServerLive:
 @router.get(
     "/health/ready", operation_id="oip_ready", response_model=ServerReady, responses={503: {"model": ServerReady}}
 )
-async def server_ready(ready: Annotated[bool, Depends(get_readiness)]) -> JSONResponse:
-    """Whether every model can answer (200) or not yet (503)."""
-    return JSONResponse({"ready": ready}, 200 if ready else 503)
+async def server_ready(state: Annotated[ServerReady, Depends(get_readiness)]) -> JSONResponse:
+    """Whether every model can answer and cases can be kept (200), or not (503)."""
+    return JSONResponse(state.model_dump(exclude_none=True), 200 if state.ready else 503)
 
 
 @router.get("/models/{name}", operation_id="oip_model", responses=_UNKNOWN)

@@ -29,9 +29,10 @@ class ServerLive(BaseModel):
 
 
 class ServerReady(BaseModel):
-    """Whether every model can answer."""
+    """Whether the server can answer. ``reason``, beyond the protocol, says why not where no model is the cause."""
 
     ready: bool
+    reason: str | None = None
 
 
 class TensorMetadata(BaseModel):

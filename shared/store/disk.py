@@ -1,0 +1,56 @@
+"""A disk that is full: named in a sentence where something could not be written, and found before that."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from shared.errors import InvalidInputError
+
+LEAST_FREE_BYTES = 64_000_000
+"""With less space than this a store is said to be full: an answer with its files may take as much."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REMEDY = "free space there, delete cases, or set TRIVIUM_KEEP_DAYS or TRIVIUM_KEEP_CASES"
+
+
+class DiskFull(InvalidInputError):
+    """Something could not be written for want of space (507)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: the disk of the store is full; {_REMEDY}", status=507)
+
+
+@contextmanager
+def full_disk_named(what: str) -> Iterator[None]:
+    """Raises ``DiskFull`` where what is written inside finds no space; ``what`` says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(what) from error
+        raise
+    except OperationalError as error:
+        if "is full" in str(error.orig):
+            raise DiskFull(what) from error
+        raise
+
+
+def disk_fault(folder: Path) -> str | None:
+    """Why nothing can be kept in a folder, found by writing a little there; None where it can be."""
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_FREE_BYTES:
+            return f"the disk of the store has {free / 1e6:.0f} MB left; {_REMEDY}"
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 12))
+            probe.flush()
+    except OSError as error:
+        return f"the store cannot be written ({error.strerror}); {_REMEDY}"
+    return None

@@ -1,0 +1,87 @@
+"""A store whose disk is full."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from shared.serve.api import uploads
+from shared.serve.settings import Settings
+from shared.store import cases, disk
+from tests.shared.serve.echo import csv
+
+PREDICT, READY = "/api/echo/predict", "/v2/health/ready"
+FAULTS = [
+    pytest.param(OSError(errno.ENOSPC, "No space left on device"), id="no-space"),
+    pytest.param(OSError(errno.EDQUOT, "Disk quota exceeded"), id="quota"),
+]
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def failing(*_: object, **__: object) -> Any:
+        raise error
+
+    return failing
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_an_answer_that_cannot_be_kept_is_507_and_names_the_cause(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: OSError
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(cases, "publish", fail(error))
+        answer = echo_client.post(PREDICT, files=[csv(1)])
+    assert answer.status_code == 507
+    assert "computed but cannot be kept: the disk of the store is full" in answer.json()["detail"]
+    assert "TRIVIUM_KEEP_DAYS" in answer.json()["detail"]
+    assert list((settings.store / "cases").iterdir()) == [], "nothing of it is left"
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200, "once there is space"
+
+
+def test_a_database_that_cannot_grow_is_507_and_leaves_no_files(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    error = OperationalError("INSERT", {}, Exception("database or disk is full"))
+    with monkeypatch.context() as full:
+        full.setattr(Session, "add", fail(error))
+        answer = echo_client.post(PREDICT, files=[csv(1)])
+    assert answer.status_code == 507 and "the disk of the store is full" in answer.json()["detail"]
+    assert list((settings.store / "cases").iterdir()) == []
+
+
+def test_an_upload_that_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads._Form, "write", fail(OSError(errno.ENOSPC, "No space left on device")))
+    answer = echo_client.post(PREDICT, files=[csv(1)])
+    assert answer.status_code == 507 and "the upload cannot be taken" in answer.json()["detail"]
+
+
+def test_another_fault_of_the_disk_is_still_an_unexpected_error(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "publish", fail(OSError(errno.EIO, "Input/output error")))
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 500
+
+
+def test_a_server_whose_disk_is_full_is_not_ready_and_says_why(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert echo_client.get(READY).json() == {"ready": True}
+    with monkeypatch.context() as full:
+        usage = namedtuple("usage", "total used free")
+        full.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
+        answer = echo_client.get(READY)
+        assert answer.status_code == 503 and answer.json()["ready"] is False
+        assert answer.json()["reason"].startswith("the disk of the store has 1 MB left; free space there")
+    with monkeypatch.context() as full:
+        full.setattr(disk.tempfile, "TemporaryFile", fail(OSError(errno.EDQUOT, "Disk quota exceeded")))
+        answer = echo_client.get(READY)
+        assert answer.status_code == 503 and "Disk quota exceeded" in answer.json()["reason"]
+    assert echo_client.get(READY).status_code == 200

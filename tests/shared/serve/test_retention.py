@@ -1,0 +1,71 @@
+"""Which cases are kept, and the deletion of one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.store import cases
+from tests.shared.serve.echo import csv, until
+
+Serve = Callable[..., TestClient]
+PREDICT, CASES = "/api/echo/predict", "/api/echo/cases"
+DAY_NS = 86_400 * 10**9
+
+
+def kept(client: TestClient) -> list[str]:
+    return [case["case"] for case in client.get(CASES).json()["cases"]]
+
+
+def folders(settings: Settings) -> set[str]:
+    return {path.name for path in (settings.store / "cases").iterdir()}
+
+
+def ask(client: TestClient, number: int) -> str:
+    answer = client.post(PREDICT, files=[csv(number)])
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["case"])
+
+
+def test_a_case_is_deleted_with_its_files(echo_client: TestClient, settings: Settings) -> None:
+    first, second = ask(echo_client, 1), ask(echo_client, 2)
+    answer = echo_client.delete(f"{CASES}/{first}")
+    assert answer.status_code == 204 and answer.content == b""
+    assert kept(echo_client) == [second] and folders(settings) == {second}
+    for path in (f"{CASES}/{first}", f"{CASES}/{first}/files/result.json", f"{CASES}/{first}/picture.png"):
+        assert echo_client.get(path).status_code == 404
+    again = echo_client.delete(f"{CASES}/{first}")
+    assert again.status_code == 404 and "has no case" in again.json()["detail"]
+
+
+def test_another_site_cannot_delete_a_case(echo_client: TestClient) -> None:
+    case = ask(echo_client, 1)
+    assert echo_client.delete(f"{CASES}/{case}", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert kept(echo_client) == [case]
+
+
+def test_the_newest_cases_are_kept(serve: Serve, settings: Settings) -> None:
+    client = serve(keep_cases=2)
+    asked = [ask(client, number) for number in range(5)]
+    assert kept(client) == asked[:-3:-1] and folders(settings) == set(asked[-2:])
+
+
+def test_old_cases_are_deleted_when_the_server_starts(
+    settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns
+    with TestClient(create_app(settings, {"echo": echo_app})) as client:
+        with monkeypatch.context() as earlier:
+            earlier.setattr(cases.time, "time_ns", lambda: now() - 3 * DAY_NS)
+            old = ask(client, 1)
+        new = ask(client, 2)
+        assert kept(client) == [new, old]
+    changed = settings.model_copy(update={"keep_days": 2})
+    with TestClient(create_app(changed, {"echo": echo_app})) as client:
+        until(lambda: kept(client) == [new] and folders(settings) == {new})
