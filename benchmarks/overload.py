@@ -9,11 +9,13 @@ requests a second for SECONDS, each on a connection of its own and with a body o
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 
 _SERVER = """
 import sys, time
@@ -69,6 +71,12 @@ async def offer(host: str, port: int, rate: float, seconds: float) -> dict[int, 
     return dict(sorted(found.items()))
 
 
+def cpu_seconds(process: int) -> float:
+    """What a process has spent on all cores, from Linux' /proc (proc(5)); unlike latency, no matter what else runs."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main(rate: float = 200, seconds: float = 5) -> None:
     """Prints a line for each status."""
     with (
@@ -81,10 +89,13 @@ def main(rate: float = 200, seconds: float = 5) -> None:
         host, port = process.stdout.readline().strip().removeprefix("http://").split(":")
         try:
             asyncio.run(offer(host, int(port), 5, 1))  # the predictor is loaded, and its time measured
+            before = cpu_seconds(process.pid)
             found = asyncio.run(offer(host, int(port), rate, seconds))
+            spent = cpu_seconds(process.pid) - before
         finally:
             process.terminate()
     print(f"{rate:g} requests per second for {seconds:g} s; 10 per second can be computed; deadline {_DEADLINE_S:g} s")
+    print(f"  the server took {spent / (rate * seconds) * 1e3:.1f} ms of CPU for each request, {spent:.1f} s in all")
     for status, took in found.items():
         took.sort()
         shown = ", ".join(f"{name} {took[int(share * (len(took) - 1))] * 1e3:.1f}" for name, share in _SHARES)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from shared import cli
+from tests.shared.serve.echo import write_artifact
 
 COMMANDS = (
     "train",
@@ -92,6 +94,17 @@ def test_doctor_finds_what_is_locked(capsys):
     text = capsys.readouterr().out
     for name in ("Python", "torch", "monai", "mmdet3d", "medical weights", "driving weights", "finance weights"):
         assert name in text
+
+
+def test_doctor_names_a_version_that_was_copied_to_another_number(capsys, monkeypatch, tmp_path):
+    write_artifact(tmp_path, 1)
+    monkeypatch.setenv("TRIVIUM_REGISTRY", str(tmp_path))
+    assert cli.main(["doctor"]) == 0
+    assert "own weights" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "echo" / "1", tmp_path / "echo" / "2")
+    assert cli.main(["doctor"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "fault" in text and "echo version 1 by its manifest.json" in text
 
 
 def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
