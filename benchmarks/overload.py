@@ -72,7 +72,7 @@ async def offer(host: str, port: int, rate: float, seconds: float) -> dict[int, 
 
 
 def cpu_seconds(process: int) -> float:
-    """What a process has spent on all cores, from Linux' /proc (proc(5)); unlike latency, no matter what else runs."""
+    """What a process has spent on all cores, from /proc (proc(5)); it varies less with what else runs than latency."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

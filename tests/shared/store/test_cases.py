@@ -250,3 +250,13 @@ def test_a_column_that_may_be_empty_does_not_matter(tmp_path: Path) -> None:
         connection.executescript(_FIRST_RELEASE + "ALTER TABLE cases ADD COLUMN reviewer VARCHAR(64)")
     with closing(CaseStore(tmp_path)) as store:
         keep(store)
+
+
+def test_nothing_of_a_removed_case_is_left_in_the_folder(store: CaseStore, tmp_path: Path) -> None:
+    kept, removed = keep(store, result={"note": "stays"}), keep(store, result={"note": "vanishes " * 2000})
+    store.remove(removed)
+    store.remove(removed)
+    store.close()
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert b"stays" in everything and b"vanishes" not in everything
+    assert {path.name for path in (tmp_path / "store" / "cases").iterdir()} == {kept.id}
