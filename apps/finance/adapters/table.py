@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,10 +11,9 @@ import numpy as np
 
 from apps.finance.adapters import columns
 from apps.finance.adapters.groups import by_column, group
-from apps.finance.adapters.joined import join_parts
-from apps.finance.adapters.numbers import find_decimal, read_column
+from apps.finance.adapters.numbers import read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
-from apps.finance.adapters.times import Lines, parse_times, read_times
+from apps.finance.adapters.times import Lines, join_parts, parse_times, read_times
 from apps.finance.types import DAY_NS, Floats, Series, Times, Window, usual_interval_ns
 from shared.errors import InvalidInputError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TRUTH = "synthetic_truth"
 """The column in which the file of a synthetic series says what is true of it: the kind of anomaly of each row."""
 _FOOTER = 10
-"""The most rows at the end of a table that may be no rows of the series: totals, where the data come from."""
+"""The most rows at the end of a table that may be no rows of the series: a total, where the data come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def to_contents(
     """The series in a table; ``name`` is the file's, for refusals, and ``lines`` (N,) the rows' in it (from 2 on).
 
     What ``options`` leave open is guessed: the value is a price, the middle of bid and ask, or another value by its
-    name, or the first column of numbers that counts or names nothing. ``semicolons`` is whether they part the cells.
+    name, or the first column of numbers that does not name rows. ``semicolons`` is whether they part the cells.
     Rows are sorted by time where they must, of rows with the same time the last is kept, and what follows the last row
     is left out; the notes say so. Refuses a table without times, without numbers, with fewer than two rows, and one
     whose rows of the same time belong to series that no column tells apart.
@@ -77,7 +77,7 @@ def to_contents(
     if options.labels is not None:
         labels = _named(frame, options.labels, "labels", name)
     rest = frame.drop(time_column, *([labels] if labels else []))
-    values, faults = _values(rest, lines, options.decimal or find_decimal(rest), semicolons)
+    values, faults = _values(rest, lines, options.decimal, semicolons)
     named = None if options.series is None else _named(rest, options.series, "series", name)
     grouping = group(rest, set(values), times, name) if named is None else by_column(rest, named)
     series_column = grouping[0] if grouping else ""
@@ -85,7 +85,7 @@ def to_contents(
     if quotes is not None:
         values["mid"] = (values[quotes[0]] + values[quotes[1]]) / 2
     judged = "mid" if quotes else _judged(values, faults, options.value, name, series_column)
-    values = {one: found for one, found in values.items() if one == judged or not columns.names_rows(one, found)}
+    values = {one: found for one, found in values.items() if one == judged or not columns.names_rows(one)}
     if len(values) > 1 and options.value is None:
         what = "one of the file's" if quotes is None else f"the mean of {quotes[0]!r} and {quotes[1]!r}"
         notes.append(f"column {judged!r} was judged, {what}; the option 'value' names another")
@@ -149,11 +149,10 @@ def _one(name: str, times: Times, values: Mapping[str, Floats], judged: str) -> 
     number, dropped = int(last.sum()), int((~last).sum())
     if number < 2:
         return None, unsorted, dropped
-    if number < len(last) / 2 and not (times % DAY_NS).any():
+    if number <= len(last) / 2 and not (times % DAY_NS).any():
         raise InvalidInputError(
-            f"{name}: most of the {len(last)} rows have a day in common with another, and there are {number} "
-            "days; sum or average them to one row a day, give their time of day, or name their series in a column "
-            "'ticker'"
+            f"{name}: the {len(last)} rows have {number} days; sum or average them to one row a day, give their time "
+            "of day, or name the column that tells their series apart with the option 'series'"
         )
     kept, times = order[last], np.ascontiguousarray(times[last])
     numbers = {label: np.ascontiguousarray(found[kept]) for label, found in values.items()}
@@ -176,36 +175,33 @@ def _without_empty(frame: polars.DataFrame, lines: Lines) -> tuple[polars.DataFr
     """A table without rows that have no cell with anything in it, and without nameless columns of the kind."""
     import polars as pl
 
-    if frame.width == 0 or frame.height == 0:
-        return frame, lines
     bare = frame.with_columns(pl.col(pl.String).str.strip_chars().replace("", None))
-    empty = bare.select(pl.all_horizontal(pl.all().is_null())).to_series()
-    frame, lines = frame.filter(~empty), lines[~empty.to_numpy()]
-    nameless = [label for label in frame.columns if columns.plain(label) == "" and frame[label].dtype == pl.String]
-    return frame.drop([label for label in nameless if bare[label].null_count() == bare.height]), lines
+    unused = [one for one in frame.columns if not columns.plain(one) and bare[one].null_count() == bare.height]
+    filled = (
+        bare.select(~pl.all_horizontal(pl.all().is_null())).to_series()
+        if frame.width
+        else pl.Series([], dtype=pl.Boolean)
+    )
+    return frame.drop(unused).filter(filled), lines[filled.to_numpy()]
 
 
 def _without_footer(
     frame: polars.DataFrame, lines: Lines, time_column: str, notes: list[str]
 ) -> tuple[polars.DataFrame, Lines]:
-    """A table without the rows at its end that have words or nothing for a time, such as a total."""
+    """A table without the rows at its end that have words without a digit for a time, such as a total or a source."""
     import polars as pl
 
     if frame[time_column].dtype != pl.String or frame.height < 3:
         return frame, lines
-    end = frame[time_column].tail(_FOOTER + 1).fill_null("").str.strip_chars()
-    # A torn date is no footer: what has digits in front, or a year near it, may have been one.
-    words = [not cell or (not any(mark.isdigit() for mark in cell[:4]) and "20" not in cell[:12]) for cell in end]
-    number = next((count for count, word in enumerate(reversed(words)) if not word), len(words))
-    missing = number == 1 and not end[-1] and frame.width == 2  # a value whose time is missing
-    if missing or number == 0 or number > _FOOTER or number >= frame.height:
+    end = frame[time_column].tail(_FOOTER + 1).fill_null("").to_list()
+    number = next((count for count, cell in enumerate(reversed(end)) if not cell.strip() or re.search(r"\d", cell)), 0)
+    if number == 0:
         return frame, lines
-    first = int(lines[frame.height - number])
-    cells = [str(cell).strip() for cell in frame.row(frame.height - number) if cell is not None]
-    what = next((cell for cell in [*end.tail(number), *cells] if cell), "nothing")
-    which = f"line {first} was" if number == 1 else f"the last {number} lines from line {first} on were"
-    notes.append(f"{which} left out: {'it has' if number == 1 else 'they have'} no time, and {what!r}")
-    return frame.head(frame.height - number), lines[: frame.height - number]
+    last = frame.height - number
+    notes.append(
+        f"what follows from line {lines[last]} on was left out: {frame[time_column][last].strip()!r} is no time"
+    )
+    return frame.head(last), lines[:last]
 
 
 def _named(frame: polars.DataFrame, wanted: str, option: str, name: str) -> str:
@@ -224,19 +220,14 @@ def _time_column(frame: polars.DataFrame, name: str, notes: list[str]) -> str:
     called = columns.first_called(columns.TIMES, frame.columns)
     if called is not None:
         return called
-    dated = [one for one in frame.columns if frame[one].dtype == pl.Date or isinstance(frame[one].dtype, pl.Datetime)]
-    guessed = dated[0] if dated else columns.with_time_word(frame.columns)
-    words = [label for label in frame.columns if frame[label].dtype == pl.String] if guessed is None else []
-    for label in words:
-        head = frame[label].head(5)
-        try:
-            parse_times(head, name)
-        except InvalidInputError as refusal:
-            if "ambiguous" not in str(refusal):
-                continue
-        if read_column(head, np.arange(len(head)))[0] is None:
-            guessed = label
-            break
+    dated = (one for one in frame.columns if frame[one].dtype == pl.Date or isinstance(frame[one].dtype, pl.Datetime))
+    guessed = next(dated, None) or columns.with_word(("date", "time", "timestamp"), frame.columns)
+    if guessed is None and frame[frame.columns[0]].dtype == pl.String:
+        try:  # an index without a name, as pandas writes it
+            parse_times(frame[frame.columns[0]].head(5), name)
+            guessed = frame.columns[0]
+        except InvalidInputError:
+            pass
     if guessed is None:
         raise InvalidInputError(
             f"{name} has no column of times (its columns: {', '.join(map(repr, frame.columns[:50]))}); name it with "
@@ -275,7 +266,7 @@ def _judged(
         there = ", ".join(map(repr, values)) or "none"
         raise InvalidInputError(f"{name} has no column of numbers called {wanted!r}; there are: {there}")
     if label is None:
-        label = columns.first_value({one: values[one] for one in labels if one in values}) or next(iter(faults), None)
+        label = columns.first_value(one for one in labels if one in values) or next(iter(faults), None)
     if label is not None and label in faults:
         raise InvalidInputError(f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty")
     if label is not None:

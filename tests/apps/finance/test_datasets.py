@@ -171,7 +171,7 @@ def test_the_later_part_of_each_series_validates_and_is_no_target_in_training(tm
 
 def test_facts_say_what_will_be_trained_on(tmp_path):
     path = tmp_path / "a.csv"
-    frame().with_columns(pl.col("at").alias("timestamp")).drop("at").write_csv(path)
+    frame().rename({"at": "timestamp", "who": "ticker"}).write_csv(path)
     facts = Table(path=str(path), labels="odd").facts(INPUT)
     assert (facts["series"], facts["rows"], facts["validation rows"], facts["series in both splits"]) == (
         2,
@@ -181,7 +181,7 @@ def test_facts_say_what_will_be_trained_on(tmp_path):
     )
     assert facts["time"] == "2023-11-14T22:13:20Z to 2023-11-15T04:52:20Z" and facts["interval"] == "60 s"
     assert facts["labelled windows"] == 2 and facts["missing values"] == 0
-    assert "told apart by column 'who'" in facts["notes"] and "the option 'value' names another" in facts["notes"]
+    assert "told apart by column 'ticker'" in facts["notes"] and "the option 'value' names another" in facts["notes"]
     assert set(app.data_sets() or {}) == set(DATA_SETS) == {"table", "nab", "synthetic"}
 
 

@@ -79,10 +79,10 @@ def test_the_column_types_of_parquet():
 
 @pytest.mark.parametrize(
     "far",
-    ["9999-12-31", "1816-03-29", "9999-12-31 23:59:59", "9999-12-31T00:00:00Z", "99991231", "31.12.9999 00:00"],
+    ["9999-12-31", "1816-03-29", "9999-12-31 23:59:59", "9999-12-31T00:00:00Z", "31.12.9999 00:00"],
 )
 def test_a_date_beyond_1900_to_2200_is_refused_and_never_wraps_around(tmp_path, far):
-    near = {"99991231": "20240101", "31.12.9999 00:00": "01.01.2024 00:00"}.get(far, "2024-01-01" + far[10:])
+    near = {"31.12.9999 00:00": "01.01.2024 00:00"}.get(far, "2024-01-01" + far[10:])
     path = written(tmp_path, f"date,close\n{near},1\n{far},2\n")
     with pytest.raises(
         InvalidInputError, match=rf"series\.csv, column 'date', line 3: '{far}' is not between 1900 and 2200"
