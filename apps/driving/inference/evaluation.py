@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RANGE_M = 50.0
 """How far from the vehicle a class is judged that nuScenes does not have."""
-_TITLES = {"2d": "2D", "bev": "BEV", "3d": "3D"}
+_TITLES = {"2d": "2D", "aos": "AOS", "bev": "BEV", "3d": "3D"}
 
 
 def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> Table:
@@ -58,7 +58,7 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
 def kitti_rows(
     model: str, detector: Detector, frames: Sequence[Frame], found: Sequence[Boxes3D], merge: Mapping[str, str]
 ) -> tuple[list[Sequence[str]], list[str]]:
-    """By class: how many objects there are, then AP in the image, from above and in space, by difficulty.
+    """By class: how many objects there are, then AP in the image, with the heading (AOS), from above, in space.
 
     Vans keep their name: the protocol counts one found as a car neither for nor against.
     """

@@ -100,7 +100,9 @@ def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredict
     searched = [(level, detected_scores(judged, replace(calibration, threshold=level))) for level in _LEVELS]
     for profile in PROFILES:
         best, level = max((score_corpus(one, profile, level).normalised, level) for level, one in searched)
-        rows.append((f"NAB {profile.name}, best threshold", f"{best:.1f} (at {level:.2f})"))
+        rows.append(
+            (f"NAB {profile.name}, best threshold of {_LEVELS[0]:g} to {_LEVELS[-1]:g}", f"{best:.1f} (at {level:.2f})")
+        )
     return rows
 
 
