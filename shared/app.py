@@ -30,7 +30,8 @@ class DenseNetwork:
     """The part of a model that is exported: tensors in, tensors out.
 
     ``inputs`` are example tensors by name, in the order of ``module.forward``; axis 0 of each is the batch, unless
-    ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}).
+    ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}); an axis called
+    ``16*x`` is a multiple of 16.
     """
 
     module: nn.Module

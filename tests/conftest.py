@@ -35,6 +35,14 @@ _FLAGS = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs_of_tests() -> Iterator[None]:
+    """Predictors compute with torch unless a test asks for another program, and measure nothing of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIVIUM_PROGRAM", os.environ.get("TRIVIUM_PROGRAM", "torch"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the real samples."""

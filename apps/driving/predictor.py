@@ -46,6 +46,7 @@ class DrivingPredictor:
     ) -> None:
         self.detectors, self.least_scores = dict(detectors), dict(least_scores)
         self.digests, self.device = dict(digests or {}), device
+        self.programs = {name: one.program for name, one in self.detectors.items() if one.program is not None}
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:

@@ -9,11 +9,14 @@ from typing import Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.events import anomalies
-from apps.finance.inference.forecasting import AnyForecaster, forecast
+from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, combine, improbability
+from apps.finance.models.library_tft import LibraryForecaster
 from apps.finance.models.stored import stored_settings
+from apps.finance.models.tft import Forecaster, ProgramForecaster, dense, example_input
 from apps.finance.types import Detection, Series
 from shared.deploy.artifact import Artifact
+from shared.deploy.programs.choosing import Network, open_program
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,15 +32,33 @@ class FinancePredictor:
     def __init__(self, *, model: AnyForecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
         self.model, self.calibration = model.eval().to(device), calibration
         self.stride, self.device, self.name = stride, device, name
+        self.programs = {name.partition(" ")[0]: model.program} if isinstance(model, ProgramForecaster) else {}
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> FinancePredictor:
         """The predictor of the first of ``artifacts``."""
         artifact = artifacts[0]
         settings, input = stored_settings(artifact.recipe()["recipe"])
-        model = settings.build(input)
-        model.load_state_dict(artifact.weights())
         mapping = artifact.manifest.calibration
+
+        def build() -> Forecaster | LibraryForecaster:
+            built = settings.build(input)
+            built.load_state_dict(artifact.weights())
+            return built.eval()
+
+        model: AnyForecaster
+        if settings.library is not None or not settings.fast:
+            model = build()
+        else:
+            network = Network(
+                artifact=artifact,
+                build=lambda: dense(build()),
+                example=lambda: example_input(input, CPU_BATCH),
+                varying={},
+                formats=("fp32",),
+                most_threads=1,
+            )
+            model = ProgramForecaster(open_program(network, device), context=input.context, horizon=input.horizon)
         return cls(
             model=model,
             calibration=from_manifest(mapping),

@@ -11,9 +11,11 @@ import numpy as np
 from apps.medical.inference.grid import reorient_to_lps
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling, find_nodules
-from apps.medical.models.dense import fold_batch_norm
+from apps.medical.models.dense import VARYING, ProgramMaps, dense_network, example_input, fold_batch_norm
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings
+from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.program import Program
 from shared.precision import Precision, autocast_dtype
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
 class NodulePredictor:
     """Finds lung nodules. Findings of at least ``operating_score`` are suspicious.
 
-    ``detector`` is the network on the grid of ``input``; ``precision`` is that of its forward pass.
+    ``detector`` is the network on the grid of ``input``. Its maps are computed by ``program``; by torch where none is
+    given, with ``precision`` for the forward pass.
     """
 
     def __init__(
@@ -53,15 +56,18 @@ class NodulePredictor:
         operating_score: float = 0.5,
         tiling: Tiling | None = None,
         precision: Precision = "auto",
+        program: Program | None = None,
+        model: str = "lung_nodules",
     ) -> None:
         import torch
 
         self.detector = detector.to(device).eval()
-        self.network = fold_batch_norm(self.detector)
+        self.network = fold_batch_norm(self.detector) if program is None else ProgramMaps(program)
+        self.programs = {} if program is None else {model: program}
         self.input, self.device = input, device
         self.operating_score = operating_score
         self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
-        self.dtype = autocast_dtype(precision, torch.device(device))
+        self.dtype = autocast_dtype(precision, torch.device(device)) if program is None else None
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
@@ -79,7 +85,23 @@ class NodulePredictor:
             detector = model.build(input)
         detector.load_state_dict(artifact.weights())
         operating_score = float(artifact.manifest.calibration.get("operating_score", 0.5))
-        return cls(detector=detector, input=input, device=device, operating_score=operating_score)
+        program = open_program(
+            Network(
+                artifact=artifact,
+                build=lambda: dense_network(detector.eval()),
+                example=lambda: example_input(input.tile_size),
+                varying=VARYING,
+            ),
+            device,
+        )
+        return cls(
+            detector=detector,
+            input=input,
+            device=device,
+            operating_score=operating_score,
+            program=program,
+            model=artifact.manifest.name,
+        )
 
     def predict(self, batch: Sequence[CTVolume], options: Options | None = None) -> list[Findings]:
         """The findings of each volume."""

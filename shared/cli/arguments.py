@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg, subcommand
 
 AppName: TypeAlias = Annotated[Positional[str], arg(metavar="APP")]
 Device: TypeAlias = Annotated[Literal["cpu", "cuda"] | None, arg(metavar="cpu|cuda")]
+ProgramName: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
 Folder: TypeAlias = Annotated[Path | None, arg(metavar="DIR")]
 DataSet: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
 
@@ -132,6 +133,8 @@ class Predict:
     """An artifact's directory; the one that ships with the application by default."""
     device: Device = None
     """Where to compute."""
+    program: ProgramName = None
+    """Compute with this program rather than the fastest; `trivium programs APP` lists them."""
     option: tuple[str, ...] = ()
     """Options of the application, as name=value."""
     each: bool = False
@@ -149,6 +152,29 @@ class Export:
     """The run's directory."""
     registry: Path = Path("models")
     """A directory in Triton's repository layout; made where it is missing."""
+    programs: Annotated[str, arg(metavar="NAME[,NAME]")] = "onnx"
+    """What to compile the network to, with commas between: onnx, openvino, torchscript, aotinductor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """List what the networks compute with on this machine and why; make programs of weights that are there already.
+
+    What is made goes into the user's cache folder, and the fastest is measured anew.
+
+    Example: trivium programs medical
+
+    Example: trivium programs --make onnx,openvino
+    """
+
+    app: Annotated[Positional[str], arg(metavar="[APP]")] = ""
+    """The application; all of them where none is named."""
+    make: Annotated[str, arg(metavar="NAME[,NAME]")] = ""
+    """The programs to make, with commas between: onnx, openvino, torchscript, aotinductor."""
+    artifact: Folder = None
+    """An artifact's directory; those that ship with the application by default."""
+    device: Device = None
+    """Where to compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +194,8 @@ class Serve:
     """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
     device: Device = None
     """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
+    program: ProgramName = None
+    """Compute with this program rather than the fastest; TRIVIUM_PROGRAM."""
     demo: bool = False
     """Say in the terminal what to open."""
 
@@ -211,6 +239,7 @@ Command: TypeAlias = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Programs, subcommand("programs")]
     | Annotated[Import, subcommand("import")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Models, subcommand("models")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.app import find
 from shared.cli.arguments import Export
 from shared.cli.printing import print_line
+from shared.errors import InvalidInputError
 from shared.recipe_file import read_recipe_file
 
 
@@ -12,8 +13,18 @@ def run(command: Export) -> int:
     """Exports a run's best checkpoint, compared with torch on the way."""
     app = find(str(read_recipe_file(command.run / "recipe.yaml")["app"]))
     from shared.deploy.export import export
+    from shared.deploy.programs.program import ProgramError
+    from shared.deploy.programs.table import find_program
 
-    artifact = export(command.run, app, command.registry)
+    names = [name.strip() for name in command.programs.split(",") if name.strip()]
+    for name in names:
+        find_program(name)
+    try:
+        artifact = export(command.run, app, command.registry, programs=names)
+    except ProgramError as error:
+        raise InvalidInputError(str(error)) from error
     sizes = ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in artifact.manifest.files.items())
     print_line(f"{artifact.path}: {sizes}")
+    for name, program in artifact.manifest.programs.items():
+        print_line(f"{name}: {program.latency_ms} ms a call, differs from torch by {program.error:.1e}")
     return 0

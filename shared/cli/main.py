@@ -71,6 +71,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import export
 
             return export.run(command)
+        case commands.Programs():
+            from shared.cli import programs
+
+            return programs.run(command)
         case commands.Serve():
             from shared.cli import serve
 

@@ -14,6 +14,8 @@ def run(command: Serve) -> int:
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"serving needs the package {error.name}; install trivium[serve]") from error
 
-    settings = read_settings(host=command.host, port=command.port, registry=command.registry, device=command.device)
+    settings = read_settings(
+        host=command.host, port=command.port, registry=command.registry, device=command.device, program=command.program
+    )
     serve(settings, demo=command.demo)
     return 0

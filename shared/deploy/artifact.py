@@ -33,13 +33,34 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramEntry:
+    """What an artifact says of one of its programs (``shared/deploy/programs``).
+
+    ``file`` is the artifact's file that its runtime reads; ``weights`` the SHA-256 of the weights that it was made
+    from; ``version`` the runtime's. ``error`` is the largest difference of an output from eager torch in fp32, in
+    parts of that output's largest value, and ``latency_ms`` what one call takes, both on ``inputs`` and on ``machine``.
+    ``scores`` are the domain's before and after where the program is quantised, with the count that they rest on.
+    """
+
+    file: str
+    weights: str
+    version: str
+    error: float
+    latency_ms: float
+    inputs: str
+    machine: str
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What an artifact says of itself.
 
     ``data`` is the fingerprint of the training data (``description``, ``synthetic``, ...), ``scores`` what the
     validation gave, ``calibration`` what turns the network's outputs into decisions, ``files`` the size and SHA-256 of
     every file of the artifact; a file that is not among them is not read. ``source`` says where weights that were not
-    trained here come from. ``inputs`` and ``outputs`` are empty where there is no exported network.
+    trained here come from. ``inputs`` and ``outputs`` are empty where there is no exported network. ``programs`` are
+    those that were made for it, by name.
     """
 
     name: str
@@ -53,6 +74,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+    programs: dict[str, ProgramEntry] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from shared.recipe_file import digest, read_recipe_file
 from shared.recipes import recipe_of
 
 
-def export(run_dir: Path, app: App, registry: Path, *, network: bool = True) -> Artifact:
+def export(run_dir: Path, app: App, registry: Path, *, network: bool = True, programs: Sequence[str] = ()) -> Artifact:
     """Exports the best checkpoint of a run as the next version of its model in ``registry``.
 
-    The version appears whole or not at all; without ``network`` it holds no ONNX. Refuses a run without a checkpoint;
-    raises ``ArithmeticError`` where the exported network and torch differ by more than a thousandth.
+    The version appears whole or not at all; without ``network`` it holds no ONNX, and ``programs`` are made besides.
+    Refuses a run without a checkpoint; raises ``ArithmeticError`` where a program and torch differ, and
+    ``ProgramError`` for a program that cannot be made here.
     """
     run = Run(run_dir, app.name, "")
     document = read_recipe_file(run.recipe_file)
@@ -68,4 +70,5 @@ def export(run_dir: Path, app: App, registry: Path, *, network: bool = True) -> 
         weights=model.state_dict(),
         recipe=run.recipe_file.read_text(encoding="utf-8"),
         dense=app.dense(recipe, model) if network else None,
+        programs=programs,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,6 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
 
     module = dense.module.cpu().eval()
     example = tuple(value.cpu() for value in dense.inputs.values())
-    dynamic = {
-        name: {axis: torch.export.Dim(label) for axis, label in axes.items()} for name, axes in _axes(dense).items()
-    }
-    shapes = tuple(dynamic.get(name, {}) for name in dense.inputs)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = module(*example)
@@ -41,7 +38,7 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
             example,
             input_names=list(dense.inputs),
             output_names=list(dense.outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic_shapes(dense),
             dynamo=True,
             verbose=False,
         )
@@ -64,6 +61,18 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
                     f"axis {fixed[0]} of {tensor.name} was exported as {tensor.shape}, not as dynamic"
                 )
     return dict(zip(dense.outputs, expected, strict=True))
+
+
+def dynamic_shapes(dense: DenseNetwork) -> tuple[dict[int, Any], ...]:
+    """The dynamic axes of each input, as torch.export takes them. A label ``16*x`` is a multiple of 16."""
+    known: dict[str, Any] = {}
+
+    def size(label: str) -> Any:
+        factor, _, name = label.rpartition("*")
+        known.setdefault(name, torch.export.Dim(name))
+        return int(factor) * known[name] if factor else known[name]
+
+    return tuple({axis: size(label) for axis, label in _axes(dense).get(name, {}).items()} for name in dense.inputs)
 
 
 def _axes(dense: DenseNetwork) -> dict[str, dict[int, str]]:

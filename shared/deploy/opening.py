@@ -11,6 +11,7 @@ from typing import Any
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.predictor import Codec, Predictor
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -31,18 +32,27 @@ class Opened:
 
 
 def open_predictor(
-    app: App, *, artifact: Path | None = None, run: Path | None = None, device: str | None = None
+    app: App,
+    *,
+    artifact: Path | None = None,
+    run: Path | None = None,
+    device: str | None = None,
+    program: str | None = None,
 ) -> Opened:
-    """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts."""
+    """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts.
+
+    It computes with ``program`` where one is named, else with the fastest on this machine.
+    """
     if artifact is not None and run is not None:
         raise InvalidInputError("name an artifact or a run, not both")
     place = choose_device(device)
     if run is None:
         artifacts = shipped(app) if artifact is None else [open_artifact(artifact)]
-        return _open(app, artifacts, place)
+        with asked_program(program):
+            return _open(app, artifacts, place)
     from shared.deploy.export import export
 
-    with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
+    with tempfile.TemporaryDirectory(prefix="trivium-") as folder, asked_program(program or "torch"):
         return _open(app, [export(run, app, Path(folder), network=False)], place)
 
 

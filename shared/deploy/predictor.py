@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from shared.deploy.programs.program import Program
 
 Input = TypeVar("Input")
 Input_contra = TypeVar("Input_contra", contravariant=True)
@@ -59,7 +62,8 @@ class Predictor(Protocol[Input_contra, Output_co]):
     """Pure, and usable from a notebook: typed arrays in, typed findings out. The server owns queue, batch and clock.
 
     ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
-    ``options=None`` are the application's defaults.
+    ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
+    by the model's name: see ``programs_of``.
     """
 
     def predict(self, batch: Sequence[Input_contra], options: Any = None) -> Sequence[Output_co]: ...
@@ -74,6 +78,11 @@ class Codec(Protocol[Input, Output_contra]):
     def decode(self, request: Request) -> Decoded[Input]: ...
 
     def encode(self, decoded: Decoded[Input], outputs: Sequence[Output_contra]) -> Response: ...
+
+
+def programs_of(predictor: object) -> dict[str, Program]:
+    """The programs that a predictor computes with, by the model's name; empty where it has none."""
+    return dict(getattr(predictor, "programs", {}))
 
 
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +26,24 @@ from shared.deploy.artifact import (
     write_manifest,
 )
 from shared.deploy.onnx_network import tensor_spec, write_onnx
+from shared.deploy.programs.making import Examples, make_programs, random_examples
 from shared.deploy.triton import triton_config
 from shared.errors import InvalidInputError
 
 
 def write_artifact(
-    registry: Path, manifest: Manifest, *, weights: Mapping[str, Tensor], recipe: str, dense: DenseNetwork | None
+    registry: Path,
+    manifest: Manifest,
+    *,
+    weights: Mapping[str, Tensor],
+    recipe: str,
+    dense: DenseNetwork | None,
+    programs: Sequence[str] = (),
+    examples: Examples | None = None,
 ) -> Artifact:
     """Writes the next version of the model ``manifest.name``: its weights, its recipe file, and ``dense`` as ONNX.
+
+    ``programs`` are made of ``dense`` besides, and measured on ``examples``, by default on the network's own.
 
     Version, tensors, files and time of creation of ``manifest`` are filled in. Raises ``ArithmeticError`` where the
     exported network and torch differ.
@@ -50,6 +60,13 @@ def write_artifact(
             manifest,
             inputs=tuple(tensor_spec(key, value, dense) for key, value in dense.inputs.items()),
             outputs=tuple(tensor_spec(key, value, dense) for key, value in outputs.items()),
+            programs=make_programs(
+                dense,
+                programs,
+                folder,
+                describe_file(folder / WEIGHTS)["sha256"],
+                examples or random_examples(dense),
+            ),
         )
 
     return _next_version(registry, manifest.name, fill)

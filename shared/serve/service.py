@@ -16,6 +16,7 @@ from typing import Any
 from shared.app import App, Sample
 from shared.deploy.artifact import Manifest
 from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.registry import Registry
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -195,7 +196,8 @@ class Service:
     def _load(self) -> Model:
         artifacts = self._registry.serving(self.app.name, self.app.models)
         device = choose_device(None if self.settings.device == "auto" else self.settings.device)
-        predictor = self.app.predictor(artifacts, device)
+        with asked_program(self.settings.program):
+            predictor = self.app.predictor(artifacts, device)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
         queue: BatchQueue[Decoded[Any], list[Any]] = BatchQueue(

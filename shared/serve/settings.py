@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     store            folder of the cases, and of uploads while they are looked at
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
     device           where predictors compute; ``auto`` takes the GPU where there is one
+    program          what the networks compute with, as `trivium programs` lists them; the fastest by default
     keep_days        cases that are older are deleted; none by default
     keep_cases       of each application, the most cases that are kept, the newest; all by default
     max_upload_bytes the largest request body with files; 413 above it
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     store: Path = Path("store")
     store_url: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    program: str | None = None
     keep_days: float | None = Field(None, gt=0)
     keep_cases: int | None = Field(None, ge=1)
     max_upload_bytes: int = Field(2_000_000_000, ge=1)

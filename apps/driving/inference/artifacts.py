@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
 from apps.driving.models.builders import model_configs
+from apps.driving.models.dense import dense_pillars
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.models.pointpillars import example_input
 from apps.driving.types import CameraInput, LidarInput
 from shared.deploy.artifact import Artifact, load_weights
+from shared.deploy.programs.choosing import Network, open_program
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
@@ -29,7 +32,16 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     if model.sensor == "lidar":
         seen = _read(LidarInput, settings["input"])
         network = load_weights(model.build(seen), artifact, device)
-        return LidarDetector(FastPointPillars(network).to(device), seen, device)
+        program = open_program(
+            Network(
+                artifact=artifact,
+                build=lambda: dense_pillars(network, model, seen),
+                example=lambda: {"pseudo_image": example_input(model, seen)[:1]},
+                varying={},
+            ),
+            device,
+        )
+        return LidarDetector(FastPointPillars(network, program).to(device), seen, device, program)
     looked_at = _read(CameraInput, settings["input"])
     return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
 

@@ -17,6 +17,7 @@ from apps.driving.models.detectors import CameraNetwork, LidarNetwork
 from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
 from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
+from shared.deploy.programs.program import Program
 
 _STRIDE = 32
 """To a multiple of this mmdet3d pads images on the right and below."""
@@ -29,13 +30,19 @@ _AHEAD_M = -5.0
 
 
 class Detector(Protocol):
-    """Finds objects in a frame; boxes from the best score down. ``sensor`` is what it needs of the frame."""
+    """Finds objects in a frame; boxes from the best score down. ``sensor`` is what it needs of the frame.
+
+    ``program`` computes its dense network; None where mmdet3d's own modules do.
+    """
 
     @property
     def sensor(self) -> Literal["lidar", "camera"]: ...
 
     @property
     def input(self) -> LidarInput | CameraInput: ...
+
+    @property
+    def program(self) -> Program | None: ...
 
     def detect(self, frame: Frame) -> Boxes3D: ...
 
@@ -47,6 +54,7 @@ class LidarDetector:
     network: FastPointPillars | LidarNetwork
     input: LidarInput
     device: str = "cpu"
+    program: Program | None = None
 
     @property
     def sensor(self) -> Literal["lidar"]:
@@ -78,6 +86,7 @@ class CameraDetector:
     network: nn.Module
     input: CameraInput
     device: str = "cpu"
+    program: Program | None = None
 
     @property
     def sensor(self) -> Literal["camera"]:
@@ -111,6 +120,7 @@ class PublicCameraDetector:
     network: CameraNetwork
     input: CameraInput
     device: str = "cpu"
+    program: Program | None = None
 
     @property
     def sensor(self) -> Literal["camera"]:

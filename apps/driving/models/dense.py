@@ -12,7 +12,7 @@ from torch import nn
 
 from apps.driving.models import fcos3d, pointpillars
 from apps.driving.models.configurations import MMDet3DModel
-from apps.driving.models.fast import has_fast_pillars
+from apps.driving.models.fast import HEADS, FoldedHeads, has_fast_pillars
 from apps.driving.types import CameraInput, LidarInput
 from shared.app import DenseNetwork
 from shared.recipe import Recipe
@@ -24,19 +24,15 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     Raises ``NotImplementedError`` for a model that has none here: of mmdet3d's own, all but KITTI's PointPillars.
     """
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
-        return DenseNetwork(
-            module=pointpillars.PillarsToHeads(model),
-            inputs={"pseudo_image": pointpillars.example_input(recipe.model, recipe.input)},
-            outputs=("scores", "boxes", "directions"),
-        )
+        return dense_pillars(model, recipe.model, recipe.input)
     if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
         canvas: Any = model.middle_encoder
         shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
         features = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         return DenseNetwork(
-            module=pointpillars.PillarsToHeads(model),
+            module=FoldedHeads(model),
             inputs={"pseudo_image": features},
-            outputs=("scores", "boxes", "directions"),
+            outputs=HEADS,
         )
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
         raise NotImplementedError(f"the dense network of {recipe.model} is not exported")
@@ -45,3 +41,9 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
         inputs={"image": fcos3d.example_input(recipe.input)},
         outputs=fcos3d.OUTPUTS,
     )
+
+
+def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
+    """The dense network of a PointPillars that ``model`` built for ``input``."""
+    example = {"pseudo_image": pointpillars.example_input(model, input)}
+    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS)

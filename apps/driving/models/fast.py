@@ -9,7 +9,7 @@ up to the rounding of 32-bit sums.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from apps.driving.models import structures
 from apps.driving.models.library import load
 from apps.driving.models.ops.voxels import group_points
+from shared.deploy.programs.program import Program
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -66,19 +67,49 @@ def has_fast_pillars(detector: nn.Module) -> bool:
     )
 
 
+HEADS = ("scores", "boxes", "directions")
+"""The outputs of the dense part of PointPillars."""
+
+
+class FoldedHeads(nn.Module):
+    """The dense part of PointPillars, folded: pseudo-image (B, C, rows, columns) to scores, boxes and directions."""
+
+    head_weight: Tensor
+    head_bias: Tensor
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone, self.neck = folded(detector.backbone), folded(detector.neck)
+        head = detector.bbox_head
+        branches = [head.conv_cls, head.conv_reg, head.conv_dir_cls]
+        self.channels = [branch.out_channels for branch in branches]
+        weight = torch.cat([branch.weight.flatten(1) for branch in branches])
+        self.register_buffer("head_weight", weight.detach().t().contiguous())
+        self.register_buffer("head_bias", torch.cat([branch.bias for branch in branches]).detach())
+
+    def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
+        """(B, A C, H, W) scores, (B, 7 A, H, W) boxes and (B, 2 A, H, W) directions of A = 2 C anchors a cell."""
+        (features_BCHW,) = self.neck(self.backbone(pseudo_image))
+        batch, channels, rows, columns = features_BCHW.shape
+        cells = features_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)
+        answers = torch.addmm(self.head_bias, cells, self.head_weight)
+        return torch.split(answers.view(batch, rows, columns, -1).permute(0, 3, 1, 2), self.channels, dim=1)
+
+
 class FastPointPillars(nn.Module):
-    """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer."""
+    """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer.
+
+    The dense part is computed by ``program`` where one is given.
+    """
 
     size: Tensor
     offset: Tensor
     weight: Tensor
     bias: Tensor
-    head_weight: Tensor
-    head_bias: Tensor
     rows: int
     columns: int
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: Any, program: Program | None = None) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
@@ -98,14 +129,9 @@ class FastPointPillars(nn.Module):
         scale = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
         self.register_buffer("weight", (layer.linear.weight * scale[:, None]).detach().t().contiguous())
         self.register_buffer("bias", (layer.norm.bias - layer.norm.running_mean * scale).detach())
-        self.backbone, self.neck = folded(detector.backbone), folded(detector.neck)
+        self.heads: Callable[[Tensor], Sequence[Tensor]] = FoldedHeads(detector) if program is None else _heads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = _RememberingAnchors(self.bbox_head.prior_generator)
-        branches = [self.bbox_head.conv_cls, self.bbox_head.conv_reg, self.bbox_head.conv_dir_cls]
-        self.channels = [branch.out_channels for branch in branches]
-        weight = torch.cat([branch.weight.flatten(1) for branch in branches])
-        self.register_buffer("head_weight", weight.detach().t().contiguous())
-        self.register_buffer("head_bias", torch.cat([branch.bias for branch in branches]).detach())
 
     def encode(self, points_N4: Tensor) -> Tensor:
         """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
@@ -130,15 +156,19 @@ class FastPointPillars(nn.Module):
         """What ``structures.predict`` gives for one sweep with at least one point in range."""
         from mmdet3d.structures import LiDARInstance3DBoxes
 
-        (features_1CHW,) = self.neck(self.backbone(self.encode(points_N4)))
-        _, channels, rows, columns = features_1CHW.shape
-        cells = features_1CHW.permute(0, 2, 3, 1).reshape(-1, channels)
-        answers = torch.addmm(self.head_bias, cells, self.head_weight).view(1, rows, columns, -1).permute(0, 3, 1, 2)
-        maps = [[part] for part in torch.split(answers, self.channels, dim=1)]
+        maps = [[part] for part in self.heads(self.encode(points_N4))]
         metainfo = [{"box_type_3d": LiDARInstance3DBoxes}]
         return structures.instance_tensors(
             self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0]
         )
+
+
+def _heads(program: Program) -> Callable[[Tensor], Sequence[Tensor]]:
+    def heads(pseudo_image: Tensor) -> Sequence[Tensor]:
+        found = program({"pseudo_image": pseudo_image})
+        return [found[name] for name in HEADS]
+
+    return heads
 
 
 class _RememberingAnchors:

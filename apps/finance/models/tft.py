@@ -17,6 +17,7 @@ from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
 from apps.finance.models.library_tft import Length, LibraryForecaster, LibraryTFT
 from apps.finance.types import FinanceInput
 from shared.app import DenseNetwork
+from shared.deploy.programs.program import Program
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's own default quantiles."""
@@ -101,6 +102,30 @@ class Forecaster(nn.Module):
         return prediction
 
 
+class ProgramForecaster(nn.Module):
+    """A program called as ``Forecaster`` is."""
+
+    def __init__(self, program: Program, *, context: int, horizon: int) -> None:
+        super().__init__()
+        self.program, self.context, self.horizon = program, context, horizon
+
+    def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
+        """As ``Forecaster.forward``."""
+        found = self.program({"encoder_cont": encoder_cont, "decoder_cont": decoder_cont, "static": static})
+        return found["quantiles"]
+
+
+def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:
+    """A batch of random windows, for export and for measuring."""
+    generator = torch.Generator().manual_seed(0)
+    width = len(COLUMNS)
+    return {
+        "encoder_cont": torch.randn((batch, input.context, width), generator=generator),
+        "decoder_cont": torch.randn((batch, input.horizon, width), generator=generator),
+        "static": torch.randn((batch, len(STATICS)), generator=generator),
+    }
+
+
 def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fixed: bool = False) -> dict[str, Any]:
     """The dictionary that ``TemporalFusionTransformer.forward`` takes. ``fixed`` gives lengths as ``Length``."""
     batch, context, horizon = encoder_cont.shape[0], encoder_cont.shape[1], decoder_cont.shape[1]
@@ -129,11 +154,5 @@ def dense(model: nn.Module) -> DenseNetwork:
         raise NotImplementedError("a network that pytorch-forecasting trained is served by torch")
     if not model.fast:
         raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")
-    generator = torch.Generator().manual_seed(0)
-    width = len(COLUMNS)
-    inputs = {
-        "encoder_cont": torch.randn((2, model.context, width), generator=generator),
-        "decoder_cont": torch.randn((2, model.horizon, width), generator=generator),
-        "static": torch.randn((2, len(STATICS)), generator=generator),
-    }
+    inputs = example_input(FinanceInput(context=model.context, horizon=model.horizon), 2)
     return DenseNetwork(module=model, inputs=inputs, outputs=("quantiles",))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shared.app import DenseNetwork
+from shared.deploy.programs.program import Program
 
 
 class Maps(nn.Module):
@@ -31,11 +32,29 @@ class Maps(nn.Module):
         return (*logits, *codes)
 
 
+INPUT = "image"
+OUTPUTS = tuple(f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3))
+VARYING = {INPUT: (2, 3, 4)}
+"""Tiles are as small as a scan's lungs allow, so that all three of their sizes differ between scans."""
+
+
 def dense(recipe: Any, detector: Any) -> DenseNetwork:
-    """The network of a detector that ``recipe`` built, with a patch of zeros as its example."""
-    names = [f"{kind}_{level}" for kind in ("logits", "codes") for level in range(3)]
-    example = torch.zeros((1, 1, *recipe.input.patch_size))
-    return DenseNetwork(module=Maps(detector.network).eval(), inputs={"image": example}, outputs=names)
+    """The network of a detector that ``recipe`` built; see ``dense_network``."""
+    return dense_network(detector)
+
+
+def dense_network(detector: Any) -> DenseNetwork:
+    """The network of a detector, with batch normalisation folded, for tiles of any size.
+
+    Its example is two tiles of zeros; no two of their sizes are equal, so that an exporter takes none for another.
+    """
+    strides = detector.size_divisible
+    size = [unit * (3 + axis) for axis, unit in enumerate(strides)]
+    sizes = {2 + axis: f"{unit}*{name}" for axis, (unit, name) in enumerate(zip(strides, "xyz", strict=True))}
+    levels = {2: "x", 3: "y", 4: "z"}
+    dynamic = {INPUT: {0: "batch", **sizes}} | {name: {0: "batch", **levels} for name in OUTPUTS}
+    example = {INPUT: torch.zeros((2, 1, *size))}
+    return DenseNetwork(module=fold_batch_norm(detector), inputs=example, outputs=OUTPUTS, dynamic=dynamic)
 
 
 def fold_batch_norm(detector: Any) -> Maps:
@@ -51,3 +70,21 @@ def fold_batch_norm(detector: Any) -> Maps:
                 setattr(module, after, nn.Identity())
     network.to(memory_format=torch.channels_last_3d)
     return Maps(network).eval()
+
+
+class ProgramMaps(nn.Module):
+    """A program called as ``Maps`` is."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
+        found = self.program({INPUT: image})
+        return tuple(found[name] for name in OUTPUTS)
+
+
+def example_input(tile_size: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Two tiles of at most 96 voxels a side: as many go through at once where they are not large."""
+    return {INPUT: torch.zeros((2, 1, *(min(size, 96) for size in tile_size)))}

@@ -1,0 +1,82 @@
+"""``trivium programs``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.app import App, Table, find, installed
+from shared.cli.arguments import Programs
+from shared.cli.printing import print_line, print_table
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from shared.deploy.artifact import Artifact, ProgramEntry
+
+
+def run(command: Programs) -> int:
+    """Makes the programs that are asked for, has the fastest be found anew, and lists what there is."""
+    from shared.deploy.artifact import open_artifact
+    from shared.deploy.programs.choosing import forget_choices
+    from shared.deploy.registry import shipped
+
+    apps = [find(command.app)] if command.app else list(installed().values())
+    if command.artifact is not None and not command.app:
+        raise InvalidInputError("name the application of the artifact: trivium programs APP --artifact DIR")
+    failed = False
+    for app in apps:
+        artifacts = shipped(app) if command.artifact is None else [open_artifact(command.artifact)]
+        for artifact in artifacts:
+            artifact.must_belong_to(app.name)
+            if command.make:
+                failed |= not _make(app, artifact, command.make.split(","))
+                forget_choices(artifact)
+        print_table(_listed(app, artifacts, command.device))
+    return 1 if failed else 0
+
+
+def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
+    """Makes the programs one by one; says of one that cannot be made why, and returns whether all were."""
+    from shared.deploy.programs.making import make_programs, random_examples
+    from shared.deploy.programs.of_artifact import dense_network
+    from shared.deploy.programs.program import ProgramError
+    from shared.deploy.programs.store import keep, weights_digest
+
+    try:
+        dense = dense_network(app, artifact)
+    except NotImplementedError as error:
+        print_line(f"{artifact.manifest.name}: {error}")
+        return True
+    whole = True
+    with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
+        made: dict[str, ProgramEntry] = {}
+        for name in names:
+            try:
+                made |= make_programs(
+                    dense,
+                    [name],
+                    Path(folder),
+                    weights_digest(artifact),
+                    random_examples(dense),
+                    say=lambda line: print_line(f"{artifact.manifest.name}: {line}"),
+                )
+            except (ProgramError, ArithmeticError) as error:
+                print_line(f"{artifact.manifest.name}: {error}")
+                whole = False
+        keep(artifact, Path(folder), made)
+    return whole
+
+
+def _listed(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:
+    """A row for each of the models: what it computes with here and why."""
+    from shared.deploy.predictor import programs_of
+    from shared.device import choose_device
+
+    predictor = app.predictor(artifacts, choose_device(device))
+    rows = [
+        (name, program.name, "; ".join((program.reason, *program.remarks)))
+        for name, program in programs_of(predictor).items()
+    ]
+    return Table(title=app.title, columns=("model", "program", "why"), rows=rows)

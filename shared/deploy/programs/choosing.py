@@ -1,0 +1,264 @@
+"""Which program a predictor computes with: the one that was asked for, or the fastest on this machine.
+
+The fastest is measured once, on an input as large as the predictor's usual ones, and remembered in the user's cache
+for the weights, the machine, its threads and the runtimes' versions, so that a machine goes on giving the same answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.deploy.programs.machine import machine
+from shared.deploy.programs.program import Format, Placement, Program, ProgramError, Source, Tensors, is_batched
+from shared.deploy.programs.store import Found, folder_of, found_programs
+from shared.deploy.programs.table import RUNTIMES, find_program
+from shared.precision import cpu_has_bf16
+from shared.threads import compute_threads
+
+if TYPE_CHECKING:
+    from shared.app import DenseNetwork
+    from shared.deploy.artifact import Artifact
+
+log = logging.getLogger("trivium.programs")
+_SECONDS, _LEAST_RUNS, _MOST_RUNS = 0.25, 2, 20
+_asked: ContextVar[str | None] = ContextVar("asked_program", default=None)
+
+
+@contextmanager
+def asked_program(name: str | None) -> Iterator[None]:
+    """Inside, predictors are loaded with the program called ``name``; None leaves what was asked before.
+
+    Refuses a name that there is not. Where nothing asks, the environment variable TRIVIUM_PROGRAM does.
+    """
+    if name is None:
+        yield
+        return
+    find_program(name)
+    token = _asked.set(name)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A program and why it was chosen; ``milliseconds`` of all that were measured, by name."""
+
+    program: str
+    reason: str
+    milliseconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What programs are opened of: an artifact's dense network.
+
+    ``build`` makes it with its weights from torch's modules, which may take seconds. ``example`` gives inputs as large
+    as the usual ones. ``varying`` names the axes besides the batch that differ between calls, by input: a program
+    whose file has them fixed is of no use. ``formats`` are those that may be chosen without being asked for.
+    ``most_threads`` is for a network whose operations are too small for more.
+    """
+
+    artifact: Artifact
+    build: Callable[[], DenseNetwork]
+    example: Callable[[], Tensors]
+    varying: Mapping[str, Sequence[int]]
+    max_batch: int | None = None
+    formats: Sequence[Format] = ("fp32", "bf16", "fp16", "int8")
+    most_threads: int | None = None
+
+
+def open_program(network: Network, device: str = "cpu") -> Program:
+    """The program that was asked for (``asked_program``), else the one chosen before, else the fastest.
+
+    One that cannot be loaded is passed over, which the program's ``remarks`` and the log say.
+    """
+    place = Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
+    candidates, remarks = _candidates(network, place)
+    build = _once(network.build)
+    asked = _asked.get() or os.environ.get("TRIVIUM_PROGRAM") or None
+    if asked is not None:
+        find_program(asked)
+        try:
+            program = _load(asked, network, candidates, build, place)
+            return replace(program, reason="it was asked for", remarks=remarks)
+        except ProgramError as error:
+            remarks += (f"{asked}, which was asked for, cannot be used: {error}",)
+    if (choice := read_choice(network.artifact, place)) is not None:
+        try:
+            program = _load(choice.program, network, candidates, build, place)
+            return replace(program, reason=choice.reason, remarks=_logged(remarks))
+        except ProgramError as error:
+            remarks += (f"{choice.program}, which was chosen before, cannot be used: {error}",)
+    program, choice, passed_over = _fastest(network, candidates, build, place)
+    _write_choice(network.artifact, place, choice)
+    return replace(program, reason=choice.reason, remarks=_logged((*remarks, *passed_over)))
+
+
+def candidates_on(device: str) -> list[str]:
+    """The names of the programs that may be chosen without being asked for, the one preferred among equals first.
+
+    bf16 is for a CPU that computes in it; torch.compile needs a compiler, and is there where it is asked for.
+    """
+    if device != "cpu":
+        return ["cudagraph-fp16", "torch-fp16", "torch-bf16", "torch", "onnx"]
+    formats = ["torch", "onnx", "openvino", "torchscript", "aotinductor"]
+    if cpu_has_bf16():
+        formats = ["torch-bf16", "openvino-bf16", *formats]
+    return [name for name in (*formats, "openvino-int8", "onnx-int8") if name.partition("-")[0] in RUNTIMES]
+
+
+def _candidates(network: Network, place: Placement) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """The files of the programs by name; of a runtime that reads another's file, that one."""
+    found, remarks = found_programs(network.artifact)
+    fixed = [
+        name
+        for spec in network.artifact.manifest.inputs
+        for name, axes in network.varying.items()
+        if spec.name == name and any(spec.shape[axis] != -1 for axis in axes)
+    ]
+    if fixed and "onnx" in found and found["onnx"].entry is None:
+        del found["onnx"]
+    return found, remarks
+
+
+def _load(
+    name: str,
+    network: Network,
+    files: Mapping[str, Found],
+    build: Callable[[], DenseNetwork],
+    place: Placement,
+) -> Program:
+    """The program called ``name``. Raises ``ProgramError``."""
+    runtime, format = find_program(name)
+    if (reason := runtime.why_not(format, place.device)) is not None:
+        raise ProgramError(reason)
+    file = None
+    if (own := runtime.file(format)) is not None:
+        at = files.get(name) or (files.get("onnx") if runtime.reads_onnx and format != "int8" else None)
+        if at is None:
+            raise ProgramError(f"there is no {own} of these weights; `trivium programs` makes it")
+        file = at.path
+    compute = runtime.load(Source(file, build), format, place)
+    batched = all(
+        spec.shape[:1] == (-1,) for spec in (*network.artifact.manifest.inputs, *network.artifact.manifest.outputs)
+    )
+    if not network.artifact.manifest.inputs:
+        batched = is_batched(build())
+    return Program(name=name, compute=compute, device=place.device, batched=batched, max_batch=network.max_batch)
+
+
+def _fastest(
+    network: Network, files: Mapping[str, Found], build: Callable[[], DenseNetwork], place: Placement
+) -> tuple[Program, Choice, list[str]]:
+    """The fastest of the programs that can be had, how that was found, and which could not be used though present."""
+    programs, passed_over = {}, []
+    example = {name: value.to(place.device) for name, value in network.example().items()}
+    for name in candidates_on(place.device):
+        runtime, format = find_program(name)
+        if format not in network.formats:
+            continue
+        needed = runtime.file(format)
+        there = needed is None or name in files or (runtime.reads_onnx and format != "int8" and "onnx" in files)
+        if not there or runtime.why_not(format, place.device) is not None:
+            continue
+        entry = files[name].entry if name in files else None
+        if format == "int8" and not (entry is not None and entry.scores.get("accepted")):
+            continue
+        try:
+            program = _load(name, network, files, build, place)
+            program(example)
+        except Exception as error:  # what a runtime raises for a network that it cannot compute is its own affair
+            passed_over.append(f"{name} cannot be used: {str(error).strip().partition(chr(10))[0]}")
+        else:
+            programs[name] = program
+    milliseconds = measure(programs, example)
+    best = min(milliseconds, key=lambda name: milliseconds[name])
+    listed = ", ".join(f"{name} {value:.3g} ms" for name, value in sorted(milliseconds.items(), key=lambda one: one[1]))
+    choice = Choice(
+        program=best,
+        reason=f"the fastest here: {listed} ({machine(place.device, place.threads)})",
+        milliseconds=milliseconds,
+    )
+    return programs[best], choice, passed_over
+
+
+def measure(programs: Mapping[str, Program], example: Tensors) -> dict[str, float]:
+    """The least milliseconds of a call of each, taken in turns for about a second in all."""
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(_MOST_RUNS):
+        for name, program in programs.items():
+            if turn >= _LEAST_RUNS and sum(times[name]) > _SECONDS:
+                continue
+            began = time.perf_counter()
+            program(example)
+            if program.device != "cpu":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: 1e3 * min(taken) for name, taken in times.items()}
+
+
+def read_choice(artifact: Artifact, place: Placement) -> Choice | None:
+    """The choice that was made before for the artifact on this machine, or None."""
+    try:
+        return Choice(**json.loads(_choice_file(artifact, place).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget_choices(artifact: Artifact) -> None:
+    """Has the next predictor measure again."""
+    for file in folder_of(artifact).glob("choice-*.json"):
+        file.unlink(missing_ok=True)
+
+
+def _write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
+    from shared.atomic_files import write_whole
+
+    file = _choice_file(artifact, place)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(asdict(choice), indent=2) + "\n")
+    except OSError as error:
+        log.warning("the chosen program cannot be remembered: %s", error)
+
+
+def _choice_file(artifact: Artifact, place: Placement) -> Path:
+    found, _ = found_programs(artifact)
+    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, place.device)]
+    told = [machine(place.device, place.threads), *versions, *sorted(found)]
+    return folder_of(artifact) / f"choice-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.json"
+
+
+def _present(runtime: str, device: str) -> bool:
+    return RUNTIMES[runtime].why_not("fp32", device) is None
+
+
+def _once(build: Callable[[], DenseNetwork]) -> Callable[[], DenseNetwork]:
+    made: list[DenseNetwork] = []
+
+    def build_once() -> DenseNetwork:
+        if not made:
+            made.append(build())
+        return made[0]
+
+    return build_once
+
+
+def _logged(remarks: tuple[str, ...]) -> tuple[str, ...]:
+    for remark in remarks:
+        log.warning("%s", remark)
+    return remarks

@@ -1,0 +1,134 @@
+"""A captured CUDA graph: the network's kernels of one shape, launched at once.
+
+Where a network's layers are small, a GPU waits longer for the host to launch its kernels than it computes. A graph is
+captured for each shape of the inputs, on its first call; the inputs are copied into the tensors that it was captured
+with. The weights go to the device in the format that is computed in, convolutions with channels last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.deploy.programs.program import Compute, Format, Placement, Source, Tensors
+from shared.deploy.programs.torch_eager import autocast_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from shared.app import DenseNetwork
+
+_MOST_GRAPHS = 8
+"""Each holds the memory of its network's activations."""
+
+
+class CudaGraph:
+    """fp32, bf16 or fp16 on a GPU."""
+
+    name = "cudagraph"
+    reads_onnx = False
+    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
+
+    def version(self) -> str:
+        import torch
+
+        return torch.__version__
+
+    def file(self, format: Format) -> str | None:
+        return None
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        return None if device == "cuda" else "it is for GPUs"
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Nothing: a graph is captured where it runs."""
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        return graphed(source.build(), autocast_dtype(format), place.device, capture)
+
+
+def graphed(
+    dense: DenseNetwork,
+    dtype: torch.dtype | None,
+    device: str,
+    capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
+) -> Compute:
+    """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last."""
+    import torch
+
+    module = prepared(dense.module, dtype, device)
+    names, outputs = list(dense.inputs), list(dense.outputs)
+    graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
+
+    def compute(inputs: Tensors) -> dict[str, Tensor]:
+        shapes = tuple(tuple(inputs[name].shape) for name in names)
+        with torch.no_grad():
+            if shapes not in graphs:
+                graphs[shapes] = _captured(module, [inputs[name] for name in names], dtype, device, capture)
+                if len(graphs) > _MOST_GRAPHS:
+                    graphs.popitem(last=False)
+            graphs.move_to_end(shapes)
+            held, found, replay = graphs[shapes]
+            for tensor, name in zip(held, names, strict=True):
+                tensor.copy_(inputs[name], non_blocking=True)
+            replay()
+            # The next replay writes over what this one gave.
+            return {
+                name: value.float() if value.is_floating_point() else value.clone()
+                for name, value in zip(
+                    outputs, (v.clone() if v.dtype == torch.float32 else v for v in found), strict=True
+                )
+            }
+
+    return compute
+
+
+def prepared(module: nn.Module, dtype: torch.dtype | None, device: str) -> nn.Module:
+    """A copy of the network on ``device`` in ``dtype``, convolutions with channels last."""
+    import copy
+
+    import torch
+    from torch import nn
+
+    ready = copy.deepcopy(module).to(device=torch.device(device), dtype=dtype).eval()
+    if any(isinstance(layer, nn.Conv3d) for layer in ready.modules()):
+        return ready.to(memory_format=torch.channels_last_3d)
+    if any(isinstance(layer, nn.Conv2d) for layer in ready.modules()):
+        return ready.to(memory_format=torch.channels_last)
+    return ready
+
+
+def _captured(
+    module: nn.Module,
+    inputs: list[Tensor],
+    dtype: torch.dtype | None,
+    device: str,
+    capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
+) -> tuple[list[Tensor], list[Tensor], Callable[[], None]]:
+    import torch
+
+    held = []
+    for value in inputs:
+        kept = value.to(device=torch.device(device), dtype=dtype if value.is_floating_point() else None, copy=True)
+        held.append(kept)
+    found, replay = capture(lambda: module(*held))
+    return held, [found] if isinstance(found, torch.Tensor) else list(found), replay
+
+
+def capture(call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    """Captures ``call`` in a CUDA graph; returns what it gave, which each replay fills anew, and the replay."""
+    import torch
+
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # cuDNN chooses its algorithms before, which cannot be captured
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    return found, graph.replay

@@ -1,0 +1,126 @@
+"""What torch's compiler makes: ahead of time into ``aotinductor.pt2``, or when a program is loaded.
+
+Both need a C++ compiler on a CPU: they are there where they are asked for, and never needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+from shared.deploy.programs.torch_eager import autocast_dtype
+from shared.precision import autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shared.app import DenseNetwork
+
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would call, or None."""
+    named = os.environ.get("CXX")
+    return next((found for name in (named, *_COMPILERS) if name and (found := shutil.which(name))), None)
+
+
+def _without_compiler(device: str) -> str | None:
+    return "there is no C++ compiler (g++ or clang++)" if device == "cpu" and compiler() is None else None
+
+
+class AotInductor:
+    """fp32, from torch.export. The file holds a shared object for this kind of machine."""
+
+    name = "aotinductor"
+    reads_onnx = False
+    formats: tuple[Format, ...] = ("fp32",)
+
+    def version(self) -> str:
+        import torch
+
+        return torch.__version__
+
+    def file(self, format: Format) -> str | None:
+        return "aotinductor.pt2"
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        return None if device == "cpu" else "it is made for the CPU"
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Exports and compiles the network; raises ``ProgramError`` where there is no compiler."""
+        import torch
+
+        from shared.deploy.onnx_network import dynamic_shapes
+
+        if (reason := _without_compiler("cpu")) is not None:
+            raise ProgramError(f"aotinductor cannot be made: {reason}")
+        module = dense.module.cpu().eval()
+        example = tuple(value.cpu() for value in dense.inputs.values())
+        with torch.no_grad():
+            exported = torch.export.export(module, example, dynamic_shapes=dynamic_shapes(dense))
+            torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(folder / "aotinductor.pt2"),
+                inductor_configs={"aot_inductor.metadata": {"outputs": "\n".join(dense.outputs)}},
+            )
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        import torch
+
+        assert source.file is not None
+        try:
+            package = torch._inductor.aoti_load_package(str(source.file))
+            outputs = package.loader.get_metadata()["outputs"].split("\n")
+        except (RuntimeError, KeyError, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ProgramError(f"torch {torch.__version__} cannot load {source.file.name}: {reason}") from error
+
+        def compute(inputs: Tensors) -> dict[str, Tensor]:
+            with torch.inference_mode():
+                found = package(*inputs.values())
+            return dict(zip(outputs, [found] if isinstance(found, torch.Tensor) else found, strict=True))
+
+        return compute
+
+
+class TorchCompile:
+    """torch.compile when the program is loaded: the first call of each shape takes as long as a compiler does."""
+
+    name = "compile"
+    reads_onnx = False
+    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
+
+    def version(self) -> str:
+        import torch
+
+        return torch.__version__
+
+    def file(self, format: Format) -> str | None:
+        return None
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        if format == "fp16" and device == "cpu":
+            return "fp16 is for GPUs"
+        return _without_compiler(device)
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Nothing: what is compiled lies in torch's own cache."""
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        import torch
+
+        dense, device = source.build(), torch.device(place.device)
+        module = torch.compile(dense.module.to(device).eval(), dynamic=True)
+        names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
+
+        def compute(inputs: Tensors) -> dict[str, Tensor]:
+            with torch.no_grad(), autocast(dtype, device):
+                found = module(*(inputs[name] for name in names))
+            found = [found] if isinstance(found, torch.Tensor) else found
+            return {name: value.float() for name, value in zip(outputs, found, strict=True)}
+
+        return compute

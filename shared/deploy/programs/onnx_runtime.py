@@ -1,0 +1,93 @@
+"""ONNX Runtime: the artifact's ``model.onnx``, which other runtimes read too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.deploy.artifact import NETWORK
+from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shared.app import DenseNetwork
+
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+
+class OnnxRuntime:
+    """fp32 from ``model.onnx``; INT8 from ``model-int8.onnx``, which onnxruntime's own quantiser wrote."""
+
+    name = "onnx"
+    reads_onnx = True
+    formats: tuple[Format, ...] = ("fp32", "int8")
+
+    def version(self) -> str:
+        from importlib.metadata import version
+
+        return version("onnxruntime")
+
+    def file(self, format: Format) -> str | None:
+        return NETWORK if format == "fp32" else "model-int8.onnx"
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        from importlib.util import find_spec
+
+        if find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed; install trivium[export]"
+        if device != "cpu" and "CUDAExecutionProvider" not in _available():
+            return "this onnxruntime computes on the CPU alone"
+        return None
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Writes ``model.onnx`` after comparing it with torch; raises ``ArithmeticError`` where they differ."""
+        from shared.deploy.onnx_network import write_onnx
+
+        if format != "fp32":
+            raise ProgramError("an INT8 network is made by `trivium quantize`")
+        write_onnx(dense, folder / NETWORK)
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        assert source.file is not None
+        return onnx_compute(open_session(source.file, place))
+
+
+def open_session(path: Path, place: Placement) -> Any:
+    """An inference session on ``place``. Raises ``ProgramError`` for a file that this version cannot read."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = place.threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the time of other programs in the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    providers = [name for name in _PROVIDERS[place.device] if name in _available()]
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # a class of its own for each reason, all of them derived from Exception
+        reason = str(error).strip().partition("\n")[0]
+        raise ProgramError(f"onnxruntime {ort.__version__} cannot read {path.name}: {reason}") from error
+
+
+def onnx_compute(session: Any) -> Compute:
+    """Computes with a session, on the CPU's tensors without copying them."""
+    outputs = [tensor.name for tensor in session.get_outputs()]
+
+    def compute(inputs: Tensors) -> dict[str, Tensor]:
+        import torch
+
+        place = next(iter(inputs.values())).device
+        feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
+        found = session.run(outputs, feeds)
+        return {name: torch.from_numpy(value).to(place) for name, value in zip(outputs, found, strict=True)}
+
+    return compute
+
+
+def _available() -> list[str]:
+    import onnxruntime as ort
+
+    found: list[str] = ort.get_available_providers()
+    return found

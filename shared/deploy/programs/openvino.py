@@ -1,0 +1,92 @@
+"""OpenVINO on Intel's and AMD's CPUs: from ``model.onnx``, or from its own format where a network is quantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.deploy.artifact import NETWORK
+from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+from shared.precision import cpu_has_bf16
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shared.app import DenseNetwork
+
+
+class OpenVino:
+    """fp32, bf16 where the CPU computes in it, and INT8, which ``trivium quantize`` makes with NNCF."""
+
+    name = "openvino"
+    reads_onnx = True
+    formats: tuple[Format, ...] = ("fp32", "bf16", "int8")
+
+    def version(self) -> str:
+        from importlib.metadata import version
+
+        return version("openvino")
+
+    def file(self, format: Format) -> str | None:
+        return "openvino-int8.xml" if format == "int8" else "openvino.xml"
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        from importlib.util import find_spec
+
+        if device != "cpu":
+            return "it is for the CPU"
+        if find_spec("openvino") is None:
+            return "openvino is not installed; install trivium[openvino]"
+        if format == "bf16" and not cpu_has_bf16():
+            return "this CPU has neither AVX512-BF16 nor AMX"
+        return None
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Writes ``openvino.xml`` and ``.bin`` from the folder's ``model.onnx``, which is written where it is not."""
+        import openvino
+
+        from shared.deploy.onnx_network import write_onnx
+
+        if format == "int8":
+            raise ProgramError("an INT8 network is made by `trivium quantize`")
+        if not (folder / NETWORK).is_file():
+            write_onnx(dense, folder / NETWORK)
+        model = openvino.Core().read_model(folder / NETWORK)
+        openvino.save_model(model, folder / "openvino.xml", compress_to_fp16=False)
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        assert source.file is not None
+        return openvino_compute(compile_model(source.file, format, place))
+
+
+def compile_model(path: Path, format: Format, place: Placement) -> Any:
+    """The compiled model in a file. Raises ``ProgramError`` for one that this version cannot read or compile."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": place.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # the other runtimes of the process and other workers use the same cores
+        "INFERENCE_PRECISION_HINT": "bf16" if format == "bf16" else "f32",
+    }
+    try:
+        core = openvino.Core()
+        return core.compile_model(core.read_model(path), "CPU", settings)
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ProgramError(f"openvino {openvino.get_version()} cannot use {path.name}: {reason}") from error
+
+
+def openvino_compute(compiled: Any) -> Compute:
+    """Computes with a compiled model, on the CPU's tensors without copying the inputs."""
+    outputs = [sorted(port.get_names())[0] for port in compiled.outputs]
+    request = compiled.create_infer_request()
+
+    def compute(inputs: Tensors) -> dict[str, Tensor]:
+        import torch
+
+        feeds = {name: value.detach().contiguous().numpy() for name, value in inputs.items()}
+        found = request.infer(feeds, share_inputs=True)
+        return {name: torch.from_numpy(found[index].copy()) for index, name in enumerate(outputs)}
+
+    return compute

@@ -1,0 +1,111 @@
+"""Programs that were made on this machine for an artifact, in the user's cache; and those that the artifact holds.
+
+Weights that come with an application have no programs beside ``model.onnx``: others are made from them in seconds,
+and what can be made is not shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.atomic_files import file_lock, write_whole
+from shared.deploy.artifact import NETWORK, WEIGHTS, Artifact, ProgramEntry, describe_file
+from shared.errors import InvalidInputError
+
+_LAYOUT = 1
+"""Of the networks that the applications export: programs made before it changed are made anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """The content of ``programs.json``: programs by name, and the digests of their files."""
+
+    programs: dict[str, ProgramEntry] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A program's file, and what is said of it; an ONNX of before there were programs has no entry."""
+
+    path: Path
+    entry: ProgramEntry | None
+
+
+def weights_digest(artifact: Artifact) -> str:
+    """The SHA-256 of the artifact's weights."""
+    return str(artifact.manifest.files.get(WEIGHTS, {}).get("sha256", ""))
+
+
+def folder_of(artifact: Artifact) -> Path:
+    """Where programs made for the artifact are kept: ``trivium/programs`` in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "programs"
+    return home / f"{artifact.manifest.name}-{_LAYOUT}-{weights_digest(artifact)[:16]}"
+
+
+def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """The programs of an artifact whose files are there and unaltered, by name, and remarks on those that are not.
+
+    One made on this machine takes the place of the artifact's own of its name.
+    """
+    found: dict[str, Found] = {}
+    remarks = []
+    weights = weights_digest(artifact)
+    if artifact.manifest.has_network:
+        found["onnx"] = Found(artifact.path / NETWORK, None)
+    home = folder_of(artifact)
+    made, remark = _read(home)
+    remarks += [remark] if remark else []
+    held = ((artifact.path, artifact.manifest.programs, artifact.manifest.files), (home, made.programs, made.files))
+    for folder, programs, files in held:
+        for name, entry in programs.items():
+            if entry.weights != weights:
+                remarks.append(f"{name} in {folder} was made from other weights than the artifact's")
+            elif folder == home and not _unaltered(folder, entry.file, files):
+                remarks.append(f"{name} in {folder} is missing or was altered; make it again: trivium programs")
+            else:
+                found[name] = Found(folder / entry.file, entry)
+    return found, tuple(remarks)
+
+
+def keep(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:
+    """Moves the files in ``folder`` and what is said of them into the artifact's place in the cache."""
+    home = folder_of(artifact)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{home} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
+    with file_lock(home / ".lock"):
+        before, _ = _read(home)
+        files = {file.name: describe_file(file) for file in sorted(folder.iterdir())}
+        for file in list(folder.iterdir()):
+            aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=home))
+            shutil.move(file, aside / file.name)
+            (aside / file.name).replace(home / file.name)
+            aside.rmdir()
+        now = Made(programs={**before.programs, **programs}, files={**before.files, **files})
+        write_whole(home / "programs.json", json.dumps(asdict(now), indent=2) + "\n")
+
+
+def _read(home: Path) -> tuple[Made, str | None]:
+    try:
+        return TypeAdapter(Made).validate_json((home / "programs.json").read_bytes()), None
+    except FileNotFoundError:
+        return Made(), None
+    except (OSError, ValidationError):
+        return Made(), f"{home / 'programs.json'} cannot be read; make the programs again: trivium programs"
+
+
+def _unaltered(folder: Path, file: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a program's file, and that of its weights where it has one beside it, are as their digests say."""
+    names = [name for name in files if Path(name).stem == Path(file).stem] or [file]
+    return all((folder / name).is_file() and describe_file(folder / name) == files.get(name) for name in names)

@@ -1,0 +1,67 @@
+"""torch, as the network's own modules compute: what every other program is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.deploy.programs.program import Compute, Format, Placement, Source, Tensors
+from shared.precision import autocast
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from shared.app import DenseNetwork
+
+
+class TorchEager:
+    """fp32, or bf16 and fp16 by autocast. Always there; the file of the weights is all that it needs."""
+
+    name = "torch"
+    reads_onnx = False
+    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
+
+    def version(self) -> str:
+        import torch
+
+        return torch.__version__
+
+    def file(self, format: Format) -> str | None:
+        return None
+
+    def why_not(self, format: Format, device: str) -> str | None:
+        return None if format != "fp16" or device != "cpu" else "fp16 is for GPUs"
+
+    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
+        """Nothing: the weights are there already."""
+
+    def load(self, source: Source, format: Format, place: Placement) -> Compute:
+        return eager(source.build(), format, place.device)
+
+
+def eager(dense: DenseNetwork, format: Format = "fp32", device: str = "cpu") -> Compute:
+    """Computes with ``dense.module``, which is moved to ``device``. Outputs are in fp32 whatever the format."""
+    import torch
+
+    place = torch.device(device)
+    module = dense.module.to(place).eval()
+    names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
+
+    def compute(inputs: Tensors) -> dict[str, Tensor]:
+        with torch.inference_mode(), autocast(dtype, place):
+            found = module(*(inputs[name] for name in names))
+        found = [found] if isinstance(found, torch.Tensor) else found
+        return {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in zip(outputs, found, strict=True)
+        }
+
+    return compute
+
+
+def autocast_dtype(format: Format) -> torch.dtype | None:
+    """The type that autocast computes in; None for fp32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(format)

@@ -1,0 +1,234 @@
+"""Every program gives what torch gives: on whole batches, on none, on more rows than fit, and one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.app import DenseNetwork
+from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
+from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
+from shared.deploy.programs.inductor import compiler
+from shared.deploy.programs.making import make_programs, random_examples
+from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
+from shared.deploy.programs.store import folder_of, keep, weights_digest
+from shared.deploy.programs.table import RUNTIMES, find_program, program_names
+from shared.errors import InvalidInputError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+WRITTEN = ["onnx", "openvino", "torchscript"]
+
+
+class Edges(nn.Module):
+    """An image (B, 1, H, W) of any even size to a map as large and a mean a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.second(torch.relu(self.first(image))) * gain[:, None, None, None]
+        return found, found.mean(dim=(1, 2, 3))
+
+
+def network() -> DenseNetwork:
+    sizes = {0: "batch", 2: "2*h", 3: "2*w"}
+    return DenseNetwork(
+        module=Edges().eval(),
+        inputs={"image": torch.rand(2, 1, 8, 12), "gain": torch.tensor([1.0, 2.0])},
+        outputs=("edges", "mean"),
+        dynamic={"image": sizes, "gain": {0: "batch"}, "edges": sizes, "mean": {0: "batch"}},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs that can be written on every machine."""
+    made = tmp_path_factory.mktemp("programs")
+    dense = network()
+    entries = make_programs(dense, WRITTEN, made, "a digest", random_examples(dense))
+    assert set(entries) == set(WRITTEN)
+    for entry in entries.values():
+        assert entry.weights == "a digest" and entry.error < 1e-4 and entry.latency_ms > 0
+        assert (made / entry.file).is_file() and "random numbers" in entry.inputs and "thread" in entry.machine
+    return made
+
+
+def load(name: str, folder: Path, **settings: object) -> Program:
+    runtime, format = find_program(name)
+    file = runtime.file(format)
+    source = Source(None if file is None else folder / file, network)
+    return replace(Program(name=name, compute=runtime.load(source, format, Placement())), **settings)
+
+
+@pytest.mark.parametrize("name", ["torch", *WRITTEN])
+def test_a_program_gives_what_torch_gives(folder: Path, name: str) -> None:
+    program = load(name, folder, max_batch=2)
+    for rows, size in ((1, (8, 12)), (2, (6, 4)), (5, (10, 8))):
+        inputs = {"image": torch.randn(rows, 1, *size), "gain": torch.rand(rows)}
+        with torch.no_grad():
+            edges, mean = Edges().eval()(*inputs.values())
+        found = program(inputs)
+        assert list(found) == ["edges", "mean"] and found["edges"].shape == (rows, 2, *size)
+        assert relative_error({"edges": edges, "mean": mean}, found) < 1e-4
+    none = program({"image": torch.zeros(0, 1, 8, 12), "gain": torch.zeros(0)})
+    assert none["edges"].shape == (0, 2, 8, 12) and none["mean"].shape == (0,)
+    with pytest.raises(ValueError, match="different numbers of rows"):
+        program({"image": torch.zeros(2, 1, 8, 12), "gain": torch.zeros(3)})
+
+
+def test_a_call_leaves_earlier_outputs_as_they_were(folder: Path) -> None:
+    for name in ["torch", *WRITTEN]:
+        program = load(name, folder)
+        first = program({"image": torch.ones(1, 1, 8, 12), "gain": torch.ones(1)})
+        before = {key: value.clone() for key, value in first.items()}
+        program({"image": torch.zeros(1, 1, 8, 12), "gain": torch.ones(1)})
+        assert all(torch.equal(first[key], value) for key, value in before.items()), name
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
+def test_what_torch_s_compiler_makes_gives_what_torch_gives(tmp_path: Path) -> None:
+    small = DenseNetwork(module=nn.Linear(2, 1), inputs={"x": torch.rand(2, 2)}, outputs=("y",))
+    entry = make_programs(small, ["aotinductor"], tmp_path, "", random_examples(small))["aotinductor"]
+    assert entry.error < 1e-4
+    x = torch.randn(3, 2)
+    torch.testing.assert_close(load("aotinductor", tmp_path)({"x": x})["y"], small.module(x).detach())
+
+
+def test_without_a_compiler_its_programs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.deploy.programs.inductor.compiler", lambda: None)
+    with pytest.raises(ProgramError, match="no C\\+\\+ compiler"):
+        make_programs(network(), ["aotinductor"], tmp_path, "", random_examples(network()))
+    assert "compiler" in str(RUNTIMES["compile"].why_not("fp32", "cpu"))
+
+
+def test_a_network_that_a_runtime_computes_otherwise_is_not_made(tmp_path: Path) -> None:
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if torch.jit.is_tracing() else x * 3
+
+    dense = DenseNetwork(module=Fickle(), inputs={"x": torch.rand(2, 2)}, outputs=("y",))
+    with pytest.raises(ArithmeticError, match="torchscript differs from torch"):
+        make_programs(dense, ["torchscript"], tmp_path, "", random_examples(dense))
+
+
+def test_programs_are_called_by_runtime_and_format() -> None:
+    names = program_names()
+    assert {"torch", "torch-bf16", "onnx", "openvino-int8", "cudagraph-fp16"} <= set(names)
+    assert all(find_program(name) for name in names)
+    with pytest.raises(InvalidInputError, match=r"no program 'openvino-int4'; there are torch, "):
+        find_program("openvino-int4")
+
+
+@pytest.fixture
+def artifact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """An artifact with an ONNX of its own, in a cache of its own; nothing is asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
+    home = tmp_path / "edges" / "1"
+    home.mkdir(parents=True)
+    save_file({key: value.clone() for key, value in Edges().state_dict().items()}, home / WEIGHTS)
+    (home / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    files = {name: describe_file(home / name) for name in (WEIGHTS, "model.onnx")}
+    image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, -1, -1))
+    gain = TensorSpec(name="gain", datatype="FP32", shape=(-1,))
+    write_manifest(
+        home,
+        Manifest(
+            name="edges", version=1, app="line", inputs=(image, gain), outputs=(), scores={}, data={}, files=files
+        ),
+    )
+    return open_artifact(home)
+
+
+def opened(artifact: Artifact, build: Callable[[], DenseNetwork] = network, **settings: object) -> Program:
+    example = {"image": torch.rand(1, 1, 32, 32), "gain": torch.ones(1)}
+    given = Network(artifact=artifact, build=build, example=lambda: example, varying={"image": (2, 3)}, **settings)
+    return open_program(given)
+
+
+def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = opened(artifact)
+    assert program.reason.startswith("the fastest here: ") and f"{program.name} " in program.reason
+    choice = read_choice(artifact, Placement("cpu", 1))
+    assert choice is not None and {"torch", "onnx", "openvino"} <= choice.milliseconds.keys()
+    assert choice.program == min(choice.milliseconds, key=lambda name: choice.milliseconds[name])
+
+    def never() -> DenseNetwork:
+        raise AssertionError("nothing is measured again, and an ONNX needs no modules of torch")
+
+    (file,) = folder_of(artifact).glob("choice-*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
+    assert opened(artifact, build=never).name == "onnx"
+    forget_choices(artifact)
+    assert read_choice(artifact, Placement("cpu", 1)) is None
+
+
+def test_a_program_that_is_asked_for_is_taken(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked_program("openvino"):
+        assert opened(artifact).name == "openvino" and opened(artifact).reason == "it was asked for"
+    monkeypatch.setenv("TRIVIUM_PROGRAM", "onnx")
+    assert opened(artifact).name == "onnx"
+    with pytest.raises(InvalidInputError, match="no program 'tvm'"), asked_program("tvm"):
+        pass
+
+
+def test_what_cannot_be_loaded_is_passed_over_with_a_remark(artifact: Artifact) -> None:
+    with asked_program("torchscript"):
+        program = opened(artifact)
+    assert program.name != "torchscript"
+    assert "torchscript, which was asked for, cannot be used: there is no torchscript.pt" in program.remarks[0]
+
+
+def test_a_file_of_another_version_is_named_and_the_next_is_used(artifact: Artifact) -> None:
+    (artifact.path / "model.onnx").write_bytes(b"not a network of this version")
+    program = opened(artifact)
+    assert program.name == "torch"
+    assert any("onnx cannot be used: onnxruntime" in remark for remark in program.remarks)
+    assert any("openvino cannot be used: openvino" in remark for remark in program.remarks)
+
+
+def test_a_program_of_other_weights_is_not_used(artifact: Artifact, tmp_path: Path, folder: Path) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    (aside / "torchscript.pt").write_bytes((folder / "torchscript.pt").read_bytes())
+    entries = make_programs(network(), ["torchscript"], aside, "other weights", random_examples(network()))
+    keep(artifact, aside, entries)
+    with asked_program("torchscript"):
+        program = opened(artifact)
+    assert program.name != "torchscript" and "made from other weights" in program.remarks[0]
+
+
+def test_a_made_program_that_was_altered_is_not_used(artifact: Artifact, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    digest = weights_digest(artifact)
+    keep(artifact, aside, make_programs(network(), ["torchscript"], aside, digest, random_examples(network())))
+    with asked_program("torchscript"):
+        assert opened(artifact).name == "torchscript"
+        file = folder_of(artifact) / "torchscript.pt"
+        file.write_bytes(file.read_bytes() + b" ")
+        program = opened(artifact)
+    assert program.name != "torchscript" and "missing or was altered" in program.remarks[0]
+
+
+def test_an_onnx_with_fixed_sizes_is_of_no_use_where_they_vary(artifact: Artifact) -> None:
+    image = replace(artifact.manifest.inputs[0], shape=(-1, 1, 8, 12))
+    fixed = Artifact(artifact.path, replace(artifact.manifest, inputs=(image, artifact.manifest.inputs[1])))
+    assert opened(fixed).name == "torch"
+
+
+def test_a_cpu_without_the_instructions_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.deploy.programs.openvino.cpu_has_bf16", lambda: False)
+    with asked_program("openvino-bf16"):
+        program = opened(artifact)
+    assert "openvino-bf16, which was asked for, cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]
