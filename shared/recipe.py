@@ -123,6 +123,8 @@ class Recipe:
     """A run, fully described. An app narrows the types of ``model``, ``data``, ``task`` and ``input``.
 
     ``init`` is where the weights start from: an artifact, a run, or a file of weights; by default they are random.
+    ``ema_decay``, where given (0.999, 0.9999), keeps an exponential moving average of the weights: it is validated and
+    exported in place of the last ones. ``compile`` has the forward pass compiled by ``torch.compile``.
     """
 
     model: ModelConfig
@@ -133,9 +135,15 @@ class Recipe:
     schedule: ScheduleConfig = field(default_factory=CosineRestarts)
     precision: Precision = "auto"
     strategy: StrategyConfig = field(default_factory=Auto)
+    ema_decay: float | None = None
+    compile: bool = False
     init: Path | None = None
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InvalidInputError(f"ema_decay is {self.ema_decay}; it must be above 0 and below 1")
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

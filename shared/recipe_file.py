@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints, overload
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +33,8 @@ _HOW_LONG = (
     "keep",
     "loader_threads",
 )
+HOW_COMPUTED = ("strategy", "compile")
+"""Settings by which a run computes the same in another way; it may be resumed with others."""
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def component_classes(recipe: Recipe) -> dict[str, str]:
 
 
 def digest(recipe: Recipe) -> str:
-    """SHA-256 of what decides the weights: all settings but how long the run goes on and in how many parts it computes.
+    """SHA-256 of what decides the weights: all settings but how long the run goes on, in how many parts it computes
+    and whether it is compiled.
 
     The names of the components' classes are among it, for equal settings of two classes make two things; the modules
     are not, so that a class may move.
@@ -55,8 +58,12 @@ def digest(recipe: Recipe) -> str:
     mapping = to_mapping(recipe)
     for name in _HOW_LONG:
         mapping["limits"].pop(name)
-    mapping.pop("strategy")
-    named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith("strategy")}
+    for name in HOW_COMPUTED:
+        mapping.pop(name)
+    if mapping["ema_decay"] is None:
+        # Recipes from before there was this setting keep their digests.
+        mapping.pop("ema_decay")
+    named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith(HOW_COMPUTED)}
     return hashlib.sha256(json.dumps([_numbers_alike(mapping), named], sort_keys=True).encode()).hexdigest()
 
 
@@ -120,7 +127,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
             yield f"{path}{name} is {here}, not {there}"
 
 
-def from_mapping(base: Settings | type[Settings], mapping: Mapping[str, Any], path: str = "") -> Settings:
+@overload
+def from_mapping(base: type[Settings], mapping: Mapping[str, Any], path: str = "") -> Settings: ...
+@overload
+def from_mapping(base: Settings, mapping: Mapping[str, Any], path: str = "") -> Settings: ...
+def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
     """``base`` with the settings in ``mapping`` (JSON types), each checked against its field's type.
 
     Components keep the classes that they have in ``base``, or by default where it is a class; the class names in a file

@@ -100,14 +100,14 @@ def _read_data(app: App, base: DataConfig, recorded: Mapping[str, Any], kind_nam
     """The data set that was recorded: the named recipe's own, or the one of the application with these settings."""
     for kind in (app.data_sets() if app.data_sets is not None else {}).values():
         if kind.__name__ == kind_name != type(base).__name__:
-            found: DataConfig = from_mapping(kind, recorded, "data.")  # type: ignore[arg-type]
+            found: DataConfig = from_mapping(kind, recorded, "data.")
             return found
     try:
         return from_mapping(base, recorded)
     except InvalidInputError:
         for kind in (app.data_sets() if app.data_sets is not None else {}).values():
             try:
-                made: DataConfig = from_mapping(kind, recorded)  # type: ignore[arg-type]
+                made: DataConfig = from_mapping(kind, recorded)
                 return made
             except (InvalidInputError, TypeError):
                 continue

@@ -79,8 +79,7 @@ class NodulePredictor:
 
         artifact = artifacts[0]
         settings = current_layout(artifact.recipe()["recipe"])
-        input: ChestInput = from_mapping(ChestInput, settings["input"])  # type: ignore[arg-type]
-        model: RetinaNet3D = from_mapping(RetinaNet3D, settings["model"])  # type: ignore[arg-type]
+        input, model = from_mapping(ChestInput, settings["input"]), from_mapping(RetinaNet3D, settings["model"])
         with torch.random.fork_rng():
             detector = model.build(input)
         detector.load_state_dict(artifact.weights())

@@ -163,8 +163,11 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
 
 
 def model_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by name."""
-    return dict(load_file(path / "model.safetensors"))
+    """The weights in a checkpoint, by name: the averaged ones, where the run keeps an average (``ema_decay``)."""
+    weights = dict(load_file(path / "model.safetensors"))
+    if (average := path / "ema.safetensors").is_file():
+        weights |= {name.removeprefix("average."): value for name, value in load_file(average).items()}
+    return weights
 
 
 def _complete(path: Path) -> bool:

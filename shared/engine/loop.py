@@ -110,6 +110,8 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
         training.guard.step(optimizer, step.number, norm, sums)
     if training.guard.sound:
         training.schedule.step()
+        if training.ema is not None:
+            training.ema.update()
     return total(sums), norm
 
 
@@ -138,11 +140,12 @@ def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
 
 
 def validate(training: Training, *, late: bool) -> str | None:
-    """Scores the model, and returns why the run goes no further, or None where it goes on."""
-    group, progress = training.group, training.progress
+    """Scores the model (its averaged weights, if any), and returns why the run goes no further, or None."""
+    group, progress, ema = training.group, training.progress, training.ema
     group.copy_from_leader(training.model.buffers())
     batch = training.evaluation_batch
-    scores = evaluate(training.model, training.task, training.validation, batch, group, training.dtype)
+    with nullcontext() if ema is None else ema.applied(group):
+        scores = evaluate(training.model, training.task, training.validation, batch, group, training.dtype)
     progress.history.append({"step": progress.step, **scores})
     training.events.write("validation", progress.step, **scores)
     training.log.say(", ".join([f"step {progress.step} validated", *(f"{n} {v:.4g}" for n, v in scores.items())]))

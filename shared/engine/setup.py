@@ -18,7 +18,9 @@ from shared.data.loader import Loader
 from shared.data.order import Order, Permutation
 from shared.engine.checkpoint import Checkpoints, Progress, Stateful
 from shared.engine.checks import refuse_different_processes, refuse_impure_batches
+from shared.engine.compilation import compile_in_place
 from shared.engine.divergence import FiniteGuard
+from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
 from shared.engine.initial_weights import load_initial_weights
 from shared.engine.run import Run
@@ -29,6 +31,7 @@ from shared.observe.events import Events
 from shared.precision import choose_precision, refuse_unsupported
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import (
+    HOW_COMPUTED,
     class_name,
     component_classes,
     differences,
@@ -60,6 +63,7 @@ class Training:
     optimizer: Optimizer
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
+    ema: ExponentialMovingAverage | None
     dtype: torch.dtype | None
     order: Order
     loader: Loader
@@ -80,7 +84,8 @@ class Training:
     def state(self) -> Mapping[str, Stateful]:
         """What a checkpoint keeps."""
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
-        return parts | {"schedule": self.schedule, "scaler": self.scaler}
+        parts |= {"schedule": self.schedule, "scaler": self.scaler}
+        return parts if self.ema is None else parts | {"ema": self.ema}
 
 
 def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool) -> Training:
@@ -104,6 +109,9 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     if recipe.init is not None and latest is None:
         notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
     model = model.to(group.device)
+    if recipe.compile:
+        compile_in_place(recipe.model, model)
+        notes.append("compiled by torch.compile, at the first steps")
     strategy = recipe.strategy.build(group)
     trained = strategy.wrap(model)
     task = recipe.task.build()
@@ -140,6 +148,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         optimizer=optimizer,
         schedule=schedule,
         scaler=torch.amp.GradScaler(group.device.type, enabled=chosen.dtype == torch.float16),
+        ema=None if recipe.ema_decay is None else ExponentialMovingAverage(model, recipe.ema_decay),
         dtype=chosen.dtype,
         order=order,
         loader=loader,
@@ -210,7 +219,7 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
         *differences(to_mapping(recipe), document["recipe"]),
         *differences(_names(component_classes(recipe)), _names(document["classes"])),
     ]
-    found = [phrase for phrase in found if not phrase.startswith("strategy")]
+    found = [phrase for phrase in found if not phrase.startswith(HOW_COMPUTED)]
     if found and document.get("digest") != checkpoints.recipe_digest:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise InvalidInputError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from apps.driving.models.families import Family, family_of
-from apps.driving.models.library import build, load
+from apps.driving.models.library import build, dense_parts, load
 from apps.driving.types import KITTI_CLASSES, CameraInput, LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
@@ -79,6 +79,10 @@ class MMDet3DModel:
                 "pointpillars or fcos3d, which are built for what input says"
             )
         return build(self.settings())
+
+    def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """Backbone, neck and head."""
+        return dense_parts(model)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

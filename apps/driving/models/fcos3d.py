@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apps.driving.models.library import build, shipped_config
+from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.types import CameraInput
 
 _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
@@ -96,6 +96,10 @@ class FCOS3D:
 
     def build(self, input: CameraInput) -> nn.Module:
         return build(self.settings(input))
+
+    def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """Backbone, neck and head."""
+        return dense_parts(model)
 
 
 class ImageToHeads(nn.Module):

@@ -56,3 +56,9 @@ def build(settings: dict[str, Any]) -> nn.Module:
         made.init_weights()
     detector: nn.Module = made
     return detector
+
+
+def dense_parts(detector: nn.Module) -> tuple[nn.Module, ...]:
+    """The convolutional parts of a detector, which can be compiled; voxels, targets and boxes are no graph."""
+    parts = dict(detector.named_children())
+    return tuple(part for name, part in parts.items() if name.endswith(("backbone", "neck", "bbox_head")))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from apps.driving.models.library import build, shipped_config
+from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.types import LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
@@ -79,6 +79,10 @@ class PointPillars:
 
     def build(self, input: LidarInput) -> nn.Module:
         return build(self.settings(input))
+
+    def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """Backbone, neck and head."""
+        return dense_parts(model)
 
 
 def _is_long(kind: ObjectClass) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from torch import nn
 
     from apps.medical.types import ChestInput
 
@@ -43,6 +44,10 @@ class RetinaNet3D:
     def build(self, input: ChestInput) -> RetinaNetDetector:
         """The detector with weights of chance, and an output for each class of ``input``."""
         return build(self, len(input.classes))
+
+    def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The network; anchors and matching are no graph."""
+        return (model.get_submodule("network"),)
 
 
 def full() -> RetinaNet3D:

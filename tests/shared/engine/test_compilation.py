@@ -1,0 +1,34 @@
+"""A compiled run trains what an uncompiled one trains; without a C++ compiler it is refused before its first step."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shared.engine.compilation import compile_in_place
+from shared.errors import InvalidInputError
+from tests.shared.engine import line
+from tests.shared.engine.line import weights
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
+def test_a_compiled_run_trains_what_the_other_trains_and_may_go_on_without(tmp_path):
+    recipe = replace(line.recipe(steps=10), model=line.Network(dropout=0.0))
+    line.run(recipe, tmp_path / "eager")
+    line.run(replace(recipe, compile=True), tmp_path / "compiled")
+    assert any("compiled" in row for row in (tmp_path / "compiled/events.jsonl").read_text().splitlines())
+    for name, tensor in weights(tmp_path / "eager", 10).items():
+        torch.testing.assert_close(weights(tmp_path / "compiled", 10)[name], tensor, rtol=1e-4, atol=1e-5)
+    line.run(replace(recipe, limits=replace(recipe.limits, steps=15)), tmp_path / "compiled")
+    assert weights(tmp_path / "compiled", 15)
+
+
+def test_without_a_compiler_it_is_refused_in_one_sentence():
+    from torch._inductor import config
+
+    match = r"--compile needs a C\+\+ compiler, and this machine has none: install"
+    with config.patch({"cpp.cxx": (None, "/nowhere/g++")}), pytest.raises(InvalidInputError, match=match):
+        compile_in_place(line.Network(), line.Network().build())

@@ -1,0 +1,126 @@
+"""The moving average of the weights: what it is, that a run goes on with it, and that it is what leaves the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from shared.cli.main import main
+from shared.comms.group import Group
+from shared.engine.checkpoint import Checkpoints, model_state
+from shared.engine.ema import ExponentialMovingAverage
+from shared.engine.evaluate import evaluate
+from shared.errors import InvalidInputError
+from shared.recipe_file import digest, to_mapping
+from tests.shared.engine import line
+from tests.shared.engine.line import ROOT, weights
+
+ALONE = Group(0, 1, torch.device("cpu"))
+
+
+class Normalised(line.Network):
+    """A line behind batch normalisation, whose weight it has under two names."""
+
+    def build(self, input=None):
+        model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1), nn.Dropout(0.0))
+        model[2].twin = model[1].weight
+        return model
+
+
+def recipe(decay=0.9, **limits):
+    return replace(line.recipe(**limits), model=Normalised(), ema_decay=decay)
+
+
+def average(path, step):
+    file = path / "checkpoints" / f"step-{step:08d}" / "ema.safetensors"
+    return {name.removeprefix("average."): value for name, value in load_file(file).items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_average_follows_its_formula_and_the_decay_warms_up():
+    model = Normalised().build()
+    ema = ExponentialMovingAverage(model, decay=0.3)
+    expected = {name: value.double() for name, value in model.state_dict().items()}
+    for number in range(5):
+        with torch.no_grad():
+            for value in [*model.parameters(), model[0].running_mean, model[0].running_var]:
+                value.add_(torch.randn_like(value))
+            model[0].num_batches_tracked += 1
+        decay = min(0.3, (1 + number) / (10 + number))
+        expected = {n: decay * expected[n] + (1 - decay) * v for n, v in model.state_dict().items()}
+        ema.update()
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    with ema.applied(ALONE):
+        for name, value in model.state_dict().items():
+            if name == "0.num_batches_tracked":
+                assert value == 5
+            else:
+                torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert same(own, model.state_dict())
+
+
+def test_a_run_validates_keeps_and_exports_the_average(tmp_path):
+    result = line.run(recipe(), tmp_path)
+    kept = model_state(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest())
+    assert not torch.equal(kept["1.weight"], weights(tmp_path, 30)["1.weight"])
+    assert torch.equal(kept["1.weight"], kept["2.twin"])
+    model = Normalised().build()
+    model.load_state_dict(kept)
+    scores = evaluate(model, line.Regression(), line.Points(13), 4, ALONE)
+    assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
+    # The same training without: its last weights are those that the average was made of.
+    line.run(recipe(None), tmp_path / "without")
+    assert same(weights(tmp_path, 30), weights(tmp_path / "without", 30))
+
+
+@pytest.mark.parametrize("stop", [7, 15], ids=["within an epoch", "at a checkpoint"])
+def test_a_resumed_run_goes_on_with_the_same_average(tmp_path, stop):
+    line.run(recipe(), tmp_path / "whole")
+    line.run(recipe(steps=stop), tmp_path / "parts")
+    line.run(recipe(), tmp_path / "parts")
+    assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
+
+
+def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
+    script = tmp_path / "averaged.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from tests.shared.engine import line\n"
+        "from tests.shared.engine.test_ema import recipe\n"
+        "if __name__ == '__main__':\n"
+        "    for name, steps in [('whole', 30), ('parts', 15), ('parts', 30)]:\n"
+        "        line.run(recipe(steps=steps), Path(sys.argv[1]) / name)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*command, str(tmp_path)], env=environment, check=True)
+    assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
+    model = Normalised().build()
+    model.load_state_dict(model_state(tmp_path / "parts/checkpoints/step-00000030"))
+    result = line.run(recipe(steps=30), tmp_path / "parts")
+    scores = evaluate(model, line.Regression(), line.Points(13), 4, ALONE)
+    assert scores["loss"] == pytest.approx(result.history[-1]["loss"], rel=1e-6)
+
+
+def test_a_run_is_not_resumed_with_another_average_and_older_recipes_keep_their_digests(tmp_path):
+    line.run(recipe(steps=5), tmp_path)
+    with pytest.raises(InvalidInputError, match=r"ema_decay is 0\.99, not 0\.9"):
+        line.run(recipe(0.99), tmp_path)
+    assert len({digest(recipe(decay)) for decay in (None, 0.9, 0.99)}) == 3
+    assert digest(replace(recipe(None), compile=True)) == digest(recipe(None))
+    assert to_mapping(recipe(0.9))["ema_decay"] == 0.9
+
+
+@pytest.mark.parametrize("decay", ["0", "1", "-0.5"])
+def test_a_decay_that_is_none_is_refused_on_the_command_line(tmp_path, capsys, decay):
+    code = main(["train", "finance", "--recipe", "tiny", "--out", str(tmp_path / "run"), f"--ema-decay={decay}"])
+    assert code == 2 and "ema_decay is" in capsys.readouterr().err
