@@ -97,7 +97,7 @@ class DrivingPredictor:
         least = self.least_scores.get(model, {}) if options.score is None else options.score
         said: list[str] = []
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
-            said = sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m)
+            said = sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
         return Detections(boxes=shown_boxes(detector.detect(frame), least), model=model, remarks=tuple(said))
 
     @property

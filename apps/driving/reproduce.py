@@ -92,7 +92,7 @@ def found_in_real(
         share = count(frames, found, kind, criterion="relative", threshold=0.1, fewest_points=FEWEST_POINTS)
         over = count(frames, found, kind, criterion="iou", threshold=0.5, fewest_points=FEWEST_POINTS)
         text = "; ".join(
-            f"{label}: precision {c.found}/{c.found + c.false}, recall {c.found}/{c.found + c.missed}"
+            f"{label}: precision {c.true_positives}/{c.detections}, recall {c.true_positives}/{c.objects}"
             for label, c in (
                 ("BEV IoU 0.5", over),
                 ("centre within 2 m", near),

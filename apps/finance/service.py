@@ -1,4 +1,4 @@
-"""Files and options to series, and what was found in them to a response: the same at every door."""
+"""Files and options to series, and what was found in them to a response: the same through every interface."""
 
 from __future__ import annotations
 

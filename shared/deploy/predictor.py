@@ -1,4 +1,4 @@
-"""What every door (command line, JSON route, form, Python) calls: a predictor of typed values and a codec."""
+"""What every interface (command line, JSON route, form, Python) calls: a predictor of typed values and a codec."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """What comes out, the same through every door.
+    """What comes out, the same through every interface.
 
     ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths.
     ``picture`` is a PNG that a person can look at. ``files`` maps names (no folders) to content: outputs in the

@@ -99,7 +99,7 @@ class Service:
                 stack.enter_context(self._limit.admit())
             yield
 
-    async def submit(self, request: Request, door: str, *, arrived: float | None = None) -> Case:
+    async def submit(self, request: Request, interface: str, *, arrived: float | None = None) -> Case:
         """Answers a request that was admitted, and keeps the case. When cancelled, nothing is kept.
 
         The deadline counts from ``arrived`` (of ``time.monotonic``), now by default, until the case is kept.
@@ -117,7 +117,7 @@ class Service:
                 outputs = await model.queue.answer(decoded, deadline)
                 computed = time.monotonic()
                 response = await self._encoding.run(model.codec.encode, decoded, outputs)
-                keep = partial(self._keep, request, door, response, model.manifest(response.model))
+                keep = partial(self._keep, request, interface, response, model.manifest(response.model))
                 case = await self._storing.run_or_undo(keep, self.store.remove)
         done = time.monotonic()
         model.metrics.answered(request_s=done - arrived, input_s=read - began, output_s=done - computed)
@@ -180,10 +180,10 @@ class Service:
             withheld = RuntimeError(f"{type(error).__name__}; its words are withheld, for they may name a person")
             raise withheld.with_traceback(error.__traceback__) from None
 
-    def _keep(self, request: Request, door: str, response: Response, manifest: Manifest) -> Case:
+    def _keep(self, request: Request, interface: str, response: Response, manifest: Manifest) -> Case:
         case = self.store.add(
             app=self.app.name,
-            door=door,
+            interface=interface,
             inputs=describe_inputs(request.files, self.app.kinds),
             options=request.options,
             artifact=(manifest.name, manifest.version),

@@ -24,7 +24,7 @@ class InputFile(BaseModel):
 class CaseSummary(BaseModel):
     """A case in a list, without the result, which may be large. ``created_ns`` is UTC in nanoseconds.
 
-    ``door`` is the way that the request came: form, json, or the name of a protocol.
+    ``interface`` is the way that the request came: form, json, or the name of a protocol.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -32,7 +32,7 @@ class CaseSummary(BaseModel):
     id: str
     app: str
     created_ns: int
-    door: str
+    interface: str
     inputs: tuple[InputFile, ...]
 
     @property

@@ -28,7 +28,7 @@ class CaseRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     app: Mapped[str] = mapped_column(String(64))
     created_ns: Mapped[int] = mapped_column(BigInteger)
-    door: Mapped[str] = mapped_column(String(32))
+    interface: Mapped[str] = mapped_column("door", String(32))  # the column's name in stores made before
     inputs: Mapped[list[Any]]
     inputs_sha256: Mapped[str] = mapped_column(String(64))
     options: Mapped[dict[str, Any]]

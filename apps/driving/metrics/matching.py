@@ -1,7 +1,8 @@
 """Precision and recall at a stated score threshold: few frames support this, where an average precision is noise.
 
-An object is found where a detection of its class overlaps it enough in the bird's-eye view, or lies near enough to its
-centre (as nuScenes matches; Caesar et al. 2020). Detections take part from the highest score down, each once.
+A detection is a true positive where it overlaps an object of its class enough in the bird's-eye view, or lies near
+enough to its centre (as nuScenes matches; Caesar et al. 2020). Detections take part from the highest score down, each
+once.
 """
 
 from __future__ import annotations
@@ -23,30 +24,37 @@ NEUTRAL = {"car": ("van", "truck"), "pedestrian": ("person_sitting",), "cyclist"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matches:
-    """Of one frame and class: ``pairs`` (K, 2) of truth and detection, ``missed`` truth, ``false`` detections."""
+    """Of one frame and class, by their indices: ``true_positives`` (K, 2) are pairs of an object and a detection,
+    ``false_negatives`` objects, ``false_positives`` detections."""
 
-    pairs: NDArray[np.int64]
-    missed: NDArray[np.int64]
-    false: NDArray[np.int64]
+    true_positives: NDArray[np.int64]
+    false_negatives: NDArray[np.int64]
+    false_positives: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What was found, missed and false. Precision is 1 where nothing was claimed, recall where none was there."""
+    """Numbers of matches. Precision is 1 where there are no detections, recall where there are no objects."""
 
-    found: int
-    missed: int
-    false: int
+    true_positives: int
+    false_negatives: int
+    false_positives: int
+
+    @property
+    def detections(self) -> int:
+        return self.true_positives + self.false_positives
+
+    @property
+    def objects(self) -> int:
+        return self.true_positives + self.false_negatives
 
     @property
     def precision(self) -> float:
-        claimed = self.found + self.false
-        return self.found / claimed if claimed else 1.0
+        return self.true_positives / self.detections if self.detections else 1.0
 
     @property
     def recall(self) -> float:
-        objects = self.found + self.missed
-        return self.found / objects if objects else 1.0
+        return self.true_positives / self.objects if self.objects else 1.0
 
 
 def match(
@@ -63,8 +71,8 @@ def match(
 
     ``threshold`` is the least overlap in the bird's-eye view, or the greatest distance of centres: in metres
     ("centre"), or as a share of the object's distance from the LiDAR ("relative"). Objects of neutral classes, objects
-    with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image)
-    excuse a detection and are not missed.
+    with fewer returns than ``fewest_points``, and DontCare regions (by half of the detection's area in the image) are
+    ignored: a detection there is no false positive, and they are no false negatives.
     """
     truth = frame.truth
     if truth is None:
@@ -72,27 +80,27 @@ def match(
     others = neutral.get(name, ())
     sparse = np.zeros(len(truth), bool) if truth.point_counts is None else truth.point_counts < fewest_points
     wanted = np.array([other == name for other in truth.names], bool) & ~sparse
-    excusing = np.array([other == name or other in others for other in truth.names], bool) & ~wanted
-    claims = np.nonzero([other == name for other in predicted.names])[0]
+    ignored = np.array([other == name or other in others for other in truth.names], bool) & ~wanted
+    candidates = np.nonzero([other == name for other in predicted.names])[0]
     if predicted.scores is not None:
-        claims = claims[np.argsort(-predicted.scores[claims], kind="stable")]
+        candidates = candidates[np.argsort(-predicted.scores[candidates], kind="stable")]
     closeness = _closeness(truth, predicted, criterion)
     limit = threshold if criterion == "iou" else -threshold
-    excused = _in_ignored_regions(frame, predicted)
+    in_ignored_region = _in_ignored_regions(frame, predicted)
     free = wanted.copy()
-    pairs, false = [], []
-    for claim in claims:
-        near = np.where(free, closeness[:, claim], -np.inf)
+    pairs, unmatched = [], []
+    for candidate in candidates:
+        near = np.where(free, closeness[:, candidate], -np.inf)
         if len(near) and near.max() >= limit:
             best = int(near.argmax())
             free[best] = False
-            pairs.append((best, int(claim)))
-        elif not excused[claim] and not (closeness[excusing, claim] >= limit).any():
-            false.append(int(claim))
+            pairs.append((best, int(candidate)))
+        elif not in_ignored_region[candidate] and not (closeness[ignored, candidate] >= limit).any():
+            unmatched.append(int(candidate))
     return Matches(
-        pairs=np.array(pairs, np.int64).reshape(-1, 2),
-        missed=np.nonzero(free)[0],
-        false=np.array(false, np.int64),
+        true_positives=np.array(pairs, np.int64).reshape(-1, 2),
+        false_negatives=np.nonzero(free)[0],
+        false_positives=np.array(unmatched, np.int64),
     )
 
 
@@ -106,14 +114,18 @@ def count(
     fewest_points: int = 0,
     score: float = 0.0,
 ) -> Counts:
-    """What was found, missed and falsely claimed of class ``name`` in all frames, by detections from ``score`` up."""
-    found = missed = false = 0
+    """The matches of class ``name`` in all frames, by detections from ``score`` up."""
+    true_positives = false_negatives = false_positives = 0
     for frame, predicted in zip(frames, predictions, strict=True):
         if predicted.scores is not None:
             predicted = predicted.take(predicted.scores >= score)
         result = match(frame, predicted, name, criterion=criterion, threshold=threshold, fewest_points=fewest_points)
-        found, missed, false = found + len(result.pairs), missed + len(result.missed), false + len(result.false)
-    return Counts(found=found, missed=missed, false=false)
+        true_positives += len(result.true_positives)
+        false_negatives += len(result.false_negatives)
+        false_positives += len(result.false_positives)
+    return Counts(
+        true_positives=true_positives, false_negatives=false_negatives, false_positives=false_positives
+    )
 
 
 def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doubles:
@@ -128,7 +140,7 @@ def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doub
 
 
 def _in_ignored_regions(frame: Frame, predicted: Boxes3D) -> NDArray[np.bool_]:
-    excused = np.zeros(len(predicted), bool)
+    inside = np.zeros(len(predicted), bool)
     for name, regions in frame.ignore_boxes_2d.items():
         camera = frame.cameras.get(name)
         if camera is None or not len(regions):
@@ -136,5 +148,5 @@ def _in_ignored_regions(frame: Frame, predicted: Boxes3D) -> NDArray[np.bool_]:
         size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
         shown, _ = image_boxes(predicted, camera.intrinsics, camera.lidar_to_camera, size)
         overlap = image_iou(shown.astype(np.float64), regions.astype(np.float64), of_first=True)
-        excused |= (overlap > 0.5).any(axis=1)
-    return excused
+        inside |= (overlap > 0.5).any(axis=1)
+    return inside

@@ -57,12 +57,12 @@ def get_case(service: ServiceDep, case_id: str) -> Case:
 CaseDep = Annotated[Case, Depends(get_case)]
 
 
-async def get_door(trivium_door: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
+async def get_interface(trivium_interface: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
     """The way that a request came."""
-    return "form" if trivium_door == "form" else "json"
+    return "form" if trivium_interface == "form" else "json"
 
 
-DoorDep = Annotated[str, Depends(get_door)]
+InterfaceDep = Annotated[str, Depends(get_interface)]
 
 
 async def admit(service: ServiceDep) -> AsyncIterator[None]:

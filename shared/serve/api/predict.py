@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import DoorDep, FolderDep, ServiceDep, UploadDep
+from shared.serve.api.deps import InterfaceDep, FolderDep, ServiceDep, UploadDep
 from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAnswer, Samples
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
@@ -39,21 +39,21 @@ def samples(service: ServiceDep) -> Samples:
 
 @router.post("/predict", responses=_PROBLEMS, openapi_extra=request_body("multipart/form-data", PredictForm))
 async def predict(
-    request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, door: DoorDep
+    request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, interface: InterfaceDep
 ) -> CaseAnswer:
     """Predicts on uploaded files (field `files`, repeated) or on a sample (field `sample`), and keeps the case.
 
     Every other field is an option of the application.
     """
-    return CaseAnswer.of(await while_connected(request, _submit(service, upload, folder, door)))
+    return CaseAnswer.of(await while_connected(request, _submit(service, upload, folder, interface)))
 
 
-async def _submit(service: Service, upload: Upload, folder: Path, door: str) -> Case:
+async def _submit(service: Service, upload: Upload, folder: Path, interface: str) -> Case:
     arrived, seconds = time.monotonic(), service.settings.deadline_s
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     async with until(arrived + seconds, service.app.title):
         files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
-    return await service.submit(PredictorRequest(files=files, options=options, seconds=seconds), door, arrived=arrived)
+    return await service.submit(PredictorRequest(files=files, options=options, seconds=seconds), interface, arrived=arrived)
 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:

@@ -62,7 +62,7 @@ class CaseLine(BaseModel):
 
     case: str
     created: str
-    door: str
+    interface: str
     inputs: list[str]
     url: str
 
@@ -70,7 +70,7 @@ class CaseLine(BaseModel):
     def of(cls, case: CaseSummary) -> CaseLine:
         """What is told of a case in a list."""
         names = [item.name for item in case.inputs]
-        return cls(case=case.id, created=case.created, door=case.door, inputs=names, url=_address(case))
+        return cls(case=case.id, created=case.created, interface=case.interface, inputs=names, url=_address(case))
 
 
 class Cases(BaseModel):
@@ -85,7 +85,7 @@ class CaseAnswer(BaseModel):
     case: str
     app: str
     created: str = Field(description="UTC, ISO 8601")
-    door: str = Field(description="the way that the request came: form, json, or the name of a protocol")
+    interface: str = Field(description="the way that the request came: form, json, or the name of a protocol")
     inputs: list[InputFile] = Field(description="name (or kind), size in bytes and SHA-256 of every file")
     inputs_sha256: str
     options: dict[str, str]
@@ -102,7 +102,7 @@ class CaseAnswer(BaseModel):
             case=case.id,
             app=case.app,
             created=case.created,
-            door=case.door,
+            interface=case.interface,
             inputs=list(case.inputs),
             inputs_sha256=case.inputs_sha256,
             options=case.options,

@@ -4,7 +4,7 @@
 //   caseForm({ render(case_) { document.querySelector("#result").append(downloads(case_)); } });
 //
 // `render(case)` gets what POST /api/<app>/predict answers: { case, app, result, picture, files: {name: url},
-// inputs, artifact, created, door }. It fills the element #result, which is empty when it is called; it may be async.
+// inputs, artifact, created, interface }. It fills the element #result, which is empty when it is called; it may be async.
 
 /** Makes an element: element("td", { class: "number" }, "12.5"). Text is never read as HTML. */
 export function element(tag, attributes = {}, ...children) {
@@ -189,7 +189,7 @@ function send(url, body, { started, progress, uploaded }) {
     request.open("POST", url);
     request.responseType = "json";
     request.setRequestHeader("Accept", "application/json");
-    request.setRequestHeader("Trivium-Door", "form");
+    request.setRequestHeader("Trivium-Interface", "form");
     request.upload.onprogress = (event) => { if (event.lengthComputable && event.loaded < event.total) progress(event.loaded / event.total); };
     request.upload.onload = uploaded;
     request.onload = () => {

@@ -60,7 +60,7 @@ def codec(predictor):
 
 @pytest.fixture(scope="session")
 def ask(predictor, codec):
-    """A request's response, through the door that all doors use."""
+    """A request's response, through the predictor that every interface calls."""
     return lambda request: answer(predictor, request, codec)
 
 

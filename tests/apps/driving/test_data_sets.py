@@ -320,7 +320,7 @@ def test_six_cameras_of_a_key_frame_are_six_samples(data_root):
 
 
 @pytest.mark.realdata
-def test_a_log_is_read_as_frames_by_every_door(data_root):
+def test_a_log_is_read_as_frames_through_every_interface(data_root):
     log = data_root / "driving" / "av2_7fab2350"
     frames = read_frames([log])
     assert [frame.name for frame in frames] == ["315966265259836000", "315966265360032000"]

@@ -72,14 +72,14 @@ def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
 def test_remarks_on_sweeps_that_the_network_cannot_answer():
     points = scene(np.random.default_rng(3), sensors=Sensors(field_of_view_deg=180.0, azimuth_step_deg=0.5))
     points = points.points_lidar_m
-    assert remarks(points, RANGE) == []
-    (said,) = remarks(points * np.float32([0.001, 0.001, 0.001, 1]), RANGE)
+    assert remarks(points, RANGE, "pointpillars") == []
+    (said,) = remarks(points * np.float32([0.001, 0.001, 0.001, 1]), RANGE, "pointpillars")
     assert said.startswith("Only 0 points lie 4 to 25 m ahead")
-    (said,) = remarks(points * np.float32([-1, 1, 1, 1]), RANGE)
+    (said,) = remarks(points * np.float32([-1, 1, 1, 1]), RANGE, "pointpillars")
     assert re.match(r"\d+ of the \d+ points lie where pointpillars looks", said)
-    (said,) = remarks(points + np.float32([0, 0, 1.73, 0]), RANGE)
+    (said,) = remarks(points + np.float32([0, 0, 1.73, 0]), RANGE, "pointpillars")
     assert re.match(r"The lowest points ahead lie at z = -?0\.\d m, but pointpillars learnt", said)
-    (said,) = remarks(points[:1], RANGE)
+    (said,) = remarks(points[:1], RANGE, "pointpillars")
     assert "of the 1 points" in said
 
 

@@ -31,11 +31,11 @@ def test_the_highest_score_is_matched_first_and_each_object_once():
     truth = frame(boxes([(10, 0), (20, 0)]))
     found = boxes([(10.5, 0), (10, 0), (40, 0)], scores=[0.9, 0.8, 0.7])
     result = match(truth, found, "car")
-    assert result.pairs.tolist() == [[0, 0]]
-    assert result.missed.tolist() == [1]
-    assert result.false.tolist() == [1, 2]
+    assert result.true_positives.tolist() == [[0, 0]]
+    assert result.false_negatives.tolist() == [1]
+    assert result.false_positives.tolist() == [1, 2]
     totals = count([truth], [found], "car")
-    assert totals == Counts(found=1, missed=1, false=2)
+    assert totals == Counts(true_positives=1, false_negatives=1, false_positives=2)
     assert totals.precision == pytest.approx(1 / 3)
     assert totals.recall == pytest.approx(1 / 2)
 
@@ -43,34 +43,34 @@ def test_the_highest_score_is_matched_first_and_each_object_once():
 def test_a_centre_distance_forgives_size_but_not_place():
     truth = frame(boxes([(10, 0)]))
     found = replace(boxes([(11.5, 0)], scores=[0.9]), size_m=np.array([[1, 1, 1]], np.float32))
-    assert count([truth], [found], "car", criterion="centre", threshold=2).found == 1
-    assert count([truth], [found], "car", criterion="centre", threshold=1).found == 0
-    assert count([truth], [found], "car", criterion="iou", threshold=0.5).found == 0
+    assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
+    assert count([truth], [found], "car", criterion="centre", threshold=1).true_positives == 0
+    assert count([truth], [found], "car", criterion="iou", threshold=0.5).true_positives == 0
 
 
 def test_a_distance_of_centres_may_grow_with_the_distance_of_the_object():
     truth = frame(boxes([(10, 0), (40, 30)]))
     found = boxes([(11.5, 0), (44, 31)], scores=[0.9, 0.8])
-    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(found=1, missed=1, false=1)
-    assert count([truth], [found], "car", criterion="relative", threshold=0.2).found == 2
-    assert count([truth], [found], "car", criterion="centre", threshold=2).found == 1
+    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(true_positives=1, false_negatives=1, false_positives=1)
+    assert count([truth], [found], "car", criterion="relative", threshold=0.2).true_positives == 2
+    assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
 
 
 def test_neutral_classes_sparse_objects_and_ignored_regions_excuse():
     truth = boxes([(10, 0), (20, 0), (30, 0)], names=["car", "van", "car"])
     truth = replace(truth, point_counts=np.array([100, 100, 2]))
     found = boxes([(10, 0), (20, 0), (30, 0)], scores=[0.9, 0.9, 0.9])
-    assert count([frame(truth)], [found], "car", fewest_points=5) == Counts(found=1, missed=0, false=0)
-    assert count([frame(truth)], [found], "car") == Counts(found=2, missed=0, false=0)
+    assert count([frame(truth)], [found], "car", fewest_points=5) == Counts(true_positives=1, false_negatives=0, false_positives=0)
+    assert count([frame(truth)], [found], "car") == Counts(true_positives=2, false_negatives=0, false_positives=0)
     everywhere = {"image_2": np.array([[0, 0, 1241, 374]], np.float32)}
     stray = boxes([(25, 5)], scores=[0.9])
-    assert count([frame(truth)], [stray], "car").false == 1
-    assert count([frame(truth, ignore_boxes_2d=everywhere)], [stray], "car").false == 0
+    assert count([frame(truth)], [stray], "car").false_positives == 1
+    assert count([frame(truth, ignore_boxes_2d=everywhere)], [stray], "car").false_positives == 0
 
 
 def test_scores_below_the_threshold_play_no_part():
     truth = frame(boxes([(10, 0)]))
     found = boxes([(10, 0), (30, 0)], scores=[0.6, 0.3])
-    assert count([truth], [found], "car", score=0.5) == Counts(found=1, missed=0, false=0)
+    assert count([truth], [found], "car", score=0.5) == Counts(true_positives=1, false_negatives=0, false_positives=0)
     assert count([truth], [Boxes3D.empty()], "car").precision == 1
     assert count([frame(Boxes3D.empty())], [Boxes3D.empty()], "car").recall == 1

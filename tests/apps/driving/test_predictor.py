@@ -1,4 +1,4 @@
-"""The predictor, through the door that all doors use. The weights are random: what is found is not looked at here."""
+"""The predictor, which every interface calls. The weights are random: what is found is not looked at here."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The JSON routes, through the server's door."""
+"""The JSON routes, through the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_files_become_a_case_that_can_be_fetched_again(echo_client: TestClient) 
     answer = echo_client.post("/api/echo/predict", files=[csv(1, 2), csv(3, name="b.csv")], data={"unit": "mm"})
     assert answer.status_code == 200
     case = answer.json()
-    assert case["app"] == "echo" and case["door"] == "json"
+    assert case["app"] == "echo" and case["interface"] == "json"
     assert case["result"] == {"doubled": [2, 4, 6], "options": {"unit": "mm"}}
     assert case["options"] == {"unit": "mm"}
     assert case["artifact"] == {"name": "echo", "version": 2}
@@ -39,8 +39,8 @@ def test_a_sample_is_a_case_too_through_either_kind_of_form(echo_client: TestCli
     assert echo_client.get("/api/echo/samples").json() == {
         "samples": [{"name": "three", "title": "Three numbers", "synthetic": True, "source": "made here"}]
     }
-    plain = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers={"Trivium-Door": "form"})
-    assert plain.json()["result"]["doubled"] == [2, 4, 6] and plain.json()["door"] == "form"
+    plain = echo_client.post("/api/echo/predict", data={"sample": "three"}, headers={"Trivium-Interface": "form"})
+    assert plain.json()["result"]["doubled"] == [2, 4, 6] and plain.json()["interface"] == "form"
     multipart = echo_client.post("/api/echo/predict", files={"sample": (None, "three")})
     assert multipart.json()["result"] == plain.json()["result"]
     assert [item["name"] for item in multipart.json()["inputs"]] == ["three.csv"]

@@ -26,7 +26,7 @@ def keep(store: CaseStore, app: str = "echo", inputs: tuple[InputFile, ...] = (A
     given = {"result": {"found": [1]}, "picture": b"png", "files": {"out.csv": b"1"}} | response
     return store.add(
         app=app,
-        door="json",
+        interface="json",
         inputs=inputs,
         options={"k": "v"},
         artifact=("net", 3),
@@ -101,7 +101,7 @@ def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
         connection.execute("UPDATE cases SET result = 'not JSON'")
     connection.close()
     (entry,) = store.recent("echo")
-    assert (entry.id, entry.app, entry.door, entry.inputs, entry.created) == (
+    assert (entry.id, entry.app, entry.interface, entry.inputs, entry.created) == (
         case.id,
         "echo",
         "json",

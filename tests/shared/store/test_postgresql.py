@@ -62,7 +62,7 @@ def keep(store: CaseStore, app: str = "echo", **response: object) -> Case:
     } | response
     return store.add(
         app=app,
-        door="json",
+        interface="json",
         inputs=(InputFile(name="a.csv", bytes=1, sha256="a" * 64),),
         options={"k": "v"},
         artifact=("net", 3),

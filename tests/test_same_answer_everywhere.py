@@ -38,7 +38,7 @@ def uploads(files: list[Path]) -> list[Path]:
 
 
 @pytest.mark.browser
-def test_three_doors_give_one_answer(case, server: str, page: Page, tmp_path: Path):
+def test_command_form_and_route_give_one_answer(case, server: str, page: Page, tmp_path: Path):
     app, files = case
     chosen = uploads(files)
     assert cli.main(["predict", app, *map(str, chosen), "--out", str(tmp_path / "out")]) == 0
@@ -59,12 +59,12 @@ def test_three_doors_give_one_answer(case, server: str, page: Page, tmp_path: Pa
         page.click("[data-case-form] button[type=submit]")
     by_form = waiting.value.json()
     assert by_form["result"] == by_command
-    assert by_form["door"] == "form" and answer.json()["door"] == "json"
+    assert by_form["interface"] == "form" and answer.json()["interface"] == "json"
     page.locator("#result > *").first.wait_for()
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_bad_input_is_refused_at_every_door_with_the_same_sentence(app, server, tmp_path, capsys):
+def test_bad_input_is_refused_everywhere_with_the_same_sentence(app, server, tmp_path, capsys):
     bad = tmp_path / "letter.txt"
     bad.write_text("Dear sir or madam,\n")
     assert cli.main(["predict", app, str(bad), "--out", str(tmp_path / "out")]) == 2
