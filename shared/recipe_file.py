@@ -139,7 +139,7 @@ def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
     """
     kind = base if isinstance(base, type) else type(base)
     hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(kind)}
     if unknown := sorted(mapping.keys() - known.keys()):
         raise InvalidInputError(f"{kind.__name__} has no setting {path}{', '.join(unknown)}; it has {', '.join(known)}")
     values = {}
@@ -150,10 +150,10 @@ def from_mapping(base: Any, mapping: Mapping[str, Any], path: str = "") -> Any:
         else:
             values[name] = _checked(hints[name], value, f"{path}{name}")
     try:
-        made: Any = kind(**values) if base is kind else replace(base, **values)  # type: ignore[type-var]
+        made: Any = kind(**values) if base is kind else replace(base, **values)
     except TypeError as error:
         raise InvalidInputError(f"{path.rstrip('.') or kind.__name__}: {error}") from error
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _settings(value: Any) -> Any:

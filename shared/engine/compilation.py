@@ -40,5 +40,6 @@ def _refuse_without_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise InvalidInputError(
-            "--compile needs a C++ compiler, and this machine has none: install g++ or name one in CXX, or leave --compile out"
+            "--compile needs a C++ compiler, and this machine has none: install g++ or name one in CXX, or leave "
+            "--compile out"
         ) from error

@@ -123,9 +123,7 @@ def count(
         true_positives += len(result.true_positives)
         false_negatives += len(result.false_negatives)
         false_positives += len(result.false_positives)
-    return Counts(
-        true_positives=true_positives, false_negatives=false_negatives, false_positives=false_positives
-    )
+    return Counts(true_positives=true_positives, false_negatives=false_negatives, false_positives=false_positives)
 
 
 def _closeness(truth: Boxes3D, predicted: Boxes3D, criterion: Criterion) -> Doubles:

@@ -1,4 +1,4 @@
-"""What the user can say of a table, the same through every interface. What is not said is guessed; notes show the guess."""
+"""What the user can say of a table, the same by every interface. What is not said is guessed; notes show the guess."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import InterfaceDep, FolderDep, ServiceDep, UploadDep
+from shared.serve.api.deps import FolderDep, InterfaceDep, ServiceDep, UploadDep
 from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAnswer, Samples
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
@@ -53,7 +53,9 @@ async def _submit(service: Service, upload: Upload, folder: Path, interface: str
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     async with until(arrived + seconds, service.app.title):
         files = await service.decoding.run(_files, service, upload.files, upload.fields, folder)
-    return await service.submit(PredictorRequest(files=files, options=options, seconds=seconds), interface, arrived=arrived)
+    return await service.submit(
+        PredictorRequest(files=files, options=options, seconds=seconds), interface, arrived=arrived
+    )
 
 
 def _files(service: Service, files: list[Path], fields: Mapping[str, str], folder: Path) -> tuple[Path, ...]:

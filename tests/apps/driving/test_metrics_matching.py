@@ -51,7 +51,9 @@ def test_a_centre_distance_forgives_size_but_not_place():
 def test_a_distance_of_centres_may_grow_with_the_distance_of_the_object():
     truth = frame(boxes([(10, 0), (40, 30)]))
     found = boxes([(11.5, 0), (44, 31)], scores=[0.9, 0.8])
-    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(true_positives=1, false_negatives=1, false_positives=1)
+    assert count([truth], [found], "car", criterion="relative", threshold=0.1) == Counts(
+        true_positives=1, false_negatives=1, false_positives=1
+    )
     assert count([truth], [found], "car", criterion="relative", threshold=0.2).true_positives == 2
     assert count([truth], [found], "car", criterion="centre", threshold=2).true_positives == 1
 
@@ -60,7 +62,9 @@ def test_neutral_classes_sparse_objects_and_ignored_regions_excuse():
     truth = boxes([(10, 0), (20, 0), (30, 0)], names=["car", "van", "car"])
     truth = replace(truth, point_counts=np.array([100, 100, 2]))
     found = boxes([(10, 0), (20, 0), (30, 0)], scores=[0.9, 0.9, 0.9])
-    assert count([frame(truth)], [found], "car", fewest_points=5) == Counts(true_positives=1, false_negatives=0, false_positives=0)
+    assert count([frame(truth)], [found], "car", fewest_points=5) == Counts(
+        true_positives=1, false_negatives=0, false_positives=0
+    )
     assert count([frame(truth)], [found], "car") == Counts(true_positives=2, false_negatives=0, false_positives=0)
     everywhere = {"image_2": np.array([[0, 0, 1241, 374]], np.float32)}
     stray = boxes([(25, 5)], scores=[0.9])

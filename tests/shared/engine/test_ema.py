@@ -97,12 +97,12 @@ def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
         "import sys; from pathlib import Path; from tests.shared.engine import line\n"
         "from tests.shared.engine.test_ema import recipe\n"
         "if __name__ == '__main__':\n"
-        "    for name, steps in [('whole', 30), ('parts', 15), ('parts', 30)]:\n"
-        "        line.run(recipe(steps=steps), Path(sys.argv[1]) / name)\n"
+        "    line.run(recipe(steps=int(sys.argv[2])), Path(sys.argv[1]))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*command, str(tmp_path)], env=environment, check=True)
+    for name, steps in (("whole", 30), ("parts", 15), ("parts", 30)):
+        subprocess.run([*command, str(tmp_path / name), str(steps)], env=environment, check=True)
     assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
     model = Normalised().build()
     model.load_state_dict(model_state(tmp_path / "parts/checkpoints/step-00000030"))
