@@ -14,16 +14,24 @@ from tests.shared.engine import line
 from tests.shared.engine.line import weights
 
 
+class Linear(line.Network):
+    """The smallest network."""
+
+    def build(self, input=None):
+        return torch.nn.Linear(2, 1)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
 def test_a_compiled_run_trains_what_the_other_trains_and_may_go_on_without(tmp_path):
-    recipe = replace(line.recipe(steps=10), model=line.Network(dropout=0.0))
+    # One shape of batch each for training and validation: every other one is compiled anew, which takes seconds.
+    recipe = replace(line.recipe(steps=3, evaluation_batch=13, checkpoint_every=100), model=Linear())
     line.run(recipe, tmp_path / "eager")
     line.run(replace(recipe, compile=True), tmp_path / "compiled")
     assert any("compiled" in row for row in (tmp_path / "compiled/events.jsonl").read_text().splitlines())
-    for name, tensor in weights(tmp_path / "eager", 10).items():
-        torch.testing.assert_close(weights(tmp_path / "compiled", 10)[name], tensor, rtol=1e-4, atol=1e-5)
-    line.run(replace(recipe, limits=replace(recipe.limits, steps=15)), tmp_path / "compiled")
-    assert weights(tmp_path / "compiled", 15)
+    for name, tensor in weights(tmp_path / "eager", 3).items():
+        torch.testing.assert_close(weights(tmp_path / "compiled", 3)[name], tensor, rtol=1e-4, atol=1e-5)
+    line.run(replace(recipe, limits=replace(recipe.limits, steps=6)), tmp_path / "compiled")
+    assert weights(tmp_path / "compiled", 6)
 
 
 def test_without_a_compiler_it_is_refused_in_one_sentence():
