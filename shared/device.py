@@ -7,6 +7,8 @@ from shared.errors import InvalidInputError
 
 def choose_device(asked: str | None) -> str:
     """``asked``, or ``cuda`` where there is a GPU, else ``cpu``; refuses ``cuda`` where there is none."""
+    if asked == "cpu":
+        return asked
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():

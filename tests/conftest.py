@@ -55,7 +55,7 @@ def data_root() -> Path:
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     """A client of a server of its own, with the installed applications and an empty store."""
-    with TestClient(create_app(Settings(store=tmp_path / "store", warm=False, device="cpu"))) as found:
+    with TestClient(create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", workers=0))) as found:
         yield found
 
 

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 
-settings = Settings(store=Path(sys.argv[1]), warm=False, device="cpu", deadline_s=400)
+settings = Settings(store=Path(sys.argv[1]), warm=False, device="cpu", deadline_s=400, workers=0)
 with TestClient(create_app(settings)) as client:
     for app in ("medical", "driving", "finance"):
         sample = next(s for s in client.get(f"/api/{app}/samples").json()["samples"] if s["synthetic"])

@@ -16,10 +16,31 @@ from shared.observe.doctor import Check, examine
 
 def run() -> int:
     """Prints what was found on this machine; fails where something needs a remedy."""
-    checks = [*examine(), *_applications()]
+    checks = [*examine(), *_server(), *_applications()]
     rows = [("ok" if check.ok else "fault", check.name, check.found, check.remedy) for check in checks]
     print_table(Table(title="This machine", columns=("", "what", "found", "remedy"), rows=rows))
     return 0 if all(check.ok for check in checks) else 1
+
+
+def _server() -> list[Check]:
+    """Where the models of a server would compute."""
+    try:
+        from shared.serve.runtime.models import half_of_memory, processes_wanted
+        from shared.serve.settings import read_settings
+        from shared.serve.worker.messages import SUPPORTED
+
+        settings = read_settings()
+    except ModuleNotFoundError as error:
+        return [Check("server", True, f"not installed ({error.name}); trivium[serve] brings it")]
+    except InvalidInputError as refusal:
+        return [Check("server", False, "settings", str(refusal))]
+    if not processes_wanted(settings):
+        why = "TRIVIUM_WORKERS is 0" if SUPPORTED else "this system has no memfd and SOCK_SEQPACKET"
+        remedy = "" if SUPPORTED else "a crash of a model ends the server; run it on Linux"
+        return [Check("server", True, f"models compute in its own process: {why}", remedy)]
+    most = settings.worker_memory_bytes or half_of_memory()
+    limit = "" if most is None else f", each of at most {most / 1e9:.1f} GB"
+    return [Check("server", True, f"{settings.workers} worker process for each model{limit}")]
 
 
 def _artifacts(what: str, registry: Path) -> list[Check]:

@@ -63,7 +63,8 @@ class Predictor(Protocol[Input_contra, Output_co]):
 
     ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
     ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
-    by the model's name: see ``programs_of``.
+    by the model's name: see ``programs_of``. One that is faster on the inputs of several requests together has an
+    attribute ``batching`` that is True; others are given one request at a time.
     """
 
     def predict(self, batch: Sequence[Input_contra], options: Any = None) -> Sequence[Output_co]: ...

@@ -26,13 +26,13 @@ from shared.serve.middleware import add_middleware
 from shared.serve.middleware.draining import Drain
 from shared.serve.oip import routes as oip
 from shared.serve.oip.networks import Networks
-from shared.serve.oip.schemas import InferenceRequest
 from shared.serve.openapi import DescribedAPI
 from shared.serve.pages import WEB, Pages
+from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
-from shared.serve.runtime.workers import LoadOnce
 from shared.serve.service import Service
 from shared.serve.settings import Settings
+from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
 
 log = logging.getLogger("trivium.serve")

@@ -91,12 +91,12 @@ class ModelMetrics:
     def _failed(self, reason: str) -> None:
         self._failure.labels(**self._labels, reason=reason).inc()
 
-    def executed(self, *, inferences: int, waited_s: float, computed_s: float, requests: int) -> None:
-        """Counts one execution of a batch; ``waited_s`` is the sum over its requests."""
-        self.executions.inc()
+    def executed(self, *, inferences: int, executions: int, waited_s: float, computed_s: float) -> None:
+        """Counts the executions of a batch; ``waited_s`` and ``computed_s`` are sums over its requests."""
+        self.executions.inc(executions)
         self.count.inc(inferences)
         self._queue_us.inc(round(waited_s * 1e6))
-        self._infer_us.inc(round(computed_s * requests * 1e6))
+        self._infer_us.inc(round(computed_s * 1e6))
 
     def answered(self, *, request_s: float, input_s: float, output_s: float) -> None:
         """Counts an answer and the time that it took."""

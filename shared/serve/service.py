@@ -6,39 +6,38 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from shared.app import App, Sample
-from shared.deploy.artifact import Manifest
-from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.artifact import Artifact, Manifest
+from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
-from shared.device import choose_device
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.runtime.limits import RequestLimit, until
-from shared.serve.runtime.queue import BatchQueue
-from shared.serve.runtime.workers import LoadOnce, Workers
+from shared.serve.runtime.loading import LoadOnce
+from shared.serve.runtime.models import application_workers
+from shared.serve.runtime.pool import WorkerPool
+from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
+from shared.serve.worker.messages import Message
 from shared.store.cases import CaseStore
 from shared.store.disk import full_disk_named
 from shared.store.inputs import describe_inputs
-from shared.store.records import Case
+from shared.store.records import Case, Outputs
 
 log = logging.getLogger("trivium.serve")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded predictor behind its queue, and the manifests of what it was loaded from, the default first."""
+    """The workers that predict, and the manifests of what they were loaded from, the default first."""
 
-    codec: Codec[Any, Any]
-    queue: BatchQueue[Decoded[Any], list[Any]]
+    workers: WorkerPool
     metrics: ModelMetrics
     manifests: tuple[Manifest, ...]
 
@@ -47,8 +46,16 @@ class Model:
         return self.manifests[0] if name is None else next(m for m in self.manifests if m.name == name)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A kept case, and ``result.json`` as its bytes."""
+
+    case: Case
+    result: bytes
+
+
 class Service:
-    """One application: ``submit`` takes a request through decode, queue, predict, encode and store.
+    """One application: ``submit`` takes a request through its workers and keeps what they answer.
 
     ``model`` is loaded by the first request that needs it, with the artifacts that the registry has then.
     """
@@ -57,17 +64,13 @@ class Service:
         self.app, self.settings, self.store = app, settings, store
         self._registry, self._metrics = registry, metrics
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
-        self._loading = Workers(f"load-{app.name}", 1)
-        # Each step has threads of its own: an answer waits neither for what came after it to be read, nor, once it is
-        # encoded, for other answers to be.
-        self.decoding, self._encoding = Workers(f"decode-{app.name}"), Workers(f"encode-{app.name}")
-        self._storing = Workers(f"store-{app.name}")
+        self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
-            self._loading,
             load=self._load,
             check=lambda: registry.serving(app.name, app.models),
-            close=lambda model: model.queue.close(),
+            close=lambda model: model.workers.close(),
+            usable=lambda model: model.workers.usable,
         )
 
     @property
@@ -99,29 +102,46 @@ class Service:
                 stack.enter_context(self._limit.admit())
             yield
 
-    async def submit(self, request: Request, interface: str, *, arrived: float | None = None) -> Case:
+    async def submit(
+        self,
+        request: Request,
+        interface: str,
+        *,
+        sample: str | None = None,
+        folder: Path | None = None,
+        arrived: float | None = None,
+        stage: Callable[[str], None] | None = None,
+    ) -> Answer:
         """Answers a request that was admitted, and keeps the case. When cancelled, nothing is kept.
 
-        The deadline counts from ``arrived`` (of ``time.monotonic``), now by default, until the case is kept.
+        ``sample`` names what to predict on instead of files; it is made in ``folder``. The deadline counts from
+        ``arrived`` (of ``time.monotonic``), now by default, until the case is kept. ``stage`` is told what is done.
         Raises ``InvalidInputError``: for the input, or ``DeadlinePassed`` (504).
         """
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
+        message = Message(
+            {
+                "files": [str(path) for path in request.files],
+                "options": dict(request.options),
+                "seconds": request.seconds,
+                "sample": sample,
+                "folder": None if folder is None else str(folder),
+            }
+        )
         async with until(deadline, self.app.title):
             model = await self.model.get()
-        with model.metrics.failures(), self._without_personal_names(), self._limit.computing():
-            began = time.monotonic()
+        with model.metrics.failures(), self._limit.computing():
             async with until(deadline, self.app.title):
-                decoded = await self.decoding.run(model.codec.decode, request)
-                read = time.monotonic()
-                outputs = await model.queue.answer(decoded, deadline)
+                reply = await model.workers.answer(message, deadline, stage)
                 computed = time.monotonic()
-                response = await self._encoding.run(model.codec.encode, decoded, outputs)
-                keep = partial(self._keep, request, interface, response, model.manifest(response.model))
+                keep = partial(self._keep, request, interface, reply, model)
                 case = await self._storing.run_or_undo(keep, self.store.remove)
-        done = time.monotonic()
-        model.metrics.answered(request_s=done - arrived, input_s=read - began, output_s=done - computed)
-        return case
+        done, head = time.monotonic(), reply.head
+        model.metrics.answered(
+            request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
+        )
+        return Answer(case, bytes(reply.blobs[0]))
 
     def sample(self, name: str) -> Sample:
         """The sample called ``name``; refuses an unknown one."""
@@ -164,60 +184,33 @@ class Service:
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
         self.model.close()
-        for workers in (self._loading, self.decoding, self._encoding, self._storing):
-            workers.close()
+        self._loading.close()
+        self._storing.close()
 
-    @contextmanager
-    def _without_personal_names(self) -> Iterator[None]:
-        """Takes the words out of an unexpected error, which goes to the log, where names may be those of persons."""
-        try:
-            yield
-        except InvalidInputError:
-            raise
-        except Exception as error:
-            if self.app.kinds is None:
-                raise
-            withheld = RuntimeError(f"{type(error).__name__}; its words are withheld, for they may name a person")
-            raise withheld.with_traceback(error.__traceback__) from None
-
-    def _keep(self, request: Request, interface: str, response: Response, manifest: Manifest) -> Case:
+    def _keep(self, request: Request, interface: str, reply: Message, model: Model) -> Case:
+        head, (result, picture, *files) = reply.head, reply.blobs
+        manifest = model.manifest(head["model"])
         case = self.store.add(
             app=self.app.name,
             interface=interface,
-            inputs=describe_inputs(request.files, self.app.kinds),
+            inputs=describe_inputs([Path(path) for path in head["paths"]], self.app.kinds),
             options=request.options,
             artifact=(manifest.name, manifest.version),
-            response=response,
+            outputs=Outputs(result=result, picture=picture, files=dict(zip(head["files"], files, strict=True))),
         )
         if self.settings.keep_cases is not None:
             self.expire()
         return case
 
-    def _load(self) -> Model:
-        artifacts = self._registry.serving(self.app.name, self.app.models)
-        device = choose_device(None if self.settings.device == "auto" else self.settings.device)
-        with asked_program(self.settings.program):
-            predictor = self.app.predictor(artifacts, device)
+    async def _load(self) -> Model:
+        artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app.name, self.app.models)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
-        queue: BatchQueue[Decoded[Any], list[Any]] = BatchQueue(
-            lambda batch: _predict_together(predictor, batch),
-            name=self.app.title,
+        workers = WorkerPool(
+            self.app.title,
+            application_workers(self.app, [artifact.path for artifact in artifacts], self.settings),
             capacity=self.settings.request_limit,
-            max_batch=self.settings.max_batch,
-            max_delay_s=self.settings.max_delay_ms / 1e3,
             metrics=metrics,
-            kind=lambda decoded: decoded.options,
-            size=lambda decoded: max(1, len(decoded.inputs)),
         )
-        return Model(self.app.codec(predictor), queue, metrics, manifests)
-
-
-def _predict_together(predictor: Predictor[Any, Any], batch: Sequence[Decoded[Any]]) -> list[list[Any]]:
-    """The outputs of requests with equal options, those of each request by themselves."""
-    inputs = [item for decoded in batch for item in decoded.inputs]
-    outputs = predictor.predict(inputs, batch[0].options)
-    if len(outputs) != len(inputs):
-        raise RuntimeError(f"the predictor gave {len(outputs)} outputs to {len(inputs)} inputs")
-    remaining = iter(outputs)
-    return [[next(remaining) for _ in decoded.inputs] for decoded in batch]
+        await workers.start()
+        return Model(workers, metrics, manifests)

@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
     device           where predictors compute; ``auto`` takes the GPU where there is one
     program          what the networks compute with, as `trivium programs` lists them; the fastest by default
+    workers          processes for each application and each network; 0 computes in the server's own process
+    worker_memory_bytes  the most memory that such a process may have (setrlimit's RLIMIT_DATA); half of the machine's
+                     by default
     keep_days        cases that are older are deleted; none by default
     keep_cases       of each application, the most cases that are kept, the newest; all by default
     max_upload_bytes the largest request body with files; 413 above it
@@ -32,8 +35,7 @@ class Settings(BaseSettings):
     min_upload_rate  bytes per second that it must come at, measured over ten seconds each; 408 below it
     header_s         the longest that a request's header takes to come; the connection is closed after it
     queue_length     requests of an application (or of a network) that may wait; 503 above it
-    max_batch        the most requests that are computed together; rows, for a network
-    max_delay_ms     how long a request waits for others to be computed with
+    max_batch        the most requests (of a network: rows) that are computed together when several wait
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
     drain_s          how long requests that were accepted have to end when the server is told to
     warm             load the predictors in the background as soon as the server runs
@@ -49,6 +51,8 @@ class Settings(BaseSettings):
     store_url: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     program: str | None = None
+    workers: int = Field(1, ge=0)
+    worker_memory_bytes: int | None = Field(None, ge=1)
     keep_days: float | None = Field(None, gt=0)
     keep_cases: int | None = Field(None, ge=1)
     max_upload_bytes: int = Field(2_000_000_000, ge=1)
@@ -60,7 +64,6 @@ class Settings(BaseSettings):
     header_s: float = Field(10.0, gt=0)
     queue_length: int = Field(32, ge=1)
     max_batch: int = Field(8, ge=1)
-    max_delay_ms: float = Field(5.0, ge=0)
     deadline_s: float = Field(120.0, gt=0)
     drain_s: float = Field(20.0, ge=0)
     warm: bool = True

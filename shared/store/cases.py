@@ -15,11 +15,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from shared.atomic_files import file_lock, publish
-from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.disk import disk_fault, full_disk_named
 from shared.store.inputs import digest_of_all
-from shared.store.records import Case, CaseSummary, InputFile
+from shared.store.records import Case, CaseSummary, InputFile, Outputs
 from shared.store.tables import CaseRow, connect, sqlite_url
 
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
@@ -71,7 +70,7 @@ class CaseStore:
         inputs: Iterable[InputFile],
         options: Mapping[str, str],
         artifact: tuple[str, int],
-        response: Response,
+        outputs: Outputs,
     ) -> Case:
         """Keeps a case. Its folder appears whole, before the row that makes it known. Raises ``DiskFull``."""
         given = tuple(inputs)
@@ -85,11 +84,11 @@ class CaseStore:
             options=dict(options),
             artifact_name=artifact[0],
             artifact_version=artifact[1],
-            result=response.result,
-            files=tuple(response.files),
+            result=json.loads(bytes(outputs.result)),
+            files=tuple(outputs.files),
         )
         with full_disk_named("the answer was computed but cannot be kept"):
-            self._write_files(case.id, response)
+            self._write_files(case.id, outputs)
             try:
                 with Session(self._engine) as session, session.begin():
                     session.add(CaseRow(**case.model_dump(mode="json")))
@@ -151,13 +150,12 @@ class CaseStore:
             session.execute(delete(CaseRow).where(CaseRow.id == case_id))
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _write_files(self, case_id: str, response: Response) -> None:
-        document = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
+    def _write_files(self, case_id: str, outputs: Outputs) -> None:
         aside = self._cases / f"{_PARTIAL}{case_id}"
         aside.mkdir(mode=0o700)
         try:
-            for name, content in {RESULT: document.encode(), PICTURE: response.picture, **response.files}.items():
-                if name in response.files and not _is_free_name(name):
+            for name, content in {RESULT: outputs.result, PICTURE: outputs.picture, **outputs.files}.items():
+                if name in outputs.files and not _is_free_name(name):
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
                 with open(aside / name, "xb", opener=_private) as file:
                     file.write(content)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name."""
+
+    result: Bytes
+    picture: Bytes
+    files: Mapping[str, Bytes] = field(default_factory=dict)
 
 
 class InputFile(BaseModel):

@@ -93,6 +93,8 @@ def dense(network: nn.Module) -> DenseNetwork:
 
 
 class DigitPredictor:  # a Predictor: images (64,) in, digits and their probabilities out
+    batching = True  # several together take little longer than one: requests that wait are predicted at once
+
     def __init__(self, artifact: Artifact, device: str) -> None:
         settings = artifact.recipe()["recipe"]["model"]
         self.network, self.device = load_weights(Network(width=settings["width"]).build(), artifact, device), device

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import mimetypes
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from shared.errors import InvalidInputError
 from shared.serve.api.deps import CaseDep, ServiceDep
-from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem
+from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_document
 from shared.serve.middleware.security_headers import FILE_POLICY
 from shared.serve.service import Service
 from shared.store.cases import PICTURE, RESULT
@@ -29,10 +30,10 @@ def cases(service: ServiceDep, limit: int = 20) -> Cases:
     return Cases(cases=[CaseLine.of(case) for case in found])
 
 
-@router.get("/{case_id}", responses=_MISSING)
-def case(case: CaseDep) -> CaseAnswer:
+@router.get("/{case_id}", response_model=CaseAnswer, responses=_MISSING)
+def case(service: ServiceDep, case: CaseDep) -> Response:
     """A kept case, as it was answered."""
-    return CaseAnswer.of(case)
+    return Response(case_document(case, _path(service, case, RESULT).read_bytes()), media_type="application/json")
 
 
 @router.delete("/{case_id}", status_code=204, responses=_MISSING)
@@ -56,8 +57,13 @@ def file(service: ServiceDep, case: CaseDep, file: str) -> FileResponse:
 
 
 def _send(service: Service, case: Case, name: str) -> FileResponse:
+    path = _path(service, case, name)
+    kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})
+
+
+def _path(service: Service, case: Case, name: str) -> Path:
     path = service.store.file(case, name)
     if path is None:
         raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-    kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})
+    return path

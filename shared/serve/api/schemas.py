@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -94,23 +95,23 @@ class CaseAnswer(BaseModel):
     picture: str = Field(description="address of a PNG")
     files: dict[str, str] = Field(description="addresses of the files, by name")
 
-    @classmethod
-    def of(cls, case: Case) -> CaseAnswer:
-        """A kept case, as it is answered."""
-        home = _address(case)
-        return cls(
-            case=case.id,
-            app=case.app,
-            created=case.created,
-            interface=case.interface,
-            inputs=list(case.inputs),
-            inputs_sha256=case.inputs_sha256,
-            options=case.options,
-            artifact=ArtifactVersion(name=case.artifact_name, version=case.artifact_version),
-            result=case.result,
-            picture=f"{home}/{PICTURE}",
-            files={name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
-        )
+
+def case_document(case: Case, result: bytes) -> bytes:
+    """A ``CaseAnswer`` as JSON. ``result.json`` goes in as it is: it may be large, and nobody here need read it."""
+    home = _address(case)
+    head = {
+        "case": case.id,
+        "app": case.app,
+        "created": case.created,
+        "interface": case.interface,
+        "inputs": [item.model_dump() for item in case.inputs],
+        "inputs_sha256": case.inputs_sha256,
+        "options": case.options,
+        "artifact": {"name": case.artifact_name, "version": case.artifact_version},
+        "picture": f"{home}/{PICTURE}",
+        "files": {name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
+    }
+    return json.dumps(head).encode()[:-1] + b', "result": ' + result.strip() + b"}"
 
 
 class Problem(BaseModel):
@@ -125,12 +126,23 @@ REFUSED: dict[int | str, dict[str, Any]] = {
 """What every route of an application may answer."""
 
 
+class WorkerHealth(BaseModel):
+    """A worker: a process with its memory, or (without ``pid``) a thread of the server."""
+
+    state: Literal["loading", "idle", "busy", "failed"]
+    pid: int | None
+    memory_bytes: int | None = Field(description="resident set")
+    restarts: int = Field(description="how often it was replaced")
+    failure: str | None = Field(description="why it cannot compute")
+
+
 class AppHealth(BaseModel):
-    """The state of an application's predictor, and what it predicts with."""
+    """The state of an application's predictor, what it predicts with, and the workers that do."""
 
     predictor: Literal["loaded", "failed", "not loaded"]
     failure: str | None
     artifacts: list[ArtifactVersion]
+    workers: list[WorkerHealth]
 
 
 class Health(BaseModel):
@@ -139,6 +151,7 @@ class Health(BaseModel):
     status: Literal["ok"]
     version: str
     apps: dict[str, AppHealth]
+    networks: dict[str, list[WorkerHealth]] = Field(description="the workers of the dense networks that are loaded")
 
 
 def _address(case: CaseSummary) -> str:

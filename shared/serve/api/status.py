@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from shared.serve.api.deps import MetricsDep, ServicesDep
-from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health
+from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health, WorkerHealth
 from shared.serve.metrics import CONTENT_TYPE
+from shared.serve.oip.networks import Networks
 from shared.serve.service import Service
 
 router = APIRouter(tags=["Server"])
@@ -23,15 +24,26 @@ async def metrics(counters: MetricsDep) -> Response:
 async def health(request: Request, services: ServicesDep) -> Health:
     """Whether the server runs, and the state of each predictor."""
     apps = {name: await _state(service) for name, service in services.items()}
-    return Health(status="ok", version=request.app.version, apps=apps)
+    networks: Networks = request.app.state.networks
+    loaded = {
+        f"{network.manifest.name} version {network.version}": [WorkerHealth.model_validate(w) for w in pool.states()]
+        for network in networks.all()
+        if (pool := network.model.value) is not None
+    }
+    return Health(status="ok", version=request.app.version, apps=apps, networks=loaded)
 
 
 async def _state(service: Service) -> AppHealth:
-    loaded, failure = service.model.value is not None, service.model.failure
+    model, failure = service.model.value, service.model.failure
+    loaded = model is not None
+    workers = [] if model is None else [WorkerHealth.model_validate(state) for state in model.workers.states()]
+    if model is not None and not model.workers.usable:
+        failure = failure or next((worker.failure for worker in workers if worker.failure), None)
     # Only a predictor that is loaded knows its manifests without reading files.
     manifests = service.manifests if loaded else await run_in_threadpool(lambda: service.manifests)
     return AppHealth(
-        predictor="loaded" if loaded else "failed" if failure else "not loaded",
+        predictor="failed" if failure else "loaded" if loaded else "not loaded",
         failure=failure,
         artifacts=[ArtifactVersion.of(manifest) for manifest in manifests],
+        workers=workers,
     )

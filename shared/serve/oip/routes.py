@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -12,12 +11,9 @@ from fastapi.responses import JSONResponse, Response
 
 from shared.errors import InvalidInputError
 from shared.serve.middleware.draining import Drain
-from shared.serve.oip.codec import BadTensor, Inference, read_request, write_response
-from shared.serve.oip.networks import Arrays, NetworkModel, Networks, concatenate
+from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
     InferenceError,
-    InferenceRequest,
-    InferenceResponse,
     ModelMetadata,
     ModelReady,
     ServerLive,
@@ -27,9 +23,10 @@ from shared.serve.oip.schemas import (
 )
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected, within_upload_limits
-from shared.serve.runtime.limits import until
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.settings import Settings
+from shared.serve.worker.codec import BadTensor
+from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 from shared.store.cases import CaseStore
 
 _LENGTH = "Inference-Header-Content-Length"
@@ -83,8 +80,8 @@ async def get_readiness(request: Request) -> ServerReady:
     store: CaseStore = request.app.state.store
     if drain.begun:
         return ServerReady(ready=False, reason="the server is being shut down")
-    fault = await run_in_threadpool(store.fault)
-    return ServerReady(ready=fault is None and await readiness.ready(), reason=fault)
+    fault = await run_in_threadpool(store.fault) or await readiness.fault()
+    return ServerReady(ready=fault is None, reason=fault)
 
 
 @router.get("", operation_id="oip_server")
@@ -158,41 +155,10 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel, s
     with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
         header_length = _header_length(stated, settings.max_json_bytes)
         body = await _body(request, header_length, settings, reserve)
-        work = _infer(networks, network, body, header_length)
-        answer, length = await while_connected(request, work)
+        answer, length = await while_connected(request, network.infer(body, header_length))
     if length is None:
-        return Response(answer, media_type="application/json")
-    return Response(answer, media_type="application/octet-stream", headers={_LENGTH: str(length)})
-
-
-async def _infer(
-    networks: Networks, network: NetworkModel, body: bytearray, header_length: int | None
-) -> tuple[bytes, int | None]:
-    manifest, settings = network.manifest, networks.settings
-    arrived = time.monotonic()
-    deadline = arrived + settings.deadline_s
-    async with until(deadline, network.model.what):
-        inference = await networks.readers.run(read_request, body, header_length, manifest.inputs, manifest.outputs)
-        decoded = time.monotonic()
-        await network.model.get()
-        with network.limit.computing():
-            parts = await network.infer(inference.inputs, deadline)
-        computed = time.monotonic()
-        answer = await networks.writers.run(_write, inference, network, parts, settings.max_json_bytes)
-    done = time.monotonic()
-    network.metrics.answered(request_s=done - arrived, input_s=decoded - arrived, output_s=done - computed)
-    return answer
-
-
-def _write(
-    inference: Inference, network: NetworkModel, parts: Sequence[Arrays], most_json: int
-) -> tuple[bytes, int | None]:
-    manifest, outputs = network.manifest, concatenate(parts)
-    if sum(outputs[name].nbytes for name in inference.outputs if name not in inference.binary) > most_json:
-        raise InvalidInputError(
-            "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
-        )
-    return write_response(inference, manifest.name, network.version, outputs, manifest.outputs)
+        return Response(bytes(answer), media_type="application/json")
+    return Response(bytes(answer), media_type="application/octet-stream", headers={_LENGTH: str(length)})
 
 
 async def _body(

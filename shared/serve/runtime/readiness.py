@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from shared.errors import InvalidInputError
-from shared.serve.runtime.workers import LoadOnce, Workers
+from shared.serve.runtime.loading import LoadOnce
+from shared.serve.runtime.threads import Threads
 
 log = logging.getLogger("trivium.serve")
 _CHECK_AGAIN_S = 30.0
 
 
 class Readiness:
-    """Loads every model on a thread where ``warm``, once started; and says whether all can answer.
+    """Loads every model in turn where ``warm``, once started; and says whether all can answer.
 
     A warm server is ready when all are loaded. Another is ready when none failed to load and all could be loaded. That
     is found out once, a fault again after half a minute, so that asking costs nothing.
@@ -25,29 +27,34 @@ class Readiness:
 
     def __init__(self, models: Sequence[LoadOnce[Any]], warm: bool) -> None:
         self._models, self._warm = models, warm
-        self._stopped = threading.Event()
-        self._checking = Workers("check", 1)
+        self._warming: asyncio.Task[None] | None = None
+        self._checking = Threads("check", 1)
         self._checked: dict[int, tuple[bool, float]] = {}
 
     def start(self) -> None:
         """Begins to load, where that is wanted."""
         if self._warm:
-            threading.Thread(target=self._load_all, name="warming", daemon=True).start()
+            self._warming = asyncio.create_task(self._load_all())
 
     def stop(self) -> None:
         """Begins nothing more."""
-        self._stopped.set()
+        if self._warming is not None:
+            self._warming.cancel()
         self._checking.close()
 
-    async def ready(self) -> bool:
-        """Whether all can answer."""
-        if self._warm:
-            return all(model.value is not None for model in self._models)
-        if any(model.failure is not None for model in self._models):
-            return False
+    async def fault(self) -> str | None:
+        """Which of them cannot answer at the moment, as a sentence; None where all can."""
+        for model in self._models:
+            if model.value is not None and not model.usable:
+                return f"{model.what}: its workers are being replaced"
+            if model.value is None and model.failure is not None:
+                return f"{model.what} cannot answer: {model.failure}"
+            if model.value is None and self._warm:
+                return f"{model.what} is being loaded"
         if not all(self._known(number) for number in range(len(self._models))):
             await self._checking.run(self._check_unknown)
-        return all(self._usable(number) for number in range(len(self._models)))
+        unusable = [model.what for number, model in enumerate(self._models) if not self._usable(number)]
+        return f"{unusable[0]} cannot be loaded; the log says why" if unusable else None
 
     def _usable(self, number: int) -> bool:
         return self._models[number].value is not None or self._checked[number][0]
@@ -59,23 +66,27 @@ class Readiness:
     def _check_unknown(self) -> None:
         for number, model in enumerate(self._models):
             if not self._known(number):
-                usable = _succeeds(model.what, model.check)
+                usable = _can_be_loaded(model)
                 self._checked[number] = usable, math.inf if usable else time.monotonic() + _CHECK_AGAIN_S
 
-    def _load_all(self) -> None:
+    async def _load_all(self) -> None:
         for model in self._models:
-            if self._stopped.is_set():
-                return
-            _succeeds(model.what, model.load)
+            with _faults_logged(model.what):
+                await model.get()
 
 
-def _succeeds(what: str, attempt: Callable[[], object]) -> bool:
+def _can_be_loaded(model: LoadOnce[Any]) -> bool:
+    with _faults_logged(model.what):
+        model.check()
+        return True
+    return False
+
+
+@contextmanager
+def _faults_logged(what: str) -> Iterator[None]:
     try:
-        attempt()
+        yield
     except InvalidInputError as refusal:
         log.warning("%s cannot answer: %s", what, refusal)
     except Exception:
         log.exception("%s cannot answer", what)
-    else:
-        return True
-    return False

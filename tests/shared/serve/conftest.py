@@ -36,13 +36,13 @@ def settings(tmp_path: Path) -> Settings:
         hosts="testserver",
         store=tmp_path / "store",
         device="cpu",
+        workers=0,
         warm=False,
         max_upload_bytes=200_000,
         max_tensor_bytes=100_000,
         max_files=5,
         queue_length=32,
         max_batch=8,
-        max_delay_ms=20,
         deadline_s=20,
     )
 

@@ -41,6 +41,7 @@ class Echo:
     units: list[str | None] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
+    batching: bool = True
 
     def decode(self, request: Request) -> Decoded[Numbers]:
         numbers = []

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.errors import InvalidInputError
-from shared.serve.oip.networks import OnnxNetwork
+from shared.serve.worker.network import OnnxNetwork
 
 INFER = "/v2/models/echo/infer"
 X = {"name": "x", "datatype": "FP32", "shape": [0, 2], "data": []}
@@ -63,7 +63,7 @@ def test_shipped_models_answer_zero_rows_and_refuse_other_empty_tensors(tmp_path
 
 @pytest.fixture
 def unused_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compute(self: OnnxNetwork, batch: object) -> None:
+    def compute(self: OnnxNetwork, *batch: object) -> None:
         raise AssertionError("the network was run")
 
     monkeypatch.setattr(OnnxNetwork, "compute", compute)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-from fastapi.testclient import TestClient
 
 from shared.app import App
 from shared.serve.app import create_app
@@ -123,32 +119,8 @@ def test_a_client_that_closes_with_the_answer_gets_the_refusal_all_the_same(live
     assert read(sent).status == 413
 
 
-def test_as_many_requests_are_decoded_at_once_as_there_are_cores(
-    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cores = len(os.sched_getaffinity(0))
-    lock, decode, inside, most = threading.Lock(), echo.decode, 0, 0
-    full = threading.Barrier(cores)
-
-    def counted(request: Any) -> Any:
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        full.wait(20)
-        with lock:
-            inside -= 1
-        return decode(request)
-
-    monkeypatch.setattr(echo, "decode", counted)
-    number = 4 * cores
-    with ThreadPoolExecutor(number) as pool:
-        answers = list(pool.map(lambda n: echo_client.post("/api/echo/predict", files=[csv(n)]), range(number)))
-    assert {answer.status_code for answer in answers} == {200} and most == cores
-
-
 def test_what_a_client_no_longer_waits_for_is_neither_computed_nor_kept(live: Callable[..., Live], echo: Echo) -> None:
-    server = live(max_batch=1, max_delay_ms=0)
+    server = live(max_batch=1)
     echo.gate.clear()
     computed = server.send_form(1)
     until(echo.entered.is_set)

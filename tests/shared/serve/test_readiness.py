@@ -28,7 +28,9 @@ def test_a_server_with_an_altered_network_is_not_ready(serve: Serve, network: Pa
     client = serve(warm=warm)
     until(lambda: client.get("/v2/models/echo/versions/2/ready").status_code == 200)
     until(lambda: not warm or client.get("/healthz").json()["apps"]["echo"]["predictor"] == "loaded")
-    assert client.get(READY).status_code == 503 and client.get(READY).json() == {"ready": False}
+    answer = client.get(READY)
+    assert answer.status_code == 503 and answer.json()["ready"] is False
+    assert answer.json()["reason"].startswith("the model echo ")
     assert client.get("/v2/health/live").json() == {"live": True}
 
 

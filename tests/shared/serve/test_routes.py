@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from shared.deploy.predictor import Response
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, csv, until
 
@@ -160,7 +161,7 @@ def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_c
 
 
 def test_only_requests_with_equal_options_are_computed_together(serve: Serve, echo: Echo) -> None:
-    client = serve(max_delay_ms=0)
+    client = serve()
     echo.gate.clear()
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(client.post, "/api/echo/predict", files=[csv(0)])
@@ -178,7 +179,7 @@ def test_only_requests_with_equal_options_are_computed_together(serve: Serve, ec
 
 
 def test_a_full_queue_says_when_to_come_again(serve: Serve, echo: Echo) -> None:
-    client = serve(queue_length=1, max_batch=1, max_delay_ms=0)
+    client = serve(queue_length=1, max_batch=1)
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(client.post, "/api/echo/predict", files=[csv(1)])]
@@ -195,7 +196,7 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve, echo: Echo) -> None:
 
 
 def test_after_the_deadline_the_answer_is_504_and_what_waited_is_not_computed(serve: Serve, echo: Echo) -> None:
-    client = serve(deadline_s=0.3, max_batch=1, max_delay_ms=0)
+    client = serve(deadline_s=0.3, max_batch=1)
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), (1, 2)))
@@ -231,7 +232,7 @@ def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
 
 
 def test_one_bad_request_does_not_spoil_its_batch(serve: Serve, echo: Echo) -> None:
-    client = serve(max_delay_ms=200)
+    client = serve()
     client.post("/api/echo/predict", files=[csv(0)])
     with ThreadPoolExecutor(4) as pool:
         forms = [{}, {"poison": "yes"}, {}, {}]
@@ -286,3 +287,12 @@ def test_metrics_count_what_happened_under_tritons_names(echo_client: TestClient
     assert values[f"nv_inference_pending_request_count{label}"] == 0
     assert values['nv_inference_request_failure{model="echo",reason="OTHER",version="2"}'] == 1
     assert "# TYPE nv_inference_count counter" in lines and not any("_created" in line for line in lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_a_result_that_json_cannot_hold_is_an_error_and_leaves_nothing_behind(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    monkeypatch.setattr(echo, "encode", lambda decoded, outputs: Response(result={"score": value}, picture=b""))
+    assert echo_client.post("/api/echo/predict", files=[csv(1)]).status_code == 500
+    assert echo_client.get("/api/echo/cases").json() == {"cases": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -14,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.deploy.predictor import Response
 from shared.errors import InvalidInputError
 from shared.store.cases import CaseStore
-from shared.store.records import Case, InputFile
+from shared.store.records import Case, InputFile, Outputs
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -54,19 +54,19 @@ def server() -> Iterator[str]:
             run("pg_ctl", "--wait", "--mode=immediate", "stop")
 
 
-def keep(store: CaseStore, app: str = "echo", **response: object) -> Case:
+def keep(store: CaseStore, app: str = "echo", **outputs: object) -> Case:
     given = {
         "result": {"found": [1, 2.5, None], "name": "沪深 300"},
         "picture": b"png",
         "files": {"out.csv": b"1"},
-    } | response
+    } | outputs
     return store.add(
         app=app,
         interface="json",
         inputs=(InputFile(name="a.csv", bytes=1, sha256="a" * 64),),
         options={"k": "v"},
         artifact=("net", 3),
-        response=Response(**given),  # type: ignore[arg-type]
+        outputs=Outputs(**given | {"result": json.dumps(given["result"]).encode()}),  # type: ignore[arg-type]
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from shared.deploy.artifact import TensorSpec
 from shared.errors import InvalidInputError
-from shared.serve.oip.schemas import (
+from shared.serve.worker.schemas import (
     InferenceRequest,
     InferenceResponse,
     RequestInput,
@@ -61,7 +61,10 @@ class Inference:
 
 
 def read_request(
-    body: bytes | bytearray, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    body: bytes | bytearray | memoryview,
+    header_length: int | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> Inference:
     """Reads a request body for a model with the given inputs and outputs.
 
@@ -70,9 +73,9 @@ def read_request(
     """
     if header_length is not None and not 0 <= header_length <= len(body):
         raise BadTensor(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
-    header = body if header_length is None else body[:header_length]
-    tail = memoryview(body)[len(header) :]
-    request = _parse(header)
+    view = memoryview(body)
+    header, tail = (view, view[:0]) if header_length is None else (view[:header_length], view[header_length:])
+    request = _parse(bytes(header))
     specs = {spec.name: spec for spec in inputs}
     arrays: dict[str, Array] = {}
     for entry in request.inputs:
@@ -96,7 +99,7 @@ def read_request(
     return _with_outputs(request, arrays, [spec.name for spec in outputs])
 
 
-def _parse(header: bytes | bytearray) -> InferenceRequest:
+def _parse(header: bytes) -> InferenceRequest:
     def refuse(constant: str) -> float:
         raise BadTensor(f"the body holds {constant}, which JSON does not know")
 

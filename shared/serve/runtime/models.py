@@ -1,0 +1,81 @@
+"""The workers of a model: processes where there may be, else a thread of the server."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from shared.app import GROUP, App
+from shared.serve.runtime.worker import Worker
+from shared.serve.runtime.worker_process import WorkerProcess
+from shared.serve.runtime.worker_thread import WorkerThread
+from shared.serve.settings import Settings
+from shared.serve.worker.messages import SUPPORTED
+from shared.serve.worker.work import Work, make_handler
+
+log = logging.getLogger("trivium.serve")
+
+
+def application_workers(app: App, artifacts: Sequence[Path], settings: Settings) -> list[Worker]:
+    """Workers for an application. One that is no installed package cannot be found by another process."""
+    work = _work(artifacts, settings)
+    place = entry_point(app)
+    if place is None or not processes_wanted(settings):
+        if processes_wanted(settings):
+            log.warning("%s is not an installed application, so it computes in the server's own process", app.name)
+        return [WorkerThread(lambda: make_handler(work, app), app.title)]
+    return _processes(replace(work, app=place), settings)
+
+
+def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
+    """Workers for the dense network of an artifact."""
+    work = _work([artifact], settings)
+    if processes_wanted(settings):
+        return _processes(work, settings)
+    return [WorkerThread(lambda: make_handler(work), artifact.parent.name)]
+
+
+def processes_wanted(settings: Settings) -> bool:
+    """Whether models compute in processes of their own."""
+    return settings.workers > 0 and SUPPORTED
+
+
+def entry_point(app: App) -> str | None:
+    """Where another process finds the application: the value of its entry point, or None."""
+    for point in entry_points(group=GROUP, name=app.name):
+        if point.load() is app:
+            return point.value
+    return None
+
+
+def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
+    return Work(
+        artifacts=tuple(str(path.resolve()) for path in artifacts),
+        device=settings.device,
+        program=settings.program,
+        max_batch=settings.max_batch,
+        max_json_bytes=settings.max_json_bytes,
+        memory_bytes=settings.worker_memory_bytes or half_of_memory(),
+    )
+
+
+def _processes(work: Work, settings: Settings) -> list[Worker]:
+    return [WorkerProcess(replace(work, number=number)) for number in range(settings.workers)]
+
+
+def half_of_memory() -> int | None:
+    """Half of what this machine, or its control group, has; None where that cannot be found out."""
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (OSError, ValueError, AttributeError):
+        return None
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(Path(place).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found) // 2

@@ -1,0 +1,276 @@
+"""A bounded queue before the workers of one model, which are supervised and replaced.
+
+What stands here is used from the event loop alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.errors import InvalidInputError
+from shared.serve.metrics import ModelMetrics
+from shared.serve.runtime.limits import Busy, DeadlinePassed
+from shared.serve.runtime.worker import Worker
+from shared.serve.worker.handler import result
+from shared.serve.worker.messages import Message
+
+log = logging.getLogger("trivium.serve")
+_RETRY_LOADING_S = 5.0
+_MOST_RUNS = 2
+
+State = Literal["loading", "idle", "busy", "failed"]
+
+
+class WorkerLost(Busy):
+    """The worker that computed a request ended (503)."""
+
+    def __init__(self, what: str, why: str) -> None:
+        InvalidInputError.__init__(
+            self, f"the worker that computed this for {what} ended ({why}) and is replaced; try again", status=503
+        )
+        self.retry_after_s = 5
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A request that waits or is computed."""
+
+    request: Message
+    deadline: float
+    arrived: float
+    answer: asyncio.Future[Message]
+    stage: Callable[[str], None] | None
+    runs: int = 0
+    place: _Place | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A worker, what it computes, and what became of those before it."""
+
+    worker: Worker
+    state: State = "loading"
+    batch: list[_Entry] = field(default_factory=list)
+    began: float = 0.0
+    again: bool = False
+    """Whether what it computes may be computed again: it did not come to its worker, or a batch mate was too late."""
+    restarts: int = 0
+    failure: str | None = None
+    failed_at: float = 0.0
+
+
+class WorkerPool:
+    """Gives what waits to the workers that are free, the oldest first, as many requests as one takes at once.
+
+    Nothing is waited for: a batch leaves when a worker is free. What is past its deadline is answered 504, and a worker
+    that computes it is ended; what it computed along with it is computed again once. What a worker computes that ends
+    by itself is answered 503. Either way the worker is replaced. Times are those of ``time.monotonic``.
+    """
+
+    def __init__(self, what: str, workers: Sequence[Worker], *, capacity: int, metrics: ModelMetrics) -> None:
+        self._what, self._capacity, self._metrics = what, capacity, metrics
+        self._places = [_Place(worker) for worker in workers]
+        self._queue: deque[_Entry] = deque()
+        self._first: asyncio.Future[None] | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Has the workers load, and waits for the first. Raises ``InvalidInputError`` (503) where none can."""
+        self._first = asyncio.get_running_loop().create_future()
+        for place in self._places:
+            self._load(place)
+        try:
+            await asyncio.shield(self._first)
+        except BaseException:
+            self.close()
+            raise
+
+    async def answer(self, request: Message, deadline: float, stage: Callable[[str], None] | None = None) -> Message:
+        """A worker's reply. ``stage`` is told what is done with the request.
+
+        Raises ``Busy``, ``DeadlinePassed``, ``WorkerLost``, or what the worker refused. When cancelled, a request that
+        waits is dropped; one that is computed goes on as long as a new worker would take to load, or to its deadline.
+        """
+        if self._closed or len(self._queue) >= self._capacity:
+            raise Busy(self._what)
+        self._try_loading_again()
+        loop = asyncio.get_running_loop()
+        entry = _Entry(request, deadline, time.monotonic(), loop.create_future(), stage)
+        entry.timer = loop.call_later(deadline - entry.arrived, self._is_late, entry)
+        self._queue.append(entry)
+        self._give_out()
+        try:
+            reply = await entry.answer
+        except asyncio.CancelledError:
+            self._is_left(entry)
+            raise
+        finally:
+            if entry.place is None:
+                entry.timer.cancel()
+        return result(reply, self._what)
+
+    def close(self) -> None:
+        """Takes nothing more, refuses what waits or is computed, and ends the workers."""
+        self._closed = True
+        for entry in (*self._queue, *(entry for place in self._places for entry in place.batch)):
+            if entry.timer is not None:
+                entry.timer.cancel()
+            if not entry.answer.done():
+                entry.answer.set_exception(Busy(self._what))
+        self._queue.clear()
+        for place in self._places:
+            place.worker.close()
+
+    def states(self) -> list[dict[str, str | int | None]]:
+        """The workers' states, process ids, memory, how often they were replaced, and why they cannot compute."""
+        return [
+            {"state": place.state, **place.worker.describe(), "restarts": place.restarts, "failure": place.failure}
+            for place in self._places
+        ]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a worker has loaded."""
+        return any(place.state in ("idle", "busy") for place in self._places)
+
+    def is_ready(self, worker: Worker) -> None:
+        """A worker has loaded."""
+        place = self._place(worker)
+        place.state, place.failure = "idle", None
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+        self._give_out()
+
+    def has_stage(self, worker: Worker, stage: str) -> None:
+        """A worker says what it does."""
+        for entry in self._place(worker).batch:
+            if entry.stage is not None:
+                entry.stage(stage)
+
+    def has_replied(self, worker: Worker, replies: Sequence[Message]) -> None:
+        """A worker computed what it was given."""
+        place = self._place(worker)
+        batch, place.batch = place.batch, []
+        place.state = "idle"
+        if len(replies) != len(batch):
+            log.error("%s: a worker gave %d replies to %d requests", self._what, len(replies), len(batch))
+            replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
+        done = [reply.head for reply in replies if "inferences" in reply.head]
+        if done:
+            self._metrics.executed(
+                inferences=sum(head["inferences"] for head in done),
+                executions=sum(head["executions"] for head in done),
+                waited_s=sum(place.began - entry.arrived for entry in batch),
+                computed_s=sum(head["infer_s"] for head in done),
+            )
+        for entry, reply in zip(batch, replies, strict=True):
+            self._settle(entry)
+            if not entry.answer.done():
+                entry.answer.set_result(reply)
+        self._give_out()
+
+    def has_ended(self, worker: Worker, why: str, *, refused: bool) -> None:
+        """A worker is gone: what it computed is answered, or waits again, and another takes its place."""
+        place = self._place(worker)
+        batch, place.batch = place.batch, []
+        loading, again = place.state == "loading", place.again
+        place.again = False
+        for entry in reversed(batch):
+            self._settle(entry)
+            if entry.answer.done():
+                continue
+            if again and entry.runs < _MOST_RUNS:
+                self._queue.appendleft(entry)
+                self._await_deadline(entry)
+            else:
+                entry.answer.set_exception(WorkerLost(self._what, why))
+        if self._closed:
+            return
+        if loading or refused:
+            self._has_failed(place, why if refused else f"its worker ended while it loaded ({why})")
+            return
+        if not again:
+            log.error("a worker of %s ended (%s); another takes its place", self._what, why)
+        place.restarts += 1
+        self._load(place)
+
+    def _load(self, place: _Place) -> None:
+        place.state = "loading"
+        place.worker.start(self)
+
+    def _has_failed(self, place: _Place, why: str) -> None:
+        place.state, place.failure, place.failed_at = "failed", why, time.monotonic()
+        if any(other.state != "failed" for other in self._places):
+            return
+        refusal = InvalidInputError(why, status=503)
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(refusal)
+        for entry in self._queue:
+            self._settle(entry)
+            if not entry.answer.done():
+                entry.answer.set_exception(refusal)
+        self._queue.clear()
+
+    def _try_loading_again(self) -> None:
+        """Has workers that could not load try again; raises where that was tried a moment ago and none is left."""
+        failed = [place for place in self._places if place.state == "failed"]
+        for place in failed:
+            if time.monotonic() - place.failed_at >= _RETRY_LOADING_S:
+                self._load(place)
+        if len(failed) == len(self._places) and all(place.state == "failed" for place in self._places):
+            raise InvalidInputError(str(failed[0].failure), status=503)
+
+    def _give_out(self) -> None:
+        for place in self._places:
+            if place.state != "idle" or not self._queue or self._closed:
+                continue
+            place.batch = [self._queue.popleft() for _ in range(min(place.worker.most, len(self._queue)))]
+            place.state, place.began = "busy", time.monotonic()
+            for entry in place.batch:
+                entry.place = place
+                entry.runs += 1
+            place.again = not place.worker.begin([entry.request for entry in place.batch])
+        self._metrics.pending.set(len(self._queue))
+
+    def _is_late(self, entry: _Entry) -> None:
+        if not entry.answer.done():
+            entry.answer.set_exception(DeadlinePassed(self._what))
+        if entry.place is None:
+            self._drop(entry)
+        elif not entry.place.again and entry.place.worker.stop():
+            entry.place.again = True
+            log.warning("a worker of %s computed past a deadline; it is ended and replaced", self._what)
+
+    def _is_left(self, entry: _Entry) -> None:
+        if entry.place is None:
+            self._drop(entry)
+            return
+        # To stop it costs the loading of another worker.
+        entry.deadline = min(entry.deadline, time.monotonic() + entry.place.worker.load_s)
+        self._await_deadline(entry)
+
+    def _await_deadline(self, entry: _Entry) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+        left = max(0.0, entry.deadline - time.monotonic())
+        entry.timer = asyncio.get_running_loop().call_later(left, self._is_late, entry)
+
+    def _drop(self, entry: _Entry) -> None:
+        if entry in self._queue:
+            self._queue.remove(entry)
+            self._metrics.pending.set(len(self._queue))
+
+    def _settle(self, entry: _Entry) -> None:
+        entry.place = None
+        if entry.timer is not None:
+            entry.timer.cancel()
+
+    def _place(self, worker: Worker) -> _Place:
+        return next(place for place in self._places if place.worker is worker)

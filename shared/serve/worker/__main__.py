@@ -1,0 +1,89 @@
+"""A worker process: ``python -m shared.serve.worker DESCRIPTOR WORK``. It ends with the server that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from shared.errors import InvalidInputError
+from shared.serve.worker.handler import Handler, is_out_of_memory
+from shared.serve.worker.messages import Message, bundle, receive, send, unbundle
+from shared.serve.worker.work import Work, make_handler
+
+log = logging.getLogger("trivium.serve")
+_PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int, work: Work) -> int:
+    """Loads, says so, and computes what comes until the server is gone."""
+    connection = socket.socket(fileno=descriptor)
+    began = time.monotonic()
+    try:
+        handler = make_handler(work)
+    except InvalidInputError as refusal:
+        send(connection, Message({"event": "refused", "sentence": str(refusal)}))
+        return 0
+    except Exception as error:
+        log.exception("a worker cannot load what it is to compute")
+        words = "it needs more memory than a worker may have" if is_out_of_memory(error) else type(error).__name__
+        send(connection, Message({"event": "failed", "sentence": words}))
+        return 1
+    send(connection, Message({"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}))
+    with suppress(BrokenPipeError, ConnectionResetError):
+        _compute_all(connection, handler)
+    return 0
+
+
+def _compute_all(connection: socket.socket, handler: Handler) -> None:
+    def stage(name: str) -> None:
+        send(connection, Message({"event": "stage", "stage": name}))
+
+    while (message := receive(connection)) is not None:
+        replies = handler.handle(unbundle(message), stage)
+        send(connection, bundle(replies))
+        del message
+        if any(reply.head.get("ending") for reply in replies):
+            return  # what ran out of memory may hold some still
+        del replies
+
+
+def _bind_to(server: int) -> None:
+    """Has this process end when the server does, also where that is killed."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(0)
+    # Where the machine runs out of memory, a worker is replaced and the server is not.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _use_gpu(number: int, device: str) -> None:
+    """Has the workers of one model take the machine's GPUs in turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device != "cpu" and number and visible is None:
+        import torch
+
+        if (count := torch.cuda.device_count()) > 1:
+            torch.cuda.set_device(number % count)
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     worker: %(message)s")
+    given = Work(**json.loads(sys.argv[3]))
+    _bind_to(int(sys.argv[2]))
+    if given.memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (given.memory_bytes, given.memory_bytes))
+    _use_gpu(given.number, given.device)
+    sys.exit(main(int(sys.argv[1]), given))

@@ -1,0 +1,145 @@
+"""An application's predictor and codec in a worker: from files and options to the bytes of an answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.app import App
+from shared.deploy.artifact import Artifact
+from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
+from shared.errors import InvalidInputError
+from shared.serve.worker.handler import Stage, fault
+from shared.serve.worker.messages import Blob, Message
+
+
+@dataclass(slots=True)
+class _Work:
+    """A request on its way: what is known of it, and the seconds that its steps took."""
+
+    paths: list[str]
+    decoded: Decoded[Any] | None = None
+    outputs: list[Any] | None = None
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    executions: int = 0
+    reply: Message | None = None
+
+
+class ApplicationHandler:
+    """Decodes, predicts and encodes. Requests with equal options are predicted together where the predictor batches.
+
+    Inputs that are predicted together number at most ``max_batch``; a request with more goes alone.
+    """
+
+    def __init__(self, app: App, artifacts: Sequence[Artifact], device: str, max_batch: int) -> None:
+        from shared.device import choose_device
+
+        self._app = app
+        self._predictor: Predictor[Any, Any] = app.predictor(artifacts, choose_device(device))
+        self._codec: Codec[Any, Any] = app.codec(self._predictor)
+        self._max_batch = max_batch
+        self.most = max_batch if getattr(self._predictor, "batching", False) else 1
+
+    def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
+        """Replies whose blobs are the result as JSON, the picture, and the files in the order of their names."""
+        stage("reading")
+        works = [self._decode(request) for request in requests]
+        stage("computing")
+        for group in self._groups([work for work in works if work.reply is None]):
+            self._predict(group)
+        stage("writing")
+        return [work.reply or self._encode(work) for work in works]
+
+    def _decode(self, request: Message) -> _Work:
+        began, head = time.monotonic(), request.head
+        work = _Work(paths=list(head["files"]))
+        try:
+            if head["sample"] is not None:
+                work.paths = self._sample(head["sample"], Path(head["folder"]))
+            files = tuple(Path(path) for path in work.paths)
+            work.decoded = self._codec.decode(Request(files=files, options=head["options"], seconds=head["seconds"]))
+        except Exception as error:
+            work.reply = self._fault(error)
+        work.input_s = time.monotonic() - began
+        return work
+
+    def _sample(self, name: str, folder: Path) -> list[str]:
+        samples = {sample.name: sample for sample in self._app.samples()}
+        if name not in samples:
+            names = ", ".join(samples) or "none at hand"
+            raise InvalidInputError(f"{self._app.name} has no sample {name!r}; it has {names}")
+        made = folder / "sample"
+        made.mkdir(exist_ok=True)  # a worker that was replaced may have made it
+        return [str(path) for path in samples[name].files(made)]
+
+    def _groups(self, works: Sequence[_Work]) -> list[list[_Work]]:
+        """The works that are predicted together: of equal options, their inputs at most ``max_batch``."""
+        groups: dict[Hashable, list[list[_Work]]] = {}
+        for work in works:
+            assert work.decoded is not None
+            open_groups = groups.setdefault(work.decoded.options, [[]])
+            held = sum(len(other.decoded.inputs) for other in open_groups[-1] if other.decoded is not None)
+            if open_groups[-1] and held + len(work.decoded.inputs) > self._max_batch:
+                open_groups.append([])
+            open_groups[-1].append(work)
+        return [group for several in groups.values() for group in several]
+
+    def _predict(self, group: Sequence[_Work]) -> None:
+        began = time.monotonic()
+        decoded = [work.decoded for work in group if work.decoded is not None]
+        inputs = [item for one in decoded for item in one.inputs]
+        try:
+            outputs = list(self._predictor.predict(inputs, decoded[0].options))
+            if len(outputs) != len(inputs):
+                raise RuntimeError(f"the predictor gave {len(outputs)} outputs to {len(inputs)} inputs")
+        except Exception as error:
+            if len(group) == 1:
+                group[0].reply = self._fault(error)
+                return
+            for work in group:  # a bad one spoils only its own
+                self._predict([work])
+            return
+        remaining = iter(outputs)
+        group[0].executions = 1
+        for work, one in zip(group, decoded, strict=True):
+            work.outputs = [next(remaining) for _ in one.inputs]
+            work.infer_s = time.monotonic() - began
+
+    def _encode(self, work: _Work) -> Message:
+        began = time.monotonic()
+        assert work.decoded is not None and work.outputs is not None
+        try:
+            response = self._codec.encode(work.decoded, work.outputs)
+            blobs: list[Blob] = [document(response), response.picture, *response.files.values()]
+        except Exception as error:
+            return self._fault(error)
+        return Message(
+            {
+                "paths": work.paths,
+                "model": response.model,
+                "files": list(response.files),
+                "inferences": len(work.decoded.inputs),
+                "executions": work.executions,
+                "input_s": work.input_s,
+                "infer_s": work.infer_s,
+                "output_s": time.monotonic() - began,
+            },
+            blobs,
+        )
+
+    def _fault(self, error: Exception) -> Message:
+        return fault(error, self._app.title, withhold=self._app.kinds is not None)
+
+
+def document(response: Response) -> bytes:
+    """``result.json``: each of its keys on a line, what they hold without spaces, for it may be large."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False, separators=(',', ':'))}"
+        for key, value in response.result.items()
+    ]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()

@@ -1,0 +1,197 @@
+"""A dense network in a worker: from the bodies of requests to the bodies of answers, computed together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shared.deploy.artifact import MANIFEST, Artifact, Manifest, TensorSpec
+from shared.errors import InvalidInputError
+from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
+from shared.serve.worker.handler import Stage, fault
+from shared.serve.worker.messages import Message
+
+Arrays = Mapping[str, Array]
+_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "auto": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+
+
+class OnnxNetwork:
+    """A network in ONNX Runtime, which computes requests of any number of rows together where axis 0 is a batch."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._symbols: dict[str, list[str | int]] = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+        tensors = [*session.get_inputs(), *session.get_outputs()]
+        first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
+        # Axis 0 of every input and output is one and the same named size.
+        self._batched = len(first) == 1 and isinstance(next(iter(first)), str)
+
+    def check(self, inputs: Arrays) -> None:
+        """Refuses inputs in which one named size (as ``batch``) has two values, and empty ones but for zero rows.
+
+        ONNX Runtime's kernels are not made for empty tensors: an LSTM on one ends the process.
+        """
+        seen: dict[str, tuple[str, int]] = {}
+        for name, array in inputs.items():
+            for axis, length in enumerate(array.shape):
+                if length == 0 and not (self._batched and axis == 0):
+                    raise BadTensor(f"the input {name!r} has size 0 in axis {axis}; it must have at least 1")
+            for symbol, length in zip(self._symbols[name], array.shape, strict=True):
+                if isinstance(symbol, str):
+                    other, expected = seen.setdefault(symbol, (name, length))
+                    if length != expected:
+                        raise BadTensor(
+                            f"the size {symbol!r} is {expected} in the input {other!r} and {length} in {name!r}"
+                        )
+
+    def kind(self, inputs: Arrays) -> object:
+        """What may be computed together: inputs that differ only in their number of rows."""
+        return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs)) if self._batched else object()
+
+    def rows(self, inputs: Arrays) -> int:
+        """How many rows the inputs have; 1 where there is no batch axis."""
+        return int(next(iter(inputs.values())).shape[0]) if self._batched and inputs else 1
+
+    def compute(self, batch: Sequence[Arrays], most: int) -> list[dict[str, Array]]:
+        """All outputs for each of the inputs, computed together in parts of at most ``most`` rows.
+
+        What a network needs while it computes grows with its rows.
+        """
+        together = batch[0] if len(batch) == 1 else {n: np.concatenate([one[n] for one in batch]) for n in batch[0]}
+        rows = self.rows(together)
+        if rows <= most:
+            whole = self._run(together)
+        else:
+            parts = [self._run({n: a[i : i + most] for n, a in together.items()}) for i in range(0, rows, most)]
+            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if len(batch) == 1:
+            return [whole]
+        ends = np.cumsum([self.rows(one) for one in batch])[:-1]
+        split = {name: np.split(array, ends) for name, array in whole.items()}
+        return [{name: parts[number] for name, parts in split.items()} for number in range(len(batch))]
+
+    def _run(self, inputs: Arrays) -> dict[str, Array]:
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            arrays = self._session.run(names, dict(inputs))
+        except Exception as error:
+            if type(error).__name__ == "InvalidArgument":
+                raise BadTensor(f"the network cannot be run on these values: {error}") from error
+            raise
+        return dict(zip(names, arrays, strict=True))
+
+
+@dataclass(slots=True)
+class _Work:
+    """A request on its way."""
+
+    inference: Inference | None = None
+    outputs: Arrays | None = None
+    input_s: float = 0.0
+    infer_s: float = 0.0
+    rows: int = 0
+    executions: int = 0
+    reply: Message | None = None
+
+
+class NetworkHandler:
+    """Reads tensors, runs the network on at most ``max_batch`` rows at a time, and writes tensors."""
+
+    def __init__(self, network: OnnxNetwork, manifest: Manifest, max_batch: int, max_json_bytes: int) -> None:
+        self._network, self._manifest = network, manifest
+        self._max_json_bytes = max_json_bytes
+        self.most = self._max_batch = max_batch
+        self._what = f"the model {manifest.name}"
+
+    def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
+        """Replies with the answer's body as their blob; ``length`` is that of its JSON part, as ``header_length``."""
+        works = [self._read(request) for request in requests]
+        groups: dict[object, list[_Work]] = {}
+        for work in works:
+            if work.inference is not None:
+                groups.setdefault(self._network.kind(work.inference.inputs), []).append(work)
+        for group in groups.values():
+            self._compute(group)
+        return [work.reply or self._write(work) for work in works]
+
+    def _read(self, request: Message) -> _Work:
+        began, work, manifest = time.monotonic(), _Work(), self._manifest
+        try:
+            inference = read_request(request.blobs[0], request.head["header_length"], manifest.inputs, manifest.outputs)
+            self._network.check(inference.inputs)
+            work.rows = self._network.rows(inference.inputs)
+            if work.rows:
+                work.inference = inference
+            else:
+                work.reply = self._body(inference, _without_rows(manifest.outputs), work)
+        except Exception as error:
+            work.reply = fault(error, self._what, withhold=False)
+        work.input_s = time.monotonic() - began
+        return work
+
+    def _compute(self, group: Sequence[_Work]) -> None:
+        began = time.monotonic()
+        try:
+            batch = [work.inference.inputs for work in group if work.inference is not None]
+            outputs = self._network.compute(batch, self._max_batch)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].reply = fault(error, self._what, withhold=False)
+                return
+            for work in group:  # a bad one spoils only its own
+                self._compute([work])
+            return
+        group[0].executions = -(-sum(work.rows for work in group) // self._max_batch)
+        for work, arrays in zip(group, outputs, strict=True):
+            work.outputs, work.infer_s = arrays, time.monotonic() - began
+
+    def _write(self, work: _Work) -> Message:
+        assert work.inference is not None and work.outputs is not None
+        try:
+            return self._body(work.inference, work.outputs, work)
+        except Exception as error:
+            return fault(error, self._what, withhold=False)
+
+    def _body(self, inference: Inference, outputs: Arrays, work: _Work) -> Message:
+        began, manifest = time.monotonic(), self._manifest
+        as_json = sum(outputs[name].nbytes for name in inference.outputs if name not in inference.binary)
+        if as_json > self._max_json_bytes:
+            raise InvalidInputError(
+                "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
+            )
+        body, length = write_response(inference, manifest.name, str(manifest.version), outputs, manifest.outputs)
+        times = {"input_s": work.input_s, "infer_s": work.infer_s, "output_s": time.monotonic() - began}
+        return Message({"length": length, "inferences": work.rows, "executions": work.executions, **times}, [body])
+
+
+def open_network(artifact: Artifact, device: str) -> OnnxNetwork:
+    """The network of an artifact in ONNX Runtime; refuses one that is not what its manifest says."""
+    import onnxruntime as ort
+
+    wanted, present = _PROVIDERS[device], ort.get_available_providers()
+    session = ort.InferenceSession(str(artifact.network), providers=[one for one in wanted if one in present])
+    given = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+    for spec in artifact.manifest.inputs:
+        shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
+        if spec.name not in given or shape != spec.shape:
+            raise InvalidInputError(
+                f"{artifact.network}: the input {spec.name!r} has shape {list(shape)} there and "
+                f"{list(spec.shape)} in {MANIFEST}; export the run again"
+            )
+    return OnnxNetwork(session)
+
+
+def _without_rows(outputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The outputs for inputs of zero rows; refuses where another axis than the first has no fixed size."""
+    for spec in outputs:
+        if -1 in spec.shape[1:]:
+            raise BadTensor(f"the inputs have no rows, and the shape of the output {spec.name!r} depends on them")
+    return {spec.name: np.empty((0, *spec.shape[1:]), DTYPES[spec.datatype]) for spec in outputs}

@@ -1,0 +1,87 @@
+"""Requests for an inference and their answers in the Open Inference Protocol, version 2, over REST.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md, with Triton's
+extension of binary tensor data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Size = Annotated[int, Field(ge=0)]
+
+
+class _Message(BaseModel):
+    # Nothing is converted: "2" is no size.
+    model_config = ConfigDict(strict=True)
+
+
+class InputParameters(_Message):
+    """``binary_data_size`` is how many bytes of the input follow the JSON part of the body."""
+
+    binary_data_size: Size | None = None
+
+
+class RequestInput(_Message):
+    """An input tensor, its values in ``data`` (nested or flat) or as binary data."""
+
+    name: str
+    datatype: str = Field(examples=["FP32"])
+    shape: list[Size]
+    parameters: InputParameters | None = None
+    data: list[Any] | None = None
+
+
+class OutputParameters(_Message):
+    """Whether the output is wanted as binary data."""
+
+    binary_data: bool | None = None
+
+
+class RequestOutput(_Message):
+    """An output that is asked for."""
+
+    name: str
+    parameters: OutputParameters | None = None
+
+
+class RequestParameters(_Message):
+    """Whether all outputs are wanted as binary data, where an output does not say otherwise."""
+
+    binary_data_output: bool | None = None
+
+
+class InferenceRequest(_Message):
+    """Tensors for a model. Without ``outputs``, all are answered."""
+
+    id: str | None = None
+    parameters: RequestParameters | None = None
+    inputs: list[RequestInput]
+    outputs: list[RequestOutput] | None = None
+
+
+class ResponseParameters(BaseModel):
+    """``binary_data_size`` is how many bytes of the output follow the JSON part of the body."""
+
+    binary_data_size: int
+
+
+class ResponseOutput(BaseModel):
+    """An output tensor, its values in ``data`` (flat) or as binary data."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: ResponseParameters | None = None
+    data: list[Any] | None = None
+
+
+class InferenceResponse(BaseModel):
+    """What a model answered."""
+
+    model_name: str
+    model_version: str
+    outputs: list[ResponseOutput]
+    id: str | None = None

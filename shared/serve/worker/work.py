@@ -1,0 +1,51 @@
+"""What a worker is told to do, as JSON, and the handler that does it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+from shared.app import GROUP, App
+from shared.deploy.artifact import open_artifact
+from shared.deploy.programs.choosing import asked_program
+from shared.serve.worker.handler import Handler
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a worker computes: an application (``app`` is its entry point's value) or else a dense network.
+
+    ``artifacts`` are directories; ``program`` is what its networks compute with, the fastest by default;
+    ``number`` tells the workers of one model apart, which go to GPUs in turn.
+    ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA).
+    """
+
+    artifacts: tuple[str, ...]
+    device: str
+    max_batch: int
+    app: str | None = None
+    program: str | None = None
+    max_json_bytes: int = 0
+    memory_bytes: int | None = None
+    number: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types, which ``Work(**...)`` takes back."""
+        return asdict(self)
+
+
+def make_handler(work: Work, app: App | None = None) -> Handler:
+    """The handler for what is to be done; ``app`` where it is at hand. Raises ``InvalidInputError``."""
+    artifacts = [open_artifact(Path(path)) for path in work.artifacts]
+    if work.app is None and app is None:
+        from shared.serve.worker.network import NetworkHandler, open_network
+
+        network = open_network(artifacts[0], work.device)
+        return NetworkHandler(network, artifacts[0].manifest, work.max_batch, work.max_json_bytes)
+    from shared.serve.worker.application import ApplicationHandler
+
+    found: App = app or EntryPoint(name="app", value=str(work.app), group=GROUP).load()
+    with asked_program(work.program):
+        return ApplicationHandler(found, artifacts, work.device, work.max_batch)

@@ -1,0 +1,54 @@
+"""An installed application whose predictor fails in every way that takes a process with it, as its option says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.app import App
+from shared.deploy.predictor import Decoded, Request, Response
+
+
+class Fragile:
+    """The option ``how`` says what happens; without it the answer is the process that gave it."""
+
+    def decode(self, request: Request) -> Decoded[str]:
+        return Decoded(inputs=(request.options.get("how", ""),), options=None, context=request.options)
+
+    def predict(self, batch: Sequence[str], options: Any = None) -> list[int]:
+        for how in batch:
+            if how == "abort":
+                os.abort()
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "memory":
+                bytes(1 << 40)
+            while how == "hang":
+                time.sleep(0.01)
+        return [os.getpid() for _ in batch]
+
+    def encode(self, decoded: Decoded[str], outputs: Sequence[int]) -> Response:
+        large = bytes(int(decoded.context.get("bytes", 0)))
+        return Response(result={"process": outputs[0]}, picture=b"\x89PNG", files={"large": large})
+
+
+def _unused(*_: object) -> Any:
+    raise AssertionError("the server neither trains nor reproduces")
+
+
+app = App(
+    name="fragile",
+    title="Fragile",
+    summary="Ends as it is told to.",
+    notice="For tests only.",
+    root=Path(__file__).parent / "fragile",
+    models=("echo",),
+    recipes=_unused,
+    dense=_unused,
+    predictor=lambda artifacts, device: Fragile(),
+    codec=lambda predictor: predictor,
+)

@@ -1,0 +1,270 @@
+"""The queue before a model's workers, and what becomes of requests whose worker ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidInputError
+from shared.serve.metrics import Metrics
+from shared.serve.runtime.limits import Busy, DeadlinePassed
+from shared.serve.runtime.pool import WorkerLost, WorkerPool
+from shared.serve.runtime.worker import Listener
+from shared.serve.worker.handler import OutOfMemory, WorkerFault, refusal
+from shared.serve.worker.messages import Message
+
+
+class Scripted:
+    """A worker that does what its test tells it to."""
+
+    def __init__(self, most: int = 2, load_s: float = 60.0) -> None:
+        self.most, self.load_s = most, load_s
+        self.batches: list[list[int]] = []
+        self.starts = self.stops = 0
+        self.closed, self.gone = False, False
+
+    def start(self, listener: Listener) -> None:
+        self.starts += 1
+        self.listener = listener
+
+    def ready(self) -> None:
+        self.listener.is_ready(self)
+
+    def begin(self, batch: Sequence[Message]) -> bool:
+        self.batches.append([message.head["n"] for message in batch])
+        return not self.gone
+
+    def reply(self, *replies: Message) -> None:
+        done = {"inferences": 1, "executions": 1, "infer_s": 0.1}
+        made = [Message({**done, "n": -n}) for n in self.batches[-1]]
+        self.listener.has_replied(self, replies or made)
+
+    def end(self, why: str = "SIGABRT", refused: bool = False) -> None:
+        self.listener.has_ended(self, why, refused=refused)
+
+    def stop(self) -> bool:
+        self.stops += 1
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def describe(self) -> dict[str, int | None]:
+        return {"pid": 1, "memory_bytes": 2}
+
+
+def play(script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True) -> None:
+    """Runs the script with a pool before the workers, which are ready."""
+
+    async def run() -> None:
+        pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"))
+        starting = asyncio.ensure_future(pool.start())
+        await asyncio.sleep(0)
+        if ready:
+            for worker in workers:
+                worker.ready()
+            await starting
+            await script(pool, *workers)
+        else:
+            await script(pool, starting, *workers)
+
+    asyncio.run(run())
+
+
+async def ask(pool: WorkerPool, *numbers: int, deadline_s: float = 20) -> list[asyncio.Task[Message]]:
+    tasks = [asyncio.ensure_future(pool.answer(Message({"n": n}), time.monotonic() + deadline_s)) for n in numbers]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def value(task: asyncio.Task[Message]) -> Any:
+    return (await task).head["n"]
+
+
+def test_a_lone_request_leaves_at_once_and_what_comes_meanwhile_leaves_together() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, 1, 2, 3, 4)
+        assert worker.batches == [[1]]
+        worker.reply()
+        worker.reply()
+        worker.reply()
+        assert worker.batches == [[1], [2, 3], [4]]
+        assert [await value(task) for task in tasks] == [-1, -2, -3, -4]
+
+    play(script, Scripted())
+
+
+def test_whichever_worker_is_free_takes_the_oldest() -> None:
+    async def script(pool: WorkerPool, first: Scripted, second: Scripted) -> None:
+        tasks = await ask(pool, 1, 2, 3)
+        assert (first.batches, second.batches) == ([[1]], [[2]])
+        second.reply()
+        first.reply()
+        second.reply()
+        assert second.batches == [[2], [3]] and [await value(task) for task in tasks] == [-1, -2, -3]
+
+    play(script, Scripted(), Scripted())
+
+
+def test_beyond_capacity_it_is_busy() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, 1, 2, 3, 4)
+        with pytest.raises(Busy) as refused:
+            await tasks[3]
+        assert refused.value.status == 503
+        worker.reply()
+        worker.reply()
+        assert [await value(task) for task in tasks[:3]] == [-1, -2, -3]
+
+    play(script, Scripted(), capacity=2)
+
+
+def test_a_worker_that_ends_takes_only_its_own_requests_and_is_replaced() -> None:
+    async def script(pool: WorkerPool, first: Scripted, second: Scripted) -> None:
+        tasks = await ask(pool, 1, 2, 3)
+        first.end("SIGKILL")
+        with pytest.raises(WorkerLost, match="SIGKILL") as lost:
+            await tasks[0]
+        assert lost.value.status == 503 and lost.value.retry_after_s == 5
+        assert first.starts == 2 and pool.states()[0]["restarts"] == 1 and pool.usable
+        second.reply()
+        second.reply()
+        assert [await value(task) for task in tasks[1:]] == [-2, -3]
+
+    play(script, Scripted(), Scripted())
+
+
+def test_what_does_not_come_to_a_worker_that_ended_is_given_to_another() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        worker.gone = True
+        (task,) = await ask(pool, 1)
+        worker.end("SIGKILL")
+        worker.gone = False
+        worker.ready()
+        worker.reply()
+        assert worker.batches == [[1], [1]] and await value(task) == -1
+
+    play(script, Scripted())
+
+
+def test_what_is_past_its_deadline_is_stopped_and_its_batch_mates_are_computed_again() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        (first,) = await ask(pool, 0)
+        (late,) = await ask(pool, 1, deadline_s=0.05)
+        (mate,) = await ask(pool, 2)
+        worker.reply()
+        assert worker.batches[-1] == [1, 2] and await value(first) == 0
+        with pytest.raises(DeadlinePassed) as passed:
+            await late
+        assert passed.value.status == 504 and worker.stops == 1
+        worker.end("SIGKILL")
+        assert worker.starts == 2 and not mate.done()
+        worker.ready()
+        assert worker.batches[-1] == [2]
+        worker.reply()
+        assert await value(mate) == -2
+
+    play(script, Scripted())
+
+
+def test_what_waits_past_its_deadline_is_answered_and_never_computed() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        (first,) = await ask(pool, 1)
+        (late,) = await ask(pool, 2, deadline_s=0.01)
+        with pytest.raises(DeadlinePassed):
+            await late
+        worker.reply()
+        assert worker.batches == [[1]] and worker.stops == 0 and await value(first) == -1
+
+    play(script, Scripted())
+
+
+def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worker_needs() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        computed, waiting = await ask(pool, 1, 2)
+        waiting.cancel()
+        computed.cancel()
+        await asyncio.wait({computed, waiting})
+        await asyncio.sleep(0.01)
+        assert worker.stops == 1
+        worker.end("SIGKILL")
+        worker.ready()
+        assert worker.batches == [[1]]
+
+    play(script, Scripted(load_s=0.001))
+
+
+def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, 0, 1, 2)
+        worker.reply()
+        worker.reply(refusal(OutOfMemory()), Message({"fault": "ArithmeticError", "number": "ab"}))
+        with pytest.raises(InvalidInputError) as refused:
+            await tasks[1]
+        assert refused.value.status == 413
+        with pytest.raises(WorkerFault, match=r"ArithmeticError \(error ab\)"):
+            await tasks[2]
+
+    play(script, Scripted())
+
+
+def test_too_few_replies_are_an_error_not_a_mix_up() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, 0, 1, 2)
+        worker.reply()
+        worker.reply(Message({"n": 5}))
+        for task in tasks[1:]:
+            with pytest.raises(WorkerFault, match="wrong number"):
+                await task
+
+    play(script, Scripted())
+
+
+def test_where_no_worker_can_load_the_reason_is_the_answer() -> None:
+    async def script(pool: WorkerPool, starting: asyncio.Task[None], *workers: Scripted) -> None:
+        workers[0].end("the weights do not fit", refused=True)
+        assert not starting.done()
+        workers[1].end("SIGABRT")
+        with pytest.raises(InvalidInputError, match=r"ended while it loaded \(SIGABRT\)") as refused:
+            await starting
+        assert refused.value.status == 503 and all(worker.closed for worker in workers)
+
+    play(script, Scripted(), Scripted(), ready=False)
+
+
+def test_a_worker_that_cannot_be_replaced_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        worker.end()
+        (waiting,) = await ask(pool, 1)
+        worker.end("no GPU", refused=True)
+        with pytest.raises(InvalidInputError, match="no GPU"):
+            await waiting
+        (refused,) = await ask(pool, 2)
+        with pytest.raises(InvalidInputError, match="no GPU") as error:
+            await refused
+        assert error.value.status == 503 and worker.starts == 2 and not pool.usable
+        monkeypatch.setattr("shared.serve.runtime.pool._RETRY_LOADING_S", 0)
+        (answered,) = await ask(pool, 3)
+        assert worker.starts == 3
+        worker.ready()
+        worker.reply()
+        assert await value(answered) == -3 and pool.states()[0]["failure"] is None
+
+    play(script, Scripted())
+
+
+def test_closing_refuses_what_is_inside_and_ends_the_workers() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, 1, 2)
+        pool.close()
+        for task in (*tasks, *await ask(pool, 3)):
+            with pytest.raises(Busy):
+                await task
+        assert worker.closed and worker.starts == 1
+
+    play(script, Scripted())

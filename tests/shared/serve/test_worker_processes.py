@@ -1,0 +1,197 @@
+"""Models compute in processes of their own: what ends one of them ends neither the server nor another's requests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import installed
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.serve.worker.messages import BrokenMessage, Message, bundle, pair, receive, send, unbundle
+from tests.shared.serve.echo import csv, until, write_artifact
+
+PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
+INFER = "/v2/models/echo/infer"
+
+
+@pytest.fixture
+def serve(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TestClient]]:
+    """Makes a client of a server with the application ``fragile``, installed as a package of its own is."""
+    package = tmp_path / "packages" / "fragile-1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[trivium.apps]\nfragile = tests.shared.serve.fragile:app\n")
+    monkeypatch.syspath_prepend(package.parent)
+    installed.cache_clear()
+    write_artifact(tmp_path / "registry", 1, app="fragile")
+    opened: list[TestClient] = []
+
+    def make(**changes: Any) -> TestClient:
+        given = {"workers": 1, "registry": tmp_path / "registry", **changes}
+        apps = {"fragile": installed()["fragile"]}
+        opened.append(TestClient(create_app(settings.model_copy(update=given), apps)).__enter__())
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.__exit__(None, None, None)
+    installed.cache_clear()
+
+
+def predict(client: TestClient, **options: str) -> Any:
+    return client.post(PREDICT, files=[csv(1)], data=options)
+
+
+def process(client: TestClient) -> int:
+    """The process that answers."""
+    answer = predict(client)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["result"]["process"])
+
+
+def workers(client: TestClient) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get("/healthz").json()["apps"]["fragile"]["workers"]
+    return found
+
+
+@pytest.mark.parametrize(("how", "name"), [("abort", "SIGABRT"), ("kill", "SIGKILL")])
+def test_a_request_that_ends_its_worker_is_503_and_the_next_is_answered(
+    serve: Callable[..., TestClient], how: str, name: str
+) -> None:
+    client = serve()
+    first = process(client)
+    assert first != os.getpid() and workers(client)[0]["pid"] == first and workers(client)[0]["memory_bytes"] > 1e6
+    lost = predict(client, how=how)
+    assert lost.status_code == 503 and name in lost.json()["detail"] and int(lost.headers["Retry-After"]) > 0
+    assert client.get("/v2/health/live").status_code == 200
+    second = process(client)
+    assert second not in (first, os.getpid())
+    assert workers(client)[0] | {"memory_bytes": 0} == {
+        "state": "idle",
+        "pid": second,
+        "memory_bytes": 0,
+        "restarts": 1,
+        "failure": None,
+    }
+
+
+def test_the_others_go_on_while_one_is_lost(serve: Callable[..., TestClient]) -> None:
+    client = serve(workers=2)
+    first = process(client)
+    until(lambda: [worker["state"] for worker in workers(client)] == ["idle", "idle"], 30)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(predict, client, how="hang")
+        until(lambda: "busy" in [worker["state"] for worker in workers(client)])
+        other = process(client)
+        assert not waiting.done()
+        busy = next(worker["pid"] for worker in workers(client) if worker["state"] == "busy")
+        assert {busy, other} >= {first}
+        os.kill(busy, signal.SIGKILL)
+        assert process(client) == other and waiting.result(20).status_code == 503
+
+
+def test_readiness_says_that_a_worker_is_being_replaced(serve: Callable[..., TestClient]) -> None:
+    client = serve(warm=True)
+    until(lambda: client.get(READY).status_code == 200, 30)
+    os.kill(workers(client)[0]["pid"], signal.SIGKILL)
+    until(lambda: client.get(READY).json() == {"ready": False, "reason": "Fragile: its workers are being replaced"})
+    until(lambda: client.get(READY).status_code == 200, 30)
+    assert process(client), "what came meanwhile would have waited"
+
+
+def test_what_is_past_its_deadline_is_really_stopped(serve: Callable[..., TestClient]) -> None:
+    client = serve(deadline_s=2)
+    until(lambda: predict(client).status_code == 200, 30)
+    first = process(client)
+    late = predict(client, how="hang")
+    assert late.status_code == 504
+    until(lambda: not Path(f"/proc/{first}").exists())
+    until(lambda: predict(client).status_code == 200, 30)
+
+
+def test_a_request_that_needs_more_memory_than_a_worker_may_have_is_413(serve: Callable[..., TestClient]) -> None:
+    client = serve(worker_memory_bytes=2_000_000_000)
+    first = process(client)
+    refused = predict(client, how="memory")
+    assert refused.status_code == 413 and "TRIVIUM_WORKER_MEMORY_BYTES" in refused.json()["detail"]
+    assert process(client) != first, "what ran out of memory is replaced, for it may hold some still"
+
+
+def test_networks_have_processes_of_their_own_and_large_tensors_go_through_shared_memory(
+    serve: Callable[..., TestClient],
+) -> None:
+    client = serve(max_tensor_bytes=4_000_000, max_batch=4)
+    rows = 100_000
+    x = np.arange(2 * rows, dtype="<f4").reshape(rows, 2)
+    index = np.zeros(rows, "<i8")
+    inputs = [
+        {"name": "x", "datatype": "FP32", "shape": [rows, 2], "parameters": {"binary_data_size": x.nbytes}},
+        {"name": "index", "datatype": "INT64", "shape": [rows], "parameters": {"binary_data_size": index.nbytes}},
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    answer = client.post(
+        INFER,
+        content=head + x.tobytes() + index.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert answer.status_code == 200, answer.text
+    start = int(answer.headers["Inference-Header-Content-Length"])
+    y = np.frombuffer(answer.content, "<f4", 2 * rows, start).reshape(rows, 2)
+    np.testing.assert_array_equal(y, 2 * x + 1)
+    (worker,) = client.get("/healthz").json()["networks"]["echo version 1"]
+    assert worker["pid"] not in (None, os.getpid())
+    os.kill(worker["pid"], signal.SIGKILL)
+    small = {"inputs": [{**inputs[0], "shape": [1, 2], "data": [1, 2], "parameters": None},
+                        {**inputs[1], "shape": [1], "data": [1], "parameters": None}]}  # fmt: skip
+    until(lambda: client.post(INFER, json=small).status_code == 200, 30)
+    assert process(client)
+
+
+def test_a_large_answer_comes_whole(serve: Callable[..., TestClient]) -> None:
+    client = serve()
+    answer = predict(client, bytes="3000000").json()
+    assert len(client.get(answer["files"]["large"]).content) == 3_000_000
+
+
+def test_workers_end_with_the_server(serve: Callable[..., TestClient]) -> None:
+    client = serve()
+    worker = process(client)
+    client.__exit__(None, None, None)
+    assert not Path(f"/proc/{worker}").exists()
+    client.__enter__()
+
+
+def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -> None:
+    mine, theirs = pair()
+    with mine, theirs:
+        for blobs in ([b""], [b"abc", bytes(10)], [os.urandom(1_000_000), b"x"], [b""] * 5000):
+            messages = [Message({"n": n, "text": "沪\ud800"}, blobs) for n in range(2)]
+            sending = threading.Thread(target=send, args=(mine, bundle(messages)))
+            sending.start()
+            found = receive(theirs)
+            sending.join()
+            assert found is not None
+            for one in unbundle(found):
+                assert [bytes(blob) for blob in one.blobs] == blobs and one.head["text"] == "沪\ud800"
+        mine.close()
+        assert receive(theirs) is None
+
+
+@pytest.mark.parametrize("packet", [b"\0", b"\0" + bytes(4), b"\0\1\0\0\0" + b"\xff" * 8, b"\1", b"\0" + b"x" * 99])
+def test_what_is_no_message_is_told_apart(packet: bytes) -> None:
+    mine, theirs = pair()
+    with mine, theirs:
+        mine.send(packet)
+        with pytest.raises(BrokenMessage):
+            receive(theirs)
