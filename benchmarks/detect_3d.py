@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.driving.app import app
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES

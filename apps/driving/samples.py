@@ -67,7 +67,8 @@ def _synthetic(folder: Path) -> list[Path]:
     import numpy as np
 
     from apps.driving.datasets.synth.export import write_frame
-    from apps.driving.datasets.synth.scenes import Sensors, scene
+    from apps.driving.datasets.synth.scenes import scene
+    from apps.driving.datasets.synth.sensors import Sensors
 
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)
     # The form tells by the name "synthetic" that its labels are exact.

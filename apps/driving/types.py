@@ -180,16 +180,23 @@ class LidarInput(InputSpec):
     """What a LiDAR network sees and looks for.
 
     ``range_m`` is x, y, z from and to, in the LiDAR frame. ``intensity=False`` shows the network zeros in place of the
-    intensity, which differs more between sensors than shapes do. ``classes`` in the order of the network's outputs.
+    intensity, which differs more between sensors than shapes do. ``own_vehicle_m`` is how far from the LiDAR, along and
+    across, returns are those of the vehicle that carries it, and not shown. ``classes`` in the order of the network's
+    outputs.
     """
 
     range_m: tuple[float, float, float, float, float, float] = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
     intensity: bool = True
+    own_vehicle_m: tuple[float, float] | None = None
     classes: tuple[ObjectClass, ...] = KITTI_CLASSES
 
     def crop(self, points_N4: Floats) -> Floats:
         """Points (M, 4) as the network is to see them: those in its range, with or without their intensity."""
-        points = points_N4.compress(within(points_N4, self.range_m), axis=0)
+        seen = within(points_N4, self.range_m)
+        if self.own_vehicle_m is not None:
+            along, across = self.own_vehicle_m
+            seen &= (np.abs(points_N4[:, 0]) > along) | (np.abs(points_N4[:, 1]) > across)
+        points = points_N4.compress(seen, axis=0)
         if not self.intensity:
             points[:, 3] = 0
         return points

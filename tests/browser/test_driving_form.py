@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from apps.driving.adapters import kitti
 from apps.driving.datasets.synth.export import write_frame
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D, Frame
 from shared.app import App, Sample

@@ -15,6 +15,8 @@ from shared.data.build_cache import get_or_build
 FEWEST_POINTS = 5
 _VERSION = 1
 _MARGIN_M = 0.1
+_AROUND_M = 1.0
+_MOST_LIFTED_M = 1.5
 
 
 class ObjectBank:
@@ -47,9 +49,10 @@ class ObjectBank:
     ) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Points (N, 4), boxes (M, 7) and labels (M,) with objects added until there are ``up_to`` of each class.
 
-        Every object keeps the place that it had in its own sweep. One that touches a box in the sweep (``standing``,
-        (K, 7), whatever its class) or another pasted one, seen from above, is left out; the sweep's own points inside a
-        pasted box are taken away.
+        Every object keeps the place that it had in its own sweep, and is set on the ground there is in this one: where
+        nothing returned around it, it could not have been seen, and is left out. So is one that touches a box in the
+        sweep (``standing``, (K, 7), whatever its class) or another pasted one, seen from above; the sweep's own points
+        inside a pasted box are taken away.
         """
         candidates, added = [], []
         for label, members in enumerate(self._members):
@@ -65,14 +68,32 @@ class ObjectBank:
         objects, kinds = objects[kept], kinds[kept]
         if not len(objects):
             return points, boxes, labels
-        pasted = self._boxes[objects]
+        pasted = self._boxes[objects].copy()
+        lift = np.array([ground_below(points, box) - (box[2] - box[5] / 2) for box in pasted], np.float32)
+        seen = np.abs(lift) < _MOST_LIFTED_M
+        objects, kinds, pasted, lift = objects[seen], kinds[seen], pasted[seen], lift[seen]
+        pasted[:, 2] += lift
         points = points[~_inside_any(points, pasted)]
-        cut = [np.asarray(self._points[self._starts[i] : self._starts[i + 1]]) for i in objects]
+        cut = [
+            self._points[self._starts[i] : self._starts[i + 1]] + np.array([0, 0, up, 0], np.float32)
+            for i, up in zip(objects, lift, strict=True)
+        ]
         return (
             np.concatenate([points, *cut]),
             np.concatenate([boxes, pasted]).astype(np.float32),
             np.concatenate([labels, kinds]),
         )
+
+
+def ground_below(points_N4: Floats, box_7: Floats) -> float:
+    """Height of the ground around a box: the lowest tenth of what lies within a metre of it; NaN where that is little.
+
+    A few returns from below the ground, or an overhang, do not move it.
+    """
+    reach = float(np.hypot(box_7[3], box_7[4])) / 2 + _AROUND_M
+    away = np.abs(points_N4[:, :2] - box_7[:2])
+    near = points_N4[(away[:, 0] < reach) & (away[:, 1] < reach), 2]
+    return float(np.quantile(near, 0.1)) if len(near) >= FEWEST_POINTS else float("nan")
 
 
 def free_places(candidates_N7: Floats, standing_K7: Floats) -> NDArray[np.bool_]:

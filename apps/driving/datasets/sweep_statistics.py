@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from apps.driving.adapters.kitti import read_points
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from apps.driving.adapters import projection
 from apps.driving.datasets.frame_data import FrameData, Input, Split
 from apps.driving.types import CameraInput, Frame
+from shared.errors import InvalidInputError
 
 KITTI_FOCAL_PX = 721.54
 """Focal length of the synthetic camera at full size."""
@@ -26,14 +27,16 @@ class Synthetic(FrameData):
 
     ``scenes`` to learn from and ``validation_scenes`` others, drawn from ``seed``.
 
-    Sweeps cover ``field_of_view_deg`` about the forward direction. KITTI's protocol counts a van found as a car neither
-    for nor against; it is learnt as one.
+    Sweeps cover ``field_of_view_deg`` about the forward direction. They are those of ``lidars`` (``LIDARS`` in
+    ``synth/sensors.py``), of one after the other; a name may stand there several times. KITTI's protocol counts a van
+    found as a car neither for nor against; it is learnt as one.
     """
 
     scenes: int = 4000
     validation_scenes: int = 128
     seed: int = 7
     field_of_view_deg: float = 180.0
+    lidars: tuple[str, ...] = ("hdl64e",)
     merge: tuple[tuple[str, str], ...] = (("van", "car"),)
     protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
 
@@ -43,6 +46,7 @@ class Synthetic(FrameData):
             count=self.scenes if split == "train" else self.validation_scenes,
             seed=self.seed,
             split=split,
+            lidars=("hdl64e",) if isinstance(input, CameraInput) else self.lidars,
             field_of_view_deg=_CAMERA_FIELD_DEG if isinstance(input, CameraInput) else self.field_of_view_deg,
             image_scale=(
                 input.training_focal_px / KITTI_FOCAL_PX if isinstance(input, CameraInput) else float(input is None)
@@ -56,6 +60,7 @@ class Synthetic(FrameData):
             "synthetic": True,
             "scenes": self.scenes,
             "seed": self.seed,
+            "lidars": list(self.lidars),
         }
 
 
@@ -66,6 +71,7 @@ class SyntheticFrames:
     count: int
     seed: int
     split: str
+    lidars: tuple[str, ...] = ("hdl64e",)
     field_of_view_deg: float = 180.0
     image_scale: float = 0.0
 
@@ -79,13 +85,18 @@ class SyntheticFrames:
 
     def read(self, index: int, *, points: bool = True, images: bool = True) -> Frame:
         """Makes a scene; what a camera sees does not depend on the beams, and a coarse turn of them costs little."""
-        from apps.driving.datasets.synth.scenes import Sensors, scene
+        from apps.driving.datasets.synth.scenes import scene
+        from apps.driving.datasets.synth.sensors import LIDARS
 
         generator = np.random.default_rng((self.seed, int.from_bytes(self.split.encode(), "little"), index))
-        sensors = Sensors(
+        name = self.lidars[index % len(self.lidars)]
+        if name not in LIDARS:
+            raise InvalidInputError(f"data.lidars names {name}; there are {', '.join(LIDARS)}")
+        sensors = replace(
+            LIDARS[name],
             field_of_view_deg=self.field_of_view_deg,
             image_scale=self.image_scale if images else 0.0,
-            azimuth_step_deg=Sensors().azimuth_step_deg if points else 1.0,
+            azimuth_step_deg=LIDARS[name].azimuth_step_deg if points else 1.0,
         )
         return scene(generator, sensors=sensors, name=f"{index:06d}")
 

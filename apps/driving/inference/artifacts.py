@@ -41,7 +41,8 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
             ),
             device,
         )
-        return LidarDetector(FastPointPillars(network, program).to(device), seen, device, program)
+        fast = FastPointPillars(network, program, every_point=True)
+        return LidarDetector(fast.to(device), seen, device, program)
     looked_at = _read(CameraInput, settings["input"])
     return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.driving.adapters.projection import bring_to_focal_length, to_lidar_boxes
+from apps.driving.inference.ground import set_on_ground
 from apps.driving.models import structures
 from apps.driving.models.detectors import CameraNetwork, LidarNetwork
 from apps.driving.models.fast import FastPointPillars
@@ -25,7 +26,10 @@ _SAME_PLACE = 0.3
 """Boxes that overlap from above by this much are one object."""
 _WITHIN = 0.5
 """So are boxes of different classes when this much of the smaller lies in the larger: no pedestrian stands in a car."""
+_OWN_VEHICLE_M = 0.5
+"""The LiDAR lies in a box, or so near to it, only where that is the box of its own vehicle."""
 _AHEAD_M = -5.0
+"""A network that looks further back than this looks all round by itself."""
 """A network that sees further back than this looks all round by itself."""
 
 
@@ -49,7 +53,11 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LidarDetector:
-    """A LiDAR network. One that looks ahead sees a frame with cameras all round once more, turned about."""
+    """A LiDAR network. One that looks ahead sees a frame with cameras all round once more, turned about.
+
+    Boxes of a network of ours are set on the ground, and one that holds the LiDAR is left out: it is the vehicle that
+    carries it. Those of an imported network are its own.
+    """
 
     network: FastPointPillars | LidarNetwork
     input: LidarInput
@@ -65,11 +73,21 @@ class LidarDetector:
         assert frame.points_lidar_m is not None
         ahead = self._look(frame.points_lidar_m)
         if len(frame.cameras) < 2 or self.input.range_m[0] < _AHEAD_M:
-            return _boxes(*ahead, self.input.classes)
+            return self._placed(_boxes(*ahead, self.input.classes), frame.points_lidar_m)
         boxes, scores, labels = self._look(frame.points_lidar_m * np.array([-1, -1, 1, 1], np.float32))
         boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
         both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
-        return _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
+        found = _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
+        return self._placed(found, frame.points_lidar_m)
+
+    def _placed(self, found: Boxes3D, points: Floats) -> Boxes3D:
+        if isinstance(self.network, LidarNetwork):
+            return found
+        at_sensor = found.centre_lidar_m * np.array([0, 0, 1], np.float32)
+        grown = replace(found, size_m=found.size_m + 2 * np.float32(_OWN_VEHICLE_M))
+        found = found.take(~np.diagonal(grown.inside(at_sensor)))
+        placed = set_on_ground(found.array, points)
+        return replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
 
     def _look(self, points: Floats) -> tuple[Tensor, Tensor, Tensor]:
         seen = self.input.crop(points)

@@ -4,6 +4,10 @@ Batch normalisation is folded into the convolution before it, and convolutions r
 also encodes the points that are there, where mmdet3d fills every pillar up to 32 points with zeros and encodes those
 too, makes its anchors once, and multiplies once where the head has three convolutions of one pixel. Outputs are equal
 up to the rounding of 32-bit sums.
+
+Of a pillar with more points than its network takes, mmdet3d takes the first in the order of the file. Files are
+written beam by beam, from the top one down, and a network that learnt from sweeps in random order has not seen pillars
+that lack their lowest points: ``every_point`` shows it all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from apps.driving.models import structures
 from apps.driving.models.library import load
 from apps.driving.models.ops.voxels import group_points
 from shared.deploy.programs.program import Program
+
+_NO_LIMIT = 1 << 40
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -55,15 +61,29 @@ def has_fast_pillars(detector: nn.Module) -> bool:
     from mmdet3d.models.detectors import VoxelNet
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
-    if type(detector) is not VoxelNet or type(detector.voxel_encoder) is not PillarFeatureNet:
+    encoder: Any = getattr(detector, "voxel_encoder", None)
+    if not _takes_every_point(detector) and not (
+        type(detector) is VoxelNet and type(encoder) is PillarFeatureNet and bool(encoder.legacy)
+    ):
         return False
-    encoder: Any = detector.voxel_encoder
     return (
         len(encoder.pfn_layers) == 1
-        and bool(encoder.legacy)
         and not encoder._with_distance
         and encoder._with_cluster_center
         and encoder._with_voxel_center
+    )
+
+
+def _takes_every_point(detector: nn.Module) -> bool:
+    """Whether its pillars are dynamic: they have no most points."""
+    from mmdet3d.models.detectors import DynamicVoxelNet
+    from mmdet3d.models.voxel_encoders import DynamicPillarFeatureNet
+
+    encoder: Any = getattr(detector, "voxel_encoder", None)
+    return (
+        type(detector) is DynamicVoxelNet
+        and type(encoder) is DynamicPillarFeatureNet
+        and not encoder.pfn_scatter.average_points
     )
 
 
@@ -97,9 +117,10 @@ class FoldedHeads(nn.Module):
 
 
 class FastPointPillars(nn.Module):
-    """PointPillars that encodes no padding, from mmdet3d's ``VoxelNet`` with a pillar encoder of one layer.
+    """PointPillars that encodes no padding, from mmdet3d's detector with a pillar encoder of one layer.
 
-    The dense part is computed by ``program`` where one is given.
+    The dense part is computed by ``program`` where one is given. With ``every_point`` a pillar has no most points, and
+    a sweep no most pillars, as in a detector of dynamic pillars.
     """
 
     size: Tensor
@@ -109,26 +130,31 @@ class FastPointPillars(nn.Module):
     rows: int
     columns: int
 
-    def __init__(self, detector: Any, program: Program | None = None) -> None:
+    def __init__(self, detector: Any, program: Program | None = None, *, every_point: bool = False) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
                 "the fast path knows VoxelNet with the pillar encoder of one layer that reads x, y, z and intensity"
             )
-        layers = detector.voxel_encoder.pfn_layers
+        dynamic = _takes_every_point(detector)
         voxels = detector.data_preprocessor.voxel_layer
         size, extent = voxels.voxel_size, voxels.point_cloud_range
+        # Dynamic pillars have no zeros among their points; others that are shown every point are never full.
+        self.padded, self.from_middle_only = not dynamic, not dynamic
         self.most_points, self.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
+        if dynamic or every_point:
+            self.most_points, self.most_pillars = _NO_LIMIT, _NO_LIMIT
         self.rows, self.columns = detector.middle_encoder.ny, detector.middle_encoder.nx
         self.register_buffer("size", torch.tensor(size))
         # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
         self._grid = torch.tensor(size), torch.tensor(extent)
         encoder = detector.voxel_encoder
         self.register_buffer("offset", torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]))
-        layer = layers[0].eval()
-        scale = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
-        self.register_buffer("weight", (layer.linear.weight * scale[:, None]).detach().t().contiguous())
-        self.register_buffer("bias", (layer.norm.bias - layer.norm.running_mean * scale).detach())
+        layer = encoder.pfn_layers[0].eval()
+        linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.register_buffer("weight", (linear.weight * scale[:, None]).detach().t().contiguous())
+        self.register_buffer("bias", (norm.bias - norm.running_mean * scale).detach())
         self.heads: Callable[[Tensor], Sequence[Tensor]] = FoldedHeads(detector) if program is None else _heads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = _RememberingAnchors(self.bbox_head.prior_generator)
@@ -141,11 +167,14 @@ class FastPointPillars(nn.Module):
         mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
         middle = cell.flip(1).to(xyz.dtype) * self.size + self.offset
         from_middle = xyz - middle[pillar]
-        # mmdet3d's encoder writes the offsets from the middle over the coordinates as well (its "legacy" way).
-        features = torch.cat([from_middle, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
+        # mmdet3d's encoder of padded pillars writes the offsets from the middle over the coordinates as well (its
+        # "legacy" way).
+        first = from_middle if self.from_middle_only else xyz
+        features = torch.cat([first, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
         encoded = torch.relu(torch.addmm(self.bias, features, self.weight))
-        # A pillar that is not full has zeros among its points, which encode to the bias.
-        least = torch.where(count[:, None] < self.most_points, torch.relu(self.bias), torch.zeros_like(self.bias))
+        # A padded pillar that is not full has zeros among its points, which encode to the bias.
+        part_full = (count[:, None] < self.most_points) & self.padded
+        least = torch.where(part_full, torch.relu(self.bias), torch.zeros_like(self.bias))
         pooled = least.expand(len(cell), -1).contiguous()
         pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
         canvas = pooled.new_zeros(self.rows * self.columns, pooled.shape[1])

@@ -23,7 +23,14 @@ _LONG_M = 2.5
 class PointPillars:
     """The defaults are mmdet3d's KITTI 3-class configuration as it is shipped.
 
-    ``pillar_m`` is the side of a pillar. Range and classes, with the sizes of the anchors, are the input's.
+    ``pillar_m`` is the side of a pillar. Range and classes, with the sizes of the anchors, are the input's. With
+    ``dynamic`` pillars every point takes part, in training and in prediction, as in mmdet3d's
+    ``dynamic_voxelization`` (Zhou et al. 2019, "MVF", section 3.1); else the first ``points_per_pillar`` of the first
+    ``pillars`` (in training, in prediction).
+
+    ``upsampling`` of the three stages to one grid: by (1, 2, 4) the head has cells of two pillars' side, by (2, 4, 8)
+    of one. ``box_weight`` and ``direction_weight`` are those of the losses. ``candidates`` anchors, of a score above
+    ``least_score``, take part in the suppression, and at most ``most_boxes`` boxes remain.
     """
 
     sensor: ClassVar[Literal["lidar"]] = "lidar"
@@ -35,6 +42,13 @@ class PointPillars:
     layers: tuple[int, int, int] = (3, 5, 5)
     widths: tuple[int, int, int] = (64, 128, 256)
     neck: int = 128
+    dynamic: bool = False
+    upsampling: tuple[int, int, int] = (1, 2, 4)
+    box_weight: float = 2.0
+    direction_weight: float = 0.2
+    candidates: int = 100
+    least_score: float = 0.1
+    most_boxes: int = 50
 
     def grid(self, input: LidarInput) -> tuple[int, int]:
         """Rows (y) and columns (x) of the pseudo-image; refuses a range that pillars do not fill."""
@@ -61,11 +75,17 @@ class PointPillars:
             max_voxels=self.pillars,
         )
         model["voxel_encoder"].update(feat_channels=[self.features], voxel_size=pillar, point_cloud_range=extent)
+        if self.dynamic:
+            model["type"], model["voxel_encoder"]["type"] = "DynamicVoxelNet", "DynamicPillarFeatureNet"
+            model["data_preprocessor"]["voxel_type"] = "dynamic"
+            model["data_preprocessor"]["voxel_layer"].update(max_num_points=-1, max_voxels=(-1, -1))
         model["middle_encoder"].update(in_channels=self.features, output_shape=list(self.grid(input)))
         model["backbone"].update(
             in_channels=self.features, layer_nums=list(self.layers), out_channels=list(self.widths)
         )
-        model["neck"].update(in_channels=list(self.widths), out_channels=[self.neck] * 3)
+        model["neck"].update(
+            in_channels=list(self.widths), out_channels=[self.neck] * 3, upsample_strides=list(self.upsampling)
+        )
         model["bbox_head"].update(
             num_classes=len(input.classes), in_channels=3 * self.neck, feat_channels=3 * self.neck
         )
@@ -73,6 +93,9 @@ class PointPillars:
             ranges=[[x0, y0, kind.bottom_m, x1, y1, kind.bottom_m] for kind in input.classes],
             sizes=[list(kind.size_m) for kind in input.classes],
         )
+        model["bbox_head"]["loss_bbox"]["loss_weight"] = self.box_weight
+        model["bbox_head"]["loss_dir"]["loss_weight"] = self.direction_weight
+        model["test_cfg"].update(nms_pre=self.candidates, score_thr=self.least_score, max_num=self.most_boxes)
         small, _, large = model["train_cfg"]["assigner"]
         model["train_cfg"]["assigner"] = [dict(large if _is_long(kind) else small) for kind in input.classes]
         return model

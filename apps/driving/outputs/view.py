@@ -41,6 +41,7 @@ def describe(frame: Frame, boxes: Boxes3D, *, many: bool = False) -> dict[str, A
     return {
         "frame": frame.name,
         "points": None if frame.points_lidar_m is None else len(frame.points_lidar_m),
+        "points_drawn": None if frame.points_lidar_m is None else len(thin(frame.points_lidar_m)),
         "points_file": None if frame.points_lidar_m is None else f"{prefix}points.bin",
         "cameras": [
             {

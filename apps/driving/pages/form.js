@@ -163,7 +163,8 @@ function objects(state, choose) {
       element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`));
   });
   const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading"];
-  const note = state.frame.points === null ? "" : `${whole.format(state.frame.points)} LiDAR points.`;
+  const { points, points_drawn: drawn } = state.frame;
+  const note = points === null ? "" : drawn < points ? `${whole.format(drawn)} of ${whole.format(points)} LiDAR points are drawn.` : `${whole.format(points)} LiDAR points.`;
   const told = element("p", { class: "small", role: "status" }, "");
   const node = element("div", {},
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },

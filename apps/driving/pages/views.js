@@ -124,11 +124,6 @@ export function drawPlan(canvas, points, state) {
     pen.fillText(`${ring} m`, view.x0 + 6, view.y0 - ring * view.scale - 5);
   }
   outline(pen, view, [[2.2, 0], [1.5, 0.9], [-2.5, 0.9], [-2.5, -0.9], [1.5, -0.9]], "#ffffff", 2);
-  if (state.truth) {
-    pen.setLineDash([7, 5]);
-    for (const box of state.frame.truth) outline(pen, view, box.corners_lidar_m.slice(0, 4), TRUTH, 1.5);
-    pen.setLineDash([]);
-  }
   state.frame.boxes.forEach((box, index) => {
     const chosen = index === state.chosen;
     const base = box.corners_lidar_m.slice(0, 4);
@@ -137,6 +132,16 @@ export function drawPlan(canvas, points, state) {
     const front = [(base[0][0] + base[3][0]) / 2, (base[0][1] + base[3][1]) / 2];
     outline(pen, view, [box.centre_lidar_m, front], chosen ? "#ffffff" : colourOf(box.class), 3);
   });
+  // Above the boxes, which would cover the labels that they agree with.
+  if (state.truth) for (const box of state.frame.truth) label(pen, view, box.corners_lidar_m.slice(0, 4));
+}
+
+/** A label's outline: white dashes on black, which show on boxes and on points. */
+function label(pen, view, corners) {
+  outline(pen, view, corners, "rgb(0 0 0 / .8)", 5);
+  pen.setLineDash([8, 6]);
+  outline(pen, view, corners, "#ffffff", 3);
+  pen.setLineDash([]);
 }
 
 function scatter(pen, points, view) {

@@ -9,7 +9,8 @@ import pytest
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.adapters.registry import read_frames
 from apps.driving.datasets.cityscapes3d import Cityscapes3D
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.types import CameraInput, LidarInput
 from shared.errors import InvalidInputError
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from apps.driving.adapters import kitti, nuscenes
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.datasets.synth.export import write_frame
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.detect import shown_boxes
 from apps.driving.outputs import kitti as results
 from apps.driving.types import Boxes3D

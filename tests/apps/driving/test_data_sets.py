@@ -16,7 +16,8 @@ from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.datasets.pasting import free_places
 from apps.driving.datasets.split import every_fifth
 from apps.driving.datasets.synth.export import write_frame
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Boxes3D, CameraInput, LidarInput
 from shared.cli.settings import parse_recipe

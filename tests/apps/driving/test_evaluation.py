@@ -11,7 +11,8 @@ from apps.driving.datasets.argoverse2 import Argoverse2
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.datasets.synth.export import write_frame
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.evaluation import evaluate
 from apps.driving.predictor import DrivingPredictor

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti, nuscenes
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.sweep_checks import remarks
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError

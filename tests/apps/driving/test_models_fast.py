@@ -1,10 +1,13 @@
 """The fast paths give what mmdet3d's detectors give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.models import structures
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.recipes import RECIPES
@@ -52,6 +55,26 @@ def test_pointpillars(most_points, most_pillars):
         expected = structures.predict(detector, structures.lidar_data([points]))[0]
         for _ in range(2):
             assert_same(expected, fast.predict(points))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_every_point_of_a_pillar_takes_part_where_that_is_asked_for(dynamic):
+    torch.manual_seed(0)
+    recipe = RECIPES["tiny"]()
+    detector = lively(replace(recipe.model, points_per_pillar=3, dynamic=dynamic).build(recipe.input))
+    sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
+    points = torch.from_numpy(recipe.input.crop(sweep))
+    points[:, 3] = torch.rand(len(points))
+    fast = FastPointPillars(detector, every_point=True)
+    if not dynamic:
+        # mmdet3d's own pillars, so large that none is full.
+        detector.data_preprocessor.voxel_layer.max_num_points = 4000
+        detector.data_preprocessor.voxel_layer.max_voxels = (4000, 4000)
+    with torch.inference_mode():
+        expected = structures.predict(detector, structures.lidar_data([points]))[0]
+        assert_same(expected, fast.predict(points))
+        shuffled = points[torch.randperm(len(points))]
+        torch.testing.assert_close(fast.encode(shuffled), fast.encode(points), rtol=1e-4, atol=1e-5)
 
 
 def test_fcos3d():

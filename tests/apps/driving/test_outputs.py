@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from apps.driving.adapters import kitti
-from apps.driving.datasets.synth.scenes import Sensors, scene
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.outputs import kitti as results
 from apps.driving.outputs import picture, view
 from apps.driving.types import Boxes3D

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from apps.driving.adapters.registry import read_frames
-from apps.driving.inference.detect import shown_boxes
-from apps.driving.types import Boxes3D, Frame
+from apps.driving.inference.detect import LidarDetector, shown_boxes
+from apps.driving.inference.ground import set_on_ground
+from apps.driving.types import Boxes3D, Frame, LidarInput
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
@@ -158,6 +160,61 @@ def test_a_sweep_without_a_point_gives_no_boxes(predictor):
     assert len(predictor.detectors["pointpillars"].detect(frame)) == 0
     (found,) = predictor.predict([frame])
     assert len(found.boxes) == 0 and found.model == "pointpillars"
+
+
+def test_what_is_found_does_not_depend_on_the_order_of_the_points(predictor, synthetic):
+    # Sweeps are written beam by beam; a network that saw the first points of a pillar alone would see its top.
+    (frame,) = read_frames([synthetic])
+    points = frame.points_lidar_m
+    others = [points[::-1], points[np.random.default_rng(0).permutation(len(points))]]
+    expected = predictor.detect(frame, "pointpillars")
+    assert len(expected) > 5
+    for order in others:
+        found = predictor.detect(replace(frame, points_lidar_m=np.ascontiguousarray(order)), "pointpillars")
+        assert found.array == pytest.approx(expected.array, abs=1e-3)
+
+
+def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
+    (frame,) = read_frames([synthetic])
+    around = replace(frame, cameras=dict.fromkeys(("a", "b"), frame.cameras["image_2"]))
+    about = np.array([-1, -1, 1, 1], np.float32)
+    turned = replace(around, points_lidar_m=around.points_lidar_m * about)
+    ahead, behind = (predictor.detect(one, "pointpillars") for one in (around, turned))
+    assert len(ahead) == len(behind) > 5
+    back = behind.array * np.array([-1, -1, 1, 1, 1, 1, 1]) + np.array([0, 0, 0, 0, 0, 0, np.pi])
+    for box in ahead.array:
+        away = np.abs(back[:, :6] - box[:6]).max(axis=1) + np.abs(np.sin((back[:, 6] - box[6]) / 2))
+        assert away.min() < 1e-2
+
+
+def test_the_vehicle_that_carries_the_sensor_is_not_found():
+    rows = [
+        [0.4, 0.1, -1.0, 4.2, 1.8, 1.5, 0.1],
+        [2.4, 0, -1.0, 4.2, 1.8, 1.5, 0.0],
+        [4.0, 2.4, -1.0, 4.2, 1.8, 1.5, 0],
+    ]
+
+    class Network:
+        def predict(self, points):
+            return torch.tensor(rows), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([2, 2, 2])
+
+    detector = LidarDetector(Network(), LidarInput())
+    points = np.array([[5, 0, -1, 0]], np.float32)
+    found = detector.detect(Frame(name="a", points_lidar_m=points, cameras={}))
+    assert found.array[:, 0] == pytest.approx([4.0])
+
+
+def test_boxes_stand_on_the_ground_that_the_points_show():
+    draw = np.random.default_rng(0)
+    road = np.stack([draw.uniform(0, 30, 4000), draw.uniform(-8, 8, 4000), draw.normal(-1.7, 0.01, 4000)], 1)
+    boxes = np.array(
+        [[10, 0, -0.75, 4, 1.7, 1.5, 0.3], [20, 0, 0.4, 4, 1.7, 1.5, 0], [60, 0, -0.8, 4, 1.7, 1.5, 0]], np.float32
+    )
+    placed = set_on_ground(boxes, road.astype(np.float32))
+    # The first stood 0.2 m too high; the second is too far from any ground, the third has no point near it.
+    assert placed[0, 2] - placed[0, 5] / 2 == pytest.approx(-1.7, abs=0.02)
+    assert placed[0, 2] + placed[0, 5] / 2 == pytest.approx(0.0, abs=1e-4)
+    assert np.array_equal(placed[1:], boxes[1:])
 
 
 def test_one_object_is_shown_as_one_class():

@@ -1,17 +1,23 @@
 """Synthetic scenes: the same from the same numbers, and true to what they say of themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
 from apps.driving.datasets.synth.image import camera_rays
-from apps.driving.datasets.synth.layout import KINDS, Standing
-from apps.driving.datasets.synth.scenes import FEWEST_POINTS, Sensors, beams, lidar_rays, returns, scene
-from apps.driving.datasets.synth.shapes import Shape, block, cyclist, ellipsoid, pedestrian, place, vehicle
-from apps.driving.types import Boxes3D
+from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing
+from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
+from apps.driving.datasets.synth.scenes import FEWEST_POINTS, returns, scene
+from apps.driving.datasets.synth.sensors import LIDARS, Sensors, beams, lidar_rays
+from apps.driving.datasets.synth.shapes import Shape, block, ellipsoid, place
+from apps.driving.types import Boxes3D, LidarInput, within
 
+SURROUNDINGS = tuple(getattr(surroundings, what) for what, _, _ in SCATTERED)
 FLAT = Ground(-1.73, (0.0, 0.0), 0.0, 0.0, 100.0, 0.0, np.zeros((0, 4), np.float32))
 
 
@@ -210,3 +216,61 @@ def test_boxes_that_lidar_cannot_find_are_flagged(scenes):
     counts = np.concatenate([frame.truth.point_counts for frame in scenes])
     assert (counts < FEWEST_POINTS).any() and (counts >= FEWEST_POINTS).any()
     assert (counts > 0).all()
+
+
+@pytest.mark.parametrize("name", LIDARS)
+def test_every_lidar_sees_the_scene_with_its_own_beams(name):
+    sensors = replace(LIDARS[name], field_of_view_deg=40.0)
+    frame = scene(np.random.default_rng(8), sensors=sensors, kind="street")
+    turns = 40 / sensors.azimuth_step_deg
+    beams_ = sum(len(elevations) for elevations, _ in sensors.blocks)
+    assert 0.2 * turns * beams_ < len(frame.points_lidar_m) <= turns * beams_ + beams_
+    low = np.quantile(frame.points_lidar_m[:, 2], 0.1)
+    assert low == pytest.approx(-sensors.height_m, abs=4 * sensors.height_spread_m + 0.4)
+
+
+def test_vehicles_have_the_sizes_of_the_data_set_that_is_asked_for():
+    means = {
+        sizes: np.mean([vehicle("car", np.random.default_rng(n), sizes).size for n in range(300)], axis=0)
+        for sizes in ("kitti", "wide")
+    }
+    assert means["kitti"] == pytest.approx([3.88, 1.63, 1.53], abs=0.08)
+    assert means["wide"] == pytest.approx([4.62, 1.93, 1.70], abs=0.08)
+
+
+def test_the_vehicle_that_carries_the_sensor_returns_light_and_is_not_shown_to_a_network():
+    sensors = replace(LIDARS["hdl32e"], field_of_view_deg=360.0)
+    points = scene(np.random.default_rng(3), sensors=sensors, kind="street").points_lidar_m
+    on_bonnet = (np.abs(points[:, :2]) < (2.6, 1.1)).all(axis=1)
+    assert on_bonnet.sum() > 50 and points[on_bonnet, 2].max() > -1.0
+    around = (-20.0, -20.0, -4.0, 20.0, 20.0, 2.0)
+    shown = LidarInput(range_m=around, own_vehicle_m=(2.6, 1.1)).crop(points)
+    assert len(shown) == within(points, around).sum() - within(points[on_bonnet], around).sum()
+    assert not (np.abs(shown[:, :2]) < (2.6, 1.1)).all(axis=1).any()
+
+
+@pytest.mark.parametrize("make", SURROUNDINGS)
+def test_surroundings_lie_within_the_outline_by_which_they_are_placed(make):
+    for seed in range(3):
+        shape = make(np.random.default_rng(seed))
+        length, width, height = (side + 0.6 for side in shape.size)
+        solid_parts = [replace(part, porosity=0.0) for part in shape.parts]
+        hull = place(Shape(solid_parts, (length, width, height)), 15.0, 0.0, -1.73, 0.4, 0)
+        looking = rays(azimuth_step_deg=0.3)
+        hits = cast(type(looking)(looking.origin, looking.directions, everywhere), FLAT, [hull], draw(seed), 80)
+        assert (hits.instance == 0).sum() > 5
+        wide = cast(type(looking)(looking.origin, looking.directions, everywhere), FLAT, [grown(hull)], draw(seed), 80)
+        assert (wide.instance == 0).sum() <= 1.02 * (hits.instance == 0).sum() + 2
+
+
+def everywhere(corners):
+    return [(slice(None), slice(None))]
+
+
+def draw(seed):
+    return np.random.default_rng(seed)
+
+
+def grown(solid):
+    middle = solid.corners.mean(axis=0)
+    return replace(solid, corners=middle + 3 * (solid.corners - middle))

@@ -11,10 +11,27 @@ import numpy as np
 
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import Floats, Ground
-from apps.driving.datasets.synth.shapes import Shape, cyclist, pedestrian, vehicle
+from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
+from apps.driving.datasets.synth.sensors import Sizes
+from apps.driving.datasets.synth.shapes import Shape
 
 KINDS = ("street", "alley", "avenue", "junction", "lot", "open")
 KIND_SHARES = (0.33, 0.2, 0.14, 0.14, 0.07, 0.12)
+
+SCATTERED = (
+    # what, how many in 80 m of road, how far from its edge
+    ("pole", 11, 9),
+    ("tree", 18, 22),
+    ("conifer", 3, 22),
+    ("bush", 9, 9),
+    ("trimmed_hedge", 2, 12),
+    ("clutter", 3, 9),
+    ("container", 1.5, 12),
+    ("furniture", 4, 5),
+    ("two_wheeler", 2, 4),
+    ("boulder", 1.0, 15),
+    ("trailer", 0.5, 8),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +47,10 @@ class Standing:
 class Street:
     """Collects what stands on a ground, refusing what would overlap."""
 
-    def __init__(self, ground: Ground, generator: np.random.Generator, behind: float, reach: float) -> None:
-        self.ground, self.generator = ground, generator
+    def __init__(
+        self, ground: Ground, generator: np.random.Generator, behind: float, reach: float, sizes: Sizes = "kitti"
+    ) -> None:
+        self.ground, self.generator, self.sizes = ground, generator, sizes
         self.behind, self.reach = behind, reach
         self.standing: list[Standing] = []
         # The car that carries the sensors takes its own place.
@@ -68,7 +87,7 @@ class Street:
             if draw.random() < share:
                 name = str(draw.choice(["car", "van", "truck"], p=[0.88, 0.1, 0.02]))
                 way = turn + (np.pi if draw.random() < 0.25 else 0)
-                self.put(vehicle(name, draw), s, v + draw.normal() * spread, way + draw.normal() * 0.03)
+                self.put(vehicle(name, draw, self.sizes), s, v + draw.normal() * spread, way + draw.normal() * 0.03)
             s += draw.uniform(*spacing)
 
     def traffic(self, v: float, turn: float, gap: float, spread: float = 0.3) -> None:
@@ -77,7 +96,7 @@ class Street:
         s = self.behind + draw.exponential(gap)
         while s < self.reach:
             name = str(draw.choice(["car", "van", "truck", "cyclist"], p=[0.8, 0.08, 0.05, 0.07]))
-            shape = cyclist(draw) if name == "cyclist" else vehicle(name, draw)
+            shape = cyclist(draw) if name == "cyclist" else vehicle(name, draw, self.sizes)
             self.put(shape, s, v + draw.normal() * spread, turn + draw.normal() * 0.04)
             s += 5 + draw.exponential(gap)
 
@@ -118,6 +137,17 @@ class Street:
                 self.put(shape, s + length / 2, side * back, draw.normal() * 0.06)
             s += length * draw.uniform(0.7, 1.1)
 
+    def barrier(self, side: int, distance: float, share: float) -> None:
+        """Guard rails and concrete barriers along one side, in pieces that follow the road."""
+        draw = self.generator
+        make = surroundings.guard_rail if draw.random() < 0.7 else surroundings.concrete_barrier
+        s = self.behind - draw.uniform(0, 10)
+        while s < self.reach:
+            length = draw.uniform(8, 20)
+            if draw.random() < share:
+                self.put(make(length, draw), s + length / 2, side * distance, 0.0)
+            s += length + 0.3
+
     def frontage(self, side: int, distance: float, share: float) -> None:
         """Houses, walls, hedges and fences along one side."""
         draw = self.generator
@@ -135,9 +165,11 @@ class Street:
             s += length + draw.exponential(2.0)
 
 
-def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: float, reach: float) -> list[Standing]:
-    """A scene of ``kind`` from ``behind`` to ``reach`` metres along the road."""
-    street = Street(ground, generator, behind, reach)
+def lay_out(
+    kind: str, ground: Ground, generator: np.random.Generator, behind: float, reach: float, sizes: Sizes = "kitti"
+) -> list[Standing]:
+    """A scene of ``kind`` from ``behind`` to ``reach`` metres along the road, with vehicles of ``sizes``."""
+    street = Street(ground, generator, behind, reach, sizes)
     draw, half = generator, ground.half_width
     span = (reach - behind) / 80
     if kind == "street":
@@ -168,13 +200,15 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
             for v in np.arange(-35, 35, 7.0):
                 if draw.random() < 0.35:
                     street.put(
-                        vehicle("car", draw),
+                        vehicle("car", draw, sizes),
                         lane + draw.normal() * 0.3,
                         v + draw.uniform(-2, 2),
                         turn + draw.normal() * 0.15,
                     )
         for _ in range(3):
-            street.put(vehicle("car", draw), cross + draw.normal() * 3, draw.normal() * 4, draw.uniform(-np.pi, np.pi))
+            street.put(
+                vehicle("car", draw, sizes), cross + draw.normal() * 3, draw.normal() * 4, draw.uniform(-np.pi, np.pi)
+            )
     elif kind == "lot":
         for v in (-14.5, -9.0, 9.0, 14.5):
             street.row(v, np.pi / 2 + draw.normal() * 0.02, (2.5, 3.1), draw.uniform(0.2, 0.85))
@@ -184,7 +218,7 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
         street.traffic(1.9, np.pi, draw.uniform(15, 60))
         for _ in range(int(draw.integers(0, 6))):
             v = draw.choice([-1, 1]) * draw.uniform(half + 2, 30)
-            street.put(vehicle("car", draw), draw.uniform(behind, reach), v, draw.uniform(-np.pi, np.pi))
+            street.put(vehicle("car", draw, sizes), draw.uniform(behind, reach), v, draw.uniform(-np.pi, np.pi))
     away = half if kind != "lot" else 18.0
     if kind != "open":
         for side in (-1, 1):
@@ -204,8 +238,11 @@ def lay_out(kind: str, ground: Ground, generator: np.random.Generator, behind: f
                 street.growth(side, away + draw.uniform(0.8, 9), draw.uniform(0.3, 1.0))
             street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
         street.people(int(draw.poisson(1.5 * span)), half * 0.8, half + 3)
-    for what, mean in (("pole", 12), ("tree", 22), ("bush", 12), ("clutter", 4)):
-        street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + (9 if what != "tree" else 22))
+    for side in (-1, 1):
+        if draw.random() < {"avenue": 0.3, "open": 0.35, "junction": 0.1}.get(kind, 0.06):
+            street.barrier(side, half + draw.uniform(0.5, 2.5), draw.uniform(0.4, 1.0))
+    for what, mean, depth in SCATTERED:
+        street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + depth)
     return street.standing
 
 

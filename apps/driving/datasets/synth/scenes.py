@@ -1,57 +1,35 @@
 """Street scenes with exact truth: a LiDAR sweep and a camera image, cast from the same solids.
 
-The sensor is modelled on the HDL-64E on KITTI's car, 1.73 m above the road (Geiger et al. 2012): two blocks of 32
-beams at about 1/3 and 1/2 degree that leave it at different heights (Velodyne HDL-64E S2 manual). Elevations, heights,
-the share of returns of each beam and the angle between firings were read off the points of KITTI's sweeps, without
-labels. Synthetic, and to be called so.
+Synthetic, and to be called so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.adapters.projection import image_boxes
-from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Floats, Ground, Hits, Rays, Solid, Window, cast
+from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Floats, Ground, Hits, Rays, Solid, cast
 from apps.driving.datasets.synth.image import blank, photograph
 from apps.driving.datasets.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
+from apps.driving.datasets.synth.sensors import STEEP_DEG, STEEP_SHARES, Sensors, lidar_rays
 from apps.driving.datasets.synth.shapes import INDEX, MATERIALS, place
+from apps.driving.datasets.synth.surroundings import own_vehicle
 from apps.driving.types import Boxes3D, Camera, Frame
 
 REFLECTIVITY = np.array([row[1] for row in MATERIALS], np.float32)
 LOSS = np.array([row[2] for row in MATERIALS], np.float32)
-BLOCKS = ((1.94, -8.71, 0.204), (-9.03, -25.0, 0.120))
-"""The first and the last of 32 elevations (degrees) of each block, and how far above the origin it lies (metres)."""
-_STEEP_DEG = (16.2, 17.0, 21.4, 21.9, 23.3, 25.0)
-_STEEP_SHARES = (1.0, 0.89, 0.875, 0.765, 0.655, 0.605)
-"""The steepest beams of the real sensor lose up to 40 % of their returns, whatever they meet."""
 _NEAREST_M = 1.4
+KITTI = Sensors()
 FEWEST_POINTS = 5
 """Boxes with fewer returns are not to be learnt from, or counted as missed, by LiDAR alone."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sensors:
-    """What looks at the scene.
-
-    ``field_of_view_deg`` about the forward direction (KITTI labels what its camera sees: 90 holds that);
-    ``azimuth_step_deg`` between firings; ``reach_m``. ``image_scale`` shrinks KITTI's 1242 x 375 image. At 0 nothing is
-    rendered: the image is black (and takes no memory), its calibration true, and occlusion is that seen by the LiDAR.
-    """
-
-    field_of_view_deg: float = 90.0
-    azimuth_step_deg: float = 0.167
-    reach_m: float = 80.0
-    height_m: float = 1.73
-    range_noise_m: float = 0.012
-    image_scale: float = 0.0
-
-
 def scene(
-    generator: np.random.Generator, *, sensors: Sensors = Sensors(), kind: str | None = None, name: str = "synthetic"
+    generator: np.random.Generator, *, sensors: Sensors = KITTI, kind: str | None = None, name: str = "synthetic"
 ) -> Frame:
     """A scene: points (N, 4), camera, and truth with the number of returns from each object.
 
@@ -62,7 +40,9 @@ def scene(
     kind = kind or str(generator.choice(KINDS, p=KIND_SHARES))
     ground = _ground(kind, sensors, generator)
     behind = -sensors.reach_m if sensors.field_of_view_deg > 180 else -3.0
-    standing = lay_out(kind, ground, generator, behind, sensors.reach_m)
+    standing = lay_out(kind, ground, generator, behind, sensors.reach_m, sensors.sizes)
+    if sensors.own_vehicle:
+        standing.append(Standing(own_vehicle(generator), 0.3, 0.0, 0.0))
     solids, heights = _solids(standing, ground)
     looks = [(rays, cast(rays, ground, solids, generator, sensors.reach_m)) for rays in lidar_rays(sensors, generator)]
     returned = [returns(rays, hits, standing, sensors, generator) for rays, hits in looks]
@@ -90,68 +70,6 @@ def _seen(hits: Sequence[Hits], counts: NDArray[np.int64]) -> dict[int, tuple[in
     return seen
 
 
-def lidar_rays(sensors: Sensors, generator: np.random.Generator) -> list[Rays]:
-    """The beams of one turn, or of the part of it in the field of view, block by block; rows from the top beam down."""
-    tilt = generator.normal(0, 0.2)
-    return [
-        beams(np.linspace(first, last, 32) + generator.normal(0, 0.04, 32) + tilt, above, sensors, generator)
-        for first, last, above in BLOCKS
-    ]
-
-
-def beams(elevation_deg: NDArray[np.float64], above: float, sensors: Sensors, generator: np.random.Generator) -> Rays:
-    """Beams at elevations (R,) in falling order that leave the sensor ``above`` the origin, in metres."""
-    elevation = np.deg2rad(elevation_deg)
-    half = np.deg2rad(sensors.field_of_view_deg / 2)
-    step = np.deg2rad(sensors.azimuth_step_deg)
-    azimuth = np.arange(half, -half, -step)
-    shift = generator.uniform(-0.5, 0.5, (len(elevation), 1)) * step
-    turned = (azimuth[None] + shift).astype(np.float32)
-    cosine = np.cos(elevation)[:, None].astype(np.float32)
-    directions = np.stack(
-        [cosine * np.cos(turned), cosine * np.sin(turned), np.broadcast_to(np.sin(elevation)[:, None], turned.shape)],
-        -1,
-    ).astype(np.float32)
-    top, bottom = elevation.max(), elevation.min()
-
-    def columns(low: float, high: float) -> slice:
-        first = int(np.floor((half - high) / step)) - 1
-        return slice(max(first, 0), max(int(np.ceil((half - low) / step)) + 2, 0))
-
-    def window(corners: Floats) -> list[Window]:
-        low_z, high_z = float(corners[:, 2].min()) - above, float(corners[:, 2].max()) - above
-        far = float(np.hypot(corners[:, 0], corners[:, 1]).max())
-        near = _nearest(corners)
-        upper = np.arctan2(high_z, near if high_z > 0 else far)
-        lower = np.arctan2(low_z, near if low_z < 0 else far)
-        if upper < bottom or lower > top:
-            return []
-        chosen = np.nonzero((elevation <= upper + 0.002) & (elevation >= lower - 0.002))[0]
-        if not len(chosen):
-            return []
-        rows = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        if near <= 0:
-            return [(rows, slice(0, len(azimuth)))]
-        middle = np.arctan2(corners[:, 1].mean(), corners[:, 0].mean())
-        around = np.arctan2(corners[:, 1], corners[:, 0]) - middle
-        around = (around + np.pi) % (2 * np.pi) - np.pi
-        spans = [(middle + around.min() + turn, middle + around.max() + turn) for turn in (-2 * np.pi, 0, 2 * np.pi)]
-        return [(rows, columns(low, high)) for low, high in spans if high > -half and low < half]
-
-    return Rays(np.array([0, 0, above], np.float32), directions, window)
-
-
-def _nearest(corners: Floats) -> float:
-    """Horizontal distance from the origin to the rectangle under ``place``'s corners; 0 inside it."""
-    base = corners[[0, 2, 6, 4], :2].astype(np.float64)
-    edges = np.roll(base, -1, axis=0) - base
-    cross = edges[:, 0] * -base[:, 1] - edges[:, 1] * -base[:, 0]
-    if (cross >= 0).all() or (cross <= 0).all():
-        return 0.0
-    t = np.clip((-base * edges).sum(1) / (edges**2).sum(1), 0, 1)
-    return float(np.linalg.norm(base + t[:, None] * edges, axis=1).min())
-
-
 def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Ground:
     half = {"street": 4.8, "alley": 3.3, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
         generator.normal() * 0.5
@@ -168,7 +86,7 @@ def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Grou
         1,
     )
     return Ground(
-        height=-float(sensors.height_m + generator.normal() * 0.05),
+        height=-float(sensors.height_m + generator.normal() * sensors.height_spread_m),
         slope=(float(generator.normal(0, 0.012)), float(generator.normal(0, 0.015))),
         heading=float(turned),
         offset=float(lane + generator.normal() * 0.4),
@@ -208,8 +126,9 @@ def returns(
     # What comes back falls with the square of the distance and the angle of incidence.
     signal = reflectivity * np.maximum(cosine, 0.02) * (90 / distance) ** 2
     noticed = 1 / (1 + (0.04 / signal) ** 2)
-    steep = np.rad2deg(np.arcsin(-direction[:, 2]))
-    noticed *= np.interp(steep, _STEEP_DEG, _STEEP_SHARES).astype(np.float32)
+    if sensors.steep_losses:
+        steep = np.rad2deg(np.arcsin(-direction[:, 2]))
+        noticed *= np.interp(steep, STEEP_DEG, STEEP_SHARES).astype(np.float32)
     chance = generator.random(len(distance), np.float32)
     kept = (chance < noticed * (1 - LOSS[material])) & (distance > _NEAREST_M)
     # Part of the light that glass lets through returns from inside of the car; what leaves it again is not seen.

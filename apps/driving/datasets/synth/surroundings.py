@@ -1,10 +1,13 @@
-"""What a street holds that is not to be found: walls, houses, poles, signs, trees, bushes, fences, bins."""
+"""What a street holds that is not to be found: walls, houses, poles, signs, trees, bushes, fences, furniture.
+
+Some of it is of the size of a car or a person, as in life; and there is the car that carries the sensors.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, cylinder, ellipsoid
+from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, cylinder, ellipsoid, prism
 
 
 def house(length: float, depth: float, generator: np.random.Generator) -> Shape:
@@ -106,6 +109,181 @@ def thicket(length: float, generator: np.random.Generator) -> Shape:
             )
         )
     return Shape(parts, (length + 2.2, width * 1.7, height))
+
+
+def conifer(generator: np.random.Generator) -> Shape:
+    """A tree that is green from the ground up, or a tall shrub."""
+    height, radius = float(generator.uniform(1.5, 7.0)), float(generator.uniform(0.4, 1.5))
+    parts: list[Part] = []
+    for share in np.linspace(0.12, 0.85, 4):
+        size = radius * (1.05 - share)
+        half = height * 0.22
+        parts.append(
+            ellipsoid((0, 0, height * share), (size, size, half), INDEX["leaves"], float(generator.uniform(0.1, 0.35)))
+        )
+    return Shape(parts, (2 * radius, 2 * radius, height * 1.1))
+
+
+def trimmed_hedge(generator: np.random.Generator) -> Shape:
+    """A piece of hedge, cut square; often as long and as high as a car."""
+    length, width, height = (float(generator.uniform(*limits)) for limits in ((1.0, 6.0), (0.6, 2.0), (0.8, 2.0)))
+    low, high = (-length / 2, -width / 2, 0.0), (length / 2, width / 2, height)
+    parts: list[Part] = [block(low, high, INDEX["leaves"], float(generator.uniform(0.05, 0.3)))]
+    return Shape(parts, (length, width, height))
+
+
+def guard_rail(length: float, generator: np.random.Generator) -> Shape:
+    """A steel band of ``length`` along x on posts."""
+    low = float(generator.uniform(0.4, 0.5))
+    parts: list[Part] = [
+        block((-length / 2, -0.04, low), (length / 2, 0.04, low + 0.31), INDEX["metal"]),
+        *(
+            block((x - 0.05, -0.12, 0), (x + 0.05, -0.04, low + 0.25), INDEX["metal"])
+            for x in np.arange(-length / 2 + 0.5, length / 2, 2.0)
+        ),
+    ]
+    return Shape(parts, (length, 0.24, low + 0.31))
+
+
+def concrete_barrier(length: float, generator: np.random.Generator) -> Shape:
+    """A barrier of ``length`` along x, wider at its foot."""
+    height = float(generator.uniform(0.8, 1.1))
+    wall = INDEX["wall"]
+    parts: list[Part] = [
+        block((-length / 2, -0.3, 0), (length / 2, 0.3, 0.25), wall),
+        block((-length / 2, -0.12, 0.2), (length / 2, 0.12, height), wall),
+    ]
+    return Shape(parts, (length, 0.6, height))
+
+
+def container(generator: np.random.Generator) -> Shape:
+    """A skip, a waste container or a stack of goods: as large as vehicles are, with upright walls."""
+    length, width, height = (float(generator.uniform(*limits)) for limits in ((1.2, 6.1), (1.0, 2.4), (1.1, 2.6)))
+    material = INDEX[str(generator.choice(["metal", "paint grey", "paint blue", "brick"]))]
+    lean = float(generator.uniform(0, 0.25)) * length if generator.random() < 0.5 else 0.0
+    body = prism(
+        [(-length / 2 + lean, 0.1), (-length / 2, height), (length / 2, height), (length / 2 - lean, 0.1)],
+        [material] * 4,
+        width / 2,
+        material,
+    )
+    return Shape([body], (length, width, height))
+
+
+def trailer(generator: np.random.Generator) -> Shape:
+    """A trailer behind no car: a low box on two wheels, and its drawbar."""
+    length, width, height = (float(generator.uniform(*limits)) for limits in ((2.0, 4.0), (1.3, 1.8), (0.8, 1.5)))
+    box = block((-length / 2, -width / 2, 0.45), (length / 2 - 1.0, width / 2, height), INDEX["metal"])
+    bar = cylinder((length / 2 - 1.0, 0, 0.45), (length / 2, 0, 0.45), 0.05, INDEX["metal"])
+    wheels = [
+        cylinder((-0.3, side * width / 2, 0.3), (-0.3, side * (width / 2 + 0.18), 0.3), 0.3, INDEX["rubber"])
+        for side in (-1, 1)
+    ]
+    return Shape([box, bar, *wheels], (length, width + 0.36, height))
+
+
+def boulder(generator: np.random.Generator) -> Shape:
+    """A stone, a heap of earth, a bale."""
+    length, width, height = (float(generator.uniform(*limits)) for limits in ((0.6, 4.0), (0.6, 2.2), (0.4, 1.8)))
+    material = INDEX[str(generator.choice(["wall", "bark", "verge"]))]
+    parts: list[Part] = [
+        ellipsoid(
+            (generator.uniform(-0.15, 0.15) * length, generator.uniform(-0.15, 0.15) * width, 0),
+            (length * 0.5, width * 0.5, height * generator.uniform(0.6, 1.0)),
+            material,
+        )
+        for _ in range(2)
+    ]
+    return Shape(parts, (length * 1.3, width * 1.3, height))
+
+
+def furniture(generator: np.random.Generator) -> Shape:
+    """What stands on pavements: about as large as people, alone or in rows."""
+    kind = generator.choice(["bench", "shelter", "cabinet", "bins", "bollards", "pillar", "sign", "lights", "booth"])
+    metal, glass = INDEX["metal"], INDEX["glass"]
+    if kind == "bench":
+        length = float(generator.uniform(1.2, 2.2))
+        parts: list[Part] = [
+            block((-length / 2, -0.25, 0.4), (length / 2, 0.25, 0.48), INDEX["bark"]),
+            block((-length / 2, -0.3, 0.48), (length / 2, -0.22, 0.9), INDEX["bark"]),
+            *(block((x - 0.04, -0.25, 0), (x + 0.04, 0.25, 0.4), metal) for x in (-length / 2.5, length / 2.5)),
+        ]
+        return Shape(parts, (length, 0.6, 0.9))
+    if kind == "shelter":
+        length = float(generator.uniform(2.5, 4.5))
+        parts = [
+            block((-length / 2, -0.75, 2.2), (length / 2, 0.75, 2.35), metal),
+            block((-length / 2, -0.72, 0.2), (length / 2, -0.68, 2.2), glass),
+            *(cylinder((x, 0.6, 0), (x, 0.6, 2.2), 0.05, metal) for x in (-length / 2.1, length / 2.1)),
+            block((length / 2 - 0.15, -0.7, 0.3), (length / 2, 0.6, 2.1), INDEX["plate"]),
+        ]
+        return Shape(parts, (length, 1.5, 2.35))
+    if kind in ("bins", "bollards"):
+        count, apart = int(generator.integers(2, 6)), float(generator.uniform(0.65, 1.5))
+        start = -(count - 1) * apart / 2
+        if kind == "bins":
+            parts = [
+                block((x - 0.28, -0.33, 0.05), (x + 0.28, 0.33, 1.08), INDEX["paint grey"])
+                for x in start + apart * np.arange(count)
+            ]
+            return Shape(parts, (count * apart, 0.7, 1.08))
+        height, radius = float(generator.uniform(0.7, 1.2)), float(generator.uniform(0.05, 0.15))
+        parts = [cylinder((x, 0, 0), (x, 0, height), radius, metal) for x in start + apart * np.arange(count)]
+        return Shape(parts, (count * apart, 2 * radius, height))
+    if kind == "pillar":
+        radius, height = float(generator.uniform(0.15, 0.7)), float(generator.uniform(1.0, 3.2))
+        return Shape([cylinder((0, 0, 0), (0, 0, height), radius, INDEX["wall"])], (2 * radius, 2 * radius, height))
+    if kind == "sign":
+        width, foot = float(generator.uniform(0.6, 3.0)), float(generator.uniform(0.3, 2.0))
+        parts = [
+            block((-0.04, -width / 2, foot), (0.04, width / 2, foot + width * 0.6), INDEX["plate"]),
+            *(cylinder((0, y, 0), (0, y, foot), 0.05, metal) for y in (-width / 3, width / 3)),
+        ]
+        return Shape(parts, (0.2, width, foot + width * 0.6))
+    if kind == "lights":
+        parts = [
+            cylinder((0, 0, 0), (0, 0, 3.4), 0.07, metal),
+            block((-0.15, -0.15, 2.3), (0.2, 0.15, 3.2), INDEX["paint black"]),
+            block((-0.1, -0.12, 1.0), (0.15, 0.12, 1.3), INDEX["paint grey"]),
+        ]
+        return Shape(parts, (0.4, 0.4, 3.4))
+    limits = ((0.5, 1.6), (0.3, 0.6), (0.9, 1.7)) if kind == "cabinet" else ((0.8, 1.3), (0.8, 1.3), (2.0, 2.5))
+    length, width, height = (float(generator.uniform(*limit)) for limit in limits)
+    return Shape(
+        [block((-length / 2, -width / 2, 0), (length / 2, width / 2, height), INDEX["paint grey"])],
+        (length, width, height),
+    )
+
+
+def two_wheeler(generator: np.random.Generator) -> Shape:
+    """Bicycles in a stand, or a motorcycle, without anybody on them."""
+    rubber, metal = INDEX["rubber"], INDEX["metal"]
+    motorcycle = generator.random() < 0.4
+    count = 1 if motorcycle else int(generator.integers(1, 5))
+    parts: list[Part] = []
+    for y in 0.6 * (np.arange(count) - (count - 1) / 2):
+        thick = 0.07 if motorcycle else 0.025
+        parts += [
+            cylinder((x, y - thick, 0.33), (x, y + thick, 0.33), 0.33, rubber, 0.0 if motorcycle else 0.45)
+            for x in (-0.55, 0.55)
+        ]
+        parts.append(cylinder((0.45, y - 0.28, 1.0), (0.45, y + 0.28, 1.0), 0.03, metal))
+        if motorcycle:
+            parts.append(ellipsoid((0, y, 0.65), (0.55, 0.2, 0.28), INDEX["paint black"]))
+        else:
+            parts += [cylinder((-0.55, y, 0.33), (0.45, y, 0.85), 0.03, metal)]
+    return Shape(parts, (1.8, 0.6 * count + 0.2, 1.05))
+
+
+def own_vehicle(generator: np.random.Generator) -> Shape:
+    """The car that carries the sensors: what of its bonnet, roof and tail the beams can meet."""
+    half, paint = float(generator.uniform(0.8, 0.95)), INDEX["paint silver"]
+    front, rear = float(generator.uniform(1.7, 2.2)), float(generator.uniform(1.9, 2.5))
+    parts: list[Part] = [
+        block((-rear, -half, 0.2), (front, half, 1.0), paint),
+        block((-rear + 0.5, -half + 0.12, 1.0), (0.6, half - 0.12, 1.45), paint),
+    ]
+    return Shape(parts, (2 * max(front, rear), 2 * half, 1.45))
 
 
 def pole(generator: np.random.Generator) -> Shape:
