@@ -98,6 +98,7 @@ class DrivingPredictor:
         said: list[str] = []
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
             said = sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
+            said += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)
         return Detections(boxes=shown_boxes(detector.detect(frame), least), model=model, remarks=tuple(said))
 
     @property

@@ -138,10 +138,22 @@ class Camera:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierSweep:
+    """A sweep ``seconds`` before a frame's own. ``points_lidar_m`` (N, 4) is x, y, z, intensity, in the LiDAR frame of
+    that moment; ``to_frame`` (4, 4, rigid) takes it into the frame's: it undoes the vehicle's motion.
+    """
+
+    points_lidar_m: Floats
+    to_frame: NDArray[np.float64]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
     """One moment of a vehicle: a LiDAR sweep, cameras, and boxes where the truth is known.
 
-    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. ``time_ns`` is UTC, or None.
+    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. ``earlier_sweeps`` are those before
+    it, the latest first, where they are known. ``time_ns`` is UTC, or None.
     """
 
     name: str
@@ -149,6 +161,7 @@ class Frame:
     cameras: Mapping[str, Camera]
     truth: Boxes3D | None = None
     time_ns: int | None = None
+    earlier_sweeps: tuple[EarlierSweep, ...] = ()
     ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)
 
 

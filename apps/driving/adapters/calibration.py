@@ -70,13 +70,19 @@ def read_calibration(path: Path) -> Calibration:
     )
 
 
-def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
-    """Refuses what takes no LiDAR (z up) on a vehicle to a camera (y down) on it; boxes would be drawn anywhere."""
-    if not np.isfinite(lidar_to_camera).all():
+def refuse_not_rigid(transform: np.ndarray, what: str) -> None:
+    """Refuses a transform (3 or 4, 4) that is no rotation with a translation."""
+    if not np.isfinite(transform).all():
         raise InvalidInputError(f"{what} holds numbers that are not finite")
-    rotation = lidar_to_camera[:3, :3]
+    rotation = transform[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise InvalidInputError(f"{what}: its first three columns are not a rotation")
+
+
+def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
+    """Refuses what takes no LiDAR (z up) on a vehicle to a camera (y down) on it; boxes would be drawn anywhere."""
+    refuse_not_rigid(lidar_to_camera, what)
+    rotation = lidar_to_camera[:3, :3]
     # The camera's y axis points down, as the LiDAR's -z does: by less than 45 degrees they differ.
     if -rotation[1, 2] < np.sqrt(0.5):
         raise InvalidInputError(

@@ -7,18 +7,20 @@ boxes and calibrations are turned by a quarter on reading, and back on writing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apps.driving.adapters.calibration import refuse_mount
+from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
 from apps.driving.adapters.kitti import MOST_POINTS, read_image
-from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
 
 COLUMNS = 5
+MOST_SWEEPS = 10
+"""Of the sweeps before a key frame, the latest that are read: the models of nuScenes learnt from as many."""
 _TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
 """nuScenes LiDAR to ``Frame``'s LiDAR frame."""
 
@@ -34,7 +36,10 @@ def read(path: Path) -> list[Frame]:
         raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
     try:
         names = class_names(content)
-        return [read_described(sample, names, lambda name: _beside(info, name)) for sample in content["data_list"]]
+        return [
+            read_described(sample, names, lambda name: _beside(info, name), with_sweeps=True)
+            for sample in content["data_list"]
+        ]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise InvalidInputError(
             f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
@@ -77,8 +82,12 @@ def read_described(
     *,
     with_points: bool = True,
     with_images: bool = True,
+    with_sweeps: bool = False,
 ) -> Frame:
-    """The frame of one description in the info layout; ``find`` gives the files that it names."""
+    """The frame of one description in the info layout; ``find`` gives the files that it names.
+
+    Earlier sweeps whose files ``find`` refuses are left out.
+    """
     lidar = sample.get("lidar_points")
     points = read_points(find(lidar["lidar_path"])) if lidar and with_points else None
     cameras = {}
@@ -103,7 +112,33 @@ def read_described(
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),
         time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
+        earlier_sweeps=tuple(_earlier_sweeps(sample, find)) if with_sweeps else (),
     )
+
+
+def _earlier_sweeps(sample: dict[str, Any], find: Callable[[str], Path]) -> Iterator[EarlierSweep]:
+    """The sweeps before a key frame that there are files of, at most ``MOST_SWEEPS``, the latest first.
+
+    ``lidar2sensor`` is taken as the rigid transform that its name says. The loader of mmdet3d 1.4 takes its translation
+    without its rotation (open-mmlab/mmdetection3d, issue 3054), which differs where the vehicle turns.
+    """
+    turn = np.eye(4)
+    turn[:3, :3] = _TURN
+    for sweep in (sample.get("lidar_sweeps") or ())[:MOST_SWEEPS]:
+        described = sweep["lidar_points"]
+        try:
+            file = find(described["lidar_path"])
+        except InvalidInputError:
+            continue
+        to_sensor = np.array(described["lidar2sensor"], np.float64)
+        if to_sensor.shape != (4, 4):
+            raise InvalidInputError(f"lidar2sensor of {file.name} has the shape {to_sensor.shape} instead of (4, 4)")
+        refuse_not_rigid(to_sensor, f"lidar2sensor of {file.name}")
+        yield EarlierSweep(
+            points_lidar_m=read_points(file),
+            to_frame=turn @ np.linalg.inv(to_sensor) @ turn.T,
+            seconds=float(sample["timestamp"]) - float(sweep["timestamp"]),
+        )
 
 
 def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:

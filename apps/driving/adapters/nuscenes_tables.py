@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from shared.errors import InvalidInputError
 
 LIDAR = "LIDAR_TOP"
+MOST_SWEEPS = 10
+"""How many of the sweeps before a key frame are described."""
 DETECTION_NAMES = {
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic_cone",
@@ -46,10 +48,14 @@ def key_frames(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]
     }
     by_token = {name: {row["token"]: row for row in rows} for name, rows in tables.items()}
     recordings: dict[str, dict[str, Any]] = defaultdict(dict)
+    sweeps: dict[str, Any] = {}
     for row in _table(root, version, "sample_data"):
+        sensor = by_token["sensor"][by_token["calibrated_sensor"][row["calibrated_sensor_token"]]["sensor_token"]]
         if row["is_key_frame"]:
-            sensor = by_token["sensor"][by_token["calibrated_sensor"][row["calibrated_sensor_token"]]["sensor_token"]]
             recordings[row["sample_token"]][sensor["channel"]] = row
+        if sensor["channel"] == LIDAR:
+            sweeps[row["token"]] = row
+    by_token["sweep"] = sweeps
     marks: dict[str, list[Any]] = defaultdict(list)
     for row in _table(root, version, "sample_annotation"):
         marks[row["sample_token"]].append(row)
@@ -90,9 +96,25 @@ def _description(
         "token": sample["token"],
         "timestamp": sample["timestamp"] / 1e6,
         "lidar_points": {"lidar_path": held[LIDAR]["filename"]},
+        "lidar_sweeps": list(_sweeps_before(held[LIDAR], lidar, tables)),
         "images": images,
         "instances": instances,
     }
+
+
+def _sweeps_before(
+    row: dict[str, Any], lidar_to_global: Matrix, tables: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The sweeps before that of a key frame, the latest first, as OpenMMLab's infos describe them."""
+    for _ in range(MOST_SWEEPS):
+        if (before := tables["sweep"].get(row.get("prev", ""))) is None:
+            return
+        row = before
+        to_sensor = np.linalg.inv(_to_global(row, tables)) @ lidar_to_global
+        yield {
+            "timestamp": row["timestamp"] / 1e6,
+            "lidar_points": {"lidar_path": row["filename"], "lidar2sensor": to_sensor.tolist()},
+        }
 
 
 def _to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from apps.driving.types import Frame
 from shared.data.build_cache import get_or_build
 from shared.errors import InvalidInputError
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,12 @@ class NuScenes(FrameData):
     )
 
     def frames(self, split: Split, input: Input | None = None) -> DescribedFrames:
+        found = self._of_split(split)
+        if not len(found):
+            raise InvalidInputError(f"no scene of {self.root} is left for {split}; see --data.validation-scenes")
+        return found
+
+    def _of_split(self, split: Split) -> DescribedFrames:
         index = DescribedFrames(root=self.root, index=self._index(), numbers=())
         scenes = sorted(set(index.all_scenes))
         if self.validation_scenes is not None:
@@ -50,12 +56,14 @@ class NuScenes(FrameData):
         else:
             chosen = every_fifth(scenes, split)
         numbers = tuple(number for number, scene in enumerate(index.all_scenes) if scene in set(chosen))
-        if not numbers:
-            raise InvalidInputError(f"no scene of {self.root} is left for {split}; see --data.validation-scenes")
         return DescribedFrames(root=self.root, index=index.index, numbers=numbers)
 
+    def cases(self) -> DescribedFrames:
+        """The frames that validate, with the sweeps before each: public models of nuScenes look at those too."""
+        return replace(self.frames("validation"), with_sweeps=True)
+
     def fingerprint(self) -> dict[str, Any]:
-        train, validation = self.frames("train"), self.frames("validation")
+        train, validation = self._of_split("train"), self._of_split("validation")
         return {
             "description": f"{len(train)} nuScenes key frames; {len(validation)} others for validation",
             "synthetic": False,
@@ -117,11 +125,12 @@ def _from_infos(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedFrames:
-    """Key frames by their numbers in an index of descriptions."""
+    """Key frames by their numbers in an index of descriptions; ``with_sweeps`` reads the sweeps before them too."""
 
     root: Path
     index: Path
     numbers: tuple[int, ...]
+    with_sweeps: bool = False
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -147,15 +156,20 @@ class DescribedFrames:
         with (self.index / "frames.jsonl").open("rb") as file:
             file.seek(start)
             description = json.loads(file.read(ends[number] - start))
-        return nuscenes.read_described(description, {}, self._find, with_points=points, with_images=images)
+        sweeps = points and self.with_sweeps
+        return nuscenes.read_described(
+            description, {}, self._find, with_points=points, with_images=images, with_sweeps=sweeps
+        )
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self.index.name} {self.numbers}".encode()).hexdigest()
 
     def _find(self, name: str) -> Path:
         """Tables name files from the root; infos name them alone, as they lie beside the infos or in samples."""
-        sensor = Path(name).name.split("__")[1] if "__" in name else ""
-        for place in (self.root / name, self.root / Path(name).name, self.root / "samples" / sensor / Path(name).name):
+        file = Path(name).name
+        sensor = file.split("__")[1] if "__" in name else ""
+        folders = (self.root / "samples" / sensor, self.root / "sweeps" / sensor)
+        for place in (self.root / name, self.root / file, *(folder / file for folder in folders)):
             if place.is_file():
                 return place
         raise InvalidInputError(f"{name}, which a description of a key frame names, is not in {self.root}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
 from apps.driving.models.builders import model_configs
@@ -16,7 +16,10 @@ from shared.deploy.programs.choosing import Network, open_program
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
-Seen = TypeVar("Seen", LidarInput, CameraInput)
+if TYPE_CHECKING:
+    from torch import nn
+
+    from apps.driving.models.configurations import MMDet3DModel
 
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
@@ -28,9 +31,14 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     config: type[Any] = configs[name]
     model: Any = from_mapping(config, settings["model"])
     if name.startswith("mmdet3d_"):
-        return _public_detector(model, settings["input"], artifact, device)
+        public: LidarInput | CameraInput = (
+            from_mapping(LidarInput, settings["input"])
+            if model.sensor == "lidar"
+            else from_mapping(CameraInput, settings["input"])
+        )
+        return imported_detector(model, public, load_weights(model.build(public), artifact, device), device)
     if model.sensor == "lidar":
-        seen = _read(LidarInput, settings["input"])
+        seen = from_mapping(LidarInput, settings["input"])
         network = load_weights(model.build(seen), artifact, device)
         program = open_program(
             Network(
@@ -43,29 +51,22 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         )
         fast = FastPointPillars(network, program, every_point=True)
         return LidarDetector(fast.to(device), seen, device, program)
-    looked_at = _read(CameraInput, settings["input"])
+    looked_at = from_mapping(CameraInput, settings["input"])
     return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
 
 
-def _public_detector(model: Any, input: Mapping[str, Any], artifact: Artifact, device: str) -> Detector:
-    """The detector of an imported model: a configuration that mmdet3d ships."""
-    from apps.driving.models.detectors import CameraNetwork, LidarNetwork, network_of
+def imported_detector(
+    model: MMDet3DModel, input: LidarInput | CameraInput, network: nn.Module, device: str
+) -> LidarDetector | PublicCameraDetector:
+    """The detector of an imported model: a configuration that mmdet3d ships, and its network with the weights."""
+    from apps.driving.models.detectors import LidarNetwork, network_of
 
-    if model.sensor == "lidar":
-        seen = _read(LidarInput, input)
-        network = network_of(model, load_weights(model.build(seen), artifact, device))
-        assert isinstance(network, LidarNetwork)
-        return LidarDetector(network, seen, device)
-    looked_at = _read(CameraInput, input)
-    network = network_of(model, load_weights(model.build(looked_at), artifact, device))
-    assert isinstance(network, CameraNetwork)
-    return PublicCameraDetector(network, looked_at, device)
-
-
-def _read(kind: type[Seen], settings: Mapping[str, Any]) -> Seen:
-    config: Any = kind
-    read: Seen = from_mapping(config, settings)
-    return read
+    made = network_of(model, network)
+    if isinstance(made, LidarNetwork):
+        assert isinstance(input, LidarInput)
+        return LidarDetector(made, input, device)
+    assert isinstance(input, CameraInput)
+    return PublicCameraDetector(made, input, device)
 
 
 def current_layout(settings: Mapping[str, Any]) -> dict[str, Any]:

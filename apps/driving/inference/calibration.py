@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from apps.driving.datasets.frame_data import FrameData
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.task import DetectionScores
     from shared.recipe import Recipe
 
 MOST_SAMPLES = 48
@@ -19,6 +22,10 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 
     A class that does not occur there, or of which nothing is found, gets 0.3; the former are named.
     """
+    from apps.driving.models.configurations import MMDet3DModel
+
+    if isinstance(recipe.model, MMDet3DModel):
+        return _operating_point(recipe, *_score_imported(recipe, recipe.model, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_SAMPLES, len(dataset))).round().astype(np.int64))
@@ -26,10 +33,51 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     with torch.inference_mode():
         for number in chosen:
             task.evaluate(model, dataset.batch(np.array([number]), None), scores)
-    absent = [name for label, (name, _) in enumerate(scores.classes) if scores.curve(label) is None]
+    return _operating_point(recipe, scores, len(chosen))
+
+
+def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> dict[str, Any]:
     return {
         "least_scores": scores.thresholds(),
-        "classes_without_objects": absent,
-        "scenes": len(chosen),
+        "classes_without_objects": [name for label, (name, _) in enumerate(scores.classes) if not scores.curve(label)],
+        "scenes": scenes,
         "synthetic": bool(recipe.data.fingerprint()["synthetic"]),
     }
+
+
+def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) -> tuple[DetectionScores, int]:
+    """The scores of a public model as it predicts, and on how many frames: its losses are not asked for.
+
+    Objects and boxes count that the model can see and that are labelled: in its range, or in an image.
+    """
+    from apps.driving.inference.artifacts import imported_detector
+    from apps.driving.inference.evaluation import in_any_image, labelled_frames
+    from apps.driving.task import CameraTask, DetectionScores
+    from apps.driving.types import CameraInput, LidarInput, within
+
+    data: FrameData = recipe.data  # type: ignore[assignment]
+    assert isinstance(recipe.input, LidarInput | CameraInput)
+    device = str(next(model.parameters()).device)
+    detector = imported_detector(settings, recipe.input, model.eval(), device)
+    sees_points = isinstance(recipe.input, LidarInput)
+    factor = 1.0 if sees_points else CameraTask().reach_factor
+    names = [kind.name for kind in detector.input.classes]
+    scores = DetectionScores(classes=tuple((kind.name, kind.reach_m * factor) for kind in detector.input.classes))
+    frames, merge = 0, dict(data.merge)
+    for frame in labelled_frames(data, detector, MOST_SAMPLES):
+        assert frame.truth is not None
+        found, truth = detector.detect(frame), frame.truth
+        if data.protocol == "kitti" or not sees_points:
+            found, truth = in_any_image(frame, found), in_any_image(frame, truth)
+        if isinstance(recipe.input, LidarInput):
+            truth = truth.take(within(truth.centre_lidar_m, recipe.input.range_m))
+            if truth.point_counts is not None:
+                unseen = (truth.point_counts >= 0) & (truth.point_counts < data.sweeps.fewest_points)
+                truth = truth.take(~unseen)
+        learnt = [merge.get(name, name) for name in truth.names]
+        labels = np.array([names.index(name) if name in names else -1 for name in learnt], np.int64)
+        known = np.array([names.index(name) for name in found.names], np.int64)
+        assert found.scores is not None
+        scores.add(frames, found.centre_lidar_m[:, :2], found.scores, known, truth.centre_lidar_m[:, :2], labels)
+        frames += 1
+    return scores, frames

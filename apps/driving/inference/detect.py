@@ -68,13 +68,21 @@ class LidarDetector:
     def sensor(self) -> Literal["lidar"]:
         return "lidar"
 
+    @property
+    def earlier_sweeps(self) -> int:
+        """How many sweeps before a frame's own the network learnt from."""
+        return self.network.layout.earlier_sweeps if isinstance(self.network, LidarNetwork) else 0
+
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
         assert frame.points_lidar_m is not None
-        ahead = self._look(frame.points_lidar_m)
+        points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
+        ahead = self._look(points)
         if len(frame.cameras) < 2 or self.input.range_m[0] < _AHEAD_M:
             return self._placed(_boxes(*ahead, self.input.classes), frame.points_lidar_m)
-        boxes, scores, labels = self._look(frame.points_lidar_m * np.array([-1, -1, 1, 1], np.float32))
+        about = points.copy()
+        about[:, :2] *= -1
+        boxes, scores, labels = self._look(about)
         boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
         both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
         found = _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)

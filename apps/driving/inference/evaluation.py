@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.adapters.projection import image_boxes
-from apps.driving.inference.detect import Detector
+from apps.driving.inference.detect import Detector, LidarDetector
 from apps.driving.metrics import kitti_ap, nuscenes_detection
 from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.types import Boxes3D, Camera, Frame, LidarInput, within
@@ -33,14 +34,17 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
     rows: list[Sequence[str]] = []
     notes: list[str] = []
     for name, detector in predictor.detectors.items():
-        frames, found = [], []
-        for frame in _cases(data, detector, limit):
+        frames, found, few = [], [], 0
+        for frame in labelled_frames(data, detector, limit):
             found.append(detector.detect(frame))
             frames.append(_light(frame))
+            few += isinstance(detector, LidarDetector) and len(frame.earlier_sweeps) < detector.earlier_sweeps
         if frames:
             score = kitti_rows if data.protocol == "kitti" else centre_rows
             more, said = score(name, detector, frames, found, dict(data.merge))
             rows += more
+            if few:
+                said = [*said, f"{few} frames come with fewer sweeps than it learnt from, and it finds less in them."]
             notes += [f"{name}: {text}" for text in (f"{len(frames)} frames.", *said)]
     if not rows:
         needed = " or ".join(
@@ -103,14 +107,25 @@ def centre_rows(
 def in_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
     """The boxes of which the frame's first camera shows something: what KITTI's labels are about."""
     camera = next(iter(frame.cameras.values()), None)
-    if camera is None:
+    return boxes if camera is None else boxes.take(_shows(camera, boxes))
+
+
+def in_any_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
+    """The boxes of which some camera of the frame shows something; all of them where there is no camera."""
+    if not frame.cameras:
         return boxes
+    return boxes.take(np.any([_shows(camera, boxes) for camera in frame.cameras.values()], axis=0))
+
+
+def _shows(camera: Camera, boxes: Boxes3D) -> NDArray[np.bool_]:
+    """(N,) whether a camera shows a tenth of a box or more."""
     size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
     shown, cut = image_boxes(boxes, camera.intrinsics, camera.lidar_to_camera, size)
-    return boxes.take(~np.isnan(shown).any(axis=1) & (cut < 0.9))
+    seen: NDArray[np.bool_] = ~np.isnan(shown).any(axis=1) & (cut < 0.9)
+    return seen
 
 
-def _cases(data: FrameData, detector: Detector, limit: int | None) -> Iterator[Frame]:
+def labelled_frames(data: FrameData, detector: Detector, limit: int | None) -> Iterator[Frame]:
     """The frames that validate and that the detector can look at, evenly chosen where there is a limit."""
     cases = data.cases()
     count = len(cases) if limit is None else min(limit, len(cases))
@@ -128,7 +143,8 @@ def _light(frame: Frame) -> Frame:
     def bare(camera: Camera) -> Camera:
         return replace(camera, image_HWC=np.broadcast_to(np.zeros((), np.uint8), camera.image_HWC.shape))
 
-    return replace(frame, points_lidar_m=None, cameras={name: bare(one) for name, one in frame.cameras.items()})
+    bare_frame = replace(frame, points_lidar_m=None, earlier_sweeps=())
+    return replace(bare_frame, cameras={name: bare(one) for name, one in frame.cameras.items()})
 
 
 def _merged(frame: Frame, merge: Mapping[str, str]) -> Boxes3D:

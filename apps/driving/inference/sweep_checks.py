@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from apps.driving.types import Floats
+from apps.driving.types import Floats, Frame
 
 FEWEST = 200
 GROUND_M = (-2.9, -0.9)
 """Where the lowest points must lie for the networks: they learnt from a sensor 1.73 m (KITTI) or 1.84 m (nuScenes)
 above the road, on slopes too."""
+
+
+def too_few_sweeps(frame: Frame, earlier_sweeps: int, model: str) -> list[str]:
+    """A sentence where ``model`` learnt from more sweeps before a frame's own than come with this one."""
+    there = len(frame.earlier_sweeps)
+    if there >= earlier_sweeps:
+        return []
+    seen = "One sweep is" if not there else f"{there + 1} sweeps are"
+    return [f"{seen} seen; {model} learnt from {earlier_sweeps + 1} together, and finds less in fewer."]
 
 
 def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[str]:

@@ -7,7 +7,7 @@ image's colours, SMOKE's affine resize) is done here, after the steps that the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
 from apps.driving.models.fast import FastPointPillars, folded, has_fast_pillars
-from apps.driving.types import Camera
+from apps.driving.types import Camera, Floats, Frame
+
+_CLOSE_M = 1.0
 
 Found = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
@@ -30,20 +32,40 @@ class PointLayout:
     """How a configuration's network takes a point of ``Frame`` (x, y, z in metres, intensity in [0, 1]).
 
     ``columns`` are those of the data set's files: 0 to 2 for x, y, z, 3 for the intensity, ``intensity`` times ours,
-    and 4 for the seconds since the sweep, which are 0: one sweep is seen, where nuScenes' models learnt from ten.
-    ``quarter_turn``: x right and y forward, as in nuScenes, where ours are x forward and y left.
+    and 4 for the seconds since the sweep. ``quarter_turn``: x right and y forward, as in nuScenes, where ours are x
+    forward and y left. ``earlier_sweeps`` is the number of sweeps before the frame's own that it learnt from together
+    with it; with ``remove_close`` without what lies within a metre of their sensor, the vehicle itself.
     """
 
     columns: tuple[int, ...]
     intensity: float
     quarter_turn: bool
+    earlier_sweeps: int = 0
+    remove_close: bool = False
 
-    def to_network(self, points_N4: Tensor) -> Tensor:
-        """(N, C) points as the network takes them."""
-        x, y, z, intensity = points_N4[:, :4].unbind(1)
+    def points(self, frame: Frame) -> Floats:
+        """(N, 4) points of a frame; of a network that learnt from several sweeps (N, 5), all of them in the frame's own
+        LiDAR frame, the last column the seconds since each was seen (mmdet3d's ``LoadPointsFromMultiSweeps``).
+        """
+        assert frame.points_lidar_m is not None
+        if not self.earlier_sweeps:
+            return frame.points_lidar_m
+        parts = [np.pad(frame.points_lidar_m, ((0, 0), (0, 1)))]
+        for sweep in frame.earlier_sweeps[: self.earlier_sweeps]:
+            points = sweep.points_lidar_m
+            if self.remove_close:
+                points = points[(np.abs(points[:, :2]) >= _CLOSE_M).any(axis=1)]
+            place = points[:, :3] @ sweep.to_frame[:3, :3].T + sweep.to_frame[:3, 3]
+            lag = np.full((len(points), 1), sweep.seconds)
+            parts.append(np.concatenate([place, points[:, 3:4], lag], axis=1).astype(np.float32))
+        return np.concatenate(parts)
+
+    def to_network(self, points_NC: Tensor) -> Tensor:
+        """(N, C) points as the network takes them, of (N, 4), or of (N, 5) with the seconds since they were seen."""
+        x, y, z, intensity, *lag = points_NC.unbind(1)
         if self.quarter_turn:
             x, y = -y, x
-        known = (x, y, z, intensity * self.intensity, torch.zeros_like(x))
+        known = (x, y, z, intensity * self.intensity, lag[0] if lag else torch.zeros_like(x))
         return torch.stack([known[column] for column in self.columns], dim=1)
 
     def from_network(self, boxes_N7: Tensor) -> Tensor:
@@ -59,12 +81,19 @@ def point_layout(model: MMDet3DModel) -> PointLayout:
     document = configuration(model.config)
     loads, sweeps = document.step("LoadPointsFromFile"), document.step("LoadPointsFromMultiSweeps")
     assert loads is not None
-    columns = _columns(loads["use_dim"])
-    if sweeps is not None:
-        # mmdet3d writes the time over the fifth column, and by default leaves the intensity out.
-        columns = _columns(sweeps.get("use_dim", [0, 1, 2, 4]))
     nuscenes = model.family.data == "nuScenes"
-    return PointLayout(columns=columns, intensity=255.0 if nuscenes else 1.0, quarter_turn=nuscenes)
+    single = PointLayout(
+        columns=_columns(loads["use_dim"]), intensity=255.0 if nuscenes else 1.0, quarter_turn=nuscenes
+    )
+    if sweeps is None:
+        return single
+    return replace(
+        single,
+        # mmdet3d writes the time over the fifth column, and by default leaves the intensity out.
+        columns=_columns(sweeps.get("use_dim", [0, 1, 2, 4])),
+        earlier_sweeps=sweeps.get("sweeps_num", 10),
+        remove_close=sweeps.get("remove_close", False),
+    )
 
 
 def _columns(use_dim: int | Sequence[int]) -> tuple[int, ...]:
@@ -81,11 +110,11 @@ class LidarNetwork:
             place = next(detector.parameters()).device
             self.detector = FastPointPillars(detector).to(place) if has_fast_pillars(detector) else folded(detector)
 
-    def predict(self, points_N4: Tensor) -> Found:
-        """What is found in a sweep: boxes in the LiDAR frame of ``Frame``. Without a point, nothing."""
-        if not len(points_N4):
-            return points_N4.new_zeros(0, 7), points_N4.new_zeros(0), points_N4.new_zeros(0, dtype=torch.long)
-        points = self.layout.to_network(points_N4)
+    def predict(self, points_NC: Tensor) -> Found:
+        """What is found in points (N, 4 or 5): boxes in the LiDAR frame of ``Frame``. Without a point, nothing."""
+        if not len(points_NC):
+            return points_NC.new_zeros(0, 7), points_NC.new_zeros(0), points_NC.new_zeros(0, dtype=torch.long)
+        points = self.layout.to_network(points_NC)
         if isinstance(self.detector, FastPointPillars):
             boxes, scores, labels = self.detector.predict(points)
         else:

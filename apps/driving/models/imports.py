@@ -70,7 +70,10 @@ def remarks(model: MMDet3DModel) -> list[str]:
     if model.sensor == "camera":
         return [f"images are seen at their own focal length; the model learnt depths at that of {model.family.data}"]
     if model.family.data == "nuScenes":
-        return ["one sweep is seen, its time zero; the model learnt from ten sweeps, and finds less in one"]
+        from apps.driving.models.detectors import point_layout
+
+        several = point_layout(model).earlier_sweeps + 1
+        return [f"the model learnt from {several} sweeps together; where a frame has fewer it finds less, and says so"]
     return []
 
 
@@ -147,20 +150,18 @@ def _trained_classes(content: Any) -> list[str] | None:
 
 
 def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe of a model that ``load_mmdet3d`` made: its network and input, learnt and scored as ours are.
-
-    Refuses a network whose head the tasks here cannot score.
-    """
+    """The recipe of a model that ``load_mmdet3d`` made: its network and input, so that it can be calibrated."""
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.recipes import RECIPES
-    from apps.driving.types import LidarInput
+    from apps.driving.types import CameraInput, LidarInput
 
     model = MMDet3DModel(**settings["model"])
-    if not (model.config.startswith("pointpillars") and "kitti" in model.config):
-        raise InvalidInputError(
-            f"{model.config} cannot be calibrated here: that is for KITTI's PointPillars; choose the option `score`"
-        )
-    return replace(RECIPES["full"](), model=model, input=from_mapping(LidarInput(), settings["input"]))
+    input: LidarInput | CameraInput = (
+        from_mapping(LidarInput, settings["input"])
+        if model.sensor == "lidar"
+        else from_mapping(CameraInput, settings["input"])
+    )
+    return replace(RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"](), model=model, input=input)
 
 
 IMPORTERS = {

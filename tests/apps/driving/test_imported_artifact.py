@@ -1,6 +1,7 @@
 """An imported public model, written as an artifact and opened again, predicts through the application's predictor."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from apps.driving.models.parity import random_camera, random_sweep
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
+from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.imported import write_imported
 from shared.deploy.registry import Registry
@@ -56,7 +58,7 @@ def test_the_artifact_says_where_it_comes_from_and_what_it_is(registry):
     source = artifact.manifest.source
     assert source["configuration"] == CENTERPOINT and source["parity"]["largest_relative_difference"] < 1e-4
     assert source["without_onnx"].startswith("NotImplementedError") and not (artifact.path / "model.onnx").exists()
-    assert "learnt from ten sweeps" in source["remarks"][0]
+    assert "learnt from 10 sweeps together" in source["remarks"][0]
     json.dumps(source)
 
 
@@ -80,15 +82,36 @@ def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
         predictor.predict([frame], Options(model="mmdet3d_camera"))
 
 
-def test_an_imported_pointpillars_is_read_back_for_calibration_and_others_are_refused(registry):
+def test_an_imported_pointpillars_is_read_back_for_calibration():
     settings = to_mapping(replace(RECIPES["full"](), model=MMDet3DModel(config=KITTI)))
     document = {"app": "driving", "name": "mmdet3d", "recipe": {name: settings[name] for name in ("model", "input")}}
     data = app.data_sets()["synthetic"]()
     recipe = recipe_of(app, document, data)
     assert recipe.model == MMDet3DModel(config=KITTI) and recipe.data is data
     assert recipe.input == RECIPES["full"]().input
-    with pytest.raises(InvalidInputError, match=r"centerpoint.* cannot be calibrated here"):
-        recipe_of(app, open_artifact(registry / "mmdet3d_lidar" / "1").recipe(), data)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("model", "data"), [("mmdet3d_lidar", "nuscenes"), ("mmdet3d_camera", "kitti")])
+def test_an_imported_model_is_calibrated_on_labelled_frames(registry, tmp_path, data_root, capsys, model, data):
+    source = data_root / "driving" / {"nuscenes": "nuscenes_sample", "kitti": "kitti_object"}[data]
+    root = tmp_path / "data"
+    shutil.copytree(source, root)
+    if data == "nuscenes":
+        (root / "scenes.txt").write_text("n015-2018-07-24-11-22-45+0800\n")
+        scenes = ["--data.validation-scenes", str(root / "scenes.txt")]
+    else:
+        scenes = []
+    artifact = str(registry / model / "1")
+    words = ["calibrate", "driving", "--artifact", artifact, "--data", data, "--data.root", str(root), *scenes]
+    assert main([*words, "--registry", str(tmp_path / "models")]) == 0
+    assert "least_scores: {" in capsys.readouterr().out
+    before, after = open_artifact(registry / model / "1"), open_artifact(tmp_path / "models" / model / "1")
+    assert set(before.manifest.calibration["least_scores"].values()) == {0.3}
+    least, absent = (after.manifest.calibration[key] for key in ("least_scores", "classes_without_objects"))
+    assert least.keys() == before.manifest.calibration["least_scores"].keys()
+    assert all(least[name] == 0.3 for name in absent) and len(absent) < len(least)
+    assert after.manifest.training["calibrated_on"]["synthetic"] is False
 
 
 def test_the_dense_network_of_an_imported_pointpillars_is_that_of_its_detector():
