@@ -201,6 +201,45 @@ class Serve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Backup:
+    """Write a server's cases and jobs, with their files, to one file. The server may go on meanwhile.
+
+    TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
+
+    Example: trivium backup cases.tar
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The file to write, which must not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Bring what backup wrote into an empty store, whose database may be another one.
+
+    Example: TRIVIUM_STORE=new trivium restore cases.tar
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """What backup wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge:
+    """Delete a server's old cases with their files. The server may go on meanwhile.
+
+    Example: trivium purge --older-than 30d
+
+    Example: trivium purge --app medical --older-than 12h
+    """
+
+    older_than: Annotated[str, arg(metavar="AGE")]
+    """Days or hours, as 30d or 12h."""
+    app: Annotated[str | None, arg(metavar="APP")] = None
+    """Only cases of this application."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reproduce:
     """Print an application's headline table: published claim, peer and ours.
 
@@ -244,6 +283,9 @@ Command: TypeAlias = (
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Models, subcommand("models")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Backup, subcommand("backup")]
+    | Annotated[Restore, subcommand("restore")]
+    | Annotated[Purge, subcommand("purge")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Doctor, subcommand("doctor")]

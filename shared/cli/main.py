@@ -79,6 +79,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import serve
 
             return serve.run(command)
+        case commands.Backup() | commands.Restore() | commands.Purge():
+            from shared.cli import store
+
+            return store.run(command)
         case commands.Reproduce():
             from shared.cli import reproduce
 

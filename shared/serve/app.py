@@ -30,7 +30,7 @@ from shared.serve.openapi import DescribedAPI
 from shared.serve.pages import WEB, Pages
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
-from shared.serve.service import Service
+from shared.serve.service import INCOMING, Service, remove_uploads_left
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
@@ -52,8 +52,7 @@ def create_app(
     registry = _registry(settings, found.values())
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
-    # What a server that was killed had not finished receiving; the store is this server's alone.
-    shutil.rmtree(settings.store / "incoming", ignore_errors=True)
+    remove_uploads_left(settings.store, alone=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
     networks = Networks(registry, settings, metrics)
     models: list[LoadOnce[Any]] = [service.model for service in services.values()]
@@ -70,6 +69,7 @@ def create_app(
         for service in services.values():
             service.close()
         networks.close()
+        shutil.rmtree(settings.store / INCOMING, ignore_errors=True)
         store.close()
 
     server = DescribedAPI(
@@ -104,7 +104,7 @@ def create_app(
 
 async def _expire_cases(services: Collection[Service], settings: Settings) -> None:
     """Deletes what must not stay, at once and every hour."""
-    while settings.keep_days is not None or settings.keep_cases is not None:
+    while any(most is not None for most in (settings.keep_days, settings.keep_cases, settings.keep_bytes)):
         for service in services:
             await run_in_threadpool(service.expire)
         await asyncio.sleep(_EXPIRE_EVERY_S)

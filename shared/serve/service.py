@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from shared.store.inputs import describe_inputs
 from shared.store.records import Case, Outputs
 
 log = logging.getLogger("trivium.serve")
+_UPLOADS_LEFT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Model:
     def manifest(self, name: str | None) -> Manifest:
         """That of the model that answered, the default where the answer names none."""
         return self.manifests[0] if name is None else next(m for m in self.manifests if m.name == name)
+
+
+INCOMING = f"incoming-{secrets.token_hex(4)}"
+"""The folder of this server's uploads in its store, which others may share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +168,7 @@ class Service:
     @contextmanager
     def incoming(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
-        home = self.settings.store / "incoming"
+        home = self.settings.store / INCOMING
         with full_disk_named("the upload cannot be taken"):
             home.mkdir(mode=0o700, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{self.app.name}-", dir=home))
@@ -174,12 +180,21 @@ class Service:
     def expire(self) -> None:
         """Deletes the cases that the settings do not let stay."""
         try:
-            number = self.store.expire(self.app.name, days=self.settings.keep_days, number=self.settings.keep_cases)
+            number = self.store.expire(
+                self.app.name,
+                days=self.settings.keep_days,
+                number=self.settings.keep_cases,
+                most_bytes=self.settings.keep_bytes,
+            )
         except Exception:
             log.exception("cases of %s that are too old could not be deleted", self.app.name)
         else:
             if number:
-                log.info("deleted %d cases of %s (TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES)", number, self.app.name)
+                log.info(
+                    "deleted %d cases of %s (TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES)",
+                    number,
+                    self.app.name,
+                )
 
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
@@ -198,7 +213,7 @@ class Service:
             artifact=(manifest.name, manifest.version),
             outputs=Outputs(result=result, picture=picture, files=dict(zip(head["files"], files, strict=True))),
         )
-        if self.settings.keep_cases is not None:
+        if self.settings.keep_cases is not None or self.settings.keep_bytes is not None:
             self.expire()
         return case
 
@@ -214,3 +229,11 @@ class Service:
         )
         await workers.start()
         return Model(workers, metrics, manifests)
+
+
+def remove_uploads_left(store: Path, alone: bool) -> None:
+    """Removes what servers that were killed had not finished receiving: all of it, or where others share it the old."""
+    for left in store.glob("incoming*"):
+        with suppress(FileNotFoundError):
+            if alone or time.time() - left.stat().st_mtime > _UPLOADS_LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -11,42 +10,49 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
-from shared.store.disk import disk_fault, full_disk_named
+from shared.store.database import connect, sqlite_url
+from shared.store.disk import DiskFull, disk_fault, full_disk_named
 from shared.store.inputs import digest_of_all
 from shared.store.records import Case, CaseSummary, InputFile, Outputs
-from shared.store.tables import CaseRow, connect, sqlite_url
+from shared.store.tables import CaseRow
+from shared.store.unkept import UnkeptCases
 
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
 _PARTIAL = ".partial-"
 _DAY_NS = 86_400 * 10**9
 _ANY_NUMBER = 2**62
+_BEGUN_S = 3600.0
 
 
 class CaseStore:
     """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
 
-    A folder has one open store at a time, in whichever process; refuses a second one. What it makes is private to the
-    account that it runs under: cases may be of patients.
+    On SQLite a folder has one server at a time, and a second is refused; on another database several servers may share
+    folder and database. ``beside`` opens a store that a server may have, to look after it. What it makes is private to
+    the account that it runs under: cases may be of patients.
     """
 
-    def __init__(self, folder: Path, url: str | None = None) -> None:
+    def __init__(self, folder: Path, url: str | None = None, *, beside: bool = False) -> None:
         self.folder = folder
+        self.shared = url is not None
+        self.unkept = UnkeptCases()
         self._cases = folder / "cases"
         with ExitStack() as held:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._cases.mkdir(mode=0o700, exist_ok=True)
                 _make_private(self._cases, 0o700)
-                held.enter_context(file_lock(folder / LOCK, wait=False))
+                if not self.shared and not beside:
+                    held.enter_context(file_lock(folder / LOCK, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
                     f"the store {folder} is in use by another server; give this one a folder of its own "
-                    "(TRIVIUM_STORE), or end the other"
+                    "(TRIVIUM_STORE), end the other, or let both use one PostgreSQL (TRIVIUM_STORE_URL)"
                 ) from error
             except OSError as error:
                 raise InvalidInputError(
@@ -56,11 +62,10 @@ class CaseStore:
                 # SQLite gives its journal the permissions of the database.
                 (folder / DATABASE).touch(mode=0o600)
                 _make_private(folder / DATABASE, 0o600)
-            self._engine = connect(url or sqlite_url(folder / DATABASE))
+            self.engine = connect(url or sqlite_url(folder / DATABASE))
             self._held = held.pop_all()
-        # What a server that was killed had begun; with the lock held, nobody is writing it.
-        for left in self._cases.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        if not beside:
+            self._remove_what_was_begun()
 
     def add(
         self,
@@ -72,7 +77,10 @@ class CaseStore:
         artifact: tuple[str, int],
         outputs: Outputs,
     ) -> Case:
-        """Keeps a case. Its folder appears whole, before the row that makes it known. Raises ``DiskFull``."""
+        """Keeps a case. Its folder appears whole, before the row that makes it known.
+
+        Where the disk is full, the case has a ``remark`` that says so, and is held in memory for a while instead.
+        """
         given = tuple(inputs)
         case = Case(
             id=uuid.uuid4().hex,
@@ -84,22 +92,22 @@ class CaseStore:
             options=dict(options),
             artifact_name=artifact[0],
             artifact_version=artifact[1],
-            result=json.loads(bytes(outputs.result)),
             files=tuple(outputs.files),
+            bytes=sum(map(len, (outputs.result, outputs.picture, *outputs.files.values()))),
         )
-        with full_disk_named("the answer was computed but cannot be kept"):
-            self._write_files(case.id, outputs)
-            try:
-                with Session(self._engine) as session, session.begin():
-                    session.add(CaseRow(**case.model_dump(mode="json")))
-            except BaseException:
-                shutil.rmtree(self._cases / case.id, ignore_errors=True)
-                raise
+        try:
+            with full_disk_named("the answer was computed but is not kept"):
+                self._write(case, outputs)
+        except DiskFull as full:
+            case = case.model_copy(update={"remark": str(full)})
+            self.unkept.hold(case, outputs, RESULT, PICTURE)
         return case
 
     def get(self, app: str, case_id: str) -> Case | None:
         """The case of an application, or None."""
-        with Session(self._engine) as session:
+        if (held := self.unkept.get(case_id)) is not None:
+            return held if held.app == app else None
+        with Session(self.engine) as session:
             row = session.get(CaseRow, case_id)
             return Case.model_validate(row) if row is not None and row.app == app else None
 
@@ -107,20 +115,43 @@ class CaseStore:
         """The newest cases of an application, the newest first."""
         columns = [getattr(CaseRow, name) for name in CaseSummary.model_fields]
         query = select(*columns).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
-        with Session(self._engine) as session:
+        with Session(self.engine) as session:
             return [CaseSummary.model_validate(row) for row in session.execute(query)]
 
     def remove(self, case: CaseSummary) -> None:
         """Deletes a case and its files; one that is gone already is no error."""
+        self.unkept.remove(case.id)
         self._remove(case.id)
 
-    def expire(self, app: str, *, days: float | None = None, number: int | None = None) -> int:
-        """Deletes an application's cases that are older than ``days``, and the oldest above ``number``; how many."""
+    def apps(self) -> list[str]:
+        """The applications of which there are cases."""
+        with Session(self.engine) as session:
+            return sorted(session.scalars(select(CaseRow.app).distinct()))
+
+    def used_bytes(self, app: str) -> int:
+        """What the files of an application's cases take."""
+        with Session(self.engine) as session:
+            return session.scalar(select(func.coalesce(func.sum(CaseRow.bytes), 0)).where(CaseRow.app == app)) or 0
+
+    def expire(
+        self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None
+    ) -> int:
+        """Deletes an application's cases older than ``days``, and the oldest above ``number`` or ``most_bytes``.
+
+        Returns how many it deleted.
+        """
         ids = select(CaseRow.id).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
-        with Session(self._engine) as session:
+        with Session(self.engine) as session:
             found = set() if number is None else set(session.scalars(ids.offset(number).limit(_ANY_NUMBER)))
             if days is not None:
                 found |= set(session.scalars(ids.where(CaseRow.created_ns < time.time_ns() - round(days * _DAY_NS))))
+            if most_bytes is not None:
+                sizes = select(CaseRow.id, CaseRow.bytes).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
+                total = 0
+                for case_id, size in session.execute(sizes):
+                    total += size
+                    if total > most_bytes:
+                        found.add(case_id)
         for case_id in found:
             self._remove(case_id)
         return len(found)
@@ -138,15 +169,31 @@ class CaseStore:
 
     def close(self) -> None:
         """Gives the connections and the folder back."""
-        self._engine.dispose()
+        self.engine.dispose()
         self._held.close()
+
+    def _remove_what_was_begun(self) -> None:
+        """Removes what a server that was killed had begun; where others share the folder, only what is old."""
+        for left in self._cases.glob(f"{_PARTIAL}*"):
+            with suppress(FileNotFoundError):
+                if not self.shared or time.time() - left.stat().st_mtime > _BEGUN_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _write(self, case: Case, outputs: Outputs) -> None:
+        self._write_files(case.id, outputs)
+        try:
+            with Session(self.engine) as session, session.begin():
+                session.add(CaseRow(**case.model_dump(mode="json", exclude={"remark"})))
+        except BaseException:
+            shutil.rmtree(self._cases / case.id, ignore_errors=True)
+            raise
 
     def _remove(self, case_id: str) -> None:
         # Renamed first: what a server that is killed leaves of the files is removed by the next.
         aside = self._cases / f"{_PARTIAL}{case_id}"
         with suppress(FileNotFoundError):
             (self._cases / case_id).rename(aside)
-        with Session(self._engine) as session, session.begin():
+        with Session(self.engine) as session, session.begin():
             session.execute(delete(CaseRow).where(CaseRow.id == case_id))
         shutil.rmtree(aside, ignore_errors=True)
 

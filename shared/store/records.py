@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,12 +65,14 @@ class CaseSummary(BaseModel):
 class Case(CaseSummary):
     """A kept case, whole. ``inputs_sha256`` is the digest of all inputs together, in whichever order they came.
 
-    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``.
+    ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``; ``bytes`` is what all
+    take on disk. ``remark`` says where that is so why the case is not kept.
     """
 
     inputs_sha256: str
     options: dict[str, str]
     artifact_name: str
     artifact_version: int
-    result: dict[str, Any]
     files: tuple[str, ...]
+    bytes: int = 0
+    remark: str | None = None

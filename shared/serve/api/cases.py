@@ -33,7 +33,9 @@ def cases(service: ServiceDep, limit: int = 20) -> Cases:
 @router.get("/{case_id}", response_model=CaseAnswer, responses=_MISSING)
 def case(service: ServiceDep, case: CaseDep) -> Response:
     """A kept case, as it was answered."""
-    return Response(case_document(case, _path(service, case, RESULT).read_bytes()), media_type="application/json")
+    found = _content(service, case, RESULT)
+    result = found if isinstance(found, bytes) else found.read_bytes()
+    return Response(case_document(case, result), media_type="application/json")
 
 
 @router.delete("/{case_id}", status_code=204, responses=_MISSING)
@@ -43,27 +45,31 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
 
 
 @router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MISSING)
-def picture(service: ServiceDep, case: CaseDep) -> FileResponse:
+def picture(service: ServiceDep, case: CaseDep) -> Response:
     """The case's picture."""
     return _send(service, case, PICTURE)
 
 
 @router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MISSING)
-def file(service: ServiceDep, case: CaseDep, file: str) -> FileResponse:
+def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
     """A file of the case."""
     if file not in (RESULT, *case.files):
         raise InvalidInputError(f"the case has no file {file!r}; it has {', '.join((RESULT, *case.files))}", status=404)
     return _send(service, case, file)
 
 
-def _send(service: Service, case: Case, name: str) -> FileResponse:
-    path = _path(service, case, name)
-    kind = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})
+def _send(service: Service, case: Case, name: str) -> Response:
+    found = _content(service, case, name)
+    kind = _TYPES.get(Path(name).suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    headers = {"Content-Security-Policy": FILE_POLICY}
+    if isinstance(found, bytes):
+        return Response(found, media_type=kind, headers=headers)
+    return FileResponse(found, media_type=kind, headers=headers)
 
 
-def _path(service: Service, case: Case, name: str) -> Path:
-    path = service.store.file(case, name)
-    if path is None:
+def _content(service: Service, case: Case, name: str) -> Path | bytes:
+    """A file of the case on disk, or its bytes where the disk could not keep it; 404 where it is gone."""
+    found = service.store.unkept.content(case.id, name) or service.store.file(case, name)
+    if found is None:
         raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-    return path
+    return found

@@ -91,6 +91,7 @@ class CaseAnswer(BaseModel):
     inputs_sha256: str
     options: dict[str, str]
     artifact: ArtifactVersion = Field(description="the model that answered")
+    remark: str | None = Field(description="why the case is not kept, where the disk of the store is full")
     result: dict[str, JsonValue] = Field(description="the content of result.json")
     picture: str = Field(description="address of a PNG")
     files: dict[str, str] = Field(description="addresses of the files, by name")
@@ -108,6 +109,7 @@ def case_document(case: Case, result: bytes) -> bytes:
         "inputs_sha256": case.inputs_sha256,
         "options": case.options,
         "artifact": {"name": case.artifact_name, "version": case.artifact_version},
+        "remark": case.remark,
         "picture": f"{home}/{PICTURE}",
         "files": {name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
     }

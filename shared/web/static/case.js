@@ -93,6 +93,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     result.replaceChildren();
     try {
       await render(answer);
+      if (answer.remark) result.prepend(element("p", { class: "notice", role: "status" }, `Note: ${answer.remark}.`));
     } catch (error) {
       console.error(error);
       showError(`The result was computed, but could not be drawn: ${error.message}`);

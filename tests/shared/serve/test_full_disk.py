@@ -33,27 +33,35 @@ def fail(error: Exception) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("error", FAULTS)
-def test_an_answer_that_cannot_be_kept_is_507_and_names_the_cause(
+def test_an_answer_that_cannot_be_kept_is_given_with_a_remark_and_held_for_a_while(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: OSError
 ) -> None:
     with monkeypatch.context() as full:
         full.setattr(cases, "publish", fail(error))
         answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 507
-    assert "computed but cannot be kept: the disk of the store is full" in answer.json()["detail"]
-    assert "TRIVIUM_KEEP_DAYS" in answer.json()["detail"]
+    assert answer.status_code == 200 and answer.json()["result"]["doubled"] == [2]
+    remark = answer.json()["remark"]
+    assert remark.startswith("the answer was computed but is not kept: the disk of the store is full")
+    assert "TRIVIUM_KEEP_DAYS" in remark
     assert list((settings.store / "cases").iterdir()) == [], "nothing of it is left"
-    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200, "once there is space"
+    place = f"/api/echo/cases/{answer.json()['case']}"
+    assert echo_client.get(place).json() == answer.json()
+    assert echo_client.get(answer.json()["picture"]).content.startswith(b"\x89PNG")
+    assert echo_client.get(answer.json()["files"]["doubled.csv"]).text == "2.0"
+    assert echo_client.get("/api/echo/cases").json()["cases"] == []
+    assert echo_client.delete(place).status_code == 204 and echo_client.get(place).status_code == 404
+    kept = echo_client.post(PREDICT, files=[csv(1)])
+    assert kept.status_code == 200 and kept.json()["remark"] is None, "once there is space"
 
 
-def test_a_database_that_cannot_grow_is_507_and_leaves_no_files(
+def test_a_database_that_cannot_grow_leaves_no_files(
     echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     error = OperationalError("INSERT", {}, Exception("database or disk is full"))
     with monkeypatch.context() as full:
         full.setattr(Session, "add", fail(error))
         answer = echo_client.post(PREDICT, files=[csv(1)])
-    assert answer.status_code == 507 and "the disk of the store is full" in answer.json()["detail"]
+    assert answer.status_code == 200 and "the disk of the store is full" in answer.json()["remark"]
     assert list((settings.store / "cases").iterdir()) == []
 
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.deploy.predictor import Response
+from shared.serve.service import INCOMING
 from shared.serve.settings import Settings
 from tests.shared.serve.echo import Echo, csv, until
 
@@ -125,7 +126,7 @@ def test_names_of_uploads_have_no_folders(echo_client: TestClient, given: str, k
     )
     assert answer.status_code == 200, answer.text
     assert [item["name"] for item in answer.json()["inputs"]] == [kept]
-    assert not any((settings.store / "incoming").iterdir())
+    assert not any((settings.store / INCOMING).iterdir())
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(echo_client: TestClient) -> None:

@@ -12,11 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
 from shared.errors import InvalidInputError
 from shared.store.cases import CaseStore
 from shared.store.inputs import describe_inputs
 from shared.store.records import Case, InputFile, Outputs
+from shared.store.tables import Base
 
 A = InputFile(name="a.csv", bytes=1, sha256="a" * 64)
 B = InputFile(name="b.csv", bytes=1, sha256="b" * 64)
@@ -92,7 +95,7 @@ def test_a_row_that_cannot_be_written_leaves_no_folder_behind(store: CaseStore, 
 def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
     case = keep(store, inputs=(A, B))
     with sqlite3.connect(store.folder / "trivium.sqlite") as connection:
-        connection.execute("UPDATE cases SET result = 'not JSON'")
+        connection.execute("UPDATE cases SET options = 'not JSON'")
     connection.close()
     (entry,) = store.recent("echo")
     assert (entry.id, entry.app, entry.interface, entry.inputs, entry.created) == (
@@ -206,6 +209,27 @@ INSERT INTO cases VALUES ('c1', 'echo', 1700000000000000000, 'form', '[{"name": 
 """The table that the first release made, and a case in it."""
 
 
+def test_a_new_store_and_one_brought_up_from_the_first_release_have_the_tables_that_the_code_states(
+    tmp_path: Path,
+) -> None:
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir()
+    with closing(sqlite3.connect(tmp_path / "old" / "trivium.sqlite")) as connection:
+        connection.executescript(_FIRST_RELEASE)
+    for folder in ("new", "old"):
+        with closing(CaseStore(tmp_path / folder)) as store, store.engine.connect() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_store_of_a_newer_version_is_refused_in_one_sentence(store: CaseStore, tmp_path: Path) -> None:
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store" / "trivium.sqlite")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(InvalidInputError, match=r"newer version of Trivium \(tables 9999\); use that version"):
+        CaseStore(tmp_path / "store")
+
+
 def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
@@ -213,7 +237,7 @@ def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path)) as store:
         case = store.get("echo", "c1")
         assert case is not None and case.created == "2023-11-14T22:13:20.000Z" and case.label == "a.csv"
-        assert (case.options, case.artifact_version, case.result) == ({"unit": "mm"}, 2, {"found": [1]})
+        assert (case.options, case.artifact_version, case.interface) == ({"unit": "mm"}, 2, "form")
         assert case.inputs == (InputFile(name="a.csv", bytes=1, sha256="aa"),) and case.files == ("report.txt",)
         newer = keep(store)
         assert [entry.id for entry in store.recent("echo")] == [newer.id, "c1"]
@@ -254,3 +278,12 @@ def test_nothing_of_a_removed_case_is_left_in_the_folder(store: CaseStore, tmp_p
     everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert b"stays" in everything and b"vanishes" not in everything
     assert {path.name for path in (tmp_path / "store" / "cases").iterdir()} == {kept.id}
+
+
+def test_the_oldest_go_when_an_application_has_more_bytes_than_it_may(store: CaseStore) -> None:
+    kept = [keep(store, picture=bytes(1000)) for _ in range(4)]
+    assert store.used_bytes("echo") == sum(case.bytes for case in kept) > 4000
+    keep(store, app="other", picture=bytes(9000))
+    assert store.expire("echo", most_bytes=2 * kept[0].bytes) == 2
+    assert [case.id for case in store.recent("echo")] == [kept[3].id, kept[2].id]
+    assert store.used_bytes("other") > 9000

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InvalidInputError
+from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
 from shared.store.records import Case, InputFile, Outputs
 
@@ -93,3 +94,22 @@ def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(InvalidInputError, match="cannot be used"):
             CaseStore(tmp_path / "store", f"postgresql://trivium@127.0.0.1:{taken.getsockname()[1]}/trivium")
+
+
+def test_two_servers_share_a_folder_and_a_database(server: str, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "store", server)) as one, closing(CaseStore(tmp_path / "store", server)) as two:
+        case = keep(one, app="shared")
+        assert two.get("shared", case.id) == case
+        two.remove(case)
+        assert one.get("shared", case.id) is None
+
+
+def test_a_backup_goes_from_sqlite_to_postgresql(server: str, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "small")) as small:
+        case = keep(small, app="moved")
+        backup(small.engine, small.folder, tmp_path / "all.tar")
+    with closing(CaseStore(tmp_path / "large", server)) as large:
+        for app in large.apps():
+            large.expire(app, number=0)
+        assert restore(large.engine, large.folder, tmp_path / "all.tar") == 1
+        assert large.get("moved", case.id) == case and large.file(case, "out.csv") is not None

@@ -1,0 +1,50 @@
+"""``trivium backup``, ``trivium restore`` and ``trivium purge``: a server's store, looked after from outside."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from shared.cli.arguments import Backup, Purge, Restore
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from shared.store.cases import CaseStore
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([dh])\Z")
+
+
+def run(command: Backup | Restore | Purge) -> int:
+    """Runs the command on the store that the server's settings name, and says what was done."""
+    try:
+        from shared.store.backup import backup, restore
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
+    match command:
+        case Backup():
+            with closing(_open(beside=True)) as store:
+                print(f"{command.file}: {backup(store.engine, store.folder, command.file)} cases")
+        case Restore():
+            with closing(_open(beside=False)) as store:
+                print(f"{store.folder}: {restore(store.engine, store.folder, command.file)} cases")
+        case Purge():
+            days = _days(command.older_than)
+            with closing(_open(beside=True)) as store:
+                for app in store.apps() if command.app is None else [command.app]:
+                    print(f"{app}: {store.expire(app, days=days)} cases deleted")
+    return 0
+
+
+def _open(beside: bool) -> CaseStore:
+    from shared.serve.settings import read_settings
+    from shared.store.cases import CaseStore
+
+    settings = read_settings()
+    return CaseStore(settings.store, settings.store_url, beside=beside)
+
+
+def _days(age: str) -> float:
+    if (found := _AGE.match(age)) is None:
+        raise InvalidInputError(f"--older-than {age}: say days or hours, as 30d or 12h")
+    return float(found[1]) / (24 if found[2] == "h" else 1)

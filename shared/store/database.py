@@ -1,0 +1,105 @@
+"""The database of a store: SQLite or PostgreSQL, brought to this version's tables when it is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from shared.errors import InvalidInputError
+from shared.store.tables import Base
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_FIRST = "0001"
+_LOCK = 7_481_301
+"""Whoever migrates a PostgreSQL database holds this advisory lock: several servers may start on it at once."""
+
+
+def connect(address: str) -> Engine:
+    """An engine for a database's address, migrated to this version; refuses one that cannot be reached or is another's.
+
+    SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through pg8000.
+    """
+    try:
+        url = make_url(address)
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+pg8000")
+        engine = create_engine(url)
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise InvalidInputError(
+            f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}"
+        ) from error
+    except ImportError as error:
+        extra = "trivium[postgres]" if url.drivername == "postgresql+pg8000" else error.name
+        raise InvalidInputError(f"the store's database needs the package {error.name}; install {extra}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+    shown = url.render_as_string()
+    try:
+        with engine.begin() as connection:
+            _migrate(connection, shown)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        reason = getattr(error, "orig", None) or error
+        raise InvalidInputError(f"the store's database {shown} cannot be used: {reason}") from error
+    except InvalidInputError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of an SQLite file."""
+    return f"sqlite:///{path.resolve().as_posix()}"
+
+
+def _migrate(connection: Connection, shown: str) -> None:
+    """Brings the tables to this version, from none, from those of an earlier one, or from the first release's."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    present = MigrationContext.configure(connection).get_current_revision()
+    if present is not None and present not in known:
+        raise InvalidInputError(
+            f"the store's database {shown} was made by a newer version of Trivium (tables {present}); use that "
+            "version, or name another folder in TRIVIUM_STORE"
+        )
+    if present is None and inspect(connection).has_table("cases"):
+        _check_first_release(connection, shown)
+        command.stamp(config, _FIRST)
+    command.upgrade(config, "head")
+
+
+def _check_first_release(connection: Connection, shown: str) -> None:
+    """Refuses tables without a version that are not those of the first release, which stated none."""
+    first = {column.name for column in Base.metadata.tables["cases"].columns} - {"bytes", "interface"}
+    known = first | {"door", "result"}
+    present = inspect(connection).get_columns("cases")
+    missing = known - {column["name"] for column in present}
+    required = {column["name"] for column in present if not column["nullable"] and column["default"] is None}
+    if differing := sorted(missing | (required - known)):
+        raise InvalidInputError(
+            f"the store's database {shown} was made by another version of Trivium: its table cases "
+            f"differs in {', '.join(differing)}; name another folder in TRIVIUM_STORE, or use that version"
+        )
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # Not every build of SQLite overwrites what is deleted unless it is told to.
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        "busy_timeout = 10000",
+        "foreign_keys = ON",
+        "secure_delete = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
