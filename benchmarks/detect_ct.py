@@ -23,7 +23,7 @@ from apps.medical.datasets.synth.phantom import volume as phantom
 from apps.medical.inference.grid import cover, reorient_to_lps, resample
 from apps.medical.inference.lungs import find_lungs
 from apps.medical.inference.pipeline import Detections, detect
-from apps.medical.predictor import EVERYTHING, NodulePredictor
+from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
 from apps.medical.types import CTVolume
 from benchmarks.report import report
 from shared.app import find
@@ -42,7 +42,7 @@ def main() -> None:
     scan, title = _scan(quick=chosen.quick)
     scan = reorient_to_lps(scan)
     repeats = 1 if chosen.quick or chosen.device == "cpu" else 5
-    detector = predictor.detector
+    detector = open_detector(shipped(find("medical"))[0], chosen.device)
     lungs = find_lungs(scan)
     assert lungs is not None
     grid = cover(scan, lungs.low_ijk, lungs.high_ijk, predictor.input.spacing_mm, detector.size_divisible)

@@ -11,6 +11,7 @@ import numpy as np
 from apps.medical.inference.grid import reorient_to_lps
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling, find_nodules
+from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.dense import VARYING, ProgramMaps, dense_network, example_input, fold_batch_norm
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings
@@ -20,7 +21,9 @@ from shared.precision import Precision, autocast_dtype
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from torch import nn
 
+    from apps.medical.models.retinanet import RetinaNet3D
     from shared.deploy.artifact import Artifact
 
 MAX_FINDINGS = 100
@@ -43,14 +46,15 @@ EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
 class NodulePredictor:
     """Finds lung nodules. Findings of at least ``operating_score`` are suspicious.
 
-    ``detector`` is the network on the grid of ``input``. Its maps are computed by ``program``; by torch where none is
-    given, with ``precision`` for the forward pass.
+    ``detector`` is the network on the grid of ``input``, computed by torch with ``precision`` for the forward pass; or
+    in its place ``program`` computes the maps, and ``decoder`` says how they become boxes.
     """
 
     def __init__(
         self,
         *,
-        detector: RetinaNetDetector,
+        detector: RetinaNetDetector | None = None,
+        decoder: BoxDecoder | None = None,
         input: ChestInput,
         device: str = "cpu",
         operating_score: float = 0.5,
@@ -61,8 +65,12 @@ class NodulePredictor:
     ) -> None:
         import torch
 
-        self.detector = detector.to(device).eval()
-        self.network = fold_batch_norm(self.detector) if program is None else ProgramMaps(program)
+        if program is None:
+            assert detector is not None
+            self.network: nn.Module = fold_batch_norm(detector.to(device).eval())
+        else:
+            self.network = ProgramMaps(program)
+        self.decoder = decoder or BoxDecoder.of_detector(detector)
         self.programs = {} if program is None else {model: program}
         self.input, self.device = input, device
         self.operating_score = operating_score
@@ -72,29 +80,20 @@ class NodulePredictor:
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
         """The predictor of the first of ``artifacts``; reads its model's and its input's settings alone."""
-        import torch
-
-        from apps.medical.models.retinanet import RetinaNet3D
-        from shared.recipe_file import from_mapping
-
         artifact = artifacts[0]
-        settings = current_layout(artifact.recipe()["recipe"])
-        input, model = from_mapping(ChestInput, settings["input"]), from_mapping(RetinaNet3D, settings["model"])
-        with torch.random.fork_rng():
-            detector = model.build(input)
-        detector.load_state_dict(artifact.weights())
+        model, input = _settings(artifact)
         operating_score = float(artifact.manifest.calibration.get("operating_score", 0.5))
         program = open_program(
             Network(
                 artifact=artifact,
-                build=lambda: dense_network(detector.eval()),
+                build=lambda: dense_network(open_detector(artifact, device)),
                 example=lambda: example_input(input.tile_size),
                 varying=VARYING,
             ),
             device,
         )
         return cls(
-            detector=detector,
+            decoder=BoxDecoder.of_settings(model),
             input=input,
             device=device,
             operating_score=operating_score,
@@ -112,7 +111,7 @@ class NodulePredictor:
         if lungs is None:
             return Findings(nodules=(), operating_score=self.operating_score)
         found = find_nodules(
-            self.detector,
+            self.decoder,
             volume,
             lungs,
             input=self.input,
@@ -130,6 +129,26 @@ class NodulePredictor:
             lungs_cut=lungs.cut,
             unlisted=sum(nodule.score >= self.operating_score for nodule in asked[options.max_findings :]),
         )
+
+
+def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
+    """MONAI's detector with an artifact's weights, for evaluation."""
+    import torch
+
+    model, input = _settings(artifact)
+    with torch.random.fork_rng():
+        detector = model.build(input)
+    detector.load_state_dict(artifact.weights())
+    return detector.to(device).eval()
+
+
+def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
+    """The settings of an artifact's model and of its input."""
+    from apps.medical.models.retinanet import RetinaNet3D
+    from shared.recipe_file import from_mapping
+
+    settings = current_layout(artifact.recipe()["recipe"])
+    return from_mapping(RetinaNet3D, settings["model"]), from_mapping(ChestInput, settings["input"])
 
 
 def _lung_box_lps_mm(volume: CTVolume, lungs: Lungs) -> tuple[float, float, float, float, float, float]:

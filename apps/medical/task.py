@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apps.medical.inference.pipeline import select
 from apps.medical.metrics.froc import Mark, Truth, froc, sensitivity_at
+from apps.medical.models.boxes import BoxDecoder
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
 
@@ -113,8 +114,9 @@ class NoduleDetection:
             losses = model.compute_loss(flat, targets, model.anchors, levels)
             size = list(image.shape[2:])
             heads = list(zip(maps[model.cls_key], maps[model.box_reg_key], strict=True))
+            decoder = BoxDecoder.of_detector(model)
             found = [
-                select(model, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
+                select(decoder, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
                 for n in range(len(image))
             ]
         for name, loss in self._means(losses, numbers, image.device).items():

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
 from apps.driving.models.builders import model_configs
-from apps.driving.models.dense import dense_pillars
-from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.models.dense import dense_camera, dense_pillars
+from apps.driving.models.fcos3d import example_image
+from apps.driving.models.pillars import ProgramPillars
 from apps.driving.models.pointpillars import example_input
 from apps.driving.types import CameraInput, LidarInput
-from shared.deploy.artifact import Artifact, load_weights
+from shared.deploy.artifact import RECIPE, WEIGHTS, Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from apps.driving.models.configurations import MMDet3DModel
+
+_STRIDE = 32
 
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
@@ -39,20 +42,33 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         return imported_detector(model, public, load_weights(model.build(public), artifact, device), device)
     if model.sensor == "lidar":
         seen = from_mapping(LidarInput, settings["input"])
-        network = load_weights(model.build(seen), artifact, device)
-        program = open_program(
-            Network(
-                artifact=artifact,
-                build=lambda: dense_pillars(network, model, seen),
-                example=lambda: {"pseudo_image": example_input(model, seen)[:1]},
-                varying={},
-            ),
-            device,
+        network = Network(
+            artifact=artifact,
+            build=lambda: dense_pillars(load_weights(model.build(seen), artifact, device), model, seen),
+            example=lambda: {"pseudo_image": example_input(model, seen)[:1]},
+            varying={},
         )
-        fast = FastPointPillars(network, program, every_point=True)
-        return LidarDetector(fast.to(device), seen, device, program)
+        program = open_program(network, device)
+        pillars = ProgramPillars(model, seen, _fitting(artifact, "voxel_encoder."), program)
+        return LidarDetector(pillars.to(device), seen, device, program)
     looked_at = from_mapping(CameraInput, settings["input"])
-    return CameraDetector(fast_fcos3d(load_weights(model.build(looked_at), artifact, device)), looked_at, device)
+    height, width = (-(-size // _STRIDE) * _STRIDE for size in looked_at.image)
+    network = Network(
+        artifact=artifact,
+        build=lambda: dense_camera(load_weights(model.build(looked_at), artifact, device)),
+        example=lambda: {"image": example_image(height, width)},
+        varying={"image": (2, 3)},
+    )
+    return CameraDetector(open_program(network, device), looked_at, device, colours=model.colours)
+
+
+def _fitting(artifact: Artifact, prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin so; refuses an artifact without them."""
+    found = {name: value for name, value in artifact.weights().items() if name.startswith(prefix)}
+    if not found:
+        file = artifact.path / WEIGHTS
+        raise InvalidInputError(f"{file} does not fit the model that {RECIPE} describes: it has no {prefix}")
+    return found
 
 
 def imported_detector(

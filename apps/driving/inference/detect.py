@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apps.driving.adapters.projection import bring_to_focal_length, to_lidar_boxes
 from apps.driving.inference.ground import set_on_ground
 from apps.driving.models import structures
+from apps.driving.models.decoding import CameraDecoder, Normalisation
 from apps.driving.models.detectors import CameraNetwork, LidarNetwork
-from apps.driving.models.fast import FastPointPillars
 from apps.driving.models.ops.boxes import box_iou_rotated, nms_rotated
+from apps.driving.models.pillars import ProgramPillars
 from apps.driving.types import Boxes3D, CameraInput, Floats, Frame, LidarInput, ObjectClass
 from shared.deploy.programs.program import Program
 
@@ -30,7 +31,6 @@ _OWN_VEHICLE_M = 0.5
 """The LiDAR lies in a box, or so near to it, only where that is the box of its own vehicle."""
 _AHEAD_M = -5.0
 """A network that looks further back than this looks all round by itself."""
-"""A network that sees further back than this looks all round by itself."""
 
 
 class Detector(Protocol):
@@ -59,7 +59,7 @@ class LidarDetector:
     carries it. Those of an imported network are its own.
     """
 
-    network: FastPointPillars | LidarNetwork
+    network: ProgramPillars | LidarNetwork
     input: LidarInput
     device: str = "cpu"
     program: Program | None = None
@@ -109,10 +109,11 @@ class LidarDetector:
 class CameraDetector:
     """FCOS3D on every camera of a frame, each brought to the focal length that the network knows."""
 
-    network: nn.Module
+    program: Program
     input: CameraInput
     device: str = "cpu"
-    program: Program | None = None
+    colours: Normalisation = field(default_factory=Normalisation)
+    decode: CameraDecoder = field(default_factory=CameraDecoder)
 
     @property
     def sensor(self) -> Literal["camera"]:
@@ -127,10 +128,10 @@ class CameraDetector:
         # alike go together, so that what is found in one does not depend on the others.
         for numbers in _padded_alike([image for image, _ in prepared]):
             images = [torch.from_numpy(prepared[n][0]).permute(2, 0, 1).to(self.device) for n in numbers]
-            intrinsics = torch.from_numpy(np.stack([cameras[n].intrinsics for n in numbers]))
-            data = structures.camera_data(images, intrinsics, scales=[prepared[n][1] for n in numbers])
-            for number, found in zip(numbers, structures.predict(self.network, data), strict=True):
-                boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
+            maps = {name: value.cpu() for name, value in self.program({"image": self.colours(images)}).items()}
+            for place, number in enumerate(numbers):
+                intrinsics = torch.from_numpy(cameras[number].intrinsics).float()
+                boxes_N7, scores_N, labels_N = self.decode(maps, place, intrinsics, prepared[number][1])
                 mount = cameras[number].lidar_to_camera
                 boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), mount)))
                 scores.append(scores_N)

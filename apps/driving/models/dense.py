@@ -12,7 +12,8 @@ from torch import nn
 
 from apps.driving.models import fcos3d, pointpillars
 from apps.driving.models.configurations import MMDet3DModel
-from apps.driving.models.fast import HEADS, FoldedHeads, has_fast_pillars
+from apps.driving.models.fast import FoldedHeads, fast_fcos3d, has_fast_pillars
+from apps.driving.models.pillars import HEADS
 from apps.driving.types import CameraInput, LidarInput
 from shared.app import DenseNetwork
 from shared.recipe import Recipe
@@ -36,14 +37,24 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
         )
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
         raise NotImplementedError(f"the dense network of {recipe.model} is not exported")
-    return DenseNetwork(
-        module=fcos3d.ImageToHeads(model),
-        inputs={"image": fcos3d.example_input(recipe.input)},
-        outputs=fcos3d.OUTPUTS,
-    )
+    return dense_camera(model)
 
 
 def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
     """The dense network of a PointPillars that ``model`` built for ``input``."""
     example = {"pseudo_image": pointpillars.example_input(model, input)}
     return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS)
+
+
+def dense_camera(detector: nn.Module) -> DenseNetwork:
+    """The dense network of an FCOS3D for images of any size, in multiples of 32 pixels.
+
+    Its example's height and width are neither equal nor small, so that an exporter takes none for another.
+    """
+    dynamic = {"image": {0: "batch", 2: "32*h", 3: "32*w"}} | {name: {0: "batch"} for name in fcos3d.OUTPUTS}
+    return DenseNetwork(
+        module=fcos3d.ImageToHeads(fast_fcos3d(detector)),
+        inputs={"image": fcos3d.example_image(160, 224, batch=2)},
+        outputs=fcos3d.OUTPUTS,
+        dynamic=dynamic,
+    )

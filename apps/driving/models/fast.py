@@ -13,7 +13,7 @@ that lack their lowest points: ``every_point`` shows it all of them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,10 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from apps.driving.models import structures
 from apps.driving.models.library import load
-from apps.driving.models.ops.voxels import group_points
-from shared.deploy.programs.program import Program
-
-_NO_LIMIT = 1 << 40
+from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, fold_layer
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -87,10 +84,6 @@ def _takes_every_point(detector: nn.Module) -> bool:
     )
 
 
-HEADS = ("scores", "boxes", "directions")
-"""The outputs of the dense part of PointPillars."""
-
-
 class FoldedHeads(nn.Module):
     """The dense part of PointPillars, folded: pseudo-image (B, C, rows, columns) to scores, boxes and directions."""
 
@@ -119,18 +112,10 @@ class FoldedHeads(nn.Module):
 class FastPointPillars(nn.Module):
     """PointPillars that encodes no padding, from mmdet3d's detector with a pillar encoder of one layer.
 
-    The dense part is computed by ``program`` where one is given. With ``every_point`` a pillar has no most points, and
-    a sweep no most pillars, as in a detector of dynamic pillars.
+    With ``every_point`` a pillar has no most points, and a sweep no most pillars, as in a detector of dynamic pillars.
     """
 
-    size: Tensor
-    offset: Tensor
-    weight: Tensor
-    bias: Tensor
-    rows: int
-    columns: int
-
-    def __init__(self, detector: Any, program: Program | None = None, *, every_point: bool = False) -> None:
+    def __init__(self, detector: Any, *, every_point: bool = False) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
@@ -138,48 +123,22 @@ class FastPointPillars(nn.Module):
             )
         dynamic = _takes_every_point(detector)
         voxels = detector.data_preprocessor.voxel_layer
-        size, extent = voxels.voxel_size, voxels.point_cloud_range
-        # Dynamic pillars have no zeros among their points; others that are shown every point are never full.
-        self.padded, self.from_middle_only = not dynamic, not dynamic
-        self.most_points, self.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
-        if dynamic or every_point:
-            self.most_points, self.most_pillars = _NO_LIMIT, _NO_LIMIT
-        self.rows, self.columns = detector.middle_encoder.ny, detector.middle_encoder.nx
-        self.register_buffer("size", torch.tensor(size))
-        # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
-        self._grid = torch.tensor(size), torch.tensor(extent)
-        encoder = detector.voxel_encoder
-        self.register_buffer("offset", torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]))
-        layer = encoder.pfn_layers[0].eval()
+        layer = detector.voxel_encoder.pfn_layers[0].eval()
         linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        self.register_buffer("weight", (linear.weight * scale[:, None]).detach().t().contiguous())
-        self.register_buffer("bias", (norm.bias - norm.running_mean * scale).detach())
-        self.heads: Callable[[Tensor], Sequence[Tensor]] = FoldedHeads(detector) if program is None else _heads(program)
+        weight, bias = fold_layer(linear.weight, norm.state_dict(), norm.eps)
+        unlimited = dynamic or every_point
+        self.encode = PillarEncoder(
+            torch.tensor(voxels.voxel_size),
+            torch.tensor(voxels.point_cloud_range),
+            weight,
+            bias,
+            most_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
+            most_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
+            dynamic=dynamic,
+        )
+        self.heads = FoldedHeads(detector)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = _RememberingAnchors(self.bbox_head.prior_generator)
-
-    def encode(self, points_N4: Tensor) -> Tensor:
-        """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
-        grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
-        points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
-        xyz = points[:, :3]
-        mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
-        middle = cell.flip(1).to(xyz.dtype) * self.size + self.offset
-        from_middle = xyz - middle[pillar]
-        # mmdet3d's encoder of padded pillars writes the offsets from the middle over the coordinates as well (its
-        # "legacy" way).
-        first = from_middle if self.from_middle_only else xyz
-        features = torch.cat([first, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
-        encoded = torch.relu(torch.addmm(self.bias, features, self.weight))
-        # A padded pillar that is not full has zeros among its points, which encode to the bias.
-        part_full = (count[:, None] < self.most_points) & self.padded
-        least = torch.where(part_full, torch.relu(self.bias), torch.zeros_like(self.bias))
-        pooled = least.expand(len(cell), -1).contiguous()
-        pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
-        canvas = pooled.new_zeros(self.rows * self.columns, pooled.shape[1])
-        canvas[cell[:, 1] * self.columns + cell[:, 2]] = pooled
-        return canvas.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2)
 
     def predict(self, points_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``structures.predict`` gives for one sweep with at least one point in range."""
@@ -190,14 +149,6 @@ class FastPointPillars(nn.Module):
         return structures.instance_tensors(
             self.bbox_head.predict_by_feat(*maps, batch_input_metas=metainfo, rescale=False)[0]
         )
-
-
-def _heads(program: Program) -> Callable[[Tensor], Sequence[Tensor]]:
-    def heads(pseudo_image: Tensor) -> Sequence[Tensor]:
-        found = program({"pseudo_image": pseudo_image})
-        return [found[name] for name in HEADS]
-
-    return heads
 
 
 class _RememberingAnchors:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from apps.driving.models.decoding import Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.types import CameraInput
 
@@ -94,6 +95,13 @@ class FCOS3D:
         model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
         return model
 
+    @property
+    def colours(self) -> Normalisation:
+        """How the network takes an image's colours, as ``settings`` has it."""
+        if self.backbone == "resnet101_dcn":
+            return Normalisation(mean=(103.53, 116.28, 123.675), deviation=(1.0, 1.0, 1.0), swapped=True)
+        return Normalisation()
+
     def build(self, input: CameraInput) -> nn.Module:
         return build(self.settings(input))
 
@@ -126,7 +134,7 @@ OUTPUTS = tuple(
 )
 
 
-def example_input(input: CameraInput) -> Tensor:
-    """Two normalised images, for export."""
+def example_image(height: int, width: int, batch: int = 1) -> Tensor:
+    """Normalised images (B, 3, H, W), for export and for measuring."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, *input.image, generator=generator)
+    return torch.randn(batch, 3, height, width, generator=generator)

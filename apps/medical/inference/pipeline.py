@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from apps.medical.inference.diameter import AROUND_MM, measure
 from apps.medical.inference.grid import Grid, cover, resample
 from apps.medical.inference.lungs import Lungs
+from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
 from apps.medical.types import ChestInput, CTVolume, Float64, Nodule
 from shared.precision import autocast
@@ -72,7 +73,7 @@ class Detections:
 
 @torch.inference_mode()
 def detect(
-    detector: RetinaNetDetector,
+    detector: RetinaNetDetector | BoxDecoder,
     image: Tensor,
     tiling: Tiling,
     *,
@@ -82,18 +83,23 @@ def detect(
 ) -> Detections:
     """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out.
 
-    ``network`` computes the detector's maps, where it is not the detector's own: see ``fold_batch_norm``. ``dtype`` is
-    the autocast type of its forward pass, None for fp32; boxes are decoded in fp32.
+    ``network`` computes the detector's maps, where it is not the detector's own (see ``fold_batch_norm``); it is needed
+    where ``detector`` is the decoder of its boxes alone. ``dtype`` is the autocast type of its forward pass, None for
+    fp32; boxes are decoded in fp32.
     """
-    size = [-(-n // d) * d for n, d in zip(image.shape, detector.size_divisible, strict=True)]
+    decoder = detector if isinstance(detector, BoxDecoder) else BoxDecoder.of_detector(detector)
+    if network is None:
+        assert not isinstance(detector, BoxDecoder)
+        network = Maps(detector.network)
+    size = [-(-n // d) * d for n, d in zip(image.shape, decoder.size_divisible, strict=True)]
     shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
     padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
     padded = F.pad(image, padding)
-    maps = _maps(network or Maps(detector.network), padded, tiling, skip or set(), dtype)
+    maps = _maps(network, padded, tiling, skip or set(), dtype)
     if not maps:
         none = torch.zeros(0, dtype=torch.long, device=image.device)
         return Detections(image.new_zeros((0, 6)), image.new_zeros(0), none)
-    return select(detector, maps, list(image.shape), shape)
+    return select(decoder, maps, list(image.shape), shape)
 
 
 def _maps(
@@ -125,20 +131,17 @@ def _maps(
     return merged
 
 
-def select(
-    detector: RetinaNetDetector, maps: list[tuple[Tensor, Tensor]], size: list[int], shape: list[int]
-) -> Detections:
+def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Tensor]], size: list[int], shape: list[int]) -> Detections:
     """The best candidates of each level as boxes in the image, without those that overlap better ones."""
-    selector = detector.box_selector
     boxes, scores, labels = [], [], []
     for level, (logits, codes) in enumerate(maps):
-        anchors_here = detector.anchor_generator.cell_anchors[level].to(codes)
+        anchors_here = decoder.anchors[level].to(codes)
         count = len(anchors_here)
         classes = len(logits) // count
         # MONAI numbers candidates by position, then anchor, then class.
         score = torch.sigmoid(logits.permute(1, 2, 3, 0).reshape(-1))
-        above = torch.nonzero(score > selector.score_thresh).squeeze(1)
-        best, order = score[above].topk(min(selector.topk_candidates_per_level, len(above)))
+        above = torch.nonzero(score > decoder.score_threshold).squeeze(1)
+        best, order = score[above].topk(min(decoder.candidates, len(above)))
         chosen, label = above[order] // classes, above[order] % classes
         position, anchor = chosen // count, chosen % count
         cells = logits.shape[1:]
@@ -146,7 +149,7 @@ def select(
         stride = torch.tensor([n // c for n, c in zip(shape, cells, strict=True)], device=index.device)
         centre = (index * stride + stride // 2).to(codes).repeat(1, 2)
         code = codes.reshape(count, 6, -1)[anchor, :, position]
-        box = detector.box_coder.decode_single(code, centre + anchors_here[anchor])
+        box = decode(code, centre + anchors_here[anchor])
         limit = torch.tensor(size * 2, device=box.device, dtype=box.dtype)
         box = torch.minimum(box.clamp(min=0), limit)
         whole = (box[:, 3:] >= box[:, :3] + 1).all(dim=1)
@@ -156,7 +159,7 @@ def select(
     joined, values, classes_of = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
     # Classes are moved apart, so that a box suppresses none of another class.
     apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
-    kept = suppress(apart, values, selector.nms_thresh, selector.detections_per_img)
+    kept = suppress(apart, values, decoder.overlap, decoder.detections)
     return Detections(joined[kept], values[kept], classes_of[kept])
 
 
@@ -178,7 +181,7 @@ def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> T
 
 
 def find_nodules(
-    detector: RetinaNetDetector,
+    detector: RetinaNetDetector | BoxDecoder,
     volume: CTVolume,
     lungs: Lungs,
     *,

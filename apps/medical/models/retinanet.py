@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 ANCHOR_SCALES = (1, 2, 4)
 RETURNED_LAYERS = (1, 2)
+STRIDE = (2, 2, 1)
+"""Of the first convolution."""
+CANDIDATES, DETECTIONS = 1000, 300
+"""The most of a level that are decoded, and the most boxes of an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +70,6 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
 
     logging.getLogger("monai").setLevel(logging.WARNING)
     planes = [settings.planes * 2**n for n in range(4)]
-    stride = (2, 2, 1)
     backbone = ResNet(
         block=settings.block,
         layers=list(settings.layers),
@@ -74,7 +77,7 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
         spatial_dims=3,
         n_input_channels=1,
         conv1_t_size=(settings.stem,) * 3,
-        conv1_t_stride=stride,
+        conv1_t_stride=STRIDE,
         feed_forward=False,
     )
     wide = 4 if settings.block == "bottleneck" else 1
@@ -90,7 +93,7 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
         num_classes=classes,
         num_anchors=len(settings.anchors_voxels),
         feature_extractor=pyramid,
-        size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in stride],
+        size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in STRIDE],
     )
     anchors = AnchorGeneratorWithAnchorShape(
         feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=settings.anchors_voxels
@@ -102,9 +105,9 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
     detector.set_target_keys(box_key="box", label_key="label")
     detector.set_box_selector_parameters(
         score_thresh=settings.score_threshold,
-        topk_candidates_per_level=1000,
+        topk_candidates_per_level=CANDIDATES,
         nms_thresh=settings.nms_threshold,
-        detections_per_img=300,
+        detections_per_img=DETECTIONS,
     )
     return detector
 

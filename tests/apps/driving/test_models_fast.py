@@ -9,8 +9,13 @@ import torch
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.models import structures
+from apps.driving.models.decoding import CameraDecoder
+from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
+from shared.deploy.programs.program import Program
+from shared.deploy.programs.torch_eager import eager
 
 
 def lively(detector):
@@ -75,6 +80,37 @@ def test_every_point_of_a_pillar_takes_part_where_that_is_asked_for(dynamic):
         assert_same(expected, fast.predict(points))
         shuffled = points[torch.randperm(len(points))]
         torch.testing.assert_close(fast.encode(shuffled), fast.encode(points), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pointpillars_of_a_program_s_weights_alone(dynamic):
+    torch.manual_seed(0)
+    recipe = RECIPES["tiny"]()
+    recipe = replace(recipe, model=replace(recipe.model, points_per_pillar=4000, pillars=(4000, 4000), dynamic=dynamic))
+    detector = lively(recipe.model.build(recipe.input))
+    program = Program(name="torch", compute=eager(dense(recipe, detector)))
+    sweep = scene(np.random.default_rng(1), sensors=Sensors(azimuth_step_deg=0.5)).points_lidar_m
+    points = torch.from_numpy(recipe.input.crop(sweep))
+    points[:, 3] = torch.rand(len(points))
+    with torch.inference_mode():
+        expected = structures.predict(detector, structures.lidar_data([points]))[0]
+        ours = ProgramPillars(recipe.model, recipe.input, detector.state_dict(), program)
+        assert_same(expected, ours.predict(points))
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 0.25)])
+def test_fcos3d_of_a_program(scale):
+    torch.manual_seed(0)
+    recipe = RECIPES["fcos3d_tiny"]()
+    detector = lively(recipe.model.build(recipe.input))
+    program = Program(name="torch", compute=eager(dense(recipe, detector)))
+    images = torch.randint(0, 255, (2, 3, 94, 310), dtype=torch.uint8)
+    intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
+    with torch.inference_mode():
+        data = structures.camera_data(images, intrinsics.expand(2, 3, 3), scales=[scale] * 2)
+        maps = program({"image": recipe.model.colours(list(images))})
+        for number, expected in enumerate(structures.predict(detector, data)):
+            assert_same(expected, CameraDecoder()(maps, number, intrinsics, scale))
 
 
 def test_fcos3d():

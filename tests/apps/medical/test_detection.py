@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from apps.medical.inference.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
 from apps.medical.inference.lungs import find_lungs
 from apps.medical.inference.pipeline import Tiling, _suppress_nested, detect, suppress
+from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import fold_batch_norm
 from apps.medical.models.retinanet import RetinaNet3D, full
 from apps.medical.task import DetectionTask
@@ -73,6 +74,20 @@ def test_one_tile_is_the_detector_itself(detector):
     with torch.no_grad():
         theirs = detector(image[None, None])[0]
     assert_same(ours, theirs)
+
+
+def test_the_decoder_of_the_settings_is_that_of_the_detector_that_they_build(detector):
+    settings = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3)
+    known, held = BoxDecoder.of_settings(settings), BoxDecoder.of_detector(detector)
+    assert all(torch.equal(one, other) for one, other in zip(known.anchors, held.anchors, strict=True))
+    for name in ("score_threshold", "overlap", "candidates", "detections"):
+        assert getattr(known, name) == getattr(held, name)
+    assert list(known.size_divisible) == list(held.size_divisible)
+    generator = torch.Generator().manual_seed(0)
+    anchors = torch.rand(50, 3, generator=generator) * 40
+    anchors = torch.cat([anchors, anchors + 1 + torch.rand(50, 3, generator=generator) * 9], dim=1)
+    codes = torch.randn(50, 6, generator=generator) * 3
+    torch.testing.assert_close(decode(codes, anchors), detector.box_coder.decode_single(codes, anchors))
 
 
 def test_several_classes_are_told_apart_as_monai_does():

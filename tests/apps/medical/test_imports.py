@@ -11,7 +11,7 @@ from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
 from monai.networks.nets.resnet import ResNet, resnet50
 
 from apps.medical.models.imports import load_monai_bundle, read_state_dict
-from apps.medical.predictor import EVERYTHING, NodulePredictor
+from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
 from apps.medical.recipes import full
 from apps.medical.types import ChestInput
 from shared import cli
@@ -90,9 +90,8 @@ def test_the_command_makes_an_artifact_that_predicts(small, tmp_path, capsys):
     assert artifact.manifest.calibration["calibrated"] is False
     model = artifact.recipe()["recipe"]["model"]
     assert (model["block"], model["layers"][:2], model["planes"], model["stem"]) == ("basic", [1, 2], 8, 3)
-    predictor = NodulePredictor.load([artifact], "cpu")
     # A coarse grid, for the whole chest has many voxels on the bundle's.
-    predictor = NodulePredictor(detector=predictor.detector, input=COARSE)
+    predictor = NodulePredictor(detector=open_detector(artifact), input=COARSE)
     assert predictor.predict([chest()], EVERYTHING)[0].nodules
     assert "largest_relative_difference" in capsys.readouterr().out
 

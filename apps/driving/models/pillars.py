@@ -1,0 +1,119 @@
+"""PointPillars for prediction with a program: points to pillars, the dense network, boxes. Imports no mmdet3d."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from apps.driving.models.decoding import LIDAR, AnchorDecoder, Found, anchors
+from apps.driving.models.ops.voxels import group_points
+from apps.driving.models.pointpillars import PointPillars
+from apps.driving.types import LidarInput
+from shared.deploy.programs.program import Program
+
+HEADS = ("scores", "boxes", "directions")
+"""The outputs of the dense part."""
+NO_LIMIT = 1 << 40
+_EPSILON = 1e-3
+"""Of the normalisation in mmdet3d's pillar encoder."""
+
+
+class PillarEncoder(nn.Module):
+    """Encodes the points that are there, where mmdet3d fills every pillar with zeros and encodes those too.
+
+    ``size`` and ``extent`` are a pillar's sides (3,) and the range (6,) in metres; ``weight`` (10, C) and ``bias`` (C,)
+    are those of the encoder's one layer with its normalisation folded in. ``dynamic`` pillars have no zeros among their
+    points; others that are shown every point are never full.
+    """
+
+    size: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor
+    rows: int
+    columns: int
+
+    def __init__(
+        self,
+        size: Tensor,
+        extent: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        most_points: int = NO_LIMIT,
+        most_pillars: int = NO_LIMIT,
+        dynamic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.most_points, self.most_pillars, self.dynamic = most_points, most_pillars, dynamic
+        self.columns, self.rows = (round(float((extent[n + 3] - extent[n]) / size[n])) for n in (0, 1))
+        self.register_buffer("size", size)
+        self.register_buffer("offset", size / 2 + extent[:3])
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
+        self._grid = size, extent
+
+    def forward(self, points_N4: Tensor) -> Tensor:
+        """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
+        grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
+        points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
+        xyz = points[:, :3]
+        mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
+        middle = cell.flip(1).to(xyz.dtype) * self.size + self.offset
+        from_middle = xyz - middle[pillar]
+        # mmdet3d's encoder of padded pillars writes the offsets from the middle over the coordinates as well (its
+        # "legacy" way).
+        first = xyz if self.dynamic else from_middle
+        features = torch.cat([first, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
+        encoded = torch.relu(torch.addmm(self.bias, features, self.weight))
+        # A padded pillar that is not full has zeros among its points, which encode to the bias.
+        part_full = (count[:, None] < self.most_points) & (not self.dynamic)
+        least = torch.where(part_full, torch.relu(self.bias), torch.zeros_like(self.bias))
+        pooled = least.expand(len(cell), -1).contiguous()
+        pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
+        canvas = pooled.new_zeros(self.rows * self.columns, pooled.shape[1])
+        canvas[cell[:, 1] * self.columns + cell[:, 2]] = pooled
+        return canvas.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2)
+
+
+def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    """Weight (in, out) and bias (out,) of a linear layer (out, in) with the batch normalisation behind it folded in."""
+    scale = norm["weight"] / torch.sqrt(norm["running_var"] + epsilon)
+    return (weight * scale[:, None]).detach().t().contiguous(), (norm["bias"] - norm["running_mean"] * scale).detach()
+
+
+class ProgramPillars(nn.Module):
+    """PointPillars whose dense part is a program, from the settings and the weights of an artifact.
+
+    Every point of a pillar takes part, as in ``FastPointPillars`` with ``every_point``.
+    """
+
+    def __init__(self, model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor], program: Program) -> None:
+        super().__init__()
+        x0, y0, z0, x1, y1, z1 = input.range_m
+        size, extent = torch.tensor([model.pillar_m, model.pillar_m, z1 - z0]), torch.tensor([x0, y0, z0, x1, y1, z1])
+        layer = "voxel_encoder.pfn_layers.0."
+        linear, after = ("0.", "1.") if model.dynamic else ("linear.", "norm.")
+        norm = {name: weights[f"{layer}{after}{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+        weight, bias = fold_layer(weights[f"{layer}{linear}weight"], norm, _EPSILON)
+        self.encoder = PillarEncoder(size, extent, weight, bias, dynamic=model.dynamic)
+        self.program = program
+        self.input = input
+        self.suppression = replace(
+            LIDAR, candidates=model.candidates, least_score=model.least_score, boxes=model.most_boxes
+        )
+        self._decoders: dict[tuple[int, int], AnchorDecoder] = {}
+
+    def predict(self, points_N4: Tensor) -> Found:
+        """What ``structures.predict`` gives for one sweep with at least one point in range."""
+        found = self.program({"pseudo_image": self.encoder(points_N4)})
+        maps = [found[name] for name in HEADS]
+        rows, columns = maps[0].shape[2:]
+        if (rows, columns) not in self._decoders:
+            made = anchors(self.input, rows, columns).to(maps[0].device)
+            self._decoders[rows, columns] = AnchorDecoder(made, len(self.input.classes), self.suppression)
+        return self._decoders[rows, columns](*maps)
