@@ -62,11 +62,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         readiness.start()
+        for service in services.values():
+            service.runner.start()
         expiring = asyncio.create_task(_expire_cases(services.values(), settings))
         yield
         expiring.cancel()
         readiness.stop()
         for service in services.values():
+            await service.runner.stop()
             service.close()
         networks.close()
         shutil.rmtree(settings.store / INCOMING, ignore_errors=True)

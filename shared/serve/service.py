@@ -19,7 +19,8 @@ from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
-from shared.serve.runtime.limits import RequestLimit, until
+from shared.serve.runtime.job_runner import JobRunner
+from shared.serve.runtime.limits import Busy, RequestLimit, until
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
 from shared.serve.runtime.pool import WorkerPool
@@ -29,10 +30,12 @@ from shared.serve.worker.messages import Message
 from shared.store.cases import CaseStore
 from shared.store.disk import full_disk_named
 from shared.store.inputs import describe_inputs
+from shared.store.jobs import Job, JobStore
 from shared.store.records import Case, Outputs
 
 log = logging.getLogger("trivium.serve")
 _UPLOADS_LEFT_S = 86_400.0
+_JOBS_RETRY_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,14 @@ class Service:
             close=lambda model: model.workers.close(),
             usable=lambda model: model.workers.usable,
         )
+        self._job_model: LoadOnce[Model] = LoadOnce(
+            f"{app.title} (jobs)",
+            load=partial(self._load, workers=1),
+            check=lambda: registry.serving(app.name, app.models),
+            close=lambda model: model.workers.close(),
+        )
+        self.jobs = JobStore(store.engine, store.folder, server=INCOMING)
+        self.runner = JobRunner(app.name, self.jobs, self.run_job, alone=not store.shared)
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -126,6 +137,40 @@ class Service:
         """
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
+        async with until(deadline, self.app.title):
+            model = await self.model.get()
+        with model.metrics.failures(), self._limit.computing():
+            return await self._answer(model, request, interface, sample, folder, arrived, deadline, stage)
+
+    async def run_job(self, job: Job, stage: Callable[[str], None]) -> str:
+        """Answers a job in a worker of its own, and returns its case's id. Raises as ``submit`` does."""
+        arrived, folder = time.monotonic(), self.jobs.folder(job)
+        seconds = self.settings.job_deadline_s
+        files = tuple(folder / name for name in job.files)
+        request = Request(files=files, options=job.options, seconds=seconds)
+        model = await self._job_model.get()
+        with model.metrics.failures():
+            answer = await self._answer(
+                model, request, job.interface, job.sample, folder, arrived, arrived + seconds, stage
+            )
+        return answer.case.id
+
+    def check_room_for_jobs(self) -> None:
+        """Raises ``Busy`` where as many jobs wait as may."""
+        if self.jobs.waiting(self.app.name) >= self.settings.max_jobs:
+            raise Busy(self.app.title, "as many jobs as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
+
+    async def _answer(
+        self,
+        model: Model,
+        request: Request,
+        interface: str,
+        sample: str | None,
+        folder: Path | None,
+        arrived: float,
+        deadline: float,
+        stage: Callable[[str], None] | None,
+    ) -> Answer:
         message = Message(
             {
                 "files": [str(path) for path in request.files],
@@ -136,13 +181,10 @@ class Service:
             }
         )
         async with until(deadline, self.app.title):
-            model = await self.model.get()
-        with model.metrics.failures(), self._limit.computing():
-            async with until(deadline, self.app.title):
-                reply = await model.workers.answer(message, deadline, stage)
-                computed = time.monotonic()
-                keep = partial(self._keep, request, interface, reply, model)
-                case = await self._storing.run_or_undo(keep, self.store.remove)
+            reply = await model.workers.answer(message, deadline, stage)
+            computed = time.monotonic()
+            keep = partial(self._keep, request, interface, reply, model)
+            case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head
         model.metrics.answered(
             request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
@@ -186,6 +228,8 @@ class Service:
                 number=self.settings.keep_cases,
                 most_bytes=self.settings.keep_bytes,
             )
+            if self.settings.keep_days is not None:
+                self.jobs.expire(self.app.name, self.settings.keep_days)
         except Exception:
             log.exception("cases of %s that are too old could not be deleted", self.app.name)
         else:
@@ -199,6 +243,7 @@ class Service:
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
         self.model.close()
+        self._job_model.close()
         self._loading.close()
         self._storing.close()
 
@@ -217,18 +262,21 @@ class Service:
             self.expire()
         return case
 
-    async def _load(self) -> Model:
+    async def _load(self, workers: int | None = None) -> Model:
+        settings = self.settings
+        if workers is not None and settings.workers:
+            settings = settings.model_copy(update={"workers": workers})
         artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app.name, self.app.models)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
-        workers = WorkerPool(
+        pool = WorkerPool(
             self.app.title,
-            application_workers(self.app, [artifact.path for artifact in artifacts], self.settings),
+            application_workers(self.app, [artifact.path for artifact in artifacts], settings),
             capacity=self.settings.request_limit,
             metrics=metrics,
         )
-        await workers.start()
-        return Model(workers, metrics, manifests)
+        await pool.start()
+        return Model(pool, metrics, manifests)
 
 
 def remove_uploads_left(store: Path, alone: bool) -> None:

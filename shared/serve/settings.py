@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     queue_length     requests of an application (or of a network) that may wait; 503 above it
     max_batch        the most requests (of a network: rows) that are computed together when several wait
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
+    job_deadline_s   the longest that a job is computed
+    max_jobs         jobs of an application that may wait; 503 above it
     drain_s          how long requests that were accepted have to end when the server is told to
     warm             load the predictors in the background as soon as the server runs
     """
@@ -67,6 +69,8 @@ class Settings(BaseSettings):
     queue_length: int = Field(32, ge=1)
     max_batch: int = Field(8, ge=1)
     deadline_s: float = Field(120.0, gt=0)
+    job_deadline_s: float = Field(6 * 3600.0, gt=0)
+    max_jobs: int = Field(100, ge=1)
     drain_s: float = Field(20.0, ge=0)
     warm: bool = True
 

@@ -51,13 +51,18 @@ async def predict(
 
 
 async def _submit(service: Service, upload: Upload, folder: Path, interface: str) -> Answer:
+    check_upload(upload)
     sample, files = upload.fields.get("sample"), tuple(upload.files)
-    if sample is not None and files:
-        raise InvalidInputError("send files or the name of a sample, not both")
-    if sample is None and not files:
-        raise InvalidInputError(
-            "the request has no files; send them in the field 'files', or name a sample in 'sample'"
-        )
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     wanted = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
     return await service.submit(wanted, interface, sample=sample, folder=folder)
+
+
+def check_upload(upload: Upload) -> None:
+    """Refuses a form that has neither files nor the name of a sample, or both."""
+    if "sample" in upload.fields and upload.files:
+        raise InvalidInputError("send files or the name of a sample, not both")
+    if "sample" not in upload.fields and not upload.files:
+        raise InvalidInputError(
+            "the request has no files; send them in the field 'files', or name a sample in 'sample'"
+        )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 from shared.app import Sample
 from shared.deploy.artifact import Manifest
 from shared.store.cases import PICTURE, RESULT
+from shared.store.jobs import Job, JobState
 from shared.store.records import Case, CaseSummary, InputFile
 
 UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
@@ -114,6 +115,46 @@ def case_document(case: Case, result: bytes) -> bytes:
         "files": {name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
     }
     return json.dumps(head).encode()[:-1] + b', "result": ' + result.strip() + b"}"
+
+
+class JobAnswer(BaseModel):
+    """How far a job is. ``stage`` is waiting, reading, computing or writing while it runs."""
+
+    job: str
+    app: str
+    created: str = Field(description="UTC, ISO 8601")
+    state: JobState
+    stage: str
+    attempts: int = Field(description="how often it was begun: again where its server or worker ended")
+    problem: str | None = Field(description="why it failed")
+    status: int | None = Field(description="the status that `predict` would have answered with, where it failed")
+    case: str | None = Field(description="address of the case, once it is done")
+    url: str
+    events: str = Field(description="address of its server-sent events")
+
+    @classmethod
+    def of(cls, job: Job) -> JobAnswer:
+        """What is told of a job."""
+        home = f"/api/{job.app}/jobs/{job.id}"
+        return cls(
+            job=job.id,
+            app=job.app,
+            created=job.created,
+            state=job.state,
+            stage=job.stage,
+            attempts=job.attempts,
+            problem=job.problem,
+            status=job.status,
+            case=None if job.case_id is None else f"/api/{job.app}/cases/{job.case_id}",
+            url=home,
+            events=f"{home}/events",
+        )
+
+
+class Jobs(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[JobAnswer]
 
 
 class Problem(BaseModel):

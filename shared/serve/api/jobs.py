@@ -1,0 +1,103 @@
+"""Jobs: predictions that take longer than a client wants to wait. Accepted with 202, followed by events, kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from shared.errors import InvalidInputError
+from shared.serve.api.deps import FolderDep, InterfaceDep, ServiceDep, UploadDep
+from shared.serve.api.predict import check_upload
+from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
+from shared.serve.openapi import request_body
+from shared.serve.service import Service
+from shared.store.jobs import Job
+
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Problem, "description": "The upload stopped"},
+    413: {"model": Problem, "description": "Too large"},
+    415: {"model": Problem, "description": "Not a form"},
+    503: {"model": Problem, "description": "There are too many jobs already; see Retry-After"},
+    507: {"model": Problem, "description": "The disk is full"},
+}
+_MOST_JOBS = 200
+router = APIRouter(prefix="/jobs")
+
+
+def get_job(service: ServiceDep, job_id: str) -> Job:
+    """The job that the path names; 404 where there is none."""
+    job = service.jobs.get(service.app.name, job_id)
+    if job is None:
+        raise InvalidInputError(f"{service.app.name} has no job {job_id!r}", status=404)
+    return job
+
+
+JobDep = Annotated[Job, Depends(get_job)]
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=_PROBLEMS,
+    openapi_extra=request_body("multipart/form-data", PredictForm),
+)
+async def add_job(
+    response: Response, service: ServiceDep, upload: UploadDep, folder: FolderDep, interface: InterfaceDep
+) -> JobAnswer:
+    """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is."""
+    check_upload(upload)
+    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface)
+    service.runner.wake()
+    answer = JobAnswer.of(job)
+    response.headers["Location"] = answer.url
+    return answer
+
+
+def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str) -> Job:
+    service.check_room_for_jobs()
+    options = {key: value for key, value in fields.items() if key != "sample"}
+    return service.jobs.add(
+        app=service.app.name,
+        interface=interface,
+        uploads=folder,
+        files=files,
+        options=options,
+        sample=fields.get("sample"),
+    )
+
+
+@router.get("")
+def jobs(service: ServiceDep, limit: int = 20) -> Jobs:
+    """The newest jobs."""
+    found = service.jobs.recent(service.app.name, max(1, min(limit, _MOST_JOBS)))
+    return Jobs(jobs=[JobAnswer.of(job) for job in found])
+
+
+@router.get("/{job_id}", responses=_MISSING)
+def job(job: JobDep) -> JobAnswer:
+    """How far a job is; `case` is the address of its answer once it is done."""
+    return JobAnswer.of(job)
+
+
+@router.delete("/{job_id}", responses=_MISSING)
+async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
+    """Cancels a job, and stops what computes it; one that has ended stays as it is."""
+    await service.runner.cancel(job)
+    return JobAnswer.of(await run_in_threadpool(get_job, service, job.id))
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING)
+async def job_events(request: Request, service: ServiceDep, job: JobDep) -> StreamingResponse:
+    """Server-sent events: the job whenever it has changed, until it has ended."""
+
+    async def events() -> AsyncIterator[str]:
+        async for now in service.runner.follow(job):
+            yield f"event: {now.state}\ndata: {JobAnswer.of(now).model_dump_json()}\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

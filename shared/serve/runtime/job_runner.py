@@ -1,0 +1,148 @@
+"""Runs an application's jobs, one after the other, in a worker of their own: nobody who waits stands behind a job."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+from fastapi.concurrency import run_in_threadpool
+
+from shared.errors import InvalidInputError
+from shared.serve.runtime.limits import Busy
+from shared.serve.worker.handler import WorkerFault
+from shared.store.jobs import FINAL, Job, JobStore
+
+log = logging.getLogger("trivium.serve")
+_LOOK_S = 5.0
+_BEAT_S = 10.0
+_LOST_AFTER_S = 60.0
+_MOST_ATTEMPTS = 3
+_READ_AGAIN_S = 2.0
+
+
+class JobRunner:
+    """Claims jobs of the application called ``app`` and has ``compute`` answer them, which returns a case's id.
+
+    A job whose server was killed is claimed again: at once where this server has the store ``alone``, else when a
+    minute has passed without a sign of that server.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        jobs: JobStore,
+        compute: Callable[[Job, Callable[[str], None]], Awaitable[str]],
+        *,
+        alone: bool,
+    ) -> None:
+        self._app, self._jobs, self._compute = app, jobs, compute
+        self._lost_after_s = 0.0 if alone else _LOST_AFTER_S
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._running: tuple[str, asyncio.Task[str]] | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to look for jobs."""
+        self._loop = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Gives the job that runs back, for the next server."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loop
+
+    def wake(self) -> None:
+        """Has it look at once: there is a new job."""
+        self._wake.set()
+
+    async def cancel(self, job: Job) -> bool:
+        """Cancels a job, and stops what computes it here; False where it has ended."""
+        cancelled = await run_in_threadpool(self._jobs.cancel, job)
+        if cancelled and self._running is not None and self._running[0] == job.id:
+            self._running[1].cancel()
+        await self._tell()
+        return cancelled
+
+    async def follow(self, job: Job) -> AsyncIterator[Job]:
+        """The job, and again whenever it has changed, until it has ended or is gone."""
+        yield job
+        while job.state not in FINAL:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_READ_AGAIN_S), self._changed:
+                    await self._changed.wait()
+            now = await run_in_threadpool(self._jobs.get, job.app, job.id)
+            if now is None:
+                return
+            if now != job:
+                yield now
+            job = now
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                job = await run_in_threadpool(self._jobs.claim, self._app, self._lost_after_s, _MOST_ATTEMPTS)
+                self._lost_after_s = _LOST_AFTER_S
+                if job is not None:
+                    await self._answer(job)
+                    continue
+            except Exception:
+                log.exception("the jobs of %s cannot be looked at", self._app)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def _answer(self, job: Job) -> None:
+        stages: asyncio.Queue[str] = asyncio.Queue()
+        computing = asyncio.ensure_future(self._compute(job, stages.put_nowait))
+        self._running = job.id, computing
+        beating = asyncio.create_task(self._beat(job, stages, computing))
+        try:
+            await asyncio.wait({computing})
+            await self._end(job, computing)
+        except asyncio.CancelledError:
+            computing.cancel()
+            await asyncio.wait({computing})
+            await run_in_threadpool(self._jobs.release, job)
+            raise
+        finally:
+            self._running = None
+            beating.cancel()
+            await self._tell()
+
+    async def _end(self, job: Job, computing: asyncio.Task[str]) -> None:
+        try:
+            await run_in_threadpool(self._jobs.done, job, computing.result())
+        except asyncio.CancelledError:
+            if not computing.cancelled():
+                raise  # the server ends
+        except Busy:
+            # Its worker ended, or there was no room: that may pass, and claiming it again counts.
+            await run_in_threadpool(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
+        except InvalidInputError as refusal:
+            await run_in_threadpool(self._jobs.fail, job, str(refusal), refusal.status)
+        except Exception as error:
+            if not isinstance(error, WorkerFault):
+                log.exception("the job %s failed", job.id)
+            words = "something went wrong in the server; its log holds the details"
+            await run_in_threadpool(self._jobs.fail, job, words, 500)
+
+    async def _beat(self, job: Job, stages: asyncio.Queue[str], computing: asyncio.Task[str]) -> None:
+        """Says at which stage the job is, and that it goes on; stops it where another server has cancelled it."""
+        while True:
+            stage = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_BEAT_S):
+                    stage = await stages.get()
+            if not await run_in_threadpool(self._jobs.beat, job, stage):
+                computing.cancel()
+                return
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

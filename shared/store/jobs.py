@@ -1,0 +1,176 @@
+"""Jobs: requests that are answered later, kept so that a server that was killed finds them again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Engine, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from shared.store.tables import JobRow
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+FINAL = ("done", "failed", "cancelled")
+_NS = 10**9
+
+
+class Job(BaseModel):
+    """A job as the store gives it out; see ``JobRow``."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: str
+    app: str
+    created_ns: int
+    interface: str
+    files: tuple[str, ...]
+    options: dict[str, str]
+    sample: str | None
+    state: JobState
+    stage: str
+    attempts: int
+    case_id: str | None
+    problem: str | None
+    status: int | None
+
+    @property
+    def created(self) -> str:
+        """The time of the job in ISO 8601, UTC, to the millisecond."""
+        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class JobStore:
+    """Jobs in the store's database, the files of those that are not answered under ``folder/jobs``.
+
+    ``server`` is the name of the one that claims jobs here.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, server: str) -> None:
+        self._engine, self._jobs, self._server = engine, folder / "jobs", server
+        self._jobs.mkdir(mode=0o700, exist_ok=True)
+
+    def add(
+        self,
+        *,
+        app: str,
+        interface: str,
+        uploads: Path,
+        files: Sequence[Path],
+        options: Mapping[str, str],
+        sample: str | None,
+    ) -> Job:
+        """Keeps a job; ``uploads``, the folder of its ``files``, becomes its own."""
+        now, number = time.time_ns(), uuid.uuid4().hex
+        uploads.rename(self._jobs / number)
+        row = JobRow(
+            id=number,
+            app=app,
+            created_ns=now,
+            changed_ns=now,
+            interface=interface,
+            files=[path.relative_to(uploads).as_posix() for path in files],
+            options=dict(options),
+            sample=sample,
+            state="queued",
+            stage="",
+            attempts=0,
+        )
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                session.add(row)
+        except BaseException:
+            shutil.rmtree(self._jobs / number, ignore_errors=True)
+            raise
+        return Job.model_validate(row)
+
+    def folder(self, job: Job) -> Path:
+        """The folder of a job's files, and of what is made while it is answered."""
+        return self._jobs / job.id
+
+    def get(self, app: str, job_id: str) -> Job | None:
+        """The job of an application, or None."""
+        with Session(self._engine) as session:
+            row = session.get(JobRow, job_id)
+            return Job.model_validate(row) if row is not None and row.app == app else None
+
+    def recent(self, app: str, limit: int = 20) -> list[Job]:
+        """The newest jobs of an application, the newest first."""
+        query = select(JobRow).where(JobRow.app == app).order_by(JobRow.created_ns.desc()).limit(limit)
+        with Session(self._engine) as session:
+            return [Job.model_validate(row) for row in session.scalars(query)]
+
+    def waiting(self, app: str) -> int:
+        """How many jobs of an application are not answered."""
+        query = select(func.count()).where(JobRow.app == app, JobRow.state.in_(("queued", "running")))
+        with Session(self._engine) as session:
+            return session.scalar(query) or 0
+
+    def claim(self, app: str, lost_after_s: float, most_attempts: int) -> Job | None:
+        """The oldest job that waits, or whose server has not said for ``lost_after_s`` that it runs it; or None.
+
+        It is this server's now. One that was begun ``most_attempts`` times has failed.
+        """
+        lost = JobRow.changed_ns < time.time_ns() - round(lost_after_s * _NS)
+        free = or_(JobRow.state == "queued", (JobRow.state == "running") & lost)
+        query = select(JobRow.id, JobRow.attempts).where(JobRow.app == app, free).order_by(JobRow.created_ns)
+        with Session(self._engine) as session:
+            candidates = session.execute(query).all()
+        for job_id, attempts in candidates:
+            if attempts >= most_attempts:
+                words = f"it was begun {attempts} times, and whoever computed it ended each time"
+                self._finish(job_id, state="failed", problem=words, status=500, only_if=free)
+                continue
+            values = {"state": "running", "server": self._server, "attempts": attempts + 1, "stage": "waiting"}
+            if self._change(job_id, free, JobRow.attempts == attempts, **values):
+                return self.get(app, job_id)
+        return None
+
+    def release(self, job: Job) -> None:
+        """Gives a job back that this server cannot finish, as when it ends; that was no attempt."""
+        self._change(job.id, self._own, state="queued", server=None, stage="", attempts=job.attempts - 1)
+
+    def beat(self, job: Job, stage: str | None = None) -> bool:
+        """Says that this server still runs the job, and at which stage; False where it is not its own any more."""
+        return self._change(job.id, self._own, **({} if stage is None else {"stage": stage}))
+
+    def done(self, job: Job, case_id: str) -> bool:
+        """The job is answered by a case; False where it is not this server's any more."""
+        return self._finish(job.id, state="done", case_id=case_id, only_if=self._own)
+
+    def fail(self, job: Job, problem: str, status: int) -> None:
+        """The job cannot be answered, for the reason given."""
+        self._finish(job.id, state="failed", problem=problem, status=status, only_if=self._own)
+
+    def cancel(self, job: Job) -> bool:
+        """Cancels a job that is not answered yet; False where it is."""
+        return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(("queued", "running")))
+
+    def expire(self, app: str, days: float) -> None:
+        """Deletes an application's jobs that ended longer than ``days`` ago; their cases stay."""
+        ended = JobRow.state.in_(FINAL), JobRow.changed_ns < time.time_ns() - round(days * 86_400 * _NS)
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(JobRow).where(JobRow.app == app, *ended))
+
+    @property
+    def _own(self) -> Any:
+        return (JobRow.state == "running") & (JobRow.server == self._server)
+
+    def _finish(self, job_id: str, *, only_if: Any, **values: Any) -> bool:
+        changed = self._change(job_id, only_if, stage="", server=None, **values)
+        if changed:
+            shutil.rmtree(self._jobs / job_id, ignore_errors=True)
+        return changed
+
+    def _change(self, job_id: str, *conditions: Any, **values: Any) -> bool:
+        given = {"changed_ns": time.time_ns(), **values}
+        with Session(self._engine) as session, session.begin():
+            done = session.execute(update(JobRow).where(JobRow.id == job_id, *conditions).values(**given))
+        return bool(done.rowcount)  # type: ignore[attr-defined]

@@ -1,0 +1,134 @@
+"""Jobs: accepted at once, followed by events, cancelled, and found again by the next server."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, csv, until
+
+Serve = Callable[..., TestClient]
+JOBS = "/api/echo/jobs"
+
+
+def add(client: TestClient, *numbers: float, **options: str) -> dict[str, Any]:
+    answer = client.post(JOBS, files=[csv(*numbers)], data=options)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Location"] == answer.json()["url"]
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def events(client: TestClient, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What its events said, until it had ended."""
+    with client.stream("GET", job["events"]) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+
+
+def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
+    echo_client: TestClient, echo: Echo, settings: Settings
+) -> None:
+    echo.gate.clear()
+    job = add(echo_client, 1, 2, unit="mm")
+    assert (job["state"], job["case"], job["attempts"]) == ("queued", None, 0)
+    until(lambda: echo_client.get(job["url"]).json()["stage"] == "computing")
+    assert len(list((settings.store / "jobs").iterdir())) == 1
+    echo.gate.set()
+    told = events(echo_client, job)
+    assert told[-1]["state"] == "done" and told[-1] == echo_client.get(job["url"]).json()
+    case = echo_client.get(told[-1]["case"]).json()
+    assert (
+        case["result"] == {"doubled": [2, 4], "options": {"unit": "mm"}} and case["inputs"][0]["name"] == "numbers.csv"
+    )
+    assert list((settings.store / "jobs").iterdir()) == [], "the files are gone once they are not needed"
+    assert [one["job"] for one in echo_client.get(JOBS).json()["jobs"]] == [job["job"]]
+
+
+def test_a_sample_is_a_job_too_and_who_waits_for_an_answer_does_not_stand_behind_it(
+    echo_client: TestClient, echo: Echo
+) -> None:
+    job = echo_client.post(JOBS, data={"sample": "three"}).json()
+    assert echo_client.post("/api/echo/predict", files=[csv(7)]).json()["result"]["doubled"] == [14]
+    done = events(echo_client, job)[-1]
+    assert echo_client.get(done["case"]).json()["result"]["doubled"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "status", "words"),
+    [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log holds the details")],
+)
+def test_a_job_that_fails_says_why(
+    echo_client: TestClient, content: bytes, options: dict[str, str], status: int, words: str
+) -> None:
+    job = echo_client.post(JOBS, files=[("files", ("bad.csv", content))], data=options).json()
+    told = events(echo_client, job)[-1]
+    assert told["state"] == "failed" and told["status"] == status and words in told["problem"]
+    assert "secret" not in told["problem"]
+
+
+def test_what_is_cancelled_is_not_computed_and_leaves_nothing(
+    echo_client: TestClient, echo: Echo, settings: Settings
+) -> None:
+    echo.gate.clear()
+    running, waiting = add(echo_client, 1), add(echo_client, 2)
+    until(echo.entered.is_set)
+    for job in (waiting, running):
+        assert echo_client.delete(job["url"]).json()["state"] == "cancelled"
+        assert events(echo_client, job)[-1]["state"] == "cancelled"
+    echo.gate.set()
+    last = add(echo_client, 3)
+    assert events(echo_client, last)[-1]["state"] == "done"
+    assert echo_client.delete(last["url"]).json()["state"] == "done"
+    assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 1
+    assert list((settings.store / "jobs").iterdir()) == []
+
+
+def test_the_next_server_finds_a_job_whose_server_was_killed(serve: Serve, echo: Echo, settings: Settings) -> None:
+    echo.gate.clear()
+    first = serve()
+    job = add(first, 5)
+    until(echo.entered.is_set)
+    first.__exit__(None, None, None)
+    with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
+        # As a server leaves it that is killed: one that ends gives the job back.
+        assert database.execute("SELECT state, attempts FROM jobs").fetchone() == ("queued", 0)
+        database.execute("UPDATE jobs SET state = 'running', server = 'killed', attempts = 1")
+        database.commit()
+    echo.gate.set()
+    second = serve()
+    told = events(second, job)[-1]
+    assert told["state"] == "done" and told["attempts"] == 2
+    assert second.get(told["case"]).json()["result"]["doubled"] == [10]
+
+
+def test_a_job_that_ends_every_server_is_given_up(serve: Serve, settings: Settings, echo: Echo) -> None:
+    echo.gate.clear()
+    first = serve()
+    job = add(first, 5)
+    until(echo.entered.is_set)
+    first.__exit__(None, None, None)
+    with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
+        database.execute("UPDATE jobs SET state = 'running', server = 'killed', attempts = 3")
+        database.commit()
+    told = events(serve(), job)[-1]
+    assert told["state"] == "failed" and "begun 3 times" in told["problem"]
+    echo.gate.set()
+
+
+def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
+    client = serve(max_jobs=1)
+    echo.gate.clear()
+    add(client, 1)
+    refused = client.post(JOBS, files=[csv(2)])
+    assert refused.status_code == 503 and "TRIVIUM_MAX_JOBS" in refused.json()["detail"]
+    assert client.post(JOBS, data={}).status_code in (415, 422)
+    assert client.get(f"{JOBS}/none").status_code == client.get(f"{JOBS}/none/events").status_code == 404
+    echo.gate.set()
