@@ -27,7 +27,7 @@ import torch
 
 from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synthetic import Synthetic
-from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN, Windows, tabulate
+from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
 from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import FinanceRecipe, tiny
@@ -110,7 +110,7 @@ def _peer_dataset(tables: list[Any]) -> Any:
     frames = []
     for number, table in enumerate(tables):
         frame = pd.DataFrame(table.rows[64:, : len(COLUMNS)].astype(np.float32), columns=list(COLUMNS))
-        frames.append(frame.assign(series=str(number), row=np.arange(len(frame)), **dict.fromkeys(STATICS, 0.0)))
+        frames.append(frame.assign(series=str(number), row=np.arange(len(frame)), **dict.fromkeys(STATIC_REALS, 0.0)))
     known = [name for name in COLUMNS if name not in UNKNOWN]
     return TimeSeriesDataSet(
         pd.concat(frames, ignore_index=True),
@@ -121,7 +121,7 @@ def _peer_dataset(tables: list[Any]) -> Any:
         min_encoder_length=64,
         max_prediction_length=8,
         min_prediction_length=8,
-        static_reals=list(STATICS),
+        static_reals=list(STATIC_REALS),
         time_varying_known_reals=known,
         time_varying_unknown_reals=list(UNKNOWN),
         target_normalizer=EncoderNormalizer(),

@@ -68,13 +68,15 @@ class Importer:
     ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``;
     ``load`` takes them, and the data set that is named with ``--data`` where one is, and returns the model.
     ``recipe`` reads the recipe of such a model back from the settings ``model`` and ``input`` in its artifact, so that
-    it can be calibrated; None where they are the settings of a named recipe.
+    it can be calibrated; None where they are the settings of a named recipe. ``fine_tuned`` gives a recipe that starts
+    from such a model its network and its input; None where the network is that of the recipe.
     """
 
     summary: str
     arguments: tuple[str, ...]
     load: Callable[[Sequence[str], DataConfig | None], Imported]
     recipe: Callable[[Mapping[str, Any]], Recipe] | None = None
+    fine_tuned: Callable[[Recipe, Mapping[str, Any]], Recipe] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,7 @@ class App:
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
     models       the names of the models that it predicts with, the one that serves by default first
     recipes      named recipes: functions that return one
-    dense        the dense network of a model that a recipe built, for export
+    dense        the dense network of a model that a recipe built, for export; NotImplementedError where it has none
     calibrate    what turns the trained network's outputs into decisions (JSON types), or None
     predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
     codec        what decodes requests for a predictor and encodes its outputs

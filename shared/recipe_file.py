@@ -61,8 +61,9 @@ def digest(recipe: Recipe) -> str:
     for name in HOW_COMPUTED:
         mapping.pop(name)
     if mapping["ema_decay"] is None:
-        # Recipes from before there was this setting keep their digests.
         mapping.pop("ema_decay")
+    # Recipes from before there was a setting keep their digests.
+    mapping["input"] = {name: value for name, value in mapping["input"].items() if value is not None}
     named = {path: type(part).__name__ for path, part in _components(recipe, "") if not path.startswith(HOW_COMPUTED)}
     return hashlib.sha256(json.dumps([_numbers_alike(mapping), named], sort_keys=True).encode()).hexdigest()
 

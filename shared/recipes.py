@@ -38,6 +38,17 @@ def named_recipe(app: App, name: str) -> Recipe:
     return recipes[name]()
 
 
+def with_imported_network(app: App, recipe: Recipe) -> Recipe:
+    """The recipe; with the network of the artifact that it starts from, where that was imported and is of its own."""
+    if recipe.init is None or not (recipe.init / "recipe.yaml").is_file() or app.importers is None:
+        return recipe
+    document = read_recipe_file(recipe.init / "recipe.yaml")
+    importer = app.importers().get(str(document["name"]))
+    if importer is None or importer.fine_tuned is None or document["app"] != app.name:
+        return recipe
+    return importer.fine_tuned(recipe, document["recipe"])
+
+
 def named_data_set(app: App, name: str) -> type[DataConfig]:
     """The config class of the data set called ``name``; refuses an unknown one."""
     known = app.data_sets() if app.data_sets is not None else {}

@@ -47,7 +47,7 @@ class FinancePredictor:
             return built.eval()
 
         model: AnyForecaster
-        if settings.library is not None or not settings.fast:
+        if input.library is not None or not settings.fast:
             model = build()
         else:
             network = Network(

@@ -45,11 +45,18 @@ class ForecastTask:
     """Forecasts ``horizon`` rows in quantiles; missing values count neither for nor against."""
 
     def __init__(self) -> None:
-        self.metric = quantile_loss(QUANTILES)
+        self._metrics: dict[tuple[float, ...], Any] = {}
+
+    def _metric(self, model: nn.Module) -> Any:
+        """The library's quantile loss for the quantiles of a network."""
+        levels = _levels(model)
+        if levels not in self._metrics:
+            self._metrics[levels] = quantile_loss(levels)
+        return self._metrics[levels]
 
     def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:
         quantiles = _raw(model, batch)
-        losses: Tensor = self.metric.loss(quantiles, batch["target"]).mean(dim=-1)
+        losses: Tensor = self._metric(model).loss(quantiles, batch["target"]).mean(dim=-1)
         number = batch["observed"].sum()
         return WeightedLoss((losses * batch["observed"]).sum() / number.clamp(min=1), number)
 
@@ -60,27 +67,41 @@ class ForecastTask:
     def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
         quantiles = _raw(model, batch).float().sort(dim=-1).values
         target, observed = batch["target"], batch["observed"]
-        losses = self.metric.loss(quantiles, target).mean(dim=-1)
+        levels = _levels(model)
+        losses = self._metric(model).loss(quantiles, target).mean(dim=-1)
 
         def total(values: Tensor) -> float:
             return float((values * observed).sum())
 
-        middle = len(QUANTILES) // 2
+        # Bands between two quantiles that leave out as much above as below, by how much they are to hold.
+        bands = {
+            f"coverage_{round(100 * (high - low))}": total(
+                (target >= quantiles[..., n]) & (target <= quantiles[..., -1 - n])
+            )
+            for n, (low, high) in enumerate(zip(levels, reversed(levels), strict=True))
+            if abs(low + high - 1) < 1e-6 and high - low > 0.6
+        }
         scores.add(
             number=float(observed.sum()),
             loss=total(losses),
-            mae=total((quantiles[..., middle] - target).abs()),
-            coverage_80=total((target >= quantiles[..., 1]) & (target <= quantiles[..., -2])),
-            coverage_96=total((target >= quantiles[..., 0]) & (target <= quantiles[..., -1])),
+            mae=total((quantiles[..., levels.index(0.5)] - target).abs()),
+            **bands,
         )
 
     def scores(self) -> ForecastScores:
         return ForecastScores()
 
 
+def _levels(model: nn.Module) -> tuple[float, ...]:
+    """The quantiles that a network puts out."""
+    network: Any = getattr(model, "module", model)
+    return QUANTILES if isinstance(network, Forecaster) else tuple(network.quantiles)
+
+
 def _raw(model: nn.Module, batch: Batch) -> Tensor:
     """Quantiles as the network puts them out. The whole model is called, so that wrappers around it take part."""
-    inputs: tuple[Any, ...] = batch["encoder_cont"], batch["decoder_cont"], batch["static"]
-    assert isinstance(getattr(model, "module", model), Forecaster)
+    ours = isinstance(getattr(model, "module", model), Forecaster)
+    names = ("encoder_cont", "decoder_cont", "static") if ours else ("reals", "categories", "target_scale")
+    inputs: tuple[Any, ...] = tuple(batch[name] for name in names)
     prediction: Tensor = model(*inputs)
     return prediction if prediction.dtype == torch.float64 else prediction.float()

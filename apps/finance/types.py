@@ -5,15 +5,18 @@ Times are UTC nanoseconds since 1970 (int64). Values are float64; a missing valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.recipe import InputSpec
+
+if TYPE_CHECKING:
+    from apps.finance.models.library_tft import LibraryForecaster, LibraryTrainingWindows
 
 Times: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -28,11 +31,52 @@ WEEK_NS = 7 * DAY_NS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LibraryTFT:
+    """What a checkpoint of the library says of its network and of its data, in plain values.
+
+    ``network`` are the constructor's arguments. ``target`` is the column that is forecast. ``normalizer`` is how it is
+    scaled: by each series' ``target_scales`` (center and scale by name, those of an unknown series under the empty
+    name), or by each window's own context; before that comes ``transformation``. ``scalers`` are mean and deviation of
+    the other real covariates, ``categories`` the codes of the categorical ones.
+    """
+
+    network: Mapping[str, Any]
+    target: str
+    time_idx: str
+    group: str
+    quantiles: tuple[float, ...]
+    normalizer: Literal["series", "window"] = "series"
+    method: str = "standard"
+    center: bool = True
+    transformation: str | None = None
+    target_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    scalers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def build(self, input: FinanceInput) -> LibraryForecaster:
+        from apps.finance.models.library_tft import LibraryForecaster
+
+        return LibraryForecaster(self, input)
+
+    def windows(
+        self, items: Sequence[LabelledSeries], rows: Sequence[tuple[int, int]], input: FinanceInput, stride: int
+    ) -> LibraryTrainingWindows:
+        """Windows to train it further, of ``rows`` (first and last, exclusive) of each series."""
+        from apps.finance.models.library_tft import LibraryTrainingWindows
+
+        return LibraryTrainingWindows(items, rows, input, stride)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FinanceInput(InputSpec):
-    """What model, data and inference agree on: ``context`` rows that are seen, ``horizon`` rows that are forecast."""
+    """What model, data and inference agree on: ``context`` rows that are seen, ``horizon`` rows that are forecast.
+
+    ``library`` says what a network that pytorch-forecasting trained elsewhere takes, in place of our own covariates.
+    """
 
     context: int = 64
     horizon: int = 8
+    library: LibraryTFT | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

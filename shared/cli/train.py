@@ -14,7 +14,7 @@ from shared.cli.arguments import Train
 from shared.cli.printing import print_line, print_scores
 from shared.cli.settings import parse_recipe
 from shared.recipe import Recipe, resolve
-from shared.recipes import choose_recipe, named_data_set
+from shared.recipes import choose_recipe, named_data_set, with_imported_network
 
 
 def run(command: Train, settings: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     app = find(command.app)
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
-    recipe = parse_recipe(base, data, settings, f"trivium train {app.name}")
+    recipe = with_imported_network(app, parse_recipe(base, data, settings, f"trivium train {app.name}"))
     from shared.engine.loop import fit
     from shared.engine.run import Run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shared.app import App
+from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, Manifest
 from shared.deploy.writing import write_artifact
 from shared.engine.checkpoint import Checkpoints, model_state, read_progress
@@ -64,11 +64,18 @@ def export(run_dir: Path, app: App, registry: Path, *, network: bool = True, pro
             "parameters": sum(p.numel() for p in model.parameters()),
         },
     )
+    dense: DenseNetwork | None = None
+    if network:
+        try:
+            dense = app.dense(recipe, model)
+        except NotImplementedError as error:
+            # A network without a dense part, such as one that was imported and trained further: torch serves it.
+            manifest.training["without_onnx"] = str(error)
     return write_artifact(
         registry,
         manifest,
         weights=model.state_dict(),
         recipe=run.recipe_file.read_text(encoding="utf-8"),
-        dense=app.dense(recipe, model) if network else None,
+        dense=dense,
         programs=programs,
     )

@@ -19,7 +19,7 @@ from apps.finance.types import FinanceInput, LabelledSeries, Window
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from apps.finance.datasets.windows import Windows
+    from shared.data.dataset import Dataset
 
 FOLDERS = 7
 """The number of data folders in the whole benchmark."""
@@ -74,10 +74,10 @@ class Nab:
         """Nothing besides ``normal``, which has its labels."""
         return []
 
-    def train(self, input: FinanceInput) -> Windows:
+    def train(self, input: FinanceInput) -> Dataset:
         return training_windows(self.normal(), input, validation_share=self.validation_share, stride=self.stride)
 
-    def validation(self, input: FinanceInput) -> Windows:
+    def validation(self, input: FinanceInput) -> Dataset:
         return validation_windows(self.normal(), input, validation_share=self.validation_share)
 
     def facts(self, input: FinanceInput) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from apps.finance.types import FinanceInput, LabelledSeries, Series, iso_utc
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from apps.finance.datasets.windows import Windows
+    from shared.data.dataset import Dataset
 
 LEAST_ROWS = 60
 
@@ -30,11 +30,14 @@ def head(series: Series, rows: int) -> Series:
 
 def training_windows(
     items: Sequence[LabelledSeries], input: FinanceInput, *, validation_share: float, stride: int
-) -> Windows:
+) -> Dataset:
     """Windows that lie in the earlier part of their series, whole; what is labelled anomalous is not a target."""
     from apps.finance.datasets.labels import window_rows
     from apps.finance.datasets.windows import Windows, tabulate
 
+    if input.library is not None:
+        starts = [(0, first_validation_row(len(item.series), validation_share)) for item in items]
+        return _not_empty(input.library.windows(items, starts, input, stride), input)
     tables = []
     for item in items:
         rows = first_validation_row(len(item.series), validation_share)
@@ -43,7 +46,10 @@ def training_windows(
             # As missing: it is neither seen nor asked for.
             table.rows[input.context + first : input.context + min(last + 1, rows), 1] = 1
         tables.append(table)
-    windows = Windows(tables, context=input.context, horizon=input.horizon, stride=stride)
+    return _not_empty(Windows(tables, context=input.context, horizon=input.horizon, stride=stride), input)
+
+
+def _not_empty(windows: Dataset, input: FinanceInput) -> Dataset:
     if not len(windows):
         raise InvalidInputError(
             f"no series is long enough to train on: a window is {input.context + input.horizon} rows "
@@ -52,10 +58,13 @@ def training_windows(
     return windows
 
 
-def validation_windows(items: Sequence[LabelledSeries], input: FinanceInput, *, validation_share: float) -> Windows:
+def validation_windows(items: Sequence[LabelledSeries], input: FinanceInput, *, validation_share: float) -> Dataset:
     """Windows whose forecasts lie in the later part of their series; what they see may begin before it."""
     from apps.finance.datasets.windows import Windows, tabulate
 
+    if input.library is not None:
+        ends = [(first_validation_row(len(item.series), validation_share), len(item.series)) for item in items]
+        return _not_empty(input.library.windows(items, ends, input, 2 * input.horizon), input)
     tables = [tabulate(item.series, context=input.context, horizon=input.horizon) for item in items]
     begins = [first_validation_row(len(item.series), validation_share) for item in items]
     windows = Windows(tables, context=input.context, horizon=input.horizon, stride=2 * input.horizon, first_rows=begins)

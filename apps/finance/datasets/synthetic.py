@@ -11,6 +11,7 @@ import numpy as np
 from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synth.faults import FAULTS
 from apps.finance.types import FinanceInput, LabelledSeries
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from apps.finance.datasets.windows import Windows
@@ -80,6 +81,11 @@ class Synthetic:
     def _windows(self, stream: int, number: int, stride: int, input: FinanceInput) -> Windows:
         from apps.finance.datasets.windows import Windows, tabulate
 
+        if input.library is not None:
+            raise InvalidInputError(
+                "synthetic series lack the columns that this network takes; name the table to train it on: "
+                "--data table --data.path FILE --data.time T --data.value V"
+            )
         tables = []
         for index in range(number):
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, stream + index))))

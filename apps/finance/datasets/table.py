@@ -20,7 +20,7 @@ from apps.finance.types import FinanceInput, LabelledSeries, Series, usual_inter
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from apps.finance.datasets.windows import Windows
+    from shared.data.dataset import Dataset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +60,10 @@ class Table:
         if self.stride < 1 or self.false_events_per_1000_rows < 0:
             raise InvalidInputError("data.stride must be at least 1 and data.false_events_per_1000_rows at least 0")
 
-    def train(self, input: FinanceInput) -> Windows:
+    def train(self, input: FinanceInput) -> Dataset:
         return training_windows(self.cases(), input, validation_share=self.validation_share, stride=self.stride)
 
-    def validation(self, input: FinanceInput) -> Windows:
+    def validation(self, input: FinanceInput) -> Dataset:
         return validation_windows(self.cases(), input, validation_share=self.validation_share)
 
     def facts(self, input: FinanceInput) -> Mapping[str, Any]:

@@ -33,9 +33,9 @@ COLUMNS = (
     *("tod_sin", "tod_cos", "dow_sin", "dow_cos"),
 )
 """Covariates by column of a window, as ``pytorch_forecasting`` calls them: reals."""
-STATICS = ("unrest", "origin", "step")
-"""Static reals: log of the history's scale over the window's; the origin and the log of the unit of what is forecast,
-within the window's level and spread."""
+STATIC_REALS = ("unrest", "origin", "step")
+"""Static reals: log of the history's scale over the window's (its relative volatility); the origin and the log of the
+unit of what is forecast, within the window's level and spread. Weights are named by them, so the names stay."""
 UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
@@ -255,11 +255,11 @@ def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
     target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1].float()
     covariates[:, :context, 0].masked_fill_(missing, 0)
     covariates[:, context:, :2] = 0
-    unrest = torch.log(history / scale).clamp(-4, 4)
+    relative_volatility = torch.log(history / scale).clamp(-4, 4)
     return {
         "encoder_cont": covariates[:, :context],
         "decoder_cont": covariates[:, context:],
-        "static": torch.cat([unrest, origin.clamp(-6, 6), torch.log(step)], dim=1).float(),
+        "static": torch.cat([relative_volatility, origin.clamp(-6, 6), torch.log(step)], dim=1).float(),
         "target": target,
         "observed": observed,
         "frame": torch.cat([centre, scale, origin, step], dim=1),

@@ -14,16 +14,15 @@ import torch
 from apps.finance.models.calendar import CALENDAR
 from apps.finance.models.library_tft import (
     LibraryForecaster,
-    LibraryTFT,
     LibraryWindows,
     build_library_tft,
     covariate,
     filled,
 )
-from apps.finance.types import FinanceInput, LabelledSeries
+from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
-from shared.recipe import DataConfig
+from shared.recipe import DataConfig, Recipe
 
 _ARGUMENTS = (
     *("hidden_size", "lstm_layers", "dropout", "output_size", "attention_head_size", "max_encoder_length"),
@@ -61,17 +60,18 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
     _refuse_unsupported(hyper, parameters, path.name)
     items = _series(data, path.name)
     settings = _settings(hyper, parameters, items, path.name)
-    input = FinanceInput(context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]))
+    input = FinanceInput(
+        context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]), library=settings
+    )
     model = LibraryForecaster(settings, input).eval()
     weights = _load(model, state_dict_in(content, path.name), path.name)
     difference = _parity(model, weights, items[0])
     recipe = small()
-    named = replace(recipe.model, library=settings)
     from apps.finance.inference.calibration import CalibrationData, calibrate
 
     assert isinstance(data, CalibrationData)
     return Imported(
-        recipe=replace(recipe, model=named, input=input),
+        recipe=replace(recipe, input=input),
         network=model,
         source={
             "file": path.name,
@@ -82,6 +82,14 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
         },
         calibration=calibrate(data, model),
     )
+
+
+def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """``recipe`` with the network and the input of an imported model, to be trained further."""
+    from apps.finance.models.stored import stored_settings
+
+    model, input = stored_settings(settings)
+    return replace(recipe, model=model, input=input)
 
 
 def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> None:
@@ -291,6 +299,7 @@ IMPORTERS: dict[str, Importer] = {
         summary="a Lightning checkpoint of pytorch-forecasting's TemporalFusionTransformer; --data fits its scalers",
         arguments=("CHECKPOINT.ckpt",),
         load=import_tft,
+        fine_tuned=fine_tuned,
     )
 }
 """What turns public checkpoints into models, by the name that ``trivium import finance`` takes."""

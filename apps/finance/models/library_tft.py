@@ -6,44 +6,19 @@ the two, and an import compares the network with the library's own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.finance.datasets.labels import window_rows
 from apps.finance.models.calendar import CALENDAR
-from apps.finance.types import FinanceInput, Floats, Series
+from apps.finance.types import FinanceInput, Floats, LabelledSeries, LibraryTFT, Series
+from shared.data.dataset import Batch
+from shared.data.order import Indices, Key
 from shared.errors import InvalidInputError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LibraryTFT:
-    """What a checkpoint of the library says of its network and of its data, in plain values.
-
-    ``network`` are the constructor's arguments. ``target`` is the column that is forecast. ``normalizer`` is how it is
-    scaled: by each series' ``target_scales`` (center and scale by name, those of an unknown series under the empty
-    name), or by each window's own context; before that comes ``transformation``. ``scalers`` are mean and deviation of
-    the other real covariates, ``categories`` the codes of the categorical ones.
-    """
-
-    network: Mapping[str, Any]
-    target: str
-    time_idx: str
-    group: str
-    quantiles: tuple[float, ...]
-    normalizer: Literal["series", "window"] = "series"
-    method: str = "standard"
-    center: bool = True
-    transformation: str | None = None
-    target_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    scalers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-    def build(self, input: FinanceInput) -> LibraryForecaster:
-        return LibraryForecaster(self, input)
 
 
 class Length:
@@ -173,6 +148,51 @@ class LibraryWindows:
     def _transformed(self, target: Tensor, scale: Tensor) -> Tensor:
         found: Tensor = _library_normalizer(self.settings).transform(target, target_scale=scale)
         return found
+
+
+class LibraryTrainingWindows:
+    """Windows of several series as an engine's data set: what ``LibraryForecaster.forward`` takes, and what came.
+
+    A batch has ``reals``, ``categories``, ``target_scale``, ``target`` (B, horizon) in the units of the series, and
+    ``observed`` (B, horizon) in {0, 1}. Nothing is augmented. ``rows`` are the first and the last row (exclusive) of
+    each series between which it is forecast; what is labelled anomalous there is no target.
+    """
+
+    def __init__(
+        self, items: Sequence[LabelledSeries], rows: Sequence[tuple[int, int]], input: FinanceInput, stride: int
+    ) -> None:
+        assert input.library is not None
+        self._context, self._horizon = input.context, input.horizon
+        self._series = [
+            LibraryWindows(item.series, input.library, context=input.context, horizon=input.horizon) for item in items
+        ]
+        self._target, self._observed, starts = [], [], []
+        for number, (item, (first, last)) in enumerate(zip(items, rows, strict=True)):
+            seen = np.isfinite(item.series.target)
+            for begin, end in window_rows(item.series.times_ns, item.windows).tolist():
+                seen[begin : end + 1] = False
+            self._target.append(np.nan_to_num(item.series.target).astype(np.float32))
+            self._observed.append(seen.astype(np.float32))
+            begins = np.arange(max(first, input.context), last - input.horizon + 1, stride)
+            starts.append(np.stack([np.full(len(begins), number), begins], axis=1))
+        self._starts = np.concatenate(starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def batch(self, indices: Indices, key: Key | None) -> Batch:
+        chosen = self._starts[indices]
+        # Series by series, then back in the order of the indices.
+        order = np.argsort(chosen[:, 0], kind="stable")
+        parts = []
+        for number in np.unique(chosen[:, 0]).tolist():
+            begins = chosen[chosen[:, 0] == number, 1]
+            ahead = begins[:, None] + np.arange(self._horizon)
+            target, observed = self._target[number][ahead], self._observed[number][ahead]
+            parts.append((*self._series[number].batch(begins), torch.from_numpy(target), torch.from_numpy(observed)))
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        names = ("reals", "categories", "target_scale", "target", "observed")
+        return {name: torch.cat(column)[back] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def _library_normalizer(settings: LibraryTFT) -> Any:

@@ -13,8 +13,8 @@ from shared.recipe_file import from_mapping
 def stored_settings(recipe: Mapping[str, Any]) -> tuple[FinanceModel, FinanceInput]:
     """The model's and the input's settings in the key ``recipe`` of a ``recipe.yaml``.
 
-    Before there was an input, the model had ``context`` and ``horizon``.
+    Before there was an input, the model had ``context`` and ``horizon``; later what the library's network takes.
     """
     model = dict(recipe["model"])
-    before = {name: model.pop(name) for name in ("context", "horizon") if name in model}
-    return from_mapping(FinanceModel(), model), from_mapping(FinanceInput(), recipe.get("input") or before)
+    before = {name: model.pop(name) for name in ("context", "horizon", "library") if name in model}
+    return from_mapping(FinanceModel(), model), from_mapping(FinanceInput(), {**before, **(recipe.get("input") or {})})

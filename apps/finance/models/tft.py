@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.finance.datasets.windows import COLUMNS, STATICS, UNKNOWN
-from apps.finance.models.library_tft import Length, LibraryForecaster, LibraryTFT
+from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN
+from apps.finance.models.library_tft import Length, LibraryForecaster
 from apps.finance.types import FinanceInput
 from shared.app import DenseNetwork
 from shared.deploy.programs.program import Program
@@ -27,7 +27,7 @@ QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 class FinanceModel:
     """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way.
 
-    ``library`` describes a network that pytorch-forecasting trained elsewhere, which takes the place of this one.
+    Where the input describes a network that pytorch-forecasting trained elsewhere, that takes the place of this one.
     """
 
     name: str = "tft-anomaly"
@@ -37,12 +37,11 @@ class FinanceModel:
     lstm_layers: int = 1
     dropout: float = 0.1
     fast: bool = True
-    library: LibraryTFT | None = None
 
     def build(self, input: FinanceInput) -> Forecaster | LibraryForecaster:
         """A ``Forecaster`` with random weights from torch's global generator."""
-        if self.library is not None:
-            return self.library.build(input)
+        if input.library is not None:
+            return input.library.build(input)
         network = build_tft(self, input)
         if self.fast:
             from apps.finance.models.fast import accelerate
@@ -70,10 +69,10 @@ def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
             max_encoder_length=input.context,
             output_size=len(QUANTILES),
             loss=QuantileLoss(list(QUANTILES)),
-            static_reals=list(STATICS),
+            static_reals=list(STATIC_REALS),
             time_varying_reals_encoder=list(COLUMNS),
             time_varying_reals_decoder=known,
-            x_reals=[*STATICS, *COLUMNS],
+            x_reals=[*STATIC_REALS, *COLUMNS],
             output_transformer=TorchNormalizer(method="identity"),
             logging_metrics=nn.ModuleList(),
             mask_bias=-float("inf"),  # the default, -1e9, is no number in half precision; the softmax is the same
@@ -122,7 +121,7 @@ def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:
     return {
         "encoder_cont": torch.randn((batch, input.context, width), generator=generator),
         "decoder_cont": torch.randn((batch, input.horizon, width), generator=generator),
-        "static": torch.randn((batch, len(STATICS)), generator=generator),
+        "static": torch.randn((batch, len(STATIC_REALS)), generator=generator),
     }
 
 

@@ -18,7 +18,10 @@ from apps.finance.models.imports import IMPORTERS, import_tft
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
+from apps.finance.task import ForecastTask
 from shared.app import Imported
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
 from shared.deploy.imported import write_imported
 from shared.deploy.predictor import Request, answer
 from shared.errors import InvalidInputError
@@ -156,6 +159,39 @@ def test_an_imported_model_is_an_artifact_that_answers(imported):
     unknown.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "unknown.csv", index=False)
     with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, and not 'unknown\.csv'"):
         answer(predictor, Request(files=(folder / "unknown.csv",)), FinanceCodec(predictor))
+
+
+def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, tmp_path, capsys):
+    made, folder = imported
+    artifact = write_imported(app, "pytorch-forecasting", made, tmp_path / "models")
+    data = [f"--data.{name}={value}" for name, value in (("time", "time"), ("value", "value"), ("series", "item"))]
+    data = ["--data", "table", "--data.path", str(folder / "table.csv"), *data]
+    words = ["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    words += [*data, "--limits.epochs", "3", "--optimizer.learning-rate", "0.01", "--schedule.warmup-steps", "0"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    total = len(made.network.state_dict())
+    assert f"{total} of {total} tensors start from these weights" in said
+    history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
+    task = ForecastTask()
+    scores = task.scores()
+    validation = named(folder, table()).validation(made.recipe.input)
+    with torch.no_grad():
+        task.evaluate(made.network.eval(), validation.batch(np.arange(len(validation)), None), scores)
+    assert history[-1]["loss"] < 0.8 * scores.summary()["loss"]
+    assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "models")]) == 0
+    learnt = FinancePredictor.load([open_artifact(artifact.path.parent / "2")], "cpu")
+    assert isinstance(learnt.model, LibraryForecaster)
+    words = ["calibrate", "finance", "--artifact", str(artifact.path), *data, "--registry", str(tmp_path / "other")]
+    assert main(words) == 0
+    assert "threshold: " in capsys.readouterr().out
+
+
+def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path, capsys):
+    made, _ = imported
+    artifact = write_imported(app, "pytorch-forecasting", made, tmp_path / "models")
+    assert main(["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run")]) == 2
+    assert "lack the columns that this network takes; name the table" in capsys.readouterr().err
 
 
 def test_its_forecasts_do_not_look_ahead(imported):

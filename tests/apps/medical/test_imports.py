@@ -17,6 +17,7 @@ from apps.medical.types import ChestInput
 from shared import cli
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
+from tests.apps.medical import data_folders
 from tests.apps.medical.chests import chest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -94,6 +95,19 @@ def test_the_command_makes_an_artifact_that_predicts(small, tmp_path, capsys):
     predictor = NodulePredictor(detector=open_detector(artifact), input=COARSE)
     assert predictor.predict([chest()], EVERYTHING)[0].nodules
     assert "largest_relative_difference" in capsys.readouterr().out
+
+
+@pytest.mark.realdata
+def test_an_imported_model_is_calibrated_on_annotated_scans(small, tmp_path, data_root, capsys):
+    models, scans = tmp_path / "models", data_folders.luna16(tmp_path / "luna16", data_root / "medical")
+    assert cli.main(["import", "medical", "monai-bundle", str(small), "--registry", str(models)]) == 0
+    words = ["calibrate", "medical", "--artifact", str(models / "lung_nodules" / "1"), "--registry", str(models)]
+    assert cli.main([*words, "--data", "luna16", "--data.root", str(scans)]) == 0
+    assert "operating_score: 0.5 -> " in capsys.readouterr().out
+    manifest = Registry(models).newest("lung_nodules").manifest
+    assert manifest.version == 2 and manifest.training["calibrated_from"] == 1
+    assert manifest.training["calibrated_on"]["synthetic"] is False and manifest.calibration["scans"] >= 1
+    assert manifest.source["importer"] == "monai-bundle"
 
 
 class Strange:
