@@ -95,9 +95,9 @@ class DrivingPredictor:
         model = self.choose_model(frame, options.model)
         detector = self.detectors[model]
         least = self.least_scores.get(model, {}) if options.score is None else options.score
-        said: list[str] = []
+        said = list(frame.remarks)
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
-            said = sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
+            said += sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
             said += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)
         return Detections(boxes=shown_boxes(detector.detect(frame), least), model=model, remarks=tuple(said))
 

@@ -137,6 +137,9 @@ class Camera:
     reference_offset_m: Floats = field(default_factory=lambda: np.zeros(3, np.float32))
 
 
+_NEAR_M, _SHARE_BEHIND = 5.0, 0.1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierSweep:
     """A sweep ``seconds`` before a frame's own. ``points_lidar_m`` (N, 4) is x, y, z, intensity, in the LiDAR frame of
@@ -153,7 +156,8 @@ class Frame:
     """One moment of a vehicle: a LiDAR sweep, cameras, and boxes where the truth is known.
 
     ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. ``earlier_sweeps`` are those before
-    it, the latest first, where they are known. ``time_ns`` is UTC, or None.
+    it, the latest first, where they are known. ``time_ns`` is UTC, or None. ``remarks`` say what was left out or is
+    doubtful of the files that it was read from.
     """
 
     name: str
@@ -163,6 +167,17 @@ class Frame:
     time_ns: int | None = None
     earlier_sweeps: tuple[EarlierSweep, ...] = ()
     ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def all_round(self) -> bool:
+        """Whether it shows what lies behind too: with one camera, as KITTI's, only what lies before that is asked."""
+        if len(self.cameras) == 1:
+            return False
+        if self.points_lidar_m is None:
+            return len(self.cameras) > 1
+        far = self.points_lidar_m[np.abs(self.points_lidar_m[:, 0]) > _NEAR_M, 0]
+        return len(far) > 0 and bool((far < 0).mean() > _SHARE_BEHIND)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

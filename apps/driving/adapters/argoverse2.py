@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.adapters.calibration import refuse_mount
-from apps.driving.adapters.kitti import MOST_POINTS, read_image
+from apps.driving.adapters.image_files import read_image
 from apps.driving.adapters.nuscenes_tables import rotation_of
+from apps.driving.adapters.point_files import dropped, finite
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError
 
@@ -40,25 +41,26 @@ def read(log: Path) -> list[Frame]:
 def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True) -> Frame:
     """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated."""
     origin = _mounts(log)[LIDAR][:3, 3]
+    sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
     return Frame(
         name=str(timestamp_ns),
-        points_lidar_m=_sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else None,
+        points_lidar_m=sweep,
         cameras=_cameras(log, timestamp_ns, origin) if images else {},
         truth=_boxes(log, timestamp_ns, origin),
         time_ns=timestamp_ns,
+        remarks=remarks,
     )
 
 
-def _sweep(file: Path, origin: NDArray[np.float64]) -> Floats:
+def _sweep(file: Path, origin: NDArray[np.float64]) -> tuple[Floats, tuple[str, ...]]:
     columns = _columns(file, ("x", "y", "z", "intensity"))
-    points = np.stack([np.asarray(columns[name], np.float32) for name in ("x", "y", "z", "intensity")], axis=1)
-    if len(points) > MOST_POINTS:
-        raise InvalidInputError(f"{file.name} holds {len(points)} points; at most {MOST_POINTS} are taken")
-    if not np.isfinite(points).all() or np.abs(points[:, :3]).max(initial=0) > 1000:
-        raise InvalidInputError(f"{file.name} holds points that are not finite numbers within 1 km")
+    whole = np.stack([np.asarray(columns[name], np.float32) for name in ("x", "y", "z", "intensity")], axis=1)
+    points = finite(whole, file.name)
+    if np.abs(points[:, :3]).max() > 1000:
+        raise InvalidInputError(f"{file.name} holds points over 1 km away; are they in metres?")
     points[:, :3] -= origin.astype(np.float32)
     points[:, 3] = np.clip(points[:, 3] / 255, 0, 1)
-    return points
+    return points, dropped(file.name, len(whole), len(points))
 
 
 def _boxes(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> Boxes3D | None:

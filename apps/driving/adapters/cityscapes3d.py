@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from apps.driving.adapters.calibration import refuse_mount
-from apps.driving.adapters.kitti import read_image
+from apps.driving.adapters.image_files import read_image
 from apps.driving.adapters.nuscenes_tables import rotation_of
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError

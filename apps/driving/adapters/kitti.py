@@ -3,32 +3,39 @@
 Layout and formats are those of the benchmark's development kit (Geiger et al. 2012; readme.txt of devkit_object):
 ``velodyne/ID.bin`` float32 x y z intensity; ``image_2/ID.png``; ``calib/ID.txt`` with P2, R0_rect, Tr_velo_to_cam;
 ``label_2/ID.txt`` with 15 columns (16 with a score), boxes in the rectified reference camera: location of the bottom
-centre, rotation_y about the downward axis. ``Boxes3D`` holds the gravity centre and the yaw in the LiDAR frame.
+centre, rotation_y about the downward axis; the tracking benchmark's labels have the frame and the track before them.
+``Boxes3D`` holds the gravity centre and the yaw in the LiDAR frame.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from apps.driving.adapters.calibration import RAW_MOUNTS, STARTS, Calibration, lines, read_calibration
+from apps.driving.adapters.image_files import read_image, resized
+from apps.driving.adapters.kitti_layouts import (
+    FOLDERS,
+    FOREIGN,
+    IMAGES,
+    SWEEPS,
+    FrameFiles,
+    calibration_of,
+    foreign,
+    frame_root,
+    frame_roots,
+    layout_of,
+)
+from apps.driving.adapters.point_files import BYTES, dropped, read_points
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.data.archive import unpacked
 from shared.errors import InvalidInputError
 
-SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)
-FOLDERS = ("velodyne", "image_2", "calib", "label_2")
-FOREIGN = (".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".xyz")
-"""Files of points that are not read."""
-MOST_POINTS = 2_000_000
-MOST_PIXELS = 40_000_000
 MOST_FRAMES = 200
 _Id = TypeVar("_Id")
 _LABEL_COLUMNS = (
@@ -65,21 +72,15 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
 
 
 def read_frame(root: Path, frame_id: str, *, labelled: bool = True) -> Frame:
-    """One frame of a KITTI object folder, by its number, with its labels or without; what it lacks stays empty."""
-    points, image, labels = (
-        _named(root / folder, frame_id, suffixes)
-        for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES), ("label_2", TEXTS))
-    )
-    if points is None and image is None:
+    """One frame of a KITTI folder, by its id, with its labels or without; what it lacks stays empty."""
+    layout = layout_of(root)
+    files = layout.files(frame_id)
+    if files.points is None and files.image is None:
         raise InvalidInputError(
-            f"there is no frame {frame_id} in {root.name}: neither velodyne/{frame_id}.bin nor an image of it"
+            f"there is no frame {frame_id} in {root.name}: neither "
+            f"{layout.sweeps.relative_to(root)}/{frame_id}.bin nor an image of it"
         )
-    return _frame(frame_id, points, image, _calibration_of(root, frame_id), labels if labelled else None)
-
-
-def _calibration_of(root: Path, frame_id: str) -> Path | None:
-    # Odometry has one calibration for a whole sequence.
-    return _named(root / "calib", frame_id, TEXTS) or _named(root, "calib", TEXTS)
+    return _frame(frame_id.replace("/", "_"), files if labelled else replace(files, labels=None))
 
 
 def _by_frame(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -97,88 +98,31 @@ def _by_frame(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
 def _named_frame(root: Path, frame_id: str, named: dict[str, Path]) -> Frame:
     """A frame of the files that were named, and of nothing beside them but the calibration that an image needs."""
     image = named.get("image")
-    calibration = _calibration_of(root, frame_id) if image else None
-    return _frame(frame_id, named.get("points"), image, calibration, None)
+    calibration = calibration_of(root, frame_id) if image else None
+    return _frame(frame_id, FrameFiles(points=named.get("points"), image=image, calibration=calibration, labels=None))
 
 
 def frame_ids(root: Path) -> list[str]:
-    """The numbers of the frames in a KITTI object folder, sorted; refuses sweeps that would be passed over."""
-    for file in sorted((root / "velodyne").glob("*")):
-        if file.suffix.lower() in FOREIGN and not file.with_suffix(".bin").exists():
-            raise InvalidInputError(_foreign(file))
-    return sorted(
-        {
-            file.stem
-            for folder, suffixes in (("velodyne", SWEEPS), ("image_2", IMAGES))
-            for file in (root / folder).glob("*")
-            if file.suffix.lower() in suffixes
-        }
-    )
+    """The ids of the frames in a KITTI folder, sorted; refuses sweeps that would be passed over."""
+    return layout_of(root).frame_ids()
 
 
-def _named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
-    """The file of that name, its ending in small letters or in capitals."""
-    endings = [ending for suffix in suffixes for ending in (suffix, suffix.upper())]
-    return next((found for ending in endings if (found := folder / f"{stem}{ending}").is_file()), None)
+def read_labels(path: Path, camera: Calibration | Camera, frame: int | None = None) -> tuple[Boxes3D, Floats]:
+    """The boxes of a label or result file in the LiDAR frame, and the 2D boxes (K, 4) of its DontCare regions.
 
-
-def read_points(path: Path) -> Floats:
-    """(N, 4) x, y, z, intensity; refuses truncated, non-finite and otherwise laid out files."""
-    content = path.read_bytes()
-    if path.name.lower().endswith(".pcd.bin"):
-        raise InvalidInputError(
-            f"{path.name} is a sweep of nuScenes (x right, y ahead; five columns): name the folder with its "
-            "sample.json, or write x = y, y = -x, z and intensity / 255 as float32 into a .bin"
-        )
-    if not content:
-        raise InvalidInputError(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
-    if len(content) % 16:
-        hint = " It may have five columns, as nuScenes does." if len(content) % 20 == 0 else " It may be truncated."
-        raise InvalidInputError(
-            f"{path.name} has {len(content)} bytes, not a multiple of 16 (float32 x, y, z, intensity).{hint}"
-        )
-    points = np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)
-    if len(points) > MOST_POINTS:
-        raise InvalidInputError(
-            f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?"
-        )
-    if not np.isfinite(points).all():
-        bad = int((~np.isfinite(points)).any(axis=1).sum())
-        raise InvalidInputError(f"{path.name} holds {bad} points that are not finite numbers; drop them and try again")
-    if np.abs(points[:, :3]).max() > 1000:
-        raise InvalidInputError(f"{path.name} holds points over 1 km away; is it float32 x, y, z, intensity in metres?")
-    if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
-        raise InvalidInputError(
-            f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
-            "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
-        )
-    return points
-
-
-def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(H, W, 3) uint8 RGB; of 16 bits a channel the upper eight."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(path.read_bytes())) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise InvalidInputError(
-                        f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
-                    )
-                if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255; it takes RGB's upper half
-                    grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                    return np.repeat(grey[..., None], 3, axis=2)
-                return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInputError(f"{path.name} cannot be read as an image: {error}") from error
-
-
-def read_labels(path: Path, camera: Calibration | Camera) -> tuple[Boxes3D, Floats]:
-    """The boxes of a label or result file in the LiDAR frame, and the 2D boxes (K, 4) of its DontCare regions."""
+    ``frame`` is the one that is read of the tracking benchmark's labels, which hold a whole sequence.
+    """
     names: list[str] = []
     rows, ignored = [], []
     for number, line in enumerate(lines(path), 1):
-        name, *values = line.split()
+        words = line.split()
+        if frame is not None:
+            if words[0] != str(frame):
+                continue
+            words = words[2:]
+        if not words:
+            raise InvalidInputError(f"{path.name}, line {number}: nothing follows the frame and the track")
+        name, *values = words
         if len(values) not in (14, 15):
             raise InvalidInputError(
                 f"{path.name}, line {number}: {len(values) + 1} columns instead of 15, or 16 with a score"
@@ -244,33 +188,38 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-def _frame(name: str, points: Path | None, image: Path | None, calibration: Path | None, labels: Path | None) -> Frame:
-    known = read_calibration(calibration) if calibration else None
-    if known is None and (image or labels):
-        missing = image or labels
-        assert missing is not None
+def _frame(name: str, files: FrameFiles) -> Frame:
+    known = read_calibration(files.calibration) if files.calibration else None
+    if known is None and (missing := files.image or files.labels):
         raise InvalidInputError(
             f"{missing.name} has no calibration beside it; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam)"
         )
-    cameras = {}
-    if image and known:
-        pixels = read_image(image)
+    cameras: dict[str, Camera] = {}
+    remarks: tuple[str, ...] = ()
+    if files.image and known:
+        pixels = read_image(files.image)
         height, width = pixels.shape[:2]
         across, down = known.intrinsics[:2, 2]
         if not (0 <= across < width and 0 <= down < height):
-            assert calibration is not None
+            assert files.calibration is not None
             raise InvalidInputError(
-                f"{calibration.name}: P2 has its centre at ({across:.0f}, {down:.0f}), outside of the image of "
+                f"{files.calibration.name}: P2 has its centre at ({across:.0f}, {down:.0f}), outside of the image of "
                 f"{width} x {height}; is it the calibration of another size?"
             )
+        remarks = resized(files.image.name, pixels.shape, known.intrinsics)
         cameras["image_2"] = Camera(
             image_HWC=pixels,
             intrinsics=known.intrinsics,
             lidar_to_camera=known.lidar_to_camera,
             reference_offset_m=known.reference_offset_m,
         )
-    truth, ignored = read_labels(labels, known) if labels and known else (None, np.zeros((0, 4), np.float32))
-    cloud = read_points(points) if points else None
+    truth, ignored = None, np.zeros((0, 4), np.float32)
+    if files.labels and known:
+        truth, ignored = read_labels(files.labels, known, files.row)
+    cloud = None
+    if files.points:
+        cloud = read_points(files.points)
+        remarks += dropped(files.points.name, files.points.stat().st_size // BYTES, len(cloud))
     if truth is not None and cloud is not None:
         truth = replace(truth, point_counts=truth.inside(cloud).sum(axis=1))
     return Frame(
@@ -279,36 +228,18 @@ def _frame(name: str, points: Path | None, image: Path | None, calibration: Path
         cameras=cameras,
         truth=truth,
         ignore_boxes_2d={"image_2": ignored} if len(ignored) else {},
+        remarks=remarks,
     )
 
 
 def _read_folder(folder: Path) -> list[Frame]:
-    if not _object_roots(folder):
+    if not frame_roots(folder):
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         if not files:
             raise InvalidInputError(f"{folder.name} holds no files")
         return _read_loose(files)
-    root = object_root(folder)
+    root = frame_root(folder)
     return [read_frame(root, frame_id) for frame_id in _few(frame_ids(root), root.name)]
-
-
-def object_root(folder: Path) -> Path:
-    """The one folder in ``folder``, or itself, that holds ``velodyne`` or ``image_2`` with a frame."""
-    roots = _object_roots(folder)
-    if not roots:
-        raise InvalidInputError(
-            f"{folder.name} holds neither a folder velodyne nor image_2; give a KITTI object folder"
-        )
-    if len(roots) > 1:
-        names = ", ".join(root.relative_to(folder).as_posix() for root in roots)
-        raise InvalidInputError(f"{folder.name} holds several KITTI folders ({names}); give one of them")
-    if not frame_ids(roots[0]):
-        raise InvalidInputError(f"{roots[0].name} holds neither velodyne/*.bin nor image_2/*.png")
-    return roots[0]
-
-
-def _object_roots(folder: Path) -> list[Path]:
-    return sorted({found.parent for name in ("velodyne", "image_2") for found in folder.rglob(name) if found.is_dir()})
 
 
 def _few(ids: list[_Id], name: str) -> list[_Id]:
@@ -336,20 +267,28 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
     if not stems:
         raise InvalidInputError(f"{paths[0].name}: neither a LiDAR sweep (.bin) nor an image is among the files")
     if all(len(found) <= 1 for found in roles.values()):
-        # One file of each kind belongs together, whatever they are called.
-        only = {role: next(iter(found.values()), None) for role, found in roles.items()}
-        return [_frame(stems[0], only["points"], only["image"], only["calibration"], only["labels"])]
-    return [
-        _frame(stem, *(roles[role].get(stem) for role in ("points", "image", "calibration", "labels")))
-        for stem in stems
-    ]
+        # One file of each kind belongs together, whatever they are called, but for the numbers of different frames.
+        _refuse_different_frames([path for found in roles.values() for path in found.values()])
+        return [_frame(stems[0], _files({role: next(iter(found.values()), None) for role, found in roles.items()}))]
+    return [_frame(stem, _files({role: found.get(stem) for role, found in roles.items()})) for stem in stems]
 
 
-def _foreign(path: Path) -> str:
-    return (
-        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points as float32 x, y, z, intensity in [0, 1] "
-        f"into {path.stem}.bin (numpy: points.astype('<f4').tofile('{path.stem}.bin'))"
+def _files(roles: Mapping[str, Path | None]) -> FrameFiles:
+    return FrameFiles(
+        points=roles["points"], image=roles["image"], calibration=roles["calibration"], labels=roles["labels"]
     )
+
+
+def _refuse_different_frames(paths: Sequence[Path]) -> None:
+    """Refuses files whose names differ in their numbers alone, as those of different frames do."""
+    for number, path in enumerate(paths):
+        for other in paths[:number]:
+            alike = re.sub(r"\d+", "#", path.stem) == re.sub(r"\d+", "#", other.stem)
+            if alike and path.stem != other.stem:
+                raise InvalidInputError(
+                    f"{other.name} and {path.name} are named as different frames; give them one name if they belong "
+                    "together, or hand in both files of each frame"
+                )
 
 
 def _role(path: Path) -> str:
@@ -361,7 +300,7 @@ def _role(path: Path) -> str:
     if suffix == ".txt":
         return "calibration" if any(line.startswith(STARTS) for line in lines(path)) else "labels"
     if suffix in FOREIGN:
-        raise InvalidInputError(_foreign(path))
+        raise InvalidInputError(foreign(path))
     if suffix in (".json", ".pkl"):
         raise InvalidInputError(
             f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info "

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
-from apps.driving.adapters.kitti import MOST_POINTS, read_image
+from apps.driving.adapters.image_files import read_image, resized
+from apps.driving.adapters.point_files import dropped, finite
 from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
 
@@ -53,19 +54,13 @@ def class_names(content: dict[str, Any]) -> dict[int, str]:
 
 
 def read_points(path: Path) -> Floats:
-    """(N, 4) x, y, z, intensity in [0, 1], from five float32 columns of which the last is the ring."""
+    """(N, 4) x, y, z, intensity in [0, 1] of the finite points, from five float32 columns; the last is the ring."""
     content = path.read_bytes()
     if not content or len(content) % (4 * COLUMNS):
         raise InvalidInputError(
             f"{path.name} has {len(content)} bytes, not a multiple of 20 (x, y, z, intensity, ring)"
         )
-    points = np.frombuffer(content, "<f4").reshape(-1, COLUMNS)
-    if len(points) > MOST_POINTS:
-        raise InvalidInputError(
-            f"{path.name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?"
-        )
-    if not np.isfinite(points).all():
-        raise InvalidInputError(f"{path.name} holds points that are not finite numbers; drop them and try again")
+    points = finite(np.frombuffer(content, "<f4").reshape(-1, COLUMNS).astype(np.float32), path.name)
     if np.abs(points[:, :3]).max() > 1000 or points[:, 3].min() < 0 or points[:, 3].max() > 255:
         raise InvalidInputError(
             f"{path.name} holds points over 1 km away or an intensity outside of [0, 255]; is it float32 x, y, z, "
@@ -89,7 +84,12 @@ def read_described(
     Earlier sweeps whose files ``find`` refuses are left out.
     """
     lidar = sample.get("lidar_points")
-    points = read_points(find(lidar["lidar_path"])) if lidar and with_points else None
+    points: Floats | None = None
+    remarks: tuple[str, ...] = ()
+    if lidar and with_points:
+        sweep = find(lidar["lidar_path"])
+        points = read_points(sweep)
+        remarks = dropped(sweep.name, sweep.stat().st_size // (4 * COLUMNS), len(points))
     cameras = {}
     for name, view in sample["images"].items() if with_images else ():
         transform = np.array(view["lidar2cam"], np.float64)
@@ -100,8 +100,11 @@ def read_described(
         intrinsics = np.array(view["cam2img"], np.float32)[:3, :3]
         if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
             raise InvalidInputError(f"cam2img of {name} is not a camera's projection")
+        file = find(view["img_path"])
+        pixels = read_image(file)
+        remarks += resized(file.name, pixels.shape, intrinsics)
         cameras[name] = Camera(
-            image_HWC=read_image(find(view["img_path"])),
+            image_HWC=pixels,
             intrinsics=intrinsics,
             lidar_to_camera=transform.astype(np.float32),
         )
@@ -113,6 +116,7 @@ def read_described(
         truth=None if instances is None else _boxes(instances, names),
         time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
         earlier_sweeps=tuple(_earlier_sweeps(sample, find)) if with_sweeps else (),
+        remarks=remarks,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apps.driving.adapters.kitti import read_points
+from apps.driving.adapters.point_files import read_points
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.types import Floats

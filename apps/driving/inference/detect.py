@@ -53,7 +53,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LidarDetector:
-    """A LiDAR network. One that looks ahead sees a frame with cameras all round once more, turned about.
+    """A LiDAR network. One that looks ahead sees a frame that shows all round once more, turned about.
 
     Boxes of a network of ours are set on the ground, and one that holds the LiDAR is left out: it is the vehicle that
     carries it. Those of an imported network are its own.
@@ -78,7 +78,7 @@ class LidarDetector:
         assert frame.points_lidar_m is not None
         points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
         ahead = self._look(points)
-        if len(frame.cameras) < 2 or self.input.range_m[0] < _AHEAD_M:
+        if not frame.all_round or self.input.range_m[0] < _AHEAD_M:
             return self._placed(_boxes(*ahead, self.input.classes), frame.points_lidar_m)
         about = points.copy()
         about[:, :2] *= -1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.driving.adapters import kitti
+from apps.driving.adapters.kitti_layouts import frame_root
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs.result import frame_line
 from shared.atomic_files import file_lock, write_whole
@@ -33,7 +34,7 @@ def predict_folder(
     ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be read, or ``out`` holds answers to
     another folder or of other weights or options.
     """
-    root = kitti.object_root(folder)
+    root = frame_root(folder)
     ids = kitti.frame_ids(root)
     settings = {
         "weights": predictor.digests,
@@ -64,7 +65,7 @@ def _go_on(
     say: Callable[[str], object],
 ) -> int:
     done = _answered(out / _LINES)
-    left = [frame_id for frame_id in ids if frame_id not in done]
+    left = [frame_id for frame_id in ids if frame_id.replace("/", "_") not in done]
     say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
     refused, doubtful, last = 0, 0, "none"
     with (out / _LINES).open("a", encoding="utf-8") as lines:
@@ -77,7 +78,7 @@ def _go_on(
                     say(f"left out: {refusal}")
                     continue
                 if text is not None:
-                    write_whole(out / f"{frame_id}.txt", text)
+                    write_whole(out / f"{line['name']}.txt", text)
                 lines.write(json.dumps(line, allow_nan=False) + "\n")
                 lines.flush()
                 last = frame_id

@@ -10,6 +10,9 @@ FEWEST = 200
 GROUND_M = (-2.9, -0.9)
 """Where the lowest points must lie for the networks: they learnt from a sensor 1.73 m (KITTI) or 1.84 m (nuScenes)
 above the road, on slopes too."""
+_FAR_M, _FLAT_M, _MOST_ASIDE = 15.0, 0.5, 2.0
+"""A road goes on ahead: of six real sweeps and 25 synthetic ones all had at most 1.6 times as many returns of flat
+ground within 30 degrees of the sideways axis as of the forward one, beyond 15 m."""
 
 
 def too_few_sweeps(frame: Frame, earlier_sweeps: int, model: str) -> list[str]:
@@ -36,9 +39,19 @@ def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[s
     if len(low) < FEWEST:
         return [f"Only {len(low)} points lie 4 to 25 m ahead. Are they in metres, with x ahead?"]
     ground = float(np.quantile(low, 0.05))
+    flat = (away > _FAR_M) & (np.abs(z - float(np.quantile(low, 0.1))) < _FLAT_M)
+    steepness = np.tan(np.deg2rad(30))
+    along, across = (
+        int((flat & (b < a * steepness)).sum()) for a, b in ((np.abs(x), np.abs(y)), (np.abs(y), np.abs(x)))
+    )
     if not GROUND_M[0] < ground < GROUND_M[1]:
         return [
             f"The lowest points ahead lie at z = {ground:.1f} m, but {model} learnt from a sensor 1.7 to 1.9 m above "
             "the road. Is z up, and zero at the sensor? Move the points, or take no count on what was found."
+        ]
+    if across > max(_MOST_ASIDE * along, FEWEST):
+        return [
+            f"Flat ground goes on to the sides ({across} returns beyond {_FAR_M:g} m) and not ahead ({along}), unlike "
+            "a road. Is x ahead and y to the left? Some sensors write x to the right and y ahead."
         ]
     return []

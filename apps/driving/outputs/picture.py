@@ -90,10 +90,7 @@ def _lines(pen: ImageDraw.ImageDraw, boxes: Boxes3D, camera: Camera, colours: Se
 def _plan(frame: Frame, boxes: Boxes3D) -> Image.Image:
     """Seen from above: ahead is to the right, rings every 20 m, far enough aside for every box."""
     points = np.zeros((0, 4), np.float32) if frame.points_lidar_m is None else frame.points_lidar_m
-    behind = bool((points[:, 0] < -5).mean() > 0.2) if len(points) else False
-    if frame.truth is not None or len(frame.cameras) == 1:
-        # KITTI turns all the way round, but is labelled and searched where its camera looks.
-        behind = behind and len(frame.cameras) != 1
+    behind = frame.all_round
     span = 140.0 if behind else 76.0
     aside = float(np.abs(boxes.centre_lidar_m[:, 1]).max()) + 3 if len(boxes) else 0.0
     scale = min(WIDTH / span, PLAN_HEIGHT / 2 / max(aside, 1))
@@ -115,9 +112,6 @@ def _plan(frame: Frame, boxes: Boxes3D) -> Image.Image:
         radius = ring * scale
         pen.ellipse((origin[0] - radius, origin[1] - radius, origin[0] + radius, origin[1] + radius), outline="#2c3a48")
         pen.text((origin[0] + radius + 3, origin[1] + 2), f"{ring} m", fill="#6b7f92", font=font)
-    if frame.truth is not None:
-        for corners in frame.truth.corners_lidar_m()[:, :4, :2]:
-            pen.polygon(place(corners), outline=_TRUTH)
     for index, corners in enumerate(boxes.corners_lidar_m()[:, :4, :2]):
         colour = COLOURS.get(boxes.names[index], _OTHER)
         pen.polygon(place(corners), outline=colour, width=2)
@@ -126,6 +120,10 @@ def _plan(frame: Frame, boxes: Boxes3D) -> Image.Image:
         score = "" if boxes.scores is None else f" {boxes.scores[index]:.2f}"
         left, top = place(corners.max(0)[None])[0]
         pen.text((left + 4, top - 6), f"{boxes.names[index]}{score}", fill=colour, font=font)
+    if frame.truth is not None:
+        # Above the boxes, which would cover the labels that they agree with.
+        for corners in frame.truth.corners_lidar_m()[:, :4, :2]:
+            pen.polygon(place(corners), outline=_TRUTH)
     pen.polygon(
         place(np.array([[1.5, 0.9], [2.2, 0], [1.5, -0.9], [-2.5, -0.9], [-2.5, 0.9]], np.float32)), outline="#ffffff"
     )

@@ -128,3 +128,67 @@ def test_a_nuscenes_sweep_in_other_units_is_refused(tmp_path):
         bad.tofile(tmp_path / "sweep.pcd.bin")
         with pytest.raises(InvalidInputError, match="over 1 km away or an intensity outside"):
             nuscenes.read_points(tmp_path / "sweep.pcd.bin")
+
+
+def test_a_sweep_with_x_and_y_exchanged_is_remarked_on(data_root):
+    frames = kitti.read(data_root / "driving" / "kitti_object")
+    frames += nuscenes.read(data_root / "driving" / "nuscenes_sample")
+    assert [remarks(frame.points_lidar_m, RANGE, "pointpillars") for frame in frames] == [[]] * 6
+    said = [remarks(frame.points_lidar_m[:, [1, 0, 2, 3]], RANGE, "pointpillars") for frame in frames[:5]]
+    # One of the five stands at a junction, where the ground goes on to all sides.
+    assert sum("Is x ahead and y to the left?" in one[0] for one in said if one) == 4
+
+
+def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, root):
+    from PIL import Image
+
+    assert "remarks" not in ask(Request(files=(root,))).result
+    file = root / "image_2" / "synthetic.png"
+    image = Image.open(file)
+    for scale, width in ((0.5, 621), (2.0, 2484)):
+        image.resize((round(image.width * scale), round(image.height * scale))).save(file)
+        (said,) = ask(Request(files=(root,))).result["remarks"]
+        assert f"synthetic.png has {width} x " in said and "Was the image resized after it was calibrated?" in said
+
+
+def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_path):
+    sweep = root / "velodyne" / "synthetic.bin"
+    points = kitti.read_points(sweep)
+    expected = ask(Request(files=(root,))).result["boxes"]
+    broken = np.insert(points, 100, [[np.nan, 0, 0, 0], [1, np.inf, 0, 0]], axis=0)
+    broken.astype("<f4").tofile(sweep)
+    result = ask(Request(files=(root,))).result
+    assert result["boxes"] == expected
+    assert f"2 of the {len(broken)} points of synthetic.bin were left out" in result["remarks"][0]
+    five = np.tile(np.float32([1, 10, -1.8, 30, 5]), (50, 1))
+    five[3, 0] = np.nan
+    five.tofile(tmp_path / "sweep.pcd.bin")
+    assert len(nuscenes.read_points(tmp_path / "sweep.pcd.bin")) == 49
+
+
+def test_an_empty_image_is_called_empty(root):
+    file = root / "image_2" / "synthetic.png"
+    file.write_bytes(b"")
+    with pytest.raises(InvalidInputError, match=r"synthetic\.png is empty \(0 bytes\)"):
+        kitti.read(root)
+    file.write_bytes(b"no image")
+    with pytest.raises(InvalidInputError) as refused:
+        kitti.read(root)
+    assert "BytesIO" not in str(refused.value) and "in no format that is known" in str(refused.value)
+
+
+def test_files_of_different_frames_are_not_put_together(root, tmp_path):
+    def handed(sweep, image, calibration):
+        for old, new in (("velodyne/synthetic.bin", sweep), ("image_2/synthetic.png", image)):
+            shutil.copy(root / old, tmp_path / new)
+        shutil.copy(root / "calib" / "synthetic.txt", tmp_path / calibration)
+        return [tmp_path / name for name in (sweep, image, calibration)]
+
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.png are named as different frames"):
+        kitti.read_files(handed("000008.bin", "000009.png", "000009.txt"))
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.txt are named as different frames"):
+        kitti.read_files(handed("000008.bin", "000008.png", "000009.txt"))
+    # Names that say nothing about frames are still put together.
+    for names in (("sweep.bin", "left.png", "calib.txt"), ("000008.bin", "000008.png", "calib.txt")):
+        (frame,) = kitti.read_files(handed(*names))
+        assert frame.points_lidar_m is not None and frame.cameras

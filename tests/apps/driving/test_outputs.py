@@ -13,7 +13,7 @@ from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.outputs import kitti as results
 from apps.driving.outputs import picture, view
-from apps.driving.types import Boxes3D
+from apps.driving.types import Boxes3D, Frame
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,44 @@ def test_thinning_keeps_what_is_far():
     assert len(kept) <= 10_000
     assert (kept[:, 0] > 30).mean() > 3 * 2_000 / 92_000
     assert np.array_equal(view.thin(points[:500], 10_000), points[:500])
+
+
+def test_the_picture_of_a_sweep_all_round_shows_what_lies_behind():
+    def at(x):
+        return Boxes3D(
+            centre_lidar_m=np.array([[x, 0, -1]], np.float32),
+            size_m=np.array([[4, 2, 1.5]], np.float32),
+            yaw=np.zeros(1, np.float32),
+            names=("car",),
+            scores=np.array([0.9], np.float32),
+        )
+
+    angle = np.linspace(-np.pi, np.pi, 4000)
+    # Denser near the vehicle, as real sweeps are.
+    radius = np.random.default_rng(0).exponential(6, 4000) + 2
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle), -1.7 + 0 * angle, 0 * angle], 1)
+    around = Frame(name="a", points_lidar_m=points.astype(np.float32), cameras={})
+    empty = np.asarray(opened(picture.draw(around, Boxes3D.empty())))
+    for x in (30.0, -30.0):
+        drawn = np.asarray(opened(picture.draw(around, at(x))))
+        rows, columns = np.nonzero((drawn != empty).any(-1))
+        assert len(rows) > 100 and (columns > picture.WIDTH / 2).all() == (x > 0)
+    ahead = replace(around, points_lidar_m=around.points_lidar_m[points[:, 0] > 0])
+    assert around.all_round and not ahead.all_round
+
+
+def test_labels_are_drawn_above_the_boxes_that_they_agree_with(frame, found):
+    alone = replace(frame, cameras={})
+    with_labels = np.asarray(opened(picture.draw(alone, found))).astype(int)
+    without = np.asarray(opened(picture.draw(replace(alone, truth=None), found))).astype(int)
+    # The boxes are the labels: what the labels change is white on what the boxes drew.
+    changed = (with_labels != without).any(-1)
+    assert changed.sum() > 200 and (with_labels[changed] == 0xE8).all()
+
+
+def test_the_viewer_is_told_how_many_points_are_drawn(frame, found, monkeypatch):
+    monkeypatch.setattr(view.thin, "__defaults__", (500,))
+    files = view.files([frame], [found])
+    (described,) = json.loads(files["boxes.json"])["frames"]
+    assert described["points"] == len(frame.points_lidar_m) > 500
+    assert described["points_drawn"] == len(files["points.bin"]) // 16 <= 500

@@ -178,6 +178,7 @@ def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     around = replace(frame, cameras=dict.fromkeys(("a", "b"), frame.cameras["image_2"]))
     about = np.array([-1, -1, 1, 1], np.float32)
+    around = replace(around, points_lidar_m=np.concatenate([frame.points_lidar_m, frame.points_lidar_m[::3] * about]))
     turned = replace(around, points_lidar_m=around.points_lidar_m * about)
     ahead, behind = (predictor.detect(one, "pointpillars") for one in (around, turned))
     assert len(ahead) == len(behind) > 5

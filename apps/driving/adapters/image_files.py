@@ -1,0 +1,54 @@
+"""Images of cameras, and whether they are those that a calibration was made for."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from apps.driving.types import Floats
+from shared.errors import InvalidInputError
+
+MOST_PIXELS = 40_000_000
+MOST_OFF_CENTRE = 0.2
+"""Further from the middle than this share of its width lies no camera's centre whose image was not cut or resized."""
+
+
+def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W, 3) uint8 RGB; of 16 bits a channel the upper eight."""
+    content = path.read_bytes()
+    if not content:
+        raise InvalidInputError(f"{path.name} is empty (0 bytes); an image was expected")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise InvalidInputError(
+                        f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
+                    )
+                if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255; it takes RGB's upper half
+                    grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                    return np.repeat(grey[..., None], 3, axis=2)
+                return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        # Pillow's own words name the buffer that it was handed.
+        raise InvalidInputError(f"{path.name} cannot be read as an image: it is in no format that is known") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInputError(f"{path.name} cannot be read as an image: {error}") from error
+
+
+def resized(name: str, shape: tuple[int, ...], intrinsics: Floats) -> tuple[str, ...]:
+    """The remark on an image (H, W, 3) that its calibration was hardly made for; none where it may have been."""
+    height, width = shape[:2]
+    across, down = float(intrinsics[0, 2]), float(intrinsics[1, 2])
+    if abs(across / width - 0.5) <= MOST_OFF_CENTRE:
+        return ()
+    return (
+        f"{name} has {width} x {height} pixels, but its calibration has the camera's centre at ({across:.0f}, "
+        f"{down:.0f}), which is that of an image about {2 * across:.0f} pixels wide. Was the image resized after "
+        "it was calibrated? Boxes in the image, and those found in it, are wrong.",
+    )

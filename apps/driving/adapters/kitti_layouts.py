@@ -1,0 +1,138 @@
+"""How KITTI's folders hold frames: the object benchmark (and odometry), tracking sequences, and raw drives.
+
+Object and odometry: ``velodyne/ID.bin``, ``image_2/ID.png``, ``calib/ID.txt`` or ``calib.txt``, ``label_2/ID.txt``.
+Tracking: ``velodyne/SEQUENCE/ID.bin``, ``image_02/SEQUENCE/ID.png``, ``calib/SEQUENCE.txt``, ``label_02/SEQUENCE.txt``.
+Raw: ``DATE_drive_NUMBER_sync`` with ``velodyne_points/data/ID.bin`` and ``image_02/data/ID.png``, and the calibrations
+of the day in the folder that holds the drive, or in its own (Geiger et al. 2013; the benchmarks' development kits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shared.errors import InvalidInputError
+
+SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)
+FOLDERS = ("velodyne", "image_2", "calib", "label_2")
+FOREIGN = (".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".xyz")
+"""Files of points that are not read."""
+_HOLD_FRAMES = ("velodyne", "velodyne_points", "image_2", "image_02")
+RAW_CALIBRATION = "calib_cam_to_cam.txt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameFiles:
+    """The files of one frame; None where there is none. ``row`` is its number in labels that hold a whole sequence."""
+
+    points: Path | None
+    image: Path | None
+    calibration: Path | None
+    labels: Path | None
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A folder of frames. A frame's id is its files' name, in tracking after that of the sequence: 0000/000012."""
+
+    root: Path
+    kind: Literal["object", "tracking", "raw"]
+
+    @property
+    def sweeps(self) -> Path:
+        """The folder of the sweeps; in tracking of folders of them."""
+        return self.root / "velodyne_points" / "data" if self.kind == "raw" else self.root / "velodyne"
+
+    @property
+    def images(self) -> Path:
+        """The folder of the images of camera 2; in tracking of folders of them."""
+        if self.kind == "raw":
+            return self.root / "image_02" / "data"
+        return self.root / ("image_02" if self.kind == "tracking" else "image_2")
+
+    def frame_ids(self) -> list[str]:
+        """Sorted; refuses sweeps that would be passed over."""
+        pattern = "*/*" if self.kind == "tracking" else "*"
+        for file in sorted(self.sweeps.glob(pattern)):
+            if file.suffix.lower() in FOREIGN and not file.with_suffix(".bin").exists():
+                raise InvalidInputError(foreign(file))
+        return sorted(
+            {
+                file.relative_to(folder).with_suffix("").as_posix()
+                for folder, suffixes in ((self.sweeps, SWEEPS), (self.images, IMAGES))
+                for file in folder.glob(pattern)
+                if file.suffix.lower() in suffixes
+            }
+        )
+
+    def files(self, frame_id: str) -> FrameFiles:
+        """Those of one frame, their endings in small letters or in capitals."""
+        points, image = named(self.sweeps, frame_id, SWEEPS), named(self.images, frame_id, IMAGES)
+        if self.kind == "raw":
+            days = (self.root, self.root.parent)
+            calibration = next((file for day in days if (file := day / RAW_CALIBRATION).is_file()), None)
+            return FrameFiles(points=points, image=image, calibration=calibration, labels=None)
+        if self.kind == "tracking":
+            sequence, number = frame_id.split("/")
+            labels = named(self.root / "label_02", sequence, TEXTS)
+            calibration = named(self.root / "calib", sequence, TEXTS)
+            row = int(number) if number.isdecimal() else None
+            return FrameFiles(points=points, image=image, calibration=calibration, labels=labels, row=row)
+        return FrameFiles(
+            points=points,
+            image=image,
+            calibration=calibration_of(self.root, frame_id),
+            labels=named(self.root / "label_2", frame_id, TEXTS),
+        )
+
+
+def calibration_of(root: Path, frame_id: str) -> Path | None:
+    """That of an object's frame; odometry has one calibration for a whole sequence."""
+    return named(root / "calib", frame_id, TEXTS) or named(root, "calib", TEXTS)
+
+
+def layout_of(root: Path) -> Layout:
+    """How ``root`` holds its frames."""
+    if (root / "velodyne_points").is_dir() or (root / "image_02" / "data").is_dir():
+        return Layout(root, "raw")
+    held = [root / name for name in ("velodyne", "image_02")]
+    if any(folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()) for folder in held):
+        return Layout(root, "tracking")
+    return Layout(root, "object")
+
+
+def frame_root(folder: Path) -> Path:
+    """The one folder in ``folder``, or itself, that holds frames in one of these layouts."""
+    roots = frame_roots(folder)
+    if not roots:
+        raise InvalidInputError(
+            f"{folder.name} holds neither a folder velodyne nor image_2; give a KITTI object folder"
+        )
+    if len(roots) > 1:
+        names = ", ".join(root.relative_to(folder).as_posix() for root in roots)
+        raise InvalidInputError(f"{folder.name} holds several KITTI folders ({names}); give one of them")
+    if not layout_of(roots[0]).frame_ids():
+        raise InvalidInputError(f"{roots[0].name} holds neither velodyne/*.bin nor image_2/*.png")
+    return roots[0]
+
+
+def frame_roots(folder: Path) -> list[Path]:
+    """The folders in ``folder``, and itself, that hold sweeps or images as KITTI's do."""
+    return sorted({found.parent for name in _HOLD_FRAMES for found in folder.rglob(name) if found.is_dir()})
+
+
+def named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
+    """The file of that name, its ending in small letters or in capitals."""
+    endings = [ending for suffix in suffixes for ending in (suffix, suffix.upper())]
+    return next((found for ending in endings if (found := folder / f"{stem}{ending}").is_file()), None)
+
+
+def foreign(path: Path) -> str:
+    """Why points in another format are refused, and how they are written to be read."""
+    return (
+        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points as float32 x, y, z, intensity in [0, 1] "
+        f"into {path.stem}.bin (numpy: points.astype('<f4').tofile('{path.stem}.bin'))"
+    )
