@@ -53,8 +53,8 @@ def _existing(file: Path) -> Callable[[Path], Sequence[Path]]:
 def _market(folder: Path) -> Sequence[Path]:
     import numpy as np
 
-    from apps.finance.adapters.csv import write_csv
     from apps.finance.datasets.synth.markets import market
+    from apps.finance.outputs.series_csv import write_csv
 
     path = folder / "synthetic_market.csv"
     made = market(np.random.Generator(np.random.Philox(_SEED)))

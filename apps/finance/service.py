@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, table_options
-from apps.finance.adapters.table import Contents
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
@@ -18,6 +18,9 @@ from apps.finance.predictor import FinancePredictor, Options
 from apps.finance.types import Detection, Series, Window
 from shared.deploy.predictor import Decoded, Request, Response
 from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from apps.finance.adapters.table import Contents
 
 LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500

@@ -23,6 +23,8 @@ Floats: TypeAlias = NDArray[np.float64]
 Direction: TypeAlias = Literal["above", "below", "inside"]
 """Where the observed value lies relative to the expected band; ``inside`` is an anomaly of behaviour, not of level."""
 
+TRUTH = "synthetic_truth"
+"""The column in which the file of a synthetic series says what is true of it: the kind of anomaly of each row."""
 SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS

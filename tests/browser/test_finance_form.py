@@ -16,16 +16,17 @@ import pytest
 import torch
 from playwright.sync_api import Page, expect
 
-from apps.finance.adapters.csv import read_csv, write_csv
 from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
+from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
 from shared.app import Sample
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
+from tests.apps.finance.reading import read_series
 from tests.conftest import serving
 from tests.shared.serve.echo import write_artifact
 
@@ -57,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
     write_csv(file, made.series, made.windows)
     judge = predictor()
-    judge.predict([read_csv(file)])  # the first time is slow, and the browser would wait for it
+    judge.predict([read_series(file)])  # the first time is slow, and the browser would wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
     app = replace(
         finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+
+from apps.finance.types import Times
+from shared.errors import InvalidInputError
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split("|"))
+def _words(text: str) -> list[str]:
+    return text.split("|")
 
 
 TIMES = _words(
-    "timestamp|datetime|date time|time|date|ts|open time|time utc|timestamp utc|trade date|trading day|gmt time"
-    "|local time|unix|unix timestamp|day|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
+    "timestamp|datetime|date time|time|date|ts|open time|time utc|timestamp utc|trade date|trading day|gmt time|day"
+    "|local time|unix|unix timestamp|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
 )
 """What time columns are called, plain (see ``plain``), the likeliest first."""
+DATE_AND_TIME = (("date", "time"), ("日期", "时间"), ("trade date", "trade time"), ("交易日期", "交易时间"))
 SERIES = _words(
     "ticker|symbol|ts code|证券代码|股票代码|基金代码|合约代码|代码|stock code|code|instrument|instrument id|isin|cusip"
     "|sedol|ric|permno|unique id|series id|item id|asset id|证券名称|股票名称|证券简称|名称|stock|security|asset|coin"
     "|pair|contract|currency|account|series|name"
 )
-"""What columns are called that tell series below each other apart, plain, the likeliest first."""
-PERHAPS_SERIES = SERIES[SERIES.index("stock") :]
-"""Those of them that hold a value where they hold numbers."""
-NOTES = _words("side|direction|note|notes|remark|comment|weekday|方向|买卖方向|备注")
-"""Columns of words that never do."""
-OF_A_TRADE = _words("exchange|venue|market|condition|conditions|flag|flags|status|session|成交类型|状态|交易所")
-"""Columns of words that may differ between trades at the same time."""
-_PRICES = _words(
-    "close|close last|close price|收盘价|收盘|adj close|price|last|last price|最新价|价格|成交价|settle|结算价|mid|nav"
-    "|单位净值|净值|schlusskurs|schluss|clôture|cierre|fechamento|chiusura|zamknięcie|終値"
+"""What columns are called that tell series below each other apart, the likeliest first."""
+_PERHAPS_SERIES = SERIES[SERIES.index("stock") :]  # these hold a value where they hold numbers
+_NOTES = _words("side|direction|note|notes|remark|comment|weekday|方向|买卖方向|备注")  # their words name no series
+PRICES = _words(
+    "adj close|adjclose|adjusted close|close|close last|close price|收盘价|收盘|price|last|last price|最新价|价格"
+    "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss"
 )
+PRICE_WORDS = {"close", "price", "last", "nav"}
 _VALUES = _words("value|数值|值|amount|金额|rate|汇率|level|成交额")
-_AMOUNTS = set(_words("volume|vol|count|quantity|qty|size|trades|tickvol|成交量"))
-"""How much there was of something; what is meant only where no other column of numbers is."""
-_BIDS, _ASKS = _words("bid|bid price|bid close|买一价"), _words("ask|ask price|ask close|offer|卖一价")
-_OTHER_WORDS = set(
-    _words(
-        "open|high|low|bid|ask|prev|previous|prior|change|pct|id|strike|volume|vol|time|date|count|size|limit|target"
-    )
-)
-_IDENTIFIERS = set(_words("|id|no|index|row|unnamed: 0|序号"))
-CHINESE = dict(
-    pair.split("=")
-    for pair in _words(
-        "开盘=open|开盘价=open|最高=high|最高价=high|最低=low|最低价=low|收盘=close|收盘价=close|成交量=volume"
-    )
-)
-"""What bars are called in Chinese, so that columns may be named in English."""
+VALUES = {*PRICES, *_VALUES}  # words in these are a fault
+_AMOUNTS = set(_words("volume|vol|count|quantity|qty|size|trades|tickvol|成交量"))  # judged where nothing else is
+BIDS, ASKS = _words("bid|bid price|bid close|买一价"), _words("ask|ask price|ask close|offer|卖一价")
+_OTHERS = set(_words("open|high|low|bid|ask|prev|previous|prior|change|pct|id|strike|volume|vol|count|size|limit"))
+_IDENTIFIERS = _words("|id|no|index|row|unnamed: 0|序号")
 
 
 def plain(label: str) -> str:
@@ -57,12 +49,10 @@ def plain(label: str) -> str:
     return re.sub(r"[_./\-\s]+", " ", text).strip()
 
 
-def called(wanted: str, labels: Iterable[str]) -> str | None:
-    """The label that a user means by ``wanted``: as written, else without case, else plain, else in English."""
-    labels = list(reversed(list(labels)))
-    english = {CHINESE.get(plain(label), ""): label for label in labels}
-    found = {**english, **{plain(label): label for label in labels}, **{one.strip().casefold(): one for one in labels}}
-    return found.get(wanted.strip().casefold()) if wanted.strip() else None
+def called(wanted: str, labels: Sequence[str]) -> str | None:
+    """The label that a user means by ``wanted``: as written, else without case, else plain."""
+    forms = (str.strip, lambda text: text.strip().casefold(), plain)
+    return next((label for form in forms for label in labels if form(label) == form(wanted) != ""), None)
 
 
 def first_called(names: Iterable[str], labels: Iterable[str]) -> str | None:
@@ -71,43 +61,41 @@ def first_called(names: Iterable[str], labels: Iterable[str]) -> str | None:
     return next((known[name] for name in names if name in known), None)
 
 
-def with_word(words: Iterable[str], labels: Iterable[str], but: Iterable[str] = ()) -> str | None:
-    """The first label with one of ``words`` in it and none of ``but``."""
-    parts = {label: set(plain(label).split()) for label in labels}
-    return next((label for label, found in parts.items() if found & set(words) and not found & set(but)), None)
-
-
-def value_column(labels: Iterable[str]) -> str | None:
-    """The label that by its name holds the value that is meant: a price before bid and ask before other values.
-
-    None where bid and ask (see ``bid_and_ask``) are there and no price is.
-    """
-    labels = list(labels)
-    price = first_called(_PRICES, labels) or with_word(("close", "price", "last", "nav"), labels, _OTHER_WORDS)
-    if price is not None or bid_and_ask(labels) is not None:
-        return price
-    return first_called(_VALUES, labels) or with_word(("value", "amount", "rate"), labels, _OTHER_WORDS)
-
-
-def is_value(label: str) -> bool:
-    """Whether a column is called as a price or a value is, so that words in it are a fault."""
-    return plain(label) in _PRICES or plain(label) in _VALUES[:5]
-
-
-def bid_and_ask(labels: Iterable[str]) -> tuple[str, str] | None:
-    """The labels of the bid and the ask, if both are there and no price is."""
-    labels = list(labels)
-    bid, ask = first_called(_BIDS, labels), first_called(_ASKS, labels)
-    return None if bid is None or ask is None or first_called(_PRICES, labels) else (bid, ask)
+def with_word(words: set[str], labels: Iterable[str]) -> str | None:
+    """The first label with one of ``words`` in it and none that makes another thing of it, as in 'open price'."""
+    parts = ((label, set(plain(label).split())) for label in labels)
+    return next((label for label, found in parts if found & words and not found & _OTHERS), None)
 
 
 def names_rows(label: str) -> bool:
     """Whether a column names rows or series, or holds further times, by its name."""
     name = plain(label)
-    return name in SERIES or name in TIMES or name in _IDENTIFIERS or name.endswith((" id", "代码", " time", " date"))
+    return name in (*SERIES, *TIMES, *_IDENTIFIERS) or name.endswith((" id", "代码", " time", " date"))
 
 
-def first_value(labels: Iterable[str]) -> str | None:
-    """The first column that does not name rows; one that counts how much there was only where there is no other."""
-    candidates = [label for label in labels if not names_rows(label)]
-    return next((one for one in candidates if not set(plain(one).split()) & _AMOUNTS), next(iter(candidates), None))
+def other_value(labels: Sequence[str], values: Iterable[str]) -> str | None:
+    """A value by its name, else the first of ``values`` that does not name rows; volumes and the like last."""
+    candidates = [label for label in values if not names_rows(label)]
+    first = (one for one in candidates if not set(plain(one).split()) & _AMOUNTS)
+    return first_called(_VALUES, labels) or next(first, next(iter(candidates), None))
+
+
+def series_column(frame: pl.DataFrame, numeric: Iterable[str], times: Times, name: str) -> str | None:
+    """The column that tells series apart: called as one of ``SERIES``, with entries that come again.
+
+    Refuses a table in which the words of another column tell all rows with the same time apart, as series would.
+    """
+    most = frame.height / 2
+    named = [one for one in frame.columns if plain(one) in SERIES and 1 < frame[one].n_unique() <= most]
+    named = [one for one in named if not (one in numeric and plain(one) in _PERHAPS_SERIES)]
+    label = min(named, key=lambda one: SERIES.index(plain(one)), default=None)
+    table = pl.select(time=pl.Series(times), key=frame[label] if label else pl.lit(""))
+    words = [one for one in frame.columns if frame[one].dtype == pl.String and plain(one) not in (*SERIES, *_NOTES)]
+    words = [one for one in words if one not in numeric and frame[one].n_unique() <= most]
+    for other in words if words and table.n_unique() < table.height else []:
+        entries = frame[other].fill_null("")
+        if table.with_columns(entries.alias("word")).n_unique() == table.height:
+            which = f"{other!r} ({', '.join(map(repr, entries.unique(maintain_order=True).head(3)))})"
+            how = "if it names the series, give it as the option 'series', else hand in a file with one kind of rows"
+            raise InvalidInputError(f"{name}: rows with the same time differ in column {which}; {how}")
+    return label

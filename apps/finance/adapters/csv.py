@@ -1,103 +1,125 @@
-"""CSV files to ``Series``, and back. Encoding, separator, header and decimal mark are found out where not named."""
+"""CSV files to ``Series``. Encoding, separator, header and decimal mark are found out where not named."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import csv
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
-from apps.finance.adapters.encoding import decode
-from apps.finance.adapters.layout import Layout, find_layout
-from apps.finance.adapters.options import NOTHING_SAID, TableOptions
-from apps.finance.adapters.table import TRUTH, Contents, only, to_contents
-from apps.finance.types import Series, Window, iso_utc
+from apps.finance.adapters.columns import TIMES, plain
+from apps.finance.adapters.options import TableOptions
+from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import polars
-
 LARGEST = 512 * 1024 * 1024
+_MARKS = ",;\t|"
+_LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER = 100, 40, 4
+_TIME = re.compile(r"\d{4}[-/.年]\d{1,2}([-/.月]\d|$)|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{8}( |T|$)")
+_NUMBER = re.compile(r"[+-]?[$€£¥]?\d[\d.,]*([eE][+-]?\d+)?[%KMB]?$")
 
 
-def read_csv_contents(path: Path, options: TableOptions = NOTHING_SAID) -> Contents:
-    """All series in a CSV file; see ``find_layout`` and ``to_contents`` for what is understood and refused."""
+def read_csv(path: Path, options: TableOptions) -> Contents:
+    """All series in a CSV file; see ``_layout`` and ``to_contents`` for what is understood and refused."""
     name = path.name
-    if not path.is_file():
-        raise InvalidInputError(f"{name} does not exist")
     if path.stat().st_size > LARGEST:
-        raise InvalidInputError(
-            f"{name} is larger than {LARGEST >> 20} MiB; split it by time, or hand it in as Parquet"
-        )
-    text = decode(path.read_bytes(), name)
-    layout = find_layout(text, name)
-    frame = _table(text, layout, name)
-    lines = np.arange(layout.first_line, layout.first_line + frame.height)
-    torn = _torn(text, layout, frame)
-    if torn:
-        frame, lines = frame.head(frame.height - 1), lines[:-1]
-        layout = replace(layout, notes=(*layout.notes, torn))
-    contents = to_contents(frame, name=name, options=options, semicolons=layout.separator == ";", lines=lines)
-    return replace(contents, notes=(*layout.notes, *contents.notes))
-
-
-def read_csv(path: Path, options: TableOptions = NOTHING_SAID) -> Series:
-    """The one series in a CSV file; refuses several."""
-    return only(read_csv_contents(path, options), path.name)
-
-
-def write_csv(path: Path, series: Series, truth: Sequence[Window] = ()) -> None:
-    """Writes ``timestamp`` (ISO 8601, UTC) and all value columns; a missing value is an empty cell.
-
-    ``truth`` are windows that are known of a synthetic series: a last column then says what is true of each row.
-    """
-    lines = [",".join(["timestamp", *series.values, *([TRUTH] if truth else [])])]
-    for row, time in enumerate(series.times_ns.tolist()):
-        cells = ["" if cell != cell else repr(cell) for cell in (float(v[row]) for v in series.values.values())]
-        known = [next((one.kind for one in truth if one.start_ns <= time <= one.end_ns), "")] if truth else []
-        lines.append(",".join([iso_utc(time), *cells, *known]))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _table(text: str, layout: Layout, name: str) -> polars.DataFrame:
-    import polars as pl
-
-    if not text[layout.offset :].strip():
-        return pl.DataFrame({label: pl.Series([], dtype=pl.String) for label in layout.labels})
-    # A header of our own says how wide the table is, even where its first row is shorter.
-    header = layout.separator.join(f"column{number}" for number in range(len(layout.labels)))
+        raise InvalidInputError(f"{name} is larger than {LARGEST >> 20} MiB; split it by time, or hand in Parquet")
+    text = _decode(path.read_bytes(), name)
+    separator, labels, first, notes = _layout(text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or "")))
+    rows = "".join(text.split("\n", first)[first:])
+    wide = separator.join(f"column{number}" for number in range(len(labels)))  # the first row may be short
     try:
-        frame = pl.read_csv(
-            io.BytesIO(f"{header}\n{text[layout.offset :]}".encode(errors="replace")),
-            separator=layout.separator,
-            infer_schema=False,
-            truncate_ragged_lines=False,
-        )
-        return frame.rename(dict(zip(frame.columns, layout.labels, strict=True)))
+        frame = pl.read_csv(f"{wide}\n{rows}".encode(errors="replace"), separator=separator, infer_schema=False)
+        frame.columns = labels
     except pl.exceptions.PolarsError as error:
-        raise InvalidInputError(f"{name} is not a readable CSV file: {_fault(text, layout)}") from error
+        raise InvalidInputError(f"{name} is no CSV file: {_fault(rows, separator, len(labels), first)}") from error
+    lines = np.arange(first + 1, first + 1 + frame.height)
+    *_, before, last = (line.count(separator) for line in ("\n\n" + rows).rsplit("\n", 2))
+    if not rows.endswith("\n") and 0 < last < before:
+        notes += [f"line {lines[-1]}, the last, was left out: the file is cut after {last + 1} of {before + 1} cells"]
+        frame, lines = frame.head(-1), lines[:-1]
+    contents = to_contents(frame, name, options, lines, separator)
+    return replace(contents, notes=(*notes, *contents.notes))
 
 
-def _torn(text: str, layout: Layout, frame: polars.DataFrame) -> str:
-    """What there is to say of a last line that ends before its last cell, where the others do not: the file was cut."""
-    if text.endswith("\n") or frame.height < 3:
-        return ""
-    last, *before = (line.count(layout.separator) for line in reversed(text.rsplit("\n", 3)[1:]))
-    if last >= min(before) or last == 0:
-        return ""
-    number, cells = layout.first_line + frame.height - 1, f"{last + 1} of {len(layout.labels)} cells"
-    return f"line {number}, the last, was left out: it has {cells}, as where a file is cut"
+def _decode(content: bytes, name: str) -> str:
+    """The text of a file in UTF-8, UTF-16 with its mark, GB18030 or Windows-1252, its lines ended by newlines."""
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if encoding != "utf-16" and b"\x00" in content[:4096]:
+        raise InvalidInputError(f"{name} is not text; hand in a CSV file, or a Parquet file with the ending .parquet")
+    try:
+        text = content.decode(encoding, errors="replace" if encoding == "utf-16" else "strict")
+    except UnicodeDecodeError:
+        from charset_normalizer import from_bytes
+
+        lines = b"\n".join(line for line in content[:1_000_000].splitlines() if not line.isascii())[:65536]
+        best = from_bytes(lines, cp_isolation=["gb18030", "cp1252"]).best()
+        # A single character beyond ASCII can be either; Chinese headers have words of two and more.
+        chinese = best is not None and best.encoding == "gb18030" and re.search("[\u4e00-\u9fff]{2}", str(best))
+        text = content.decode("gb18030" if chinese else "cp1252", errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _fault(text: str, layout: Layout) -> str:
+def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str]]:
+    """The separator, the columns' unique names, how many lines stand before the rows, and what to say of them.
+
+    With the separator the most of the first lines have the same number of cells; the header is the first line that
+    names a time column, else the first of that width. Further lines of names tell columns of the same name apart.
+    """
+    lines = text[:2_000_000].split("\n")[:_LOOKED_AT]
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    if not filled:
+        raise InvalidInputError(f"{name} is empty; it needs a header line such as 'timestamp,value' and rows")
+    if re.match(r"\s*(<(!doctype|html|head|\?xml|table)|[\[{])", lines[filled[0]], re.IGNORECASE):
+        raise InvalidInputError(f"{name} is HTML or JSON and not CSV; export the series as CSV or Parquet")
+    if max(line.count(mark) for line in lines for mark in _MARKS) >= MOST_COLUMNS:
+        raise InvalidInputError(f"{name} has more than {MOST_COLUMNS} columns; hand in a file with those that matter")
+    first = [lines[number][:131_072] for number in filled]  # the longest cell that csv reads
+    split = {
+        mark: [[one.strip() for one in next(csv.reader([line], delimiter=mark))] for line in first] for mark in _MARKS
+    }
+    widths = ((mark, width) for mark, rows in split.items() for width in map(len, rows) if width > 1)
+    (separator, width), _ = max(Counter(widths).items(), key=lambda one: (one[1], one[0][1]), default=((",", 1), 0))
+    cells = split[separator]
+    if width < 2:
+        raise InvalidInputError(f"{name} has a single column ({first[0][:40]!r}); it needs one of times, one of values")
+    full = (place for place, row in enumerate(cells) if sum(map(bool, row)) > len(row) / 2)
+    named = (place for place in full if any(plain(cell) in TIMES for cell in cells[place]))
+    header = next(named, next(place for place, row in enumerate(cells) if len(row) == width))
+    labels = [cells[header][0].lstrip("# "), *cells[header][1:]]
+    bare = any(map(_TIME.match, labels)) or (labels[0] != "" and len(list(filter(_NUMBER.match, labels))) >= width - 1)
+    if header > _MOST_PREAMBLE or (bare and not numbered):
+        how = "put one such as 'timestamp,value' before the rows, or name columns by number: time=1 and value=5"
+        raise InvalidInputError(f"{name} has no header line that names its columns; {how}")
+    if len(labels) != width:
+        cells_of = f"{len(labels)} cells in its header in line {filled[header] + 1} and {width} in most lines"
+        how = "where numbers or dates have commas, put them in quotes, or part the cells by semicolons"
+        raise InvalidInputError(f"{name} has {cells_of}; {how}")
+    notes = [f"the first {header} lines were left out: they stand in front of line {filled[header] + 1}"] * (header > 0)
+    if bare:
+        return separator, [str(number + 1) for number in range(width)], filled[header], notes
+    below = cells[header + 1 : header + _MOST_HEADER + 2]
+    more = next((n for n, row in enumerate(below) if any(_NUMBER.match(one) or _TIME.match(one) for one in row)), 0)
+    notes += [f"{more} further line{'s' * (more > 1)} of names below the header belong to it"] if more else []
+    for row in below[:more]:
+        if plain(row[0]) in TIMES and plain(labels[0]) not in TIMES:
+            labels[0] = row[0]
+        often, row = Counter(labels), [*row, *[""] * width]
+        labels = [f"{one} {cell}".strip() if often[one] > 1 else one for one, cell in zip(labels, row, strict=False)]
+    again = [labels[:place].count(label) for place, label in enumerate(labels)]
+    labels = [f"{one} ({count + 1})".strip() if count else one for one, count in zip(labels, again, strict=True)]
+    return separator, labels, filled[header + more] + 1, notes
+
+
+def _fault(rows: str, separator: str, width: int, first: int) -> str:
     """What is wrong with the rows, by the first line that has it."""
-    width = len(layout.labels)
-    for number, line in enumerate(text[layout.offset :].splitlines(), start=layout.first_line):
-        if line.strip() and '"' not in line and line.count(layout.separator) >= width:
-            return f"line {number} has {line.count(layout.separator) + 1} cells where the header has {width}"
+    for number, line in enumerate(rows.split("\n"), start=first + 1):
         if line.count('"') % 2:
             return f"line {number} has a quotation mark without its other half; take it out, or double it"
+        if '"' not in line and line.count(separator) >= width:
+            return f"line {number} has {line.count(separator) + 1} cells where the header has {width}"
     return "its rows do not fit its header; write it again, or hand it in as Parquet"

@@ -15,11 +15,10 @@ UNITS = ("s", "ms", "us", "ns", "days", "excel", "day-first", "month-first")
 class TableOptions:
     """Columns by their names, and how times and numbers are written; None where the table shall tell.
 
-    ``time``, ``value`` and ``series`` are the columns of the times, of the value that is judged, and of the names of
-    several series below each other. ``zone`` is the time zone of times that have none (an IANA name; UTC otherwise).
-    ``decimal`` is the decimal mark, a point or a comma. ``unit`` says how times are written: ``s``, ``ms``, ``us``,
-    ``ns`` or ``days`` since 1970, ``excel`` for Excel's days, ``day-first`` or ``month-first`` for dates such as
-    01/02/2024. ``labels`` is the column that marks anomalous rows, where a data set has one.
+    ``time``, ``value`` and ``series`` are the columns of times (two are DATE+TIME), of the value that is judged, and of
+    the names of series; without a header columns are called 1, 2, 3. ``zone`` (IANA) is of times that have none, UTC
+    otherwise; ``decimal`` is the decimal mark; ``unit`` says how times are written: since 1970, by Excel, or in which
+    order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one.
     """
 
     time: str | None = None
@@ -35,19 +34,12 @@ class TableOptions:
             raise InvalidInputError(f"the option decimal is {self.decimal!r}; give '.' or ','")
         if self.unit not in (None, *UNITS):
             raise InvalidInputError(f"the option unit is {self.unit!r}; give one of {', '.join(UNITS)}")
-        if self.zone is not None:
-            try:
-                ZoneInfo(self.zone)
-            except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-                raise InvalidInputError(
-                    f"the option zone is {self.zone!r}, which is no time zone; give one such as Europe/Berlin"
-                ) from error
-
-    def columns(self) -> list[str] | None:
-        """The columns that are enough to read, where all that matter are named; None where more must be looked at."""
-        if self.time is None or self.value is None or self.series is None:
-            return None
-        return [self.time, self.value, self.series, *([self.labels] if self.labels else [])]
+        try:
+            ZoneInfo(self.zone or "UTC")
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise InvalidInputError(
+                f"the option zone is {self.zone!r}, which is no time zone; try Asia/Tokyo"
+            ) from error
 
 
 NOTHING_SAID = TableOptions()
@@ -57,5 +49,4 @@ OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name 
 
 def table_options(options: Mapping[str, str]) -> TableOptions:
     """The options among ``options`` that say something of the table; an empty text says nothing."""
-    given = {name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()}
-    return TableOptions(**given)
+    return TableOptions(**{name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()})

@@ -6,253 +6,193 @@ What pandas cannot know is settled before: which of 01/02/2024 is the month, and
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
+import polars as pl
 from numpy.typing import NDArray
 
-from apps.finance.adapters.columns import plain
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
-from apps.finance.types import DAY_NS, SECOND_NS, Times
+from apps.finance.types import DAY_NS, HOUR_NS, SECOND_NS, Times
 from shared.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import polars
-
-Lines = NDArray[np.int64]
+Rows: TypeAlias = NDArray[np.int64]
 _EARLIEST, _LATEST = -2_208_988_800, 7_258_118_400  # 1900 and 2200, in s
 _CALENDAR = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 """Calendar numbers by their digits."""
-_UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS}
-_SIZES = ((1e8, "s"), (1e11, "ms"), (1e14, "us"), (1e17, "ns"))
+_UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "excel": DAY_NS}
+_LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The least number of each unit since 1970: from March 1973 on, no two units overlap."""
-_EXCEL_EPOCH_NS = -25_569 * DAY_NS
-_MOST_WORDED = 200_000
-_SLASHED = r"^(\d{1,2})([/.-])(\d{1,2})[/.-](\d{4})(?:$|[T,]? *(.*)$)"
-_PAIRS = (("date", "time"), ("日期", "时间"), ("trade date", "trade time"), ("交易日期", "交易时间"))
+_EXCEL_EPOCH = 25_569
+_FAR = "is not between 1900 and 2200; correct the date, or delete the row"
+_SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
+_ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}
+_ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
 
 
-def join_parts(frame: polars.DataFrame) -> polars.DataFrame:
-    """A table whose date and time of day are columns of their own, with them made one; any other as it is."""
-    import polars as pl
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The cells of a column of times, its place in words, and the line of each row."""
 
-    labels = {plain(label): label for label in reversed(frame.columns)}
-    for day, clock in _PAIRS:
-        if day not in labels or clock not in labels:
-            continue
-        date, time = frame[labels[day]], frame[labels[clock]].cast(pl.String, strict=False).str.strip_chars()
-        if isinstance(date.dtype, pl.Datetime) or not bool(time.str.contains(r"^(\d{1,2}:\d\d|\d{6}$)").all()):
-            continue
-        time = time.str.replace(r"^(\d\d)(\d\d)(\d\d)$", "${1}:${2}:${3}")
-        joined = date.cast(pl.String).str.strip_chars() + " " + time
-        return frame.drop(labels[day], labels[clock]).insert_column(0, joined.alias("date time"))
-    return frame
+    cells: pl.Series
+    place: str
+    lines: NDArray[np.int64]
+
+    def refuse(self, wrong: NDArray[np.bool_], why: str) -> None:
+        """Refuses the first row in which ``wrong`` (N,) is true."""
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InvalidInputError(f"{self.place}, line {self.lines[row]}: {str(self.cells[row])!r} {why}")
 
 
-def parse_times(column: polars.Series, place: str, lines: Lines | None = None) -> Times:
-    """(N,) UTC ns of a column of times; see ``read_times``."""
-    return read_times(column, place, lines)[0]
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Times in UTC, (N,), or as they stand where ``bare`` (N,) says they have no zone; ``said`` is of the reading."""
+
+    times_ns: Times
+    bare: NDArray[np.bool_]
+    said: str = ""
 
 
-def read_times(
-    column: polars.Series, place: str, lines: Lines | None = None, options: TableOptions = NOTHING_SAID
-) -> tuple[Times, str]:
-    """(N,) UTC ns of a column of text, numbers, dates or datetimes, and what there is to say of the reading.
-
-    Times without a zone are in ``options.zone``, or UTC. ``place`` names file and column in refusals, ``lines`` (N,)
-    the lines of the rows (by default the header is line 1). Refuses times that cannot be read, dates whose day and
-    month cannot be told apart, numbers that may be several things, and times before 1900 or after 2200.
-    """
-    import polars as pl
-
-    lines = np.arange(2, len(column) + 2) if lines is None else lines
-    kind = column.dtype
-    if column.null_count():
-        row = int(column.is_null().arg_max() or 0)
-        raise InvalidInputError(f"{place} has no time in line {lines[row]}; fill it in or delete the row")
-    if kind == pl.Date or isinstance(kind, pl.Datetime):
-        zoned = isinstance(kind, pl.Datetime) and kind.time_zone is not None
-        dated = column.cast(pl.Datetime("us")) if kind == pl.Date else column
-        _refuse_far(dated.dt.epoch("s").to_numpy(), column, place, lines)
-        times = dated.dt.cast_time_unit("ns").to_physical().to_numpy().astype(np.int64)
-        return times if zoned else _in_zone(times, options.zone), ""
+def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
+    """The times in a column of text, numbers, dates or datetimes; refuses what is no certain time from 1900 to 2200."""
+    cells, kind = column.cells, column.cells.dtype
+    column.refuse(cells.is_null().to_numpy(), "is no time; fill in the cell or delete the row")
+    if isinstance(kind, (pl.Date, pl.Datetime)):
+        dated = cells.cast(pl.Datetime("us")) if kind == pl.Date else cells
+        moments = dated.to_physical().to_numpy().astype(f"datetime64[{getattr(kind, 'time_unit', 'us')}]")
+        return Clock(_nanoseconds(moments, column), np.full(len(cells), getattr(kind, "time_zone", None) is None))
     if kind.is_numeric():
-        wide = column if kind.is_integer() else column.cast(pl.Float64)
-        return _read_numbers(wide.to_numpy(), column, place, lines, options)
+        return _read_numbers((cells if kind.is_integer() else cells.cast(pl.Float64)).to_numpy(), column, options.unit)
     if kind != pl.String:
-        raise InvalidInputError(
-            f"{place} holds {kind}, which is not a time; use ISO 8601 text, a date or seconds since 1970"
-        )
-    text = column.str.strip_chars().str.strip_chars("\"'")
-    written = text.str.replace(",", ".", literal=True) if options.decimal == "," else text
-    whole = written.cast(pl.Int64, strict=False)
-    numbers = whole if not whole.null_count() else written.cast(pl.Float64, strict=False)
-    if not numbers.null_count():
-        return _read_numbers(numbers.to_numpy(), text, place, lines, options)
-    return _read_text(text, place, lines, options), ""
+        raise InvalidInputError(f"{column.place} holds {kind}, which is no time; write times as 2024-01-31 09:30:00")
+    text = cells.str.strip_chars(" \"'")
+    for number in (pl.Int64, pl.Float64):
+        parsed = (text.str.replace(",", ".") if options.decimal == "," else text).cast(number, strict=False)
+        if not parsed.null_count():
+            return _read_numbers(parsed.to_numpy(), column, options.unit)
+    return _read_text(text, column, options)
 
 
-def _read_text(text: polars.Series, place: str, lines: Lines, options: TableOptions) -> Times:
-    import pandas as pd
+def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None, notes: list[str]) -> Times:
+    """(N,) UTC ns of times as a clock in ``zone`` showed them; ``parts`` are the rows of each series.
 
-    unified = text.str.replace(r"^(\d{4})年(\d{1,2})月(\d{1,2})日", "${1}-${2}-${3}")
-    unified = _in_iso_order(unified.str.replace(r" ?(UTC|GMT)$", "Z"), place, options.unit)
-    cells = pd.Series(unified.to_list(), dtype=object)
+    Of an hour that comes twice in autumn the rows from the first step back (else from the first equal time) on are the
+    later. Without a zone times are UTC, and a regular clock that goes back by an hour on a Sunday night is refused.
+    """
+    shown = early = late = clock.times_ns
+    if zone is not None:
+        local, summer = pd.DatetimeIndex(shown.astype("datetime64[ns]")), np.ones(len(shown), bool)
+        early = local.tz_localize(zone, ambiguous=summer, nonexistent="shift_forward").asi8
+        late = local.tz_localize(zone, ambiguous=~summer, nonexistent="shift_forward").asi8.copy()
+    twice = (early != late) & clock.bare
+    for rows in parts:
+        rows = rows if shown[rows[0]] <= shown[rows[-1]] else rows[::-1]
+        steps = np.diff(shown[rows], prepend=shown[rows[0]] - 1)
+        if zone is None and (steps <= 0).any():
+            usual = int(np.median(steps[1:]))
+            back = rows[(steps == usual - HOUR_NS) & (0 < usual <= HOUR_NS)]
+            local = pd.DatetimeIndex(shown[back].astype("datetime64[ns]"))
+            back = back[(local.dayofweek == 6) & (local.hour < 4) & clock.bare[back]]
+            why = "is an hour back, as where summer time ends; name the zone of the times with the option 'zone'"
+            column.refuse(np.isin(np.arange(len(shown)), back[:1]), why)
+        elif twice[rows].any():
+            ours, steps, day = rows[twice[rows]], steps[twice[rows]], shown[rows[twice[rows]]] // DAY_NS
+            back = np.where(steps < 0 if (steps < 0).any() else steps == 0, day, day.min() - 1)
+            first = ours[np.maximum.accumulate(back) < day]
+            late[first] = early[first]
+    if twice.any():
+        notes.append(f"{twice.sum()} rows lie in an hour that {zone} has twice; their order told which was the later")
+    return np.where(clock.bare, late, shown)
+
+
+def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
+    text = text.str.replace(r"^(\d{4})年(\d{1,2})月(\d{1,2})日", "${1}-${2}-${3}")
+    offsets = {"UTC": "+0000", "GMT": "+0000"}
+    if text.str.contains(_ABBREVIATION).any():
+        for moment in (datetime(year, month, 1) for year in range(1970, 2038) for month in (1, 7) if options.zone):
+            local = moment.replace(tzinfo=ZoneInfo(options.zone or "UTC"))  # EST is -0500, EDT -0400
+            offsets |= {f"{local:%Z}": f"{local:%z}"} if f"{local:%Z}".isalpha() else {}
+        for short, offset in offsets.items():
+            text = text.str.replace(rf"(\d|[AP]M) ?{short}$", "${1}" + offset)
+    text = _in_iso_order(text, column, options.unit)
+    found = _parsed(text)
+    wrong = found.isna().to_numpy()
+    known = f"ends with no abbreviation that is known ({', '.join(offsets)}); name its zone with the option 'zone'"
+    column.refuse(wrong & text.str.contains(_ABBREVIATION).to_numpy(), known)
+    column.refuse(wrong, "is not a time; write it as 2024-01-31 09:30:00 (UTC), or with +01:00 behind it")
+    times = _nanoseconds(found.dt.tz_localize(None).to_numpy(), column)
+    return Clock(times, ~text.str.contains(r"(?i)(?:Z|:\d\d(?:\.\d+)?(?: ?[AP]M)? ?[+-]\d\d:?(?:\d\d)?)$").to_numpy())
+
+
+def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Series:
+    """(N,) text with 31/01/2024, 01/31/2024 and 31.01.2024 as 2024-01-31; refuses an order that the rows leave open."""
+    slashed = text.filter(text.str.contains(_SLASHED))
+    if not len(slashed):
+        return text
+    points = bool(slashed.str.contains(r"^\d+\.").all())  # between points nobody puts the month first
+    possible = {
+        "day-first": not slashed.str.contains(r"^\d+[/.-](1[3-9]|[2-9]\d)").any(),
+        "month-first": not points and not slashed.str.contains(r"^(1[3-9]|[2-9]\d)").any(),
+    }
+    orders = [order for order, holds in possible.items() if holds and (unit == order or unit not in _ORDERS)]
+    if len(orders) != 1:
+        how = "write dates as 2024-01-31, or give the option unit=day-first or unit=month-first"
+        raise InvalidInputError(f"{column.place}: {slashed[0]!r} is ambiguous beside {slashed[-1]!r}; {how}")
+    return text.str.replace(_SLASHED, _ORDERS[orders[0]]).str.strip_chars()
+
+
+def _parsed(text: pl.Series) -> Any:
+    """(N,) UTC moments as a pandas Series, NaT where there is none or more than 200,000 are written in words."""
+    cells = pd.Series(text.to_list(), dtype=object)
     found = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
     # Words are read only beside four digits of a year: "Jan-24" may be a day or a year, and "24" alone anything.
-    worded = found.isna() & cells.str.contains(r"\d{4}") & cells.str.contains(r"[A-Za-z]{3}|[AaPp][Mm]|\dQ[1-4]")
-    if worded.any():
-        distinct = pd.Series(cells[worded].unique(), dtype=object)
-        if len(distinct) > _MOST_WORDED:
-            raise InvalidInputError(
-                f"{place} has more than {_MOST_WORDED} times with words in them, such as {distinct[0]!r}; write times "
-                "as 2024-01-31 09:30:00"
-            )
-        with warnings.catch_warnings():
-            # A time of day without a zone that dateutil knows is read as it stands.
-            warnings.simplefilter("ignore")
-            read = pd.to_datetime(distinct, format="mixed", utc=True, errors="coerce")
-        found = found.where(~worded, cells.map(dict(zip(distinct, read, strict=True))))
-    if found.isna().any():
-        row = int(np.argmax(found.isna().to_numpy()))
-        raise InvalidInputError(
-            f"{place}, line {lines[row]}: {text[row]!r} is not a time; write it as 2024-01-31 09:30:00 (UTC), or with "
-            "its zone"
-        )
-    moments = pd.to_datetime(found, utc=True).dt.tz_localize(None)
-    _refuse_far(moments.to_numpy().astype("datetime64[s]").astype(np.int64), text, place, lines)
-    times: Times = moments.to_numpy().astype("datetime64[ns]").astype(np.int64)
-    if options.zone is None:
-        return times
-    bare = ~unified.str.contains(r"(?:Z|:\d\d(?:\.\d+)? ?[+-]\d\d:?(?:\d\d)?)$").to_numpy()
-    return np.where(bare, _in_zone(times, options.zone), times)
+    rest = cells[found.isna()].drop_duplicates()
+    rest = rest[rest.str.contains(r"\d{4}") & rest.str.contains(r"[A-Za-z]{3}|[AaPp][Mm]|\dQ[1-4]")]
+    if not 0 < len(rest) <= 200_000:
+        return found
+    with warnings.catch_warnings(action="ignore"):
+        read = pd.to_datetime(rest, format="mixed", utc=True, errors="coerce")
+    return pd.to_datetime(found.where(found.notna(), cells.map(dict(zip(rest, read, strict=True)))), utc=True)
 
 
-def _in_zone(times: Times, zone: str | None) -> Times:
-    """Times of a wall clock in ``zone`` as UTC; the second of two equal hours in autumn is the later one, if any."""
-    if zone is None:
-        return times
-    import pandas as pd
-
-    clock = pd.DatetimeIndex(times.astype("datetime64[ns]"))
-    try:
-        moments = clock.tz_localize(zone, ambiguous="infer", nonexistent="shift_forward")
-    except ValueError:
-        moments = clock.tz_localize(zone, ambiguous=np.zeros(len(clock), bool), nonexistent="shift_forward")
-    utc: Times = moments.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
-    return utc
-
-
-def _in_iso_order(text: polars.Series, place: str, unit: str | None) -> polars.Series:
-    """(N,) text with 31/01/2024, 01/31/2024 and 31.01.2024 as 2024-01-31; what is no such date stays.
-
-    Refuses an order of day and month that the column leaves open, unless ``unit`` names it.
-    """
-    import polars as pl
-
-    parts = text.str.extract_groups(_SLASHED).struct.unnest()
-    parts.columns = ["a", "mark", "b", "year", "rest"]
-    known = parts.filter(pl.col("a").is_not_null())
-    if not known.height:
-        return text
-    first, second = known["a"].cast(pl.Int32), known["b"].cast(pl.Int32)
-    points = bool((known["mark"] == ".").all())  # between points nobody puts the month first
-    possible = {
-        "month-first": not points and bool((first <= 12).all() and (second <= 31).all()),
-        "day-first": bool((second <= 12).all() and (first <= 31).all()),
-    }
-    orders = [order for order, holds in possible.items() if holds]
-    orders = [unit] if unit in orders else orders
-    if len(orders) != 1:
-        fault = "is ambiguous" if orders else "puts the day first in some rows and the month first in others"
-        raise InvalidInputError(
-            f"{place}: {text.filter(parts['a'].is_not_null())[0]!r} {fault}; write dates as 2024-01-31, or give the "
-            "option unit=day-first or unit=month-first"
-        )
-    month, day = (parts[one].str.zfill(2) for one in ("ab" if orders[0] == "month-first" else "ba"))
-    iso = (parts["year"] + "-" + month + "-" + day + " " + parts["rest"].fill_null("")).str.strip_chars()
-    return iso.zip_with(parts["a"].is_not_null(), text)
-
-
-def _read_numbers(
-    numbers: np.ndarray, written: polars.Series, place: str, lines: Lines, options: TableOptions
-) -> tuple[Times, str]:
-    """Times written as numbers: in ``options.unit``, or by their size alone, if all of a column agree.
-
-    Whole numbers of 4, 6, 8, 10, 12 or 14 digits that are all calendar dates between 1900 and 2200 are those (2024,
-    202401, 20240131, ...). Numbers from 1e8 are seconds since 1970, from 1e11 ms, from 1e14 us, from 1e17 ns.
-    Everything else is refused: it may be a count, Excel's days, seconds of a day, or days since another day.
-    """
-    if not np.isfinite(numbers).all():
-        row = int(np.argmin(np.isfinite(numbers)))
-        raise InvalidInputError(f"{place} has no time in line {lines[row]}; fill it in or delete the row")
-    unit, least, largest = options.unit, float(numbers.min()), float(numbers.max())
-    if unit == "excel":
-        # To the second where all are near to one: six decimals of a day are 86 ms.
-        milliseconds = np.round(numbers.astype(np.float64) * 86_400_000).astype(np.int64)
-        second = np.round(milliseconds / 1000).astype(np.int64) * 1000
-        near = bool((np.abs(milliseconds - second) <= 50).all())
-        excel: Times = (second if near else milliseconds) * 10**6 + _EXCEL_EPOCH_NS
-        _refuse_far(excel // SECOND_NS, written, place, lines)
-        return _in_zone(excel, options.zone), ""
-    if unit in _UNIT_NS:
-        _refuse_far(numbers * (_UNIT_NS[unit] / SECOND_NS), written, place, lines)
-        return _in_zone(_scaled(numbers, _UNIT_NS[unit]), options.zone if unit == "days" else None), ""
-    calendar = _calendar(numbers, place, lines)
-    if calendar is not None:
-        said = f"numbers such as {written[0]} were read as {np.datetime64(int(calendar[0]), 'ns').astype('M8[s]')}"
-        return _in_zone(calendar, options.zone), said if largest < 1e7 or largest >= 1e8 else ""
-    for size, name in _SIZES:
-        if size <= least and largest <= _LATEST * (SECOND_NS // _UNIT_NS[name]):
-            return _scaled(numbers, _UNIT_NS[name]), ""
-    row = int(np.argmax(np.abs(numbers - np.median(numbers))))
-    raise InvalidInputError(
-        f"{place}, line {lines[row]}: {written[row]} may be seconds, days or a count, and is no time between 1973 and "
-        "2200 for certain; write times as 2024-01-31 09:30:00, as 20240131, or as seconds since 1970, or give the "
-        "option unit (excel for Excel's days)"
-    )
-
-
-def _scaled(numbers: np.ndarray, unit_ns: int) -> Times:
-    full: Times = np.floor(numbers).astype(np.int64) * unit_ns
+def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Clock:
+    """Times written as numbers: in ``unit``, or by their digits or size alone, if all of a column agree."""
+    column.refuse(~np.isfinite(numbers), "is no time; fill it in or delete the row")
+    if unit not in _UNIT_NS:
+        first, far = str(int(numbers[0])), np.abs(numbers - np.median(numbers))
+        form, wrong = _CALENDAR.get(len(first)) if "1900" <= first[:4] < "2201" else None, far == far.max()
+        if form is not None and not (numbers % 1).any() and np.abs(numbers).max() < 1e15:
+            dates = pd.to_datetime(pd.Series(numbers).astype("int64").astype(str), format=form, errors="coerce")
+            if dates.dt.year.between(1900, 2199).all():
+                said = f"numbers such as {column.cells[0]} were read as {dates[0].isoformat()}"
+                times = _nanoseconds(dates.to_numpy(), column)
+                return Clock(times, np.ones(len(times), bool), "" if form == "%Y%m%d" else said)
+            wrong = dates.isna().to_numpy() if dates.isna().nunique() == 2 else wrong
+        unit = next((one for one, least in _LEAST.items() if least <= numbers.min()), "")
+        if not unit or numbers.max() > _LATEST * SECOND_NS / _UNIT_NS[unit]:
+            why = "may be seconds, days or a count, and is no time from 1973 to 2200 for certain; write times as"
+            column.refuse(wrong, f"{why} 2024-01-31 09:30:00 or 20240131, or give the option unit (excel, days, ...)")
+    per = _UNIT_NS[unit]
+    since = numbers - _EXCEL_EPOCH if unit == "excel" else numbers
+    seconds = since * (per / SECOND_NS)
+    column.refuse((seconds < _EARLIEST) | (seconds > _LATEST), _FAR)
+    whole = np.floor(since).astype(np.int64)
+    times = whole * per
     if not np.issubdtype(numbers.dtype, np.integer):
-        full += np.round((numbers - np.floor(numbers)) * unit_ns).astype(np.int64)
-    return full
+        times += np.round((since - whole) * per).astype(np.int64)
+    if unit == "excel":  # to the second: six decimals of a day are 86 ms
+        times = (times + SECOND_NS // 2) // SECOND_NS * SECOND_NS
+    return Clock(times, np.full(len(times), per == DAY_NS))
 
 
-def _calendar(numbers: np.ndarray, place: str, lines: Lines) -> Times | None:
-    """(N,) UTC ns of numbers that are dates by their digits; None where they are none."""
-    import pandas as pd
-    import polars as pl
-
-    digits = len(str(int(numbers[0])))
-    scale = 10 ** max(0, digits - 4)
-    whole = bool((numbers == np.floor(numbers)).all())
-    if (
-        digits not in _CALENDAR
-        or not whole
-        or numbers.min() < 1900 * scale
-        or numbers.max() >= (10_000 if digits == 8 else 2201) * scale
-    ):
-        return None
-    parsed = pd.to_datetime(pd.Series(numbers.astype(np.int64)).astype(str), format=_CALENDAR[digits], errors="coerce")
-    if parsed.isna().any():
-        if digits in (10, 12):  # these may be seconds or milliseconds since 1970 as well
-            return None
-        row = int(np.argmax(parsed.isna().to_numpy()))
-        raise InvalidInputError(f"{place}, line {lines[row]}: {int(numbers[row])} is not in the calendar; correct it")
-    days = parsed.to_numpy()
-    _refuse_far(days.astype("datetime64[s]").astype(np.int64), pl.Series(numbers), place, lines)
-    times: Times = days.astype("datetime64[ns]").astype(np.int64)
-    return times
-
-
-def _refuse_far(seconds: np.ndarray, written: polars.Series, place: str, lines: Lines) -> None:
-    """Refuses a time before 1900 or after 2200, ``seconds`` (N,) since 1970, with its line and as it is written."""
-    far = (seconds < _EARLIEST) | (seconds > _LATEST)
-    if far.any():
-        row = int(np.argmax(far))
-        raise InvalidInputError(
-            f"{place}, line {lines[row]}: {str(written[row])!r} is not between 1900 and 2200; "
-            "correct the date, or delete the row"
-        )
+def _nanoseconds(moments: NDArray[Any], column: Column) -> Times:
+    """(N,) ns of datetime64 of any unit, between 1900 and 2200."""
+    seconds = moments.astype("datetime64[s]").astype(np.int64)
+    column.refuse((seconds < _EARLIEST) | (seconds > _LATEST), _FAR)
+    return moments.astype("datetime64[ns]").astype(np.int64)

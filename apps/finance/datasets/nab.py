@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.finance.adapters.csv import read_csv
+from apps.finance.adapters import read_contents
 from apps.finance.datasets.splits import series_facts, training_windows, validation_windows
 from apps.finance.types import FinanceInput, LabelledSeries, Window
 from shared.errors import InvalidInputError
@@ -60,7 +60,8 @@ class Nab:
         windows = tuple(
             Window(start_ns=_nanoseconds(first), end_ns=_nanoseconds(last)) for first, last in self._labels()[name]
         )
-        return LabelledSeries(series=read_csv(self.folder() / "data" / name), windows=windows)
+        (series,) = read_contents(self.folder() / "data" / name).series
+        return LabelledSeries(series=series, windows=windows)
 
     def cases(self) -> Iterator[LabelledSeries]:
         """Every file with its windows."""

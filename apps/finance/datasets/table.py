@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.finance.adapters import READERS, read_contents
+from apps.finance.adapters import ENDINGS, read_contents
 from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.table import Contents, to_contents
 from apps.finance.datasets.database import read_query, refuse_password
 from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
 from apps.finance.types import FinanceInput, LabelledSeries, Series, usual_interval_ns
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from apps.finance.adapters.table import Contents
     from shared.data.dataset import Dataset
 
 
@@ -153,7 +153,7 @@ def _files(path: str) -> list[Path]:
     there = Path(path)
     found: Iterable[Path] = [there]
     if there.is_dir():
-        found = (one for one in there.rglob("*") if one.suffix.lower() in READERS.keys() - {""})
+        found = (one for one in there.rglob("*") if one.suffix.lower() in ENDINGS.keys() - {""})
     elif not there.exists():
         found = Path(there.anchor or ".").glob(str(there.relative_to(there.anchor)))
     files = sorted(one for one in found if one.is_file())
@@ -163,9 +163,11 @@ def _files(path: str) -> list[Path]:
 
 
 def _query(table: Table) -> dict[str, Contents]:
+    from apps.finance.adapters.table import to_contents
+
     if table.url is None or table.query is None:
         raise InvalidInputError("a query needs its data base: --data.url such as sqlite:///prices.db")
-    return {"query": to_contents(read_query(table.url, table.query), name="query", options=table.options())}
+    return {"query": to_contents(read_query(table.url, table.query), "query", table.options())}
 
 
 def _together(parts: list[LabelledSeries]) -> LabelledSeries:

@@ -14,12 +14,12 @@ import torch
 
 from apps.finance import predictor as predicting
 from apps.finance import service
-from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
+from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
 from apps.finance.types import FinanceInput, Series, iso_utc

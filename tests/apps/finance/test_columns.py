@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.adapters.csv import read_csv, read_csv_contents
+from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.parquet import read_parquet, read_parquet_contents
 from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series
 
 DAYS = [f"2024-01-{day:02d}" for day in range(1, 31)]
 
@@ -27,7 +27,9 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
     [
         ("Date,Close/Last,Volume,Open,High,Low", "Close/Last"),
         ("date,value,close", "close"),
-        ("Date,Open,High,Low,Close,Adj Close,Volume", "Close"),
+        ("Date,Open,High,Low,Close,Adj Close,Volume", "Adj Close"),
+        ("date,close,adjusted_close", "adjusted_close"),
+        ("date,close,adjClose", "adjClose"),
         ("date,id,amount", "amount"),
         ("date,Unnamed: 0,reading", "reading"),
         ("date,trade_id,Price (USD)", "Price (USD)"),
@@ -50,7 +52,7 @@ def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, j
         for row, day in enumerate(DAYS)
     ]
     rows = [row if "close_time" not in header else row.rsplit(",", 1)[0] + ",1704110400" for row in rows]
-    assert read_csv(written(tmp_path, header, rows)).column == judged
+    assert read_series(written(tmp_path, header, rows)).column == judged
 
 
 def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
@@ -58,7 +60,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
         "01/31/2024,$184.40,55467800,$187.04,$187.10,$184.35",
         "01/30/2024,$188.04,55859370,$190.94,$191.80,$187.47",
     ]
-    series = read_csv(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
+    series = read_series(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
     assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
     assert series.notes[0] == ("column 'Close/Last' was judged, one of the file's; the option 'value' names another")
     assert any("sorted" in note for note in series.notes)
@@ -67,18 +69,18 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
 def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
     rows = [f"{day},{row},{100 + row % 5},{101 + row % 5}" for row, day in enumerate(DAYS)]
     for header in ("timestamp,index,bid,ask", "timestamp,index,Bid Price,Offer"):
-        series = read_csv(written(tmp_path, header, rows))
+        series = read_series(written(tmp_path, header, rows))
         assert series.column == "mid" and series.target[:3].tolist() == [100.5, 101.5, 102.5]
         assert "column 'mid' was judged" in series.notes[0] and "mean of 'b" in series.notes[0].lower()
-    assert read_csv(written(tmp_path, "timestamp,last,bid,ask", rows)).column == "last"
-    assert read_csv(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
+    assert read_series(written(tmp_path, "timestamp,last,bid,ask", rows)).column == "last"
+    assert read_series(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
 
 
 def test_a_column_that_numbers_rows_is_judged_only_where_it_is_named(tmp_path):
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
     with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'value'"):
-        read_csv(path)
-    assert read_csv(path, TableOptions(value="id")).target[3] == 3
+        read_series(path)
+    assert read_series(path, TableOptions(value="id")).target[3] == 3
 
 
 @pytest.mark.parametrize("label", ["代码", "ticker", "stock_code", "证券代码", "code"])
@@ -88,21 +90,17 @@ def test_series_below_each_other_are_kept_apart_with_their_names_as_written(tmp_
         f"{day},{ticker},{place * 100 + row}" for row, day in enumerate(DAYS) for place, ticker in enumerate(tickers)
     ]
     path = written(tmp_path, f"date,{label},close", rows)
-    contents = read_csv_contents(path)
+    contents = read_contents(path)
     assert [one.name for one in contents.series] == list(tickers) and contents.series_column == label
     for place, one in enumerate(contents.series):
         assert one.target.tolist() == [place * 100 + row for row in range(len(DAYS))]
         assert list(one.values) == ["close"]
     assert contents.notes[0].startswith("the file holds 2 series, told apart by column")
-    with pytest.raises(
-        InvalidInputError, match=rf"series\.csv holds 2 series below each other.*'{label}' \('{tickers[0]}'"
-    ):
-        read_csv(path)
 
 
 def test_series_one_after_the_other_without_a_common_time_are_kept_apart_too(tmp_path):
     rows = [f"{day},{'A' if row < 15 else 'B'},{row}" for row, day in enumerate(DAYS)]
-    contents = read_csv_contents(written(tmp_path, "date,symbol,close", rows))
+    contents = read_contents(written(tmp_path, "date,symbol,close", rows))
     assert [(one.name, len(one)) for one in contents.series] == [("A", 15), ("B", 15)]
 
 
@@ -110,11 +108,11 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
     rows = [f"{day},{desk},{row * desk}" for row, day in enumerate(DAYS) for desk in (7, 12)]
     path = written(tmp_path, "date,desk,x", rows)
     with pytest.raises(InvalidInputError, match=r"the 60 rows have 30 days.*the option 'series'"):
-        read_csv_contents(path)
-    assert [one.name for one in read_csv_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
+        read_contents(path)
+    assert [one.name for one in read_contents(path, TableOptions(series="desk")).series] == ["7", "12"]
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange' \('SH', 'SZ'\).*the option 'series'"):
-        read_csv_contents(written(tmp_path, "date,exchange,code,close", rows))
+        read_contents(written(tmp_path, "date,exchange,code,close", rows))
 
 
 def test_the_tickers_of_parquet(tmp_path):
@@ -126,18 +124,18 @@ def test_the_tickers_of_parquet(tmp_path):
         }
     )
     frame.write_parquet(tmp_path / "a.parquet")
-    contents = read_parquet_contents(tmp_path / "a.parquet")
+    contents = read_contents(tmp_path / "a.parquet")
     assert [one.name for one in contents.series] == ["10107", "14593"]
     assert contents.series[1].target[0] == 30.25
     frame = pl.DataFrame(
         {"t": pl.Series(DAYS).cast(pl.Categorical), "s": pl.Series(["A"] * 30).cast(pl.Categorical), "v": range(30)}
     )
     frame.write_parquet(tmp_path / "b.parquet")
-    assert read_parquet(tmp_path / "b.parquet").target.tolist() == list(range(30))
+    assert read_series(tmp_path / "b.parquet").target.tolist() == list(range(30))
 
 
 def test_one_ticker_is_no_value_and_one_series(tmp_path):
-    series = read_csv(
+    series = read_series(
         written(tmp_path, "日期,股票代码,成交额", [f"{day},600519,{row % 7}" for row, day in enumerate(DAYS)])
     )
     assert series.column == "成交额" and list(series.values) == ["成交额"] and series.name == "series.csv"
@@ -145,19 +143,13 @@ def test_one_ticker_is_no_value_and_one_series(tmp_path):
 
 def test_trades_of_both_sides_at_the_same_time_are_one_series(tmp_path):
     rows = [f"{day} 09:30,{side},{row}" for row, day in enumerate(DAYS) for side in ("BUY", "SELL")]
-    series = read_csv(written(tmp_path, "time,side,price", rows))
+    series = read_series(written(tmp_path, "time,side,price", rows))
     assert len(series) == 30 and "30 rows had the time of another" in series.notes[-1]
-
-
-def test_words_that_tell_only_some_rows_of_a_time_apart_are_refused(tmp_path):
-    rows = [f"{day},{kind},{row}" for row, day in enumerate(DAYS) for kind in ("x", "y", "y")]
-    with pytest.raises(InvalidInputError, match=r"differ in column 'kind' \('x', 'y'\).*hand in a file with one kind"):
-        read_csv(written(tmp_path, "time,kind,price", rows))
 
 
 def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
     rows = [f"{day},{ticker},{row}" for ticker in "AB" for row, day in reversed(list(enumerate(DAYS)))]
-    contents = read_csv_contents(written(tmp_path, "date,ticker,close", rows))
+    contents = read_contents(written(tmp_path, "date,ticker,close", rows))
     assert contents.series[0].target[0] == 0
     assert "2 of the 2 series were not in the order of time and have been sorted" in contents.notes
     assert np.isfinite(contents.series[1].target).all()
@@ -165,28 +157,28 @@ def test_a_later_rows_of_a_series_are_sorted_and_told_for_each(tmp_path):
 
 def test_a_level_that_is_called_as_a_name_is_a_value(tmp_path):
     rows = [f"{day},{100 + row % 3}" for row, day in enumerate(DAYS)]
-    series = read_csv(written(tmp_path, "date,stock", rows), TableOptions(value="stock"))
+    series = read_series(written(tmp_path, "date,stock", rows), TableOptions(value="stock"))
     assert len(series) == 30 and series.column == "stock"
     rows = [f"{day},{1000.5 + row % 3},{row}.5" for row, day in enumerate(DAYS)]
-    assert len(read_csv(written(tmp_path, "date,account,close", rows))) == 30
+    assert len(read_series(written(tmp_path, "date,account,close", rows))) == 30
 
 
 def test_many_amounts_of_a_day_are_refused_where_most_would_be_lost(tmp_path):
     rows = [f"{day},{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
     with pytest.raises(InvalidInputError, match="the 90 rows have 30 days; sum or average them"):
-        read_csv(written(tmp_path, "date,amount", rows))
+        read_series(written(tmp_path, "date,amount", rows))
     ticks = [f"{day} 09:30:00,{row * part}" for row, day in enumerate(DAYS) for part in (3, 5, 7)]
-    assert "60 rows had the time of another" in read_csv(written(tmp_path, "time,price", ticks)).notes[0]
+    assert "60 rows had the time of another" in read_series(written(tmp_path, "time,price", ticks)).notes[0]
 
 
 def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_the_option_series(tmp_path):
     seconds = (0, 0, 0, 1, 2)
     ticks = [f"{day} 09:30:0{seconds[row]},{row},{'NQ'[row % 2]}" for day in DAYS for row in range(5)]
-    series = read_csv(written(tmp_path, "time,price,exchange", ticks))
+    series = read_series(written(tmp_path, "time,price,exchange", ticks))
     assert len(series) == 90 and "60 rows had the time of another" in series.notes[-1]
     closes = [f"{day},{name},{row}" for row, day in enumerate(DAYS) for name in ("Binance", "Kraken")]
     path = written(tmp_path, "date,exchange,close", closes)
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange'.*give it as the option 'series'"):
-        read_csv_contents(path)
-    found = read_csv_contents(path, TableOptions(series="exchange"))
+        read_contents(path)
+    found = read_contents(path, TableOptions(series="exchange"))
     assert [one.name for one in found.series] == ["Binance", "Kraken"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from apps.finance.adapters.csv import read_csv_contents
+from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import table_options
 from apps.finance.types import iso_utc
 
 EXPORTS = {
     "Yahoo, yfinance": (
         "Date,Open,High,Low,Close,Adj Close,Volume\n2024-01-30,1,3,1,2,1.9,10\n2024-01-31,2,4,2,3,2.9,20\n",
-        ("Close", [2, 3], "2024-01-31T00:00:00Z"),
+        ("Adj Close", [1.9, 2.9], "2024-01-31T00:00:00Z"),
     ),
     "yfinance with two header lines": (
         "Price,Close,High,Volume\nTicker,0700.HK,0700.HK,0700.HK\nDate,,,\n2024-01-30,2,3,10\n2024-01-31,3,4,20\n",
@@ -72,19 +72,19 @@ EXPORTS = {
 def test_named_exporters_need_no_option(tmp_path, exporter):
     text, (column, values, last) = EXPORTS[exporter]
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    (series,) = read_csv_contents(tmp_path / "a.csv").series
+    (series,) = read_contents(tmp_path / "a.csv").series
     assert (series.column, series.target.tolist()) == (column, values)
     assert iso_utc(int(series.times_ns[-1])) == last
 
 
 def test_investings_volumes_and_changes_are_numbers(tmp_path):
     (tmp_path / "a.csv").write_text(EXPORTS["Investing.com"][0])
-    (series,) = read_csv_contents(tmp_path / "a.csv").series
+    (series,) = read_contents(tmp_path / "a.csv").series
     assert series.values["Vol."].tolist() == [850_100, 1_250_000]
     assert series.values["Change %"].tolist() == [-1.2, 0.55]
 
 
 def test_excels_days_need_their_unit(tmp_path):
     (tmp_path / "a.csv").write_text("date,close\n45321,2\n45322,3\n")
-    (series,) = read_csv_contents(tmp_path / "a.csv", table_options({"unit": "excel"})).series
+    (series,) = read_contents(tmp_path / "a.csv", table_options({"unit": "excel"})).series
     assert iso_utc(int(series.times_ns[-1])) == "2024-01-31T00:00:00Z"

@@ -6,16 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.adapters.csv import read_csv, read_csv_contents
+from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
-from apps.finance.adapters.parquet import read_parquet
 from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series
 
 
 def read(folder, text: str | bytes, options: TableOptions = NOTHING_SAID):
     path = folder / "series.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_csv(path, options)
+    return read_series(path, options)
 
 
 ROWS = "2024-01-01,1.5\n2024-01-02,2.5\n2024-01-03,3.5\n"
@@ -81,7 +81,7 @@ def test_a_terminals_chinese_export(tmp_path):
     text += "".join(f"2024/01/{day:02d}\t17{day}.00\t16{day}.50\t{day}000\n" for day in range(10, 20))
     series = read(tmp_path, (text + "#数据来源:通达信\n").encode("gbk"))
     assert series.column == "收盘" and series.target[0] == 1610.5 and len(series) == 10
-    assert read(tmp_path, text.encode("gbk"), TableOptions(value="volume")).target[0] == 10000
+    assert read(tmp_path, text.encode("gbk"), TableOptions(value="成交量")).target[0] == 10000
 
 
 def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
@@ -96,7 +96,7 @@ def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
         ("2024-01-01,1.5\n2024-01-02,2.5\n", "no header line"),
         ("20240101 000000;1.5;1.6;1.4;1.5;0\n20240101 000100;1.5;1.6;1.4;1.5;0\n", "no header line"),
         ("country,2024-01-01,2024-01-02,2024-01-03\nDE,1,2,3\nFR,4,5,6\n", "no header line that names its columns"),
-        ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "no time in line 4"),
+        ("date,close\n2024-01-01,1\n2024-01-02,2\n,3\n", "line 4: 'None' is no time; fill in the cell"),
         (
             "date,close\n2024-01-01,1,5\n2024-01-02,2,5\n",
             "has 2 cells in its header in line 1 and 3 in most lines; where numbers or dates have commas",
@@ -111,7 +111,7 @@ def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
         ),
         ('date,close\n2024-01-01,1\n2024-01-02,5" pipe\n2024-01-03,3\n', "line 3 has a quotation mark without its"),
         ("date,close,volume\n2024-01-01,1\n2024-01-02,2\n", "has 3 cells in its header in line 1 and 2 in most lines"),
-        ("date,close\n2024-01-01,1\n2024-01-02,1e308\n", "'close' holds 1e308 in line 3, which is no number that can"),
+        ("date,close\n2024-01-01,1\n2024-01-02,1e308\n", "'close' holds '1e308' in line 3, which is no number that"),
         ("<!DOCTYPE html>\n<title>Not, found</title>\n", "is HTML or JSON and not CSV"),
         ('[{"date":"2024-01-01","close":1},{"date":"2024-01-02","close":2}]', "is HTML or JSON and not CSV"),
         ("date,close\n2024-01-01,1\n\n2024-01-02,2\n2024-13-03,3\n", "line 5: '2024-13-03' is not a time"),
@@ -169,21 +169,21 @@ def test_a_null_column_and_nested_ones_do_no_harm(tmp_path):
         }
     )
     frame.write_parquet(tmp_path / "a.parquet")
-    series = read_parquet(tmp_path / "a.parquet")
+    series = read_series(tmp_path / "a.parquet")
     assert series.column == "v" and series.target.tolist() == [1.5, 2]
 
 
 def test_a_file_of_one_series_has_the_files_name(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("date,close\n" + ROWS)
-    assert [one.name for one in read_csv_contents(path).series] == ["one.csv"]
+    assert [one.name for one in read_contents(path).series] == ["one.csv"]
 
 
 def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
     whole = "date,close,volume\n" + "".join(f"2024-01-{day:02d},{day}00.5,7\n" for day in range(1, 10))
     series = read(tmp_path, whole + "2024-01-10,1")
     assert series.target[-1] == 900.5
-    assert series.notes[0] == "line 11, the last, was left out: it has 2 of 3 cells, as where a file is cut"
+    assert series.notes[0] == "line 11, the last, was left out: the file is cut after 2 of 3 cells"
     assert read(tmp_path, whole + "2024-01-10,1\n").target[-1] == 1
 
 
@@ -200,5 +200,13 @@ def test_columns_of_parquet_as_other_programs_write_them(tmp_path):
         {"date": minutes.dt.date(), "time": minutes.dt.time(), "price": pl.Series([100.13] * 61, dtype=pl.Float32)}
     )
     frame.write_parquet(tmp_path / "a.parquet")
-    series = read_parquet(tmp_path / "a.parquet")
+    series = read_series(tmp_path / "a.parquet")
     assert series.interval_ns == 60 * 10**9 and series.target[0] == 100.13
+
+
+def test_columns_of_a_file_without_a_header_are_named_by_their_numbers(tmp_path):
+    text = "2024.01.31,09:30,1,3,1,2,10\n2024.01.31,09:35,2,4,2,3,20\n"
+    series = read(tmp_path, text, TableOptions(time="1+2", value="6"))
+    assert series.target.tolist() == [2, 3] and series.interval_ns == 300 * 10**9
+    with pytest.raises(InvalidInputError, match="no column of numbers called '8'"):
+        read(tmp_path, text, TableOptions(time="1+2", value="8"))

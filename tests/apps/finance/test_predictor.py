@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 import torch
 
-from apps.finance.adapters.csv import write_csv
 from apps.finance.app import app
 from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.datasets.nab import Nab
@@ -23,6 +22,7 @@ from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.models.tft import FinanceModel
 from apps.finance.outputs.files import detector_csv
+from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import RECIPES, tiny
 from apps.finance.service import FinanceCodec

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.adapters.csv import read_csv, write_csv
 from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.parquet import read_parquet
-from apps.finance.adapters.times import parse_times
+from apps.finance.outputs.series_csv import write_csv
 from apps.finance.types import Series, iso_utc, usual_interval_ns
 from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series, read_times
 
 NOON_NS = 1_704_110_400 * 10**9  # 2024-01-01 12:00 UTC
 
@@ -50,7 +49,7 @@ def written(folder: Path, text: str | bytes, name: str = "series.csv") -> Path:
     ],
 )
 def test_ways_to_write_noon(first):
-    assert parse_times(pl.Series([first, first]), "x").tolist() == [NOON_NS] * 2
+    assert read_times(pl.Series([first, first])).times_ns.tolist() == [NOON_NS] * 2
 
 
 def test_plain_dates_and_dates_with_the_day_or_the_month_first():
@@ -63,18 +62,18 @@ def test_plain_dates_and_dates_with_the_day_or_the_month_first():
         (["01/01/2024", "01/31/2024"], 30),
         (["1.1.2024", "31.1.2024"], 30),
     ):
-        assert parse_times(pl.Series(texts), "x").tolist() == [midnight, midnight + days * day]
+        assert read_times(pl.Series(texts)).times_ns.tolist() == [midnight, midnight + days * day]
     with pytest.raises(InvalidInputError, match=r"ambiguous.*2024-01-31"):
-        parse_times(pl.Series(["01/02/2024", "02/02/2024"]), "x")
+        read_times(pl.Series(["01/02/2024", "02/02/2024"]))
 
 
 def test_the_column_types_of_parquet():
     noon = datetime.datetime(2024, 1, 1, 12)
     for unit in ("ms", "us", "ns"):
-        assert parse_times(pl.Series([noon], dtype=pl.Datetime(unit)), "x").tolist() == [NOON_NS]
+        assert read_times(pl.Series([noon], dtype=pl.Datetime(unit))).times_ns.tolist() == [NOON_NS]
     zoned = pl.Series([noon], dtype=pl.Datetime("us")).dt.replace_time_zone("America/New_York")
-    assert parse_times(zoned, "x").tolist() == [NOON_NS + 5 * 3600 * 10**9]
-    assert parse_times(pl.Series([noon.date()]), "x").tolist() == [NOON_NS - 12 * 3600 * 10**9]
+    assert read_times(zoned).times_ns.tolist() == [NOON_NS + 5 * 3600 * 10**9]
+    assert read_times(pl.Series([noon.date()])).times_ns.tolist() == [NOON_NS - 12 * 3600 * 10**9]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_a_date_beyond_1900_to_2200_is_refused_and_never_wraps_around(tmp_path, 
     with pytest.raises(
         InvalidInputError, match=rf"series\.csv, column 'date', line 3: '{far}' is not between 1900 and 2200"
     ):
-        read_csv(path)
+        read_series(path)
 
 
 def test_a_far_date_of_parquet_is_refused_too():
@@ -97,11 +96,11 @@ def test_a_far_date_of_parquet_is_refused_too():
         pl.Series([datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]).dt.replace_time_zone("UTC"),
     ):
         with pytest.raises(InvalidInputError, match=r"line 3: '9999-12-31.*is not between 1900 and 2200"):
-            parse_times(column, "x")
+            read_times(column)
 
 
 def test_text_keeps_its_nanoseconds():
-    assert parse_times(pl.Series(["2024-01-01 12:00:00.000000001"] * 2), "x").tolist() == [NOON_NS + 1] * 2
+    assert read_times(pl.Series(["2024-01-01 12:00:00.000000001"] * 2)).times_ns.tolist() == [NOON_NS + 1] * 2
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_text_keeps_its_nanoseconds():
     ],
 )
 def test_one_series_in_many_dialects(tmp_path, text):
-    series = read_csv(written(tmp_path, text))
+    series = read_series(written(tmp_path, text))
     assert series.times_ns.tolist() == [NOON_NS, NOON_NS + 300 * 10**9]
     assert series.target.tolist() == [1.5, 2.5]
     assert series.interval_ns == 300 * 10**9 and series.notes == ()
@@ -124,20 +123,20 @@ def test_one_series_in_many_dialects(tmp_path, text):
 
 def test_bars_are_judged_by_their_close_unless_told(tmp_path):
     path = written(tmp_path, "Date,Open,High,Low,Close,Volume\n2024-01-01,1,3,0.5,2,10\n2024-01-02,2,4,1.5,3,20\n")
-    assert read_csv(path).column == "Close"
-    assert read_csv(path, TableOptions(value="volume")).target.tolist() == [10, 20]
-    assert list(read_csv(path).values) == ["Open", "High", "Low", "Close", "Volume"]
+    assert read_series(path).column == "Close"
+    assert read_series(path, TableOptions(value="volume")).target.tolist() == [10, 20]
+    assert list(read_series(path).values) == ["Open", "High", "Low", "Close", "Volume"]
 
 
 def test_missing_values_are_nan_and_nothing_else_is(tmp_path):
-    series = read_csv(
+    series = read_series(
         written(tmp_path, "t,time,value\n1,2024-01-01,1\n2,2024-01-02,\n3,2024-01-03,NaN\n4,2024-01-04,-\n")
     )
     np.testing.assert_array_equal(series.target, [1, np.nan, np.nan, np.nan])
 
 
 def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
-    series = read_csv(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
+    series = read_series(written(tmp_path, "time,value\n2024-01-03,3\n2024-01-01,1\n2024-01-03,4\n2024-01-02,2\n"))
     assert series.target.tolist() == [1, 2, 4]
     assert "sorted" in series.notes[0] and "1 rows had the time of another" in series.notes[1]
 
@@ -147,7 +146,7 @@ def test_unsorted_and_repeated_times_are_put_right_and_told(tmp_path):
 )
 def test_repeated_times_without_a_column_that_names_series_stay_repeated_times(tmp_path, words, days):
     rows = [f"2024-01-0{day},{word.strip()},{day}" for day, word in zip(days, words, strict=True)]
-    series = read_csv(written(tmp_path, "\n".join(["date,note,close", *rows])))
+    series = read_series(written(tmp_path, "\n".join(["date,note,close", *rows])))
     assert len(series) == len(set(days))
 
 
@@ -157,22 +156,18 @@ CHINESE = "日期,开盘,最高,最低,收盘,成交量\n2024-01-01,1,3,0.5,2,10
 @pytest.mark.parametrize("encoding", ["gbk", "gb18030", "utf-8", "utf-8-sig", "utf-16"])
 def test_chinese_bars_in_the_encodings_they_come_in(tmp_path, encoding):
     path = written(tmp_path, CHINESE.encode(encoding))
-    series = read_csv(path)
+    series = read_series(path)
     assert list(series.values) == ["开盘", "最高", "最低", "收盘", "成交量"]
     assert series.column == "收盘" and series.target.tolist() == [2, 3]
-    assert (
-        read_csv(path, TableOptions(value="volume")).column
-        == "成交量"
-        == read_csv(path, TableOptions(value="成交量")).column
-    )
+    assert read_series(path, TableOptions(value="成交量")).column == "成交量"
     both = "时间,日期,收盘价\n12:00:00,2024-01-01,1\n12:05:00,2024-01-01,2\n".encode(encoding)
-    assert read_csv(written(tmp_path, both)).times_ns.tolist() == [NOON_NS, NOON_NS + 300 * 10**9]
+    assert read_series(written(tmp_path, both)).times_ns.tolist() == [NOON_NS, NOON_NS + 300 * 10**9]
 
 
 @pytest.mark.parametrize("label", ["Größe", "Température °C", "Prix (€)", "Évolution", "GRÖSSE", "Año", "Käufe Stück"])
 def test_western_headers_do_not_become_chinese(tmp_path, label):
     text = f"Datum;{label}\n2024-01-01;1,5\n2024-01-02;2,5\n"
-    assert read_csv(written(tmp_path, text.encode("cp1252"))).column == label
+    assert read_series(written(tmp_path, text.encode("cp1252"))).column == label
 
 
 @pytest.mark.parametrize(
@@ -189,16 +184,19 @@ def test_western_headers_do_not_become_chinese(tmp_path, label):
 )
 def test_thousands_and_decimals_are_told_apart_by_the_column(tmp_path, cells, numbers):
     path = written(tmp_path, 'date,close\n2024-01-01,"{}"\n2024-01-02,"{}"\n'.format(*cells))
-    assert read_csv(path).target.tolist() == numbers
+    assert read_series(path).target.tolist() == numbers
 
 
 def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
     with pytest.raises(InvalidInputError, match=r"'close' holds '1,234' in line 3, which can be 1234 or 1\.234"):
-        read_csv(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
-    assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [1.234, 2.5]
-    assert read_csv(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
+        read_series(written(tmp_path, 'date,close\n2024-01-01,999\n2024-01-02,"1,234"\n'))
+    assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,5\n")).target.tolist() == [
+        1.234,
+        2.5,
+    ]
+    assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
     with pytest.raises(InvalidInputError, match=r"'close' holds '10,003\.77', which is no number"):
-        read_csv(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
+        read_series(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
 
 
 @pytest.mark.parametrize(
@@ -208,41 +206,41 @@ def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
         ("timestamp,value\n", "has no rows"),
         ("timestamp,value\n2024-01-01,1\n", "a single row"),
         ("timestamp\n2024-01-01\n", "single column"),
-        ("a,b\n1.5,2\n2.5,3\n", "no column of times.*'a', 'b'.*timestamp"),
+        ("a,b\n1.5,2\n2.5,3\n", "no column of times among .*'a', 'b'"),
         ("timestamp,value\n2024-01-01,1\nyesterday,2\n", "line 3: 'yesterday' is not a time"),
-        ("timestamp,value\n2024-01-01,1\n,2\n", "no time in line 3"),
+        ("timestamp,value\n2024-01-01,1\n,2\n", "line 3: 'None' is no time; fill in the cell"),
         ("timestamp,value\n2024-01-01,1\n2024-01-02,abc\n2024-01-03,3\n", "'value' holds 'abc' in line 3"),
         ("timestamp,value\n2024-01-01,\n2024-01-02,\n", "'value' holds no number"),
         ("timestamp,word\n2024-01-01,a\n2024-01-02,b\n", "no column of numbers"),
         ("timestamp,value\n2024-01-01,1\n2024-01-01,2\n", "all rows have the same time"),
         ("timestamp,value\n2024-01-01,1\n2024-01-02,2,3\n", "line 3 has 3 cells where the header has 2"),
         ("34200.1,1,100\n34200.2,1,101\n", "no header line"),
-        ("timestamp,value\n1e30,1\n1e30,2\n", "line 2: 1e30 may be seconds, days or a count, and is no time"),
+        ("timestamp,value\n1e30,1\n1e30,2\n", "line 2: '1e30' may be seconds, days or a count, and is no time"),
         (b"PK\x03\x04\x00\x00\x00\x00", "is not text"),
     ],
 )
 def test_bad_files_are_refused_with_what_and_where(tmp_path, text, sentence):
     with pytest.raises(InvalidInputError, match=sentence) as caught:
-        read_csv(written(tmp_path, text))
+        read_series(written(tmp_path, text))
     assert "series.csv" in str(caught.value)
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     path = written(tmp_path, "time,close,volume\n2024-01-01,1,10\n2024-01-02,2,20\n")
     with pytest.raises(InvalidInputError, match="called 'open'; there are: 'close', 'volume'"):
-        read_csv(path, TableOptions(value="open"))
+        read_series(path, TableOptions(value="open"))
     with pytest.raises(InvalidInputError, match="does not exist"):
-        read_csv(tmp_path / "none.csv")
+        read_series(tmp_path / "none.csv")
 
 
 def test_parquet(tmp_path):
     times = [datetime.datetime(2024, 1, 1, 12), datetime.datetime(2024, 1, 1, 13)]
     pl.DataFrame({"ts": times, "close": [1.0, None], "name": ["a", "b"]}).write_parquet(tmp_path / "a.parquet")
-    series = read_parquet(tmp_path / "a.parquet")
+    series = read_series(tmp_path / "a.parquet")
     assert series.times_ns.tolist() == [NOON_NS, NOON_NS + 3600 * 10**9]
     np.testing.assert_array_equal(series.target, [1.0, np.nan])
     with pytest.raises(InvalidInputError, match=r"bad\.parquet is not a readable Parquet file"):
-        read_parquet(written(tmp_path, b"PAR1 nonsense", "bad.parquet"))
+        read_series(written(tmp_path, b"PAR1 nonsense", "bad.parquet"))
 
 
 @settings(max_examples=25, deadline=None)
@@ -259,7 +257,7 @@ def test_what_is_written_is_read_again(tmp_path_factory, steps, cells):
     )
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     write_csv(path, series)
-    again = read_csv(path)
+    again = read_series(path)
     np.testing.assert_array_equal(again.times_ns, series.times_ns)
     np.testing.assert_array_equal(again.target, values)
 
@@ -276,12 +274,24 @@ def test_real_files_of_five_sources(data_root):
     rows = {
         "btc/btc-perp-20211231-20220201_1m.csv": (45031, "close"),
         "fxcm/gbpusd-m1-bid-2012.csv": (30117, "close"),
-        "yfinance_repair/CNE-L-1d-bad-stock-split.csv": (10, "Close"),
+        "yfinance_repair/CNE-L-1d-bad-stock-split.csv": (10, "Adj Close"),
         "nab/data/realTraffic/TravelTime_387.csv": (2500, "value"),
     }
     for name, (number, column) in rows.items():
-        series = read_csv(folder / name)
+        series = read_series(folder / name)
         assert (len(series), series.column) == (number, column)
         assert (np.diff(series.times_ns) > 0).all()
     with pytest.raises(InvalidInputError, match="no header line"):
-        read_csv(folder / "lobster_aapl/message_50_0930_0945.csv")
+        read_series(folder / "lobster_aapl/message_50_0930_0945.csv")
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e999"])
+def test_infinite_values_are_missing_and_counted(tmp_path, cell):
+    series = read_series(written(tmp_path, f"time,value\n2024-01-01,1\n2024-01-02,{cell}\n2024-01-03,3\n"))
+    np.testing.assert_array_equal(series.target, [1, np.nan, 3])
+    assert series.notes == ("column 'value': 1 infinite values are missing",)
+
+
+def test_of_rows_with_the_same_time_one_with_a_value_is_kept(tmp_path):
+    series = read_series(written(tmp_path, "time,value\n2024-01-01,1\n2024-01-02,2\n2024-01-02,\n2024-01-03,3\n"))
+    assert series.target.tolist() == [1, 2, 3]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from apps.finance.adapters.csv import read_csv
-from apps.finance.adapters.options import TableOptions
-from apps.finance.adapters.times import parse_times, read_times
+from apps.finance.adapters import read_contents
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.table import Contents
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series, read_times
 
 
 def times_of(texts: list[str], label: str = "date") -> list[str]:
-    return [iso_utc(int(time)) for time in parse_times(pl.Series(label, texts), "x")]
+    return [iso_utc(int(time)) for time in read_times(pl.Series(label, texts)).times_ns]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +35,13 @@ def times_of(texts: list[str], label: str = "date") -> list[str]:
 def test_numbers_are_what_alone_they_can_be_in_text_and_in_parquet(texts, first, last):
     found = times_of(texts)
     assert (found[0], found[-1]) == (first, last)
-    again = parse_times(pl.Series("date", texts).cast(pl.Int64), "x")
+    again = read_times(pl.Series("date", texts).cast(pl.Int64)).times_ns
     assert [iso_utc(int(time)) for time in again] == found
 
 
 def test_the_reading_of_a_number_is_told_with_an_example():
-    assert "numbers such as 202401 were read as 2024-01-01" in read_times(pl.Series("d", [202401, 202402]), "x")[1]
-    assert read_times(pl.Series("d", ["1704110400"] * 2), "x")[1] == ""
+    assert "numbers such as 202401 were read as 2024-01-01" in read_times(pl.Series("d", [202401, 202402])).said
+    assert read_times(pl.Series("d", ["1704110400"] * 2)).said == ""
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,10 @@ def test_numbers_that_can_be_several_things_are_refused_with_what_to_write(label
 @pytest.mark.parametrize(
     ("texts", "sentence"),
     [
-        (["20240131", "20240132"], "20240132 is not in the calendar"),
-        (["20240131", "99991231"], "line 3: '99991231' is not between 1900 and 2200"),
-        (["202412", "202413"], "line 3: 202413 is not in the calendar"),
-        (["20240131093000", "20240131096000"], "line 3: 20240131096000 is not in the calendar"),
+        (["20240131", "20240132"], "line 3: '20240132' may be"),
+        (["20240131", "20240130", "99991231"], "line 4: '99991231' may be"),
+        (["202412", "202413"], "line 3: '202413' may be"),
+        (["20240131093000", "20240131096000"], "line 3: '20240131096000' may be"),
     ],
 )
 def test_a_date_that_is_not_in_the_calendar_is_named(texts, sentence):
@@ -116,15 +118,15 @@ def test_what_is_no_certain_date_is_refused_with_what_to_write(text):
 def test_the_firsts_of_all_months_do_not_tell_the_day_from_the_month_and_the_unit_does():
     texts = pl.Series("date", [f"01/{month:02d}/2024" for month in range(1, 13)])
     with pytest.raises(InvalidInputError, match=r"'01/01/2024' is ambiguous.*unit=day-first"):
-        read_times(texts, "x")
-    found = read_times(texts, "x", options=TableOptions(unit="day-first"))[0]
+        read_times(texts)
+    found = read_times(texts, TableOptions(unit="day-first")).times_ns
     assert [iso_utc(int(time)) for time in found] == [f"2024-{month:02d}-01T00:00:00Z" for month in range(1, 13)]
 
 
 def test_compact_dates_of_a_csv_and_its_note(tmp_path: Path):
     path = tmp_path / "months.csv"
     path.write_text("month,value\n202401,1.5\n202402,2.5\n")
-    series = read_csv(path)
+    series = read_series(path)
     assert [iso_utc(int(time)) for time in series.times_ns] == ["2024-01-01T00:00:00Z", "2024-02-01T00:00:00Z"]
     assert series.notes == ("column 'month': numbers such as 202401 were read as 2024-01-01T00:00:00",)
 
@@ -140,7 +142,7 @@ def test_compact_dates_of_a_csv_and_its_note(tmp_path: Path):
 def test_dates_and_times_of_day_in_columns_of_their_own(tmp_path, text):
     path = tmp_path / "a.csv"
     path.write_text(text)
-    series = read_csv(path)
+    series = read_series(path)
     assert [iso_utc(int(time)) for time in series.times_ns] == ["2024-01-01T12:00:00Z", "2024-01-01T12:05:00Z"]
     assert series.target.tolist() == [1.5, 2.5]
 
@@ -148,24 +150,75 @@ def test_dates_and_times_of_day_in_columns_of_their_own(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("year,month,value\n2023,12,1.5\n2024,1,2.5\n", "'month', line 2: 12 may be seconds, days or a count"),
-        ("date,time,value\n2024-01-01,1200,1\n2024-01-01,1205,2\n", "'time', line 2: 1200 may be seconds, days or"),
+        ("year,month,value\n2023,12,1.5\n2024,1,2.5\n", "'month', line 2: '12' may be seconds, days or a count"),
+        ("date,time,value\n2024-01-01,1200,1\n2024-01-01,1205,2\n", "'time', line 2: '1200' may be seconds, days or"),
     ],
 )
 def test_parts_of_a_time_in_other_columns_are_refused(tmp_path, text, sentence):
     path = tmp_path / "a.csv"
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=sentence):
-        read_csv(path)
+        read_series(path)
 
 
 def test_excels_days_with_a_decimal_comma_need_unit_and_decimal():
     texts = pl.Series("date", ["45292,395833", "45293"])
-    found = read_times(texts, "x", options=TableOptions(unit="excel", decimal=","))[0]
+    found = read_times(texts, TableOptions(unit="excel", decimal=",")).times_ns
     assert [iso_utc(int(time)) for time in found] == ["2024-01-01T09:30:00Z", "2024-01-02T00:00:00Z"]
 
 
 def test_a_column_with_a_word_for_a_time_is_the_times(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("fund,Valuation Date,NAV\nA,20240101,1.5\nA,20240102,2.5\n")
-    assert iso_utc(int(read_csv(path).times_ns[1])) == "2024-01-02T00:00:00Z"
+    assert iso_utc(int(read_series(path).times_ns[1])) == "2024-01-02T00:00:00Z"
+
+
+def rows_of(tmp_path: Path, rows: list[str], options: TableOptions = NOTHING_SAID) -> Contents:
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return read_contents(tmp_path / "a.csv", options)
+
+
+QUARTERS = [f"{hour:02d}:{minute:02d}" for hour in (0, 1, 1, 2) for minute in (0, 15, 30, 45)]
+"""What a clock shows in the night in which New York puts it back."""
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("tickers", [("A",), ("A", "B")])
+def test_no_row_of_the_hour_that_comes_twice_is_lost_where_the_zone_is_named(tmp_path, tickers, newest_first):
+    rows = [f"2024-11-03 {time},{name},{row}" for row, time in enumerate(QUARTERS) for name in tickers]
+    rows = ["time,ticker,value", *(reversed(rows) if newest_first else rows)]
+    contents = rows_of(tmp_path, rows, TableOptions(zone="America/New_York"))
+    for series in contents.series:
+        assert np.diff(series.times_ns).tolist() == [15 * 60 * 10**9] * 15
+        assert series.target.tolist() == list(range(16)) and iso_utc(int(series.times_ns[0])) == "2024-11-03T04:00:00Z"
+    assert any(f"{8 * len(tickers)} rows lie in an hour that America/New_York has twice" in n for n in contents.notes)
+    assert not any("the time of another" in note for note in contents.notes)
+
+
+def test_two_autumns_and_rows_at_no_fixed_distance_are_told_apart(tmp_path):
+    nights = [f"{day} {time}" for day in ("2023-11-05", "2024-11-03") for time in ("00:50", "01:10", "01:40", "01:05")]
+    options = TableOptions(zone="America/New_York")
+    (series,) = rows_of(tmp_path, ["time,value", *(f"{time},1" for time in nights)], options).series
+    assert [iso_utc(int(time))[11:16] for time in series.times_ns] == ["04:50", "05:10", "05:40", "06:05"] * 2
+
+
+@pytest.mark.parametrize("clock", [QUARTERS, ["00:00", "01:00", "01:00", "02:00", "03:00", "04:00"]])
+def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, clock):
+    rows = ["time,value", *(f"2024-11-03 {time},{row}" for row, time in enumerate(clock))]
+    with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:00' is an hour back.*the option 'zone'"):
+        rows_of(tmp_path, rows)
+    (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York")).series
+    assert len(series) == len(clock)
+    assert "had the time of another" in rows_of(tmp_path, rows, TableOptions(zone="UTC")).notes[-1]
+
+
+def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
+    rows = ["time,value", "2024-11-03 01:30 EDT,1", "2024-11-03 01:30 EST,2", "11/3/2024 02:30 AM EST,3"]
+    (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York", unit="month-first")).series
+    assert [iso_utc(int(time))[11:16] for time in series.times_ns] == ["05:30", "06:30", "07:30"]
+    with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:30 EDT' ends with no abbreviation.*the option 'zone'"):
+        rows_of(tmp_path, rows, TableOptions(unit="month-first"))
+    with pytest.raises(
+        InvalidInputError, match=r"EDT' ends with no abbreviation that is known \(UTC, GMT, CET, CEST\)"
+    ):
+        rows_of(tmp_path, rows, TableOptions(zone="Europe/Berlin", unit="month-first"))

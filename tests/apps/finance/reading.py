@@ -1,0 +1,27 @@
+"""What tests read files and columns with: the application's readers, for files of one series."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from apps.finance.adapters import read_contents
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.times import Clock, Column
+from apps.finance.adapters.times import read_times as read_column
+from apps.finance.types import Series
+
+
+def read_series(path: Path, options: TableOptions = NOTHING_SAID) -> Series:
+    """The one series in a file, with the file's notes."""
+    contents = read_contents(path, options)
+    (series,) = contents.series
+    return replace(series, notes=contents.notes)
+
+
+def read_times(cells: pl.Series, options: TableOptions = NOTHING_SAID) -> Clock:
+    """The times in a column that stands in the lines from 2 on of a file x."""
+    return read_column(Column(cells, "x", np.arange(2, len(cells) + 2)), options)
