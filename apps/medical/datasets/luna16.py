@@ -6,22 +6,20 @@ subsets are the ten folds of its cross-validation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apps.medical.datasets.delimited import read_columns
 from apps.medical.datasets.luna16_files import read_truths
+from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.scan_files import Mark, ScanFile
 from apps.medical.datasets.splits import Split, digest_of
 from apps.medical.metrics.froc import Position
-from apps.medical.types import AnnotatedScan, ChestInput
+from apps.medical.types import ChestInput
 from shared.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from shared.data.dataset import Dataset
 
 FOLDS = 10
 _FOLDERS = ("", "CSVFILES", "annotations", "evaluationScript/annotations")
@@ -32,31 +30,20 @@ _CANDIDATES = ("candidates_V2.csv", "candidates.csv")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Luna16:
+class Luna16(ScanData):
     """LUNA16 as it is published: scans, annotations and folds.
 
     The folder ``root`` holds ``subset0`` to ``subset9``, or some of them, and the tables.
 
     ``fold`` is the subset that validates; the others are learnt from. Annotations of scans that are not there play no
-    part. ``train_patches`` and ``validation_patches`` are drawn in an epoch; by default two for each nodule.
+    part.
     """
 
     root: Path
     fold: int = 0
-    train_patches: int | None = None
-    validation_patches: int | None = None
-
-    def train(self, input: ChestInput) -> Dataset:
-        return self.split().train(input, self.train_patches)
-
-    def validation(self, input: ChestInput) -> Dataset:
-        return self.split().validate(input, self.validation_patches)
-
-    def validation_scans(self) -> Iterator[AnnotatedScan]:
-        return self.split().validation_scans()
 
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
-        return {"validation fold": str(self.fold), **self.split().facts(input)}
+        return {"validation fold": str(self.fold), **ScanData.facts(self, input)}
 
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apps.medical.adapters.members import first_few
 from apps.medical.datasets.delimited import read_columns
+from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
 from apps.medical.datasets.splits import Split, digest_of
-from apps.medical.types import NODULE, AnnotatedScan, ChestInput
+from apps.medical.types import NODULE, ChestInput
 from shared.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from shared.data.dataset import Dataset
 
 _TRAINING, _VALIDATION = ("train", "training"), ("validation", "valid", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Marks:
+class Marks(ScanData):
     """CTs of your own with a table of marks.
 
     CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV).
@@ -36,7 +34,6 @@ class Marks:
     patient_column     keeps scans of one patient together; by default DICOM's PatientID, or the scan itself
     split_column       train or validation; by default patients are drawn by ``seed``
     validation_share   of the patients, where there is no ``split_column``
-    train_patches, validation_patches  drawn in an epoch; by default two for each nodule
 
     A scan without a row has no nodule. A row whose scan is not there is refused.
     """
@@ -54,8 +51,6 @@ class Marks:
     split_column: str | None = None
     validation_share: float = 0.2
     seed: int = 0
-    train_patches: int | None = None
-    validation_patches: int | None = None
 
     def fit_input(self, input: ChestInput) -> ChestInput:
         """The table's classes, in the order of their names, in place of the one that is there by default."""
@@ -63,18 +58,6 @@ class Marks:
             return input
         columns = {"class": self.class_column}
         return replace(input, classes=tuple(sorted({row["class"] for _, row in read_columns(self._table(), columns)})))
-
-    def train(self, input: ChestInput) -> Dataset:
-        return self.split().train(input, self.train_patches)
-
-    def validation(self, input: ChestInput) -> Dataset:
-        return self.split().validate(input, self.validation_patches)
-
-    def validation_scans(self) -> Iterator[AnnotatedScan]:
-        return self.split().validation_scans()
-
-    def facts(self, input: ChestInput) -> Mapping[str, Any]:
-        return self.split().facts(input)
 
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()

@@ -144,7 +144,8 @@ def test_a_training_step_does_not_fetch_the_intrinsics_from_the_device():
         for name, shape in (("boxes_camera", (7,)), ("boxes_2d", (4,)), ("centres_2d", (2,)), ("depths", ()))
     }
     none["labels"] = [torch.zeros(0, dtype=torch.long)]
-    structures.camera_data(torch.zeros(1, 3, 8, 8), torch.empty(1, 3, 3, device="meta"), none)
+    data = structures.camera_data(torch.zeros(1, 3, 8, 8), torch.empty(1, 3, 3, device="meta"), none)
+    assert "cam2img" not in data["data_samples"][0].metainfo
 
 
 def test_lidar_boxes_are_those_of_mmdet3d():
