@@ -1,4 +1,4 @@
-"""Named recipes: ``tiny`` for tests, ``small`` for a laptop, ``large`` for minutes on a GPU, ``full``."""
+"""Named recipes: ``tiny`` for tests, ``small`` and ``overnight`` for a core, ``large`` and ``full`` for a GPU."""
 
 from __future__ import annotations
 
@@ -48,6 +48,22 @@ def small() -> NoduleRecipe:
     )
 
 
+def overnight() -> NoduleRecipe:
+    """About ten hours on one slow core: the schedule ends after 8, 24 and 56 epochs, any of which may be the last.
+
+    Patches are cut out of whole chests, painted once in the beginning (half an hour), and are new in every epoch. A
+    quarter of them are twice as coarse, for the second look at a scan.
+    """
+    return NoduleRecipe(
+        model=RetinaNet3D(layers=(1, 3, 1, 1), planes=32, features=16, stem=3),
+        data=Synthetic(train_patches=1600, validation_patches=192, fresh=True, chests=96),
+        input=ChestInput(patch_size=(80, 80, 48), second_look=2),
+        optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-2),
+        schedule=CosineRestarts(warmup_steps=200, period=8.0),
+        limits=Limits(epochs=56, batch=2, evaluation_batch=4, patience=60, checkpoint_every=200),
+    )
+
+
 def large() -> NoduleRecipe:
     """For minutes on one GPU, after some for making patches on 16 cores; not yet measured on one."""
     return NoduleRecipe(
@@ -81,4 +97,10 @@ def full() -> NoduleRecipe:
     )
 
 
-RECIPES: dict[str, Callable[[], NoduleRecipe]] = {"tiny": tiny, "small": small, "large": large, "full": full}
+RECIPES: dict[str, Callable[[], NoduleRecipe]] = {
+    "tiny": tiny,
+    "small": small,
+    "overnight": overnight,
+    "large": large,
+    "full": full,
+}

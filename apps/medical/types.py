@@ -31,6 +31,7 @@ class ChestInput(InputSpec):
     patch_size  voxels along x, y, z of a training patch; multiples of 16, 16, 8
     classes     what is told apart; the network has an output for each
     tile_size   the same of the tiles in which a scan goes through the network; each is made as small as the lungs allow
+    second_look the scan is looked at once more with so many times the spacing, for what is large; 1 for one look
     """
 
     spacing_mm: tuple[float, float, float] = (0.703125, 0.703125, 1.25)
@@ -38,8 +39,11 @@ class ChestInput(InputSpec):
     patch_size: tuple[int, int, int] = (96, 96, 48)
     tile_size: tuple[int, int, int] = (160, 160, 96)
     classes: tuple[str, ...] = (NODULE,)
+    second_look: int = 1
 
     def __post_init__(self) -> None:
+        if self.second_look not in (1, 2):
+            raise InvalidInputError(f"input.second_look is {self.second_look}; expected 1, for one look, or 2")
         if min(self.spacing_mm) <= 0:
             raise InvalidInputError(f"input.spacing_mm is {self.spacing_mm}; all three must be above 0 mm")
         if not self.classes or len(set(self.classes)) < len(self.classes):
@@ -138,12 +142,14 @@ class AnnotatedScan:
     name      what tells it from others: a SeriesInstanceUID, a number
     excluded  findings on which a mark counts neither as a hit nor as a false positive; ``mean_diameter_mm`` is
               negative where their size is unknown
+    kinds     what sort each of ``nodules`` is, where that is known; figures are told apart by it
     """
 
     name: str
     volume: CTVolume
     nodules: tuple[Nodule, ...]
     excluded: tuple[Nodule, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

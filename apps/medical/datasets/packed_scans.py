@@ -92,7 +92,7 @@ def pack_name(scan: ScanFile, input: ChestInput) -> str:
     files = sorted(scan.path.iterdir()) if scan.path.is_dir() else [scan.path, *_beside(scan.path)]
     stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     settings = asdict(input)
-    for name in ("patch_size", "tile_size", "classes"):
+    for name in ("patch_size", "tile_size", "classes", "second_look"):
         settings.pop(name)
     content = json.dumps([VERSION, scan.path.resolve().as_posix(), scan.series, stated, settings], sort_keys=True)
     return f"ct-{hashlib.sha256(content.encode()).hexdigest()[:20]}"

@@ -10,12 +10,18 @@ import pytest
 from apps.medical.datasets.lidc import read_annotations
 from apps.medical.datasets.patches import mirror
 from apps.medical.datasets.synth.anatomy import draw
+from apps.medical.datasets.synth.chests import open_chest
 from apps.medical.datasets.synth.fields import Waves, open_grid
-from apps.medical.datasets.synth.nodules import catalogue, place, shape
+from apps.medical.datasets.synth.frame import Frame
+from apps.medical.datasets.synth.nodules import KINDS, catalogue, paint, place, shape
 from apps.medical.datasets.synth.pack import PackSettings, open_pack, sample
-from apps.medical.datasets.synth.phantom import Scanner, acquire, patch, put_nodules, tissue, volume
+from apps.medical.datasets.synth.phantom import patch, volume
+from apps.medical.datasets.synth.placing import Wish, put_nodules, scan_wishes
+from apps.medical.datasets.synth.scanner import Scanner, acquire
+from apps.medical.datasets.synth.tissue import tissue
 from apps.medical.types import ChestInput
 
+HERE = Frame(np.zeros(3, np.float32))
 SPACING = (0.703125, 0.703125, 1.25)
 GRID = ChestInput(spacing_mm=SPACING, patch_size=(48, 48, 32))
 
@@ -69,7 +75,8 @@ def test_a_nodule_stands_out_where_the_box_says(chest):
 
 def test_nodules_lie_in_the_lung_and_apart(chest):
     low = np.array([-chest.half_width, -chest.half_depth, chest.base], np.float32)
-    placed = put_nodules(np.random.default_rng(5), chest, low, -low, 6, (6.0, 16.0))
+    wishes = [Wish(diameter_mm=diameter, kind="solid") for diameter in (6.0, 7.0, 9.0, 11.0, 13.0, 16.0)]
+    placed = put_nodules(np.random.default_rng(5), chest, HERE, low, -low, wishes)
     assert len(placed) >= 3
     for n, nodule in enumerate(placed):
         assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
@@ -100,7 +107,8 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
 
 def test_subsolid_nodules_are_drawn_from_such_outlines():
     for seed in range(8):
-        assert place(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, subsolid=True).shape.texture <= 3
+        for kind in ("ground glass", "part-solid"):
+            assert place(np.random.default_rng(seed), np.zeros(3, np.float32), 10.0, kind).shape.texture <= 3
 
 
 def test_thick_slices_are_means_of_thin_ones():
@@ -143,3 +151,56 @@ def test_a_whole_phantom_has_lungs_tissue_and_truth():
         i, j, k = np.rint(made.to_index_ijk(nodule.centre_lps_mm)).astype(int)
         assert made.voxels_zyx[k, j, i] > -780
         assert 8 < nodule.mean_diameter_mm < 32
+
+
+def test_phantoms_have_nodules_of_all_sizes_and_kinds():
+    wishes = [wish for seed in range(60) for wish in scan_wishes(np.random.default_rng(seed))]
+    sizes = np.array([wish.diameter_mm for wish in wishes])
+    assert sizes.min() < 3.5 and sizes.max() > 70 and np.all((sizes >= 3) & (sizes <= 80))
+    assert 25 < (sizes > 30).sum() < 55
+    assert {wish.kind for wish in wishes} == set(KINDS)
+    assert all(wish.diameter_mm < 45 for wish in wishes if wish.kind == "ground glass")
+
+
+@pytest.mark.parametrize(("kind", "diameter"), [("cavity", 40.0), ("consolidation", 70.0), ("solid", 60.0)])
+def test_a_mass_has_the_size_that_was_asked_for(kind, diameter):
+    nodule = place(np.random.default_rng(4), np.zeros(3, np.float32), diameter, kind)
+    axis = np.arange(-75, 75, 1.5, dtype=np.float32)
+    grid = open_grid(axis, axis, axis)
+    image = np.full((len(axis),) * 3, -850, np.float32)
+    low, high = paint(image, grid, nodule, np.full_like(image, 99))
+    inside = nodule.depth(*grid) > 0
+    assert np.cbrt(6 / np.pi * inside.sum() * 1.5**3) == pytest.approx(diameter, rel=0.25)
+    assert np.all(high - low > 0.5 * diameter) and np.all(high - low < 2.5 * diameter)
+    assert (image[inside].min() < -900) == (kind in ("cavity", "consolidation"))
+    assert np.median(image[inside]) > -200 or kind == "cavity"
+
+
+def test_patches_are_cut_out_of_a_packed_chest(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    packed = open_chest(8, 0, (4.0, 4.0, 6.0))
+    middle = packed.low_mm + np.array([4.0, 4.0, 6.0], np.float32) * 20
+    grid = open_grid(*(step * (np.arange(8, dtype=np.float32) + 0.5) for step in (4.0, 4.0, 6.0)))
+    stored = packed.images[1][20:28, 20:28, 20:28].astype(np.float32) * (1524 / 255) - 1024
+    assert packed.cut(Frame(middle), grid, 1) == pytest.approx(stored, abs=0.01)
+    # The least turn there is takes the other way, and comes to the same.
+    barely = np.eye(3, dtype=np.float32) + np.float32(1e-6)
+    assert packed.cut(Frame(middle, barely), grid, 1) == pytest.approx(stored, abs=2)
+    for coarse in (1, 2):
+        made = patch(np.random.default_rng(coarse), packed, (24, 24, 16), (4.0, 4.0, 6.0), coarse=coarse)
+        assert made.image_xyz.shape == (24, 24, 16)
+        assert np.all(made.boxes[:, :3] >= 0) and np.all(made.boxes[:, 3:] <= (24, 24, 16))
+
+
+def test_noise_has_the_deviation_and_the_texture_of_its_kernel():
+    random = np.random.default_rng(1)
+    drawn = [Scanner.draw(random) for _ in range(200)]
+    assert min(scanner.noise_hu for scanner in drawn) >= 10 and max(scanner.noise_hu for scanner in drawn) > 65
+    plain = Scanner(slice_spacing=1, slice_thickness=1, blur=0, noise_hu=50, grain=0.6, sharpen=0, offset=0)
+    for ramp in (0.0, 1.0):
+        noise = dataclasses.replace(plain, ramp=ramp).noise(np.random.default_rng(2), (64, 64, 8))
+        power = np.abs(np.fft.fft2(noise, axes=(0, 1))) ** 2
+        # A sharp kernel's noise has next to nothing at low frequencies.
+        low = power[1:4, 1:4].mean() / power.mean()
+        assert noise.std() == pytest.approx(50, rel=0.01)
+        assert (low < 0.3) == (ramp == 1.0)

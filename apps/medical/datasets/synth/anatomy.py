@@ -1,7 +1,8 @@
-"""A thorax as analytic shapes: lungs, chest wall with ribs and spine, mediastinum, diaphragm, vessels, airways.
+"""A thorax as analytic shapes: the lungs and what bounds them, and the trees of vessels and airways in them.
 
 Frame: LPS mm with the origin in the middle of the chest (x to the left, y to the back, z to the head). Depths are
-signed distances in mm, approximate away from the surface, positive inside. Sizes are those of adults.
+signed distances in mm, approximate away from the surface, positive inside. Sizes are those of adults. No two sides are
+alike: each has its own width, dome, apex and hilum, the heart lies on the left, and the back may be bent.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from apps.medical.datasets.synth.fields import Array, Waves
-from apps.medical.datasets.synth.vessels import Tubes, bronchi, grow, join
+from apps.medical.datasets.synth.fields import Array, Waves, capsule, ellipsoid, smooth_min
+from apps.medical.datasets.synth.skeleton import Skeleton
+from apps.medical.datasets.synth.vessels import Tubes, bronchi, grow, join, tube
+
+HEIGHTS = np.linspace(0, 1, 8)
+WIDTHS = np.array([1.0, 1.0, 0.985, 0.95, 0.89, 0.80, 0.67, 0.48])
+DEPTHS = np.array([0.97, 1.0, 1.0, 0.98, 0.94, 0.87, 0.76, 0.58])
+"""The rib cage's half axes at eight heights from the base to the apex, as shares of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,173 +43,287 @@ class Fissure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Body:
+    """A part of the mediastinum that bounds the lungs: an ellipsoid (``end`` is None, three half axes) or a capsule."""
+
+    start: tuple[float, float, float]
+    size: tuple[float, ...]
+    end: tuple[float, float, float] | None = None
+
+    def depth(self, x: Array, y: Array, z: Array) -> Array:
+        if self.end is None:
+            return ellipsoid(x, y, z, self.start, self.size)
+        return capsule(x, y, z, self.start, self.end, self.size[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
     """One person's chest. Lengths in mm, densities in HU; see ``draw`` for their ranges."""
 
     half_width: float
     half_depth: float
     wall: float
-    apex_start: float
-    apex_height: float
+    breast: float
     base: float
+    top: tuple[float, float]
+    lean: float
+    tilt: float
+    bend: tuple[float, float, float]
     dome: tuple[float, float]
+    flat: float
     midline: float
-    heart: tuple[float, float, float, float, float, float]
-    spine: tuple[float, float, float]
-    aorta: tuple[float, float, float]
     carina: float
-    rib_pitch: float
-    rib_slope: float
-    rib_phase: float
+    skeleton: Skeleton
+    heart: tuple[Body, ...]
+    great: tuple[Body, ...]
+    solid: tuple[Body, ...]
+    fat: tuple[Body, ...]
     blood_hu: float
     lung_hu: float
     surface: Waves
     wall_texture: Waves
-    mediastinum_texture: Waves
+    fat_texture: Waves
     lung_texture: Waves
+    emphysema: float
     haze: Waves
     haze_level: float
+    dependent_hu: float
+    apical_caps_mm: tuple[float, float]
     arteries: Tubes
     veins: Tubes
     airways: Tubes
     trachea: Tubes
-    great_vessels: Tubes
     nodes: Tubes
     bands: Tubes
     fissures: tuple[Fissure, ...]
+    gas: tuple[Body, ...]
+    stool: Waves
+    calcium: float
+    motion_mm: float
+
+    def middle(self, z: Array) -> Array:
+        """Where the midline is at a height: a back is seldom straight."""
+        size, length, phase = self.bend
+        return np.asarray(size * np.sin(z / length + phase), np.float32)
 
     def cavity_depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth inside the rib cage."""
-        taper = 1 - 0.12 * np.clip((z - 20) / 120, -1, 1.2) ** 2
-        a, b = self.half_width * taper, self.half_depth * taper
-        ratio = (np.abs(x / a) ** 2.4 + np.abs(y / b) ** 2.4) ** np.float32(1 / 2.4)
-        return np.asarray((1 - ratio) * np.minimum(a, b) * 1.1, np.float32)
+        height = (z - self.base) / (max(self.top) - self.base)
+        x = x - self.middle(z)
+        y = y + self.tilt * x - self.lean * np.clip(height, 0, 1.2) ** 2
+        a = self.half_width * np.interp(height, HEIGHTS, WIDTHS)
+        b = self.half_depth * np.interp(height, HEIGHTS, DEPTHS)
+        # Flattened in front and hollowed beside the spine, as a rib cage is.
+        ratio = (np.abs(x / a) ** 2.3 + np.abs(y / b) ** 2.5) ** np.float32(1 / 2.4)
+        return np.asarray((1 - ratio) * np.minimum(a, b) * 1.05, np.float32)
+
+    def mediastinum_depth(self, x: Array, y: Array, z: Array) -> Array:
+        """Depth inside what lies between the lungs: heart, vessels, spine, hila, fat; rounded where they meet."""
+        upper = 26 / (1 + np.exp(-(z - self.carina - 35) / 10)) * np.exp(-(((y - 5) / 70) ** 2))
+        depth = self.midline + upper - np.abs(x - self.middle(z))
+        for body in (*self.heart, *self.great, *self.solid, *self.fat):
+            depth = -smooth_min(-depth, -body.depth(x, y, z), 7.0)
+        return np.asarray(depth, np.float32)
 
     def lung_depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth inside the nearer lung."""
-        side = np.abs(x)
-        rise = np.clip(z - self.apex_start, 0, None) / self.apex_height
-        outward = (side - 0.42 * self.half_width) / (0.58 * self.half_width)
-        apex = 62 * (1 - np.sqrt(rise**2 + 0.92 * outward**2 * (rise > 0) + ((y - 5) / 105) ** 2 * (rise > 0)))
-        width = self.midline * (0.45 + 0.55 * np.exp(-(((y - 8) / 45) ** 2)))
-        width = width + 10 * np.clip(z / 110, -0.3, 1) * (z > 0) * np.exp(-((y / 50) ** 2))
-        depth = np.minimum(self.cavity_depth(x, y, z) - self.wall * 0.05, side - width)
-        depth = np.minimum(depth, np.where(rise > 0, apex, 60))
-        hx, hy, hz, ha, hb, hc = self.heart
-        heart = np.sqrt(((x - hx) / ha) ** 2 + ((y - hy) / hb) ** 2 + ((z - hz) / hc) ** 2)
-        depth = np.minimum(depth, (heart - 1) * min(ha, hb, hc))
-        sx, sy, sr = self.spine
-        depth = np.minimum(depth, np.sqrt((x - sx) ** 2 + ((y - sy) * 0.9) ** 2) - sr)
-        ax, ay, ar = self.aorta
-        aorta = np.sqrt((x - ax) ** 2 + (y - ay) ** 2) - ar
-        depth = np.minimum(depth, np.where(z < self.carina + 25, aorta, aorta + 0.6 * (z - self.carina - 25)))
-        depth = np.minimum(depth, self.above_diaphragm(x, y, z))
+        depth = smooth_min(self.cavity_depth(x, y, z), -self.mediastinum_depth(x, y, z), 5.0)
+        right, left = self.top
+        cap = 30 * (((np.abs(x) - 54) / 44) ** 2 + ((y - self.lean * 0.8) / 52) ** 2)
+        apex = (np.where(x < 0, right, left) - z - cap) * 0.7
+        scar = np.where(x < 0, *self.apical_caps_mm) * (1 + 0.5 * self.haze(x, y, z))
+        apex = apex - np.clip(scar, 0, None) * np.exp(-(np.clip(apex, 0, None) / 12))
+        depth = smooth_min(depth, np.asarray(apex, np.float32), 9.0)
+        depth = smooth_min(depth, -self.skeleton.bulge(x, y, z, self), 3.0)
+        depth = smooth_min(depth, self.above_diaphragm(x, y, z), 2.5)
         return np.asarray(depth + self.surface(x, y, z), np.float32)
 
     def above_diaphragm(self, x: Array, y: Array, z: Array) -> Array:
-        """Height above the diaphragm's two domes."""
+        """Height above the diaphragm's two domes, which fall off towards the ribs and the back."""
         right, left = self.dome
         height = np.where(x < 0, right, left)
-        centre = np.where(x < 0, -0.5, 0.5) * self.half_width
-        dome = height * (1 - ((x - centre) / 85) ** 2 - ((y + 12) / 85) ** 2)
-        return np.asarray((z - self.base - np.maximum(dome, -70)) * 0.8, np.float32)
+        centre = np.where(x < 0, -0.47, 0.5) * self.half_width
+        fall = ((x - centre) / (self.half_width * 0.62)) ** 2 + ((y + 14) / (self.half_depth * 1.0)) ** 2
+        dome = height * (1 - self.flat * fall)
+        return np.asarray((z - self.base - np.maximum(dome, -60)) * 0.75, np.float32)
 
 
-def draw(random: np.random.Generator, *, targets: int = 750) -> Anatomy:
-    """A chest whose sizes, densities and trees are drawn from ``random``; about 0.2 s."""
-    half_width, half_depth = random.uniform(108, 145), random.uniform(72, 102)
-    spine_y = half_depth - random.uniform(0, 8)
+NOTHING = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
+
+
+def draw(random: np.random.Generator, *, targets: int = 1000) -> Anatomy:
+    """A chest whose sizes, densities and trees are drawn from ``random``; about half a second."""
+    uniform = random.uniform
+    half_width, half_depth = uniform(112, 148), uniform(74, 104)
+    base, carina = uniform(-125, -95), uniform(5, 30)
+    spine_y = half_depth - uniform(22, 30)
     contrast = random.random() < 0.5
+    heart, great, solid, fat = _mediastinum(random, half_width, half_depth, base, carina, spine_y)
+    skeleton = Skeleton.draw(random, half_width, half_depth, base, spine_y)
+    top = carina + uniform(85, 105)
     shape: dict[str, Any] = {
         "half_width": half_width,
         "half_depth": half_depth,
-        "wall": random.uniform(18, 45),
-        "apex_start": random.uniform(45, 75),
-        "apex_height": random.uniform(45, 70),
-        "base": random.uniform(-120, -85),
-        "dome": (random.uniform(35, 60), random.uniform(20, 45)),
-        "midline": random.uniform(26, 40),
-        "heart": (
-            *(random.uniform(18, 32), random.uniform(-35, -15), random.uniform(-65, -40)),
-            *(random.uniform(48, 66), random.uniform(42, 55), random.uniform(45, 62)),
-        ),
-        "spine": (random.uniform(-4, 4), spine_y, random.uniform(22, 29)),
-        "aorta": (random.uniform(20, 32), spine_y - random.uniform(20, 34), random.uniform(10, 16)),
-        "carina": random.uniform(10, 35),
-        "rib_pitch": random.uniform(21, 29),
-        "rib_slope": random.uniform(0.25, 0.7),
-        "rib_phase": random.uniform(0, 30),
-        "blood_hu": random.uniform(110, 320) if contrast else random.uniform(30, 55),
-        "lung_hu": random.uniform(-905, -800),
+        "wall": uniform(14, 42),
+        "breast": uniform(0, 45) if random.random() < 0.6 else 0.0,
+        "base": base,
+        "top": (top + uniform(-8, 8), top + uniform(-8, 8)),
+        "lean": uniform(10, 30),
+        "tilt": random.normal() * 0.06,
+        "bend": (random.normal() * 3, uniform(45, 90), uniform(0, 6)),
+        "dome": (uniform(35, 62), uniform(22, 48)),
+        "flat": uniform(0.7, 1.15),
+        "midline": uniform(1.5, 6),
+        "carina": carina,
+        "skeleton": skeleton,
+        "heart": heart,
+        "great": great,
+        "solid": solid,
+        "fat": fat,
+        "blood_hu": uniform(110, 320) if contrast else uniform(30, 55),
+        "lung_hu": uniform(-915, -800),
         # Wider than nodules: a bump of their size would be a nodule at the pleura that nobody labelled.
-        "surface": Waves.draw(random, deviation=random.uniform(0.8, 2.2), wavelengths_mm=(36, 120), count=14),
+        "surface": Waves.draw(random, deviation=uniform(0.5, 1.5), wavelengths_mm=(36, 120), count=14),
         "wall_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(6, 40), count=14),
-        "mediastinum_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(8, 40), count=14),
-        "lung_texture": Waves.draw(random, deviation=random.uniform(6, 22), wavelengths_mm=(4, 50), count=18),
+        "fat_texture": Waves.draw(random, deviation=1.0, wavelengths_mm=(7, 40), count=14),
+        "lung_texture": Waves.draw(random, deviation=uniform(6, 24), wavelengths_mm=(4, 50), count=20),
+        "emphysema": uniform(10, 90) if random.random() < 0.4 else 0.0,
         # Coarser than nodules: a cloud of their size would be a ground-glass nodule that nobody labelled.
         "haze": Waves.draw(random, deviation=1.0, wavelengths_mm=(60, 160), count=12),
-        "haze_level": random.uniform(1.2, 3.5),
+        "haze_level": uniform(1.2, 3.5),
+        "dependent_hu": uniform(60, 320) if random.random() < 0.5 else 0.0,
+        "apical_caps_mm": tuple((uniform(1, 9) if random.random() < 0.4 else 0.0) for _ in range(2)),
         "fissures": _fissures(random),
+        "gas": _gas(random, half_width, half_depth, base),
+        "stool": Waves.draw(random, deviation=1.0, wavelengths_mm=(5, 18), count=14),
+        "calcium": uniform(0, 1) if random.random() < 0.5 else 0.0,
+        "motion_mm": uniform(0.8, 3.0) if random.random() < 0.4 else 0.0,
     }
-    nothing = Tubes(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
-    trees: dict[str, Any] = dict.fromkeys(
-        ("arteries", "veins", "airways", "trachea", "great_vessels", "nodes", "bands"), nothing
-    )
+    trees: dict[str, Any] = dict.fromkeys(("arteries", "veins", "airways", "trachea", "nodes", "bands"), NOTHING)
     bare = Anatomy(**shape, **trees)
-    carina = np.array([0, -8, bare.carina], np.float32)
+    trees = _trees(random, bare, targets)
+    return Anatomy(**shape, **trees)
+
+
+def _mediastinum(
+    random: np.random.Generator, half_width: float, half_depth: float, base: float, carina: float, spine_y: float
+) -> tuple[tuple[Body, ...], ...]:
+    """Heart, great vessels, other soft tissue (the spine's first), and fat."""
+    uniform = random.uniform
+    size = uniform(0.9, 1.2) * half_depth / 85
+    x, y = uniform(26, 42), spine_y - 22 - uniform(46, 54) * size
+    # The heart ends below the carina.
+    z = min(base + uniform(48, 62), carina - 12 - 50 * size)
+    back = spine_y - 47
+    # Vessels, trachea and hila keep their distances from the spine, whatever the depth of the chest.
+    heart = (
+        Body(start=(x + 14, y - 4, z), size=(48 * size, 42 * size, 46 * size)),
+        Body(start=(x - 26, y + 4, z + 8), size=(36 * size, 38 * size, 46 * size)),
+        Body(start=(x - 6, y + 24, z + 24), size=(40 * size, 24 * size, 28 * size)),
+    )
+    wide = uniform(0.85, 1.25)
+    ax, ay = uniform(20, 32), spine_y - uniform(14, 24)
+    arch = carina + uniform(22, 34)
+    ascending = (-14 + uniform(-6, 4), back - 30 + uniform(-6, 6))
+    great = (
+        Body(start=(*ascending, carina - 48), end=(*ascending, arch - 8), size=(15 * wide,)),
+        Body(start=(*ascending, arch - 8), end=(2, back - 8, arch + 6), size=(14 * wide,)),
+        Body(start=(2, back - 8, arch + 6), end=(ax, ay, arch - 8), size=(13 * wide,)),
+        Body(start=(ax, ay, arch - 8), end=(ax - 8, spine_y - 28, base - 60), size=(12 * wide,)),
+        Body(start=(-26, back - 18, carina + 75), end=(-27, back - 16, carina - 40), size=(uniform(7, 10),)),
+        Body(start=(20, back - 40, carina - 50), end=(12, back - 20, carina - 16), size=(uniform(12, 15),)),
+        Body(start=(12, back - 20, carina - 18), end=(-40, back - 2, carina - 22), size=(uniform(8, 11),)),
+        Body(start=(12, back - 20, carina - 14), end=(40, back + 4, carina - 8), size=(uniform(8, 11),)),
+        Body(start=(-30, back - 12, carina + 95), end=(-26, back - 18, carina + 55), size=(uniform(6, 9),)),
+        Body(start=(34, back - 12, carina + 95), end=(-26, back - 22, carina + 52), size=(uniform(5, 8),)),
+        Body(start=(28, back, carina + 100), end=(8, back - 6, arch), size=(uniform(5, 8),)),
+    )
+    spine = uniform(17, 22)
+    solid = (
+        Body(start=(random.normal() * 2, spine_y, 220), end=(random.normal() * 2, spine_y, base - 120), size=(spine,)),
+        Body(start=(0, spine_y + spine + 6, 220), end=(0, spine_y + spine + 6, base - 120), size=(spine * 1.05,)),
+        Body(start=(6, spine_y - spine - 8, 220), end=(4, spine_y - spine - 8, base - 60), size=(uniform(6, 9),)),
+        Body(start=(0, back - 6, carina + 140), end=(0, back + 2, carina), size=(uniform(12, 17),)),
+        *(
+            Body(
+                start=(side * uniform(30, 40), back + uniform(-4, 10), carina - uniform(18, 30)),
+                size=(uniform(9, 16), uniform(10, 15), uniform(18, 28)),
+            )
+            for side in (-1, 1)
+        ),
+    )
+    # Pads of fat in the angles of heart and diaphragm begin at the heart: nothing hangs in the lung.
+    right = (x - 45 - uniform(5, 30), y - 18 * size, base + uniform(20, 40))
+    left = (x + 45 + uniform(0, 25), y - 14 * size, base + uniform(15, 35))
+    fat = (
+        Body(start=(0, -half_depth * 0.75, carina + uniform(0, 30)), size=(uniform(8, 20), 24, uniform(35, 60))),
+        Body(start=(x - 20, y, z), end=right, size=(uniform(8, 20),)),
+        Body(start=(x + 10, y, z), end=left, size=(uniform(8, 22),)),
+        Body(start=(x - 5, y - 10, z + 10), end=(0, -half_depth * 1.05, z + uniform(0, 25)), size=(uniform(5, 14),)),
+    )
+    return heart, great, solid, fat
+
+
+def _gas(random: np.random.Generator, half_width: float, half_depth: float, base: float) -> tuple[Body, ...]:
+    """Gas below the diaphragm: the stomach's bubble on the left, loops of colon at the front, some on the right."""
+    uniform, found = random.uniform, []
+    if random.random() < 0.75:
+        at = (half_width * uniform(0.3, 0.5), uniform(-30, 20), base - uniform(5, 22))
+        found.append(Body(start=at, size=(uniform(15, 38), uniform(15, 34), uniform(12, 30))))
+    for _ in range(int(random.integers(0, 6))):
+        side = 1 if random.random() < 0.65 else -1
+        at = (side * half_width * uniform(0.15, 0.75), uniform(-half_depth * 0.7, 0), base - uniform(12, 60))
+        found.append(Body(start=at, size=(uniform(9, 24), uniform(8, 20), uniform(9, 22))))
+    return tuple(found)
+
+
+def _trees(random: np.random.Generator, bare: Anatomy, targets: int) -> dict[str, Any]:
+    """Vessels and airways of both lungs, which begin at the great vessels and the trachea."""
+    back = bare.skeleton.spine_y - 47
+    carina = np.array([0, back + 2, bare.carina], np.float32)
     arteries: list[Tubes] = []
     veins: list[Tubes] = []
     airways, nodes, bands = [], [], []
-    density = random.uniform(0.6, 1.5)
-    trunk = [_tube(carina + (0, 2, 110), carina, random.uniform(7, 9.5))]
+    density = random.uniform(0.7, 1.6)
+    radius = random.uniform(7, 9.5)
+    trunk = [tube((0, back - 6, bare.carina + 140), carina, radius)]
     for side in (-1, 1):
-        middle = bare.carina - random.uniform(12, 30)
-        hilum = np.array([side * (bare.midline + 4), random.uniform(-4, 12), middle], np.float32)
-        for kind, offset in ((arteries, 0.0), (veins, -12.0)):
+        hilum = np.array(
+            [side * random.uniform(36, 46), back + random.uniform(-2, 10), bare.carina - random.uniform(14, 28)]
+        )
+        for kind, offset in ((arteries, 4.0), (veins, -14.0)):
             goals = spread(random, bare, int(targets * density), side)
-            start = hilum + np.array([-side * 16, 0, offset / 2], np.float32)
-            at = hilum + np.array([0, offset / 2, offset], np.float32)
-            leaf, power = random.uniform(0.36, 0.62), random.uniform(2.2, 2.8)
+            start = np.array([side * 12, back + (-18 if kind is arteries else 6), hilum[2] + offset / 2])
+            at = hilum + np.array([0, -offset / 2, offset])
+            leaf, power = random.uniform(0.36, 0.62), random.uniform(2.1, 2.6)
             kind.append(grow(random, bare.lung_depth, start, at, goals, leaf_radius_mm=leaf, exponent=power))
-        airways.append(bronchi(random, arteries[-1], random.uniform(1.1, 1.7)))
-        trunk.append(_tube(carina, hilum + np.array([0, 6, 6], np.float32), random.uniform(4.5, 6.5)))
+        airways.append(bronchi(random, arteries[-1], random.uniform(1.0, 1.6)))
+        main = hilum + np.array([0, 5, 6])
+        trunk.append(tube(carina, main, random.uniform(4.5, 6.5)))
+        trunk.append(tube(main, hilum + np.array([side * 12, 8, -14]), random.uniform(3.0, 4.5)))
+        trunk.append(tube(main, hilum + np.array([side * 14, 2, 16]), random.uniform(2.4, 3.6)))
         nodes += _lymph_nodes(random, bare, hilum, int(random.integers(3, 9)))
         bands += _bands(random, bare, side)
-    great = [
-        _tube((bare.aorta[0], bare.aorta[1], -150), (bare.aorta[0], bare.aorta[1], bare.carina + 25), bare.aorta[2]),
-        _tube((bare.aorta[0], bare.aorta[1], bare.carina + 25), (-4, -32, bare.carina + 20), bare.aorta[2]),
-        _tube((-4, -32, bare.carina + 20), (0, -25, bare.carina - 45), bare.aorta[2] * 1.1),
-        _tube((-20, -22, bare.carina + 80), (-22, -20, bare.carina - 40), random.uniform(7, 10)),
-        _tube((12, -30, bare.carina - 35), (8, -8, bare.carina - 12), random.uniform(11, 14)),
-        _tube((8, -8, bare.carina - 14), (-30, 0, bare.carina - 20), random.uniform(8, 11)),
-        _tube((8, -8, bare.carina - 10), (30, 2, bare.carina - 14), random.uniform(8, 11)),
-    ]
-    trees = {
+    return {
         "arteries": join(arteries),
         "veins": join(veins),
         "airways": join(airways),
         "trachea": join(trunk),
-        "great_vessels": join(great),
-        "nodes": join(nodes) if nodes else nothing,
-        "bands": join(bands) if bands else nothing,
+        "nodes": join(nodes) if nodes else NOTHING,
+        "bands": join(bands) if bands else NOTHING,
     }
-    return Anatomy(**shape, **trees)
 
 
 def spread(random: np.random.Generator, anatomy: Anatomy, count: int, side: int, least_mm: float = 2.0) -> Array:
     """Points at least ``least_mm`` deep in the right (-1) or left (1) lung, shape (count, 3)."""
     found: list[Array] = []
-    low = np.array([6, -anatomy.half_depth, anatomy.base - 60])
-    high = np.array([anatomy.half_width, anatomy.half_depth, anatomy.apex_start + anatomy.apex_height])
+    low = np.array([2, -anatomy.half_depth, anatomy.base - 60])
+    high = np.array([anatomy.half_width + 5, anatomy.half_depth + anatomy.lean, max(anatomy.top)])
     while sum(map(len, found)) < count:
-        points = random.uniform(low, high, size=(6 * count, 3)).astype(np.float32) * np.array([side, 1, 1], np.float32)
+        points = random.uniform(low, high, size=(4 * count + 64, 3)).astype(np.float32)
+        points *= np.array([side, 1, 1], np.float32)
         found.append(points[anatomy.lung_depth(*points.T) > least_mm])
     return np.concatenate(found)[:count]
-
-
-def _tube(start: object, end: object, radius: float) -> Tubes:
-    first, last = (np.asarray(point, np.float32)[None] for point in (start, end))
-    return Tubes(first, last, np.full((1, 2), radius, np.float32))
 
 
 def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, count: int) -> list[Tubes]:
@@ -216,7 +337,7 @@ def _lymph_nodes(random: np.random.Generator, anatomy: Anatomy, hilum: Array, co
         end, radius = start + random.normal(size=3) * 4, random.uniform(2.5, 7)
         (depth,) = anatomy.lung_depth(*((start + end) / 2).astype(np.float32)[:, None])
         if depth < -0.5 * radius:
-            found.append(_tube(start, end, radius))
+            found.append(tube(start, end, radius))
     return found
 
 
@@ -228,7 +349,7 @@ def _fissures(random: np.random.Generator) -> tuple[Fissure, ...]:
             height=random.uniform(-35, 0),
             slope=random.uniform(0.7, 1.3),
             back_mm=200.0,
-            thickness=random.uniform(0.3, 1.1),
+            thickness=random.uniform(0.1, 0.9),
         )
         for side in (-1, 1)
     ]
@@ -236,17 +357,22 @@ def _fissures(random: np.random.Generator) -> tuple[Fissure, ...]:
     height = random.uniform(-15, 15)
     meeting = (height - right.height) / right.slope
     horizontal = Fissure(
-        side=-1, height=height, slope=random.uniform(-0.1, 0.1), back_mm=meeting, thickness=random.uniform(0.3, 0.9)
+        side=-1, height=height, slope=random.uniform(-0.1, 0.1), back_mm=meeting, thickness=random.uniform(0.1, 0.7)
     )
     return (*found, horizontal)
 
 
 def _bands(random: np.random.Generator, anatomy: Anatomy, side: int) -> list[Tubes]:
-    """Scars and strips of atelectasis: thin straight opacities, from the pleura inwards."""
+    """Scars and strips of atelectasis: thin straight opacities, from the pleura inwards; most scars at the apex."""
     bands = []
     for _ in range(int(random.integers(0, 5))):
         (point,) = spread(random, anatomy, 1, side, 1.0)
         along = random.normal(size=3) * (1, 1, 0.4)
         along *= random.uniform(10, 35) / np.linalg.norm(along)
-        bands.append(_tube(point, point + along, random.uniform(0.5, 1.3)))
+        bands.append(tube(point, point + along, random.uniform(0.5, 1.3)))
+    if max(anatomy.apical_caps_mm) > 0:
+        for point in spread(random, anatomy, 40, side, 1.0):
+            if point[2] > max(anatomy.top) - 35 and len(bands) < 12:
+                along = random.normal(size=3) * random.uniform(3, 8)
+                bands.append(tube(point, point + along, random.uniform(0.4, 1.1)))
     return bands

@@ -6,6 +6,7 @@ shapes (X, 1, 1), (1, Y, 1), (1, 1, Z).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,3 +73,43 @@ class Waves:
         left = np.concatenate([along_x.imag, along_x.real]).astype(np.float32)
         right = np.concatenate([along_yz.real, along_yz.imag]).astype(np.float32)
         return (left.T @ right).reshape(len(x), len(y), len(z))
+
+
+def smooth_min(a: Array, b: Array, width_mm: float) -> Array:
+    """The lesser of two depths, rounded where they are within ``width_mm``: two bodies meet in a fillet, not an edge.
+
+    The polynomial form of Quilez, "smooth minimum" (iquilezles.org).
+    """
+    near = np.maximum(np.float32(width_mm) - np.abs(a - b), 0)
+    return np.asarray(np.minimum(a, b) - near * near * np.float32(0.25 / width_mm), np.float32)
+
+
+def ellipsoid(x: Array, y: Array, z: Array, centre: Sequence[float], half: Sequence[float]) -> Array:
+    """Depth inside an ellipsoid of the half axes ``half``, exact on the surface's axes."""
+    dx, dy, dz = ((axis - c) / np.float32(h) for axis, c, h in zip((x, y, z), centre, half, strict=True))
+    return np.asarray((1 - np.sqrt(dx * dx + dy * dy + dz * dz)) * np.float32(min(half)), np.float32)
+
+
+def capsule(x: Array, y: Array, z: Array, start: Sequence[float], end: Sequence[float], radius: float) -> Array:
+    """Depth inside a tube with round ends."""
+    along = np.subtract(end, start).astype(np.float32)
+    dx, dy, dz = x - np.float32(start[0]), y - np.float32(start[1]), z - np.float32(start[2])
+    part = np.clip((dx * along[0] + dy * along[1] + dz * along[2]) / np.float32(along @ along), 0, 1)
+    dx, dy, dz = dx - part * along[0], dy - part * along[1], dz - part * along[2]
+    return np.asarray(np.float32(radius) - np.sqrt(dx * dx + dy * dy + dz * dz), np.float32)
+
+
+def on_grid(function: Callable[[Array, Array, Array], Array], grid: Coordinates, step_mm: float = 2.6) -> Array:
+    """A smooth function of position on a grid: computed every ``step_mm`` and interpolated linearly in between."""
+    axes = [axis.ravel() for axis in grid]
+    counts = [max(2, int(np.ceil((axis[-1] - axis[0]) / step_mm)) + 1) for axis in axes]
+    coarse = [np.linspace(axis[0], axis[-1], n, dtype=np.float32) for axis, n in zip(axes, counts, strict=True)]
+    values = np.broadcast_to(function(*open_grid(*coarse)), counts)
+    for axis in (2, 1, 0):
+        at = (axes[axis] - axes[axis][0]) * ((counts[axis] - 1) / max(axes[axis][-1] - axes[axis][0], 1e-6))
+        lower = np.minimum(at.astype(int), counts[axis] - 2)
+        weights = np.zeros((counts[axis], len(at)), np.float32)
+        index = np.arange(len(at))
+        weights[lower, index], weights[lower + 1, index] = 1 - (at - lower), at - lower
+        values = np.moveaxis(np.tensordot(values, weights, (axis, 0)), -1, axis)
+    return np.ascontiguousarray(values, np.float32)

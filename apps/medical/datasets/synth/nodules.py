@@ -1,13 +1,14 @@
 """Nodules whose shapes are those that LIDC-IDRI's readers outlined.
 
 A shape is a signed distance on a small grid, rasterised from one reader's contours. It is turned, mirrored and
-resized at random, and painted as solid, part-solid or ground glass after the reader's rating of its texture.
+resized at random, and painted after the reader's rating of its texture, or as a cavity or a consolidation. What is
+resized to a mass, far beyond any outline, is given lobes again, for a large shape is not a small one enlarged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,12 +16,16 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from apps.medical.datasets.lidc import Annotation, read_annotations
-from apps.medical.datasets.synth.fields import Array, Coordinates, Waves, open_grid, soft
+from apps.medical.datasets.synth.fields import Array, Coordinates, Waves, on_grid, open_grid, soft
+from apps.medical.datasets.synth.vessels import Tubes, join, tube
 from apps.medical.metrics.diameter import mean_axial_diameter_mm
 
 STEP_MM = 0.7
 MIN_MM, MAX_MM = 4.0, 34.0
 FINE_MM = 0.4
+MASS_MM = 30.0
+"""Larger ones are masses (Fleischner Society's glossary, Radiology 246(3), 2008)."""
+
 BEYOND_PLEURA_MM = -1.5
 """A nodule reaches so far into the pleura, as a depth in the lung."""
 
@@ -37,10 +42,18 @@ class Shape:
     calcification: int
 
 
+KINDS = ("solid", "calcified", "part-solid", "ground glass", "cavity", "consolidation")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """A nodule in a phantom. ``turn`` takes offsets from the centre into the shape's own frame (mm to mm)."""
+    """A nodule in a phantom. ``turn`` takes offsets from the centre into the shape's own frame (mm to mm).
 
+    ``kind`` is one of ``KINDS``. ``wall_mm`` is how thick the wall of a cavity is, and ``lobes`` what is added to the
+    depth of a mass. ``spicules`` are rays from the centre, and ``airways`` pieces of open bronchus in a consolidation.
+    """
+
+    kind: str
     shape: Shape
     centre_mm: Array
     turn: Array
@@ -50,6 +63,9 @@ class Placed:
     edge_mm: float
     texture: Waves
     spicules: Array
+    lobes: Waves
+    wall_mm: float
+    airways: Tubes
 
     @property
     def radius_mm(self) -> float:
@@ -65,16 +81,19 @@ class Placed:
         index = own / np.float32(STEP_MM) + middle[:, None, None, None]
         scale = np.cbrt(np.abs(np.linalg.det(self.turn)))
         depth = ndimage.map_coordinates(self.shape.depth_mm, index, order=1, mode="nearest") / np.float32(scale)
+        if np.any(self.lobes.amplitudes):
+            centred = (x - self.centre_mm[0], y - self.centre_mm[1], z - self.centre_mm[2])
+            depth = depth + self.lobes(*centred)
         return np.asarray(depth, np.float32)
 
 
 def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Array]) -> float:
     """The mean of the nodule's two axes in the axial slice where it is largest, of what lies in the lung."""
     reach = nodule.radius_mm + 2
-    grid = open_grid(*(np.arange(at - reach, at + reach, FINE_MM) for at in nodule.centre_mm))
-    return mean_axial_diameter_mm(
-        (nodule.depth(*grid) > 0) & (lung_depth(*grid) > BEYOND_PLEURA_MM), (FINE_MM, FINE_MM)
-    )
+    step = max(FINE_MM, reach / 60)
+    grid = open_grid(*(np.arange(at - reach, at + reach, step) for at in nodule.centre_mm))
+    inside = (nodule.depth(*grid) > 0) & (on_grid(lung_depth, grid) > BEYOND_PLEURA_MM)
+    return mean_axial_diameter_mm(inside, (step, step))
 
 
 @lru_cache(maxsize=4)
@@ -145,14 +164,14 @@ def _subsolid() -> tuple[int, ...]:
 
 
 def place(
-    random: np.random.Generator, centre_mm: Array, diameter_mm: float | None = None, *, subsolid: bool = False
+    random: np.random.Generator, centre_mm: Array, diameter_mm: float | None = None, kind: str | None = None
 ) -> Placed:
     """A random nodule at ``centre_mm``; with ``diameter_mm``, an outline of about that size, resized to it.
 
-    ``subsolid`` draws from the ground-glass and part-solid outlines alone.
+    Without a ``kind`` it has that of its outline. Ground glass and part-solid ones are drawn from such outlines alone.
     """
     outlines = catalogue()
-    numbers = _subsolid() if subsolid else range(len(outlines))
+    numbers = _subsolid() if kind in ("ground glass", "part-solid") else range(len(outlines))
     chosen = [numbers[int(n)] for n in random.integers(len(numbers), size=12)]
     if diameter_mm is None:
         drawn, factor = shape(chosen[0]), float(random.uniform(0.85, 1.25))
@@ -160,35 +179,76 @@ def place(
         nearest = min(chosen, key=lambda n: abs(np.log(sum(outlines[n].extent_mm[:2]) / 2 / diameter_mm)))
         drawn = shape(nearest)
         factor = diameter_mm / drawn.diameter_mm
+    size = drawn.diameter_mm * factor
     angle = random.uniform(0, 2 * np.pi)
     tilt = random.normal() * 0.35
     spin = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     lean = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     turn = lean @ spin @ np.diag(random.choice([-1, 1], 3)) / factor
+    kind = kind or _kind(random, drawn)
     glass = random.uniform(-720, -420)
-    if drawn.texture >= 5 or (drawn.texture == 4 and random.random() < 0.7):
-        solid, core = random.uniform(-40, 80), -9.0
-        if drawn.calcification < 6 and random.random() < 0.8:
-            solid = random.uniform(150, 700)
-    elif drawn.texture >= 3:
-        solid, core = random.uniform(-150, 50), random.uniform(0.12, 0.3) * drawn.diameter_mm * factor
-    else:
-        solid, core = glass, 99.0
+    core, wall, edge = -9.0, 0.0, float(random.uniform(0.7, 1.2) + 0.5 * (5 - drawn.margin))
+    solid = float(random.uniform(-40, 80))
+    airways = Tubes(*(np.zeros((0, n), np.float32) for n in (3, 3, 2)))
+    if kind == "calcified":
+        solid = float(random.uniform(150, 700))
+    elif kind == "part-solid":
+        solid, core = float(random.uniform(-150, 50)), float(random.uniform(0.12, 0.3) * size)
+    elif kind == "ground glass":
+        solid, core = float(glass), 99.0
+    elif kind == "cavity":
+        wall = float(min(random.uniform(1.5, 9.0), 0.3 * size))
+    elif kind == "consolidation":
+        solid, edge = float(random.uniform(-120, 60)), float(random.uniform(1.5, 5.0))
+        airways = _open_airways(random, np.asarray(centre_mm, np.float32), size)
     rays = int(random.integers(3, 12)) if drawn.spiculation >= 3 and random.random() < 0.7 else 0
     directions = random.normal(size=(rays, 3)) * (1, 1, 0.6)
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-6)
-    lengths = drawn.diameter_mm * factor * random.uniform(0.6, 1.1, size=(rays, 1))
+    lengths = min(size, 40.0) * random.uniform(0.6, 1.1, size=(rays, 1))
+    lobed = (0.14 if kind == "consolidation" else 0.05) * size if size > 18 or kind == "consolidation" else 0.0
+    rough = random.uniform(15, 45) if kind == "consolidation" else random.uniform(8, 30)
     return Placed(
+        kind=kind,
         shape=drawn,
         centre_mm=np.asarray(centre_mm, np.float32),
         turn=turn.astype(np.float32),
-        solid_hu=float(solid),
+        solid_hu=solid,
         glass_hu=float(glass),
-        core_mm=float(core),
-        edge_mm=float(random.uniform(0.7, 1.2) + 0.5 * (5 - drawn.margin)),
-        texture=Waves.draw(random, deviation=random.uniform(8, 30), wavelengths_mm=(3, 12), count=8),
+        core_mm=core,
+        edge_mm=edge,
+        texture=Waves.draw(random, deviation=rough, wavelengths_mm=(3, 12), count=8),
         spicules=(directions * lengths).astype(np.float32),
+        lobes=Waves.draw(random, deviation=lobed, wavelengths_mm=(0.3 * size + 3, 0.9 * size + 6), count=8),
+        wall_mm=wall,
+        airways=airways,
     )
+
+
+def _kind(random: np.random.Generator, drawn: Shape) -> str:
+    """What an outline's reader called it."""
+    if drawn.texture >= 5 or (drawn.texture == 4 and random.random() < 0.7):
+        return "calcified" if drawn.calcification < 6 and random.random() < 0.8 else "solid"
+    return "part-solid" if drawn.texture >= 3 else "ground glass"
+
+
+def _open_airways(random: np.random.Generator, centre_mm: Array, size: float) -> Tubes:
+    """Bronchi that stay open in a consolidation; a few fork."""
+    pieces = []
+    for _ in range(int(random.integers(1, 4)) if size > 15 else 0):
+        along = random.normal(size=3) * size * 0.35
+        middle = centre_mm + random.normal(size=3) * size * 0.12
+        radius = random.uniform(0.7, 1.8)
+        pieces += [tube(middle - along, middle, radius), tube(middle, middle + along * 0.8, radius * 0.8)]
+        pieces.append(tube(middle, middle + along * 0.4 + random.normal(size=3) * size * 0.2, radius * 0.7))
+    empty = Tubes(*(np.zeros((0, n), np.float32) for n in (3, 3, 2)))
+    return join(pieces) if pieces else empty
+
+
+def moved(nodule: Placed, centre_mm: Array) -> Placed:
+    """The same nodule elsewhere."""
+    shift = np.asarray(centre_mm, np.float32) - nodule.centre_mm
+    airways = replace(nodule.airways, start=nodule.airways.start + shift, end=nodule.airways.end + shift)
+    return replace(nodule, centre_mm=np.asarray(centre_mm, np.float32), airways=airways)
 
 
 def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) -> tuple[Array, Array] | None:
@@ -196,8 +256,6 @@ def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) ->
 
     ``lung_depth`` is the depth in the lung on the same grid: a nodule at the pleura ends there.
     """
-    from apps.medical.datasets.synth.vessels import Tubes
-
     reach = nodule.radius_mm + 3
     window = []
     for axis, centre in zip((grid[0].ravel(), grid[1].ravel(), grid[2].ravel()), nodule.centre_mm, strict=True):
@@ -216,6 +274,12 @@ def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) ->
     part = image[inner]
     # Ground glass lies over vessels and does not hide them.
     part += share * np.maximum(density - part, 0 if nodule.core_mm > 0 else density - part)
+    if nodule.wall_mm > 0:
+        part += soft(depth - np.float32(nodule.wall_mm), 1.2) * room * (-970 - part)
+    if len(nodule.airways.start):
+        open_mm = np.zeros(image.shape, np.float32)
+        nodule.airways.paint(open_mm, grid, 1.0)
+        part += open_mm[inner] * soft(depth, 2.0) * room * (-940 - part)
     if len(nodule.spicules):
         start = np.repeat(nodule.centre_mm[None], len(nodule.spicules), 0)
         thickness = np.tile(np.array([[0.9, 0.15]], np.float32), (len(start), 1))

@@ -1,4 +1,4 @@
-"""Phantom patches packed once into memory-mapped arrays, and read from there in training.
+"""Phantom patches: which chest each is of, and packed once into memory-mapped arrays where they are the same each time.
 
 A pack is a folder in the user's cache, named by the digest of its settings, made by all processors at first
 use. Patch number n is a function of (seed, n) alone, so that any number of processes makes the same pack.
@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 
 from apps.medical.datasets.patches import scale_to_window
 from apps.medical.datasets.synth.anatomy import Anatomy, draw
+from apps.medical.datasets.synth.chests import PackedChest, open_chest, pack_chests
 from apps.medical.datasets.synth.phantom import patch
 from apps.medical.types import ChestInput
 from shared.data.build_cache import get_or_build, parallel_map
 
 MAX_BOXES = 6
-VERSION = 4
+VERSION = 5
+COARSE_EVERY = 4
+"""Where the network looks twice, one patch in so many is of the second, coarser look."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackSettings:
     """What decides a pack's content: how many patches, on which grid, from which seed.
 
-    ``per_chest`` patches come from one anatomy.
+    Patches are cut out of ``chests`` packed chests; without any, ``per_chest`` patches are painted of one anatomy.
     """
 
     patches: int
     input: ChestInput
     seed: int
     per_chest: int = 8
+    chests: int = 0
 
     @property
     def name(self) -> str:
@@ -73,6 +77,8 @@ def _make(settings: PackSettings, folder: Path) -> None:
     for name, (shape, kind) in shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape).flush()
     chests = range(-(-count // settings.per_chest))
+    if settings.chests:
+        pack_chests(settings.seed, settings.chests, settings.input.spacing_mm)
     parallel_map(_fill, ((settings, folder, chest) for chest in chests))
 
 
@@ -93,14 +99,16 @@ def sample(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Patch number ``index``: image uint8 (X, Y, Z) and boxes (n, 6).
 
-    With ``random``, another patch of the same chest.
+    With ``random``, another patch: of the same chest, or of any packed one.
     """
-    made = patch(
-        random or np.random.default_rng((settings.seed, index, 1)),
-        _chest(settings.seed, index // settings.per_chest),
-        settings.input.patch_size,
-        settings.input.spacing_mm,
-    )
+    random = random or np.random.default_rng((settings.seed, index, 1))
+    spacing_mm, second = settings.input.spacing_mm, settings.input.second_look
+    if settings.chests:
+        chest: PackedChest | Anatomy = open_chest(settings.seed, int(random.integers(settings.chests)), spacing_mm)
+    else:
+        chest = _chest(settings.seed, index // settings.per_chest)
+    coarse = second if second > 1 and index % COARSE_EVERY == COARSE_EVERY - 1 else 1
+    made = patch(random, chest, settings.input.patch_size, spacing_mm, coarse=coarse)
     return scale_to_window(made.image_xyz, settings.input.window_hu), made.boxes
 
 

@@ -1,7 +1,9 @@
 """Branching trees that fill a lung: arteries and veins, and bronchi beside the arteries.
 
 Each tree grows outwards from the hilum: targets spread over the lung are joined, nearest first, to the nearest
-point of the tree so far. Radii follow Murray's law (Proc. Natl. Acad. Sci. 12, 1926): r_parent^n = sum r_child^n.
+point of the tree so far, with some regard to the way from there to the hilum (Cuntz et al., One Rule to Grow Them
+All, PLoS Comput. Biol. 6(8), 2010). Radii follow Murray's law (Proc. Natl. Acad. Sci. 12, 1926): r_parent^n =
+sum r_child^n.
 """
 
 from __future__ import annotations
@@ -75,28 +77,32 @@ def grow(
     *,
     leaf_radius_mm: float,
     exponent: float,
-    piece_mm: float = 9.0,
+    piece_mm: float = 6.5,
+    balance: float = 0.35,
 ) -> Tubes:
     """A tree from ``root`` through ``hilum`` to ``targets`` (n, 3); pieces are about ``piece_mm`` long.
 
-    ``depth_mm`` is the depth inside the lung, positive inside; pieces that would leave the lung far are cut off.
+    ``depth_mm`` is the depth inside the lung, positive inside; branches that end outside of it are cut off.
     """
     order = np.argsort(np.linalg.norm(targets_mm - hilum_mm, axis=1))
-    capacity = 2 + 12 * len(targets_mm)
+    capacity = 2 + 16 * len(targets_mm)
     node = np.empty((capacity, 3), np.float32)
     parent = np.full(capacity, -1)
+    path = np.zeros(capacity, np.float32)
     node[0], node[1], parent[1], count = root_mm, hilum_mm, 0, 2
     for target in targets_mm[order]:
         offset = target - node[1:count]
         distance = np.einsum("ij,ij->i", offset, offset)
-        nearest = 1 + int(np.argmin(distance))
-        pieces = min(int(np.sqrt(distance[nearest - 1]) // piece_mm) + 1, 10)
+        # Short ways back to the hilum are preferred to the least new length: vessels radiate.
+        nearest = 1 + int(np.argmin(np.sqrt(distance) + balance * path[1:count]))
+        pieces = min(int(np.sqrt(distance[nearest - 1]) // piece_mm) + 1, 14)
         begin, length = node[nearest].copy(), np.sqrt(distance[nearest - 1])
-        bend = random.normal(size=3).astype(np.float32) * 0.12 * length
+        bend = random.normal(size=3).astype(np.float32) * 0.09 * length
         previous = nearest
         for n in range(1, pieces + 1):
             part = n / pieces
             node[count] = begin + part * (target - begin) + bend * (4 * part * (1 - part)) * (pieces > 1)
+            path[count] = path[previous] + length / pieces
             parent[count], previous, count = previous, count, count + 1
     node, parent = node[:count], parent[:count]
     power = np.zeros(count)
@@ -106,10 +112,16 @@ def grow(
         power[parent[n]] += power[n]
     radius = np.minimum(power ** (1 / exponent), 9.0).astype(np.float32)
     start, end = node[parent[1:]], node[1:]
-    inside = depth_mm(end[:, 0], end[:, 1], end[:, 2]) > -1.0
-    inside[0] = True
-    # From a branching on, a branch has its own radius.
-    return Tubes(start[inside], end[inside], np.stack([radius[1:], radius[1:]], 1)[inside])
+    kept = depth_mm(node[:, 0], node[:, 1], node[:, 2]) > -1.0
+    kept[:2] = True
+    # What leads to a piece that is kept is kept too: a tree has no gaps.
+    for n in range(count - 1, 1, -1):
+        kept[parent[n]] |= kept[n]
+    # A branch has its own radius from the branching on, and tapers to the next one's.
+    thickest = np.zeros(count, np.float32)
+    np.maximum.at(thickest, parent[1:], radius[1:])
+    ends = np.where(thickest[1:] > 0, np.maximum(0.5 * (radius[1:] + thickest[1:]), 0.3), 0.7 * radius[1:])
+    return Tubes(start[kept[1:]], end[kept[1:]], np.stack([radius[1:], ends], 1).astype(np.float32)[kept[1:]])
 
 
 def bronchi(random: np.random.Generator, arteries: Tubes, least_radius_mm: float) -> Tubes:
@@ -121,3 +133,9 @@ def bronchi(random: np.random.Generator, arteries: Tubes, least_radius_mm: float
     shift = (side * (2.1 * radius[:, :1] + 0.8)).astype(np.float32)
     lumen = radius * np.float32(random.uniform(0.7, 1.0))
     return Tubes(start + shift, end + shift, lumen)
+
+
+def tube(start: object, end: object, radius: float) -> Tubes:
+    """One piece of one radius."""
+    first, last = (np.asarray(point, np.float32)[None] for point in (start, end))
+    return Tubes(first, last, np.full((1, 2), radius, np.float32))
