@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apps.medical.inference.grid import reorient_to_lps
+from apps.medical.inference.candidates import Candidates, find_candidates
+from apps.medical.inference.diameter import measure
+from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.lungs import Lungs, find_lungs
-from apps.medical.inference.pipeline import Tiling, find_nodules
+from apps.medical.inference.pipeline import Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.dense import VARYING, ProgramMaps, dense_network, example_input, fold_batch_norm
 from apps.medical.models.settings import current_layout
-from apps.medical.types import ChestInput, CTVolume, Findings
+from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
 from shared.precision import Precision, autocast_dtype
@@ -110,7 +112,7 @@ class NodulePredictor:
         lungs = find_lungs(volume)
         if lungs is None:
             return Findings(nodules=(), operating_score=self.operating_score)
-        found = find_nodules(
+        found = find_candidates(
             self.decoder,
             volume,
             lungs,
@@ -120,14 +122,14 @@ class NodulePredictor:
             device=self.device,
             dtype=self.dtype,
         )
-        asked = [nodule for nodule in found if nodule.score >= options.min_score]
+        asked = np.nonzero(found.scores >= options.min_score)[0]
         return Findings(
-            nodules=tuple(asked[: options.max_findings]),
+            nodules=measured(volume, found.chosen(asked[: options.max_findings]), self.input),
             operating_score=self.operating_score,
             lung_box_lps_mm=_lung_box_lps_mm(volume, lungs),
             lung_millilitres=lungs.millilitres,
             lungs_cut=lungs.cut,
-            unlisted=sum(nodule.score >= self.operating_score for nodule in asked[options.max_findings :]),
+            unlisted=int((found.scores[asked[options.max_findings :]] >= self.operating_score).sum()),
         )
 
 
@@ -149,6 +151,34 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
 
     settings = current_layout(artifact.recipe()["recipe"])
     return from_mapping(RetinaNet3D, settings["model"]), from_mapping(ChestInput, settings["input"])
+
+
+def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tuple[Nodule, ...]:
+    """The candidates as nodules, each measured in the slices of ``volume``, whose axes are nearest to LPS."""
+    hu_xyz = volume.voxels_zyx.transpose(2, 1, 0)
+    spacing_mm = np.array(volume.spacing_mm)
+    nodules = []
+    for low, high, score, label in zip(
+        *candidates.ends_lps_mm(), candidates.scores.tolist(), candidates.labels.tolist(), strict=True
+    ):
+        centre = triple(((low + high) / 2).tolist())
+        index = np.sort(volume.to_index_ijk(np.stack([low, high])), axis=0) + 0.5
+        found = measure(hu_xyz, index.ravel(), spacing_mm)
+        axes_mm = None if found is None else found.axes_mm
+        if found is not None:
+            ends = volume.to_lps_mm(found.box.reshape(2, 3) - 0.5)
+            low, high = ends.min(axis=0), ends.max(axis=0)
+        nodules.append(
+            Nodule(
+                centre_lps_mm=centre,
+                mean_diameter_mm=float(np.mean((high - low)[:2] if axes_mm is None else axes_mm)),
+                score=score,
+                box_lps_mm=(*triple(low.tolist()), *triple(high.tolist())),
+                label=input.classes[label],
+                axes_mm=axes_mm,
+            )
+        )
+    return tuple(nodules)
 
 
 def _lung_box_lps_mm(volume: CTVolume, lungs: Lungs) -> tuple[float, float, float, float, float, float]:

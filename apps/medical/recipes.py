@@ -60,6 +60,7 @@ def overnight() -> NoduleRecipe:
         input=ChestInput(patch_size=(80, 80, 48), second_look=2),
         optimizer=AdamW(learning_rate=2e-3, weight_decay=1e-2),
         schedule=CosineRestarts(warmup_steps=200, period=8.0),
+        ema_decay=0.999,
         limits=Limits(epochs=56, batch=2, evaluation_batch=4, patience=60, checkpoint_every=200),
     )
 

@@ -123,9 +123,11 @@ class Nodule:
 
     centre_lps_mm     centre
     mean_diameter_mm  mean of the long and the short axis in the axial slice where it is largest
-    score             the detector's, from 0 to 1; 1 for a known nodule
-    box_lps_mm        x, y, z of the lower corner, then of the upper
+    score             how sure the detector is that it is a nodule, from 0 to 1; 1 for a known nodule
+    box_lps_mm        x, y, z of the lower corner, then of the upper, of what was measured; the detector's box where
+                      nothing could be
     label             its class, one of ``ChestInput.classes``
+    axes_mm           the two axes, where they were measured
     """
 
     centre_lps_mm: tuple[float, float, float]
@@ -133,6 +135,7 @@ class Nodule:
     score: float
     box_lps_mm: tuple[float, float, float, float, float, float]
     label: str = NODULE
+    axes_mm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

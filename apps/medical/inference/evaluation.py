@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from apps.medical.metrics.froc import Mark, Truth, cpm, froc
+from apps.medical.metrics.froc import Mark, Truth, cpm, froc, point_at
 from apps.medical.metrics.luna16 import froc_table
 from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
@@ -23,7 +23,8 @@ class ScanScores:
     """What was found on so many ``scans``, what is there, and the seconds that each took.
 
     ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found;
-    ``labels`` the marks of each class, and the nodules, those of other classes excluded.
+    ``labels`` the marks of each class, and the nodules, those of other classes excluded; ``kinds`` the nodules whose
+    sort is known, with it.
     """
 
     scans: int = 0
@@ -32,6 +33,7 @@ class ScanScores:
     seconds: list[float] = field(default_factory=list)
     diameters_mm: list[tuple[float, float, float]] = field(default_factory=list)
     labels: dict[str, tuple[list[Mark], list[Truth]]] = field(default_factory=dict)
+    kinds: list[tuple[Truth, str]] = field(default_factory=list)
 
 
 def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
@@ -45,18 +47,34 @@ def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> S
     """The findings on each of the scans beside what is known of it."""
     scores = ScanScores()
     for scan in scans:
-        found, took = find_timed(predictor, scan.volume)
-        scores.scans += 1
-        scores.seconds.append(took)
-        scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)
-        scores.truths.extend(_truth(scan, nodule) for nodule in scan.nodules)
-        for label in {nodule.label for nodule in (*scan.nodules, *found)}:
-            marks, truths = scores.labels.setdefault(label, ([], []))
-            marks += [Mark(scan.name, n.centre_lps_mm, n.score) for n in found if n.label == label]
-            truths += [_truth(scan, n, excluded=n.label != label) for n in scan.nodules]
-        scores.truths.extend(_truth(scan, nodule, excluded=True) for nodule in scan.excluded)
-        scores.diameters_mm.extend(_diameters(scan.nodules, found))
+        add_scan(scores, predictor, scan)
     return scores
+
+
+def add_scan(scores: ScanScores, predictor: NodulePredictor, scan: AnnotatedScan) -> None:
+    """Adds what is found on a scan, and what is known of it."""
+    found, took = find_timed(predictor, scan.volume)
+    scores.scans += 1
+    scores.seconds.append(took)
+    scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)
+    scores.truths.extend(_truth(scan, nodule) for nodule in scan.nodules)
+    scores.kinds.extend((_truth(scan, n), kind) for n, kind in zip(scan.nodules, scan.kinds, strict=False))
+    for label in {nodule.label for nodule in (*scan.nodules, *found)}:
+        marks, truths = scores.labels.setdefault(label, ([], []))
+        marks += [Mark(scan.name, n.centre_lps_mm, n.score) for n in found if n.label == label]
+        truths += [_truth(scan, n, excluded=n.label != label) for n in scan.nodules]
+    scores.truths.extend(_truth(scan, nodule, excluded=True) for nodule in scan.excluded)
+    scores.diameters_mm.extend(_diameters(scan.nodules, found))
+
+
+def sensitivity_among(scores: ScanScores, chosen: Callable[[Truth, str], bool], score: float) -> tuple[int, int]:
+    """How many of the chosen nodules have a mark of at least ``score``, and how many there are."""
+    truths = [replace(truth, excluded=not chosen(truth, kind)) for truth, kind in scores.kinds]
+    count = sum(not truth.excluded for truth in truths)
+    if not count:
+        return 0, 0
+    found = point_at(froc(scores.marks, truths, scans=scores.scans), score)[1]
+    return round(found * count), count
 
 
 def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Table:

@@ -1,6 +1,7 @@
 """Where the lungs are: air inside the body, found on a coarse grid in a fraction of a second.
 
-The detector then looks at the lungs' box alone, and a finding that is not at a lung is dropped.
+Not all air is lung: stomach, bowel, trachea and bronchi hold gas, which is as dark as air can be and, within a slice, a
+piece of its own. The detector looks at the lungs' box alone, and a finding that is not at a lung is dropped.
 """
 
 from __future__ import annotations
@@ -25,8 +26,20 @@ MIN_DEEP_ML = 5.0
 GAS_HU = -940
 """Gas of the gut is darker than this; lung is not, but for severe emphysema."""
 
+AIRWAY_HU, AIRWAY_MM2 = -930, 800.0
+"""A piece of air in a slice that is darker and smaller than these is an airway or a loop of bowel."""
+
+BUBBLE_HU, BUBBLE_MM2 = -955, 8000.0
+"""The same of the stomach's bubble and the colon; a slice through both lungs is larger."""
+
+GAS_NEAR_MM, LUNG_NEAR_MM = 8.0, 4.0
+"""What is so near to such gas, and not so near to lung, is not searched."""
+
 ROOM_HU = -970
 """The air of the room is darker than this, near -1000; emphysema that fills most of a lung is still denser."""
+
+SMALL_ML = 400.0
+"""Less air than this in one piece may be gas alone."""
 
 NEAR_MM = 14.0
 MIN_CUT_MM2 = 1500.0
@@ -77,27 +90,54 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     # A thin layer of air along the skin has no depth.
     deep = ndimage.binary_erosion(air, _within_slices(body_axis), iterations=2)
     depth = np.bincount(labels[deep], minlength=count + 1) * voxel_ml
+    gas = _gas(coarse, air, spacing, body_axis)
     kept = (millilitres >= MIN_ML) & (depth >= MIN_DEEP_ML)
     kept[0] = False
     # A collapsed lung is as dense as the other or denser; gas of the stomach is not.
-    small = np.nonzero(kept & (millilitres < 0.15 * millilitres[kept].max(initial=0)))[0]
+    small = np.nonzero(kept & (millilitres < max(0.15 * millilitres[kept].max(initial=0), SMALL_ML)))[0]
     kept[small] = _medians(coarse, labels, small) >= GAS_HU
+    # Most of a lung is no gas by its slices either.
+    kept &= np.bincount(labels[gas], minlength=count + 1) < 0.5 * np.bincount(labels.ravel(), minlength=count + 1)
     if not kept.any():
         return None
-    near = kept[labels]
+    near = kept[labels] & ~gas
     aerated = float(near.sum()) * voxel_ml
     faces = np.prod(spacing) / spacing[::-1]
     ends = [near.take(end, axis=body_axis).sum() * faces[body_axis] for end in (0, -1)]
     sides = (near & edge).sum() * max(faces[axis] for axis in range(3) if axis != body_axis)
     cut = max(*ends, sides) > MIN_CUT_MM2
-    for axis, along in zip((2, 1, 0), spacing, strict=True):
-        near = ndimage.maximum_filter1d(near, 2 * int(np.ceil(NEAR_MM / along)) + 1, axis=axis)
+    gas |= air & ~near
+    at_gas = _grown(gas, spacing, GAS_NEAR_MM) & ~_grown(near, spacing, LUNG_NEAR_MM)
+    near = _grown(near, spacing, NEAR_MM) & ~at_gas
     low, high = [], []
     for axis, start, step, size in zip((2, 1, 0), first, steps, volume.size_ijk, strict=True):
         present = np.nonzero(near.any(axis=tuple({0, 1, 2} - {axis})))[0]
         low.append(start + int(present[0]) * step if present[0] else 0)
         high.append(min(size, start + (int(present[-1]) + 1) * step))
     return Lungs(near, first, steps, triple(low), triple(high), aerated, bool(cut))
+
+
+def _gas(coarse: NDArray[np.int16], air: NDArray[np.bool_], spacing_mm: Float64, body_axis: int) -> NDArray[np.bool_]:
+    """Air that is no lung, by the darkness and the size of its pieces in each slice across the body."""
+    pieces, count = ndimage.label(air, _within_slices(body_axis))
+    if not count:
+        return np.zeros(air.shape, bool)
+    area = float(np.prod(spacing_mm) / spacing_mm[2 - body_axis])
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * area
+    sizes[0] = np.inf
+    asked = np.nonzero(sizes < BUBBLE_MM2)[0]
+    medians = np.full(count + 1, 0.0)
+    medians[asked] = _medians(coarse, pieces, asked)
+    airway = (sizes < AIRWAY_MM2) & (medians < AIRWAY_HU)
+    bubble = (sizes < BUBBLE_MM2) & (medians < BUBBLE_HU)
+    return np.asarray((airway | bubble)[pieces])
+
+
+def _grown(mask: NDArray[np.bool_], spacing_mm: Float64, reach_mm: float) -> NDArray[np.bool_]:
+    """The mask (z, y, x) and a box around each of its voxels."""
+    for axis, along in zip((2, 1, 0), spacing_mm, strict=True):
+        mask = ndimage.maximum_filter1d(mask, 2 * int(np.ceil(reach_mm / along)) + 1, axis=axis)
+    return mask
 
 
 def _first(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int]:

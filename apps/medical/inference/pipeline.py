@@ -1,4 +1,4 @@
-"""Fast detection with MONAI's RetinaNetDetector: the same tiles, maps, boxes and suppression, and only where lung is.
+"""Fast detection in an image with MONAI's RetinaNetDetector: the same tiles, maps, boxes and suppression.
 
 What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: tiles without lung are not
 computed; batch normalisation is folded into the convolutions; anchors are made and decoded for the best candidates
@@ -16,15 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apps.medical.inference.diameter import AROUND_MM, measure
-from apps.medical.inference.grid import Grid, cover, resample
-from apps.medical.inference.lungs import Lungs
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
-from apps.medical.types import ChestInput, CTVolume, Float64, Nodule
 from shared.precision import autocast
 
 if TYPE_CHECKING:
@@ -178,81 +173,6 @@ def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> T
         shared = np.maximum(common, 0).prod(axis=1)
         waiting = waiting[shared / (volume[waiting] + volume[best] - shared) <= most_overlap]
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
-
-
-def find_nodules(
-    detector: RetinaNetDetector | BoxDecoder,
-    volume: CTVolume,
-    lungs: Lungs,
-    *,
-    input: ChestInput,
-    tiling: Tiling,
-    network: nn.Module | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> list[Nodule]:
-    """Nodules at the lungs of ``volume``, best first; its axes are those of ``grid.reorient_to_lps``."""
-    grid = cover(volume, lungs.low_ijk, lungs.high_ijk, input.spacing_mm, detector.size_divisible)
-    image = resample(volume, grid, input.window_hu, device)
-    tiling = tiling.fitted(grid.size, detector.size_divisible)
-    skip = _without_lung(volume, lungs, grid, tiling, detector.size_divisible)
-    found = detect(detector, image, tiling, network=network, skip=skip, dtype=dtype)
-    corners = found.boxes.double().cpu().numpy()
-    ends = [grid.to_lps_mm(corners[:, :3]), grid.to_lps_mm(corners[:, 3:])]
-    low, high = np.minimum(*ends), np.maximum(*ends)
-    centre = (low + high) / 2
-    at_lung = lungs.contain(volume.to_index_ijk(centre))
-    apart = _suppress_nested(low, high, np.nonzero(at_lung)[0])
-    return [
-        Nodule(
-            centre_lps_mm=tuple(centre[n].tolist()),
-            mean_diameter_mm=_diameter_mm(image, corners[n], input),
-            score=float(found.scores[n]),
-            box_lps_mm=(*low[n].tolist(), *high[n].tolist()),
-            label=input.classes[int(found.labels[n])],
-        )
-        for n in apart
-    ]
-
-
-def _diameter_mm(image: Tensor, box: Float64, input: ChestInput) -> float:
-    """Measured in a box (6,) of the image; where nothing there stands out, the mean of the box's sides across."""
-    spacing_mm = np.array(input.spacing_mm)
-    low = np.maximum(np.floor(box[:3] - AROUND_MM / spacing_mm), 0).astype(int)
-    high = np.ceil(box[3:] + AROUND_MM / spacing_mm).astype(int)
-    least, most = input.window_hu
-    part = image[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float().cpu().numpy()
-    measured = measure(part * np.float32(most - least) + np.float32(least), box - np.tile(low, 2), spacing_mm)
-    return float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2])) if measured is None else measured
-
-
-def _suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:
-    """Leaves out a mark whose centre lies in a better mark's box, or whose box holds the better mark's centre.
-
-    Suppression by overlap keeps a small box within a large one; a reader wants one mark for each nodule.
-    """
-    centre = (low + high) / 2
-    kept: list[int] = []
-    for n in best_first:
-        others = np.array(kept, int)
-        within = np.all((centre[n] > low[others]) & (centre[n] < high[others]), axis=1)
-        around = np.all((centre[others] > low[n]) & (centre[others] < high[n]), axis=1)
-        if not (within | around).any():
-            kept.append(int(n))
-    return kept
-
-
-def _without_lung(volume: CTVolume, lungs: Lungs, grid: Grid, tiling: Tiling, divisible: Sequence[int]) -> set[Tile]:
-    """The tiles that hold nothing near a lung, tried at points a few voxels apart."""
-    shape = [max(-(-n // d) * d, t) for n, d, t in zip(grid.size, divisible, tiling.size, strict=True)]
-    offsets = np.stack(np.meshgrid(*(np.linspace(0, n - 1, 9) for n in tiling.size), indexing="ij"), -1).reshape(-1, 3)
-    skipped = set()
-    for start in tiling.starts(shape):
-        index = volume.to_index_ijk(grid.centres_lps_mm(offsets + np.array(start)))
-        inside = np.all((index > -1) & (index < volume.size_ijk), axis=1)
-        if not (inside.any() and lungs.contain(index[inside]).any()):
-            skipped.add(start)
-    return skipped
 
 
 def _window(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

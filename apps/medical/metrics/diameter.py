@@ -23,7 +23,12 @@ def axes_mm(mask_xy: Mask, spacing_mm: tuple[float, float]) -> tuple[float, floa
     return float(extent[longest]), float(extent[(longest + 18) % 36])
 
 
+def largest_axes_mm(mask_xyz: Mask, spacing_mm: tuple[float, float]) -> tuple[float, float]:
+    """The two axes in the slice where the shape (X, Y, Z) is largest."""
+    largest = int(mask_xyz.sum(axis=(0, 1)).argmax())
+    return axes_mm(mask_xyz[:, :, largest], spacing_mm)
+
+
 def mean_axial_diameter_mm(mask_xyz: Mask, spacing_mm: tuple[float, float]) -> float:
     """Mean of the two axes in the slice where the shape (X, Y, Z) is largest."""
-    largest = int(mask_xyz.sum(axis=(0, 1)).argmax())
-    return float(np.mean(axes_mm(mask_xyz[:, :, largest], spacing_mm)))
+    return float(np.mean(largest_axes_mm(mask_xyz, spacing_mm)))

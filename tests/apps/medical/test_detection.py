@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.medical.inference import candidates
+from apps.medical.inference.candidates import suppress_nested
 from apps.medical.inference.grid import RIGHT_ANTERIOR_SUPERIOR, Grid, cover, resample
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.pipeline import Tiling, _suppress_nested, detect, suppress
+from apps.medical.inference.pipeline import Tiling, detect, suppress
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import fold_batch_norm
 from apps.medical.models.retinanet import RetinaNet3D, full
@@ -149,8 +151,8 @@ def test_suppression_keeps_the_best_of_those_that_overlap():
 def test_a_nodule_gets_one_mark():
     low = np.array([[0.0, 0, 0], [2, 2, 2], [-20, -20, -20], [30, 0, 0]])
     high = np.array([[10.0, 10, 10], [5, 5, 5], [25, 25, 25], [40, 10, 10]])
-    assert _suppress_nested(low, high, np.arange(4)) == [0, 3]
-    assert _suppress_nested(low, high, np.array([1, 3])) == [1, 3]
+    assert suppress_nested(low, high, np.arange(4)) == [0, 3]
+    assert suppress_nested(low, high, np.array([1, 3])) == [1, 3]
 
 
 def test_full_is_the_bundle_s_network():
@@ -372,3 +374,61 @@ def test_without_air_there_are_no_lungs():
     voxels = np.where(volume.voxels_zyx == -850, 40, volume.voxels_zyx).astype(np.int16)
     solid = CTVolume(voxels_zyx=voxels, spacing_mm=volume.spacing_mm, origin_lps_mm=volume.origin_lps_mm)
     assert find_lungs(solid) is None
+
+
+def with_gas_below(*, lungs: bool) -> CTVolume:
+    """A body with gas in stomach and colon below the diaphragm and a trachea above, with lungs between or without."""
+    k, j, i = np.indices((60, 80, 100))
+    voxels = np.full(i.shape, -1000, np.int16)
+    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
+    if lungs:
+        for middle in (30, 70):
+            voxels[((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 38) / 14) ** 2 < 1] = -850
+    voxels[((i - 50) / 3) ** 2 + ((j - 40) / 3) ** 2 + 0 * k < (k > 40)] = -990
+    voxels[((i - 66) / 9) ** 2 + ((j - 34) / 9) ** 2 + ((k - 17) / 6) ** 2 < 1] = -990
+    for middle in (20, 40, 60):
+        voxels[((i - middle) / 8) ** 2 + ((j - 26) / 7) ** 2 + ((k - 6) / 5) ** 2 < 1] = -985
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, 0.0))
+
+
+def test_stomach_bowel_and_trachea_are_no_lung():
+    volume = with_gas_below(lungs=True)
+    lungs = find_lungs(volume)
+    assert lungs is not None
+    assert lungs.millilitres == pytest.approx((volume.voxels_zyx == -850).sum() * 45 / 1000, rel=0.02)
+    assert lungs.contain(np.array([[30.0, 40, 38], [70, 40, 38]])).all()
+    assert not lungs.contain(np.array([[66.0, 34, 17], [20, 26, 6], [50, 40, 58]])).any()
+    assert find_lungs(with_gas_below(lungs=False)) is None
+
+
+def test_a_candidate_on_the_edge_of_the_image_is_none_and_a_mass_is_one():
+    volume = body_with_lungs()
+    lungs = find_lungs(volume)
+    part = changed(volume, volume.voxels_zyx[:15])
+    ends = [part.to_lps_mm([[30.0, 40, k - 2], [30, 40, k + 2]]) for k in (14, 8)]
+    low, high = (np.array([pair[n] for pair in ends]) + (2 * n - 1) * np.array([6.0, 6, 0]) for n in (0, 1))
+    assert candidates._within(part, (low + high) / 2).tolist() == [False, True]
+    # What fills a lung's middle has no aerated lung near its centre, and lung on most of its sides.
+    solid = volume.voxels_zyx.copy()
+    k, j, i = np.indices(solid.shape)
+    solid[((i - 30) * 3) ** 2 + ((j - 40) * 3) ** 2 + ((k - 15) * 5) ** 2 < 36**2] = 40
+    lungs = find_lungs(changed(volume, solid))
+    centre = volume.to_lps_mm([[30.0, 40, 15], [50.0, 62, 15]])
+    assert not lungs.contain(volume.to_index_ijk(centre)).any()
+    assert candidates._at_lung(volume, lungs, centre - 36, centre + 36).tolist() == [True, False]
+
+
+def test_a_second_look_finds_what_is_too_large_for_the_first(detector):
+    """A detector without training marks boxes of its anchors' sizes; with a second look there are larger ones."""
+    volume = body_with_lungs()
+    lungs = find_lungs(volume)
+    twice = ChestInput(spacing_mm=(2.8, 2.8, 5.0), second_look=2)
+    tiling = Tiling(size=(64, 64, 32), margin=(16, 16, 8))
+    one = candidates.find_candidates(
+        detector, volume, lungs, input=ChestInput(spacing_mm=(2.8, 2.8, 5.0)), tiling=tiling
+    )
+    two = candidates.find_candidates(detector, volume, lungs, input=twice, tiling=tiling)
+    size_one, size_two = ((c.boxes[:, 3:5] - c.boxes[:, :2]).max() for c in (one, two))
+    assert size_two > 1.3 * size_one
+    low, high = two.ends_lps_mm()
+    assert np.all(high > low) and np.all(two.scores[:-1] >= two.scores[1:])

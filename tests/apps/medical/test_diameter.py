@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from apps.medical.inference.diameter import measure
+from apps.medical.inference import diameter
 from apps.medical.metrics.diameter import axes_mm, mean_axial_diameter_mm
 
 SPACING = np.array([0.7, 0.7, 1.25])
+
+
+def measure(image: np.ndarray, box: np.ndarray, spacing: np.ndarray) -> float | None:
+    """The mean diameter."""
+    found = diameter.measure(image, box, spacing)
+    return None if found is None else float(np.mean(found.axes_mm))
+
+
 CENTRE = np.array([22.0, 21.0, 16.0])
 
 
