@@ -111,6 +111,7 @@ class App:
     score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
                  option name
     result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
+    case_label   what stands for a ``result.json`` in a list of cases, beside the time and size of its inputs; or None
     models_table the public models that it runs or refuses, with what was tested: what ``trivium models`` prints
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
@@ -137,6 +138,7 @@ class App:
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score_files: Callable[[Mapping[str, Path]], Table] | None = None
     result_table: Callable[[Mapping[str, Any]], Table] | None = None
+    case_label: Callable[[Mapping[str, Any]], str] | None = None
     models_table: Callable[[], Table] | None = None
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
     router: Callable[[Service], APIRouter] | None = None

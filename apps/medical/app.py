@@ -57,6 +57,12 @@ def _result_table(content: Mapping[str, Any]) -> Table:
     return result_table(content)
 
 
+def _case_label(content: Mapping[str, Any]) -> str:
+    from apps.medical.outputs.result import case_label
+
+    return case_label(content)
+
+
 def _score_files(files: Mapping[str, Path]) -> Table:
     from apps.medical.metrics.luna16 import score_files
 
@@ -107,6 +113,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     result_table=_result_table,
+    case_label=_case_label,
     data_sets=_data_sets,
     importers=_importers,
     evaluate=_evaluate,

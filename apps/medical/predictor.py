@@ -46,7 +46,7 @@ EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)
 
 
 class NodulePredictor:
-    """Finds lung nodules. Findings of at least ``operating_score`` are suspicious.
+    """Finds lung nodules. Findings of at least ``operating_score`` stand apart from weaker marks.
 
     ``detector`` is the network on the grid of ``input``, computed by torch with ``precision`` for the forward pass; or
     in its place ``program`` computes the maps, and ``decoder`` says how they become boxes.

@@ -160,7 +160,7 @@ class Findings:
     """What was found in a CT.
 
     nodules           best first
-    operating_score   nodules of at least this score are suspicious; see ``inference/calibration``
+    operating_score   what reaches it stands apart from weaker marks; see ``inference/calibration``
     lung_box_lps_mm   x, y, z of the lower corner, then of the upper, of what was searched; None where no lung was found
     lung_millilitres  aerated lung; None where no lung was found
     lungs_cut         whether a lung reaches the image's edge
@@ -178,7 +178,7 @@ class Findings:
         """What a notebook shows: how many findings there are, then a line for each, best first."""
         if self.lung_box_lps_mm is None:
             return "not searched: no lung was found"
-        lines = [f"{len(self.nodules)} findings, suspicious from a score of {self.operating_score:.3f}"]
+        lines = [f"{len(self.nodules)} findings, weak below a score of {self.operating_score:.3f}"]
         for nodule in self.nodules:
             place = ", ".join(f"{value:.1f}" for value in nodule.centre_lps_mm)
             lines.append(f"{nodule.label}, {nodule.mean_diameter_mm:.1f} mm, score {nodule.score:.3f}, LPS {place} mm")

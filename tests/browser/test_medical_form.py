@@ -55,6 +55,7 @@ class Known:
                 mean_diameter_mm=9.0,
                 score=0.9 - 0.6 * n,
                 box_lps_mm=(*(v - 4.5 for v in centre), *(v + 4.5 for v in centre)),
+                axes_mm=(9.5, 8.5),
             )
             for n, centre in enumerate(AT_MM)
         ]
@@ -93,6 +94,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Known(),
         codec=MedicalCodec,
+        kinds=medical.kinds,
+        case_label=medical.case_label,
         samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
         reproduce=_unused,  # type: ignore[arg-type]
     )
@@ -374,7 +377,7 @@ def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> No
     expect(result).to_contain_text(
         "what is not marked is not cleared. The model has learnt from synthetic chests alone"
     )
-    expect(result).to_contain_text("9.0 × 9.0 mm axial · 9.0 mm long")
+    expect(result).to_contain_text("9.5 × 8.5 mm axial · 9.0 mm from head to feet")
     page.get_by_label("of a score of at least").fill("1")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()
@@ -392,3 +395,44 @@ def test_the_heading_and_the_whole_slice_are_in_view(page: Page, site: str, size
     expect(page.get_by_role("heading", name="1 finding")).to_be_in_viewport(ratio=1)
     expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_labels_of_neighbouring_marks_stand_apart(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    marks = [{"x": x, "y": y, "radius": 20, "width": 70} for x, y in ((300, 300), (306, 304), (296, 296), (690, 300))]
+    places = page.evaluate(
+        """async marks => (await import("/static/medical/labels.js")).placeLabels(marks, 18, [720, 560])""", marks
+    )
+    for n, (one, mark) in enumerate(zip(places, marks, strict=True)):
+        assert one["x"] >= 0 and one["x"] + mark["width"] <= 720
+        assert abs(one["x"] - mark["x"]) < 120 and abs(one["y"] - mark["y"]) < 120
+        for other in places[:n]:
+            apart = abs(one["x"] - other["x"]) > 70 or abs(one["y"] - other["y"]) >= 18
+            assert apart, places
+
+
+def test_a_long_series_uid_does_not_widen_the_page(page: Page, site: str, tmp_path: Path) -> None:
+    uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001." + "7" * 27
+    scan = chest()
+    parts = {f"IM{k}": dicom_slice(scan, k, SeriesInstanceUID=uid) for k in range(len(scan.voxels_zyx))}
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{site}/medical")
+    page.locator("input[type=file]").first.set_input_files(pack(tmp_path, parts))
+    page.get_by_role("button", name="Find nodules").click()
+    expect(page.get_by_text(uid)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_the_order_and_the_score_are_said_to_be_confidence(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    expect(page.get_by_label("Order:")).to_have_value("surest first")
+    expect(page.get_by_text("not that it is malignant")).to_be_visible()
+
+
+def test_a_case_is_listed_with_its_size_and_findings(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
+    page.goto(site)
+    expect(page.locator(".recent a").first).to_contain_text("1 finding, 100 × 80 × 20 voxels (nii.gz file")

@@ -22,6 +22,12 @@ from shared.errors import InvalidInputError
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+_LOSSY = (
+    *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"),
+    *("1.2.840.10008.1.2.4.93", "1.2.840.10008.1.2.4.203"),
+)
+"""JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, and HTJ2K, which may lose."""
+
 _UNITS = ("HU", "HU_MOD", "US")
 """Defined terms of RescaleType (0028,1054) that may be HU; others are electron density, iodine, effective Z."""
 
@@ -41,6 +47,7 @@ _KEYWORDS = (
     ),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
     *("RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 
 
@@ -201,8 +208,30 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         direction=np.stack([along_i, along_j, normal], axis=1),
         identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
         images=tuple(_source(slices[index], positions[index]) for index in order),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *_lossy(slices)),
     )
+
+
+def _lossy(slices: Sequence[Slice]) -> list[str]:
+    """What is to be said where images were compressed with loss, now or at any time before (PS3.3 C.7.6.1.1.5)."""
+    lossy = [part for part in slices if part.header.get("LossyImageCompression") == "01" or part.syntax in _LOSSY]
+    if not lossy:
+        return []
+    ratios = [_greatest(part.header.get("LossyImageCompressionRatio")) for part in lossy]
+    slopes = [abs(float(part.header.RescaleSlope)) for part in lossy]
+    ratio = f", up to {max(ratios):g} to 1" if max(ratios) > 1 else ""
+    said = f"{len(lossy)} of {len(slices)} images were compressed with loss{ratio} (0028,2110)"
+    enlarged = f"; its errors are enlarged {max(slopes):g} times by the rescale slope" if max(slopes) > 1 else ""
+    return [f"{said}: densities in HU are not exact, and small or faint nodules may be gone{enlarged}."]
+
+
+def _greatest(value: Any) -> float:
+    """Of one number or several; 0 where there is none that can be read."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        return max((float(number) for number in values if number not in (None, "")), default=0.0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _source(part: Slice, position: Float64) -> SourceImage:

@@ -1,4 +1,4 @@
-"""At which score a finding is suspicious enough to be set apart from the rest."""
+"""At which score the detector is sure enough of a finding to set it apart from weaker marks."""
 
 from __future__ import annotations
 

@@ -43,11 +43,11 @@ def _tile(volume: CTVolume, nodule: Nodule, rank: int) -> Image.Image:
     tile, scale, offset = _slice(volume, k)
     pen = ImageDraw.Draw(tile)
     index = volume.to_index_ijk(nodule.centre_lps_mm)
-    across = [
-        n - 1 - at if turned else at
-        for n, at, turned in zip(volume.size_ijk[:2], index[:2], _turned(volume), strict=True)
-    ]
-    x, y = ((at + 0.5) * volume.spacing_mm[axis] * scale + offset[axis] for axis, at in enumerate(across))
+    x, y = (
+        ((volume.size_ijk[axis] - 1 - index[axis] if turned else index[axis]) + 0.5) * volume.spacing_mm[axis] * scale
+        + begin
+        for (axis, turned), begin in zip(_across(volume), offset, strict=True)
+    )
     radius = max(nodule.mean_diameter_mm / 2 * scale + 5, 9)
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffcf33", width=2)
     _text(pen, (8, 6), f"{rank}   {nodule.mean_diameter_mm:.1f} mm   score {nodule.score:.2f}")
@@ -69,22 +69,29 @@ def _slice(volume: CTVolume, k: int) -> tuple[Image.Image, float, tuple[float, f
     """A slice in a square tile; pixels per mm, and where the slice begins in it."""
     low, high = WINDOW_HU
     grey: NDArray[np.uint8] = np.clip((volume.voxels_zyx[k] - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
-    width, height = volume.size_ijk[0] * volume.spacing_mm[0], volume.size_ijk[1] * volume.spacing_mm[1]
+    (x, x_turned), (y, y_turned) = _across(volume)
+    width, height = volume.size_ijk[x] * volume.spacing_mm[x], volume.size_ijk[y] * volume.spacing_mm[y]
     scale = TILE / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     offset = ((TILE - size[0]) // 2, (TILE - size[1]) // 2)
     tile = Image.new("RGB", (TILE, TILE), "black")
-    shown = grey[tuple(slice(None, None, -1 if turned else 1) for turned in reversed(_turned(volume)))]
-    tile.paste(Image.fromarray(shown).resize(size, Image.Resampling.BILINEAR).convert("RGB"), offset)
+    shown = (grey if x == 0 else grey.T)[:: -1 if y_turned else 1, :: -1 if x_turned else 1]
+    tile.paste(
+        Image.fromarray(np.ascontiguousarray(shown)).resize(size, Image.Resampling.BILINEAR).convert("RGB"), offset
+    )
     pen = ImageDraw.Draw(tile)
     _text(pen, (8, TILE // 2 - 9), "R")
     _text(pen, (TILE - 18, TILE // 2 - 9), "L")
     return tile, scale, (float(offset[0]), float(offset[1]))
 
 
-def _turned(volume: CTVolume) -> tuple[bool, bool]:
-    """Whether i runs to the patient's right, and j to the front: then the picture runs against them."""
-    return bool(volume.direction[0, 0] < 0), bool(volume.direction[1, 1] < 0)
+def _across(volume: CTVolume) -> tuple[tuple[int, bool], tuple[int, bool]]:
+    """Which of i and j runs across the picture, and which down it; and whether the picture runs against it.
+
+    Across is from the patient's right to the left, down from the front to the back.
+    """
+    x = 0 if abs(volume.direction[0, 0]) >= abs(volume.direction[0, 1]) else 1
+    return (x, bool(volume.direction[0, x] < 0)), (1 - x, bool(volume.direction[1, 1 - x] < 0))
 
 
 def _text(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str) -> None:

@@ -11,6 +11,9 @@ from apps.medical.types import NODULE, CTVolume, Findings, Nodule
 from shared.app import Table
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
+LITTLE_ML = 500.0
+"""Adults have several litres of lung; less than this is a small part of it, or lung without air."""
+
 PARTLY = "The image ends within the lungs: nodules beyond its edge cannot be found."
 
 
@@ -22,6 +25,7 @@ def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
                 "rank": rank,
                 "centre_lps_mm": _rounded(nodule.centre_lps_mm, 2),
                 "mean_diameter_mm": round(nodule.mean_diameter_mm, 1),
+                "axes_mm": None if nodule.axes_mm is None else _rounded(nodule.axes_mm, 1),
                 "score": round(nodule.score, 4),
                 "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
                 "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
@@ -29,7 +33,7 @@ def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
                 "instance_number": _instance_number(volume, slice_number(volume, nodule) - 1),
                 "image": _image(volume, slice_number(volume, nodule) - 1),
                 "label": nodule.label,
-                "suspicious": nodule.score >= findings.operating_score,
+                "above_operating_score": nodule.score >= findings.operating_score,
             }
             for rank, nodule in enumerate(findings.nodules, start=1)
         ],
@@ -61,6 +65,11 @@ def remarks(volume: CTVolume, findings: Findings) -> list[str]:
     if findings.unlisted:
         more = "1 more finding reaches" if findings.unlisted == 1 else f"{findings.unlisted} more findings reach"
         said.append(f"{more} the operating score than are listed; raise the option most to see all.")
+    if findings.lung_millilitres is not None and findings.lung_millilitres < LITTLE_ML:
+        said.append(
+            f"Only {findings.lung_millilitres:.0f} ml of aerated lung were found: most of the lungs is not in this "
+            "scan, or holds no air, and was not searched."
+        )
     if findings.lungs_cut:
         said.append(PARTLY)
     across = max(volume.spacing_mm[:2])
@@ -87,7 +96,7 @@ def result_table(content: Mapping[str, Any]) -> Table:
         image = [_text(finding["instance_number"])] if numbered else []
         centre = ", ".join(f"{value:.1f}" for value in finding["centre_lps_mm"])
         figures = [centre, f"{finding['mean_diameter_mm']:.1f}", f"{finding['score']:.3f}"]
-        said = "suspicious" if finding["suspicious"] else ""
+        said = "" if finding["above_operating_score"] else "weak"
         label = [finding["label"]] if labelled else []
         rows.append([_text(finding["rank"]), _text(finding["slice"]), *image, *figures, *label, said])
     return Table(title=f"Lung nodules: {len(rows)}", columns=columns, rows=rows)
@@ -136,3 +145,12 @@ def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
 
 def _rounded(values: object, digits: int) -> list[float]:
     return [round(float(value), digits) for value in np.asarray(values, np.float64)]
+
+
+def case_label(content: Mapping[str, Any]) -> str:
+    """A ``result.json`` in a list of cases: how many findings there are, and of what scan."""
+    if content["lungs"] is None:
+        return "not searched: no lung was found"
+    count = sum(finding["above_operating_score"] for finding in content["findings"])
+    size = " × ".join(map(str, content["volume"]["size_ijk"]))
+    return f"{count} {'finding' if count == 1 else 'findings'}, {size} voxels"

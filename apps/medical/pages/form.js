@@ -4,7 +4,7 @@ import { sliceViewer } from "./viewer.js";
 import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
 
 const ORDERS = {
-  "most suspicious first": (a, b) => a.rank - b.rank,
+  "surest first": (a, b) => a.rank - b.rank,
   "largest first": (a, b) => b.mean_diameter_mm - a.mean_diameter_mm,
   "from head to feet": (a, b) => b.centre_lps_mm[2] - a.centre_lps_mm[2],
 };
@@ -18,11 +18,11 @@ async function render(answer) {
   const listed = [...findings];
   const list = element("ol", { class: "findings" });
   const place = element("div", { "aria-busy": "true" }, element("p", {}, "Loading the slices …"));
-  const suspicious = findings.filter((finding) => finding.suspicious).length;
-  const others = findings.length - suspicious;
+  const above = findings.filter((finding) => finding.above_operating_score).length;
+  const others = findings.length - above;
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
-    element("h2", {}, headline(answer.result, suspicious)),
+    element("h2", {}, headline(answer.result, above)),
     element("p", { class: "advice" }, advice(answer.result, synthetic)),
     ...remarks.map((sentence) => element("p", { class: "remark" }, sentence)),
     element("div", { class: "reading" }, place,
@@ -58,11 +58,11 @@ async function render(answer) {
   place.removeAttribute("aria-busy");
 }
 
-function headline(found, suspicious) {
+function headline(found, above) {
   if (found.lungs === null) return "Not searched";
   if (!found.findings.length) return "No nodule found";
-  if (!suspicious) return "No finding above the operating score";
-  return `${suspicious} ${suspicious === 1 ? "finding" : "findings"}`;
+  if (!above) return "No finding above the operating score";
+  return `${above} ${above === 1 ? "finding" : "findings"}`;
 }
 
 /** What the answer is worth, and what to do with it. */
@@ -70,7 +70,7 @@ function advice(found, synthetic) {
   const learnt = synthetic ? "The model has learnt from synthetic chests alone and misses real nodules." : "The model misses nodules.";
   if (found.lungs === null) return "Nothing is said about nodules. Look at the slices: is it a CT of the chest, in Hounsfield units? If it is another series of the examination, hand in that of the chest.";
   if (!found.findings.length) return `This does not mean that there is none. ${learnt} Read the scan as if nothing had been run on it. Weaker marks come up with a lower score in the options.`;
-  return `Each mark is a place to look at; what is not marked is not cleared. ${learnt}`;
+  return `Each mark is a place to look at; what is not marked is not cleared. ${learnt} The score says how sure the model is that there is a nodule, not that it is malignant.`;
 }
 
 /** By what the scan is found again in a PACS; the name of its file is not kept. */
@@ -80,11 +80,12 @@ function identity(answer) {
 }
 
 function row(finding, volume) {
-  const [across, deep, long] = [0, 1, 2].map((n) => (finding.box_lps_mm[n + 3] - finding.box_lps_mm[n]).toFixed(1));
-  return element("button", { type: "button", class: finding.suspicious ? null : "weak" },
+  const tall = (finding.box_lps_mm[5] - finding.box_lps_mm[2]).toFixed(1);
+  const axes = finding.axes_mm ? `${finding.axes_mm.map((v) => v.toFixed(1)).join(" × ")} mm axial · ` : "";
+  return element("button", { type: "button", class: finding.above_operating_score ? null : "weak" },
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
     element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(2)}`),
-    element("span", { class: "where" }, `${across} × ${deep} mm axial · ${long} mm long`),
+    element("span", { class: "where" }, `${axes}${tall} mm from head to feet`),
     element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · ${position(finding.centre_lps_mm)}`));
 }

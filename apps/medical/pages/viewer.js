@@ -1,5 +1,6 @@
 // Axial slices on a canvas, with the findings circled. Needs no WebGL.
 import { element } from "/static/shared/case.js";
+import { placeLabels } from "./labels.js";
 import { position, sideOf } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
@@ -65,25 +66,25 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.setTransform(1, 0, 0, 1, 0, 0);
     const unit = canvas.width / 720;
     pen.font = `600 ${16 * unit}px system-ui, sans-serif`;
-    for (const mark of marks) {
-      if (state.slice < mark.first || state.slice > mark.last) continue;
+    const shown = marks.filter((mark) => state.slice >= mark.first && state.slice <= mark.last);
+    const labels = [];
+    for (const mark of shown) {
       const x = (mark.at[0] + 0.5) * sx + dx;
       const y = (mark.at[1] + 0.5) * sy + dy;
       const radius = Math.max(mark.finding.mean_diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit);
       pen.strokeStyle = pen.fillStyle = mark.finding === state.chosen ? "#ffcf33" : "#6fd3ff";
       pen.lineWidth = 2 * unit;
-      pen.setLineDash(mark.finding.suspicious ? [] : [5 * unit, 4 * unit]);
+      pen.setLineDash(mark.finding.above_operating_score ? [] : [5 * unit, 4 * unit]);
       pen.beginPath();
       pen.arc(x, y, radius, 0, 2 * Math.PI);
       pen.stroke();
       pen.setLineDash([]);
-      const label = `${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`;
-      const width = pen.measureText(label).width;
-      const right = x + radius * 0.75 + 3 * unit;
-      // At the right edge of the image the label stands to the left of its mark.
-      const left = right + width > pen.canvas.width ? x - radius * 0.75 - 3 * unit - width : right;
-      outlined(pen, unit, label, left, y - radius * 0.75, pen.fillStyle);
+      const text = `${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`;
+      labels.push({ text, x, y, radius, width: pen.measureText(text).width, colour: pen.fillStyle, chosen: mark.finding === state.chosen });
     }
+    labels.sort((a, b) => b.chosen - a.chosen);
+    const places = placeLabels(labels, 18 * unit, [canvas.width, canvas.height]);
+    labels.forEach((one, n) => outlined(pen, unit, one.text, places[n].x, places[n].y, one.colour));
     crosshair(pen, unit, [sx, sy, dx, dy]);
     ruler(pen, unit, [sx, sy, dx, dy]);
     letters(pen, unit);

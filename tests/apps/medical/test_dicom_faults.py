@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -152,3 +153,22 @@ def test_bytes_that_fell_over_make_a_refusal_or_a_volume_and_nothing_else(scan, 
             assert len(str(refusal)) > 20
         else:
             assert np.isfinite(volume.spacing_mm).all() and np.isfinite(volume.origin_lps_mm).all()
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"LossyImageCompression": "01"}, "5 of 5 images were compressed with loss \\(0028,2110\\)"),
+        ({"LossyImageCompression": "01", "LossyImageCompressionRatio": ["4.5", "12"]}, "up to 12 to 1"),
+        ({"LossyImageCompression": lambda k: "01" if k == 2 else "00"}, "1 of 5 images"),
+        ({"LossyImageCompression": "01", "RescaleSlope": 3}, "errors are enlarged 3 times"),
+    ],
+)
+def test_loss_in_compression_is_told(scan, tmp_path, tags, words):
+    volume = read_volume([pack(tmp_path, members(scan, **tags))])
+    assert re.search(words, " ".join(volume.remarks))
+
+
+def test_of_images_without_loss_nothing_is_told(scan, tmp_path):
+    for tags in ({}, {"LossyImageCompression": "00", "LossyImageCompressionRatio": "1"}):
+        assert read_volume([pack(tmp_path, members(scan, **tags))]).remarks == ()

@@ -53,6 +53,17 @@ def test_the_patient_s_right_is_on_the_left_and_the_front_at_the_top(signs):
     assert np.array_equal(shown, pixels(lopsided(), NODULE))
 
 
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (1, -1, -1)])
+def test_slices_whose_rows_run_from_front_to_back_are_turned(signs):
+    """DICOM may state row and column directions the other way round; the picture is the same."""
+    volume = stored(lopsided(), (1, 0, 2), signs)
+    shown = pixels(volume, NODULE).astype(int)
+    label = slice(shown.shape[0] - 30, None)
+    expected = pixels(lopsided(), NODULE).astype(int)
+    shown[label], expected[label] = 0, 0
+    assert np.array_equal(shown, expected)
+
+
 def test_the_sides_are_lettered():
     """R at the left edge and L at the right one, before the air of the room alone: L has a stem, R more beside it."""
     volume = lopsided()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -12,14 +13,17 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
-from apps.medical.outputs.result import NO_LUNGS, PARTLY, result, result_table
+from apps.medical.inference.candidates import Candidates
+from apps.medical.inference.grid import Grid
+from apps.medical.outputs.result import NO_LUNGS, PARTLY, case_label, result, result_table
 from apps.medical.outputs.slab import MAX_VOXELS, slab
-from apps.medical.predictor import EVERYTHING, NodulePredictor, Options
+from apps.medical.predictor import EVERYTHING, NodulePredictor, Options, measured
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule
 from shared.deploy.artifact import describe_file, open_artifact
@@ -70,7 +74,7 @@ def test_a_scan_without_lungs_is_said_not_to_have_been_searched(untrained, tmp_p
     assert given.picture.startswith(b"\x89PNG")
 
 
-def test_suspicious_findings_beyond_those_asked_for_are_counted(untrained, tmp_path, monkeypatch):
+def test_findings_above_the_operating_score_beyond_those_asked_for_are_counted(untrained, tmp_path, monkeypatch):
     file = tmp_path / "chest.nii.gz"
     file.write_bytes(nifti(chest()))
     request = Request(files=(file,), options={"score": "0.01", "most": "6"})
@@ -127,7 +131,7 @@ def test_remarks_speak_of_thick_slices():
     said = result(chest(), found(nodule, cut=True))
     assert any("5 mm apart" in sentence for sentence in said["remarks"])
     assert PARTLY in said["remarks"]
-    assert said["findings"][0]["suspicious"] is True
+    assert said["findings"][0]["above_operating_score"] is True
     assert said["findings"][0]["mean_diameter_mm"] == 9.4
 
 
@@ -159,7 +163,7 @@ def test_a_volume_of_one_s_own_gives_typed_findings(untrained):
 def test_findings_are_readable_where_they_are_printed():
     nodule = Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.44, score=0.75, box_lps_mm=(0, 0, 0, 1, 1, 1))
     assert repr(found(nodule)).splitlines() == [
-        "1 findings, suspicious from a score of 0.500",
+        "1 findings, weak below a score of 0.500",
         "nodule, 9.4 mm, score 0.750, LPS 1.0, -2.5, 3.0 mm",
     ]
     assert str(found(searched=False)) == "not searched: no lung was found"
@@ -193,7 +197,7 @@ def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dic
         "x, y, z (LPS mm)": "1.0, -2.5, 3.0",
         "diameter (mm)": "9.4",
         "score": "0.750",
-        "": "suspicious",
+        "": "",
     }
     content["findings"][0]["instance_number"] = 7
     assert result_table(content).columns[:3] == ["rank", "slice", "image"]
@@ -227,3 +231,35 @@ def test_a_prediction_loads_no_engine(tmp_path):
 def test_a_grid_that_no_network_can_use_is_refused(grid, words):
     with pytest.raises(InvalidInputError, match=words):
         ChestInput(**grid)
+
+
+def test_a_scan_with_little_lung_says_so():
+    scan = chest()
+    little = dataclasses.replace(found(), lung_millilitres=73.2)
+    assert any("Only 73 ml of aerated lung" in sentence for sentence in result(scan, little)["remarks"])
+    assert not any("aerated lung" in sentence for sentence in result(scan, found())["remarks"])
+
+
+def test_a_case_is_listed_by_what_was_found_in_which_scan():
+    nodules = [
+        Nodule(centre_lps_mm=(1.0, -2.5, 3), mean_diameter_mm=9.4, score=score, box_lps_mm=(0, 0, 0, 1, 1, 1))
+        for score in (0.9, 0.2)
+    ]
+    assert case_label(result(chest(), found(*nodules))) == "1 finding, 100 × 80 × 20 voxels"
+    assert case_label(result(chest(), found(searched=False))) == "not searched: no lung was found"
+
+
+def test_the_list_s_box_and_diameter_are_of_one_measurement():
+    """The heading's mean is that of the two axes, and the box is that of the same piece."""
+    scan = chest()
+    box = np.array([[[-66.0, -6.0, -360.0]], [[-54.0, 6.0, -350.0]]])
+    grid = Grid(scan.to_lps_mm([99, 79, 0]), np.array(scan.spacing_mm), (100, 80, 20))
+    corners = np.sort(grid.to_voxels(box), axis=0).reshape(1, 6)
+    marks = Candidates(torch.zeros(1, 1, 1), grid, corners, np.array([0.8]), np.array([0]))
+    (nodule,) = measured(scan, marks, ChestInput())
+    assert nodule.axes_mm is not None and nodule.mean_diameter_mm == pytest.approx(np.mean(nodule.axes_mm))
+    sides = np.subtract(nodule.box_lps_mm[3:], nodule.box_lps_mm[:3])
+    # The chest's nodule has 4 by 4 by 2 voxels of 3 by 3 by 5 mm.
+    assert sides == pytest.approx((12, 12, 10), abs=0.1)
+    assert nodule.box_lps_mm[:3] == pytest.approx(scan.to_lps_mm([27.5, 37.5, 8.5]))
+    assert result(scan, found(nodule))["findings"][0]["axes_mm"] == [round(axis, 1) for axis in nodule.axes_mm]
