@@ -62,6 +62,22 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DomainScore:
+    """A score by the domain's own protocol, on so many of what ``count`` says; ``data`` is what it was taken of."""
+
+    name: str
+    value: float
+    count: str
+    data: str
+    higher_is_better: bool = True
+
+    def loss(self, other: DomainScore) -> float:
+        """By how much ``other`` is worse, in parts of this one; below 0 where it is better."""
+        worse = self.value - other.value if self.higher_is_better else other.value - self.value
+        return worse / max(abs(self.value), 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Importer:
     """Turns a public checkpoint into a model of the application: weights only, by name.
 
@@ -108,6 +124,7 @@ class App:
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
+    score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
     score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
                  option name
     result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
@@ -136,6 +153,7 @@ class App:
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
+    score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None
     score_files: Callable[[Mapping[str, Path]], Table] | None = None
     result_table: Callable[[Mapping[str, Any]], Table] | None = None
     case_label: Callable[[Mapping[str, Any]], str] | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.driving.models import IMPORTED, MODELS
-from shared.app import App, DenseNetwork, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +95,12 @@ def _result_table(content: Mapping[str, Any]) -> Table:
     return result_table(content)
 
 
+def _score(predictor: Any, data: Any, limit: int | None) -> Sequence[DomainScore]:
+    from apps.driving.inference.evaluation import score
+
+    return score(predictor, data, limit)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.driving.samples import samples
 
@@ -126,6 +132,7 @@ app = App(
     models_table=_models_table,
     data_sets=_data_sets,
     evaluate=_evaluate,
+    score=_score,
     samples=_samples,
     reproduce=_reproduce,
 )

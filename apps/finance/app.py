@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.app import App, DenseNetwork, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +82,14 @@ def _score_files(files: Mapping[str, Path]) -> Table:
     return score_files(files)
 
 
+def _score(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) -> Sequence[DomainScore]:
+    from apps.finance.inference.evaluation import score
+    from apps.finance.predictor import FinancePredictor
+
+    assert isinstance(predictor, FinancePredictor)
+    return score(predictor, data, limit)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.finance.samples import samples
 
@@ -110,6 +118,7 @@ app = App(
     importers=_importers,
     score_files=_score_files,
     evaluate=_evaluate,
+    score=_score,
     result_table=_result_table,
     samples=_samples,
     reproduce=_reproduce,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.models import MODELS
-from shared.app import App, DenseNetwork, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +87,12 @@ def _evaluate(predictor: Predictor[Any, Any], data: DataConfig, limit: int | Non
     return evaluate_data_set(predictor, data, limit)
 
 
+def _score(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) -> Sequence[DomainScore]:
+    from apps.medical.inference.evaluation import score
+
+    return score(predictor, data, limit)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.medical.samples import samples
 
@@ -117,6 +123,7 @@ app = App(
     data_sets=_data_sets,
     importers=_importers,
     evaluate=_evaluate,
+    score=_score,
     samples=_samples,
     reproduce=_reproduce,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),

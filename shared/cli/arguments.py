@@ -178,6 +178,30 @@ class Programs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Quantise an artifact's network to INT8 and compare the domain's score before and after; refuses a loss over 1 %.
+
+    The program goes into the user's cache, and predictors take it where it is the fastest. Calibrated on the files
+    named with --calibrate, by default on the application's samples; scored on --data, by default the recipe's own.
+
+    Example: trivium quantize apps/driving/weights/pointpillars/1 --cases 64
+    """
+
+    artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]
+    """The artifact's directory."""
+    int8: Literal["static", "dynamic"] = "static"
+    """static: weights and activations, by NNCF for OpenVINO; dynamic: weights, by ONNX Runtime."""
+    calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = ()
+    """Files of the domain to calibrate on."""
+    data: DataSet = None
+    """The data set to score on; `trivium models APP` lists them."""
+    cases: Annotated[int | None, arg(metavar="N")] = None
+    """Score on at most this many cases."""
+    force: bool = False
+    """Keep the program however much is lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Serve:
     """Serve the applications: forms, JSON routes, the Open Inference Protocol and metrics.
 
@@ -279,6 +303,7 @@ Command: TypeAlias = (
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Programs, subcommand("programs")]
+    | Annotated[Quantize, subcommand("quantize")]
     | Annotated[Import, subcommand("import")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Models, subcommand("models")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.app import Table, installed
 from shared.cli.printing import print_table
 from shared.data.registry import read_registry
-from shared.deploy.artifact import open_artifact
+from shared.deploy.artifact import Artifact, open_artifact
 from shared.deploy.registry import misplaced
 from shared.errors import InvalidInputError
 from shared.observe.doctor import Check, examine
@@ -48,13 +48,25 @@ def _artifacts(what: str, registry: Path) -> list[Check]:
     checks = []
     for path in sorted(registry.glob("*/[0-9]*")):
         try:
-            manifest = open_artifact(path).manifest
+            artifact = open_artifact(path)
+            manifest = artifact.manifest
             if (fault := misplaced(path)) is not None:
                 raise InvalidInputError(fault)
             checks.append(Check(what, True, f"{manifest.name} version {manifest.version}"))
+            checks += [Check("program", True, f"{manifest.name}: {told}") for told in _programs(artifact)]
         except InvalidInputError as refusal:
             checks.append(Check(what, False, f"{path.parent.name} {path.name}", str(refusal)))
     return checks
+
+
+def _programs(artifact: Artifact) -> list[str]:
+    """What the artifact's network computes with here and why, and what cannot be used."""
+    from shared.deploy.programs.choosing import choices
+    from shared.deploy.programs.store import found_programs
+
+    _, remarks = found_programs(artifact)
+    chosen = [f"{choice.program}, {choice.reason}" for choice in choices(artifact)]
+    return [*(chosen or ["not measured yet; trivium programs does"]), *remarks]
 
 
 def _applications() -> list[Check]:

@@ -16,7 +16,7 @@ from shared.cli import arguments as commands
 from shared.errors import InvalidInputError
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
-_TAKE_SETTINGS = (commands.Train, commands.Evaluate, commands.Calibrate, commands.Import)
+_TAKE_SETTINGS = (commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +75,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import programs
 
             return programs.run(command)
+        case commands.Quantize():
+            from shared.cli import quantize
+
+            return quantize.run(command, settings)
         case commands.Serve():
             from shared.cli import serve
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -86,7 +86,13 @@ def programs_of(predictor: object) -> dict[str, Program]:
     return dict(getattr(predictor, "programs", {}))
 
 
+def with_programs(response: Response, predictor: object) -> Response:
+    """The response with the names of the programs that the predictor computes with, by model, in its result."""
+    programs = {name: program.name for name, program in programs_of(predictor).items()}
+    return replace(response, result={**response.result, "programs": programs}) if programs else response
+
+
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:
     """One request through a predictor, without a server."""
     decoded = codec.decode(request)
-    return codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
+    return with_programs(codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options)), predictor)

@@ -1,26 +1,111 @@
-"""An artifact's configuration for Triton, beside its versions in a model repository."""
+"""Configurations for Triton: an artifact's programs as models of a model repository.
+
+``model_config.proto`` of Triton's repository "common" says what a ``config.pbtxt`` may hold; a test parses each with
+the messages that the package tritonclient has generated from it.
+"""
 
 from __future__ import annotations
 
 from shared.deploy.artifact import Manifest, TensorSpec
+from shared.errors import InvalidInputError
 
 _TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
+BACKENDS = {
+    "onnx": ("onnxruntime", "model.onnx"),
+    "openvino": ("openvino", "openvino.xml"),
+    "openvino-int8": ("openvino", "openvino-int8.xml"),
+    "torchscript": ("pytorch", "torchscript.pt"),
+    "python": ("python", "model.py"),
+}
+"""Triton's backend of a program, and the file of a version's folder that it reads. ``python`` is ``python_model``."""
+MOST_ROWS, DELAY_US = 8, 2000
 
 
-def triton_config(manifest: Manifest) -> str:
-    """The model's ``config.pbtxt`` for Triton's ONNX Runtime backend."""
+def triton_config(manifest: Manifest, program: str = "onnx") -> str:
+    """The model's ``config.pbtxt``: batched dynamically, one instance, the newest version, warmed up before it serves.
 
-    def tensors(kind: str, specs: tuple[TensorSpec, ...], drop: int) -> str:
-        items = []
-        for spec in specs:
-            # Triton wants at least one dimension besides the batch.
-            dims = ", ".join(map(str, spec.shape[drop:])) or "1"
-            reshape = "" if spec.shape[drop:] else " reshape: { shape: [ ] }"
-            items.append(f'  {{ name: "{spec.name}" data_type: {_TRITON[spec.datatype]} dims: [ {dims} ]{reshape} }}')
-        return f"{kind} [\n" + ",\n".join(items) + "\n]\n"
-
-    batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    head = f'name: "{manifest.name}"\nbackend: "onnxruntime"\nmax_batch_size: {8 if batched else 0}\n'
-    tail = "dynamic_batching { max_queue_delay_microseconds: 2000 }\n" if batched else ""
+    Refuses a program that no backend of Triton runs.
+    """
+    if program not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise InvalidInputError(f"Triton has no backend for the program {program}; it has them for {known}")
+    backend, file = BACKENDS[program]
+    specs = (*manifest.inputs, *manifest.outputs)
+    batched = all(spec.shape[:1] == (-1,) for spec in specs)
     drop = 1 if batched else 0
-    return head + tensors("input", manifest.inputs, drop) + tensors("output", manifest.outputs, drop) + tail
+    parts = [
+        f'name: "{manifest.name}"',
+        f'backend: "{backend}"',
+        f'default_model_filename: "{file}"',
+        f"max_batch_size: {MOST_ROWS if batched else 0}",
+        _tensors("input", manifest.inputs, drop),
+        _tensors("output", manifest.outputs, drop),
+        "version_policy { latest { num_versions: 1 } }",
+        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+    ]
+    if batched:
+        parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}")
+    if all(-1 not in spec.shape[drop:] for spec in manifest.inputs):
+        parts.append(_warm_up(manifest.inputs, drop))
+    return "\n".join(parts) + "\n"
+
+
+def _tensors(kind: str, specs: tuple[TensorSpec, ...], drop: int) -> str:
+    items = []
+    for spec in specs:
+        # Triton wants at least one dimension besides the batch.
+        dims = ", ".join(map(str, spec.shape[drop:])) or "1"
+        reshape = "" if spec.shape[drop:] else " reshape: { shape: [ ] }"
+        items.append(f'  {{ name: "{spec.name}" data_type: {_TRITON[spec.datatype]} dims: [ {dims} ]{reshape} }}')
+    return f"{kind} [\n" + ",\n".join(items) + "\n]"
+
+
+def _warm_up(inputs: tuple[TensorSpec, ...], drop: int) -> str:
+    """One request of zeros, so that the first that somebody waits for finds everything loaded."""
+    lines = [
+        f'    inputs {{ key: "{spec.name}" value: {{ data_type: {_TRITON[spec.datatype]} '
+        f"dims: [ {', '.join(map(str, spec.shape[drop:])) or '1'} ] zero_data: true }} }}"
+        for spec in inputs
+    ]
+    return 'model_warmup [ {\n    name: "zeros"\n    batch_size: 1\n' + "\n".join(lines) + "\n} ]"
+
+
+PYTHON_MODEL = '''"""A network for Triton's Python backend, computed by ONNX Runtime; needs numpy<2 in the server."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as utils
+
+
+class TritonPythonModel:
+    """One instance."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        self.inputs = {one["name"]: "reshape" in one for one in config["input"]}
+        self.outputs = {one["name"]: "reshape" in one for one in config["output"]}
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        feeds = {}
+        for name, reshaped in self.inputs.items():
+            array = utils.get_input_tensor_by_name(request, name).as_numpy()
+            feeds[name] = array.reshape(len(array)) if reshaped else array
+        names = list(self.outputs)
+        found = self.session.run(names, feeds)
+        tensors = [
+            utils.Tensor(name, np.ascontiguousarray(value.reshape(-1, 1) if self.outputs[name] else value))
+            for name, value in zip(names, found)
+        ]
+        return utils.InferenceResponse(output_tensors=tensors)
+'''
+"""``model.py`` beside ``model.onnx``: for a Triton without the ONNX Runtime backend."""

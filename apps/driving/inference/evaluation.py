@@ -14,7 +14,7 @@ from apps.driving.inference.detect import Detector, LidarDetector
 from apps.driving.metrics import kitti_ap, nuscenes_detection
 from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.types import Boxes3D, Camera, Frame, LidarInput, within
-from shared.app import Table
+from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,28 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
     thresholds = [f"AP {threshold:g} m" for threshold in nuscenes_detection.THRESHOLDS_M]
     columns = ("model", "class", "objects", "AP", *thresholds, "ATE (m)", "ASE", "AOE (rad)")
     return Table(title="AP by the distance of centres, as nuScenes defines it", columns=columns, rows=rows, notes=notes)
+
+
+def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> tuple[DomainScore, ...]:
+    """By model: the mean over its classes of KITTI's AP R40, 3D, moderate, on the frames that validate."""
+    scores = []
+    for name, detector in predictor.detectors.items():
+        frames = list(labelled_frames(data, detector, limit))
+        if not frames:
+            continue
+        found = [in_image(frame, detector.detect(frame)) for frame in frames]
+        judged = kitti_ap.evaluate([_light(frame) for frame in frames], found)
+        classes = [kind.name for kind in detector.input.classes if f"{kind.name}/3d/moderate" in judged]
+        objects = sum(int(judged[f"{kind}/objects/moderate"]) for kind in classes)
+        scores.append(
+            DomainScore(
+                name=f"{name}: mean AP R40, 3D, moderate",
+                value=float(np.mean([judged[f"{kind}/3d/moderate"] for kind in classes])),
+                count=f"{objects} objects in {len(frames)} frames",
+                data=data.fingerprint()["description"],
+            )
+        )
+    return tuple(scores)
 
 
 def kitti_rows(

@@ -14,7 +14,7 @@ from apps.finance.inference.calibration import counted_rows, detected_scores
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Floats, LabelledSeries
-from shared.app import Table
+from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig
 
@@ -78,6 +78,30 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
     first = f" (the first {limit})" if limit is not None and len(cases) == limit else ""
     title = f"{predictor.name} on {data.fingerprint()['description']}{first}"
     return Table(title=title, columns=("measure", "value"), rows=rows, notes=notes)
+
+
+def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = None) -> tuple[DomainScore, ...]:
+    """The mean quantile loss on the later part of each series, and NAB's standard score where windows are labelled."""
+    if not isinstance(data, EvaluationData):
+        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
+    description, judged, qualities = data.fingerprint(), [], []
+    for item in islice(data.cases(), limit):
+        (detection,) = predictor.predict([item.series])
+        synthetic = bool(description["synthetic"])
+        windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
+        judged.append((detection.scores, windows))
+        qualities.append(forecast_quality(detection, probation(len(item.series))))
+    rows = sum(one.rows for one in qualities)
+    loss = sum(one.loss * one.rows for one in qualities) / max(rows, 1)
+    of = str(description["description"])
+    scores = [
+        DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=of, higher_is_better=False),
+    ]
+    corpus = detected_scores(judged, predictor.calibration)
+    if found := count_detections(corpus, predictor.calibration.threshold).windows:
+        standard = score_corpus(corpus, STANDARD, predictor.calibration.threshold).normalised
+        scores.append(DomainScore(name="NAB standard score", value=standard, count=f"{found} windows", data=of))
+    return tuple(scores)
 
 
 def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from apps.medical.metrics.froc import Mark, Truth, cpm, froc, point_at
 from apps.medical.metrics.luna16 import froc_table
 from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
-from shared.app import Table
+from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
 
 
@@ -101,6 +101,15 @@ def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Ta
         )
     title = f"Nodules found: {description['description']}"
     return froc_table(title, scores.marks, scores.truths, scans=scores.scans, notes=notes)
+
+
+def score(predictor: Any, data: Any, limit: int | None = None) -> tuple[DomainScore, ...]:
+    """LUNA16's CPM on the validation scans of a data set, the first ``limit`` of them."""
+    scores = score_scans(predictor, islice(data.validation_scans(), limit))
+    nodules = sum(not truth.excluded for truth in scores.truths)
+    value = cpm(froc(scores.marks, scores.truths, scans=scores.scans))
+    count = f"{nodules} nodules in {scores.scans} scans"
+    return (DomainScore(name="CPM", value=value, count=count, data=data.fingerprint()["description"]),)
 
 
 def _truth(scan: AnnotatedScan, nodule: Nodule, *, excluded: bool = False) -> Truth:

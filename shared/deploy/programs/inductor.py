@@ -40,9 +40,9 @@ class AotInductor:
     formats: tuple[Format, ...] = ("fp32",)
 
     def version(self) -> str:
-        import torch
+        from importlib.metadata import version
 
-        return torch.__version__
+        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return "aotinductor.pt2"
@@ -95,9 +95,9 @@ class TorchCompile:
     formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
 
     def version(self) -> str:
-        import torch
+        from importlib.metadata import version
 
-        return torch.__version__
+        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return None

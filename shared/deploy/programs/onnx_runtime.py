@@ -17,7 +17,7 @@ _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider",
 
 
 class OnnxRuntime:
-    """fp32 from ``model.onnx``; INT8 from ``model-int8.onnx``, which onnxruntime's own quantiser wrote."""
+    """fp32 from ``model.onnx``; INT8 from ``onnx-int8.onnx``, which onnxruntime's own quantiser wrote."""
 
     name = "onnx"
     reads_onnx = True
@@ -29,7 +29,7 @@ class OnnxRuntime:
         return version("onnxruntime")
 
     def file(self, format: Format) -> str | None:
-        return NETWORK if format == "fp32" else "model-int8.onnx"
+        return NETWORK if format == "fp32" else "onnx-int8.onnx"
 
     def why_not(self, format: Format, device: str) -> str | None:
         from importlib.util import find_spec

@@ -73,7 +73,7 @@ class Runtime(Protocol):
     def load(self, source: Source, format: Format, place: Placement) -> Compute: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Program:
     """A network ready to compute on ``device``.
 

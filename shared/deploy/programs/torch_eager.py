@@ -23,9 +23,9 @@ class TorchEager:
     formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
 
     def version(self) -> str:
-        import torch
+        from importlib.metadata import version
 
-        return torch.__version__
+        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return None

@@ -22,9 +22,9 @@ class TorchScript:
     formats: tuple[Format, ...] = ("fp32",)
 
     def version(self) -> str:
-        import torch
+        from importlib.metadata import version
 
-        return torch.__version__
+        return version("torch")
 
     def file(self, format: Format) -> str | None:
         return "torchscript.pt"

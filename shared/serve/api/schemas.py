@@ -177,6 +177,7 @@ class WorkerHealth(BaseModel):
     memory_bytes: int | None = Field(description="resident set")
     restarts: int = Field(description="how often it was replaced")
     failure: str | None = Field(description="why it cannot compute")
+    programs: dict[str, str] = Field(default={}, description="what each network computes with, and why")
 
 
 class AppHealth(BaseModel):

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from shared.errors import InvalidInputError
 from shared.serve.metrics import ModelMetrics
@@ -128,10 +128,19 @@ class WorkerPool:
         for place in self._places:
             place.worker.close()
 
-    def states(self) -> list[dict[str, str | int | None]]:
-        """The workers' states, process ids, memory, how often they were replaced, and why they cannot compute."""
+    def states(self) -> list[dict[str, Any]]:
+        """The workers' states, process ids, memory, how often they were replaced, and why they cannot compute.
+
+        ``programs`` is what each network computes with, and why.
+        """
         return [
-            {"state": place.state, **place.worker.describe(), "restarts": place.restarts, "failure": place.failure}
+            {
+                "state": place.state,
+                **place.worker.describe(),
+                "restarts": place.restarts,
+                "failure": place.failure,
+                "programs": place.worker.programs,
+            }
             for place in self._places
         ]
 

@@ -33,6 +33,7 @@ class Worker(Protocol):
 
     most: int
     load_s: float
+    programs: dict[str, str]
 
     def start(self, listener: Listener) -> None:
         """Begins to load, also again after it ended."""

@@ -25,6 +25,7 @@ class WorkerProcess:
 
     def __init__(self, work: Work) -> None:
         self.most, self.load_s = 1, 0.0
+        self.programs: dict[str, str] = {}
         self._work = work
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
@@ -105,6 +106,7 @@ class WorkerProcess:
             self._listener.has_replied(self, replies)
         elif message.head["event"] == "ready":
             self.most, self.load_s = int(message.head["most"]), float(message.head["load_s"])
+            self.programs = {str(name): str(why) for name, why in message.head["programs"].items()}
             self._listener.is_ready(self)
         elif message.head["event"] == "stage":
             self._listener.has_stage(self, str(message.head["stage"]))

@@ -25,6 +25,7 @@ class WorkerThread:
 
     def __init__(self, make: Callable[[], Handler], what: str) -> None:
         self.most, self.load_s = 1, 0.0
+        self.programs: dict[str, str] = {}
         self._make, self._what = make, what
         self._handler: Handler | None = None
         self._threads = ThreadPoolExecutor(1, f"worker-{what}")
@@ -74,6 +75,7 @@ class WorkerThread:
         if error is None:
             self._handler = done.result()
             self.most, self.load_s = self._handler.most, time.monotonic() - began
+            self.programs = dict(getattr(self._handler, "programs", {}))
             self._listener.is_ready(self)
             return
         if not isinstance(error, InvalidInputError):

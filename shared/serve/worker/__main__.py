@@ -38,7 +38,8 @@ def main(descriptor: int, work: Work) -> int:
         words = "it needs more memory than a worker may have" if is_out_of_memory(error) else type(error).__name__
         send(connection, Message({"event": "failed", "sentence": words}))
         return 1
-    send(connection, Message({"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}))
+    ready = {"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}
+    send(connection, Message({**ready, "programs": getattr(handler, "programs", {})}))
     with suppress(BrokenPipeError, ConnectionResetError):
         _compute_all(connection, handler)
     return 0

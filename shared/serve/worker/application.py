@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.app import App
 from shared.deploy.artifact import Artifact
-from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response
+from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response, programs_of, with_programs
 from shared.errors import InvalidInputError
 from shared.serve.worker.handler import Stage, fault
 from shared.serve.worker.messages import Blob, Message
@@ -42,6 +42,10 @@ class ApplicationHandler:
         self._app = app
         self._predictor: Predictor[Any, Any] = app.predictor(artifacts, choose_device(device))
         self._codec: Codec[Any, Any] = app.codec(self._predictor)
+        self.programs = {
+            name: "; ".join((f"{program.name}: {program.reason}", *program.remarks))
+            for name, program in programs_of(self._predictor).items()
+        }
         self._max_batch = max_batch
         self.most = max_batch if getattr(self._predictor, "batching", False) else 1
 
@@ -114,7 +118,7 @@ class ApplicationHandler:
         began = time.monotonic()
         assert work.decoded is not None and work.outputs is not None
         try:
-            response = self._codec.encode(work.decoded, work.outputs)
+            response = with_programs(self._codec.encode(work.decoded, work.outputs), self._predictor)
             blobs: list[Blob] = [document(response), response.picture, *response.files.values()]
         except Exception as error:
             return self._fault(error)

@@ -1,0 +1,72 @@
+"""Every configuration is one by Triton's own schema, and says what the program needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+
+from shared.deploy.artifact import Manifest, TensorSpec
+from shared.deploy.triton import BACKENDS, PYTHON_MODEL, triton_config
+from shared.errors import InvalidInputError
+
+IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, 192, 640))
+ANY_SIZE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, -1, -1, -1))
+SCORE = TensorSpec(name="score", datatype="FP32", shape=(-1,))
+MASK = TensorSpec(name="mask", datatype="BOOL", shape=(4, 4))
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    """The messages that Triton's authors generate from ``model_config.proto``; the client's own imports stay out."""
+    home = importlib.util.find_spec("tritonclient")
+    assert home is not None and home.submodule_search_locations
+    file = Path(next(iter(home.submodule_search_locations))) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("model_config_pb2", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def manifest(*specs: TensorSpec) -> Manifest:
+    return Manifest(name="net", version=1, app="line", inputs=(specs[0],), outputs=tuple(specs[1:]), scores={}, data={})
+
+
+@pytest.mark.parametrize("program", list(BACKENDS))
+@pytest.mark.parametrize("given", [IMAGE, ANY_SIZE])
+def test_a_configuration_is_triton_s(schema: Any, program: str, given: TensorSpec) -> None:
+    config = text_format.Parse(triton_config(manifest(given, SCORE), program), schema.ModelConfig())
+    assert (config.name, config.max_batch_size) == ("net", 8)
+    assert (config.backend, config.default_model_filename) == BACKENDS[program]
+    assert list(config.input[0].dims) == list(given.shape[1:])
+    assert list(config.output[0].dims) == [1] and not config.output[0].reshape.shape
+    assert config.version_policy.latest.num_versions == 1 and config.instance_group[0].count == 1
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    # Zeros of a size that is not known cannot be sent.
+    assert len(config.model_warmup) == (given is IMAGE)
+    for warm in config.model_warmup:
+        assert list(warm.inputs["image"].dims) == [3, 192, 640] and warm.inputs["image"].zero_data
+
+
+def test_a_network_without_a_batch_axis_is_not_batched(schema: Any) -> None:
+    config = text_format.Parse(triton_config(manifest(MASK, MASK)), schema.ModelConfig())
+    assert config.max_batch_size == 0 and not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [4, 4]
+
+
+def test_a_wrong_field_is_found_by_the_schema(schema: Any) -> None:
+    with pytest.raises(text_format.ParseError):
+        text_format.Parse(triton_config(manifest(IMAGE, SCORE)) + "max_batches: 3\n", schema.ModelConfig())
+
+
+def test_a_program_that_triton_cannot_run_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no backend for the program aotinductor"):
+        triton_config(manifest(IMAGE, SCORE), "aotinductor")
+
+
+def test_the_python_model_is_python() -> None:
+    compile(PYTHON_MODEL, "model.py", "exec")
