@@ -20,7 +20,7 @@ TIMES = _words(
     "|local time|unix|unix timestamp|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
 )
 """What time columns are called, plain (see ``plain``), the likeliest first."""
-DATE_AND_TIME = (("date", "time"), ("日期", "时间"), ("trade date", "trade time"), ("交易日期", "交易时间"))
+DATE_AND_TIME = _words("date+time|datum+uhrzeit|datum+zeit|日期+时间|trade date+trade time|交易日期+交易时间")
 SERIES = _words(
     "ticker|symbol|ts code|证券代码|股票代码|基金代码|合约代码|代码|stock code|code|instrument|instrument id|isin|cusip"
     "|sedol|ric|permno|unique id|series id|item id|asset id|证券名称|股票名称|证券简称|名称|stock|security|asset|coin"
@@ -31,7 +31,7 @@ _PERHAPS_SERIES = SERIES[SERIES.index("stock") :]  # these hold a value where th
 _NOTES = _words("side|direction|note|notes|remark|comment|weekday|方向|买卖方向|备注")  # their words name no series
 PRICES = _words(
     "adj close|adjclose|adjusted close|close|close last|close price|收盘价|收盘|price|last|last price|最新价|价格"
-    "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss"
+    "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss|clôture|cierre|zamkniecie|zamknięcie|終値"
 )
 PRICE_WORDS = {"close", "price", "last", "nav"}
 _VALUES = _words("value|数值|值|amount|金额|rate|汇率|level|成交额")

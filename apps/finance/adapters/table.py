@@ -16,9 +16,9 @@ from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, usu
 from shared.errors import InvalidInputError
 
 MOST_COLUMNS = 2000
-_FOOTER = 10  # the most rows at the end that may be no rows of the series: a total, where the data come from
 Values = dict[str, Floats]
 Faults = dict[str, str]
+_EMPTY = "holds no number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def to_contents(
         what = "a single row" if len(lines) else "no rows"
         raise InvalidInputError(f"{name} has {what}; a series needs at least two, and a judgement a few hundred")
     frame, time = _with_times(frame.filter(filled), options.time, name, notes)
-    end = frame[time].tail(_FOOTER + 1)
+    end = frame[time].tail(11)  # up to ten rows may follow the last: a total, where the data come from
     words = int(end.fill_null("0").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
     if words and frame.height - words > 1:
         notes.append(f"what follows from line {lines[-words]} on was left out: {end[-words]!r} is no time")
@@ -131,7 +131,7 @@ def _with_times(frame: pl.DataFrame, wanted: str | None, name: str, notes: list[
         both = [_named(frame, one, "time", name) for one in both]
         return (frame, both[0]) if len(both) == 1 else _joined(frame, both[0], both[1])
     for pair in columns.DATE_AND_TIME:
-        day, hour = (columns.first_called([one], frame.columns) for one in pair)
+        day, hour = (columns.first_called([one], frame.columns) for one in pair.split("+"))
         if day and hour and not isinstance(frame[day].dtype, pl.Datetime):
             shown = frame[hour].cast(pl.String, strict=False).str.contains(r"^(\d{1,2}:\d\d|\d{6}$)")
             frame = _joined(frame, day, hour)[0] if shown.all() else frame
@@ -167,7 +167,7 @@ def _values(
         if numbers is None and not fault and columns.plain(label) in columns.VALUES:
             fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
         elif numbers is not None and not np.isfinite(numbers).any():
-            fault = "holds no number"
+            fault = _EMPTY
         if fault:
             faults[label] = fault
         elif numbers is not None:
@@ -179,7 +179,7 @@ def _values(
 
 def _judged(values: Values, faults: Faults, options: TableOptions, name: str, notes: list[str]) -> str:
     """The label of the column that is judged, as it is asked for or by its name; leaves it and other values alone."""
-    labels, wanted = [*values, *faults], options.value
+    labels, wanted = [*values, *(one for one in faults if faults[one] != _EMPTY or options.value)], options.value
     quotes, what = [columns.first_called(one, values) for one in (columns.BIDS, columns.ASKS)], "one of the file's"
     price = columns.first_called(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)
     label = price if wanted is None else columns.called(wanted, labels)

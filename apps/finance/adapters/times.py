@@ -28,7 +28,6 @@ _CALENDAR = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 
 _UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "excel": DAY_NS}
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The least number of each unit since 1970: from March 1973 on, no two units overlap."""
-_EXCEL_EPOCH = 25_569
 _FAR = "is not between 1900 and 2200; correct the date, or delete the row"
 _SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
 _ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}
@@ -114,6 +113,7 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
 def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
     text = text.str.replace(r"^(\d{4})年(\d{1,2})月(\d{1,2})日", "${1}-${2}-${3}")
     offsets = {"UTC": "+0000", "GMT": "+0000"}
+    text = text.str.replace(r"(?:UTC|GMT) ?([+-]\d)", "${1}")
     if text.str.contains(_ABBREVIATION).any():
         for moment in (datetime(year, month, 1) for year in range(1970, 2038) for month in (1, 7) if options.zone):
             local = moment.replace(tzinfo=ZoneInfo(options.zone or "UTC"))  # EST is -0500, EDT -0400
@@ -179,7 +179,7 @@ def _read_numbers(numbers: NDArray[Any], column: Column, unit: str | None) -> Cl
             why = "may be seconds, days or a count, and is no time from 1973 to 2200 for certain; write times as"
             column.refuse(wrong, f"{why} 2024-01-31 09:30:00 or 20240131, or give the option unit (excel, days, ...)")
     per = _UNIT_NS[unit]
-    since = numbers - _EXCEL_EPOCH if unit == "excel" else numbers
+    since = numbers - 25_569 if unit == "excel" else numbers  # from 1970 on
     seconds = since * (per / SECOND_NS)
     column.refuse((seconds < _EARLIEST) | (seconds > _LATEST), _FAR)
     whole = np.floor(since).astype(np.int64)

@@ -45,6 +45,8 @@ def read_query(url: str, query: str) -> polars.DataFrame:
                 return pl.read_database(query, connection, infer_schema_length=None)
         finally:
             engine.dispose()
+    except AttributeError as error:  # polars, of a statement that has no rows
+        raise InvalidInputError("the query selects nothing; give a SELECT") from error
     except (SQLAlchemyError, pl.exceptions.PolarsError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise InvalidInputError(f"the query failed: {reason}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,7 +34,8 @@ class Table:
     variable of the environment; an address with a password in it is refused. ``time``, ``value``, ``series`` and
     ``labels`` name columns, the last one that marks anomalous rows; ``zone``, ``decimal`` and ``unit`` say how times
     and numbers are written, as for ``trivium predict``. What is not named is guessed, and the facts show the guess.
-    Rows of series with the same name in several files are put together.
+    Rows of series with the same name in several files are put together; a file of one series without a name is a series
+    of its own, unless ``series`` names a part of its path (``symbol=AAPL/part-0.parquet``).
 
     The last ``validation_share`` of each series validates. ``stride`` is the number of rows between training windows.
     ``false_events_per_1000_rows`` is the budget at which a calibration sets the threshold.
@@ -129,7 +132,7 @@ def _read(table: Table) -> Read:
 @lru_cache(maxsize=2)
 def _read_once(table: Table, files: tuple[tuple[Path, int, int], ...]) -> Read:
     """Reads files that have not changed only once; a query is asked once, so that all splits see the same rows."""
-    contents = {path.name: read_contents(path, table.options()) for path, _, _ in files} or _query(table)
+    contents = {name: found for path, _, _ in files for name, found in [_file(table, path)]} or _query(table)
     parts: dict[str, list[LabelledSeries]] = {}
     for found in contents.values():
         windows = found.windows or ((),) * len(found.series)
@@ -153,13 +156,31 @@ def _files(path: str) -> list[Path]:
     there = Path(path)
     found: Iterable[Path] = [there]
     if there.is_dir():
-        found = (one for one in there.rglob("*") if one.suffix.lower() in ENDINGS.keys() - {""})
+        shown = (one for one in there.rglob("*") if not any(part[0] == "." for part in one.relative_to(there).parts))
+        found = (one for one in shown if one.suffix.lower() in ENDINGS.keys() - {""})
     elif not there.exists():
         found = Path(there.anchor or ".").glob(str(there.relative_to(there.anchor)))
     files = sorted(one for one in found if one.is_file())
     if not files:
         raise InvalidInputError(f"{path} is no file, no folder with CSV or Parquet files, and no pattern that fits one")
     return files
+
+
+def _file(table: Table, path: Path) -> tuple[str, Contents]:
+    """A file's name below the folder or the fixed part of the pattern, and its series.
+
+    One series without a name has the file's, or that in the path which ``series`` names: ``symbol=AAPL/0.parquet``.
+    """
+    fixed = itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), Path(table.path or "").parts)
+    root = Path(*fixed)
+    name = path.name if path == root else path.relative_to(root).as_posix()
+    named = dict(part.split("=", 1) for part in path.parts[:-1] if "=" in part)
+    inside = table.series in named
+    contents = read_contents(path, replace(table.options(), series=None) if inside else table.options())
+    if not contents.series_column:
+        series = named[str(table.series)] if inside else name
+        contents = replace(contents, series=tuple(replace(one, name=series) for one in contents.series))
+    return name, contents
 
 
 def _query(table: Table) -> dict[str, Contents]:

@@ -84,6 +84,26 @@ def test_files_folders_patterns_and_queries_hold_the_same_series(tmp_path):
         assert items[0].series.target.tolist() == walk(0).tolist() and list(items[0].series.values) == ["px", "size"]
 
 
+def test_files_of_the_same_name_in_several_folders_are_series_of_their_own(tmp_path):
+    for place, name in enumerate(("AAPL", "MSFT", ".ipynb_checkpoints")):
+        (tmp_path / name).mkdir()
+        frame().filter(pl.col("who") == "ab"[place % 2]).drop("who").write_csv(tmp_path / name / "2024.csv")
+    for path in (tmp_path, tmp_path / "[A-Z]*" / "2024.csv"):
+        cases = Table(path=str(path), time="at", value="px").cases()
+        assert [one.series.name for one in cases] == ["AAPL/2024.csv", "MSFT/2024.csv"]
+        assert cases[0].series.target[0] == walk(0)[0] and cases[1].series.target[0] == walk(1)[0]
+
+
+def test_the_path_of_a_partitioned_table_names_its_series(tmp_path):
+    for symbol in "ab":
+        (tmp_path / f"symbol={symbol}").mkdir()
+        rows = frame(symbol).drop("who")
+        rows.head(200).write_parquet(tmp_path / f"symbol={symbol}" / "part-0.parquet")
+        rows.tail(200).write_parquet(tmp_path / f"symbol={symbol}" / "part-1.parquet")
+    cases = Table(path=str(tmp_path), time="at", value="px", series="symbol").cases()
+    assert [(one.series.name, len(one.series)) for one in cases] == [("a", ROWS), ("b", ROWS)]
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -138,6 +158,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ({"path": "nowhere/*.csv"}, "is no file, no folder with CSV or Parquet files, and no pattern"),
         ({"query": "select 1"}, "a query needs its data base"),
         ({"query": "select * from prices", "url": "sqlite://"}, "the query failed: no such table: prices"),
+        ({"query": "create table a(b)", "url": "sqlite://"}, "the query selects nothing; give a SELECT"),
         ({"path": "short.csv"}, "has 2 series with at most 30 values; 60 are needed"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import table_options
 from apps.finance.types import iso_utc
+from shared.errors import InvalidInputError
 
 EXPORTS = {
     "Yahoo, yfinance": (
@@ -66,6 +68,129 @@ EXPORTS = {
         ("Schlusskurs", [1002.5, 1003.5], "2024-01-31T00:00:00Z"),
     ),
 }
+
+
+KLINES = "1706691600000,1,3,1,2,10,1706695199999,5,6,7,8,0\n1706695200000,2,4,2,3,20,1706698799999,5,6,7,8,0\n"
+"""What Binance publishes of its spot market: no header."""
+LATER = {
+    "Yahoo, the site's own, with a dividend's row of nulls": (
+        "Date,Open,High,Low,Close,Adj Close,Volume\n2024-01-29,1,3,1,2,1.8,10\n"
+        "2024-01-30,null,null,null,null,null,null\n2024-01-31,2,4,2,3,2.9,20\n",
+        ("Adj Close", [1.8, None, 2.9], "2024-01-31T00:00:00Z"),
+    ),
+    "Alpha Vantage": (
+        "timestamp,open,high,low,close,adjusted_close,volume,dividend_amount\n"
+        "2024-01-31,2,4,2,3,2.9,20,0\n2024-01-30,1,3,1,2,1.9,10,0\n",
+        ("adjusted_close", [1.9, 2.9], "2024-01-31T00:00:00Z"),
+    ),
+    "Bloomberg, a sheet of BDH": (
+        "Security,SPX Index\nStart Date,01/30/2024\nEnd Date,01/31/2024\nPeriod,D\nCurrency,USD\n\n"
+        "Date,PX_LAST,PX_VOLUME\n" + "".join(f"01/{day}/2024,{4900 + day}.5,#N/A N/A\n" for day in range(20, 32)),
+        ("PX_LAST", [4900.5 + day for day in range(20, 32)], "2024-01-31T00:00:00Z"),
+    ),
+    "a German Excel with the time of day": (
+        "Datum;Uhrzeit;Eröffnung;Hoch;Tief;Schluss\n31.01.2024;09:00;1,0;3,5;1,0;1.002,50\n"
+        "31.01.2024;09:05;1,0;3,5;1,0;1.003,50\n",
+        ("Schluss", [1002.5, 1003.5], "2024-01-31T09:05:00Z"),
+    ),
+    "German bars": (
+        "Datum;Erster;Hoch;Tief;Schlusskurs;Stuecke;Volumen\n2024-01-30;1,5;3,0;1,0;2,25;12.345;1.234.567\n"
+        "2024-01-31;1,5;3,0;1,0;3,25;12.345;1.234.567\n",
+        ("Schlusskurs", [2.25, 3.25], "2024-01-31T00:00:00Z"),
+    ),
+    "Stooq, in Polish": (
+        "Data,Otwarcie,Najwyzszy,Najnizszy,Zamkniecie,Wolumen\n2024-01-30,1,3,1,2,10\n2024-01-31,2,4,2,3,20\n",
+        ("Zamkniecie", [2, 3], "2024-01-31T00:00:00Z"),
+    ),
+    "Binance klines without a header": (KLINES, ("5", [2, 3], "2024-01-31T10:00:00Z"), {"time": "1", "value": "5"}),
+    "Binance trades": (
+        "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
+        "1,2.5,10,1,1,1706691600000,true\n2,3.5,20,2,2,1706695200000,false\n",
+        ("price", [2.5, 3.5], "2024-01-31T10:00:00Z"),
+    ),
+    "MetaTrader 4": (
+        "2024.01.31,09:30,1,3,1,2,10\n2024.01.31,09:35,2,4,2,3,20\n",
+        ("6", [2, 3], "2024-01-31T09:35:00Z"),
+        {"time": "1+2", "value": "6"},
+    ),
+    "MetaTrader 5, ticks": (
+        "<DATE>\t<TIME>\t<BID>\t<ASK>\t<LAST>\t<VOLUME>\t<FLAGS>\n"
+        "2024.01.31\t09:30:00.123\t1.5\t2.5\t\t\t6\n2024.01.31\t09:30:01.5\t2.5\t3.5\t\t\t6\n",
+        ("mid", [2, 3], "2024-01-31T09:30:01.5Z"),
+    ),
+    "Refinitiv Tick History": (
+        "#RIC,Domain,Date-Time,GMT Offset,Type,Price,Volume,Bid Price,Ask Price,Qualifiers\n"
+        "IBM.N,Market Price,2024-01-31T14:30:00.000000001Z,-5,Trade,2,100,,,[GEN]\n"
+        "IBM.N,Market Price,2024-01-31T14:30:00.000000001Z,-5,Quote,,,1,3,\n"
+        "IBM.N,Market Price,2024-01-31T14:30:00.5Z,-5,Trade,3,100,,,[GEN]\n",
+        ("Price", [2, 3], "2024-01-31T14:30:00.5Z"),
+    ),
+    "Kraken OHLCVT": (
+        "1706691600,1,3,1,2,10,3\n1706695200,2,4,2,3,20,3\n",
+        ("5", [2, 3], "2024-01-31T10:00:00Z"),
+        {"time": "1", "value": "5"},
+    ),
+    "Kraken, trades": (
+        '"txid","ordertxid","pair","time","type","ordertype","price","cost","vol","margin","misc"\n'
+        '"T1","O1","XXBTZUSD","2024-01-31 09:30:00.1234","buy","limit",2.10000,1.0,0.1,0.0,""\n'
+        '"T2","O2","XXBTZUSD","2024-01-31 09:30:01.5","sell","limit",3.10000,1.0,0.1,0.0,""\n',
+        ("price", [2.1, 3.1], "2024-01-31T09:30:01.5Z"),
+    ),
+    "FRED": (
+        "observation_date,DGS10\n2024-01-29,4.08\n2024-01-30,\n2024-01-31,3.99\n",
+        ("DGS10", [4.08, None, 3.99], "2024-01-31T00:00:00Z"),
+    ),
+    "QuantConnect, history of the research environment": (
+        "symbol,time,close,high,low,open,volume\nSPY R735QTJ8XC9X,2024-01-31 09:30:00,2,3,1,1,10\n"
+        "SPY R735QTJ8XC9X,2024-01-31 09:31:00,3,4,2,2,20\n",
+        ("close", [2, 3], "2024-01-31T09:31:00Z"),
+    ),
+    "QuantConnect, LEAN's daily bars": (
+        "20240130 00:00,1682200,1689700,1662500,1683000,10\n20240131 00:00,1682200,1689700,1662500,1684000,20\n",
+        ("5", [1683000, 1684000], "2024-01-31T00:00:00Z"),
+        {"time": "1", "value": "5"},
+    ),
+    "Dukascopy, local time": (
+        "Local time,Open,High,Low,Close,Volume\n30.01.2024 00:00:00.000 GMT+0100,1,3,1,2,10\n"
+        "31.01.2024 00:00:00.000 GMT+0100,2,4,2,3,20\n",
+        ("Close", [2, 3], "2024-01-30T23:00:00Z"),
+    ),
+    "HistData": (
+        "20240131 093000;1.1;1.2;1.0;1.5;0\n20240131 093100;1.1;1.2;1.0;1.25;0\n",
+        ("5", [1.5, 1.25], "2024-01-31T09:31:00Z"),
+        {"time": "1", "value": "5"},
+    ),
+    "CryptoDataDownload": (
+        "https://www.CryptoDataDownload.com\nunix,date,symbol,open,high,low,close,Volume BTC\n"
+        "1706695200,2024-01-31 10:00:00,BTC/USD,2,4,2,3,20\n1706691600,2024-01-31 09:00:00,BTC/USD,1,3,1,2,10\n",
+        ("close", [2, 3], "2024-01-31T10:00:00Z"),
+    ),
+}
+
+
+@pytest.mark.parametrize("exporter", LATER)
+def test_exporters_of_the_documents_table(tmp_path, exporter):
+    text, (column, values, last), *options = LATER[exporter]
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    (series,) = read_contents(tmp_path / "a.csv", table_options(*options or [{}])).series
+    assert series.column == column
+    np.testing.assert_array_equal(series.target, np.array(values, float))
+    assert iso_utc(int(series.times_ns[-1])) == last
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        (KLINES, {}, "no header line that names its columns.*time=1 and value=5"),
+        ("34200000,1,2,1,2\n34260000,1,2,1,3\n", {"time": "1", "value": "5"}, "may be seconds, days or a count"),
+        ("DATE;CLOSE\n01/02/2024;1,5\n02/02/2024;2,5\n", {}, "is ambiguous.*unit=day-first"),
+        ("date,close\n45321,2\n45322,3\n", {}, "give the option unit"),
+    ],
+)
+def test_what_exporters_leave_open_is_refused_with_the_option_that_settles_it(tmp_path, text, options, sentence):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(InvalidInputError, match=sentence):
+        read_contents(tmp_path / "a.csv", table_options(options))
 
 
 @pytest.mark.parametrize("exporter", EXPORTS)
