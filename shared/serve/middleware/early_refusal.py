@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import json_error
-from shared.serve.runtime.connection import drain_body
+from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
+
+_PAUSE_S = 0.5
+_MOST_PAUSED = 1000
 
 
 class EarlyRefusal:
     """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
 
     ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
+    One that keeps it, as it may to ask again at once, is answered after ``_PAUSE_S``: a client that waits costs
+    nothing, and one that asks in a loop would take the time that answers need. At most ``_MOST_PAUSED`` wait so.
     """
+
+    _paused = 0
 
     def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]]) -> None:
         self._app, self._checks = app, checks
@@ -28,6 +36,12 @@ class EarlyRefusal:
             if check is not None:
                 check()
         except Busy as busy:
+            if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
+                self._paused += 1
+                try:
+                    await asyncio.sleep(_PAUSE_S)
+                finally:
+                    self._paused -= 1
             answer = json_error(scope["path"], str(busy), busy.status)
             answer.headers["Retry-After"] = str(busy.retry_after_s)
             await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})

@@ -111,10 +111,14 @@ async def drain_body(request: Request) -> None:
     Where the connection closes with the answer, a client that still sends would see it break instead of the answer.
     On one that stays open the server drops the rest by itself.
     """
-    stays = request.scope.get("http_version") != "1.0" and request.headers.get("connection", "").lower() != "close"
-    if stays or request.method in ("GET", "HEAD"):
+    if stays_open(request) or request.method in ("GET", "HEAD"):
         return
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: it has been read whole
         async with asyncio.timeout(_DRAIN_S):
             async for _ in request.stream():
                 pass
+
+
+def stays_open(request: Request) -> bool:
+    """Whether the connection is kept for another request."""
+    return request.scope.get("http_version") != "1.0" and request.headers.get("connection", "").lower() != "close"

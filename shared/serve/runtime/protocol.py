@@ -1,39 +1,57 @@
-"""HTTP connections whose request headers must come in time; uvicorn bounds neither a new nor a half-sent header."""
+"""HTTP connections whose request headers are bounded in time and size; uvicorn bounds neither."""
 
 from __future__ import annotations
 
 import asyncio
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEADER_BYTES = 1 << 16
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def with_header_deadline(seconds: float) -> type[H11Protocol]:
+def with_header_deadline(seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, which closes a connection that has not sent a request's whole header in so many seconds.
 
     They count from the connection's start, and after an answer from the first byte of the next request; until that
-    comes uvicorn's ``timeout_keep_alive`` holds.
+    comes uvicorn's ``timeout_keep_alive`` holds. A header of more than 64 KiB is refused (431).
     """
 
-    class HeaderDeadlineProtocol(H11Protocol):
+    class HeaderDeadlineProtocol(HttpToolsProtocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _header_bytes = 0
+        _in_body = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._watch_header()
+            self._await_header()
 
         def data_received(self, data: bytes) -> None:
+            if not self._in_body:
+                self._await_header()
+                self._header_bytes += len(data)
             super().data_received(data)
-            self._watch_header()
+            # What came along with the header's end is body.
+            if not self._in_body and self._header_timer is not None and self._header_bytes > MOST_HEADER_BYTES:
+                self._stop_timer()
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             super().connection_lost(exc)
 
-        def _watch_header(self) -> None:
-            if self.conn.their_state is not h11.IDLE:
-                self._stop_timer()
-            elif self._header_timer is None:
+        def on_headers_complete(self) -> None:
+            self._in_body, self._header_bytes = True, 0
+            self._stop_timer()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_body = False
+            super().on_message_complete()
+
+        def _await_header(self) -> None:
+            if self._header_timer is None:
                 self._header_timer = self.loop.call_later(seconds, self._header_is_late)
 
         def _stop_timer(self) -> None:
@@ -43,7 +61,6 @@ def with_header_deadline(seconds: float) -> type[H11Protocol]:
 
         def _header_is_late(self) -> None:
             self._header_timer = None
-            if self.conn.their_state is h11.IDLE:
-                self.transport.close()
+            self.transport.close()
 
     return HeaderDeadlineProtocol

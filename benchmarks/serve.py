@@ -1,0 +1,331 @@
+"""The server beside plain FastAPI (and LitServe where it is installed), with the same ONNX file under the same load.
+
+wrk (Debian's package) sends the load from one core, the servers have the others, their worker processes included. All
+are asked in turn, several rounds, and the medians are compared. From the repository's root:
+
+    python -m benchmarks.serve [--quick] [--network forecaster|pointpillars]
+
+Bars: a lone client's median latency at most 1.5 times plain FastAPI's; at 16 and 64 clients at least 1.2 times the
+requests per second of each peer for the forecaster and 1.5 times for PointPillars; with three times as many clients as
+saturate the server at least 90 % of its requests per second, and no answer but 200, 429 and 503.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import report
+from shared.deploy.registry import shipped
+
+NETWORKS = {"forecaster": ("finance", "tft-anomaly", 1.2), "pointpillars": ("driving", "pointpillars", 1.5)}
+LONE_BAR, OVERLOAD_BAR = 1.5, 0.9
+_OURS = """
+import sys
+from pathlib import Path
+from shared.app import find
+from shared.serve import app as building, server
+from shared.serve.settings import Settings
+app = find(sys.argv[3])
+building.installed = lambda: {app.name: app}
+server.run(Settings(store=Path(sys.argv[1]), port=int(sys.argv[2]), warm=False, device="cpu", queue_length=96,
+                    max_batch=32, deadline_s=10, drain_s=0), demo=True)
+"""
+_PLAIN = """
+import sys
+from typing import Any
+import numpy as np, onnxruntime, uvicorn
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+names = [output.name for output in session.get_outputs()]
+app = FastAPI()
+
+class Tensor(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
+
+class Body(BaseModel):
+    inputs: list[Tensor]
+
+@app.post("/infer")
+async def infer(body: Body) -> dict[str, Any]:
+    feeds = {t.name: np.asarray(t.data, np.float32).reshape(t.shape) for t in body.inputs}
+    outputs = session.run(names, feeds)
+    return {"outputs": [{"name": n, "shape": list(o.shape), "datatype": "FP32", "data": o.ravel().tolist()}
+                        for n, o in zip(names, outputs)]}
+
+@app.post("/raw")
+async def raw(request: Request) -> Response:
+    given = session.get_inputs()[0]
+    array = np.frombuffer(await request.body(), np.float32).reshape(-1, *given.shape[1:])
+    return Response(b"".join(output.tobytes() for output in session.run(names, {given.name: array})))
+
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)
+"""
+_LITSERVE = """
+import sys
+import numpy as np, onnxruntime, litserve
+
+class API(litserve.LitAPI):
+    def setup(self, device):
+        self.session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+    def decode_request(self, request):
+        return {t["name"]: np.asarray(t["data"], np.float32).reshape(t["shape"]) for t in request["inputs"]}
+    def batch(self, inputs):
+        return {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
+    def predict(self, feeds):
+        return self.session.run(self.names, feeds)
+    def unbatch(self, outputs):
+        return [[o[i : i + 1] for o in outputs] for i in range(len(outputs[0]))]
+    def encode_response(self, outputs):
+        return {"outputs": [{"name": n, "shape": list(o.shape), "data": o.ravel().tolist()}
+                            for n, o in zip(self.names, outputs)]}
+
+if __name__ == "__main__":
+    server = litserve.LitServer(API(max_batch_size=32, batch_timeout=0.001), accelerator="cpu")
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+"""
+_LUA = """
+local file = io.open(os.getenv("BODY"), "rb")
+wrk.method, wrk.body = "POST", file:read("*a")
+wrk.headers["Content-Type"] = os.getenv("CONTENT_TYPE")
+if os.getenv("HEADER_LENGTH") ~= "" then
+  wrk.headers["Inference-Header-Content-Length"] = os.getenv("HEADER_LENGTH")
+end
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init(args) refused, other = 0, 0 end
+function response(status)
+  if status == 503 or status == 429 then refused = refused + 1
+  elseif status ~= 200 then other = other + 1 end
+end
+function done(summary, latency)
+  local r, o = 0, 0
+  for _, thread in ipairs(threads) do r = r + thread:get("refused"); o = o + thread:get("other") end
+  local e = summary.errors
+  local shape = '\\nJSON {"requests": %d, "us": %d, "p50_ms": %f, "p99_ms": %f, "refused": %d, "other": %d}\\n'
+  io.write(string.format(shape, summary.requests, summary.duration, latency:percentile(50) / 1000,
+    latency:percentile(99) / 1000, r, o + e.connect + e.read + e.write + e.timeout))
+end
+"""
+
+
+class Server:
+    """A server in processes of its own, on the cores that the load does not have."""
+
+    def __init__(self, name: str, program: str, arguments: list[str], port: int, path: str, cores: str) -> None:
+        self.name, self.address = name, f"http://127.0.0.1:{port}{path}"
+        script = Path(tempfile.mkdtemp()) / "server.py"  # LitServe starts processes that read it again
+        script.write_text(program)
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        command = ["taskset", "-c", cores, sys.executable, str(script), *arguments]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(self, body: bytes, headers: dict[str, str]) -> bytes:
+        """An answer, once the server gives one."""
+        end = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(self.address, body, headers), timeout=60) as answer:
+                    return bytes(answer.read())
+            except OSError:
+                if time.monotonic() > end or self.process.poll() is not None:
+                    raise
+                time.sleep(0.3)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def load(server: Server, clients: int, seconds: float, body: Path, headers: dict[str, str]) -> dict[str, float]:
+    """What wrk measured: latencies in milliseconds, answers of status 200 a second, others by kind."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(_LUA)
+        script.flush()
+        environment = {
+            **os.environ,
+            "BODY": str(body),
+            "CONTENT_TYPE": headers["Content-Type"],
+            "HEADER_LENGTH": headers.get("Inference-Header-Content-Length", ""),
+        }
+        command = [
+            "taskset",
+            "-c",
+            "0",
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{seconds:g}s",
+            "--timeout",
+            "12s",
+            "--latency",
+        ]
+        done = subprocess.run(
+            [*command, "-s", script.name, server.address],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=environment,
+        )
+    found: dict[str, float] = json.loads(
+        next(line[5:] for line in done.stdout.splitlines() if line.startswith("JSON "))
+    )
+    found["rate"] = (found["requests"] - found["refused"] - found["other"]) / (found["us"] / 1e6)
+    return found
+
+
+def bodies(
+    inputs: list[Any], rows: dict[str, np.ndarray[Any, Any]], binary: bool
+) -> tuple[bytes, dict[str, str], bytes]:
+    """The request in the Open Inference Protocol with its headers, and as plain FastAPI takes it."""
+    if binary:
+        described = [
+            {"name": t.name, "shape": list(rows[t.name].shape), "datatype": "FP32",
+             "parameters": {"binary_data_size": rows[t.name].nbytes}} for t in inputs
+        ]  # fmt: skip
+        head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+        raw = b"".join(rows[t.name].tobytes() for t in inputs)
+        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+        return head + raw, headers, raw
+    described = [
+        {"name": t.name, "shape": list(rows[t.name].shape), "datatype": "FP32", "data": rows[t.name].ravel().tolist()}
+        for t in inputs
+    ]
+    text = json.dumps({"inputs": described}).encode()
+    return text, {"Content-Type": "application/json"}, text
+
+
+def values(answer: bytes, binary: bool, names: list[str], ours: bool) -> np.ndarray[Any, Any]:
+    """All outputs of an answer as one vector, in the order of ``names``."""
+    if binary:
+        start = answer.index(b"}]}") + 3 if ours else 0
+        return np.frombuffer(answer[start:], np.float32)
+    outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+    return np.concatenate([np.asarray(outputs[name], np.float32).ravel() for name in names])
+
+
+def main() -> int:
+    """Measures, prints, and says whether the bars were met."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="forecaster")
+    given = parser.parse_args()
+    if shutil.which("wrk") is None:
+        print(json.dumps({"name": "serve", "ok": False, "note": "wrk is not installed: apt-get install wrk"}))
+        return 1
+    from shared.app import find
+
+    app, model, bar = NETWORKS[given.network]
+    artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
+    binary, generator = given.network == "pointpillars", np.random.default_rng(0)
+    rows = {t.name: generator.standard_normal((1, *t.shape[1:])).astype(np.float32) for t in artifact.manifest.inputs}
+    body, headers, plain_body = bodies(list(artifact.manifest.inputs), rows, binary)
+    others = ",".join(map(str, sorted(os.sched_getaffinity(0) - {0}))) or "0"
+    network, folder = str(artifact.network), Path(tempfile.mkdtemp(prefix="trivium-bench-"))
+    servers = {
+        "ours": Server("ours", _OURS, [str(folder / "store"), "8701", app], 8701, f"/v2/models/{model}/infer", others),
+        "plain": Server("plain", _PLAIN, [network, "8702"], 8702, "/raw" if binary else "/infer", others),
+    }
+    if importlib.util.find_spec("litserve") is not None and not binary:
+        servers["litserve"] = Server("litserve", _LITSERVE, [network, "8703"], 8703, "/predict", others)
+    seconds, rounds = (2.0, 2) if given.quick else (8.0, 5)
+    (folder / "ours").write_bytes(body)
+    (folder / "plain").write_bytes(plain_body)
+    sent = {name: (folder / ("ours" if name == "ours" else "plain"), headers) for name in servers}
+    plain_headers = {"Content-Type": headers["Content-Type"]}
+    try:
+        names = [output.name for output in artifact.manifest.outputs]
+        answers = {
+            name: values(
+                server.ask(sent[name][0].read_bytes(), headers if name == "ours" else plain_headers),
+                binary,
+                names,
+                name == "ours",
+            )
+            for name, server in servers.items()
+        }
+        equal = all(np.allclose(answers["ours"], other, rtol=1e-3, atol=1e-5) for other in answers.values())
+        found: dict[str, list[dict[str, float]]] = {}
+        for _ in range(rounds):
+            for clients in (1, 16, 64):
+                for name, server in servers.items():
+                    kind = headers if name == "ours" else plain_headers
+                    found.setdefault(f"{name} {clients}", []).append(
+                        load(server, clients, seconds, sent[name][0], kind)
+                    )
+        overload = load(servers["ours"], 3 * 64 + 64, 2 * seconds, sent["ours"][0], headers)
+    finally:
+        for server in servers.values():
+            server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return _judge(given.network, found, overload, equal, bar, list(servers))
+
+
+def _judge(
+    network: str,
+    found: dict[str, list[dict[str, float]]],
+    overload: dict[str, float],
+    equal: bool,
+    bar: float,
+    names: list[str],
+) -> int:
+    figures = {f"{name} 1 client, median ms": median(one["p50_ms"] for one in found[f"{name} 1"]) for name in names}
+    for clients in (16, 64):
+        for name in names:
+            figures[f"{name} {clients} clients, 1/s"] = median(one["rate"] for one in found[f"{name} {clients}"])
+    lone = figures["ours 1 client, median ms"] / figures["plain 1 client, median ms"]
+    gains = {
+        f"{clients} clients over {name}": figures[f"ours {clients} clients, 1/s"]
+        / figures[f"{name} {clients} clients, 1/s"]
+        for clients in (16, 64)
+        for name in names
+        if name != "ours"
+    }
+    saturated = figures["ours 64 clients, 1/s"]
+    figures |= {
+        "lone latency, times plain": lone,
+        **gains,
+        "overload, 1/s": overload["rate"],
+        "overload, refused": overload["refused"],
+        "overload, neither answered nor refused": overload["other"],
+        "overload, p99 ms": overload["p99_ms"],
+    }
+    missed = [] if equal else ["the servers' outputs differ"]
+    if lone > LONE_BAR:
+        missed.append(f"a lone client waits {lone:.2f} times as long as at plain FastAPI (bar {LONE_BAR})")
+    missed += [f"{what}: {gain:.2f} times (bar {bar})" for what, gain in gains.items() if gain < bar]
+    if overload["rate"] < OVERLOAD_BAR * saturated:
+        missed.append(f"overload answers {overload['rate'] / saturated:.0%} of saturation (bar {OVERLOAD_BAR:.0%})")
+    if overload["other"]:
+        missed.append(f"{overload['other']:.0f} requests were neither answered nor refused under overload")
+    left_out = "" if "litserve" in names or network == "pointpillars" else "LitServe is not installed: left out. "
+    note = left_out + ("; ".join(missed) or "all bars met")
+    report(f"serve {network}", figures, ratio=min(gains.values()), ok=not missed, note=note)
+    return 0 if not missed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
