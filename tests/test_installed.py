@@ -36,7 +36,7 @@ def site(tmp_path_factory) -> Path:
     wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", folder / "wheels"]
     subprocess.run([*PIP, *wheel, folder / "source", folder / "example"], check=True)
     wheels = sorted((folder / "wheels").iterdir())
-    subprocess.run([*PIP, "install", *alone, "--target", folder / "site", *wheels], check=True)
+    subprocess.run([*PIP, "install", *alone, "--no-compile", "--target", folder / "site", *wheels], check=True)
     return folder / "site"
 
 
@@ -120,7 +120,7 @@ def test_a_fourth_application_trains_is_exported_predicts_and_is_served(site, ho
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(site / "bin" / "trivium"), "serve", "--registry", "registry", "--port", str(port)]
-    settings = {**environment, "TRIVIUM_WARM": "false", "TRIVIUM_DEVICE": "cpu"}
+    settings = {**environment, "TRIVIUM_WARM": "false"}  # and the device by default
     with subprocess.Popen(command, cwd=home, env=settings, stderr=subprocess.PIPE, text=True) as server:
         address, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
         while not is_up(f"{address}/v2/health/live"):

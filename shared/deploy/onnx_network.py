@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
     """Writes the network as one ONNX file and returns its outputs on the example inputs, after comparing the two."""
     import onnxruntime as ort
 
+    # It says of every second node that it leaves it as it is.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     module = dense.module.cpu().eval()
     example = tuple(value.cpu() for value in dense.inputs.values())
     with torch.no_grad(), warnings.catch_warnings():

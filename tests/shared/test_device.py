@@ -1,0 +1,23 @@
+"""Where is computed what nobody said where to compute: a server's setting is ``auto`` by default."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shared.device import choose_device
+from shared.errors import InvalidInputError
+from shared.serve.settings import Settings
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_by_default_it_is_the_gpu_where_there_is_one(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    for asked in (None, "auto", Settings().device):
+        assert choose_device(asked) == ("cuda" if there else "cpu")
+    assert choose_device("cpu") == "cpu"
+    if there:
+        assert choose_device("cuda") == "cuda"
+    else:
+        with pytest.raises(InvalidInputError, match="there is no GPU that torch can use here"):
+            choose_device("cuda")
