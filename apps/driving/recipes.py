@@ -85,9 +85,11 @@ def small() -> Recipe:
 
 
 def medium() -> Recipe:
-    """Some ten hours on one core: dynamic pillars, a head of twice the resolution, five LiDARs, pasted objects.
+    """Some ten hours on one core: five LiDARs, dynamic pillars, pasted objects, 12 times the samples of ``small``.
 
-    Pillars of 0.32 m with a head of as fine a grid take 1.8 times the step of ``small``, pillars of 0.16 m 4.3 times.
+    The grid is that of ``small``, by average precision for the same time: pillars of 0.16 m take 4.3 times the step, a
+    head of twice the resolution 1.8 times. The learning rate is nought after 2, 6, 14 and 30 epochs, so that what there
+    is then can be exported.
     """
     return Recipe(
         model=PointPillars(
@@ -96,10 +98,10 @@ def medium() -> Recipe:
             features=32,
             layers=(2, 3, 3),
             widths=(32, 64, 128),
-            neck=32,
-            upsampling=(2, 4, 8),
+            neck=48,
             box_weight=3.0,
             direction_weight=0.5,
+            short_overlaps=(0.4, 0.25, 0.1),
             candidates=500,
             least_score=0.05,
             most_boxes=100,
@@ -117,12 +119,10 @@ def medium() -> Recipe:
             classes=_STANDING,
         ),
         task=LidarTask(),
-        limits=Limits(
-            epochs=20, batch=2, clip_norm=20.0, monitor="map", mode="max", patience=100, log_every=50, keep=2
-        ),
+        limits=Limits(epochs=30, batch=2, clip_norm=20.0, monitor="map", mode="max", patience=100, log_every=50),
         precision="fp32",
         optimizer=_adamw(2e-3),
-        schedule=_one_cosine(20, 500),
+        schedule=CosineRestarts(warmup_steps=500, period=2.0, multiplier=2),
         ema_decay=0.999,
     )
 

@@ -31,6 +31,10 @@ class PointPillars:
     ``upsampling`` of the three stages to one grid: by (1, 2, 4) the head has cells of two pillars' side, by (2, 4, 8)
     of one. ``box_weight`` and ``direction_weight`` are those of the losses. ``candidates`` anchors, of a score above
     ``least_score``, take part in the suppression, and at most ``most_boxes`` boxes remain.
+
+    ``short_overlaps``: an anchor of a class of short objects is positive from the first overlap up and negative below
+    the second; an object's best anchor is positive from the third. In a coarse grid a pedestrian between two cells
+    overlaps no anchor by 0.35, mmdet3d's least, and would be learnt as background.
     """
 
     sensor: ClassVar[Literal["lidar"]] = "lidar"
@@ -46,6 +50,7 @@ class PointPillars:
     upsampling: tuple[int, int, int] = (1, 2, 4)
     box_weight: float = 2.0
     direction_weight: float = 0.2
+    short_overlaps: tuple[float, float, float] = (0.5, 0.35, 0.35)
     candidates: int = 100
     least_score: float = 0.1
     most_boxes: int = 50
@@ -96,8 +101,10 @@ class PointPillars:
         model["bbox_head"]["loss_bbox"]["loss_weight"] = self.box_weight
         model["bbox_head"]["loss_dir"]["loss_weight"] = self.direction_weight
         model["test_cfg"].update(nms_pre=self.candidates, score_thr=self.least_score, max_num=self.most_boxes)
-        small, _, large = model["train_cfg"]["assigner"]
-        model["train_cfg"]["assigner"] = [dict(large if _is_long(kind) else small) for kind in input.classes]
+        short, _, large = model["train_cfg"]["assigner"]
+        positive, negative, least = self.short_overlaps
+        short |= {"pos_iou_thr": positive, "neg_iou_thr": negative, "min_pos_iou": least}
+        model["train_cfg"]["assigner"] = [dict(large if _is_long(kind) else short) for kind in input.classes]
         return model
 
     def build(self, input: LidarInput) -> nn.Module:

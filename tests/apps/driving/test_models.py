@@ -104,7 +104,8 @@ def test_dense_networks_give_what_the_detectors_heads_see():
     assert (scores.shape[1], boxes.shape[1], directions.shape[1]) == (18, 42, 12)
     camera = RECIPES["fcos3d_tiny"]()
     with torch.inference_mode():
-        maps = fcos3d.ImageToHeads(camera.model.build(camera.input).eval())(fcos3d.example_input(camera.input))
+        image = fcos3d.example_image(*camera.input.image, 2)
+        maps = fcos3d.ImageToHeads(camera.model.build(camera.input).eval())(image)
     assert len(maps) == len(fcos3d.OUTPUTS) == 20
     assert [tuple(m.shape[:2]) for m in maps[:4]] == [(2, 3), (2, 7), (2, 2), (2, 1)]
 

@@ -31,6 +31,10 @@ def frames():
     return [scene(np.random.default_rng(seed), sensors=sensors, kind="street") for seed in range(3)]
 
 
+def moved(boxes, metres):
+    return replace(boxes, centre_lidar_m=boxes.centre_lidar_m + np.float32([metres, metres, 0]))
+
+
 def turned(boxes):
     return replace(boxes, yaw=boxes.yaw + np.float32(np.pi))
 
@@ -68,10 +72,20 @@ def test_real_frames_count_what_is_asked_for_and_the_own_vehicle(frames):
     )
     rows = dict(found_in_real("nuScenes", Told(with_own_vehicle), {}, one))
     assert f"BEV IoU 0.7: {cars} of {cars}, 1 false" in rows["car, nuScenes, frames: 1"]
+    assert rows["car, nuScenes, frames: 1"].endswith("bar (62 % within 2 m, at most 3 false): met")
     assert rows["boxes on the own vehicle, nuScenes"] == "1"
     # Of KITTI the hard ones are not asked for, and excuse the boxes on them.
     easier = asked(one[0])
     left = sum(name == "car" for name in easier.truth.names)
     assert 0 < left < sum(name == "car" for name in one[0].truth.names)
     kitti = dict(found_in_real("KITTI", Told(), {}, [easier]))
+    assert kitti["car, KITTI, frames: 1"].endswith("at most 5 false): met") == (left >= 2)
+    away = dict(found_in_real("KITTI", Told(lambda boxes: moved(boxes, 1.0)), {}, [easier]))
+    assert away["car, KITTI, frames: 1"].endswith("at most 5 false): missed")
     assert kitti["boxes on the own vehicle, KITTI"] == "0" and ", 0 false" in kitti["car, KITTI, frames: 1"]
+
+
+def test_classes_of_other_data_sets_are_called_what_is_learnt(frames):
+    names = ("regular_vehicle", "box_truck") + frames[0].truth.names[2:]
+    called = asked(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
+    assert called.truth.names[:2] == ("car", "truck")

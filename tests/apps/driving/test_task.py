@@ -195,3 +195,22 @@ def test_scores_do_not_depend_on_the_order_of_their_parts():
             whole.merge(parts[number])
         summaries.append(whole.summary())
     assert summaries[0] == summaries[1]
+
+
+def test_a_pedestrian_between_two_cells_is_no_background_where_a_low_overlap_is_enough():
+    recipe = RECIPES["tiny"]()
+    # The head's cells have a side of 0.64 m: these stand at their corners.
+    places = np.array([[1.28 * n, 0.64 * (n % 5), -0.6 + 0.9] for n in range(2, 12)], np.float32)
+    boxes = np.concatenate([places, np.tile(np.float32([0.8, 0.6, 1.73, 0.0]), (10, 1))], axis=1)
+    batch = {
+        "points": [torch.rand(100, 4)],
+        "boxes": [torch.from_numpy(boxes)],
+        "labels": [torch.zeros(10, dtype=torch.long)],
+    }
+    counted = {}
+    for overlaps in ((0.5, 0.35, 0.35), (0.4, 0.25, 0.1)):
+        task = recipe.task.build()
+        model = dataclasses.replace(recipe.model, pillar_m=0.32, short_overlaps=overlaps)
+        task.prepare(model.build(recipe.input))
+        counted[overlaps] = task.count(batch)["loss_bbox"]
+    assert counted[0.5, 0.35, 0.35] <= 1 and counted[0.4, 0.25, 0.1] >= 10
