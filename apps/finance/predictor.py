@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
+from apps.finance.inference.conformal import Budget, report
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, combine, improbability
@@ -21,9 +22,21 @@ from shared.deploy.programs.choosing import Network, open_program
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """``threshold`` is the score from which a row begins an event, in (0, 1]; None for the model's own."""
+    """How many events are wanted; all None for the model's own budget.
+
+    ``events_per_1000_rows`` or ``events_per_day`` is kept to by a threshold that follows the series. ``threshold``, in
+    (0, 1], is one that stays, whatever number of events that makes.
+    """
 
     threshold: float | None = None
+    events_per_1000_rows: float | None = None
+    events_per_day: float | None = None
+
+    def budget(self, calibration: Calibration) -> Budget:
+        """The budget that is asked for, or the calibration's."""
+        if self.events_per_1000_rows is None and self.events_per_day is None:
+            return calibration.budget()
+        return Budget(per_1000_rows=self.events_per_1000_rows, per_day=self.events_per_day)
 
 
 class FinancePredictor:
@@ -69,21 +82,21 @@ class FinancePredictor:
 
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecasts, scores and events of each series; what one gets does not depend on the others."""
-        threshold = (options or Options()).threshold
-        calibration = self.calibration if threshold is None else replace(self.calibration, threshold=threshold)
         with _one_thread() if self.device == "cpu" else nullcontext():
-            return [self._detect(series, calibration) for series in batch]
+            return [self._detect(series, options or Options()) for series in batch]
 
-    def _detect(self, series: Series, calibration: Calibration) -> Detection:
+    def _detect(self, series: Series, options: Options) -> Detection:
         made = forecast(self.model, [series], stride=self.stride, device=self.device)[0]
-        channels = improbability(series, made, calibration)
-        scores = combine(channels)
+        channels = improbability(series, made, self.calibration)
+        scores, budget = combine(channels), options.budget(self.calibration)
+        control = self.calibration.control(budget.rate(series), fixed=options.threshold)
+        reported = report(scores, budget.expected(series), control)
         return Detection(
             series=series,
             forecast=made,
             scores=scores,
-            threshold=calibration.threshold,
-            anomalies=anomalies(series, made, scores, calibration, channels),
+            thresholds=reported.thresholds,
+            anomalies=anomalies(series, made, scores, reported, channels),
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +15,12 @@ import torch
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.shapes import SHAPES
-from apps.finance.inference.calibration import budget_threshold, counted_rows, detected_scores
+from apps.finance.inference.ablation import ablate, all_channels
+from apps.finance.inference.calibration import ScoredRows, counted_rows, reported_scores
+from apps.finance.inference.conformal import REPORTED
+from apps.finance.inference.detectors.detector import ForecastedSeries
+from apps.finance.inference.evaluation import SEARCHED
+from apps.finance.inference.scoring import Calibration, score
 from apps.finance.inference.skill import relative_loss
 from apps.finance.inference.trial import Trial, run_trial, trial_sets
 from apps.finance.metrics.nab import (
@@ -22,22 +29,30 @@ from apps.finance.metrics.nab import (
     STANDARD,
     Detections,
     Profile,
+    Rows,
     Scored,
     count_detections,
     score_corpus,
 )
+from apps.finance.models.stored import stored_settings
 from apps.finance.models.tft import Forecaster
 from apps.finance.predictor import FinancePredictor
+from apps.finance.samples import minute_bars
+from apps.finance.types import Floats
 from shared.app import Table
+from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
 
 # ARTime's windows hit and false events over the whole benchmark, at its published standard threshold: counted from
 # the detector outputs that NAB publishes.
 _PEER = "ARTime, all 58 files"
 _PEER_RECALL, _PEER_FALSE_EVENTS = "106/116 = 91.4 %", 3.48
+_OTHER_PEER = "CAD OSE, all 58 files: 92/116 = 79.3 % at 1.10"
+_CLAIM = 0.92
+_FALSE_EVENTS = (1.5, 3.5)
+_BUDGETS = (0.2, 0.6, 2.0)
 _TRIAL_SEED = 0
-_LEVELS = tuple(level / 100 for level in range(15, 100))
-"""The thresholds that NAB's search tries."""
+_Row: TypeAlias = tuple[str, str, str]
 
 
 def published_standard(present: set[str]) -> dict[str, float]:
@@ -60,50 +75,64 @@ def len_windows(present: set[str]) -> int:
 
 
 def reproduce(quick: bool) -> Table:
-    """Runs the shipped model over the benchmark. ``quick`` is the same: it is a matter of minutes either way."""
+    """Runs the shipped model over the benchmark; ``quick`` leaves out the detector that learns on every file."""
     benchmark = Nab()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = FinancePredictor.load([Registry(Path(__file__).parent / "weights").newest("tft-anomaly")], device)
-    judged, rows, began = [], 0, time.perf_counter()
+    artifact = Registry(Path(__file__).parent / "weights").newest("tft-anomaly")
+    predictor = FinancePredictor.load([artifact], device)
+    calibration, rate = predictor.calibration, predictor.calibration.events_per_1000_rows
+    judged: list[tuple[Floats, Rows]] = []
+    forecasted, seconds = [], 0.0
     for item in benchmark.cases():
+        began = time.perf_counter()
         (detection,) = predictor.predict([item.series])
+        seconds += time.perf_counter() - began
+        forecasted.append(ForecastedSeries(item.series, detection.forecast))
         judged.append((detection.scores, window_rows(item.series.times_ns, item.windows)))
-        rows += len(item.series)
-    seconds = time.perf_counter() - began
-    calibration = predictor.calibration
+    rows = sum(len(scores) for scores, _ in judged)
+    files = f"{len(judged)} files"
 
-    def at(threshold: float) -> list[Scored]:
-        return detected_scores(judged, replace(calibration, threshold=threshold))
+    def asked(budget: float) -> list[Scored]:
+        return reported_scores(judged, calibration.control(budget), budget)
 
     def best(profile: Profile) -> str:
-        found = max((score_corpus(at(level), profile, level).normalised, level) for level in _LEVELS)
-        return f"{found[0]:.1f} (threshold {found[1]:.2f})"
+        found = max((score_corpus(asked(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
+        return f"{found[0]:.1f} (budget {found[1]:.2f})"
 
-    present, threshold = set(benchmark.names()), calibration.threshold
-    own = at(threshold)
-    hit = count_detections(own, threshold)
-    budget = 1000 * _PEER_FALSE_EVENTS * len(judged) / counted_rows(judged)
-    level = budget_threshold(judged, calibration, budget)
-    at_budget = count_detections(at(level), level)
-    standard = score_corpus(own, STANDARD, threshold).normalised
+    present = set(benchmark.names())
+    own = asked(rate)
+    hit = count_detections(own, REPORTED)
+    standard = score_corpus(own, STANDARD, REPORTED).normalised
     peers = "; ".join(f"{name} {value:.1f}" for name, value in published_standard(present).items())
-    files = f"{len(judged)} files"
     table = [
         (f"NAB standard score, {files}, at the threshold found on synthetic series", peers, f"{standard:.1f}"),
-        ("The same, NAB's threshold search", peers, best(STANDARD)),
-        ("NAB reward low FP, threshold search", "-", best(LOW_FALSE_POSITIVES)),
-        ("NAB reward low FN, threshold search", "-", best(LOW_FALSE_NEGATIVES)),
+        ("The same, NAB's search, over budgets", peers, best(STANDARD)),
+        ("NAB reward low FP, the same search", "-", best(LOW_FALSE_POSITIVES)),
+        ("NAB reward low FN, the same search", "-", best(LOW_FALSE_NEGATIVES)),
         ("Windows hit, at the threshold found on synthetic series", f"{_PEER}: {_PEER_RECALL}", _recall(hit)),
         ("False events a file, there", f"{_PEER}: {_PEER_FALSE_EVENTS}", f"{hit.false_events_per_series:.2f}"),
-        (f"Windows hit at {_PEER_FALSE_EVENTS} false events a file", f"{_PEER}: {_PEER_RECALL}", _recall(at_budget)),
-        ("Rows judged a second", "-", f"{rows / seconds:,.0f} ({rows:,} rows in {seconds:.0f} s, {device})"),
     ]
+    for number in _FALSE_EVENTS:
+        budget = _budget_for(judged, calibration, number * len(judged))
+        found = count_detections(asked(budget), REPORTED)
+        table.append((f"Windows hit at {number} false events a file", _peer_at(number), _recall(found)))
+    goal = math.ceil(_CLAIM * hit.windows)
+    table.append(
+        (
+            f"The claim: {_CLAIM:.0%} of windows at {_FALSE_EVENTS[-1]} false events a file",
+            f"{goal} of {hit.windows}",
+            f"{found.hit}: {max(goal - found.hit, 0)} windows short",
+        )
+    )
+    speed = f"{rows / seconds:,.0f} ({rows:,} rows in {seconds:.0f} s, {device})"
+    table.append(("Rows judged a second", "-", speed))
+    table += _budget_rows(judged, calibration)
+    table += _ablation_rows(forecasted, [windows for _, windows in judged], calibration, anchors=not quick)
     for name, items in trial_sets(_TRIAL_SEED).items():
-        trial = run_trial(lambda series: predictor.predict([series])[0].scores, calibration, items, name)
+        trial = run_trial(lambda series: score(series, calibration), calibration, items, name)
         table += _trial_rows(trial)
     kinds = [name for name in SHAPES if name != "constant"]
-    assert isinstance(predictor.model, Forecaster), "the model that ships is this application's own"
-    skill = {name: relative_loss(predictor.model, name) for name in kinds}
+    skill = {name: relative_loss(_network(artifact).to(device), name) for name in kinds}
     mean = float(np.exp(np.mean([np.log(value) for value in skill.values()])))
     table += [
         ("Synthetic prices: quantile loss of the forecasts, over persistence's", "1", f"{skill['price']:.2f}"),
@@ -113,23 +142,92 @@ def reproduce(quick: bool) -> Table:
         title=f"Anomalies: the Numenta Anomaly Benchmark with {predictor.name}, and synthetic series",
         columns=("measure", "published, or measured of the peer", "measured here"),
         rows=table,
-        notes=(
-            f"Only {files} of 58 are here, 5 of 7 folders (realKnownCause and realAdExchange are missing), with "
-            f"{hit.windows} of 116 windows. Published standard scores are for the same files; published recalls "
-            "are not.",
-            f"The threshold found on synthetic series is {threshold:.3f}. The model, the channels of the score and the "
-            "threshold come from synthetic series alone; no label of NAB set any of them, but results on it were "
-            "looked at in between: docs/finance.md says what changed after. Scores of published detectors, and the "
-            "rows 'threshold search' and 'windows hit at', use one threshold chosen on the benchmark itself, as NAB's "
-            "protocol does.",
-            "A false event is a run of detections outside every window, after the probationary period.",
-            "Rows with the time of another row (24 in four files) are judged once.",
-            "Synthetic: series that neither training nor calibration has seen, with windows as NAB's labels have them. "
-            "The peer there is |change| over its median absolute deviation so far, with the same rule for when to "
-            "speak, at the threshold that gives it as many false events; chosen on the same series, to its favour. "
-            "Persistence forecasts the last value with the spread of the changes in the same 64 rows.",
-        ),
+        notes=_notes(files, hit, rate),
     )
+
+
+def _network(artifact: Artifact) -> Forecaster:
+    """The network that ships, by torch, so that it forecasts at any device and batch."""
+    settings, input = stored_settings(artifact.recipe()["recipe"])
+    model = settings.build(input)
+    assert isinstance(model, Forecaster), "the model that ships is this application's own"
+    model.load_state_dict(artifact.weights())
+    return model.eval()
+
+
+def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
+    return (
+        f"Only {files} of 58 are here, 5 of 7 folders (realKnownCause and realAdExchange are missing), with "
+        f"{hit.windows} of 116 windows. Published standard scores are for the same files; published recalls "
+        "are not. ARTime and CAD OSE are told each file's smallest and largest value beforehand; this is not.",
+        f"The threshold to begin with is the one that gives {rate:g} false events a 1,000 rows on synthetic series, "
+        "and follows each series from there. Which detectors make up the score, and the power of their mean, were "
+        "chosen on synthetic series together with the folders of NAB other than the one that is scored; all five "
+        "choices keep the same eight or those with the Transformer's two: docs/finance.md has the table. The rows "
+        "'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as NAB's "
+        "protocol does.",
+        "A false event is a run of detections outside every window, after the probationary period.",
+        "Rows with the time of another row (24 in four files) are judged once.",
+        "VUS-PR is TSB-AD's, with buffers up to 100 rows, of the scores of the rows, the mean over the files with a "
+        "window. PaAno is written after its paper, a quarter as wide, and learns on the first 600 rows of each file.",
+        "Synthetic: series that neither training nor calibration has seen, with windows as NAB's labels have them. "
+        "The peer there is |change| over its median absolute deviation so far, with the same rule for when to "
+        "speak, at the threshold that gives it as many false events; chosen on the same series, to its favour. "
+        "Persistence forecasts the last value with the spread of the changes in the same 64 rows.",
+    )
+
+
+def _budget_for(judged: ScoredRows, calibration: Calibration, allowed: float) -> float:
+    """The largest budget in events a 1,000 rows that makes no more false events than ``allowed``."""
+    low, high = math.log(SEARCHED[0]), math.log(SEARCHED[-1])
+    for _ in range(12):
+        middle = (low + high) / 2
+        budget = math.exp(middle)
+        corpus = reported_scores(judged, calibration.control(budget), budget)
+        if count_detections(corpus, REPORTED).false_events > allowed:
+            high = middle
+        else:
+            low = middle
+    return math.exp(low)
+
+
+def _peer_at(false_events: float) -> str:
+    return f"{_PEER}: {_PEER_RECALL} at {_PEER_FALSE_EVENTS}" if false_events > 2 else _OTHER_PEER
+
+
+def _budget_rows(judged: ScoredRows, calibration: Calibration) -> list[_Row]:
+    """False events over those asked for, on NAB as a whole and on minute bars, where every event counts as false."""
+    rows = [(f"NAB, {len(judged)} files: false events", judged)]
+    bars = minute_bars()
+    if bars:
+        none = np.zeros((0, 2), np.int64)
+        scored = [(score(series, calibration), none) for series in bars]
+        rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", scored))
+    table = []
+    for name, these in rows:
+        counted = counted_rows(these)
+        parts = []
+        for budget in _BUDGETS:
+            found = count_detections(reported_scores(these, calibration.control(budget), budget), REPORTED)
+            parts.append(f"{1000 * found.false_events / counted / budget:.2f} at {budget:g}")
+        table.append((f"{name}, over the budget, at budgets a 1,000 rows", "1", "; ".join(parts)))
+    return table
+
+
+def _ablation_rows(
+    forecasted: Sequence[ForecastedSeries], windows: Sequence[Rows], calibration: Calibration, *, anchors: bool
+) -> list[_Row]:
+    channels = [all_channels(one, calibration, anchors=anchors) for one in forecasted]
+    found = ablate(channels, windows, calibration, _FALSE_EVENTS)
+    where = " and ".join(f"{number}" for number in _FALSE_EVENTS)
+    return [
+        (
+            f"Ablation on NAB, fixed threshold: {one.name}",
+            f"windows at {where} false events a file; standard score; VUS-PR",
+            f"{' and '.join(map(str, one.hits))}; {one.standard:.1f}; {one.vus_pr:.3f}",
+        )
+        for one in found
+    ]
 
 
 def _trial_rows(trial: Trial) -> list[tuple[str, str, str]]:

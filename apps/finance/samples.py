@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.app import Sample
 from shared.data.registry import read_registry
+
+if TYPE_CHECKING:
+    from apps.finance.types import Series
 
 _NAB = (
     ("twitter_aapl", "realTweets/Twitter_volume_AAPL.csv", "Mentions of AAPL on Twitter, every 5 minutes (2015)"),
@@ -44,6 +48,16 @@ def samples() -> Sequence[Sample]:
         source = "nautechsystems/nautilus_trader, test data, LGPL-3.0"
         found.append(Sample(name="btc_perp", title=title, synthetic=False, source=source, files=_existing(file)))
     return found
+
+
+def minute_bars() -> list[Series]:
+    """The real series of minute bars that are at hand: a BTC perpetual, and the bid of GBP in USD."""
+    from apps.finance.adapters import read_contents
+
+    entries = read_registry(_REGISTRY)
+    found = [(entries[name], entries[name].locate()) for name in ("btc_perp", "fxcm_gbpusd") if name in entries]
+    files = [root / entry.files[-1].path for entry, root in found if root is not None]
+    return [series for file in files for series in read_contents(file).series]
 
 
 def _existing(file: Path) -> Callable[[Path], Sequence[Path]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import numpy as np
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, table_options
+from apps.finance.inference.conformal import Budget
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
@@ -26,7 +27,8 @@ LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500
 """Of the time that somebody waits, one core judges these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
-_OPTIONS = (*OPTION_NAMES, "instrument", "threshold")
+_OPTIONS = (*OPTION_NAMES, "instrument", "events_per_day", "events_per_1000_rows", "threshold")
+MOST_EVENTS_PER_1000_ROWS = 50.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,9 @@ class FinanceCodec:
         self.model = predictor.name
 
     def decode(self, request: Request) -> Decoded[Series]:
-        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is judged; ``threshold``,
-        the score that begins an event, in (0, 1]."""
+        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is judged; how many events
+        are wanted, as ``events_per_day`` or ``events_per_1000_rows``, or ``threshold``, the score that begins one, in
+        (0, 1]."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
             raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
@@ -62,7 +65,7 @@ class FinanceCodec:
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
             inputs=series,
-            options=Options(threshold=_threshold(request.options.get("threshold", ""))),
+            options=_wanted_events(request.options, series),
             context=FileContext(name=path.name, series_column=contents.series_column, notes=notes, truth=truth),
         )
 
@@ -142,6 +145,39 @@ def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
             f"{seconds * ROWS_PER_SECOND:.0f} are judged; hand in fewer (a shorter time, longer bars, "
             f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
         )
+
+
+def _wanted_events(options: Mapping[str, str], series: Sequence[Series]) -> Options:
+    """How many events are wanted; refuses two ways of saying so, and what no series can be asked for."""
+    names = ("events_per_day", "events_per_1000_rows", "threshold")
+    said = [name for name in names if options.get(name, "").strip()]
+    if len(said) > 1:
+        raise InvalidInputError(f"{said[0]} and {said[1]} both say how many events are wanted; give one of them")
+    by_day, by_rows = (_budget(name, options.get(name, "")) for name in names[:2])
+    wanted = Options(
+        threshold=_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
+    )
+    if by_day is None and by_rows is None:
+        return wanted
+    budget = Budget(per_day=by_day, per_1000_rows=by_rows)
+    most = max(budget.rate(one) for one in series)
+    if most > MOST_EVENTS_PER_1000_ROWS:
+        raise InvalidInputError(
+            f"that is an event every {1000 / most:.3g} rows; ask for at most {MOST_EVENTS_PER_1000_ROWS:g} in 1,000"
+        )
+    return wanted
+
+
+def _budget(name: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError as error:
+        raise InvalidInputError(f"{name} is {text!r}, which is not a number; give one above 0, such as 0.5") from error
+    if not 0 < value < float("inf"):
+        raise InvalidInputError(f"{name} is {value:g}; give a number above 0, such as 0.5")
+    return value
 
 
 def _threshold(text: str) -> float | None:

@@ -111,7 +111,7 @@ class Anomaly:
     """An event found in a series.
 
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
-    -log10 of the tail probability over 10: 0.5 is p = 1e-5 in one channel. ``observed`` is the value at the peak,
+    that of ``scoring.combine``. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
     word of a detector in ``apps.finance.inference.detectors``.
     """
@@ -160,13 +160,18 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
-    """A judged series: forecast, a score in [0, 1] at each row, the threshold, and the events above it."""
+    """A judged series: forecast, and at each row (N,) a score in [0, 1] and the threshold; the events above it."""
 
     series: Series
     forecast: Forecast
     scores: Floats
-    threshold: float
+    thresholds: Floats
     anomalies: tuple[Anomaly, ...]
+
+    @property
+    def threshold(self) -> float:
+        """The threshold at the start of the series."""
+        return float(self.thresholds[0]) if len(self.thresholds) else 0.0
 
     def __repr__(self) -> str:
         """What a notebook shows: a line for the series, one for each event."""

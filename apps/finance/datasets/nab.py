@@ -36,7 +36,7 @@ class Nab:
     root: Path | None = None
     validation_share: float = 0.2
     stride: int = 8
-    false_events_per_1000_rows: float = 0.55
+    false_events_per_1000_rows: float = 0.6
 
     def folder(self) -> Path:
         """The folder; refuses one that is not the benchmark's."""

@@ -53,7 +53,7 @@ class Table:
     unit: str | None = None
     validation_share: float = 0.2
     stride: int = 8
-    false_events_per_1000_rows: float = 0.55
+    false_events_per_1000_rows: float = 0.6
 
     def __post_init__(self) -> None:
         if self.url is not None:

@@ -102,12 +102,14 @@ def trailing_interval_ns(times: Times) -> Floats:
     return np.maximum(usual, 1.0)
 
 
-def same_time_before(series: Series, *, horizon: int) -> tuple[Floats, Floats]:
-    """(N,) the median of the values at the same time on up to four days before, and (N,) how many there are of four."""
+def same_time_before(
+    series: Series, *, horizon: int, lag_ns: int = DAY_NS, count: int = _DAYS
+) -> tuple[Floats, Floats]:
+    """(N,) the median of the values one to ``count`` lags before, and (N,) the share of those that there are."""
     values = series.target
     missing = ~np.isfinite(values)
     smooth = _smooth(_fill(values, missing))
-    return _lagged(smooth, series.times_ns, DAY_NS, _DAYS, horizon, trailing_interval_ns(series.times_ns))
+    return _lagged(smooth, series.times_ns, lag_ns, count, horizon, trailing_interval_ns(series.times_ns))
 
 
 def _smooth(values: Floats) -> Floats:

@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import nn
 
 from apps.finance.datasets.labels import benchmark_windows, window_rows
+from apps.finance.inference.conformal import REPORTED, Budget, Control, report
+from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.events import detections
 from apps.finance.inference.forecasting import AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
@@ -23,6 +24,9 @@ from shared.recipe import Recipe
 ScoredRows: TypeAlias = Sequence[tuple[Floats, Rows]]
 """Scores (N,) and windows of rows (W, 2) of some series."""
 
+_BUDGETS = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0, 5.0)
+"""Further budgets for which a calibration finds the threshold to begin with, in events a 1,000 rows."""
+_HALVINGS = 12
 _FORMER_NAMES = {"unrest": "high_volatility", "calm": "low_volatility"}
 """Detectors as the manifests of earlier artifacts call them."""
 
@@ -53,27 +57,34 @@ def calibrate(
     """The calibration of a trained forecaster, in JSON types.
 
     The ``normal`` series of ``data`` give each detector's distribution on normal rows; they and the ``labelled`` ones
-    give the threshold, the lowest at which there are no more false events than the budget allows. ``most`` limits
-    how many series of each kind are taken. Where no window is known every event counts as false.
+    give the threshold to begin with for each of several budgets, the lowest at which there are no more false events
+    than the budget allows. ``most`` limits how many series of each kind are taken. Where no window is known every
+    event counts as false.
     """
     stride = stride or default_stride(model.horizon)
     normal, labelled = data.normal()[:most], data.labelled()[:most]
-    forecasts = forecast(model, [item.series for item in (*normal, *labelled)], stride=stride)
-    history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=False)]
+    forecasts = forecast(model, [item.series for item in normal], stride=stride)
+    history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=True)]
     calibration = Calibration()
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
     judged = [
         (
-            score(item.series, made, calibration),
+            score(item.series, calibration),
             benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows),
         )
-        for item, made in zip((*normal, *labelled), forecasts, strict=True)
+        for item in (*normal, *labelled)
     ]
-    threshold = budget_threshold(judged, calibration, data.false_events_per_1000_rows)
-    calibration = replace(calibration, threshold=threshold)
-    corpus = detected_scores(judged, calibration)
-    found = count_detections(corpus, calibration.threshold)
+    rate, control = data.false_events_per_1000_rows, calibration.control()
+    budgets = [(other, budget_start(judged, control, other)) for other in sorted({*_BUDGETS, rate})]
+    calibration = replace(
+        calibration,
+        events_per_1000_rows=rate,
+        threshold=dict(budgets)[rate],
+        budgets=[pair for pair in budgets if pair[0] != rate],
+    )
+    corpus = reported_scores(judged, calibration.control(), rate)
+    found = count_detections(corpus, REPORTED)
     return {
         **asdict(calibration),
         "stride": stride,
@@ -84,7 +95,7 @@ def calibrate(
             "windows": found.windows,
             "recall": round(found.recall, 4),
             "false_events_per_1000_rows": round(1000 * found.false_events / max(counted_rows(judged), 1), 4),
-            "nab_standard": round(score_corpus(corpus, threshold=calibration.threshold).normalised, 2),
+            "nab_standard": round(score_corpus(corpus, threshold=REPORTED).normalised, 2),
         },
     }
 
@@ -107,30 +118,26 @@ def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
     return Calibration(**{**{name: mapping[name] for name in names}, "prior": prior})
 
 
-def detected_scores(judged: ScoredRows, calibration: Calibration) -> list[Scored]:
-    """The scores at which events are reported at the calibration's threshold, and zero elsewhere."""
+def reported_scores(judged: ScoredRows, control: Control, rate: float) -> list[Scored]:
+    """The scores at which events are reported with a budget of ``rate`` events a 1,000 rows, and zero elsewhere."""
+    budget = Budget(per_1000_rows=rate)
     return [
-        Scored(
-            scores=detections(
-                scores,
-                threshold=calibration.threshold,
-                quiet_rows=calibration.quiet_rows,
-                margin=calibration.margin,
-            ),
-            windows=windows,
-        )
+        Scored(scores=report(scores, budget.due(len(scores)), control).scores, windows=windows)
         for scores, windows in judged
     ]
 
 
-def budget_threshold(judged: ScoredRows, calibration: Calibration, false_events_per_1000_rows: float) -> float:
-    """The lowest threshold at which there are no more false events than that."""
-    allowed = false_events_per_1000_rows * counted_rows(judged) / 1000
+def budget_start(judged: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
+    """The lowest threshold to begin with at which there are no more false events than ``allowed``.
+
+    That is ``rate`` a 1,000 rows after probation where it is None.
+    """
+    most = rate * counted_rows(judged) / 1000 if allowed is None else allowed
     low, high = 0.0, 1.0
-    for _ in range(12):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        corpus = detected_scores(judged, replace(calibration, threshold=middle))
-        if count_detections(corpus, middle).false_events > allowed:
+        corpus = reported_scores(judged, replace(control, start=middle), rate)
+        if count_detections(corpus, REPORTED).false_events > most:
             low = middle
         else:
             high = middle
@@ -143,5 +150,6 @@ def counted_rows(judged: ScoredRows) -> int:
 
 
 def _learnt(history: Sequence[ForecastedSeries], calibration: Calibration) -> dict[str, list[float]]:
-    found = {name: one.fit(history).prior for name, one in calibration.detectors().items()}
+    table = {**calibration.detectors(), **CANDIDATES}
+    found = {name: one.fit(history).prior for name, one in table.items()}
     return {name: list(values) for name, values in found.items()}

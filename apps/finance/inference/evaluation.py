@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from apps.finance.datasets.labels import benchmark_windows, window_rows
-from apps.finance.inference.calibration import counted_rows, detected_scores
+from apps.finance.inference.calibration import counted_rows, reported_scores
+from apps.finance.inference.conformal import REPORTED
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Floats, LabelledSeries
@@ -18,8 +19,8 @@ from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig
 
-_LEVELS = tuple(level / 100 for level in range(15, 100))
-"""The thresholds that the search of NAB's protocol tries."""
+SEARCHED = tuple(round(0.05 * 1.25**step, 3) for step in range(22))
+"""The budgets, in events a 1,000 rows, that the search of NAB's protocol tries: there is one for the whole corpus."""
 
 
 @runtime_checkable
@@ -97,19 +98,21 @@ def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = Non
     scores = [
         DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=of, higher_is_better=False),
     ]
-    corpus = detected_scores(judged, predictor.calibration)
-    if found := count_detections(corpus, predictor.calibration.threshold).windows:
-        standard = score_corpus(corpus, STANDARD, predictor.calibration.threshold).normalised
+    calibration = predictor.calibration
+    corpus = reported_scores(judged, calibration.control(), calibration.events_per_1000_rows)
+    if found := count_detections(corpus, REPORTED).windows:
+        standard = score_corpus(corpus, STANDARD, REPORTED).normalised
         scores.append(DomainScore(name="NAB standard score", value=standard, count=f"{found} windows", data=of))
     return tuple(scores)
 
 
 def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
     calibration = predictor.calibration
-    corpus = detected_scores(judged, calibration)
-    found = count_detections(corpus, calibration.threshold)
+    rate = calibration.events_per_1000_rows
+    corpus = reported_scores(judged, calibration.control(), rate)
+    found = count_detections(corpus, REPORTED)
     counted = max(counted_rows(judged), 1)
-    where = f"at the model's threshold, {calibration.threshold:.3f}"
+    where = f"with the model's budget of {rate:g} events a 1,000 rows"
     events = "False events" if found.windows else "Events"
     rows = [
         (f"{events}, {where}", str(found.false_events)),
@@ -119,13 +122,13 @@ def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredict
     if not found.windows:
         return rows
     rows.insert(0, (f"Windows hit, {where}", f"{found.hit}/{found.windows} = {100 * found.recall:.1f} %"))
-    standard = score_corpus(corpus, STANDARD, calibration.threshold).normalised
+    standard = score_corpus(corpus, STANDARD, REPORTED).normalised
     rows.append(("NAB standard score, there", f"{standard:.1f}"))
-    searched = [(level, detected_scores(judged, replace(calibration, threshold=level))) for level in _LEVELS]
+    searched = [(other, reported_scores(judged, calibration.control(other), other)) for other in SEARCHED]
     for profile in PROFILES:
-        best, level = max((score_corpus(one, profile, level).normalised, level) for level, one in searched)
+        best, budget = max((score_corpus(one, profile, REPORTED).normalised, other) for other, one in searched)
         rows.append(
-            (f"NAB {profile.name}, best threshold of {_LEVELS[0]:g} to {_LEVELS[-1]:g}", f"{best:.1f} (at {level:.2f})")
+            (f"NAB {profile.name}, best budget of {SEARCHED[0]:g} to {SEARCHED[-1]:g}", f"{best:.1f} (at {budget:g})")
         )
     return rows
 

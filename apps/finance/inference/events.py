@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.finance.inference.conformal import Reported
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.inference.scoring import Calibration
+from apps.finance.inference.scoring import HIGHEST
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 
 Mask = NDArray[np.bool_]
@@ -17,56 +18,51 @@ _RELEASE = 0.7
 """An event goes on while the score is above this share of the threshold."""
 _NEAR = 12
 """Events with at most so many ordinary rows between them are one."""
+_UNUSUAL = 3.0
+"""The least -log10 p of a detector that keeps an event from ending."""
+_ABOUT = 0.8
+"""At this share of the highest -log10 p a detector is about as sure as the surest."""
+_DIP = 4
+"""For so many rows the score may fall below the release without ending an event."""
+_PAUSE = 48
+"""An event has ended when nothing has been so unusual for so many rows, the longest over which a detector averages."""
 
 
-def detections(scores: Floats, *, threshold: float, quiet_rows: int, margin: float) -> Floats:
-    """(N,) the scores at which an event is reported, 0 elsewhere. Causal.
-
-    Rows are reported whose score reaches ``threshold``. Within ``quiet_rows`` after a reported row only one whose
-    score is higher by more than ``margin`` is, so that each disturbance is reported once. Rows below the
-    threshold begin no quiet time.
-    """
-    reported = np.zeros(len(scores))
-    last_row, last_score = -quiet_rows - 1, 0.0
-    for row in np.flatnonzero(scores >= threshold).tolist():
-        value = float(scores[row])
-        if row - last_row > quiet_rows or value > last_score + margin:
-            reported[row] = value
-            last_row, last_score = row, value
-    return reported
-
-
-def fresh(channels: Mapping[str, Floats], release: float) -> Mask:
-    """(N,) where some channel's score is above ``release`` for a cause that is still there.
+def fresh(channels: Mapping[str, Floats], least: float = _UNUSUAL) -> Mask:
+    """(N,) where some channel is at ``least`` or above for a cause that is still there.
 
     ``channels`` are those of ``scoring.improbability``. A mean over w rows stays high for w - 1 rows after its cause
-    has gone, and a change over w rows comes back after w: that much is taken off the end of each of its stretches above
-    ``release``, and of two so near to each other only off the later one's.
+    has gone, and a change over w rows comes back after w: that much is taken off the end of each of its stretches, and
+    of two so near to each other only off the later one's. A state, such as a new level, counts for its first rows.
     """
     found = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        high, echo = np.flatnonzero(values >= 10 * release), DETECTORS[name].echo
+        high, echo, holds = np.flatnonzero(values >= least), DETECTORS[name].echo, DETECTORS[name].holds
         if not len(high):
             continue
         apart = np.flatnonzero(np.diff(high) > echo + 1)
         firsts, lasts = high[np.append(0, apart + 1)], high[np.append(apart, len(high) - 1)]
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            found[first : max(last - echo, first) + 1] = True
+            end = max(last - echo, first)
+            found[first : (min(end, first + holds) if holds else end) + 1] = True
     return found
 
 
-def spans(reported: Floats, scores: Floats, lasting: Mask, *, threshold: float) -> list[tuple[int, int]]:
+def spans(reported: Reported, scores: Floats, lasting: Mask) -> list[tuple[int, int]]:
     """First and last rows of events, in order and apart.
 
-    An event begins at the rows that are ``reported``. It ends with the last row of ``lasting`` before ``scores`` falls
-    below 0.7 of ``threshold``. Events with at most 12 rows between them are one.
+    An event begins at the rows that are ``reported``. It ends with the last high row of ``lasting`` before ``scores``
+    has been below 0.7 of the threshold for more than 4 rows, or ``lasting`` has paused for more than 48. Events with at
+    most 12 rows between them are one.
     """
-    low = np.flatnonzero(scores < _RELEASE * threshold)
+    high = scores >= _RELEASE * reported.thresholds
+    low = np.flatnonzero((_rows_since(high) > _DIP) | (_rows_since(lasting) > _PAUSE))
     found: list[tuple[int, int]] = []
-    for row in np.flatnonzero(reported).tolist():
+    for row in np.flatnonzero(reported.scores).tolist():
         after = int(np.searchsorted(low, row, "right"))
         end = int(low[after]) if after < len(low) else len(scores)
-        last = row + int(np.flatnonzero(lasting[row:end])[-1]) if lasting[row:end].any() else row
+        there = np.flatnonzero(lasting[row:end] & high[row:end])
+        last = row + int(there[-1]) if len(there) else row
         if found and row - found[-1][1] <= _NEAR + 1:
             found[-1] = (found[-1][0], max(found[-1][1], last))
         else:
@@ -74,20 +70,30 @@ def spans(reported: Floats, scores: Floats, lasting: Mask, *, threshold: float) 
     return found
 
 
+def _rows_since(mask: Mask) -> NDArray[np.int64]:
+    """(N,) how many rows ago the mask last held."""
+    rows = np.arange(len(mask))
+    since: NDArray[np.int64] = rows - np.maximum.accumulate(np.where(mask, rows, -1))
+    return since
+
+
 def anomalies(
     series: Series,
     forecast: Forecast,
     scores: Floats,
-    calibration: Calibration,
+    reported: Reported,
     channels: Mapping[str, Floats],
 ) -> tuple[Anomaly, ...]:
     """The events in a judged series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
-    reported = detections(
-        scores, threshold=calibration.threshold, quiet_rows=calibration.quiet_rows, margin=calibration.margin
-    )
-    lasting = fresh(channels, _RELEASE * calibration.threshold)
-    found = spans(reported, scores, lasting, threshold=calibration.threshold)
+    found = spans(reported, scores, fresh(channels))
     return tuple(_anomaly(series, forecast, scores, channels, first, last) for first, last in found)
+
+
+def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
+    """The detector that speaks at the peak; of several about as sure, the one that goes on to do so."""
+    there = {name: min(float(values[peak]), HIGHEST) for name, values in channels.items()}
+    sure = [name for name, value in there.items() if value >= _ABOUT * max(there.values())]
+    return max(sure, key=lambda name: float(np.minimum(channels[name][rows], HIGHEST).sum()))
 
 
 def _anomaly(
@@ -99,7 +105,7 @@ def _anomaly(
     last: int,
 ) -> Anomaly:
     peak = first + int(np.argmax(scores[first : last + 1]))
-    channel = max(channels, key=lambda name: channels[name][peak])
+    channel = _named(channels, slice(first, max(last, peak + _NEAR) + 1), peak)
     low, expected, high = forecast.quantiles[peak][[0, forecast.quantiles.shape[1] // 2, -1]]
     observed = float(series.target[peak])
     direction: Direction = "above" if observed > high else "below" if observed < low else "inside"

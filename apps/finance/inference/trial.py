@@ -17,7 +17,8 @@ from apps.finance.datasets.synth.faults import tick
 from apps.finance.datasets.synth.markets import market
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.datasets.synthetic import synthesise
-from apps.finance.inference.calibration import budget_threshold, counted_rows, detected_scores
+from apps.finance.inference.calibration import budget_start, counted_rows, reported_scores
+from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors.trailing import BLOCK
 from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import Scored, count_detections, probation
@@ -76,17 +77,19 @@ def run_trial(
 ) -> Trial:
     """Counts what a detector hits; ``judge`` gives a series its scores. A hit lies in a window as NAB's labels are."""
     judged = [(judge(item.series), benchmark_windows(item)) for item in items]
-    own = detected_scores(judged, calibration)
-    false_events = count_detections(own, calibration.threshold).false_events
+    rate = calibration.events_per_1000_rows
+    own = reported_scores(judged, calibration.control(), rate)
+    false_events = count_detections(own, REPORTED).false_events
     rows = counted_rows(judged)
     plain = [
         (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, judged, strict=True)
     ]
-    level = budget_threshold(plain, calibration, 1000 * false_events / rows)
-    peer = detected_scores(plain, replace(calibration, threshold=level))
+    fixed = calibration.control(fixed=1.0)
+    level = budget_start(plain, fixed, rate, allowed=false_events)
+    peer = reported_scores(plain, replace(fixed, start=level), rate)
     number, hit = _hits(items, own)
     _, peer_hit = _hits(items, peer)
-    peer_false_events = count_detections(peer, level).false_events
+    peer_false_events = count_detections(peer, REPORTED).false_events
     return Trial(
         name=name,
         number=number,

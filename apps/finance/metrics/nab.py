@@ -59,8 +59,8 @@ def probation(length: int) -> int:
 
 
 def scaled_sigmoid(position: Floats) -> Floats:
-    """2 * sigmoid(-5 y) - 1 for relative positions y, and -1 from y = 3 on: 0.987 at y = -1, 0 at a window's end."""
-    return np.where(position >= 3.0, -1.0, 2.0 / (1.0 + np.exp(5.0 * np.minimum(position, 3.0))) - 1.0)
+    """2 * sigmoid(-5 y) - 1 for relative positions y, and -1 beyond y = 3: 0.987 at y = -1, 0 at a window's end."""
+    return np.where(position > 3.0, -1.0, 2.0 / (1.0 + np.exp(5.0 * np.minimum(position, 3.0))) - 1.0)
 
 
 def row_values(length: int, windows: Rows, profile: Profile) -> tuple[Floats, Rows]:

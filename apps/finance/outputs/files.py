@@ -14,7 +14,10 @@ from apps.finance.inference.detectors import DETECTORS
 from apps.finance.types import Anomaly, Detection, Floats, Series, Window, iso_utc
 
 MOST_POINTS = 50_000
-SCORE = f"-log10 of the smallest of {len(DETECTORS)} tail probabilities, over 10: it ranks rows, and is no frequency"
+SCORE = (
+    f"root mean square of -log10 of the tail probabilities that {len(DETECTORS) - 1} detectors give a row, over 5, "
+    "or a tenth of that of low_volatility: it ranks rows, and is no frequency"
+)
 
 
 def result(
@@ -38,7 +41,7 @@ def result(
 
 
 def series_entry(detection: Detection) -> dict[str, Any]:
-    """What there is of a series: its name, its rows and its time."""
+    """What there is of a series: its name, its rows and its time, and where its threshold has gone."""
     series = detection.series
     return {
         "name": series.name,
@@ -46,6 +49,7 @@ def series_entry(detection: Detection) -> dict[str, Any]:
         "missing": int((~np.isfinite(series.target)).sum()),
         "start": iso_utc(int(series.times_ns[0])),
         "end": iso_utc(int(series.times_ns[-1])),
+        "threshold_at_the_end": round(float(detection.thresholds[-1]), 4),
     }
 
 
@@ -102,6 +106,7 @@ def drawing(detection: Detection, most: int = MOST_POINTS) -> dict[str, Any]:
         },
         "score": [round(score, 4) for score in detection.scores[rows].tolist()],
         "threshold": round(detection.threshold, 4),
+        "thresholds": [round(threshold, 4) for threshold in detection.thresholds[rows].tolist()],
         "thinned": len(rows) < len(series),
     }
 

@@ -55,9 +55,9 @@ def draw(detection: Detection) -> bytes:
     for text in legend.get_texts():
         text.set_parse_math(False)
     below.plot(times, detection.scores, color=_INK, lw=0.6)
-    below.axhline(detection.threshold, color=_EVENT, lw=1, ls="--")
+    below.plot(times, detection.thresholds, color=_EVENT, lw=1, ls="--")
     below.set_ylabel("score")
-    below.set_ylim(0, max(1.15 * float(detection.scores.max()), 1.3 * detection.threshold))
+    below.set_ylim(0, max(1.15 * float(detection.scores.max()), 1.3 * float(detection.thresholds.max())))
     locator = AutoDateLocator()
     below.xaxis.set_major_locator(locator)
     below.xaxis.set_major_formatter(ConciseDateFormatter(locator))

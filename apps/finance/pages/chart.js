@@ -115,7 +115,7 @@ export function drawChart(home, data, { events, truth = [], interval }) {
       { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
       { label: "threshold", stroke: colour("--second"), width: 1, dash: [6, 4], points: { show: false } },
     ],
-  }, [data.times, data.score, data.times.map(() => data.threshold)], home);
+  }, [data.times, data.score, data.thresholds], home);
   plots.push(value, score);
   const watching = new ResizeObserver(() => {
     for (const plot of plots) if (Math.abs(plot.width - room()) > 2) plot.setSize({ width: room(), height: plot.height });

@@ -11,8 +11,8 @@ form.addEventListener("click", (event) => {
 
 const WHERE = { above: "above the band", below: "below the band", inside: "within the band" };
 const WHAT = {
-  surprise: "a value off its forecast", drift: "long on one side of its forecast", level: "a level not had before",
-  rhythm: "another course than at this time on other days", jump: "a sudden change",
+  beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
+  rhythm: "another course than at this time in other rhythms", jump: "a sudden change",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
 const what = (event) => [event.channel, WHAT[event.channel]].filter(Boolean).join(": ");
@@ -38,7 +38,7 @@ function finding(result) {
   const place = parts ? ` in ${touched} of ${many(parts.length, "series", "series")}` : "";
   const heading = element("h2", {}, events.length === 0 ? `No event${parts ? ` in ${parts.length} series` : ""}` : `${many(events.length, "event")}${place}`);
   if (!events.length) {
-    return [heading, element("p", { class: "finding" }, `No row scores ${result.threshold} or more. A lower threshold shows weaker events.`)];
+    return [heading, element("p", { class: "finding" }, `No row reached the threshold, ${result.threshold} at the start. A larger number of events shows weaker ones.`)];
   }
   const strongest = events.reduce((a, b) => (b.score > a.score ? b : a));
   return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${told(strongest)}.`)];
@@ -96,7 +96,7 @@ function partList(result, choose) {
 function facts(result) {
   const series = result.series;
   const missing = series.missing ? `, ${series.missing} of them without a value` : "";
-  const text = `${many(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold}; score: ${result.score}.`;
+  const text = `${many(series.rows, "row")}${missing}, from ${shortTime(series.start)} to ${shortTime(series.end)} UTC. Threshold ${result.threshold} at the start${series.threshold_at_the_end === undefined ? "" : ` and ${series.threshold_at_the_end} at the end`}; score: ${result.score}.`;
   return [element("p", { class: "facts" }, text), ...series.notes.map((note) => element("p", { class: "facts" }, `Note: ${note}.`))];
 }
 

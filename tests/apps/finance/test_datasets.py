@@ -223,7 +223,7 @@ def test_forecasts_are_scored_by_hand():
     quantiles = np.array([[np.nan] * 3, [1, 2, 4], [3, 4, 5], [3, 4, 5]], float)
     forecast = Forecast(levels=(0.1, 0.5, 0.9), quantiles=quantiles, surprise=np.zeros((4, 1)))
     found = forecast_quality(
-        Detection(series=series, forecast=forecast, scores=np.zeros(4), threshold=0.5, anomalies=()), 1
+        Detection(series=series, forecast=forecast, scores=np.zeros(4), thresholds=np.full(4, 0.5), anomalies=()), 1
     )
     # Mean absolute change 5/3. Losses of (3; 1, 2, 4), (2; 3, 4, 5), (4; 3, 4, 5), by row and level.
     by_hand = [0.2, 0.5, 0.1, 0.9, 1.0, 0.3, 0.1, 0.0, 0.1]
@@ -246,7 +246,7 @@ def test_evaluation_with_and_without_labels(tmp_path, untrained):
     frame().with_columns(jumping).write_csv(path)
     with_labels = evaluate(untrained, named(path=str(path)), None)
     cells = dict(with_labels.rows)
-    assert cells["Windows hit, at the model's threshold, 0.350"] == "2/2 = 100.0 %"
+    assert cells["Windows hit, with the model's budget of 0.6 events a 1,000 rows"] == "2/2 = 100.0 %"
     assert cells["Series"] == "2" and cells["Rows whose forecasts are scored"] == "160"
     assert any(name.startswith("NAB reward_low_FP_rate") for name in cells)
     one = evaluate(untrained, Table(path=str(path), time="at", value="px", series="who"), 1)

@@ -9,64 +9,58 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.finance.inference.conformal import Control, report
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.inference.events import anomalies, detections, fresh, spans
+from apps.finance.inference.events import anomalies, fresh, spans
 from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=300).map(np.asarray)
-quiet = st.integers(0, 50)
-thresholds = st.floats(0.15, 0.95)
+controls = st.builds(
+    Control,
+    start=st.floats(0.15, 0.95),
+    step=st.sampled_from([0.0, 0.02, 0.1]),
+    hold_rows=st.floats(2, 80),
+    margin=st.floats(0.05, 0.4),
+)
 
 
 @settings(max_examples=100, deadline=None)
-@given(scores, quiet, thresholds)
-def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, quiet_rows, threshold):
-    spoken = detections(values, threshold=threshold, quiet_rows=quiet_rows, margin=0.05)
-    found = spans(spoken, values, values >= 0.7 * threshold, threshold=threshold)
+@given(scores, controls)
+def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, control):
+    spoken = report(values, 0.01 * np.arange(len(values)), control)
+    found = spans(spoken, values, values >= 0.5)
     for first, last in found:
         assert 0 <= first <= last < len(values)
-        assert spoken[first] >= threshold
+        assert spoken.scores[first] >= spoken.thresholds[first] - 1e-9
     for (_, last), (first, _) in itertools.pairwise(found):
         assert first - last > 1
     # Every row of which the detector spoke lies in an event.
-    assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(spoken))
-
-
-@settings(max_examples=100, deadline=None)
-@given(scores, quiet, thresholds, st.integers(0, 299))
-def test_what_was_said_does_not_change_with_what_comes_later(values, quiet_rows, threshold, cut):
-    cut = min(cut, len(values))
-    whole = detections(values, threshold=threshold, quiet_rows=quiet_rows, margin=0.05)
-    part = detections(values[:cut], threshold=threshold, quiet_rows=quiet_rows, margin=0.05)
-    np.testing.assert_array_equal(whole[:cut], part)
-
-
-@settings(max_examples=50, deadline=None)
-@given(scores, quiet, thresholds)
-def test_every_row_above_the_threshold_is_told_of_or_follows_one_that_was(values, quiet_rows, threshold):
-    spoken = np.flatnonzero(detections(values, threshold=threshold, quiet_rows=quiet_rows, margin=0.05))
-    for row in np.flatnonzero(values >= threshold):
-        before = spoken[spoken <= row]
-        assert len(before) and row - before[-1] <= quiet_rows
+    assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(spoken.scores))
 
 
 def test_one_disturbance_speaks_once_and_a_stronger_one_again():
     values = np.zeros(1000)
     values[500:520] = 0.5
     values[510] = 0.9
-    spoken = detections(values, threshold=0.4, quiet_rows=100, margin=0.05)
-    assert np.flatnonzero(spoken).tolist() == [500, 510]
-    assert spans(spoken, values, values > 0, threshold=0.4) == [(500, 519)]
-    strict = detections(values, threshold=0.8, quiet_rows=100, margin=0.05)
-    assert spans(strict, values, values > 0, threshold=0.8) == [(510, 510)]
-    assert not detections(values * 0, threshold=0.4, quiet_rows=9, margin=0).any()
+    spoken = report(values, np.zeros(1000), Control(start=0.4))
+    assert np.flatnonzero(spoken.scores).tolist() == [500, 510]
+    assert spans(spoken, values, values > 0) == [(500, 519)]
+    strict = report(values, np.zeros(1000), Control(start=0.8))
+    assert spans(strict, values, values > 0) == [(510, 510)]
+    assert not report(values * 0, np.zeros(1000), Control(start=0.4)).scores.any()
 
 
-def test_a_row_below_the_threshold_begins_no_quiet_time():
-    values = np.zeros(300)
-    values[100], values[150] = 0.38, 0.41
-    assert np.flatnonzero(detections(values, threshold=0.4, quiet_rows=120, margin=0.2)).tolist() == [150]
+def test_a_state_holds_an_event_open_for_a_while_and_no_longer():
+    channels = {name: np.zeros(900) for name in DETECTORS}
+    channels["level"][200:800] = 8
+    channels["jump"][[200, 500]] = 8
+    lasting = fresh(channels)
+    assert np.flatnonzero(lasting).tolist() == [*range(200, 249), 500]
+    score = combine(channels)
+    found = spans(report(score, np.zeros(900), Control(start=0.3)), score, lasting)
+    # The jump in the middle of a level that has not been there before is an event of its own.
+    assert found == [(200, 248), (500, 500)]
 
 
 def test_the_echo_of_a_mean_is_no_cause():
@@ -74,10 +68,10 @@ def test_the_echo_of_a_mean_is_no_cause():
     channels["jump"][100] = 6
     channels["high_volatility"][100:148] = 4  # a mean over 48 rows has seen one wild row
     channels["move"][[100, 104]] = 5  # and a change over four rows sees it come and go
-    channels["drift"][200:300] = 5  # a hundred rows and more above what is usual
-    lasting = fresh(channels, 0.3)
+    channels["rhythm"][200:300] = 5  # a hundred rows above what is usual
+    lasting = fresh(channels, 3.0)
     assert np.flatnonzero(lasting[:200]).tolist() == [100]
-    assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["drift"].echo
+    assert np.flatnonzero(lasting).max() == 300 - 1 - DETECTORS["rhythm"].echo
 
 
 def _noise(seed: int, length: int = 1500) -> np.ndarray:
@@ -91,9 +85,10 @@ def _judged(values: np.ndarray) -> list[tuple[int, int, str]]:
     forecast = Forecast(levels=(0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98), quantiles=bands, surprise=change[:, None] / 0.1)
     times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
-    calibration = Calibration(threshold=0.4)
-    channels = improbability(series, forecast, calibration)
-    found = anomalies(series, forecast, combine(channels), calibration, channels)
+    channels = improbability(series, forecast, Calibration())
+    scores = combine(channels)
+    reported = report(scores, np.zeros(len(scores)), Control(start=0.36))
+    found = anomalies(series, forecast, scores, reported, channels)
     return [(one.start_ns // MINUTE_NS, one.end_ns // MINUTE_NS, one.channel) for one in found]
 
 

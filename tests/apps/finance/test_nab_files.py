@@ -141,7 +141,7 @@ def test_names_and_labels_that_do_not_fit_are_refused(benchmark):
 
 def procedure(corpus, profile):
     """NAB 1.1's sweep over all rows by falling score, after its sweeper: (best raw score, its threshold)."""
-    sigmoid = lambda x: -1.0 if x >= 3 else 2 / (1 + math.exp(5 * x)) - 1  # noqa: E731
+    sigmoid = lambda x: -1.0 if x > 3 else 2 / (1 + math.exp(5 * x)) - 1  # noqa: E731
     points, parts = [], {"fp": 0.0}
     for number, item in enumerate(corpus):
         width = previous = None
@@ -154,7 +154,8 @@ def procedure(corpus, profile):
                 if row == b:
                     previous, width = b, b - a + 1
             else:
-                worth = profile.false_positive * sigmoid(3.0 if previous is None else (row - previous) / (width - 1))
+                past = math.inf if previous is None else (row - previous) / (width - 1)
+                worth = profile.false_positive * sigmoid(past)
                 name = None
             if row >= probation(len(item.scores)):
                 points.append((score, worth, name))

@@ -35,7 +35,8 @@ def test_sigmoid_at_the_places_that_the_definition_names():
     found = scaled_sigmoid(np.array([-1.0, -0.5, 0.0, 1.0, 2.999, 3.0, 10.0]))
     expected = [2 / (1 + math.exp(-5)) - 1, 2 / (1 + math.exp(-2.5)) - 1, 0, 2 / (1 + math.exp(5)) - 1]
     np.testing.assert_allclose(found[:4], expected, rtol=1e-12)
-    assert -1 < found[4] < -0.999999 and found[5] == found[6] == -1.0
+    # The sigmoid counts up to and at y = 3; beyond it a detection costs all.
+    assert found[4] > found[5] == 2 / (1 + math.exp(15)) - 1 > -1.0 and found[6] == -1.0
 
 
 def test_probation_is_a_part_of_a_short_series_and_750_rows_of_a_long_one():
@@ -116,7 +117,7 @@ def reference(corpus: list[Scored], profile: Profile, threshold: float) -> float
                 if row == last:
                     behind = (int(last), int(last - first + 1))
             else:
-                y = 3.0 if behind is None else (row - behind[0]) / (behind[1] - 1)
+                y = math.inf if behind is None else (row - behind[0]) / (behind[1] - 1)
                 worth = profile.false_positive * float(scaled_sigmoid(np.array(y)))
             if value < threshold or row < probation(len(item.scores)):
                 continue

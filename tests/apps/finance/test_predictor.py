@@ -17,7 +17,7 @@ from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.calibration import calibrate, from_manifest
-from apps.finance.inference.detectors import DETECTORS
+from apps.finance.inference.detectors import CANDIDATES, DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import PROFILES
 from apps.finance.models.tft import FinanceModel
@@ -91,6 +91,14 @@ def test_the_same_request_gives_the_same_response_alone_and_in_a_batch(predictor
     assert alone.result == batched.result and alone.files == batched.files and alone.picture == batched.picture
 
 
+def test_as_many_events_come_as_are_asked_for(predictor, file):
+    def count(**options: str) -> int:
+        return len(ask(predictor, Request(files=(file,), options=options)).result["events"])
+
+    # The rows are 5 minutes apart, so that 2.88 a day are 10 in 1,000 rows.
+    assert count(events_per_1000_rows="10") == count(events_per_day="2.88") > count(events_per_1000_rows="0.5")
+
+
 def test_parquet_and_csv_are_judged_alike(predictor, file, tmp_path):
     frame = pl.read_csv(file, try_parse_dates=True)
     frame.write_parquet(tmp_path / "market.parquet")
@@ -111,6 +119,10 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
     [
         ({"threshold": "high"}, "'high' is not a number"),
         ({"threshold": "2"}, "is not above 0 and at most 1"),
+        ({"threshold": "0.3", "events_per_day": "1"}, "events_per_day and threshold both say"),
+        ({"events_per_day": "often"}, "events_per_day is 'often', which is not a number"),
+        ({"events_per_1000_rows": "-1"}, "events_per_1000_rows is -1; give a number above 0"),
+        ({"events_per_1000_rows": "200"}, "an event every 5 rows; ask for at most 50 in 1,000"),
         ({"value": "bid"}, "no column of numbers called 'bid'"),
         ({"colour": "red"}, "no option 'colour'"),
     ],
@@ -154,8 +166,10 @@ def test_calibration_has_every_channel_and_survives_the_manifest():
     found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), most=3)
     again = json.loads(json.dumps(found))
     calibration = from_manifest(again)
-    assert set(calibration.prior) == set(DETECTORS) and 0 < calibration.threshold <= 1
-    assert found["synthetic"]["false_events_per_1000_rows"] <= 0.55
+    assert set(calibration.prior) == {*DETECTORS, *CANDIDATES} and 0 < calibration.threshold <= 1
+    assert found["synthetic"]["false_events_per_1000_rows"] <= calibration.events_per_1000_rows == 0.6
+    rates, starts = zip(*sorted([*calibration.budgets, (0.6, calibration.threshold)]), strict=True)
+    assert len(rates) == 8 and sorted(starts, reverse=True) == list(starts)
 
 
 def test_windows_in_the_benchmarks_manner_lie_about_the_anomalies(truth):

@@ -10,7 +10,8 @@ import itertools
 import numpy as np
 
 from apps.finance.datasets.synth.faults import FAULTS, local_scale
-from apps.finance.datasets.synth.shapes import SHAPES, daily, volatility
+from apps.finance.datasets.synth.noise import daily, volatility
+from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Floats, LabelledSeries, Series, Times, Window
 
 INTERVALS_NS = (MINUTE_NS, 5 * MINUTE_NS, 5 * MINUTE_NS, 5 * MINUTE_NS, 15 * MINUTE_NS, HOUR_NS, DAY_NS)
@@ -25,7 +26,17 @@ _WEIGHTS = {
     "noise": 0.7,
     "constant": 0.3,
     "wandering": 1.5,
+    "mentions": 2.5,
+    "server": 3.0,
+    "ad_price": 1.5,
+    "temperature": 1.0,
+    "minute_bars": 1.5,
+    "daily_close": 1.0,
 }
+_PRICES = ("price", "minute_bars", "daily_close")
+_WITHOUT_RHYTHM = (*_PRICES, "noise", "wandering", "ad_price", "temperature")
+_INTERVALS = {"daily_close": (DAY_NS,), "minute_bars": (MINUTE_NS, 5 * MINUTE_NS)}
+"""Times between rows of the kinds that do not come with all."""
 _SETTLING = 0.2
 """The first fifth of a series is free of anomalies, as a benchmark's probation is."""
 
@@ -51,11 +62,11 @@ def series(
     weights = np.array([_WEIGHTS[name] for name in names])
     drawn = str(generator.choice(names, p=weights / weights.sum()))
     shape = drawn if shape is None else shape
-    interval = int(generator.choice(INTERVALS_NS))
+    interval = int(generator.choice(_INTERVALS.get(shape, INTERVALS_NS)))
     times = timestamps(generator, length, interval)
     values = SHAPES[shape](generator, times)
     # In a price a single odd row is a bad print, which somebody wants to be told of.
-    if shape not in ("constant", "price") and generator.uniform() < 0.6:
+    if shape not in ("constant", *_PRICES) and generator.uniform() < 0.6:
         values = ordinary_outliers(generator, values)
     values, windows = _inject(generator, values, times, shape, int(generator.poisson(anomalies)))
     if generator.uniform() < 0.5:
@@ -82,7 +93,7 @@ def _inject(
     kinds = [
         name for name in FAULTS if shape != "constant" or name in ("spike", "level_shift", "volatility_burst", "tick")
     ]
-    if shape in ("price", "noise", "wandering"):
+    if shape in _WITHOUT_RHYTHM:
         kinds.remove("season_break")
     windows: list[Window] = []
     # One slot for each, so that no two overlap and every window is followed by normal rows.

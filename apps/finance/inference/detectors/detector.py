@@ -75,6 +75,11 @@ class Detector(Protocol):
         ...
 
     @property
+    def holds(self) -> int:
+        """For how many rows at most a high score keeps an event from ending; 0 for as long as it is high."""
+        ...
+
+    @property
     def prior(self) -> Sequence[float]: ...
 
     def fit(self, history: Sequence[ForecastedSeries]) -> Self:

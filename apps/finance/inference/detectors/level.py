@@ -28,4 +28,5 @@ def level(one: ForecastedSeries, memory: int) -> Floats:
     return result
 
 
-DETECTOR = RankedStatistic(word="level", statistic=level, rows=_ROWS, echo=_ROWS - 1)
+# That a series stays where it has gone is a state and no disturbance, however long its past has not been there.
+DETECTOR = RankedStatistic(word="level", statistic=level, rows=_ROWS, echo=_ROWS - 1, holds=48)

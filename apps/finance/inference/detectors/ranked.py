@@ -39,6 +39,7 @@ class RankedStatistic:
     statistic: Callable[[ForecastedSeries, int], Floats]
     rows: int = 1
     echo: int = 0
+    holds: int = 0
     prior: tuple[float, ...] = ()
     ranking: Ranking = field(default_factory=Ranking)
 

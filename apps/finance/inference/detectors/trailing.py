@@ -51,3 +51,20 @@ def usual_change(values: Floats, absolute: Floats) -> Floats:
         if len(seen) >= 30:
             usual[start : start + BLOCK] = max(seen.mean(), 1e-6 * np.nanmean(np.abs(values[rows])), 1e-9)
     return usual
+
+
+def running_range(values: Floats, rows: int) -> tuple[Floats, Floats]:
+    """(N,) the smallest and (N,) the largest of up to ``rows`` values before each row; NaN where there is none."""
+    seen = np.isfinite(values)
+    found = []
+    for sign in (-1.0, 1.0):
+        padded = np.concatenate([[-np.inf], np.where(seen, sign * values, -np.inf)[:-1]])
+        if len(values) > rows:
+            from scipy.ndimage import maximum_filter1d
+
+            # A window of ``rows`` values that ends with the row, of which the padding has shifted in the one before.
+            largest = maximum_filter1d(padded, rows, mode="constant", cval=-np.inf, origin=(rows - 1) // 2)
+        else:
+            largest = np.maximum.accumulate(padded)
+        found.append(np.where(np.isfinite(largest), sign * largest, np.nan))
+    return found[0], found[1]

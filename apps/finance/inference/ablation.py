@@ -1,0 +1,103 @@
+"""What each detector adds: each alone, all without it, and others beside them, at equal numbers of false events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from apps.finance.inference.calibration import ScoredRows, budget_start, reported_scores
+from apps.finance.inference.conformal import REPORTED
+from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS
+from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
+from apps.finance.inference.scoring import FULL, Calibration, combine
+from apps.finance.metrics.nab import STANDARD, Rows, count_detections, score_corpus
+from apps.finance.metrics.vus import vus_pr
+from apps.finance.types import Floats
+
+Channels = Mapping[str, Floats]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ablated:
+    """Windows hit at some numbers of false events a series, NAB's standard score at the last, and mean VUS-PR."""
+
+    name: str
+    hits: tuple[int, ...]
+    standard: float
+    vus_pr: float
+
+
+def all_channels(one: ForecastedSeries, calibration: Calibration, *, anchors: bool) -> dict[str, Floats]:
+    """-log10 p of every detector that there is, (N,); of the slow ones where ``anchors``."""
+    ranking = Ranking(prior_rows=calibration.prior_rows, tail=calibration.tail, memory=calibration.memory)
+    table: dict[str, Detector] = {**DETECTORS, **CANDIDATES, **(ANCHORS if anchors else {})}
+    return {
+        name: detector.configured(calibration.prior.get(name, ()), ranking).score(one)
+        for name, detector in table.items()
+    }
+
+
+def ablate(
+    channels: Sequence[Channels], windows: Sequence[Rows], calibration: Calibration, false_events: Sequence[float]
+) -> list[Ablated]:
+    """Each way to score the series, at thresholds that give each so many ``false_events`` a series.
+
+    The threshold of each is found on the series that it is scored on, so that all are compared alike, and stays.
+    """
+    return [
+        _measure(name, [way(one) for one in channels], windows, calibration, false_events)
+        for name, way in _ways(sorted(channels[0])).items()
+    ]
+
+
+def _ways(there: Sequence[str]) -> dict[str, _Way]:
+    members = tuple(DETECTORS)
+    ways: dict[str, _Way] = {"all, root mean square (shipped)": _Way(members)}
+    ways["all, mean"] = _Way(members, power=1.0)
+    ways["all, largest"] = _Way(members, power=np.inf)
+    ways |= {f"without {name}": _Way(tuple(one for one in members if one != name)) for name in members}
+    others = [name for name in (*CANDIDATES, *ANCHORS) if name in there]
+    ways |= {f"with {name}": _Way((*members, name)) for name in others}
+    ways["with the Transformer (surprise and drift)"] = _Way((*members, "surprise", "drift"))
+    ways["the Transformer alone (surprise and drift)"] = _Way(("surprise", "drift"))
+    ways |= {f"{name} alone": _Way((name,)) for name in (*members, *others)}
+    ways["random"] = _Way(())
+    return ways
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The score by these detectors; of none a random one, exponential as -log10 p of normal rows is."""
+
+    names: tuple[str, ...]
+    power: float = 2.0
+
+    def __call__(self, channels: Channels) -> Floats:
+        if not self.names:
+            length = len(next(iter(channels.values())))
+            drawn = np.random.default_rng(length).exponential(1 / np.log(10), length) / FULL
+            return np.asarray(np.clip(drawn, 0, 1))
+        chosen = {name: channels[name] for name in self.names}
+        return combine(chosen, power=self.power)
+
+
+def _measure(
+    name: str,
+    scores: Sequence[Floats],
+    windows: Sequence[Rows],
+    calibration: Calibration,
+    false_events: Sequence[float],
+) -> Ablated:
+    judged: ScoredRows = list(zip(scores, windows, strict=True))
+    fixed, rate = calibration.control(fixed=1.0), calibration.events_per_1000_rows
+    hits: list[int] = []
+    standard = 0.0
+    for number in false_events:
+        start = budget_start(judged, fixed, rate, allowed=number * len(judged))
+        corpus = reported_scores(judged, replace(fixed, start=start), rate)
+        hits.append(count_detections(corpus, REPORTED).hit)
+        standard = score_corpus(corpus, STANDARD, REPORTED).normalised
+    volumes = [vus_pr(one, rows) for one, rows in judged if len(rows)]
+    return Ablated(name=name, hits=tuple(hits), standard=standard, vus_pr=float(np.mean(volumes)))

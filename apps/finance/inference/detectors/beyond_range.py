@@ -1,0 +1,28 @@
+"""A value beyond all that the series has had."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apps.finance.inference.detectors.detector import ForecastedSeries
+from apps.finance.inference.detectors.ranked import RankedStatistic
+from apps.finance.inference.detectors.trailing import running_range
+from apps.finance.types import Floats
+
+_LEAST_ROWS = 64
+
+
+def beyond_range(one: ForecastedSeries, memory: int) -> Floats:
+    """(N,) how far the value lies beyond the smallest or largest of up to ``memory`` rows before, in their range.
+
+    Negative within the range, -1/2 in its middle.
+    """
+    values = one.series.target
+    low, high = running_range(values, memory)
+    width = np.maximum(high - low, np.maximum(1e-3 * np.abs(high + low) / 2, 1e-9))
+    result = np.maximum(low - values, values - high) / width
+    result[:_LEAST_ROWS] = np.nan
+    return np.maximum(result, -0.5)
+
+
+DETECTOR = RankedStatistic(word="beyond_range", statistic=beyond_range)

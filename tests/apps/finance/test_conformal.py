@@ -1,0 +1,93 @@
+"""The threshold follows a series: as many events as were asked for, on any series, and each strong row an event."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.finance.inference.conformal import REPORTED, Budget, Control, report
+from apps.finance.inference.scoring import Calibration
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series
+
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=300).map(np.asarray)
+
+
+def series(times: np.ndarray) -> Series:
+    values = {"v": np.zeros(len(times))}
+    return Series(name="s", times_ns=times.astype(np.int64), values=values, column="v", interval_ns=HOUR_NS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.02, 0.1]), st.integers(0, 299))
+def test_what_was_said_does_not_change_with_what_comes_later(values, start, step, cut):
+    control, due = Control(start=start, step=step), 0.02 * np.arange(len(values))
+    whole, part = report(values, due, control), report(values[:cut], due[:cut], control)
+    np.testing.assert_array_equal(whole.scores[:cut], part.scores)
+    np.testing.assert_allclose(whole.thresholds[:cut], part.thresholds)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores, st.floats(0.15, 0.95), st.sampled_from([0.0, 0.05]))
+def test_no_row_below_the_threshold_speaks_and_the_first_above_it_does(values, start, step):
+    found = report(values, 0.01 * np.arange(len(values)), Control(start=start, step=step))
+    spoken = np.flatnonzero(found.scores)
+    assert (values[spoken] >= found.thresholds[spoken] - 1e-9).all()
+    above = np.flatnonzero(values >= found.thresholds)
+    assert len(spoken) == len(above) == 0 or spoken[0] == above[0]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.04, 0.06])
+def test_series_of_any_spread_get_the_events_that_were_asked_for_through_a_shift(spread):
+    generator = np.random.default_rng(7)
+    values = np.clip(generator.exponential(spread, 60_000), 0, 1)
+    values[30_000:] = np.clip(1.5 * values[30_000:], 0, 1)
+    due = Budget(per_1000_rows=1.0).due(60_000)
+    control = Control(start=0.3, step=0.04, strong=1.0, least=0.0, margin=0.02, hold_rows=5)
+    found = report(values, due, control)
+    for half in (slice(0, 30_000), slice(30_000, None)):
+        assert (found.scores[half] > REPORTED).sum() == pytest.approx(30, rel=0.4)
+    assert (found.scores > REPORTED).sum() == pytest.approx(60, rel=0.2)
+
+
+def test_a_quiet_series_stays_quiet_however_long_it_waits():
+    values = np.full(100_000, 0.1)
+    found = report(values, Budget(per_1000_rows=5.0).due(100_000), Control(start=0.3, step=0.02))
+    assert not found.scores.any() and found.thresholds[-1] == pytest.approx(0.12)
+
+
+def test_an_event_raises_the_threshold_and_the_rows_without_one_lower_it():
+    values = np.zeros(2000)
+    values[500] = 0.35
+    found = report(values, Budget(per_1000_rows=1.0).due(2000), Control(start=0.3, step=0.1, strong=0.2))
+    assert found.thresholds[[0, 500, 501]] == pytest.approx([0.3, 0.25, 0.35], abs=2e-4)
+    assert found.thresholds[1500] == pytest.approx(0.25, abs=1e-3)
+    values[500] = 0.9  # a true anomaly makes nobody deaf
+    strong = report(values, Budget(per_1000_rows=1.0).due(2000), Control(start=0.3, step=0.1, strong=0.2))
+    assert strong.thresholds[501] == pytest.approx(0.25, abs=2e-4)
+
+
+def test_a_shift_in_the_wake_of_a_stronger_one_is_an_event():
+    values = np.full(1000, 0.1)
+    values[300:305], values[400:405] = 0.9, 0.5
+    found = report(values, np.zeros(1000), Control(start=0.3))
+    assert np.flatnonzero(found.scores).tolist() == [300, 400]
+
+
+def test_a_budget_by_the_day_is_one_of_rows_where_rows_are_regular_and_stands_still_over_gaps():
+    hourly = series(np.arange(500) * HOUR_NS)
+    assert Budget(per_day=0.24).rate(hourly) == pytest.approx(10.0)
+    due = Budget(per_day=0.24).expected(hourly)
+    np.testing.assert_allclose(due, Budget(per_1000_rows=10.0).expected(hourly))
+    gap = series(np.concatenate([np.arange(100), 10**6 + np.arange(100)]) * MINUTE_NS)
+    due = Budget(per_day=2.0).expected(gap)
+    assert due[100] - due[99] == pytest.approx(2.0) and gap.times_ns[100] - gap.times_ns[99] > 600 * DAY_NS
+
+
+def test_a_stricter_budget_begins_with_a_higher_threshold():
+    calibration = Calibration(threshold=0.3, events_per_1000_rows=0.6, budgets=[(0.1, 0.45), (2.0, 0.2)])
+    assert calibration.control().start == pytest.approx(0.3)
+    starts = [calibration.control(rate).start for rate in (0.01, 0.1, 0.3, 0.6, 1.0, 2.0, 9.0)]
+    assert starts == sorted(starts, reverse=True) and starts[0] == starts[1] == 0.45 and starts[-1] == 0.2
+    assert calibration.control(fixed=0.7).start == 0.7 and calibration.control(fixed=0.7).step == 0
