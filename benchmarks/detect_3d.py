@@ -1,12 +1,16 @@
-"""3D detection: mmdet3d's own test step against the fast path, on the same weights and inputs, in one process.
+"""3D detection: mmdet3d's own test step against ours, on the same weights and inputs, in one process.
 
 The peer is what mmdet3d's inferencers and test loop call for each frame: ``pseudo_collate`` and ``test_step``. Both
 sides begin with arrays in memory and end with boxes. FCOS3D looks at the six cameras of a vehicle, PointPillars at one
-synthetic sweep. mmcv's compiled operators are not in this environment; both sides use the same stand-in for them.
+synthetic sweep; ours computes with the program that is chosen here. mmcv's compiled operators are not in this
+environment; both sides use the same stand-in for them. Judged by CPU-seconds, in turns.
+
+The bar: at least 2.5 times as fast as mmdet3d, end to end, with the same boxes.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 import warnings
@@ -20,8 +24,10 @@ from torch import Tensor, nn
 from apps.driving.app import app
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.inference.artifacts import open_detector
+from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector
 from apps.driving.models import structures
-from apps.driving.models.fast import FastPointPillars, fast_fcos3d
+from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
 from benchmarks.report import report
 from shared.deploy.artifact import load_weights
@@ -29,6 +35,7 @@ from shared.deploy.registry import Registry
 from shared.recipes import recipe_of
 
 REPEATS = 15
+BAR = 2.5
 CAMERAS = 6
 TOLERANCE = 2e-3
 Found = tuple[Tensor, Tensor, Tensor]
@@ -41,32 +48,36 @@ def main() -> None:
     figures: dict[str, float] = {}
     equal, notes = True, []
     for name, prepare in (("fcos3d", cameras), ("pointpillars", sweep)):
-        detector, weights = network(name)
-        peer, ours = prepare(detector)
+        detector, ours_opened, weights = network(name)
+        peer, ours = prepare(detector, ours_opened)
         expected, found = peer(), ours()
         equal &= all(same(one, other) for one, other in zip(expected, found, strict=True))
         times = interleaved(peer, ours)
-        figures |= {f"{name} mmdet3d ms": 1e3 * times[0], f"{name} trivium ms": 1e3 * times[1]}
+        figures |= {f"{name} mmdet3d, CPU ms": 1e3 * times[0], f"{name} trivium, CPU ms": 1e3 * times[1]}
         figures[f"{name} ratio"] = times[0] / times[1]
         notes.append(f"{name}: {weights}, {sum(len(scores) for _, scores, _ in expected)} boxes")
     ratio = min(figures["fcos3d ratio"], figures["pointpillars ratio"])
     note = (
         f"{'; '.join(notes)}; equal to {TOLERANCE}: {equal}. Ratio is the smaller of the two; medians of {REPEATS}, "
-        f"{torch.get_num_threads()} threads."
+        f"{torch.get_num_threads()} threads. The bar is {BAR:g} times."
     )
-    report("detect_3d", figures, ratio=ratio, ok=equal and ratio > 1.0, note=note)
+    figures["load of the machine"] = os.getloadavg()[0]
+    report("detect_3d", figures, ratio=ratio, ok=equal and ratio >= BAR, note=note)
 
 
-def network(name: str) -> tuple[nn.Module, str]:
-    """The shipped detector in evaluation mode, and what it is."""
+def network(name: str) -> tuple[nn.Module, Detector, str]:
+    """The shipped detector of mmdet3d in evaluation mode, ours of the same weights, and what they are."""
     artifact = Registry(app.weights).newest(name)
     recipe = recipe_of(app, artifact.recipe())
     detector = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
-    return detector, f"shipped weights, version {artifact.manifest.version}"
+    ours = open_detector(artifact, "cpu")
+    program = ours.program
+    assert program is not None
+    return detector, ours, f"shipped weights, version {artifact.manifest.version}, by {program.name} ({program.reason})"
 
 
-def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
-    """Six synthetic images: one after the other through ``test_step``, and together through the fast path."""
+def cameras(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+    """Six synthetic images: one after the other through ``test_step``, and together through ours, with its program."""
     from mmengine.dataset import pseudo_collate
 
     frames = [
@@ -75,7 +86,7 @@ def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[]
     views = [next(iter(frame.cameras.values())) for frame in frames]
     images = [torch.from_numpy(view.image_HWC).permute(2, 0, 1).contiguous() for view in views]
     intrinsics = torch.from_numpy(np.stack([view.intrinsics for view in views]))
-    fast = fast_fcos3d(detector)
+    assert isinstance(opened, CameraDetector)
 
     def peer() -> list[Found]:
         results = []
@@ -90,19 +101,26 @@ def cameras(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[]
 
     def ours() -> list[Found]:
         with torch.inference_mode():
-            return structures.predict(fast, structures.camera_data(images, intrinsics))
+            maps = opened.program({"image": opened.colours(images)})
+            return [opened.decode(maps, n, intrinsics[n].float(), (1.0, 1.0)) for n in range(len(images))]
 
     return peer, ours
 
 
-def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
-    """One synthetic sweep through ``test_step``, and through the fast path."""
+def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Found]], Callable[[], list[Found]]]:
+    """One synthetic sweep through ``test_step``, and through ours, with its program.
+
+    Here ours is shown the points that mmdet3d takes of a pillar, no more, so that both find the same.
+    """
     from mmengine.dataset import pseudo_collate
 
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     assert frame.points_lidar_m is not None
     points = torch.from_numpy(RECIPES["small"]().input.crop(frame.points_lidar_m))
-    fast = FastPointPillars(detector)
+    assert isinstance(opened, LidarDetector) and isinstance(opened.network, ProgramPillars)
+    preprocessor: Any = detector.data_preprocessor
+    fast, voxels = opened.network, preprocessor.voxel_layer
+    fast.encoder.most_points, fast.encoder.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
 
     def peer() -> list[Found]:
         data = structures.lidar_data([points])
@@ -118,13 +136,13 @@ def sweep(detector: nn.Module) -> tuple[Callable[[], list[Found]], Callable[[], 
 
 
 def interleaved(peer: Callable[[], Any], ours: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of each, taken in turns so that what else the machine does weighs on both."""
+    """Median CPU-seconds of each, taken in turns so that what else the machine does weighs on both."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):
         for call, taken in ((peer, times[0]), (ours, times[1])):
-            began = time.perf_counter()
+            began = time.process_time()
             call()
-            taken.append(time.perf_counter() - began)
+            taken.append(time.process_time() - began)
     return statistics.median(times[0]), statistics.median(times[1])
 
 

@@ -13,7 +13,12 @@ from shared.cli.printing import print_line, print_table
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from shared.app import DenseNetwork
     from shared.deploy.artifact import Artifact, ProgramEntry
+    from shared.deploy.programs.making import Examples
+
+_COMPARED = 3
+"""Inputs on which each program is compared with torch."""
 
 
 def run(command: Programs) -> int:
@@ -39,7 +44,7 @@ def run(command: Programs) -> int:
 
 def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
     """Makes the programs one by one; says of one that cannot be made why, and returns whether all were."""
-    from shared.deploy.programs.making import make_programs, random_examples
+    from shared.deploy.programs.making import make_programs
     from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.program import ProgramError
     from shared.deploy.programs.store import keep, weights_digest
@@ -49,7 +54,7 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
     except NotImplementedError as error:
         print_line(f"{artifact.manifest.name}: {error}")
         return True
-    whole = True
+    whole, examples = True, _examples(app, artifact, dense)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
         made: dict[str, ProgramEntry] = {}
         for name in names:
@@ -59,7 +64,7 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
                     [name],
                     Path(folder),
                     weights_digest(artifact),
-                    random_examples(dense),
+                    examples,
                     say=lambda line: print_line(f"{artifact.manifest.name}: {line}"),
                 )
             except (ProgramError, ArithmeticError) as error:
@@ -67,6 +72,18 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
                 whole = False
         keep(artifact, Path(folder), made)
     return whole
+
+
+def _examples(app: App, artifact: Artifact, dense: DenseNetwork) -> Examples:
+    """What the network sees of the application's samples; its own example where it sees nothing of them."""
+    from shared.deploy.programs.making import Examples, random_examples
+    from shared.deploy.quantize import calibration_inputs
+
+    try:
+        seen = calibration_inputs(app, artifact, least=1)
+    except InvalidInputError:
+        return random_examples(dense)
+    return Examples(seen.inputs[-_COMPARED:], seen.description)
 
 
 def _listed(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:

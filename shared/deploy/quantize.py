@@ -55,11 +55,13 @@ def recorded(program: Program, most: int = MOST_CALLS) -> Iterator[list[dict[str
         program.compute = compute
 
 
-def calibration_inputs(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples:
+def calibration_inputs(
+    app: App, artifact: Artifact, files: Sequence[Path] = (), *, least: int = LEAST_ROWS
+) -> Examples:
     """What the artifact's network sees of ``files``, or of the application's samples where none are named.
 
     Raises ``InvalidInputError`` where the application cannot read the files, where the network sees less than
-    ``LEAST_ROWS`` rows of them, and where all that it sees of an input is one value.
+    ``least`` rows of them, and where all that it sees of an input is one value.
     """
     with asked_program("torch"):
         predictor = app.predictor([artifact], "cpu")
@@ -78,9 +80,9 @@ def calibration_inputs(app: App, artifact: Artifact, files: Sequence[Path]) -> E
         for request in requests:
             answer(predictor, request, codec)
     rows = sum(len(next(iter(inputs.values()))) for inputs in kept)
-    if rows < LEAST_ROWS:
+    if rows < least:
         raise InvalidInputError(
-            f"the network sees {rows} inputs in {title}; calibration needs at least {LEAST_ROWS}: name more files"
+            f"the network sees {rows} inputs in {title}; calibration needs at least {least}: name more files"
         )
     for name in kept[0]:
         values = {float(inputs[name].min()) for inputs in kept} | {float(inputs[name].max()) for inputs in kept}

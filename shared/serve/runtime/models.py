@@ -16,6 +16,7 @@ from shared.serve.runtime.worker_thread import WorkerThread
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import SUPPORTED
 from shared.serve.worker.work import Work, make_handler
+from shared.threads import compute_threads
 
 log = logging.getLogger("trivium.serve")
 
@@ -64,7 +65,8 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
 
 
 def _processes(work: Work, settings: Settings) -> list[Worker]:
-    return [WorkerProcess(replace(work, number=number)) for number in range(settings.workers)]
+    threads = compute_threads(settings.workers)
+    return [WorkerProcess(replace(work, number=number, threads=threads)) for number in range(settings.workers)]
 
 
 def half_of_memory() -> int | None:

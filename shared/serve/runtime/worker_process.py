@@ -39,6 +39,8 @@ class WorkerProcess:
         self._connection, theirs = pair()
         self._connection.setblocking(False)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        if self._work.threads is not None:
+            environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
         command = [sys.executable, *_interpreter_options(), "-m", "shared.serve.worker"]
         with theirs:
             self._process = subprocess.Popen(

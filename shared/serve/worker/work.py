@@ -19,7 +19,8 @@ class Work:
 
     ``artifacts`` are directories; ``program`` is what its networks compute with, the fastest by default;
     ``number`` tells the workers of one model apart, which go to GPUs in turn.
-    ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA).
+    ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA); ``threads`` is how many it computes with, its
+    share of the server's where a model has several workers.
     """
 
     artifacts: tuple[str, ...]
@@ -30,6 +31,7 @@ class Work:
     max_json_bytes: int = 0
     memory_bytes: int | None = None
     number: int = 0
+    threads: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON types, which ``Work(**...)`` takes back."""

@@ -1,0 +1,150 @@
+"""The shipped networks in every program that can be had here: milliseconds, ratio to the library's own, domain's score.
+
+The peer of each is its library's network as it is trained, eager in fp32: MONAI's RetinaNet, mmdet3d's detectors,
+pytorch-forecasting's TFT. Programs that are missing are made, INT8 by ``trivium quantize`` with the application's
+samples for calibration and the recipe's own validation data for the score (synthetic, and no sample is among it). All
+are timed in turns on the last input that the network saw while the predictor answered about the samples.
+
+The bar: INT8 at least 3 times as fast as the library's fp32 for the convolutional networks, at a loss under 1 %.
+
+    python -m benchmarks.quantize [--cases N] [--models NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.report import report
+from shared.app import App, DenseNetwork, find
+from shared.deploy.artifact import Artifact, load_weights
+from shared.deploy.programs.choosing import asked_program, measure
+from shared.deploy.programs.making import make_programs, random_examples
+from shared.deploy.programs.of_artifact import dense_network
+from shared.deploy.programs.program import Placement, Program, ProgramError, Source, is_batched
+from shared.deploy.programs.store import found_programs, keep, weights_digest
+from shared.deploy.programs.table import find_program
+from shared.deploy.programs.torch_eager import eager
+from shared.deploy.quantize import calibration_inputs, quantize
+from shared.deploy.registry import shipped
+from shared.errors import InvalidInputError
+from shared.precision import cpu_has_bf16
+from shared.recipes import recipe_of
+from shared.threads import set_compute_threads
+
+CONVOLUTIONAL = {"lung_nodules", "pointpillars", "fcos3d"}
+BAR = 3.0
+
+
+def main() -> None:
+    """Measures each network and reports."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--cases", type=int, default=32, help="cases of the score before and after")
+    parser.add_argument("--models", nargs="*", help="the networks; all that ship by default")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    threads = set_compute_threads()
+    figures: dict[str, float] = {}
+    notes, worst, accepted = [], float("inf"), True
+    for name in ("medical", "driving", "finance"):
+        app = find(name)
+        for artifact in shipped(app):
+            model = artifact.manifest.name
+            if arguments.models and model not in arguments.models:
+                continue
+            rows, note, lossless = measured(app, artifact, arguments.cases)
+            for program, milliseconds in rows.items():
+                figures[f"{model}, {program} (ms)"] = milliseconds
+                figures[f"{model}, {program}: times the library's speed"] = rows["library"] / milliseconds
+            notes.append(f"{model}: {note}")
+            if model in CONVOLUTIONAL:
+                int8 = [value for program, value in rows.items() if program.endswith("int8")]
+                worst = min(worst, rows["library"] / min(int8)) if int8 else 0.0
+                accepted &= lossless
+    figures |= {"threads": float(threads), "load of the machine": os.getloadavg()[0]}
+    ratio = worst if worst < float("inf") else 0.0
+    note = "; ".join(notes) + f". Ratio is the least of INT8 over the convolutional networks; the bar is {BAR:g}"
+    report("quantize", figures, ratio=ratio, ok=accepted and ratio >= BAR, note=note)
+
+
+def measured(app: App, artifact: Artifact, cases: int) -> tuple[dict[str, float], str, bool]:
+    """Milliseconds by program, ``library`` first; what is said of the scores; whether INT8 loses less than 1 %."""
+    dense = dense_network(app, artifact)
+    examples = calibration_inputs(app, artifact, [])
+    for name in ("onnx", "openvino"):
+        if name not in found_programs(artifact)[0] or (name == "onnx" and dense.dynamic is not None):
+            with tempfile.TemporaryDirectory() as folder:
+                made = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
+                keep(artifact, Path(folder), made)
+    int8 = "dynamic" if app.name == "finance" else "static"
+    lossless, said = True, ""
+    try:
+        entry = quantize(app, artifact, recipe_of(app, artifact.recipe()).data, method=int8, cases=cases)  # type: ignore[arg-type]
+        before, after = entry.scores["before"], entry.scores["after"]
+        said = ", ".join(
+            f"{one['name']} {one['value']:.4g} before and {other['value']:.4g} after INT8 on {one['count']}"
+            for one, other in zip(before, after, strict=True)
+        )
+    except InvalidInputError as refusal:
+        lossless, said = False, str(refusal)
+    names = ["torch", "onnx", "openvino", "onnx-int8" if int8 == "dynamic" else "openvino-int8"]
+    if cpu_has_bf16():
+        names += ["torch-bf16", "openvino-bf16"]
+    programs = {
+        "library": Program(name="library", compute=eager(library(app, artifact, dense)), batched=is_batched(dense))
+    }
+    place = Placement("cpu", set_compute_threads())
+    files = found_programs(artifact)[0]
+    for name in names:
+        runtime, format = find_program(name)
+        file = files.get(name) or (files.get("openvino") if name == "openvino-bf16" else None)
+        if runtime.file(format) is not None and file is None:
+            continue
+        try:
+            compute = runtime.load(Source(None if file is None else file.path, lambda: dense), format, place)
+        except ProgramError as error:
+            said += f"; {error}"
+            continue
+        programs[name] = Program(name=name, compute=compute, batched=is_batched(dense))
+    return measure(programs, examples.inputs[-1]), f"{said} (on {examples.description})", lossless
+
+
+def library(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:
+    """The same network of the library's own modules, nothing folded."""
+    recipe = recipe_of(app, artifact.recipe())
+    with asked_program("torch"):
+        model: Any = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
+    module: nn.Module
+    if app.name == "medical":
+        from apps.medical.models.dense import Maps
+
+        module = Maps(model.network.to(memory_format=torch.contiguous_format))
+    elif artifact.manifest.name == "pointpillars":
+        from apps.driving.models.pointpillars import PillarsToHeads
+
+        module = PillarsToHeads(model)
+    elif artifact.manifest.name == "fcos3d":
+        from apps.driving.models.fcos3d import ImageToHeads
+
+        module = ImageToHeads(model)
+    else:
+        from dataclasses import replace
+
+        from apps.finance.models.tft import Forecaster
+
+        plain = replace(recipe.model, fast=False).build(recipe.input)  # type: ignore[type-var]
+        plain.load_state_dict(artifact.weights())
+        assert isinstance(plain, Forecaster)
+        module = plain
+    return DenseNetwork(module=module.eval(), inputs=dense.inputs, outputs=dense.outputs, dynamic=dense.dynamic)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""One setting says how many threads there are, and workers share them."""
+
+import os
+
+import pytest
+
+from shared.errors import InvalidInputError
+from shared.serve.runtime.models import network_workers
+from shared.serve.settings import Settings
+from shared.threads import compute_threads, usable_cores
+
+
+def test_threads_are_the_process_s_own_setting_and_are_shared(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert compute_threads() == 6 and compute_threads(4) == 1 and compute_threads(2) == 3
+    monkeypatch.setenv("TRIVIUM_THREADS", "2")
+    assert compute_threads() == 2 and compute_threads(8) == 1
+    monkeypatch.delenv("TRIVIUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert compute_threads() == usable_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("TRIVIUM_THREADS", "many")
+    with pytest.raises(InvalidInputError, match="TRIVIUM_THREADS is 'many'"):
+        compute_threads()
+
+
+def test_the_workers_of_a_model_divide_the_threads_among_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRIVIUM_THREADS", "6")
+    workers = network_workers(tmp_path, Settings(workers=3))
+    assert [worker._work.threads for worker in workers] == [2, 2, 2]
