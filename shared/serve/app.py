@@ -24,6 +24,7 @@ from shared.serve.errors import answer_errors
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
 from shared.serve.middleware.draining import Drain
+from shared.serve.oip import repository
 from shared.serve.oip import routes as oip
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import DescribedAPI
@@ -91,11 +92,19 @@ def create_app(
     server.state.metrics = metrics
     server.state.store = store
     server.state.drain = Drain()
-    add_middleware(server, settings.host_names or hosts, server.state.drain, _room_checks(services, networks))
+    add_middleware(
+        server,
+        hosts=settings.host_names or hosts,
+        drain=server.state.drain,
+        checks=_room_checks(services, networks),
+        max_per_client=settings.max_per_client,
+        metrics=metrics,
+    )
     pages = Pages(services, settings)
     answer_errors(server, pages)
     for service in services.values():
         _add_routes(server, service)
+    server.include_router(repository.router)  # before a model's own routes: "stats" is no name there
     server.include_router(oip.router)
     server.include_router(pages.router())
     server.include_router(status.router)

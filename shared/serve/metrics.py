@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from starlette.requests import ClientDisconnect
 
@@ -18,6 +18,9 @@ from shared.errors import InvalidInputError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
 
 
 class Metrics:
@@ -30,6 +33,20 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = _LABELS) -> Counter:
             return Counter(f"nv_inference_{name}", text, labels, registry=self.registry)
 
+        self.http = Histogram(
+            "trivium_http_request_duration_seconds",
+            "Seconds from a request's header to its answer's last byte",
+            ("route", "method", "status"),
+            registry=self.registry,
+            buckets=_BUCKETS_S,
+        )
+        self.latency = Histogram(
+            "trivium_inference_request_duration_seconds",
+            "Seconds from a request's arrival to its answer",
+            _LABELS,
+            registry=self.registry,
+            buckets=_BUCKETS_S,
+        )
         self.success = counter("request_success", "Requests that were answered")
         self.failure = counter("request_failure", "Requests that were not, by reason", (*_LABELS, "reason"))
         self.count = counter("count", "Inferences: a batch of n counts n")
@@ -46,6 +63,10 @@ class Metrics:
     def of(self, model: str, version: str) -> ModelMetrics:
         """The counters of one model, which read 0 from now on rather than being absent."""
         return ModelMetrics(self, model, version)
+
+    def requested(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts an HTTP request; ``route`` is the path's pattern, so that there are not as many as cases."""
+        self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
 
     def exposition(self) -> bytes:
         """Prometheus' text format, without the suffix that the client library adds and Triton does not have."""
@@ -65,12 +86,13 @@ class ModelMetrics:
         self.count = metrics.count.labels(**labels)
         self.executions = metrics.executions.labels(**labels)
         self.pending = metrics.pending.labels(**labels)
+        self._latency = metrics.latency.labels(**labels)
         self._request_us = metrics.request_us.labels(**labels)
         self._queue_us = metrics.queue_us.labels(**labels)
         self._input_us = metrics.input_us.labels(**labels)
         self._infer_us = metrics.infer_us.labels(**labels)
         self._output_us = metrics.output_us.labels(**labels)
-        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"):
+        for reason in _REASONS:
             self._failure.labels(**labels, reason=reason)
 
     @contextmanager
@@ -88,6 +110,21 @@ class ModelMetrics:
             self._failed("BACKEND")
             raise
 
+    def totals(self) -> dict[str, int]:
+        """What was counted, by Triton's names for it; durations in nanoseconds."""
+        failures = sum(_value(self._failure.labels(**self._labels, reason=reason)) for reason in _REASONS)
+        return {
+            "success": int(_value(self.success)),
+            "fail": int(failures),
+            "inferences": int(_value(self.count)),
+            "executions": int(_value(self.executions)),
+            "request_ns": int(1000 * _value(self._request_us)),
+            "queue_ns": int(1000 * _value(self._queue_us)),
+            "input_ns": int(1000 * _value(self._input_us)),
+            "infer_ns": int(1000 * _value(self._infer_us)),
+            "output_ns": int(1000 * _value(self._output_us)),
+        }
+
     def _failed(self, reason: str) -> None:
         self._failure.labels(**self._labels, reason=reason).inc()
 
@@ -102,5 +139,12 @@ class ModelMetrics:
         """Counts an answer and the time that it took."""
         self.success.inc()
         self._request_us.inc(round(request_s * 1e6))
+        self._latency.observe(request_s)
         self._input_us.inc(round(input_s * 1e6))
         self._output_us.inc(round(output_s * 1e6))
+
+
+def _value(counter: Counter) -> float:
+    return next(
+        sample.value for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")
+    )

@@ -44,13 +44,19 @@ def _serve(settings: Settings, demo: bool) -> None:
     listener = listen(settings.host, settings.port)
     application = create_app(settings, hosts=own_hosts(settings.host))
     logs = uvicorn.config.LOGGING_CONFIG
-    handler = {"trivium": {"handlers": ["default"], "level": "WARNING" if demo else "INFO", "propagate": False}}
+    access = {"handlers": ["plain"], "level": "WARNING" if demo else "INFO", "propagate": False}
+    handlers = {**logs["handlers"], "plain": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}
+    handler = {
+        "trivium.access": access,
+        "trivium": {"handlers": ["default"], "level": "WARNING" if demo else "INFO", "propagate": False},
+    }
     config = uvicorn.Config(
         application,
-        log_config={**logs, "loggers": {**logs["loggers"], **handler}},
+        log_config={**logs, "handlers": handlers, "loggers": {**logs["loggers"], **handler}},
         log_level="warning" if demo else "info",
         http=with_header_deadline(settings.header_s),
         ws="none",
+        access_log=False,  # the middleware writes its own
         timeout_graceful_shutdown=_GRACE_S,
     )
     address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     min_upload_rate  bytes per second that it must come at, measured over ten seconds each; 408 below it
     header_s         the longest that a request's header takes to come; the connection is closed after it
     queue_length     requests of an application (or of a network) that may wait; 503 above it
+    max_per_client   requests that one address may have inside at a time; 429 above it; any number by default
     max_batch        the most requests (of a network: rows) that are computed together when several wait
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
     job_deadline_s   the longest that a job is computed
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     min_upload_rate: float = Field(10_000.0, ge=0)
     header_s: float = Field(10.0, gt=0)
     queue_length: int = Field(32, ge=1)
+    max_per_client: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
     deadline_s: float = Field(120.0, gt=0)
     job_deadline_s: float = Field(6 * 3600.0, gt=0)

@@ -20,6 +20,7 @@ from shared.store.jobs import Job
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},

@@ -17,6 +17,7 @@ from shared.serve.runtime.connection import while_connected
 from shared.serve.service import Answer, Service
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},

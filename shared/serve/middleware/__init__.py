@@ -6,16 +6,25 @@ from collections.abc import Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
+from shared.serve.metrics import Metrics
+from shared.serve.middleware.access_log import AccessLog
 from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.own_hosts import OwnHosts
+from shared.serve.middleware.per_client import PerClient
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
 
 def add_middleware(
-    server: FastAPI, hosts: Collection[str] | None, drain: Drain, checks: Mapping[str, Callable[[], None]]
+    server: FastAPI,
+    *,
+    hosts: Collection[str] | None,
+    drain: Drain,
+    checks: Mapping[str, Callable[[], None]],
+    max_per_client: int | None,
+    metrics: Metrics,
 ) -> None:
     """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
 
@@ -27,4 +36,6 @@ def add_middleware(
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(EarlyRefusal, checks=checks)
+    server.add_middleware(PerClient, most=max_per_client)
     server.add_middleware(SecurityHeaders)
+    server.add_middleware(AccessLog, metrics=metrics)

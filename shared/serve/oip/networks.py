@@ -31,14 +31,8 @@ class NetworkModel:
         self.manifest = manifest
         self.limit = RequestLimit(f"the model {manifest.name}", settings.request_limit, settings.deadline_s)
         self.metrics = metrics.of(manifest.name, str(manifest.version))
-        self.model: LoadOnce[WorkerPool] = LoadOnce(
-            f"the model {manifest.name}",
-            load=self._load,
-            check=lambda: open_artifact(path),
-            close=lambda workers: workers.close(),
-            usable=lambda workers: workers.usable,
-        )
         self._path, self._settings, self._loading = path, settings, loading
+        self.model = self._unloaded()
 
     @property
     def version(self) -> str:
@@ -60,10 +54,28 @@ class NetworkModel:
         async with until(deadline, self.model.what):
             workers = await self.model.get()
         with self.limit.computing():
-            reply = await workers.answer(Message({"header_length": header_length}, [body]), deadline)
+            reply = await workers.answer(
+                Message({"header_length": header_length, "arrived": arrived}, [body]), deadline
+            )
         head = reply.head
         self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
         return reply.blobs[0], head["length"]
+
+    async def unload(self) -> None:
+        """Ends the workers once they have answered what they were given; the next request loads it again."""
+        model, self.model = self.model, self._unloaded()
+        if model.value is not None:
+            await model.value.drain()
+        model.close()
+
+    def _unloaded(self) -> LoadOnce[WorkerPool]:
+        return LoadOnce(
+            f"the model {self.manifest.name}",
+            load=self._load,
+            check=lambda: open_artifact(self._path),
+            close=lambda workers: workers.close(),
+            usable=lambda workers: workers.usable,
+        )
 
     async def _load(self) -> WorkerPool:
         await self._loading.run(open_artifact, self._path)
@@ -88,16 +100,32 @@ class Networks:
         self.settings = settings
         self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
         self._loading = Threads("load-network", 1)
-        for path in (path for name in registry.names() for path in registry.versions(name).values()):
+        self._registry, self._metrics = registry, metrics
+        for name in registry.names():
+            self._read(name)
+
+    async def load(self, name: str) -> None:
+        """Takes up new versions of a model, and loads what is not loaded; 404 for one that is not in the registry."""
+        await self._loading.run(self._read, name)
+        for network in self._versions(name).values():
+            await network.model.get()
+
+    async def unload(self, name: str) -> None:
+        """Ends a model's workers once they have answered what they were given."""
+        for network in self._versions(name).values():
+            await network.unload()
+
+    def _read(self, name: str) -> None:
+        """Takes up the versions of a model that are not known yet."""
+        for path in self._registry.versions(name).values():
             try:
                 manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
             except (OSError, ValidationError) as error:
                 log.warning("%s is left out: %s", path, error)
                 continue
-            if not manifest.has_network:
-                continue
-            network = NetworkModel(path, manifest, settings, metrics, self._loading)
-            self._models.setdefault(manifest.name, {})[network.version] = network
+            if manifest.has_network and str(manifest.version) not in self._models.get(manifest.name, {}):
+                network = NetworkModel(path, manifest, self.settings, self._metrics, self._loading)
+                self._models.setdefault(manifest.name, {})[network.version] = network
 
     def names(self) -> list[str]:
         """The models that there are."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -11,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from shared.errors import InvalidInputError
 from shared.serve.middleware.draining import Drain
+from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
     InferenceError,
@@ -26,15 +29,21 @@ from shared.serve.runtime.connection import while_connected, within_upload_limit
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.settings import Settings
 from shared.serve.worker.codec import BadTensor
+from shared.serve.worker.messages import Blob
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 from shared.store.cases import CaseStore
 
 _LENGTH = "Inference-Header-Content-Length"
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+_MOST_CHUNK = 1 << 16
+_LEAST_PACKED = 1 << 14
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
 _REFUSED: dict[int | str, dict[str, Any]] = {
     **_UNKNOWN,
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
+    408: {"model": InferenceError, "description": "The request came too slowly"},
     413: {"model": InferenceError, "description": "Too large"},
+    415: {"model": InferenceError, "description": "Compressed in another way than gzip or deflate"},
     503: {"model": InferenceError, "description": "There is no room, or the model cannot be loaded"},
     504: {"model": InferenceError, "description": "The deadline passed"},
 }
@@ -49,27 +58,6 @@ _INFER: dict[str, Any] = {
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE)
 
 
-async def get_networks(request: Request) -> Networks:
-    """The networks of the server."""
-    networks: Networks = request.app.state.networks
-    return networks
-
-
-NetworksDep = Annotated[Networks, Depends(get_networks)]
-
-
-async def get_newest(networks: NetworksDep, name: str) -> NetworkModel:
-    """The newest version of the model that the path names."""
-    return networks.find(name, None)
-
-
-async def get_version(networks: NetworksDep, name: str, version: str) -> NetworkModel:
-    """The version of a model that the path names."""
-    return networks.find(name, version)
-
-
-NewestDep = Annotated[NetworkModel, Depends(get_newest)]
-VersionDep = Annotated[NetworkModel, Depends(get_version)]
 HeaderLengthDep = Annotated[str | None, Header(alias=_LENGTH)]
 
 
@@ -88,7 +76,7 @@ async def get_readiness(request: Request) -> ServerReady:
 async def server(request: Request, networks: NetworksDep) -> ServerMetadata:
     """The server, what it speaks, and (beyond the protocol) which models it has."""
     version = request.app.version
-    return ServerMetadata(name="trivium", version=version, extensions=["binary_tensor_data"], models=networks.names())
+    return ServerMetadata(name="trivium", version=version, extensions=list(_EXTENSIONS), models=networks.names())
 
 
 @router.get("/health/live", operation_id="oip_live")
@@ -156,9 +144,19 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel, s
         header_length = _header_length(stated, settings.max_json_bytes)
         body = await _body(request, header_length, settings, reserve)
         answer, length = await while_connected(request, network.infer(body, header_length))
+    answer, packed = await _packed(answer, request.headers.get("accept-encoding", ""))
+    headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if packed else {}
     if length is None:
-        return Response(bytes(answer), media_type="application/json")
-    return Response(bytes(answer), media_type="application/octet-stream", headers={_LENGTH: str(length)})
+        return Response(bytes(answer), media_type="application/json", headers=headers)
+    headers[_LENGTH] = str(length)
+    return Response(bytes(answer), media_type="application/octet-stream", headers=headers)
+
+
+async def _packed(answer: Blob, accepted: str) -> tuple[Blob, bool]:
+    """The answer, compressed where the client asks for it by name and it is worth while."""
+    if "gzip" not in accepted.lower() or len(answer) < _LEAST_PACKED:
+        return answer, False
+    return await run_in_threadpool(gzip.compress, answer, compresslevel=1), True
 
 
 async def _body(
@@ -174,18 +172,39 @@ async def _body(
             "TRIVIUM_MAX_TENSOR_BYTES",
             status=413,
         )
+    unpacked = _unpacker(request.headers.get("content-encoding", ""))
     stated = request.headers.get("content-length", "")
-    known = len(stated) < 20 and stated.isdecimal()
+    known = len(stated) < 20 and stated.isdecimal() and unpacked is None
     if known and int(stated) > most:
         raise refusal
     reserve(int(stated) if known else 0)
     body = bytearray()
-    async for chunk in within_upload_limits(request.stream(), settings):
-        if len(body) + len(chunk) > most:
-            raise refusal
-        reserve(0 if known else len(chunk))
-        body += chunk
+    async for received in within_upload_limits(request.stream(), settings):
+        for chunk in [received] if unpacked is None else unpacked(received):
+            if len(body) + len(chunk) > most:
+                raise refusal
+            reserve(0 if known else len(chunk))
+            body += chunk
     return body
+
+
+def _unpacker(encoding: str) -> Callable[[bytes], Iterator[bytes]] | None:
+    """What unpacks a compressed body a little at a time, so that it cannot be larger than is found out; or None."""
+    if encoding.lower() in ("", "identity"):
+        return None
+    if encoding.lower() not in ("gzip", "deflate"):
+        raise InvalidInputError(f"the body's encoding {encoding[:40]!r} is none of gzip and deflate", status=415)
+    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+
+    def unpack(data: bytes) -> Iterator[bytes]:
+        try:
+            while data:
+                yield decompressor.decompress(data, _MOST_CHUNK)
+                data = decompressor.unconsumed_tail
+        except zlib.error as error:
+            raise BadTensor(f"the body cannot be unpacked: {error}") from error
+
+    return unpack
 
 
 def _header_length(stated: str | None, most: int) -> int | None:

@@ -6,6 +6,8 @@ extension of binary tensor data.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -62,3 +64,66 @@ class InferenceError(BaseModel):
     """Why a request was refused, in a sentence."""
 
     error: str
+
+
+class ModelConfig(BaseModel):
+    """A model's configuration, in the fields of Triton's ModelConfig that say something here."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    input: list[dict[str, Any]]
+    output: list[dict[str, Any]]
+    instance_group: list[dict[str, Any]]
+    dynamic_batching: dict[str, Any]
+
+
+class Duration(BaseModel):
+    """How often, and for how many nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(BaseModel):
+    """Durations of a model's requests and of what they went through."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class ModelStatistics(BaseModel):
+    """What one version of a model counted."""
+
+    name: str
+    version: str
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    batch_stats: list[dict[str, Any]] = []
+
+
+class Statistics(BaseModel):
+    """What models counted."""
+
+    model_stats: list[ModelStatistics]
+
+
+class IndexRequest(BaseModel):
+    """Which models are asked for: with ``ready`` only those that are loaded."""
+
+    ready: bool = False
+
+
+class IndexEntry(BaseModel):
+    """A version of a model, and whether it is loaded."""
+
+    name: str
+    version: str
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    reason: str

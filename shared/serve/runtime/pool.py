@@ -116,6 +116,12 @@ class WorkerPool:
                 entry.timer.cancel()
         return result(reply, self._what)
 
+    async def drain(self) -> None:
+        """Waits until everything that it was given is answered, which the deadlines bound."""
+        inside = [*self._queue, *(entry for place in self._places for entry in place.batch)]
+        if waiting := {entry.answer for entry in inside if not entry.answer.done()}:
+            await asyncio.wait(waiting)
+
     def close(self) -> None:
         """Takes nothing more, refuses what waits or is computed, and ends the workers."""
         self._closed = True

@@ -52,12 +52,16 @@ class BadTensor(InvalidInputError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """What is to be computed: arrays by input name, which outputs are asked for, and which of them as binary."""
+    """What is to be computed: arrays by input name, which outputs are asked for, and which of them as binary.
+
+    ``timeout_us`` is how many microseconds after its arrival the client waits no more.
+    """
 
     id: str | None
     inputs: dict[str, Array]
     outputs: tuple[str, ...]
     binary: frozenset[str] = field(default_factory=frozenset)
+    timeout_us: int | None = None
 
 
 def read_request(
@@ -125,7 +129,8 @@ def _with_outputs(request: InferenceRequest, arrays: dict[str, Array], known: li
         wanted[entry.name] = all_binary if stated is None else stated
     wanted = wanted or dict.fromkeys(known, all_binary)
     binary = frozenset(name for name, as_binary in wanted.items() if as_binary)
-    return Inference(id=request.id, inputs=arrays, outputs=tuple(wanted), binary=binary)
+    timeout = request.parameters.timeout if request.parameters else None
+    return Inference(id=request.id, inputs=arrays, outputs=tuple(wanted), binary=binary, timeout_us=timeout)
 
 
 def write_response(

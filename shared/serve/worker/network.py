@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,13 @@ class _Work:
     infer_s: float = 0.0
     rows: int = 0
     executions: int = 0
+    ends: float = math.inf
     reply: Message | None = None
+
+    def check_time(self, what: str) -> None:
+        """Refuses (504) a request whose own timeout has passed."""
+        if time.monotonic() > self.ends:
+            raise InvalidInputError(f"{what} did not answer within the request's timeout", status=504)
 
 
 class NetworkHandler:
@@ -127,6 +134,9 @@ class NetworkHandler:
         try:
             inference = read_request(request.blobs[0], request.head["header_length"], manifest.inputs, manifest.outputs)
             self._network.check(inference.inputs)
+            if inference.timeout_us is not None:
+                work.ends = request.head["arrived"] + inference.timeout_us / 1e6
+            work.check_time(self._what)
             work.rows = self._network.rows(inference.inputs)
             if work.rows:
                 work.inference = inference
@@ -156,6 +166,7 @@ class NetworkHandler:
     def _write(self, work: _Work) -> Message:
         assert work.inference is not None and work.outputs is not None
         try:
+            work.check_time(self._what)
             return self._body(work.inference, work.outputs, work)
         except Exception as error:
             return fault(error, self._what, withhold=False)

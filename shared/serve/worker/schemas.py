@@ -48,9 +48,15 @@ class RequestOutput(_Message):
 
 
 class RequestParameters(_Message):
-    """Whether all outputs are wanted as binary data, where an output does not say otherwise."""
+    """``binary_data_output``: whether all outputs are wanted as binary data, where an output does not say otherwise.
+
+    ``timeout``, in microseconds, counts from the request's arrival. Others (``priority``, ``sequence_id``) are refused.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data_output: bool | None = None
+    timeout: Annotated[int, Field(gt=0)] | None = None
 
 
 class InferenceRequest(_Message):

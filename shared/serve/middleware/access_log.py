@@ -1,0 +1,72 @@
+"""One line in the log for each answer, under an identifier that the answer carries too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.serve.metrics import Metrics
+
+log = logging.getLogger("trivium.access")
+_HEADER = "X-Request-Id"
+_USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
+
+
+class AccessLog:
+    """Logs method, path, status, milliseconds and identifier as JSON, and counts the latency in a histogram.
+
+    The identifier is the one that the request brings in ``X-Request-Id``, where it is fit for a log, else a new one.
+    The query, which may hold names, is left out. The milliseconds are those to the answer's last byte.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+        given = Headers(scope=scope).get(_HEADER, "")
+        number = given if _USABLE.match(given) else secrets.token_hex(8)
+        scope["state"] = {**scope.get("state", {}), "request_id": number}
+
+        async def send_with_number(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[_HEADER] = number
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_number)
+        finally:
+            took = time.monotonic() - began
+            self._metrics.requested(_pattern(scope), scope["method"], status, took)
+            if log.isEnabledFor(logging.INFO):
+                line = {
+                    "request": number,
+                    "client": (scope.get("client") or ("",))[0],
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(1000 * took, 1),
+                }
+                log.info("%s", json.dumps(line))
+
+
+def _pattern(scope: Scope) -> str:
+    """The path with the names of its parameters for their values; "other" where no route answered."""
+    if "route" not in scope:
+        return "other"
+    pattern: str = scope["path"]
+    for name, value in scope.get("path_params", {}).items():
+        pattern = pattern.replace(f"/{value}", f"/{{{name}}}", 1)
+    return pattern

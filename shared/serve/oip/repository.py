@@ -1,0 +1,134 @@
+"""Triton's extensions of the protocol: a model's configuration and statistics, and the repository.
+
+https://github.com/triton-inference-server/server/tree/main/docs/protocol (model_configuration, statistics,
+model_repository).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
+from shared.serve.oip.networks import NetworkModel, Networks
+from shared.serve.oip.schemas import (
+    Duration,
+    IndexEntry,
+    IndexRequest,
+    InferenceError,
+    InferenceStatistics,
+    ModelConfig,
+    ModelStatistics,
+    Statistics,
+)
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_UNUSABLE: dict[int | str, dict[str, Any]] = {
+    422: {"model": InferenceError, "description": "The request cannot be read"},
+    503: {"model": InferenceError, "description": "The model cannot be loaded"},
+}
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE)
+
+
+@router.get("/models/stats", operation_id="oip_stats")
+async def all_statistics(networks: NetworksDep) -> Statistics:
+    """What every model counted since the server started."""
+    return Statistics(model_stats=[_statistics(network) for network in networks.all()])
+
+
+@router.get("/models/{name}/config", operation_id="oip_config", responses=_UNKNOWN)
+async def config(network: NewestDep, networks: NetworksDep) -> ModelConfig:
+    """A model's configuration, as in Triton's config.pbtxt."""
+    return _config(network, networks)
+
+
+@router.get("/models/{name}/versions/{version}/config", operation_id="oip_config_version", responses=_UNKNOWN)
+async def config_version(network: VersionDep, networks: NetworksDep) -> ModelConfig:
+    """The configuration of one version of a model."""
+    return _config(network, networks)
+
+
+@router.get("/models/{name}/stats", operation_id="oip_model_stats", responses=_UNKNOWN)
+async def statistics(name: str, networks: NetworksDep) -> Statistics:
+    """What all versions of a model counted since the server started; durations are in nanoseconds."""
+    return Statistics(model_stats=[_statistics(networks.find(name, version)) for version in networks.versions(name)])
+
+
+@router.get("/models/{name}/versions/{version}/stats", operation_id="oip_model_stats_version", responses=_UNKNOWN)
+async def statistics_version(network: VersionDep) -> Statistics:
+    """What one version of a model counted."""
+    return Statistics(model_stats=[_statistics(network)])
+
+
+@router.post("/repository/index", operation_id="oip_repository_index")
+async def index(networks: NetworksDep, wanted: IndexRequest | None = None) -> list[IndexEntry]:
+    """Every version of every model, and whether it is loaded; with `ready` only those that are."""
+    entries = [_entry(network) for network in networks.all()]
+    return [entry for entry in entries if entry.state == "READY" or wanted is None or not wanted.ready]
+
+
+@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_UNKNOWN)
+async def load(name: str, networks: NetworksDep) -> dict[str, Any]:
+    """Reads the registry again for the model's versions, and loads those that are not loaded."""
+    await networks.load(name)
+    return {}
+
+
+@router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_UNKNOWN)
+async def unload(name: str, networks: NetworksDep) -> dict[str, Any]:
+    """Ends the model's workers once they have answered what they were given; its next request loads it again."""
+    await networks.unload(name)
+    return {}
+
+
+def _config(network: NetworkModel, networks: Networks) -> ModelConfig:
+    manifest = network.manifest
+
+    def tensors(specs: Any) -> list[dict[str, Any]]:
+        return [
+            {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.shape[1:])} for spec in specs
+        ]
+
+    return ModelConfig(
+        name=manifest.name,
+        platform="onnxruntime_onnx",
+        backend="onnxruntime",
+        max_batch_size=networks.settings.max_batch,
+        input=tensors(manifest.inputs),
+        output=tensors(manifest.outputs),
+        instance_group=[{"name": manifest.name, "kind": "KIND_CPU", "count": max(1, networks.settings.workers)}],
+        dynamic_batching={"max_queue_delay_microseconds": 0},
+    )
+
+
+def _statistics(network: NetworkModel) -> ModelStatistics:
+    totals = network.metrics.totals()
+
+    def duration(name: str, count: int = totals["success"]) -> Duration:
+        return Duration(count=count, ns=totals.get(f"{name}_ns", 0))
+
+    return ModelStatistics(
+        name=network.manifest.name,
+        version=network.version,
+        inference_count=totals["inferences"],
+        execution_count=totals["executions"],
+        inference_stats=InferenceStatistics(
+            success=duration("request"),
+            fail=duration("fail", totals["fail"]),
+            queue=duration("queue"),
+            compute_input=duration("input"),
+            compute_infer=duration("infer"),
+            compute_output=duration("output"),
+        ),
+    )
+
+
+def _entry(network: NetworkModel) -> IndexEntry:
+    model = network.model
+    if model.usable:
+        return IndexEntry(name=network.manifest.name, version=network.version, state="READY", reason="")
+    state: Literal["LOADING", "UNAVAILABLE"] = "LOADING" if model.value is not None else "UNAVAILABLE"
+    return IndexEntry(
+        name=network.manifest.name, version=network.version, state=state, reason=model.failure or "not loaded"
+    )

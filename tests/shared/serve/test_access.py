@@ -1,0 +1,60 @@
+"""What every request leaves behind, a line in the log and a place in a histogram; and how many a client may have."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.shared.serve.echo import Echo, csv, until
+
+PREDICT = "/api/echo/predict"
+
+
+def test_every_answer_carries_the_identifier_of_its_line_in_the_log(
+    echo_client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "trivium.access"):
+        given = echo_client.get("/v2/health/live?secret=1", headers={"X-Request-Id": "abc-1"})
+        made = [echo_client.get("/none", headers={"X-Request-Id": bad}) for bad in ("", "a b", "x" * 200, 'a"\n')[:3]]
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
+    assert given.headers["X-Request-Id"] == "abc-1"
+    assert lines[0] | {"ms": 0} == {
+        "request": "abc-1",
+        "client": "testclient",
+        "method": "GET",
+        "path": "/v2/health/live",
+        "status": 200,
+        "ms": 0,
+    }
+    assert [line["request"] for line in lines[1:]] == [answer.headers["X-Request-Id"] for answer in made]
+    assert len({line["request"] for line in lines}) == 4 and {line["status"] for line in lines[1:]} == {404}
+
+
+def test_latencies_are_counted_by_the_pattern_of_the_path(echo_client: TestClient) -> None:
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
+    echo_client.get("/api/echo/cases/none")
+    text = echo_client.get("/metrics").text
+    assert (
+        'trivium_http_request_duration_seconds_count{method="POST",route="/api/echo/predict",status="200"} 1.0' in text
+    )
+    assert 'method="GET",route="/api/echo/cases/{case_id}",status="404"} 1.0' in text
+    assert 'trivium_inference_request_duration_seconds_bucket{le="+Inf",model="echo",version="2"} 1.0' in text
+
+
+def test_one_client_cannot_take_all_the_places(serve: Callable[..., TestClient], echo: Echo) -> None:
+    client = serve(max_per_client=2)
+    echo.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(client.post, PREDICT, files=[csv(n)]) for n in (1, 2)]
+        until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
+        refused = client.post(PREDICT, files=[csv(3)])
+        assert int(refused.headers["Retry-After"]) > 0 and "TRIVIUM_MAX_PER_CLIENT" in refused.json()["detail"]
+        assert client.get("/api/echo/cases").status_code == 200, "reading is not limited"
+        echo.gate.set()
+        assert {one.result().status_code for one in inside} == {200}
+    assert client.post(PREDICT, files=[csv(3)]).status_code == 200
