@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500
-"""Of the time that somebody waits, one core judges these in a quarter: the rest is for the queue and for others."""
+"""Of the time that somebody waits, one core scores these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
 _OPTIONS = (*OPTION_NAMES, "instrument", "events_per_day", "events_per_1000_rows", "threshold")
 MOST_EVENTS_PER_1000_ROWS = 50.0
@@ -51,7 +51,7 @@ class FinanceCodec:
         self.model = predictor.name
 
     def decode(self, request: Request) -> Decoded[Series]:
-        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is judged; how many events
+        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; how many events
         are wanted, as ``events_per_day`` or ``events_per_1000_rows``, or ``threshold``, the score that begins one, in
         (0, 1]."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
@@ -112,7 +112,7 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
         there = ", ".join(names[:10]) if contents.series_column else "one alone, without a name"
         more = ", …" if len(names) > 10 else ""
         raise InvalidInputError(f"{name} has no series {wanted!r}; it has {there}{more}")
-    return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was judged"))
+    return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was scored"))
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:
@@ -142,7 +142,7 @@ def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
     if seconds is not None and rows > seconds * ROWS_PER_SECOND:
         raise InvalidInputError(
             f"{name} has {rows} rows, and in the {seconds:g} s that are waited for an answer "
-            f"{seconds * ROWS_PER_SECOND:.0f} are judged; hand in fewer (a shorter time, longer bars, "
+            f"{seconds * ROWS_PER_SECOND:.0f} are scored; hand in fewer (a shorter time, longer bars, "
             f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
         )
 

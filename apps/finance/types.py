@@ -86,7 +86,7 @@ class Series:
     """A time series of one or more columns.
 
     ``times_ns`` (N,) rises strictly; ``values`` maps column names to (N,). ``interval_ns`` is the usual time between
-    rows (the median); rows need not be regular. ``column`` is the one that is judged. ``notes`` say what reading the
+    rows (the median); rows need not be regular. ``column`` is the one that is scored. ``notes`` say what reading the
     series had to do (rows sorted, duplicates dropped).
     """
 
@@ -102,7 +102,7 @@ class Series:
 
     @property
     def target(self) -> Floats:
-        """(N,) the column that is judged."""
+        """(N,) the column that is scored."""
         return self.values[self.column]
 
 
@@ -160,7 +160,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
-    """A judged series: forecast, and at each row (N,) a score in [0, 1] and the threshold; the events above it."""
+    """A scored series: forecast, and at each row (N,) a score in [0, 1] and the threshold; the events above it."""
 
     series: Series
     forecast: Forecast

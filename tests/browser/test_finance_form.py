@@ -57,11 +57,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = root / "market.csv"
     made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
     write_csv(file, made.series, made.windows)
-    judge = predictor()
-    judge.predict([read_series(file)])  # the first time is slow, and the browser would wait for it
+    first = predictor()
+    first.predict([read_series(file)])  # the first time is slow, and the browser would wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
     app = replace(
-        finance, root=root, models=("echo",), predictor=lambda artifacts, device: judge, samples=lambda: [sample]
+        finance, root=root, models=("echo",), predictor=lambda artifacts, device: first, samples=lambda: [sample]
     )
     settings = Settings(store=root / "store", warm=False, device="cpu")
     with serving(create_app(settings, {"finance": app})) as address:
@@ -105,11 +105,11 @@ def test_a_sample_shows_its_events_and_its_chart(page: Page, site: str) -> None:
 def test_another_column_of_the_same_series_is_a_choice_away(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
-    choice = page.get_by_label("Judged column")
+    choice = page.get_by_label("Scored column")
     expect(choice).to_have_value("close", timeout=PATIENCE_MS)
     choice.select_option("volume")
     expect(page.locator(".chart")).to_have_attribute("aria-label", re.compile("volume"), timeout=PATIENCE_MS)
-    expect(page.get_by_label("Judged column")).to_have_value("volume")
+    expect(page.get_by_label("Scored column")).to_have_value("volume")
 
 
 def test_a_file_that_is_no_series_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:

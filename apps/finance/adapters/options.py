@@ -15,7 +15,7 @@ UNITS = ("s", "ms", "us", "ns", "days", "excel", "day-first", "month-first")
 class TableOptions:
     """Columns by their names, and how times and numbers are written; None where the table shall tell.
 
-    ``time``, ``value`` and ``series`` are the columns of times (two are DATE+TIME), of the value that is judged, and of
+    ``time``, ``value`` and ``series`` are the columns of times (two are DATE+TIME), of the value that is scored, and of
     the names of series; without a header columns are called 1, 2, 3. ``zone`` (IANA) is of times that have none, UTC
     otherwise; ``decimal`` is the decimal mark; ``unit`` says how times are written: since 1970, by Excel, or in which
     order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one.

@@ -66,7 +66,9 @@ def to_contents(
     values, faults = _values(rest, lines, options.decimal, mark, notes)
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
-    judged = _judged(values, {label: fault for label, fault in faults.items() if label != key}, options, name, notes)
+    scored = _scored_column(
+        values, {label: fault for label, fault in faults.items() if label != key}, options, name, notes
+    )
     parts = [(name, np.arange(frame.height))]
     if key:
         table = rest.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))
@@ -75,7 +77,7 @@ def to_contents(
     times = to_utc(clock, (rows for _, rows in parts), column, options.zone, notes)
     series, windows, put_right = [], [], Counter[str]()
     for part, rows in parts:
-        one = _one(part, times[rows], {label: cells[rows] for label, cells in values.items()}, judged, put_right)
+        one = _one(part, times[rows], {label: cells[rows] for label, cells in values.items()}, scored, put_right)
         if one is not None:
             series.append(one)
             windows.append(_windows(times[rows], frame[labels].gather(rows)) if labels in frame.columns else ())
@@ -100,11 +102,11 @@ def _windows(times: Times, labels: pl.Series) -> tuple[Window, ...]:
     return tuple(Window(kind=kind, start_ns=first, end_ns=last) for kind, first, last in runs.iter_rows())
 
 
-def _one(name: str, times: Times, values: Values, judged: str, put_right: Counter[str]) -> Series | None:
+def _one(name: str, times: Times, values: Values, scored: str, put_right: Counter[str]) -> Series | None:
     """A series in the order of time, None with a single time; ``put_right`` counts what was out of order or dropped."""
     steps = np.diff(times)
     # Of rows with the same time the last comes last, of those with a value if there are any.
-    order = np.arange(len(times)) if (steps > 0).all() else np.lexsort((np.isfinite(values[judged]), times))
+    order = np.arange(len(times)) if (steps > 0).all() else np.lexsort((np.isfinite(values[scored]), times))
     kept = order[np.append(np.diff(times[order]) != 0, True)]
     put_right.update(sorted=int((steps < 0).any()), dropped=len(times) - len(kept))
     if len(kept) < 2:
@@ -113,7 +115,7 @@ def _one(name: str, times: Times, values: Values, judged: str, put_right: Counte
         how = "sum or average them, or name the column that tells their series apart with the option 'series'"
         raise InvalidInputError(f"{name}: the {len(times)} rows have {len(kept)} days; {how}")
     numbers, interval = {label: cells[kept] for label, cells in values.items()}, usual_interval_ns(times[kept])
-    return Series(name=name, times_ns=times[kept], values=numbers, column=judged, interval_ns=interval)
+    return Series(name=name, times_ns=times[kept], values=numbers, column=scored, interval_ns=interval)
 
 
 def _named(frame: pl.DataFrame, wanted: str, option: str, name: str) -> str:
@@ -177,8 +179,8 @@ def _values(
     return values, faults
 
 
-def _judged(values: Values, faults: Faults, options: TableOptions, name: str, notes: list[str]) -> str:
-    """The label of the column that is judged, as it is asked for or by its name; leaves it and other values alone."""
+def _scored_column(values: Values, faults: Faults, options: TableOptions, name: str, notes: list[str]) -> str:
+    """The label of the column that is scored, as it is asked for or by its name; leaves it and other values alone."""
     labels, wanted = [*values, *(one for one in faults if faults[one] != _EMPTY or options.value)], options.value
     quotes, what = [columns.first_called(one, values) for one in (columns.BIDS, columns.ASKS)], "one of the file's"
     price = columns.first_called(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)
@@ -192,12 +194,12 @@ def _judged(values: Values, faults: Faults, options: TableOptions, name: str, no
     label = label or columns.other_value(labels, values) or next(iter(faults), None)
     if label is None:
         there = f"; column {next(iter(values))!r} numbers or names the rows and is no value" if values else ""
-        raise InvalidInputError(f"{name} has no column of numbers to judge{there}; name one with the option 'value'")
+        raise InvalidInputError(f"{name} has no column of numbers to score{there}; name one with the option 'value'")
     if label in faults:
         raise InvalidInputError(f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty")
     for other in [one for one in values if one != label and columns.names_rows(one)]:
         del values[other]
     if len(values) > 1 and wanted is None:
-        notes.append(f"column {label!r} was judged, {what}; the option 'value' names another")
+        notes.append(f"column {label!r} was scored, {what}; the option 'value' names another")
     notes += [f"column {other!r} was left out: it {fault}" for other, fault in faults.items()]
     return label

@@ -1,4 +1,4 @@
-"""A judged series as result.json, as the viewer's series.json, and as scores.csv in NAB's detector layout."""
+"""A scored series as result.json, as the viewer's series.json, and as scores.csv in NAB's detector layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORE = (
 def result(
     detection: Detection, *, model: str, notes: Sequence[str] = (), truth: Sequence[Window] = ()
 ) -> dict[str, Any]:
-    """The content of result.json: the events, and what was judged; of a synthetic series also what is true of it."""
+    """The content of result.json: the events, and what was scored; of a synthetic series also what is true of it."""
     series = detection.series
     content = {
         "events": [event_entry(anomaly) for anomaly in detection.anomalies],

@@ -1,4 +1,4 @@
-"""The picture of a judged series: values, expected band, events, and the score below."""
+"""The picture of a scored series: values, expected band, events, and the score below."""
 
 from __future__ import annotations
 

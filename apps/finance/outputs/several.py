@@ -1,4 +1,4 @@
-"""Several judged series of one file as result.json, as the viewer's series.json, and as scores.csv."""
+"""Several scored series of one file as result.json, as the viewer's series.json, and as scores.csv."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEAST_POINTS = 500
 def several_result(
     detections: Sequence[Detection], *, name: str, series_column: str, notes: Sequence[str], model: str
 ) -> dict[str, Any]:
-    """The content of result.json: events with the name of their series, what was judged together and one by one.
+    """The content of result.json: events with the name of their series, what was scored together and one by one.
 
     ``name`` is the file's, ``series_column`` the column that names its series.
     """

@@ -130,7 +130,7 @@ export function drawChart(home, data, { events, truth = [], interval }) {
   };
   const view = () => [value.scales.x.min, value.scales.x.max];
   return {
-    /** Shows an event with as much around it as it takes to be judged. */
+    /** Shows an event with as much around it as it takes to be assessed. */
     show(event) {
       current.event = event;
       const [from, to] = [seconds(event.start), seconds(event.end)];

@@ -112,7 +112,7 @@ function truthList(truth) {
 function columnChoice(result) {
   const { columns, column } = result.series;
   // A case that was opened by its address has no file at hand to ask again.
-  if (columns.length < 2 || last === null) return element("span", {}, "Judged column: ", element("strong", {}, column));
+  if (columns.length < 2 || last === null) return element("span", {}, "Scored column: ", element("strong", {}, column));
   const choice = element("select", { onchange: () => {
     form.elements.value.value = choice.value;
     const button = last;
@@ -120,7 +120,7 @@ function columnChoice(result) {
     const ask = () => (button.disabled ? requestAnimationFrame(ask) : button.click());
     ask();
   } }, columns.map((name) => element("option", { value: name, selected: name === column }, name)));
-  return element("label", {}, "Judged column ", choice);
+  return element("label", {}, "Scored column ", choice);
 }
 
 caseForm({

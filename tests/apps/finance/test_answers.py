@@ -99,7 +99,7 @@ def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_p
     request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
-    assert "series '600519' alone was judged" in alone["series"]["notes"]
+    assert "series '600519' alone was scored" in alone["series"]["notes"]
     assert alone["events"] == [event for event in answered.result["events"] if event["series"] == "600519"]
     with pytest.raises(InvalidInputError, match="no series '700'; it has 0700, 600519"):
         decode(predictor, Request(files=(several(tmp_path),), options={"instrument": "700"}))
@@ -146,7 +146,7 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
 
 def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
-    with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are judged"):
+    with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are scored"):
         decode(predictor, Request(files=(path,), seconds=seconds))
     assert len(decode(predictor, Request(files=(path,))).inputs) == 4
     assert len(decode(predictor, Request(files=(path,), options={"instrument": "0700"}, seconds=seconds)).inputs) == 1

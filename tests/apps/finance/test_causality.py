@@ -1,4 +1,4 @@
-"""What is said of a row does not change with the rows after it: series are cut anywhere and judged again."""
+"""What is said of a row does not change with the rows after it: series are cut anywhere and scored again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column is judged, and which columns tell several series in one file apart."""
+"""Which column is scored, and which columns tell several series in one file apart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("header", "judged"),
+    ("header", "scored"),
     [
         ("Date,Close/Last,Volume,Open,High,Low", "Close/Last"),
         ("date,value,close", "close"),
@@ -45,14 +45,14 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
         ("date,id,count", "count"),
     ],
 )
-def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, judged):
+def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, scored):
     width = header.count(",")
     rows = [
         ",".join([day, *(str(100 + row + 7 * column + row % 3) for column in range(width))])
         for row, day in enumerate(DAYS)
     ]
     rows = [row if "close_time" not in header else row.rsplit(",", 1)[0] + ",1704110400" for row in rows]
-    assert read_series(written(tmp_path, header, rows)).column == judged
+    assert read_series(written(tmp_path, header, rows)).column == scored
 
 
 def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
@@ -62,7 +62,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     ]
     series = read_series(written(tmp_path, "Date,Close/Last,Volume,Open,High,Low", rows))
     assert series.column == "Close/Last" and series.target.tolist() == [188.04, 184.40]
-    assert series.notes[0] == ("column 'Close/Last' was judged, one of the file's; the option 'value' names another")
+    assert series.notes[0] == ("column 'Close/Last' was scored, one of the file's; the option 'value' names another")
     assert any("sorted" in note for note in series.notes)
 
 
@@ -71,7 +71,7 @@ def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
     for header in ("timestamp,index,bid,ask", "timestamp,index,Bid Price,Offer"):
         series = read_series(written(tmp_path, header, rows))
         assert series.column == "mid" and series.target[:3].tolist() == [100.5, 101.5, 102.5]
-        assert "column 'mid' was judged" in series.notes[0] and "mean of 'b" in series.notes[0].lower()
+        assert "column 'mid' was scored" in series.notes[0] and "mean of 'b" in series.notes[0].lower()
     assert read_series(written(tmp_path, "timestamp,last,bid,ask", rows)).column == "last"
     assert read_series(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
 

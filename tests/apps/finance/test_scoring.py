@@ -20,7 +20,7 @@ from apps.finance.types import MINUTE_NS, Forecast, Series
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 
-def judged(values: np.ndarray, deviation: float) -> tuple[Series, Forecast]:
+def scored(values: np.ndarray, deviation: float) -> tuple[Series, Forecast]:
     """A series, and the forecast that it stays where it is."""
     times = np.arange(len(values), dtype=np.int64) * MINUTE_NS
     series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
@@ -38,7 +38,7 @@ def test_a_row_is_as_improbable_as_its_rank_says_and_more_so_beyond_all_that_was
     values = walk(0)
     values[1500:] += 0.35  # between what was seen and what was not
     values[1700:] += 3.0
-    found = CANDIDATES["surprise"].score(ForecastedSeries(*judged(values, 0.1)))
+    found = CANDIDATES["surprise"].score(ForecastedSeries(*scored(values, 0.1)))
     # 0.35 is 3.5 deviations: about one row in 2,000 of a normal distribution, give or take the noise of one row.
     assert 2.0 < found[1500] < 5.0
     assert found[1700] > found[1500] + 3
@@ -51,8 +51,8 @@ def test_a_row_is_as_improbable_as_its_rank_says_and_more_so_beyond_all_that_was
 @given(st.integers(0, 99), st.floats(0.01, 1000))
 def test_scores_do_not_depend_on_the_unit(seed, unit):
     values = walk(seed, 700)
-    one = improbability(*judged(values, 0.1), Calibration())
-    two = improbability(*judged(values * unit, 0.1 * unit), Calibration())
+    one = improbability(*scored(values, 0.1), Calibration())
+    two = improbability(*scored(values * unit, 0.1 * unit), Calibration())
     for name in DETECTORS:
         np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)
 
@@ -62,7 +62,7 @@ def test_what_was_seen_once_does_not_hide_the_next_one():
     burst = np.random.default_rng(2).standard_normal(60).cumsum()
     for first in (1500, 3000):
         values[first : first + 60] += burst - np.linspace(0, burst[-1], 60)
-    volatile = improbability(*judged(values, 0.1), Calibration())["high_volatility"]
+    volatile = improbability(*scored(values, 0.1), Calibration())["high_volatility"]
     # 48 rows of the first burst are one disturbance of the past, and no 48.
     assert volatile[1500:1560].max() > 4 and volatile[3000:3060].max() > 2.5
 
@@ -71,12 +71,12 @@ def test_an_event_is_not_measured_by_its_own_beginning():
     values = walk(3)
     values[1000:1100] = values[999]
     values[1100:] += values[999] - values[1100]
-    calm = improbability(*judged(values, 0.1), Calibration())["low_volatility"]
+    calm = improbability(*scored(values, 0.1), Calibration())["low_volatility"]
     assert calm[1012:1100].min() > 3
 
 
 def test_a_prior_of_restless_series_tempers_a_young_history():
-    series, forecast = judged(walk(4, 400), 0.1)
+    series, forecast = scored(walk(4, 400), 0.1)
     loud = {name: tabulate_prior(20 * np.abs(np.random.default_rng(5).standard_cauchy(9999))) for name in DETECTORS}
     alone = combine(improbability(series, forecast, Calibration()))
     tempered = combine(improbability(series, forecast, Calibration(prior=loud)))
@@ -87,7 +87,7 @@ def test_series_that_stand_still_now_and_then_are_not_called_calm():
     values = walk(6)
     for first in range(100, 2000, 60):
         values[first : first + 30] = values[first]
-    calm = low_volatility(ForecastedSeries(*judged(values, 0.1)), 8000)
+    calm = low_volatility(ForecastedSeries(*scored(values, 0.1)), 8000)
     assert np.isnan(calm[300:]).all()
 
 
