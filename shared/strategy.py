@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from shared.comms.group import Group
+    from shared.comms.hooks import GradientExchange
+    from shared.comms.watch import Timeouts
 
 
 @runtime_checkable
@@ -20,6 +26,8 @@ class Strategy(Protocol):
     changed in place (as FSDP2 does), and keeps its parameters' names. ``clip`` scales the gradients to a norm of at
     most ``norm`` over all processes and returns the norm before that. Within ``accumulating`` a backward pass adds to
     the gradients without exchanging them: all micro-batches of a step but the last run there.
+
+    A strategy may also keep a state of each process's own: see ``OwnState``.
     """
 
     def wrap(self, model: nn.Module) -> nn.Module: ...
@@ -30,31 +38,86 @@ class Strategy(Protocol):
 
 
 @runtime_checkable
+class OwnState(Protocol):
+    """What a process keeps for itself and a checkpoint has for each of them, such as the errors of a compression.
+
+    ``own_layout`` says what the state belongs to, in JSON types: it is restored where that is equal, and left out,
+    which the run says, where it is not. None where there is no state.
+    """
+
+    def own_layout(self) -> dict[str, Any] | None: ...
+
+    def own_state(self) -> dict[str, Any]: ...
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
 class StrategyConfig(Protocol):
-    """Settings that build the strategy for a group of processes."""
+    """Settings that build the strategy for a group of processes.
 
-    def build(self, group: Group) -> Strategy: ...
+    ``find_unused_parameters`` is whether the task says that a step may leave parameters of the model out.
+    """
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Auto:
-    """The model as it is on one process, and ``DDP`` on several."""
-
-    def build(self, group: Group) -> Strategy:
-        return DDP().build(group)
+    def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DDP:
-    """torch's DistributedDataParallel: the whole model on every process, gradients averaged.
+    """torch's DistributedDataParallel: the whole model on every process, gradients averaged. One process: no wrapper.
 
-    ``find_unused_parameters`` is needed where a step may leave parameters out (a batch without objects).
+    route           how gradients are summed: ``flat`` (the backend's own), ``ring`` (by point-to-point messages),
+                    ``hierarchical`` (inside each node, then across nodes by shard); ``auto`` is hierarchical on CPUs of
+                    several hosts, and flat elsewhere, for NCCL chooses by itself
+    compression     ``fp16`` and ``bf16`` halve the bytes; ``powersgd`` sends gradients of rank ``powersgd_rank``, from
+                    step ``powersgd_start`` on, and keeps the error. In a hierarchical route only what goes across
+                    nodes is compressed
+    bucket_mb       how many MB (2**20 bytes) of gradients go at once
+    shard           processes in a node of the hierarchical route; by default those of each host
+    topology        a file that tells the switches (see ``trivium topology``), by which ranks are ordered
+    start_timeout_s, timeout_s
+                    how long processes wait for each other before the first step is done, and after it
+    silence_s       after how long without a sign of life a process counts as lost
+    find_unused_parameters
+                    whether a step may leave parameters out; by default what the task says
     """
 
-    find_unused_parameters: bool = True
+    route: Literal["auto", "flat", "ring", "hierarchical"] = "auto"
+    compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
+    powersgd_rank: int = 4
+    powersgd_start: int = 100
+    bucket_mb: float = 25.0
+    shard: int | None = None
+    topology: Path | None = None
+    start_timeout_s: float = 600.0
+    timeout_s: float = 300.0
+    silence_s: float = 30.0
+    find_unused_parameters: bool | None = None
 
-    def build(self, group: Group) -> Strategy:
-        return SingleStrategy() if group.world == 1 else DDPStrategy(group, self)
+    def __post_init__(self) -> None:
+        for name in ("powersgd_rank", "bucket_mb", "start_timeout_s", "timeout_s", "silence_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"strategy.{name} is {getattr(self, name)}; it must be above 0")
+        if self.powersgd_start < 0:
+            raise InvalidInputError(f"strategy.powersgd_start is {self.powersgd_start}; it must be at least 0")
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long processes wait for each other."""
+        from shared.comms.watch import Timeouts
+
+        return Timeouts(start_s=self.start_timeout_s, step_s=self.timeout_s, silence_s=self.silence_s)
+
+    def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy:
+        if group.world == 1:
+            return SingleStrategy()
+        asked = self.find_unused_parameters
+        return DDPStrategy(group, self, find_unused_parameters if asked is None else asked)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Auto(DDP):
+    """The model as it is on one process, and ``DDP`` on several, with the same settings."""
 
 
 class SingleStrategy:
@@ -80,22 +143,79 @@ class SingleStrategy:
 class DDPStrategy(SingleStrategy):
     """Every process has all gradients after the backward pass, so each clips by itself."""
 
-    def __init__(self, group: Group, settings: DDP) -> None:
+    def __init__(self, group: Group, settings: DDP, find_unused_parameters: bool) -> None:
         super().__init__()
-        self._group, self._settings = group, settings
+        self._group, self._settings, self._find_unused = group, settings, find_unused_parameters
         self._wrapped: nn.Module | None = None
+        self._exchange: GradientExchange | None = None
+        self._names: list[tuple[str, nn.Parameter]] = []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
 
+        from shared.comms.hooks import gradient_exchange, refuse_different_models, rehearse
+
+        settings = self._settings
+        refuse_different_models(self._group, model)
         devices = [self._group.device.index] if self._group.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(
-            super().wrap(model), device_ids=devices, find_unused_parameters=self._settings.find_unused_parameters
+        wrapped = DistributedDataParallel(
+            super().wrap(model),
+            device_ids=devices,
+            bucket_cap_mb=settings.bucket_mb,
+            find_unused_parameters=self._find_unused,
         )
-        return self._wrapped
+        self._exchange = gradient_exchange(
+            self._group,
+            model,
+            route=settings.route,
+            compression=settings.compression,
+            powersgd_rank=settings.powersgd_rank,
+            powersgd_start=settings.powersgd_start,
+            shard=settings.shard,
+        )
+        wrapped.register_comm_hook(self._exchange, lambda state, bucket: state(bucket))
+        self._names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not self._find_unused:
+            rehearse(wrapped, self._exchange)
+        self._wrapped = wrapped
+        return wrapped
+
+    def clip(self, model: nn.Module, norm: float) -> Tensor:
+        assert self._exchange is not None
+        if not self._exchange.whole:
+            unused = [name for name, parameter in self._names if parameter.grad is None]
+            raise InvalidInputError(
+                f"a step left parameters out ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}), so that "
+                "processes would wait for their gradients: let the task say leaves_parameters_unused = True, or give "
+                "--strategy.find-unused-parameters True"
+            )
+        return super().clip(model, norm)
 
     def accumulating(self) -> AbstractContextManager[None]:
         from torch.nn.parallel import DistributedDataParallel
 
         assert isinstance(self._wrapped, DistributedDataParallel)
         return self._wrapped.no_sync()
+
+    def own_layout(self) -> dict[str, Any] | None:
+        """The compression and the processes by node: another number of them splits errors differently."""
+        if self._settings.compression != "powersgd" or self._exchange is None:
+            return None
+        settings = self._settings
+        return {
+            "compression": "powersgd",
+            "rank": settings.powersgd_rank,
+            "start": settings.powersgd_start,
+            "route": type(self._exchange.route).__name__,
+            "bucket_mb": settings.bucket_mb,
+            "nodes": [list(ranks) for ranks in self._group.nodes],
+            "shard": settings.shard,
+        }
+
+    def own_state(self) -> dict[str, Any]:
+        assert self._exchange is not None
+        return self._exchange.compressor.state_dict()
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        assert self._exchange is not None
+        self._exchange.compressor.load_state_dict(state)

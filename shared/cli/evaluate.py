@@ -61,7 +61,7 @@ def _paths(words: Sequence[str]) -> dict[str, Path]:
 
 def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
     """Scores as training does: on the validation part of the recipe's data, or of ``data``."""
-    from shared.comms.group import join
+    from shared.comms.joining import join
     from shared.deploy.artifact import open_artifact
     from shared.engine.checkpoint import Checkpoints, model_state
     from shared.engine.evaluate import evaluate

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shared.atomic_files import publish
+from shared.comms.group import Group
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
@@ -54,30 +55,40 @@ class Checkpoints:
     """The checkpoints of a run: the last ``keep`` of them, and the best.
 
     ``save`` and ``load`` are called on every process of the run, for a state may be spread over them; the one with
-    ``writes`` writes the files. Today's strategies hold the whole state on each process.
+    ``writes`` writes the files. Today's strategies hold the whole state on each process, but for what is ``own``: each
+    process writes that into a file of its own, in the directory that all share.
     """
 
-    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, writes: bool = True) -> None:
-        self.path, self.recipe_digest, self.keep, self.writes = path, recipe_digest, keep, writes
+    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None) -> None:
+        self.path, self.recipe_digest, self.keep, self.group = path, recipe_digest, keep, group
+        self.writes = group is None or group.leader
 
-    def save(self, state: Mapping[str, Stateful], progress: Progress, also: Collection[int] = ()) -> None:
+    def save(
+        self,
+        state: Mapping[str, Stateful],
+        progress: Progress,
+        also: Collection[int] = (),
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
         """Saves the state after ``progress.step`` steps.
 
-        Of the older checkpoints the last ones stay, and those of the steps in ``also``.
+        Of the older checkpoints the last ones stay, and those of the steps in ``also``. ``own`` is what this process
+        alone keeps; where one process has it, all have.
         """
         states = {name: part.state_dict() for name, part in state.items()}
+        aside = self.path / f".step-{progress.step:08d}"
+        if self.writes:
+            for torn in self.path.glob(".step-*"):
+                shutil.rmtree(torn)
+            aside.mkdir(parents=True)
+        if own is not None and self.group is not None:
+            self.group.barrier()
+            name = _own_name(self.group.rank)
+            (aside / f"{name}.json").write_text(json.dumps(_write_tensors(aside, name, own)), encoding="utf-8")
+            self.group.barrier()
         if not self.writes:
             return
-        for torn in self.path.glob(".step-*"):
-            shutil.rmtree(torn)
-        aside = self.path / f".step-{progress.step:08d}"
-        aside.mkdir(parents=True)
-        outlines = {}
-        for name, values in states.items():
-            tensors: dict[str, Tensor] = {}
-            outlines[name] = _outline(values, tensors, "")
-            if tensors:
-                save_file({key: _detached(value) for key, value in tensors.items()}, aside / f"{name}.safetensors")
+        outlines = {name: _write_tensors(aside, name, values) for name, values in states.items()}
         document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": outlines}
         (aside / _STATE).write_text(json.dumps(document), encoding="utf-8")
         digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
@@ -119,6 +130,15 @@ class Checkpoints:
                 _match_memory_layout(part)
         return Progress(**document["progress"])
 
+    def load_own(self, path: Path) -> Any:
+        """What this process alone kept in the checkpoint, None where it holds nothing for its rank."""
+        name = _own_name(0 if self.group is None else self.group.rank)
+        if not (path / f"{name}.json").exists():
+            return None
+        outline = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+        file = path / f"{name}.safetensors"
+        return _filled(outline, load_file(file) if file.exists() else {})
+
     def newest(self) -> tuple[Path | None, list[Path]]:
         """The newest whole checkpoint, and the torn or altered ones that are newer, which are passed over."""
         torn: list[Path] = []
@@ -148,6 +168,19 @@ class Checkpoints:
 def read_progress(path: Path) -> Progress:
     """What the run knew about itself when it wrote the checkpoint."""
     return Progress(**json.loads((path / _STATE).read_text(encoding="utf-8"))["progress"])
+
+
+def _own_name(rank: int) -> str:
+    return f"process-{rank:05d}"
+
+
+def _write_tensors(folder: Path, name: str, values: Any) -> Any:
+    """Writes the tensors in ``values`` into ``name.safetensors``, where there are any, and returns the outline."""
+    tensors: dict[str, Tensor] = {}
+    outline = _outline(values, tensors, "")
+    if tensors:
+        save_file({key: _detached(value) for key, value in tensors.items()}, folder / f"{name}.safetensors")
+    return outline
 
 
 def _match_memory_layout(optimizer: Optimizer) -> None:

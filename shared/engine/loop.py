@@ -9,7 +9,8 @@ from contextlib import ExitStack, nullcontext
 import torch
 from torch import Tensor
 
-from shared.comms.group import Group, join
+from shared.comms.group import Group
+from shared.comms.joining import join, shorten_timeouts
 from shared.data.loader import Step
 from shared.engine.divergence import DivergenceError
 from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries
@@ -20,6 +21,7 @@ from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
 from shared.precision import autocast
 from shared.recipe import Recipe
+from shared.strategy import DDP
 
 
 def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
@@ -31,7 +33,8 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
     Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
     not finite. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
     """
-    with join(device) as group, ExitStack() as stack:
+    settings = recipe.strategy if isinstance(recipe.strategy, DDP) else DDP()
+    with join(device, timeouts=settings.timeouts, topology=settings.topology) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)
         with Interruption() as interruption:
             outcome = _train(training, StopWatch(recipe.limits, group, interruption))
@@ -48,12 +51,16 @@ def _train(training: Training, watch: StopWatch) -> Result | int:
     if progress.step < end and not late:
         progress.history = epoch_end_entries(progress.history, epoch)
     reason = ended(progress.history, limits, late=late)
+    first = progress.step + 1
     read_every_step = group.world == 1 and group.device.type == "cpu"
 
     training.trained.train()
     for step in training.loader.steps(progress.step, progress.step if reason else end):
+        group.log.position = f"step {step.number + 1}"
         loss, norm = train_step(training, step)
         progress.step = step.number + 1
+        if progress.step == first:
+            shorten_timeouts(group)
         progress.seconds = time.monotonic() - began
 
         logging = progress.step % limits.log_every == 0 or progress.step == end
@@ -160,7 +167,8 @@ def save(training: Training) -> None:
     # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
     whole = epoch_end_entries(progress.history, training.order.steps_per_epoch)
     resumed = early_stopping_state(whole, limits)
-    training.checkpoints.save(training.state, progress, also={progress.best_step, resumed.best_step})
+    kept = {progress.best_step, resumed.best_step}
+    training.checkpoints.save(training.state, progress, also=kept, own=training.own_state)
 
 
 def finish(training: Training, reason: str) -> Result:

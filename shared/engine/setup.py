@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ from shared.recipe_file import (
     save_recipe,
     to_mapping,
 )
-from shared.strategy import Strategy
+from shared.strategy import OwnState, Strategy
 
 
 @dataclass(slots=True)
@@ -87,6 +88,14 @@ class Training:
         parts |= {"schedule": self.schedule, "scaler": self.scaler}
         return parts if self.ema is None else parts | {"ema": self.ema}
 
+    @property
+    def own_state(self) -> dict[str, Any] | None:
+        """What this process keeps for itself in a checkpoint, where the strategy has such a state."""
+        strategy = self.strategy
+        if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
+            return None
+        return {"layout": layout, "state": strategy.own_state()}
+
 
 def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: bool) -> Training:
     """Builds the run, restores it from its newest checkpoint, and refuses what would go wrong later.
@@ -99,7 +108,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     _claim(run, recipe, group, stack)
     chosen = choose_precision(recipe.precision, group.device)
     notes = [f"on {group.name}, {chosen.reason}"]
-    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, writes=group.leader)
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
     latest = _newest(checkpoints, run, recipe, notes)
 
     torch.manual_seed(recipe.seed)
@@ -112,9 +121,10 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     if recipe.compile:
         compile_in_place(recipe.model, model)
         notes.append("compiled by torch.compile, at the first steps")
-    strategy = recipe.strategy.build(group)
-    trained = strategy.wrap(model)
     task = recipe.task.build()
+    unused = bool(getattr(task, "leaves_parameters_unused", False))
+    strategy = recipe.strategy.build(group, find_unused_parameters=unused)
+    trained = strategy.wrap(model)
     if isinstance(task, Prepared):
         task.prepare(model)
     train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
@@ -162,6 +172,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     )
     if latest is not None:
         training.progress = checkpoints.load(latest, training.state)
+        _restore_own_state(strategy, checkpoints, latest, group, notes)
     progress = training.progress
     if progress.samples != len(train):
         raise InvalidInputError(
@@ -182,6 +193,24 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         log.say(note)
     log.begin(training.total, progress.step)
     return training
+
+
+def _restore_own_state(
+    strategy: Strategy, checkpoints: Checkpoints, latest: Path, group: Group, notes: list[str]
+) -> None:
+    """Restores what each process keeps for itself where the checkpoint has it for the same processes."""
+    if not isinstance(strategy, OwnState) or (layout := strategy.own_layout()) is None:
+        return
+    kept = checkpoints.load_own(latest)
+    if not group.agree(kept is None or kept["layout"] != layout):
+        strategy.load_own_state(kept["state"])
+        return
+    changed = "the checkpoint has none" if kept is None else "; ".join(differences(layout, kept["layout"]))
+    changed = changed or "another process finds none"
+    notes.append(
+        f"the {layout['compression']} compression starts anew, without the errors that it kept ({changed}): the run "
+        "goes on, and is not exactly the one that was interrupted"
+    )
 
 
 def _claim(run: Run, recipe: Recipe, group: Group, stack: ExitStack) -> None:

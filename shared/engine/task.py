@@ -64,7 +64,8 @@ class Task(Protocol):
 
     ``loss`` returns the loss of a batch, or several by name, which are added; the names are the same for every
     batch. It is called in training mode, ``evaluate`` in evaluation mode without gradients. A task may also be
-    ``Counted`` and ``Prepared``.
+    ``Counted`` and ``Prepared``, and say ``leaves_parameters_unused = True`` where a step may leave parameters of the
+    model out (a head that is only trained where its class occurs): finding them costs every step of several processes.
     """
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss | dict[str, Loss]: ...

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from shared.comms.group import Group
 from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress
 from shared.errors import InvalidInputError
 from shared.optimizers import AdamW
@@ -91,7 +92,9 @@ def test_a_process_that_does_not_write_takes_part_in_a_save(tmp_path):
             asked.append(True)
             return {}
 
-    Checkpoints(tmp_path, recipe_digest="d", writes=False).save({"model": Spread({})}, Progress(step=1))
+    Checkpoints(tmp_path, recipe_digest="d", group=Group(1, 2, torch.device("cpu"))).save(
+        {"model": Spread({})}, Progress(step=1)
+    )
     assert asked and not list(tmp_path.iterdir())
 
 

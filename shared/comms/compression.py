@@ -1,0 +1,162 @@
+"""Fewer bytes for a gradient on its way: half precision, and PowerSGD with error feedback."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from shared.comms.allreduce import Route, equal_bounds
+
+
+class Part(NamedTuple):
+    """The gradient of one parameter within a flat tensor: ``name``, where it starts, its shape."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+class Compressor(Protocol):
+    """Sums a flat tensor over processes with fewer bytes.
+
+    ``bounds`` cuts a tensor for the processes of a node, ``sum`` replaces ``flat`` by the sum over ``count`` processes
+    that ``route`` joins. ``state_dict`` holds what this process keeps from step to step.
+    """
+
+    def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]: ...
+
+    def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None: ...
+
+    def next_step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class NoCompression:
+    """All bytes. Keeps nothing."""
+
+    def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]:
+        return equal_bounds(length, shares)
+
+    def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
+        route.all_reduce(flat)
+
+    def next_step(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class HalfPrecision(NoCompression):
+    """Sixteen bits a value on the way: fp16 (more digits, overflows at 65504) or bf16 (fp32's range)."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
+        if flat.element_size() <= 2:
+            return route.all_reduce(flat)
+        short = flat.to(self.dtype)
+        route.all_reduce(short)
+        flat.copy_(short)
+
+
+class PowerSGD:
+    """Low-rank gradients with error feedback (Vogels, Karimireddy and Jaggi, 2019, algorithms 1 and 2).
+
+    A gradient as a matrix M (n, m) goes as P = M Q and Q = Mᵀ P, ``rank`` columns each, with the last step's Q to
+    start from; what that leaves out of this process's M is added to its next one. Gradients of fewer than two
+    dimensions, and those for which P and Q are not at most ``1 / least_gain`` of M, go as they are. So do all in the
+    first ``start`` steps, when gradients change fastest.
+
+    The error stays with the process that computed it, so the state is each process's own.
+    """
+
+    def __init__(self, rank: int, start: int, *, least_gain: float = 2.0) -> None:
+        self.rank, self.start, self.least_gain = rank, start, least_gain
+        self.step = 0
+        self.errors: dict[str, Tensor] = {}
+        self.bases: dict[str, Tensor] = {}
+
+    def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]:
+        """Cuts between parameters, as near to equal shares as that goes: a matrix is compressed in one piece."""
+        if self.step < self.start:
+            return equal_bounds(length, shares)
+        cuts = [0, *(part.stop for part in parts)]
+        equal = equal_bounds(length, shares)
+        return [min(cuts, key=lambda cut: abs(cut - wanted)) for wanted in equal[:-1]] + [length]
+
+    def sum(self, flat: Tensor, parts: Sequence[Part], route: Route, count: int) -> None:
+        if self.step < self.start:
+            return route.all_reduce(flat)
+        matrices = [(part, self._matrix(flat, part)) for part in parts if self._pays(part.shape)]
+        others = [flat[part.start : part.stop] for part in parts if not self._pays(part.shape)]
+        for part, matrix in matrices:
+            if (error := self.errors.get(part.name)) is not None:
+                matrix += error
+        bases = [self._basis(part, matrix) for part, matrix in matrices]
+        left = [matrix @ basis for (_, matrix), basis in zip(matrices, bases, strict=True)]
+        _sum_together([*left, *others], route)
+        left = [torch.linalg.qr(p.float()).Q.to(p.dtype) for p in left]
+        right = [matrix.T @ p for (_, matrix), p in zip(matrices, left, strict=True)]
+        _sum_together(right, route)
+        for (part, matrix), p, q in zip(matrices, left, right, strict=True):
+            summed = p @ q.T
+            # A gradient that is not finite is refused by the engine; it must not stay in the error.
+            self.errors[part.name] = (matrix - summed / count).nan_to_num_(0.0, 0.0, 0.0)
+            self.bases[part.name] = q.nan_to_num(0.0, 0.0, 0.0)
+            matrix.copy_(summed)
+
+    def next_step(self) -> None:
+        """A step's gradients are through."""
+        self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "errors": self.errors, "bases": self.bases}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        self.errors, self.bases = dict(state["errors"]), dict(state["bases"])
+
+    def _pays(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) < 2:
+            return False
+        rows, columns = shape[0], math.prod(shape[1:])
+        return (rows + columns) * self.rank * self.least_gain <= rows * columns
+
+    def _matrix(self, flat: Tensor, part: Part) -> Tensor:
+        return flat[part.start : part.stop].view(part.shape[0], -1)
+
+    def _basis(self, part: Part, matrix: Tensor) -> Tensor:
+        """The last step's Q, at first random numbers that follow from the parameter's name: alike on all processes."""
+        basis = self.bases.get(part.name)
+        if basis is None or not bool(basis.any()):
+            generator = torch.Generator().manual_seed(zlib.crc32(part.name.encode()))
+            basis = torch.randn(matrix.shape[1], self.rank, generator=generator)
+        return basis.to(matrix)
+
+
+def _sum_together(tensors: Sequence[Tensor], route: Route) -> None:
+    """Sums tensors in place in one message."""
+    if not tensors:
+        return
+    joined = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    route.all_reduce(joined)
+    summed = torch.split(joined, [tensor.numel() for tensor in tensors])
+    for tensor, values in zip(tensors, summed, strict=True):
+        tensor.copy_(values.view(tensor.shape))

@@ -1,0 +1,201 @@
+"""The communication hook of DDP: gradients go by a route, compressed or not, while the backward pass goes on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shared.comms.allreduce import (
+    Flat,
+    Hierarchical,
+    Ring,
+    Route,
+    all_peers,
+    mesh_peers,
+    ring_all_gather,
+    ring_reduce_scatter,
+)
+from shared.comms.compression import Compressor, HalfPrecision, NoCompression, Part, PowerSGD
+from shared.comms.group import Group
+
+
+class Bucket(Protocol):
+    """What DDP gives a hook (``torch.distributed.GradBucket``)."""
+
+    def buffer(self) -> Tensor: ...
+
+    def is_last(self) -> bool: ...
+
+    def gradients(self) -> list[Tensor]: ...
+
+    def parameters(self) -> list[Tensor]: ...
+
+
+class GradientExchange:
+    """Averages DDP's buckets over the processes as they fill, in the order in which DDP fills them.
+
+    The backend's own all-reduce runs in the backend's threads. A route or a compression of several messages runs on
+    one thread of this process, bucket after bucket, so that all processes send alike; on a GPU it computes on a
+    stream of its own. ``whole`` is whether every bucket of the last backward pass came.
+    """
+
+    def __init__(self, group: Group, route: Route, compressor: Compressor, names: Mapping[int, str]) -> None:
+        self.group, self.route, self.compressor, self._names = group, route, compressor, names
+        self.whole, self.rehearsing = True, False
+        self._plain = NoCompression()
+        self._stream = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._direct = isinstance(route, Flat) and type(compressor) is NoCompression
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        if not self._direct:
+            threading.Thread(target=_work, args=(self._queue,), name="gradients", daemon=True).start()
+            weakref.finalize(self, self._queue.put, None)
+
+    def __call__(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
+        """Starts to average a bucket. What is returned holds the average, when it is there."""
+        flat, last = bucket.buffer(), bucket.is_last()
+        self.whole = last
+        self.group.log.gradient_ready()
+        # Divided first, as DDP does it: a sum of halves may overflow.
+        flat.div_(self.group.world)
+        if self._direct:
+            return self._backends_own(flat)
+        parts = self._parts_of(bucket, flat)
+        future: torch.futures.Future[Tensor] = torch.futures.Future(
+            devices=None if self._stream is None else [self.group.device]
+        )
+        event = None
+        if self._stream is not None:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        compressor = self._plain if self.rehearsing else self.compressor
+
+        def exchange() -> None:
+            try:
+                with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+                    if event is not None:
+                        event.wait()
+                    self._sum(flat, parts, compressor)
+                    if last and not self.rehearsing:
+                        self.compressor.next_step()
+                    future.set_result(flat)
+            except BaseException as error:
+                future.set_exception(error)  # type: ignore[arg-type]
+
+        self._queue.put(exchange)
+        return future
+
+    def _backends_own(self, flat: Tensor) -> torch.futures.Future[Tensor]:
+        assert isinstance(self.route, Flat)
+        log, peers = self.group.log, self.route.peers
+        entered = log.begin("all_reduce", peers.name, flat.nbytes)
+        work = dist.all_reduce(flat, group=peers.group, async_op=True)
+
+        def ended(future: torch.futures.Future[Any]) -> Tensor:
+            result: Tensor = future.value()[0]
+            log.end(entered)
+            return result
+
+        assert work is not None
+        return work.get_future().then(ended)
+
+    def _sum(self, flat: Tensor, parts: list[Part], compressor: Compressor) -> None:
+        """Sums over all processes. Between nodes alone bytes are few, so what is compressed is each node's sum."""
+        route = self.route
+        if not isinstance(route, Hierarchical):
+            return compressor.sum(flat, parts, route, self.group.world)
+        inside, across = route.inside, route.across
+        bounds = compressor.bounds(flat.numel(), parts, inside.size)
+        ring_reduce_scatter(flat, bounds, inside)
+        start, stop = bounds[inside.rank], bounds[inside.rank + 1]
+        own = [Part(part.name, part.start - start, part.shape) for part in parts if start <= part.start < stop]
+        compressor.sum(flat[start:stop], own, Flat(across), across.size)
+        ring_all_gather(flat, bounds, inside)
+
+    def _parts_of(self, bucket: Bucket, flat: Tensor) -> list[Part]:
+        """Where each parameter's gradient lies in the bucket."""
+        start = flat.storage_offset()
+        return [
+            Part(self._names[id(parameter)], int(gradient.storage_offset() - start), tuple(gradient.shape))
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
+        ]
+
+
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task
+
+
+def gradient_exchange(
+    group: Group,
+    model: nn.Module,
+    *,
+    route: str,
+    compression: str,
+    powersgd_rank: int = 4,
+    powersgd_start: int = 100,
+    shard: int | None = None,
+) -> GradientExchange:
+    """The exchange for a model's gradients. Every process calls it, with the same arguments.
+
+    ``auto`` is ``hierarchical`` on CPUs of several hosts with several processes each, and the backend's own elsewhere:
+    NCCL chooses among rings, trees and switches itself.
+    """
+    compressors: dict[str, Callable[[], Compressor]] = {
+        "none": NoCompression,
+        "fp16": lambda: HalfPrecision(torch.float16),
+        "bf16": lambda: HalfPrecision(torch.bfloat16),
+        "powersgd": lambda: PowerSGD(powersgd_rank, powersgd_start),
+    }
+    if route == "auto":
+        alike = len({len(ranks) for ranks in group.nodes}) == 1
+        several = len(group.nodes) > 1 and len(group.nodes[0]) > 1
+        route = "hierarchical" if alike and several and group.device.type == "cpu" else "flat"
+    chosen: Route
+    if route == "hierarchical":
+        chosen = Hierarchical(*mesh_peers(group, shard))
+    else:
+        chosen = Ring(all_peers(group)) if route == "ring" else Flat(all_peers(group))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return GradientExchange(group, chosen, compressors[compression](), names)
+
+
+def refuse_different_models(group: Group, model: nn.Module) -> None:
+    """Refuses, on every process, parameters whose names, shapes or types are not the same everywhere."""
+    facts = {
+        f"the parameter {name}": f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+        f"{'' if parameter.requires_grad else ' without a gradient'}"
+        for name, parameter in model.named_parameters()
+    }
+    group.refuse_differences({"the number of parameters": len(facts), **facts})
+
+
+def rehearse(wrapped: nn.parallel.DistributedDataParallel, exchange: GradientExchange) -> None:
+    """Lets DDP see every gradient once, as zeros, before the first step.
+
+    DDP sums its first backward pass in one bucket and cuts buckets after it, by the order in which gradients came. The
+    order of a sum's terms would so differ between the first step after a start and the same step of a run that was
+    not interrupted. After a rehearsal the buckets are the same in every step, and connections are open.
+    """
+    model = wrapped.module
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    compiled = model.__dict__.pop("_compiled_call_impl", None)
+    exchange.rehearsing = True
+    try:
+        model.forward = lambda: torch.stack([parameter.sum() * 0 for parameter in parameters]).sum()
+        wrapped().backward()
+        for parameter in parameters:
+            parameter.grad = None
+    finally:
+        del model.forward
+        exchange.rehearsing = False
+        if compiled is not None:
+            model.__dict__["_compiled_call_impl"] = compiled

@@ -1,0 +1,33 @@
+"""Joining a job, the order of its ranks, and what the others say when a process is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.comms.shaped_network import Job, succeed
+from tests.shared.comms import workers
+
+
+@pytest.mark.parametrize("how", ["kills", "stops", "sleeps", "raises"])
+def test_the_processes_that_are_left_name_the_one_that_is_lost(hosts, how):
+    job = Job(hosts, 2, workers.lose, how, 2)
+    said = {rank: job.result(rank, 30) for rank in (0, 1, 3)}
+    job.end()
+    expected = {
+        "kills": "is not heard from any more",
+        "stops": "is not heard from any more",
+        "sleeps": "lives but is too slow",
+        "raises": "failed at step 3: ValueError: no such sample",
+    }
+    for rank in (0, 1, 3):
+        assert isinstance(said[rank], str), said[rank]
+        assert said[rank].startswith(f"rank 2 (on node1, process {job.processes[2].pid}) {expected[how]}")
+        if how != "raises":
+            assert "waits in all_reduce (all) since" in said[rank]
+
+
+def test_routes_sum_as_the_backend_does_and_ranks_of_a_host_are_neighbours(hosts):
+    for result in succeed(Job(hosts, 2, workers.sums, interleaved=True).results(60)):
+        assert result["hosts"] == ["node0", "node0", "node1", "node1"]
+        assert result["nodes"] == ((0, 1), (2, 3))
+        assert len(result["found"]) == 50 and not any(result["found"].values())

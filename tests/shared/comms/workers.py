@@ -1,0 +1,119 @@
+"""What the processes of the tests' jobs run. Importable, for they are started in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import tensorboard  # noqa: F401 - slow to import, so once and not in every process
+
+from shared.comms.allreduce import Flat, Hierarchical, Ring, all_peers, mesh_peers
+from shared.comms.joining import join, shorten_timeouts
+from shared.comms.watch import LostProcessError, Timeouts
+from shared.engine.loop import fit
+from shared.engine.run import Run
+from shared.strategy import DDP
+from tests.shared.engine import line
+
+QUICK = Timeouts(start_s=60, step_s=30, silence_s=3, suspicious_s=1, beat_s=0.25)
+SIZES = (1, 3, 4, 1001, 40_000)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+
+
+def sums() -> dict[str, Any]:
+    """The largest difference of each route's sum to the flat one, by route, type and size."""
+    with join("cpu", timeouts=QUICK) as group:
+        routes = {"ring": Ring(all_peers(group)), "hierarchical": Hierarchical(*mesh_peers(group))}
+        flat = Flat(all_peers(group))
+        found = {}
+        for dtype in DTYPES:
+            for size in SIZES:
+                generator = torch.Generator().manual_seed(size * 100 + group.rank)
+                # Small whole numbers: their sums are exact in every type and in every order.
+                value = torch.randint(-8, 8, (size,), generator=generator).to(dtype)
+                expected = value.clone()
+                flat.all_reduce(expected)
+                for name, route in routes.items():
+                    got = value.clone()
+                    route.all_reduce(got)
+                    found[name, str(dtype), size] = float((got - expected).abs().max())
+        return {"rank": group.rank, "nodes": group.nodes, "hosts": [m.host for m in group.members], "found": found}
+
+
+def lose(how: str, victim: int) -> str:
+    """Loses a process in the third of many collectives; what the others then say."""
+    timeouts = QUICK if how != "sleeps" else replace(QUICK, step_s=1, silence_s=20)
+    try:
+        with join("cpu", timeouts=timeouts) as group:
+            if how == "sleeps":
+                shorten_timeouts(group)
+            for step in range(20):
+                group.log.position = f"step {step}"
+                if group.rank == victim and step == 3:
+                    if how == "sleeps":
+                        time.sleep(8)
+                    elif how == "raises":
+                        raise ValueError("no such sample")
+                    os.kill(os.getpid(), signal.SIGSTOP if how == "stops" else signal.SIGKILL)
+                group.total(torch.ones(1000))
+    except LostProcessError as error:
+        return str(error)
+    return "nothing happened"
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(33, 65), nn.ReLU(), nn.Linear(65, 257), nn.ReLU(), nn.Linear(257, 3))
+
+
+def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, str], tuple[list[float], float]]:
+    """By route and compression: how far the gradients, summed over 1, 2, ... rounds, are from plain DDP's, relative.
+
+    And how far they are when what the processes keep as errors is added.
+    """
+    with join("cpu", timeouts=QUICK) as group:
+        found = {}
+        plain = DistributedDataParallel(network())
+        for route, compression in choices:
+            model = network()
+            settings = DDP(route=route, compression=compression, powersgd_rank=2, powersgd_start=1, bucket_mb=0.05)
+            strategy = settings.build(group)
+            wrapped = strategy.wrap(model)
+            sums = [torch.zeros(sum(p.numel() for p in model.parameters())) for _ in range(2)]
+            distances = []
+            for _ in range(rounds):
+                x = torch.randn(8, 33, generator=torch.Generator().manual_seed(group.rank))
+                for total, one in zip(sums, (plain, wrapped), strict=True):
+                    one.zero_grad()
+                    one(x).square().mean().backward()
+                    total += torch.cat([p.grad.reshape(-1) for p in one.parameters()])
+                distances.append(float((sums[1] - sums[0]).norm() / sums[0].norm()))
+            errors = strategy.own_state().get("errors", {})
+            kept = [
+                group.total(errors.get(name, torch.zeros_like(p)).reshape(-1)) for name, p in model.named_parameters()
+            ]
+            explained = float((sums[1] + torch.cat(kept) - sums[0]).norm() / sums[0].norm())
+            found[route, compression] = distances, explained
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wide:
+    """A network for the line with a matrix that is worth compressing."""
+
+    def build(self, input: Any = None) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
+
+
+def train_line(path: str, steps: int, strategy: DDP) -> list[str]:
+    """Trains the line up to ``steps``; the notes that the run began with."""
+    recipe = replace(line.recipe(steps=steps), model=Wide(), strategy=strategy)
+    fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
+    return [str(path)]
