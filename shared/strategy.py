@@ -189,6 +189,7 @@ class DDPStrategy(SingleStrategy):
                 "processes would wait for their gradients: let the task say leaves_parameters_unused = True, or give "
                 "--strategy.find-unused-parameters True"
             )
+        self._exchange.whole = False
         return super().clip(model, norm)
 
     def accumulating(self) -> AbstractContextManager[None]:

@@ -77,6 +77,9 @@ class NoduleDetection:
     (n,) numbers of classes, and ``spacing_mm``. Scores tell no classes apart.
     """
 
+    leaves_parameters_unused = True
+    """Without a nodule in the batch MONAI's loss of the boxes is a constant, and the head for boxes has no gradient."""
+
     def __init__(self, settings: DetectionTask) -> None:
         self.settings = settings
         self._anchors: Anchors | None = None

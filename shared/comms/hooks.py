@@ -44,12 +44,13 @@ class GradientExchange:
 
     The backend's own all-reduce runs in the backend's threads. A route or a compression of several messages runs on
     one thread of this process, bucket after bucket, so that all processes send alike; on a GPU it computes on a
-    stream of its own. ``whole`` is whether every bucket of the last backward pass came.
+    stream of its own. ``whole`` is whether the
+    last bucket came since it was set to false.
     """
 
     def __init__(self, group: Group, route: Route, compressor: Compressor, names: Mapping[int, str]) -> None:
         self.group, self.route, self.compressor, self._names = group, route, compressor, names
-        self.whole, self.rehearsing = True, False
+        self.whole = self.rehearsing = False
         self._plain = NoCompression()
         self._stream = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._direct = isinstance(route, Flat) and type(compressor) is NoCompression
@@ -196,6 +197,6 @@ def rehearse(wrapped: nn.parallel.DistributedDataParallel, exchange: GradientExc
             parameter.grad = None
     finally:
         del model.forward
-        exchange.rehearsing = False
+        exchange.rehearsing = exchange.whole = False
         if compiled is not None:
             model.__dict__["_compiled_call_impl"] = compiled

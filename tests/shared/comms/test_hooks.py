@@ -46,3 +46,10 @@ def test_a_run_with_powersgd_that_was_interrupted_is_the_same_run(hosts, tmp_pat
         begun = [json.loads(line) for line in (tmp_path / "parts" / "events.jsonl").read_text().splitlines()]
         notes = [note for event in begun if event["event"] == "begin" for note in event["notes"]]
         assert "the powersgd compression starts anew" in notes[-1]
+
+
+def test_parameters_that_a_step_leaves_out_are_named_unless_the_task_says_so(hosts, tmp_path):
+    for said in succeed(Job(hosts[:1], 2, workers.train_half_used, str(tmp_path / "refused"), False).results(60)):
+        assert said.startswith("a step left parameters out (unused.weight, unused.bias)")
+    found = Job(hosts[:1], 2, workers.train_half_used, str(tmp_path / "trained"), True).results(60)
+    assert succeed(found) == ["trained", "trained"]

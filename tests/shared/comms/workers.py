@@ -19,6 +19,7 @@ from shared.comms.joining import join, shorten_timeouts
 from shared.comms.watch import LostProcessError, Timeouts
 from shared.engine.loop import fit
 from shared.engine.run import Run
+from shared.errors import InvalidInputError
 from shared.strategy import DDP
 from tests.shared.engine import line
 
@@ -117,3 +118,29 @@ def train_line(path: str, steps: int, strategy: DDP) -> list[str]:
     recipe = replace(line.recipe(steps=steps), model=Wide(), strategy=strategy)
     fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
     return [str(path)]
+
+
+def train_half_used(path: str, says_so: bool) -> str:
+    """Trains a task whose loss does not reach every parameter; what is refused, or ``trained``."""
+
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(2, 1), nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    class Network(line.Network):
+        def build(self, input: Any = None) -> nn.Module:
+            return Partly()
+
+    task = line.Regression()
+    if says_so:
+        task.leaves_parameters_unused = True  # type: ignore[attr-defined]
+    recipe = replace(line.recipe(lambda: task, steps=3), model=Network())
+    try:
+        fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
+    except InvalidInputError as error:
+        return str(error)
+    return "trained"
