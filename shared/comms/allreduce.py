@@ -46,7 +46,7 @@ class Peers:
 
 
 class Route(Protocol):
-    """A way to sum a tensor over all processes. ``peers`` are those among which it sums what is left to sum."""
+    """A way to sum a tensor over processes, in place."""
 
     def all_reduce(self, tensor: Tensor) -> None: ...
 
@@ -115,24 +115,6 @@ class Ring:
         ring_all_gather(flat, bounds, self.peers)
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchical:
-    """Reduce-scatter inside a node, all-reduce across nodes by shard, all-gather inside.
-
-    ``inside`` are the processes of this node, ``across`` those with this one's place on every node.
-    """
-
-    inside: Peers
-    across: Peers
-
-    def all_reduce(self, tensor: Tensor) -> None:
-        flat = tensor.view(-1)
-        bounds = equal_bounds(flat.numel(), self.inside.size)
-        ring_reduce_scatter(flat, bounds, self.inside)
-        self.across.all_reduce(flat[bounds[self.inside.rank] : bounds[self.inside.rank + 1]])
-        ring_all_gather(flat, bounds, self.inside)
-
-
 def mesh_ranks(group: Group, shard: int | None = None) -> Tensor:
     """The ranks in a mesh (replicate, shard): a row for each node, or for each ``shard`` neighbouring processes.
 
@@ -163,14 +145,20 @@ def all_peers(group: Group) -> Peers:
     return Peers("all", joined, group.rank, group.world, group.log)
 
 
-def mesh_peers(group: Group, shard: int | None = None) -> tuple[Peers, Peers]:
-    """The processes inside this one's node and those across nodes, from a device mesh (replicate, shard)."""
+def mesh_peers(group: Group, shard: int | None = None) -> tuple[Peers, Peers, Peers]:
+    """The processes inside this one's node, those across nodes, and those inside once more.
+
+    From a device mesh (replicate, shard). On a GPU the last are the first: its operations are in order on a stream.
+    """
     from torch.distributed.device_mesh import DeviceMesh
 
+    ranks = mesh_ranks(group, shard)
     with connecting():
-        mesh = DeviceMesh(group.device.type, mesh_ranks(group, shard), mesh_dim_names=("replicate", "shard"))
+        mesh = DeviceMesh(group.device.type, ranks, mesh_dim_names=("replicate", "shard"))
         inside, across = mesh.get_group("shard"), mesh.get_group("replicate")
-    return (
-        Peers("inside", inside, dist.get_rank(inside), dist.get_world_size(inside), group.log),
-        Peers("across", across, dist.get_rank(across), dist.get_world_size(across), group.log),
-    )
+        own = next(row for row in ranks.tolist() if group.rank in row)
+        twin = inside if group.device.type == "cuda" else dist.new_group(own, use_local_synchronization=True)
+    near = Peers("inside", inside, dist.get_rank(inside), dist.get_world_size(inside), group.log)
+    far = Peers("across", across, dist.get_rank(across), dist.get_world_size(across), group.log)
+    back = near if twin is inside else Peers("inside", twin, near.rank, near.size, group.log)
+    return near, far, back

@@ -28,9 +28,13 @@ class Part(NamedTuple):
 class Compressor(Protocol):
     """Sums a flat tensor over processes with fewer bytes.
 
-    ``bounds`` cuts a tensor for the processes of a node, ``sum`` replaces ``flat`` by the sum over ``count`` processes
-    that ``route`` joins. ``state_dict`` holds what this process keeps from step to step.
+    ``divisible`` is whether a tensor may go in segments. ``bounds`` cuts a tensor for the processes of a node, ``sum``
+    replaces ``flat`` by the sum over ``count`` processes that ``route`` joins. ``state_dict`` holds what this process
+    keeps from step to step.
     """
+
+    @property
+    def divisible(self) -> bool: ...
 
     def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]: ...
 
@@ -45,6 +49,8 @@ class Compressor(Protocol):
 
 class NoCompression:
     """All bytes. Keeps nothing."""
+
+    divisible = True
 
     def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]:
         return equal_bounds(length, shares)
@@ -92,6 +98,10 @@ class PowerSGD:
         self.step = 0
         self.errors: dict[str, Tensor] = {}
         self.bases: dict[str, Tensor] = {}
+
+    @property
+    def divisible(self) -> bool:
+        return self.step < self.start
 
     def bounds(self, length: int, parts: Sequence[Part], shares: int) -> list[int]:
         """Cuts between parameters, as near to equal shares as that goes: a matrix is compressed in one piece."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,16 +11,14 @@ from torch import Tensor, nn
 
 from shared.comms.allreduce import (
     Flat,
-    Hierarchical,
     Ring,
     Route,
     all_peers,
     mesh_peers,
-    ring_all_gather,
-    ring_reduce_scatter,
 )
 from shared.comms.compression import Compressor, HalfPrecision, NoCompression, Part, PowerSGD
 from shared.comms.group import Group
+from shared.comms.hierarchical import Hierarchical, Stages
 
 
 class Bucket(Protocol):
@@ -43,21 +37,18 @@ class GradientExchange:
     """Averages DDP's buckets over the processes as they fill, in the order in which DDP fills them.
 
     The backend's own all-reduce runs in the backend's threads. A route or a compression of several messages runs on
-    one thread of this process, bucket after bucket, so that all processes send alike; on a GPU it computes on a
-    stream of its own. ``whole`` is whether the
+    threads of this process, bucket after bucket, so that all processes send alike. ``whole`` is whether the
     last bucket came since it was set to false.
     """
 
-    def __init__(self, group: Group, route: Route, compressor: Compressor, names: Mapping[int, str]) -> None:
+    def __init__(
+        self, group: Group, route: Route | Hierarchical, compressor: Compressor, names: Mapping[int, str]
+    ) -> None:
         self.group, self.route, self.compressor, self._names = group, route, compressor, names
         self.whole = self.rehearsing = False
         self._plain = NoCompression()
-        self._stream = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._direct = isinstance(route, Flat) and type(compressor) is NoCompression
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        if not self._direct:
-            threading.Thread(target=_work, args=(self._queue,), name="gradients", daemon=True).start()
-            weakref.finalize(self, self._queue.put, None)
+        self._stages = Stages(0 if self._direct or isinstance(route, Hierarchical) else 1, group.device)
 
     def __call__(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         """Starts to average a bucket. What is returned holds the average, when it is there."""
@@ -70,27 +61,22 @@ class GradientExchange:
             return self._backends_own(flat)
         parts = self._parts_of(bucket, flat)
         future: torch.futures.Future[Tensor] = torch.futures.Future(
-            devices=None if self._stream is None else [self.group.device]
+            devices=[self.group.device] if self.group.device.type == "cuda" else None
         )
-        event = None
-        if self._stream is not None:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
         compressor = self._plain if self.rehearsing else self.compressor
 
-        def exchange() -> None:
-            try:
-                with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-                    if event is not None:
-                        event.wait()
-                    self._sum(flat, parts, compressor)
-                    if last and not self.rehearsing:
-                        self.compressor.next_step()
-                    future.set_result(flat)
-            except BaseException as error:
-                future.set_exception(error)  # type: ignore[arg-type]
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                return future.set_exception(error)  # type: ignore[arg-type]
+            if last and not self.rehearsing:
+                self.compressor.next_step()
+            future.set_result(flat)
 
-        self._queue.put(exchange)
+        if isinstance(self.route, Hierarchical):
+            self.route.start(flat, parts, compressor, done)
+        else:
+            route, world = self.route, self.group.world
+            self._stages.give([lambda: compressor.sum(flat, parts, route, world)], done)
         return future
 
     def _backends_own(self, flat: Tensor) -> torch.futures.Future[Tensor]:
@@ -107,19 +93,6 @@ class GradientExchange:
         assert work is not None
         return work.get_future().then(ended)
 
-    def _sum(self, flat: Tensor, parts: list[Part], compressor: Compressor) -> None:
-        """Sums over all processes. Between nodes alone bytes are few, so what is compressed is each node's sum."""
-        route = self.route
-        if not isinstance(route, Hierarchical):
-            return compressor.sum(flat, parts, route, self.group.world)
-        inside, across = route.inside, route.across
-        bounds = compressor.bounds(flat.numel(), parts, inside.size)
-        ring_reduce_scatter(flat, bounds, inside)
-        start, stop = bounds[inside.rank], bounds[inside.rank + 1]
-        own = [Part(part.name, part.start - start, part.shape) for part in parts if start <= part.start < stop]
-        compressor.sum(flat[start:stop], own, Flat(across), across.size)
-        ring_all_gather(flat, bounds, inside)
-
     def _parts_of(self, bucket: Bucket, flat: Tensor) -> list[Part]:
         """Where each parameter's gradient lies in the bucket."""
         start = flat.storage_offset()
@@ -127,12 +100,6 @@ class GradientExchange:
             Part(self._names[id(parameter)], int(gradient.storage_offset() - start), tuple(gradient.shape))
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True)
         ]
-
-
-def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (task := tasks.get()) is not None:
-        task()
-        del task
 
 
 def gradient_exchange(
@@ -160,9 +127,9 @@ def gradient_exchange(
         alike = len({len(ranks) for ranks in group.nodes}) == 1
         several = len(group.nodes) > 1 and len(group.nodes[0]) > 1
         route = "hierarchical" if alike and several and group.device.type == "cpu" else "flat"
-    chosen: Route
+    chosen: Route | Hierarchical
     if route == "hierarchical":
-        chosen = Hierarchical(*mesh_peers(group, shard))
+        chosen = Hierarchical(*mesh_peers(group, shard), device=group.device)
     else:
         chosen = Ring(all_peers(group)) if route == "ring" else Flat(all_peers(group))
     names = {id(parameter): name for name, parameter in model.named_parameters()}

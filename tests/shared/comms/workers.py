@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import tensorboard  # noqa: F401 - slow to import, so once and not in every process
 
-from shared.comms.allreduce import Flat, Hierarchical, Ring, all_peers, mesh_peers
+from shared.comms.allreduce import Flat, Ring, all_peers, mesh_peers
+from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join, shorten_timeouts
 from shared.comms.watch import LostProcessError, Timeouts
 from shared.engine.loop import fit
@@ -31,7 +32,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int
 def sums() -> dict[str, Any]:
     """The largest difference of each route's sum to the flat one, by route, type and size."""
     with join("cpu", timeouts=QUICK) as group:
-        routes = {"ring": Ring(all_peers(group)), "hierarchical": Hierarchical(*mesh_peers(group))}
+        routes = {"ring": Ring(all_peers(group)), "hierarchical": Hierarchical(*mesh_peers(group), device=group.device)}
         flat = Flat(all_peers(group))
         found = {}
         for dtype in DTYPES:
