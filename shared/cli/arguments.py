@@ -290,6 +290,72 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Print the switches of a cluster and the order of hosts whose rings stay inside switches.
+
+    Reads Slurm's topology.conf, the JSON of `kubectl get nodes -o json`, NCCL's topology XML, a CSV of latencies.
+
+    Example: trivium topology /etc/slurm/topology.conf --hosts "node[1-12]"
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """What tells the switches."""
+    hosts: Annotated[str | None, arg(metavar="HOSTS")] = None
+    """The hosts of the job, as Slurm writes lists; all of the file by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Predict a training step on a cluster: its time, its share of communication, memory, and the best way.
+
+    Example: trivium plan --model resnet50 --nodes 256 --gpus 8 --intra nvlink4 --inter ib-hdr
+
+    Example: trivium plan --validate
+    """
+
+    model: Annotated[str, arg(metavar="NAME|FILE")] = "bert-base"
+    """resnet50, bert-base, bert-large, or a safetensors file (give --compute-ms with it)."""
+    nodes: Annotated[int, arg(metavar="N")] = 256
+    """Nodes of the cluster."""
+    gpus: Annotated[int, arg(metavar="N")] = 8
+    """GPUs on each."""
+    intra: Annotated[str, arg(metavar="LINK")] = "nvlink4"
+    """The link between GPUs of a node: nvlink3, nvlink4, pcie4, pcie5, or FILE:intra of a calibration."""
+    inter: Annotated[str, arg(metavar="LINK")] = "ib-hdr"
+    """A network port: ib-edr, ib-hdr, ib-ndr, ethernet-1g to ethernet-100g, or FILE:inter of a calibration."""
+    ports: Annotated[int | None, arg(metavar="N")] = None
+    """Network ports of a node; by default one for each GPU."""
+    device: Annotated[str, arg(metavar="NAME")] = "h100"
+    """v100, a100 or h100."""
+    batch: Annotated[int, arg(metavar="N")] = 64
+    """Samples a GPU and step."""
+    compute_ms: Annotated[float | None, arg(metavar="MS")] = None
+    """A measured step without communication, in place of the device's rate."""
+    memory_gb: Annotated[float | None, arg(metavar="GB")] = None
+    """A GPU's memory: what does not fit comes last."""
+    oversubscription: Annotated[float, arg(metavar="X")] = 1.0
+    """How many times what nodes can send exceeds what the switches above carry."""
+    busy: Annotated[float, arg(metavar="X")] = 0.0
+    """The fraction of the links that others' traffic takes."""
+    jitter: Annotated[float, arg(metavar="X")] = 0.0
+    """The standard deviation of a process's step over its mean: everybody waits for the slowest."""
+    interleaved: bool = False
+    """Ranks are dealt to nodes in turns."""
+    powersgd_rank: Annotated[int, arg(metavar="N")] = 4
+    """The rank of PowerSGD's gradients."""
+    scenario: bool = False
+    """Print the case in which 256 nodes go from 28 % to 12 % communication, and what carries it."""
+    calibrate: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Fit the links to a sweep on a shaped network of this machine (root, Linux), and write them."""
+    validate: bool = False
+    """Compare predictions with measurements on 2 to 8 processes on that network."""
+    plot: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where to draw predictions over measurements."""
+    mbit_s: Annotated[float, arg(metavar="MBIT")] = 100.0
+    """The rate between hosts of that network."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Look at this machine: versions, devices, applications, weights and data, with a remedy for each fault.
 
@@ -313,5 +379,7 @@ Command: TypeAlias = (
     | Annotated[Purge, subcommand("purge")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
+    | Annotated[Topology, subcommand("topology")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Doctor, subcommand("doctor")]
 )

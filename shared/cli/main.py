@@ -95,6 +95,14 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import data
 
             return data.run(command)
+        case commands.Topology():
+            from shared.cli import topology
+
+            return topology.run(command)
+        case commands.Plan():
+            from shared.cli import plan
+
+            return plan.run(command)
         case commands.Doctor():
             from shared.cli import doctor
 

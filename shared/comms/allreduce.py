@@ -81,12 +81,15 @@ def ring_all_gather(tensor: Tensor, bounds: Bounds, peers: Peers) -> None:
 
 
 def _exchange(sent: Tensor, received: Tensor, peers: Peers) -> None:
-    """Sends to the next of the ring and receives from the previous. Both sides know what is empty."""
+    """Sends to the next of the ring and receives from the previous. Both sides know what is empty.
+
+    The receive is posted first: gloo tells the sender of it on the connection that the data then fills.
+    """
     operations = []
-    if sent.numel():
-        operations.append(dist.P2POp(dist.isend, sent, group=peers.group, group_peer=(peers.rank + 1) % peers.size))
     if received.numel():
         operations.append(dist.P2POp(dist.irecv, received, group=peers.group, group_peer=(peers.rank - 1) % peers.size))
+    if sent.numel():
+        operations.append(dist.P2POp(dist.isend, sent, group=peers.group, group_peer=(peers.rank + 1) % peers.size))
     if operations:
         for work in dist.batch_isend_irecv(operations):
             work.wait()

@@ -74,8 +74,9 @@ def shaped_network(hosts: int, mbit_s: float, *, names: Sequence[str] = ()) -> I
         Host(names[number] if names else f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}")
         for number in range(hosts)
     ]
-    # The queue holds 200 ms, as a switch's does: shorter ones drop what several connections send at once.
-    shape = ("tbf", "rate", f"{mbit_s}mbit", "burst", "128kb", "latency", "200ms")
+    # The queue holds 200 ms, as a switch's does: shorter ones drop what several connections send at once. A larger
+    # burst lets small messages pass faster than the rate.
+    shape = ("tbf", "rate", f"{mbit_s}mbit", "burst", "32kb", "latency", "200ms")
     try:
         _run("ip", "netns", "add", bridge)
         _run("ip", "-n", bridge, "link", "add", "br0", "type", "bridge")

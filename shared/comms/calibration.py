@@ -1,0 +1,218 @@
+"""Fits the cost model to a network by a sweep of messages, and compares what it predicts with what is measured.
+
+Both run on hosts made of network namespaces. The sweep sends messages between two processes alone; what is predicted
+from it are all-reduces and training steps of 2 to 8 processes, none of which the fit has seen.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shared.comms.allreduce import Flat, Ring, all_peers, mesh_peers
+from shared.comms.compression import Compressor, HalfPrecision
+from shared.comms.cost import Cluster, Link, Route, route_seconds
+from shared.comms.hierarchical import Hierarchical
+from shared.comms.joining import join
+from shared.comms.profiles import Layer, Profile
+from shared.comms.shaped_network import Job, shaped_network, succeed
+from shared.comms.step_model import Device, Way, Workload, predict
+
+SWEEP_BYTES = (4_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
+SHAPES = ((2, 1), (2, 2), (4, 1), (2, 4))
+"""Hosts, and processes on each."""
+SIZES_BYTES = (1_000_000, 4_000_000)
+WIDTH, DEPTH, BATCH = 512, 8, 512
+"""The network whose steps are measured: 2.1 million parameters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Links between and inside hosts, and seconds to add a byte to another."""
+
+    inter: Link
+    intra: Link
+    gamma_s: float
+
+    def cluster(self, hosts: int, per_host: int) -> Cluster:
+        """A cluster on this network, with gloo's ring."""
+        return Cluster(
+            nodes=hosts, per_node=per_host, intra=self.intra, inter=self.inter, tree=False, gamma_s=self.gamma_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A time that was predicted and measured, in seconds; ``what`` says of what."""
+
+    hosts: int
+    per_host: int
+    what: str
+    predicted_s: float
+    measured_s: float
+
+    @property
+    def error(self) -> float:
+        """The prediction's distance from the measurement, as a fraction of that."""
+        return abs(self.predicted_s - self.measured_s) / self.measured_s
+
+
+def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
+    """The link whose times for messages come nearest, by the squares of relative errors."""
+    # Rows weighted by 1 / t: (1 / t) alpha + (n / t) / beta = 1.
+    rows = torch.tensor([[1 / t, n / t] for n, t in zip(sizes, seconds, strict=True)], dtype=torch.float64)
+    solved = torch.linalg.lstsq(rows, torch.ones(len(rows), 1, dtype=torch.float64)).solution.flatten()
+    alpha, per_byte = solved.tolist()
+    if per_byte <= 0:
+        # A sweep that is all latency says only that the rate is higher than it shows.
+        per_byte = min(t / n for n, t in zip(sizes, seconds, strict=True))
+    return Link(alpha_s=max(alpha, 0.0), bytes_s=1 / per_byte)
+
+
+def calibrate(mbit_s: float) -> Calibration:
+    """Sweeps a network of two hosts with two processes each, and fits the model."""
+    with shaped_network(2, mbit_s) as hosts:
+        inside, across, gamma = succeed(Job(hosts, 2, sweep).results(300))[0]
+    return Calibration(inter=fit_link(SWEEP_BYTES, across), intra=fit_link(SWEEP_BYTES, inside), gamma_s=gamma)
+
+
+def sweep() -> tuple[list[float], list[float], float]:
+    """What a process does: the seconds of a message to its neighbour and to the other host, and those of a sum."""
+    with join("cpu") as group:
+        times: list[list[float]] = []
+        for peer in (1, 2):
+            found = []
+            for size in SWEEP_BYTES:
+                tensor = torch.zeros(size // 4)
+                turns = []
+                for _ in range(5):
+                    group.barrier()
+                    began = time.perf_counter()
+                    if group.rank == 0:
+                        dist.send(tensor, peer)
+                        dist.recv(tensor, peer)
+                    elif group.rank == peer:
+                        dist.recv(tensor, 0)
+                        dist.send(tensor, 0)
+                    turns.append((time.perf_counter() - began) / 2)
+                found.append(statistics.median(turns))
+            times.append(found)
+        one, other = torch.zeros(1_000_000), torch.zeros(1_000_000)
+        began = time.perf_counter()
+        for _ in range(10):
+            one += other
+        return times[0], times[1], (time.perf_counter() - began) / 10 / one.nbytes
+
+
+def validate(found: Calibration, mbit_s: float) -> list[Point]:
+    """Predicts and measures all-reduces of 2 to 8 processes, and training steps of four."""
+    points: list[Point] = []
+    for hosts, per_host in SHAPES:
+        cluster = found.cluster(hosts, per_host)
+        with shaped_network(hosts, mbit_s) as made:
+            for (route, kept, size), seconds in succeed(Job(made, per_host, time_routes).results(300))[0].items():
+                predicted = route_seconds(route, size, cluster, kept=kept, pipelined=True)
+                what = f"{route}{' bf16' if kept < 1 else ''}, {size / 1e6:g} MB"
+                points.append(Point(hosts, per_host, what, predicted, seconds))
+            if (hosts, per_host) == (2, 2):
+                points += _steps(cluster, succeed(Job(made, per_host, time_steps).results(300)))
+    return points
+
+
+def time_routes() -> dict[tuple[Route, float, int], float]:
+    """What a process does: the median seconds of an all-reduce by route, what is kept of the bytes, and size."""
+    with join("cpu") as group:
+        ring, flat = Ring(all_peers(group)), Flat(all_peers(group))
+        tree = Hierarchical(*mesh_peers(group), device=group.device)
+        ways: dict[tuple[Route, float], Callable[[Tensor], None]] = {
+            ("flat", 1.0): flat.all_reduce,
+            ("ring", 1.0): ring.all_reduce,
+            ("hierarchical", 1.0): tree.all_reduce,
+            ("hierarchical", 0.5): lambda tensor: _wait(tree, tensor, HalfPrecision(torch.bfloat16)),
+        }
+        found: dict[tuple[Route, float, int], list[float]] = {}
+        for size in SIZES_BYTES:
+            for _ in range(3):
+                for (route, kept), way in ways.items():
+                    tensor = torch.ones(size // 4)
+                    group.barrier()
+                    began = time.perf_counter()
+                    way(tensor)
+                    group.barrier()
+                    found.setdefault((route, kept, size), []).append(time.perf_counter() - began)
+        return {key: statistics.median(times) for key, times in found.items()}
+
+
+def time_steps() -> dict[str, float]:
+    """What a process does: the median seconds of a training step alone (``none``), and with gradients by each route."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from shared.comms.hooks import gradient_exchange, rehearse
+
+    torch.set_num_threads(1)
+    with join("cpu") as group:
+        wrapped = {}
+        for route in ("flat", "ring", "hierarchical"):
+            model = network()
+            wrapped[route] = DistributedDataParallel(model, bucket_cap_mb=1)
+            exchange = gradient_exchange(group, model, route=route, compression="none")
+            wrapped[route].register_comm_hook(exchange, lambda state, bucket: state(bucket))
+            rehearse(wrapped[route], exchange)
+        x = torch.randn(BATCH, WIDTH)
+        found: dict[str, list[float]] = {}
+        for _ in range(4):
+            for name in ("none", *wrapped):
+                model = wrapped.get(name) or wrapped["flat"]
+                with model.no_sync() if name == "none" else nullcontext():
+                    group.barrier()
+                    began = time.perf_counter()
+                    model(x).square().mean().backward()
+                    group.barrier()
+                    found.setdefault(name, []).append(time.perf_counter() - began)
+                model.zero_grad()
+        return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def network() -> nn.Module:
+    """Linear layers, of which each is a bucket."""
+    layers: list[nn.Module] = []
+    for _ in range(DEPTH):
+        layers += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _steps(cluster: Cluster, measured: Sequence[dict[str, float]]) -> list[Point]:
+    layers = [Layer((WIDTH, WIDTH), 2.0 * WIDTH * WIDTH)] * DEPTH
+    workload = Workload(
+        profile=Profile("linear layers", layers),
+        batch=BATCH,
+        device=Device(flops_s=1.0, memory_s=1.0),
+        compute_s=max(one["none"] for one in measured),
+        bucket_bytes=2**20,
+    )
+    routes: tuple[Route, ...] = ("flat", "ring", "hierarchical")
+    return [
+        Point(
+            cluster.nodes,
+            cluster.per_node,
+            f"training step, {route}",
+            predict(workload, cluster, Way(route=route, compression="none", sharding="DDP")).step_s,
+            max(one[route] for one in measured),
+        )
+        for route in routes
+    ]
+
+
+def _wait(tree: Hierarchical, tensor: Tensor, compressor: Compressor) -> None:
+    future: torch.futures.Future[Any] = torch.futures.Future()
+    tree.start(tensor, (), compressor, future.set_result)
+    if (error := future.wait()) is not None:
+        raise error

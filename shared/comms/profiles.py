@@ -1,0 +1,145 @@
+"""Networks as a cost model sees them: the shapes of their parameters and what a forward pass computes. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Parameters of one shape; ``flops`` are the operations of a forward pass of one sample through them."""
+
+    shape: tuple[int, ...]
+    flops: float
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A network in the order of its forward pass; ``activation_bytes`` are kept for the backward pass, a sample."""
+
+    name: str
+    layers: Sequence[Layer]
+    activation_bytes: float = 0.0
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def flops(self) -> float:
+        """Operations (a multiplication and an addition are two) of a forward pass of one sample."""
+        return sum(layer.flops for layer in self.layers)
+
+    def kept_by_powersgd(self, rank: int, least_gain: float = 2.0) -> float:
+        """The fraction of the gradient's bytes that PowerSGD sends (``shared/comms/compression.py``)."""
+        sent = 0
+        for layer in self.layers:
+            rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
+            pays = len(layer.shape) > 1 and (rows + columns) * rank * least_gain <= rows * columns
+            sent += (rows + columns) * rank if pays else layer.parameters
+        return sent / self.parameters
+
+    def powersgd_flops(self, rank: int, least_gain: float = 2.0) -> float:
+        """Operations of a step of PowerSGD: M Q, Mᵀ P and P Qᵀ, and the orthogonalisation of P."""
+        total = 0.0
+        for layer in self.layers:
+            rows, columns = layer.shape[0], layer.parameters // layer.shape[0]
+            if len(layer.shape) > 1 and (rows + columns) * rank * least_gain <= rows * columns:
+                total += 6 * layer.parameters * rank + 2 * rows * rank**2
+        return total
+
+
+def resnet50() -> Profile:
+    """ResNet-50 (He et al., 2016) on 224x224 images: 25.6 million parameters, 8.2 GFLOPs."""
+    layers: list[Layer] = []
+
+    def convolution(inputs: int, outputs: int, kernel: int, side: int) -> None:
+        weights = (outputs, inputs, kernel, kernel)
+        layers.append(Layer(weights, 2.0 * math.prod(weights) * side * side))
+        layers.extend([Layer((outputs,), 2.0 * outputs * side * side)] * 2)
+
+    convolution(3, 64, 7, 112)
+    inputs, side = 64, 56
+    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
+        for block in range(blocks):
+            before = side
+            side = side // 2 if stage and not block else side
+            convolution(inputs, width, 1, before)
+            convolution(width, width, 3, side)
+            convolution(width, 4 * width, 1, side)
+            if not block:
+                convolution(inputs, 4 * width, 1, side)
+            inputs = 4 * width
+    layers += [Layer((1000, 2048), 2.0 * 1000 * 2048), Layer((1000,), 1000.0)]
+    # About 11 million activations of two bytes twice (Rajbhandari et al., 2020, count likewise).
+    return Profile("resnet50", layers, activation_bytes=45e6)
+
+
+def bert_base(tokens: int = 128) -> Profile:
+    """BERT base (Devlin et al., 2019) on ``tokens`` tokens: 110 million parameters."""
+    return _bert("bert-base", layers=12, width=768, tokens=tokens)
+
+
+def bert_large(tokens: int = 128) -> Profile:
+    """BERT large: 335 million parameters."""
+    return _bert("bert-large", layers=24, width=1024, tokens=tokens)
+
+
+def _bert(name: str, *, layers: int, width: int, tokens: int) -> Profile:
+    found = [Layer((30522, width), 0.0), Layer((512, width), 0.0), Layer((2, width), 0.0)]
+
+    def linear(inputs: int, outputs: int) -> None:
+        found.append(Layer((outputs, inputs), 2.0 * inputs * outputs * tokens))
+        found.append(Layer((outputs,), float(outputs * tokens)))
+
+    found += [Layer((width,), float(width * tokens))] * 2
+    for _ in range(layers):
+        for _ in range(4):
+            linear(width, width)
+        # Scores and their weighted sum: 2 tokens^2 width each way.
+        found[-1] = Layer((width,), 4.0 * tokens * tokens * width)
+        found += [Layer((width,), float(width * tokens))] * 4
+        linear(width, 4 * width)
+        linear(4 * width, width)
+    linear(width, width)
+    # Korthikanti et al., 2022, equation 2: s h L (34 + 5 a s / h) bytes, with heads of 64.
+    return Profile(name, found, activation_bytes=tokens * width * layers * (34 + 5 * tokens / 64))
+
+
+PROFILES = {"resnet50": resnet50, "bert-base": bert_base, "bert-large": bert_large}
+
+
+def read_profile(name: str) -> Profile:
+    """The network called ``name``, or the parameters in a safetensors file, of which only the header is read.
+
+    A file says nothing of computation: every parameter counts as two operations.
+    """
+    if name in PROFILES:
+        return PROFILES[name]()
+    path = Path(name)
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*.safetensors"))), path)
+    if not path.is_file():
+        raise InvalidInputError(f"there is no model {name}: say {', '.join(PROFILES)}, or a safetensors file")
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+        shapes = [tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"]
+    except (OSError, ValueError, struct.error, KeyError, AttributeError) as error:
+        raise InvalidInputError(f"{path} cannot be read as safetensors: {error}") from error
+    layers = [Layer(shape or (1,), 2.0 * math.prod(shape)) for shape in shapes if math.prod(shape)]
+    if not layers:
+        raise InvalidInputError(f"{path} holds no parameters")
+    return Profile(path.stem, layers)

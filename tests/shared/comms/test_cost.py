@@ -1,0 +1,92 @@
+"""The cost model: its formulas at their known points, and what must hold between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.comms.calibration import fit_link
+from shared.comms.cost import (
+    LINKS,
+    Cluster,
+    Link,
+    hierarchical_seconds,
+    node_bytes,
+    rabenseifner_all_reduce,
+    ring_all_reduce,
+    route_seconds,
+    tree_all_reduce,
+)
+from shared.comms.profiles import bert_base, resnet50
+from shared.comms.step_model import DEVICES, Way, Workload, predict, rank_ways
+from shared.errors import InvalidInputError
+
+SLOW, FAST = Link(alpha_s=1e-4, bytes_s=12.5e6), Link(alpha_s=1e-6, bytes_s=1e9)
+TWO_BY_FOUR = Cluster(nodes=2, per_node=4, intra=FAST, inter=SLOW, tree=False)
+PLAIN = Way(route="flat", compression="none", sharding="DDP")
+
+
+def test_networks_have_their_published_sizes():
+    # As torchvision (4.09e9 multiplications with an addition) and Hugging Face count them.
+    assert resnet50().parameters == 25_557_032 and resnet50().flops / 2 == pytest.approx(4.09e9, rel=0.01)
+    assert bert_base().parameters == 109_482_240
+
+
+def test_formulas_at_known_points():
+    # Eight processes, 25 MB: 2 * 7 / 8 * 25 MB at 12.5 MB/s, and 14 messages.
+    assert ring_all_reduce(25e6, 8, SLOW) == pytest.approx(14e-4 + 3.5)
+    assert rabenseifner_all_reduce(25e6, 8, SLOW) == pytest.approx(6e-4 + 3.5)
+    assert tree_all_reduce(25e6, 8, SLOW) == pytest.approx(6e-4 + 4.0)
+    assert hierarchical_seconds(25e6, TWO_BY_FOUR, pipelined=True) == pytest.approx(2.0002)
+    assert node_bytes("flat", 25e6, TWO_BY_FOUR) == 43.75e6
+    assert node_bytes("flat", 25e6, replace(TWO_BY_FOUR, interleaved=True)) == 175e6
+    assert node_bytes("hierarchical", 25e6, TWO_BY_FOUR, kept=0.5) == 12.5e6
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.floats(1e3, 1e9))
+def test_more_bytes_never_take_less_time_and_one_process_takes_none(nodes, per_node, size):
+    cluster = Cluster(nodes=nodes, per_node=per_node, intra=LINKS["nvlink4"], inter=LINKS["ib-hdr"])
+    for route in ("flat", "ring", "hierarchical"):
+        seconds = route_seconds(route, size, cluster)
+        assert seconds <= route_seconds(route, 2 * size, cluster)
+        assert (seconds == 0) == (cluster.world == 1)
+        assert node_bytes(route, size, cluster) == 0 or nodes > 1
+
+
+@given(st.floats(1e-6, 1e-2), st.floats(1e6, 1e10))
+def test_a_sweep_without_noise_is_fitted_exactly(alpha, rate):
+    link = Link(alpha_s=alpha, bytes_s=rate)
+    sizes = (4_000, 500_000, 4_000_000)
+    found = fit_link(sizes, [link.seconds(size) for size in sizes])
+    assert found.seconds(1e6) == pytest.approx(link.seconds(1e6), rel=1e-6)
+
+
+def test_a_step_hides_what_is_through_before_the_backward_pass_ends():
+    workload = Workload(profile=resnet50(), batch=64, device=DEVICES["v100"])
+    quick = predict(workload, Cluster(nodes=4, per_node=8, intra=LINKS["nvlink4"], inter=LINKS["ib-ndr"]), PLAIN)
+    slow_links = Cluster(nodes=4, per_node=8, intra=LINKS["nvlink4"], inter=LINKS["ethernet-1g"])
+    slow = predict(workload, slow_links, PLAIN)
+    assert quick.share < 0.1 < 0.8 < slow.share
+    assert quick.hidden_s > 0 and slow.communication_s == pytest.approx(slow.hidden_s + slow.exposed_s)
+    halved = predict(workload, slow_links, replace(PLAIN, compression="bf16"))
+    assert halved.communication_s == pytest.approx(slow.communication_s / 2, rel=0.01)
+    waiting = predict(replace(workload, jitter=0.05), slow_links, PLAIN)
+    assert waiting.compute_s > slow.compute_s
+    crowded = predict(workload, replace(slow_links, busy=0.5), PLAIN)
+    assert crowded.communication_s == pytest.approx(2 * slow.communication_s, rel=0.01)
+    alone = predict(workload, Cluster(nodes=1, per_node=1, intra=FAST, inter=SLOW), PLAIN)
+    assert alone.exposed_s == alone.communication_s == 0
+
+
+def test_what_does_not_fit_comes_last():
+    workload = Workload(profile=bert_base(), batch=8, device=DEVICES["a100"])
+    cluster = Cluster(nodes=2, per_node=8, intra=LINKS["nvlink3"], inter=LINKS["ib-hdr"])
+    free, tight = rank_ways(workload, cluster), rank_ways(workload, cluster, memory_bytes=1.5e9)
+    assert {one.way.sharding for one in free} == {"DDP", "FSDP", "HSDP"} and len(free) == 13
+    assert free == sorted(free, key=lambda one: one.step_s)
+    assert tight[0].way.sharding != "DDP" and tight[-1].memory_bytes > 1.5e9
+    with pytest.raises(InvalidInputError, match="whole gradients"):
+        predict(workload, cluster, Way(route="ring", compression="powersgd", sharding="FSDP"))

@@ -1,0 +1,155 @@
+"""From what a cluster says of its switches to an order of hosts whose rings stay inside them."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.cli.main import main
+from shared.comms.topology import Tree, hosts_in_order, launcher_order, ring_crossings, tree_from_latency
+from shared.comms.topology_files import (
+    expand_hosts,
+    kubernetes_tree,
+    latency_tree,
+    nccl_tree,
+    read_topology,
+    slurm_tree,
+)
+from shared.errors import InvalidInputError
+
+SLURM = """
+# Two racks below a spine.
+SwitchName=rack0 Nodes=node[1-6] LinkSpeed=100
+SwitchName=rack1 \\
+  Nodes=node[7-12]
+SwitchName=spine Switches=rack[0-1]
+"""
+NCCL = """<system version="1">
+  <cpu numaid="0"><pci busid="0000:10:00.0" class="0x060400">
+    <pci busid="0000:11:00.0" class="0x030200"><gpu dev="0" sm="80" rank="0"/></pci>
+    <pci busid="0000:12:00.0" class="0x030200"><gpu dev="2" sm="80" rank="2"/></pci>
+    <pci busid="0000:13:00.0" class="0x020700"><nic><net name="mlx5_0" dev="0"/></nic></pci></pci></cpu>
+  <cpu numaid="1"><pci busid="0000:90:00.0" class="0x030200"><gpu dev="1" sm="80" rank="1"/></pci></cpu>
+</system>"""
+
+
+def test_slurm_tells_the_switches_and_the_order_keeps_rings_inside():
+    tree = slurm_tree(SLURM)
+    hosts = [f"node{number}" for number in range(1, 13)]
+    assert launcher_order(hosts)[:3] == ["node1", "node10", "node11"]
+    order = hosts_in_order(hosts, tree)
+    assert order == hosts
+    assert ring_crossings(order, tree)[0].most == 1
+    # node1 | 10, 11, 12 | 2 ... 6 | 7, 8, 9: each rack is left twice.
+    assert ring_crossings(launcher_order(hosts), tree)[0].most == 2
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(1, 3), st.randoms())
+def test_every_switch_is_left_once_however_hosts_are_called_and_given(switches, racks, hosts, chance):
+    names = [f"n{number}" for number in range(switches * racks * hosts)]
+    chance.shuffle(names)
+    left = iter(names)
+    tree = Tree(
+        "top",
+        tuple(
+            Tree(f"s{s}", tuple(Tree(f"s{s}r{r}", tuple(Tree(next(left)) for _ in range(hosts))) for r in range(racks)))
+            for s in range(switches)
+        ),
+    )
+    given_hosts = names.copy()
+    chance.shuffle(given_hosts)
+    order = hosts_in_order(given_hosts, tree)
+    assert sorted(order) == sorted(names)
+    assert all(level.most == 1 for level in ring_crossings(order, tree))
+    assert order == hosts_in_order(names, tree)
+
+
+def test_without_switches_hosts_come_by_number():
+    assert hosts_in_order(["node10", "node2", "node1"], None) == ["node1", "node2", "node10"]
+
+
+def test_kubernetes_labels_from_far_to_near():
+    items = [
+        {"metadata": {"name": f"gpu-{n}", "labels": {"topology.kubernetes.io/zone": "a", "rack": f"r{n % 2}"}}}
+        for n in range(4)
+    ]
+    tree = kubernetes_tree({"items": items})
+    assert tree.leaves() == ["gpu-0", "gpu-2", "gpu-1", "gpu-3"]
+    with pytest.raises(InvalidInputError, match="no node has a label"):
+        kubernetes_tree({"items": [{"metadata": {"name": "a", "labels": {}}}]})
+
+
+def test_nccl_dump_tells_which_gpus_share_a_switch():
+    assert nccl_tree(NCCL).leaves() == ["gpu0", "gpu2", "gpu1"]
+    with pytest.raises(InvalidInputError, match="begins with <system>"):
+        nccl_tree("<graph/>")
+
+
+def test_latencies_tell_the_racks_and_noise_makes_none():
+    noise = random.Random(0)
+    hosts = [f"h{number}" for number in range(9)]
+    rack = {host: number % 3 for number, host in enumerate(hosts)}
+    latency = {
+        (a, b): (10.0 if rack[a] == rack[b] else 25.0) * noise.uniform(0.9, 1.1) for a in hosts for b in hosts if a < b
+    }
+    tree = tree_from_latency(latency)
+    assert [sorted(child.leaves()) for child in tree.children] == [
+        ["h0", "h3", "h6"],
+        ["h1", "h4", "h7"],
+        ["h2", "h5", "h8"],
+    ]
+    flat = tree_from_latency({pair: noise.uniform(9, 11) for pair in latency})
+    assert sorted(flat.leaves()) == hosts and not any(child.children for child in flat.children)
+    text = "host,a,b,c\na,,5,20\nb,5,,21\nc,20,21,\n"
+    assert hosts_in_order(["c", "b", "a"], latency_tree(text)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SwitchName=s0 Switches=s1\nSwitchName=s1 Switches=s0", "no top"),
+        ("SwitchName=s0", "neither Nodes nor Switches"),
+        ("SwitchName=s0 Switches=s1", "s1 is named by another one"),
+        ("SwitchName=s0 Nodes=n[1-x]", "not a range"),
+        ("nothing", "is none of"),
+        ("{", "cannot be read"),
+        ("<system", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_the_file(tmp_path, text, words):
+    file = tmp_path / "topology"
+    file.write_text(text)
+    with pytest.raises(InvalidInputError, match=words) as refused:
+        read_topology(file)
+    assert str(file) in str(refused.value)
+
+
+def test_host_lists():
+    assert expand_hosts("n[08-10,2],gpu1,r[1-2]-n[1-2]") == [
+        *("n08", "n09", "n10", "n2", "gpu1", "r1-n1", "r1-n2", "r2-n1", "r2-n2")
+    ]
+
+
+def test_the_command_prints_tree_and_order(tmp_path, capsys):
+    file = tmp_path / "topology.conf"
+    file.write_text(SLURM)
+    assert main(["topology", str(file), "--hosts", "node[1-12]"]) == 0
+    shown = capsys.readouterr().out
+    assert "our order: node1 node2 node3" in shown and "rack1: node7 node8" in shown
+    assert main(["topology", str(file), "--hosts", "node99"]) == 2
+
+
+def test_the_plan_ranks_ways_and_ends_in_one_line_of_json(capsys, tmp_path):
+    words = ["plan", "--model", "resnet50", "--nodes", "256", "--gpus", "8", "--intra", "nvlink4", "--inter", "ib-hdr"]
+    assert main(words) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last["best"]["sharding"] == "DDP" and 0 <= last["share"] < 1
+    assert main(["plan", "--scenario"]) == 0
+    scenario = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert scenario["ok"] and scenario["before"] == pytest.approx(0.28, abs=0.01)
+    for wrong in (["--inter", "string"], ["--nodes", "0"], ["--batch", "0"], ["--model", str(tmp_path / "none")]):
+        assert main(["plan", *wrong]) == 2
