@@ -153,17 +153,24 @@ def rehearse(wrapped: nn.parallel.DistributedDataParallel, exchange: GradientExc
     order of a sum's terms would so differ between the first step after a start and the same step of a run that was
     not interrupted. After a rehearsal the buckets are the same in every step, and connections are open.
     """
+    exchange.rehearsing = True
+    try:
+        zero_backward(wrapped)
+        for parameter in wrapped.module.parameters():
+            parameter.grad = None
+    finally:
+        exchange.rehearsing = exchange.whole = False
+
+
+def zero_backward(wrapped: nn.parallel.DistributedDataParallel) -> None:
+    """A backward pass with zeros as gradients, which computes next to nothing and exchanges as any other."""
     model = wrapped.module
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     compiled = model.__dict__.pop("_compiled_call_impl", None)
-    exchange.rehearsing = True
     try:
         model.forward = lambda: torch.stack([parameter.sum() * 0 for parameter in parameters]).sum()
         wrapped().backward()
-        for parameter in parameters:
-            parameter.grad = None
     finally:
         del model.forward
-        exchange.rehearsing = exchange.whole = False
         if compiled is not None:
             model.__dict__["_compiled_call_impl"] = compiled

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -88,13 +90,15 @@ def refuse_different_processes(recipe: Recipe, model: nn.Module, checkpoint: str
             "the hash of the installed sources": sources_digest(recipe),
         },
     }
-    first, *others = group.gather(facts)
-    for rank, there in enumerate(others, 1):
-        found = [phrase for name in facts for phrase in differences(there[name], first[name])]
+    told = group.gather(facts)
+    keys = [json.dumps(there, sort_keys=True) for there in told]
+    usual = keys.index(Counter(keys).most_common(1)[0][0])
+    for rank, there in enumerate(told):
+        found = [phrase for name in facts for phrase in differences(there[name], told[usual][name])]
         if found:
             more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
             raise InvalidInputError(
-                f"process {rank} was started with something else than process 0: {'; '.join(found[:3])}{more}"
+                f"process {rank} was started with something else than process {usual}: {'; '.join(found[:3])}{more}"
             )
 
 

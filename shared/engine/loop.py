@@ -57,7 +57,8 @@ def _train(training: Training, watch: StopWatch) -> Result | int:
     training.trained.train()
     for step in training.loader.steps(progress.step, progress.step if reason else end):
         group.log.position = f"step {step.number + 1}"
-        loss, norm = train_step(training, step)
+        with training.timer.step(step.number):
+            loss, norm = train_step(training, step)
         progress.step = step.number + 1
         if progress.step == first:
             shorten_timeouts(group)
@@ -144,6 +145,8 @@ def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
     rate = progress.step / max(progress.seconds, 1e-9)
     training.events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
     training.log.step(progress.step, value, learning_rate, rate)
+    if communication := training.timer.report(training.run.path if training.group.leader else None):
+        training.events.write("communication", progress.step, **communication)
 
 
 def validate(training: Training, *, late: bool) -> str | None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from shared.comms.group import Group
+from shared.comms.timing import CommunicationTimer
 from shared.data.dataset import Dataset
 from shared.data.loader import Loader
 from shared.data.order import Order, Permutation
@@ -75,6 +76,7 @@ class Training:
     total: int
     log: TrainingLog
     events: Events
+    timer: CommunicationTimer
 
     @property
     def evaluation_batch(self) -> int:
@@ -145,6 +147,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
 
     total = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
+    counts = {"training samples": len(train), "steps": total, "validation samples": len(validation)}
+    group.refuse_differences({f"the number of {name}": count for name, count in counts.items()})
     training = Training(
         recipe=recipe,
         run=run,
@@ -169,6 +173,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         total=total,
         log=log,
         events=Events(None),
+        timer=CommunicationTimer(group, sampled=limits.log_every),
     )
     if latest is not None:
         training.progress = checkpoints.load(latest, training.state)

@@ -31,3 +31,19 @@ def test_routes_sum_as_the_backend_does_and_ranks_of_a_host_are_neighbours(hosts
         assert result["hosts"] == ["node0", "node0", "node1", "node1"]
         assert result["nodes"] == ((0, 1), (2, 3))
         assert len(result["found"]) == 50 and not any(result["found"].values())
+
+
+@pytest.mark.parametrize(
+    ("how", "odd", "words"),
+    [
+        ("mesh", 0, "strategy.shard is 3, and 4 processes do not divide into groups of that size; it can be 1, 2, 4"),
+        ("settings", 2, "seed is 1"),
+        ("batches", 2, "the number of training samples is 44 there and 40 elsewhere"),
+        ("dtypes", 2, "float64"),
+    ],
+)
+def test_what_processes_disagree_on_is_refused_on_each_and_names_the_odd_one(hosts, tmp_path, how, odd, words):
+    said = succeed(Job(hosts, 2, workers.train_unlike, str(tmp_path / "run"), odd, how).results(60))
+    assert len(set(said)) == 1 and words in said[0]
+    if how != "mesh":
+        assert f"rank {odd} (on node1, process " in said[0] or f"process {odd} was started" in said[0]

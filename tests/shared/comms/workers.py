@@ -145,3 +145,43 @@ def train_half_used(path: str, says_so: bool) -> str:
     except InvalidInputError as error:
         return str(error)
     return "trained"
+
+
+def train_unlike(path: str, odd: int, how: str) -> str:
+    """Trains where process ``odd`` was given something else, or all of them an impossible mesh; what is refused."""
+    rank = int(os.environ["RANK"])
+    strategy = DDP(route="hierarchical", shard=3) if how == "mesh" else DDP()
+    recipe = replace(line.recipe(steps=3), strategy=strategy)
+    if rank == odd and how == "batches":
+        recipe = replace(recipe, data=LongerThanItSays())
+    if rank == odd and how == "dtypes":
+        recipe = replace(recipe, model=InDouble())
+    if rank == odd and how == "settings":
+        recipe = replace(recipe, seed=1)
+    try:
+        fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
+    except InvalidInputError as error:
+        return str(error)
+    return "trained"
+
+
+class LongerThanItSays(line.Data):
+    """Settings as the other processes have them, for data that has grown."""
+
+    def train(self, input: Any = None) -> line.Points:
+        return line.Points(self.length + 4)
+
+
+LongerThanItSays.__name__, LongerThanItSays.__qualname__ = line.Data.__name__, line.Data.__qualname__
+LongerThanItSays.__module__ = line.Data.__module__
+
+
+class InDouble(line.Network):
+    """A network as the other processes have it, in float64."""
+
+    def build(self, input: Any = None) -> nn.Module:
+        return line.Network.build(self, input).double()
+
+
+InDouble.__name__, InDouble.__qualname__ = line.Network.__name__, line.Network.__qualname__
+InDouble.__module__ = line.Network.__module__

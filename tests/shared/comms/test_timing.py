@@ -1,0 +1,70 @@
+"""How much of a step is communication: the algebra of intervals, and what a run of several processes writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.comms.collective_log import Span
+from shared.comms.shaped_network import Job, succeed
+from shared.comms.timing import Kernel, Totals, gpu_exposed, length, outside, prometheus_text, union
+from shared.strategy import DDP
+from tests.shared.comms import workers
+
+ticks = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
+
+
+@given(ticks, ticks)
+def test_intervals_count_as_their_ticks_do(one, other):
+    def covered(intervals):
+        return {tick for start, end in intervals for tick in range(start, end)}
+
+    assert length(one) == len(covered(one))
+    assert outside(one, other) == len(covered(one) - covered(other))
+    assert covered(union(one)) == covered(one)
+
+
+def test_what_is_hidden_is_what_ran_before_the_last_gradient_was_there():
+    spans = [
+        Span("all_reduce", "all", 1.0, 3.0, 100, False),
+        Span("all_reduce", "all", 3.0, 6.0, 100, False),
+        Span("all_reduce", "all", 7.0, 8.0, 8, True),
+    ]
+    totals = Totals()
+    totals.add(spans, start=0.0, end=10.0, ready=4.0)
+    assert (totals.nccl_time, totals.exposed, totals.bytes) == (6.0, 3.0, 208)
+    assert totals.by == {"all_reduce (all)": 6.0}
+
+
+def test_on_a_gpu_exposed_is_what_no_other_kernel_runs_beside():
+    kernels = [
+        Kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 0.0, 4.0),
+        Kernel("ampere_sgemm_128x64_nn", 1.0, 3.0),
+        Kernel("ncclDevKernel_AllGather_RING_LL", 3.5, 5.0),
+    ]
+    assert gpu_exposed(kernels) == (5.0, 3.0)
+
+
+def test_metrics_name_what_users_know():
+    text = prometheus_text({"nccl_time": 0.5, "nccl_time_worst": 0.75, "seconds of all_reduce (all)": 0.25})
+    assert 'trivium_nccl_time{process="median"} 0.5' in text and 'trivium_nccl_time{process="worst"} 0.75' in text
+    assert 'trivium_collective_seconds{collective="all_reduce (all)",process="median"} 0.25' in text
+
+
+def test_a_run_writes_its_share_by_collective_and_group(hosts, tmp_path):
+    succeed(Job(hosts, 2, workers.train_line, str(tmp_path / "run"), 10, DDP(route="hierarchical")).results(60))
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    found = [event for event in events if event["event"] == "communication"]
+    assert [event["step"] for event in found] == [5, 10]
+    for event in found:
+        assert 0 < event["exposed"] <= event["nccl_time"] <= event["nccl_time_worst"]
+        assert event["hidden"] == pytest.approx(event["nccl_time"] - event["exposed"], rel=0.5)
+        assert 0 < event["exposed_share"] <= event["share"] <= event["share_worst"] < 1
+        for name in ("reduce_scatter (inside)", "all_reduce (across)", "all_gather (inside)"):
+            assert event[f"seconds of {name}"] > 0
+    trace = json.loads((tmp_path / "run" / "communication.trace.json").read_text())["traceEvents"]
+    assert {event["cat"] for event in trace} >= {"inside", "across"}
+    assert "trivium_nccl_time{" in (tmp_path / "run" / "communication.prom").read_text()
