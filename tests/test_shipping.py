@@ -1,0 +1,82 @@
+"""The files for containers and clusters: valid by Kubernetes' schemas, and true to what the server is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from shared.serve.settings import Settings
+from tests.shared.serve.conftest import *  # noqa: F403 - the fixtures of a server
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "trivium.yaml").read_text()))
+SETTINGS = {f"TRIVIUM_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+def test_manifests_are_valid_by_kubernetes_schemas(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**manifest, "spek": {}}, "1.33", strict=True)
+
+
+def container() -> dict[str, Any]:
+    deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
+    (found,) = deployment["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def test_probes_ask_for_what_the_server_answers(echo_client: TestClient) -> None:
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert echo_client.get(container()[probe]["httpGet"]["path"]).status_code == 200
+    deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
+    drain_s = next(float(entry["value"]) for entry in container()["env"] if entry["name"] == "TRIVIUM_DRAIN_S")
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_s + 5
+
+
+def test_only_settings_that_there_are_are_set() -> None:
+    named = {entry["name"] for entry in container()["env"]}
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    named |= set(compose["services"]["trivium"]["environment"])
+    for file in DEPLOY.glob("Dockerfile.*"):
+        named |= set(re.findall(r"(TRIVIUM_[A-Z_]+)=", file.read_text()))
+    assert len(named) > 4 and named <= SETTINGS
+
+
+def test_the_dashboard_asks_for_metrics_that_the_server_exports(echo_client: TestClient) -> None:
+    echo_client.post("/api/echo/predict", data={"sample": "three"})
+    echo_client.get("/v2")
+    exported = echo_client.get("/metrics").text
+    dashboard = json.loads((DEPLOY / "grafana" / "trivium.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:nv|trivium|process)_\w+", target["expr"])
+    }
+    assert len(asked) > 8 and [name for name in asked if not re.search(rf"(?m)^{name}[ {{]", exported)] == []
+
+
+def test_the_lock_for_cpus_is_the_lock_without_what_gpus_need() -> None:
+    script, lock = DEPLOY / "cpu_lock.py", DEPLOY.parent / "requirements.lock"
+
+    def run(*options: str) -> str:
+        return subprocess.run(
+            [sys.executable, script, *options, lock], capture_output=True, text=True, check=True
+        ).stdout
+
+    whole = set(re.findall(r"(?m)^(\S+==\S+)", lock.read_text()))
+    kept = set(re.findall(r"(?m)^(\S+==\S+)", run()))
+    gone = whole - kept
+    assert kept < whole and {"numpy", "fastapi", "torchmetrics"} & {one.split("==")[0] for one in gone} == set()
+    assert set(run("--torch").split()) <= gone and len(run("--torch").split()) == 2
+    assert any(one.startswith("nvidia-") for one in gone)
