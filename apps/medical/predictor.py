@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,10 @@ from apps.medical.inference.diameter import measure
 from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling
+from apps.medical.inference.second_stage import rescored
 from apps.medical.models.boxes import BoxDecoder
+from apps.medical.models.classifier import NAME as SECOND_STAGE
+from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.dense import VARYING, ProgramMaps, dense_network, example_input, fold_batch_norm
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
     from apps.medical.models.retinanet import RetinaNet3D
     from shared.deploy.artifact import Artifact
+
+SecondStage: TypeAlias = "tuple[nn.Module, tuple[int, int, int]]"
+"""The network, and the size of a patch along x, y, z in voxels."""
 
 MAX_FINDINGS = 100
 LARGE_TILE = 1 << 23
@@ -64,6 +70,7 @@ class NodulePredictor:
         precision: Precision = "auto",
         program: Program | None = None,
         model: str = "lung_nodules",
+        second_stage: SecondStage | None = None,
     ) -> None:
         import torch
 
@@ -76,15 +83,21 @@ class NodulePredictor:
         self.programs = {} if program is None else {model: program}
         self.input, self.device = input, device
         self.operating_score = operating_score
+        self.second_stage = second_stage
         self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
         self.dtype = autocast_dtype(precision, torch.device(device)) if program is None else None
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
-        """The predictor of the first of ``artifacts``; reads its model's and its input's settings alone."""
-        artifact = artifacts[0]
+        """The predictor of a detector's artifact, with the second stage where its artifact is given too.
+
+        Reads the settings of the models and of the detector's input alone. A second stage's operating score is that of
+        both together; one that has learnt from the marks of another detector is left out.
+        """
+        artifact = next(one for one in artifacts if one.manifest.name != SECOND_STAGE)
+        second = next((one for one in artifacts if belongs_to(one, artifact)), None)
         model, input = _settings(artifact)
-        operating_score = float(artifact.manifest.calibration.get("operating_score", 0.5))
+        operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
         program = open_program(
             Network(
                 artifact=artifact,
@@ -101,18 +114,21 @@ class NodulePredictor:
             operating_score=operating_score,
             program=program,
             model=artifact.manifest.name,
+            second_stage=None if second is None else open_second_stage(second, device),
         )
 
     def predict(self, batch: Sequence[CTVolume], options: Options | None = None) -> list[Findings]:
         """The findings of each volume."""
         return [self._predict_one(volume, options or Options()) for volume in batch]
 
-    def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
+    def candidates(self, stored: CTVolume) -> Candidates | None:
+        """The detector's own marks, as the second stage is given them; None where there is no lung."""
         volume = reorient_to_lps(stored)
         lungs = find_lungs(volume)
-        if lungs is None:
-            return Findings(nodules=(), operating_score=self.operating_score)
-        found = find_candidates(
+        return None if lungs is None else self._find(volume, lungs)
+
+    def _find(self, volume: CTVolume, lungs: Lungs) -> Candidates:
+        return find_candidates(
             self.decoder,
             volume,
             lungs,
@@ -122,6 +138,15 @@ class NodulePredictor:
             device=self.device,
             dtype=self.dtype,
         )
+
+    def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
+        volume = reorient_to_lps(stored)
+        lungs = find_lungs(volume)
+        if lungs is None:
+            return Findings(nodules=(), operating_score=self.operating_score)
+        found = self._find(volume, lungs)
+        if self.second_stage is not None:
+            found = rescored(found, *self.second_stage)
         asked = np.nonzero(found.scores >= options.min_score)[0]
         return Findings(
             nodules=measured(volume, found.chosen(asked[: options.max_findings]), self.input),
@@ -142,6 +167,22 @@ def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
         detector = model.build(input)
     detector.load_state_dict(artifact.weights())
     return detector.to(device).eval()
+
+
+def belongs_to(second: Artifact, detector: Artifact) -> bool:
+    """Whether it is a second stage, and has learnt from this detector's marks."""
+    weights = detector.manifest.files["weights.safetensors"]["sha256"]
+    return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights
+
+
+def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
+    """The second stage's network with an artifact's weights, and the size of its patches."""
+    from shared.recipe_file import from_mapping
+
+    settings = from_mapping(CandidateClassifier, artifact.recipe()["recipe"]["model"])
+    network = settings.build(ChestInput())
+    network.load_state_dict(artifact.weights())
+    return network.to(device).eval(), settings.size
 
 
 def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from apps.medical.datasets.hard_candidates import HardCandidates
 from apps.medical.datasets.synthetic import Synthetic
+from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.models.retinanet import full as full_model
-from apps.medical.task import DetectionTask
+from apps.medical.task import CandidateTask, DetectionTask
 from apps.medical.types import ChestInput
 from shared.optimizers import SGD, AdamW, CosineRestarts
 from shared.recipe import DataConfig, Limits, Recipe
@@ -65,6 +67,26 @@ def overnight() -> NoduleRecipe:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateRecipe(Recipe):
+    """A run of the second stage, on the marks of a detector that is trained already."""
+
+    model: CandidateClassifier = field(default_factory=CandidateClassifier)
+    data: DataConfig = field(default_factory=HardCandidates)
+    task: CandidateTask = field(default_factory=CandidateTask)
+    input: ChestInput = field(default_factory=ChestInput)
+
+
+def candidates() -> CandidateRecipe:
+    """The second stage: two or three hours of one core for the marks of the shipped detector, and one for learning."""
+    return CandidateRecipe(
+        optimizer=AdamW(learning_rate=1e-3, weight_decay=1e-2),
+        schedule=CosineRestarts(warmup_steps=100, period=20.0),
+        ema_decay=0.999,
+        limits=Limits(epochs=20, batch=32, evaluation_batch=64, patience=20),
+    )
+
+
 def large() -> NoduleRecipe:
     """For minutes on one GPU, after some for making patches on 16 cores; not yet measured on one."""
     return NoduleRecipe(
@@ -98,7 +120,7 @@ def full() -> NoduleRecipe:
     )
 
 
-RECIPES: dict[str, Callable[[], NoduleRecipe]] = {
+RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
     "small": small,
     "overnight": overnight,

@@ -39,7 +39,8 @@ def reproduce(quick: bool) -> Table:
     registry = Registry(ROOT / "weights")
     versions = sorted(registry.versions(MODELS[0]).items(), reverse=True)[:2]
     artifacts = [registry.open(folder) for _, folder in versions]
-    predictors = [NodulePredictor.load([artifact], device) for artifact in artifacts]
+    second = [registry.newest(MODELS[1])] if registry.versions(MODELS[1]) else []
+    predictors = [NodulePredictor.load([artifact, *second], device) for artifact in artifacts]
     scores = [ScanScores() for _ in predictors]
     count = QUICK if quick else WHOLE
     for scan in phantoms(EVALUATION_SEED, count):

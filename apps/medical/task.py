@@ -220,3 +220,49 @@ def _centres_and_sizes(
     middle = (corners[:, :3] + corners[:, 3:]) / 2
     size = np.mean(corners[:, 3:5] - corners[:, :2], axis=1)
     return [(tuple(m), float(s)) for m, s in zip(middle.tolist(), size, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateTask:
+    """Binary cross-entropy on a detector's marks: whether each is a nodule."""
+
+    def build(self) -> Task:
+        return CandidateClassification()
+
+
+@dataclass(slots=True)
+class CandidateScores:
+    """Logits and labels of the marks seen."""
+
+    logits: list[float] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
+
+    def merge(self, other: CandidateScores) -> None:
+        self.logits += other.logits
+        self.labels += other.labels
+
+    def summary(self) -> dict[str, float]:
+        """The mean loss, and the area under the ROC curve (a half where only one kind was seen)."""
+        logits, labels = np.array(self.logits), np.array(self.labels)
+        loss = np.mean(np.logaddexp(0, logits) - labels * logits) if len(logits) else 0.0
+        positive, negative = np.sort(logits[labels > 0]), np.sort(logits[labels <= 0])
+        if not len(positive) or not len(negative):
+            return {"loss": float(loss), "auc": 0.5}
+        below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+        return {"loss": float(loss), "auc": float(below.mean() / 2 / len(negative))}
+
+
+class CandidateClassification:
+    """The task over the network of ``CandidateClassifier``; batches are those of ``PackedCandidates``."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = model(batch["image"], batch["known"])
+        return nn.functional.binary_cross_entropy_with_logits(logits, batch["label"])
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batch: Batch, scores: CandidateScores) -> None:
+        scores.logits += model(batch["image"], batch["known"]).float().cpu().tolist()
+        scores.labels += batch["label"].cpu().tolist()
+
+    def scores(self) -> CandidateScores:
+        return CandidateScores()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.medical.datasets.hard_candidates import HardCandidates
 from apps.medical.datasets.synthetic import Synthetic, phantoms
 from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
@@ -32,6 +33,10 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
     in training, and what is stated of them here is a little too good.
     """
     device = str(next(model.parameters()).device)
+    if isinstance(recipe.data, HardCandidates):
+        both = NodulePredictor.load([recipe.data.artifact()], device)
+        both.operating_score, both.second_stage = 1.0, (model.eval(), recipe.model.size)
+        return operating_point(both, phantoms(SEED, recipe.data.validation_scans), True)
     predictor = NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0)
     data = recipe.data
     if isinstance(data, Synthetic):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from apps.medical.models.classifier import CandidateClassifier
 from shared.app import DenseNetwork
 from shared.deploy.programs.program import Program
 
@@ -39,7 +40,11 @@ VARYING = {INPUT: (2, 3, 4)}
 
 
 def dense(recipe: Any, detector: Any) -> DenseNetwork:
-    """The network of a detector that ``recipe`` built; see ``dense_network``."""
+    """The network of a detector that ``recipe`` built, see ``dense_network``; or the second stage's as it is."""
+    if isinstance(recipe.model, CandidateClassifier):
+        example = {"image": torch.zeros((2, 2, *recipe.model.size)), "known": torch.zeros((2, 2))}
+        batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
+        return DenseNetwork(module=detector.eval(), inputs=example, outputs=["logit"], dynamic=batches)
     return dense_network(detector)
 
 

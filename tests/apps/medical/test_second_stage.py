@@ -1,0 +1,140 @@
+"""The second stage: what it is shown, what it learns from, and that its score is the one that is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from apps.medical.app import app
+from apps.medical.datasets.hard_candidates import NEAR_MM, PackedCandidates, marks_of
+from apps.medical.inference.candidates import Candidates
+from apps.medical.inference.grid import Grid
+from apps.medical.inference.second_stage import cut_patches, known, rescored
+from apps.medical.models.classifier import NAME, CandidateClassifier
+from apps.medical.predictor import NodulePredictor
+from apps.medical.task import CandidateScores, CandidateTask
+from apps.medical.types import AnnotatedScan, ChestInput, Nodule
+from shared.deploy.artifact import describe_file, open_artifact
+from shared.deploy.registry import shipped
+from shared.errors import InvalidInputError
+from tests.apps.medical.chests import chest
+
+SIZE = (16, 16, 8)
+
+
+def marks(*middles: tuple[int, int, int]) -> Candidates:
+    """Marks of 8 by 8 by 4 voxels in an image whose value is the index along x, in hundredths."""
+    image = (torch.arange(90.0)[:, None, None] / 100).expand(90, 60, 30).contiguous()
+    grid = Grid(np.zeros(3), np.array([0.7, 0.7, 1.25]), (90, 60, 30))
+    boxes = np.array([[x - 4, y - 4, z - 2, x + 4, y + 4, z + 2] for x, y, z in middles], float)
+    return Candidates(image, grid, boxes, np.linspace(0.9, 0.2, len(boxes)), np.zeros(len(boxes), np.int64))
+
+
+def test_a_candidate_is_seen_at_two_scales_about_one_middle():
+    patches = cut_patches(marks((45, 30, 15), (2, 30, 15)), SIZE).numpy()
+    assert patches.shape == (2, 2, *SIZE)
+    middle = [patches[0, scale].mean() for scale in (0, 1)]
+    assert middle == pytest.approx([0.445, 0.445], abs=0.01)
+    # Three voxels are one in the wider patch, and beyond the image is nothing.
+    assert np.ptp(patches[0, 0, :, 8, 4]) == pytest.approx(0.15, abs=1e-4)
+    assert np.ptp(patches[0, 1, :, 8, 4]) == pytest.approx(0.45, abs=1e-4)
+    assert np.all(patches[1, 0, :5] == 0) and patches[1, 0, 10:].min() > 0
+
+
+def test_the_published_score_is_that_of_both_stages():
+    """A network that turns the detector's score round turns the order round; one that repeats it changes nothing."""
+
+    class Given(torch.nn.Module):
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+            return self.sign * known[:, 0]
+
+    found = marks((45, 30, 15), (20, 30, 15), (70, 30, 15))
+    assert rescored(found, Given(1.0), SIZE).scores == pytest.approx(found.scores, abs=1e-6)
+    turned = rescored(found, Given(-1.0), SIZE)
+    assert turned.scores == pytest.approx(1 - found.scores[::-1], abs=1e-6)
+    assert np.array_equal(turned.boxes, found.boxes[::-1])
+    assert len(rescored(marks(), Given(1.0), SIZE).scores) == 0
+    assert known(found)[0] == pytest.approx([np.log(9), np.log(5.6)], abs=1e-4)
+
+
+def test_marks_are_right_wrong_or_left_out(untrained):
+    scan = chest()
+    first = untrained.candidates(scan)
+    low, high = first.ends_lps_mm()
+    here = (low[0] + high[0]) / 2
+    nodule = Nodule(centre_lps_mm=tuple(here), mean_diameter_mm=8.0, score=1.0, box_lps_mm=(0, 0, 0, 1, 1, 1))
+    patches, facts, labels = marks_of(untrained, AnnotatedScan(name="0", volume=scan, nodules=(nodule,)), 50, SIZE)
+    beyond = np.linalg.norm((low + high) / 2 - here, axis=1) - 4.0
+    expected = (beyond < 0)[(beyond < 0) | (beyond > NEAR_MM)][:50]
+    assert labels.tolist() == expected.astype(float).tolist() and labels[0] == 1
+    assert patches.shape == (len(labels), 2, *SIZE) and facts.shape == (len(labels), 2)
+    nothing = marks_of(untrained, AnnotatedScan(name="1", volume=scan, nodules=()), 5, SIZE)
+    assert len(nothing[2]) == 5 and not nothing[2].any()
+
+
+def test_what_can_be_seen_is_learnt():
+    """Bright marks are nodules: the loss falls, and the order becomes right."""
+    random = np.random.default_rng(0)
+    labels = (np.arange(48) % 3 == 0).astype(np.float32)
+    patches = random.integers(0, 60, size=(48, 2, *SIZE)).astype(np.uint8)
+    patches[labels > 0, 0, 6:10, 6:10, 3:5] += 150
+    data = PackedCandidates(patches, np.zeros((48, 2), np.float32), labels)
+    torch.manual_seed(0)
+    network = CandidateClassifier(size=SIZE, channels=4).build(ChestInput())
+    task, optimizer = CandidateTask().build(), torch.optim.AdamW(network.parameters(), 1e-2)
+    before = None
+    for _ in range(25):
+        loss = task.loss(network, data.batch(np.arange(48), None))
+        before = before or loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores = task.scores()
+    task.evaluate(network.eval(), data.batch(np.arange(48), None), scores)
+    assert loss.item() < 0.5 * before and scores.summary()["auc"] > 0.95
+
+
+def test_the_area_under_the_curve_counts_ties_half():
+    scores = CandidateScores([1.0, 0.0, 0.0, -1.0], [1.0, 1.0, 0.0, 0.0])
+    assert scores.summary()["auc"] == pytest.approx(0.875)
+    other = CandidateScores()
+    other.merge(scores)
+    assert other.summary() == scores.summary()
+    assert CandidateScores([1.0], [1.0]).summary()["auc"] == 0.5
+
+
+def test_sizes_that_cannot_be_halved_three_times_are_refused():
+    with pytest.raises(InvalidInputError, match="multiples of 8"):
+        CandidateClassifier(size=(32, 32, 12))
+
+
+def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone(tmp_path):
+    (shipped_one,) = shipped(app)
+    digest = shipped_one.manifest.files["weights.safetensors"]["sha256"]
+    torch.manual_seed(1)
+    settings = CandidateClassifier(size=SIZE, channels=4)
+    for name, detector in (("its", digest), ("another", "0" * 64)):
+        folder = tmp_path / name / "1"
+        folder.mkdir(parents=True)
+        save_file(settings.build(ChestInput()).state_dict(), folder / "weights.safetensors")
+        recipe = {"app": "medical", "name": "candidates", "recipe": {"model": dataclasses.asdict(settings)}}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        manifest = json.loads((shipped_one.path / "manifest.json").read_text())
+        manifest |= {"name": NAME, "data": {"synthetic": True, "description": "marks", "detector": detector}}
+        manifest |= {"calibration": {"operating_score": 0.25}, "inputs": [], "outputs": []}
+        manifest["files"] = {file: describe_file(folder / file) for file in ("weights.safetensors", "recipe.yaml")}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        predictor = NodulePredictor.load([shipped_one, open_artifact(folder)], "cpu")
+        used = name == "its"
+        assert (predictor.second_stage is not None) == used
+        assert (predictor.operating_score == 0.25) == used
