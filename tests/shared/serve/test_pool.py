@@ -23,6 +23,7 @@ class Scripted:
 
     def __init__(self, most: int = 2, load_s: float = 60.0) -> None:
         self.most, self.load_s = most, load_s
+        self.programs = {"net": "onnx: it was asked for"}
         self.batches: list[list[int]] = []
         self.starts = self.stops = 0
         self.closed, self.gone = False, False
@@ -132,6 +133,7 @@ def test_a_worker_that_ends_takes_only_its_own_requests_and_is_replaced() -> Non
             await tasks[0]
         assert lost.value.status == 503 and lost.value.retry_after_s == 5
         assert first.starts == 2 and pool.states()[0]["restarts"] == 1 and pool.usable
+        assert pool.states()[0]["programs"] == {"net": "onnx: it was asked for"}
         second.reply()
         second.reply()
         assert [await value(task) for task in tasks[1:]] == [-2, -3]

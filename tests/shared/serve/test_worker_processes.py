@@ -83,6 +83,7 @@ def test_a_request_that_ends_its_worker_is_503_and_the_next_is_answered(
         "memory_bytes": 0,
         "restarts": 1,
         "failure": None,
+        "programs": {},
     }
 
 
