@@ -12,9 +12,11 @@ import numpy as np
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, table_options
 from apps.finance.inference.conformal import Budget
+from apps.finance.outputs import files
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
-from apps.finance.outputs.several import several_result, several_scores_csv, several_series_json
+from apps.finance.outputs.rows_file import rows_file
+from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
 from apps.finance.predictor import FinancePredictor, Options
 from apps.finance.types import Detection, Series, Window
 from shared.deploy.predictor import Decoded, Request, Response
@@ -82,13 +84,21 @@ class FinanceCodec:
                     model=self.model,
                 ),
                 picture=draw_several(outputs, context.name),
-                files={"series.json": several_series_json(outputs), "scores.csv": several_scores_csv(outputs)},
+                files={
+                    "series.json": several_series_json(outputs),
+                    "scores.csv": several_scores_csv(outputs),
+                    **rows_file(outputs, most_points(len(outputs))),
+                },
             )
         (one,) = outputs
         return Response(
             result=result(one, model=self.model, notes=context.notes, truth=context.truth),
             picture=draw(one),
-            files={"series.json": series_json(one), "scores.csv": scores_csv(one)},
+            files={
+                "series.json": series_json(one),
+                "scores.csv": scores_csv(one),
+                **rows_file([one], files.MOST_POINTS),
+            },
         )
 
 

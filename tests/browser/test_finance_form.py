@@ -20,6 +20,7 @@ from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
+from apps.finance.outputs import files
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
@@ -225,3 +226,50 @@ def test_several_series_in_one_file_are_gone_through(page: Page, site: str, tmp_
     page.get_by_role("button", name="0700").click()
     expect(heading).to_contain_text("0700")
     expect(page.locator(".chart canvas")).to_have_count(2)
+
+
+def test_a_long_series_is_drawn_row_by_row_where_somebody_looks_closer(
+    page: Page, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_POINTS", ROWS // 5)
+    opened(page, site)
+    thinning = page.locator(".thinning")
+    expect(thinning).to_contain_text("Of every 5 rows")
+    with page.expect_response(re.compile(r"rows\.bin")):
+        page.locator(".events tbody tr").first.get_by_role("button").click()
+    expect(thinning).to_have_text("Every row in view is drawn.", timeout=PATIENCE_MS)
+
+
+def test_a_sudden_change_is_drawn_between_the_two_rows_that_make_it(page: Page, site: str) -> None:
+    page.goto(f"{site}/finance")
+    found = page.evaluate(
+        """async () => {
+        const { inView } = await import("/static/finance/view.js");
+        const number = 1000;
+        const names = ["times", "values", "thresholds", "low", "median", "high", "score"];
+        const at = (step) => ({ ...Object.fromEntries(names.map((name) => [name, []])), step });
+        const rows = at(1), thinned = at(11);
+        for (const drawn of [rows, thinned]) for (let row = 0; row < number; row += drawn.step) {
+            drawn.times.push(60 * row);
+            drawn.values.push(row < 505 ? 1 : 2);
+            drawn.score.push(row === 505 ? 1 : 0);
+            for (const name of ["thresholds", "low", "median", "high"]) drawn[name].push(0);
+        }
+        rows.values[700] = NaN;
+        const ramp = (drawn) => {
+            const after = drawn.values.findIndex((value) => value === 2);
+            return [drawn.times[after - 1], drawn.times[after]];
+        };
+        const near = inView(thinned, rows, 60 * 480, 60 * 530), far = inView(thinned, rows, 0, 60 * number, 100);
+        const sorted = (drawn) => drawn.times.every((time, row) => row === 0 || time > drawn.times[row - 1]);
+        const hole = inView(thinned, rows, 60 * 690, 60 * 710);
+        return {
+            before: ramp(thinned), near: ramp(near), ends: near.times.at(-1), every: [near.every, far.every],
+            far: far.times.includes(60 * 505), sorted: [sorted(near), sorted(far)],
+            gap: hole.values[hole.times.indexOf(60 * 700)],
+        };
+        }"""
+    )
+    assert found["before"] == [60 * 495, 60 * 506], "thinned, the change is a ramp of eleven minutes"
+    assert found["near"] == [60 * 504, 60 * 505] and found["every"] == [1, 10]
+    assert found["far"] and found["sorted"] == [True, True] and found["gap"] is None and found["ends"] == 60 * 990

@@ -50,8 +50,7 @@ def to_contents(
     filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series() if frame.width else pl.Series([False])
     lines = (np.arange(2, frame.height + 2) if lines is None else lines)[filled.to_numpy()[: frame.height]]
     if len(lines) < 2:
-        what = "a single row" if len(lines) else "no rows"
-        raise InvalidInputError(f"{name} has {what}; a series needs at least two, and a judgement a few hundred")
+        raise InvalidInputError(f"{name} has {'a single row' if len(lines) else 'no rows'}; a series needs two")
     frame, time = _with_times(frame.filter(filled), options.time, name, notes)
     end = frame[time].tail(11)  # up to ten rows may follow the last: a total, where the data come from
     words = int(end.fill_null("0").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
@@ -66,9 +65,8 @@ def to_contents(
     values, faults = _values(rest, lines, options.decimal, mark, notes)
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
-    scored = _scored_column(
-        values, {label: fault for label, fault in faults.items() if label != key}, options, name, notes
-    )
+    faults = {label: fault for label, fault in faults.items() if label != key}
+    scored = _scored_column(values, faults, options, name, notes)
     parts = [(name, np.arange(frame.height))]
     if key:
         table = rest.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))

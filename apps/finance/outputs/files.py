@@ -81,10 +81,10 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
 
 def series_json(detection: Detection) -> bytes:
     """What the viewer draws; see ``drawing``."""
-    return json.dumps(drawing(detection), separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(drawing(detection, MOST_POINTS), separators=(",", ":"), allow_nan=False).encode()
 
 
-def drawing(detection: Detection, most: int = MOST_POINTS) -> dict[str, Any]:
+def drawing(detection: Detection, most: int) -> dict[str, Any]:
     """Seconds since 1970, values, forecast band and scores by row; null where missing.
 
     A series of more than ``most`` rows is thinned to those that matter: of every few, the one with the highest score.

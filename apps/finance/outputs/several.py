@@ -60,9 +60,13 @@ def several_result(
 
 def several_series_json(detections: Sequence[Detection]) -> bytes:
     """What the viewer draws of each series, in the order of the result's ``parts``, thinned to 50,000 rows in all."""
-    most = max(_LEAST_POINTS, MOST_POINTS // len(detections))
-    content = {"parts": [drawing(one, most) for one in detections]}
+    content = {"parts": [drawing(one, most_points(len(detections))) for one in detections]}
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def most_points(series: int) -> int:
+    """How many rows of each of so many series are drawn before somebody looks closer."""
+    return max(_LEAST_POINTS, MOST_POINTS // series)
 
 
 def several_scores_csv(detections: Sequence[Detection]) -> bytes:

@@ -1,5 +1,6 @@
 // The series with its expected band, its events and the score below; moved by mouse and by keys.
 import { element } from "/static/shared/case.js";
+import { inView } from "/static/finance/view.js";
 import uPlot from "/static/shared/vendor/uplot/uPlot.esm.js";
 
 export const seconds = (iso) => Date.parse(iso) / 1000;
@@ -58,8 +59,12 @@ function shade(events, truth, current) {
   }] } };
 }
 
-/** Draws a series of series.json into `home`; returns what moves the view. `events` and `truth` have start and end. */
-export function drawChart(home, data, { events, truth = [], interval }) {
+/**
+ * Draws a series of series.json into `home`; returns what moves the view. `events` and `truth` have start and end.
+ * `load` gives all `total` rows of a thinned series, once somebody looks closer; `drawn(every)` hears of how many one is drawn.
+ */
+export function drawChart(home, thinned, { events, truth = [], interval, total = 0, load = null, drawn = () => {} }) {
+  let data = thinned;   // what is drawn: of a thinned series the rows in view are replaced as it is moved
   const axis = (extra = {}) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, size: 70, ...extra });
   const group = uPlot.sync("finance");
   const plots = [];
@@ -67,6 +72,7 @@ export function drawChart(home, data, { events, truth = [], interval }) {
   let following = false;
   // A zoom in one chart is a zoom in both.
   const follow = { hooks: { setScale: [(plot, key) => {
+    if (key === "x") refineSoon();
     if (key !== "x" || following) return;
     following = true;
     const { min, max } = plot.scales.x;
@@ -75,6 +81,8 @@ export function drawChart(home, data, { events, truth = [], interval }) {
   }] } };
   const room = () => Math.max(home.clientWidth - 20, 260);
   const time = { tzDate: (stamp) => uPlot.tzDate(new Date(stamp * 1000), "UTC"), cursor: { sync: { key: group.key, setSeries: false }, drag: { x: true, y: false } }, width: room() };
+  const valueColumns = () => [data.times, data.low, data.high, data.median, data.values];
+  const scoreColumns = () => [data.times, data.score, data.thresholds];
   const seen = data.values.filter((value) => value !== null);
   const [least, most] = [seen.reduce((a, b) => Math.min(a, b), Infinity), seen.reduce((a, b) => Math.max(a, b), -Infinity)];
   // A very wide band must not press the values flat: the scale follows the values in view.
@@ -105,24 +113,47 @@ export function drawChart(home, data, { events, truth = [], interval }) {
       { label: data.column, stroke: colour("--first"), width: 1.3, points: { show: false }, value: show },
     ],
     bands: [{ series: [2, 1], fill: `color-mix(in srgb, ${colour("--third")} 22%, transparent)` }],
-  }, [data.times, data.low, data.high, data.median, data.values], home);
+  }, valueColumns(), home);
   const score = new uPlot({
     ...time, height: 130, plugins: [marks, follow],
-    scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * data.threshold)] } },
+    scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1.1 * high, 1.3 * thinned.threshold)] } },
     axes: [axis({ size: 54, values: CLOCK }), axis()],
     series: [
       { label: "UTC", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       { label: "score", stroke: colour("--ink"), width: 1, points: { show: false } },
       { label: "threshold", stroke: colour("--second"), width: 1, dash: [6, 4], points: { show: false } },
     ],
-  }, [data.times, data.score, data.thresholds], home);
+  }, scoreColumns(), home);
   plots.push(value, score);
   const watching = new ResizeObserver(() => {
     for (const plot of plots) if (Math.abs(plot.width - room()) > 2) plot.setSize({ width: room(), height: plot.height });
   });
   watching.observe(home);
 
-  const [first, last] = [data.times[0], data.times.at(-1)];
+  const [first, last] = [thinned.times[0], thinned.times.at(-1)];
+  let [rows, due, refined, gone] = [null, 0, "", false];
+  const coarse = Math.ceil(total / thinned.times.length);
+  const refine = () => {
+    const { min, max } = value.scales.x;
+    if (gone || `${min} ${max}` === refined) return;
+    refined = `${min} ${max}`;
+    const next = rows === null ? null : inView(thinned, rows, min, max);
+    data = next !== null && next.every < coarse ? next : thinned;
+    drawn(data.every ?? coarse);
+    value.setData(valueColumns(), false);
+    score.setData(scoreColumns(), false);
+    for (const plot of plots) plot.redraw();
+  };
+  function refineSoon() {
+    if (!thinned.thinned || load === null || due) return;
+    due = requestAnimationFrame(async () => {
+      const { min, max } = value.scales.x;
+      if (max - min < 0.98 * (last - first)) rows ??= await load();
+      due = 0;
+      refine();
+    });
+  }
+  refineSoon();
   const look = (min, max) => {
     const width = Math.min(Math.max(max - min, 8 * interval), last - first);
     const from = Math.min(Math.max((min + max - width) / 2, first), last - width);
@@ -148,7 +179,7 @@ export function drawChart(home, data, { events, truth = [], interval }) {
     },
     edge(end) { const [min, max] = view(); if (end) look(last - (max - min), last); else look(first, first + (max - min)); },
     view,
-    destroy() { watching.disconnect(); for (const plot of plots) plot.destroy(); },
+    destroy() { gone = true; watching.disconnect(); for (const plot of plots) plot.destroy(); },
   };
 }
 

@@ -1,5 +1,6 @@
 // The finance form: what was found, the list of events, then the series with its expected band, the events, the score.
 import { caseForm, element, table, downloads } from "/static/shared/case.js";
+import { readRows } from "/static/finance/view.js";
 import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "/static/finance/chart.js";
 
 const form = document.querySelector("[data-case-form]");
@@ -137,6 +138,7 @@ caseForm({
 
     const hint = element("p", { class: "small", id: "chart-hint" }, "Drag over the chart to zoom. ", element("span", { class: "keys" }, KEYS));
     const said = element("p", { class: "said", role: "status", "aria-live": "polite" });
+    const thinning = element("p", { class: "small thinning" });
     const name = element("h2", {});
     const list = element("div", {});
     const home = frame(hint.id);
@@ -170,7 +172,18 @@ caseForm({
       if (!drawings) return;
       chart?.destroy();
       home.replaceChildren();
-      chart = drawChart(home, drawings[index], { events, truth, interval: part.interval_s || 1 });
+      thinning.textContent = "";
+      const before = parts.slice(0, index).reduce((sum, one) => sum + one.rows, 0);
+      const load = answer.files["rows.bin"] ? async () => readRows(await everyRow(), before, part.rows) : null;
+      chart = drawChart(home, drawings[index], { events, truth, interval: part.interval_s || 1, total: part.rows, load, drawn });
+    };
+    let loading = null;
+    const everyRow = () => {
+      loading ??= fetch(answer.files["rows.bin"]).then((response) => response.arrayBuffer());
+      return loading;
+    };
+    const drawn = (every) => {
+      thinning.textContent = every > 1 ? `Of every ${every} rows the one with the highest score is drawn; zoom in to see every row.` : "Every row in view is drawn.";
     };
     const several = result.parts ? partList(result, choose) : null;
     const turn = (by) => choose(several.order.at((several.order.indexOf(chosen) + by) % several.order.length));
@@ -181,7 +194,7 @@ caseForm({
     place.append(...finding(result), ...(several?.nodes ?? []).filter(Boolean),
       // One series: its events come first; of several, each one's stand under its name.
       ...(several ? [name, tools, list] : [list, name, tools]),
-      said, home, hint, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
+      said, home, thinning, hint, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
     choose(several ? several.order[0] : 0);
     const response = await fetch(answer.files["series.json"]);
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);

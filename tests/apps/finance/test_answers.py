@@ -19,10 +19,11 @@ from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.scoring import Calibration
 from apps.finance.models.tft import FinanceModel
+from apps.finance.outputs.rows_file import rows_file
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
-from apps.finance.types import FinanceInput, Series, iso_utc
+from apps.finance.types import Detection, FinanceInput, Forecast, Series, iso_utc
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
 
@@ -172,3 +173,25 @@ def test_names_of_all_kinds_can_be_drawn(predictor, tmp_path, label):
     (tmp_path / "$贵州$.csv").write_text(f"timestamp,{label}\n" + "\n".join(lines), encoding="utf-8")
     response = ask(predictor, Request(files=(tmp_path / "$贵州$.csv",)))
     assert response.picture.startswith(b"\x89PNG") and response.result["series"]["column"] == label
+
+
+def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
+    rng = np.random.default_rng(0)
+    lengths, parts = (700, 300), []
+    for length in lengths:
+        times = (1_700_000_000 + 60 * np.arange(length)) * 10**9
+        values = rng.normal(size=length)
+        values[7] = np.nan
+        series = Series(name="a", times_ns=times, values={"x": values}, column="x", interval_ns=60 * 10**9)
+        forecast = Forecast(levels=(0.1, 0.5, 0.9), quantiles=rng.normal(size=(length, 3)), surprise=values[:, None])
+        scores = rng.uniform(size=length)
+        parts.append(Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=()))
+    assert rows_file(parts, most=700) == {}
+    content = rows_file(parts, most=699)["rows.bin"]
+    assert len(content) == 40 * sum(lengths)
+    second = content[40 * lengths[0] :]
+    wide = np.frombuffer(second[: 24 * lengths[1]], "<f8").reshape(3, -1)
+    np.testing.assert_array_equal(wide, [parts[1].series.times_ns / 1e9, parts[1].series.target, parts[1].thresholds])
+    narrow = np.frombuffer(second[24 * lengths[1] :], "<f4").reshape(4, -1)
+    expected = [*parts[1].forecast.quantiles.T, parts[1].scores]
+    np.testing.assert_array_equal(narrow, np.array(expected, np.float32))

@@ -1,0 +1,31 @@
+"""Every row of a long series for the viewer, which loads it where somebody looks closer than its thinned rows reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apps.finance.types import Detection
+
+_MOST_ROWS = 500_000
+"""A file of more rows, 20 MB, is for the command line; there nobody zooms."""
+
+
+def rows_file(detections: Sequence[Detection], most: int) -> dict[str, bytes]:
+    """``rows.bin``, where a series of more than ``most`` rows is thinned; otherwise nothing.
+
+    Of each series, N rows: times (s since 1970), values and thresholds as float64 (N,), then low, median, high and
+    score as float32 (N,), all little-endian; NaN where missing.
+    """
+    lengths = [len(one.series) for one in detections]
+    if max(lengths) <= most or sum(lengths) > _MOST_ROWS:
+        return {}
+    return {"rows.bin": b"".join(map(_rows, detections))}
+
+
+def _rows(detection: Detection) -> bytes:
+    series, quantiles = detection.series, detection.forecast.quantiles
+    wide = np.stack([series.times_ns / 1e9, series.target, detection.thresholds]).astype("<f8")
+    band = quantiles[:, [0, quantiles.shape[1] // 2, -1]].T
+    return wide.tobytes() + np.vstack([band, detection.scores]).astype("<f4").tobytes()
