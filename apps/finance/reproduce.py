@@ -16,6 +16,7 @@ from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.inference.ablation import ablate, all_channels
+from apps.finance.inference.basket_trial import basket_trial
 from apps.finance.inference.calibration import ScoredRows, counted_rows, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors.detector import ForecastedSeries
@@ -128,6 +129,7 @@ def reproduce(quick: bool) -> Table:
     table.append(("Rows judged a second", "-", speed))
     table += _budget_rows(judged, calibration)
     table += _ablation_rows(forecasted, [windows for _, windows in judged], calibration, anchors=not quick)
+    table += _basket_rows(calibration)
     for name, items in trial_sets(_TRIAL_SEED).items():
         trial = run_trial(lambda series: score(series, calibration), calibration, items, name)
         table += _trial_rows(trial)
@@ -212,6 +214,16 @@ def _budget_rows(judged: ScoredRows, calibration: Calibration) -> list[_Row]:
             parts.append(f"{1000 * found.false_events / counted / budget:.2f} at {budget:g}")
         table.append((f"{name}, over the budget, at budgets a 1,000 rows", "1", "; ".join(parts)))
     return table
+
+
+def _basket_rows(calibration: Calibration) -> list[_Row]:
+    joint, alone = basket_trial(calibration)
+    false = "Synthetic baskets of six shares: false events a 1,000 rows"
+    rows = [(false, f"each column alone {alone.false_events:.2f}", f"jointly {joint.false_events:.2f}")]
+    for kind, number in joint.number.items():
+        measure = f"Synthetic baskets of six shares: {kind}"
+        rows.append((measure, f"each column alone {_share(alone.hit[kind], number)}", _share(joint.hit[kind], number)))
+    return rows
 
 
 def _ablation_rows(

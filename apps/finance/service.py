@@ -29,7 +29,7 @@ LEAST_ROWS = 60
 ROWS_PER_SECOND = 2500
 """Of the time that somebody waits, one core scores these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
-_OPTIONS = (*OPTION_NAMES, "instrument", "events_per_day", "events_per_1000_rows", "threshold")
+_OPTIONS = (*OPTION_NAMES, "instrument", "columns", "events_per_day", "events_per_1000_rows", "threshold")
 MOST_EVENTS_PER_1000_ROWS = 50.0
 
 
@@ -53,15 +53,16 @@ class FinanceCodec:
         self.model = predictor.name
 
     def decode(self, request: Request) -> Decoded[Series]:
-        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; how many events
-        are wanted, as ``events_per_day`` or ``events_per_1000_rows``, or ``threshold``, the score that begins one, in
-        (0, 1]."""
+        """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
+        "all" for every column and all of them together; how many events are wanted, as ``events_per_day`` or
+        ``events_per_1000_rows``, or ``threshold``, the score that begins one, in (0, 1]."""
         unknown = sorted(request.options.keys() - set(_OPTIONS))
         if unknown:
             raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
         path = _only(request.files)
         contents = read_contents(path, table_options(request.options))
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
+        contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
         series, notes = _long_enough(contents, path.name)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
@@ -123,6 +124,21 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
         more = ", …" if len(names) > 10 else ""
         raise InvalidInputError(f"{name} has no series {wanted!r}; it has {there}{more}")
     return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was scored"))
+
+
+def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
+    """Every column as a series of its own, and before them one in which all are judged together."""
+    if not wanted:
+        return contents
+    if wanted != "all":
+        raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
+    if contents.series_column:
+        raise InvalidInputError(f"{name} holds several series; columns are judged together in a file of one")
+    (one,) = contents.series
+    if len(one.values) < 2:
+        raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are judged together")
+    parts = [replace(one, name=label, values={label: one.values[label]}, column=label) for label in one.values]
+    return replace(contents, series=(replace(one, name="all columns", joint=True), *parts), series_column="column")
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:

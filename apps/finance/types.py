@@ -86,7 +86,8 @@ class Series:
     """A time series of one or more columns.
 
     ``times_ns`` (N,) rises strictly; ``values`` maps column names to (N,). ``interval_ns`` is the usual time between
-    rows (the median); rows need not be regular. ``column`` is the one that is scored. ``notes`` say what reading the
+    rows (the median); rows need not be regular. ``column`` is the one that is scored, or where ``joint`` all are, by
+    how they move together. ``notes`` say what reading the
     series had to do (rows sorted, duplicates dropped).
     """
 
@@ -96,6 +97,7 @@ class Series:
     column: str
     interval_ns: int
     notes: tuple[str, ...] = ()
+    joint: bool = False
 
     def __len__(self) -> int:
         return len(self.times_ns)
@@ -113,7 +115,7 @@ class Anomaly:
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
     that of ``scoring.combine``. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
-    word of a detector in ``apps.finance.inference.detectors``.
+    word of a detector in ``apps.finance.inference.detectors``; ``columns`` which of several were, in a joint judgement.
     """
 
     start_ns: int
@@ -126,6 +128,7 @@ class Anomaly:
     high: float
     direction: Direction
     channel: str
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.finance.inference.conformal import Reported
-from apps.finance.inference.detectors import DETECTORS
+from apps.finance.inference.detectors import DETECTORS, JOINT
+from apps.finance.inference.detectors.joint import contributing
 from apps.finance.inference.scoring import HIGHEST
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 
 Mask = NDArray[np.bool_]
 
+_TABLE = {**DETECTORS, **JOINT}
 _RELEASE = 0.7
 """An event goes on while the score is above this share of the threshold."""
 _NEAR = 12
@@ -37,7 +39,7 @@ def fresh(channels: Mapping[str, Floats], least: float = _UNUSUAL) -> Mask:
     """
     found = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        high, echo, holds = np.flatnonzero(values >= least), DETECTORS[name].echo, DETECTORS[name].holds
+        high, echo, holds = np.flatnonzero(values >= least), _TABLE[name].echo, _TABLE[name].holds
         if not len(high):
             continue
         apart = np.flatnonzero(np.diff(high) > echo + 1)
@@ -119,5 +121,6 @@ def _anomaly(
         low=float(low),
         high=float(high),
         direction=direction,
-        channel=DETECTORS[channel].word,
+        channel=_TABLE[channel].word,
+        columns=contributing(series, peak) if series.joint else (),
     )

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from apps.finance.inference.conformal import Budget, Control
-from apps.finance.inference.detectors import DETECTORS
+from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.types import Floats, Forecast, Series
 
 HIGHEST = 8.0
 """No detector's -log10 p counts for more."""
-ALONE = "low_volatility"
+ALONE = ("low_volatility", "joint")
+"""Those that take no part in the mean."""
 _WEIGHT_ALONE = 0.5
 FULL = 5.0
 """The root mean square of the -log10 p that is a score of 1."""
@@ -52,10 +53,10 @@ class Calibration:
     hold_rows: float = 60.0
     margin: float = 0.2
 
-    def detectors(self) -> dict[str, Detector]:
-        """The detectors as calibrated."""
+    def detectors(self, table: Mapping[str, Detector] = DETECTORS) -> dict[str, Detector]:
+        """The detectors of a table as calibrated."""
         ranking = Ranking(prior_rows=self.prior_rows, tail=self.tail, memory=self.memory)
-        return {name: one.configured(self.prior.get(name, ()), ranking) for name, one in DETECTORS.items()}
+        return {name: one.configured(self.prior.get(name, ()), ranking) for name, one in table.items()}
 
     def control(self, rate: float | None = None, *, fixed: float | None = None) -> Control:
         """How the threshold follows for a budget of ``rate`` events a 1,000 rows; ``fixed`` is one that stays."""
@@ -82,26 +83,25 @@ class Calibration:
 def improbability(series: Series, forecast: Forecast, calibration: Calibration) -> dict[str, Floats]:
     """-log10 of each detector's tail probability at each row, (N,); 0 where it cannot tell yet."""
     one = ForecastedSeries(series, forecast)
-    return {name: detector.score(one) for name, detector in calibration.detectors().items()}
+    table = calibration.detectors(JOINT if series.joint else DETECTORS)
+    return {name: detector.score(one) for name, detector in table.items()}
 
 
 def combine(channels: Mapping[str, Floats], power: float = 2.0) -> Floats:
     """(N,) the score in [0, 1] from each detector's -log10 p: their root mean square over 5.
 
     ``low_volatility`` looks for changes that are too small, of which no other can know: it takes no part in the mean,
-    and the score is at least half its -log10 p over 5. Another ``power`` is for comparison: 1 is the mean, infinity the
-    largest.
+    and the score is at least half its -log10 p over 5. So it is with ``joint``, which judges alone. Another ``power``
+    is for comparison: 1 is the mean, infinity the largest.
     """
     bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}
-    alone = bounded.pop(ALONE, None)
-    if not bounded:
-        assert alone is not None
-        return np.clip(alone / FULL, 0, 1)
-    values = np.array(list(bounded.values()))
-    score: Floats = values.max(axis=0) if np.isinf(power) else np.mean(values**power, axis=0) ** (1 / power)
-    if alone is not None:
-        score = np.maximum(score, _WEIGHT_ALONE * alone)
-    return np.clip(score / FULL, 0, 1)
+    alone = [_WEIGHT_ALONE * bounded.pop(name) for name in ALONE if name in bounded]
+    if bounded:
+        values = np.array(list(bounded.values()))
+        mean = values.max(axis=0) if np.isinf(power) else np.mean(values**power, axis=0) ** (1 / power)
+        alone.append(mean)
+    score: Floats = np.max(alone, axis=0) / FULL
+    return np.clip(score, 0, 1)
 
 
 def score(series: Series, calibration: Calibration) -> Floats:

@@ -76,6 +76,7 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
         "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
         "channel": anomaly.channel,
+        **({"columns": list(anomaly.columns)} if anomaly.columns else {}),
     }
 
 

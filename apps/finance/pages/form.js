@@ -14,9 +14,10 @@ const WHERE = { above: "above the band", below: "below the band", inside: "withi
 const WHAT = {
   beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
   rhythm: "another course than at this time in other rhythms", jump: "a sudden change",
+  joint: "columns that do not move together as they did",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
-const what = (event) => [event.channel, WHAT[event.channel]].filter(Boolean).join(": ");
+const what = (event) => [event.channel, WHAT[event.channel], event.columns?.join(", ")].filter(Boolean).join(": ");
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {
@@ -59,7 +60,19 @@ function eventTable(events, jump) {
   for (const row of list.querySelectorAll("tbody tr")) {
     [...row.cells].forEach((cell, place) => { cell.dataset.label = columns[place]; });
   }
-  return list;
+  if (events.length <= 5) return list;
+  const lines = [...list.querySelectorAll("tbody tr")];
+  const body = list.querySelector("tbody");
+  const order = element("select", { onchange: () => {
+    const byStrength = order.value === "strength";
+    const places = [...events.keys()].sort((a, b) => (byStrength ? events[b].score - events[a].score : a - b));
+    body.replaceChildren(...places.map((place) => lines[place]));
+  } }, element("option", { value: "time" }, "in order of time"), element("option", { value: "strength" }, "the strongest first"));
+  const least = element("input", { type: "search", inputMode: "decimal", size: 5, oninput: () => {
+    const lowest = Number(least.value.replace(",", ".")) || 0;
+    lines.forEach((line, place) => { line.hidden = events[place].score < lowest; });
+  } });
+  return element("div", {}, element("p", { class: "tools" }, element("label", {}, "Events ", order), element("label", {}, " with a score of at least ", least)), list);
 }
 
 /** The list of a file's series, those with the strongest events first; narrowed by typing. */

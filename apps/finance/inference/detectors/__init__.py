@@ -11,6 +11,7 @@ from apps.finance.inference.detectors import (
     beyond_range,
     drift,
     high_volatility,
+    joint,
     jump,
     level,
     low_volatility,
@@ -41,3 +42,5 @@ CANDIDATES: dict[str, Detector] = {
     "spectral_residual": spectral_residual.DETECTOR,
 }
 ANCHORS: dict[str, Detector] = {"paano": paano.DETECTOR}
+JOINT: dict[str, Detector] = {"joint": joint.DETECTOR}
+"""What judges the columns of a series together, in place of all others."""

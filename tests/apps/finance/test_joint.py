@@ -1,0 +1,94 @@
+"""Several columns at once: faults that no column shows by itself, and which columns they are in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from apps.finance.app import app
+from apps.finance.datasets.labels import window_rows
+from apps.finance.datasets.synth.baskets import KINDS, basket
+from apps.finance.inference.basket_trial import basket_trial
+from apps.finance.inference.detectors import JOINT
+from apps.finance.inference.detectors.detector import ForecastedSeries
+from apps.finance.inference.detectors.joint import contributing
+from apps.finance.inference.scoring import Calibration
+from apps.finance.outputs.series_csv import write_csv
+from apps.finance.predictor import FinancePredictor
+from apps.finance.service import FinanceCodec
+from apps.finance.types import Forecast, Series
+from shared.deploy.predictor import Request, answer
+from shared.deploy.registry import shipped
+from shared.errors import InvalidInputError
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+NOTHING = Forecast(levels=(0.5,), quantiles=np.zeros((0, 1)), surprise=np.zeros((0, 2)))
+
+
+def scored(series: Series) -> np.ndarray:
+    return JOINT["joint"].score(ForecastedSeries(series, NOTHING))
+
+
+def made(seed: int = 3, length: int = 1500) -> Series:
+    return basket(np.random.Generator(np.random.Philox(seed)), length=length).series
+
+
+def test_a_row_is_judged_by_it_and_earlier_ones_and_a_single_column_not_at_all():
+    series = made()
+    whole = scored(series)
+    for rows in (200, 700, 1499):
+        values = {name: column[:rows] for name, column in series.values.items()}
+        part = replace(series, times_ns=series.times_ns[:rows], values=values)
+        np.testing.assert_allclose(scored(part), whole[:rows], atol=1e-9)
+    assert not scored(replace(series, values={"share_0": series.target})).any()
+
+
+def test_the_unit_of_a_column_and_missing_values_do_not_matter():
+    series = made(4, 1000)
+    other = {name: column * 10.0**place for place, (name, column) in enumerate(series.values.items())}
+    np.testing.assert_allclose(scored(replace(series, values=other)), scored(series), atol=1e-6)
+    gappy = {name: np.where(np.arange(1000) % 97 == 5, np.nan, column) for name, column in series.values.items()}
+    assert np.isfinite(scored(replace(series, values=gappy))).all()
+
+
+def test_together_the_columns_show_what_none_of_them_does():
+    together, alone = basket_trial(Calibration(threshold=0.36), baskets=4)
+    assert set(together.number) == set(KINDS) and all(number == 4 for number in together.number.values())
+    assert sum(together.hit.values()) >= sum(alone.hit.values()) + 2
+    assert together.false_events <= alone.false_events + 0.2
+
+
+def test_the_column_that_left_the_others_is_named():
+    named = 0
+    for seed in range(8):
+        item = basket(np.random.Generator(np.random.Philox(seed)))
+        (first, last), window = window_rows(item.series.times_ns, item.windows)[0], item.windows[0]
+        peak = int(first + np.argmax(scored(item.series)[first : last + 1]))
+        named += window.kind.removeprefix("decoupled: ") in contributing(item.series, peak)
+    assert named >= 7
+
+
+def test_a_wide_file_is_judged_together_and_by_column(tmp_path):
+    series = made(1, 1500)
+    write_csv(tmp_path / "basket.csv", series)
+    predictor = FinancePredictor.load(shipped(app), "cpu")
+    request = Request(files=(tmp_path / "basket.csv",), options={"columns": "all", "events_per_1000_rows": "5"})
+    response = answer(predictor, request, FinanceCodec(predictor))
+    names = [part["name"] for part in response.result["parts"]]
+    assert names == ["all columns", *series.values]
+    jointly = [event for event in response.result["events"] if event["series"] == "all columns"]
+    assert jointly and all(set(event["columns"]) <= set(series.values) and event["columns"] for event in jointly)
+    assert {event["channel"] for event in jointly} == {"joint"}
+    assert all("columns" not in event for event in response.result["events"] if event["series"] != "all columns")
+    assert json.loads(response.files["series.json"])["parts"][0]["name"] == "all columns"
+    one = replace(series, values={"share_0": series.target})
+    write_csv(tmp_path / "one.csv", one)
+    with pytest.raises(InvalidInputError, match="two at least are judged together"):
+        answer(predictor, Request(files=(tmp_path / "one.csv",), options={"columns": "all"}), FinanceCodec(predictor))
