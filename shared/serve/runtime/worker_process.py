@@ -41,7 +41,8 @@ class WorkerProcess:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self._work.threads is not None:
             environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
-        command = [sys.executable, *_interpreter_options(), "-m", "shared.serve.worker"]
+        # Not the working directory first (-P): a folder of the user's may be called like one of our packages.
+        command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with theirs:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid()), json.dumps(self._work.as_json())],
