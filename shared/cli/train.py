@@ -23,6 +23,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
     recipe = with_imported_network(app, parse_recipe(base, data, settings, f"trivium train {app.name}"))
+    from shared.comms.watch import LostProcessError
     from shared.engine.loop import fit
     from shared.engine.run import Run
 
@@ -32,7 +33,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     training = Run(command.out or Path("runs") / f"{app.name}-{name}", app.name, name)
     try:
         result = fit(recipe, training, device=command.device)
-    except FloatingPointError as error:
+    except (FloatingPointError, LostProcessError) as error:
         print(f"trivium: {error}", file=sys.stderr)
         return 1
     if leader:

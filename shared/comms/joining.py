@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from shared.comms.abort import abort_collectives, connecting
@@ -24,6 +26,8 @@ from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
 from shared.comms.watch import LostProcessError, Member, Timeouts, Watch
 from shared.errors import InvalidInputError
+
+_POLL_S = 0.05
 
 
 @contextmanager
@@ -52,7 +56,8 @@ def join(
     limits = timeouts or Timeouts()
     start = timedelta(seconds=limits.start_s)
     store, launched, _ = next(rendezvous("env://", timeout=start))
-    rank, members = _meet(store, launched, world, local, topology)
+    name, rank, members = _meet(store, launched, world, local, topology, limits.start_s)
+    store = PrefixStore(f"trivium/{name}", store)
     log = CollectiveLog()
     # On a GPU what the processes say to each other besides gradients lies on the host: gloo carries it.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
@@ -97,22 +102,60 @@ def shorten_timeouts(group: Group) -> None:
         set_timeout(timedelta(seconds=group.timeouts.step_s), joined)
 
 
-def _meet(store: Any, launched: int, world: int, local: int, topology: Path | None) -> tuple[int, tuple[Member, ...]]:
-    """This process's rank, and all processes in the order of their ranks. The launcher's first process decides."""
-    own = Member(socket.gethostname(), local, os.getpid(), launched)
-    store.set(f"trivium/member/{launched}", json.dumps(own))
-    if launched == 0:
-        found = [Member(*json.loads(store.get(f"trivium/member/{number}"))) for number in range(world)]
-        try:
-            ordered: Any = _in_order(found, topology)
-        except InvalidInputError as error:
-            ordered = str(error)
-        store.set("trivium/members", json.dumps(ordered))
-    told = json.loads(store.get("trivium/members"))
-    if isinstance(told, str):
-        raise InvalidInputError(told)
-    members = tuple(Member(*member) for member in told)
-    return members.index(own), members
+def _meet(
+    store: Any, launched: int, world: int, local: int, topology: Path | None, limit_s: float
+) -> tuple[str, int, tuple[Member, ...]]:
+    """The name of this round of processes, this one's rank, and all of them in the order of their ranks.
+
+    ``torchrun`` keeps the store when it starts processes again, so what is read may be of those before. Every process
+    has a random number: the launcher's first one publishes the members with theirs, a process that finds its own there
+    says so, and when all have, the round begins. Until then the first looks again.
+    """
+    own, number = Member(socket.gethostname(), local, os.getpid(), launched), uuid.uuid4().hex
+    store.set(f"trivium/member/{launched}", json.dumps([number, own]))
+    limit = time.monotonic() + limit_s
+    told: dict[str, Any] = {}
+    while time.monotonic() < limit:
+        if launched == 0:
+            told = _publish(store, world, topology)
+            if _all_agree(store, world, told["round"]):
+                store.set("trivium/begun", told["round"])
+                break
+            continue
+        told = json.loads(store.get("trivium/round"))
+        if len(told["numbers"]) == world and told["numbers"][launched] == number:
+            store.set(f"trivium/agreed/{launched}", told["round"])
+            if store.check(["trivium/begun"]) and store.get("trivium/begun").decode() == told["round"]:
+                break
+        time.sleep(_POLL_S)
+    else:
+        raise InvalidInputError(f"the {world} processes of the job did not meet within {limit_s:g} s")
+    if "refused" in told:
+        raise InvalidInputError(told["refused"])
+    members = tuple(Member(*member) for member in told["members"])
+    return told["round"], members.index(own), members
+
+
+def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
+    """Publishes the processes that are there, in the order of their ranks, or why they are refused."""
+    found = [json.loads(text) for text in store.multi_get([f"trivium/member/{number}" for number in range(world)])]
+    told: dict[str, Any] = {"round": uuid.uuid4().hex, "numbers": [number for number, _ in found]}
+    try:
+        told["members"] = _in_order([Member(*member) for _, member in found], topology)
+    except InvalidInputError as error:
+        told["refused"] = str(error)
+    store.set("trivium/round", json.dumps(told))
+    return told
+
+
+def _all_agree(store: Any, world: int, round_name: str) -> bool:
+    """Whether all other processes find themselves among the published ones, within a second or so."""
+    keys = [f"trivium/agreed/{number}" for number in range(1, world)]
+    for _ in range(int(1 / _POLL_S)):
+        if store.check(keys) and all(value.decode() == round_name for value in store.multi_get(keys)):
+            return True
+        time.sleep(_POLL_S)
+    return False
 
 
 def _in_order(members: list[Member], topology: Path | None) -> list[Member]:
