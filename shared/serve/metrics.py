@@ -71,7 +71,7 @@ class Metrics:
     def exposition(self) -> bytes:
         """Prometheus' text format, without the suffix that the client library adds and Triton does not have."""
         text = generate_latest(self.registry).decode()
-        text = re.sub(r"^(# (HELP|TYPE) )?nv_inference_\w+_created.*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^(# (HELP|TYPE) )?(nv_inference|trivium)_\w+_created.*\n", "", text, flags=re.MULTILINE)
         return re.sub(r"\b(nv_inference_\w+)_total\b", r"\1", text).encode()
 
 

@@ -273,6 +273,7 @@ class Service:
             self.app.title,
             application_workers(self.app, [artifact.path for artifact in artifacts], settings),
             capacity=self.settings.request_limit,
+            longest_batch_s=settings.max_batch_s,
             metrics=metrics,
         )
         await pool.start()

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     queue_length     requests of an application (or of a network) that may wait; 503 above it
     max_per_client   requests that one address may have inside at a time; 429 above it; any number by default
     max_batch        the most requests (of a network: rows) that are computed together when several wait
+    max_batch_s      no more are computed together than take so many seconds by the last times; always one
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
     job_deadline_s   the longest that a job is computed
     max_jobs         jobs of an application that may wait; 503 above it
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     queue_length: int = Field(32, ge=1)
     max_per_client: int | None = Field(None, ge=1)
     max_batch: int = Field(8, ge=1)
+    max_batch_s: float = Field(0.25, gt=0)
     deadline_s: float = Field(120.0, gt=0)
     job_deadline_s: float = Field(6 * 3600.0, gt=0)
     max_jobs: int = Field(100, ge=1)

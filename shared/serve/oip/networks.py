@@ -83,6 +83,7 @@ class NetworkModel:
             self.model.what,
             network_workers(self._path, self._settings),
             capacity=self._settings.request_limit,
+            longest_batch_s=self._settings.max_batch_s,
             metrics=self.metrics,
         )
         await workers.start()

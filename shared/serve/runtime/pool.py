@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -69,12 +70,22 @@ class _Place:
 class WorkerPool:
     """Gives what waits to the workers that are free, the oldest first, as many requests as one takes at once.
 
-    Nothing is waited for: a batch leaves when a worker is free. What is past its deadline is answered 504, and a worker
-    that computes it is ended; what it computed along with it is computed again once. What a worker computes that ends
-    by itself is answered 503. Either way the worker is replaced. Times are those of ``time.monotonic``.
+    Nothing is waited for: a batch leaves when a worker is free, of no more requests than take ``longest_batch_s``
+    together by the last times. What is past its deadline is answered 504, and a worker that computes it is ended; what
+    it computed along with it is computed again once. What a worker computes that ends by itself is answered 503. Either
+    way the worker is replaced. Times are those of ``time.monotonic``.
     """
 
-    def __init__(self, what: str, workers: Sequence[Worker], *, capacity: int, metrics: ModelMetrics) -> None:
+    def __init__(
+        self,
+        what: str,
+        workers: Sequence[Worker],
+        *,
+        capacity: int,
+        metrics: ModelMetrics,
+        longest_batch_s: float = math.inf,
+    ) -> None:
+        self._longest_batch_s, self._each_s = longest_batch_s, 0.0
         self._what, self._capacity, self._metrics = what, capacity, metrics
         self._places = [_Place(worker) for worker in workers]
         self._queue: deque[_Entry] = deque()
@@ -179,6 +190,8 @@ class WorkerPool:
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
         done = [reply.head for reply in replies if "inferences" in reply.head]
         if done:
+            each_s = max(head["infer_s"] for head in done) / len(done)
+            self._each_s = each_s if not self._each_s else (self._each_s + each_s) / 2
             self._metrics.executed(
                 inferences=sum(head["inferences"] for head in done),
                 executions=sum(head["executions"] for head in done),
@@ -246,13 +259,20 @@ class WorkerPool:
         for place in self._places:
             if place.state != "idle" or not self._queue or self._closed:
                 continue
-            place.batch = [self._queue.popleft() for _ in range(min(place.worker.most, len(self._queue)))]
+            number = min(place.worker.most, len(self._queue), self._most_together())
+            place.batch = [self._queue.popleft() for _ in range(number)]
             place.state, place.began = "busy", time.monotonic()
             for entry in place.batch:
                 entry.place = place
                 entry.runs += 1
             place.again = not place.worker.begin([entry.request for entry in place.batch])
         self._metrics.pending.set(len(self._queue))
+
+    def _most_together(self) -> int:
+        """How many requests take no longer than a batch may, by the last times: its first waits for them all."""
+        if self._each_s * self._capacity <= self._longest_batch_s:
+            return self._capacity
+        return max(1, int(self._longest_batch_s / self._each_s))
 
     def _is_late(self, entry: _Entry) -> None:
         if not entry.answer.done():

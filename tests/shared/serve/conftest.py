@@ -37,6 +37,7 @@ def settings(tmp_path: Path) -> Settings:
         store=tmp_path / "store",
         device="cpu",
         workers=0,
+        max_batch_s=60,
         warm=False,
         max_upload_bytes=200_000,
         max_tensor_bytes=100_000,

@@ -58,11 +58,13 @@ class Scripted:
         return {"pid": 1, "memory_bytes": 2}
 
 
-def play(script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True) -> None:
+def play(
+    script: Callable[..., Awaitable[None]], *workers: Scripted, capacity: int = 10, ready: bool = True, **given: Any
+) -> None:
     """Runs the script with a pool before the workers, which are ready."""
 
     async def run() -> None:
-        pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"))
+        pool = WorkerPool("it", workers, capacity=capacity, metrics=Metrics().of("it", "1"), **given)
         starting = asyncio.ensure_future(pool.start())
         await asyncio.sleep(0)
         if ready:
@@ -98,6 +100,17 @@ def test_a_lone_request_leaves_at_once_and_what_comes_meanwhile_leaves_together(
         assert [await value(task) for task in tasks] == [-1, -2, -3, -4]
 
     play(script, Scripted())
+
+
+def test_no_more_are_computed_together_than_take_as_long_as_a_batch_may() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        tasks = await ask(pool, *range(8))
+        for _ in range(4):
+            worker.reply()  # a tenth of a second for each batch
+        assert worker.batches == [[0], [1, 2], [3, 4, 5], [6, 7]]
+        assert [await value(task) for task in tasks] == [-n for n in range(8)]
+
+    play(script, Scripted(most=8), longest_batch_s=0.25)
 
 
 def test_whichever_worker_is_free_takes_the_oldest() -> None:
