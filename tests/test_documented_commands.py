@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from shared.app import find
+from shared.app import find, installed
 from shared.cli import arguments as commands
 from shared.cli.settings import parse_data, parse_recipe
 from shared.recipes import choose_recipe, named_data_set
@@ -39,6 +39,10 @@ def test_a_documented_command_is_one_that_the_command_line_takes(page, command):
         app = find(parsed.app)
         data = None if parsed.data is None else named_data_set(app, parsed.data)
         parse_recipe(choose_recipe(app, parsed.recipe)[1], data, settings, "trivium train")
+    elif isinstance(parsed, commands.Quantize) and parsed.data is not None:
+        # Its application is the artifact's.
+        apps = [app for app in installed().values() if parsed.data in app.data_sets()]
+        parse_data(named_data_set(apps[0], parsed.data), settings, "trivium")
     elif isinstance(parsed, commands.Evaluate | commands.Calibrate | commands.Import) and parsed.data is not None:
         parse_data(named_data_set(find(parsed.app), parsed.data), settings, "trivium")
     elif isinstance(parsed, commands.Evaluate) and settings:

@@ -5,18 +5,15 @@ Times are UTC nanoseconds since 1970 (int64). Values are float64; a missing valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.recipe import InputSpec
-
-if TYPE_CHECKING:
-    from apps.finance.models.library_tft import LibraryForecaster, LibraryTrainingWindows
 
 Times: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -54,19 +51,6 @@ class LibraryTFT:
     target_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     scalers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-    def build(self, input: FinanceInput) -> LibraryForecaster:
-        from apps.finance.models.library_tft import LibraryForecaster
-
-        return LibraryForecaster(self, input)
-
-    def windows(
-        self, items: Sequence[LabelledSeries], rows: Sequence[tuple[int, int]], input: FinanceInput, stride: int
-    ) -> LibraryTrainingWindows:
-        """Windows to train it further, of ``rows`` (first and last, exclusive) of each series."""
-        from apps.finance.models.library_tft import LibraryTrainingWindows
-
-        return LibraryTrainingWindows(items, rows, input, stride)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -199,7 +199,9 @@ def model_state(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by name: the averaged ones, where the run keeps an average (``ema_decay``)."""
     weights = dict(load_file(path / "model.safetensors"))
     if (average := path / "ema.safetensors").is_file():
-        weights |= {name.removeprefix("average."): value for name, value in load_file(average).items()}
+        prefix = "average."
+        averaged = load_file(average).items()
+        weights |= {name.removeprefix(prefix): value for name, value in averaged if name.startswith(prefix)}
     return weights
 
 

@@ -37,7 +37,7 @@ def training_windows(
 
     if input.library is not None:
         starts = [(0, first_validation_row(len(item.series), validation_share)) for item in items]
-        return _not_empty(input.library.windows(items, starts, input, stride), input)
+        return _not_empty(_library_windows(items, starts, input, stride), input)
     tables = []
     for item in items:
         rows = first_validation_row(len(item.series), validation_share)
@@ -47,6 +47,15 @@ def training_windows(
             table.rows[input.context + first : input.context + min(last + 1, rows), 1] = 1
         tables.append(table)
     return _not_empty(Windows(tables, context=input.context, horizon=input.horizon, stride=stride), input)
+
+
+def _library_windows(
+    items: Sequence[LabelledSeries], rows: Sequence[tuple[int, int]], input: FinanceInput, stride: int
+) -> Dataset:
+    """Windows for a network that the library trained: its covariates and its normalizer stand beside its model."""
+    from apps.finance.models.library_tft import LibraryTrainingWindows
+
+    return LibraryTrainingWindows(items, rows, input, stride)
 
 
 def _not_empty(windows: Dataset, input: FinanceInput) -> Dataset:
@@ -64,7 +73,7 @@ def validation_windows(items: Sequence[LabelledSeries], input: FinanceInput, *, 
 
     if input.library is not None:
         ends = [(first_validation_row(len(item.series), validation_share), len(item.series)) for item in items]
-        return _not_empty(input.library.windows(items, ends, input, 2 * input.horizon), input)
+        return _not_empty(_library_windows(items, ends, input, 2 * input.horizon), input)
     tables = [tabulate(item.series, context=input.context, horizon=input.horizon) for item in items]
     begins = [first_validation_row(len(item.series), validation_share) for item in items]
     windows = Windows(tables, context=input.context, horizon=input.horizon, stride=2 * input.horizon, first_rows=begins)

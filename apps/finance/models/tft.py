@@ -41,7 +41,9 @@ class FinanceModel:
     def build(self, input: FinanceInput) -> Forecaster | LibraryForecaster:
         """A ``Forecaster`` with random weights from torch's global generator."""
         if input.library is not None:
-            return input.library.build(input)
+            from apps.finance.models.library_tft import LibraryForecaster
+
+            return LibraryForecaster(input.library, input)
         network = build_tft(self, input)
         if self.fast:
             from apps.finance.models.fast import accelerate

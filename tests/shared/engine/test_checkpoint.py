@@ -30,7 +30,7 @@ class Anything:
 STATE = {
     "decay": 0.99,
     "betas": (0.9, 0.999),
-    "average": {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer": {"weight": torch.ones(2)}},
+    "moments": {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer": {"weight": torch.ones(2)}},
     "slots": {0: {"step": torch.tensor(3.0)}, 7: {"step": torch.tensor(4, dtype=torch.int64)}},
     "list": [1, None, True, "word", (torch.zeros(1, dtype=torch.bfloat16),)],
     "$odd": {"$tensor": "no tensor"},
