@@ -46,6 +46,9 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        # The exporter notes where each node came from, with the paths of this machine: half of a small file.
+        node.metadata_props.clear()
     program.save(str(path), external_data=False)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -77,6 +77,13 @@ def test_an_artifact_holds_what_serving_needs(app, run, tmp_path):
     np.testing.assert_allclose(y, model(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_onnx_file_names_no_folder_of_the_machine_that_wrote_it(app, run, tmp_path):
+    artifact = export(run, app, tmp_path)
+    written = (artifact.path / "model.onnx").read_bytes()
+    assert b"Linear" in written or b"Gemm" in written  # it is not empty of names
+    assert str(Path(torch.__file__).parent).encode() not in written and b"stack_trace" not in written
+
+
 def test_versions_count_up_and_config_is_tritons(app, run, tmp_path):
     export(run, app, tmp_path)
     export(run, app, tmp_path)
