@@ -36,6 +36,7 @@ class Told:
     """A detector that is told the truth, moved and shaken as a test wants it."""
 
     sensor = "lidar"
+    program = None
 
     def __init__(self, answers, input=None):
         self.answers, self.input = answers, input or LidarInput()

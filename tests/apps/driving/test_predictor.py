@@ -52,7 +52,8 @@ def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
         others = [one.inputs[0] for one in asked[:number]]
         found = predictor.predict([*others, *decoded.inputs], decoded.options)[number:]
         together.append(codec.encode(decoded, found).result)
-    alone = [ask(request).result for request in requests]
+    alone = [dict(ask(request).result) for request in requests]
+    assert [one.pop("programs") for one in alone] == [{"pointpillars": "torch", "fcos3d": "torch"}] * 3
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])

@@ -118,7 +118,7 @@ def test_forecast_and_score_do_not_look_ahead(seed, cut, shape):
     np.testing.assert_array_equal(one.quantiles[:cut], two.quantiles[:cut])
     np.testing.assert_array_equal(one.surprise[:cut], two.surprise[:cut])
     calibration = Calibration()
-    np.testing.assert_allclose(score(series, one, calibration)[:cut], score(other, two, calibration)[:cut], atol=1e-9)
+    np.testing.assert_allclose(score(series, calibration)[:cut], score(other, calibration)[:cut], atol=1e-9)
 
 
 torch.manual_seed(0)
@@ -148,7 +148,7 @@ def test_missing_values_and_constants_give_finite_forecasts():
     found = forecast(_MODEL, [series], stride=4)[0]
     assert np.isfinite(found.quantiles[24:]).all()
     assert np.isnan(found.surprise[50:70]).all() and np.isfinite(found.surprise[80:]).all()
-    assert float(score(series, found, Calibration()).max()) < 0.3
+    assert float(score(series, Calibration()).max()) < 0.3
 
 
 def test_normal_scores_of_a_normal_distribution():
