@@ -5,101 +5,26 @@ The predictor here answers with known nodules, so that the page is tested apart 
 
 from __future__ import annotations
 
-import base64
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK
 from playwright.sync_api import Page, expect
 
 from apps.medical.adapters.nifti import nifti
-from apps.medical.app import app as medical
 from apps.medical.outputs.slab import slab
-from apps.medical.predictor import Options
-from apps.medical.service import MedicalCodec
-from apps.medical.types import CTVolume, Findings, Nodule
-from shared.app import App, Sample
-from shared.serve.app import create_app
-from shared.serve.settings import Settings
-from tests.apps.medical.chests import chest as one_chest
-from tests.apps.medical.chests import dicom_slice, medium, pack
-from tests.conftest import serving
-from tests.shared.serve.echo import write_artifact
+from apps.medical.types import CTVolume, Findings
+from tests.apps.medical.chests import dicom_slice, pack
+from tests.browser.medical_site import AT_MM, BOX_MM, chest, hand_in, medical_site
 
 pytestmark = pytest.mark.browser
-AT_MM = ((-60.0, 0.0, -355.0), (60.0, 6.0, -330.0))
-BOX_MM = (-120.0, -90.0, -400.0, 100.0, 80.0, -305.0)
-
-
-def chest() -> CTVolume:
-    """The chest with a nodule in either lung: 60 mm to the right, and 60 mm to the left."""
-    volume = one_chest()
-    volume.voxels_zyx[9:11, 38:42, 28:32] = -850
-    for centre in AT_MM:
-        x, y, z = np.rint(volume.to_index_ijk(centre)).astype(int)
-        volume.voxels_zyx[z, y - 1 : y + 2, x - 1 : x + 2] = 60
-    return volume
-
-
-class Known:
-    """Finds the two nodules, or those of them that the options ask for."""
-
-    def predict(self, batch: Sequence[CTVolume], options: Options) -> list[Findings]:
-        nodules = [
-            Nodule(
-                centre_lps_mm=centre,
-                mean_diameter_mm=9.0,
-                score=0.9 - 0.6 * n,
-                box_lps_mm=(*(v - 4.5 for v in centre), *(v + 4.5 for v in centre)),
-                axes_mm=(9.5, 8.5),
-            )
-            for n, centre in enumerate(AT_MM)
-        ]
-        found = Findings(
-            nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.max_findings],
-            operating_score=0.5,
-            lung_box_lps_mm=BOX_MM,
-            lung_millilitres=1500.0,
-        )
-        return [found] * len(batch)
-
-
-def _unused(*_: object) -> None:
-    raise AssertionError("the server neither trains nor reproduces")
-
-
-def _write(folder: Path) -> list[Path]:
-    file = folder / "chest.nii.gz"
-    file.write_bytes(nifti(chest()))
-    return [file]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("medical")
-    shutil.copytree(medical.pages, root / "pages")
-    write_artifact(root / "weights", 1, "medical")
-    app = App(
-        name="medical",
-        title=medical.title,
-        summary=medical.summary,
-        notice=medical.notice,
-        root=root,
-        models=("echo",),
-        recipes=_unused,  # type: ignore[arg-type]
-        dense=_unused,  # type: ignore[arg-type]
-        predictor=lambda artifacts, device: Known(),
-        codec=MedicalCodec,
-        kinds=medical.kinds,
-        case_label=medical.case_label,
-        samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
-        reproduce=_unused,  # type: ignore[arg-type]
-    )
-    with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"medical": app})) as address:
+    with medical_site(tmp_path_factory.mktemp("medical")) as address:
         yield address
 
 
@@ -199,23 +124,6 @@ def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, s
     expect(page.locator(".slices")).to_contain_text("60 HU at R 60.0, P 0.0, F 355.0 mm")
 
 
-def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_path: Path) -> None:
-    bad = tmp_path / "notes.nrrd"
-    bad.write_bytes(b"nothing")
-    page.goto(f"{site}/medical")
-    page.expected_errors.append("422")  # type: ignore[attr-defined]
-    page.get_by_label("Chest CT").set_input_files([bad])
-    page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("alert")).to_contain_text("notes.nrrd cannot be read")
-
-
-def hand_in(page: Page, site: str, *files: Path, folder: bool = False) -> None:
-    page.goto(f"{site}/medical")
-    page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
-    page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("img", name="Axial CT")).to_be_visible(timeout=30_000)
-
-
 def where_marked(page: Page) -> tuple[float, float, int]:
     """The middle of the chosen finding's circle in shares of the picture, and the grey there."""
     x, y, grey = page.eval_on_selector(
@@ -294,66 +202,6 @@ def test_a_click_places_a_cross_that_says_where_it_is_and_a_drag_measures(page: 
     expect(words).to_contain_text(re.compile(r"(99\.[5-9]|100\.[0-5]) mm measured"))
     page.keyboard.press("Escape")
     expect(words).not_to_contain_text("measured")
-
-
-def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
-    hand_in(page, site, medium(tmp_path, chest()), folder=True)
-    rows = page.locator(".findings button")
-    # The nodule is in the tenth slice from the feet, the eleventh image from the head.
-    expect(rows.first).to_contain_text("image 11 of 20 · R 60.0, P 0.0, F 355.0 mm")
-    expect(page.locator(".slices")).to_contain_text("Image 11 of 20 (instance number) · F 355.0 mm")
-    page.keyboard.press("ArrowUp")
-    expect(page.locator(".slices")).to_contain_text("Image 10 of 20 (instance number) · F 350.0 mm")
-    expect(page.locator("#result")).to_contain_text("Series 1.2.3.")
-
-
-def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Page, site: str, tmp_path: Path) -> None:
-    files = sorted(path for path in medium(tmp_path, chest(), first=201).rglob("*") if path.is_file())
-    hand_in(page, site, *files)
-    expect(page.locator(".findings button").first).to_contain_text("image 211 · R 60.0")
-    archive = pack(tmp_path, {f"a/IM{k}": dicom_slice(chest(), k) for k in range(20)}, "scan.zip")
-    content = base64.b64encode(archive.read_bytes()).decode()
-    page.evaluate(
-        """content => { const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], "scan.zip"));
-        const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true });
-        document.querySelector("[data-drop]").dispatchEvent(drop); }""",
-        content,
-    )
-    expect(page.locator("[data-chosen]")).to_contain_text("scan.zip")
-    page.get_by_role("button", name="Find nodules").click()
-    expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
-
-
-def test_a_folder_dropped_from_the_desktop_is_taken_with_all_that_is_in_it(
-    page: Page, site: str, tmp_path: Path
-) -> None:
-    folder = medium(tmp_path, chest())
-    # A browser reads a folder's entries a hundred at a time.
-    for n in range(150):
-        (folder / f"note{n}.txt").write_text("a note")
-    page.goto(f"{site}/medical")
-    box = page.locator("[data-drop]").bounding_box()
-    assert box is not None
-    dropped = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    session = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
-        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": dropped})
-    expect(page.locator("[data-chosen]")).to_contain_text("171 files")
-    page.get_by_role("button", name="Find nodules").click()
-    expect(page.locator(".findings button").first).to_contain_text("image 11 of 20")
-
-
-def test_a_header_with_its_voxels_beside_it_can_be_chosen(page: Page, site: str, tmp_path: Path) -> None:
-    made = chest()
-    image = SimpleITK.GetImageFromArray(made.voxels_zyx)
-    image.SetSpacing(made.spacing_mm)
-    image.SetOrigin(made.origin_lps_mm)
-    SimpleITK.WriteImage(image, str(tmp_path / "scan.mhd"))
-    hand_in(page, site, tmp_path / "scan.mhd", tmp_path / "scan.raw")
-    expect(page.locator(".findings button").first).to_contain_text("slice 10 of 20 in the file · R 60.0")
 
 
 def test_findings_are_put_in_order_and_the_keys_follow_it(page: Page, site: str) -> None:

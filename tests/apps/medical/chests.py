@@ -87,3 +87,14 @@ def medium(folder: Path, volume: CTVolume, first: int = 1) -> Path:
         (home / "IM000001").write_bytes(dicom_slice(volume, k, InstanceNumber=first + slices - 1 - k))
     (folder / "medium" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(80))
     return folder / "medium"
+
+
+def body_with_lungs() -> CTVolume:
+    """An oval body of soft tissue with two ellipsoids of lung in it, in LPS."""
+    k, j, i = np.indices((30, 80, 100))
+    voxels = np.full(i.shape, -1000, np.int16)
+    voxels[((i - 50) / 45) ** 2 + ((j - 40) / 32) ** 2 < 1] = 40
+    for middle in (30, 70):
+        inside = ((i - middle) / 15) ** 2 + ((j - 40) / 22) ** 2 + ((k - 15) / 11) ** 2 < 1
+        voxels[inside] = -850
+    return CTVolume(voxels_zyx=voxels, spacing_mm=(3.0, 3.0, 5.0), origin_lps_mm=(-150.0, -120.0, 0.0))

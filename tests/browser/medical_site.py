@@ -1,0 +1,101 @@
+"""A server with the medical form and a predictor that answers with known nodules, apart from any model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from playwright.sync_api import Page, expect
+
+from apps.medical.adapters.nifti import nifti
+from apps.medical.app import app as medical
+from apps.medical.predictor import Options
+from apps.medical.service import MedicalCodec
+from apps.medical.types import CTVolume, Findings, Nodule
+from shared.app import App, Sample
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.medical.chests import chest as one_chest
+from tests.conftest import serving
+from tests.shared.serve.echo import write_artifact
+
+AT_MM = ((-60.0, 0.0, -355.0), (60.0, 6.0, -330.0))
+BOX_MM = (-120.0, -90.0, -400.0, 100.0, 80.0, -305.0)
+
+
+def chest() -> CTVolume:
+    """The chest with a nodule in either lung: 60 mm to the right, and 60 mm to the left."""
+    volume = one_chest()
+    volume.voxels_zyx[9:11, 38:42, 28:32] = -850
+    for centre in AT_MM:
+        x, y, z = np.rint(volume.to_index_ijk(centre)).astype(int)
+        volume.voxels_zyx[z, y - 1 : y + 2, x - 1 : x + 2] = 60
+    return volume
+
+
+class Known:
+    """Finds the two nodules, or those of them that the options ask for."""
+
+    def predict(self, batch: Sequence[CTVolume], options: Options) -> list[Findings]:
+        nodules = [
+            Nodule(
+                centre_lps_mm=centre,
+                mean_diameter_mm=9.0,
+                score=0.9 - 0.6 * n,
+                box_lps_mm=(*(v - 4.5 for v in centre), *(v + 4.5 for v in centre)),
+                axes_mm=(9.5, 8.5),
+            )
+            for n, centre in enumerate(AT_MM)
+        ]
+        found = Findings(
+            nodules=tuple(n for n in nodules if n.score >= options.min_score)[: options.max_findings],
+            operating_score=0.5,
+            lung_box_lps_mm=BOX_MM,
+            lung_millilitres=1500.0,
+        )
+        return [found] * len(batch)
+
+
+def _unused(*_: object) -> None:
+    raise AssertionError("the server neither trains nor reproduces")
+
+
+def _write(folder: Path) -> list[Path]:
+    file = folder / "chest.nii.gz"
+    file.write_bytes(nifti(chest()))
+    return [file]
+
+
+@contextmanager
+def medical_site(root: Path) -> Iterator[str]:
+    """The address of a server with the medical form, whose files lie in ``root``."""
+    shutil.copytree(medical.pages, root / "pages")
+    write_artifact(root / "weights", 1, "medical")
+    app = App(
+        name="medical",
+        title=medical.title,
+        summary=medical.summary,
+        notice=medical.notice,
+        root=root,
+        models=("echo",),
+        recipes=_unused,  # type: ignore[arg-type]
+        dense=_unused,  # type: ignore[arg-type]
+        predictor=lambda artifacts, device: Known(),
+        codec=MedicalCodec,
+        kinds=medical.kinds,
+        case_label=medical.case_label,
+        samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
+        reproduce=_unused,  # type: ignore[arg-type]
+    )
+    with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"medical": app})) as address:
+        yield address
+
+
+def hand_in(page: Page, site: str, *files: Path, folder: bool = False) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_label("Or a folder" if folder else "Chest CT").set_input_files([str(file) for file in files])
+    page.get_by_role("button", name="Find nodules").click()
+    expect(page.get_by_role("img", name="Axial CT")).to_be_visible(timeout=30_000)
