@@ -15,9 +15,8 @@ BACKENDS = {
     "openvino": ("openvino", "openvino.xml"),
     "openvino-int8": ("openvino", "openvino-int8.xml"),
     "torchscript": ("pytorch", "torchscript.pt"),
-    "python": ("python", "model.py"),
 }
-"""Triton's backend of a program, and the file of a version's folder that it reads. ``python`` is ``python_model``."""
+"""Triton's backend of a program, and the file of a version's folder that it reads."""
 MOST_ROWS, DELAY_US = 8, 2000
 
 
@@ -68,44 +67,3 @@ def _warm_up(inputs: tuple[TensorSpec, ...], drop: int) -> str:
         for spec in inputs
     ]
     return 'model_warmup [ {\n    name: "zeros"\n    batch_size: 1\n' + "\n".join(lines) + "\n} ]"
-
-
-PYTHON_MODEL = '''"""A network for Triton's Python backend, computed by ONNX Runtime; needs numpy<2 in the server."""
-
-import json
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-import triton_python_backend_utils as utils
-
-
-class TritonPythonModel:
-    """One instance."""
-
-    def initialize(self, args):
-        config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
-        self.inputs = {one["name"]: "reshape" in one for one in config["input"]}
-        self.outputs = {one["name"]: "reshape" in one for one in config["output"]}
-
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        feeds = {}
-        for name, reshaped in self.inputs.items():
-            array = utils.get_input_tensor_by_name(request, name).as_numpy()
-            feeds[name] = array.reshape(len(array)) if reshaped else array
-        names = list(self.outputs)
-        found = self.session.run(names, feeds)
-        tensors = [
-            utils.Tensor(name, np.ascontiguousarray(value.reshape(-1, 1) if self.outputs[name] else value))
-            for name, value in zip(names, found)
-        ]
-        return utils.InferenceResponse(output_tensors=tensors)
-'''
-"""``model.py`` beside ``model.onnx``: for a Triton without the ONNX Runtime backend."""

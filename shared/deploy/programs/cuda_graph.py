@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.deploy.programs.program import Compute, Format, Placement, Source, Tensors
+from shared.deploy.programs.program import Compute, Format, Tensors
 from shared.deploy.programs.torch_eager import autocast_dtype
 
 if TYPE_CHECKING:
@@ -25,29 +24,9 @@ _MOST_GRAPHS = 8
 """Each holds the memory of its network's activations."""
 
 
-class CudaGraph:
-    """fp32, bf16 or fp16 on a GPU."""
-
-    name = "cudagraph"
-    reads_onnx = False
-    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
-
-    def version(self) -> str:
-        from importlib.metadata import version
-
-        return version("torch")
-
-    def file(self, format: Format) -> str | None:
-        return None
-
-    def why_not(self, format: Format, device: str) -> str | None:
-        return None if device == "cuda" else "it is for GPUs"
-
-    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Nothing: a graph is captured where it runs."""
-
-    def load(self, source: Source, format: Format, place: Placement) -> Compute:
-        return graphed(source.build(), autocast_dtype(format), place.device, capture)
+def captured(dense: DenseNetwork, format: Format, device: str) -> Compute:
+    """Computes by CUDA graphs, in fp32, bf16 or fp16."""
+    return graphed(dense, autocast_dtype(format), device, capture)
 
 
 def graphed(
@@ -75,12 +54,10 @@ def graphed(
             for tensor, name in zip(held, names, strict=True):
                 tensor.copy_(inputs[name], non_blocking=True)
             replay()
-            # The next replay writes over what this one gave.
+            # Copies, since the next replay writes over what this one gave.
             return {
-                name: value.float() if value.is_floating_point() else value.clone()
-                for name, value in zip(
-                    outputs, (v.clone() if v.dtype == torch.float32 else v for v in found), strict=True
-                )
+                name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+                for name, value in zip(outputs, found, strict=True)
             }
 
     return compute

@@ -28,7 +28,8 @@ def compiler() -> str | None:
     return next((found for name in (named, *_COMPILERS) if name and (found := shutil.which(name))), None)
 
 
-def _without_compiler(device: str) -> str | None:
+def without_compiler(device: str) -> str | None:
+    """Why torch cannot compile for the device, None where it can."""
     return "there is no C++ compiler (g++ or clang++)" if device == "cpu" and compiler() is None else None
 
 
@@ -56,7 +57,7 @@ class AotInductor:
 
         from shared.deploy.onnx_network import dynamic_shapes
 
-        if (reason := _without_compiler("cpu")) is not None:
+        if (reason := without_compiler("cpu")) is not None:
             raise ProgramError(f"aotinductor cannot be made: {reason}")
         module = dense.module.cpu().eval()
         example = tuple(value.cpu() for value in dense.inputs.values())
@@ -87,40 +88,18 @@ class AotInductor:
         return compute
 
 
-class TorchCompile:
-    """torch.compile when the program is loaded: the first call of each shape takes as long as a compiler does."""
+def compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
+    """torch.compile as the program is loaded: the first call of each shape takes as long as a compiler does."""
+    import torch
 
-    name = "compile"
-    reads_onnx = False
-    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
+    place = torch.device(device)
+    module = torch.compile(dense.module.to(place).eval(), dynamic=True)
+    names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
 
-    def version(self) -> str:
-        from importlib.metadata import version
+    def compute(inputs: Tensors) -> dict[str, Tensor]:
+        with torch.no_grad(), autocast(dtype, place):
+            found = module(*(inputs[name] for name in names))
+        found = [found] if isinstance(found, torch.Tensor) else found
+        return {name: value.float() for name, value in zip(outputs, found, strict=True)}
 
-        return version("torch")
-
-    def file(self, format: Format) -> str | None:
-        return None
-
-    def why_not(self, format: Format, device: str) -> str | None:
-        if format == "fp16" and device == "cpu":
-            return "fp16 is for GPUs"
-        return _without_compiler(device)
-
-    def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
-        """Nothing: what is compiled lies in torch's own cache."""
-
-    def load(self, source: Source, format: Format, place: Placement) -> Compute:
-        import torch
-
-        dense, device = source.build(), torch.device(place.device)
-        module = torch.compile(dense.module.to(device).eval(), dynamic=True)
-        names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
-
-        def compute(inputs: Tensors) -> dict[str, Tensor]:
-            with torch.no_grad(), autocast(dtype, device):
-                found = module(*(inputs[name] for name in names))
-            found = [found] if isinstance(found, torch.Tensor) else found
-            return {name: value.float() for name, value in zip(outputs, found, strict=True)}
-
-        return compute
+    return compute

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from shared.deploy.programs.cuda_graph import CudaGraph
-from shared.deploy.programs.inductor import AotInductor, TorchCompile
+from shared.deploy.programs.cuda_graph import captured
+from shared.deploy.programs.inductor import AotInductor, compiled, without_compiler
 from shared.deploy.programs.onnx_runtime import OnnxRuntime
 from shared.deploy.programs.openvino import OpenVino
 from shared.deploy.programs.program import Format, Runtime
-from shared.deploy.programs.torch_eager import TorchEager
+from shared.deploy.programs.torch_eager import TorchModules, eager
 from shared.deploy.programs.torchscript import TorchScript
 from shared.errors import InvalidInputError
 
 _ALL: tuple[Runtime, ...] = (
-    TorchEager(),
+    TorchModules(name="torch", start=eager),
     OnnxRuntime(),
     OpenVino(),
     TorchScript(),
     AotInductor(),
-    TorchCompile(),
-    CudaGraph(),
+    TorchModules(name="compile", start=compiled, unavailable=without_compiler),
+    TorchModules(
+        name="cudagraph", start=captured, unavailable=lambda device: None if device == "cuda" else "it is for GPUs"
+    ),
 )
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in _ALL}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +17,21 @@ if TYPE_CHECKING:
     from shared.app import DenseNetwork
 
 
-class TorchEager:
-    """fp32, or bf16 and fp16 by autocast. Always there; the file of the weights is all that it needs."""
+_FORMATS: tuple[Format, ...] = ("fp32", "bf16", "fp16")
 
-    name = "torch"
-    reads_onnx = False
-    formats: tuple[Format, ...] = ("fp32", "bf16", "fp16")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TorchModules:
+    """A runtime that computes with the network's own modules: the weights are all that it needs, so it writes no file.
+
+    ``fp16`` is for GPUs. ``start`` makes the computation; ``unavailable`` says why there is none on a device.
+    """
+
+    name: str
+    start: Callable[[DenseNetwork, Format, str], Compute]
+    unavailable: Callable[[str], str | None] = lambda device: None
+    formats: tuple[Format, ...] = _FORMATS
+    reads_onnx: bool = False
 
     def version(self) -> str:
         from importlib.metadata import version
@@ -31,13 +42,13 @@ class TorchEager:
         return None
 
     def why_not(self, format: Format, device: str) -> str | None:
-        return None if format != "fp16" or device != "cpu" else "fp16 is for GPUs"
+        return "fp16 is for GPUs" if (format, device) == ("fp16", "cpu") else self.unavailable(device)
 
     def write(self, dense: DenseNetwork, folder: Path, format: Format) -> None:
         """Nothing: the weights are there already."""
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
-        return eager(source.build(), format, place.device)
+        return self.start(source.build(), format, place.device)
 
 
 def eager(dense: DenseNetwork, format: Format = "fp32", device: str = "cpu") -> Compute:

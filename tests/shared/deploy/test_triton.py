@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 
 from shared.deploy.artifact import Manifest, TensorSpec
-from shared.deploy.triton import BACKENDS, PYTHON_MODEL, triton_config
+from shared.deploy.triton import BACKENDS, triton_config
 from shared.errors import InvalidInputError
 
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, 192, 640))
@@ -66,7 +66,3 @@ def test_a_wrong_field_is_found_by_the_schema(schema: Any) -> None:
 def test_a_program_that_triton_cannot_run_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="no backend for the program aotinductor"):
         triton_config(manifest(IMAGE, SCORE), "aotinductor")
-
-
-def test_the_python_model_is_python() -> None:
-    compile(PYTHON_MODEL, "model.py", "exec")

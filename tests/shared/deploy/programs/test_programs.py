@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from shared.app import DenseNetwork
 from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
 from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
+from shared.deploy.programs.cuda_graph import graphed
 from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
 from shared.deploy.programs.store import folder_of, keep, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program, program_names
+from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -232,3 +234,29 @@ def test_a_cpu_without_the_instructions_is_named(artifact: Artifact, monkeypatch
     with asked_program("openvino-bf16"):
         program = opened(artifact)
     assert "openvino-bf16, which was asked for, cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]
+
+
+def test_a_graph_is_captured_once_for_each_shape_and_replayed_on_what_is_new() -> None:
+    """Without a GPU the capture is a call that is repeated into the tensors of the first; the rest is the same."""
+    captures = []
+
+    def capture(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        found = call()
+        captures.append(found)
+
+        def replay() -> None:
+            for kept, new in zip(found, call(), strict=True):
+                kept.copy_(new)
+
+        return found, replay
+
+    compute, expected = graphed(network(), None, "cpu", capture), eager(network())
+    answers = []
+    for number, width in enumerate((8, 16, 8)):
+        generator = torch.Generator().manual_seed(number)
+        inputs = {"image": torch.rand(2, 1, 8, width, generator=generator), "gain": torch.tensor([1.0, 2.0 + number])}
+        answers.append((compute(inputs), expected(inputs)))
+    assert len(captures) == 2
+    for found, wanted in answers:  # an answer is not written over by those after it
+        for name in ("edges", "mean"):
+            torch.testing.assert_close(found[name], wanted[name])
