@@ -120,6 +120,14 @@ class Auto(DDP):
     """The model as it is on one process, and ``DDP`` on several, with the same settings."""
 
 
+def join_for(config: StrategyConfig, device: str | None) -> AbstractContextManager[Group]:
+    """Joins the processes that train, with the strategy's timeouts and its order of hosts where it has such."""
+    from shared.comms.joining import join
+
+    settings = config if isinstance(config, DDP) else DDP()
+    return join(device, timeouts=settings.timeouts, topology=settings.topology)
+
+
 class SingleStrategy:
     """The model as it is."""
 

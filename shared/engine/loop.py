@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import ExitStack, nullcontext
 
-import torch
 from torch import Tensor
 
-from shared.comms.group import Group
-from shared.comms.joining import join, shorten_timeouts
+from shared.comms.joining import shorten_timeouts
 from shared.data.loader import Step
 from shared.engine.divergence import DivergenceError
 from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries
 from shared.engine.evaluate import evaluate
 from shared.engine.interruption import Interruption, StopWatch, end_as_by
 from shared.engine.losses import count_factors, total, weighted_terms
+from shared.engine.noise import noise_seed, seed_generators
 from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
 from shared.precision import autocast
 from shared.recipe import Recipe
-from shared.strategy import DDP
+from shared.strategy import join_for
 
 
 def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
@@ -33,8 +31,7 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
     Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
     not finite. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
     """
-    settings = recipe.strategy if isinstance(recipe.strategy, DDP) else DDP()
-    with join(device, timeouts=settings.timeouts, topology=settings.topology) as group, ExitStack() as stack:
+    with join_for(recipe.strategy, device) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)
         with Interruption() as interruption:
             outcome = _train(training, StopWatch(recipe.limits, group, interruption))
@@ -92,7 +89,7 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
     """
     group, model, optimizer = training.group, training.model, training.optimizer
     parts, scaler, counted = step.parts, training.scaler, training.counted
-    seed_generators(_noise_seed(training.recipe.seed, step.number, group), group.device)
+    seed_generators(noise_seed(training.recipe.seed, step.number, group), group.device)
     factors = [None] * len(parts) if counted is None else count_factors(counted.count, parts, group)
     # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
     for parameter in training.parameters:
@@ -191,16 +188,3 @@ def finish(training: Training, reason: str) -> Result:
         result.save(training.run.result_file)
     training.events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
     return result
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seeds the generators that a step draws from, as ``torch.manual_seed`` does: that takes 200 times as long."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
-def _noise_seed(seed: int, step: int, group: Group) -> int:
-    """The seed of the noise inside the model (dropout) for one step on one process, so that a resume repeats it."""
-    words = hashlib.blake2b(f"{seed} {step} {group.rank} {group.world}".encode(), digest_size=8).digest()
-    return int.from_bytes(words, "little") >> 1

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from shared.engine import interruption
-from shared.engine.loop import fit, seed_generators
+from shared.engine.loop import fit
+from shared.engine.noise import seed_generators
 from shared.engine.run import Run
 from tests.shared.engine import line
 from tests.shared.engine.line import ROOT, train, weights
