@@ -17,7 +17,7 @@ const WHAT = {
   joint: "columns that do not move together as they did",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
-const what = (event) => [event.channel, WHAT[event.channel], event.columns?.join(", ")].filter(Boolean).join(": ");
+const what = (event) => [WHAT[event.channel] ?? event.channel, event.columns?.join(", ")].filter(Boolean).join(": ");
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {
