@@ -20,7 +20,7 @@ from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.runtime.job_runner import JobRunner
-from shared.serve.runtime.limits import Busy, RequestLimit, until
+from shared.serve.runtime.limits import Busy, RequestLimit, Spread, loaded, too_late, until
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
 from shared.serve.runtime.pool import WorkerPool
@@ -74,6 +74,7 @@ class Service:
         self._registry, self._metrics = registry, metrics
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
+        self._kept = Spread()
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
             load=self._load,
@@ -137,8 +138,7 @@ class Service:
         """
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
-        async with until(deadline, self.app.title):
-            model = await self.model.get()
+        model = await loaded(self.model, deadline)
         with model.metrics.failures(), self._limit.computing():
             return await self._answer(model, request, interface, sample, folder, arrived, deadline, stage)
 
@@ -180,12 +180,13 @@ class Service:
                 "folder": None if folder is None else str(folder),
             }
         )
-        async with until(deadline, self.app.title):
-            reply = await model.workers.answer(message, deadline, stage)
-            computed = time.monotonic()
+        reply = await model.workers.answer(message, deadline, stage, finish_s=self._kept.bound_s)
+        computed, waited_s = time.monotonic(), reply.head["waited_s"]
+        async with until(deadline, lambda: too_late(self.app.title, waited_s, deadline - arrived - waited_s)):
             keep = partial(self._keep, request, interface, reply, model)
             case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head
+        self._kept.add(done - computed)
         model.metrics.answered(
             request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
         )

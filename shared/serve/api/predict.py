@@ -56,7 +56,7 @@ async def _submit(service: Service, upload: Upload, folder: Path, interface: str
     sample, files = upload.fields.get("sample"), tuple(upload.files)
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     wanted = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
-    return await service.submit(wanted, interface, sample=sample, folder=folder)
+    return await service.submit(wanted, interface, sample=sample, folder=folder, arrived=upload.arrived)
 
 
 def check_upload(upload: Upload) -> None:

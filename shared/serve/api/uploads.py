@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -25,10 +26,11 @@ _MOST_OPTIONS = 100
 
 @dataclass(slots=True)
 class Upload:
-    """What a request carried: files on disk, and its other fields as text."""
+    """What a request carried: files on disk, and its other fields as text; and when it was there (monotonic clock)."""
 
     files: list[Path] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
+    arrived: float = field(default_factory=time.monotonic)
 
 
 async def receive(
@@ -47,8 +49,9 @@ async def receive(
         form = _Form(folder, options[b"boundary"], max_files)
         try:
             async for chunk in _limited(stream, max_bytes):
+                arrived = time.monotonic()
                 await run_in_threadpool(form.write, chunk)
-            return form.finish()
+            return form.finish(arrived)
         finally:
             form.close()
     if kind == b"application/x-www-form-urlencoded":
@@ -130,9 +133,10 @@ class _Form:
         except MultipartParseError as error:
             raise InvalidInputError(f"the form cannot be read: {error}", status=400) from error
 
-    def finish(self) -> Upload:
+    def finish(self, arrived: float) -> Upload:
         if not self._complete:
             raise InvalidInputError("the form ends in the middle; was the upload interrupted?", status=400)
+        self._upload.arrived = arrived
         return self._upload
 
     def close(self) -> None:

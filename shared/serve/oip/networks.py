@@ -12,7 +12,7 @@ from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics
-from shared.serve.runtime.limits import MemoryLimit, RequestLimit, until
+from shared.serve.runtime.limits import MemoryLimit, RequestLimit, loaded
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
@@ -51,8 +51,7 @@ class NetworkModel:
         """
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
-        async with until(deadline, self.model.what):
-            workers = await self.model.get()
+        workers = await loaded(self.model, deadline)
         with self.limit.computing():
             reply = await workers.answer(
                 Message({"header_length": header_length, "arrived": arrived}, [body]), deadline

@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import InvalidInputError
+from shared.serve.runtime.loading import Loaded, LoadOnce
 
 _MEASURED, _LEAST_MEASURED = 16, 4
 _SOON_S = 2.0
+_RESERVE_S = 0.5
+"""Left for what is not measured here: a busy network and event loop. At most a tenth of the deadline."""
 
 
 class Busy(InvalidInputError):
@@ -30,11 +33,41 @@ class DeadlinePassed(InvalidInputError):
         super().__init__(f"{what} did not answer before the deadline; send less at once or raise it", status=504)
 
 
+def too_late(what: str, waited_s: float, computed_s: float) -> InvalidInputError:
+    """Why there was no answer in time: there was too much before it (503), or it takes too long itself (504)."""
+    return Busy(what, "too many requests before this one") if waited_s > computed_s else DeadlinePassed(what)
+
+
+class Spread:
+    """Seconds as they were measured: their smoothed mean, and a bound that few exceed.
+
+    Mean and mean deviation are smoothed, and the bound is the mean and four deviations, as in RFC 6298, section 2.
+    """
+
+    def __init__(self) -> None:
+        self.mean_s = self._deviation_s = 0.0
+        self._measured = False
+
+    @property
+    def bound_s(self) -> float:
+        """What few exceed, at least 0; 0 before anything is measured."""
+        return max(0.0, self.mean_s + 4 * self._deviation_s)
+
+    def add(self, seconds: float) -> None:
+        """Takes in a measurement."""
+        if not self._measured:
+            self.mean_s, self._deviation_s, self._measured = seconds, abs(seconds) / 2, True
+            return
+        self._deviation_s += (abs(seconds - self.mean_s) - self._deviation_s) / 4
+        self.mean_s += (seconds - self.mean_s) / 8
+
+
 class RequestLimit:
     """At most ``most`` requests at a time, and no more than can be answered before the deadline.
 
     A request is admitted before its body is read, and counts until answered. How many can be answered follows from the
-    time that passed for each of the last answers while requests were waiting for them.
+    time that passed for each of the last answers while requests were waiting for them, and from how much later than
+    that foretold the last answers came: storing, batch mates and a busy machine add to it.
     """
 
     def __init__(self, what: str, most: int, deadline_s: float = math.inf) -> None:
@@ -43,6 +76,7 @@ class RequestLimit:
         self._admitted: deque[float] = deque(maxlen=most)
         self._last_answer = -math.inf
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
+        self._later = Spread()
 
     def check(self) -> None:
         """Raises ``Busy`` where a request would not be admitted."""
@@ -50,11 +84,11 @@ class RequestLimit:
             raise Busy(self._what)
         ahead = self._ahead()
         # Where nothing is ahead, one is let in whatever was measured: the times may have changed.
-        if ahead and len(self._seconds) >= _LEAST_MEASURED:
-            expected_s = (ahead + 1) * sum(self._seconds) / len(self._seconds)
-            if expected_s > self._deadline_s:
+        if ahead and (foretold_s := self._foretold_s(ahead)) is not None:
+            expected_s = foretold_s + self._later.bound_s
+            if expected_s > self._deadline_s - min(_RESERVE_S, self._deadline_s / 10):
                 reason = "more requests than it can answer before the deadline"
-                raise Busy(self._what, reason, math.ceil(expected_s - self._deadline_s))
+                raise Busy(self._what, reason, max(1, math.ceil(expected_s - self._deadline_s)))
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -75,16 +109,31 @@ class RequestLimit:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Measures how long an admitted request takes whose body is there; one that fails is not measured."""
-        began = time.monotonic()
+        """Measures how long an admitted request takes whose body is there.
+
+        One that fails counts only where that took longer than its answer should have.
+        """
+        began, foretold_s = time.monotonic(), self._foretold_s(self._computing)
         self._computing += 1
         try:
             yield
+        except (Busy, DeadlinePassed):
+            if foretold_s is not None and time.monotonic() - began > foretold_s:
+                self._later.add(time.monotonic() - began - foretold_s)
+            raise
         finally:
             self._computing -= 1
         now = time.monotonic()
         self._seconds.append(now - max(began, self._last_answer))
         self._last_answer = now
+        if foretold_s is not None:
+            self._later.add(now - began - foretold_s)
+
+    def _foretold_s(self, ahead: int) -> float | None:
+        """When an answer comes that has so many ahead, by the last times; None where too few were measured."""
+        if len(self._seconds) < _LEAST_MEASURED:
+            return None
+        return (ahead + 1) * sum(self._seconds) / len(self._seconds)
 
 
 class MemoryLimit:
@@ -112,12 +161,18 @@ class MemoryLimit:
 
 
 @asynccontextmanager
-async def until(deadline: float, what: str) -> AsyncIterator[None]:
-    """Cancels what is awaited inside at ``deadline`` (of ``time.monotonic``), and raises ``DeadlinePassed``."""
+async def until(deadline: float, late: Callable[[], InvalidInputError]) -> AsyncIterator[None]:
+    """Cancels what is awaited inside at ``deadline`` (of ``time.monotonic``), and raises what ``late`` makes."""
     try:
         async with asyncio.timeout(deadline - time.monotonic()) as limit:
             yield
     except TimeoutError:
         if limit.expired():
-            raise DeadlinePassed(what) from None
+            raise late() from None
         raise
+
+
+async def loaded(model: LoadOnce[Loaded], deadline: float) -> Loaded:
+    """The model, once it is loaded. Raises ``Busy`` where that takes longer than to the deadline."""
+    async with until(deadline, lambda: Busy(model.what, "not been loaded yet")):
+        return await model.get()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from shared.errors import InvalidInputError
 from shared.serve.metrics import ModelMetrics
-from shared.serve.runtime.limits import Busy, DeadlinePassed
+from shared.serve.runtime.limits import Busy, Spread, too_late
 from shared.serve.runtime.worker import Worker
 from shared.serve.worker.handler import result
 from shared.serve.worker.messages import Message
@@ -44,6 +44,7 @@ class _Entry:
 
     request: Message
     deadline: float
+    finish_s: float
     arrived: float
     answer: asyncio.Future[Message]
     stage: Callable[[str], None] | None
@@ -71,9 +72,10 @@ class WorkerPool:
     """Gives what waits to the workers that are free, the oldest first, as many requests as one takes at once.
 
     Nothing is waited for: a batch leaves when a worker is free, of no more requests than take ``longest_batch_s``
-    together by the last times. What is past its deadline is answered 504, and a worker that computes it is ended; what
-    it computed along with it is computed again once. What a worker computes that ends by itself is answered 503. Either
-    way the worker is replaced. Times are those of ``time.monotonic``.
+    together by the last times. What waits until it cannot be answered in time any more is refused (503): a worker that
+    began it would be ended in the middle. What is computed past its deadline is answered 504, and its worker is ended;
+    what it computed along with it is computed again once. What a worker computes that ends by itself is answered 503.
+    Either way the worker is replaced. Times are those of ``time.monotonic``.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class WorkerPool:
         longest_batch_s: float = math.inf,
     ) -> None:
         self._longest_batch_s, self._each_s = longest_batch_s, 0.0
+        self._batch, self._share = Spread(), Spread()
         self._what, self._capacity, self._metrics = what, capacity, metrics
         self._places = [_Place(worker) for worker in workers]
         self._queue: deque[_Entry] = deque()
@@ -103,8 +106,17 @@ class WorkerPool:
             self.close()
             raise
 
-    async def answer(self, request: Message, deadline: float, stage: Callable[[str], None] | None = None) -> Message:
+    async def answer(
+        self,
+        request: Message,
+        deadline: float,
+        stage: Callable[[str], None] | None = None,
+        *,
+        finish_s: float = 0.0,
+    ) -> Message:
         """A worker's reply. ``stage`` is told what is done with the request.
+
+        ``finish_s`` is how long the caller will need for the reply before the deadline.
 
         Raises ``Busy``, ``DeadlinePassed``, ``WorkerLost``, or what the worker refused. When cancelled, a request that
         waits is dropped; one that is computed goes on as long as a new worker would take to load, or to its deadline.
@@ -113,17 +125,18 @@ class WorkerPool:
             raise Busy(self._what)
         self._try_loading_again()
         loop = asyncio.get_running_loop()
-        entry = _Entry(request, deadline, time.monotonic(), loop.create_future(), stage)
-        entry.timer = loop.call_later(deadline - entry.arrived, self._is_late, entry)
+        entry = _Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage)
         self._queue.append(entry)
         self._give_out()
+        if entry.place is None:
+            self._await_deadline(entry)
         try:
             reply = await entry.answer
         except asyncio.CancelledError:
             self._is_left(entry)
             raise
         finally:
-            if entry.place is None:
+            if entry.place is None and entry.timer is not None:
                 entry.timer.cancel()
         return result(reply, self._what)
 
@@ -185,6 +198,9 @@ class WorkerPool:
         place = self._place(worker)
         batch, place.batch = place.batch, []
         place.state = "idle"
+        took = time.monotonic() - place.began
+        self._batch.add(took)
+        self._share.add(took / max(1, len(batch)))
         if len(replies) != len(batch):
             log.error("%s: a worker gave %d replies to %d requests", self._what, len(replies), len(batch))
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
@@ -201,7 +217,9 @@ class WorkerPool:
         for entry, reply in zip(batch, replies, strict=True):
             self._settle(entry)
             if not entry.answer.done():
+                reply.head["waited_s"] = place.began - entry.arrived
                 entry.answer.set_result(reply)
+        self._refuse_late()
         self._give_out()
 
     def has_ended(self, worker: Worker, why: str, *, refused: bool) -> None:
@@ -259,12 +277,13 @@ class WorkerPool:
         for place in self._places:
             if place.state != "idle" or not self._queue or self._closed:
                 continue
-            number = min(place.worker.most, len(self._queue), self._most_together())
+            number = min(place.worker.most, len(self._queue), self._most_together(), self._most_in_time())
             place.batch = [self._queue.popleft() for _ in range(number)]
             place.state, place.began = "busy", time.monotonic()
             for entry in place.batch:
                 entry.place = place
                 entry.runs += 1
+                self._await_deadline(entry)
             place.again = not place.worker.begin([entry.request for entry in place.batch])
         self._metrics.pending.set(len(self._queue))
 
@@ -274,12 +293,22 @@ class WorkerPool:
             return self._capacity
         return max(1, int(self._longest_batch_s / self._each_s))
 
+    def _most_in_time(self) -> int:
+        """How many can be computed before the first that waits must be answered: it waits for them all."""
+        first = self._queue[0]
+        left_s = first.deadline - first.finish_s - time.monotonic()
+        return max(1, int(left_s / self._share.bound_s)) if self._share.bound_s else self._capacity
+
     def _is_late(self, entry: _Entry) -> None:
-        if not entry.answer.done():
-            entry.answer.set_exception(DeadlinePassed(self._what))
         if entry.place is None:
+            if not entry.answer.done():
+                entry.answer.set_exception(Busy(self._what, "no worker free to answer before the deadline"))
             self._drop(entry)
-        elif not entry.place.again and entry.place.worker.stop():
+            return
+        if not entry.answer.done():
+            waited_s = entry.place.began - entry.arrived
+            entry.answer.set_exception(too_late(self._what, waited_s, time.monotonic() - entry.place.began))
+        if not entry.place.again and entry.place.worker.stop():
             entry.place.again = True
             log.warning("a worker of %s computed past a deadline; it is ended and replaced", self._what)
 
@@ -294,8 +323,19 @@ class WorkerPool:
     def _await_deadline(self, entry: _Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
-        left = max(0.0, entry.deadline - time.monotonic())
+        latest = entry.deadline if entry.place is not None else self._begin_before(entry)
+        left = max(0.0, latest - time.monotonic())
         entry.timer = asyncio.get_running_loop().call_later(left, self._is_late, entry)
+
+    def _begin_before(self, entry: _Entry) -> float:
+        """When a request must be begun to be answered in time, by the last times."""
+        return entry.deadline - entry.finish_s - max(self._batch.bound_s, self._share.bound_s)
+
+    def _refuse_late(self) -> None:
+        """Refuses what waited and cannot be begun in time any more: times have grown since its timer was set."""
+        for entry in [entry for entry in self._queue if entry.timer is not None]:
+            if self._begin_before(entry) < time.monotonic():
+                self._is_late(entry)
 
     def _drop(self, entry: _Entry) -> None:
         if entry in self._queue:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import selectors
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from http.client import HTTPResponse
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 
 from shared.app import App
+from shared.errors import InvalidInputError
 from shared.serve.app import create_app
-from shared.serve.runtime import limits
-from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit
+from shared.serve.metrics import Metrics
+from shared.serve.runtime import limits, pool
+from shared.serve.runtime.limits import Busy, DeadlinePassed, RequestLimit, until
+from shared.serve.runtime.pool import WorkerPool
+from shared.serve.runtime.worker import Listener
 from shared.serve.settings import Settings
+from shared.serve.worker.messages import Message
 from tests.conftest import serving
-from tests.shared.serve.echo import Echo, until
+from tests.shared.serve.echo import Echo
+from tests.shared.serve.echo import until as wait_until
 
 
 class Clock:
@@ -43,7 +54,7 @@ def answer(limit: RequestLimit, clock: Clock, number: int, seconds: float) -> No
 
 
 def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Clock) -> None:
-    limit = RequestLimit("it", 100, deadline_s=10)
+    limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with ExitStack() as stack:
         for _ in range(5):
@@ -51,7 +62,7 @@ def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Cl
             stack.enter_context(limit.computing())
         with pytest.raises(Busy, match="more requests than it can answer before the deadline") as busy:
             limit.check()
-        assert busy.value.retry_after_s == 2 and busy.value.status == 503
+        assert busy.value.retry_after_s == 1 and busy.value.status == 503
     limit.check()
 
 
@@ -63,12 +74,15 @@ def test_answers_that_come_together_count_as_one_time(clock: Clock) -> None:
                 stack.enter_context(limit.admit())
                 stack.enter_context(limit.computing())
             clock.now += 2
-    with ExitStack() as stack:  # half a second each
-        for _ in range(20):
+    with ExitStack() as stack:  # half a second each, and up to two for their batch
+        for _ in range(10):
             stack.enter_context(limit.admit())
             stack.enter_context(limit.computing())
+        limit.check()
         with pytest.raises(Busy):
-            limit.check()
+            for _ in range(10):
+                stack.enter_context(limit.admit())
+                stack.enter_context(limit.computing())
 
 
 def test_what_is_slow_in_coming_is_overtaken_and_one_is_always_admitted(clock: Clock) -> None:
@@ -84,13 +98,121 @@ def test_what_is_slow_in_coming_is_overtaken_and_one_is_always_admitted(clock: C
     limit.check()
 
 
+def test_what_came_later_than_was_foretold_is_expected_later(clock: Clock) -> None:
+    limit = RequestLimit("it", 100, deadline_s=20)
+    answer(limit, clock, 4, 1)
+    for _ in range(8):  # an answer a second still, but four leave together
+        with ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(limit.admit())
+                stack.enter_context(limit.computing())
+            clock.now += 4
+    with ExitStack() as stack, pytest.raises(Busy, match="before the deadline"):
+        for _ in range(18):  # by their times alone nineteen fit
+            stack.enter_context(limit.admit())
+            stack.enter_context(limit.computing())
+
+
+class SkippingTime(selectors.DefaultSelector):
+    """Has an event loop skip the time in which nothing happens."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "nothing is left to wait for"
+        self._clock.now += max(0.0, timeout)
+        return super().select(0)
+
+
+class Timed:
+    """A worker that takes about a tenth of a second for each request, and five seconds to be replaced."""
+
+    most, load_s = 8, 5.0
+    programs: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.random, self.stops = random.Random(0), 0
+
+    def start(self, listener: Listener) -> None:
+        self.listener, self.generation = listener, self.stops
+        self._later(0.0 if not self.stops else self.load_s, lambda: listener.is_ready(self))
+
+    def begin(self, batch: Sequence[Message]) -> bool:
+        seconds = sum(self.random.uniform(0.05, 0.15) for _ in batch)
+        each = {"inferences": 1, "executions": 1, "infer_s": seconds}
+        self._later(seconds, lambda: self.listener.has_replied(self, [Message(each)] * len(batch)))
+        return True
+
+    def stop(self) -> bool:
+        self.stops += 1
+        self._later(0, lambda: self.listener.has_ended(self, "SIGKILL", refused=False), always=True)
+        return True
+
+    def close(self) -> None:
+        self.stops += 1
+
+    def describe(self) -> dict[str, int | None]:
+        return {"pid": 1, "memory_bytes": 2}
+
+    def _later(self, seconds: float, what: Callable[[], None], always: bool = False) -> None:
+        life = self.stops
+        asyncio.get_running_loop().call_later(seconds, lambda: what() if always or life == self.stops else None)
+
+
+async def offer(rate: float, seconds: float, clock: Clock) -> tuple[Counter[int], float, Timed]:
+    """Answers by status, the longest wait for one, and the worker; what is computed is then stored for 0.2 s."""
+    worker, limit = Timed(), RequestLimit("it", 40, deadline_s=2)
+    workers = WorkerPool("it", [worker], capacity=40, metrics=Metrics().of("it", "1"), longest_batch_s=0.25)
+    await workers.start()
+    found: Counter[int] = Counter()
+    longest = 0.0
+
+    async def ask() -> None:
+        nonlocal longest
+        began = clock.now
+        try:
+            with limit.admit(), limit.computing():
+                await workers.answer(Message({}), began + 2, finish_s=0.25)
+                async with until(began + 2, lambda: DeadlinePassed("it")):
+                    await asyncio.sleep(0.2)
+            found[200] += 1
+        except InvalidInputError as refusal:
+            found[refusal.status] += 1
+        longest = max(longest, clock.now - began)
+
+    asked = []
+    for _ in range(round(rate * seconds)):
+        asked.append(asyncio.ensure_future(ask()))
+        await asyncio.sleep(1 / rate)
+    await asyncio.gather(*asked)
+    return found, longest, worker
+
+
+def test_under_three_times_what_can_be_computed_all_is_answered_or_refused_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "time", clock)
+    seconds = 60.0
+    for rate in (8.0, 30.0, 200.0):
+        loop = asyncio.SelectorEventLoop(SkippingTime(clock))
+        loop.time = clock.monotonic  # type: ignore[method-assign]
+        try:
+            found, longest, worker = loop.run_until_complete(offer(rate, seconds, clock))
+        finally:
+            loop.close()
+        assert set(found) <= {200, 503} and longest <= 2 and worker.stops == 0, (rate, found)
+        assert found[200] >= 0.9 * min(rate, 10) * seconds, (rate, found)
+
+
 def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app: App, echo: Echo) -> None:
     changed = settings.model_copy(update={"hosts": None, "queue_length": 1, "max_batch": 1})
     echo.gate.clear()
     with serving(create_app(changed, {"echo": echo_app})) as address, ExitStack() as stack:
         place = address.removeprefix("http://")
         sockets = [_begin(stack, place, "Connection: keep-alive") for _ in range(2)]
-        until(lambda: httpx.post(f"{address}/api/echo/predict", timeout=20).status_code == 503)
+        wait_until(lambda: httpx.post(f"{address}/api/echo/predict", timeout=20).status_code == 503)
         for option in ("Connection: close", "Connection: keep-alive"):
             refused = HTTPResponse(_begin(stack, place, option))
             refused.begin()

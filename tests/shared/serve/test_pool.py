@@ -187,14 +187,24 @@ def test_what_is_past_its_deadline_is_stopped_and_its_batch_mates_are_computed_a
     play(script, Scripted())
 
 
-def test_what_waits_past_its_deadline_is_answered_and_never_computed() -> None:
+def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_computed() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
-        (first,) = await ask(pool, 1)
-        (late,) = await ask(pool, 2, deadline_s=0.01)
-        with pytest.raises(DeadlinePassed):
-            await late
+        (measured,) = await ask(pool, 0)
+        await asyncio.sleep(0.02)
         worker.reply()
-        assert worker.batches == [[1]] and worker.stops == 0 and await value(first) == -1
+        (first,) = await ask(pool, 1)
+        for deadline_s, finish_s in ((0.01, 0.0), (60.0, 60.0)):
+            began = time.monotonic()
+            with pytest.raises(Busy, match="no worker free") as refused:
+                await pool.answer(Message({"n": 2}), began + deadline_s, finish_s=finish_s)
+            assert refused.value.status == 503
+        worker.reply()
+        assert await value(measured) == 0 and await value(first) == -1
+        assert worker.batches == [[0], [1]] and worker.stops == 0
+        (alone,) = await ask(pool, 3, deadline_s=0.01)
+        assert worker.batches[-1] == [3], "where a worker is free, one is begun whatever was measured"
+        worker.reply()
+        assert await value(alone) == -3
 
     play(script, Scripted())
 
