@@ -41,12 +41,12 @@ def combined(channels: dict[str, Floats], names: Sequence[str], power: float, we
 
 def hit_share(scores: Sequence[Floats], windows: Sequence[Rows]) -> float:
     """The mean share of windows hit at the two numbers of false events, at a threshold that stays."""
-    judged, fixed = list(zip(scores, windows, strict=True)), Control(start=1.0)
+    scored, fixed = list(zip(scores, windows, strict=True)), Control(start=1.0)
     shares = []
     for rate in _FALSE_EVENTS_PER_1000_ROWS:
-        start = budget_start(judged, fixed, rate, allowed=rate * counted_rows(judged) / 1000)
+        start = budget_start(scored, fixed, rate, allowed=rate * counted_rows(scored) / 1000)
         control = Control(start=start)
-        shares.append(count_detections(reported_scores(judged, control, rate), REPORTED).recall)
+        shares.append(count_detections(reported_scores(scored, control, rate), REPORTED).recall)
     return float(np.mean(shares))
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     synthetic = [(item, benchmark_windows(item)) for item in made]
     real = [(item, window_rows(item.series.times_ns, item.windows)) for item in map(benchmark.read, names)]
 
-    def judged(items: Sequence[tuple[object, Rows]]) -> list[dict[str, Floats]]:
+    def scored(items: Sequence[tuple[object, Rows]]) -> list[dict[str, Floats]]:
         found = []
         for item, _ in items:
             series = item.series  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def main() -> None:
             found.append(all_channels(one, predictor.calibration, anchors=False))
         return found
 
-    on_synthetic, on_real = judged(synthetic), judged(real)
+    on_synthetic, on_real = scored(synthetic), scored(real)
     seven = [name for name in DETECTORS if name != "low_volatility"]
     sums: dict[str, list[float]] = {}
     for power in _POWERS:

@@ -82,19 +82,19 @@ def reproduce(quick: bool) -> Table:
     artifact = Registry(Path(__file__).parent / "weights").newest("tft-anomaly")
     predictor = FinancePredictor.load([artifact], device)
     calibration, rate = predictor.calibration, predictor.calibration.events_per_1000_rows
-    judged: list[tuple[Floats, Rows]] = []
+    scored: list[tuple[Floats, Rows]] = []
     forecasted, seconds = [], 0.0
     for item in benchmark.cases():
         began = time.perf_counter()
         (detection,) = predictor.predict([item.series])
         seconds += time.perf_counter() - began
         forecasted.append(ForecastedSeries(item.series, detection.forecast))
-        judged.append((detection.scores, window_rows(item.series.times_ns, item.windows)))
-    rows = sum(len(scores) for scores, _ in judged)
-    files = f"{len(judged)} files"
+        scored.append((detection.scores, window_rows(item.series.times_ns, item.windows)))
+    rows = sum(len(scores) for scores, _ in scored)
+    files = f"{len(scored)} files"
 
     def asked(budget: float) -> list[Scored]:
-        return reported_scores(judged, calibration.control(budget), budget)
+        return reported_scores(scored, calibration.control(budget), budget)
 
     def best(profile: Profile) -> str:
         found = max((score_corpus(asked(budget), profile, REPORTED).normalised, budget) for budget in SEARCHED)
@@ -114,7 +114,7 @@ def reproduce(quick: bool) -> Table:
         ("False events a file, there", f"{_PEER}: {_PEER_FALSE_EVENTS}", f"{hit.false_events_per_series:.2f}"),
     ]
     for number in _FALSE_EVENTS:
-        budget = _budget_for(judged, calibration, number * len(judged))
+        budget = _budget_for(scored, calibration, number * len(scored))
         found = count_detections(asked(budget), REPORTED)
         table.append((f"Windows hit at {number} false events a file", _peer_at(number), _recall(found)))
     goal = math.ceil(_CLAIM * hit.windows)
@@ -126,9 +126,9 @@ def reproduce(quick: bool) -> Table:
         )
     )
     speed = f"{rows / seconds:,.0f} ({rows:,} rows in {seconds:.0f} s, {device})"
-    table.append(("Rows judged a second", "-", speed))
-    table += _budget_rows(judged, calibration)
-    table += _ablation_rows(forecasted, [windows for _, windows in judged], calibration, anchors=not quick)
+    table.append(("Rows scored a second", "-", speed))
+    table += _budget_rows(scored, calibration)
+    table += _ablation_rows(forecasted, [windows for _, windows in scored], calibration, anchors=not quick)
     table += _basket_rows(calibration)
     for name, items in trial_sets(_TRIAL_SEED).items():
         trial = run_trial(lambda series: score(series, calibration), calibration, items, name)
@@ -169,7 +169,7 @@ def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
         "'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as NAB's "
         "protocol does.",
         "A false event is a run of detections outside every window, after the probationary period.",
-        "Rows with the time of another row (24 in four files) are judged once.",
+        "Rows with the time of another row (24 in four files) are scored once.",
         "VUS-PR is TSB-AD's, with buffers up to 100 rows, of the scores of the rows, the mean over the files with a "
         "window. PaAno is written after its paper, a quarter as wide, and learns on the first 600 rows of each file.",
         "Synthetic: series that neither training nor calibration has seen, with windows as NAB's labels have them. "
@@ -179,13 +179,13 @@ def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
     )
 
 
-def _budget_for(judged: ScoredRows, calibration: Calibration, allowed: float) -> float:
+def _budget_for(scored: ScoredRows, calibration: Calibration, allowed: float) -> float:
     """The largest budget in events a 1,000 rows that makes no more false events than ``allowed``."""
     low, high = math.log(SEARCHED[0]), math.log(SEARCHED[-1])
     for _ in range(12):
         middle = (low + high) / 2
         budget = math.exp(middle)
-        corpus = reported_scores(judged, calibration.control(budget), budget)
+        corpus = reported_scores(scored, calibration.control(budget), budget)
         if count_detections(corpus, REPORTED).false_events > allowed:
             high = middle
         else:
@@ -197,14 +197,14 @@ def _peer_at(false_events: float) -> str:
     return f"{_PEER}: {_PEER_RECALL} at {_PEER_FALSE_EVENTS}" if false_events > 2 else _OTHER_PEER
 
 
-def _budget_rows(judged: ScoredRows, calibration: Calibration) -> list[_Row]:
+def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_Row]:
     """False events over those asked for, on NAB as a whole and on minute bars, where every event counts as false."""
-    rows = [(f"NAB, {len(judged)} files: false events", judged)]
+    rows = [(f"NAB, {len(scored)} files: false events", scored)]
     bars = minute_bars()
     if bars:
         none = np.zeros((0, 2), np.int64)
-        scored = [(score(series, calibration), none) for series in bars]
-        rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", scored))
+        found = [(score(series, calibration), none) for series in bars]
+        rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", found))
     table = []
     for name, these in rows:
         counted = counted_rows(these)

@@ -127,16 +127,16 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
 
 
 def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
-    """Every column as a series of its own, and before them one in which all are judged together."""
+    """Every column as a series of its own, and before them one in which all are scored together."""
     if not wanted:
         return contents
     if wanted != "all":
         raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
     if contents.series_column:
-        raise InvalidInputError(f"{name} holds several series; columns are judged together in a file of one")
+        raise InvalidInputError(f"{name} holds several series; columns are scored together in a file of one")
     (one,) = contents.series
     if len(one.values) < 2:
-        raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are judged together")
+        raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are scored together")
     parts = [replace(one, name=label, values={label: one.values[label]}, column=label) for label in one.values]
     return replace(contents, series=(replace(one, name="all columns", joint=True), *parts), series_column="column")
 
@@ -152,7 +152,7 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
         if len(observed) > 1:
             which = f"{len(observed)} series with at most {which}"
         raise InvalidInputError(
-            f"{name} has {which}; a judgement needs at least {LEAST_ROWS}, and is the better the more there are"
+            f"{name} has {which}; scoring needs at least {LEAST_ROWS}, and is better the more there are"
         )
     short = [one.name for one, count in zip(contents.series, observed, strict=True) if count < LEAST_ROWS]
     if not short:

@@ -99,7 +99,7 @@ class Anomaly:
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
     that of ``scoring.combine``. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
-    word of a detector in ``apps.finance.inference.detectors``; ``columns`` which of several were, in a joint judgement.
+    word of a detector in ``apps.finance.inference.detectors``; ``columns`` which of several were, in a joint score.
     """
 
     start_ns: int

@@ -33,9 +33,9 @@ COLUMNS = (
     *("tod_sin", "tod_cos", "dow_sin", "dow_cos"),
 )
 """Covariates by column of a window, as ``pytorch_forecasting`` calls them: reals."""
-STATIC_REALS = ("unrest", "origin", "step")
+STATIC_REALS = ("volatility", "origin", "step")
 """Static reals: log of the history's scale over the window's (its relative volatility); the origin and the log of the
-unit of what is forecast, within the window's level and spread. Weights are named by them, so the names stay."""
+unit of what is forecast, within the window's level and spread. Weights are named by them."""
 UNKNOWN = ("value", "missing")
 """Columns that are not known ahead of time."""
 _SCALE = len(COLUMNS)
@@ -64,7 +64,7 @@ class Covariates:
 def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
     """The table of ``series``: O(N) work, each row from rows at least ``horizon`` before it (but for value and time).
 
-    A series may begin with missing values: they are filled from the first value, and must not be judged.
+    A series may begin with missing values: they are filled from the first value, and must not be scored.
     """
     values = series.target
     missing = ~np.isfinite(values)

@@ -90,14 +90,14 @@ def _measure(
     calibration: Calibration,
     false_events: Sequence[float],
 ) -> Ablated:
-    judged: ScoredRows = list(zip(scores, windows, strict=True))
+    scored: ScoredRows = list(zip(scores, windows, strict=True))
     fixed, rate = calibration.control(fixed=1.0), calibration.events_per_1000_rows
     hits: list[int] = []
     standard = 0.0
     for number in false_events:
-        start = budget_start(judged, fixed, rate, allowed=number * len(judged))
-        corpus = reported_scores(judged, replace(fixed, start=start), rate)
+        start = budget_start(scored, fixed, rate, allowed=number * len(scored))
+        corpus = reported_scores(scored, replace(fixed, start=start), rate)
         hits.append(count_detections(corpus, REPORTED).hit)
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised
-    volumes = [vus_pr(one, rows) for one, rows in judged if len(rows)]
+    volumes = [vus_pr(one, rows) for one, rows in scored if len(rows)]
     return Ablated(name=name, hits=tuple(hits), standard=standard, vus_pr=float(np.mean(volumes)))

@@ -1,4 +1,4 @@
-"""Synthetic baskets of shares judged jointly, and column by column, with the same budget in all."""
+"""Synthetic baskets of shares scored jointly, and column by column, with the same budget in all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AFTER = 12
 
 @dataclass(frozen=True, slots=True)
 class BasketTrial:
-    """Faults by kind and those hit, and false events a 1,000 rows of a column or of the joint judgement."""
+    """Faults by kind and those hit, and false events a 1,000 rows of a column or of the joint score."""
 
     number: Mapping[str, int]
     hit: Mapping[str, int]
@@ -30,7 +30,7 @@ class BasketTrial:
 
 
 def basket_trial(calibration: Calibration, *, baskets: int = _BASKETS) -> tuple[BasketTrial, BasketTrial]:
-    """Of the joint judgement, and of each column alone: there a fault is hit where any column tells of it."""
+    """Of the joint score, and of each column alone: there a fault is hit where any column tells of it."""
     items = [
         basket(np.random.Generator(np.random.Philox(np.random.SeedSequence((0, _STREAM + number)))))
         for number in range(baskets)
@@ -44,10 +44,10 @@ def basket_trial(calibration: Calibration, *, baskets: int = _BASKETS) -> tuple[
     return _trial(together, calibration), _trial([(item, columns(item)) for item in items], calibration)
 
 
-def _trial(judged: list[tuple[LabelledSeries, list[Series]]], calibration: Calibration) -> BasketTrial:
+def _trial(scored: list[tuple[LabelledSeries, list[Series]]], calibration: Calibration) -> BasketTrial:
     number, hit = Counter[str](), Counter[str](dict.fromkeys(KINDS, 0))
     false_events = rows = 0
-    for item, parts in judged:
+    for item, parts in scored:
         length = len(item.series)
         told = np.zeros((len(parts), length), bool)
         for place, part in enumerate(parts):

@@ -68,7 +68,7 @@ def calibrate(
     calibration = Calibration()
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
-    judged = [
+    scored = [
         (
             score(item.series, calibration),
             benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows),
@@ -76,14 +76,14 @@ def calibrate(
         for item in (*normal, *labelled)
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
-    budgets = [(other, budget_start(judged, control, other)) for other in sorted({*_BUDGETS, rate})]
+    budgets = [(other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate})]
     calibration = replace(
         calibration,
         events_per_1000_rows=rate,
         threshold=dict(budgets)[rate],
         budgets=[pair for pair in budgets if pair[0] != rate],
     )
-    corpus = reported_scores(judged, calibration.control(), rate)
+    corpus = reported_scores(scored, calibration.control(), rate)
     found = count_detections(corpus, REPORTED)
     return {
         **asdict(calibration),
@@ -94,7 +94,7 @@ def calibrate(
             "rows": sum(len(item.series) for item in (*normal, *labelled)),
             "windows": found.windows,
             "recall": round(found.recall, 4),
-            "false_events_per_1000_rows": round(1000 * found.false_events / max(counted_rows(judged), 1), 4),
+            "false_events_per_1000_rows": round(1000 * found.false_events / max(counted_rows(scored), 1), 4),
             "nab_standard": round(score_corpus(corpus, threshold=REPORTED).normalised, 2),
         },
     }
@@ -118,25 +118,25 @@ def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
     return Calibration(**{**{name: mapping[name] for name in names}, "prior": prior})
 
 
-def reported_scores(judged: ScoredRows, control: Control, rate: float) -> list[Scored]:
+def reported_scores(scored: ScoredRows, control: Control, rate: float) -> list[Scored]:
     """The scores at which events are reported with a budget of ``rate`` events a 1,000 rows, and zero elsewhere."""
     budget = Budget(per_1000_rows=rate)
     return [
         Scored(scores=report(scores, budget.due(len(scores)), control).scores, windows=windows)
-        for scores, windows in judged
+        for scores, windows in scored
     ]
 
 
-def budget_start(judged: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
+def budget_start(scored: ScoredRows, control: Control, rate: float, *, allowed: float | None = None) -> float:
     """The lowest threshold to begin with at which there are no more false events than ``allowed``.
 
     That is ``rate`` a 1,000 rows after probation where it is None.
     """
-    most = rate * counted_rows(judged) / 1000 if allowed is None else allowed
+    most = rate * counted_rows(scored) / 1000 if allowed is None else allowed
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        corpus = reported_scores(judged, replace(control, start=middle), rate)
+        corpus = reported_scores(scored, replace(control, start=middle), rate)
         if count_detections(corpus, REPORTED).false_events > most:
             low = middle
         else:
@@ -144,9 +144,9 @@ def budget_start(judged: ScoredRows, control: Control, rate: float, *, allowed: 
     return math.ceil(high * 1e4) / 1e4
 
 
-def counted_rows(judged: ScoredRows) -> int:
+def counted_rows(scored: ScoredRows) -> int:
     """The number of rows after the probationary periods."""
-    return sum(len(scores) - probation(len(scores)) for scores, _ in judged)
+    return sum(len(scores) - probation(len(scores)) for scores, _ in scored)
 
 
 def _learnt(history: Sequence[ForecastedSeries], calibration: Calibration) -> dict[str, list[float]]:

@@ -50,24 +50,24 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
         raise InvalidInputError(f"{type(data).__name__} has no series to score on")
     synthetic = bool(data.fingerprint()["synthetic"])
     cases: list[LabelledSeries] = []
-    judged: list[tuple[Floats, Rows]] = []
+    scored: list[tuple[Floats, Rows]] = []
     qualities: list[ForecastQuality] = []
     for item in islice(data.cases(), limit):
         (detection,) = predictor.predict([item.series])
         windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
         cases.append(replace(item, series=replace(item.series, values={item.series.column: item.series.target})))
-        judged.append((detection.scores, windows))
+        scored.append((detection.scores, windows))
         share = getattr(data, "validation_share", None)
         first = probation(len(item.series)) if share is None else len(item.series) - round(share * len(item.series))
         qualities.append(forecast_quality(detection, first))
     rows = [("Series", str(len(cases))), ("Rows", str(sum(len(item.series) for item in cases)))]
-    rows += _detection_rows(judged, predictor)
+    rows += _detection_rows(scored, predictor)
     rows += _forecast_rows([one for one in qualities if one.rows])
     notes = [
-        f"Labelled windows: {sum(len(windows) for _, windows in judged)}. A false event is a run of detections outside "
+        f"Labelled windows: {sum(len(windows) for _, windows in scored)}. A false event is a run of detections outside "
         "every window; the rows of a series' probationary period (15 %, at most 750) count for nothing."
     ]
-    if not any(len(windows) for _, windows in judged):
+    if not any(len(windows) for _, windows in scored):
         notes = ["No window is labelled: events are counted, and cannot be told right or wrong."]
     notes.append(
         "Forecasts are scored on the later part of each series, which does not train; losses are in mean absolute "
@@ -85,12 +85,12 @@ def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = Non
     """The mean quantile loss on the later part of each series, and NAB's standard score where windows are labelled."""
     if not isinstance(data, EvaluationData):
         raise InvalidInputError(f"{type(data).__name__} has no series to score on")
-    description, judged, qualities = data.fingerprint(), [], []
+    description, scored, qualities = data.fingerprint(), [], []
     for item in islice(data.cases(), limit):
         (detection,) = predictor.predict([item.series])
         synthetic = bool(description["synthetic"])
         windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
-        judged.append((detection.scores, windows))
+        scored.append((detection.scores, windows))
         qualities.append(forecast_quality(detection, probation(len(item.series))))
     rows = sum(one.rows for one in qualities)
     loss = sum(one.loss * one.rows for one in qualities) / max(rows, 1)
@@ -99,19 +99,19 @@ def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = Non
         DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=of, higher_is_better=False),
     ]
     calibration = predictor.calibration
-    corpus = reported_scores(judged, calibration.control(), calibration.events_per_1000_rows)
+    corpus = reported_scores(scored, calibration.control(), calibration.events_per_1000_rows)
     if found := count_detections(corpus, REPORTED).windows:
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised
         scores.append(DomainScore(name="NAB standard score", value=standard, count=f"{found} windows", data=of))
     return tuple(scores)
 
 
-def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
+def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
     calibration = predictor.calibration
     rate = calibration.events_per_1000_rows
-    corpus = reported_scores(judged, calibration.control(), rate)
+    corpus = reported_scores(scored, calibration.control(), rate)
     found = count_detections(corpus, REPORTED)
-    counted = max(counted_rows(judged), 1)
+    counted = max(counted_rows(scored), 1)
     where = f"with the model's budget of {rate:g} events a 1,000 rows"
     events = "False events" if found.windows else "Events"
     rows = [
@@ -124,7 +124,7 @@ def _detection_rows(judged: list[tuple[Floats, Rows]], predictor: FinancePredict
     rows.insert(0, (f"Windows hit, {where}", f"{found.hit}/{found.windows} = {100 * found.recall:.1f} %"))
     standard = score_corpus(corpus, STANDARD, REPORTED).normalised
     rows.append(("NAB standard score, there", f"{standard:.1f}"))
-    searched = [(other, reported_scores(judged, calibration.control(other), other)) for other in SEARCHED]
+    searched = [(other, reported_scores(scored, calibration.control(other), other)) for other in SEARCHED]
     for profile in PROFILES:
         best, budget = max((score_corpus(one, profile, REPORTED).normalised, other) for other, one in searched)
         rows.append(

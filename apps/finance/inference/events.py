@@ -86,7 +86,7 @@ def anomalies(
     reported: Reported,
     channels: Mapping[str, Floats],
 ) -> tuple[Anomaly, ...]:
-    """The events in a judged series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
+    """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
     found = spans(reported, scores, fresh(channels))
     return tuple(_anomaly(series, forecast, scores, channels, first, last) for first, last in found)
 

@@ -91,7 +91,7 @@ def combine(channels: Mapping[str, Floats], power: float = 2.0) -> Floats:
     """(N,) the score in [0, 1] from each detector's -log10 p: their root mean square over 5.
 
     ``low_volatility`` looks for changes that are too small, of which no other can know: it takes no part in the mean,
-    and the score is at least half its -log10 p over 5. So it is with ``joint``, which judges alone. Another ``power``
+    and the score is at least half its -log10 p over 5. So it is with ``joint``, which scores alone. Another ``power``
     is for comparison: 1 is the mean, infinity the largest.
     """
     bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}

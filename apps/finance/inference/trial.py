@@ -73,16 +73,16 @@ def price_with_a_tick(generator: np.random.Generator, *, sigmas: float = 20.0) -
 
 
 def run_trial(
-    judge: Callable[[Series], Floats], calibration: Calibration, items: Sequence[LabelledSeries], name: str
+    scorer: Callable[[Series], Floats], calibration: Calibration, items: Sequence[LabelledSeries], name: str
 ) -> Trial:
-    """Counts what a detector hits; ``judge`` gives a series its scores. A hit lies in a window as NAB's labels are."""
-    judged = [(judge(item.series), benchmark_windows(item)) for item in items]
+    """Counts what a detector hits; ``scorer`` gives a series its scores. A hit lies in a window as NAB's labels are."""
+    scored = [(scorer(item.series), benchmark_windows(item)) for item in items]
     rate = calibration.events_per_1000_rows
-    own = reported_scores(judged, calibration.control(), rate)
+    own = reported_scores(scored, calibration.control(), rate)
     false_events = count_detections(own, REPORTED).false_events
-    rows = counted_rows(judged)
+    rows = counted_rows(scored)
     plain = [
-        (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, judged, strict=True)
+        (changes_over_deviation(item.series.target), windows) for item, (_, windows) in zip(items, scored, strict=True)
     ]
     fixed = calibration.control(fixed=1.0)
     level = budget_start(plain, fixed, rate, allowed=false_events)

@@ -49,9 +49,9 @@ def score_detector(scores: Path, labels: Path) -> Table:
     found = [score_corpus(corpus, profile) for profile in PROFILES]
     rows = [_row(score, corpus) for score in found]
     windows, length = sum(len(item.windows) for item in corpus), sum(len(item.scores) for item in corpus)
-    unjudged = sum(probation(len(item.scores)) for item in corpus)
+    unscored = sum(probation(len(item.scores)) for item in corpus)
     notes = [
-        f"{len(read)} of {len(known)} labelled series, {windows} windows, {length:,} rows of which {unjudged:,} are "
+        f"{len(read)} of {len(known)} labelled series, {windows} windows, {length:,} rows of which {unscored:,} are "
         "probation; 100 is perfect, 0 a detector that never detects.",
     ]
     if len(read) < len(known):

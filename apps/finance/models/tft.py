@@ -21,6 +21,8 @@ from shared.deploy.programs.program import Program
 
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 """The library's own default quantiles."""
+_FORMER_REAL = ".unrest."
+"""In the names of weights of earlier artifacts: the static real ``volatility``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,7 @@ class Forecaster(nn.Module):
     def __init__(self, tft: nn.Module, *, context: int, horizon: int, fast: bool) -> None:
         super().__init__()
         self.tft, self.context, self.horizon, self.fast = tft, context, horizon, fast
+        self.register_load_state_dict_pre_hook(_renamed)
 
     def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
         """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3)."""
@@ -101,6 +104,12 @@ class Forecaster(nn.Module):
         """What the TFT itself puts out, (B, horizon, Q): its quantiles may cross."""
         prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static, fixed=self.fast))["prediction"]
         return prediction
+
+
+def _renamed(module: nn.Module, weights: dict[str, Any], *rest: object) -> None:
+    """Gives weights of earlier artifacts the names that they have now."""
+    for name in [name for name in weights if _FORMER_REAL in name]:
+        weights[name.replace(_FORMER_REAL, ".volatility.")] = weights.pop(name)
 
 
 class ProgramForecaster(nn.Module):

@@ -77,7 +77,7 @@ def answered(predictor: FinancePredictor, tmp_path_factory: pytest.TempPathFacto
     return ask(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
 
 
-def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
+def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     result = answered.result
     names = ["0700", "600519", 'A "B", C', "$a$b"]
     assert [part["name"] for part in result["parts"]] == names
@@ -96,7 +96,7 @@ def test_several_series_are_judged_one_by_one_and_keep_their_names(answered):
     assert answered.picture.startswith(b"\x89PNG")
 
 
-def test_one_of_several_is_judged_as_it_is_among_them(predictor, answered, tmp_path):
+def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_path):
     request = Request(files=(several(tmp_path),), options={"instrument": "600519"})
     alone = ask(predictor, request).result
     assert alone["series"]["notes"][0] == "the file holds 5 series, told apart by column 'ticker'"
@@ -145,7 +145,7 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
         torch.set_num_threads(before)
 
 
-def test_more_rows_than_can_be_judged_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
+def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
     with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are scored"):
         decode(predictor, Request(files=(path,), seconds=seconds))

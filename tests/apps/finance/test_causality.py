@@ -48,7 +48,7 @@ shapes = st.sampled_from(["price", "counts", "plateau", "sensor", "bursts"])
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(30, 399), shapes, st.sampled_from([0, 0, 5, 40]))
-def test_a_series_cut_anywhere_is_judged_as_it_was_until_there(seed, cut, shape, unseen):
+def test_a_series_cut_anywhere_is_scored_as_it_was_until_there(seed, cut, shape, unseen):
     whole = irregular(seed, 400, shape, unseen)
     part = of(whole.times_ns[:cut], whole.target[:cut])
     np.testing.assert_array_equal(

@@ -66,7 +66,7 @@ def test_the_exchanges_export_with_dollars_and_the_newest_row_first(tmp_path):
     assert any("sorted" in note for note in series.notes)
 
 
-def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
+def test_bid_and_ask_without_a_price_are_scored_in_their_middle(tmp_path):
     rows = [f"{day},{row},{100 + row % 5},{101 + row % 5}" for row, day in enumerate(DAYS)]
     for header in ("timestamp,index,bid,ask", "timestamp,index,Bid Price,Offer"):
         series = read_series(written(tmp_path, header, rows))
@@ -76,7 +76,7 @@ def test_bid_and_ask_without_a_price_are_judged_in_their_middle(tmp_path):
     assert read_series(written(tmp_path, "timestamp,index,bid,ask", rows), TableOptions(value="bid")).column == "bid"
 
 
-def test_a_column_that_numbers_rows_is_judged_only_where_it_is_named(tmp_path):
+def test_a_column_that_numbers_rows_is_scored_only_where_it_is_named(tmp_path):
     path = written(tmp_path, "date,id,word", [f"{day},{row},x" for row, day in enumerate(DAYS)])
     with pytest.raises(InvalidInputError, match=r"'id' numbers or names the rows and is no value.*option 'value'"):
         read_series(path)

@@ -78,7 +78,7 @@ def _noise(seed: int, length: int = 1500) -> np.ndarray:
     return 100 + np.random.default_rng(seed).standard_normal(length).cumsum() * 0.1
 
 
-def _judged(values: np.ndarray) -> list[tuple[int, int, str]]:
+def _scored(values: np.ndarray) -> list[tuple[int, int, str]]:
     """First and last rows and the channel of each event, of a forecaster that expects the last value."""
     change = np.diff(values, prepend=values[0])
     bands = np.concatenate([values[:1], values[:-1]])[:, None] + 0.1 * np.linspace(-2, 2, 7)
@@ -96,7 +96,7 @@ def _judged(values: np.ndarray) -> list[tuple[int, int, str]]:
 def test_one_wild_row_makes_an_event_of_its_own_length(seed):
     values = _noise(seed)
     values[1000] += 5
-    events = [event for event in _judged(values) if event[0] <= 1000 <= event[1]]
+    events = [event for event in _scored(values) if event[0] <= 1000 <= event[1]]
     ((first, last, channel),) = events
     # Up and back again are the wild row and the one after it.
     assert first == 1000 and last <= 1001
@@ -106,7 +106,7 @@ def test_one_wild_row_makes_an_event_of_its_own_length(seed):
 def test_a_burst_lasts_until_it_is_over_and_is_called_high_volatility_or_a_jump():
     values = _noise(1)
     values[1000:1100] += np.random.default_rng(5).standard_normal(100) * 0.6
-    events = [event for event in _judged(values) if event[1] >= 1000 and event[0] <= 1100]
+    events = [event for event in _scored(values) if event[1] >= 1000 and event[0] <= 1100]
     assert events and min(event[0] for event in events) <= 1030
     assert 1050 <= max(event[1] for event in events) <= 1110
     assert {event[2] for event in events} <= {"high_volatility", "jump", "surprise"}
@@ -116,5 +116,5 @@ def test_a_halt_is_called_low_volatility():
     values = _noise(2)
     values[1000:] += values[999] - values[1059]
     values[1000:1060] = values[999]
-    (event,) = [event for event in _judged(values) if event[1] >= 1000 and event[0] <= 1060]
+    (event,) = [event for event in _scored(values) if event[1] >= 1000 and event[0] <= 1060]
     assert event[2] == "low_volatility" and 1000 < event[0] <= 1020 and 1055 <= event[1] <= 1065

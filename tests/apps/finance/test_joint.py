@@ -40,7 +40,7 @@ def made(seed: int = 3, length: int = 1500) -> Series:
     return basket(np.random.Generator(np.random.Philox(seed)), length=length).series
 
 
-def test_a_row_is_judged_by_it_and_earlier_ones_and_a_single_column_not_at_all():
+def test_a_row_is_scored_by_it_and_earlier_ones_and_a_single_column_not_at_all():
     series = made()
     whole = scored(series)
     for rows in (200, 700, 1499):
@@ -75,7 +75,7 @@ def test_the_column_that_left_the_others_is_named():
     assert named >= 7
 
 
-def test_a_wide_file_is_judged_together_and_by_column(tmp_path):
+def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
     series = made(1, 1500)
     write_csv(tmp_path / "basket.csv", series)
     predictor = FinancePredictor.load(shipped(app), "cpu")
@@ -90,5 +90,5 @@ def test_a_wide_file_is_judged_together_and_by_column(tmp_path):
     assert json.loads(response.files["series.json"])["parts"][0]["name"] == "all columns"
     one = replace(series, values={"share_0": series.target})
     write_csv(tmp_path / "one.csv", one)
-    with pytest.raises(InvalidInputError, match="two at least are judged together"):
+    with pytest.raises(InvalidInputError, match="two at least are scored together"):
         answer(predictor, Request(files=(tmp_path / "one.csv",), options={"columns": "all"}), FinanceCodec(predictor))

@@ -187,7 +187,7 @@ def test_a_file_that_was_cut_loses_its_torn_line_and_says_so(tmp_path):
     assert read(tmp_path, whole + "2024-01-10,1\n").target[-1] == 1
 
 
-def test_thousands_that_decimal_has_to_tell_are_left_out_and_told_where_another_column_is_judged(tmp_path):
+def test_thousands_that_decimal_has_to_tell_are_left_out_and_told_where_another_column_is_scored(tmp_path):
     text = 'date,close,volume\n2024-01-01,10.25,"1,234"\n2024-01-02,10.50,"2,345"\n2024-01-03,10.75,999\n'
     series = read(tmp_path, text)
     assert list(series.values) == ["close"] and "column 'volume' was left out" in series.notes[-1]

@@ -99,7 +99,7 @@ def test_as_many_events_come_as_are_asked_for(predictor, file):
     assert count(events_per_1000_rows="10") == count(events_per_day="2.88") > count(events_per_1000_rows="0.5")
 
 
-def test_parquet_and_csv_are_judged_alike(predictor, file, tmp_path):
+def test_parquet_and_csv_are_scored_alike(predictor, file, tmp_path):
     frame = pl.read_csv(file, try_parse_dates=True)
     frame.write_parquet(tmp_path / "market.parquet")
     one = ask(predictor, Request(files=(file,))).result
@@ -135,7 +135,7 @@ def test_options_that_cannot_be_are_refused(predictor, file, options, sentence):
 def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
     short = tmp_path / "short.csv"
     short.write_text("\n".join(file.read_text().splitlines()[:30]))
-    with pytest.raises(InvalidInputError, match="29 values in column 'close'; a judgement needs at least 60"):
+    with pytest.raises(InvalidInputError, match="29 values in column 'close'; scoring needs at least 60"):
         decode(predictor, Request(files=(short,)))
     with pytest.raises(InvalidInputError, match="not 2 files"):
         decode(predictor, Request(files=(file, short)))
@@ -144,7 +144,7 @@ def test_too_little_and_too_much_are_refused(predictor, file, tmp_path):
         decode(predictor, Request(files=(tmp_path / "a.xlsx",)))
 
 
-def test_constant_and_gappy_series_are_judged_without_an_event(predictor, tmp_path):
+def test_constant_and_gappy_series_are_scored_without_an_event(predictor, tmp_path):
     lines = ["timestamp,value"]
     lines += [f"{1_700_000_000 + 300 * row},{'' if row % 9 == 0 else 7}" for row in range(400)]
     (tmp_path / "flat.csv").write_text("\n".join(lines))

@@ -121,7 +121,7 @@ def test_one_series_in_many_dialects(tmp_path, text):
     assert series.interval_ns == 300 * 10**9 and series.notes == ()
 
 
-def test_bars_are_judged_by_their_close_unless_told(tmp_path):
+def test_bars_are_scored_by_their_close_unless_told(tmp_path):
     path = written(tmp_path, "Date,Open,High,Low,Close,Volume\n2024-01-01,1,3,0.5,2,10\n2024-01-02,2,4,1.5,3,20\n")
     assert read_series(path).column == "Close"
     assert read_series(path, TableOptions(value="volume")).target.tolist() == [10, 20]

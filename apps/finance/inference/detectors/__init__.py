@@ -43,4 +43,4 @@ CANDIDATES: dict[str, Detector] = {
 }
 ANCHORS: dict[str, Detector] = {"paano": paano.DETECTOR}
 JOINT: dict[str, Detector] = {"joint": joint.DETECTOR}
-"""What judges the columns of a series together, in place of all others."""
+"""What scores the columns of a series together, in place of all others."""
