@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import Budget, report
+from apps.finance.inference.corporate_actions import continued, corporate_actions
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
+from apps.finance.inference.gaps import gaps
 from apps.finance.inference.scoring import Calibration, combine, improbability
 from apps.finance.models.library_tft import LibraryForecaster
 from apps.finance.models.stored import stored_settings
@@ -86,17 +88,21 @@ class FinancePredictor:
             return [self._detect(series, options or Options()) for series in batch]
 
     def _detect(self, series: Series, options: Options) -> Detection:
-        made = forecast(self.model, [series], stride=self.stride, device=self.device)[0]
-        channels = improbability(series, made, self.calibration)
+        actions = corporate_actions(series)
+        steady, factor = continued(series, actions)
+        made = forecast(self.model, [steady], stride=self.stride, device=self.device)[0]
+        channels = improbability(steady, made, self.calibration)
+        made = replace(made, quantiles=made.quantiles * factor[:, None])
         scores, budget = combine(channels), options.budget(self.calibration)
         control = self.calibration.control(budget.rate(series), fixed=options.threshold)
         reported = report(scores, budget.expected(series), control)
+        breaks = [gap for gap in gaps(steady) if gap.score >= (options.threshold or 0.0)]
         return Detection(
             series=series,
             forecast=made,
             scores=scores,
             thresholds=reported.thresholds,
-            anomalies=anomalies(series, made, scores, reported, channels),
+            anomalies=anomalies(series, made, scores, reported, channels, gaps=breaks, actions=actions),
         )
 
 

@@ -203,8 +203,8 @@ def _budget_rows(scored: ScoredRows, calibration: Calibration) -> list[_Row]:
     bars = minute_bars()
     if bars:
         none = np.zeros((0, 2), np.int64)
-        found = [(score(series, calibration), none) for series in bars]
-        rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", found))
+        events = [(score(series, calibration), none) for series in bars]
+        rows.append((f"Minute bars ({', '.join(series.name for series in bars)}): events", events))
     table = []
     for name, these in rows:
         counted = counted_rows(these)

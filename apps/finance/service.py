@@ -12,6 +12,7 @@ import numpy as np
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, table_options
 from apps.finance.inference.conformal import Budget
+from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.outputs import files
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
@@ -64,6 +65,7 @@ class FinanceCodec:
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
         series, notes = _long_enough(contents, path.name)
+        notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
@@ -137,7 +139,10 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
     (one,) = contents.series
     if len(one.values) < 2:
         raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are scored together")
-    parts = [replace(one, name=label, values={label: one.values[label]}, column=label) for label in one.values]
+    parts = [
+        replace(one, name=label, values={label: one.values[label]}, column=label, column_of_table=True)
+        for label in one.values
+    ]
     return replace(contents, series=(replace(one, name="all columns", joint=True), *parts), series_column="column")
 
 

@@ -71,8 +71,8 @@ class Series:
 
     ``times_ns`` (N,) rises strictly; ``values`` maps column names to (N,). ``interval_ns`` is the usual time between
     rows (the median); rows need not be regular. ``column`` is the one that is scored, or where ``joint`` all are, by
-    how they move together. ``notes`` say what reading the
-    series had to do (rows sorted, duplicates dropped).
+    how they move together. ``column_of_table`` marks one of the columns that are scored jointly as well, where gaps
+    between rows are told of. ``notes`` say what reading the series had to do (rows sorted, duplicates dropped).
     """
 
     name: str
@@ -82,6 +82,7 @@ class Series:
     interval_ns: int
     notes: tuple[str, ...] = ()
     joint: bool = False
+    column_of_table: bool = False
 
     def __len__(self) -> int:
         return len(self.times_ns)
@@ -99,7 +100,8 @@ class Anomaly:
     ``start_ns`` to ``end_ns`` (both rows of the series, inclusive), strongest at ``peak_ns``. ``score`` in [0, 1] is
     that of ``scoring.combine``. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
-    word of a detector in ``apps.finance.inference.detectors``; ``columns`` which of several were, in a joint score.
+    word of a detector in ``apps.finance.inference.detectors``, ``gap`` or ``corporate_action``; ``columns`` which of
+    several were, in a joint score; ``note`` what is known besides: how long a gap is, which split.
     """
 
     start_ns: int
@@ -113,6 +115,7 @@ class Anomaly:
     direction: Direction
     channel: str
     columns: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,14 +29,16 @@ SERIES = _words(
 """What columns are called that tell series below each other apart, the likeliest first."""
 _PERHAPS_SERIES = SERIES[SERIES.index("stock") :]  # these hold a value where they hold numbers
 _NOTES = _words("side|direction|note|notes|remark|comment|weekday|方向|买卖方向|备注")  # their words name no series
-PRICES = _words(
-    "adj close|adjclose|adjusted close|close|close last|close price|收盘价|收盘|price|last|last price|最新价|价格"
+ADJUSTED = _words("adj close|adjclose|adjusted close")
+PRICES = ADJUSTED + _words(
+    "close|close last|close price|收盘价|收盘|price|last|last price|最新价|价格"
     "|成交价|settle|结算价|mid|nav|单位净值|净值|schlusskurs|schluss|clôture|cierre|zamkniecie|zamknięcie|終値"
 )
 PRICE_WORDS = {"close", "price", "last", "nav"}
 _VALUES = _words("value|数值|值|amount|金额|rate|汇率|level|成交额")
 VALUES = {*PRICES, *_VALUES}  # words in these are a fault
-_AMOUNTS = set(_words("volume|vol|count|quantity|qty|size|trades|tickvol|成交量"))  # scored where nothing else is
+VOLUMES = _words("volume|vol|成交量")
+_AMOUNTS = {*VOLUMES, *_words("count|quantity|qty|size|trades|tickvol")}  # scored where nothing else is
 BIDS, ASKS = _words("bid|bid price|bid close|买一价"), _words("ask|ask price|ask close|offer|卖一价")
 _OTHERS = set(_words("open|high|low|bid|ask|prev|previous|prior|change|pct|id|strike|volume|vol|count|size|limit"))
 _IDENTIFIERS = _words("|id|no|index|row|unnamed: 0|序号")

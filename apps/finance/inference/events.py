@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.finance.inference.conformal import Reported
+from apps.finance.inference.corporate_actions import CorporateAction
 from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
+from apps.finance.inference.gaps import Gap
 from apps.finance.inference.scoring import HIGHEST
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
 
@@ -85,10 +88,33 @@ def anomalies(
     scores: Floats,
     reported: Reported,
     channels: Mapping[str, Floats],
+    *,
+    gaps: Sequence[Gap] = (),
+    actions: Sequence[CorporateAction] = (),
 ) -> tuple[Anomaly, ...]:
-    """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them."""
-    found = spans(reported, scores, fresh(channels))
-    return tuple(_anomaly(series, forecast, scores, channels, first, last) for first, last in found)
+    """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them.
+
+    A gap is an event from the row before it to the row after it, in place of what only the value after it made; a
+    corporate action that shows is one of a single row.
+    """
+    rows = spans(reported, scores, fresh(channels))
+    rows = [span for span in rows if not any(gap.explains(*span) for gap in gaps)]
+    found = []
+    for first, last in rows:
+        peak = first + int(np.argmax(scores[first : last + 1]))
+        channel = _named(channels, slice(first, max(last, peak + _NEAR) + 1), peak)
+        columns = contributing(series, peak) if series.joint else ()
+        one = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].word)
+        found.append(replace(one, columns=columns))
+    for gap in gaps:
+        one = _anomaly(series, forecast, (gap.before, gap.after, gap.after), gap.score, "gap")
+        found.append(replace(one, note=gap.note))
+    for action in actions:
+        if action.listed:
+            row = action.row
+            one = _anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
+            found.append(replace(one, note=action.note))
+    return tuple(sorted(found, key=lambda one: (one.start_ns, one.end_ns)))
 
 
 def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
@@ -98,16 +124,9 @@ def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
     return max(sure, key=lambda name: float(np.minimum(channels[name][rows], HIGHEST).sum()))
 
 
-def _anomaly(
-    series: Series,
-    forecast: Forecast,
-    scores: Floats,
-    channels: Mapping[str, Floats],
-    first: int,
-    last: int,
-) -> Anomaly:
-    peak = first + int(np.argmax(scores[first : last + 1]))
-    channel = _named(channels, slice(first, max(last, peak + _NEAR) + 1), peak)
+def _anomaly(series: Series, forecast: Forecast, rows: tuple[int, int, int], score: float, word: str) -> Anomaly:
+    """An event in the rows first, last and peak."""
+    first, last, peak = rows
     low, expected, high = forecast.quantiles[peak][[0, forecast.quantiles.shape[1] // 2, -1]]
     observed = float(series.target[peak])
     direction: Direction = "above" if observed > high else "below" if observed < low else "inside"
@@ -115,12 +134,11 @@ def _anomaly(
         start_ns=int(series.times_ns[first]),
         end_ns=int(series.times_ns[last]),
         peak_ns=int(series.times_ns[peak]),
-        score=round(float(scores[peak]), 4),
+        score=round(score, 4),
         observed=observed,
         expected=float(expected),
         low=float(low),
         high=float(high),
         direction=direction,
-        channel=_TABLE[channel].word,
-        columns=contributing(series, peak) if series.joint else (),
+        channel=word,
     )

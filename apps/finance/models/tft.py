@@ -94,7 +94,7 @@ class Forecaster(nn.Module):
     def __init__(self, tft: nn.Module, *, context: int, horizon: int, fast: bool) -> None:
         super().__init__()
         self.tft, self.context, self.horizon, self.fast = tft, context, horizon, fast
-        self.register_load_state_dict_pre_hook(_renamed)
+        self.register_load_state_dict_pre_hook(_renamed)  # type: ignore[no-untyped-call]
 
     def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
         """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3)."""

@@ -22,9 +22,13 @@ def events_table(result: Mapping[str, Any]) -> Table:
     return Table(
         title=f"{result['series']['name']}: {len(events)} events{many}{more}",
         columns=columns,
-        rows=[[_cell(event[name]) for name in columns] for event in shown],
+        rows=[[_cell(event[name]) for name in columns[:-1]] + [_what(event)] for event in shown],
         notes=result["series"]["notes"],
     )
+
+
+def _what(event: Mapping[str, Any]) -> str:
+    return ": ".join([event["channel"], *([event["note"]] if "note" in event else [])])
 
 
 def _cell(value: object) -> str:

@@ -77,6 +77,7 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
         "direction": anomaly.direction,
         "channel": anomaly.channel,
         **({"columns": list(anomaly.columns)} if anomaly.columns else {}),
+        **({"note": anomaly.note} if anomaly.note else {}),
     }
 
 

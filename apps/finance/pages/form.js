@@ -15,9 +15,10 @@ const WHAT = {
   beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
   rhythm: "another course than at this time in other rhythms", jump: "a sudden change",
   joint: "columns that do not move together as they did",
+  gap: "a gap in time", corporate_action: "a corporate action",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
-const what = (event) => [WHAT[event.channel] ?? event.channel, event.columns?.join(", ")].filter(Boolean).join(": ");
+const what = (event) => [WHAT[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {

@@ -17,15 +17,14 @@ from apps.finance import service
 from apps.finance.app import app
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.inference.scoring import Calibration
-from apps.finance.models.tft import FinanceModel
 from apps.finance.outputs.rows_file import rows_file
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
-from apps.finance.types import Detection, FinanceInput, Forecast, Series, iso_utc
+from apps.finance.types import Detection, Forecast, Series, iso_utc
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
+from tests.apps.finance.untrained import untrained
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -35,13 +34,7 @@ pytestmark = [
 ROWS = 300
 
 
-@pytest.fixture(scope="module")
-def predictor() -> FinancePredictor:
-    torch.manual_seed(0)
-    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
-    return FinancePredictor(
-        model=model, calibration=Calibration(threshold=0.3), stride=4, device="cpu", name="untrained"
-    )
+predictor = pytest.fixture(scope="module")(untrained)
 
 
 def ask(predictor: FinancePredictor, request: Request) -> Response:

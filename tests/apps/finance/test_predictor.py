@@ -18,19 +18,18 @@ from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.calibration import calibrate, from_manifest
 from apps.finance.inference.detectors import CANDIDATES, DETECTORS
-from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import PROFILES
-from apps.finance.models.tft import FinanceModel
 from apps.finance.outputs.files import detector_csv
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import RECIPES, tiny
 from apps.finance.service import FinanceCodec
-from apps.finance.types import FinanceInput, LabelledSeries, Series
+from apps.finance.types import LabelledSeries, Series
 from shared.data.registry import read_registry
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping, to_mapping
+from tests.apps.finance.untrained import untrained
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -39,13 +38,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def predictor() -> FinancePredictor:
-    torch.manual_seed(0)
-    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
-    return FinancePredictor(
-        model=model, calibration=Calibration(threshold=0.3), stride=4, device="cpu", name="untrained"
-    )
+predictor = pytest.fixture(scope="module")(untrained)
 
 
 @pytest.fixture(scope="module")

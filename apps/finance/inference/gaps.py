@@ -1,0 +1,129 @@
+"""Gaps in time: stretches without a value that are longer than the pauses which a series has had until then."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+import numpy as np
+
+from apps.finance.datasets.windows import trailing_interval_ns
+from apps.finance.inference.detectors.trailing import change, usual_change
+from apps.finance.inference.scoring import FULL
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Series, Times
+
+_LONG, _PAUSE = 5.0, 2.0
+"""In usual intervals: the least gap, and the least step that is remembered as a pause."""
+_LEAST_ROWS = 64
+_WEEKEND_NS, _SATURDAY = 4 * DAY_NS, 5
+_DAYS_A_PAUSE = 8
+"""Pauses that come at least once in so many days are the series' rhythm."""
+_AFTER, _LASTING = 3, 48
+_USUAL_CHANGES = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """No value between the rows ``before`` and ``after``, for ``length_ns``.
+
+    ``score`` is -log10 of the share of earlier steps that were as long, over 5, as the scores of detectors are.
+    ``ordinary`` is whether the value after it is where it may be: the change over the gap is at most four usual changes
+    times the root of the gap's length in rows, as that of a random walk is.
+    """
+
+    before: int
+    after: int
+    length_ns: int
+    score: float
+    ordinary: bool
+
+    @property
+    def note(self) -> str:
+        """How long it is, in words."""
+        return f"no value for {duration(self.length_ns)}"
+
+    def explains(self, first: int, last: int) -> bool:
+        """Whether an event in these rows is but the value after the gap, an ordinary one.
+
+        It begins within three rows after it, and lasts no longer than a level or a mean over rows remembers.
+        """
+        return self.ordinary and self.after <= first <= self.after + _AFTER and last - first <= _LASTING
+
+
+def gaps(series: Series) -> list[Gap]:
+    """The gaps of a series, each known when the first value after it is there.
+
+    A gap is longer than five usual intervals. It is none where pauses at least half as long came before, as nights and
+    weekends do: twice, and once in eight days; in the first three days three times, or once at the same time. A pause
+    of up to four days with a Saturday in it is a weekend where no value was ever of a Saturday. Within the first day
+    only what is shorter than an eighth of the time so far can be told from a closing hour. In a column of a table only
+    rows without a value make a gap.
+    """
+    rows = np.arange(len(series)) if series.joint else np.flatnonzero(np.isfinite(series.target))
+    times = series.times_ns[rows]
+    if len(rows) <= _LEAST_ROWS:
+        return []
+    steps, usual = np.diff(times), trailing_interval_ns(times)[:-1]
+    saturdays = np.flatnonzero(_weekday(times) == _SATURDAY)
+    first_saturday = int(saturdays[0]) if len(saturdays) else len(times)
+    pauses: list[int] = []
+    starts: list[tuple[int, int]] = []
+    found = []
+    for place in np.flatnonzero(steps > _PAUSE * usual).tolist():
+        step = int(steps[place])
+        before = len(pauses) - bisect_left(pauses, (step + 1) // 2)
+        if step > _LONG * usual[place] and place >= _LEAST_ROWS:
+            history = int(times[place] - times[0])
+            if history < 3 * DAY_NS:
+                same = [one for one in starts if one[1] >= step / 2 and _same_time(one[0], int(times[place]))]
+                needed = 0.0 if same else 3.0
+            else:
+                needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
+            young = history < DAY_NS and 8 * step > history
+            weekend = step <= _WEEKEND_NS and _has_saturday(times, place) and place < first_saturday
+            told = series.column_of_table and rows[place + 1] == rows[place] + 1
+            if before < needed and not young and not weekend and not told:
+                as_long = len(pauses) - bisect_left(pauses, step)
+                score = float(np.clip(-np.log10((as_long + 1) / (place + 1)) / FULL, 0, 1))
+                last, next_ = int(rows[place]), int(rows[place + 1])
+                ordinary = _ordinary(series, last, next_, step / usual[place])
+                found.append(Gap(last, next_, step, round(score, 4), ordinary))
+        insort(pauses, step)
+        if times[place] - times[0] < 3 * DAY_NS:
+            starts.append((int(times[place]), step))
+    return found
+
+
+def _ordinary(series: Series, before: int, after: int, rows: float) -> bool:
+    values = series.target
+    usual = usual_change(values[: after + 1], np.abs(change(values[: after + 1], 1)))[after]
+    return bool(abs(values[after] - values[before]) <= _USUAL_CHANGES * usual * np.sqrt(rows))
+
+
+def duration(length_ns: int) -> str:
+    """A length of time in its two largest units: ``3 d 4 h``, ``17.5 s`` below two minutes."""
+    if length_ns < 2 * MINUTE_NS:
+        return f"{length_ns / SECOND_NS:.3g} s"
+    for name, unit, lower, part in (("d", DAY_NS, "h", HOUR_NS), ("h", HOUR_NS, "min", MINUTE_NS)):
+        if length_ns >= unit:
+            whole, rest = divmod(round(length_ns / part), unit // part)
+            return f"{whole} {name} {rest} {lower}" if rest else f"{whole} {name}"
+    return f"{length_ns / MINUTE_NS:.0f} min"
+
+
+def _same_time(one: int, two: int) -> bool:
+    """Whether two times are within two hours of each other on the clock."""
+    apart = abs(one - two) % DAY_NS
+    return min(apart, DAY_NS - apart) <= 2 * HOUR_NS
+
+
+def _weekday(times: Times) -> Times:
+    """(N,) 0 for Monday, in UTC."""
+    return (times // DAY_NS + 3) % 7
+
+
+def _has_saturday(times: Times, place: int) -> bool:
+    """Whether a whole Saturday lies between a value and the next."""
+    first = -(-int(times[place]) // DAY_NS)
+    saturday = first + (_SATURDAY - (first + 3)) % 7
+    return (saturday + 1) * DAY_NS <= int(times[place + 1])

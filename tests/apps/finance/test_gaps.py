@@ -1,0 +1,107 @@
+"""A gap in time is an event of its own kind, and nights, weekends and what comes after a gap are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from apps.finance.inference.gaps import duration, gaps
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series, usual_interval_ns
+from tests.apps.finance.untrained import untrained
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+MONDAY_NS = 19_723 * DAY_NS  # 2024-01-01
+
+
+def of(times: np.ndarray, values: np.ndarray | None = None) -> Series:
+    times = times.astype(np.int64)
+    values = np.sin(np.arange(len(times))) if values is None else values
+    return Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=usual_interval_ns(times))
+
+
+def sessions(days: int) -> np.ndarray:
+    """Bars of 5 minutes from 14:30 to 21:00 UTC, Monday to Friday, with a break from 17:00 to 18:00."""
+    starts = [MONDAY_NS + day * DAY_NS for day in range(days) if day % 7 < 5]
+    minutes = [minute for minute in range(870, 1260, 5) if not 1020 <= minute < 1080]
+    return np.array([start + minute * MINUTE_NS for start in starts for minute in minutes])
+
+
+def test_nights_weekends_breaks_and_holidays_of_one_day_are_no_gaps_and_a_missing_week_is():
+    times = sessions(60)
+    assert gaps(of(times)) == []
+    day = (times - MONDAY_NS) // DAY_NS
+    assert gaps(of(times[day != 30])) == []
+    (gap,) = gaps(of(times[(day < 28) | (day >= 42)]))
+    assert gap.note == "no value for 16 d 18 h"
+
+
+def test_daily_bars_have_weekends_and_a_gap_where_two_weeks_are_missing():
+    days = np.array([day for day in range(300) if day % 7 < 5])
+    assert gaps(of(MONDAY_NS + days * DAY_NS)) == []
+    (gap,) = gaps(of(MONDAY_NS + days[(days < 203) | (days > 218)] * DAY_NS))
+    assert gap.note == "no value for 19 d"
+
+
+def test_an_outage_of_a_series_that_never_stops_is_a_gap_each_time_and_sooner_than_after_a_day():
+    rows = np.arange(8000)
+    out = ((rows >= 900) & (rows < 912)) | ((rows >= 4000) & (rows < 4024)) | ((rows >= 7000) & (rows < 7024))
+    found = gaps(of(rows[~out] * 5 * MINUTE_NS))
+    assert [gap.note for gap in found] == ["no value for 1 h 5 min", "no value for 2 h 5 min", "no value for 2 h 5 min"]
+    for first, known in ((150, [149]), (40, [])):
+        early = (rows >= first) & (rows < first + 12)
+        assert [gap.before for gap in gaps(of(rows[~early] * 5 * MINUTE_NS))] == known
+
+
+def test_what_is_missing_every_now_and_then_is_no_gap():
+    generator = np.random.default_rng(0)
+    steps = np.where(generator.uniform(size=5000) < 0.01, generator.integers(6, 60, 5000), 1)
+    found = gaps(of(np.cumsum(steps) * MINUTE_NS))
+    assert len(found) <= 4
+
+
+@pytest.mark.parametrize("cut", [70, 901, 905, 3000])
+def test_gaps_are_known_when_the_next_value_is_there(cut):
+    rows = np.delete(np.arange(4000), np.r_[700:900, 2500:2550])
+    whole = of(rows * MINUTE_NS)
+    part = of(rows[:cut] * MINUTE_NS)
+    assert gaps(part) == [gap for gap in gaps(whole) if gap.after < cut]
+
+
+def test_cells_without_a_value_are_a_gap_and_rows_that_are_not_there_are_told_once_of_a_table():
+    values = np.sin(np.arange(2000.0))
+    values[1000:1100] = np.nan
+    series = of(np.delete(np.arange(2050), np.r_[1500:1550]) * MINUTE_NS, values)
+    assert [(gap.before, gap.after) for gap in gaps(series)] == [(999, 1100), (1499, 1500)]
+    assert [(gap.before, gap.after) for gap in gaps(replace(series, column_of_table=True))] == [(999, 1100)]
+    assert [(gap.before, gap.after) for gap in gaps(replace(series, joint=True))] == [(1499, 1500)]
+
+
+def walk(jump: float) -> Series:
+    """A random walk by the minute that goes on over a gap of three hours, and then ``jump`` standard deviations off."""
+    steps = np.random.default_rng(3).standard_normal(2180)
+    values = 1000 + np.delete(np.cumsum(steps), np.r_[1500:1680]) + np.where(np.arange(2000) >= 1500, jump, 0.0)
+    return of(np.delete(np.arange(2180), np.r_[1500:1680]) * MINUTE_NS, values)
+
+
+def test_a_gap_is_the_event_and_not_the_value_after_it_unless_that_is_unusual_too():
+    predictor = untrained()
+    (usual, unusual) = predictor.predict([walk(0.0), walk(150.0)])
+    near = [
+        [event for event in one.anomalies if event.end_ns >= 1499 * MINUTE_NS and event.start_ns <= 1700 * MINUTE_NS]
+        for one in (usual, unusual)
+    ]
+    (gap,) = near[0]
+    assert gap.channel == "gap" and gap.note == "no value for 3 h 1 min"
+    assert (gap.start_ns, gap.end_ns) == (1499 * MINUTE_NS, 1680 * MINUTE_NS) and gap.score > 0.5
+    assert [event.channel for event in near[1]] == ["gap", "jump"]
+
+
+def test_lengths_are_told_in_their_two_largest_units():
+    told = {90 * 10**9: "90 s", 5 * MINUTE_NS: "5 min", 26 * HOUR_NS: "1 d 2 h", 3 * DAY_NS: "3 d"}
+    assert {length: duration(length) for length in told} == told

@@ -1,0 +1,18 @@
+"""A predictor with an untrained network: what is found does not rest on what it has learnt."""
+
+from __future__ import annotations
+
+import torch
+
+from apps.finance.inference.scoring import Calibration
+from apps.finance.models.tft import FinanceModel
+from apps.finance.predictor import FinancePredictor
+from apps.finance.types import FinanceInput
+
+
+def untrained(threshold: float = 0.3) -> FinancePredictor:
+    torch.manual_seed(0)
+    model = FinanceModel(name="test", hidden=8, hidden_continuous=4, heads=1).build(FinanceInput(context=24, horizon=4))
+    return FinancePredictor(
+        model=model, calibration=Calibration(threshold=threshold), stride=4, device="cpu", name="untrained"
+    )
