@@ -214,6 +214,8 @@ class Serve:
     """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
     port: Annotated[int | None, arg(metavar="PORT")] = None
     """The port to listen on; TRIVIUM_PORT, or 8000."""
+    grpc_port: Annotated[int | None, arg(metavar="PORT")] = None
+    """Answer the Open Inference Protocol over gRPC on this port too; TRIVIUM_GRPC_PORT, or not at all."""
     registry: Folder = None
     """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
     device: Device = None

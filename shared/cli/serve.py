@@ -15,7 +15,12 @@ def run(command: Serve) -> int:
         raise InvalidInputError(f"serving needs the package {error.name}; install trivium[serve]") from error
 
     settings = read_settings(
-        host=command.host, port=command.port, registry=command.registry, device=command.device, program=command.program
+        host=command.host,
+        port=command.port,
+        grpc_port=command.grpc_port,
+        registry=command.registry,
+        device=command.device,
+        program=command.program,
     )
     serve(settings, demo=command.demo)
     return 0

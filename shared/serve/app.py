@@ -24,6 +24,7 @@ from shared.serve.errors import answer_errors
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
 from shared.serve.middleware.draining import Drain
+from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import repository
 from shared.serve.oip import routes as oip
 from shared.serve.oip.networks import Networks
@@ -66,7 +67,8 @@ def create_app(
         for service in services.values():
             service.runner.start()
         expiring = asyncio.create_task(_expire_cases(services.values(), settings))
-        yield
+        async with _grpc(server, settings):
+            yield
         expiring.cancel()
         readiness.stop()
         for service in services.values():
@@ -92,12 +94,13 @@ def create_app(
     server.state.metrics = metrics
     server.state.store = store
     server.state.drain = Drain()
+    server.state.client_places = ClientPlaces(settings.max_per_client)
     add_middleware(
         server,
         hosts=settings.host_names or hosts,
         drain=server.state.drain,
         checks=_room_checks(services, networks),
-        max_per_client=settings.max_per_client,
+        places=server.state.client_places,
         metrics=metrics,
     )
     pages = Pages(services, settings)
@@ -112,6 +115,26 @@ def create_app(
         mimetypes.add_type(kind, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
     return server
+
+
+@asynccontextmanager
+async def _grpc(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Answers over gRPC too where that is asked for; the port is then in the state as ``grpc_port``."""
+    if settings.grpc_port is None:
+        yield
+        return
+    try:
+        from shared.serve.oip.grpc_service import GrpcService, stop
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"gRPC needs the package {error.name}; install trivium[grpc]") from error
+    grpc, server.state.grpc_port = await GrpcService(server.state, server.version).start(
+        settings.host, settings.grpc_port
+    )
+    log.info("gRPC listens on port %d", server.state.grpc_port)
+    try:
+        yield
+    finally:
+        await stop(grpc)
 
 
 async def _expire_cases(services: Collection[Service], settings: Settings) -> None:

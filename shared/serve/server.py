@@ -41,6 +41,8 @@ def run(settings: Settings, demo: bool = False) -> None:
 
 
 def _serve(settings: Settings, demo: bool) -> None:
+    if settings.grpc_port:
+        listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     listener = listen(settings.host, settings.port)
     application = create_app(settings, hosts=own_hosts(settings.host))
     logs = uvicorn.config.LOGGING_CONFIG
@@ -138,7 +140,7 @@ def announce(address: str, apps: Mapping[str, App]) -> None:
     Console().print(Panel(rows, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """A bound socket; refuses an address that cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sends small answers at once (TCP_NODELAY); otherwise each waits for 40 ms.
@@ -149,7 +151,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise InvalidInputError(
-            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with --port"
+            f"{host}:{port} cannot be listened on ({error.strerror}); choose another with {option}"
         ) from error
     return listener
 

@@ -14,6 +14,7 @@ from shared.errors import InvalidInputError
 class Settings(BaseSettings):
     """Settings of one server.
 
+    grpc_port        where the Open Inference Protocol is answered over gRPC too; nowhere by default
     hosts            names under which it is asked, with commas between; the loopback device's own by default where it
                      listens there, any elsewhere
     registry         folder of artifacts of one's own, which come before those that ship under the same name
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=0, le=65535)
     hosts: str | None = None
     registry: Path | None = None
     store: Path = Path("store")

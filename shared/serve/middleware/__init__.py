@@ -12,7 +12,7 @@ from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.own_hosts import OwnHosts
-from shared.serve.middleware.per_client import PerClient
+from shared.serve.middleware.per_client import ClientPlaces, PerClient
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
@@ -23,7 +23,7 @@ def add_middleware(
     hosts: Collection[str] | None,
     drain: Drain,
     checks: Mapping[str, Callable[[], None]],
-    max_per_client: int | None,
+    places: ClientPlaces,
     metrics: Metrics,
 ) -> None:
     """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
@@ -36,6 +36,6 @@ def add_middleware(
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(EarlyRefusal, checks=checks)
-    server.add_middleware(PerClient, most=max_per_client)
+    server.add_middleware(PerClient, places=places)
     server.add_middleware(SecurityHeaders)
     server.add_middleware(AccessLog, metrics=metrics)

@@ -34,8 +34,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
-        given = Headers(scope=scope).get(_HEADER, "")
-        number = given if _USABLE.match(given) else secrets.token_hex(8)
+        number = usable_identifier(Headers(scope=scope).get(_HEADER, ""))
         scope["state"] = {**scope.get("state", {}), "request_id": number}
 
         async def send_with_number(message: Message) -> None:
@@ -49,17 +48,23 @@ class AccessLog:
             await self._app(scope, receive, send_with_number)
         finally:
             took = time.monotonic() - began
-            self._metrics.requested(_pattern(scope), scope["method"], status, took)
-            if log.isEnabledFor(logging.INFO):
-                line = {
-                    "request": number,
-                    "client": (scope.get("client") or ("",))[0],
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": round(1000 * took, 1),
-                }
-                log.info("%s", json.dumps(line))
+            client = (scope.get("client") or ("",))[0]
+            log_answer(self._metrics, number, client, scope["method"], scope["path"], _pattern(scope), status, took)
+
+
+def usable_identifier(given: str) -> str:
+    """The identifier that a request brings, where it is fit for a log, else a new one."""
+    return given if _USABLE.match(given) else secrets.token_hex(8)
+
+
+def log_answer(
+    metrics: Metrics, number: str, client: str, method: str, path: str, pattern: str, status: int, seconds: float
+) -> None:
+    """Counts an answer under the pattern of its path, and logs it under its identifier."""
+    metrics.requested(pattern, method, status, seconds)
+    if log.isEnabledFor(logging.INFO):
+        line = {"request": number, "client": client, "method": method, "path": path, "status": status}
+        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1)}))
 
 
 def _pattern(scope: Scope) -> str:

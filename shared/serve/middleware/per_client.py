@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error
 
 _READING = ("GET", "HEAD", "OPTIONS")
 _RETRY_AFTER_S = 1
 
 
-class PerClient:
-    """Refuses (429, ``Retry-After``) what would begin work above ``most`` of one address; None is no limit.
+class TooMany(InvalidInputError):
+    """A client has as many requests inside as it may (429)."""
+
+
+class ClientPlaces:
+    """At most ``most`` requests of one address at a time, over HTTP and gRPC together; None is no limit.
 
     Behind a reverse proxy all come from its address: there the limit is the proxy's matter.
     """
 
-    def __init__(self, app: ASGIApp, most: int | None) -> None:
-        self._app, self._most = app, most
+    def __init__(self, most: int | None) -> None:
+        self._most = most
         self._inside: Counter[str] = Counter()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
-        client = scope.get("client")
-        if self._most is None or client is None or scope["type"] != "http" or scope["method"] in _READING:
-            await self._app(scope, receive, send)
-            return
-        address = str(client[0])
-        if self._inside[address] >= self._most:
-            sentence = f"{address} has {self._most} requests here already (TRIVIUM_MAX_PER_CLIENT); wait for an answer"
-            refusal = json_error(scope["path"], sentence, 429)
-            refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
-            await refusal(scope, receive, send)
-            return
+    @contextmanager
+    def take(self, address: str) -> Iterator[None]:
+        """Counts a request while the block lasts. Raises ``TooMany``."""
+        if self._most is not None and self._inside[address] >= self._most:
+            raise TooMany(
+                f"{address} has {self._most} requests here already (TRIVIUM_MAX_PER_CLIENT); wait for an answer",
+                status=429,
+            )
         self._inside[address] += 1
         try:
-            await self._app(scope, receive, send)
+            yield
         finally:
             self._inside[address] -= 1
             if not self._inside[address]:
                 del self._inside[address]
+
+
+class PerClient:
+    """Refuses (429, ``Retry-After``) what would begin work of an address that has its ``places`` taken."""
+
+    def __init__(self, app: ASGIApp, places: ClientPlaces) -> None:
+        self._app, self._places = app, places
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        client = scope.get("client")
+        if client is None or scope["type"] != "http" or scope["method"] in _READING:
+            await self._app(scope, receive, send)
+            return
+        try:
+            with self._places.take(str(client[0])):
+                await self._app(scope, receive, send)
+        except TooMany as refused:
+            refusal = json_error(scope["path"], str(refused), refused.status)
+            refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
+            await refusal(scope, receive, send)

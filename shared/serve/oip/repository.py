@@ -6,10 +6,12 @@ model_repository).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter
 
+from shared.deploy.artifact import TensorSpec
 from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
@@ -20,6 +22,7 @@ from shared.serve.oip.schemas import (
     InferenceStatistics,
     ModelConfig,
     ModelStatistics,
+    RepositoryParameters,
     Statistics,
 )
 
@@ -28,31 +31,37 @@ _UNUSABLE: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"},
     503: {"model": InferenceError, "description": "The model cannot be loaded"},
 }
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE)
+# The protocol's clients send JSON without saying so.
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE, strict_content_type=False)
 
 
 @router.get("/models/stats", operation_id="oip_stats")
 async def all_statistics(networks: NetworksDep) -> Statistics:
     """What every model counted since the server started."""
-    return Statistics(model_stats=[_statistics(network) for network in networks.all()])
+    return statistics_of(networks, None, None)
 
 
-@router.get("/models/{name}/config", operation_id="oip_config", responses=_UNKNOWN)
+@router.get("/models/{name}/config", operation_id="oip_config", responses=_UNKNOWN, response_model_exclude_none=True)
 async def config(network: NewestDep, networks: NetworksDep) -> ModelConfig:
     """A model's configuration, as in Triton's config.pbtxt."""
-    return _config(network, networks)
+    return describe_config(network, networks)
 
 
-@router.get("/models/{name}/versions/{version}/config", operation_id="oip_config_version", responses=_UNKNOWN)
+@router.get(
+    "/models/{name}/versions/{version}/config",
+    operation_id="oip_config_version",
+    responses=_UNKNOWN,
+    response_model_exclude_none=True,
+)
 async def config_version(network: VersionDep, networks: NetworksDep) -> ModelConfig:
     """The configuration of one version of a model."""
-    return _config(network, networks)
+    return describe_config(network, networks)
 
 
 @router.get("/models/{name}/stats", operation_id="oip_model_stats", responses=_UNKNOWN)
 async def statistics(name: str, networks: NetworksDep) -> Statistics:
     """What all versions of a model counted since the server started; durations are in nanoseconds."""
-    return Statistics(model_stats=[_statistics(networks.find(name, version)) for version in networks.versions(name)])
+    return statistics_of(networks, name, None)
 
 
 @router.get("/models/{name}/versions/{version}/stats", operation_id="oip_model_stats_version", responses=_UNKNOWN)
@@ -64,42 +73,72 @@ async def statistics_version(network: VersionDep) -> Statistics:
 @router.post("/repository/index", operation_id="oip_repository_index")
 async def index(networks: NetworksDep, wanted: IndexRequest | None = None) -> list[IndexEntry]:
     """Every version of every model, and whether it is loaded; with `ready` only those that are."""
-    entries = [_entry(network) for network in networks.all()]
-    return [entry for entry in entries if entry.state == "READY" or wanted is None or not wanted.ready]
+    return index_of(networks, ready=wanted is not None and wanted.ready)
 
 
 @router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_UNKNOWN)
-async def load(name: str, networks: NetworksDep) -> dict[str, Any]:
+async def load(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Reads the registry again for the model's versions, and loads those that are not loaded."""
+    (given or RepositoryParameters()).check_load()
     await networks.load(name)
     return {}
 
 
 @router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_UNKNOWN)
-async def unload(name: str, networks: NetworksDep) -> dict[str, Any]:
+async def unload(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Ends the model's workers once they have answered what they were given; its next request loads it again."""
+    (given or RepositoryParameters()).check_unload()
     await networks.unload(name)
     return {}
 
 
-def _config(network: NetworkModel, networks: Networks) -> ModelConfig:
-    manifest = network.manifest
+def statistics_of(networks: Networks, name: str | None, version: str | None) -> Statistics:
+    """What all models counted, or all versions of one, or one version. Refuses unknown ones with 404."""
+    if name is None:
+        found = networks.all()
+    else:
+        versions = networks.versions(name) if version is None else [version]
+        found = [networks.find(name, one) for one in versions]
+    return Statistics(model_stats=[_statistics(network) for network in found])
 
-    def tensors(specs: Any) -> list[dict[str, Any]]:
-        return [
-            {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.shape[1:])} for spec in specs
-        ]
+
+def index_of(networks: Networks, *, ready: bool) -> list[IndexEntry]:
+    """Every version of every model; with ``ready`` only those that are loaded."""
+    entries = [_entry(network) for network in networks.all()]
+    return [entry for entry in entries if entry.state == "READY" or not ready]
+
+
+def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
+    """A model's configuration. One without a batch axis is not batched, as Triton says with ``max_batch_size`` 0."""
+    manifest, device = network.manifest, networks.settings.device
+    batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        return [_tensor(spec, spec.shape[1:] if batched else spec.shape) for spec in specs]
 
     return ModelConfig(
         name=manifest.name,
         platform="onnxruntime_onnx",
         backend="onnxruntime",
-        max_batch_size=networks.settings.max_batch,
+        version_policy={"all": {}},
+        max_batch_size=networks.settings.max_batch if batched else 0,
         input=tensors(manifest.inputs),
         output=tensors(manifest.outputs),
-        instance_group=[{"name": manifest.name, "kind": "KIND_CPU", "count": max(1, networks.settings.workers)}],
-        dynamic_batching={"max_queue_delay_microseconds": 0},
+        instance_group=[
+            {
+                "name": manifest.name,
+                "kind": "KIND_CPU" if device == "cpu" else "KIND_AUTO",
+                "count": max(1, networks.settings.workers),
+            }
+        ],
+        dynamic_batching={"max_queue_delay_microseconds": 0} if batched else None,
     )
+
+
+def _tensor(spec: TensorSpec, dims: Sequence[int]) -> dict[str, Any]:
+    """Triton wants at least one dimension besides the batch."""
+    described = {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(dims) or [1]}
+    return described if dims else {**described, "reshape": {"shape": []}}
 
 
 def _statistics(network: NetworkModel) -> ModelStatistics:

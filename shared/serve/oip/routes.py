@@ -34,7 +34,7 @@ from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 from shared.store.cases import CaseStore
 
 _LENGTH = "Inference-Header-Content-Length"
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 _MOST_CHUNK = 1 << 16
 _LEAST_PACKED = 1 << 14
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
@@ -62,10 +62,15 @@ HeaderLengthDep = Annotated[str | None, Header(alias=_LENGTH)]
 
 
 async def get_readiness(request: Request) -> ServerReady:
+    """``server_readiness`` of the server that is asked."""
+    return await server_readiness(request.app.state)
+
+
+async def server_readiness(state: Any) -> ServerReady:
     """Whether every model can answer, cases can be kept, and the server is not about to end."""
-    readiness: Readiness = request.app.state.readiness
-    drain: Drain = request.app.state.drain
-    store: CaseStore = request.app.state.store
+    readiness: Readiness = state.readiness
+    drain: Drain = state.drain
+    store: CaseStore = state.store
     if drain.begun:
         return ServerReady(ready=False, reason="the server is being shut down")
     fault = await run_in_threadpool(store.fault) or await readiness.fault()
@@ -76,7 +81,7 @@ async def get_readiness(request: Request) -> ServerReady:
 async def server(request: Request, networks: NetworksDep) -> ServerMetadata:
     """The server, what it speaks, and (beyond the protocol) which models it has."""
     version = request.app.version
-    return ServerMetadata(name="trivium", version=version, extensions=list(_EXTENSIONS), models=networks.names())
+    return ServerMetadata(name="trivium", version=version, extensions=list(EXTENSIONS), models=networks.names())
 
 
 @router.get("/health/live", operation_id="oip_live")
@@ -96,13 +101,13 @@ async def server_ready(state: Annotated[ServerReady, Depends(get_readiness)]) ->
 @router.get("/models/{name}", operation_id="oip_model", responses=_UNKNOWN)
 async def model(networks: NetworksDep, network: NewestDep) -> ModelMetadata:
     """A model's inputs and outputs; -1 in a shape is any size."""
-    return _describe(network, networks.versions(network.manifest.name))
+    return describe(network, networks.versions(network.manifest.name))
 
 
 @router.get("/models/{name}/versions/{version}", operation_id="oip_model_version", responses=_UNKNOWN)
 async def model_version(network: VersionDep) -> ModelMetadata:
     """The inputs and outputs of one version of a model."""
-    return _describe(network, [network.version])
+    return describe(network, [network.version])
 
 
 @router.get("/models/{name}/ready", operation_id="oip_model_ready", responses=_UNKNOWN)
@@ -225,7 +230,8 @@ def _too_much_json(most: int) -> InvalidInputError:
     )
 
 
-def _describe(network: NetworkModel, versions: list[str]) -> ModelMetadata:
+def describe(network: NetworkModel, versions: list[str]) -> ModelMetadata:
+    """The inputs and outputs of a model that has these versions."""
     manifest = network.manifest
     return ModelMetadata(
         name=manifest.name,

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.errors import InvalidInputError
+
 
 class ServerMetadata(BaseModel):
     """What the server is and speaks. ``models`` goes beyond the protocol."""
@@ -66,17 +68,38 @@ class InferenceError(BaseModel):
     error: str
 
 
+class RepositoryParameters(BaseModel):
+    """Parameters of loading and unloading. What cannot be obeyed is refused (400)."""
+
+    parameters: dict[str, Any] = {}
+
+    def check_load(self) -> None:
+        """Refuses all: the registry alone says what a model is."""
+        if given := sorted(self.parameters):
+            _refuse(given[0], "a model is loaded as it is in the registry")
+
+    def check_unload(self) -> None:
+        """Takes ``unload_dependents``: no model depends on another."""
+        if given := sorted(self.parameters.keys() - {"unload_dependents"}):
+            _refuse(given[0], "unloading knows unload_dependents alone")
+
+
+def _refuse(parameter: str, why: str) -> None:
+    raise InvalidInputError(f"the parameter {parameter[:40]!r} is not taken: {why}", status=400)
+
+
 class ModelConfig(BaseModel):
     """A model's configuration, in the fields of Triton's ModelConfig that say something here."""
 
     name: str
     platform: str
     backend: str
+    version_policy: dict[str, Any]
     max_batch_size: int
     input: list[dict[str, Any]]
     output: list[dict[str, Any]]
     instance_group: list[dict[str, Any]]
-    dynamic_batching: dict[str, Any]
+    dynamic_batching: dict[str, Any] | None
 
 
 class Duration(BaseModel):

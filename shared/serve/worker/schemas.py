@@ -19,7 +19,9 @@ class _Message(BaseModel):
 
 
 class InputParameters(_Message):
-    """``binary_data_size`` is how many bytes of the input follow the JSON part of the body."""
+    """``binary_data_size`` is how many bytes of the input follow the JSON part of the body. Others are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data_size: Size | None = None
 
@@ -35,7 +37,9 @@ class RequestInput(_Message):
 
 
 class OutputParameters(_Message):
-    """Whether the output is wanted as binary data."""
+    """Whether the output is wanted as binary data. Others (``classification``, shared memory) are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data: bool | None = None
 
@@ -50,13 +54,15 @@ class RequestOutput(_Message):
 class RequestParameters(_Message):
     """``binary_data_output``: whether all outputs are wanted as binary data, where an output does not say otherwise.
 
-    ``timeout``, in microseconds, counts from the request's arrival. Others (``priority``, ``sequence_id``) are refused.
+    ``timeout``, in microseconds, counts from the request's arrival. ``triton_enable_empty_final_response`` changes
+    nothing but over gRPC a mark: each request has one answer, the final. Others (``priority``) are refused.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     binary_data_output: bool | None = None
     timeout: Annotated[int, Field(gt=0)] | None = None
+    triton_enable_empty_final_response: bool | None = None
 
 
 class InferenceRequest(_Message):

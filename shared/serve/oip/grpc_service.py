@@ -1,0 +1,237 @@
+"""The Open Inference Protocol over gRPC: the same networks behind the same queues as over REST."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from pydantic import BaseModel
+
+from shared.errors import InvalidInputError
+from shared.serve.middleware.access_log import log_answer, usable_identifier
+from shared.serve.middleware.draining import Drain
+from shared.serve.middleware.per_client import ClientPlaces
+from shared.serve.oip import grpc_tensors, repository, routes
+from shared.serve.oip.grpc_messages import PACKAGE, message
+from shared.serve.oip.networks import Networks
+from shared.serve.oip.schemas import RepositoryParameters, ServerReady
+from shared.serve.runtime.limits import Busy
+
+log = logging.getLogger("trivium.serve")
+_SERVICE = f"{PACKAGE}.GRPCInferenceService"
+_MOST_MESSAGE = 64_000_000
+"""gRPC holds a message in memory before it is admitted, so it may be smaller than a body over REST."""
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_STOP_S = 1.0
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+
+class GrpcService:
+    """The methods of ``GRPCInferenceService``. What it does not have (shared memory, tracing) is UNIMPLEMENTED.
+
+    ``state`` is the application's: its networks, readiness, drain, store, metrics and places of clients.
+    """
+
+    def __init__(self, state: Any, version: str) -> None:
+        self._state, self._version = state, version
+        self._networks: Networks = state.networks
+        self._drain: Drain = state.drain
+        self._places: ClientPlaces = state.client_places
+
+    async def start(self, host: str, port: int) -> tuple[Any, int]:
+        """Listens, and gives the server and the port. Raises ``InvalidInputError`` for an address that is taken."""
+        size = min(self._networks.settings.max_tensor_bytes, _MOST_MESSAGE)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=self._networks.settings.request_limit,
+        )
+        server.add_generic_rpc_handlers((self._handlers(),))
+        address = f"[{host}]" if ":" in host else host
+        try:
+            found = server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise InvalidInputError(f"{host}:{port} cannot be listened on; choose another with --grpc-port") from error
+        await server.start()
+        return server, found
+
+    def _handlers(self) -> Any:
+        asking: dict[str, Method] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+        }
+        working: dict[str, Method] = {
+            "ModelInfer": self._infer,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(name, method, works=name in working),
+                request_deserializer=message(f"{name}Request").FromString,
+                response_serializer=message(f"{name}Response").SerializeToString,
+            )
+            for name, method in (asking | working).items()
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream,
+            request_deserializer=message("ModelInferRequest").FromString,
+            response_serializer=message("ModelStreamInferResponse").SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(_SERVICE, handlers)
+
+    def _guarded(self, name: str, method: Method, *, works: bool) -> Method:
+        """The method with what the middleware does over REST: drain, places of a client, identifier, log, errors."""
+
+        async def answer(request: Any, context: Any) -> Any:
+            number = usable_identifier(dict(context.invocation_metadata()).get("x-request-id", ""))
+            await context.send_initial_metadata((("x-request-id", number),))
+            began, status = time.monotonic(), 499
+            try:
+                reply = await (self._work(method, request, context) if works else method(request, context))
+                status = 200
+                return reply
+            except InvalidInputError as refusal:
+                status = refusal.status
+                if isinstance(refusal, Busy):
+                    context.set_trailing_metadata((("grpc-retry-pushback-ms", str(1000 * refusal.retry_after_s)),))
+                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), str(refusal))
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception:
+                status, error = 500, secrets.token_hex(4)
+                log.exception("error %s in %s", error, name)
+                words = f"Something went wrong in the server (error {error}). Its log holds the details."
+                await context.abort(grpc.StatusCode.INTERNAL, words)
+            finally:
+                took = time.monotonic() - began
+                path = f"/{_SERVICE}/{name}"
+                log_answer(self._state.metrics, number, _client(context), "POST", path, path, status, took)
+
+        return answer
+
+    async def _work(self, method: Method, request: Any, context: Any) -> Any:
+        if self._drain.begun:
+            raise InvalidInputError("the server is being shut down; try again in a few seconds", status=503)
+        with self._places.take(_client(context)):
+            self._drain.inside += 1
+            try:
+                return await method(request, context)
+            finally:
+                self._drain.inside -= 1
+
+    async def _server_live(self, request: Any, context: Any) -> Any:
+        return message("ServerLiveResponse")(live=True)
+
+    async def _server_ready(self, request: Any, context: Any) -> Any:
+        found: ServerReady = await routes.server_readiness(self._state)
+        return message("ServerReadyResponse")(ready=found.ready)
+
+    async def _model_ready(self, request: Any, context: Any) -> Any:
+        try:
+            await self._networks.find(request.name, request.version or None).model.get()
+        except InvalidInputError as refusal:
+            if refusal.status != 503:
+                raise
+            return message("ModelReadyResponse")(ready=False)
+        return message("ModelReadyResponse")(ready=True)
+
+    async def _server_metadata(self, request: Any, context: Any) -> Any:
+        return message("ServerMetadataResponse")(name="trivium", version=self._version, extensions=routes.EXTENSIONS)
+
+    async def _model_metadata(self, request: Any, context: Any) -> Any:
+        network = self._networks.find(request.name, request.version or None)
+        versions = [network.version] if request.version else self._networks.versions(request.name)
+        return _filled("ModelMetadataResponse", routes.describe(network, versions))
+
+    async def _model_config(self, request: Any, context: Any) -> Any:
+        found = repository.describe_config(self._networks.find(request.name, request.version or None), self._networks)
+        return message("ModelConfigResponse")(config=_filled("ModelConfig", found))
+
+    async def _model_statistics(self, request: Any, context: Any) -> Any:
+        found = repository.statistics_of(self._networks, request.name or None, request.version or None)
+        return _filled("ModelStatisticsResponse", found)
+
+    async def _repository_index(self, request: Any, context: Any) -> Any:
+        made = message("RepositoryIndexResponse")()
+        for entry in repository.index_of(self._networks, ready=request.ready):
+            made.models.add(**entry.model_dump())
+        return made
+
+    async def _load(self, request: Any, context: Any) -> Any:
+        _repository_parameters(request).check_load()
+        await self._networks.load(request.model_name)
+        return message("RepositoryModelLoadResponse")()
+
+    async def _unload(self, request: Any, context: Any) -> Any:
+        _repository_parameters(request).check_unload()
+        await self._networks.unload(request.model_name)
+        return message("RepositoryModelUnloadResponse")()
+
+    async def _infer(self, request: Any, context: Any) -> Any:
+        networks = self._networks
+        network = networks.find(request.model_name, request.model_version or None)
+        with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
+            reserve(request.ByteSize())
+            body, length = grpc_tensors.request_body(request)
+            reply = grpc_tensors.response(*await network.infer(body, length))
+            if request.parameters["triton_enable_empty_final_response"].bool_param:
+                reply.parameters["triton_final_response"].bool_param = True
+            return reply
+
+    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Answers each request of a stream in turn; one that is refused does not end the stream."""
+        async for request in requests:
+            made = message("ModelStreamInferResponse")()
+            try:
+                made.infer_response.CopyFrom(await self._work(self._infer, request, context))
+            except InvalidInputError as refusal:
+                made.error_message, made.infer_response.id = str(refusal), request.id
+            yield made
+
+
+async def stop(server: Any) -> None:
+    """Ends a server: what is computed still has a second."""
+    await server.stop(_STOP_S)
+
+
+def _client(context: Any) -> str:
+    """The address of who asks, as gRPC writes it (``ipv4:127.0.0.1:5000``), without its port."""
+    _, _, place = str(context.peer()).partition(":")
+    return place.rpartition(":")[0].strip("[]") or "local"
+
+
+def _filled(name: str, found: BaseModel) -> Any:
+    return json_format.ParseDict(found.model_dump(exclude_none=True), message(name)(), ignore_unknown_fields=True)
+
+
+def _repository_parameters(request: Any) -> RepositoryParameters:
+    given = {
+        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+        for name, parameter in request.parameters.items()
+    }
+    return RepositoryParameters(parameters=given)
