@@ -58,9 +58,13 @@ class SGD:
     def build(self, model: nn.Module) -> Optimizer:
         import torch
 
+        from shared.comms.sharded_state import is_spread
+
         groups = parameter_groups(model, self.weight_decay)
+        # torch 2.14 has no fused SGD for tensors that are spread over processes.
+        fused = _fusible(model) and not any(map(is_spread, model.parameters()))
         return torch.optim.SGD(
-            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=_fusible(model)
+            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=fused
         )
 
 

@@ -25,7 +25,8 @@ class Strategy(Protocol):
     ``wrap`` is called once, before the optimizer is built, and returns what the task calls; the model itself may be
     changed in place (as FSDP2 does), and keeps its parameters' names. ``clip`` scales the gradients to a norm of at
     most ``norm`` over all processes and returns the norm before that. Within ``accumulating`` a backward pass adds to
-    the gradients without exchanging them: all micro-batches of a step but the last run there.
+    the gradients without exchanging them: all micro-batches of a step but the last run there. Within ``whole`` the
+    model scores: processes call it as often as each likes.
 
     A strategy may also keep a state of each process's own: see ``OwnState``.
     """
@@ -35,6 +36,8 @@ class Strategy(Protocol):
     def clip(self, model: nn.Module, norm: float) -> Tensor: ...
 
     def accumulating(self) -> AbstractContextManager[None]: ...
+
+    def whole(self) -> AbstractContextManager[None]: ...
 
 
 @runtime_checkable
@@ -63,7 +66,38 @@ class StrategyConfig(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DDP:
+class Joining:
+    """How the processes of a run find each other, and how long they wait.
+
+    topology        a file that tells the switches (see ``trivium topology``), by which ranks are ordered
+    start_timeout_s, timeout_s
+                    how long processes wait for each other before the first step is done, and after it
+    silence_s       after how long without a sign of life a process counts as lost
+    """
+
+    topology: Path | None = None
+    start_timeout_s: float = 600.0
+    timeout_s: float = 300.0
+    silence_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        self._refuse_unless_positive("start_timeout_s", "timeout_s", "silence_s")
+
+    def _refuse_unless_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise InvalidInputError(f"strategy.{name} is {getattr(self, name)}; it must be above 0")
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long processes wait for each other."""
+        from shared.comms.watch import Timeouts
+
+        return Timeouts(start_s=self.start_timeout_s, step_s=self.timeout_s, silence_s=self.silence_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DDP(Joining):
     """torch's DistributedDataParallel: the whole model on every process, gradients averaged. One process: no wrapper.
 
     route           how gradients are summed: ``flat`` (the backend's own), ``ring`` (by point-to-point messages),
@@ -74,10 +108,6 @@ class DDP:
                     nodes is compressed
     bucket_mb       how many MB (2**20 bytes) of gradients go at once
     shard           processes in a node of the hierarchical route; by default those of each host
-    topology        a file that tells the switches (see ``trivium topology``), by which ranks are ordered
-    start_timeout_s, timeout_s
-                    how long processes wait for each other before the first step is done, and after it
-    silence_s       after how long without a sign of life a process counts as lost
     find_unused_parameters
                     whether a step may leave parameters out; by default what the task says
     """
@@ -88,25 +118,13 @@ class DDP:
     powersgd_start: int = 100
     bucket_mb: float = 25.0
     shard: int | None = None
-    topology: Path | None = None
-    start_timeout_s: float = 600.0
-    timeout_s: float = 300.0
-    silence_s: float = 30.0
     find_unused_parameters: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("powersgd_rank", "bucket_mb", "start_timeout_s", "timeout_s", "silence_s"):
-            if not getattr(self, name) > 0:
-                raise InvalidInputError(f"strategy.{name} is {getattr(self, name)}; it must be above 0")
+        Joining.__post_init__(self)
+        self._refuse_unless_positive("powersgd_rank", "bucket_mb")
         if self.powersgd_start < 0:
             raise InvalidInputError(f"strategy.powersgd_start is {self.powersgd_start}; it must be at least 0")
-
-    @property
-    def timeouts(self) -> Timeouts:
-        """How long processes wait for each other."""
-        from shared.comms.watch import Timeouts
-
-        return Timeouts(start_s=self.start_timeout_s, step_s=self.timeout_s, silence_s=self.silence_s)
 
     def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy:
         if group.world == 1:
@@ -120,11 +138,50 @@ class Auto(DDP):
     """The model as it is on one process, and ``DDP`` on several, with the same settings."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FSDP(Joining):
+    """torch's FSDP2: parameters, gradients and the optimizer's state are spread over the processes.
+
+    A layer is whole on a process only while it computes. One process: no wrapper.
+
+    shard           over how many neighbouring processes a copy of the model is spread; by default all of them. Fewer
+                    (those of a host) is HSDP: every such group holds a copy, and gradients are summed across groups
+    unit_mb         layers of lists and sequences with at least so many MB (2**20 bytes) of parameters are gathered one
+                    by one, all others together
+    compression     ``fp16`` and ``bf16`` halve the bytes that go across groups
+    """
+
+    shard: int | None = None
+    unit_mb: float = 4.0
+    compression: Literal["none", "fp16", "bf16"] = "none"
+
+    def __post_init__(self) -> None:
+        Joining.__post_init__(self)
+        self._refuse_unless_positive("unit_mb")
+
+    def build(self, group: Group, *, find_unused_parameters: bool = False) -> Strategy:
+        if group.world == 1:
+            return SingleStrategy()
+        from shared.comms.sharded import ShardedStrategy
+
+        return ShardedStrategy(
+            group,
+            shard=self.shard,
+            unit_mb=self.unit_mb,
+            compression=self.compression,
+            find_unused_parameters=find_unused_parameters,
+        )
+
+
+STRATEGIES: Mapping[str, type[DDP | FSDP]] = {"ddp": Auto, "fsdp": FSDP}
+"""By the names that the command line has for them."""
+
+
 def join_for(config: StrategyConfig, device: str | None) -> AbstractContextManager[Group]:
     """Joins the processes that train, with the strategy's timeouts and its order of hosts where it has such."""
     from shared.comms.joining import join
 
-    settings = config if isinstance(config, DDP) else DDP()
+    settings = config if isinstance(config, Joining) else Joining()
     return join(device, timeouts=settings.timeouts, topology=settings.topology)
 
 
@@ -145,6 +202,9 @@ class SingleStrategy:
         return clip_grad_norm_(self._parameters, norm)
 
     def accumulating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def whole(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 

@@ -38,6 +38,8 @@ class Train:
     """Train on this data set in place of the recipe's; `trivium models APP` lists them."""
     out: Folder = None
     """The run's directory; runs/APP-RECIPE by default."""
+    strategy: Annotated[Literal["ddp", "fsdp"] | None, arg(metavar="ddp|fsdp")] = None
+    """Over several processes: the whole model on each (ddp, the default), or spread over them (fsdp)."""
     device: Device = None
     """Where to compute; the GPU by default where there is one."""
 

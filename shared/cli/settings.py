@@ -9,15 +9,27 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from shared.recipe import DataConfig, Recipe
+from shared.strategy import StrategyConfig
 
 Settings = TypeVar("Settings")
 # A component was chosen already; its settings are settings like any other.
 _FLAT = (tyro.conf.AvoidSubcommands,)
 
 
-def parse_recipe(recipe: Recipe, data: type[DataConfig] | None, words: Sequence[str], prog: str) -> Recipe:
-    """``recipe`` with the settings in ``words``, and with its data set replaced by one of class ``data``."""
+def parse_recipe(
+    recipe: Recipe,
+    data: type[DataConfig] | None,
+    words: Sequence[str],
+    prog: str,
+    strategy: type[StrategyConfig] | None = None,
+) -> Recipe:
+    """``recipe`` with the settings in ``words``, and with its data set replaced by one of class ``data``.
+
+    So its strategy, where another class than the recipe's is given.
+    """
     chosen = {} if data is None else {"data": _unset(data)}
+    if strategy is not None and strategy is not type(recipe.strategy):
+        chosen["strategy"] = strategy()
     kind, hints = type(recipe), get_type_hints(type(recipe))
     values = {one.name: chosen.get(one.name, getattr(recipe, one.name)) for one in fields(kind)}
     parsed = _parse(kind, hints, values, words, prog)

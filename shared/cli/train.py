@@ -15,6 +15,7 @@ from shared.cli.printing import print_line, print_scores
 from shared.cli.settings import parse_recipe
 from shared.recipe import Recipe, resolve
 from shared.recipes import choose_recipe, named_data_set, with_imported_network
+from shared.strategy import STRATEGIES
 
 
 def run(command: Train, settings: Sequence[str]) -> int:
@@ -22,7 +23,8 @@ def run(command: Train, settings: Sequence[str]) -> int:
     app = find(command.app)
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
-    recipe = with_imported_network(app, parse_recipe(base, data, settings, f"trivium train {app.name}"))
+    strategy = None if command.strategy is None else STRATEGIES[command.strategy]
+    recipe = with_imported_network(app, parse_recipe(base, data, settings, f"trivium train {app.name}", strategy))
     from shared.comms.watch import LostProcessError
     from shared.engine.loop import fit
     from shared.engine.run import Run

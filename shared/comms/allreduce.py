@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -63,36 +62,66 @@ def ring_reduce_scatter(tensor: Tensor, bounds: Bounds, peers: Peers) -> None:
     the next process of the ring and adds one from the previous.
     """
     with peers.log.running("reduce_scatter", peers.name, tensor.nbytes, blocking=False):
-        space = tensor.new_empty(max(b - a for a, b in pairwise(bounds)))
-        for turn in range(peers.size - 1):
-            sent, received = (peers.rank - turn - 1) % peers.size, (peers.rank - turn - 2) % peers.size
-            chunk = tensor[bounds[received] : bounds[received + 1]]
-            arrived = space[: chunk.numel()]
-            _exchange(tensor[bounds[sent] : bounds[sent + 1]], arrived, peers)
-            chunk += arrived
+        _around(tensor, bounds, peers, peers.rank - 1, add=True)
 
 
 def ring_all_gather(tensor: Tensor, bounds: Bounds, peers: Peers) -> None:
     """Gives every process all chunks, where each holds its own."""
     with peers.log.running("all_gather", peers.name, tensor.nbytes, blocking=False):
-        for turn in range(peers.size - 1):
-            sent, received = (peers.rank - turn) % peers.size, (peers.rank - turn - 1) % peers.size
-            _exchange(tensor[bounds[sent] : bounds[sent + 1]], tensor[bounds[received] : bounds[received + 1]], peers)
+        _around(tensor, bounds, peers, peers.rank, add=False)
 
 
-def _exchange(sent: Tensor, received: Tensor, peers: Peers) -> None:
-    """Sends to the next of the ring and receives from the previous. Both sides know what is empty.
+def _around(tensor: Tensor, bounds: Bounds, peers: Peers, first: int, *, add: bool) -> None:
+    """Sends chunk ``first`` to the next of the ring, and so on: what comes from the previous one goes on next turn.
 
-    The receive is posted first: gloo tells the sender of it on the connection that the data then fills.
+    All receives are posted first: a sender of gloo starts when it has heard of one, on a connection that data fills. A
+    chunk goes in two halves, so that one is on its way while a process wakes up for the other; busy cores take
+    milliseconds for that. Both sides know what is empty.
     """
-    operations = []
-    if received.numel():
-        operations.append(dist.P2POp(dist.irecv, received, group=peers.group, group_peer=(peers.rank - 1) % peers.size))
-    if sent.numel():
-        operations.append(dist.P2POp(dist.isend, sent, group=peers.group, group_peer=(peers.rank + 1) % peers.size))
-    if operations:
-        for work in dist.batch_isend_irecv(operations):
+    chunks = [(first - turn) % peers.size for turn in range(peers.size)]
+    turns = [_halves(tensor[bounds[chunk] : bounds[chunk + 1]]) for chunk in chunks]
+    if tensor.device.type == "cuda":
+        return _in_order(turns, peers, add=add)
+    before, after = (peers.rank - 1) % peers.size, (peers.rank + 1) % peers.size
+    expected = []
+    for halves in turns[1:]:
+        arrived = [torch.empty_like(half) if add else half for half in halves]
+        works = [dist.irecv(space, group=peers.group, group_src=before) for space in arrived]
+        expected.append(list(zip(halves, arrived, works, strict=True)))
+    sent = [dist.isend(half, group=peers.group, group_dst=after) for half in turns[0]]
+    for turn, messages in enumerate(expected, 1):
+        for half, arrived_half, work in messages:
+            _wait(work)
+            if add:
+                half += arrived_half
+            if turn + 1 < peers.size:
+                sent.append(dist.isend(half, group=peers.group, group_dst=after))
+    for work in sent:
+        _wait(work)
+
+
+def _in_order(turns: list[list[Tensor]], peers: Peers, *, add: bool) -> None:
+    """The same turn by turn: NCCL's messages are in the order of a stream, and one that waits holds up the next."""
+    before, after = (peers.rank - 1) % peers.size, (peers.rank + 1) % peers.size
+    for turn in range(1, peers.size):
+        arrived = [torch.empty_like(half) if add else half for half in turns[turn]]
+        operations = [dist.P2POp(dist.irecv, space, group=peers.group, group_peer=before) for space in arrived]
+        operations += [dist.P2POp(dist.isend, half, group=peers.group, group_peer=after) for half in turns[turn - 1]]
+        for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
+        if add:
+            for half, space in zip(turns[turn], arrived, strict=True):
+                half += space
+
+
+def _halves(chunk: Tensor) -> list[Tensor]:
+    middle = (chunk.numel() + 1) // 2
+    return [half for half in (chunk[:middle], chunk[middle:]) if half.numel()]
+
+
+def _wait(work: Any) -> None:
+    assert work is not None
+    work.wait()
 
 
 @dataclass(frozen=True, slots=True)

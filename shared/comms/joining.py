@@ -55,7 +55,7 @@ def join(
         return
     limits = timeouts or Timeouts()
     start = timedelta(seconds=limits.start_s)
-    store, launched, _ = next(rendezvous("env://", timeout=start))
+    store, launched = _job_store(start)
     name, rank, members = _meet(store, launched, world, local, topology, limits.start_s)
     store = PrefixStore(f"trivium/{name}", store)
     log = CollectiveLog()
@@ -73,6 +73,7 @@ def join(
         if not _from_a_collective(error, watch):
             watch.report(error)
             raise
+        _stores.clear()
         lost = LostProcessError(watch.find_culprit(error))
         watch.report(lost)
         if launched == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -102,6 +103,27 @@ def shorten_timeouts(group: Group) -> None:
         set_timeout(timedelta(seconds=group.timeouts.step_s), joined)
 
 
+_stores: dict[tuple[str, ...], tuple[Any, int]] = {}
+"""The job's store, and this process's rank by the launcher; kept from one ``join`` of a process to its next."""
+
+
+def _job_store(timeout: timedelta) -> tuple[Any, int]:
+    """The store of the job that the environment describes, and this process's rank there.
+
+    Without ``torchrun`` the launcher's first process holds it. Were it made anew for every run of a process, another
+    process that is ahead would find the one of the run before, which is about to end, and wait in vain.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    job = tuple(os.environ.get(name, "") for name in names)
+    if job not in _stores:
+        _stores.clear()
+        store, launched, _ = next(rendezvous("env://", timeout=timeout))
+        _stores[job] = store, launched
+    store, launched = _stores[job]
+    store.set_timeout(timeout)
+    return store, launched
+
+
 def _meet(
     store: Any, launched: int, world: int, local: int, topology: Path | None, limit_s: float
 ) -> tuple[str, int, tuple[Member, ...]]:
@@ -118,7 +140,7 @@ def _meet(
     while time.monotonic() < limit:
         if launched == 0:
             told = _publish(store, world, topology)
-            if _all_agree(store, world, told["round"]):
+            if _all_agree(store, world, told):
                 store.set("trivium/begun", told["round"])
                 break
             continue
@@ -138,7 +160,7 @@ def _meet(
 
 def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
     """Publishes the processes that are there, in the order of their ranks, or why they are refused."""
-    found = [json.loads(text) for text in store.multi_get([f"trivium/member/{number}" for number in range(world)])]
+    found = _there(store, world)
     told: dict[str, Any] = {"round": uuid.uuid4().hex, "numbers": [number for number, _ in found]}
     try:
         told["members"] = _in_order([Member(*member) for _, member in found], topology)
@@ -148,12 +170,19 @@ def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
     return told
 
 
-def _all_agree(store: Any, world: int, round_name: str) -> bool:
-    """Whether all other processes find themselves among the published ones, within a second or so."""
+def _there(store: Any, world: int) -> list[Any]:
+    """The number and the words of each process, the newest that it told."""
+    return [json.loads(text) for text in store.multi_get([f"trivium/member/{number}" for number in range(world)])]
+
+
+def _all_agree(store: Any, world: int, told: dict[str, Any]) -> bool:
+    """Whether all other processes find themselves among the published ones, which it asks for a second at most."""
     keys = [f"trivium/agreed/{number}" for number in range(1, world)]
     for _ in range(int(1 / _POLL_S)):
-        if store.check(keys) and all(value.decode() == round_name for value in store.multi_get(keys)):
+        if store.check(keys) and all(value.decode() == told["round"] for value in store.multi_get(keys)):
             return True
+        if [number for number, _ in _there(store, world)] != told["numbers"]:
+            return False
         time.sleep(_POLL_S)
     return False
 

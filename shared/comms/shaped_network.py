@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace with one interface, ``eth0``."""
+    """A namespace with one interface, ``eth0``; without a namespace this machine as it is, by its interface ``lo``."""
 
     name: str
     namespace: str
@@ -45,11 +45,17 @@ class Host:
 
     def enter(self) -> None:
         """Moves the calling process onto this host: its network and its name. It must have one thread."""
+        if not self.namespace:
+            return
         libc = ctypes.CDLL(None, use_errno=True)
         with Path(f"/var/run/netns/{self.namespace}").open() as file:
             if libc.setns(file.fileno(), _NEW_NET) or libc.unshare(_NEW_UTS):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.namespace}")
         socket.sethostname(self.name)
+
+
+HERE = Host(socket.gethostname(), "", "127.0.0.1")
+"""This machine: what runs on it needs no rights."""
 
 
 def missing_rights() -> str | None:
@@ -116,13 +122,15 @@ class Job:
         function: Callable[..., Any],
         *arguments: Any,
         interleaved: bool = False,
-        preload: Sequence[str] = ("torch", "torch.distributed", "torch._dynamo"),
+        preload: Sequence[str] = ("torch", "torch.distributed", "torch._dynamo", "torch.distributed.fsdp"),
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*preload, function.__module__])
         places = [(host, local) for host in hosts for local in range(per_host)]
         if interleaved:
             places.sort(key=lambda place: place[1])
+        first = places[0][0]
+        port = 29500 if first.namespace else _free_port()
         self.processes: list[Any] = []
         self._ends: list[Connection] = []
         for rank, (host, local) in enumerate(places):
@@ -131,9 +139,9 @@ class Job:
                 "WORLD_SIZE": str(len(places)),
                 "LOCAL_RANK": str(local),
                 "LOCAL_WORLD_SIZE": str(per_host),
-                "MASTER_ADDR": places[0][0].address,
-                "MASTER_PORT": "29500",
-                "GLOO_SOCKET_IFNAME": "eth0",
+                "MASTER_ADDR": first.address,
+                "MASTER_PORT": str(port),
+                "GLOO_SOCKET_IFNAME": "eth0" if first.namespace else "lo",
             }
             own, theirs = context.Pipe()
             process = context.Process(
@@ -205,6 +213,12 @@ def _on_host(
         end.send(function(*arguments))
     except BaseException as error:
         end.send(ProcessError(type(error).__name__, str(error), traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _run(*words: str) -> str:

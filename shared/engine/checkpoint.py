@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from shared.atomic_files import publish
 from shared.comms.group import Group
+from shared.comms.sharded_state import gathered, is_spread, spread_as, spread_optimizer_state
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
@@ -54,9 +55,9 @@ class Progress:
 class Checkpoints:
     """The checkpoints of a run: the last ``keep`` of them, and the best.
 
-    ``save`` and ``load`` are called on every process of the run, for a state may be spread over them; the one with
-    ``writes`` writes the files. Today's strategies hold the whole state on each process, but for what is ``own``: each
-    process writes that into a file of its own, in the directory that all share.
+    ``save`` and ``load`` are called on every process of the run, for a state may be spread over them: its tensors are
+    gathered one by one, and the process with ``writes`` writes whole ones. What is ``own`` each process writes into a
+    file of its own, in the directory that all share.
     """
 
     def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None) -> None:
@@ -75,7 +76,7 @@ class Checkpoints:
         Of the older checkpoints the last ones stay, and those of the steps in ``also``. ``own`` is what this process
         alone keeps; where one process has it, all have.
         """
-        states = {name: part.state_dict() for name, part in state.items()}
+        states = {name: gathered(part.state_dict(), keep=self.writes) for name, part in state.items()}
         aside = self.path / f".step-{progress.step:08d}"
         if self.writes:
             for torn in self.path.glob(".step-*"):
@@ -125,9 +126,12 @@ class Checkpoints:
             )
         for name, part in state.items():
             file = path / f"{name}.safetensors"
-            part.load_state_dict(_filled(document["state"][name], load_file(file) if file.exists() else {}))
+            read = _filled(document["state"][name], load_file(file) if file.exists() else {})
             if isinstance(part, Optimizer):
+                part.load_state_dict(spread_optimizer_state(read, part))
                 _match_memory_layout(part)
+            else:
+                part.load_state_dict(spread_as(read, part.state_dict()))
         return Progress(**document["progress"])
 
     def load_own(self, path: Path) -> Any:
@@ -191,7 +195,8 @@ def _match_memory_layout(optimizer: Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            same = isinstance(value, Tensor) and value.shape == parameter.shape and not is_spread(value)
+            if same and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from shared.comms.group import Group
+from shared.comms.sharded_state import local_part
 
 
 class ExponentialMovingAverage:
@@ -39,7 +40,8 @@ class ExponentialMovingAverage:
     def update(self) -> None:
         """Takes the weights as they are now into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._average, self._live, 1 - decay)
+        average, live = ([local_part(tensor) for tensor in each] for each in (self._average, self._live))
+        torch._foreach_lerp_(average, live, 1 - decay)
         self.updates += 1
 
     @contextmanager

@@ -151,7 +151,7 @@ def validate(training: Training, *, late: bool) -> str | None:
     group, progress, ema = training.group, training.progress, training.ema
     group.copy_from_leader(training.model.buffers())
     batch = training.evaluation_batch
-    with nullcontext() if ema is None else ema.applied(group):
+    with nullcontext() if ema is None else ema.applied(group), training.strategy.whole():
         scores = evaluate(training.model, training.task, training.validation, batch, group, training.dtype)
     progress.history.append({"step": progress.step, **scores})
     training.events.write("validation", progress.step, **scores)

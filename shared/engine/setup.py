@@ -126,9 +126,9 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     task = recipe.task.build()
     unused = bool(getattr(task, "leaves_parameters_unused", False))
     strategy = recipe.strategy.build(group, find_unused_parameters=unused)
-    trained = strategy.wrap(model)
     if isinstance(task, Prepared):
         task.prepare(model)
+    trained = strategy.wrap(model)
     train, validation = recipe.data.train(recipe.input), recipe.data.validation(recipe.input)
     order = _order(recipe, len(train), notes)
     loader = Loader(
@@ -189,7 +189,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         refuse_impure_batches(train, few, order.key(progress.step))
     if not progress.history:
         names = (limits.monitor, model, task, validation, training.evaluation_batch, group, chosen.dtype)
-        refuse_unknown_monitor(*names)
+        with strategy.whole():
+            refuse_unknown_monitor(*names)
     if group.leader:
         save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
     training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))

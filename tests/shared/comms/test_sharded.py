@@ -1,0 +1,148 @@
+"""FSDP and HSDP: the training of DDP, resumed exactly, and on other strategies and other numbers of processes too."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from shared.app import DenseNetwork
+from shared.comms.sharded import units
+from shared.deploy.export import export
+from shared.errors import InvalidInputError
+from shared.observe.events import read_events
+from shared.optimizers import SGD, AdamW
+from shared.recipe import OptimizerConfig, Recipe
+from shared.strategy import DDP, FSDP, StrategyConfig
+from tests.shared import line_app
+from tests.shared.engine import line
+from tests.shared.processes import run
+
+
+class Layered(nn.Module):
+    """Layers in a list, a parameter without dimensions, batch normalisation, and a matrix of three rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2))
+        self.norm = nn.BatchNorm1d(3)
+        self.last = nn.Linear(3, 1)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        found: torch.Tensor = self.last(self.norm(x)) * self.scale
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    def build(self, input: Any = None) -> nn.Module:
+        return Layered()
+
+
+def recipe(strategy: StrategyConfig, steps: int, optimizer: OptimizerConfig | None = None) -> Recipe:
+    """Gradients are clipped, micro-batches summed, weights averaged; processes evaluate other numbers of batches."""
+    made = line.recipe(steps=steps, clip_norm=0.5, batch=20, micro_batch=5, evaluation_batch=6)
+    return replace(made, model=Network(), ema_decay=0.9, strategy=strategy, optimizer=optimizer or ADAMW)
+
+
+def train(runs: list[tuple[str, Recipe]]) -> int:
+    """Trains one run after the other, in these processes."""
+    for path, settings in runs:
+        line.run(settings, Path(path))
+    return len(runs)
+
+
+SPREAD = FSDP(unit_mb=1e-5)
+# Adam divides a gradient by its own size, which hides a wrong norm and magnifies how a sum of nearly zero is rounded.
+PLAIN, ADAMW = SGD(learning_rate=0.05), AdamW(learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trainings of two processes, one after the other in the same: by SGD for their values, by AdamW for its state."""
+    folder = tmp_path_factory.mktemp("runs")
+    plan = [("ddp", recipe(DDP(), 12, PLAIN)), ("fsdp", recipe(SPREAD, 12, PLAIN))]
+    plan += [("whole", recipe(SPREAD, 12)), ("parts", recipe(SPREAD, 7)), ("parts", recipe(SPREAD, 12))]
+    plan += [("moved", recipe(DDP(), 7)), ("moved", recipe(SPREAD, 12))]
+    run(train, [(str(folder / name), settings) for name, settings in plan])
+    return folder
+
+
+def state(path: Path, step: int = 12) -> dict[str, torch.Tensor]:
+    folder = path / "checkpoints" / f"step-{step:08d}"
+    parts = ("model", "optimizer", "ema")
+    return {f"{part} {n}": v for part in parts for n, v in load_file(folder / f"{part}.safetensors").items()}
+
+
+def test_a_sharded_run_is_the_run_of_ddp_with_clipping_and_micro_batches(runs):
+    norms = [event["norm"] for event in read_events(runs / "ddp" / "events.jsonl") if event["event"] == "train"]
+    assert max(norms) > 0.5
+    one, other = state(runs / "ddp"), state(runs / "fsdp")
+    assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def test_a_sharded_run_that_was_interrupted_is_the_same_run(runs):
+    whole, parts, moved = (state(runs / name) for name in ("whole", "parts", "moved"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+        torch.testing.assert_close(moved[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_one_process_goes_on_with_what_two_had_spread(runs, tmp_path):
+    shutil.copytree(runs / "parts", tmp_path / "run")
+    result = line.run(recipe(SPREAD, 17), tmp_path / "run")
+    assert result.steps == 17 and result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_an_artifact_of_a_sharded_run_is_that_of_ddp(runs, tmp_path):
+    app = replace(
+        line_app.make_app(tmp_path),
+        recipes=lambda: {"line": lambda: recipe(SPREAD, 12, PLAIN)},
+        dense=lambda recipe, model: DenseNetwork(module=model, inputs={"x": torch.randn(2, 2)}, outputs=("y",)),
+    )
+    one, other = (export(runs / name, app, tmp_path / name, network=False) for name in ("ddp", "fsdp"))
+    assert one.weights().keys() == other.weights().keys() == Layered().state_dict().keys()
+    for name, tensor in one.weights().items():
+        torch.testing.assert_close(other.weights()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def hybrid(path: str) -> list[str]:
+    """Four processes by DDP and as two copies, spread over two each; what an impossible number says."""
+    for name, strategy in (("ddp", DDP()), ("hybrid", FSDP(shard=2, unit_mb=1e-5))):
+        line.run(recipe(strategy, 4, PLAIN), Path(path) / name)
+    said = []
+    for shard in (3, 1):
+        with pytest.raises(InvalidInputError) as refused:
+            line.run(recipe(FSDP(shard=shard), 4), Path(path) / "refused")
+        said.append(str(refused.value))
+    return said
+
+
+def test_two_copies_that_are_spread_over_two_processes_each_train_as_ddp(tmp_path):
+    for said in run(hybrid, str(tmp_path), processes=4):
+        assert "4 processes do not divide into groups of that size; it can be 1, 2, 4" in said[0]
+        assert "strategy.shard is 1: every process would hold all" in said[1]
+    one, other = state(tmp_path / "ddp", 4), state(tmp_path / "hybrid", 4)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_share_a_parameter_are_gathered_together():
+    model = Layered()
+    assert units(model, 1) == [model.layers[0], model.layers[1]]
+    model.layers[1][0].weight = model.first.weight = nn.Parameter(torch.zeros(3, 3))
+    assert units(model, 1) == [model.layers[0]]
+    assert units(model, 1e6) == []
