@@ -142,8 +142,9 @@ def _header_without_other_data(file: Path, ending: str) -> bytes:
         header = content.read(_MAX_HEADER_BYTES)
     if ending.startswith(".n"):
         header, blank, _ = header.replace(b"\r\n", b"\n").partition(b"\n\n")
-        whole = bool(blank) or file.stat().st_size < _MAX_HEADER_BYTES
         found = re.findall(rb"data ?file\s*:(.*)", header, re.I)
+        # Without a blank line before them voxels are taken for lines of the header, which ends ITK with a SIGSEGV.
+        whole = bool(blank or found) and not re.search(rb"[\0-\x08\x0b-\x1f]", header)
     else:
         found = re.findall(rb"ElementDataFile[\s=:]*(.*)", header, re.I)
         whole = bool(found)

@@ -175,6 +175,7 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
         ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "other units than mm"),
         ("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n", "", "states no space directions"),
         ("sizes: 12 10 8", "sizes: 12 10 9", "cannot be read as .nrrd"),
+        ("(10,20,-300)\n\n", "(10,20,", "no header that can be read"),  # voxels in the header end ITK with a SIGSEGV
     ],
 )
 def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, words):

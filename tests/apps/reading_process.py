@@ -1,0 +1,64 @@
+"""A process that reads files as it is told to, a line of JSON each, so that a reader may not end the tests with it.
+
+It may have no more memory than ``MOST_BYTES`` beyond what it has once its libraries are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 30
+
+
+def read(what: str, files: list[Path]) -> Any:
+    """What the application called ``what`` reads of the files."""
+    if what == "medical":
+        from apps.medical.adapters.source import read_volume
+
+        return read_volume(files)
+    if what == "driving":
+        from apps.driving.adapters.registry import read_frames
+
+        return read_frames(files)
+    from apps.finance.adapters import read_contents
+
+    return read_contents(files[0])
+
+
+def limit_memory() -> None:
+    """Bounds this process's data (setrlimit(2), RLIMIT_DATA)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    most = int(line.split()[1]) * 1024 + MOST_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def main() -> None:
+    """Answers ``[what, first file, others ...]`` with ``[status or None, words, seconds]``."""
+    from shared.errors import InvalidInputError
+
+    warnings.simplefilter("ignore")
+    limited = set()
+    for line in sys.stdin:
+        what, *names = json.loads(line)
+        status, words, began = None, "", time.monotonic()
+        try:
+            read(what, [Path(name) for name in names])
+        except InvalidInputError as refusal:
+            status, words = refusal.status, str(refusal)
+        except BaseException as error:
+            status, words = 500, f"{type(error).__name__}: {error}"
+        print(json.dumps([status, words, time.monotonic() - began]), flush=True)
+        if what not in limited:  # its libraries are loaded
+            limited.add(what)
+            if len(limited) == 1:
+                limit_memory()
+
+
+if __name__ == "__main__":
+    main()
