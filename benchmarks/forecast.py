@@ -27,8 +27,8 @@ import torch
 
 from apps.finance.datasets.windows import tabulate
 from apps.finance.inference.forecasting import forecast
-from apps.finance.models.tft import QUANTILES
 from apps.finance.predictor import FinancePredictor
+from apps.finance.types import QUANTILES
 from benchmarks.report import report
 from benchmarks.train_forecaster import SETTINGS, _peer_dataset, _series
 from shared.app import find

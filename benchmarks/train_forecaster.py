@@ -29,9 +29,10 @@ from apps.finance.datasets.synth import markets
 from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN, Windows, tabulate
 from apps.finance.models.fast import accelerate
-from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
+from apps.finance.models.settings import FinanceModel
+from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import FinanceRecipe, tiny
-from apps.finance.types import FinanceInput
+from apps.finance.types import QUANTILES, FinanceInput
 from benchmarks.report import report
 from shared.data.loader import Loader
 from shared.data.order import Permutation

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from shared.errors import InvalidInputError
 
 
@@ -10,10 +13,18 @@ def choose_device(asked: str | None) -> str:
 
     Refuses ``cuda`` where there is none.
     """
-    if asked == "cpu":
-        return asked
+    if asked == "cpu" or (asked != "cuda" and "torch" not in sys.modules and not _has_driver()):
+        return "cpu"
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _has_driver() -> bool:
+    """Whether there may be a GPU, so that torch is worth asking: importing it takes longer than a small forecast."""
+    if not sys.platform.startswith("linux"):
+        return True
+    nodes = ("nvidia*", "nvhost*", "kfd", "dxg")  # NVIDIA's driver, its boards for vehicles, AMD's, Windows' for Linux
+    return any(next(Path("/dev").glob(name), None) is not None for name in nodes)

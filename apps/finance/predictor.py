@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import Budget, report
@@ -14,12 +14,17 @@ from apps.finance.inference.events import anomalies
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.scoring import Calibration, combine, improbability
-from apps.finance.models.library_tft import LibraryForecaster
+from apps.finance.models.settings import ProgramForecaster
 from apps.finance.models.stored import stored_settings
-from apps.finance.models.tft import Forecaster, ProgramForecaster, dense, example_input
 from apps.finance.types import Detection, Series
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.program import Tensors
+
+if TYPE_CHECKING:
+    from apps.finance.models.library_tft import LibraryForecaster
+    from apps.finance.models.tft import Forecaster
+    from shared.app import DenseNetwork
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +50,8 @@ class FinancePredictor:
     """Finds anomalies in series with a trained forecaster; see ``inference``."""
 
     def __init__(self, *, model: AnyForecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
-        self.model, self.calibration = model.eval().to(device), calibration
+        self.model = model if isinstance(model, ProgramForecaster) else model.eval().to(device)
+        self.calibration = calibration
         self.stride, self.device, self.name = stride, device, name
         self.programs = {name.partition(" ")[0]: model.program} if isinstance(model, ProgramForecaster) else {}
 
@@ -61,19 +67,31 @@ class FinancePredictor:
             built.load_state_dict(artifact.weights())
             return built.eval()
 
+        def dense_network() -> DenseNetwork:
+            from apps.finance.models.tft import dense
+
+            return dense(build())
+
+        def example() -> Tensors:
+            from apps.finance.models.tft import example_input
+
+            return example_input(input, CPU_BATCH)
+
         model: AnyForecaster
         if input.library is not None or not settings.fast:
             model = build()
         else:
             network = Network(
                 artifact=artifact,
-                build=lambda: dense(build()),
-                example=lambda: example_input(input, CPU_BATCH),
+                build=dense_network,
+                example=example,
                 varying={},
                 formats=("fp32",),
                 most_threads=1,
             )
-            model = ProgramForecaster(open_program(network, device), context=input.context, horizon=input.horizon)
+            model = ProgramForecaster(
+                program=open_program(network, device), context=input.context, horizon=input.horizon
+            )
         return cls(
             model=model,
             calibration=from_manifest(mapping),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from apps.finance.datasets.synthetic import Synthetic
-from apps.finance.models.tft import FinanceModel
+from apps.finance.models.settings import FinanceModel
 from apps.finance.task import FinanceTask
 from apps.finance.types import FinanceInput
 from shared.optimizers import AdamW, CosineRestarts

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.models.quantile_loss import quantile_loss
-from apps.finance.models.tft import QUANTILES, Forecaster
+from apps.finance.models.tft import Forecaster
+from apps.finance.types import QUANTILES
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
 

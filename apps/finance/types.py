@@ -27,6 +27,8 @@ MINUTE_NS = 60 * SECOND_NS
 HOUR_NS = 60 * MINUTE_NS
 DAY_NS = 24 * HOUR_NS
 WEEK_NS = 7 * DAY_NS
+QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+"""Levels of the quantiles that our networks forecast: pytorch-forecasting's own defaults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,9 @@ def run(command: Predict) -> int:
         from shared.deploy.opening import open_predictor
         from shared.deploy.predictor import Request, answer
 
-        opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program)
+        opened = open_predictor(
+            app, artifact=command.artifact, device=command.device, program=command.program, on_use=True
+        )
         response = answer(opened.predictor, Request(files=command.inputs, options=options), opened.codec)
         text = json.dumps(response.result, indent=2, allow_nan=False) + "\n"
         (aside / "result.json").write_text(text, encoding="utf-8")
@@ -66,7 +68,7 @@ def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> i
         raise InvalidInputError(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
     from shared.deploy.opening import open_predictor
 
-    opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program)
+    opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, on_use=True)
     left_out = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
     return 1 if left_out else 0
 

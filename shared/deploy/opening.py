@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.predictor import Codec, Predictor
-from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.choosing import asked_program, programs_on_use
 from shared.deploy.registry import shipped
 from shared.device import choose_device
 from shared.errors import InvalidInputError
@@ -38,17 +39,19 @@ def open_predictor(
     run: Path | None = None,
     device: str | None = None,
     program: str | None = None,
+    on_use: bool = False,
 ) -> Opened:
     """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts.
 
-    It computes with ``program`` where one is named, else with the fastest on this machine.
+    It computes with ``program`` where one is named, else with the fastest on this machine. With ``on_use`` a model is
+    loaded when the first input needs it.
     """
     if artifact is not None and run is not None:
         raise InvalidInputError("name an artifact or a run, not both")
     place = choose_device(device)
     if run is None:
         artifacts = shipped(app) if artifact is None else [open_artifact(artifact)]
-        with asked_program(program):
+        with asked_program(program), programs_on_use() if on_use else nullcontext():
             return _open(app, artifacts, place)
     from shared.deploy.export import export
 

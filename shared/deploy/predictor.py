@@ -87,8 +87,11 @@ def programs_of(predictor: object) -> dict[str, Program]:
 
 
 def with_programs(response: Response, predictor: object) -> Response:
-    """The response with the names of the programs that the predictor computes with, by model, in its result."""
-    programs = {name: program.name for name, program in programs_of(predictor).items()}
+    """The response with the names of the programs that the predictor computes with, by model, in its result.
+
+    One that no input has needed so far has no name.
+    """
+    programs = {name: program.name for name, program in programs_of(predictor).items() if program.name}
     return replace(response, result={**response.result, "programs": programs}) if programs else response
 
 

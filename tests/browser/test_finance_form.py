@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect
 from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
-from apps.finance.models.tft import FinanceModel
+from apps.finance.models.settings import FinanceModel
 from apps.finance.outputs import files
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor

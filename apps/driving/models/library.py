@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from apps.driving.models.ops import install
-
 
 @cache
 def load() -> None:
     """Imports mmdet3d's models. Every function here that touches mmdet3d calls this first."""
+    from apps.driving.models.ops.extension import install
+
     install()
     # What mmdet3d's stack says of its own calls, at every step.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mmdet|mmcv|mmengine")

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from apps.finance.types import DAY_NS, WEEK_NS, Floats, Series, Times
-from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
+
+if TYPE_CHECKING:
+    from shared.data.dataset import Batch
 
 COLUMNS = (
     "value",
@@ -171,7 +172,7 @@ class Windows:
     """The windows of some series as an engine's data set.
 
     ``stride`` is the number of rows between the forecasts of neighbouring windows, ``first_rows`` the row of each
-    series before which nothing is forecast. A batch has ``encoder_cont``
+    series before which nothing is forecast. A batch, of torch's tensors or of ``arrays``, has ``encoder_cont``
     (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3), ``target`` (B, horizon), ``observed``
     (B, horizon) in {0, 1}, and ``frame`` (B, 4) float64, which ``denormalise`` takes: centre and scale in the units of
     the series, origin and step within those.
@@ -187,7 +188,7 @@ class Windows:
         first_rows: Sequence[int] | None = None,
     ) -> None:
         self.context, self.horizon = context, horizon
-        self.flat = torch.from_numpy(np.concatenate([table.rows for table in tables]))
+        self.flat = np.concatenate([table.rows for table in tables])
         starts, first = [], 0
         for table, row in zip(tables, first_rows or [0] * len(tables), strict=True):
             last = len(table.rows) - context - horizon
@@ -195,29 +196,33 @@ class Windows:
             starts.append(first + np.arange(least, last + 1, stride, dtype=np.int64))
             first += len(table.rows)
         self.starts = np.concatenate(starts)
-        length, width = context + horizon, self.flat.shape[1]
-        self._view = self.flat.as_strided((len(self.flat) - length + 1, length, width), (width, width, 1))
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
-        windows = self._view.index_select(0, torch.from_numpy(self.starts[indices]))
+        import torch
+
+        return {name: torch.from_numpy(value) for name, value in self.arrays(indices, key).items()}
+
+    def arrays(self, indices: Indices, key: Key | None = None) -> dict[str, NDArray[Any]]:
+        """The batch as NumPy arrays: a program that is read from a file computes on them without torch."""
+        rows = self.starts[indices][:, None] + np.arange(self.context + self.horizon)
+        windows = self.flat[rows]
         if key is not None:
             _augment(windows, indices, key, self.context)
         return normalise(windows, self.context)
 
 
-def _augment(windows: Tensor, indices: Indices, key: Key, context: int) -> None:
+def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
     """In place: forgets the days, the weeks or the oldest rows of some windows, and turns half of them over."""
-    draws = torch.from_numpy(_uniform(key, indices, 5))
+    draws = _uniform(key, indices, 5)
     keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
     windows[:, :, 2:4] *= keep_day[:, None, None]
     windows[:, :, 4:6] *= (keep_day & keep_week)[:, None, None]
-    oldest = torch.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _LEAST_CONTEXT), 0).long()
-    forgotten = torch.arange(context)[None] < oldest[:, None]
-    windows[:, :context, 1].masked_fill_(forgotten, 1)
-    sign = torch.where(draws[:, 4] < 0.5, -1.0, 1.0)[:, None]
+    oldest = np.where(draws[:, 2] < 0.1, draws[:, 3] * (context - _LEAST_CONTEXT), 0).astype(np.int64)
+    windows[:, :context, 1][np.arange(context)[None] < oldest[:, None]] = 1
+    sign = np.where(draws[:, 4] < 0.5, -1.0, 1.0)[:, None]
     for column in (0, 2, 4):
         windows[:, :, column] *= sign
 
@@ -238,50 +243,63 @@ def _uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
     return uniform
 
 
-def normalise(windows: Tensor, context: int) -> dict[str, Tensor]:
+def normalise(windows: Floats, context: int) -> dict[str, NDArray[Any]]:
     """Windows (B, context + horizon, 12) of a table as a batch; see ``Windows``."""
     value, missing = windows[:, :context, 0], windows[:, :context, 1] > 0.5
-    nothing = missing.all(dim=1, keepdim=True)
-    seen = value.masked_fill(missing & ~nothing, torch.nan)
-    centre = seen.nanmedian(dim=1, keepdim=True).values
-    spread = (seen - centre).abs().nanmean(dim=1, keepdim=True) * _MEAN_DEVIATION
+    nothing = missing.all(axis=1, keepdims=True)
+    unseen = missing & ~nothing
+    centre = _median(value, unseen)
+    spread = _mean(np.abs(value - centre), unseen) * _MEAN_DEVIATION
     history = windows[:, context, _SCALE : _SCALE + 1]
-    scale = torch.maximum(spread, _FLOOR * history)
-    level = torch.asinh((windows[:, :, 0] - centre) / scale)
-    origin, step = _movement(level[:, :context], missing)
-    covariates = windows[:, :, :_SCALE].float()
-    for column, known in ((0, None), (2, 3), (4, 5)):
-        values = torch.asinh((windows[:, :, column] - centre) / scale) if column else level
-        moved = torch.asinh((values - origin) / step).float()
-        covariates[:, :, column] = moved if known is None else moved * (windows[:, :, known] > 0)
-    target, observed = covariates[:, context:, 0].clone(), 1 - windows[:, context:, 1].float()
-    covariates[:, :context, 0].masked_fill_(missing, 0)
+    scale = np.maximum(spread, _FLOOR * history)
+    levels = np.arcsinh((windows[:, :, 0:5:2] - centre[..., None]) / scale[..., None])  # (B, rows, 3)
+    origin, step = _movement(levels[:, :context, 0], missing)
+    moved = np.arcsinh((levels - origin[..., None]) / step[..., None])
+    covariates = windows[:, :, :_SCALE].astype(np.float32)
+    covariates[:, :, 0] = moved[..., 0]
+    for place, column in ((1, 2), (2, 4)):
+        covariates[:, :, column] = moved[..., place] * (windows[:, :, column + 1] > 0)
+    target, observed = covariates[:, context:, 0].copy(), 1 - windows[:, context:, 1].astype(np.float32)
+    covariates[:, :context, 0][missing] = 0
     covariates[:, context:, :2] = 0
-    relative_volatility = torch.log(history / scale).clamp(-4, 4)
+    relative_volatility = np.log(history / scale).clip(-4, 4)
     return {
-        "encoder_cont": covariates[:, :context],
-        "decoder_cont": covariates[:, context:],
-        "static": torch.cat([relative_volatility, origin.clamp(-6, 6), torch.log(step)], dim=1).float(),
+        "encoder_cont": np.ascontiguousarray(covariates[:, :context]),
+        "decoder_cont": np.ascontiguousarray(covariates[:, context:]),
+        "static": np.concatenate([relative_volatility, origin.clip(-6, 6), np.log(step)], axis=1).astype(np.float32),
         "target": target,
         "observed": observed,
-        "frame": torch.cat([centre, scale, origin, step], dim=1),
+        "frame": np.concatenate([centre, scale, origin, step], axis=1),
     }
 
 
-def _movement(level: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+def _movement(level: Floats, missing: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """(B, 1) where a forecast starts, and (B, 1) the mean absolute change, of levels (B, context).
 
     The start is the last value times the lag-1 correlation over 0.8, at most 1: all of it where the level wanders as
     prices do, nothing where it is noise about a median. One less half the squared ratio of mean absolute change and
     deviation is that correlation (von Neumann, 1941, with absolute values for squares).
     """
-    seen = level.masked_fill(missing, torch.nan)
-    step = (seen[:, 1:] - seen[:, :-1]).abs().nanmean(dim=1, keepdim=True).nan_to_num(0.0) * _MEAN_DEVIATION
-    step = step.clamp(min=_LEAST_STEP)
-    away = (seen - seen.nanmedian(dim=1, keepdim=True).values).abs()
-    deviation = away.nanmean(dim=1, keepdim=True).nan_to_num(0.0) * _MEAN_DEVIATION
-    correlation = 1 - step.square() / (2 * deviation.square() + 1e-12)
-    return level[:, -1:] * (correlation / _WANDERING).clamp(0, 1), step
+    step = _mean(np.abs(np.diff(level, axis=1)), missing[:, 1:] | missing[:, :-1]) * _MEAN_DEVIATION
+    step = np.maximum(step, _LEAST_STEP)
+    deviation = _mean(np.abs(level - _median(level, missing)), missing) * _MEAN_DEVIATION
+    correlation = 1 - step**2 / (2 * deviation**2 + 1e-12)
+    return level[:, -1:] * (correlation / _WANDERING).clip(0, 1), step
+
+
+def _median(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
+    """(B, 1) the lower median of what is seen of values (B, N); 0 where nothing is."""
+    seen = (~unseen).sum(axis=1, keepdims=True)
+    ordered = np.sort(np.where(unseen, np.inf, values), axis=1)
+    middle = np.take_along_axis(ordered, np.maximum(seen - 1, 0) // 2, axis=1)
+    return np.where(seen > 0, middle, 0.0)
+
+
+def _mean(values: Floats, unseen: NDArray[np.bool_]) -> Floats:
+    """(B, 1) the mean of what is seen of values (B, N); 0 where nothing is."""
+    seen = (~unseen).sum(axis=1, keepdims=True)
+    total: Floats = np.where(unseen, 0.0, values).sum(axis=1, keepdims=True) / np.maximum(seen, 1)
+    return total
 
 
 def denormalise(forecast: Floats, frame: Floats) -> Floats:

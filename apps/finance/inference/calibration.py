@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from apps.finance.datasets.labels import benchmark_windows, window_rows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
@@ -16,10 +14,11 @@ from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.forecasting import AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
-from apps.finance.models.library_tft import LibraryForecaster
-from apps.finance.models.tft import Forecaster
 from apps.finance.types import Floats, LabelledSeries
 from shared.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ScoredRows: TypeAlias = Sequence[tuple[Floats, Rows]]
 """Scores (N,) and windows of rows (W, 2) of some series."""
@@ -102,6 +101,9 @@ def calibrate(
 
 def calibrate_recipe(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """The calibration of a network that a recipe trained, on the recipe's own data set."""
+    from apps.finance.models.library_tft import LibraryForecaster
+    from apps.finance.models.tft import Forecaster
+
     assert isinstance(model, Forecaster | LibraryForecaster) and isinstance(recipe.data, CalibrationData)
     return calibrate(recipe.data, model)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 
 from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
 from apps.finance.metrics.nab import Rows
-from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
-from apps.finance.models.tft import QUANTILES, Forecaster, ProgramForecaster
-from apps.finance.types import Floats, Forecast, Series
+from apps.finance.models.settings import ProgramForecaster
+from apps.finance.types import QUANTILES, Floats, Forecast, Series
+from shared.deploy.programs.program import Arrays
+
+if TYPE_CHECKING:
+    from apps.finance.models.library_tft import LibraryForecaster
+    from apps.finance.models.tft import Forecaster
 
 NORMAL_SCORES = (-2.0537489, -1.2815516, -0.6744898, 0.0, 0.6744898, 1.2815516, 2.0537489)
 """The standard normal distribution's quantiles at ``QUANTILES``."""
@@ -24,12 +27,11 @@ CPU_BATCH, _GPU_BATCH = 64, 2048
 """On a CPU a small batch stays in its cache: 64 windows at once are up to twice as fast as 512."""
 
 
-AnyForecaster: TypeAlias = Forecaster | ProgramForecaster | LibraryForecaster
+AnyForecaster: TypeAlias = "Forecaster | ProgramForecaster | LibraryForecaster"
 _Batch: TypeAlias = tuple[Rows, Floats, Floats]
 """First rows of forecasts (B,), their quantiles (B, horizon, Q) in units, and normal scores of the values in them."""
 
 
-@torch.inference_mode()
 def forecast(
     model: AnyForecaster, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
 ) -> list[Forecast]:
@@ -45,17 +47,24 @@ def forecast(
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
     made = []
     for one in series:
-        if isinstance(model, LibraryForecaster):
-            levels, batches = model.quantiles, _library_batches(model, one, stride, torch.device(device), batch)
+        library = _library(model)
+        if library is not None:
+            levels, batches = library.quantiles, _library_batches(library, one, stride, device, batch)
         else:
-            levels, batches = QUANTILES, _batches(model, one, stride, torch.device(device), batch)
+            levels, batches = QUANTILES, _batches(model, one, stride, device, batch)
         made.append(_assemble(batches, len(one), levels, horizon=horizon, stride=stride))
     return made
 
 
-def _batches(
-    model: Forecaster | ProgramForecaster, series: Series, stride: int, device: torch.device, batch: int
-) -> Iterator[_Batch]:
+def _library(model: AnyForecaster) -> LibraryForecaster | None:
+    if isinstance(model, ProgramForecaster):
+        return None
+    from apps.finance.models.library_tft import LibraryForecaster
+
+    return model if isinstance(model, LibraryForecaster) else None
+
+
+def _batches(model: AnyForecaster, series: Series, stride: int, device: str, batch: int) -> Iterator[_Batch]:
     context, horizon = model.context, model.horizon
     table = tabulate(series, context=context, horizon=horizon)
     tail = np.zeros((horizon - 1, table.rows.shape[1]))
@@ -66,26 +75,42 @@ def _batches(
     windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(series))]
     for start in range(0, len(windows), batch):
         indices = np.arange(start, min(start + batch, len(windows)))
-        part = windows.batch(indices, None)
-        inputs = [part[name].to(device) for name in ("encoder_cont", "decoder_cont", "static")]
-        expected = model(*inputs).float().cpu().numpy().astype(np.float64)  # (B, horizon, Q), normalised
-        scores = normal_scores(part["target"].numpy().astype(np.float64), expected)
-        scores[part["observed"].numpy() < 0.5] = np.nan
+        part = windows.arrays(indices)
+        expected = _quantiles(model, part, device)
+        scores = normal_scores(part["target"].astype(np.float64), expected)
+        scores[part["observed"] < 0.5] = np.nan
         # The window's first row is `start - context` in the series: the table has `context` rows in front.
-        yield windows.starts[indices], denormalise(expected, part["frame"].numpy()), scores
+        yield windows.starts[indices], denormalise(expected, part["frame"]), scores
+
+
+def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
+    """(B, horizon, Q), normalised."""
+    if isinstance(model, ProgramForecaster):
+        return model.quantiles(windows).astype(np.float64)
+    import torch
+
+    inputs = [torch.from_numpy(windows[name]).to(device) for name in ("encoder_cont", "decoder_cont", "static")]
+    with torch.inference_mode():
+        found: Floats = model(*inputs).float().cpu().numpy().astype(np.float64)
+    return found
 
 
 def _library_batches(
-    model: LibraryForecaster, series: Series, stride: int, device: torch.device, batch: int
+    model: LibraryForecaster, series: Series, stride: int, device: str, batch: int
 ) -> Iterator[_Batch]:
     """Forecasts by a network of the library: from rows that have a whole context before them."""
+    import torch
+
+    from apps.finance.models.library_tft import LibraryWindows
+
     windows = LibraryWindows(series, model.settings, context=model.context, horizon=model.horizon)
     starts = np.arange(model.context, len(series), stride, dtype=np.int64)
     values = np.concatenate([series.target, np.full(model.horizon, np.nan)])
     for start in range(0, len(starts), batch):
         first = starts[start : start + batch]
         inputs = [tensor.to(device) for tensor in windows.batch(first)]
-        expected = model(*inputs).float().cpu().numpy().astype(np.float64)
+        with torch.inference_mode():
+            expected = model(*inputs).float().cpu().numpy().astype(np.float64)
         actual = values[first[:, None] + np.arange(model.horizon)]
         # In units of each window's spread, so that the least band of a certain forecast means the same everywhere.
         seen = values[first[:, None] - model.context + np.arange(model.context)]

@@ -14,8 +14,8 @@ import torch
 from apps.finance.datasets.synth.markets import series as synthetic_series
 from apps.finance.datasets.windows import denormalise, windows_of
 from apps.finance.inference.forecasting import NORMAL_SCORES
-from apps.finance.models.tft import QUANTILES, Forecaster
-from apps.finance.types import Floats, Series
+from apps.finance.models.tft import Forecaster
+from apps.finance.types import QUANTILES, Floats, Series
 
 _STREAM = 1 << 22
 _SERIES, _ROWS, _STRIDE = 8, 2000, 24

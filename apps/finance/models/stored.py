@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apps.finance.models.tft import FinanceModel
+from apps.finance.models.settings import FinanceModel
 from apps.finance.types import FinanceInput
 from shared.recipe_file import from_mapping
 

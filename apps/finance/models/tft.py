@@ -7,51 +7,21 @@ comes in with the library's classes and is not used: to the engine the network i
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN
-from apps.finance.models.library_tft import Length, LibraryForecaster
-from apps.finance.types import FinanceInput
+from apps.finance.models.library_tft import Length
+from apps.finance.types import QUANTILES, FinanceInput
 from shared.app import DenseNetwork
-from shared.deploy.programs.program import Program
 
-QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-"""The library's own default quantiles."""
+if TYPE_CHECKING:
+    from apps.finance.models.settings import FinanceModel
+
 _FORMER_REAL = ".unrest."
 """In the names of weights of earlier artifacts: the static real ``volatility``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinanceModel:
-    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way.
-
-    Where the input describes a network that pytorch-forecasting trained elsewhere, that takes the place of this one.
-    """
-
-    name: str = "tft-anomaly"
-    hidden: int = 16
-    hidden_continuous: int = 8
-    heads: int = 2
-    lstm_layers: int = 1
-    dropout: float = 0.1
-    fast: bool = True
-
-    def build(self, input: FinanceInput) -> Forecaster | LibraryForecaster:
-        """A ``Forecaster`` with random weights from torch's global generator."""
-        if input.library is not None:
-            from apps.finance.models.library_tft import LibraryForecaster
-
-            return LibraryForecaster(input.library, input)
-        network = build_tft(self, input)
-        if self.fast:
-            from apps.finance.models.fast import accelerate
-
-            network = accelerate(network, context=input.context, horizon=input.horizon)
-        return Forecaster(network, context=input.context, horizon=input.horizon, fast=self.fast)
 
 
 def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:
@@ -110,19 +80,6 @@ def _renamed(module: nn.Module, weights: dict[str, Any], *rest: object) -> None:
     """Gives weights of earlier artifacts the names that they have now."""
     for name in [name for name in weights if _FORMER_REAL in name]:
         weights[name.replace(_FORMER_REAL, ".volatility.")] = weights.pop(name)
-
-
-class ProgramForecaster(nn.Module):
-    """A program called as ``Forecaster`` is."""
-
-    def __init__(self, program: Program, *, context: int, horizon: int) -> None:
-        super().__init__()
-        self.program, self.context, self.horizon = program, context, horizon
-
-    def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
-        """As ``Forecaster.forward``."""
-        found = self.program({"encoder_cont": encoder_cont, "decoder_cont": decoder_cont, "static": static})
-        return found["quantiles"]
 
 
 def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:

@@ -140,7 +140,9 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Tensor]], size: list[in
         chosen, label = above[order] // classes, above[order] % classes
         position, anchor = chosen // count, chosen % count
         cells = logits.shape[1:]
-        index = torch.stack(torch.unravel_index(position, cells), 1)
+        # torch.unravel_index would import torch's compiler.
+        row, layer = cells[1] * cells[2], cells[2]
+        index = torch.stack([position // row, position // layer % cells[1], position % layer], 1)
         stride = torch.tensor([n // c for n, c in zip(shape, cells, strict=True)], device=index.device)
         centre = (index * stride + stride // 2).to(codes).repeat(1, 2)
         code = codes.reshape(count, 6, -1)[anchor, :, position]

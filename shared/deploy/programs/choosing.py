@@ -26,6 +26,8 @@ from shared.precision import cpu_has_bf16
 from shared.threads import compute_threads
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shared.app import DenseNetwork
     from shared.deploy.artifact import Artifact
 
@@ -33,6 +35,7 @@ log = logging.getLogger("trivium.programs")
 _SECONDS, _LEAST_RUNS, _MOST_RUNS = 0.25, 2, 20
 _NEAR = 1.15
 _asked: ContextVar[str | None] = ContextVar("asked_program", default=None)
+_on_use: ContextVar[bool] = ContextVar("programs_on_use", default=False)
 
 
 @contextmanager
@@ -50,6 +53,19 @@ def asked_program(name: str | None) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+@contextmanager
+def programs_on_use() -> Iterator[None]:
+    """Inside, predictors are loaded with programs that are loaded when they are first called.
+
+    So of an application's several models only those are loaded that an input needs.
+    """
+    token = _on_use.set(True)
+    try:
+        yield
+    finally:
+        _on_use.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +101,23 @@ def open_program(network: Network, device: str = "cpu") -> Program:
 
     One that cannot be loaded is passed over, which the program's ``remarks`` and the log say.
     """
-    place = Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
-    candidates, remarks = _candidates(network, place)
-    build = _once(network.build)
     asked = _asked.get() or os.environ.get("TRIVIUM_PROGRAM") or None
     if asked is not None:
         find_program(asked)
+    if _on_use.get():
+        return Program(name="", compute=_unopened, device=device, opener=lambda: _opened(network, device, asked))
+    return _opened(network, device, asked)
+
+
+def _unopened(inputs: Tensors) -> dict[str, Tensor]:
+    raise AssertionError("a program is opened before it computes")
+
+
+def _opened(network: Network, device: str, asked: str | None) -> Program:
+    place = Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
+    candidates, remarks = _candidates(network, place)
+    build = _once(network.build)
+    if asked is not None:
         try:
             program = _load(asked, network, candidates, build, place)
             return replace(program, reason="it was asked for", remarks=remarks)
@@ -164,7 +191,7 @@ def _fastest(
     network: Network, files: Mapping[str, Found], build: Callable[[], DenseNetwork], place: Placement
 ) -> tuple[Program, Choice, list[str]]:
     """The fastest of the programs that can be had, how that was found, and which could not be used though present."""
-    programs, passed_over = {}, []
+    programs, passed_over, loading = {}, [], {}
     example = {name: value.to(place.device) for name, value in network.example().items()}
     for name in candidates_on(place.device):
         runtime, format = find_program(name)
@@ -177,15 +204,16 @@ def _fastest(
         entry = files[name].entry if name in files else None
         if format == "int8" and not (entry is not None and entry.scores.get("accepted")):
             continue
+        began = time.process_time()
         try:
             program = _load(name, network, files, build, place)
             program(example)
         except Exception as error:  # what a runtime raises for a network that it cannot compute is its own affair
             passed_over.append(f"{name} cannot be used: {str(error).strip().partition(chr(10))[0]}")
         else:
-            programs[name] = program
+            programs[name], loading[name] = program, time.process_time() - began
     milliseconds = measure(programs, example)
-    best = _best(milliseconds)
+    best = _best(milliseconds, loading)
     listed = ", ".join(f"{name} {value:.3g} ms" for name, value in sorted(milliseconds.items(), key=lambda one: one[1]))
     choice = Choice(
         program=best,
@@ -195,14 +223,15 @@ def _fastest(
     return programs[best], choice, passed_over
 
 
-def _best(milliseconds: Mapping[str, float]) -> str:
-    """The fastest; or the fastest that is read from a file where it is as fast within ``_NEAR``.
+def _best(milliseconds: Mapping[str, float], loading: Mapping[str, float]) -> str:
+    """Of those that are as fast as the fastest within ``_NEAR`` the first to be ready, one that is read from a file.
 
-    A program of torch's modules imports the library that the network was trained with, which takes seconds to start.
+    ``loading`` has the seconds until a program has answered once. One of torch's modules imports the library that the
+    network was trained with, which takes seconds to start.
     """
     least = min(milliseconds.values())
     near = [name for name in milliseconds if milliseconds[name] <= _NEAR * least]
-    return min(near, key=lambda name: (not _is_file(name), milliseconds[name]))
+    return min(near, key=lambda name: (not _is_file(name), loading[name]))
 
 
 def _is_file(name: str) -> bool:
@@ -223,8 +252,6 @@ def measure(
 
     ``clock`` tells seconds: ``time.process_time`` has those of the processor, which others on the machine disturb less.
     """
-    import torch
-
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(_MOST_RUNS):
         for name, program in programs.items():
@@ -233,6 +260,8 @@ def measure(
             began = clock()
             program(example)
             if program.device != "cpu":
+                import torch
+
                 torch.cuda.synchronize()
             times[name].append(clock() - began)
     return {name: 1e3 * min(taken) for name, taken in times.items()}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.artifact import NETWORK
-from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+from shared.deploy.programs.program import ArrayCompute, Arrays, Compute, Format, Placement, ProgramError, Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from shared.app import DenseNetwork
 
@@ -72,18 +72,13 @@ def open_session(path: Path, place: Placement) -> Any:
 
 
 def onnx_compute(session: Any) -> Compute:
-    """Computes with a session, on the CPU's tensors without copying them."""
+    """Computes with a session."""
     outputs = [tensor.name for tensor in session.get_outputs()]
 
-    def compute(inputs: Tensors) -> dict[str, Tensor]:
-        import torch
+    def compute(inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
 
-        place = next(iter(inputs.values())).device
-        feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
-        found = session.run(outputs, feeds)
-        return {name: torch.from_numpy(value).to(place) for name, value in zip(outputs, found, strict=True)}
-
-    return compute
+    return ArrayCompute(compute)
 
 
 def _available() -> list[str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.artifact import NETWORK
-from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
+from shared.deploy.programs.program import ArrayCompute, Arrays, Compute, Format, Placement, ProgramError, Source
 from shared.precision import cpu_has_bf16
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from shared.app import DenseNetwork
 
@@ -78,15 +78,12 @@ def compile_model(path: Path, format: Format, place: Placement) -> Any:
 
 
 def openvino_compute(compiled: Any) -> Compute:
-    """Computes with a compiled model, on the CPU's tensors without copying the inputs."""
+    """Computes with a compiled model, without copying the inputs."""
     outputs = [sorted(port.get_names())[0] for port in compiled.outputs]
     request = compiled.create_infer_request()
 
-    def compute(inputs: Tensors) -> dict[str, Tensor]:
-        import torch
+    def compute(inputs: Arrays) -> dict[str, NDArray[Any]]:
+        found = request.infer(dict(inputs), share_inputs=True)
+        return {name: found[index].copy() for index, name in enumerate(outputs)}
 
-        feeds = {name: value.detach().contiguous().numpy() for name, value in inputs.items()}
-        found = request.infer(feeds, share_inputs=True)
-        return {name: torch.from_numpy(found[index].copy()) for index, name in enumerate(outputs)}
-
-    return compute
+    return ArrayCompute(compute)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from shared.app import DenseNetwork
@@ -19,6 +22,21 @@ Format: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 """In which numbers a program computes; its inputs and outputs are the network's own in every format."""
 Tensors: TypeAlias = "Mapping[str, Tensor]"
 Compute: TypeAlias = "Callable[[Tensors], dict[str, Tensor]]"
+Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayCompute:
+    """A computation on NumPy arrays, which torch's tensors on the CPU are taken for without a copy."""
+
+    arrays: Callable[[Arrays], dict[str, NDArray[Any]]]
+
+    def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
+        import torch
+
+        place = next(iter(inputs.values())).device
+        found = self.arrays({name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()})
+        return {name: torch.from_numpy(value).to(place) for name, value in found.items()}
 
 
 class ProgramError(Exception):
@@ -79,7 +97,8 @@ class Program:
 
     ``batched`` networks have one batch axis, 0, in every input and output. More than ``max_batch`` rows are computed
     in parts; for no rows one of zeros is, since kernels are not made for empty tensors. ``reason`` says why this
-    program and no other was chosen, ``remarks`` which could not be used.
+    program and no other was chosen, ``remarks`` which could not be used. ``opener`` is of one that is loaded when it
+    is first called, and gives all of this; until then the name is empty.
     """
 
     name: str
@@ -89,27 +108,58 @@ class Program:
     max_batch: int | None = None
     reason: str = ""
     remarks: tuple[str, ...] = ()
+    opener: Callable[[], Program] | None = None
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """The outputs by name, on the inputs' device. Raises ``ValueError`` for inputs of different numbers of rows."""
+        import torch
+
+        self._open()
+        return self._in_parts(self.compute, inputs, lambda one: one.new_zeros((1, *one.shape[1:])), torch.cat)
+
+    def arrays(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """As a call, with NumPy arrays: a runtime that reads a file computes on them without importing torch."""
+        self._open()
+        if isinstance(self.compute, ArrayCompute):
+            return self._in_parts(
+                self.compute.arrays, inputs, lambda one: np.zeros((1, *one.shape[1:]), one.dtype), np.concatenate
+            )
+        import torch
+
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        found = self({name: value.to(self.device) for name, value in tensors.items()})
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def _open(self) -> None:
+        if self.opener is not None:
+            opened, self.opener = self.opener(), None
+            self.name, self.reason, self.remarks = opened.name, opened.reason, opened.remarks
+            self.compute, self.device = opened.compute, opened.device
+            self.batched, self.max_batch = opened.batched, opened.max_batch
+
+    def _in_parts(
+        self,
+        compute: Callable[[Mapping[str, Any]], dict[str, Any]],
+        inputs: Mapping[str, Any],
+        row_of_zeros: Callable[[Any], Any],
+        join: Callable[[list[Any]], Any],
+    ) -> dict[str, Any]:
         if not self.batched:
-            return self.compute(inputs)
+            return compute(inputs)
         sizes = {name: value.shape[0] for name, value in inputs.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the inputs have different numbers of rows: {sizes}")
         rows = next(iter(sizes.values()))
         if rows == 0:
-            one = {name: value.new_zeros((1, *value.shape[1:])) for name, value in inputs.items()}
-            return {name: value[:0] for name, value in self.compute(one).items()}
+            one = {name: row_of_zeros(value) for name, value in inputs.items()}
+            return {name: value[:0] for name, value in compute(one).items()}
         if self.max_batch is None or rows <= self.max_batch:
-            return self.compute(inputs)
-        import torch
-
+            return compute(inputs)
         parts = [
-            self.compute({name: value[start : start + self.max_batch] for name, value in inputs.items()})
+            compute({name: value[start : start + self.max_batch] for name, value in inputs.items()})
             for start in range(0, rows, self.max_batch)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def is_batched(dense: DenseNetwork) -> bool:

@@ -12,7 +12,7 @@ from apps.finance.datasets.synth import markets
 from apps.finance.datasets.windows import tabulate, trailing_interval_ns
 from apps.finance.inference.forecasting import forecast
 from apps.finance.inference.scoring import Calibration, score
-from apps.finance.models.tft import FinanceModel
+from apps.finance.models.settings import FinanceModel
 from apps.finance.types import HOUR_NS, MINUTE_NS, FinanceInput, Series, usual_interval_ns
 
 pytestmark = [

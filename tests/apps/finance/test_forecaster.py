@@ -19,9 +19,10 @@ from apps.finance.datasets.windows import COLUMNS, Windows, tabulate, windows_of
 from apps.finance.inference.forecasting import forecast, normal_scores
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.models.fast import Resize, accelerate, resize_matrix
-from apps.finance.models.tft import QUANTILES, FinanceModel, Forecaster, build_tft, tft_inputs
+from apps.finance.models.settings import FinanceModel
+from apps.finance.models.tft import Forecaster, build_tft, tft_inputs
 from apps.finance.recipes import tiny
-from apps.finance.types import MINUTE_NS, FinanceInput, Series
+from apps.finance.types import MINUTE_NS, QUANTILES, FinanceInput, Series
 from shared.data.order import Key
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from apps.finance.inference.scoring import Calibration
-from apps.finance.models.tft import FinanceModel
+from apps.finance.models.settings import FinanceModel
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
 

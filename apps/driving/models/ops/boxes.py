@@ -6,7 +6,6 @@ Rotated boxes are x, y of the centre, width, height and an angle in radians that
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor
 
 _PAIRS = 1 << 17
@@ -16,6 +15,9 @@ _TOLERANCE = 1e-9
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices that greedy suppression keeps, best first. ``offset=1`` counts the last pixel into a box's size."""
+    # Imported on use: with it comes torch's compiler, which takes longer to import than a frame to detect in.
+    import torchvision
+
     if offset:
         boxes_N4 = boxes_N4 + boxes_N4.new_tensor([0, 0, offset, offset])
     kept: Tensor = torchvision.ops.nms(boxes_N4, scores_N, iou_threshold)

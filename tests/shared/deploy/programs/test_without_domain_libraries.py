@@ -1,31 +1,52 @@
-"""Programs that are files need none of the libraries that the networks were trained with, which load for seconds."""
+"""What a prediction imports: no library that only trains, and of an application's models those that an input needs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
+import numpy as np
 
+TRAINING = {"monai", "mmdet3d", "mmdet", "mmcv", "mmengine", "pytorch_forecasting", "lightning", "torchvision"}
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 SCRIPT = """
 import sys
+from pathlib import Path
 from shared.app import find
-from shared.deploy.registry import shipped
-app = find({app!r})
-artifacts = [one for one in shipped(app) if one.manifest.name == {model!r}]
-predictor = app.predictor(artifacts, "cpu")
-assert predictor.programs[{model!r}].name == "onnx", predictor.programs
-heavy = {{"monai", "mmdet3d", "mmdet", "pytorch_forecasting", "lightning"}} & set(sys.modules)
-assert not heavy, heavy
+from shared.deploy.opening import open_predictor
+from shared.deploy.predictor import Request, answer
+
+opened = open_predictor(find({app!r}), program="onnx", on_use=True)
+response = answer(opened.predictor, Request(files=(Path({file!r}),)), opened.codec)
+assert response.result["programs"] == {programs}, response.result["programs"]
+imported = {unwanted} & set(sys.modules)
+assert not imported, imported
 """
 
 
-@pytest.mark.parametrize(("app", "model"), [("driving", "pointpillars"), ("finance", "tft-anomaly")])
-def test_a_predictor_of_an_onnx_imports_no_domain_library(
-    app: str, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRIVIUM_PROGRAM", "onnx")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(app=app, model=model)], capture_output=True, text=True, timeout=300
-    )
+def _run(script: str) -> None:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_forecast_imports_no_torch(tmp_path: Path) -> None:
+    file, walk = tmp_path / "walk.csv", np.random.default_rng(0).normal(size=200).cumsum()
+    lines = [f"2024-01-01T{row // 60:02}:{row % 60:02}:00Z,{value:.6f}" for row, value in enumerate(walk)]
+    file.write_text("\n".join(["time,value", *lines]) + "\n")
+    unwanted = TRAINING | COMPILER | {"torch"}
+    programs = {"tft-anomaly": "onnx"}
+    _run(SCRIPT.format(app="finance", file=str(file), programs=programs, unwanted=unwanted))
+
+
+def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
+    file, random = tmp_path / "sweep.bin", np.random.default_rng(0)
+    points = random.uniform((0, -20, -1.8, 0), (60, 20, -1.6, 1), (4000, 4))
+    points.astype("<f4").tofile(file)
+    programs = {"pointpillars": "onnx"}
+    _run(SCRIPT.format(app="driving", file=str(file), programs=programs, unwanted=TRAINING | COMPILER))
+
+
+def test_the_medical_predictor_and_codec_import_no_training_library() -> None:
+    imports = "import sys, apps.medical.predictor, apps.medical.service\n"
+    _run(f"{imports}imported = {TRAINING | COMPILER} & set(sys.modules)\nassert not imported, imported")

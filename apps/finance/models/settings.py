@@ -1,0 +1,60 @@
+"""The forecaster's settings, and the network as a program. Neither imports torch before a network is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from apps.finance.types import FinanceInput
+from shared.deploy.programs.program import Arrays, Program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from apps.finance.models.library_tft import LibraryForecaster
+    from apps.finance.models.tft import Forecaster
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinanceModel:
+    """Settings of the forecaster. ``fast`` takes the equal but faster path; the weights are the same either way.
+
+    Where the input describes a network that pytorch-forecasting trained elsewhere, that takes the place of this one.
+    """
+
+    name: str = "tft-anomaly"
+    hidden: int = 16
+    hidden_continuous: int = 8
+    heads: int = 2
+    lstm_layers: int = 1
+    dropout: float = 0.1
+    fast: bool = True
+
+    def build(self, input: FinanceInput) -> Forecaster | LibraryForecaster:
+        """A ``Forecaster`` with random weights from torch's global generator."""
+        if input.library is not None:
+            from apps.finance.models.library_tft import LibraryForecaster
+
+            return LibraryForecaster(input.library, input)
+        from apps.finance.models.tft import Forecaster, build_tft
+
+        network = build_tft(self, input)
+        if self.fast:
+            from apps.finance.models.fast import accelerate
+
+            network = accelerate(network, context=input.context, horizon=input.horizon)
+        return Forecaster(network, context=input.context, horizon=input.horizon, fast=self.fast)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramForecaster:
+    """A program that computes what ``Forecaster`` does, on NumPy arrays."""
+
+    program: Program
+    context: int
+    horizon: int
+
+    def quantiles(self, windows: Arrays) -> NDArray[Any]:
+        """(B, horizon, Q) of the arrays that ``Forecaster.forward`` takes; others among ``windows`` are not read."""
+        inputs = {name: windows[name] for name in ("encoder_cont", "decoder_cont", "static")}
+        return self.program.arrays(inputs)["quantiles"]
