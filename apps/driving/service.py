@@ -10,9 +10,10 @@ from apps.driving.adapters.registry import read_frames
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
 from apps.driving.outputs.result import result
+from apps.driving.outputs.scene import SCENE, read_scene, scene
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.types import Detections, Frame
-from shared.deploy.predictor import Decoded, Request, Response
+from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 
 _OPTIONS = ("model", "score")
@@ -37,7 +38,7 @@ class DrivingCodec:
         return Decoded(inputs=tuple(frames), options=options)
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
-        """result.json, a picture of up to eight frames, KITTI result files, and what the viewer of the form reads."""
+        """result.json, KITTI result files, and what the form's viewer reads; later a picture of up to eight frames."""
         frames, boxes = decoded.inputs, [output.boxes for output in outputs]
         files = dict(view.files(frames, boxes))
         for frame, found in zip(frames, boxes, strict=True):
@@ -45,12 +46,18 @@ class DrivingCodec:
                 text = kitti_results.write(found, next(iter(frame.cameras.values())))
                 files[f"{Path(frame.name).name}.txt"] = text.encode()
         models = {output.model for output in outputs}
+        content, drawn_from = scene(frames[:_PICTURES], boxes[:_PICTURES], many=len(frames) > 1)
         return Response(
             result=result(frames, outputs),
-            picture=picture.draw_all(frames[:_PICTURES], boxes[:_PICTURES]),
             files=files,
             model=models.pop() if len(models) == 1 else None,
+            later=Later(files={PICTURE: drawn_from}, sources={SCENE: content}),
         )
+
+    def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
+        """The picture, of the points and images that the viewer shows."""
+        assert name == PICTURE
+        return picture.draw_all(*read_scene(sources))
 
 
 def read_options(options: Mapping[str, str]) -> Options:

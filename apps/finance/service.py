@@ -16,11 +16,12 @@ from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.outputs import files
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
-from apps.finance.outputs.rows_file import rows_file
+from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
+from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_rows
 from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
 from apps.finance.predictor import FinancePredictor, Options
 from apps.finance.types import Detection, Series, Window
-from shared.deploy.predictor import Decoded, Request, Response
+from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -75,34 +76,45 @@ class FinanceCodec:
         )
 
     def encode(self, decoded: Decoded[Series], outputs: Sequence[Detection]) -> Response:
+        """The events as result.json; all else is made of the scored rows when it is asked for."""
         context = decoded.context
         assert isinstance(context, FileContext)
-        if context.series_column:
-            return Response(
-                result=several_result(
-                    outputs,
-                    name=context.name,
-                    series_column=context.series_column,
-                    notes=context.notes,
-                    model=self.model,
-                ),
-                picture=draw_several(outputs, context.name),
-                files={
-                    "series.json": several_series_json(outputs),
-                    "scores.csv": several_scores_csv(outputs),
-                    **rows_file(outputs, most_points(len(outputs))),
-                },
+        several = bool(context.series_column)
+        if several:
+            found = several_result(
+                outputs,
+                name=context.name,
+                series_column=context.series_column,
+                notes=context.notes,
+                model=self.model,
             )
-        (one,) = outputs
+        else:
+            (one,) = outputs
+            found = result(one, model=self.model, notes=context.notes, truth=context.truth)
+        names = [PICTURE, "series.json", "scores.csv", *([ROWS] if has_rows_file(outputs, _most(outputs)) else [])]
         return Response(
-            result=result(one, model=self.model, notes=context.notes, truth=context.truth),
-            picture=draw(one),
-            files={
-                "series.json": series_json(one),
-                "scores.csv": scores_csv(one),
-                **rows_file([one], files.MOST_POINTS),
-            },
+            result=found,
+            later=Later(
+                files=dict.fromkeys(names, (SOURCE,)),
+                sources={SOURCE: scored_rows(outputs, context.name, several=several)},
+            ),
         )
+
+    def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
+        """The picture, what the viewer draws, the scores of all rows, or all rows for the viewer."""
+        found, file, several = read_scored_rows(sources[SOURCE])
+        if name == PICTURE:
+            return draw_several(found, file) if several else draw(found[0])
+        if name == "series.json":
+            return several_series_json(found) if several else series_json(found[0])
+        if name == "scores.csv":
+            return several_scores_csv(found) if several else scores_csv(found[0])
+        return rows_file(found)
+
+
+def _most(outputs: Sequence[Detection]) -> int:
+    """How many rows of each series are drawn before somebody looks closer."""
+    return files.MOST_POINTS if len(outputs) == 1 else most_points(len(outputs))
 
 
 def _only(files: tuple[Path, ...]) -> Path:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import output_files
-from apps.medical.outputs.picture import picture
+from apps.medical.outputs.picture import png, sheet_source
 from apps.medical.outputs.result import result
+from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.predictor import MAX_FINDINGS, Options
 from apps.medical.types import CTVolume, Findings
-from shared.deploy.predictor import Decoded, Request, Response
+from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 
 
@@ -33,11 +34,20 @@ class MedicalCodec:
         return Decoded(inputs=(volume,), options=options)
 
     def encode(self, decoded: Decoded[CTVolume], outputs: Sequence[Findings]) -> Response:
-        """The findings as ``result.json``, a picture, and files in the field's formats."""
+        """The findings as ``result.json`` and files in the field's formats; later the picture and the viewer's slab."""
         (volume,), (findings,) = decoded.inputs, outputs
+        sheet, voxels = sheet_source(volume, findings), slab_source(volume, findings)
         return Response(
-            result=result(volume, findings), picture=picture(volume, findings), files=output_files(volume, findings)
+            result=result(volume, findings),
+            files=output_files(volume, findings),
+            later=Later(
+                files={PICTURE: ("sheet",), SLAB: ("voxels.npz",)}, sources={"sheet": sheet, "voxels.npz": voxels}
+            ),
         )
+
+    def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
+        """The picture, or the slab."""
+        return png(sources["sheet"]) if name == PICTURE else slab_file(sources["voxels.npz"])
 
 
 def _number(options: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

@@ -30,19 +30,32 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Later:
+    """Files of a response that are made when somebody asks for them, by the codec's ``make``.
+
+    ``files`` says for each, ``picture.png`` too, what it is made from: names in ``sources``, or of files that the
+    response has. A server keeps a source until everything is made from it.
+    """
+
+    files: Mapping[str, tuple[str, ...]]
+    sources: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
     """What comes out, the same through every interface.
 
     ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths.
     ``picture`` is a PNG that a person can look at. ``files`` maps names (no folders) to content: outputs in the
     field's formats, and what the form's viewer reads. ``model`` is the name of the shipped model that answered, where
-    an application has several.
+    an application has several. What costs time and may not be wanted, the picture too, is left for ``later``.
     """
 
     result: dict[str, Any]
-    picture: bytes
+    picture: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     model: str | None = None
+    later: Later | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +86,8 @@ class Predictor(Protocol[Input_contra, Output_co]):
 class Codec(Protocol[Input, Output_contra]):
     """From files and options to a predictor's inputs, and from its outputs to a response. ``apps/<app>/service.py``.
 
-    ``decode`` raises ``InvalidInputError`` for input that cannot be used.
+    ``decode`` raises ``InvalidInputError`` for input that cannot be used. One whose responses leave files for later has
+    ``make(name: str, sources: Mapping[str, bytes]) -> bytes`` besides, which makes one of them.
     """
 
     def decode(self, request: Request) -> Decoded[Input]: ...
@@ -96,6 +110,23 @@ def with_programs(response: Response, predictor: object) -> Response:
 
 
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:
-    """One request through a predictor, without a server."""
+    """One request through a predictor, without a server; nothing is left for later."""
     decoded = codec.decode(request)
-    return with_programs(codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options)), predictor)
+    response = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
+    return with_programs(with_all_files(response, codec), predictor)
+
+
+PICTURE = "picture.png"
+
+
+def with_all_files(response: Response, codec: Any) -> Response:
+    """The response with the files made that it left for later."""
+    if response.later is None:
+        return response
+    there = {**response.files, **response.later.sources}
+    made = {
+        name: codec.make(name, {source: there[source] for source in sources})
+        for name, sources in response.later.files.items()
+    }
+    picture = made.pop(PICTURE, response.picture)
+    return replace(response, picture=picture, files={**response.files, **made}, later=None)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fastapi.concurrency import run_in_threadpool
+
 from shared.app import App, Sample
 from shared.deploy.artifact import Artifact, Manifest
 from shared.deploy.predictor import Request
@@ -208,6 +210,30 @@ class Service:
             raise InvalidInputError(f"{self.app.name} has no case {case_id!r}", status=404)
         return case
 
+    async def file(self, case: Case, name: str) -> Path | bytes:
+        """A file of a case: where it lies, or its bytes. One that is asked for the first time is made, and kept.
+
+        Raises ``InvalidInputError``: 404 where it is gone, or as ``submit`` does.
+        """
+        found: Path | bytes | None = self.store.unkept.content(case.id, name)
+        if found is None:
+            found = await run_in_threadpool(self.store.file, case, name)
+        if found is not None:
+            return found
+        sources = await run_in_threadpool(self.store.sources, case, name)
+        if sources is None:
+            raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
+        deadline = time.monotonic() + self.settings.deadline_s
+        with self.admit():
+            model = await loaded(self.model, deadline)
+            paths = {one: str(place) for one, place in sources.items() if isinstance(place, Path)}
+            inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
+            head = {"make": name, "paths": paths, "inline": list(inline)}
+            reply = await model.workers.answer(Message(head, list(inline.values())), deadline)
+        made = bytes(reply.blobs[0])
+        await run_in_threadpool(self.store.keep, case, name, made)
+        return made
+
     @contextmanager
     def incoming(self) -> Iterator[Path]:
         """A folder for the files of one request, removed afterwards."""
@@ -249,7 +275,8 @@ class Service:
         self._storing.close()
 
     def _keep(self, request: Request, interface: str, reply: Message, model: Model) -> Case:
-        head, (result, picture, *files) = reply.head, reply.blobs
+        head, (result, picture, *rest) = reply.head, reply.blobs
+        files, sources = rest[: len(head["files"])], rest[len(head["files"]) :]
         manifest = model.manifest(head["model"])
         case = self.store.add(
             app=self.app.name,
@@ -257,7 +284,13 @@ class Service:
             inputs=describe_inputs([Path(path) for path in head["paths"]], self.app.kinds),
             options=request.options,
             artifact=(manifest.name, manifest.version),
-            outputs=Outputs(result=result, picture=picture, files=dict(zip(head["files"], files, strict=True))),
+            outputs=Outputs(
+                result=result,
+                picture=picture,
+                files=dict(zip(head["files"], files, strict=True)),
+                later=head["later"],
+                sources=dict(zip(head["sources"], sources, strict=True)),
+            ),
         )
         if self.settings.keep_cases is not None or self.settings.keep_bytes is not None:
             self.expire()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import shutil
 import time
 import uuid
@@ -10,18 +10,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
+from shared.store import later_files
 from shared.store.database import connect, sqlite_url
 from shared.store.disk import DiskFull, disk_fault, full_disk_named
 from shared.store.inputs import digest_of_all
-from shared.store.records import Case, CaseSummary, InputFile, Outputs
+from shared.store.later_files import write_private
+from shared.store.records import Bytes, Case, CaseSummary, InputFile, Outputs
 from shared.store.tables import CaseRow
 from shared.store.unkept import UnkeptCases
 
+log = logging.getLogger("trivium.store")
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
 _PARTIAL = ".partial-"
 _DAY_NS = 86_400 * 10**9
@@ -92,15 +95,15 @@ class CaseStore:
             options=dict(options),
             artifact_name=artifact[0],
             artifact_version=artifact[1],
-            files=tuple(outputs.files),
-            bytes=sum(map(len, (outputs.result, outputs.picture, *outputs.files.values()))),
+            files=(*outputs.files, *(name for name in outputs.later if name != PICTURE)),
+            bytes=sum(map(len, (outputs.result, outputs.picture, *outputs.files.values(), *outputs.sources.values()))),
         )
         try:
             with full_disk_named("the answer was computed but is not kept"):
                 self._write(case, outputs)
         except DiskFull as full:
             case = case.model_copy(update={"remark": str(full)})
-            self.unkept.hold(case, outputs, RESULT, PICTURE)
+            self.unkept.hold(case, outputs, file_contents(outputs))
         return case
 
     def get(self, app: str, case_id: str) -> Case | None:
@@ -167,6 +170,24 @@ class CaseStore:
         path = self._cases / case.id / name
         return path if path.is_file() else None
 
+    def sources(self, case: Case, name: str) -> dict[str, Path | bytes] | None:
+        """What a file of a case that is not made yet is made from; None where it cannot be made."""
+        if self.unkept.get(case.id) is not None:
+            return self.unkept.sources(case.id, name)
+        return later_files.sources(self._cases / case.id, name)
+
+    def keep(self, case: Case, name: str, content: Bytes) -> None:
+        """Keeps a file that was made now. Where that cannot be, as on a full disk, it is made again when asked for."""
+        if self.unkept.get(case.id) is not None:
+            return
+        try:
+            size = later_files.keep(self._cases / case.id, name, content)
+        except OSError as error:
+            log.warning("a file of case %s is not kept: %s", case.id, error.strerror)
+            return
+        with Session(self.engine) as session, session.begin():
+            session.execute(update(CaseRow).where(CaseRow.id == case.id).values(bytes=size))
+
     def close(self) -> None:
         """Gives the connections and the folder back."""
         self.engine.dispose()
@@ -201,11 +222,12 @@ class CaseStore:
         aside = self._cases / f"{_PARTIAL}{case_id}"
         aside.mkdir(mode=0o700)
         try:
-            for name, content in {RESULT: outputs.result, PICTURE: outputs.picture, **outputs.files}.items():
-                if name in outputs.files and not _is_free_name(name):
+            for name in (*outputs.files, *outputs.later, *outputs.sources):
+                if not _is_free_name(name) and not (name == PICTURE and name in outputs.later):
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
-                with open(aside / name, "xb", opener=_private) as file:
-                    file.write(content)
+            for name, content in file_contents(outputs).items():
+                write_private(aside / name, content)
+            later_files.write(aside, outputs)
             publish(aside, self._cases / case_id)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -218,9 +240,11 @@ def _make_private(path: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+def file_contents(outputs: Outputs) -> dict[str, Bytes]:
+    """The files that are there at once, by name."""
+    picture = {} if PICTURE in outputs.later else {PICTURE: outputs.picture}
+    return {RESULT: outputs.result, **picture, **outputs.files}
 
 
 def _is_free_name(name: str) -> bool:
-    return name not in ("", ".", "..", RESULT, PICTURE) and not {"/", "\\", "\0"} & set(name)
+    return name not in ("", RESULT, PICTURE) and not name.startswith(".") and not {"/", "\\", "\0"} & set(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,11 +13,17 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outputs:
-    """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name."""
+    """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name.
+
+    ``later`` says of files that are made when they are asked for, ``picture.png`` too, what they are made from: names
+    in ``sources`` or in ``files``.
+    """
 
     result: Bytes
-    picture: Bytes
+    picture: Bytes = b""
     files: Mapping[str, Bytes] = field(default_factory=dict)
+    later: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sources: Mapping[str, Bytes] = field(default_factory=dict)
 
 
 class InputFile(BaseModel):

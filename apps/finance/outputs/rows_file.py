@@ -12,16 +12,20 @@ _MOST_ROWS = 500_000
 """A file of more rows, 20 MB, is for the command line; there nobody zooms."""
 
 
-def rows_file(detections: Sequence[Detection], most: int) -> dict[str, bytes]:
-    """``rows.bin``, where a series of more than ``most`` rows is thinned; otherwise nothing.
+ROWS = "rows.bin"
 
-    Of each series, N rows: times (s since 1970), values and thresholds as float64 (N,), then low, median, high and
+
+def has_rows_file(detections: Sequence[Detection], most: int) -> bool:
+    """Whether there is a ``rows.bin``: where a series of more than ``most`` rows is thinned."""
+    lengths = [len(one.series) for one in detections]
+    return max(lengths) > most and sum(lengths) <= _MOST_ROWS
+
+
+def rows_file(detections: Sequence[Detection]) -> bytes:
+    """Of each series, N rows: times (s since 1970), values and thresholds as float64 (N,), then low, median, high and
     score as float32 (N,), all little-endian; NaN where missing.
     """
-    lengths = [len(one.series) for one in detections]
-    if max(lengths) <= most or sum(lengths) > _MOST_ROWS:
-        return {}
-    return {"rows.bin": b"".join(map(_rows, detections))}
+    return b"".join(map(_rows, detections))
 
 
 def _rows(detection: Detection) -> bytes:

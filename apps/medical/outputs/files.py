@@ -1,4 +1,4 @@
-"""The files of a case: for the viewer, for 3D Slicer, and for evaluation."""
+"""The files of a case: for 3D Slicer, and for evaluation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import io
 import json
 
 from apps.medical.outputs.result import slice_label, slice_number
-from apps.medical.outputs.slab import slab_file
 from apps.medical.types import CTVolume, Findings
 
 
 def output_files(volume: CTVolume, findings: Findings) -> dict[str, bytes]:
     """Content by name."""
     return {
-        "slab.nii.gz": slab_file(volume, findings),
         "findings.csv": findings_csv(volume, findings),
         "findings.mrk.json": slicer_markups(volume, findings),
     }

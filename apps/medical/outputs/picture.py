@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,12 @@ SHOWN = 6
 
 
 def picture(volume: CTVolume, findings: Findings) -> bytes:
-    """A PNG: up to six findings, or the middle slice where there are none.
+    """A PNG: up to six findings, or the middle slice where there are none."""
+    return png(sheet_source(volume, findings))
+
+
+def sheet_source(volume: CTVolume, findings: Findings) -> bytes:
+    """The picture's pixels: width and height as uint32, then RGB, little-endian. To compress them takes longest.
 
     As radiologists look, from the feet: the patient's right is on the left, the front at the top, however the scan is
     stored.
@@ -33,8 +39,13 @@ def picture(volume: CTVolume, findings: Findings) -> bytes:
     sheet = Image.new("RGB", (columns * TILE, rows * TILE), "black")
     for n, tile in enumerate(tiles):
         sheet.paste(tile, ((n % columns) * TILE, (n // columns) * TILE))
+    return struct.pack("<2I", *sheet.size) + sheet.tobytes()
+
+
+def png(source: bytes) -> bytes:
+    """The picture of its pixels."""
     out = io.BytesIO()
-    sheet.save(out, "PNG", optimize=False)
+    Image.frombytes("RGB", struct.unpack_from("<2I", source), source[8:]).save(out, "PNG", optimize=False)
     return out.getvalue()
 
 

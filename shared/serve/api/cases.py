@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from shared.errors import InvalidInputError
@@ -20,6 +21,11 @@ from shared.store.records import Case
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MOST_CASES = 200
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
+_MADE: dict[int | str, dict[str, Any]] = {
+    **_MISSING,
+    503: {"model": Problem, "description": "It is not made yet, and there is no room to make it; see Retry-After"},
+    504: {"model": Problem, "description": "It could not be made before the deadline"},
+}
 router = APIRouter(prefix="/cases")
 
 
@@ -31,10 +37,10 @@ def cases(service: ServiceDep, limit: int = 20) -> Cases:
 
 
 @router.get("/{case_id}", response_model=CaseAnswer, responses=_MISSING)
-def case(service: ServiceDep, case: CaseDep) -> Response:
+async def case(service: ServiceDep, case: CaseDep) -> Response:
     """A kept case, as it was answered."""
-    found = _content(service, case, RESULT)
-    result = found if isinstance(found, bytes) else found.read_bytes()
+    found = await service.file(case, RESULT)
+    result = found if isinstance(found, bytes) else await run_in_threadpool(found.read_bytes)
     return Response(case_document(case, result), media_type="application/json")
 
 
@@ -44,32 +50,24 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
     service.store.remove(case)
 
 
-@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MISSING)
-def picture(service: ServiceDep, case: CaseDep) -> Response:
-    """The case's picture."""
-    return _send(service, case, PICTURE)
+@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MADE)
+async def picture(service: ServiceDep, case: CaseDep) -> Response:
+    """The case's picture, made when it is first asked for where the application leaves it until then."""
+    return await _send(service, case, PICTURE)
 
 
-@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MISSING)
-def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
-    """A file of the case."""
+@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MADE)
+async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
+    """A file of the case, made when it is first asked for where the application leaves it until then."""
     if file not in (RESULT, *case.files):
         raise InvalidInputError(f"the case has no file {file!r}; it has {', '.join((RESULT, *case.files))}", status=404)
-    return _send(service, case, file)
+    return await _send(service, case, file)
 
 
-def _send(service: Service, case: Case, name: str) -> Response:
-    found = _content(service, case, name)
+async def _send(service: Service, case: Case, name: str) -> Response:
+    found = await service.file(case, name)
     kind = _TYPES.get(Path(name).suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     headers = {"Content-Security-Policy": FILE_POLICY}
     if isinstance(found, bytes):
         return Response(found, media_type=kind, headers=headers)
     return FileResponse(found, media_type=kind, headers=headers)
-
-
-def _content(service: Service, case: Case, name: str) -> Path | bytes:
-    """A file of the case on disk, or its bytes where the disk could not keep it; 404 where it is gone."""
-    found = service.store.unkept.content(case.id, name) or service.store.file(case, name)
-    if found is None:
-        raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-    return found

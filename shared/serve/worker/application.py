@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.app import App
 from shared.deploy.artifact import Artifact
-from shared.deploy.predictor import Codec, Decoded, Predictor, Request, Response, programs_of, with_programs
+from shared.deploy.predictor import Codec, Decoded, Later, Predictor, Request, Response, programs_of, with_programs
 from shared.errors import InvalidInputError
 from shared.serve.worker.handler import Stage, fault
 from shared.serve.worker.messages import Blob, Message
@@ -50,14 +50,25 @@ class ApplicationHandler:
         self.most = max_batch if getattr(self._predictor, "batching", False) else 1
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies whose blobs are the result as JSON, the picture, and the files in the order of their names."""
+        """Replies whose blobs are the result as JSON, the picture, then files and sources as their names come."""
         stage("reading")
-        works = [self._decode(request) for request in requests]
+        works = [self._make(request) if "make" in request.head else self._decode(request) for request in requests]
         stage("computing")
         for group in self._groups([work for work in works if work.reply is None]):
             self._predict(group)
         stage("writing")
         return [work.reply or self._encode(work) for work in works]
+
+    def _make(self, request: Message) -> _Work:
+        """Makes a file that an answer left for later: from files of the case, or from what comes with the request."""
+        head, work = request.head, _Work(paths=[])
+        try:
+            sources = {name: Path(path).read_bytes() for name, path in head["paths"].items()}
+            sources |= {name: bytes(blob) for name, blob in zip(head["inline"], request.blobs, strict=True)}
+            work.reply = Message({}, [self._codec.make(head["make"], sources)])  # type: ignore[attr-defined]
+        except Exception as error:
+            work.reply = self._fault(error)
+        return work
 
     def _decode(self, request: Message) -> _Work:
         began, head = time.monotonic(), request.head
@@ -119,7 +130,9 @@ class ApplicationHandler:
         assert work.decoded is not None and work.outputs is not None
         try:
             response = with_programs(self._codec.encode(work.decoded, work.outputs), self._predictor)
+            later = response.later or Later(files={})
             blobs: list[Blob] = [document(response), response.picture, *response.files.values()]
+            blobs += later.sources.values()
         except Exception as error:
             return self._fault(error)
         return Message(
@@ -127,6 +140,8 @@ class ApplicationHandler:
                 "paths": work.paths,
                 "model": response.model,
                 "files": list(response.files),
+                "sources": list(later.sources),
+                "later": {name: list(sources) for name, sources in later.files.items()},
                 "inferences": len(work.decoded.inputs),
                 "executions": work.executions,
                 "input_s": work.input_s,

@@ -13,6 +13,8 @@ from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.outputs import kitti as results
 from apps.driving.outputs import picture, view
+from apps.driving.outputs.scene import SCENE, read_scene
+from apps.driving.outputs.scene import scene as scene_file
 from apps.driving.types import Boxes3D, Frame
 
 
@@ -81,6 +83,24 @@ def test_the_viewer_gets_points_image_and_boxes(frame, found):
     assert away == sorted(away)
     inside = ~np.isnan(frame.truth.box_2d[:, 0])
     assert sum("image_2" in box["edges_px"] for box in described["boxes"]) == inside.sum()
+
+
+def test_the_picture_is_drawn_later_from_what_the_viewer_reads(frame, found):
+    frames = [frame, replace(frame, name="an/other", points_lidar_m=None, truth=None)]
+    content, names = scene_file([*frames], [found, found], many=True)
+    sources = {**view.files(frames, [found, found]), SCENE: content}
+    again, boxes = read_scene({name: sources[name] for name in names})
+    assert [one.name for one in again] == [one.name for one in frames]
+    for one, given in zip(boxes, (found, found), strict=True):
+        np.testing.assert_array_equal(one.array, given.array)
+        assert one.names == given.names and (one.scores == given.scores).all()
+    np.testing.assert_array_equal(again[0].truth.array, frame.truth.array)
+    assert again[1].truth is None and again[1].points_lidar_m is None
+    as_given, later = (
+        np.asarray(opened(picture.draw_all(*pair)), int) for pair in ((frames, [found] * 2), (again, boxes))
+    )
+    # A JPEG's values are near the image's; of the points some are left out.
+    assert later.shape == as_given.shape and np.abs(later - as_given).mean() < 4
 
 
 def test_several_frames_have_files_of_their_own(frame, found):

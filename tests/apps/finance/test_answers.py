@@ -17,11 +17,13 @@ from apps.finance import service
 from apps.finance.app import app
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.outputs.rows_file import rows_file
+from apps.finance.outputs.files import scores_csv, series_json
+from apps.finance.outputs.rows_file import has_rows_file, rows_file
+from apps.finance.outputs.scored_rows import read_scored_rows, scored_rows
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
-from apps.finance.types import Detection, Forecast, Series, iso_utc
+from apps.finance.types import Anomaly, Detection, Forecast, Series, iso_utc
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
 from tests.apps.finance.untrained import untrained
@@ -179,8 +181,8 @@ def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
         forecast = Forecast(levels=(0.1, 0.5, 0.9), quantiles=rng.normal(size=(length, 3)), surprise=values[:, None])
         scores = rng.uniform(size=length)
         parts.append(Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=()))
-    assert rows_file(parts, most=700) == {}
-    content = rows_file(parts, most=699)["rows.bin"]
+    assert not has_rows_file(parts, most=700) and has_rows_file(parts, most=699)
+    content = rows_file(parts)
     assert len(content) == 40 * sum(lengths)
     second = content[40 * lengths[0] :]
     wide = np.frombuffer(second[: 24 * lengths[1]], "<f8").reshape(3, -1)
@@ -188,3 +190,24 @@ def test_every_row_of_a_long_series_is_beside_its_thinned_ones():
     narrow = np.frombuffer(second[24 * lengths[1] :], "<f4").reshape(4, -1)
     expected = [*parts[1].forecast.quantiles.T, parts[1].scores]
     np.testing.assert_array_equal(narrow, np.array(expected, np.float32))
+
+
+def test_what_files_are_made_from_later_gives_them_to_the_byte():
+    rng = np.random.default_rng(1)
+    times = (1_700_000_000 + 60 * np.arange(300)) * 10**9
+    values = rng.normal(size=300)
+    values[7] = np.nan
+    series = Series(name="a", times_ns=times, values={"y": values, "x": -values}, column="x", interval_ns=60 * 10**9)
+    forecast = Forecast(
+        levels=(0.02, 0.1, 0.5, 0.9, 0.98), quantiles=rng.normal(size=(300, 5)), surprise=values[:, None]
+    )
+    scores = rng.uniform(size=300)
+    anomaly = Anomaly(
+        start_ns=int(times[20]), end_ns=int(times[25]), peak_ns=int(times[22]), score=0.5, observed=np.nan,
+        expected=0.0, low=-1.0, high=1.0, direction="above", channel="level", columns=("x",),
+    )  # fmt: skip
+    one = Detection(series=series, forecast=forecast, scores=scores, thresholds=scores / 2, anomalies=(anomaly,))
+    (found,), name, several = read_scored_rows(scored_rows([one], "a.csv", several=False))
+    assert (name, several, repr(found)) == ("a.csv", False, repr(one))
+    assert series_json(found) == series_json(one) and scores_csv(found) == scores_csv(one)
+    assert rows_file([found]) == rows_file([one])

@@ -22,7 +22,7 @@ from apps.medical.app import app
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, case_label, result, result_table
-from apps.medical.outputs.slab import MAX_VOXELS, slab
+from apps.medical.outputs.slab import MAX_VOXELS, slab, slab_file, slab_source
 from apps.medical.predictor import EVERYTHING, NodulePredictor, Options, measured
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule
@@ -105,6 +105,7 @@ def test_the_slab_keeps_places_and_slices():
     i, j, k = np.rint(part.to_index_ijk(point)).astype(int)
     x, y, z = np.rint(volume.to_index_ijk(point)).astype(int)
     assert abs(int(part.voxels_zyx[k, j, i]) - int(volume.voxels_zyx[z, y, x])) <= 2
+    assert slab_file(slab_source(volume, found())) == nifti(part), "made later, it is the same to the byte"
 
 
 def test_a_large_scan_is_made_smaller_for_the_viewer():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from shared.app import App, Sample
 from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
-from shared.deploy.predictor import Decoded, Request, Response
+from shared.deploy.predictor import Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 from shared.serve.service import Service
 
@@ -34,7 +35,8 @@ class Numbers:
 class Echo:
     """The predictor, and its codec. ``batches`` are the sizes that ``predict`` was called with, ``units`` its options.
 
-    ``gate`` holds it up when cleared. The option ``unit`` must be equal for requests that are computed together.
+    ``made`` are the files that were left for later and asked for. ``gate`` holds it up when cleared.
+    The option ``unit`` must be equal for requests that are computed together.
     """
 
     batches: list[int] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Echo:
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     batching: bool = True
+    made: list[str] = field(default_factory=list)
 
     def decode(self, request: Request) -> Decoded[Numbers]:
         numbers = []
@@ -70,11 +73,25 @@ class Echo:
         picture = io.BytesIO()
         Image.new("RGB", (8, 8), "teal").save(picture, "PNG")
         table = "\n".join(str(number) for number in outputs[0])
+        if "later" in decoded.context:
+            files = {"picture.png": ("numbers", "doubled.csv"), "sum.txt": ("numbers",)}
+            sources = {"numbers": json.dumps(outputs[0]).encode()}
+            return Response(
+                result={"doubled": outputs[0]},
+                files={"doubled.csv": table.encode()},
+                later=Later(files=files, sources=sources),
+            )
         return Response(
             result={"doubled": outputs[0], "options": decoded.context},
             picture=picture.getvalue(),
             files={"doubled.csv": table.encode(), "report.html": b"<script>alert(1)</script><p>two</p>"},
         )
+
+    def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
+        self.made.append(name)
+        if name == "picture.png":
+            return b"\x89PNG" + sources["numbers"] + sources["doubled.csv"]
+        return str(sum(json.loads(sources["numbers"]))).encode()
 
 
 def write_artifact(registry: Path, version: int, app: str = "echo") -> None:

@@ -1,0 +1,78 @@
+"""What a case's picture is drawn from when somebody asks for it: beside the viewer's files, boxes and calibration."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from apps.driving.outputs.view import describe
+from apps.driving.types import Boxes3D, Camera, Frame
+
+SCENE = "scene.npz"
+
+
+def scene(frames: Sequence[Frame], boxes: Sequence[Boxes3D], *, many: bool) -> tuple[bytes, tuple[str, ...]]:
+    """Boxes and calibration of frames as NumPy's archive, and the viewer's files that hold their points and images.
+
+    ``many`` says whether the request had several frames, which the names of the viewer's files depend on.
+    """
+    arrays: dict[str, Any] = {}
+    listed: list[dict[str, Any]] = []
+    files: list[str] = []
+    for number, (frame, found) in enumerate(zip(frames, boxes, strict=True)):
+        view = describe(frame, found, many=many)
+        entry: dict[str, Any] = {"name": frame.name, "points": view["points_file"], "cameras": {}}
+        for kind, several in (("found", found), ("truth", frame.truth)):
+            entry[kind] = None if several is None else {"names": list(several.names)}
+            if several is not None:
+                arrays |= {f"{number} {kind} {name}": array for name, array in _arrays(several).items()}
+        for camera in view["cameras"]:
+            given = frame.cameras[camera["name"]]
+            entry["cameras"][camera["name"]] = camera["file"]
+            arrays[f"{number} {camera['name']} intrinsics"] = given.intrinsics
+            arrays[f"{number} {camera['name']} lidar_to_camera"] = given.lidar_to_camera
+        listed.append(entry)
+        files += [entry["points"]] * (entry["points"] is not None) + list(entry["cameras"].values())
+    arrays["frames"] = np.frombuffer(json.dumps(listed).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue(), (SCENE, *files)
+
+
+def read_scene(sources: Mapping[str, bytes]) -> tuple[list[Frame], list[Boxes3D]]:
+    """The frames, with the points and images that the viewer shows, and the boxes found in them."""
+    with np.load(io.BytesIO(sources[SCENE]), allow_pickle=False) as arrays:
+        frames, boxes = [], []
+        for number, entry in enumerate(json.loads(arrays["frames"].tobytes())):
+            cameras = {
+                name: Camera(
+                    image_HWC=np.asarray(Image.open(io.BytesIO(sources[file]))),
+                    intrinsics=arrays[f"{number} {name} intrinsics"],
+                    lidar_to_camera=arrays[f"{number} {name} lidar_to_camera"],
+                )
+                for name, file in entry["cameras"].items()
+            }
+            points = entry["points"] and np.frombuffer(sources[entry["points"]], "<f4").reshape(-1, 4)
+            truth = entry["truth"] and _boxes(arrays, f"{number} truth", entry["truth"])
+            frames.append(Frame(name=entry["name"], points_lidar_m=points, cameras=cameras, truth=truth))
+            boxes.append(_boxes(arrays, f"{number} found", entry["found"]))
+    return frames, boxes
+
+
+def _arrays(boxes: Boxes3D) -> dict[str, Any]:
+    found = {"centre_lidar_m": boxes.centre_lidar_m, "size_m": boxes.size_m, "yaw": boxes.yaw}
+    return found if boxes.scores is None else {**found, "scores": boxes.scores}
+
+
+def _boxes(arrays: Any, prefix: str, described: dict[str, Any]) -> Boxes3D:
+    given = {
+        name: arrays[f"{prefix} {name}"]
+        for name in ("centre_lidar_m", "size_m", "yaw", "scores")
+        if f"{prefix} {name}" in arrays
+    }
+    return Boxes3D(names=tuple(described["names"]), **given)

@@ -1,0 +1,69 @@
+"""Files of a case that are made when somebody asks for them: until then there is what they are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from shared.store.records import Bytes, Outputs
+
+_LIST, _SOURCE = ".later.json", ".source-"
+
+
+def write(folder: Path, outputs: Outputs) -> None:
+    """Writes the sources of a new case, and which file is made from which; nothing where none is left for later."""
+    if not outputs.later:
+        return
+    for name, content in outputs.sources.items():
+        write_private(folder / f"{_SOURCE}{name}", content)
+    write_private(folder / _LIST, json.dumps({name: list(found) for name, found in outputs.later.items()}).encode())
+
+
+def sources(folder: Path, name: str) -> dict[str, Path | bytes] | None:
+    """What the file ``name`` is made from; None where it is none of those, or something is gone."""
+    wanted = _later(folder).get(name)
+    if wanted is None:
+        return None
+    found: dict[str, Path | bytes] = {one: _place(folder, one) for one in wanted}
+    return found if all(Path(str(path)).is_file() for path in found.values()) else None
+
+
+def keep(folder: Path, name: str, content: Bytes) -> int:
+    """Keeps a file that was made, removes the sources that no other needs, and returns what the folder takes."""
+    aside = folder / f".partial-{os.urandom(4).hex()}"
+    try:
+        write_private(aside, content)
+        aside.replace(folder / name)
+    finally:
+        aside.unlink(missing_ok=True)
+    needed = {one for file, wanted in _later(folder).items() if not (folder / file).is_file() for one in wanted}
+    for source in folder.glob(f"{_SOURCE}*"):
+        if source.name.removeprefix(_SOURCE) not in needed:
+            source.unlink(missing_ok=True)
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def write_private(path: Path, content: Bytes) -> None:
+    """Writes a new file that only the account of the server can read."""
+    with open(path, "xb", opener=lambda place, flags: os.open(place, flags, mode=0o600)) as file:
+        file.write(content)
+
+
+def _later(folder: Path) -> Mapping[str, Sequence[str]]:
+    try:
+        found: Mapping[str, Sequence[str]] = json.loads((folder / _LIST).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _place(folder: Path, name: str) -> Path:
+    source = folder / f"{_SOURCE}{name}"
+    return source if source.is_file() else folder / name

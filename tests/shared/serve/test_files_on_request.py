@@ -1,0 +1,102 @@
+"""Files that nobody asked for are not made; who asks gets them under the addresses that the answer gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.deploy.predictor import Request, answer
+from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+from tests.shared.serve.echo import Echo, csv
+
+PICTURE = b"\x89PNG[2.0, 4.0]2.0\n4.0"
+
+
+def ask(client: TestClient) -> dict[str, Any]:
+    found = client.post("/api/echo/predict", files=[csv(1, 2)], data={"later": "yes"})
+    assert found.status_code == 200, found.text
+    case: dict[str, Any] = found.json()
+    return case
+
+
+def folder(settings: Settings, case: dict[str, Any]) -> Path:
+    return settings.store / "cases" / case["case"]
+
+
+def test_they_are_made_once_when_asked_for_and_what_they_are_made_from_goes(
+    echo_client: TestClient, echo: Echo, settings: Settings
+) -> None:
+    case = ask(echo_client)
+    home = folder(settings, case)
+    assert echo.made == [] and list(case["files"]) == ["result.json", "doubled.csv", "sum.txt"]
+    assert {path.name for path in home.iterdir()} == {"result.json", "doubled.csv", ".later.json", ".source-numbers"}
+    for _ in range(2):
+        assert echo_client.get(case["files"]["sum.txt"]).text == "6.0"
+    assert echo.made == ["sum.txt"] and (home / ".source-numbers").is_file(), "the picture needs it still"
+    picture = echo_client.get(case["picture"])
+    assert picture.content == PICTURE and picture.headers["content-type"] == "image/png"
+    assert echo.made == ["sum.txt", "picture.png"] and not (home / ".source-numbers").exists()
+    assert echo_client.get(case["picture"]).content == PICTURE
+    assert len(echo.made) == 2 and {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o600}
+    assert echo_client.get(f"/api/echo/cases/{case['case']}/files/.source-numbers").status_code == 404
+    assert echo_client.get(f"/api/echo/cases/{case['case']}").json()["result"] == case["result"]
+
+
+def test_the_next_server_makes_them_and_the_store_knows_what_they_take(
+    serve: Callable[..., TestClient], settings: Settings
+) -> None:
+    first = serve()
+    case = ask(first)
+    first.__exit__(None, None, None)
+    second = serve()
+    assert second.get(case["picture"]).content == PICTURE
+    second.__exit__(None, None, None)
+    store = CaseStore(settings.store)
+    taken = sum(path.stat().st_size for path in folder(settings, case).iterdir())
+    assert store.used_bytes("echo") == taken > len(PICTURE)
+    store.close()
+
+
+def test_a_deleted_case_has_none(echo_client: TestClient, echo: Echo) -> None:
+    case = ask(echo_client)
+    assert echo_client.delete(f"/api/echo/cases/{case['case']}").status_code == 204
+    assert echo_client.get(case["picture"]).status_code == 404 and echo.made == []
+
+
+def test_they_wait_their_turn_like_answers_and_are_refused_without_room(
+    serve: Callable[..., TestClient], echo: Echo
+) -> None:
+    client = serve(queue_length=1, max_batch=1, deadline_s=0.5)
+    case = ask(client)
+    echo.gate.clear()
+    assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it holds the worker"
+    assert client.get(case["picture"]).status_code in (503, 504)
+    echo.gate.set()
+
+
+def test_a_full_disk_keeps_nothing_of_them_and_gives_them_all_the_same(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    case = ask(echo_client)
+    monkeypatch.setattr("shared.store.later_files.write_private", full)
+    assert [echo_client.get(case["picture"]).content for _ in range(2)] == [PICTURE, PICTURE]
+    assert echo.made == ["picture.png", "picture.png"]
+    monkeypatch.setattr("shared.store.cases.write_private", full)
+    unkept = ask(echo_client)
+    assert "not kept" in unkept["remark"]
+    assert echo_client.get(unkept["picture"]).content == PICTURE
+    assert echo_client.get(unkept["files"]["doubled.csv"]).text == "2.0\n4.0"
+
+
+def test_without_a_server_nothing_is_left_for_later(tmp_path: Path, echo: Echo) -> None:
+    (tmp_path / "numbers.csv").write_text("1,2")
+    found = answer(echo, Request(files=(tmp_path / "numbers.csv",), options={"later": "yes"}), echo)
+    assert found.picture == PICTURE and found.files["sum.txt"] == b"6.0" and found.later is None
