@@ -8,10 +8,16 @@ from typing import Annotated, Literal, TypeAlias
 
 from tyro.conf import Positional, arg, subcommand
 
+from shared.cli.server_arguments import Backup as Backup
+from shared.cli.server_arguments import Device as Device
+from shared.cli.server_arguments import Folder as Folder
+from shared.cli.server_arguments import ProgramName as ProgramName
+from shared.cli.server_arguments import Purge as Purge
+from shared.cli.server_arguments import Restore as Restore
+from shared.cli.server_arguments import Serve as Serve
+from shared.cli.server_arguments import Versions as Versions
+
 AppName: TypeAlias = Annotated[Positional[str], arg(metavar="APP")]
-Device: TypeAlias = Annotated[Literal["cpu", "cuda"] | None, arg(metavar="cpu|cuda")]
-ProgramName: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
-Folder: TypeAlias = Annotated[Path | None, arg(metavar="DIR")]
 DataSet: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
 
 
@@ -204,70 +210,6 @@ class Quantize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve:
-    """Serve the applications: forms, JSON routes, the Open Inference Protocol and metrics.
-
-    Example: trivium serve --port 8000
-
-    Example: trivium serve --registry models
-    """
-
-    host: Annotated[str | None, arg(metavar="ADDRESS")] = None
-    """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
-    port: Annotated[int | None, arg(metavar="PORT")] = None
-    """The port to listen on; TRIVIUM_PORT, or 8000."""
-    grpc_port: Annotated[int | None, arg(metavar="PORT")] = None
-    """Answer the Open Inference Protocol over gRPC on this port too; TRIVIUM_GRPC_PORT, or not at all."""
-    registry: Folder = None
-    """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
-    device: Device = None
-    """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
-    program: ProgramName = None
-    """Compute with this program rather than the fastest; TRIVIUM_PROGRAM."""
-    demo: bool = False
-    """Say in the terminal what to open."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backup:
-    """Write a server's cases and jobs, with their files, to one file. The server may go on meanwhile.
-
-    TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
-
-    Example: trivium backup cases.tar
-    """
-
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The file to write, which must not exist."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Restore:
-    """Bring what backup wrote into an empty store, whose database may be another one.
-
-    Example: TRIVIUM_STORE=new trivium restore cases.tar
-    """
-
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """What backup wrote."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purge:
-    """Delete a server's old cases with their files. The server may go on meanwhile.
-
-    Example: trivium purge --older-than 30d
-
-    Example: trivium purge --app medical --older-than 12h
-    """
-
-    older_than: Annotated[str, arg(metavar="AGE")]
-    """Days or hours, as 30d or 12h."""
-    app: Annotated[str | None, arg(metavar="APP")] = None
-    """Only cases of this application."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reproduce:
     """Print an application's headline table: published claim, peer and ours.
 
@@ -381,6 +323,7 @@ Command: TypeAlias = (
     | Annotated[Backup, subcommand("backup")]
     | Annotated[Restore, subcommand("restore")]
     | Annotated[Purge, subcommand("purge")]
+    | Annotated[Versions, subcommand("versions")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Topology, subcommand("topology")]

@@ -87,6 +87,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import store
 
             return store.run(command)
+        case commands.Versions():
+            from shared.cli import versions
+
+            return versions.run(command)
         case commands.Reproduce():
             from shared.cli import reproduce
 

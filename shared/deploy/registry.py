@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,13 @@ class Registry:
 
     A version whose manifest states another name or number than its folder has is left out, with a line in the log.
     A model in an earlier directory takes the place of the one of its name in a later directory, in all versions:
-    what somebody trained comes before what was shipped.
+    what somebody trained comes before what was shipped. ``live`` says which version of a model is predicted with: the
+    newest where it says None.
     """
 
-    def __init__(self, *roots: Path) -> None:
+    def __init__(self, *roots: Path, live: Callable[[str], int | None] = lambda _: None) -> None:
         self.roots = roots
+        self._live = live
         self._opened: dict[Path, Artifact] = {}
         self._misplaced: dict[Path, str | None] = {}
         self._lock = threading.Lock()
@@ -42,6 +44,14 @@ class Registry:
             if found := {int(path.name): path for path in self._versions_in(root, name)}:
                 return dict(sorted(found.items()))
         return {}
+
+    def live(self, name: str) -> Artifact:
+        """The version of a model that is predicted with; refuses where there is none, and what ``newest`` refuses."""
+        version = self._live(name)
+        path = None if version is None else self.versions(name).get(version)
+        if version is not None and path is None:
+            log.warning("the live version %d of %s is not in the registry; the newest takes its place", version, name)
+        return self.newest(name) if path is None else self.open(path)
 
     def newest(self, name: str) -> Artifact:
         """The highest version of a model; refuses where there is none, and one that is incomplete or was altered."""
@@ -59,11 +69,11 @@ class Registry:
             return self._opened[path]
 
     def serving(self, app: str, models: Sequence[str]) -> list[Artifact]:
-        """What the application called ``app`` predicts with: the newest version of each of its ``models``, in order.
+        """What the application called ``app`` predicts with: the live version of each of its ``models``, in order.
 
         Models of which there is no version are left out; refuses where that leaves none.
         """
-        found = [self.newest(name) for name in models if self.versions(name)] or [self.newest(models[0])]
+        found = [self.live(name) for name in models if self.versions(name)] or [self.newest(models[0])]
         for artifact in found:
             artifact.must_belong_to(app)
         return found

@@ -19,6 +19,7 @@ from shared.app import App, installed
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.api import app_routes, status
+from shared.serve.api import models as models_api
 from shared.serve.api.schemas import REFUSED, PredictForm
 from shared.serve.errors import answer_errors
 from shared.serve.metrics import Metrics
@@ -30,12 +31,14 @@ from shared.serve.oip import routes as oip
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import DescribedAPI
 from shared.serve.pages import WEB, Pages
+from shared.serve.runtime.live_versions import Live, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
 from shared.serve.service import INCOMING, Service, remove_uploads_left
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
+from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
 _EXPIRE_EVERY_S = 3600.0
@@ -51,12 +54,19 @@ def create_app(
     under follows from where it listens.
     """
     found = dict(installed() if apps is None else apps)
-    registry = _registry(settings, found.values())
+    if settings.registry is not None and not settings.registry.is_dir():
+        raise InvalidInputError(
+            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
+        )
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
+    live = Live(Promotions(store.engine))
+    registry = _registry(settings, found.values(), live)
     remove_uploads_left(settings.store, alone=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
-    networks = Networks(registry, settings, metrics)
+    networks = Networks(registry, settings, metrics, live.serving)
+    users = {model: service for service in services.values() for model in service.app.models}
+    live_versions = LiveVersions(live, registry, users, networks)
     models: list[LoadOnce[Any]] = [service.model for service in services.values()]
     models += [network.model for network in networks.all()]
     readiness = Readiness(models, settings.warm)
@@ -67,9 +77,12 @@ def create_app(
         for service in services.values():
             service.runner.start()
         expiring = asyncio.create_task(_expire_cases(services.values(), settings))
+        following = asyncio.create_task(live_versions.follow()) if store.shared else None
         async with _grpc(server, settings):
             yield
         expiring.cancel()
+        if following is not None:
+            following.cancel()
         readiness.stop()
         for service in services.values():
             await service.runner.stop()
@@ -90,6 +103,7 @@ def create_app(
     # What the routes' dependencies read.
     server.state.services = services
     server.state.networks = networks
+    server.state.live_versions = live_versions
     server.state.readiness = readiness
     server.state.metrics = metrics
     server.state.store = store
@@ -111,6 +125,7 @@ def create_app(
     server.include_router(oip.router)
     server.include_router(pages.router())
     server.include_router(status.router)
+    server.include_router(models_api.router)
     for ending, kind in _MEDIA_TYPES.items():
         mimetypes.add_type(kind, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
@@ -149,7 +164,7 @@ def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[st
     """What says, by the path of a prediction, whether there is room for another."""
     checks = {f"/api/{name}/predict": service.check_room for name, service in services.items()}
     for name in networks.names():
-        checks[f"/v2/models/{name}/infer"] = networks.find(name, None).check_room
+        checks[f"/v2/models/{name}/infer"] = lambda name=name: networks.find(name, None).check_room()  # type: ignore[misc]
         for number in networks.versions(name):
             checks[f"/v2/models/{name}/versions/{number}/infer"] = networks.find(name, number).check_room
     return checks
@@ -170,13 +185,9 @@ def _add_routes(server: FastAPI, service: Service) -> None:
         server.mount(f"/static/{app.name}", StaticFiles(directory=app.pages))
 
 
-def _registry(settings: Settings, apps: Iterable[App]) -> Registry:
-    if settings.registry is not None and not settings.registry.is_dir():
-        raise InvalidInputError(
-            f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
-        )
+def _registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:
     own = [] if settings.registry is None else [settings.registry]
-    return Registry(*own, *(app.weights for app in apps))
+    return Registry(*own, *(app.weights for app in apps), live=live.loading)
 
 
 def _version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import shutil
@@ -77,6 +78,7 @@ class Service:
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
         self._kept = Spread()
+        self._ending: set[asyncio.Task[None]] = set()
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
             load=self._load,
@@ -141,6 +143,8 @@ class Service:
         arrived = time.monotonic() if arrived is None else arrived
         deadline = arrived + self.settings.deadline_s
         model = await loaded(self.model, deadline)
+        if model.workers.closed and self.model.value is not None:
+            model = self.model.value  # it was replaced while this waited for it
         with model.metrics.failures(), self._limit.computing():
             return await self._answer(model, request, interface, sample, folder, arrived, deadline, stage)
 
@@ -156,6 +160,22 @@ class Service:
                 model, request, job.interface, job.sample, folder, arrived, arrived + seconds, stage
             )
         return answer.case.id
+
+    async def reload(self) -> None:
+        """Has new workers take the place of those that are loaded, with the artifacts that the registry has now.
+
+        The old ones answer what they were given first. Where the new cannot be loaded, the old go on; raises why.
+        """
+        for loading in (self.model, self._job_model):
+            if (old := await loading.replace()) is not None:
+                ending = asyncio.create_task(old.workers.end())
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+
+    def loaded_version(self, model: str) -> int | None:
+        """The version of a model that it predicts with; None where it is not loaded."""
+        manifests = () if self.model.value is None else self.model.value.manifests
+        return next((manifest.version for manifest in manifests if manifest.name == model), None)
 
     def check_room_for_jobs(self) -> None:
         """Raises ``Busy`` where as many jobs wait as may."""
@@ -271,6 +291,8 @@ class Service:
         """Refuses what waits, and waits for nothing."""
         self.model.close()
         self._job_model.close()
+        for ending in self._ending:
+            ending.cancel()
         self._loading.close()
         self._storing.close()
 

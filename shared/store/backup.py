@@ -15,11 +15,12 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
-from shared.store.tables import CaseRow, JobRow
+from shared.store.tables import CaseRow, JobRow, PromotionRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
 _MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/[^/]+)+\Z")
-_TABLES = {"cases": CaseRow, "jobs": JobRow}
+_TABLES = {"cases": CaseRow, "jobs": JobRow, "promotions": PromotionRow}
+_FOLDERS = ("cases", "jobs")
 
 
 def backup(engine: Engine, folder: Path, target: Path) -> int:
@@ -74,7 +75,7 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         raise InvalidInputError(f"{source} cannot be read as a backup: {error}") from error
     if not rows or rows[0].get("format") != FORMAT:
         raise InvalidInputError(f"{source} is no backup of a store, or is cut off; `trivium backup FILE` makes one")
-    for table in _TABLES:
+    for table in _FOLDERS:
         (folder / table).mkdir(mode=0o700, exist_ok=True)
         for path in (folder / table).rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)

@@ -58,3 +58,16 @@ class JobRow(Base):
     case_id: Mapped[str | None] = mapped_column(String(32))
     problem: Mapped[str | None] = mapped_column(Text)
     status: Mapped[int | None]
+
+
+class PromotionRow(Base):
+    """A version of a model that was made the live one; the newest that was not rolled back is."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (Index("promotions_by_model_and_time", "model", "promoted_ns"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128))
+    version: Mapped[int]
+    promoted_ns: Mapped[int] = mapped_column(BigInteger)
+    rolled_back: Mapped[bool]

@@ -19,7 +19,7 @@ NetworksDep = Annotated[Networks, Depends(get_networks)]
 
 
 async def get_newest(networks: NetworksDep, name: str) -> NetworkModel:
-    """The newest version of the model that the path names."""
+    """The live version of the model that the path names."""
     return networks.find(name, None)
 
 

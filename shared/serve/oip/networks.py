@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -67,6 +68,11 @@ class NetworkModel:
             await model.value.drain()
         model.close()
 
+    async def reload(self) -> None:
+        """Has new workers take the place of those that are loaded, which answer first what they were given."""
+        if (old := await self.model.replace()) is not None:
+            await old.end()
+
     def _unloaded(self) -> LoadOnce[WorkerPool]:
         return LoadOnce(
             f"the model {self.manifest.name}",
@@ -92,10 +98,18 @@ class NetworkModel:
 class Networks:
     """All versions of all models in the registry, by name and version.
 
-    ``memory`` bounds the bodies of all requests.
+    ``memory`` bounds the bodies of all requests. ``live`` says which version answers where none is named: the newest
+    where it says None.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics,
+        live: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
+        self._live = live
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
         self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
@@ -106,14 +120,29 @@ class Networks:
 
     async def load(self, name: str) -> None:
         """Takes up new versions of a model, and loads what is not loaded; 404 for one that is not in the registry."""
-        await self._loading.run(self._read, name)
+        await self.take_up(name)
         for network in self._versions(name).values():
             await network.model.get()
+
+    async def take_up(self, name: str) -> None:
+        """Takes up the versions of a model that are not known yet, and loads none."""
+        await self._loading.run(self._read, name)
 
     async def unload(self, name: str) -> None:
         """Ends a model's workers once they have answered what they were given."""
         for network in self._versions(name).values():
             await network.unload()
+
+    async def load_version(self, name: str, version: int) -> None:
+        """Loads a version of a model where another is loaded, so that it can take its place."""
+        versions = self._models.get(name, {})
+        if str(version) in versions and any(other.model.value is not None for other in versions.values()):
+            await versions[str(version)].model.get()
+
+    async def reload(self, name: str) -> None:
+        """Has new workers take the place of those of a model that are loaded."""
+        for network in list(self._models.get(name, {}).values()):
+            await network.reload()
 
     def _read(self, name: str) -> None:
         """Takes up the versions of a model that are not known yet."""
@@ -136,9 +165,10 @@ class Networks:
         return sorted(self._versions(name), key=int)
 
     def find(self, name: str, version: str | None) -> NetworkModel:
-        """A version of a model, the newest by default; refuses an unknown one with 404."""
+        """A version of a model, the live one by default; refuses an unknown one with 404."""
         versions = self._versions(name)
-        chosen = version if version is not None else max(versions, key=int)
+        live = str(self._live(name))
+        chosen = version if version is not None else live if live in versions else max(versions, key=int)
         if chosen not in versions:
             raise InvalidInputError(
                 f"the model {name!r} has no version {chosen!r}; it has {', '.join(sorted(versions, key=int))}",

@@ -58,6 +58,21 @@ class LoadOnce(Generic[Loaded]):
             self._loading.add_done_callback(self._done)
         return await asyncio.shield(self._loading)
 
+    async def replace(self) -> Loaded | None:
+        """Loads anew beside what is loaded, and puts it in its place. Returns what it took the place of, not closed.
+
+        Where it cannot be loaded, the old stays and the refusal is raised; what is not loaded yet is left so (None).
+        """
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
+        if self._value is None:
+            return None
+        new = await self._load()
+        old, self._value = self._value, new
+        if self._closed:
+            self._close(new)
+        return old
+
     def check(self) -> None:
         """Raises ``InvalidInputError`` where it could not be loaded. Nothing is loaded."""
         self._check()

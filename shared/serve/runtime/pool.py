@@ -146,6 +146,13 @@ class WorkerPool:
         if waiting := {entry.answer for entry in inside if not entry.answer.done()}:
             await asyncio.wait(waiting)
 
+    async def end(self) -> None:
+        """Closes once all is answered, or at once when cancelled."""
+        try:
+            await self.drain()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Takes nothing more, refuses what waits or is computed, and ends the workers."""
         self._closed = True
@@ -173,6 +180,11 @@ class WorkerPool:
             }
             for place in self._places
         ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
 
     @property
     def usable(self) -> bool:

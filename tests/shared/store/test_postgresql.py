@@ -1,15 +1,9 @@
-"""The store on a PostgreSQL server, started for these tests and stopped after them."""
+"""The store on a PostgreSQL server."""
 
 from __future__ import annotations
 
 import json
-import os
-import pwd
-import shutil
 import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,40 +13,13 @@ from shared.errors import InvalidInputError
 from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
 from shared.store.records import Case, InputFile, Outputs
-
-INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+from tests.shared.postgresql import PostgreSQL
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server that holds one empty database, on loopback."""
-    found = shutil.which("postgres") or (str(INSTALLED[-1]) if INSTALLED else None)
-    if found is None:
-        pytest.skip("PostgreSQL's server is not installed")
-    binaries = Path(found).resolve().parent
-    # PostgreSQL refuses to run as root; the account that its package makes has a use then.
-    account = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        place, secret = Path(folder), Path(folder, "secret")
-        secret.write_text("a secret\n")
-        os.chown(secret, account.pw_uid, account.pw_gid)
-        identity = {"user": account.pw_uid, "group": account.pw_gid} if os.getuid() == 0 else {}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-
-        def run(program: str, *options: str) -> None:
-            command = [binaries / program, "--pgdata", place / "data", *options]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, timeout=60, **identity)  # type: ignore[call-overload]
-
-        run("initdb", "--username=trivium", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-        run("pg_ctl", "--wait", f"--log={place / 'log'}", f"--options={options}", "start")
-        try:
-            yield f"postgresql://trivium:a%20secret@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "--wait", "--mode=immediate", "stop")
+def server(postgresql: PostgreSQL) -> str:
+    """The address of a database that the tests share."""
+    return postgresql.database()
 
 
 def keep(store: CaseStore, app: str = "echo", **outputs: object) -> Case:

@@ -1,0 +1,102 @@
+"""What the command line can say of a server and its store: a dataclass a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from tyro.conf import Positional, arg
+
+Device: TypeAlias = Annotated[Literal["cpu", "cuda"] | None, arg(metavar="cpu|cuda")]
+ProgramName: TypeAlias = Annotated[str | None, arg(metavar="NAME")]
+Folder: TypeAlias = Annotated[Path | None, arg(metavar="DIR")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve the applications: forms, JSON routes, the Open Inference Protocol and metrics.
+
+    Example: trivium serve --port 8000
+
+    Example: trivium serve --registry models
+    """
+
+    host: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """The address to listen on; TRIVIUM_HOST, or 127.0.0.1."""
+    port: Annotated[int | None, arg(metavar="PORT")] = None
+    """The port to listen on; TRIVIUM_PORT, or 8000."""
+    grpc_port: Annotated[int | None, arg(metavar="PORT")] = None
+    """Answer the Open Inference Protocol over gRPC on this port too; TRIVIUM_GRPC_PORT, or not at all."""
+    registry: Folder = None
+    """Your own artifacts (see export), served before those that ship under the same name; TRIVIUM_REGISTRY."""
+    device: Device = None
+    """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
+    program: ProgramName = None
+    """Compute with this program rather than the fastest; TRIVIUM_PROGRAM."""
+    demo: bool = False
+    """Say in the terminal what to open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """Write a server's cases and jobs, with their files, to one file. The server may go on meanwhile.
+
+    TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
+
+    Example: trivium backup cases.tar
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The file to write, which must not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Bring what backup wrote into an empty store, whose database may be another one.
+
+    Example: TRIVIUM_STORE=new trivium restore cases.tar
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """What backup wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge:
+    """Delete a server's old cases with their files. The server may go on meanwhile.
+
+    Example: trivium purge --older-than 30d
+
+    Example: trivium purge --app medical --older-than 12h
+    """
+
+    older_than: Annotated[str, arg(metavar="AGE")]
+    """Days or hours, as 30d or 12h."""
+    app: Annotated[str | None, arg(metavar="APP")] = None
+    """Only cases of this application."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """List the versions of a running server's models and their stages, or change which one is live.
+
+    The new version is loaded beside the old one, which answers what it was given; no request is dropped.
+
+    Example: trivium versions
+
+    Example: trivium versions pointpillars --promote 2
+
+    Example: trivium versions pointpillars --roll-back
+    """
+
+    model: Annotated[Positional[str], arg(metavar="[MODEL]")] = ""
+    """The model; all of them where none is named."""
+    promote: Annotated[int | None, arg(metavar="N")] = None
+    """Make this version the live one."""
+    roll_back: bool = False
+    """Make the version live again that was before the last promotion."""
+    reload: bool = False
+    """Read the registry again, and start the model's workers anew."""
+    server: Annotated[str, arg(metavar="URL")] = "http://127.0.0.1:8000"
+    """The server."""

@@ -1,0 +1,170 @@
+"""Which versions are served: promoted, rolled back and reloaded without a request being dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from fastapi.concurrency import run_in_threadpool
+
+from shared.deploy.registry import Registry
+from shared.errors import InvalidInputError
+from shared.store.promotions import Promotions, Stage
+
+log = logging.getLogger("trivium.serve")
+_LOOK_S = 5.0
+
+
+class User(Protocol):
+    """What has workers for some models, and can have them replaced."""
+
+    def loaded_version(self, model: str) -> int | None:
+        """The version of a model that it predicts with; None where it is not loaded."""
+        ...
+
+    async def reload(self) -> None:
+        """Has new workers take the place of the old, which answer what they were given."""
+        ...
+
+
+class Live:
+    """The live version of each model, as the registry and the networks ask for it. ``coming`` are being loaded."""
+
+    def __init__(self, promotions: Promotions) -> None:
+        self.promotions = promotions
+        self.versions = promotions.live()
+        self.coming: dict[str, int] = {}
+
+    def serving(self, model: str) -> int | None:
+        """The version that answers, or None for the newest."""
+        return self.versions.get(model)
+
+    def loading(self, model: str) -> int | None:
+        """The version that is loaded where one is to be loaded now, or None for the newest."""
+        return self.coming.get(model, self.versions.get(model))
+
+
+class LiveVersions:
+    """Changes the live version of a model: the new one is loaded beside the old, then takes its place.
+
+    ``users`` are those who predict with a model, by its name. Where the new one cannot be loaded, nothing changes.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        registry: Registry,
+        users: Mapping[str, User],
+        networks: NetworkVersions,
+    ) -> None:
+        self._live, self._registry, self._users, self._networks = live, registry, users, networks
+        self._changing = asyncio.Lock()
+
+    def models(self) -> list[str]:
+        """The models that there are."""
+        return self._registry.names()
+
+    async def stages(self, model: str) -> dict[int, Stage]:
+        """The stage of each version of a model, the oldest first; refuses an unknown model with 404."""
+        versions = self._versions(model)
+        live = self._live_of(model, versions)
+        return await run_in_threadpool(self._live.promotions.stages, model, list(versions), live)
+
+    async def promote(self, model: str, version: int) -> None:
+        """Makes a version live. Raises ``InvalidInputError`` where there is none, or it cannot be loaded."""
+        async with self._changing:
+            versions = self._versions(model)
+            if version not in versions:
+                known = ", ".join(map(str, versions))
+                raise InvalidInputError(f"the model {model!r} has no version {version}; it has {known}", status=404)
+            # What is newest is not live by that alone while one is chosen.
+            before = self._live.versions[model] = self._live_of(model, versions)
+            await self._switch(model, version)
+            await run_in_threadpool(self._live.promotions.promote, model, version, before)
+
+    async def roll_back(self, model: str) -> None:
+        """Makes the version live again that was before the last promotion; refuses (409) where there was none."""
+        async with self._changing:
+            self._versions(model)
+            version = await run_in_threadpool(self._live.promotions.before, model)
+            if version is None:
+                raise InvalidInputError(f"no version of {model!r} was live before this one", status=409)
+            await self._switch(model, version)
+            await run_in_threadpool(self._live.promotions.roll_back, model)
+
+    async def reload(self, model: str) -> None:
+        """Takes up new versions from the registry, and has new workers take the place of the model's."""
+        async with self._changing:
+            self._versions(model)
+            await self._networks.take_up(model)
+            if (user := self._users.get(model)) is not None:
+                await user.reload()
+            await self._networks.reload(model)
+
+    async def follow(self) -> None:
+        """Does as other servers on the store do, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.follow_once()
+
+    async def follow_once(self) -> None:
+        """Serves the versions that the store says are live."""
+        try:
+            async with self._changing:
+                stated = await run_in_threadpool(self._live.promotions.live)
+                for model, version in stated.items():
+                    if self._live.serving(model) != version and version in self._registry.versions(model):
+                        log.info("another server made version %d of %s the live one", version, model)
+                        await self._switch(model, version)
+        except Exception:
+            log.exception("the live versions that the store states are not served")
+
+    async def _switch(self, model: str, version: int) -> None:
+        """Loads a version where its model is used, and has it answer from then on."""
+        path = self._registry.versions(model)[version]
+        await run_in_threadpool(self._registry.open, path)  # its files are whole
+        await self._networks.take_up(model)
+        with self._coming(model, version):
+            await self._networks.load_version(model, version)
+            if (user := self._users.get(model)) is not None:
+                await user.reload()
+        self._live.versions[model] = version
+
+    @contextmanager
+    def _coming(self, model: str, version: int) -> Iterator[None]:
+        self._live.coming[model] = version
+        try:
+            yield
+        finally:
+            del self._live.coming[model]
+
+    def _versions(self, model: str) -> list[int]:
+        if not (found := self._registry.versions(model)):
+            names = ", ".join(self._registry.names()) or "none"
+            raise InvalidInputError(f"there is no model {model!r}; there are {names}", status=404)
+        return list(found)
+
+    def _live_of(self, model: str, versions: list[int]) -> int:
+        live = self._live.serving(model)
+        if live is None and (user := self._users.get(model)) is not None:
+            live = user.loaded_version(model)
+        return live if live in versions else max(versions)
+
+
+class NetworkVersions(Protocol):
+    """The dense networks of the models, by version."""
+
+    async def take_up(self, name: str) -> None:
+        """Takes up versions that are not known yet."""
+        ...
+
+    async def load_version(self, name: str, version: int) -> None:
+        """Loads a version that is to answer, where another version of it is loaded."""
+        ...
+
+    async def reload(self, name: str) -> None:
+        """Has new workers take the place of those that are loaded."""
+        ...

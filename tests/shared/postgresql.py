@@ -1,0 +1,72 @@
+"""A PostgreSQL server of the tests' own, which they may kill and start again."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+class PostgreSQL:
+    """A server on loopback, in ``folder``. PostgreSQL refuses to run as root: its package's account does."""
+
+    def __init__(self, folder: Path) -> None:
+        program = executable()
+        assert program is not None
+        self._binaries, self._folder = Path(program).resolve().parent, folder
+        account = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        secret = folder / "secret"
+        secret.write_text("a secret\n")
+        os.chown(secret, account.pw_uid, account.pw_gid)
+        self._identity = {"user": account.pw_uid, "group": account.pw_gid} if os.getuid() == 0 else {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._run("initdb", "--username=trivium", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync")
+        self._databases = 0
+
+    def start(self) -> None:
+        """Starts it, and waits until it answers."""
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", f"--options={options}", "start")
+
+    def database(self) -> str:
+        """The address of a new, empty database."""
+        self._databases += 1
+        name = f"database_{self._databases}"
+        engine = create_engine(self._address("postgres").replace("://", "+pg8000://"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return self._address(name)
+
+    def kill(self) -> None:
+        """Kills its first process (SIGKILL), with which the others end."""
+        process = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(process, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Stops it at once."""
+        self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
+
+    def _address(self, database: str) -> str:
+        return f"postgresql://trivium:a%20secret@127.0.0.1:{self._port}/{database}"
+
+    def _run(self, program: str, *options: str) -> None:
+        command: list[Any] = [self._binaries / program, "--pgdata", self._folder / "data", *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder, timeout=60, **self._identity)
+
+
+def executable() -> str | None:
+    """PostgreSQL's server on this machine, or None."""
+    return shutil.which("postgres") or (str(INSTALLED[-1]) if INSTALLED else None)
