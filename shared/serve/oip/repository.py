@@ -27,6 +27,10 @@ from shared.serve.oip.schemas import (
 )
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_CHANGE: dict[int | str, dict[str, Any]] = {
+    **_UNKNOWN,
+    400: {"model": InferenceError, "description": "A parameter that is not taken"},
+}
 _UNUSABLE: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"},
     503: {"model": InferenceError, "description": "The model cannot be loaded"},
@@ -76,7 +80,7 @@ async def index(networks: NetworksDep, wanted: IndexRequest | None = None) -> li
     return index_of(networks, ready=wanted is not None and wanted.ready)
 
 
-@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_UNKNOWN)
+@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_CHANGE)
 async def load(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Reads the registry again for the model's versions, and loads those that are not loaded."""
     (given or RepositoryParameters()).check_load()
@@ -84,7 +88,7 @@ async def load(name: str, networks: NetworksDep, given: RepositoryParameters | N
     return {}
 
 
-@router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_UNKNOWN)
+@router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_CHANGE)
 async def unload(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Ends the model's workers once they have answered what they were given; its next request loads it again."""
     (given or RepositoryParameters()).check_unload()
