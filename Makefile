@@ -29,9 +29,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Two processes, each on one thread: tests are many small computations.
+# Two processes, each on one thread: tests are many small computations. One that crashes ends the run: xdist would
+# start another in its place, and may then wait for ever for tests that nobody holds.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope --max-worker-restart 0
 
 bench: setup
 	$(BIN)/python -m benchmarks
