@@ -34,6 +34,17 @@ def interrupted_at(call, number):
     return Interrupted
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_a_new_process():
+    """Other tests of the same process may have left other handlers, and a signal without one ends the process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 @pytest.mark.parametrize(("number", "ends_as"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, capsys, number, ends_as):
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
