@@ -135,6 +135,7 @@ class App:
     predict_folder  goes through a folder one by one: predictor, folder, where results go, options, who is told how
                  far it is; returns how many cases were left out. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
+    job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
     """
 
@@ -150,6 +151,7 @@ class App:
     codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]]
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
+    job_bytes: int = 20_000_000
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None

@@ -11,6 +11,7 @@ from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
 from apps.driving.models import IMPORTED, MODELS
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared.errors import InvalidInputError
+from shared.progress import report_each
 
 if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
@@ -62,7 +63,7 @@ class DrivingPredictor:
 
     def predict(self, batch: Sequence[Frame], options: Options | None = None) -> list[Detections]:
         """What is in each frame; every frame by itself, so that it does not depend on what came along with it."""
-        return [self._predict_one(frame, options or Options()) for frame in batch]
+        return [self._predict_one(frame, options or Options()) for frame in report_each(batch, "frame")]
 
     def choose_model(self, frame: Frame, asked: str | None = None) -> str:
         """The model for a frame: that which was ``asked`` for, or the first that has what it needs.

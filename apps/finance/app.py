@@ -109,6 +109,7 @@ app = App(
     notice="A research tool. What it marks is unusual, not wrong; it gives no advice and detects no fraud by itself.",
     root=_ROOT,
     models=("tft-anomaly",),
+    job_bytes=1_000_000,
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

@@ -20,6 +20,7 @@ from apps.finance.types import Detection, Series
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Tensors
+from shared.progress import report_each
 
 if TYPE_CHECKING:
     from apps.finance.models.library_tft import LibraryForecaster
@@ -103,7 +104,7 @@ class FinancePredictor:
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecasts, scores and events of each series; what one gets does not depend on the others."""
         with _one_thread() if self.device == "cpu" else nullcontext():
-            return [self._detect(series, options or Options()) for series in batch]
+            return [self._detect(series, options or Options()) for series in report_each(batch, "series")]
 
     def _detect(self, series: Series, options: Options) -> Detection:
         actions = corporate_actions(series)

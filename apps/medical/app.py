@@ -112,6 +112,7 @@ app = App(
     notice="For research. Not a medical device: not to be used for diagnosis or treatment.",
     root=ROOT,
     models=MODELS,
+    job_bytes=10_000_000,
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

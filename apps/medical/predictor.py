@@ -23,6 +23,7 @@ from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
 from shared.precision import Precision, autocast_dtype
+from shared.progress import report_stage
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -141,10 +142,12 @@ class NodulePredictor:
 
     def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
         volume = reorient_to_lps(stored)
+        report_stage("looking for the lungs")
         lungs = find_lungs(volume)
         if lungs is None:
             return Findings(nodules=(), operating_score=self.operating_score)
         found = self._find(volume, lungs)
+        report_stage("measuring")
         if self.second_stage is not None:
             found = rescored(found, *self.second_stage)
         asked = np.nonzero(found.scores >= options.min_score)[0]

@@ -154,6 +154,8 @@ class Service:
         seconds = self.settings.job_deadline_s
         files = tuple(folder / name for name in job.files)
         request = Request(files=files, options=job.options, seconds=seconds)
+        if self._job_model.value is None:
+            stage("loading the model")
         model = await self._job_model.get()
         with model.metrics.failures():
             answer = await self._answer(
@@ -245,7 +247,8 @@ class Service:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
         deadline = time.monotonic() + self.settings.deadline_s
         with self.admit():
-            model = await loaded(self.model, deadline)
+            there = self.model.value or self._job_model.value  # the one that is loaded draws at once
+            model = await loaded(self.model, deadline) if there is None else there
             paths = {one: str(place) for one, place in sources.items() if isinstance(place, Path)}
             inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
             head = {"make": name, "paths": paths, "inline": list(inline)}

@@ -154,3 +154,41 @@ def test_nothing_is_wider_than_a_telephone(page: Page, server: str) -> None:
 def test_the_viewers_have_web_gl(page: Page, server: str) -> None:
     page.goto(server)
     assert page.evaluate("!!document.createElement('canvas').getContext('webgl2')")
+
+
+def test_a_large_file_is_a_job_whose_stage_is_shown_and_which_a_reload_finds_again(
+    page: Page, address: str, echo: Echo, tmp_path: Path
+) -> None:
+    (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
+    echo.gate.clear()
+    page.goto(f"{address}/echo")
+    page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
+    page.get_by_role("button", name="Analyse").click()
+    status = page.locator("[data-status]")
+    expect(status).to_contain_text("Doubling, part 1 of 2")
+    expect(page).to_have_url(re.compile(r"\?job=[0-9a-f]{32}$"))
+    page.reload()
+    expect(status).to_contain_text("Doubling, part 1 of 2")
+    expect(page.get_by_role("button", name="Analyse")).to_be_disabled()
+    echo.gate.set()
+    result = page.get_by_role("region", name="Result")
+    expect(result.locator("pre")).to_contain_text("14")
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"))
+    expect(status).to_have_text("")
+
+
+def test_a_job_is_cancelled_and_one_that_fails_says_why(page: Page, address: str, echo: Echo, tmp_path: Path) -> None:
+    (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
+    (tmp_path / "bad.csv").write_text("seven," * 500)
+    echo.gate.clear()
+    page.goto(f"{address}/echo")
+    page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.locator("[data-status]")).to_contain_text("Doubling")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("alert")).to_have_text("Cancelled.")
+    expect(page.get_by_role("button", name="Analyse")).to_be_enabled()
+    echo.gate.set()
+    page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("alert")).to_contain_text("bad.csv is not a CSV of numbers")

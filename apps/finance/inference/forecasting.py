@@ -14,6 +14,7 @@ from apps.finance.metrics.nab import Rows
 from apps.finance.models.settings import ProgramForecaster
 from apps.finance.types import QUANTILES, Floats, Forecast, Series
 from shared.deploy.programs.program import Arrays
+from shared.progress import report_each
 
 if TYPE_CHECKING:
     from apps.finance.models.library_tft import LibraryForecaster
@@ -73,7 +74,7 @@ def _batches(model: AnyForecaster, series: Series, stride: int, device: str, bat
     windows = Windows([padded], context=context, horizon=horizon, stride=stride)
     observed = np.flatnonzero(np.isfinite(series.target))
     windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(series))]
-    for start in range(0, len(windows), batch):
+    for start in report_each(range(0, len(windows), batch), "forecasting, part"):
         indices = np.arange(start, min(start + batch, len(windows)))
         part = windows.arrays(indices)
         expected = _quantiles(model, part, device)
@@ -106,7 +107,7 @@ def _library_batches(
     windows = LibraryWindows(series, model.settings, context=model.context, horizon=model.horizon)
     starts = np.arange(model.context, len(series), stride, dtype=np.int64)
     values = np.concatenate([series.target, np.full(model.horizon, np.nan)])
-    for start in range(0, len(starts), batch):
+    for start in report_each(range(0, len(starts), batch), "forecasting, part"):
         first = starts[start : start + batch]
         inputs = [tensor.to(device) for tensor in windows.batch(first)]
         with torch.inference_mode():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
 from shared.precision import autocast
+from shared.progress import report_each
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -103,7 +104,7 @@ def _maps(
     """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap."""
     starts = [start for start in tiling.starts(image.shape) if start not in skip]
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
-    for chosen in _chunks(starts, tiling.batch):
+    for chosen in report_each(list(_chunks(starts, tiling.batch)), "searching, part"):
         tiles = torch.stack([image[_window(start, tiling.size)] for start in chosen])[:, None]
         with autocast(dtype, image.device):
             outputs = network(tiles)

@@ -118,7 +118,7 @@ def case_document(case: Case, result: bytes) -> bytes:
 
 
 class JobAnswer(BaseModel):
-    """How far a job is. ``stage`` is waiting, reading, computing or writing while it runs."""
+    """How far a job is. ``stage`` says in a few words what is done while it runs: ``reading``, ``frame 3 of 8``."""
 
     job: str
     app: str

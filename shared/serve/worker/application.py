@@ -13,6 +13,7 @@ from shared.app import App
 from shared.deploy.artifact import Artifact
 from shared.deploy.predictor import Codec, Decoded, Later, Predictor, Request, Response, programs_of, with_programs
 from shared.errors import InvalidInputError
+from shared.progress import listening
 from shared.serve.worker.handler import Stage, fault
 from shared.serve.worker.messages import Blob, Message
 
@@ -54,8 +55,9 @@ class ApplicationHandler:
         stage("reading")
         works = [self._make(request) if "make" in request.head else self._decode(request) for request in requests]
         stage("computing")
-        for group in self._groups([work for work in works if work.reply is None]):
-            self._predict(group)
+        with listening(stage):
+            for group in self._groups([work for work in works if work.reply is None]):
+                self._predict(group)
         stage("writing")
         return [work.reply or self._encode(work) for work in works]
 

@@ -105,17 +105,67 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
 
+  /** Shows how far a job is until it has ended, then its case. The server goes on whether this page is open or not. */
+  async function follow(job) {
+    history.replaceState(null, "", `?job=${encodeURIComponent(job.job)}`);
+    const began = Date.parse(job.created);
+    let said = "";
+    const say = (now) => {
+      const stage = now.state === "queued" ? "waiting for its turn" : now.stage || "starting";
+      // What counts on changes often: a screen reader is told the stage, the numbers stand beside it.
+      const text = `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - began) / 1000))} s. It goes on if you close this page.`;
+      if (text !== said) showStatus(said = text);
+    };
+    running = { abort: () => fetch(job.url, { method: "DELETE", headers: { Accept: "application/json" } }).catch(() => showError("The server could not be reached.")) };
+    const ended = await new Promise((resolve, reject) => {
+      const events = new EventSource(job.events);
+      const end = (settle, value) => { events.close(); clearInterval(clock); settle(value); };
+      let latest = job;
+      const hear = (event) => {
+        latest = JSON.parse(event.data);
+        if (["done", "failed", "cancelled"].includes(latest.state)) end(resolve, latest);
+        else say(latest);
+      };
+      for (const state of ["queued", "running", "done", "failed", "cancelled"]) events.addEventListener(state, hear);
+      // A connection that broke is taken up again by the browser; one that is refused is not.
+      events.onerror = () => { if (events.readyState === EventSource.CLOSED) end(reject, new Error("The server could not be reached. Open this page again to see how far the analysis is.")); };
+      say(latest);
+      clock = setInterval(() => say(latest), 5000);
+    });
+    if (ended.state === "cancelled") { history.replaceState(null, "", location.pathname); throw new Error("Cancelled."); }
+    if (ended.state === "failed") throw new Error(ended.problem);
+    const answer = await read(ended.case);
+    history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
+    await show(answer);
+  }
+
+  async function resume(id) {
+    showError("");
+    busy(true);
+    showStatus("Opening the analysis …");
+    try {
+      await follow(await read(`/api/${app}/jobs/${encodeURIComponent(id)}`));
+    } catch (error) {
+      showError(error.message);
+    } finally {
+      busy(false);
+    }
+  }
+
   async function submit(body) {
     if (running) return;
+    const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
+    const asJob = bytes > (Number(document.body.dataset.jobBytes) || Infinity);
     showError("");
     result.replaceChildren();
     busy(true);
     try {
-      const answer = await send(`/api/${app}/predict`, body, {
+      const answer = await send(`/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
         started: (request) => { running = request; },
         progress: (fraction) => showStatus(`Uploading … ${Math.round(100 * fraction)} %`),
-        uploaded: working,
+        uploaded: asJob ? () => showStatus("Uploaded …") : working,
       });
+      if (asJob) { await follow(answer); return; }
       history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
@@ -130,10 +180,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     busy(true);
     showStatus("Opening the case …");
     try {
-      const response = await fetch(`/api/${app}/cases/${encodeURIComponent(id)}`, { headers: { Accept: "application/json" } });
-      const answer = await response.json().catch(() => ({}));
-      if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
-      await show(answer);
+      await show(await read(`/api/${app}/cases/${encodeURIComponent(id)}`));
     } catch (error) {
       showError(error.message);
     } finally {
@@ -178,9 +225,17 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     showError(tooMany ? `One file is taken here, and ${found.length} were dropped, so none was taken; drop the one that is meant.` : "");
   });
 
-  const asked = new URLSearchParams(location.search).get("case");
-  if (asked) open(asked);
+  const asked = new URLSearchParams(location.search);
+  if (asked.get("case")) open(asked.get("case"));
+  else if (asked.get("job")) resume(asked.get("job"));
   return { open, submit };
+}
+
+async function read(url) {
+  const response = await fetch(url, { headers: { Accept: "application/json" } });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
+  return answer;
 }
 
 // fetch does not report how much of an upload is done, XMLHttpRequest does.

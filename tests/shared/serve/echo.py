@@ -20,6 +20,7 @@ from shared.app import App, Sample
 from shared.deploy.artifact import NETWORK, Manifest, TensorSpec, describe_file, write_manifest
 from shared.deploy.predictor import Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
+from shared.progress import report_stage
 from shared.serve.service import Service
 
 
@@ -62,6 +63,7 @@ class Echo:
 
     def predict(self, batch: Sequence[Numbers], options: str | None = None) -> list[list[float]]:
         self.entered.set()
+        report_stage("doubling, part 1 of 2")
         assert self.gate.wait(timeout=20)
         self.batches.append(len(batch))
         self.units.append(options)
@@ -171,6 +173,7 @@ def make_app(root: Path, echo: Echo) -> App:
         notice="For tests only.",
         root=root,
         models=("echo",),
+        job_bytes=1000,
         recipes=_unused,
         dense=_unused,
         predictor=lambda artifacts, device: echo,

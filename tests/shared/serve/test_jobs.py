@@ -39,7 +39,7 @@ def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
     echo.gate.clear()
     job = add(echo_client, 1, 2, unit="mm")
     assert (job["state"], job["case"], job["attempts"]) == ("queued", None, 0)
-    until(lambda: echo_client.get(job["url"]).json()["stage"] == "computing")
+    until(lambda: echo_client.get(job["url"]).json()["stage"] == "doubling, part 1 of 2")
     assert len(list((settings.store / "jobs").iterdir())) == 1
     echo.gate.set()
     told = events(echo_client, job)
