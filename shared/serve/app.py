@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from shared.app import App, installed
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
+from shared.serve.admin import admin_router
 from shared.serve.api import app_routes, status
 from shared.serve.api import models as models_api
 from shared.serve.api.schemas import REFUSED, PredictForm
@@ -124,6 +125,7 @@ def create_app(
     server.include_router(repository.router)  # before a model's own routes: "stats" is no name there
     server.include_router(oip.router)
     server.include_router(pages.router())
+    server.include_router(admin_router(pages))
     server.include_router(status.router)
     server.include_router(models_api.router)
     for ending, kind in _MEDIA_TYPES.items():

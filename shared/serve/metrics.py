@@ -6,7 +6,9 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/use
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+from collections import Counter as Counts
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,6 +70,14 @@ class Metrics:
         """Counts an HTTP request; ``route`` is the path's pattern, so that there are not as many as cases."""
         self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
 
+    def answers_by_status(self) -> dict[str, int]:
+        """How many HTTP requests were answered with each status."""
+        found: Counts[str] = Counts()
+        for sample in next(iter(self.http.collect())).samples:
+            if sample.name.endswith("_count"):
+                found[sample.labels["status"]] += int(sample.value)
+        return dict(sorted(found.items()))
+
     def exposition(self) -> bytes:
         """Prometheus' text format, without the suffix that the client library adds and Triton does not have."""
         text = generate_latest(self.registry).decode()
@@ -124,6 +134,23 @@ class ModelMetrics:
             "infer_ns": int(1000 * _value(self._infer_us)),
             "output_ns": int(1000 * _value(self._output_us)),
         }
+
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return int(next(iter(self.pending.collect())).samples[0].value)
+
+    def latency_quantile_s(self, share: float) -> float | None:
+        """The latency that this share of the answers stayed below, by the histogram as Prometheus reads it; or None."""
+        samples = next(iter(self._latency.collect())).samples
+        steps = [(float(one.labels["le"]), one.value) for one in samples if one.name.endswith("_bucket")]
+        wanted, low, below = share * steps[-1][1], 0.0, 0.0
+        if not wanted:
+            return None
+        for high, until in steps:
+            if until >= wanted:
+                return low if high == math.inf else low + (high - low) * (wanted - below) / (until - below)
+            low, below = high, until
+        return low
 
     def _failed(self, reason: str) -> None:
         self._failure.labels(**self._labels, reason=reason).inc()

@@ -131,6 +131,11 @@ class CaseStore:
         with Session(self.engine) as session:
             return sorted(session.scalars(select(CaseRow.app).distinct()))
 
+    def number(self, app: str) -> int:
+        """How many cases of an application are kept."""
+        with Session(self.engine) as session:
+            return session.scalar(select(func.count()).where(CaseRow.app == app)) or 0
+
     def used_bytes(self, app: str) -> int:
         """What the files of an application's cases take."""
         with Session(self.engine) as session:

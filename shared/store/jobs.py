@@ -113,6 +113,12 @@ class JobStore:
         with Session(self._engine) as session:
             return session.scalar(query) or 0
 
+    def states(self, app: str) -> dict[str, int]:
+        """How many jobs of an application are in each state."""
+        query = select(JobRow.state, func.count()).where(JobRow.app == app).group_by(JobRow.state)
+        with Session(self._engine) as session:
+            return {str(state): int(number) for state, number in session.execute(query)}
+
     def claim(self, app: str, lost_after_s: float, most_attempts: int) -> Job | None:
         """The oldest job that waits, or whose server has not said for ``lost_after_s`` that it runs it; or None.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 
+from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.metrics import Metrics
 from shared.serve.runtime.connection import within_upload_limits
@@ -47,6 +49,17 @@ async def get_metrics(request: Request) -> Metrics:
 ServiceDep = Annotated[Service, Depends(get_service)]
 ServicesDep = Annotated[Mapping[str, Service], Depends(get_services)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+
+
+async def get_operator(request: Request) -> None:
+    """Who may see how the server does: until there is a sign-in, who asks from its own machine; 403 for others."""
+    client = request.client.host if request.client is not None else ""
+    try:
+        local = ip_address(client).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise InvalidInputError("this page is shown on the server's own machine alone", status=403)
 
 
 def get_case(service: ServiceDep, case_id: str) -> Case:

@@ -1,0 +1,107 @@
+"""The operator's page: models and versions, queues, latencies, errors, jobs and disk. It changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse
+
+from shared.serve.api.deps import ServicesDep, get_operator
+from shared.serve.metrics import Metrics, ModelMetrics
+from shared.serve.oip.networks import Networks
+from shared.serve.pages import Pages
+from shared.serve.runtime.pool import WorkerPool
+from shared.serve.service import Service
+
+QUANTILES = (0.5, 0.95, 0.99)
+_RECENT_JOBS = 5
+
+
+def admin_router(pages: Pages) -> APIRouter:
+    """The route of the page, for those whom ``get_operator`` lets in."""
+    router = APIRouter(include_in_schema=False, dependencies=[Depends(get_operator)])
+
+    @router.api_route("/admin", methods=["GET", "HEAD"], response_class=HTMLResponse)
+    async def admin(request: Request, services: ServicesDep) -> HTMLResponse:
+        networks: Networks = request.app.state.networks
+        metrics: Metrics = request.app.state.metrics
+        kept = await run_in_threadpool(lambda: [_kept(service) for service in services.values()])
+        return pages.render(
+            "admin.html",
+            here="admin",
+            version=request.app.version,
+            models=_models(services, networks),
+            quantiles=QUANTILES,
+            answers=metrics.answers_by_status(),
+            kept=kept,
+            disk=await run_in_threadpool(_disk, services),
+            fault=await run_in_threadpool(request.app.state.store.fault),
+        )
+
+    return router
+
+
+def _models(services: Mapping[str, Service], networks: Networks) -> list[dict[str, Any]]:
+    """A line for each application and each network: what it is, how its workers are, and what they did."""
+    lines = []
+    for name, service in services.items():
+        model = service.model.value
+        versions = [] if model is None else [f"{one.name} version {one.version}" for one in model.manifests]
+        workers, metrics = (None, None) if model is None else (model.workers, model.metrics)
+        lines.append(_line(service.app.title, f"/{name}", versions, service.model.failure, workers, metrics))
+    for network in networks.all():
+        manifest, pool = network.manifest, network.model.value
+        address = f"/v2/models/{manifest.name}/versions/{network.version}"
+        metrics = network.metrics if pool is not None else None
+        title = f"{manifest.name} (network)"
+        lines.append(_line(title, address, [f"version {network.version}"], network.model.failure, pool, metrics))
+    return lines
+
+
+def _line(
+    title: str,
+    address: str,
+    versions: list[str],
+    failure: str | None,
+    workers: WorkerPool | None,
+    metrics: ModelMetrics | None,
+) -> dict[str, Any]:
+    states = [] if workers is None else workers.states()
+    totals = {"success": 0, "fail": 0} if metrics is None else metrics.totals()
+    return {
+        "title": title,
+        "address": address,
+        "versions": versions,
+        "failure": failure or next((one["failure"] for one in states if one["failure"]), None),
+        "workers": [one["state"] for one in states],
+        "memory_mb": sum(one["memory_bytes"] or 0 for one in states) / 1e6,
+        "restarts": sum(one["restarts"] for one in states),
+        "waiting": 0 if metrics is None else metrics.waiting(),
+        "answered": totals["success"],
+        "failed": totals["fail"],
+        "seconds": [None if metrics is None else metrics.latency_quantile_s(share) for share in QUANTILES],
+    }
+
+
+def _kept(service: Service) -> dict[str, Any]:
+    """What is in the store of an application: cases, bytes, and jobs by their state with the newest."""
+    name = service.app.name
+    return {
+        "app": service.app,
+        "cases": service.store.number(name),
+        "megabytes": service.store.used_bytes(name) / 1e6,
+        "states": service.jobs.states(name),
+        "jobs": service.jobs.recent(name, _RECENT_JOBS),
+    }
+
+
+def _disk(services: Mapping[str, Service]) -> dict[str, Any]:
+    store = next((service.store for service in services.values()), None)
+    if store is None:
+        return {}
+    usage = shutil.disk_usage(store.folder)
+    return {"folder": str(store.folder), "free_gb": usage.free / 1e9, "total_gb": usage.total / 1e9}

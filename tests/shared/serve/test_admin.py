@@ -1,0 +1,47 @@
+"""The operator's page: what it shows, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.serve.metrics import Metrics
+from tests.shared.serve.echo import csv, until
+
+
+@pytest.fixture
+def local(echo_client: TestClient) -> TestClient:
+    """A client that asks from the server's own machine."""
+    return TestClient(echo_client.app, client=("127.0.0.1", 50000))
+
+
+def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_client: TestClient) -> None:
+    before = local.get("/admin")
+    assert before.status_code == 200 and "not loaded" in before.text and "None yet." in before.text
+    assert echo_client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
+    assert echo_client.post("/api/echo/predict", files=[("files", ("bad.csv", b"one"))]).status_code == 422
+    job = echo_client.post("/api/echo/jobs", files=[csv(2)]).json()
+    until(lambda: echo_client.get(job["url"]).json()["state"] == "done")
+    text = local.get("/admin").text
+    for words in ("echo version 2", "idle", "1 with 422", "1 done", "version 1", "GB are free", "/echo?case="):
+        assert words in text, words
+    assert '<td class="number">0</td><td class="number">2</td><td class="number">1</td>' in text
+    assert local.get("/admin").headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., TestClient]) -> None:
+    for client in (echo_client, TestClient(echo_client.app, client=("192.0.2.7", 50000))):
+        refused = client.get("/admin", headers={"Accept": "text/html"})
+        assert refused.status_code == 403 and "own machine" in refused.text
+
+
+def test_quantiles_are_those_that_prometheus_reads_from_the_histogram() -> None:
+    metrics = Metrics().of("m", "1")
+    assert metrics.latency_quantile_s(0.5) is None
+    for seconds in (0.02, 0.02, 0.02, 0.08, 500):
+        metrics.answered(request_s=seconds, input_s=0, output_s=0)
+    assert metrics.latency_quantile_s(0.5) == pytest.approx(0.01 + 0.015 * 2.5 / 3)
+    assert metrics.latency_quantile_s(0.8) == pytest.approx(0.1)
+    assert metrics.latency_quantile_s(0.99) == 120, "above the last bound, that bound"
