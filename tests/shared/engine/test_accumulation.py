@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +15,8 @@ from shared.engine.losses import count_factors, total, weighted_terms
 from shared.engine.task import WeightedLoss
 from shared.errors import InvalidInputError
 from tests.shared.engine import line
-from tests.shared.engine.line import ROOT, train, weights
+from tests.shared.engine.line import train, weights
+from tests.shared.processes import run
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -105,17 +103,12 @@ def test_accumulating_what_is_not_counted_is_refused(tmp_path):
         train(tmp_path, Uncounted, micro_batch=2)
 
 
+def train_counted(path):
+    line.run(without_dropout(Counted, micro_batch=1, log_every=1), path)
+
+
 def test_micro_batches_on_three_processes_train_what_one_process_trains(tmp_path):
-    script = tmp_path / "counted.py"
-    script.write_text(
-        "import sys; from pathlib import Path\n"
-        "from tests.shared.engine import line, test_accumulation as here\n"
-        "if __name__ == '__main__':\n"
-        "    line.run(here.without_dropout(here.Counted, micro_batch=1, log_every=1), Path(sys.argv[1]))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(script)]
-    subprocess.run([*command, str(tmp_path / "three")], env=environment, check=True)
+    run(train_counted, tmp_path / "three", processes=3)
     line.run(without_dropout(Counted), tmp_path / "one")
     one, three = weights(tmp_path / "one", 30), weights(tmp_path / "three", 30)
     for name, tensor in one.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +18,8 @@ from shared.optimizers import SGD, AdamW, Constant, CosineRestarts
 from shared.recipe import InputSpec, resolve
 from shared.recipe_file import read_recipe_file
 from tests.shared.engine import line
-from tests.shared.engine.line import ROOT, train, weights
+from tests.shared.engine.line import train, weights
+from tests.shared.processes import run
 
 
 def no_step_was_made(path):
@@ -225,21 +224,13 @@ def test_gradients_that_the_optimizer_does_not_hold_do_not_pile_up(tmp_path):
     assert weights(tmp_path, 5)
 
 
+def train_at_another_rate(path):
+    rate = 0.5 if os.environ["RANK"] == "1" else 0.02
+    with pytest.raises(InvalidInputError) as raised:
+        line.run(replace(line.recipe(), optimizer=AdamW(learning_rate=rate)), path)
+    return str(raised.value)
+
+
 def test_processes_that_were_started_differently_do_not_train(tmp_path):
-    script = tmp_path / "different.py"
-    script.write_text(
-        "import os, sys; from dataclasses import replace; from pathlib import Path\n"
-        "from shared.errors import InvalidInputError; from shared.optimizers import AdamW\n"
-        "from tests.shared.engine import line\n"
-        "rate = 0.5 if os.environ['RANK'] == '1' else 0.02\n"
-        "try:\n"
-        "    line.run(replace(line.recipe(), optimizer=AdamW(learning_rate=rate)), Path(sys.argv[1]))\n"
-        "except InvalidInputError as error:\n"
-        "    Path(sys.argv[1], 'said-' + os.environ['RANK']).write_text(str(error))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*command, str(tmp_path / "run")], env=environment, check=True, timeout=90)
-    for rank in range(2):
-        said = (tmp_path / "run" / f"said-{rank}").read_text()
+    for said in run(train_at_another_rate, tmp_path / "run"):
         assert "process 1 was started with something else than process 0: optimizer.learning_rate is 0.5, not" in said

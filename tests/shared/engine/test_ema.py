@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,7 +17,8 @@ from shared.engine.evaluate import evaluate
 from shared.errors import InvalidInputError
 from shared.recipe_file import digest, to_mapping
 from tests.shared.engine import line
-from tests.shared.engine.line import ROOT, weights
+from tests.shared.engine.line import weights
+from tests.shared.processes import run
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -91,18 +89,14 @@ def test_a_resumed_run_goes_on_with_the_same_average(tmp_path, stop):
     assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
 
 
-def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
-    script = tmp_path / "averaged.py"
-    script.write_text(
-        "import sys; from pathlib import Path; from tests.shared.engine import line\n"
-        "from tests.shared.engine.test_ema import recipe\n"
-        "if __name__ == '__main__':\n"
-        "    line.run(recipe(steps=int(sys.argv[2])), Path(sys.argv[1]))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+def train_in_parts(path):
+    """Three runs one after the other, in the same processes."""
     for name, steps in (("whole", 30), ("parts", 15), ("parts", 30)):
-        subprocess.run([*command, str(tmp_path / name), str(steps)], env=environment, check=True)
+        line.run(recipe(steps=steps), path / name)
+
+
+def test_two_processes_resume_bit_for_bit_and_score_what_is_kept(tmp_path):
+    run(train_in_parts, tmp_path)
     assert same(average(tmp_path / "whole", 30), average(tmp_path / "parts", 30))
     model = Normalised().build()
     model.load_state_dict(model_state(tmp_path / "parts/checkpoints/step-00000030"))

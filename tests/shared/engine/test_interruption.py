@@ -17,6 +17,7 @@ from shared.engine.noise import seed_generators
 from shared.engine.run import Run
 from tests.shared.engine import line
 from tests.shared.engine.line import ROOT, train, weights
+from tests.shared.processes import run
 
 
 def interrupted_at(call, number):
@@ -114,22 +115,15 @@ def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
     assert results[0].steps == 5
 
 
+def train_until_told(path):
+    """The second process is told to stop in its third step; with what each ends."""
+    with pytest.raises(SystemExit) as ended:
+        train(path, interrupted_at(3, 15) if os.environ["RANK"] == "1" else line.Regression, checkpoint_every=100)
+    return ended.value.code
+
+
 def test_all_processes_stop_at_the_same_step_where_one_is_told_to(tmp_path):
-    script = tmp_path / "told.py"
-    script.write_text(
-        "import os, sys; from pathlib import Path\n"
-        "from tests.shared.engine import line, test_interruption as here\n"
-        "if __name__ == '__main__':\n"
-        "    task = here.interrupted_at(3, 15) if os.environ['RANK'] == '1' else line.Regression\n"
-        "    try:\n"
-        "        line.train(Path(sys.argv[1]), task, checkpoint_every=100)\n"
-        "    except SystemExit as end:\n"
-        "        Path(sys.argv[1], 'code-' + os.environ['RANK']).write_text(str(end.code))\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*command, str(tmp_path / "run")], env=environment, check=True, timeout=90)
-    assert [(tmp_path / "run" / f"code-{rank}").read_text() for rank in range(2)] == ["143", "143"]
+    assert run(train_until_told, tmp_path / "run") == [143, 143]
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     # They look at the latest on the next logging step.
     assert saved.name in {"step-00000003", "step-00000004", "step-00000005"}
