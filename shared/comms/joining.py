@@ -24,7 +24,7 @@ from shared.comms.collective_log import CollectiveLog
 from shared.comms.group import Group
 from shared.comms.topology import hosts_in_order
 from shared.comms.topology_files import read_topology
-from shared.comms.watch import LostProcessError, Member, Timeouts, Watch
+from shared.comms.watch import LostProcessError, Member, Timeouts, Watch, pid_space
 from shared.errors import InvalidInputError
 
 _POLL_S = 0.05
@@ -133,7 +133,7 @@ def _meet(
     has a random number: the launcher's first one publishes the members with theirs, a process that finds its own there
     says so, and when all have, the round begins. Until then the first looks again.
     """
-    own, number = Member(socket.gethostname(), local, os.getpid(), launched), uuid.uuid4().hex
+    own, number = Member(socket.gethostname(), local, os.getpid(), launched, pid_space()), uuid.uuid4().hex
     store.set(f"trivium/member/{launched}", json.dumps([number, own]))
     limit = time.monotonic() + limit_s
     told: dict[str, Any] = {}

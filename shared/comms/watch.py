@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.comms.collective_log import CollectiveLog
 
 _FAILED = "trivium/failed"
+_SILENT = "is not heard from any more (killed, stopped or cut off)"
 
 
 class LostProcessError(RuntimeError):
@@ -28,12 +30,16 @@ class LostProcessError(RuntimeError):
 
 
 class Member(NamedTuple):
-    """A process of the run: the name of its host, its number there, its process id, its rank by the launcher."""
+    """A process of the run: the name of its host, its number there, its process id, its rank by the launcher.
+
+    ``pids`` names the kernel's space of process ids that it lives in: that of its container, where it is in one.
+    """
 
     host: str
     local: int
     pid: int
     launched: int
+    pids: str = ""
 
     @property
     def words(self) -> str:
@@ -107,7 +113,7 @@ class Watch:
         silence = max(4 * self._timeouts.beat_s, self._timeouts.silence_s / 4)
         limit = time.monotonic() + silence + 4 * self._timeouts.beat_s
         while time.monotonic() < limit:
-            found = self._lost(silence)
+            found = self._lost(silence) or self._ended_here()
             if found is not None:
                 return found
             self._stop.wait(self._timeouts.beat_s)
@@ -170,7 +176,14 @@ class Watch:
             )
         now = time.monotonic()
         silent = [rank for rank, (_, since) in self._seen.items() if now - since >= silence_s]
-        return self._describe(silent, "is not heard from any more (killed, stopped or cut off)") if silent else None
+        return self._describe(silent, _SILENT) if silent else None
+
+    def _ended_here(self) -> str | None:
+        """The processes beside this one that the kernel does not know any more: nobody need wait for their silence."""
+        own = self._members[self._rank]
+        beside = [rank for rank, one in enumerate(self._members) if (one.host, one.pids) == (own.host, own.pids)]
+        ended = [rank for rank in beside if own.pids and _has_ended(self._members[rank].pid)]
+        return self._describe(ended, _SILENT) if ended else None
 
     def _slow(self) -> str | None:
         """The living processes that are in no collective, or else those that have been through the fewest."""
@@ -216,6 +229,23 @@ class Watch:
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self._members[rank].words})"
+
+
+def pid_space() -> str:
+    """The name of the space of process ids that this process is in, empty where the kernel has no /proc."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process of this space is no more, or only waits for its parent to read how it ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in ("Z", "X")
 
 
 def _clock(seconds: float) -> str:

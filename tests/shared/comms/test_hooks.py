@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from shared.comms.shaped_network import Job, succeed
+from shared.observe.events import read_events
 from shared.strategy import DDP
 from tests.shared.comms import workers
 from tests.shared.engine.line import weights
 
 ROUTES = ("flat", "ring", "hierarchical")
+POWERSGD = {
+    route: DDP(route=route, compression="powersgd", powersgd_rank=1, powersgd_start=2)
+    for route in ("flat", "hierarchical")
+}
 
 
 def test_gradients_are_those_of_plain_ddp(hosts):
@@ -30,26 +33,35 @@ def test_gradients_are_those_of_plain_ddp(hosts):
                 assert 1e-6 < max(distances) < (1e-2 if compression == "bf16" else 1e-3)
 
 
-@pytest.mark.parametrize("route", ["flat", "hierarchical"])
-def test_a_run_with_powersgd_that_was_interrupted_is_the_same_run(hosts, tmp_path, route):
-    strategy = DDP(route=route, compression="powersgd", powersgd_rank=1, powersgd_start=2)
-    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    succeed(Job(hosts, 2, workers.train_line, whole, 10, strategy).results(60))
-    succeed(Job(hosts, 2, workers.train_line, parts, 5, strategy).results(60))
-    assert len(list((tmp_path / "parts" / "checkpoints" / "step-00000005").glob("process-*.json"))) == 4
-    succeed(Job(hosts, 2, workers.train_line, parts, 10, strategy).results(60))
-    one, other = weights(tmp_path / "whole", 10), weights(tmp_path / "parts", 10)
+@pytest.fixture(scope="module")
+def powersgd_runs(hosts, tmp_path_factory):
+    """By route: a run of ten steps, and one that was interrupted after five; by four processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = []
+    for route in POWERSGD:
+        plan = [("whole", 10), ("parts", 5), ("parts", 10)]
+        runs += [(folder / f"{route}-{name}", steps, POWERSGD[route]) for name, steps in plan]
+    succeed(Job(hosts, 2, workers.train_lines, runs).results(120))
+    return folder
+
+
+@pytest.mark.parametrize("route", POWERSGD)
+def test_a_run_with_powersgd_that_was_interrupted_is_the_same_run(powersgd_runs, route):
+    whole, parts = (powersgd_runs / f"{route}-{name}" for name in ("whole", "parts"))
+    assert len(list((parts / "checkpoints" / "step-00000005").glob("process-*.json"))) == 4
+    one, other = weights(whole, 10), weights(parts, 10)
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    if route == "flat":
-        succeed(Job(hosts, 1, workers.train_line, parts, 11, strategy).results(60))
-        begun = [json.loads(line) for line in (tmp_path / "parts" / "events.jsonl").read_text().splitlines()]
-        notes = [note for event in begun if event["event"] == "begin" for note in event["notes"]]
-        assert "the powersgd compression starts anew" in notes[-1]
+
+
+def test_on_other_numbers_of_processes_the_errors_start_anew(hosts, powersgd_runs):
+    path = powersgd_runs / "flat-parts"
+    succeed(Job(hosts, 1, workers.train_lines, [(path, 11, POWERSGD["flat"])]).results(60))
+    begun = [event for event in read_events(path / "events.jsonl") if event["event"] == "begin"]
+    assert "the powersgd compression starts anew" in begun[-1]["notes"][-1]
 
 
 def test_parameters_that_a_step_leaves_out_are_named_unless_the_task_says_so(hosts, tmp_path):
-    for said in succeed(Job(hosts[:1], 2, workers.train_half_used, str(tmp_path / "refused"), False).results(60)):
-        assert said.startswith("a step left parameters out (unused.weight, unused.bias)")
-    found = Job(hosts[:1], 2, workers.train_half_used, str(tmp_path / "trained"), True).results(60)
-    assert succeed(found) == ["trained", "trained"]
+    for refused, trained in succeed(Job(hosts[:1], 2, workers.train_half_used, tmp_path).results(60)):
+        assert refused.startswith("a step left parameters out (unused.weight, unused.bias)")
+        assert trained == "trained"

@@ -55,7 +55,8 @@ def test_metrics_name_what_users_know():
 
 
 def test_a_run_writes_its_share_by_collective_and_group(hosts, tmp_path):
-    succeed(Job(hosts, 2, workers.train_line, str(tmp_path / "run"), 10, DDP(route="hierarchical")).results(60))
+    job = Job(hosts, 2, workers.train_lines, [(tmp_path / "run", 10, DDP(route="hierarchical"))])
+    succeed(job.results(60))
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     found = [event for event in events if event["event"] == "communication"]
     assert [event["step"] for event in found] == [5, 10]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,30 @@ class Wide:
         return nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
 
 
-def train_line(path: str, steps: int, strategy: DDP) -> list[str]:
-    """Trains the line up to ``steps``; the notes that the run began with."""
-    recipe = replace(line.recipe(steps=steps), model=Wide(), strategy=strategy)
-    fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
-    return [str(path)]
+def train_lines(runs: list[tuple[Path, int, DDP]]) -> int:
+    """Trains the line up to so many steps, run after run; how many."""
+    for path, steps, strategy in runs:
+        recipe = replace(line.recipe(steps=steps), model=Wide(), strategy=strategy)
+        fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True)
+    return len(runs)
 
 
-def train_half_used(path: str, says_so: bool) -> str:
-    """Trains a task whose loss does not reach every parameter; what is refused, or ``trained``."""
+def join_again(times: int) -> int:
+    """Joins one group after the other; the first process takes its time over each, the others are ahead."""
+    for _ in range(times):
+        with join("cpu", timeouts=QUICK) as group:
+            group.total(torch.ones(10))
+        if os.environ["RANK"] == "0":
+            time.sleep(0.2)
+    return times
+
+
+def train_half_used(path: Path) -> list[str]:
+    """Trains a task whose loss does not reach every parameter, and says so or does not; what comes of it."""
+    return [_train_half_used(path / str(says_so), says_so) for says_so in (False, True)]
+
+
+def _train_half_used(path: Path, says_so: bool) -> str:
 
     class Partly(nn.Module):
         def __init__(self) -> None:
@@ -141,14 +157,18 @@ def train_half_used(path: str, says_so: bool) -> str:
         task.leaves_parameters_unused = True  # type: ignore[attr-defined]
     recipe = replace(line.recipe(lambda: task, steps=3), model=Network())
     try:
-        fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
+        fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True)
     except InvalidInputError as error:
         return str(error)
     return "trained"
 
 
-def train_unlike(path: str, odd: int, how: str) -> str:
+def train_unlike(path: Path, odd: int, ways: Sequence[str]) -> dict[str, str]:
     """Trains where process ``odd`` was given something else, or all of them an impossible mesh; what is refused."""
+    return {how: _train_unlike(path / how, odd, how) for how in ways}
+
+
+def _train_unlike(path: Path, odd: int, how: str) -> str:
     rank = int(os.environ["RANK"])
     strategy = DDP(route="hierarchical", shard=3) if how == "mesh" else DDP()
     recipe = replace(line.recipe(steps=3), strategy=strategy)
@@ -159,7 +179,7 @@ def train_unlike(path: str, odd: int, how: str) -> str:
     if rank == odd and how == "settings":
         recipe = replace(recipe, seed=1)
     try:
-        fit(recipe, Run(Path(path), "line", "line"), device="cpu", quiet=True)
+        fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True)
     except InvalidInputError as error:
         return str(error)
     return "trained"
