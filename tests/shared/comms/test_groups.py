@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.comms.shaped_network import Job, succeed
 from shared.observe.events import read_events
 from tests.shared.comms import workers
-from tests.shared.engine.line import ROOT
 from tests.shared.processes import run
 
 
@@ -64,32 +62,24 @@ def test_what_processes_disagree_on_is_refused_on_each_and_names_the_odd_one(ref
 
 
 def test_processes_may_join_one_group_after_the_other():
-    assert run(workers.join_again, 4) == [4, 4]
+    assert run(workers.join_again, 6) == [6, 6]
 
 
 def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, signal, sys; from dataclasses import replace; from pathlib import Path\n"
-        "from shared.engine.loop import fit; from shared.engine.run import Run; from shared.strategy import DDP\n"
-        "from tests.shared.engine import line\n"
-        "class Killed(line.Regression):\n"
-        "    steps = 0\n"
-        "    def loss(self, model, batch):\n"
-        "        Killed.steps += 1\n"
-        "        dies = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1'\n"
-        "        if dies and Killed.steps == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().loss(model, batch)\n"
-        "recipe = replace(line.recipe(Killed, steps=10), strategy=DDP())\n"
-        "fit(recipe, Run(Path(sys.argv[1]), 'line', 'line'), device='cpu', quiet=True)\n"
+    # What torchrun itself calls; its processes come from the fork server.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="restarted",
+        max_restarts=1,
+        start_method="forkserver",
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    path = tmp_path / "run"
-    done = subprocess.run(
-        [*command, str(script), str(path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    begun = [event for event in read_events(path / "events.jsonl") if event["event"] == "begin"]
+    with ThreadPoolExecutor(1) as thread:
+        steps = thread.submit(elastic_launch(config, workers.train_killed), tmp_path / "run").result(timeout=120)
+    assert steps == {0: 10, 1: 10}
+    begun = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "begin"]
     assert [event["step"] for event in begun] == [0, 5]
-    assert json.loads((path / "result.json").read_text())["steps"] == 10
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10

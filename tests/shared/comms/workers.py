@@ -124,13 +124,30 @@ def train_lines(runs: list[tuple[Path, int, DDP]]) -> int:
 
 
 def join_again(times: int) -> int:
-    """Joins one group after the other; the first process takes its time over each, the others are ahead."""
+    """Joins one group after the other."""
     for _ in range(times):
         with join("cpu", timeouts=QUICK) as group:
             group.total(torch.ones(10))
-        if os.environ["RANK"] == "0":
-            time.sleep(0.2)
     return times
+
+
+class KilledOnce(line.Regression):
+    """Rank 1 is killed in its eighth step, unless it was started again."""
+
+    steps = 0
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        KilledOnce.steps += 1
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if first and os.environ["RANK"] == "1" and KilledOnce.steps == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(model, batch)
+
+
+def train_killed(path: Path) -> int:
+    """Ten steps, in which a process is killed."""
+    torch.set_num_threads(1)
+    return fit(line.recipe(KilledOnce, steps=10), Run(path, "line", "line"), device="cpu", quiet=True).steps
 
 
 def train_half_used(path: Path) -> list[str]:
