@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
 from shared.store import later_files
-from shared.store.database import connect, sqlite_url
+from shared.store.database import connect, is_database_gone, sqlite_url
 from shared.store.disk import DiskFull, disk_fault, full_disk_named
 from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
@@ -166,7 +166,13 @@ class CaseStore:
 
     def fault(self) -> str | None:
         """Why no case can be kept at the moment, as a sentence; None where it can be. Writes a little."""
-        return disk_fault(self.folder)
+        try:
+            with self.engine.connect():
+                return disk_fault(self.folder)
+        except Exception as error:
+            if is_database_gone(error):
+                return "the store's database cannot be reached"
+            raise
 
     def file(self, case: Case, name: str) -> Path | None:
         """Where a file of a case lies; None for a name that is not among its files."""

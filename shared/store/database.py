@@ -10,13 +10,22 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from shared.errors import InvalidInputError
 from shared.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _FIRST = "0001"
+_GONE_STATES = ("08", "53", "57")
+"""Classes of PostgreSQL's SQLSTATE (its appendix A): no connection, no resources, shut down or starting."""
 _LOCK = 7_481_301
 """Whoever migrates a PostgreSQL database holds this advisory lock: several servers may start on it at once."""
 
@@ -30,7 +39,8 @@ def connect(address: str) -> Engine:
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+pg8000")
-        engine = create_engine(url)
+        # A database that was started again has ended the connections that are held.
+        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise InvalidInputError(
             f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}"
@@ -52,6 +62,20 @@ def connect(address: str) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def is_database_gone(error: BaseException) -> bool:
+    """Whether an error is that a database cannot be reached, or ended while it was asked.
+
+    pg8000 raises some of its own, and the socket's, past SQLAlchemy where a connection ends in the middle.
+    """
+    if isinstance(error, OperationalError | InterfaceError | ConnectionError):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if type(cause).__module__.partition(".")[0] != "pg8000":
+        return False
+    stated = cause.args[0] if cause is not None and cause.args else None
+    return str(stated.get("C", "")).startswith(_GONE_STATES) if isinstance(stated, dict) else True
 
 
 def sqlite_url(path: Path) -> str:

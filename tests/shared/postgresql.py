@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,17 @@ class PostgreSQL:
         self._databases = 0
 
     def start(self) -> None:
-        """Starts it, and waits until it answers."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", f"--options={options}", "start")
+        """Starts it, and waits until it answers. After ``kill`` its other processes must have ended before."""
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self._run("pg_ctl", "--wait", f"--log={self._folder / 'log'}", f"--options={options}", "start")
+                return
+            except subprocess.CalledProcessError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
 
     def database(self) -> str:
         """The address of a new, empty database."""

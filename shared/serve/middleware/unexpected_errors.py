@@ -10,12 +10,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import error_answer, json_error
+from shared.store.database import is_database_gone
 
 log = logging.getLogger("trivium.serve")
+_NO_DATABASE = "the store's database cannot be reached at the moment, and nothing was kept; try again in a few seconds"
+_RETRY_AFTER_S = 5
 
 
 class UnexpectedErrors:
-    """Answers 500 to an exception, and 503 to a request that the server's end cut off; a client that left, nothing."""
+    """Answers 500 to an exception, and 503 where the database is away or the server's end cut a request off.
+
+    A client that left is answered nothing.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -40,7 +46,13 @@ class UnexpectedErrors:
                 await json_error(scope["path"], "the server is being shut down", 503)(scope, receive, send)
         except ClientDisconnect:
             log.info("%s %s was broken off by its client", scope["method"], scope["path"])
-        except Exception:
+        except Exception as error:
+            if is_database_gone(error) and not started:
+                log.error("%s %s: the store's database cannot be reached: %s", scope["method"], scope["path"], error)
+                refusal = error_answer(scope, _NO_DATABASE, 503)
+                refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
+                await refusal(scope, receive, send)
+                return
             number = secrets.token_hex(4)
             log.exception("error %s in %s %s", number, scope["method"], scope["path"])
             if started:
