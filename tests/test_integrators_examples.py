@@ -1,0 +1,70 @@
+"""The examples in docs/integrators.md run as they stand, against a server with the installed applications."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.finance.datasets.synth.markets import market
+from apps.finance.outputs.series_csv import write_csv
+
+PAGE = Path(__file__).parents[1] / "docs" / "integrators.md"
+SERVER = "http://127.0.0.1:8000"
+LIMIT_S = 150
+
+
+def examples() -> list[tuple[str, str]]:
+    """Language and text of the code blocks that ask a server."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in blocks if SERVER.removeprefix("http://") in text]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the file that the examples hand in: a synthetic market."""
+    write_csv(tmp_path / "prices.csv", market(np.random.default_rng(3), length=1000).series)
+    return tmp_path
+
+
+def run(language: str, text: str, server: str, folder: Path) -> str:
+    """What an example prints; fails where it does."""
+    if language == "bash" and shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+    asked = text.replace(SERVER.removeprefix("http://"), server.removeprefix("http://"))
+    command = ["bash", "-euo", "pipefail", "-c", asked] if language == "bash" else [sys.executable, "-c", asked]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_there_are_examples_of_both_kinds() -> None:
+    assert [language for language, _ in examples()] == ["bash", "python", "bash", "python"]
+
+
+def test_a_prediction_with_curl_and_from_python(server: str, folder: Path) -> None:
+    with_curl, from_python = examples()[:2]
+    assert "synthetic" in run(*with_curl, server, folder)
+    assert "events" in json.loads((folder / "answer.json").read_text())["result"]
+    assert re.match(r"\d+ events", run(*from_python, server, folder))
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "scores.csv").read_text().startswith("timestamp,value,anomaly_score,label\n")
+
+
+def test_a_job_is_followed_to_its_end(server: str, folder: Path) -> None:
+    said = run(*examples()[2], server, folder)
+    assert re.findall(r"^event: (\w+)", said, re.MULTILINE)[-1] == "done", said
+
+
+def test_tensors_through_the_client_of_triton(server: str, folder: Path) -> None:
+    assert run(*examples()[3], server, folder).strip() == "(4, 8, 7)"
