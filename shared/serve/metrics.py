@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -49,6 +49,12 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS_S,
         )
+        self._worker_memory = Gauge(
+            "trivium_worker_resident_memory_bytes",
+            "Memory that the worker processes of a model hold, those of its jobs included",
+            ("model",),
+            registry=self.registry,
+        )
         self.success = counter("request_success", "Requests that were answered")
         self.failure = counter("request_failure", "Requests that were not, by reason", (*_LABELS, "reason"))
         self.count = counter("count", "Inferences: a batch of n counts n")
@@ -69,6 +75,12 @@ class Metrics:
     def requested(self, route: str, method: str, status: int, seconds: float) -> None:
         """Counts an HTTP request; ``route`` is the path's pattern, so that there are not as many as cases."""
         self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
+
+    def measured_memory(self, held: Mapping[str, int]) -> None:
+        """Takes what the worker processes hold now, in bytes by model; one that is gone is not told of any more."""
+        self._worker_memory.clear()
+        for model, size in held.items():
+            self._worker_memory.labels(model).set(size)
 
     def answers_by_status(self) -> dict[str, int]:
         """How many HTTP requests were answered with each status."""

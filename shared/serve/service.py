@@ -321,6 +321,10 @@ class Service:
             self.expire()
         return case
 
+    def pools(self) -> list[WorkerPool]:
+        """The workers that are loaded: those that answer, and those of jobs."""
+        return [model.workers for model in (self.model.value, self._job_model.value) if model is not None]
+
     async def _load(self, workers: int | None = None) -> Model:
         settings = self.settings
         if workers is not None and settings.workers:

@@ -15,8 +15,15 @@ router = APIRouter(tags=["Server"])
 
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
-async def metrics(counters: MetricsDep) -> Response:
+async def metrics(request: Request, counters: MetricsDep, services: ServicesDep) -> Response:
     """Counters and gauges in Prometheus' text format, under Triton's names."""
+    networks: Networks = request.app.state.networks
+    pools = [(name, pool) for name, service in services.items() for pool in service.pools()]
+    pools += [(one.manifest.name, one.model.value) for one in networks.all() if one.model.value is not None]
+    held: dict[str, int] = {}
+    for name, pool in pools:
+        held[name] = held.get(name, 0) + sum(state["memory_bytes"] or 0 for state in pool.states())
+    counters.measured_memory(held)
     return Response(counters.exposition(), media_type=CONTENT_TYPE)
 
 

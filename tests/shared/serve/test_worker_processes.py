@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -85,6 +87,27 @@ def test_a_request_that_ends_its_worker_is_503_and_the_next_is_answered(
         "failure": None,
         "programs": {},
     }
+
+
+def test_metrics_and_the_log_tell_of_what_worker_processes_did(
+    serve: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = serve()
+    process(client)
+    with caplog.at_level(logging.INFO, "trivium.access"):
+        answer = client.post(PREDICT, files=[csv(1)], data={"how": "kill"}, headers={"X-Request-Id": "lost-1"})
+    assert answer.headers["X-Request-Id"] == "lost-1"
+    line = json.loads(next(record.message for record in caplog.records if record.name == "trivium.access"))
+    assert (line["request"], line["status"]) == ("lost-1", 503) and line["ms"] > 0
+    process(client)
+    text = client.get("/metrics").text
+    assert 'trivium_inference_request_duration_seconds_count{model="fragile",version="1"} 2.0' in text
+    assert 'nv_inference_request_failure{model="fragile",reason="REJECTED",version="1"} 1.0' in text
+    took_us, held = (
+        float(re.search(rf'^{name}{{model="fragile".*}} (.*)$', text, re.MULTILINE).group(1))
+        for name in ("nv_inference_request_duration_us", "trivium_worker_resident_memory_bytes")
+    )
+    assert took_us > 0 and held > 1e6
 
 
 def test_the_others_go_on_while_one_is_lost(serve: Callable[..., TestClient]) -> None:
