@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from shared.app import DenseNetwork
+from shared.comms.allreduce import mesh_peers
+from shared.comms.group import Group
+from shared.comms.hierarchical import Hierarchical
 from shared.comms.sharded import units
+from shared.comms.sharded_state import local_part
+from shared.comms.watch import Member
 from shared.deploy.export import export
 from shared.errors import InvalidInputError
 from shared.observe.events import read_events
@@ -146,3 +153,34 @@ def test_layers_that_share_a_parameter_are_gathered_together():
     model.layers[1][0].weight = model.first.weight = nn.Parameter(torch.zeros(3, 3))
     assert units(model, 1) == [model.layers[0]]
     assert units(model, 1e6) == []
+
+
+def pretend_to_be_one_of_many(nodes: int, per_node: int) -> dict[str, Any]:
+    """One process of a cluster whose others are torch's fake backend: nothing is sent, and sums are not sums.
+
+    Groups, meshes, chunks and FSDP2's shards are as on such a cluster.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    world = nodes * per_node
+    dist.init_process_group("fake", store=FakeStore(), rank=9, world_size=world)
+    members = tuple(Member(f"node{number // per_node}", number % per_node, 1, number) for number in range(world))
+    group = Group(9, world, torch.device("cpu"), members)
+    inside, across, _ = mesh_peers(group)
+    flat = torch.ones(1001)
+    Hierarchical(inside, across, inside, device=group.device).all_reduce(flat)
+    mesh = dist.device_mesh.DeviceMesh.from_group(inside.group, "cpu", mesh_dim_names=("shard",))
+    model = fully_shard(nn.Linear(16, 64), mesh=mesh)
+    held = {name: tuple(local_part(parameter).shape) for name, parameter in model.named_parameters()}
+    return {
+        "inside": dist.get_process_group_ranks(inside.group),
+        "across": dist.get_process_group_ranks(across.group),
+        "held": held,
+        "finite": bool(flat.isfinite().all()),
+    }
+
+
+def test_groups_and_shards_of_256_nodes_of_eight():
+    (found,) = run(pretend_to_be_one_of_many, 256, 8, processes=1)
+    assert found["inside"] == list(range(8, 16)) and found["across"] == list(range(1, 2048, 8))
+    assert found["held"] == {"weight": (8, 16), "bias": (8,)} and found["finite"]
