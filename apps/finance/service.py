@@ -155,7 +155,9 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
         replace(one, name=label, values={label: one.values[label]}, column=label, column_of_table=True)
         for label in one.values
     ]
-    return replace(contents, series=(replace(one, name="all columns", joint=True), *parts), series_column="column")
+    whole = (replace(one, name="all columns", joint=True), *parts)
+    notes = tuple(note for note in contents.notes if "was scored" not in note)  # of the one column that was meant first
+    return replace(contents, series=whole, series_column="column", notes=notes)
 
 
 def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tuple[str, ...]]:

@@ -141,6 +141,9 @@ def test_the_finding_comes_first_and_the_synthetic_truth_is_called_so(page: Page
     opened(page, site)
     expect(page.locator("#result > *").nth(0)).to_contain_text("event")
     expect(page.locator("#result > *").nth(1)).to_contain_text("UTC")
+    expect(page.locator("#result .rate")).to_contain_text(re.compile(r"[\d.]+ events in 1,000 rows, [\d.]+ a day"))
+    # What somebody has to decide first is how many events are wanted.
+    expect(page.locator("fieldset input").first).to_have_attribute("name", "events_per_1000_rows")
     truth = page.locator("details.truth")
     expect(truth).to_contain_text("Synthetic truth: 4 windows")
     expect(truth.locator("li").first).to_be_hidden()

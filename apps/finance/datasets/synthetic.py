@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _VALIDATION, _CALIBRATION, _EVALUATION = 1 << 20, 1 << 21, 1 << 23
 """The first stream of random numbers of each use, so that no two uses share a series."""
 _MOST_CASES, _MOST_ROWS = 60, 3000
+_LONGER = 3
+"""The series on which the threshold is set are so many times as long, as scores change with age."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +72,11 @@ class Synthetic:
         return synthesise(self.seed, _CALIBRATION, number, rows, 0.0)
 
     def labelled(self) -> list[LabelledSeries]:
-        """Series with anomalies that training has not seen, on which the threshold is set."""
+        """Series that training has not seen, two of three with anomalies, on which the threshold is set."""
         number, rows = min(_MOST_CASES, self.series), min(_MOST_ROWS, self.rows)
-        return synthesise(self.seed, _CALIBRATION + number, number, rows, 2.0)
+        faulty, first = number * 2 // 3, _CALIBRATION + number
+        with_anomalies = synthesise(self.seed, first, faulty, _LONGER * rows, 2.0 * _LONGER)
+        return [*with_anomalies, *synthesise(self.seed, first + faulty, number - faulty, _LONGER * rows, 0.0)]
 
     def cases(self) -> list[LabelledSeries]:
         """Series with anomalies that neither training nor calibration has seen, to be scored on."""

@@ -40,16 +40,20 @@ def all_channels(one: ForecastedSeries, calibration: Calibration, *, anchors: bo
 
 
 def ablate(
-    channels: Sequence[Channels], windows: Sequence[Rows], calibration: Calibration, false_events: Sequence[float]
+    channels: Sequence[Channels],
+    windows: Sequence[Rows],
+    calibration: Calibration,
+    false_events: Sequence[float],
+    peers: Sequence[Channels] = (),
 ) -> list[Ablated]:
     """Each way to score the series, at thresholds that give each so many ``false_events`` a series.
 
     The threshold of each is found on the series that it is scored on, so that all are compared alike, and stays.
+    ``peers`` has the scores of other detectors by name, of each series.
     """
-    return [
-        _measure(name, [way(one) for one in channels], windows, calibration, false_events)
-        for name, way in _ways(sorted(channels[0])).items()
-    ]
+    ways = {name: [way(one) for one in channels] for name, way in _ways(sorted(channels[0])).items()}
+    ways |= {name: [one[name] for one in peers] for name in (peers[0] if peers else {})}
+    return [_measure(name, scores, windows, calibration, false_events) for name, scores in ways.items()]
 
 
 def _ways(there: Sequence[str]) -> dict[str, _Way]:

@@ -75,7 +75,8 @@ def calibrate(
         for item in (*normal, *labelled)
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
-    budgets = [(other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate})]
+    starts = ((other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate}))
+    budgets = [(other, max(start, control.least)) for other, start in starts]
     calibration = replace(
         calibration,
         events_per_1000_rows=rate,

@@ -6,10 +6,12 @@ same context, times the square root of the rows ahead: the right forecast of a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from apps.finance.datasets.synth.markets import series as synthetic_series
 from apps.finance.datasets.windows import denormalise, windows_of
@@ -18,25 +20,35 @@ from apps.finance.models.tft import Forecaster
 from apps.finance.types import QUANTILES, Floats, Series
 
 _STREAM = 1 << 22
-_SERIES, _ROWS, _STRIDE = 8, 2000, 24
+_SERIES, _FEW, _ROWS, _STRIDE = 8, 2, 2000, 24
+Quantiles: TypeAlias = Callable[[Floats, NDArray[np.int64], int], Floats]
+"""From values (N,), first rows (B,) and the number of rows ahead to quantiles (B, rows, Q)."""
 _MEAN_DEVIATION = float(np.sqrt(np.pi / 2))
 
 
-def relative_loss(model: Forecaster, shape: str, *, seed: int = 0) -> float:
-    """The quantile loss over that of the peer, on 8 series of ``shape`` without anomalies; their geometric mean."""
+def relative_loss(
+    model: Forecaster, shape: str, *, levels: Sequence[float] = QUANTILES, other: Quantiles | None = None, seed: int = 0
+) -> float:
+    """The quantile loss over that of the peer, on 8 series of ``shape`` without anomalies; their geometric mean.
+
+    With ``other``, whose forecasts have ``levels``, it is that one's, on 2 of the series.
+    """
     ratios = []
-    for index in range(_SERIES):
+    for index in range(_SERIES if levels == QUANTILES else _FEW):
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM + index))))
         made = synthetic_series(generator, length=_ROWS, shape=shape, anomalies=0.0).series
-        own, peer = losses(model, made)
+        own, peer = losses(model, made, levels, other)
         if peer > 0:
             ratios.append(np.log(max(own, 1e-12) / peer))
     return float(np.exp(np.mean(ratios)))
 
 
 @torch.inference_mode()
-def losses(model: Forecaster, series: Series) -> tuple[float, float]:
-    """The mean quantile loss of the forecaster and of the peer on windows of ``series``, in its units."""
+def losses(
+    model: Forecaster, series: Series, levels: Sequence[float] = QUANTILES, other: Quantiles | None = None
+) -> tuple[float, float]:
+    """The mean quantile loss of the forecaster, or of ``other``, and of the peer on windows of ``series``, in its
+    units, over ``levels``."""
     context, horizon = model.context, model.horizon
     windows = windows_of([series], context=context, horizon=horizon, stride=_STRIDE)
     windows.starts = windows.starts[windows.starts >= context]
@@ -47,10 +59,12 @@ def losses(model: Forecaster, series: Series) -> tuple[float, float]:
     rows = windows.starts[:, None] + np.arange(-context, horizon)
     values = series.target[rows]
     seen, expected = values[:, :context], values[:, context:]
+    places = [QUANTILES.index(level) for level in levels]
     deviation = _MEAN_DEVIATION * np.abs(np.diff(seen, axis=1)).mean(axis=1)
     ahead = np.sqrt(np.arange(1, horizon + 1))
     persistence = seen[:, -1, None, None] + deviation[:, None, None] * ahead[:, None] * np.asarray(NORMAL_SCORES)
-    return quantile_loss(expected, forecast, QUANTILES), quantile_loss(expected, persistence, QUANTILES)
+    made = forecast[..., places] if other is None else other(series.target, windows.starts, horizon)
+    return quantile_loss(expected, made, levels), quantile_loss(expected, persistence[..., places], levels)
 
 
 def quantile_loss(values: Floats, quantiles: Floats, levels: Sequence[float]) -> float:

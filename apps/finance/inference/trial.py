@@ -22,7 +22,7 @@ from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors.trailing import BLOCK
 from apps.finance.inference.scoring import Calibration
 from apps.finance.metrics.nab import Scored, count_detections, probation
-from apps.finance.types import MINUTE_NS, Floats, LabelledSeries, Series, Window
+from apps.finance.types import MINUTE_NS, Detection, Floats, LabelledSeries, Series, Window
 
 _STREAM = 1 << 26
 _SERIES, _ROWS, _MARKETS, _TICKS = 100, 3000, 20, 30
@@ -70,6 +70,25 @@ def price_with_a_tick(generator: np.random.Generator, *, sigmas: float = 20.0) -
     return LabelledSeries(
         series=series, windows=(Window(start_ns=int(times[row]), end_ns=int(times[row + 1]), kind="tick"),)
     )
+
+
+def long_walk(rows: int, seed: int = 0) -> tuple[Series, tuple[int, int]]:
+    """A random walk by the minute with a bad print of 25 standard deviations of its changes and a jump of 30, and the
+    rows of these two faults."""
+    steps = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _STREAM + 5000)))).standard_normal(rows)
+    bad_print, jump = rows // 3, 2 * rows // 3
+    steps[jump] += 30
+    values = 10_000 + np.cumsum(steps)
+    values[bad_print] -= 25
+    times = 1_577_836_800 * 10**9 + np.arange(rows, dtype=np.int64) * MINUTE_NS
+    walk = Series(name="random walk", times_ns=times, values={"value": values}, column="value", interval_ns=MINUTE_NS)
+    return walk, (bad_print, jump)
+
+
+def strongest_rows(detection: Detection, number: int) -> list[int]:
+    """The rows at which the strongest events have their peaks, the strongest first."""
+    events = sorted(detection.anomalies, key=lambda one: -one.score)[:number]
+    return [int(np.searchsorted(detection.series.times_ns, one.peak_ns)) for one in events]
 
 
 def run_trial(

@@ -10,6 +10,9 @@ form.addEventListener("click", (event) => {
   if (button) last = button;
 }, true);
 
+const ALL_COLUMNS = "column";   // the name of the series' column where every column is a series
+const FEW = 5;     // more events than these can be sorted and filtered
+const MANY = 20;   // more than these are listed with the strongest first
 const WHERE = { above: "above the band", below: "below the band", inside: "within the band" };
 const WHAT = {
   beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
@@ -44,7 +47,16 @@ function finding(result) {
     return [heading, element("p", { class: "finding" }, `No row reached the threshold, ${result.threshold} at the start. A larger number of events shows weaker ones.`)];
   }
   const strongest = events.reduce((a, b) => (b.score > a.score ? b : a));
-  return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${told(strongest)}.`)];
+  return [heading, element("p", { class: "finding" }, `${events.length === 1 ? "" : "The strongest: "}${told(strongest)}.`), element("p", { class: "small rate" }, rate(result))];
+}
+
+/** How often there are events, in the two units in which they are asked for. */
+function rate(result) {
+  const { events, series } = result;
+  const days = (seconds(series.end) - seconds(series.start)) / 86400;
+  const digits = (value) => Number(value.toPrecision(2));
+  const daily = days > 1 && !result.parts ? `, ${digits(events.length / days)} a day` : "";
+  return `${digits((1000 * events.length) / series.rows)} events in 1,000 rows${daily}. Ask for fewer or more above, or list the strongest first.`;
 }
 
 /** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
@@ -56,19 +68,25 @@ function eventTable(events, jump) {
     lasting(event), event.score, number(event.observed, decimals(event)),
     `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [what(event)] : []),
   ]);
-  const list = table(columns, rows, "Events in order of time; choose one to see it in the chart");
+  const list = table(columns, rows, "Choose an event to see it in the chart");
   list.classList.add("events");
-  for (const row of list.querySelectorAll("tbody tr")) {
-    [...row.cells].forEach((cell, place) => { cell.dataset.label = columns[place]; });
+  for (const [place, row] of list.querySelectorAll("tbody tr").entries()) {
+    row.dataset.place = place;
+    [...row.cells].forEach((cell, column) => { cell.dataset.label = columns[column]; });
   }
-  if (events.length <= 5) return list;
+  if (events.length <= FEW) return list;
   const lines = [...list.querySelectorAll("tbody tr")];
   const body = list.querySelector("tbody");
-  const order = element("select", { onchange: () => {
+  const sort = () => {
     const byStrength = order.value === "strength";
     const places = [...events.keys()].sort((a, b) => (byStrength ? events[b].score - events[a].score : a - b));
     body.replaceChildren(...places.map((place) => lines[place]));
-  } }, element("option", { value: "time" }, "in order of time"), element("option", { value: "strength" }, "the strongest first"));
+  };
+  const order = element("select", { onchange: sort }, element("option", { value: "time" }, "in order of time"), element("option", { value: "strength" }, "the strongest first"));
+  if (events.length > MANY) {
+    order.value = "strength";
+    sort();
+  }
   const least = element("input", { type: "search", inputMode: "decimal", size: 5, oninput: () => {
     const lowest = Number(least.value.replace(",", ".")) || 0;
     lines.forEach((line, place) => { line.hidden = events[place].score < lowest; });
@@ -125,7 +143,8 @@ function truthList(truth) {
 }
 
 function columnChoice(result) {
-  const { columns, column } = result.series;
+  const { columns, column, series_column } = result.series;
+  if (series_column === ALL_COLUMNS) return null;
   // A case that was opened by its address has no file at hand to ask again.
   if (columns.length < 2 || last === null) return element("span", {}, "Scored column: ", element("strong", {}, column));
   const choice = element("select", { onchange: () => {
@@ -157,10 +176,11 @@ caseForm({
     const list = element("div", {});
     const home = frame(hint.id);
 
-    const mark = (index) => list.querySelectorAll(".events tbody tr").forEach((row, line) => {
-      row.classList.toggle("current", line === index);
+    const mark = (index) => list.querySelectorAll(".events tbody tr").forEach((row) => {
+      const here = Number(row.dataset.place) === index;
+      row.classList.toggle("current", here);
       const button = row.querySelector("button");
-      if (line === index) { button.setAttribute("aria-current", "true"); row.scrollIntoView({ block: "nearest" }); } else button.removeAttribute("aria-current");
+      if (here) { button.setAttribute("aria-current", "true"); row.scrollIntoView({ block: "nearest" }); } else button.removeAttribute("aria-current");
     });
     const jump = (index) => {
       shown = index;

@@ -8,8 +8,9 @@ import pytest
 from apps.finance.app import app
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.synth.markets import market
+from apps.finance.inference.trial import long_walk, strongest_rows
 from apps.finance.outputs.files import result
-from apps.finance.predictor import FinancePredictor
+from apps.finance.predictor import FinancePredictor, Options
 from apps.finance.types import MINUTE_NS, Series
 from shared.deploy.registry import shipped
 
@@ -42,6 +43,14 @@ def test_the_four_faults_of_a_market_are_found_named_and_last_as_they_do(detecto
         assert first <= start and end <= last + 12, window.kind
     written = result(found, model="shipped")["events"]
     assert [event["channel"] for event in written] == [event.channel for event in found.anomalies]
+
+
+def test_a_long_random_walk_has_as_many_events_as_asked_for_and_its_two_faults_are_the_strongest(detector):
+    walk, faults = long_walk(20_000)
+    (few,) = detector.predict([walk], Options(events_per_1000_rows=0.2))
+    assert 2 <= len(few.anomalies) <= 8
+    near = [min(abs(row - fault) for fault in faults) for row in strongest_rows(few, 2)]
+    assert max(near) <= 1
 
 
 @pytest.mark.parametrize("seed", range(3))
