@@ -33,7 +33,7 @@ from shared.deploy.registry import shipped
 
 NETWORKS = {"forecaster": ("finance", "tft-anomaly", 1.2), "pointpillars": ("driving", "pointpillars", 1.5)}
 LONE_BAR, OVERLOAD_BAR = 1.5, 0.9
-_OURS = """
+OURS = """
 import sys
 from pathlib import Path
 from shared.app import find
@@ -113,6 +113,10 @@ end
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
 function init(args) refused, other = 0, 0 end
+local pause = tonumber(os.getenv("PAUSE_MS"))
+if pause > 0 then
+  function delay() return math.random(0, 2 * pause) end
+end
 function response(status)
   if status == 503 or status == 429 then refused = refused + 1
   elseif status ~= 200 then other = other + 1 end
@@ -160,14 +164,20 @@ class Server:
             self.process.kill()
 
 
-def load(server: Server, clients: int, seconds: float, body: Path, headers: dict[str, str]) -> dict[str, float]:
-    """What wrk measured: latencies in milliseconds, answers of status 200 a second, others by kind."""
+def load(
+    server: Server, clients: int, seconds: float, body: Path, headers: dict[str, str], *, pause_ms: int = 0
+) -> dict[str, float]:
+    """What wrk measured: latencies in milliseconds, answers of status 200 a second, others by kind.
+
+    ``pause_ms`` is what a client waits on average before it asks again.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_LUA)
         script.flush()
         environment = {
             **os.environ,
             "BODY": str(body),
+            "PAUSE_MS": str(pause_ms),
             "CONTENT_TYPE": headers["Content-Type"],
             "HEADER_LENGTH": headers.get("Inference-Header-Content-Length", ""),
         }
@@ -246,7 +256,7 @@ def main() -> int:
     others = ",".join(map(str, sorted(os.sched_getaffinity(0) - {0}))) or "0"
     network, folder = str(artifact.network), Path(tempfile.mkdtemp(prefix="trivium-bench-"))
     servers = {
-        "ours": Server("ours", _OURS, [str(folder / "store"), "8701", app], 8701, f"/v2/models/{model}/infer", others),
+        "ours": Server("ours", OURS, [str(folder / "store"), "8701", app], 8701, f"/v2/models/{model}/infer", others),
         "plain": Server("plain", _PLAIN, [network, "8702"], 8702, "/raw" if binary else "/infer", others),
     }
     if importlib.util.find_spec("litserve") is not None and not binary:

@@ -1,0 +1,126 @@
+"""The server at 80 % of saturation for a while: whether anything fails, and whether its memory grows.
+
+wrk sends the forecaster's requests over 16 connections, each of which pauses so long after an answer that four fifths
+of what the server can answer come. The resident sets of the server and its workers are added up every two seconds;
+after the first fifth, for warming up, a line is fitted to the means of twelve parts of the time, which vary less
+together than the samples do. From the repository's root:
+
+    python -m benchmarks.soak [--seconds 60]
+
+Ten minutes say whether memory stays; one minute that the script runs, and its error is wide.
+
+Bars: no answer but 200; the slope of the memory is not above nought by more than its error (95 %, Student's t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.report import report
+from benchmarks.serve import NETWORKS, OURS, Server, bodies, load
+from shared.app import find
+from shared.deploy.registry import shipped
+
+SHARE, CONNECTIONS, PARTS = 0.8, 16, 12
+_EVERY_S = 2.0
+
+
+def resident_bytes(server: int) -> int:
+    """The resident sets of a process and of those that it started, from /proc (proc(5))."""
+    total, page = 0, os.sysconf("SC_PAGE_SIZE")
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if server in (int(place.name), parent):
+                total += int((place / "statm").read_text().split()[1]) * page
+        except (OSError, IndexError, ValueError):
+            continue  # it has ended
+    return total
+
+
+def slope(times: list[float], values: list[float]) -> tuple[float, float]:
+    """The slope of a line through the means of the parts, and half of its 95 % interval."""
+    parts = [
+        (float(np.mean(t)), float(np.mean(v)))
+        for t, v in zip(np.array_split(times, PARTS), np.array_split(values, PARTS), strict=True)
+    ]
+    fitted = stats.linregress([t for t, _ in parts], [v for _, v in parts])
+    return float(fitted.slope), float(fitted.stderr * stats.t.ppf(0.975, PARTS - 2))
+
+
+def main() -> int:
+    """Measures, prints, and says whether the bars were met."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60)
+    seconds: float = parser.parse_args().seconds
+    if shutil.which("wrk") is None:
+        print(json.dumps({"name": "soak", "ok": False, "note": "wrk is not installed: apt-get install wrk"}))
+        return 1
+    app, model, _ = NETWORKS["forecaster"]
+    artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
+    generator = np.random.default_rng(0)
+    rows = {t.name: generator.standard_normal((1, *t.shape[1:])).astype(np.float32) for t in artifact.manifest.inputs}
+    body, headers, _ = bodies(list(artifact.manifest.inputs), rows, False)
+    with tempfile.TemporaryDirectory(prefix="trivium-bench-") as folder:
+        place = Path(folder, "body")
+        place.write_bytes(body)
+        others = ",".join(map(str, sorted(os.sched_getaffinity(0) - {0}))) or "0"
+        server = Server(
+            "ours", OURS, [str(Path(folder, "store")), "8704", app], 8704, f"/v2/models/{model}/infer", others
+        )
+        times: list[float] = []
+        memory: list[float] = []
+        ended = threading.Event()
+
+        def watch(began: float) -> None:
+            while not ended.wait(_EVERY_S):
+                times.append(time.monotonic() - began)
+                memory.append(resident_bytes(server.process.pid))
+
+        try:
+            server.ask(body, headers)
+            full = load(server, CONNECTIONS, min(10.0, seconds / 4), place, headers)
+            # A connection that asks again after an answer and a pause asks 1 / (answer + pause) times a second.
+            lone = load(server, 1, 2, place, headers)["p50_ms"] / 1e3
+            pause_ms = max(1, round(1e3 * (CONNECTIONS / (SHARE * full["rate"]) - lone)))
+            watching = threading.Thread(target=watch, args=(time.monotonic(),))
+            watching.start()
+            held = load(server, CONNECTIONS, seconds, place, headers, pause_ms=pause_ms)
+            ended.set()
+            watching.join()
+        finally:
+            ended.set()
+            server.close()
+    warm = [number for number, moment in enumerate(times) if moment > seconds / 5]
+    grows, error = slope([times[n] for n in warm], [memory[n] for n in warm])
+    figures = {
+        "seconds": seconds,
+        "saturation, 1/s": full["rate"],
+        "held, 1/s": held["rate"],
+        "held, share of saturation": held["rate"] / full["rate"],
+        "held, p50 ms": held["p50_ms"],
+        "held, p99 ms": held["p99_ms"],
+        "not answered with 200": held["refused"] + held["other"],
+        "memory at the end, MB": memory[-1] / 1e6,
+        "memory's slope, MB an hour": grows * 3600 / 1e6,
+        "its error (95 %), MB an hour": error * 3600 / 1e6,
+    }
+    missed = ["some were not answered with 200"] if held["refused"] + held["other"] else []
+    missed += ["the memory grows by more than its error"] if grows > error else []
+    note = "; ".join(missed) or "all bars met"
+    report("soak", figures, ratio=held["rate"] / full["rate"], ok=not missed, note=note)
+    return 0 if not missed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
