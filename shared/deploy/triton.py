@@ -6,7 +6,10 @@ the messages that the package tritonclient has generated from it.
 
 from __future__ import annotations
 
-from shared.deploy.artifact import Manifest, TensorSpec
+import shutil
+from pathlib import Path
+
+from shared.deploy.artifact import NETWORK, Artifact, Manifest, TensorSpec
 from shared.errors import InvalidInputError
 
 _TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
@@ -15,8 +18,9 @@ BACKENDS = {
     "openvino": ("openvino", "openvino.xml"),
     "openvino-int8": ("openvino", "openvino-int8.xml"),
     "torchscript": ("pytorch", "torchscript.pt"),
+    "python": ("python", "model.py"),
 }
-"""Triton's backend of a program, and the file of a version's folder that it reads."""
+"""Triton's backend of a program, and the file of a version's folder that it reads; ``python`` is ``PYTHON_MODEL``."""
 MOST_ROWS, DELAY_US = 8, 2000
 
 
@@ -67,3 +71,61 @@ def _warm_up(inputs: tuple[TensorSpec, ...], drop: int) -> str:
         for spec in inputs
     ]
     return 'model_warmup [ {\n    name: "zeros"\n    batch_size: 1\n' + "\n".join(lines) + "\n} ]"
+
+
+PYTHON_MODEL = '''"""A network for Triton's Python backend, computed by ONNX Runtime; needs numpy<2 in the server."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as utils
+
+
+class TritonPythonModel:
+    """One instance."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        self.inputs = {one["name"]: "reshape" in one for one in config["input"]}
+        self.outputs = {one["name"]: "reshape" in one for one in config["output"]}
+
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        feeds = {}
+        for name, reshaped in self.inputs.items():
+            array = utils.get_input_tensor_by_name(request, name).as_numpy()
+            feeds[name] = array.reshape(len(array)) if reshaped else array
+        names = list(self.outputs)
+        found = self.session.run(names, feeds)
+        tensors = [
+            utils.Tensor(name, np.ascontiguousarray(value.reshape(-1, 1) if self.outputs[name] else value))
+            for name, value in zip(names, found)
+        ]
+        return utils.InferenceResponse(output_tensors=tensors)
+'''
+"""``model.py`` beside ``model.onnx``: for a Triton without the ONNX Runtime backend."""
+
+
+def write_python_model(artifact: Artifact, repository: Path) -> Path:
+    """Writes an artifact's network into a model repository of Triton as a model of its Python backend.
+
+    Returns the model's folder. Refuses an artifact without a network.
+    """
+    manifest = artifact.manifest
+    if not manifest.has_network:
+        raise InvalidInputError(f"{artifact.path} holds no {NETWORK}, which the model would compute")
+    home = repository / manifest.name
+    version = home / str(manifest.version)
+    version.mkdir(parents=True, exist_ok=True)
+    shutil.copy(artifact.network, version / NETWORK)
+    (version / BACKENDS["python"][1]).write_text(PYTHON_MODEL, encoding="utf-8")
+    (home / "config.pbtxt").write_text(triton_config(manifest, "python"), encoding="utf-8")
+    return home

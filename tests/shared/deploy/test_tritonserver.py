@@ -1,0 +1,134 @@
+"""A real tritonserver serves what ``write_python_model`` writes, and answers as ``trivium serve`` does.
+
+PyPI's nvidia-pytriton carries tritonserver with its Python backend, for a Python 3.11 of its own (docs/integrators.md
+has the command). The test is skipped where TRIVIUM_TRITON_VENV does not name that environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import find
+from shared.deploy.artifact import Artifact
+from shared.deploy.registry import shipped
+from shared.deploy.triton import write_python_model
+from shared.errors import InvalidInputError
+
+_SECONDS = 60.0
+_TRITON = Path("pytriton") / "tritonserver"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return shipped(find("finance"))[0]
+
+
+@pytest.fixture(scope="module")
+def triton(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The addresses of inference and of metrics."""
+    named = os.environ.get("TRIVIUM_TRITON_VENV")
+    if not named:
+        pytest.skip("TRIVIUM_TRITON_VENV names no environment with nvidia-pytriton")
+    venv, folder = Path(named), tmp_path_factory.mktemp("triton")
+    packages = venv / "lib" / "python3.11" / "site-packages"
+    write_python_model(artifact, folder / "models")
+    backend = folder / "backends" / "python"
+    backend.mkdir(parents=True)
+    for file in (*(packages / _TRITON / "backends" / "python").glob("*.*"), _stub(packages)):
+        (backend / file.name).symlink_to(file)
+    asked = [str(venv / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
+    libpython = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    environment = os.environ | {
+        "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(packages),
+        "LD_LIBRARY_PATH": f"{libpython}:{packages / 'nvidia_pytriton.libs'}",
+    }
+    ports = _free_port(), _free_port()
+    command = [
+        str(packages / _TRITON / "bin" / "tritonserver"),
+        f"--model-repository={folder / 'models'}",
+        f"--backend-directory={folder / 'backends'}",
+        "--http-address=127.0.0.1",
+        f"--http-port={ports[0]}",
+        "--allow-grpc=false",
+        f"--metrics-port={ports[1]}",
+        "--exit-timeout-secs=5",
+    ]
+    log = folder / "log.txt"
+    with log.open("w") as told, subprocess.Popen(command, env=environment, stdout=told, stderr=told) as process:
+        try:
+            _wait_until_ready(process, f"http://127.0.0.1:{ports[0]}/v2/health/ready", log)
+            yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics"
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _stub(packages: Path) -> Path:
+    return packages / _TRITON / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    end = time.monotonic() + _SECONDS
+    while time.monotonic() < end:
+        try:
+            process.wait(timeout=0.3)
+        except subprocess.TimeoutExpired:
+            try:
+                with urllib.request.urlopen(address, timeout=5):
+                    return
+            except OSError:
+                continue
+        break
+    pytest.fail(f"tritonserver was not ready after {_SECONDS:g} s:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def test_a_real_tritonserver_answers_as_trivium_serve_does(
+    triton: tuple[str, str], artifact: Artifact, client: TestClient
+) -> None:
+    manifest, random = artifact.manifest, np.random.default_rng(0)
+    inputs = []
+    for spec in manifest.inputs:
+        shape = [3, *spec.shape[1:]]
+        values = random.normal(size=shape).astype(np.float32)
+        inputs.append({"name": spec.name, "datatype": "FP32", "shape": shape, "data": values.ravel().tolist()})
+    path = f"/v2/models/{manifest.name}/infer"
+    asked = urllib.request.Request(triton[0] + path, json.dumps({"inputs": inputs}).encode())
+    with urllib.request.urlopen(asked, timeout=30) as answered:
+        theirs = json.load(answered)["outputs"]
+    ours = client.post(path, json={"inputs": inputs}).raise_for_status().json()["outputs"]
+    assert [one["name"] for one in theirs] == [one["name"] for one in ours]
+    for one, other in zip(theirs, ours, strict=True):
+        assert (one["shape"], one["datatype"]) == (other["shape"], other["datatype"])
+        np.testing.assert_allclose(one["data"], other["data"], rtol=1e-5, atol=1e-6)
+    with urllib.request.urlopen(triton[1], timeout=30) as answered:
+        metrics = answered.read().decode()
+    # The request to warm up counts too.
+    assert f'nv_inference_count{{model="{manifest.name}",version="{manifest.version}"}} 4' in metrics
+
+
+def test_an_artifact_without_a_network_has_no_python_model(artifact: Artifact, tmp_path: Path) -> None:
+    bare = Artifact(artifact.path, replace(artifact.manifest, files={}))
+    with pytest.raises(InvalidInputError, match=r"holds no model\.onnx"):
+        write_python_model(bare, tmp_path)
