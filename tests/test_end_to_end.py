@@ -37,6 +37,7 @@ def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
     name = next(models.iterdir()).name
     artifact = Registry(models).newest(name)
     assert artifact.manifest.data["synthetic"] is True and artifact.manifest.scores
+    assert "inputs of the application's samples" in artifact.manifest.programs["onnx"].inputs
     generator = np.random.default_rng(0)
     feeds = {
         spec.name: generator.normal(size=[3 if n == -1 else n for n in spec.shape]).astype(np.float32)

@@ -162,6 +162,8 @@ class Export:
     """A directory in Triton's repository layout; made where it is missing."""
     programs: Annotated[str, arg(metavar="NAME[,NAME]")] = "onnx"
     """What to compile the network to, with commas between: onnx, openvino, torchscript, aotinductor."""
+    calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE")] = ()
+    """Files of the domain: on what the network sees of them programs are compared with torch; else on the samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

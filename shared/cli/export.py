@@ -19,12 +19,16 @@ def run(command: Export) -> int:
     names = [name.strip() for name in command.programs.split(",") if name.strip()]
     for name in names:
         find_program(name)
+    for path in command.calibrate:
+        if not path.exists():
+            raise InvalidInputError(f"{path} does not exist; name files of the domain")
     try:
-        artifact = export(command.run, app, command.registry, programs=names)
+        artifact = export(command.run, app, command.registry, programs=names, files=command.calibrate)
     except ProgramError as error:
         raise InvalidInputError(str(error)) from error
     sizes = ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in artifact.manifest.files.items())
     print_line(f"{artifact.path}: {sizes}")
     for name, program in artifact.manifest.programs.items():
-        print_line(f"{name}: {program.latency_ms} ms a call, differs from torch by {program.error:.1e}")
+        differs = f"differs from torch by {program.error:.1e} on {program.inputs}"
+        print_line(f"{name}: {program.latency_ms} ms a call, {differs}")
     return 0

@@ -76,14 +76,13 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
 
 def _examples(app: App, artifact: Artifact, dense: DenseNetwork) -> Examples:
     """What the network sees of the application's samples; its own example where it sees nothing of them."""
-    from shared.deploy.programs.making import Examples, random_examples
+    from shared.deploy.programs.making import random_examples
     from shared.deploy.quantize import calibration_inputs
 
     try:
-        seen = calibration_inputs(app, artifact, least=1)
+        return calibration_inputs(app, artifact, least=1, most=_COMPARED)
     except InvalidInputError:
         return random_examples(dense)
-    return Examples(seen.inputs[-_COMPARED:], seen.description)
 
 
 def _listed(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, Manifest
+from shared.deploy.programs.making import Examples
 from shared.deploy.writing import write_artifact
 from shared.engine.checkpoint import Checkpoints, model_state, read_progress
 from shared.engine.run import Run
@@ -17,11 +19,23 @@ from shared.errors import InvalidInputError
 from shared.recipe_file import digest, read_recipe_file
 from shared.recipes import recipe_of
 
+COMPARED = 3
+"""Calls of the network on whose inputs programs are compared with torch."""
 
-def export(run_dir: Path, app: App, registry: Path, *, network: bool = True, programs: Sequence[str] = ()) -> Artifact:
+
+def export(
+    run_dir: Path,
+    app: App,
+    registry: Path,
+    *,
+    network: bool = True,
+    programs: Sequence[str] = (),
+    files: Sequence[Path] = (),
+) -> Artifact:
     """Exports the best checkpoint of a run as the next version of its model in ``registry``.
 
     The version appears whole or not at all; without ``network`` it holds no ONNX, and ``programs`` are made besides.
+    They are compared with torch on what the network sees of ``files``, else of the application's samples.
     Refuses a run without a checkpoint; raises ``ArithmeticError`` where a program and torch differ, and
     ``ProgramError`` for a program that cannot be made here.
     """
@@ -71,11 +85,24 @@ def export(run_dir: Path, app: App, registry: Path, *, network: bool = True, pro
         except NotImplementedError as error:
             # A network without a dense part, such as one that was imported and trained further: torch serves it.
             manifest.training["without_onnx"] = str(error)
+    weights, text = model.state_dict(), run.recipe_file.read_text(encoding="utf-8")
+    examples = None
+    if dense is not None and programs:
+        with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
+            without = write_artifact(Path(folder), manifest, weights=weights, recipe=text, dense=None)
+            examples = _examples(app, without, files)
     return write_artifact(
-        registry,
-        manifest,
-        weights=model.state_dict(),
-        recipe=run.recipe_file.read_text(encoding="utf-8"),
-        dense=dense,
-        programs=programs,
+        registry, manifest, weights=weights, recipe=text, dense=dense, programs=programs, examples=examples
     )
+
+
+def _examples(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples | None:
+    """What the network sees of the domain; None where it sees nothing of the samples, or is in no predictor alone."""
+    from shared.deploy.quantize import calibration_inputs
+
+    try:
+        return calibration_inputs(app, artifact, files, least=1, most=COMPARED)
+    except InvalidInputError:
+        if files:
+            raise
+        return None

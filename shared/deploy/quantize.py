@@ -56,18 +56,22 @@ def recorded(program: Program, most: int = MOST_CALLS) -> Iterator[list[dict[str
 
 
 def calibration_inputs(
-    app: App, artifact: Artifact, files: Sequence[Path] = (), *, least: int = LEAST_ROWS
+    app: App, artifact: Artifact, files: Sequence[Path] = (), *, least: int = LEAST_ROWS, most: int = MOST_CALLS
 ) -> Examples:
     """What the artifact's network sees of ``files``, or of the application's samples where none are named.
+
+    No further file is read once the network was called ``most`` times.
 
     Raises ``InvalidInputError`` where the application cannot read the files, where the network sees less than
     ``least`` rows of them, and where all that it sees of an input is one value.
     """
     with asked_program("torch"):
         predictor = app.predictor([artifact], "cpu")
-    program = programs_of(predictor)[artifact.manifest.name]
+    program = programs_of(predictor).get(artifact.manifest.name)
+    if program is None:
+        raise InvalidInputError(f"the predictor of {app.name} computes with no program of {artifact.manifest.name}")
     codec = app.codec(predictor)
-    with recorded(program) as kept, tempfile.TemporaryDirectory(prefix="trivium-samples-") as folder:
+    with recorded(program, most) as kept, tempfile.TemporaryDirectory(prefix="trivium-samples-") as folder:
         if files:
             requests = [Request(files=(path,)) for path in files]
             title = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
@@ -78,7 +82,8 @@ def calibration_inputs(
                 f"the application's samples, {sum(sample.synthetic for sample in samples)} of {len(samples)} synthetic"
             )
         for request in requests:
-            answer(predictor, request, codec)
+            if len(kept) < most:
+                answer(predictor, request, codec)
     rows = sum(len(next(iter(inputs.values()))) for inputs in kept)
     if rows < least:
         raise InvalidInputError(
