@@ -6,9 +6,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from shared.comms.allreduce import mesh_ranks
+from shared.comms.group import Group
 from shared.comms.shaped_network import Job, succeed
+from shared.comms.watch import Member
+from shared.errors import InvalidInputError
 from shared.observe.events import read_events
 from tests.shared.comms import workers
 from tests.shared.processes import run
@@ -59,6 +64,12 @@ def test_what_processes_disagree_on_is_refused_on_each_and_names_the_odd_one(ref
     assert words in said
     if how != "mesh":
         assert "rank 2 (on node1, process " in said or "process 2 was started" in said
+
+
+def test_a_host_with_another_number_of_processes_is_named():
+    members = tuple(Member(host, local, 1, 0) for host, local in (("node0", 0), ("node0", 1), ("node1", 0)))
+    with pytest.raises(InvalidInputError, match=r"as many processes on every host: node1 has 1 and node0 has 2"):
+        mesh_ranks(Group(0, 3, torch.device("cpu"), members))
 
 
 def test_processes_may_join_one_group_after_the_other():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from shared.app import DenseNetwork
 from shared.comms.allreduce import mesh_peers
 from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical
+from shared.comms.shaped_network import HERE, Job
 from shared.comms.sharded import units
 from shared.comms.sharded_state import local_part
-from shared.comms.watch import Member
+from shared.comms.watch import LostProcessError, Member
 from shared.deploy.export import export
 from shared.errors import InvalidInputError
 from shared.observe.events import read_events
@@ -29,7 +32,7 @@ from shared.recipe import OptimizerConfig, Recipe
 from shared.strategy import DDP, FSDP, StrategyConfig
 from tests.shared import line_app
 from tests.shared.engine import line
-from tests.shared.processes import run
+from tests.shared.processes import PRELOAD, run
 
 
 class Layered(nn.Module):
@@ -145,6 +148,35 @@ def test_two_copies_that_are_spread_over_two_processes_each_train_as_ddp(tmp_pat
     one, other = state(tmp_path / "ddp", 4), state(tmp_path / "hybrid", 4)
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+class Killed(line.Regression):
+    """Rank 1 is killed in its third step."""
+
+    steps = 0
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        Killed.steps += 1
+        if os.environ["RANK"] == "1" and Killed.steps == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(model, batch)
+
+
+def lose_one(path: Path) -> str:
+    """What a process says when another is lost."""
+    torch.set_num_threads(1)
+    with pytest.raises(LostProcessError) as lost:
+        line.run(replace(recipe(SPREAD, 12), task=line.task_settings(Killed)), path)
+    return str(lost.value)
+
+
+def test_a_lost_process_is_named_with_the_collective_of_a_sharded_layer(tmp_path):
+    job = Job([HERE], 2, lose_one, tmp_path / "run", preload=PRELOAD)
+    said = job.result(0, 60)
+    job.end()
+    assert isinstance(said, str), said
+    assert said.startswith("rank 1 (") and "is not heard from any more" in said
+    assert "rank 0 waits in all_gather (inside) since" in said
 
 
 def test_layers_that_share_a_parameter_are_gathered_together():
