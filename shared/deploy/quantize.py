@@ -72,18 +72,19 @@ def calibration_inputs(
         raise InvalidInputError(f"the predictor of {app.name} computes with no program of {artifact.manifest.name}")
     codec = app.codec(predictor)
     with recorded(program, most) as kept, tempfile.TemporaryDirectory(prefix="trivium-samples-") as folder:
+        samples = () if files else app.samples()
+        read = 0
+        for source in files or samples:
+            named = (source,) if isinstance(source, Path) else tuple(source.files(Path(folder)))
+            answer(predictor, Request(files=named), codec)
+            read += 1
+            if len(kept) >= most:
+                break
         if files:
-            requests = [Request(files=(path,)) for path in files]
-            title = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
+            title = ", ".join(path.name for path in files[:read][:3]) + (", ..." if read > 3 else "")
         else:
-            samples = app.samples()
-            requests = [Request(files=tuple(sample.files(Path(folder)))) for sample in samples]
-            title = (
-                f"the application's samples, {sum(sample.synthetic for sample in samples)} of {len(samples)} synthetic"
-            )
-        for request in requests:
-            if len(kept) < most:
-                answer(predictor, request, codec)
+            synthetic = sum(sample.synthetic for sample in samples[:read])
+            title = f"the application's samples, {synthetic} of {read} synthetic"
     rows = sum(len(next(iter(inputs.values()))) for inputs in kept)
     if rows < least:
         raise InvalidInputError(
