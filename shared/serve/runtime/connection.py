@@ -23,16 +23,26 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     The request's body must have been read.
     """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    task, left = asyncio.current_task(), False
+    assert task is not None
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal left
+        left = True
+        task.cancel()
+
+    # The work stays in this task: another one, and waiting for the two, took a fifth of a small request's time here.
+    leaving = asyncio.ensure_future(_disconnected(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if left and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
+        leaving.remove_done_callback(leave)
         leaving.cancel()
-        working.cancel()
-        await asyncio.wait({working, leaving})
 
 
 async def _disconnected(request: Request) -> None:
