@@ -19,7 +19,7 @@ PREDICT = "/api/echo/predict"
 
 def loaded(client: TestClient) -> TestClient:
     """The client, once its server has the predictor: loading counts towards a deadline too."""
-    client.post(PREDICT, data={"sample": "unknown"})
+    until(lambda: client.post(PREDICT, data={"sample": "unknown"}).status_code == 422)
     return client
 
 

@@ -227,7 +227,9 @@ def test_after_the_deadline_a_network_answers_504(
 ) -> None:
     go = threading.Event()
     monkeypatch.setattr(OnnxNetwork, "compute", lambda self, batch, most: [go.wait(20)])
-    answer = serve(deadline_s=0.2).post(INFER, json={"inputs": [X, INDEX]})
+    client = serve(deadline_s=0.2)
+    assert client.get("/v2/models/echo/ready").status_code == 200, "what is not loaded in time is 503"
+    answer = client.post(INFER, json={"inputs": [X, INDEX]})
     go.set()
     assert answer.status_code == 504 and "deadline" in answer.json()["error"]
 

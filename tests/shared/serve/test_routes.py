@@ -200,6 +200,7 @@ def test_at_the_deadline_what_is_computed_is_504_and_what_waits_503_and_never_co
     serve: Serve, echo: Echo
 ) -> None:
     client = serve(deadline_s=0.3, max_batch=1)
+    until(lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422)  # it is loaded
     echo.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda n: client.post("/api/echo/predict", files=[csv(n)]), (1, 2)))
