@@ -103,9 +103,14 @@ def programs_of(predictor: object) -> dict[str, Program]:
 def with_programs(response: Response, predictor: object) -> Response:
     """The response with the names of the programs that the predictor computes with, by model, in its result.
 
-    One that no input has needed so far has no name.
+    One that no input has needed so far has no name, and where one model answered it is named alone: so the same input
+    gives the same result, whatever was loaded before.
     """
-    programs = {name: program.name for name, program in programs_of(predictor).items() if program.name}
+    programs = {
+        name: program.name
+        for name, program in programs_of(predictor).items()
+        if program.name and response.model in (None, name)
+    }
     return replace(response, result={**response.result, "programs": programs}) if programs else response
 
 
