@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from shared.deploy.predictor import Request, answer
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
-from tests.shared.serve.echo import Echo, csv
+from tests.shared.serve.echo import Echo, csv, until
 
 PICTURE = b"\x89PNG[2.0, 4.0]2.0\n4.0"
 
@@ -72,6 +72,7 @@ def test_they_wait_their_turn_like_answers_and_are_refused_without_room(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(queue_length=1, max_batch=1, deadline_s=0.5)
+    until(lambda: client.post("/api/echo/predict", data={"sample": "unknown"}).status_code == 422)  # it is loaded
     case = ask(client)
     echo.gate.clear()
     assert client.post("/api/echo/predict", files=[csv(1)]).status_code in (503, 504), "it holds the worker"
