@@ -206,7 +206,9 @@ def _write(method: Method, network: Path, folder: Path, examples: Examples, *, o
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(network)
+    from shared.deploy.programs.openvino import open_core
+
+    model = open_core().read_model(network)
     scope = None if outputs_too else nncf.IgnoredScope(names=_next_to_outputs(model))
     inputs = [{name: value.numpy() for name, value in one.items()} for one in examples.inputs]
     quantised = nncf.quantize(

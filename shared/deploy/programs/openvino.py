@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from shared.app import DenseNetwork
+
+
+@lru_cache(maxsize=1)
+def open_core() -> Any:
+    """OpenVINO's core, one for as long as the process lives.
+
+    Its plug-in for CPUs gives the thread that loads it another stack for signal handlers, and frees that stack with
+    the last model. Where another thread lets go of that one, the next signal that Python handles, Ctrl-C say, ends the
+    process by a segmentation fault (openvino 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVino:
@@ -51,7 +65,7 @@ class OpenVino:
             raise ProgramError("an INT8 network is made by `trivium quantize`")
         if not (folder / NETWORK).is_file():
             write_onnx(dense, folder / NETWORK)
-        model = openvino.Core().read_model(folder / NETWORK)
+        model = open_core().read_model(folder / NETWORK)
         openvino.save_model(model, folder / "openvino.xml", compress_to_fp16=False)
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
@@ -70,7 +84,7 @@ def compile_model(path: Path, format: Format, place: Placement) -> Any:
         "INFERENCE_PRECISION_HINT": "bf16" if format == "bf16" else "f32",
     }
     try:
-        core = openvino.Core()
+        core = open_core()
         return core.compile_model(core.read_model(path), "CPU", settings)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]

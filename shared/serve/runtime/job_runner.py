@@ -45,7 +45,8 @@ class JobRunner:
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to look for jobs."""
+        """Begins to look for jobs. A server may be started anew on another event loop, to which these would not go."""
+        self._wake, self._changed = asyncio.Event(), asyncio.Condition()
         self._loop = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +184,21 @@ def test_a_program_that_is_asked_for_is_taken(artifact: Artifact, monkeypatch: p
     assert opened(artifact).name == "onnx"
     with pytest.raises(InvalidInputError, match="no program 'tvm'"), asked_program("tvm"):
         pass
+
+
+def test_a_signal_is_handled_after_another_thread_let_go_of_openvino(folder: Path) -> None:
+    code = (
+        "import gc, signal, sys, threading; from pathlib import Path\n"
+        "from shared.deploy.programs.openvino import compile_model\n"
+        "from shared.deploy.programs.program import Placement\n"
+        "held = [compile_model(Path(sys.argv[1]), 'fp32', Placement('cpu', 1))]\n"
+        "thread = threading.Thread(target=lambda: (held.clear(), gc.collect())); thread.start(); thread.join()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_what_cannot_be_loaded_is_passed_over_with_a_remark(artifact: Artifact) -> None:
