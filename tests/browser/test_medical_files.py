@@ -29,7 +29,7 @@ def test_what_is_no_ct_is_answered_with_a_sentence(page: Page, site: str, tmp_pa
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     page.get_by_label("Chest CT").set_input_files([bad])
     page.get_by_role("button", name="Find nodules").click()
-    expect(page.get_by_role("alert")).to_contain_text("notes.nrrd cannot be read")
+    expect(page.get_by_role("alert")).to_contain_text("notes.nrrd has no header that can be read")
 
 
 def test_a_folder_of_dicom_is_shown_by_its_instance_numbers(page: Page, site: str, tmp_path: Path) -> None:
