@@ -25,26 +25,19 @@ import polars as pl
 import pydicom
 import pytest
 import SimpleITK
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
 from apps.driving.app import app as driving
+from tests.fuzzing import repeatable
 
 EXAMPLES = 20
 MOST_SECONDS, MOST_WAIT_S = 10.0, 60.0
 
 Make = Callable[[Path], dict[str, bytes]]
 
-FUZZ = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 NUMBERS = st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1])
 WORDS = st.sampled_from([b"nan", b"inf", b"-1", b"1e309", b"9" * 40, b"\0", b"\xff", b'"', b",", b"\n", b" ", b"\xc3("])
 PLACE = st.one_of(
@@ -277,7 +270,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str, tmp_path: Path, reading: R
     first = next(iter(files.values()))
     assert reading.read(what, hand_in(first))[:2] == (None, ""), "as it is, it can be read"
 
-    @FUZZ
+    @repeatable(EXAMPLES)
     @given(changes=CHANGES)
     def damage(changes: list[Any]) -> None:
         status, words, seconds = reading.read(what, hand_in(changed(first, changes)))

@@ -8,13 +8,29 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import create_engine, text
 
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+def running() -> Iterator[PostgreSQL]:
+    """For a fixture: a server that runs until its tests have ended; they are skipped where it is not installed."""
+    if executable() is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
+        found = PostgreSQL(Path(folder))
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()
 
 
 class PostgreSQL:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.app import App
+from shared.app import App, installed
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
-from tests.shared.serve.echo import Echo, make_app
+from tests.shared.serve.echo import Echo, make_app, write_artifact
 
 
 @pytest.fixture
@@ -27,6 +27,20 @@ def echo() -> Echo:
 def echo_app(tmp_path: Path, echo: Echo) -> App:
     """The application."""
     return make_app(tmp_path / "echo", echo)
+
+
+@pytest.fixture
+def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, App]]:
+    """The application ``fragile``, installed as a package of its own is, so that other processes find it too."""
+    package = tmp_path / "packages" / "fragile-1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[trivium.apps]\nfragile = tests.shared.serve.fragile:app\n")
+    monkeypatch.syspath_prepend(package.parent)
+    installed.cache_clear()
+    write_artifact(tmp_path / "registry", 1, app="fragile")
+    yield {"fragile": installed()["fragile"]}
+    installed.cache_clear()
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.checks import not_a_server_error
@@ -34,17 +33,10 @@ from shared.serve.settings import Settings
 from shared.serve.worker.codec import read_request
 from shared.serve.worker.messages import BrokenMessage, pair, receive, unbundle
 from tests.conftest import serving
+from tests.fuzzing import repeatable
 from tests.shared.serve.echo import Echo, csv, make_app
 
 EXAMPLES = 8
-QUIET = hypothesis_settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -87,7 +79,7 @@ def test_every_route_answers_as_its_description_says(client: httpx.Client) -> No
         if operation.method.upper() == "DELETE":
             continue  # it would take away what the others ask for
 
-        @QUIET
+        @repeatable(EXAMPLES)
         @given(case=operation.as_strategy())
         def ask(case: Case) -> None:
             answer = case.call(base_url=str(client.base_url), timeout=30)
@@ -117,7 +109,7 @@ TENSOR = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(QUIET, max_examples=150)
+@repeatable(150)
 @given(
     document=st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=3) | JSON}) | JSON,
     tail=st.binary(max_size=40),
@@ -133,7 +125,7 @@ def test_a_body_is_read_or_refused(document: Any, tail: bytes, length: int | Non
         assert {name: array.dtype for name, array in found.inputs.items()} == {"x": np.float32, "index": np.int64}
 
 
-@hypothesis_settings(QUIET, max_examples=200)
+@repeatable(200)
 @given(
     packet=st.binary(min_size=1, max_size=200)
     | st.builds(
@@ -154,7 +146,7 @@ def test_a_packet_of_a_worker_is_a_message_or_is_broken(packet: bytes) -> None:
             pass
 
 
-@hypothesis_settings(QUIET, max_examples=60)
+@repeatable(60)
 @given(
     body=st.binary(max_size=300)
     | st.lists(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.app import installed
+from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
-from tests.shared.postgresql import PostgreSQL, executable
-from tests.shared.serve.echo import csv, until, write_artifact
+from tests.shared.postgresql import PostgreSQL, running
+from tests.shared.serve.echo import csv, until
 
 PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
 
@@ -26,32 +25,15 @@ PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
 @pytest.fixture
 def database() -> Iterator[PostgreSQL]:
     """A PostgreSQL server of this test's own, to be killed."""
-    if executable() is None:
-        pytest.skip("PostgreSQL's server is not installed")
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        found = PostgreSQL(Path(folder))
-        found.start()
-        yield found
-        found.stop()
+    yield from running()
 
 
 @pytest.fixture
-def client(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, database: PostgreSQL
-) -> Iterator[TestClient]:
+def client(tmp_path: Path, settings: Settings, fragile: dict[str, App], database: PostgreSQL) -> Iterator[TestClient]:
     """A server whose application computes in a process, and whose store is on PostgreSQL."""
-    package = tmp_path / "packages" / "fragile-1.dist-info"
-    package.mkdir(parents=True)
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[trivium.apps]\nfragile = tests.shared.serve.fragile:app\n")
-    monkeypatch.syspath_prepend(package.parent)
-    installed.cache_clear()
-    write_artifact(tmp_path / "registry", 1, app="fragile")
     given = {"workers": 1, "registry": tmp_path / "registry", "store_url": database.database()}
-    apps = {"fragile": installed()["fragile"]}
-    with TestClient(create_app(settings.model_copy(update=given), apps)) as found:
+    with TestClient(create_app(settings.model_copy(update=given), fragile)) as found:
         yield found
-    installed.cache_clear()
 
 
 def test_what_was_acknowledged_outlives_a_killed_worker_and_a_killed_database(

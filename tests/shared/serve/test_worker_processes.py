@@ -17,38 +17,29 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.app import installed
+from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import BrokenMessage, Message, bundle, pair, receive, send, unbundle
-from tests.shared.serve.echo import csv, until, write_artifact
+from tests.shared.serve.echo import csv, until
 
 PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
 INFER = "/v2/models/echo/infer"
 
 
 @pytest.fixture
-def serve(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TestClient]]:
-    """Makes a client of a server with the application ``fragile``, installed as a package of its own is."""
-    package = tmp_path / "packages" / "fragile-1.dist-info"
-    package.mkdir(parents=True)
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[trivium.apps]\nfragile = tests.shared.serve.fragile:app\n")
-    monkeypatch.syspath_prepend(package.parent)
-    installed.cache_clear()
-    write_artifact(tmp_path / "registry", 1, app="fragile")
+def serve(tmp_path: Path, settings: Settings, fragile: dict[str, App]) -> Iterator[Callable[..., TestClient]]:
+    """Makes a client of a server with the application ``fragile``."""
     opened: list[TestClient] = []
 
     def make(**changes: Any) -> TestClient:
         given = {"workers": 1, "registry": tmp_path / "registry", **changes}
-        apps = {"fragile": installed()["fragile"]}
-        opened.append(TestClient(create_app(settings.model_copy(update=given), apps)).__enter__())
+        opened.append(TestClient(create_app(settings.model_copy(update=given), fragile)).__enter__())
         return opened[-1]
 
     yield make
     for one in opened:
         one.__exit__(None, None, None)
-    installed.cache_clear()
 
 
 def predict(client: TestClient, **options: str) -> Any:

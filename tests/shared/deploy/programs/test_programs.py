@@ -25,6 +25,7 @@ from shared.deploy.programs.store import folder_of, keep, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
+from shared.threads import compute_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -163,7 +164,7 @@ def opened(artifact: Artifact, build: Callable[[], DenseNetwork] = network, **se
 def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     program = opened(artifact)
     assert "the fastest here" in program.reason and f"{program.name} " in program.reason
-    choice = read_choice(artifact, Placement("cpu", 1))
+    choice = read_choice(artifact, Placement("cpu", compute_threads()))
     assert choice is not None and {"torch", "onnx", "openvino"} <= choice.milliseconds.keys()
     assert choice.milliseconds[choice.program] <= 1.15 * min(choice.milliseconds.values())
 
@@ -174,7 +175,7 @@ def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: 
     file.write_text(json.dumps({**json.loads(file.read_text()), "program": "onnx"}))
     assert opened(artifact, build=never).name == "onnx"
     forget_choices(artifact)
-    assert read_choice(artifact, Placement("cpu", 1)) is None
+    assert read_choice(artifact, Placement("cpu", compute_threads())) is None
 
 
 def test_a_program_that_is_asked_for_is_taken(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
