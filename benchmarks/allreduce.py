@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.report import report
 from shared.comms.allreduce import Flat, all_peers, mesh_peers
-from shared.comms.compression import HalfPrecision, NoCompression
+from shared.comms.compression import HalfPrecision
 from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join
 from shared.comms.shaped_network import HEADER_BYTES, MTU, Job, missing_rights, shaped_network, succeed
@@ -66,14 +66,11 @@ def measure(sizes: dict[int, int]) -> dict[tuple[str, int], list[tuple[float, in
         tree = Hierarchical(*mesh_peers(group), device=group.device)
         flat = Flat(all_peers(group))
 
-        def short(tensor: Tensor) -> None:
-            _wait(tree, tensor, HalfPrecision(torch.bfloat16))
-
         ways: dict[str, Callable[[Tensor], Any]] = {
             LAUNCHED: lambda tensor: dist.all_reduce(tensor, group=launched),
             OURS: flat.all_reduce,
-            TREE: lambda tensor: _wait(tree, tensor, NoCompression()),
-            SHORT: short,
+            TREE: tree.all_reduce,
+            SHORT: lambda tensor: tree.all_reduce(tensor, HalfPrecision(torch.bfloat16)),
         }
         found: dict[tuple[str, int], list[tuple[float, int]]] = {}
         for megabytes, turns in sizes.items():
@@ -92,13 +89,6 @@ def measure(sizes: dict[int, int]) -> dict[tuple[str, int], list[tuple[float, in
                 if not all(torch.equal(sums[OURS], other) for other in sums.values()):
                     raise RuntimeError("the sums are not equal")
         return found
-
-
-def _wait(tree: Hierarchical, tensor: Tensor, compressor: Any) -> None:
-    future: torch.futures.Future[Any] = torch.futures.Future()
-    tree.start(tensor, (), compressor, future.set_result)
-    if (error := future.wait()) is not None:
-        raise error
 
 
 def main() -> None:

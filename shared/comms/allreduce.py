@@ -78,6 +78,8 @@ def _around(tensor: Tensor, bounds: Bounds, peers: Peers, first: int, *, add: bo
     chunk goes in two halves, so that one is on its way while a process wakes up for the other; busy cores take
     milliseconds for that. Both sides know what is empty.
     """
+    if peers.size == 1:
+        return
     chunks = [(first - turn) % peers.size for turn in range(peers.size)]
     turns = [_halves(tensor[bounds[chunk] : bounds[chunk + 1]]) for chunk in chunks]
     if tensor.device.type == "cuda":

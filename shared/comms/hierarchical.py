@@ -101,8 +101,8 @@ class Hierarchical:
                 lambda error, last=last: piece_done(error, last),  # type: ignore[misc]
             )
 
-    def all_reduce(self, tensor: Tensor) -> None:
-        """The same, waiting for its end."""
+    def all_reduce(self, tensor: Tensor, compressor: Compressor | None = None) -> None:
+        """The same, waiting for its end; without a ``compressor`` all bytes go between nodes."""
         ended = threading.Event()
         found: list[BaseException | None] = []
 
@@ -110,7 +110,7 @@ class Hierarchical:
             found.append(error)
             ended.set()
 
-        self.start(tensor.view(-1), (), NoCompression(), done)
+        self.start(tensor.view(-1), (), compressor or NoCompression(), done)
         ended.wait()
         if found[0] is not None:
             raise found[0]

@@ -38,10 +38,18 @@ def test_the_processes_that_are_left_name_the_one_that_is_lost(hosts, how):
 
 
 def test_routes_sum_as_the_backend_does_and_ranks_of_a_host_are_neighbours(hosts):
-    for result in succeed(Job(hosts, 2, workers.sums, interleaved=True).results(60)):
+    for result in succeed(Job(hosts, 2, workers.sums, [None], interleaved=True).results(60)):
         assert result["hosts"] == ["node0", "node0", "node1", "node1"]
         assert result["nodes"] == ((0, 1), (2, 3))
-        assert len(result["found"]) == 50 and not any(result["found"].values())
+        assert len(result["found"]) == 2 * len(workers.DTYPES) * len(workers.SIZES)
+        assert not any(result["found"].values())
+
+
+@pytest.mark.parametrize(("processes", "shards"), [(3, (1, 3)), (6, (1, 2, 3, 6))])
+def test_routes_sum_as_the_backend_does_in_every_mesh_that_a_world_admits(processes, shards):
+    for result in run(workers.sums, shards, processes=processes):
+        assert len(result["found"]) == (1 + len(shards)) * len(workers.DTYPES) * len(workers.SIZES)
+        assert not any(result["found"].values())
 
 
 UNLIKE = {
