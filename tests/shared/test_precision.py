@@ -15,13 +15,20 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [({}, None), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+    [
+        ({"cpu_name": "Intel Xeon"}, None),
+        ({"cpu_name": "AMD Zen 5", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, None),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+    ],
 )
-def test_auto_is_bf16_on_a_cpu_that_computes_in_it(monkeypatch, found, expected):
+def test_auto_is_bf16_on_a_cpu_that_is_faster_in_it(monkeypatch, found, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    precision.cpu_has_bf16.cache_clear()
+    for told in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
+        told.cache_clear()
     chosen = choose_precision("auto", CPU)
-    precision.cpu_has_bf16.cache_clear()
+    for told in (precision.cpu_has_bf16, precision.cpu_gains_from_bf16):
+        told.cache_clear()
     assert chosen.dtype == expected == (torch.bfloat16 if "which this CPU computes in" in chosen.reason else None)
 
 
