@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
-from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
+from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor  # type: ignore[import-untyped]
 
 from shared.atomic_files import file_lock, publish
 from shared.data.registry import cache
 from shared.errors import InvalidInputError
+
+Made = TypeVar("Made")
 
 
 def packs() -> Path:
@@ -62,3 +65,25 @@ def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]
         Parallel(n_jobs=processes, batch_size=1)(delayed(function)(*arguments) for arguments in work)
     finally:
         get_reusable_executor().shutdown(wait=True)
+
+
+def made_ahead(function: Callable[..., Made], calls: Iterable[tuple[Any, ...]]) -> Iterator[Made]:
+    """The results of ``function`` in the order of the calls, made in processes as those of ``parallel_map``.
+
+    No more than one for each core and one besides are made before they are taken. One call, or one core: made here.
+    """
+    work = deque(calls)
+    processes = min(len(os.sched_getaffinity(0)), len(work))
+    if processes < 2:
+        yield from (function(*arguments) for arguments in work)
+        return
+    executor = ProcessPoolExecutor(processes, env={"OMP_NUM_THREADS": "1"})
+    try:
+        coming = deque(executor.submit(function, *work.popleft()) for _ in range(min(processes + 1, len(work))))
+        while coming:
+            made: Made = coming.popleft().result()
+            if work:
+                coming.append(executor.submit(function, *work.popleft()))
+            yield made
+    finally:
+        executor.shutdown(wait=True, kill_workers=True)

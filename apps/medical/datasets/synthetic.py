@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.medical.types import AnnotatedScan, ChestInput
+from shared.data.build_cache import made_ahead
 
 if TYPE_CHECKING:
     from apps.medical.datasets.synth.pack import Pack, PackSettings
@@ -85,12 +86,18 @@ class Synthetic:
 
 
 def phantoms(seed: int, count: int) -> Iterator[AnnotatedScan]:
-    """The first ``count`` chests of a series: five nodules of 3 to 30 mm each, and in two of three a larger mass."""
+    """The first ``count`` chests of a series: five nodules of 3 to 30 mm each, and in two of three a larger mass.
+
+    A chest takes a core some twenty seconds; the next are painted by other processes while one is looked at.
+    """
+    return made_ahead(_phantom, ((seed, number) for number in range(count)))
+
+
+def _phantom(seed: int, number: int) -> AnnotatedScan:
     from apps.medical.datasets.synth.phantom import phantom
 
-    for number in range(count):
-        random = np.random.default_rng((seed, number))
-        yield phantom(random, spacing_mm=SPACINGS_MM[number % len(SPACINGS_MM)], name=str(number))
+    random = np.random.default_rng((seed, number))
+    return phantom(random, spacing_mm=SPACINGS_MM[number % len(SPACINGS_MM)], name=str(number))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.data.build_cache import get_or_build, packs, parallel_map
+from shared.data.build_cache import get_or_build, made_ahead, packs, parallel_map
 from shared.errors import InvalidInputError
 
 
@@ -58,6 +60,23 @@ def test_every_call_is_made(tmp_path: Path) -> None:
 def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         parallel_map(Path.read_text, ((tmp_path / str(number),) for number in range(2)))
+
+
+def test_results_come_in_the_order_of_the_calls_and_few_are_made_ahead(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number:02}") for number in range(20)]
+    taken = made_ahead(shutil.copy, ((__file__, name) for name in names))
+    assert [next(taken), next(taken)] == names[:2]
+    # Two are taken, and one more than there are cores may be on their way.
+    assert len(list(tmp_path.iterdir())) <= 3 + len(os.sched_getaffinity(0))
+    assert list(taken) == names[2:]
+
+
+def test_a_failure_ahead_reaches_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    made = made_ahead(Path.read_text, [(tmp_path / "there",), (tmp_path / "missing",)])
+    assert next(made) == ""
+    with pytest.raises(FileNotFoundError):
+        next(made)
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
