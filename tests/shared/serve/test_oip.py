@@ -120,7 +120,7 @@ def test_unknown_models_are_not_found(echo_client: TestClient, path: str, words:
         ({"inputs": [{**X, "shape": [2]}, INDEX]}, "[-1, 2]"),
         ({"inputs": [{**X, "shape": [-1, 2]}, INDEX]}, "inputs.0.shape.0: Input should be greater than or equal to 0"),
         ({"inputs": [{**X, "shape": [True, 2]}, INDEX]}, "inputs.0.shape.0: Input should be a valid integer"),
-        ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "'x' is FP32, not \\ud800"),
+        ({"inputs": [{**X, "datatype": "\ud800"}, INDEX]}, "the body is not JSON"),  # half a character
         ({"inputs": [{**X, "shape": [10**30, 0], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "shape": [0, 2**63], "data": []}, INDEX]}, "a shape that no array can have"),
         ({"inputs": [{**X, "data": [[1, 2, 3]]}, INDEX]}, "has shape [1, 3], not [1, 2]"),
