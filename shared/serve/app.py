@@ -29,6 +29,7 @@ from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import repository
 from shared.serve.oip import routes as oip
+from shared.serve.oip.infer import add_infer_routes
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import DescribedAPI
 from shared.serve.pages import WEB, Pages
@@ -120,6 +121,7 @@ def create_app(
     )
     pages = Pages(services, settings)
     answer_errors(server, pages)
+    add_infer_routes(server)
     for service in services.values():
         _add_routes(server, service)
     server.include_router(repository.router)  # before a model's own routes: "stats" is no name there

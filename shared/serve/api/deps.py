@@ -98,7 +98,7 @@ async def get_upload(request: Request, service: ServiceDep, folder: FolderDep) -
     settings = service.settings
     with full_disk_named("the upload cannot be taken"):
         return await receive(
-            within_upload_limits(request.stream(), settings),
+            within_upload_limits(request, settings),
             request.headers,
             folder,
             max_bytes=settings.max_upload_bytes,

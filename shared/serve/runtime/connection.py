@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
 from shared.errors import InvalidInputError
 from shared.serve.settings import Settings
@@ -16,6 +17,10 @@ from shared.serve.settings import Settings
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
 _RATE_WINDOW_S = 10.0
+_WATCH_AFTER_S = 0.1
+_NOTHING_YET: Message = {"type": "http.request", "more_body": True}
+_WHOLE = "trivium.body_is_read"
+"""Where a request's scope says that its body was read to the end."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -24,6 +29,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
     The request's body must have been read.
     """
     task, left = asyncio.current_task(), False
+    watching: asyncio.Future[None] | None = None
     assert task is not None
 
     def leave(_: asyncio.Future[None]) -> None:
@@ -31,9 +37,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         left = True
         task.cancel()
 
-    # The work stays in this task: another one, and waiting for the two, took a fifth of a small request's time here.
-    leaving = asyncio.ensure_future(_disconnected(request))
-    leaving.add_done_callback(leave)
+    def watch() -> None:
+        nonlocal watching
+        watching = asyncio.ensure_future(_disconnected(request))
+        watching.add_done_callback(leave)
+
+    # The work stays in this task, and another watches only where it takes a while: two tasks for each request, and
+    # waiting for both, took a fifth of a small request's time here.
+    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch)
     try:
         return await work
     except asyncio.CancelledError:
@@ -41,8 +52,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
             raise ClientDisconnect from None
         raise
     finally:
-        leaving.remove_done_callback(leave)
-        leaving.cancel()
+        timer.cancel()
+        if watching is not None:
+            watching.remove_done_callback(leave)
+            watching.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -50,33 +63,27 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def within_upload_limits(body: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
-    """The chunks of a request body; refuses (408) one that stops, comes too slowly, or takes too long as a whole.
+async def within_upload_limits(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    """The chunks of a request's body; refuses (408) one that stops, comes too slowly, or takes too long as a whole.
 
     Only the time that the server waits for the client counts. The rate is measured over ten seconds each, so that a
-    client that sent much at once cannot trickle the rest.
+    client that sent much at once cannot trickle the rest. Raises ``ClientDisconnect`` where the client goes away.
     """
     clock = _UploadClock(settings)
-    coming: asyncio.Future[bytes | None] = asyncio.ensure_future(_next(body))
-    try:
-        while True:
-            began = time.monotonic()
-            # A generator that is cancelled is at its end, so what comes late is awaited rather than asked for again.
-            await asyncio.wait({coming}, timeout=clock.patience_s())
-            chunk = coming.result() if coming.done() else b""
-            if chunk is None:
-                return
-            clock.count(time.monotonic() - began, len(chunk))
-            if coming.done():
-                yield chunk
-                coming = asyncio.ensure_future(_next(body))
-    finally:
-        coming.cancel()
-        await asyncio.wait({coming})
-
-
-async def _next(body: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(body, None)
+    while True:
+        began, message = time.monotonic(), _NOTHING_YET
+        with suppress(TimeoutError):
+            async with asyncio.timeout(clock.patience_s()):
+                message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        clock.count(time.monotonic() - began, len(chunk))
+        if chunk:
+            yield chunk
+        if not message.get("more_body", False):
+            request.scope[_WHOLE] = True
+            return
 
 
 class _UploadClock:
@@ -121,9 +128,9 @@ async def drain_body(request: Request) -> None:
     Where the connection closes with the answer, a client that still sends would see it break instead of the answer.
     On one that stays open the server drops the rest by itself.
     """
-    if stays_open(request) or request.method in ("GET", "HEAD"):
+    if stays_open(request) or request.method in ("GET", "HEAD") or _WHOLE in request.scope:
         return
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: it has been read whole
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: what reads it so has read it whole
         async with asyncio.timeout(_DRAIN_S):
             async for _ in request.stream():
                 pass
