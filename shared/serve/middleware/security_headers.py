@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -28,6 +27,14 @@ def page_policy(nonce: str | None = None) -> str:
     )
 
 
+def _as_sent(cached: str) -> list[tuple[bytes, bytes]]:
+    headers = _HEADERS | {"Content-Security-Policy": page_policy(), "Cache-Control": cached}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+_FOR_STATIC, _FOR_OTHERS = _as_sent("no-cache"), _as_sent("no-store")
+
+
 class SecurityHeaders:
     """Adds the headers that an answer does not have yet. Only static files may be cached."""
 
@@ -42,12 +49,11 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Content-Security-Policy", page_policy())
-                static = scope["path"].startswith("/static/")
-                headers.setdefault("Cache-Control", "no-cache" if static else "no-store")
+                headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+                there = {name.lower() for name, _ in headers}
+                added = _FOR_STATIC if scope["path"].startswith("/static/") else _FOR_OTHERS
+                headers += [header for header in added if header[0] not in there]
+                message = {**message, "headers": headers}
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -103,9 +103,9 @@ class RequestLimit:
 
     def _ahead(self) -> int:
         """How many requests will be computed before a new one: a body that is long in coming may be overtaken."""
-        now = time.monotonic()
-        coming = sum(now - admitted < _SOON_S for admitted in self._admitted)
-        return self._computing + min(coming, self._inside - self._computing)
+        while self._admitted and time.monotonic() - self._admitted[0] >= _SOON_S:
+            self._admitted.popleft()
+        return self._computing + min(len(self._admitted), self._inside - self._computing)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
