@@ -116,6 +116,7 @@ def create_app(
         hosts=settings.host_names or hosts,
         drain=server.state.drain,
         checks=_room_checks(services, networks),
+        deadline_s=settings.deadline_s,
         places=server.state.client_places,
         metrics=metrics,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,9 @@ class _Server(uvicorn.Server):
         """Starts, and says so."""
         await super().startup(sockets)
         if self.started:
+            # What is there now stays, so the collector need not go through it again while requests wait.
+            gc.collect()
+            gc.freeze()
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -23,6 +23,7 @@ def add_middleware(
     hosts: Collection[str] | None,
     drain: Drain,
     checks: Mapping[str, Callable[[], None]],
+    deadline_s: float,
     places: ClientPlaces,
     metrics: Metrics,
 ) -> None:
@@ -35,7 +36,7 @@ def add_middleware(
     server.add_middleware(OwnHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)
     server.add_middleware(UnexpectedErrors)
-    server.add_middleware(EarlyRefusal, checks=checks)
+    server.add_middleware(EarlyRefusal, checks=checks, deadline_s=deadline_s)
     server.add_middleware(PerClient, places=places)
     server.add_middleware(SecurityHeaders)
     server.add_middleware(AccessLog, metrics=metrics)

@@ -12,7 +12,7 @@ from shared.serve.middleware.error_answers import json_error
 from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
 
-_PAUSE_S = 0.5
+_LONGEST_PAUSE_S, _PAUSE_SHARE = 2.0, 0.2
 _MOST_PAUSED = 1000
 
 
@@ -20,14 +20,14 @@ class EarlyRefusal:
     """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
 
     ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
-    One that keeps it, as it may to ask again at once, is answered after ``_PAUSE_S``: a client that waits costs
-    nothing, and one that asks in a loop would take the time that answers need. At most ``_MOST_PAUSED`` wait so.
+    One that keeps it, as it may to ask again at once, is answered after two seconds (at most a fifth of the deadline):
+    a client that waits costs nothing, and those that ask in a loop would take the time that answers need. At most
+    ``_MOST_PAUSED`` wait so.
     """
 
-    _paused = 0
-
-    def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]]) -> None:
+    def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]], deadline_s: float) -> None:
         self._app, self._checks = app, checks
+        self._pause_s, self._paused = min(_LONGEST_PAUSE_S, _PAUSE_SHARE * deadline_s), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -39,7 +39,7 @@ class EarlyRefusal:
             if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
                 self._paused += 1
                 try:
-                    await asyncio.sleep(_PAUSE_S)
+                    await asyncio.sleep(self._pause_s)
                 finally:
                     self._paused -= 1
             answer = json_error(scope["path"], str(busy), busy.status)

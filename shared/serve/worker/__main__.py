@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -38,6 +39,8 @@ def main(descriptor: int, work: Work) -> int:
         words = "it needs more memory than a worker may have" if is_out_of_memory(error) else type(error).__name__
         send(connection, Message({"event": "failed", "sentence": words}))
         return 1
+    gc.collect()
+    gc.freeze()  # what is there now stays, so the collector need not go through it again while a request waits
     ready = {"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}
     send(connection, Message({**ready, "programs": getattr(handler, "programs", {})}))
     with suppress(BrokenPipeError, ConnectionResetError):
