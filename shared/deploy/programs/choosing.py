@@ -2,6 +2,8 @@
 
 The fastest is measured once, on an input as large as the predictor's usual ones, and remembered in the user's cache
 for the weights, the machine, its threads and the runtimes' versions, so that a machine goes on giving the same answers.
+Weights without an ONNX that can be used, for it is missing or for one size of input alone, get one before that, which
+takes seconds and stays in the cache.
 """
 
 from __future__ import annotations
@@ -10,19 +12,22 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Format, Placement, Program, ProgramError, Source, Tensors, is_batched
-from shared.deploy.programs.store import Found, folder_of, found_programs
+from shared.deploy.programs.store import Found, folder_of, found_programs, keep, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.precision import cpu_has_bf16
+from shared.progress import report_stage
 from shared.threads import compute_threads
 
 if TYPE_CHECKING:
@@ -118,6 +123,9 @@ def _opened(network: Network, device: str, asked: str | None) -> Program:
     candidates, remarks = _candidates(network, place)
     build = _once(network.build)
     if asked is not None:
+        runtime, format = find_program(asked)
+        if runtime.reads_onnx and format != "int8":
+            candidates, remarks = _with_onnx(network, candidates, build, place, remarks)
         try:
             program = _load(asked, network, candidates, build, place)
             return replace(program, reason="it was asked for", remarks=remarks)
@@ -129,6 +137,7 @@ def _opened(network: Network, device: str, asked: str | None) -> Program:
             return replace(program, reason=choice.reason, remarks=_logged(remarks))
         except ProgramError as error:
             remarks += (f"{choice.program}, which was chosen before, cannot be used: {error}",)
+    candidates, remarks = _with_onnx(network, candidates, build, place, remarks)
     program, choice, passed_over = _fastest(network, candidates, build, place)
     _write_choice(network.artifact, place, choice)
     return replace(program, reason=choice.reason, remarks=_logged((*remarks, *passed_over)))
@@ -159,6 +168,40 @@ def _candidates(network: Network, place: Placement) -> tuple[dict[str, Found], t
     if fixed and "onnx" in found and found["onnx"].entry is None:
         del found["onnx"]
     return found, remarks
+
+
+def _with_onnx(
+    network: Network,
+    files: dict[str, Found],
+    build: Callable[[], DenseNetwork],
+    place: Placement,
+    remarks: tuple[str, ...],
+) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """The files and remarks, and the ONNX of the weights, which OpenVINO reads too: one is made where it is lacking.
+
+    It is kept in the cache. Where it cannot be made, a remark says why.
+    """
+    if "onnx" in files or place.device != "cpu":
+        return files, remarks
+    from shared.deploy.programs.making import make_programs, random_examples
+
+    runtime, _ = find_program("onnx")
+    reason = runtime.why_not("fp32", "cpu")
+    if reason is None and find_spec("onnxscript") is None:
+        reason = "onnxscript is not installed; install trivium[export]"
+    if reason is not None:
+        return files, (*remarks, f"no ONNX was made: {reason}")
+    artifact = network.artifact
+    report_stage("making a program of the network, once")
+    try:
+        folder_of(artifact).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
+            dense = build()
+            made = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
+            keep(artifact, Path(folder), made)
+    except Exception as error:  # what torch's exporter raises for a network that it cannot trace is its own affair
+        return files, (*remarks, f"no ONNX could be made: {str(error).strip().partition(chr(10))[0]}")
+    return {**files, "onnx": found_programs(artifact)[0]["onnx"]}, remarks
 
 
 def _load(
@@ -212,7 +255,8 @@ def _fastest(
             passed_over.append(f"{name} cannot be used: {str(error).strip().partition(chr(10))[0]}")
         else:
             programs[name], loading[name] = program, time.process_time() - began
-    milliseconds = measure(programs, example)
+    # On a machine where others compute, the time on the wall tells which program was interrupted least.
+    milliseconds = measure(programs, example, time.process_time if place.device == "cpu" else time.perf_counter)
     best = _best(milliseconds, loading)
     listed = ", ".join(f"{name} {value:.3g} ms" for name, value in sorted(milliseconds.items(), key=lambda one: one[1]))
     choice = Choice(

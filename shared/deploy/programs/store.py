@@ -21,8 +21,8 @@ from shared.atomic_files import file_lock, write_whole
 from shared.deploy.artifact import NETWORK, WEIGHTS, Artifact, ProgramEntry, describe_file
 from shared.errors import InvalidInputError
 
-_LAYOUT = 1
-"""Of the networks that the applications export: programs made before it changed are made anew."""
+_LAYOUT = 2
+"""Of the networks that the applications export, and of how a program is chosen: what was made before is made anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

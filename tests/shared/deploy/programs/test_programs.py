@@ -241,10 +241,26 @@ def test_a_made_program_that_was_altered_is_not_used(artifact: Artifact, tmp_pat
     assert program.name != "torchscript" and "missing or was altered" in program.remarks[0]
 
 
-def test_an_onnx_with_fixed_sizes_is_of_no_use_where_they_vary(artifact: Artifact) -> None:
+def test_an_onnx_with_fixed_sizes_is_replaced_by_one_that_is_made_once(artifact: Artifact) -> None:
     image = replace(artifact.manifest.inputs[0], shape=(-1, 1, 8, 12))
     fixed = Artifact(artifact.path, replace(artifact.manifest, inputs=(image, artifact.manifest.inputs[1])))
-    assert opened(fixed).name == "torch"
+    inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
+    with asked_program("onnx"):
+        program = opened(fixed)
+        assert program.name == "onnx" and not program.remarks
+        assert relative_error(eager(network())(inputs), program(inputs)) < 1e-4
+        made = (folder_of(fixed) / "model.onnx").stat().st_mtime_ns
+        assert opened(fixed).name == "onnx" and (folder_of(fixed) / "model.onnx").stat().st_mtime_ns == made
+
+
+def test_where_no_onnx_can_be_made_torch_computes_with_a_remark(artifact: Artifact) -> None:
+    class Branches(Edges):
+        def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(image if image.sum() > 0 else -image, gain)
+
+    bare = Artifact(artifact.path, replace(artifact.manifest, files={WEIGHTS: artifact.manifest.files[WEIGHTS]}))
+    program = opened(bare, build=lambda: replace(network(), module=Branches().eval()))
+    assert program.name.startswith("torch") and program.remarks[0].startswith("no ONNX could be made: ")
 
 
 def test_a_cpu_without_the_instructions_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
