@@ -209,6 +209,8 @@ class Quantize:
     """Score on at most this many cases."""
     force: bool = False
     """Keep the program however much is lost."""
+    into_artifact: bool = False
+    """Write the program into the artifact as well, whose manifest then names it."""
 
 
 @dataclass(frozen=True, kw_only=True)

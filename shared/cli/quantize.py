@@ -37,6 +37,7 @@ def run(command: Quantize, settings: Sequence[str]) -> int:
         files=command.calibrate,
         cases=command.cases,
         force=command.force,
+        into_artifact=command.into_artifact,
         say=print_line,
     )
     ratio = entry.scores["torch_ms"] / entry.latency_ms

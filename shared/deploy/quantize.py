@@ -6,7 +6,9 @@ the score falls too far, the layers next to the outputs are left in floating poi
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared.app import App, DomainScore
-from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry
+from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry, describe_file, write_manifest
 from shared.deploy.predictor import Request, answer, programs_of
 from shared.deploy.programs.choosing import asked_program, forget_choices, measure
 from shared.deploy.programs.making import Examples, compare, make_programs
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, Source, Tensors, is_batched
-from shared.deploy.programs.store import found_programs, keep, weights_digest
+from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
@@ -106,12 +108,14 @@ def quantize(
     files: Sequence[Path] = (),
     cases: int | None = None,
     force: bool = False,
+    into_artifact: bool = False,
     say: Callable[[str], object] = lambda line: None,
 ) -> ProgramEntry:
     """Quantises the network and keeps the program in the user's cache, from where predictors take it if it is faster.
 
-    ``data`` is what the domain's scores before and after are taken of, of at most ``cases`` cases. Raises
-    ``InvalidInputError`` where a score falls by more than ``MOST_LOSS`` and ``force`` is not given.
+    With ``into_artifact`` it becomes a part of the artifact, whose manifest then names it. ``data`` is what the
+    domain's scores before and after are taken of, of at most ``cases`` cases. Raises ``InvalidInputError`` where a
+    score falls by more than ``MOST_LOSS`` and ``force`` is not given.
     """
     if app.score is None:
         raise InvalidInputError(f"{app.name} has no score by which a quantised network could be judged")
@@ -138,7 +142,7 @@ def quantize(
                 batched=reference.batched,
             )
             last = examples.inputs[-1]
-            milliseconds = measure({"torch": reference, name: program}, last)
+            milliseconds = measure({"torch": reference, name: program}, last, time.process_time)
             entry = ProgramEntry(
                 file=file,
                 weights=weights_digest(artifact),
@@ -163,11 +167,29 @@ def quantize(
                 entry = replace(entry, scores={**entry.scores, "accepted": True, "forced": True})
                 with tempfile.TemporaryDirectory() as empty:
                     keep(artifact, Path(empty), {name: entry})
+            if into_artifact:
+                _put_into(artifact, name, entry)
             forget_choices(artifact)
             return entry
     forget_choices(artifact)
     raise InvalidInputError(
         f"{artifact.manifest.name} loses more than {MOST_LOSS:.0%} of a score in INT8; --force takes it all the same"
+    )
+
+
+def _put_into(artifact: Artifact, name: str, entry: ProgramEntry) -> None:
+    """Copies a program from the cache into the artifact; its manifest is written last, so that it stays whole."""
+    made = sorted(folder_of(artifact).glob(f"{Path(entry.file).stem}.*"))
+    for file in made:
+        shutil.copyfile(file, artifact.path / file.name)
+    manifest = artifact.manifest
+    write_manifest(
+        artifact.path,
+        replace(
+            manifest,
+            programs={**manifest.programs, name: entry},
+            files={**manifest.files, **{file.name: describe_file(artifact.path / file.name) for file in made}},
+        ),
     )
 
 
@@ -182,8 +204,6 @@ def _scores(app: App, artifact: Artifact, data: DataConfig, cases: int | None, p
 
 def _onnx(artifact: Artifact, dense: Any, folder: Path) -> Path:
     """``model.onnx`` in ``folder``: that which was made before, or one made now, which is kept for OpenVINO's sake."""
-    import shutil
-
     found, _ = found_programs(artifact)
     own = found.get("onnx")
     if own is not None and (own.entry is not None or dense.dynamic is None):

@@ -132,6 +132,20 @@ def test_a_quantised_program_is_judged_and_kept_or_refused(artifact: Artifact, t
     assert forced.scores["accepted"] is True and forced.scores["forced"] is True
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_program_becomes_part_of_the_artifact(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data: Any = None
+    entry = quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), into_artifact=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    held = open_artifact(artifact.path)
+    assert held.manifest.programs["openvino-int8"] == entry
+    assert {"openvino-int8.xml", "openvino-int8.bin"} <= held.manifest.files.keys()
+    with asked_program("openvino-int8"):
+        assert BlurPredictor(held).programs["blur"].name == "openvino-int8"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
