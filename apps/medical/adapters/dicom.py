@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -11,28 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
+from apps.medical.adapters.pixels import UNCOMPRESSED, integer, read_hounsfield
 from apps.medical.adapters.series import AXIAL, MIN_SLICES, Slice, choose_series, is_scout
 from apps.medical.types import MAX_VOXELS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _LOSSY = (
     *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"),
     *("1.2.840.10008.1.2.4.93", "1.2.840.10008.1.2.4.203"),
 )
 """JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, and HTJ2K, which may lose."""
 
-_UNITS = ("HU", "HU_MOD", "US")
-"""Defined terms of RescaleType (0028,1054) that may be HU; others are electron density, iodine, effective Z."""
-
-_AIR_HU = -1024
 MAX_ACROSS = 8192
+_PIXELS = b"\xe0\x7f\x10\x00"
+"""The tag of PixelData (7FE0,0010) in little endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
     *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesDescription"),
@@ -95,7 +91,9 @@ def _parse(member: Member, content: bytes) -> list[Slice]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Some have lost what stands before the first group.
-            header = dcmread(BytesIO(content), stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
+            opened = BytesIO(content)
+            header = dcmread(opened, stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
+            stopped_at = opened.tell()
             # Values are converted when they are first asked for.
             for keyword in _KEYWORDS:
                 header.get(keyword)
@@ -108,7 +106,8 @@ def _parse(member: Member, content: bytes) -> list[Slice]:
                     if keyword in header:
                         kept[keyword] = header[keyword]
                 syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
-                image = Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept)
+                at = stopped_at if content[stopped_at : stopped_at + 4] == _PIXELS else None
+                image = Slice(member.label, member.read, hashlib.sha256(content).digest(), syntax, kept, pixels_at=at)
                 return frames(image, header) if is_enhanced(header) else [image]
     except InvalidDicomError:
         return []
@@ -128,7 +127,7 @@ def _must_be_ct(part: Slice) -> None:
         )
     if modality != "CT":
         raise InvalidInputError(f"{part.file} is {modality}, not CT; hand in the CT series")
-    if (_integer(part, "NumberOfFrames") or 1) > 1:
+    if (integer(part, "NumberOfFrames") or 1) > 1:
         raise InvalidInputError(
             f"{part.file} is a multi-frame image, but no enhanced CT; export it as single-frame CT images, or as NIfTI"
         )
@@ -148,7 +147,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     positions = np.array([_numbers(part, "ImagePositionPatient", 3) for part in slices])
     orientation = np.array([_numbers(part, "ImageOrientationPatient", 6) for part in slices])
     pixel = np.array([_numbers(part, "PixelSpacing", 2) for part in slices])
-    shapes = {(_integer(part, "Rows"), _integer(part, "Columns")) for part in slices}
+    shapes = {(integer(part, "Rows"), integer(part, "Columns")) for part in slices}
     if len(shapes) > 1 or np.ptp(orientation, axis=0).max() > 1e-3 or np.ptp(pixel, axis=0).max() > 1e-3:
         raise InvalidInputError(f"{name}: its images differ in size, orientation or pixel spacing; hand in one series")
     if pixel.min() <= 0:
@@ -193,11 +192,9 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         )
     voxels = np.empty((len(slices), rows, columns), np.int16)
     scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
-    if len(scales) > 1 and any(part.frame is not None and part.syntax not in _UNCOMPRESSED for part in slices):
+    if len(scales) > 1 and any(part.frame is not None and part.syntax not in UNCOMPRESSED for part in slices):
         raise InvalidInputError(f"{name} is compressed, and its frames differ in their scale; decompress it first")
-    unpacked: dict[bytes, NDArray[Any]] = {}
-    for k, index in enumerate(order):
-        voxels[k] = _hounsfield(slices[index], unpacked)
+    read_hounsfield([slices[index] for index in order], voxels)
     must_be_hounsfield(name, voxels)
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
@@ -236,7 +233,7 @@ def _greatest(value: Any) -> float:
 
 def _source(part: Slice, position: Float64) -> SourceImage:
     return SourceImage(
-        instance_number=_integer(part, "InstanceNumber"),
+        instance_number=integer(part, "InstanceNumber"),
         sop_instance_uid=str(part.header.get("SOPInstanceUID") or ""),
         position_lps_mm=_triple(position),
     )
@@ -251,109 +248,6 @@ def _numbers(part: Slice, keyword: str, count: int) -> list[float]:
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise InvalidInputError(f"{part.file} has no usable {keyword}; without geometry nothing can be measured in it")
     return numbers
-
-
-def _integer(part: Slice, keyword: str) -> int | None:
-    value = part.header.get(keyword)
-    return int(value) if isinstance(value, int) else None
-
-
-def _hounsfield(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.int16]:
-    """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1).
-
-    ``unpacked`` keeps the pixels of the one multi-frame file that was read last.
-    """
-    scale = [part.header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
-    if not all(isinstance(value, float | int) and np.isfinite(value) for value in scale) or not scale[0]:
-        raise InvalidInputError(
-            f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units"
-        )
-    if (unit := str(part.header.get("RescaleType") or "HU")) not in _UNITS:
-        raise InvalidInputError(
-            f"{part.file} holds values in {unit}, not Hounsfield units (RescaleType); hand in the original series"
-        )
-    if (kind := part.header.get("PhotometricInterpretation")) != "MONOCHROME2":
-        raise InvalidInputError(f"{part.file} is {kind}; a CT image is MONOCHROME2. Export the original series")
-    stored, highest = _integer(part, "BitsStored"), _integer(part, "HighBit")
-    if stored is None or highest != stored - 1:
-        raise InvalidInputError(f"{part.file} does not keep its values in the lowest bits; export it again")
-    hounsfield = _values(part, unpacked)
-    if hounsfield.shape != (_integer(part, "Rows"), _integer(part, "Columns")):
-        raise InvalidInputError(
-            f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns"
-        )
-    # Scanners mark what lies outside their field with values far below air, or with one that they name.
-    hounsfield[_is_padding(part, hounsfield)] = _AIR_HU
-    return np.clip(np.rint(hounsfield), _AIR_HU, 32767).astype(np.int16)
-
-
-def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which pixels hold no image (PS3.3 C.7.5.1.1.2): from PixelPaddingValue to PixelPaddingRangeLimit."""
-    header = part.header
-    first, last = _integer(part, "PixelPaddingValue"), _integer(part, "PixelPaddingRangeLimit")
-    if first is None:
-        return np.zeros(hounsfield.shape, bool)
-    ends = [first, first if last is None else last]
-    # Some writers state the value as if pixels had the other sign.
-    whole = 1 << (_integer(part, "BitsAllocated") or 16)
-    if header.get("PixelRepresentation") == 1:
-        ends = [value - whole if value >= whole // 2 else value for value in ends]
-    else:
-        ends = [value + whole if value < 0 else value for value in ends]
-    low, high = (value * float(header.RescaleSlope) + float(header.RescaleIntercept) for value in sorted(ends))
-    return (hounsfield >= low - 0.25) & (hounsfield <= high + 0.25)
-
-
-def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32]:
-    plain = part.syntax in _UNCOMPRESSED
-    values = unpacked.get(part.digest)
-    if values is None:
-        values = _stored(part) if plain else _decompressed(part)
-    if part.frame is None:
-        values = values if plain else values[0]
-    else:
-        unpacked.clear()
-        unpacked[part.digest] = values
-        if values.ndim != 3 or len(values) <= part.frame:
-            raise InvalidInputError(f"{part.file} holds fewer frames than its header tells of; export it again")
-        values = values[part.frame]
-    if plain:
-        slope, intercept = float(part.header.RescaleSlope), float(part.header.RescaleIntercept)
-        return np.asarray(values.astype(np.float32) * slope + intercept, np.float32)
-    return np.array(values, np.float32)
-
-
-def _stored(part: Slice) -> NDArray[Any]:
-    """Stored values, (rows, columns), or frames of them."""
-    from pydicom import dcmread
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dcmread(BytesIO(part.read()), force=True).pixel_array
-    except Exception as error:
-        raise InvalidInputError(f"{part.file}: its pixels cannot be read ({error})") from error
-
-
-def _decompressed(part: Slice) -> NDArray[np.float32]:
-    """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales; (frames, rows, columns)."""
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slice.dcm"
-        path.write_bytes(part.read())
-        try:
-            reader = SimpleITK.ImageFileReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(path))
-            reader.SetOutputPixelType(SimpleITK.sitkFloat32)
-            image = reader.Execute()
-        except RuntimeError as error:
-            raise InvalidInputError(
-                f"{part.file} is compressed in a way ({part.syntax}) that cannot be read; decompress it"
-            ) from error
-    return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)
 
 
 def _triple(vector: Float64) -> tuple[float, float, float]:

@@ -29,7 +29,8 @@ _LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|
 class Slice:
     """One image: what its file is called, what reads that and its SHA-256, its transfer syntax, and its header.
 
-    ``frame`` counts from 0 in a file of several; None in one of a single image.
+    ``frame`` counts from 0 in a file of several; None in one of a single image. ``pixels_at`` is where the element of
+    the pixels begins in the file; None where that is not known.
     """
 
     file: str
@@ -38,6 +39,7 @@ class Slice:
     syntax: str
     header: Dataset
     frame: int | None = None
+    pixels_at: int | None = None
 
 
 def is_scout(header: Dataset) -> bool:

@@ -1,0 +1,166 @@
+"""The pixels of a CT's images, in Hounsfield units."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.medical.adapters.series import Slice
+from shared.errors import InvalidInputError
+from shared.threads import compute_threads
+
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+_HEADER_BYTES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
+"""Of an element's tag and length in implicit and in explicit little endian, before its value."""
+
+_UNITS = ("HU", "HU_MOD", "US")
+"""Defined terms of RescaleType (0028,1054) that may be HU; others are electron density, iodine, effective Z."""
+
+_AIR_HU = -1024
+
+
+def read_hounsfield(slices: Sequence[Slice], voxels_zyx: NDArray[np.int16]) -> None:
+    """Writes each image into its place, several at a time. Raises ``InvalidInputError`` for one that cannot be used."""
+    # What pydicom warns of cites values. Filters are the process's, so that threads must not set them each.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if any(part.frame is not None for part in slices):
+            unpacked: dict[bytes, NDArray[Any]] = {}
+            for k, part in enumerate(slices):
+                voxels_zyx[k] = slice_hounsfield(part, unpacked)
+            return
+        with ThreadPoolExecutor(compute_threads(), thread_name_prefix="pixels") as pool:
+            for k, image in enumerate(pool.map(lambda part: slice_hounsfield(part, {}), slices)):
+                voxels_zyx[k] = image
+
+
+def integer(part: Slice, keyword: str) -> int | None:
+    """A number of the image's header; None where there is none."""
+    value = part.header.get(keyword)
+    return int(value) if isinstance(value, int) else None
+
+
+def slice_hounsfield(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.int16]:
+    """The image in HU: stored values times slope plus intercept (PS3.3 C.11.1).
+
+    ``unpacked`` keeps the pixels of the one multi-frame file that was read last.
+    """
+    scale = [part.header.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    if not all(isinstance(value, float | int) and np.isfinite(value) for value in scale) or not scale[0]:
+        raise InvalidInputError(
+            f"{part.file} has no rescale slope and intercept, so that its values are not in Hounsfield units"
+        )
+    if (unit := str(part.header.get("RescaleType") or "HU")) not in _UNITS:
+        raise InvalidInputError(
+            f"{part.file} holds values in {unit}, not Hounsfield units (RescaleType); hand in the original series"
+        )
+    if (kind := part.header.get("PhotometricInterpretation")) != "MONOCHROME2":
+        raise InvalidInputError(f"{part.file} is {kind}; a CT image is MONOCHROME2. Export the original series")
+    stored, highest = integer(part, "BitsStored"), integer(part, "HighBit")
+    if stored is None or highest != stored - 1:
+        raise InvalidInputError(f"{part.file} does not keep its values in the lowest bits; export it again")
+    hounsfield = _values(part, unpacked)
+    if hounsfield.shape != (integer(part, "Rows"), integer(part, "Columns")):
+        raise InvalidInputError(
+            f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns"
+        )
+    # Scanners mark what lies outside their field with values far below air, or with one that they name.
+    hounsfield[_is_padding(part, hounsfield)] = _AIR_HU
+    return np.clip(np.rint(hounsfield), _AIR_HU, 32767).astype(np.int16)
+
+
+def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which pixels hold no image (PS3.3 C.7.5.1.1.2): from PixelPaddingValue to PixelPaddingRangeLimit."""
+    header = part.header
+    first, last = integer(part, "PixelPaddingValue"), integer(part, "PixelPaddingRangeLimit")
+    if first is None:
+        return np.zeros(hounsfield.shape, bool)
+    ends = [first, first if last is None else last]
+    # Some writers state the value as if pixels had the other sign.
+    whole = 1 << (integer(part, "BitsAllocated") or 16)
+    if header.get("PixelRepresentation") == 1:
+        ends = [value - whole if value >= whole // 2 else value for value in ends]
+    else:
+        ends = [value + whole if value < 0 else value for value in ends]
+    low, high = (value * float(header.RescaleSlope) + float(header.RescaleIntercept) for value in sorted(ends))
+    return (hounsfield >= low - 0.25) & (hounsfield <= high + 0.25)
+
+
+def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32]:
+    plain = part.syntax in UNCOMPRESSED
+    values = unpacked.get(part.digest)
+    if values is None:
+        values = _stored(part) if plain else _decompressed(part)
+    if part.frame is None:
+        values = values if plain else values[0]
+    else:
+        unpacked.clear()
+        unpacked[part.digest] = values
+        if values.ndim != 3 or len(values) <= part.frame:
+            raise InvalidInputError(f"{part.file} holds fewer frames than its header tells of; export it again")
+        values = values[part.frame]
+    if plain:
+        slope, intercept = float(part.header.RescaleSlope), float(part.header.RescaleIntercept)
+        return np.asarray(values.astype(np.float32) * slope + intercept, np.float32)
+    return np.array(values, np.float32)
+
+
+def _stored(part: Slice) -> NDArray[Any]:
+    """Stored values, (rows, columns), or frames of them."""
+    from pydicom import dcmread
+
+    content = part.read()
+    if (found := _plain(part, content)) is not None:
+        return found
+    try:
+        return dcmread(BytesIO(content), force=True).pixel_array
+    except Exception as error:
+        raise InvalidInputError(f"{part.file}: its pixels cannot be read ({error})") from error
+
+
+def _plain(part: Slice, content: bytes) -> NDArray[np.integer] | None:
+    """The values where they are 16 bits each and lie one after the other; None where pydicom must read them."""
+    before, header = _HEADER_BYTES.get(part.syntax), part.header
+    rows, columns = integer(part, "Rows") or 0, integer(part, "Columns") or 0
+    size = 2 * rows * columns
+    if (
+        before is None
+        or part.pixels_at is None
+        or part.frame is not None
+        or (integer(part, "BitsAllocated"), integer(part, "BitsStored")) != (16, 16)
+        or header.get("PixelRepresentation") not in (0, 1)
+        or int.from_bytes(content[part.pixels_at + before - 4 : part.pixels_at + before], "little") != size
+        or len(content) < part.pixels_at + before + size
+    ):
+        return None
+    kind = "<i2" if header.get("PixelRepresentation") == 1 else "<u2"
+    return np.frombuffer(content, kind, rows * columns, part.pixels_at + before).reshape(rows, columns)
+
+
+def _decompressed(part: Slice) -> NDArray[np.float32]:
+    """JPEG, JPEG-LS, JPEG 2000 and RLE, through SimpleITK's GDCM, which also rescales; (frames, rows, columns)."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slice.dcm"
+        path.write_bytes(part.read())
+        try:
+            reader = SimpleITK.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(path))
+            reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"{part.file} is compressed in a way ({part.syntax}) that cannot be read; decompress it"
+            ) from error
+    return np.asarray(SimpleITK.GetArrayFromImage(image), np.float32)
