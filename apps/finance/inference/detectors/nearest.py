@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from apps.finance.datasets.windows import last_seen
 from apps.finance.inference.detectors.detector import ForecastedSeries
@@ -22,6 +21,8 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
     The left matrix profile (Yeh et al., ICDM 2016) without normalisation of each part, so that a usual course at a
     level that the series has not had counts as new. Sequences that share a row with the last one are no neighbours.
     """
+    from scipy.spatial import cKDTree  # which takes longer to import than a short series to judge
+
     values = last_seen(one.series.target)
     length, result = len(values), np.full(len(values), np.nan)
     if length < _LEAST_ROWS + 2 * _ROWS:
