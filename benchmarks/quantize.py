@@ -26,12 +26,13 @@ from torch import nn
 from benchmarks.report import report
 from shared.app import App, DenseNetwork, find
 from shared.deploy.artifact import Artifact, load_weights
-from shared.deploy.programs.choosing import asked_program, measure
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, is_batched
 from shared.deploy.programs.store import found_programs, keep, weights_digest
 from shared.deploy.programs.table import find_program
+from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
 from shared.deploy.quantize import calibration_inputs, quantize
 from shared.deploy.registry import shipped

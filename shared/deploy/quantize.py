@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from shared.app import App, DomainScore
 from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry, describe_file, write_manifest
 from shared.deploy.predictor import Request, answer, programs_of
-from shared.deploy.programs.choosing import asked_program, forget_choices, measure
+from shared.deploy.programs.choosing import asked_program, forget_choices
 from shared.deploy.programs.making import Examples, compare, make_programs
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, Source, Tensors, is_batched
 from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
 from shared.deploy.programs.table import find_program
+from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig

@@ -26,6 +26,7 @@ from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Format, Placement, Program, ProgramError, Source, Tensors, is_batched
 from shared.deploy.programs.store import Found, folder_of, found_programs, keep, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program
+from shared.deploy.programs.timing import measure
 from shared.precision import cpu_has_bf16
 from shared.progress import report_stage
 from shared.threads import compute_threads
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 log = logging.getLogger("trivium.programs")
-_SECONDS, _LEAST_RUNS, _MOST_RUNS = 0.25, 2, 20
 _NEAR = 1.15
 _asked: ContextVar[str | None] = ContextVar("asked_program", default=None)
 _on_use: ContextVar[bool] = ContextVar("programs_on_use", default=False)
@@ -221,7 +221,8 @@ def _load(
         if at is None:
             raise ProgramError(f"there is no {own} of these weights; `trivium programs` makes it")
         file = at.path
-    compute = runtime.load(Source(file, build), format, place)
+    source = Source(file, build, compiled=folder_of(network.artifact) / "compiled")
+    compute = runtime.load(source, format, place)
     batched = all(
         spec.shape[:1] == (-1,) for spec in (*network.artifact.manifest.inputs, *network.artifact.manifest.outputs)
     )
@@ -287,28 +288,6 @@ def _why(best: str, milliseconds: Mapping[str, float]) -> str:
     if milliseconds[best] == min(milliseconds.values()):
         return "the fastest here"
     return f"within {_NEAR - 1:.0%} of the fastest here, and quicker to start"
-
-
-def measure(
-    programs: Mapping[str, Program], example: Tensors, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """The least milliseconds of a call of each, taken in turns for about a second in all.
-
-    ``clock`` tells seconds: ``time.process_time`` has those of the processor, which others on the machine disturb less.
-    """
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(_MOST_RUNS):
-        for name, program in programs.items():
-            if turn >= _LEAST_RUNS and sum(times[name]) > _SECONDS:
-                continue
-            began = clock()
-            program(example)
-            if program.device != "cpu":
-                import torch
-
-                torch.cuda.synchronize()
-            times[name].append(clock() - began)
-    return {name: 1e3 * min(taken) for name, taken in times.items()}
 
 
 def read_choice(artifact: Artifact, place: Placement) -> Choice | None:

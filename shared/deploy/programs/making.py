@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import ProgramEntry
-from shared.deploy.programs.choosing import measure
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, Tensors, is_batched, relative_error
 from shared.deploy.programs.table import find_program
+from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
 from shared.threads import compute_threads
 

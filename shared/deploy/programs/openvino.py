@@ -70,22 +70,30 @@ class OpenVino:
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
         assert source.file is not None
-        return openvino_compute(compile_model(source.file, format, place))
+        return openvino_compute(compile_model(source.file, format, place, source.compiled))
 
 
-def compile_model(path: Path, format: Format, place: Placement) -> Any:
-    """The compiled model in a file. Raises ``ProgramError`` for one that this version cannot read or compile."""
+def compile_model(path: Path, format: Format, place: Placement, kept: Path | None = None) -> Any:
+    """The compiled model in a file. Raises ``ProgramError`` for one that this version cannot read or compile.
+
+    It is read from the folder ``kept`` where it was compiled before, and is kept there.
+    """
     import openvino
 
-    settings = {
+    settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": place.threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # the other runtimes of the process and other workers use the same cores
         "INFERENCE_PRECISION_HINT": "bf16" if format == "bf16" else "f32",
     }
+    if kept is not None:
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            settings["CACHE_DIR"] = str(kept)
+        except OSError:  # a home that cannot be written to: the model is compiled each time
+            pass
     try:
-        core = open_core()
-        return core.compile_model(core.read_model(path), "CPU", settings)
+        return open_core().compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ProgramError(f"openvino {openvino.get_version()} cannot use {path.name}: {reason}") from error

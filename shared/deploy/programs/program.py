@@ -49,10 +49,12 @@ class Source:
 
     ``file`` is what its runtime wrote, None for a runtime that writes nothing; ``build`` makes the network with its
     weights, which may take seconds and is called by those runtimes alone that compute with torch's own modules.
+    ``compiled`` is a folder, which may be missing, where a runtime keeps what it compiles for this machine.
     """
 
     file: Path | None
     build: Callable[[], DenseNetwork]
+    compiled: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,24 @@ def test_a_signal_is_handled_after_another_thread_let_go_of_openvino(folder: Pat
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
+def test_openvino_keeps_what_it_compiled_and_compiles_other_content_anew(artifact: Artifact, folder: Path) -> None:
+    given = {"image": torch.rand(2, 1, 6, 4), "gain": torch.ones(2)}
+    with asked_program("openvino"):
+        first = opened(artifact)(given)
+        kept = folder_of(artifact) / "compiled"
+        assert list(kept.glob("*.blob"))
+        assert relative_error(first, opened(artifact)(given)) == 0
+        for blob in kept.glob("*.blob"):
+            blob.write_bytes(blob.read_bytes()[:100])
+        assert relative_error(first, opened(artifact)(given)) == 0
+        other = network()
+        with torch.no_grad():
+            other.module.second.bias += 1
+        make_programs(other, ["onnx"], artifact.path.parent, "", random_examples(other))
+        (artifact.path.parent / "model.onnx").replace(artifact.path / "model.onnx")
+        assert relative_error(eager(other)(given), opened(artifact)(given)) < 1e-4
+
+
 def test_what_cannot_be_loaded_is_passed_over_with_a_remark(artifact: Artifact) -> None:
     with asked_program("torchscript"):
         program = opened(artifact)
