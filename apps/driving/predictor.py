@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 _NEEDS = {"lidar": "LiDAR sweep", "camera": "image with a calibration"}
+_RENDERED = (
+    "{} learnt from rendered images alone and finds hardly any object in real ones; import a camera checkpoint of "
+    "mmdetection3d: trivium import driving CONFIG CHECKPOINT.pth --registry models"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,8 @@ class DrivingPredictor:
     """Finds objects in frames with the detectors that it has: in the sweep where there is one, else in the images.
 
     ``detectors`` by the model's name, that which serves by default first; ``least_scores`` by model and class;
-    ``digests`` of their weights, by model.
+    ``digests`` of their weights, by model. ``rendered`` names the models that learnt from synthetic data alone: in
+    images, which do not transfer as sweeps do, another camera model comes before them, and their answers say so.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class DrivingPredictor:
         detectors: Mapping[str, Detector],
         least_scores: Mapping[str, Mapping[str, float]],
         digests: Mapping[str, str | None] | None = None,
+        rendered: Collection[str] = (),
         device: str = "cpu",
     ) -> None:
         self.detectors, self.least_scores = dict(detectors), dict(least_scores)
+        self._rendered = {name for name in rendered if detectors[name].sensor == "camera"}
         self.digests, self.device = dict(digests or {}), device
         self.programs = {name: one.program for name, one in self.detectors.items() if one.program is not None}
 
@@ -58,6 +65,7 @@ class DrivingPredictor:
             detectors={a.manifest.name: open_detector(a, device) for a in artifacts},
             least_scores={a.manifest.name: least_scores(a.manifest.calibration) for a in artifacts},
             digests={a.manifest.name: a.manifest.files.get("weights.safetensors", {}).get("sha256") for a in artifacts},
+            rendered=[a.manifest.name for a in artifacts if a.manifest.data.get("synthetic")],
             device=device,
         )
 
@@ -82,8 +90,8 @@ class DrivingPredictor:
                 instead = f"add it, or choose model={others[0]}" if others else "add it"
                 raise InvalidInputError(f"{frame.name} has no {_NEEDS[sensor]}, which {asked} needs; {instead}")
             return asked
-        for name, detector in self.detectors.items():
-            if held[detector.sensor]:
+        for name in sorted(self.detectors, key=lambda one: one in self._rendered):
+            if held[self.detectors[name].sensor]:
                 return name
         needed = " or ".join(_NEEDS[detector.sensor] for detector in self.detectors.values())
         raise InvalidInputError(f"{frame.name} has no {needed}, which the loaded models need; loaded: {self._loaded}")
@@ -96,7 +104,7 @@ class DrivingPredictor:
         model = self.choose_model(frame, options.model)
         detector = self.detectors[model]
         least = self.least_scores.get(model, {}) if options.score is None else options.score
-        said = list(frame.remarks)
+        said = [*frame.remarks, *([_RENDERED.format(model)] if model in self._rendered else [])]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
             said += sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
             said += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)

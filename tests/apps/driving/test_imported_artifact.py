@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from apps.driving.app import app
 from apps.driving.models.configurations import MMDet3DModel
@@ -23,6 +24,8 @@ from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.recipe_file import to_mapping
 from shared.recipes import recipe_of
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
 from tests.fake_cuda import fake_cuda
 
 KITTI = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
@@ -80,6 +83,17 @@ def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
     predictor = DrivingPredictor.load([open_artifact(registry / "mmdet3d_lidar" / "1")], "cpu")
     with pytest.raises(InvalidInputError, match="mmdet3d_camera is not loaded; loaded: mmdet3d_lidar"):
         predictor.predict([frame], Options(model="mmdet3d_camera"))
+
+
+def test_the_form_offers_what_is_loaded_and_says_where_a_camera_model_is_missing(registry, tmp_path):
+    def form(folder):
+        server = create_app(Settings(store=tmp_path / "store", registry=folder, warm=False), {"driving": app})
+        with TestClient(server) as client:
+            return client.get("/driving").text
+
+    assert 'value="mmdet3d_camera"' in form(registry) and 'id="camera-note"' not in form(registry)
+    without = form(None)
+    assert 'value="mmdet3d_' not in without and "trivium import driving" in without
 
 
 def test_an_imported_pointpillars_is_read_back_for_calibration():

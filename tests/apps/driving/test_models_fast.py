@@ -9,7 +9,7 @@ import torch
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.models import structures
-from apps.driving.models.decoding import CameraDecoder
+from apps.driving.models.decoding import AnchorDecoder, CameraDecoder
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.models.pillars import ProgramPillars
@@ -96,6 +96,28 @@ def test_pointpillars_of_a_program_s_weights_alone(dynamic):
         expected = structures.predict(detector, structures.lidar_data([points]))[0]
         ours = ProgramPillars(recipe.model, recipe.input, detector.state_dict(), program)
         assert_same(expected, ours.predict(points))
+
+
+def test_headings_all_round_come_back_from_what_mmdet3d_would_have_the_head_say():
+    """mmdet3d's targets of a box, the bin of its direction among them, decode to the box."""
+    head = RECIPES["tiny"]().model.build(RECIPES["tiny"]().input).bbox_head
+    from mmdet3d.models.dense_heads.train_mixins import get_direction_target  # after the stand-in for mmcv's operators
+
+    yaw = torch.linspace(-torch.pi + 0.01, torch.pi - 0.01, 36)
+    box = torch.tensor([0.4, -0.3, -1.6, 4.1, 1.7, 1.5, 0.0]).repeat(36, 1)
+    box[:, 0] += 10 * torch.arange(36)  # apart, so that none is suppressed
+    box[:, 6] = yaw
+    for rotation in (0.0, 1.57):
+        anchor = box - box.new_tensor([0.4, -0.3, 0.2, 0.2, 0.1, 0.0, 0.0])
+        anchor[:, 6] = rotation
+        delta = head.bbox_coder.encode(anchor, box)
+        turned = get_direction_target(anchor, delta, head.dir_offset, head.dir_limit_offset, one_hot=False)
+        turned = torch.nn.functional.one_hot(turned, 2).float()
+        maps = (torch.linspace(1, 2, 36)[None], delta.T, turned.T)
+        found, _, _ = AnchorDecoder(anchor, 1)(*(values[None, :, None, :] for values in maps))
+        order = found[:, 0].argsort()
+        away = structures.wrap(found[order, 6] - yaw)
+        assert len(found) == 36 and away.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 0.25)])

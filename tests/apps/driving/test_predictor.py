@@ -15,6 +15,7 @@ from PIL import Image
 from apps.driving.adapters.registry import read_frames
 from apps.driving.inference.detect import LidarDetector, shown_boxes
 from apps.driving.inference.ground import set_on_ground
+from apps.driving.predictor import DrivingPredictor
 from apps.driving.types import Boxes3D, Frame, LidarInput
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -65,6 +66,20 @@ def test_the_model_follows_from_what_the_frame_holds(ask, synthetic, tmp_path):
     loose = [shutil.copy(synthetic / part, tmp_path) for part in ("image_2/synthetic.png", "calib/synthetic.txt")]
     for files, model in (([synthetic], "pointpillars"), ([sweep], "pointpillars"), (loose, "fcos3d")):
         assert ask(Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
+
+
+def test_a_camera_that_learnt_from_rendered_images_comes_last_and_says_so(predictor, synthetic):
+    (frame,) = read_frames([synthetic])
+    images = replace(frame, points_lidar_m=None)
+    shipped = predictor.detectors
+    both = {"fcos3d": shipped["fcos3d"], "mmdet3d_camera": shipped["fcos3d"]}
+    alone = DrivingPredictor(detectors=shipped, least_scores={}, rendered=("pointpillars", "fcos3d"))
+    (found,) = alone.predict([images])
+    assert found.model == "fcos3d" and "trivium import driving" in found.remarks[-1]
+    assert alone.predict([frame])[0].model == "pointpillars"
+    assert not any("rendered" in said for said in alone.predict([frame])[0].remarks)
+    (found,) = DrivingPredictor(detectors=both, least_scores={}, rendered=("fcos3d",)).predict([images])
+    assert found.model == "mmdet3d_camera" and not found.remarks
 
 
 def test_a_sweep_without_its_folder(ask, synthetic, tmp_path):
