@@ -89,6 +89,7 @@ class FinancePredictor:
                 varying={},
                 formats=("fp32",),
                 most_threads=1,
+                rows=CPU_BATCH,
             )
             model = ProgramForecaster(
                 program=open_program(network, device), context=input.context, horizon=input.horizon

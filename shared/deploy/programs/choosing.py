@@ -89,7 +89,7 @@ class Network:
     ``build`` makes it with its weights from torch's modules, which may take seconds. ``example`` gives inputs as large
     as the usual ones. ``varying`` names the axes besides the batch that differ between calls, by input: a program
     whose file has them fixed is of no use. ``formats`` are those that may be chosen without being asked for.
-    ``most_threads`` is for a network whose operations are too small for more.
+    ``most_threads`` is for a network whose operations are too small for more; ``rows`` is how many most calls have.
     """
 
     artifact: Artifact
@@ -99,6 +99,7 @@ class Network:
     max_batch: int | None = None
     formats: Sequence[Format] = ("fp32", "bf16", "fp16", "int8")
     most_threads: int | None = None
+    rows: int | None = None
 
 
 def open_program(network: Network, device: str = "cpu") -> Program:
@@ -221,7 +222,7 @@ def _load(
         if at is None:
             raise ProgramError(f"there is no {own} of these weights; `trivium programs` makes it")
         file = at.path
-    source = Source(file, build, compiled=folder_of(network.artifact) / "compiled")
+    source = Source(file, build, compiled=folder_of(network.artifact) / "compiled", rows=network.rows)
     compute = runtime.load(source, format, place)
     batched = all(
         spec.shape[:1] == (-1,) for spec in (*network.artifact.manifest.inputs, *network.artifact.manifest.outputs)

@@ -91,6 +91,13 @@ def test_a_program_gives_what_torch_gives(folder: Path, name: str) -> None:
         program({"image": torch.zeros(2, 1, 8, 12), "gain": torch.zeros(3)})
 
 
+def test_openvino_compiled_for_as_many_rows_as_most_calls_have_gives_the_same(folder: Path) -> None:
+    compute = find_program("openvino")[0].load(Source(folder / "openvino.xml", network, rows=4), "fp32", Placement())
+    for rows in (4, 1, 4, 7):
+        inputs = {"image": torch.rand(rows, 1, 6, 10), "gain": torch.rand(rows)}
+        assert relative_error(eager(network())(inputs), compute(inputs)) < 1e-4
+
+
 def test_a_call_leaves_earlier_outputs_as_they_were(folder: Path) -> None:
     for name in ["torch", *WRITTEN]:
         program = load(name, folder)
