@@ -103,6 +103,34 @@ def test_a_sample_shows_its_events_and_its_chart(page: Page, site: str) -> None:
         page.screenshot(path=f"{folder}/finance.png", full_page=True)
 
 
+def test_many_events_are_sorted_and_filtered_by_their_strength(page: Page, site: str, tmp_path: Path) -> None:
+    prices = 100 + np.cumsum(0.1 * np.random.default_rng(3).standard_normal(ROWS))
+    prices[400:1440:130] += np.array([4, -6, 8, -10, 12, -14, 16, -18])
+    path = tmp_path / "prints.csv"
+    rows_of = (f"{1_700_000_000 + 300 * row},{price:.4f}" for row, price in enumerate(prices.tolist()))
+    path.write_text("\n".join(["time,close", *rows_of]))
+    page.goto(f"{site}/finance")
+    page.get_by_label("Series", exact=True).set_input_files(path)
+    page.get_by_role("button", name="Find anomalies").click()
+    rows = page.locator(".events tbody tr")
+    expect(rows.nth(6)).to_be_visible(timeout=PATIENCE_MS)
+
+    def strengths() -> list[float]:
+        cells = page.locator(".events tbody tr:not([hidden]) td[data-label=Score]")
+        return [float(text) for text in cells.all_text_contents()]
+
+    order, least = page.locator(".tools select"), page.get_by_label("with a score of at least")
+    order.select_option("time")
+    by_time = strengths()
+    assert by_time != sorted(by_time, reverse=True)
+    order.select_option("strength")
+    by_strength = sorted(by_time, reverse=True)
+    assert strengths() == by_strength
+    least.fill(str(by_strength[2]))
+    expect(page.locator(".events tbody tr:not([hidden])")).to_have_count(sum(one >= by_strength[2] for one in by_time))
+    assert strengths()[:3] == by_strength[:3]
+
+
 def test_another_column_of_the_same_series_is_a_choice_away(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()
