@@ -32,7 +32,7 @@ ROWS_PER_SECOND = 2500
 """Of the time that somebody waits, one core scores these in a quarter: the rest is for the queue and for others."""
 MOST_ROWS = 2_000_000
 _OPTIONS = (*OPTION_NAMES, "instrument", "columns", "events_per_day", "events_per_1000_rows", "threshold")
-MOST_EVENTS_PER_1000_ROWS = 50.0
+MOST_EVENTS_PER_1000_ROWS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +206,7 @@ def _wanted_events(options: Mapping[str, str], series: Sequence[Series]) -> Opti
         return wanted
     budget = Budget(per_day=by_day, per_1000_rows=by_rows)
     most = max(budget.rate(one) for one in series)
-    if most > MOST_EVENTS_PER_1000_ROWS:
+    if most > MOST_EVENTS_PER_1000_ROWS * (1 + 1e-9):
         raise InvalidInputError(
             f"that is an event every {1000 / most:.3g} rows; ask for at most {MOST_EVENTS_PER_1000_ROWS:g} in 1,000"
         )

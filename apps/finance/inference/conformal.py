@@ -5,7 +5,8 @@ Tibshirani, NeurIPS 2023, after adaptive conformal inference; Gibbs and Candès,
 each event that is due, and rises by ``step`` with each event that comes. So the number of events differs from the
 number asked for by at most the range of the scores over ``step``, on any series and through any shift, and no more
 than that many are missing or too many in however long a series. Two things are taken from that guarantee on purpose:
-the threshold never falls below ``least``, so that a series in which nothing is unusual stays quiet, and an event
+the threshold never falls below ``least``, so that a series in which nothing is unusual stays quiet and ordinary rows do
+not run together into one event that lasts, and an event
 ``strong`` above the threshold does not raise it, so that a series with true anomalies does not grow deaf.
 """
 
@@ -20,7 +21,7 @@ from apps.finance.types import DAY_NS, Floats, Series
 
 REPORTED = 1e-6
 """What is above it among reported scores was reported; all others are 0."""
-_ONE_EVENT = 12
+ONE_EVENT = 12
 """Reports at most so many rows apart are of one event, which counts once."""
 _FIRST_STEPS = 64
 
@@ -68,7 +69,8 @@ class Control:
     strong: float = 1.0
     hold_rows: float = 60.0
     margin: float = 0.2
-    least: float = 0.12
+    least: float = 0.18
+    """Below it there were fewer events, not more, on synthetic series and minute bars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
     """
     length, reported = len(scores), np.zeros(len(scores))
     values, due = scores.tolist(), (control.step * expected).tolist()
-    level, since, last = control.start, 0, -_ONE_EVENT - 1
+    level, since, last = control.start, 0, -ONE_EVENT - 1
     raised: list[tuple[int, float]] = [(0, control.start)]
     leak = math.exp(-1 / control.hold_rows)
     floor = min(control.least, control.start)
@@ -104,7 +106,7 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
         threshold = max(floor, level - (due[row] - due[since]))
         if value >= threshold and (held is None or value >= held + control.margin):
             reported[row] = held = value
-            if row - last > _ONE_EVENT:
+            if row - last > ONE_EVENT:
                 level = threshold + (control.step if value < threshold + control.strong else 0.0)
                 since = row
                 raised.append((row + 1, level))

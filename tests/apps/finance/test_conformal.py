@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.finance.inference.conformal import REPORTED, Budget, Control, report
+from apps.finance.inference.conformal import ONE_EVENT, REPORTED, Budget, Control, report
 from apps.finance.inference.scoring import Calibration
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series
 
@@ -54,7 +54,22 @@ def test_series_of_any_spread_get_the_events_that_were_asked_for_through_a_shift
 def test_a_quiet_series_stays_quiet_however_long_it_waits():
     values = np.full(100_000, 0.1)
     found = report(values, Budget(per_1000_rows=5.0).due(100_000), Control(start=0.3, step=0.02))
-    assert not found.scores.any() and found.thresholds[-1] == pytest.approx(0.12)
+    assert not found.scores.any() and found.thresholds[-1] == pytest.approx(0.18)
+
+
+def test_who_asks_for_more_events_gets_no_fewer():
+    """Ordinary rows do not run together into one event that never ends."""
+    generator = np.random.default_rng(5)
+    values = np.clip(generator.normal(0.13, 0.03, 30_000) + generator.exponential(0.02, 30_000), 0, 1)
+
+    def obtained(rate: float) -> int:
+        rows = np.flatnonzero(
+            report(values, Budget(per_1000_rows=rate).due(30_000), Control(start=0.3, step=0.02)).scores
+        )
+        return int((np.diff(rows) > ONE_EVENT).sum()) + 1
+
+    assert obtained(1.0) == pytest.approx(30, rel=0.1) and obtained(5.0) == pytest.approx(150, rel=0.1)
+    assert obtained(10.0) == pytest.approx(300, rel=0.1) and obtained(20.0) > 80
 
 
 def test_an_event_raises_the_threshold_and_the_rows_without_one_lower_it():

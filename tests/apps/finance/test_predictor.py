@@ -115,7 +115,7 @@ def test_a_lower_threshold_shows_no_fewer_events(predictor, file):
         ({"threshold": "0.3", "events_per_day": "1"}, "events_per_day and threshold both say"),
         ({"events_per_day": "often"}, "events_per_day is 'often', which is not a number"),
         ({"events_per_1000_rows": "-1"}, "events_per_1000_rows is -1; give a number above 0"),
-        ({"events_per_1000_rows": "200"}, "an event every 5 rows; ask for at most 50 in 1,000"),
+        ({"events_per_1000_rows": "200"}, "an event every 5 rows; ask for at most 10 in 1,000"),
         ({"value": "bid"}, "no column of numbers called 'bid'"),
         ({"colour": "red"}, "no option 'colour'"),
     ],
