@@ -11,7 +11,7 @@ import yaml
 
 from apps.finance.datasets.synth import markets
 from apps.finance.inference.calibration import from_manifest
-from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS
+from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS, nearest
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.models.stored import stored_settings
@@ -89,3 +89,11 @@ def test_the_recipes_of_earlier_artifacts_are_read_with_their_context_in_the_mod
     former = yaml.safe_load("{model: {name: a, context: 48, horizon: 4, hidden: 32, fast: true}, data: {context: 48}}")
     model, input = stored_settings(former)
     assert (model.hidden, input.context, input.horizon) == (32, 48, 4)
+
+
+@pytest.mark.parametrize("shape", ["price", "plateau"])
+def test_the_distance_to_the_nearest_rows_is_the_same_with_and_without_a_search_tree(shape, monkeypatch):
+    series = forecasted(3, shape)
+    compared = nearest.nearest(series, memory=400)
+    monkeypatch.setattr(nearest, "_FEW", 0)
+    np.testing.assert_array_equal(nearest.nearest(series, memory=400), compared)

@@ -13,6 +13,8 @@ from apps.finance.types import Floats
 _ROWS = 4
 _CHUNK = 512
 _LEAST_ROWS = 64
+_FEW = 1536
+"""Up to so many vectors are compared one with another: scipy.spatial takes longer to import."""
 
 
 def nearest(one: ForecastedSeries, memory: int) -> Floats:
@@ -21,8 +23,6 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
     The left matrix profile (Yeh et al., ICDM 2016) without normalisation of each part, so that a usual course at a
     level that the series has not had counts as new. Sequences that share a row with the last one are no neighbours.
     """
-    from scipy.spatial import cKDTree  # which takes longer to import than a short series to judge
-
     values = last_seen(one.series.target)
     length, result = len(values), np.full(len(values), np.nan)
     if length < _LEAST_ROWS + 2 * _ROWS:
@@ -36,9 +36,9 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
         best = np.full(end - start, np.inf)
         old = vectors[max(first, start - memory) : start]
         if len(old) > _ROWS:
-            best[_ROWS:], _ = cKDTree(old).query(here[_ROWS:])
+            best[_ROWS:] = _to_nearest(here[_ROWS:], old)
             # The first rows of a chunk overlap with the end of what came before it.
-            best[:_ROWS], _ = cKDTree(old[: 1 - _ROWS]).query(here[:_ROWS])
+            best[:_ROWS] = _to_nearest(here[:_ROWS], old[: 1 - _ROWS])
         inside = np.square(here[:, None] - here[None]).sum(axis=2)
         inside[np.arange(len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
         distance[start:end] = np.minimum(best, np.sqrt(inside.min(axis=1)))
@@ -46,6 +46,19 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
     result[_ROWS - 1 :] = distance / np.sqrt(_ROWS)
     low, high = running_range(values, memory)
     return np.where(np.isfinite(result), result / np.maximum(high - low, 1e-9), np.nan)
+
+
+def _to_nearest(here: Floats, old: Floats) -> Floats:
+    """(N,) the distances from vectors (N, 4) to the nearest of others (M, 4)."""
+    if len(old) <= _FEW:
+        squares = np.zeros((len(here), len(old)))
+        for column in range(_ROWS):
+            squares += np.square(here[:, column, None] - old[None, :, column])
+        return np.asarray(np.sqrt(squares.min(axis=1)))
+    from scipy.spatial import cKDTree
+
+    found: Floats = cKDTree(old).query(here)[0]
+    return found
 
 
 DETECTOR = RankedStatistic(word="discord", statistic=nearest, rows=_ROWS, echo=_ROWS - 1)
