@@ -17,7 +17,7 @@ from shared.serve.settings import Settings
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
 _RATE_WINDOW_S = 10.0
-_WATCH_AFTER_S = 0.1
+_WATCH_AFTER_S = 0.25
 _NOTHING_YET: Message = {"type": "http.request", "more_body": True}
 _WHOLE = "trivium.body_is_read"
 """Where a request's scope says that its body was read to the end."""
