@@ -90,10 +90,13 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
         answer, length = await while_connected(request, network.infer(body, header_length))
     answer, packed = await _packed(answer, request.headers.get("accept-encoding", ""))
     headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if packed else {}
+    content = (
+        bytes(answer) if isinstance(answer, bytearray) else answer
+    )  # what lies in shared memory is sent from there
     if length is None:
-        return Response(bytes(answer), media_type="application/json", headers=headers)
+        return Response(content, media_type="application/json", headers=headers)
     headers[_LENGTH] = str(length)
-    return Response(bytes(answer), media_type="application/octet-stream", headers=headers)
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 async def _packed(answer: Blob, accepted: str) -> tuple[Blob, bool]:
