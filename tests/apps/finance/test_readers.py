@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,17 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         read_series(path, TableOptions(value="open"))
     with pytest.raises(InvalidInputError, match="does not exist"):
         read_series(tmp_path / "none.csv")
+
+
+def test_a_csv_file_of_very_many_lines_is_refused_before_it_is_read(tmp_path):
+    for end in (b"\n", b"\r\n", b"\r"):
+        path = written(tmp_path, b"time,value" + end + (b"2024-01-01,1.5" + end) * 3_000_000)
+        began = time.process_time()
+        with pytest.raises(
+            InvalidInputError, match=r"series\.csv has 3000001 lines, and 2500000 can be read; split it"
+        ):
+            read_series(path)
+        assert time.process_time() - began < 1
 
 
 def test_parquet(tmp_path):
