@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount
 from apps.driving.adapters.image_files import read_image
 from apps.driving.adapters.nuscenes_tables import rotation_of
@@ -34,8 +35,14 @@ def timestamps(log: Path) -> list[int]:
 
 
 def read(log: Path) -> list[Frame]:
-    """All sweeps of a log, one frame each."""
-    return [read_frame(log, timestamp_ns) for timestamp_ns in timestamps(log)]
+    """All sweeps of a log, one frame each. Raises ``InvalidInputError``."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            return [read_frame(log, timestamp_ns) for timestamp_ns in timestamps(log)]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise InvalidInputError(
+            f"{log.name} is no log of Argoverse 2 as av2-api describes it: {type(error).__name__} {str(error)[:200]}"
+        ) from error
 
 
 def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True) -> Frame:
@@ -69,13 +76,17 @@ def _boxes(log: Path, timestamp_ns: int, origin: NDArray[np.float64]) -> Boxes3D
         return None
     table = _annotations(file, file.stat().st_mtime_ns)
     chosen = table["timestamp_ns"] == timestamp_ns
-    heading = rotation_of(np.stack([table[name][chosen] for name in ("qw", "qx", "qy", "qz")], -1))
+
+    def stacked(names: Sequence[str]) -> NDArray[np.float64]:
+        return box_numbers(np.stack([table[name][chosen] for name in names], -1), file.name)
+
+    heading = rotation_of(stacked(("qw", "qx", "qy", "qz")))
     return Boxes3D(
-        centre_lidar_m=(np.stack([table[f"t{axis}_m"][chosen] for axis in "xyz"], -1) - origin).astype(np.float32),
-        size_m=np.stack([table[f"{side}_m"][chosen] for side in ("length", "width", "height")], -1).astype(np.float32),
+        centre_lidar_m=(stacked(("tx_m", "ty_m", "tz_m")) - origin).astype(np.float32),
+        size_m=stacked(("length_m", "width_m", "height_m")).astype(np.float32),
         yaw=np.arctan2(heading[:, 1, 0], heading[:, 0, 0]).astype(np.float32),
         names=tuple(str(name).lower() for name in table["category"][chosen]),
-        point_counts=table["num_interior_pts"][chosen].astype(np.int64),
+        point_counts=box_numbers(table["num_interior_pts"][chosen], file.name).astype(np.int64),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount
 from apps.driving.adapters.image_files import read_image
 from apps.driving.adapters.nuscenes_tables import rotation_of
@@ -30,13 +31,14 @@ def read(labels: Path, image: Path | None) -> Frame:
     """The frame of a label file; without ``image`` its camera is black, in the right size."""
     try:
         content = json.loads(labels.read_text(encoding="utf-8"))
-        camera = _camera(content, labels.name, image)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            camera = _camera(content, labels.name, image)
         objects = [item for item in content["objects"] if "3d" in item]
-        truth = _boxes(objects)
-        ignored = np.array([_edges(_region(item["2d"])) for item in content.get("ignore", ())], np.float32)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        truth = _boxes(objects, labels.name)
+        ignored = np.array([_edges(_region(item["2d"]), labels.name) for item in content.get("ignore", ())], np.float32)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{labels.name} is not JSON: {error}") from error
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
             f"{labels.name} is no label file of Cityscapes 3D (sensor, objects with 2d and 3d): "
             f"{type(error).__name__} {error}"
@@ -61,26 +63,29 @@ def _camera(content: dict[str, Any], name: str, image: Path | None) -> Camera:
         pixels = np.broadcast_to(np.zeros((), np.uint8), size)
     else:
         pixels = read_image(image)
+    intrinsics = np.array([[sensor["fx"], 0, sensor["u0"]], [0, sensor["fy"], sensor["v0"]], [0, 0, 1]], np.float32)
+    if not np.isfinite(intrinsics).all() or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
+        raise InvalidInputError(f"sensor of {name} is not a camera's: fx and fy must be above 0, and all finite")
     return Camera(
         image_HWC=pixels,
-        intrinsics=np.array([[sensor["fx"], 0, sensor["u0"]], [0, sensor["fy"], sensor["v0"]], [0, 0, 1]], np.float32),
+        intrinsics=intrinsics,
         lidar_to_camera=mount.astype(np.float32),
     )
 
 
-def _boxes(objects: list[dict[str, Any]]) -> Boxes3D:
+def _boxes(objects: list[dict[str, Any]], name: str) -> Boxes3D:
     count = len(objects)
-    table = np.array([[*item["3d"]["center"], *item["3d"]["dimensions"]] for item in objects], np.float64)
-    quaternions = np.array([item["3d"]["rotation"] for item in objects], np.float64).reshape(count, 4)
+    table = box_numbers([[*item["3d"]["center"], *item["3d"]["dimensions"]] for item in objects], name)
+    quaternions = box_numbers([item["3d"]["rotation"] for item in objects], name).reshape(count, 4)
     heading = rotation_of(quaternions)
-    hidden = np.array([float(item.get("occlusion", 0.0)) for item in objects])
-    boxes_2d = [_edges(_region(item["2d"])) for item in objects]
+    hidden = box_numbers([float(item.get("occlusion", 0.0)) for item in objects], name)
+    boxes_2d = [_edges(_region(item["2d"]), name) for item in objects]
     return Boxes3D(
         centre_lidar_m=table.reshape(count, 6)[:, :3].astype(np.float32),
         size_m=table.reshape(count, 6)[:, 3:].astype(np.float32),
         yaw=np.arctan2(heading[:, 1, 0], heading[:, 0, 0]).astype(np.float32),
         names=tuple(str(item["label"]).lower() for item in objects),
-        truncation=np.array([float(item.get("truncation", 0.0)) for item in objects], np.float32),
+        truncation=box_numbers([float(item.get("truncation", 0.0)) for item in objects], name).astype(np.float32),
         occlusion=np.searchsorted(_HIDDEN, hidden, side="left").astype(np.int64),
         box_2d=np.array(boxes_2d, np.float32).reshape(count, 4),
     )
@@ -92,6 +97,6 @@ def _region(marked: Any) -> list[float]:
     return region
 
 
-def _edges(region: list[float]) -> Floats:
-    x, y, width, height = region
+def _edges(region: list[float], name: str) -> Floats:
+    x, y, width, height = box_numbers(region, name)
     return np.array([x, y, x + width, y + height], np.float32)

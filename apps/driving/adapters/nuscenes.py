@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
 from apps.driving.adapters.image_files import read_image, resized
 from apps.driving.adapters.point_files import dropped, finite
@@ -33,15 +34,16 @@ def read(path: Path) -> list[Frame]:
         raise InvalidInputError(f"{path.name} holds no sample.json; a nuScenes key frame is described there")
     try:
         content = json.loads(info.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
     try:
         names = class_names(content)
-        return [
-            read_described(sample, names, lambda name: _beside(info, name), with_sweeps=True)
-            for sample in content["data_list"]
-        ]
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            return [
+                read_described(sample, names, lambda name: _beside(info, name), with_sweeps=True)
+                for sample in content["data_list"]
+            ]
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
             f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
             f"instances): {type(error).__name__} {error}"
@@ -146,7 +148,7 @@ def _earlier_sweeps(sample: dict[str, Any], find: Callable[[str], Path]) -> Iter
 
 
 def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
-    table = np.array([item["bbox_3d"][:7] for item in instances], np.float64).reshape(-1, 7)
+    table = box_numbers([item["bbox_3d"][:7] for item in instances], "bbox_3d").reshape(-1, 7)
     yaw = table[:, 6] - np.pi / 2
     return Boxes3D(
         centre_lidar_m=(table[:, :3] @ _TURN.T).astype(np.float32),
