@@ -88,6 +88,8 @@ class Versions:
     Example: trivium versions pointpillars --promote 2
 
     Example: trivium versions pointpillars --roll-back
+
+    Example: trivium versions pointpillars --retire 1
     """
 
     model: Annotated[Positional[str], arg(metavar="[MODEL]")] = ""
@@ -96,6 +98,8 @@ class Versions:
     """Make this version the live one."""
     roll_back: bool = False
     """Make the version live again that was before the last promotion."""
+    retire: Annotated[int | None, arg(metavar="N")] = None
+    """End this version's workers, and never roll back to it."""
     reload: bool = False
     """Read the registry again, and start the model's workers anew."""
     server: Annotated[str, arg(metavar="URL")] = "http://127.0.0.1:8000"

@@ -18,15 +18,17 @@ _LONGEST_S = 600.0
 
 def run(command: Versions) -> int:
     """Asks the server, and prints the versions that it has then."""
-    wanted = [command.promote is not None, command.roll_back, command.reload]
+    wanted = [command.promote is not None, command.roll_back, command.retire is not None, command.reload]
     if sum(wanted) > 1:
-        raise InvalidInputError("give one of --promote, --roll-back and --reload")
+        raise InvalidInputError("give one of --promote, --roll-back, --retire and --reload")
     if any(wanted) and not command.model:
         raise InvalidInputError("name the model, as in trivium versions pointpillars --promote 2")
     place = f"{command.server.rstrip('/')}/api/models"
     home = f"{place}/{quote(command.model, safe='')}"
     if command.promote is not None:
         found = [_ask(f"{home}/promote", {"version": command.promote})]
+    elif command.retire is not None:
+        found = [_ask(f"{home}/retire", {"version": command.retire})]
     elif command.roll_back or command.reload:
         found = [_ask(f"{home}/{'rollback' if command.roll_back else 'reload'}", {})]
     else:

@@ -14,8 +14,10 @@ from shared.serve.api.deps import ServicesDep, get_operator
 from shared.serve.metrics import Metrics, ModelMetrics
 from shared.serve.oip.networks import Networks
 from shared.serve.pages import Pages
+from shared.serve.runtime.live_versions import LiveVersions
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.service import Service
+from shared.store.promotions import Stage
 
 QUANTILES = (0.5, 0.95, 0.99)
 _RECENT_JOBS = 5
@@ -29,12 +31,14 @@ def admin_router(pages: Pages) -> APIRouter:
     async def admin(request: Request, services: ServicesDep) -> HTMLResponse:
         networks: Networks = request.app.state.networks
         metrics: Metrics = request.app.state.metrics
+        live: LiveVersions = request.app.state.live_versions
+        stages = {name: await live.stages(name) for name in live.models()}
         kept = await run_in_threadpool(lambda: [_kept(service) for service in services.values()])
         return pages.render(
             "admin.html",
             here="admin",
             version=request.app.version,
-            models=_models(services, networks),
+            models=_models(services, networks, stages),
             quantiles=QUANTILES,
             answers=metrics.answers_by_status(),
             kept=kept,
@@ -45,7 +49,9 @@ def admin_router(pages: Pages) -> APIRouter:
     return router
 
 
-def _models(services: Mapping[str, Service], networks: Networks) -> list[dict[str, Any]]:
+def _models(
+    services: Mapping[str, Service], networks: Networks, stages: Mapping[str, Mapping[int, Stage]]
+) -> list[dict[str, Any]]:
     """A line for each application and each network: what it is, how its workers are, and what they did."""
     lines = []
     for name, service in services.items():
@@ -58,7 +64,9 @@ def _models(services: Mapping[str, Service], networks: Networks) -> list[dict[st
         address = f"/v2/models/{manifest.name}/versions/{network.version}"
         metrics = network.metrics if pool is not None else None
         title = f"{manifest.name} (network)"
-        lines.append(_line(title, address, [f"version {network.version}"], network.model.failure, pool, metrics))
+        stage = stages.get(manifest.name, {}).get(manifest.version, "candidate")
+        version = f"version {network.version} ({stage})"
+        lines.append(_line(title, address, [version], network.model.failure, pool, metrics))
     return lines
 
 

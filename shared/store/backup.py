@@ -15,11 +15,11 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
-from shared.store.tables import CaseRow, JobRow, PromotionRow
+from shared.store.tables import CaseRow, JobRow, PromotionRow, RetiredRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
 _MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/[^/]+)+\Z")
-_TABLES = {"cases": CaseRow, "jobs": JobRow, "promotions": PromotionRow}
+_TABLES = {"cases": CaseRow, "jobs": JobRow, "promotions": PromotionRow, "retired_versions": RetiredRow}
 _FOLDERS = ("cases", "jobs")
 
 

@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Collection
 from typing import Literal
 
-from sqlalchemy import Engine, Select, select, update
+from sqlalchemy import Engine, Select, delete, select, update
 from sqlalchemy.orm import Session
 
-from shared.store.tables import PromotionRow
+from shared.store.tables import PromotionRow, RetiredRow
 
 Stage = Literal["candidate", "live", "retired"]
 
@@ -28,14 +28,16 @@ class Promotions:
         return {row.model: row.version for row in rows}
 
     def before(self, model: str) -> int | None:
-        """The version that rolling a model back makes live again, or None."""
+        """The version that rolling a model back makes live again, or None; a retired one is not."""
         with Session(self._engine) as session:
             found = session.scalars(_standing(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
-        return found[1].version if len(found) == 2 else None
+            retired = session.scalars(_retired(model)).all()
+        return found[1].version if len(found) == 2 and found[1].version not in retired else None
 
     def promote(self, model: str, version: int, instead_of: int) -> None:
         """Makes a version live; ``instead_of`` is the one that was, so that the first promotion can be rolled back."""
         with Session(self._engine) as session, session.begin():
+            session.execute(delete(RetiredRow).where(RetiredRow.model == model, RetiredRow.version == version))
             last = session.scalars(_standing(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
             versions = [version] if last is not None else [instead_of, version]
             for number, one in enumerate(versions):
@@ -57,15 +59,23 @@ class Promotions:
             if (row := session.scalars(newest).first()) is not None:
                 session.execute(update(PromotionRow).where(PromotionRow.id == row.id).values(rolled_back=True))
 
+    def retire(self, model: str, version: int) -> None:
+        """Takes a version out of use until it is promoted."""
+        with Session(self._engine) as session, session.begin():
+            if version not in session.scalars(_retired(model)).all():
+                row = RetiredRow(id=uuid.uuid4().hex, model=model, version=version, retired_ns=time.time_ns())
+                session.add(row)
+
     def stages(self, model: str, versions: Collection[int], live: int) -> dict[int, Stage]:
-        """The stage of each version: what was live, or is older than what is, is retired; the rest are candidates."""
+        """The stage of each version: what was live, is older than what is live, or was retired, is retired."""
         with Session(self._engine) as session:
-            promoted = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
+            used = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
+            used |= set(session.scalars(_retired(model)))
 
         def stage(version: int) -> Stage:
             if version == live:
                 return "live"
-            return "retired" if version in promoted or version < live else "candidate"
+            return "retired" if version in used or version < live else "candidate"
 
         return {version: stage(version) for version in versions}
 
@@ -73,3 +83,7 @@ class Promotions:
 def _standing(model: str | None = None) -> Select[PromotionRow]:
     query = select(PromotionRow).where(PromotionRow.rolled_back.is_(False))
     return query if model is None else query.where(PromotionRow.model == model)
+
+
+def _retired(model: str) -> Select[int]:
+    return select(RetiredRow.version).where(RetiredRow.model == model)

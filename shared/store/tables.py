@@ -71,3 +71,14 @@ class PromotionRow(Base):
     version: Mapped[int]
     promoted_ns: Mapped[int] = mapped_column(BigInteger)
     rolled_back: Mapped[bool]
+
+
+class RetiredRow(Base):
+    """A version of a model that an operator retired: it has no workers, and is not rolled back to."""
+
+    __tablename__ = "retired_versions"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128))
+    version: Mapped[int]
+    retired_ns: Mapped[int] = mapped_column(BigInteger)

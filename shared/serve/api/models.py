@@ -13,7 +13,7 @@ from shared.store.promotions import Stage
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is no such model, or no such version of it"},
-    409: {"model": Problem, "description": "No version was live before"},
+    409: {"model": Problem, "description": "No version was live before, or the one to retire is live"},
     422: {"model": Problem, "description": "The request, or the version's files, cannot be used"},
     503: {"model": Problem, "description": "The version cannot be loaded; the one that was live still is"},
 }
@@ -34,7 +34,7 @@ class Models(BaseModel):
 
 
 class Promotion(BaseModel):
-    """Which version is to be live."""
+    """Which version is to be live, or retired."""
 
     model_config = ConfigDict(strict=True)
 
@@ -67,6 +67,16 @@ async def promote(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versio
 async def roll_back(name: str, live: LiveVersionsDep) -> Versions:
     """Makes the version live again that was before the last promotion, as promote does."""
     await live.roll_back(name)
+    return await _versions(live, name)
+
+
+@router.post("/{name}/retire", operation_id="retire", responses=_PROBLEMS)
+async def retire(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versions:
+    """Takes a version out of use: its workers end once they have answered, and it is not rolled back to.
+
+    The live version cannot be retired. One that was retired can be promoted again.
+    """
+    await live.retire(name, wanted.version)
     return await _versions(live, name)
 
 

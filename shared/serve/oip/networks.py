@@ -133,6 +133,11 @@ class Networks:
         for network in self._versions(name).values():
             await network.unload()
 
+    async def unload_version(self, name: str, version: int) -> None:
+        """Ends the workers of a version, where there are any, once they have answered what they were given."""
+        if (network := self._models.get(name, {}).get(str(version))) is not None:
+            await network.unload()
+
     async def load_version(self, name: str, version: int) -> None:
         """Loads a version of a model where another is loaded, so that it can take its place."""
         versions = self._models.get(name, {})

@@ -76,10 +76,7 @@ class LiveVersions:
     async def promote(self, model: str, version: int) -> None:
         """Makes a version live. Raises ``InvalidInputError`` where there is none, or it cannot be loaded."""
         async with self._changing:
-            versions = self._versions(model)
-            if version not in versions:
-                known = ", ".join(map(str, versions))
-                raise InvalidInputError(f"the model {model!r} has no version {version}; it has {known}", status=404)
+            versions = self._known(model, version)
             # What is newest is not live by that alone while one is chosen.
             before = self._live.versions[model] = self._live_of(model, versions)
             await self._switch(model, version)
@@ -94,6 +91,21 @@ class LiveVersions:
                 raise InvalidInputError(f"no version of {model!r} was live before this one", status=409)
             await self._switch(model, version)
             await run_in_threadpool(self._live.promotions.roll_back, model)
+
+    async def retire(self, model: str, version: int) -> None:
+        """Ends the workers of a version that is not live, once they have answered, and has it never be rolled back to.
+
+        Refuses the live one (409): another is promoted first.
+        """
+        async with self._changing:
+            versions = self._known(model, version)
+            live = self._live.versions[model] = self._live_of(model, versions)
+            if version == live:
+                raise InvalidInputError(f"version {version} of {model!r} is live; promote another first", status=409)
+            # What is live stays so by name: a newer one that was retired does not take its place.
+            await run_in_threadpool(self._live.promotions.promote, model, live, live)
+            await run_in_threadpool(self._live.promotions.retire, model, version)
+            await self._networks.unload_version(model, version)
 
     async def reload(self, model: str) -> None:
         """Takes up new versions from the registry, and has new workers take the place of the model's."""
@@ -147,6 +159,13 @@ class LiveVersions:
             raise InvalidInputError(f"there is no model {model!r}; there are {names}", status=404)
         return list(found)
 
+    def _known(self, model: str, version: int) -> list[int]:
+        versions = self._versions(model)
+        if version not in versions:
+            known = ", ".join(map(str, versions))
+            raise InvalidInputError(f"the model {model!r} has no version {version}; it has {known}", status=404)
+        return versions
+
     def _live_of(self, model: str, versions: list[int]) -> int:
         live = self._live.serving(model)
         if live is None and (user := self._users.get(model)) is not None:
@@ -163,6 +182,10 @@ class NetworkVersions(Protocol):
 
     async def load_version(self, name: str, version: int) -> None:
         """Loads a version that is to answer, where another version of it is loaded."""
+        ...
+
+    async def unload_version(self, name: str, version: int) -> None:
+        """Ends the workers of a version, where there are any, once they have answered what they were given."""
         ...
 
     async def reload(self, name: str) -> None:

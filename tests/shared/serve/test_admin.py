@@ -25,7 +25,16 @@ def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_
     job = echo_client.post("/api/echo/jobs", files=[csv(2)]).json()
     until(lambda: echo_client.get(job["url"]).json()["state"] == "done")
     text = local.get("/admin").text
-    for words in ("echo version 2", "idle", "1 with 422", "1 done", "version 1", "GB are free", "/echo?case="):
+    for words in (
+        "echo version 2",
+        "idle",
+        "1 with 422",
+        "1 done",
+        "version 1 (retired)",
+        "version 2 (live)",
+        "GB are free",
+        "/echo?case=",
+    ):
         assert words in text, words
     assert '<td class="number">0</td><td class="number">2</td><td class="number">1</td>' in text
     assert local.get("/admin").headers["content-security-policy"].startswith("default-src 'self'")

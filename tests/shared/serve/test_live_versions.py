@@ -62,6 +62,27 @@ def test_the_newest_is_live_until_another_is_promoted_and_it_can_be_rolled_back(
     assert again.status_code == 409 and "no version" in again.json()["detail"]
 
 
+def test_a_version_is_retired_unless_it_is_live(echo_client: TestClient, tmp_path: Path) -> None:
+    def retire(version: int) -> Any:
+        return echo_client.post(f"{MODELS}/echo/retire", json={"version": version})
+
+    write_artifact(tmp_path / "echo" / "weights", 3)
+    promote(echo_client, 2)
+    third = "/v2/models/echo/versions/3/infer"
+    echo_client.post(f"{MODELS}/echo/reload")
+    assert echo_client.post(third, json={"inputs": [X, INDEX]}).status_code == 200
+    assert retire(3).json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
+    index = echo_client.post("/v2/repository/index", json={"ready": True}).json()
+    assert "3" not in [one["version"] for one in index], "its workers have ended"
+    assert retire(2).status_code == 409 and "promote another" in retire(2).json()["detail"]
+    assert retire(9).status_code == 404
+    echo_client.post(f"{MODELS}/echo/reload")
+    assert (predicting(echo_client), inferring(echo_client)) == (2, 2), "a newer one that is retired stays so"
+    assert promote(echo_client, 3)["3"] == "live"
+    assert retire(2).json()["versions"]["2"] == "retired"
+    assert echo_client.post(f"{MODELS}/echo/rollback").status_code == 409, "what was before is retired"
+
+
 def test_a_new_version_is_a_candidate_that_answers_by_its_number(echo_client: TestClient, tmp_path: Path) -> None:
     promote(echo_client, 2)
     write_artifact(tmp_path / "echo" / "weights", 3)
