@@ -88,7 +88,7 @@ class Service:
         )
         self._job_model: LoadOnce[Model] = LoadOnce(
             f"{app.title} (jobs)",
-            load=partial(self._load, workers=1),
+            load=partial(self._load, alone=True),
             check=lambda: registry.serving(app.name, app.models),
             close=lambda model: model.workers.close(),
         )
@@ -325,10 +325,10 @@ class Service:
         """The workers that are loaded: those that answer, and those of jobs."""
         return [model.workers for model in (self.model.value, self._job_model.value) if model is not None]
 
-    async def _load(self, workers: int | None = None) -> Model:
+    async def _load(self, alone: bool = False) -> Model:
         settings = self.settings
-        if workers is not None and settings.workers:
-            settings = settings.model_copy(update={"workers": workers})
+        if alone:
+            settings = settings.with_one_worker()
         artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app.name, self.app.models)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))

@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     device           where predictors compute; ``auto`` takes the GPU where there is one
     program          what the networks compute with, as `trivium programs` lists them; the fastest by default
     workers          processes for each application and each network; 0 computes in the server's own process
+    instances        the same by device, as in cuda:0=2,cuda:1=2,cpu=1; it comes before device and workers
     worker_memory_bytes  the most memory that such a process may have (setrlimit's RLIMIT_DATA); half of the machine's
                      by default
     keep_days        cases that are older are deleted; none by default
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     program: str | None = None
     workers: int = Field(1, ge=0)
+    instances: str | None = Field(None, pattern=r"^(cpu|cuda:\d{1,3})=[1-9]\d?(,(cpu|cuda:\d{1,3})=[1-9]\d?)*$")
     worker_memory_bytes: int | None = Field(None, ge=1)
     keep_days: float | None = Field(None, gt=0)
     keep_cases: int | None = Field(None, ge=1)
@@ -84,6 +86,25 @@ class Settings(BaseSettings):
     def request_limit(self) -> int:
         """How many requests of an application, or of a network, may be inside: waiting, or being computed."""
         return self.queue_length + self.max_batch
+
+    @property
+    def places(self) -> list[tuple[str, int | None]]:
+        """The device of each worker process of a model, and which of the server's GPUs, where that is set."""
+        if self.instances is None:
+            return [(self.device, None)] * self.workers
+        found: list[tuple[str, int | None]] = []
+        for group in self.instances.split(","):
+            place, _, count = group.partition("=")
+            device, _, gpu = place.partition(":")
+            found += [(device, int(gpu) if gpu else None)] * int(count)
+        return found
+
+    def with_one_worker(self) -> Settings:
+        """The same for a single worker, at the first of its places; without workers, without."""
+        if not self.places:
+            return self
+        first = None if self.instances is None else f"{self.instances.partition('=')[0]}=1"
+        return self.model_copy(update={"workers": 1, "instances": first})
 
     @property
     def host_names(self) -> list[str]:

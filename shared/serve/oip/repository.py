@@ -6,6 +6,7 @@ model_repository).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from shared.serve.oip.schemas import (
     RepositoryParameters,
     Statistics,
 )
+from shared.serve.settings import Settings
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
 _CHANGE: dict[int | str, dict[str, Any]] = {
@@ -114,7 +116,7 @@ def index_of(networks: Networks, *, ready: bool) -> list[IndexEntry]:
 
 def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
     """A model's configuration. One without a batch axis is not batched, as Triton says with ``max_batch_size`` 0."""
-    manifest, device = network.manifest, networks.settings.device
+    manifest = network.manifest
     batched = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
@@ -128,13 +130,7 @@ def describe_config(network: NetworkModel, networks: Networks) -> ModelConfig:
         max_batch_size=networks.settings.max_batch if batched else 0,
         input=tensors(manifest.inputs),
         output=tensors(manifest.outputs),
-        instance_group=[
-            {
-                "name": manifest.name,
-                "kind": "KIND_CPU" if device == "cpu" else "KIND_AUTO",
-                "count": max(1, networks.settings.workers),
-            }
-        ],
+        instance_group=_instance_groups(manifest.name, networks.settings),
         dynamic_batching={"max_queue_delay_microseconds": 0} if batched else None,
     )
 
@@ -175,3 +171,17 @@ def _entry(network: NetworkModel) -> IndexEntry:
     return IndexEntry(
         name=network.manifest.name, version=network.version, state=state, reason=model.failure or "not loaded"
     )
+
+
+def _instance_groups(name: str, settings: Settings) -> list[dict[str, Any]]:
+    """Triton's instance groups: how many workers of a model there are on each device."""
+    groups = Counter(settings.places or [(settings.device, None)])
+    return [
+        {
+            "name": name if len(groups) == 1 else f"{name}_{number}",
+            "kind": "KIND_CPU" if device == "cpu" else "KIND_AUTO" if gpu is None else "KIND_GPU",
+            "count": count,
+        }
+        | ({} if gpu is None else {"gpus": [gpu]})
+        for number, ((device, gpu), count) in enumerate(groups.items())
+    ]

@@ -42,7 +42,7 @@ def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
 
 def processes_wanted(settings: Settings) -> bool:
     """Whether models compute in processes of their own."""
-    return settings.workers > 0 and SUPPORTED
+    return bool(settings.places) and SUPPORTED
 
 
 def entry_point(app: App) -> str | None:
@@ -65,8 +65,11 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
 
 
 def _processes(work: Work, settings: Settings) -> list[Worker]:
-    threads = compute_threads(settings.workers)
-    return [WorkerProcess(replace(work, number=number, threads=threads)) for number in range(settings.workers)]
+    threads = compute_threads(len(settings.places))
+    return [
+        WorkerProcess(replace(work, number=number, threads=threads, device=device, gpu=gpu))
+        for number, (device, gpu) in enumerate(settings.places)
+    ]
 
 
 def half_of_memory() -> int | None:

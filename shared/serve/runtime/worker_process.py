@@ -41,6 +41,8 @@ class WorkerProcess:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self._work.threads is not None:
             environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
+        if self._work.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._work.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
         # Not the working directory first (-P): a folder of the user's may be called like one of our packages.
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with theirs:
@@ -128,6 +130,17 @@ class WorkerProcess:
             asyncio.get_running_loop().remove_reader(self._connection)
             self._connection.close()
             self._connection = None
+
+
+def only_gpu(number: int, visible: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES is for a process that may use one alone of the GPUs that are visible here.
+
+    Where there are not as many, the process sees none and says so when it loads.
+    """
+    if visible is None:
+        return str(number)
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return names[number] if number < len(names) else ""
 
 
 def _interpreter_options() -> list[str]:

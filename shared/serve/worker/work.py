@@ -18,7 +18,7 @@ class Work:
     """What a worker computes: an application (``app`` is its entry point's value) or else a dense network.
 
     ``artifacts`` are directories; ``program`` is what its networks compute with, the fastest by default;
-    ``number`` tells the workers of one model apart, which go to GPUs in turn.
+    ``number`` tells the workers of one model apart, which go to GPUs in turn where ``gpu`` does not say to which.
     ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA); ``threads`` is how many it computes with, its
     share of the server's where a model has several workers.
     """
@@ -31,6 +31,7 @@ class Work:
     max_json_bytes: int = 0
     memory_bytes: int | None = None
     number: int = 0
+    gpu: int | None = None
     threads: int | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.app import App
+from shared.errors import InvalidInputError
 from shared.serve.app import create_app
-from shared.serve.settings import Settings
+from shared.serve.runtime.worker_process import only_gpu
+from shared.serve.settings import Settings, read_settings
 from shared.serve.worker.messages import BrokenMessage, Message, bundle, pair, receive, send, unbundle
 from tests.shared.serve.echo import csv, until
 
@@ -210,3 +212,22 @@ def test_what_is_no_message_is_told_apart(packet: bytes) -> None:
         mine.send(packet)
         with pytest.raises(BrokenMessage):
             receive(theirs)
+
+
+def test_instances_are_placed_on_the_devices_that_are_named(serve: Callable[..., TestClient]) -> None:
+    client = serve(instances="cpu=2")
+    assert predict(client).status_code == 200
+    until(lambda: [one["state"] for one in workers(client)] == ["idle", "idle"])
+    (group,) = client.get("/v2/models/echo/config").json()["instance_group"]
+    assert (group["kind"], group["count"]) == ("KIND_CPU", 2)
+
+
+def test_instances_say_which_gpu_a_process_may_use() -> None:
+    settings = read_settings(instances="cuda:1=2,cpu=1")
+    assert settings.places == [("cuda", 1), ("cuda", 1), ("cpu", None)]
+    assert settings.with_one_worker().places == [("cuda", 1)]
+    assert Settings(device="cuda", workers=2).places == [("cuda", None)] * 2 and not Settings(workers=0).places
+    assert [only_gpu(1, visible) for visible in (None, "4,5", "GPU-a", "")] == ["1", "5", "", ""]
+    for wrong in ("gpu=1", "cuda:0=0", "cuda=1", "cpu", "cpu=1,", "cuda:-1=1"):
+        with pytest.raises(InvalidInputError, match="TRIVIUM_INSTANCES"):
+            read_settings(instances=wrong)
