@@ -136,6 +136,7 @@ class App:
                  far it is; returns how many cases were left out. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
+    sample_jobs  whether samples are as large, so that the form hands them in as jobs and shows the stage
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
     """
 
@@ -152,6 +153,7 @@ class App:
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
     job_bytes: int = 20_000_000
+    sample_jobs: bool = False
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None

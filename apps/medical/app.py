@@ -113,6 +113,7 @@ app = App(
     root=ROOT,
     models=MODELS,
     job_bytes=12_000_000,
+    sample_jobs=True,
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

@@ -87,6 +87,7 @@ def medical_site(root: Path) -> Iterator[str]:
         codec=MedicalCodec,
         kinds=medical.kinds,
         case_label=medical.case_label,
+        sample_jobs=medical.sample_jobs,
         samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
         reproduce=_unused,  # type: ignore[arg-type]
     )

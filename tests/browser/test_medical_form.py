@@ -58,6 +58,16 @@ def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site
     assert marked(page) > 50
 
 
+def test_a_sample_is_a_job_whose_stage_is_shown(page: Page, site: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
+    assert [url.removeprefix(site) for url in asked] == ["/api/medical/jobs"]
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"))
+
+
 def test_keys_move_through_slices_findings_and_windows(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()

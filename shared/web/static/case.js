@@ -155,7 +155,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   async function submit(body) {
     if (running) return;
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
-    const asJob = bytes > (Number(document.body.dataset.jobBytes) || Infinity);
+    const { jobBytes, sampleJobs } = document.body.dataset;
+    const asJob = bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample"));
     showError("");
     result.replaceChildren();
     busy(true);
