@@ -30,6 +30,7 @@ _MOST_MESSAGE = 64_000_000
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -90,7 +91,8 @@ class GrpcService:
             "RepositoryModelUnload": self._unload,
         }
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
+            # On the wire a stream of one message is that message, and here it can be waited for with a limit.
+            name: grpc.stream_unary_rpc_method_handler(
                 self._guarded(name, method, works=name in working),
                 request_deserializer=message(f"{name}Request").FromString,
                 response_serializer=message(f"{name}Response").SerializeToString,
@@ -107,11 +109,12 @@ class GrpcService:
     def _guarded(self, name: str, method: Method, *, works: bool) -> Method:
         """The method with what the middleware does over REST: drain, places of a client, identifier, log, errors."""
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
             number = usable_identifier(dict(context.invocation_metadata()).get("x-request-id", ""))
             await context.send_initial_metadata((("x-request-id", number),))
             began, status = time.monotonic(), 499
             try:
+                request = await self._received(requests)
                 reply = await (self._work(method, request, context) if works else method(request, context))
                 status = 200
                 return reply
@@ -133,6 +136,16 @@ class GrpcService:
                 log_answer(self._state.metrics, number, _client(context), "POST", path, path, status, took)
 
         return answer
+
+    async def _received(self, requests: AsyncIterator[Any]) -> Any:
+        """The message of a call; refuses (408) one that is not there in time: its call takes the place of another."""
+        seconds = min(self._networks.settings.upload_s, self._networks.settings.deadline_s)
+        try:
+            return await asyncio.wait_for(anext(requests), seconds)
+        except TimeoutError:
+            raise InvalidInputError(f"the message did not come within {seconds:g} seconds", status=408) from None
+        except StopAsyncIteration:
+            raise InvalidInputError("the call has no message", status=400) from None
 
     async def _work(self, method: Method, request: Any, context: Any) -> Any:
         if self._drain.begun:

@@ -274,3 +274,24 @@ def test_every_message_is_the_one_that_the_protocol_publishes() -> None:
     assert [value.name for value in model_config_pb2.DataType.DESCRIPTOR.values] == ENUMS["DataType"].split()
     kinds = model_config_pb2.ModelInstanceGroup.Kind.DESCRIPTOR.values
     assert [value.name for value in kinds] == ENUMS["ModelInstanceGroup.Kind"].split()
+
+
+def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
+    application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
+    ended = threading.Event()
+
+    def nothing_yet() -> Iterator[Any]:
+        ended.wait(LIMIT_S)
+        yield from ()
+
+    with serving(application), grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        slow = channel.stream_unary(method, service_pb2.ModelInferRequest.SerializeToString, lambda content: content)
+        try:
+            calls = [slow.future(nothing_yet(), timeout=LIMIT_S) for _ in range(2)]  # all the places that there are
+            for call in calls:
+                assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not come within 0.5" in call.details()
+            assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
+        finally:
+            ended.set()
