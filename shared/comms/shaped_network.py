@@ -38,11 +38,6 @@ class Host:
     namespace: str
     address: str
 
-    def sent_bytes(self) -> int:
-        """What the interface has sent, with the headers of its packets."""
-        shown = _run("ip", "netns", "exec", self.namespace, "cat", "/sys/class/net/eth0/statistics/tx_bytes")
-        return int(shown)
-
     def enter(self) -> None:
         """Moves the calling process onto this host: its network and its name. It must have one thread."""
         if not self.namespace:

@@ -40,6 +40,7 @@ class ShardedStrategy:
         self._group, self._shard = group, group.world if shard is None else shard
         self._unit_bytes, self._find_unused = unit_mb * 2**20, find_unused_parameters
         halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        self._compression = compression
         self._compressor: Compressor = HalfPrecision(halves[compression]) if compression in halves else NoCompression()
         self._root: Any = None
         self._units: list[FSDPModule] = []
@@ -50,14 +51,13 @@ class ShardedStrategy:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         group = self._group
-        if self._shard < 2:
-            raise InvalidInputError(
-                f"strategy.shard is {self._shard}: every process would hold all; take DDP, or 2 or more"
-            )
-        mesh_ranks(group, self._shard)
+        self._refuse_impossible(model)
         refuse_different_models(group, model)
         group.copy_from_leader([*(parameter.data for parameter in model.parameters()), *model.buffers()])
         self._whole = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+        for parameter in model.parameters():
+            # FSDP2 takes no other memory format, such as channels last; the values are the same.
+            parameter.data = parameter.data.contiguous()
         near, far, _ = mesh_peers(group, self._shard)
         self._near, self._all = near, all_peers(group)
         mesh = dist.device_mesh.DeviceMesh.from_group(near.group, group.device.type, mesh_dim_names=("shard",))
@@ -80,6 +80,22 @@ class ShardedStrategy:
         scalars = {id(parameter) for parameter in self._whole}
         self._sharded = [parameter for parameter in model.parameters() if id(parameter) not in scalars]
         return model
+
+    def _refuse_impossible(self, model: nn.Module) -> None:
+        """Refuses, on every process alike, settings by which a model cannot be spread or that would do nothing."""
+        shard, world = self._shard, self._group.world
+        if shard < 2:
+            raise InvalidInputError(f"strategy.shard is {shard}: every process would hold all; take DDP, or 2 or more")
+        mesh_ranks(self._group, shard)
+        if shard == world and self._compression != "none":
+            raise InvalidInputError(
+                f"strategy.compression is {self._compression}, and nothing goes across groups: one copy of the model "
+                f"is spread over all {world} processes; give --strategy.shard, as many as a host has, or compress "
+                "nothing"
+            )
+        if any(module._compiled_call_impl is not None for module in model.modules()):
+            # Its hooks keep torch.compile from making any graph, and torch 2.14 says nothing of it.
+            raise InvalidInputError("--compile does nothing for layers that FSDP spreads: leave it out, or take DDP")
 
     def clip(self, model: nn.Module, norm: float) -> Tensor:
         """Every process has a part of the gradients: the squares of their norms are summed over a copy's processes."""

@@ -7,7 +7,7 @@ import torch
 
 from shared.comms.shaped_network import Job, succeed
 from shared.observe.events import read_events
-from shared.strategy import DDP
+from shared.strategy import DDP, FSDP
 from tests.shared.comms import workers
 from tests.shared.engine.line import weights
 
@@ -31,6 +31,34 @@ def test_gradients_are_those_of_plain_ddp(hosts):
                 assert distances[0] < 1e-6 and 0.01 < distances[1] < 0.3 and explained < 1e-5
             else:
                 assert 1e-6 < max(distances) < (1e-2 if compression == "bf16" else 1e-3)
+
+
+# Bytes that a host of two processes sends to another for one of gradients: 2 (P - 1) / P, or 2 (N - 1) / N.
+FLAT, ACROSS = 2 * 3 / 4, 2 * 1 / 2
+SENT = [
+    (DDP(route="flat"), FLAT),
+    (DDP(route="flat", compression="fp16"), FLAT / 2),
+    (DDP(route="ring", compression="bf16"), FLAT / 2),
+    (DDP(route="hierarchical"), ACROSS),
+    (DDP(route="hierarchical", compression="bf16"), ACROSS / 2),
+    (FSDP(shard=2), ACROSS),
+    (FSDP(shard=2, compression="fp16"), ACROSS / 2),
+    (FSDP(shard=2, compression="bf16"), ACROSS / 2),
+]
+
+
+def test_half_precision_halves_the_bytes_on_the_interface_by_ddp_and_by_copies_that_are_sharded(hosts):
+    strategies, factors = zip(*SENT, strict=True)
+    for found in succeed(Job(hosts, 2, workers.bytes_sent, strategies, 3).results(120)):
+        plain = found[0][1]
+        for strategy, factor, (sent, gradients) in zip(strategies, factors, found, strict=True):
+            # Headers of packets are a hundredth.
+            assert sent == pytest.approx(factor, rel=0.05), strategy
+            for one, other in zip(gradients, plain, strict=True):
+                exact = strategy.compression == "none"
+                assert torch.allclose(
+                    *map(torch.tensor, (one, other)), rtol=1e-5 if exact else 2e-2, atol=1e-7 if exact else 1e-5
+                )
 
 
 @pytest.fixture(scope="module")

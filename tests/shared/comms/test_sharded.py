@@ -74,6 +74,7 @@ def train(runs: list[tuple[str, Recipe]]) -> int:
 
 
 SPREAD = FSDP(unit_mb=1e-5)
+HYBRID = replace(SPREAD, shard=2)
 # Adam divides a gradient by its own size, which hides a wrong norm and magnifies how a sum of nearly zero is rounded.
 PLAIN, ADAMW = SGD(learning_rate=0.05), AdamW(learning_rate=0.02)
 
@@ -129,25 +130,60 @@ def test_an_artifact_of_a_sharded_run_is_that_of_ddp(runs, tmp_path):
         torch.testing.assert_close(other.weights()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def same_by_any_number(steps: int) -> Recipe:
+    """A run without batch normalisation and dropout, whose steps depend on how a batch is divided."""
+    return replace(recipe(SPREAD, steps, PLAIN), model=line.Network(dropout=0.0))
+
+
+REFUSED = {
+    "4 processes do not divide into groups of that size; it can be 1, 2, 4": FSDP(shard=3),
+    "strategy.shard is 1: every process would hold all": FSDP(shard=1),
+    "strategy.compression is bf16, and nothing goes across groups": FSDP(compression="bf16"),
+    "--compile does nothing for layers that FSDP spreads": FSDP(),
+}
+
+
 def hybrid(path: str) -> list[str]:
-    """Four processes by DDP and as two copies, spread over two each; what an impossible number says."""
-    for name, strategy in (("ddp", DDP()), ("hybrid", FSDP(shard=2, unit_mb=1e-5))):
-        line.run(recipe(strategy, 4, PLAIN), Path(path) / name)
+    """Four processes by DDP, as two copies spread over two each, and as one; what impossible settings say."""
+    train([(f"{path}/ddp", recipe(DDP(), 4, PLAIN)), (f"{path}/hybrid", recipe(HYBRID, 4, PLAIN))])
+    train([(f"{path}/bf16", recipe(replace(HYBRID, compression="bf16"), 4, PLAIN))])
+    train([(f"{path}/four", same_by_any_number(12)), (f"{path}/moved", same_by_any_number(7))])
     said = []
-    for shard in (3, 1):
+    for words, strategy in REFUSED.items():
         with pytest.raises(InvalidInputError) as refused:
-            line.run(recipe(FSDP(shard=shard), 4), Path(path) / "refused")
+            line.run(replace(recipe(strategy, 4), compile="--compile" in words), Path(path) / "refused")
         said.append(str(refused.value))
     return said
 
 
-def test_two_copies_that_are_spread_over_two_processes_each_train_as_ddp(tmp_path):
-    for said in run(hybrid, str(tmp_path), processes=4):
-        assert "4 processes do not divide into groups of that size; it can be 1, 2, 4" in said[0]
-        assert "strategy.shard is 1: every process would hold all" in said[1]
-    one, other = state(tmp_path / "ddp", 4), state(tmp_path / "hybrid", 4)
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory):
+    """Their runs, and what each process said of impossible settings."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, run(hybrid, str(folder), processes=4, limit_s=300)
+
+
+def test_two_copies_that_are_spread_over_two_processes_each_train_as_ddp(four_processes):
+    folder, _ = four_processes
+    one, other, compressed = (state(folder / name, 4) for name in ("ddp", "hybrid", "bf16"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(compressed[name], tensor, rtol=0.02, atol=2e-3)
+    assert any(not torch.equal(compressed[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=list(REFUSED))
+def test_impossible_settings_are_refused_on_every_process(four_processes, number):
+    for said in four_processes[1]:
+        assert list(REFUSED)[number] in said[number]
+
+
+def test_two_processes_go_on_with_what_four_had_spread(four_processes):
+    folder, _ = four_processes
+    run(train, [(str(folder / "moved"), same_by_any_number(12))])
+    one, other = state(folder / "four"), state(folder / "moved")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 class Killed(line.Regression):

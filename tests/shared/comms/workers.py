@@ -7,14 +7,17 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import tensorboard  # noqa: F401 - slow to import, so once and not in every process
 
+from shared.cli.main import main
 from shared.comms.allreduce import Flat, Ring, all_peers, mesh_peers
 from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join, shorten_timeouts
@@ -22,7 +25,7 @@ from shared.comms.watch import LostProcessError, Timeouts
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
-from shared.strategy import DDP
+from shared.strategy import DDP, FSDP
 from tests.shared.engine import line
 
 QUICK = Timeouts(start_s=60, step_s=30, silence_s=3, suspicious_s=1, beat_s=0.25)
@@ -115,6 +118,35 @@ def gradients(choices: list[tuple[str, str]], rounds: int) -> dict[tuple[str, st
         return found
 
 
+def bytes_sent(strategies: Sequence[DDP | FSDP], steps: int) -> list[tuple[float, list[Any]]]:
+    """By strategy: the bytes that this host's interface sends in a backward pass, for one of gradients; and those."""
+    torch.set_num_threads(1)
+    found = []
+    with join("cpu", timeouts=QUICK) as group:
+        for settings in strategies:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(256, 1024), nn.Tanh(), nn.Linear(1024, 256))
+            size = sum(parameter.nbytes for parameter in model.parameters())
+            wrapped = settings.build(group).wrap(model)
+            x = torch.randn(8, 256, generator=torch.Generator().manual_seed(group.rank))
+            group.barrier()
+            before = interface_bytes()
+            for _ in range(steps):
+                wrapped.zero_grad()
+                wrapped(x).square().mean().backward()
+            group.barrier()
+            sent = (interface_bytes() - before) / steps / size
+            gradients = [parameter.grad for parameter in model.parameters()]
+            found.append((sent, [getattr(one, "full_tensor", lambda one=one: one)().tolist() for one in gradients]))
+    return found
+
+
+def interface_bytes() -> int:
+    """What ``eth0`` of this process's host has sent."""
+    (row,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("eth0:"))
+    return int(row.split(":", 1)[1].split()[8])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wide:
     """A network for the line with a matrix that is worth compressing."""
@@ -137,6 +169,30 @@ def join_again(times: int) -> int:
         with join("cpu", timeouts=QUICK) as group:
             group.total(torch.ones(10))
     return times
+
+
+def calibrate(file: str) -> int:
+    """``trivium plan --calibrate`` on the hosts of this job; its exit code."""
+    torch.set_num_threads(1)
+    return main(["plan", "--calibrate", file])
+
+
+def meet_without(absent: int) -> str:
+    """Joins a job whose process ``absent`` never comes, but holds the store as ``torchrun`` does; what is said."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, is_master=rank == absent, wait_for_workers=False, timeout=timedelta(seconds=60))
+    said = ""
+    if rank != absent:
+        try:
+            with join("cpu", timeouts=replace(QUICK, start_s=5)):
+                said = "met"
+        except InvalidInputError as error:
+            said = str(error)
+    store.set(f"left {rank}", "")
+    store.wait([f"left {other}" for other in range(world)])
+    return said
 
 
 class KilledOnce(line.Regression):
