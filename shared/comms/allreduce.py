@@ -175,7 +175,7 @@ def mesh_ranks(group: Group, shard: int | None = None) -> Tensor:
 def all_peers(group: Group) -> Peers:
     """All processes of the run, in a group of their own, so that its messages do not mix with the training's."""
     with connecting():
-        joined = dist.new_group()
+        joined = dist.new_group(group_desc="all")
     return Peers("all", joined, group.rank, group.world, group.log)
 
 

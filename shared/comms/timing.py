@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,15 +48,35 @@ def outside(intervals: Iterable[Interval], covering: Iterable[Interval]) -> floa
 
 
 class Kernel(NamedTuple):
-    """A kernel on a GPU, by the profiler: times in seconds."""
+    """What a GPU did, by the profiler: times in seconds; ``collective`` and ``group`` where it was NCCL's."""
 
     name: str
     start: float
     end: float
+    collective: str = ""
+    group: str = ""
 
     @property
     def communicates(self) -> bool:
         return self.name.lower().startswith("nccl")
+
+
+def kernels_in_trace(document: Mapping[str, Any]) -> list[Kernel]:
+    """The kernels, copies and fills of a GPU in a trace that torch's profiler exported.
+
+    Kineto gives NCCL's kernels the arguments ``Collective name``, ``Process Group Name`` and, where the group has one,
+    ``Process Group Description`` (torch/csrc/distributed/c10d/ParamCommsUtils.hpp).
+    """
+    found = []
+    for event in document.get("traceEvents", ()):
+        if event.get("cat") not in ("kernel", "gpu_memcpy", "gpu_memset"):
+            continue
+        told, start = event.get("args", {}), float(event["ts"]) / 1e6
+        group = told.get("Process Group Description", "undefined")
+        group = told.get("Process Group Name", "") if group == "undefined" else group
+        end = start + float(event.get("dur", 0)) / 1e6
+        found.append(Kernel(event["name"], start, end, str(told.get("Collective name", "")), str(group)))
+    return found
 
 
 def gpu_exposed(kernels: Sequence[Kernel]) -> tuple[float, float]:
@@ -88,6 +109,20 @@ class Totals:
         for span in spans:
             name = f"{span.name} ({span.group})"
             self.by[name] = self.by.get(name, 0.0) + span.end - span.start
+
+    def add_kernels(self, kernels: Sequence[Kernel], seconds: float) -> None:
+        """Adds a step of ``seconds`` in which a GPU did this."""
+        talking, exposed = gpu_exposed(kernels)
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        self.nccl_time, self.exposed = self.nccl_time + talking, self.exposed + exposed
+        for span in (_span(one) for one in kernels if one.communicates):
+            name = f"{span.name} ({span.group})"
+            self.by[name] = self.by.get(name, 0.0) + span.end - span.start
+
+
+def _span(kernel: Kernel) -> Span:
+    """A kernel of NCCL as a collective; by its own name where the trace does not tell the collective's."""
+    return Span(kernel.collective or kernel.name, kernel.group or "all", kernel.start, kernel.end, 0, False)
 
 
 class CommunicationTimer:
@@ -126,33 +161,33 @@ class CommunicationTimer:
         import torch
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        # Without the host's side the profiler does not know which collective a kernel belongs to.
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             yield
             torch.cuda.synchronize(self._group.device)
-        kernels = [
-            Kernel(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
-            for event in profiler.events() or ()
-            if event.device_type.name == "CUDA"
-        ]
-        talking, exposed = gpu_exposed(kernels)
-        totals = self._totals
-        totals.steps, totals.seconds = totals.steps + 1, totals.seconds + time.perf_counter() - start
-        totals.nccl_time, totals.exposed = totals.nccl_time + talking, totals.exposed + exposed
-        for one in kernels:
-            if one.communicates:
-                totals.by[one.name] = totals.by.get(one.name, 0.0) + one.end - one.start
+        seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(file))
+            kernels = kernels_in_trace(json.loads(file.read_text(encoding="utf-8")))
+        self._totals.add_kernels(kernels, seconds)
+        began = min((one.start for one in kernels), default=0.0)
+        self._last = (began, [_span(one) for one in kernels if one.communicates])
 
     def report(self, folder: Path | None) -> dict[str, float]:
         """What the steps since the last report took, over all processes; every process calls it.
 
         ``nccl_time`` and ``exposed`` are seconds a step, ``share`` and ``exposed_share`` parts of the step, each of
-        the median process and, as ``..._worst``, of the worst. Into ``folder``, where it is given, go
+        the median process and, as ``..._worst``, of the worst; ``rank_that_waits_most`` has the most exposed seconds,
+        and ``rank_that_waits_least``, for which the others wait, the fewest. Into ``folder``, where it is given, go
         ``communication.prom`` (Prometheus' text format, for node_exporter's textfile collector) and
         ``communication.trace.json`` (spans of the last step, for Perfetto). Empty where no step was timed.
         """
         if self._group.world == 1:
             return {}
-        told = [totals for totals in self._group.gather(self._totals) if totals.steps]
+        gathered = self._group.gather(self._totals)
+        ranks = [rank for rank, totals in enumerate(gathered) if totals.steps]
+        told = [gathered[rank] for rank in ranks]
         self._totals = Totals()
         if not told:
             return {}
@@ -170,6 +205,10 @@ class CommunicationTimer:
         for name, found in figures.items():
             values[name] = statistics.median(found)
             values[f"{name}_worst"] = max(found)
+        # Others wait for the one that waits least: it is the slowest.
+        waiting = figures["exposed"]
+        values["rank_that_waits_most"] = float(ranks[waiting.index(max(waiting))])
+        values["rank_that_waits_least"] = float(ranks[waiting.index(min(waiting))])
         if folder is not None:
             write_whole(folder / "communication.prom", prometheus_text(values))
             write_whole(folder / "communication.trace.json", json.dumps(self._trace()))
@@ -202,7 +241,9 @@ def prometheus_text(values: dict[str, float]) -> str:
     for name, value in values.items():
         plain = name.removesuffix("_worst")
         process = "worst" if name != plain else "median"
-        if plain.startswith("seconds of "):
+        if name.startswith("rank_"):
+            lines.append(f"trivium_{name} {value:.0f}")
+        elif plain.startswith("seconds of "):
             labels = f'collective="{plain.removeprefix("seconds of ")}",process="{process}"'
             lines.append(f"trivium_collective_seconds{{{labels}}} {value:.9g}")
         else:
