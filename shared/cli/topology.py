@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.app import Table
 from shared.cli.arguments import Topology
 from shared.cli.printing import print_line, print_table
-from shared.comms.topology import hosts_in_order, launcher_order, ring_crossings
+from shared.comms.topology import hosts_in_order, launcher_order, natural_key, ring_crossings
 from shared.comms.topology_files import expand_hosts, read_topology
 
 
@@ -13,11 +13,14 @@ def run(command: Topology) -> int:
     """Prints the tree, the order of the hosts, and what either order costs a ring."""
     tree = read_topology(command.file)
     hosts = expand_hosts(command.hosts) if command.hosts else tree.leaves()
-    ours, launched = hosts_in_order(hosts, tree), launcher_order(hosts)
+    ours = hosts_in_order(hosts, tree)
+    launched = sorted(hosts, key=natural_key) if tree.of_gpus else launcher_order(hosts)
     for line in tree.lines():
         print_line(line)
     print_line(f"launcher's order: {' '.join(launched)}")
     print_line(f"our order: {' '.join(ours)}")
+    if tree.of_gpus:
+        print_line(f"CUDA_VISIBLE_DEVICES={','.join(name.removeprefix('gpu') for name in ours)}")
     rows = []
     for before, after in zip(ring_crossings(launched, tree), ring_crossings(ours, tree), strict=True):
         counts = (before.most, after.most, before.total, after.total)
@@ -25,7 +28,12 @@ def run(command: Topology) -> int:
     columns = ("level", "switches", "worst, launcher's", "worst, ours", "all, launcher's", "all, ours")
     notes = (
         "How often a ring through all hosts leaves a switch: its uplink carries 2 (P - 1) / P S bytes of an all-reduce "
-        "of S as often. torchrun orders hosts by name as text; train with --strategy.topology FILE to use ours.",
+        "of S as often. "
+        + (
+            "Processes take GPUs by number: start them with the variable above."
+            if tree.of_gpus
+            else "torchrun orders hosts by name as text; train with --strategy.topology FILE to use ours."
+        ),
     )
     print_table(Table(title="", columns=columns, rows=rows, notes=notes))
     return 0

@@ -136,6 +136,7 @@ def _meet(
     own, number = Member(socket.gethostname(), local, os.getpid(), launched, pid_space()), uuid.uuid4().hex
     store.set(f"trivium/member/{launched}", json.dumps([number, own]))
     limit = time.monotonic() + limit_s
+    _await_members(store, world, limit_s)
     told: dict[str, Any] = {}
     while time.monotonic() < limit:
         if launched == 0:
@@ -156,6 +157,19 @@ def _meet(
         raise InvalidInputError(told["refused"])
     members = tuple(Member(*member) for member in told["members"])
     return told["round"], members.index(own), members
+
+
+def _await_members(store: Any, world: int, limit_s: float) -> None:
+    """Waits until every process has told who it is; refuses where one does not within ``limit_s``, naming it."""
+    keys = [f"trivium/member/{number}" for number in range(world)]
+    try:
+        store.wait(keys, timedelta(seconds=limit_s))
+    except dist.DistStoreError as error:
+        missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
+        raise InvalidInputError(
+            f"of the {world} processes of the job, number {', '.join(missing[:5])}{', ...' if missing[5:] else ''} of "
+            f"the launcher did not come within {limit_s:g} s: look at its log, or raise --strategy.start-timeout-s"
+        ) from error
 
 
 def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
@@ -190,6 +204,11 @@ def _all_agree(store: Any, world: int, told: dict[str, Any]) -> bool:
 def _in_order(members: list[Member], topology: Path | None) -> list[Member]:
     """The processes host by host, beginning with the launcher's first; a ring is as short from there on."""
     tree = None if topology is None else read_topology(topology)
+    if tree is not None and tree.of_gpus:
+        raise InvalidInputError(
+            f"{topology} tells the GPUs of one host, and not the switches between hosts: order those by "
+            "CUDA_VISIBLE_DEVICES, which trivium topology prints"
+        )
     hosts = hosts_in_order(list(dict.fromkeys(member.host for member in members)), tree)
     first = hosts.index(members[0].host)
     turned = hosts[first:] + hosts[:first]

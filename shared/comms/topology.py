@@ -27,6 +27,11 @@ class Tree:
             for child in self.children:
                 yield from child.switches()
 
+    @property
+    def of_gpus(self) -> bool:
+        """Whether it tells the GPUs of one host, and not the hosts of a cluster."""
+        return all(re.fullmatch(r"gpu\d+", name) for name in self.leaves())
+
     def lines(self, indent: str = "") -> list[str]:
         """The tree for a terminal, one line a switch or host; hosts of a switch stand in one line."""
         if not self.children:

@@ -80,6 +80,11 @@ def test_a_host_with_another_number_of_processes_is_named():
         mesh_ranks(Group(0, 3, torch.device("cpu"), members))
 
 
+def test_a_process_that_never_comes_is_named():
+    for rank, said in enumerate(run(workers.meet_without, 2, processes=3)):
+        assert rank == 2 or said.startswith("of the 3 processes of the job, number 2 of the launcher did not come")
+
+
 def test_processes_may_join_one_group_after_the_other():
     assert run(workers.join_again, 6) == [6, 6]
 

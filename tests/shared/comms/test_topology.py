@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.cli.main import main
+from shared.comms.joining import _in_order
 from shared.comms.topology import Tree, hosts_in_order, launcher_order, ring_crossings, tree_from_latency
 from shared.comms.topology_files import (
     expand_hosts,
@@ -19,6 +20,7 @@ from shared.comms.topology_files import (
     read_topology,
     slurm_tree,
 )
+from shared.comms.watch import Member
 from shared.errors import InvalidInputError
 
 SLURM = """
@@ -141,6 +143,41 @@ def test_the_command_prints_tree_and_order(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "our order: node1 node2 node3" in shown and "rack1: node7 node8" in shown
     assert main(["topology", str(file), "--hosts", "node99"]) == 2
+
+
+def test_the_gpus_of_a_host_come_by_their_switches(tmp_path, capsys):
+    file = tmp_path / "nccl.xml"
+    file.write_text(NCCL)
+    assert main(["topology", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "launcher's order: gpu0 gpu1 gpu2" in shown and "CUDA_VISIBLE_DEVICES=0,2,1" in shown
+    with pytest.raises(InvalidInputError, match=r"nccl\.xml tells the GPUs of one host"):
+        _in_order([Member("node0", 0, 1, 0)], file)
+
+
+@pytest.mark.parametrize("source", ["topology.conf", "nodes.json", "latency.csv"])
+def test_hosts_of_every_source_come_in_the_order_of_their_switches(tmp_path, capsys, source):
+    """Racks of odd and of even hosts: with node10 before node2 a ring leaves each five times, where once will do."""
+    hosts = [f"node{number}" for number in range(1, 13)]
+    file = tmp_path / source
+    rack = {host: number % 2 for number, host in enumerate(hosts, 1)}
+    if source == "topology.conf":
+        switches = [f"SwitchName=rack{r} Nodes={','.join(h for h in hosts if rack[h] == r)}" for r in (0, 1)]
+        file.write_text("\n".join([*switches, "SwitchName=spine Switches=rack[0-1]"]))
+    elif source == "nodes.json":
+        nodes = [{"metadata": {"name": h, "labels": {"rack": f"rack{rack[h]}", "zone": "a"}}} for h in hosts]
+        file.write_text(json.dumps({"kind": "List", "items": nodes}))
+    else:
+        rows = [[h, *("" if h == o else "5" if rack[h] == rack[o] else "20" for o in hosts)] for h in hosts]
+        file.write_text("\n".join(",".join(row) for row in [["host", *hosts], *rows]))
+    assert main(["topology", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert f"our order: {' '.join([*hosts[::2], *hosts[1::2]])}" in shown
+    tree = read_topology(file)
+    assert ring_crossings(hosts_in_order(hosts, tree), tree)[0].most == 1
+    assert ring_crossings(launcher_order(hosts), tree)[0].most > 3
+    members = [Member(host, local, 1, 2 * n + local) for n, host in enumerate(sorted(hosts)) for local in (0, 1)]
+    assert [m.host for m in _in_order(members, file)][::2] == [*hosts[::2], *hosts[1::2]]
 
 
 def test_the_plan_ranks_ways_and_ends_in_one_line_of_json(capsys, tmp_path):
