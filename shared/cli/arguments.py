@@ -296,7 +296,8 @@ class Plan:
     scenario: bool = False
     """Print the case in which 256 nodes go from 28 % to 12 % communication, and what carries it."""
     calibrate: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Fit the links to a sweep on a shaped network of this machine (root, Linux), and write them."""
+    """Fit the links to a sweep between the hosts of a torchrun job, or without one on a shaped network of this machine
+    (root, Linux), and write them."""
     validate: bool = False
     """Compare predictions with measurements on 2 to 8 processes on that network."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from shared.comms.step_model import DEVICES, Prediction, Way, Workload, predict,
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from shared.comms.calibration import Point
+    from shared.comms.calibration import Calibration, Point
 
 T = TypeVar("T")
 ERROR_BAR = 0.2
@@ -135,9 +136,11 @@ def _scenario() -> int:
 
 
 def _measure(command: Plan) -> int:
-    """Fits the model to the shaped network of this machine; with ``--validate`` compares it with measurements."""
+    """Fits the model to the network of a job, or to a shaped one of this machine, which ``--validate`` measures."""
     from shared.comms.shaped_network import missing_rights
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _calibrate_job(command)
     if reason := missing_rights():
         print_line(f"skipped: {reason}")
         print(json.dumps({"name": "plan", "ok": False, "note": f"skipped: {reason}"}), flush=True)
@@ -145,15 +148,8 @@ def _measure(command: Plan) -> int:
     from shared.comms.calibration import calibrate, validate
 
     found = calibrate(command.mbit_s)
-    document = asdict(found)
-    print_line(
-        f"between hosts {found.inter.alpha_s * 1e6:.0f} µs and {found.inter.bytes_s / 1e6:.2f} MB/s, inside "
-        f"{found.intra.alpha_s * 1e6:.0f} µs and {found.intra.bytes_s / 1e6:.0f} MB/s"
-    )
-    if command.calibrate is not None:
-        write_whole(command.calibrate, json.dumps(document, indent=2) + "\n")
+    _report_calibration(found, command.calibrate)
     if not command.validate:
-        print(json.dumps({"name": "calibrate", **document}), flush=True)
         return 0
     points = validate(found, command.mbit_s)
     rows = [
@@ -170,6 +166,29 @@ def _measure(command: Plan) -> int:
     print_line(f"median error {error:.1%} of at most {ERROR_BAR:.0%}")
     print(json.dumps({"name": "plan --validate", "figures": figures, "ok": ok}), flush=True)
     return 0 if ok else 1
+
+
+def _calibrate_job(command: Plan) -> int:
+    """Fits the model to the network between the hosts of a job; the first process reports."""
+    from shared.comms.calibration import calibrate_job
+
+    if command.validate:
+        raise InvalidInputError("--validate makes a network and processes of its own: start it without torchrun")
+    found = calibrate_job()
+    if os.environ.get("RANK") == "0":
+        _report_calibration(found, command.calibrate)
+    return 0
+
+
+def _report_calibration(found: Calibration, path: Path | None) -> None:
+    document = asdict(found)
+    print_line(
+        f"between hosts {found.inter.alpha_s * 1e6:.0f} µs and {found.inter.bytes_s / 1e6:.2f} MB/s, inside "
+        f"{found.intra.alpha_s * 1e6:.0f} µs and {found.intra.bytes_s / 1e6:.0f} MB/s"
+    )
+    if path is not None:
+        write_whole(path, json.dumps(document, indent=2) + "\n")
+    print(json.dumps({"name": "calibrate", **document}), flush=True)
 
 
 def _plot(points: list[Point], path: Path) -> None:

@@ -1,7 +1,8 @@
 """Fits the cost model to a network by a sweep of messages, and compares what it predicts with what is measured.
 
-Both run on hosts made of network namespaces. The sweep sends messages between two processes alone; what is predicted
-from it are all-reduces and training steps of 2 to 8 processes, none of which the fit has seen.
+The sweep sends messages between two processes alone: on the hosts of a job that ``torchrun`` started, or on hosts made
+of network namespaces. Predictions are compared on the latter, for all-reduces and training steps of 2 to 8 processes,
+none of which the fit has seen.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from shared.comms.allreduce import Flat, Ring, all_peers, mesh_peers
 from shared.comms.compression import HalfPrecision
 from shared.comms.cost import Cluster, Link, Route, route_seconds
+from shared.comms.group import Group
 from shared.comms.hierarchical import Hierarchical
 from shared.comms.joining import join
 from shared.comms.profiles import Layer, Profile
 from shared.comms.shaped_network import Job, shaped_network, succeed
 from shared.comms.step_model import Device, Way, Workload, predict
+from shared.errors import InvalidInputError
 
 SWEEP_BYTES = (4_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
 SHAPES = ((2, 1), (2, 2), (4, 1), (2, 4))
@@ -77,38 +80,52 @@ def fit_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
 
 
 def calibrate(mbit_s: float) -> Calibration:
-    """Sweeps a network of two hosts with two processes each, and fits the model."""
+    """Sweeps a shaped network of two hosts with two processes each, and fits the model."""
     with shaped_network(2, mbit_s) as hosts:
-        inside, across, gamma = succeed(Job(hosts, 2, sweep).results(300))[0]
-    return Calibration(inter=fit_link(SWEEP_BYTES, across), intra=fit_link(SWEEP_BYTES, inside), gamma_s=gamma)
+        found: Calibration = succeed(Job(hosts, 2, calibrate_job).results(300))[0]
+    return found
 
 
-def sweep() -> tuple[list[float], list[float], float]:
-    """What a process does: the seconds of a message to its neighbour and to the other host, and those of a sum."""
+def calibrate_job() -> Calibration:
+    """What a process of a job does: sweeps the network between its hosts, by gloo, and fits the model.
+
+    Every process returns the same. Refuses a job that has not two processes on each of two hosts.
+    """
     with join("cpu") as group:
-        times: list[list[float]] = []
-        for peer in (1, 2):
-            found = []
-            for size in SWEEP_BYTES:
-                tensor = torch.zeros(size // 4)
-                turns = []
-                for _ in range(5):
-                    group.barrier()
-                    began = time.perf_counter()
-                    if group.rank == 0:
-                        dist.send(tensor, peer)
-                        dist.recv(tensor, peer)
-                    elif group.rank == peer:
-                        dist.recv(tensor, 0)
-                        dist.send(tensor, 0)
-                    turns.append((time.perf_counter() - began) / 2)
-                found.append(statistics.median(turns))
-            times.append(found)
-        one, other = torch.zeros(1_000_000), torch.zeros(1_000_000)
-        began = time.perf_counter()
-        for _ in range(10):
-            one += other
-        return times[0], times[1], (time.perf_counter() - began) / 10 / one.nbytes
+        if len(group.nodes) < 2 or len(group.nodes[0]) < 2:
+            raise InvalidInputError(
+                "a network is calibrated by at least two processes on the first of at least two hosts; here are "
+                f"{', '.join(f'{len(ranks)} on {group.members[ranks[0]].host}' for ranks in group.nodes)}"
+            )
+        return group.gather(_sweep(group))[0]
+
+
+def _sweep(group: Group) -> Calibration:
+    """Times messages from the first process to its neighbour and to the second host, and a sum."""
+    times: dict[int, list[float]] = {}
+    for peer in (group.nodes[0][1], group.nodes[1][0]):
+        times[peer] = []
+        for size in SWEEP_BYTES:
+            tensor = torch.zeros(size // 4)
+            turns = []
+            for _ in range(5):
+                group.barrier()
+                began = time.perf_counter()
+                if group.rank == 0:
+                    dist.send(tensor, peer)
+                    dist.recv(tensor, peer)
+                elif group.rank == peer:
+                    dist.recv(tensor, 0)
+                    dist.send(tensor, 0)
+                turns.append((time.perf_counter() - began) / 2)
+            times[peer].append(statistics.median(turns))
+    one, other = torch.zeros(1_000_000), torch.zeros(1_000_000)
+    began = time.perf_counter()
+    for _ in range(10):
+        one += other
+    gamma_s = (time.perf_counter() - began) / 10 / one.nbytes
+    inside, across = (fit_link(SWEEP_BYTES, seconds) for seconds in times.values())
+    return Calibration(inter=across, intra=inside, gamma_s=gamma_s)
 
 
 def validate(found: Calibration, mbit_s: float) -> list[Point]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.cli.main import main
 from shared.comms.calibration import fit_link
 from shared.comms.cost import (
     LINKS,
@@ -21,8 +23,10 @@ from shared.comms.cost import (
     tree_all_reduce,
 )
 from shared.comms.profiles import bert_base, resnet50
+from shared.comms.shaped_network import Job, succeed
 from shared.comms.step_model import DEVICES, Way, Workload, predict, rank_ways
 from shared.errors import InvalidInputError
+from tests.shared.comms import workers
 
 SLOW, FAST = Link(alpha_s=1e-4, bytes_s=12.5e6), Link(alpha_s=1e-6, bytes_s=1e9)
 TWO_BY_FOUR = Cluster(nodes=2, per_node=4, intra=FAST, inter=SLOW, tree=False)
@@ -90,3 +94,16 @@ def test_what_does_not_fit_comes_last():
     assert tight[0].way.sharding != "DDP" and tight[-1].memory_bytes > 1.5e9
     with pytest.raises(InvalidInputError, match="whole gradients"):
         predict(workload, cluster, Way(route="ring", compression="powersgd", sharding="FSDP"))
+
+
+def test_the_network_of_a_job_is_calibrated_and_planned_with(hosts, tmp_path, capsys):
+    file = tmp_path / "network.json"
+    assert succeed(Job(hosts, 2, workers.calibrate, str(file)).results(120)) == [0] * 4
+    # 200 Mbit/s between the hosts; less where other programs keep the processes waiting.
+    found = json.loads(file.read_text())
+    assert 10e6 < found["inter"]["bytes_s"] < 26e6 < found["intra"]["bytes_s"]
+    links = ["--inter", f"{file}:inter", "--intra", f"{file}:intra"]
+    assert main(["plan", "--model", "resnet50", "--nodes", "2", "--gpus", "4", "--ports", "1", *links]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["share"] > 0.5
+    for refused in succeed(Job(hosts, 1, workers.calibrate, str(file)).results(120)):
+        assert refused == 2
