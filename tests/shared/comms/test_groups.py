@@ -89,8 +89,10 @@ def test_processes_may_join_one_group_after_the_other():
     assert run(workers.join_again, 6) == [6, 6]
 
 
-def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path):
-    # What torchrun itself calls; its processes come from the fork server.
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path, how):
+    # What torchrun itself calls; its processes come from the fork server. A stopped one ends when it is killed, half a
+    # minute after torchrun has asked it to end.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -102,7 +104,7 @@ def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path):
         start_method="forkserver",
     )
     with ThreadPoolExecutor(1) as thread:
-        steps = thread.submit(elastic_launch(config, workers.train_killed), tmp_path / "run").result(timeout=120)
+        steps = thread.submit(elastic_launch(config, workers.train_and_lose), tmp_path / "run", how).result(timeout=300)
     assert steps == {0: 10, 1: 10}
     begun = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event["event"] == "begin"]
     assert [event["step"] for event in begun] == [0, 5]

@@ -195,23 +195,29 @@ def meet_without(absent: int) -> str:
     return said
 
 
-class KilledOnce(line.Regression):
-    """Rank 1 is killed in its eighth step, unless it was started again."""
+class LostOnce(line.Regression):
+    """Rank 1 is killed, or stopped, in its eighth step, unless it was started again."""
 
-    steps = 0
+    how, steps = signal.SIGKILL, 0
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
-        KilledOnce.steps += 1
+        LostOnce.steps += 1
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if first and os.environ["RANK"] == "1" and KilledOnce.steps == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if first and os.environ["RANK"] == "1" and LostOnce.steps == 8:
+            os.kill(os.getpid(), self.how)
         return super().loss(model, batch)
 
 
-def train_killed(path: Path) -> int:
-    """Ten steps, in which a process is killed."""
+class StoppedOnce(LostOnce):
+    how = signal.SIGSTOP
+
+
+def train_and_lose(path: Path, how: str) -> int:
+    """Ten steps, in which a process is killed or stopped; how many there were in the end."""
     torch.set_num_threads(1)
-    return fit(line.recipe(KilledOnce, steps=10), Run(path, "line", "line"), device="cpu", quiet=True).steps
+    recipe = line.recipe(StoppedOnce if how == "stopped" else LostOnce, steps=10)
+    recipe = replace(recipe, strategy=DDP(silence_s=8))
+    return fit(recipe, Run(path, "line", "line"), device="cpu", quiet=True).steps
 
 
 def train_half_used(path: Path) -> list[str]:
