@@ -147,7 +147,7 @@ class FSDP(Joining):
     shard           over how many neighbouring processes a copy of the model is spread; by default all of them. Fewer
                     (those of a host) is HSDP: every such group holds a copy, and gradients are summed across groups
     unit_mb         layers of lists and sequences with at least so many MB (2**20 bytes) of parameters are gathered one
-                    by one, all others together
+                    by one, all others together; all together where the task says that a step may leave some out
     compression     ``fp16`` and ``bf16`` halve the bytes that go across groups
     """
 

@@ -28,7 +28,7 @@ class ShardedStrategy:
     ``shard`` neighbouring processes hold one copy of the model among them (FSDP); where there are several such groups,
     each holds a copy (HSDP), and gradients are also summed across them, by ``compression`` between groups alone.
     Elements of lists and sequences of layers with at least ``unit_mb`` MB of parameters are gathered one by one, all
-    other parameters together.
+    other parameters together; where a step may leave parameters out, all are gathered together.
 
     FSDP2 does not take parameters without dimensions: each process has those whole, and ``clip`` averages their
     gradients.
@@ -62,7 +62,8 @@ class ShardedStrategy:
         self._near, self._all = near, all_peers(group)
         mesh = dist.device_mesh.DeviceMesh.from_group(near.group, group.device.type, mesh_dim_names=("shard",))
         whole = set(self._whole)
-        for layer in units(model, self._unit_bytes):
+        # Where processes leave out different layers, they would gather different ones and wait for each other.
+        for layer in () if self._find_unused else units(model, self._unit_bytes):
             fully_shard(layer, mesh=mesh, ignored_params=whole)
         self._root = fully_shard(model, mesh=mesh, ignored_params=whole)
         self._units = [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -186,6 +186,49 @@ def test_two_processes_go_on_with_what_four_had_spread(four_processes):
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+class Forked(nn.Module):
+    """Two layers beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(2, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [branch(x) for branch in self.branches]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForkedNetwork:
+    def build(self, input: Any = None) -> nn.Module:
+        return Forked()
+
+
+class LeavesOut(line.Regression):
+    """One process learns by both layers, the other by the last alone."""
+
+    leaves_parameters_unused = True
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        found = model(batch["x"])
+        return sum((one - batch["y"]).square().mean() for one in found[int(os.environ["RANK"]) :])
+
+    def evaluate(self, model: nn.Module, batch: Any, scores: Any) -> None:
+        super().evaluate(lambda x: model(x)[0], batch, scores)
+
+
+def leave_out(path: str) -> None:
+    for name, strategy in (("ddp", DDP()), ("fsdp", SPREAD)):
+        settings = replace(recipe(strategy, 4, PLAIN), model=ForkedNetwork(), task=line.task_settings(LeavesOut))
+        line.run(settings, Path(path) / name)
+
+
+def test_processes_may_leave_different_parameters_out_where_the_task_says_so(tmp_path):
+    run(leave_out, str(tmp_path))
+    one, other = state(tmp_path / "ddp", 4), state(tmp_path / "fsdp", 4)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 class Killed(line.Regression):
     """Rank 1 is killed in its third step."""
 
