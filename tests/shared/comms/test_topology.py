@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.cli.main import main
@@ -50,6 +50,7 @@ def test_slurm_tells_the_switches_and_the_order_keeps_rings_inside():
     assert ring_crossings(launcher_order(hosts), tree)[0].most == 2
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(1, 3), st.randoms())
 def test_every_switch_is_left_once_however_hosts_are_called_and_given(switches, racks, hosts, chance):
     names = [f"n{number}" for number in range(switches * racks * hosts)]
