@@ -117,7 +117,8 @@ class Watch:
             if found is not None:
                 return found
             self._stop.wait(self._timeouts.beat_s)
-        return self._slow() or f"the processes cannot reach each other any more: {' '.join(str(error).split())[:300]}"
+        found = self._slow() or self._elsewhere()
+        return found or f"the processes cannot reach each other any more: {' '.join(str(error).split())[:300]}"
 
     def _run(self) -> None:
         self._beat()
@@ -194,6 +195,15 @@ class Watch:
             if fewest < self._log.finished:
                 elsewhere = [rank for rank, status in others.items() if status["finished"] == fewest]
         return self._describe(elsewhere, "lives but is too slow") if elsewhere else None
+
+    def _elsewhere(self) -> str | None:
+        """The living processes that wait in another collective than this one, so that neither comes through."""
+        own = self._log.oldest()
+        if own is None:
+            return None
+        others = {rank: status["in"] for rank, status in self._status.items() if rank != self._rank and status["in"]}
+        apart = [rank for rank, (name, group, _) in others.items() if (name, group) != (own.name, own.group)]
+        return self._describe(apart, "waits in another collective") if apart else None
 
     def _read(self) -> None:
         now = time.monotonic()

@@ -52,6 +52,15 @@ def test_routes_sum_as_the_backend_does_in_every_mesh_that_a_world_admits(proces
         assert not any(result["found"].values())
 
 
+def test_processes_that_wait_for_each_other_in_different_collectives_are_named(hosts):
+    job = Job(hosts, 2, workers.lose, "differs", 2)
+    said = job.result(0, 60)
+    job.end()
+    assert isinstance(said, str), said
+    assert "waits in another collective" in said
+    assert "in all_reduce (inside) since" in said and "in all_reduce (all) since" in said
+
+
 UNLIKE = {
     "mesh": "strategy.shard is 3, and 4 processes do not divide into groups of that size; it can be 1, 2, 4",
     "settings": "seed is 1",

@@ -63,16 +63,20 @@ def sums(shards: Sequence[int | None]) -> dict[str, Any]:
 
 def lose(how: str, victim: int) -> str:
     """Loses a process in the third of many collectives; what the others then say."""
-    timeouts = QUICK if how != "sleeps" else replace(QUICK, step_s=1, silence_s=20)
+    waits = how in ("sleeps", "differs")
+    timeouts = replace(QUICK, step_s=1, silence_s=20) if waits else QUICK
     try:
         with join("cpu", timeouts=timeouts) as group:
-            if how == "sleeps":
+            near, _, _ = mesh_peers(group)
+            if waits:
                 shorten_timeouts(group)
             for step in range(20):
                 group.log.position = f"step {step}"
                 if group.rank == victim and step == 3:
                     if how == "sleeps":
                         time.sleep(8)
+                    elif how == "differs":
+                        near.all_reduce(torch.ones(1000))
                     elif how == "raises":
                         raise ValueError("no such sample")
                     os.kill(os.getpid(), signal.SIGSTOP if how == "stops" else signal.SIGKILL)
