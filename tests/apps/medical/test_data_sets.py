@@ -20,7 +20,7 @@ from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
 from apps.medical.inference.calibration import operating_point
 from apps.medical.predictor import NodulePredictor, Options
-from apps.medical.recipes import small
+from apps.medical.recipes import overnight
 from apps.medical.task import DetectionTask
 from apps.medical.types import AnnotatedScan, ChestInput, Findings, Nodule
 from shared import cli
@@ -362,11 +362,11 @@ def test_learning_further_from_the_shipped_weights_lowers_their_loss_on_real_sca
     grid = ["--input.patch-size", "64", "64", "32", "--data.train-patches", "8"]
     where = ["--data", "luna16", "--data.root", str(luna), "--data.fold", "2", *grid]
     more = ["--init", str(shipped(app)[0].path), "--limits.epochs", "2", "--schedule.warmup-steps", "2"]
-    command = ["train", "medical", "--recipe", "small", *where, *more, "--out", str(tmp_path / "run")]
+    command = ["train", "medical", "--recipe", "overnight", *where, *more, "--out", str(tmp_path / "run")]
     assert cli.main([*command, "--device", "cpu"]) == 0
     last = max((tmp_path / "run" / "checkpoints").glob("step-*"))
     artifact, learnt = shipped(app)[0], model_state(last)
-    data, recipe = Luna16(root=luna, fold=2, train_patches=8), small()
+    data, recipe = Luna16(root=luna, fold=2, train_patches=8), overnight()
     batch = data.train(GRID).batch(np.arange(8), None)
     losses = []
     for weights in (artifact.weights(), learnt):
