@@ -88,6 +88,11 @@ def test_a_step_in_bf16_is_near_one_in_fp32(app: str, name: str) -> None:
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)
         model = recipe.model.build(recipe.input).train()
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("conv_cls.bias"):
+                # FCOS3D scales sizes by those of the likeliest class: untrained, classes are as good as equal, and in
+                # bf16 others come first.
+                parameter.data[0] += 1.0
         torch.manual_seed(1)
         with autocast(autocast_dtype(precision, cpu), cpu):
             found = task.loss(model, batch)
