@@ -104,7 +104,7 @@ class API(litserve.LitAPI):
     def unbatch(self, outputs):
         return [[o[i : i + 1] for o in outputs] for i in range(len(outputs[0]))]
     def encode_response(self, outputs):
-        if outputs[0].nbytes > 1_000_000:
+        if sum(o.nbytes for o in outputs) > 1_000_000:
             return Response(b"".join(o.tobytes() for o in outputs))
         return {"outputs": [{"name": n, "shape": list(o.shape), "data": o.ravel().tolist()}
                             for n, o in zip(self.names, outputs)]}
@@ -260,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="forecaster")
-    parser.add_argument("--litserve", help="the interpreter of an environment that has litserve and onnxruntime")
+    parser.add_argument("--litserve", help="an interpreter with litserve, onnxruntime, python-multipart")
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         print(json.dumps({"name": "serve", "ok": False, "note": "wrk is not installed: apt-get install wrk"}))
