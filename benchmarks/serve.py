@@ -20,11 +20,13 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -153,7 +155,8 @@ class Server:
         script.write_text(program)
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
         command = ["taskset", "-c", cores, python or sys.executable, str(script), *arguments]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
 
     def ask(self, body: bytes, headers: dict[str, str]) -> bytes:
         """An answer, once the server gives one."""
@@ -168,12 +171,13 @@ class Server:
                 time.sleep(0.3)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it, and what it started: LitServe's processes outlive the one that is told to end."""
         self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def load(
