@@ -61,7 +61,7 @@ def choose_precision(precision: Precision, device: torch.device) -> ChosenPrecis
     if device.type == "cpu" and cpu_gains_from_bf16():
         return ChosenPrecision(torch.bfloat16, "bf16, which this CPU computes in (AVX512-BF16 or AMX)")
     if device.type == "cpu" and cpu_has_bf16():
-        return ChosenPrecision(None, "fp32, in which an Intel CPU without AMX is faster than in bf16")
+        return ChosenPrecision(None, "fp32, in which this CPU is faster than in bf16: an Intel without AMX")
     return ChosenPrecision(None, "fp32: this CPU has neither AVX512-BF16 nor AMX")
 
 
