@@ -1,7 +1,8 @@
 """How much of the communication a backward pass hides: DDP's hooks against an all-reduce after it.
 
 Two hosts (network namespaces) of two processes each with 100 Mbit/s between them train a network of twelve equal
-linear layers, whose backward pass takes about as long as its gradients take over the link. Every way is timed in turns
+linear layers. The batch is as large as makes a step's computing take as long as its gradients take over the link, on
+whatever machine this is. Every way is timed in turns
 in the same processes: ``after`` sums all gradients when the backward pass is through (without hooks), the others are
 hooks that sum bucket by bucket while it goes on. Hidden is ``(compute + communication - step) / communication``, with
 the communication timed alone, in each turn: the median turn counts, for what else the machine does changes over them.
@@ -29,7 +30,7 @@ from shared.comms.joining import join
 from shared.comms.shaped_network import Job, missing_rights, shaped_network, succeed
 
 MBIT_S, HOSTS, PER_HOST, TURNS = 100.0, 2, 2, 5
-WIDTH, DEPTH, BATCH = 512, 12, 1024
+WIDTH, DEPTH, BATCH, MOST_ROWS = 512, 12, 1024, 16384
 WAYS = {
     "flat": ("flat", "none"),
     "ring": ("ring", "none"),
@@ -56,13 +57,14 @@ def measure() -> dict[str, list[float]]:
             exchange = gradient_exchange(group, model, route=route, compression=compression)
             models[name].register_comm_hook(exchange, lambda state, bucket: state(bucket))
             rehearse(models[name], exchange)
-        x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(group.rank))
+        x = torch.randn(MOST_ROWS, WIDTH, generator=torch.Generator().manual_seed(group.rank))
+        rows = torch.tensor(BATCH)
         plain = models["flat"]
         gradients = [torch.zeros_like(parameter) for parameter in plain.parameters()]
 
         def step(model: DistributedDataParallel, *, alone: bool = False) -> None:
             with model.no_sync() if alone else nullcontext():
-                model(x).square().mean().backward()
+                model(x[:rows]).square().mean().backward()
 
         def flat_sum() -> None:
             for gradient in gradients:
@@ -79,16 +81,24 @@ def measure() -> dict[str, list[float]]:
         for name, model in models.items():
             actions[name] = lambda model=model: step(model)  # type: ignore[misc]
             actions[f"{name}, communication alone"] = communicate(name)
-        found: dict[str, list[float]] = {}
+
+        def timed(action: Callable[[], None]) -> float:
+            group.barrier()
+            began = time.perf_counter()
+            action()
+            group.barrier()
+            taken = time.perf_counter() - began
+            for model in models.values():
+                model.zero_grad()
+            return taken
+
+        least = min(timed(actions["compute"]) for _ in range(3))
+        rows = torch.tensor(min(MOST_ROWS, int(BATCH * timed(communicate("flat")) / least)))
+        dist.broadcast(rows, 0)
+        found: dict[str, list[float]] = {"rows of a batch": [float(rows)] * TURNS}
         for _ in range(TURNS):
             for name, action in actions.items():
-                group.barrier()
-                began = time.perf_counter()
-                action()
-                group.barrier()
-                found.setdefault(name, []).append(time.perf_counter() - began)
-                for model in models.values():
-                    model.zero_grad()
+                found.setdefault(name, []).append(timed(action))
         return found
 
 
@@ -108,7 +118,8 @@ def main() -> None:
         found = succeed(Job(hosts, PER_HOST, measure).results(900))[0]
     # The first turn warms up.
     seconds = {name: statistics.median(times[1:]) for name, times in found.items()}
-    figures = {f"{name}: seconds": value for name, value in seconds.items()}
+    figures = {"rows of a batch": seconds.pop("rows of a batch")}
+    figures |= {f"{name}: seconds": value for name, value in seconds.items()}
     hidden = {name: hidden_share(found, name, name) for name in WAYS}
     figures |= {f"{name}: hidden share": share for name, share in hidden.items()}
     figures["after (no hooks): hidden share"] = hidden_share(found, "after", "flat")
