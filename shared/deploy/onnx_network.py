@@ -29,8 +29,9 @@ def write_onnx(dense: DenseNetwork, path: Path) -> dict[str, Tensor]:
     """Writes the network as one ONNX file and returns its outputs on the example inputs, after comparing the two."""
     import onnxruntime as ort
 
-    # It says of every second node that it leaves it as it is.
-    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
+    # They say of every second node that they leave it as it is, and of every pass what it did: hundreds of lines.
+    for logger in ("onnxscript", "onnxscript.optimizer", "onnx_ir"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     module = dense.module.cpu().eval()
     example = tuple(value.cpu() for value in dense.inputs.values())
     with torch.no_grad(), warnings.catch_warnings():

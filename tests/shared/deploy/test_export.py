@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +156,19 @@ def test_what_is_no_artifact_is_refused(tmp_path):
         open_artifact(tmp_path)
     with pytest.raises(InvalidInputError, match="no version"):
         Registry(tmp_path).newest("line")
+
+
+def test_an_export_writes_nothing_into_the_log_of_who_exports(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys, torch\n"
+        "from pathlib import Path\n"
+        "from shared.app import DenseNetwork\n"
+        "from shared.deploy.onnx_network import write_onnx\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stderr)\n"
+        "network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())\n"
+        "dense = DenseNetwork(module=network, inputs={'x': torch.rand(2, 1, 8, 8)}, outputs=('y',))\n"
+        "write_onnx(dense, Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "INFO" not in done.stderr
