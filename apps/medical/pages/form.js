@@ -28,7 +28,7 @@ async function render(answer) {
     element("div", { class: "reading" }, place,
       element("div", {},
         findings.length > 1 ? element("p", { class: "small order" }, element("label", {}, "Order: ", order)) : null,
-        others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(2)}.`) : null,
+        others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(3)}.`) : null,
         list,
         element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
     downloads(answer));
@@ -85,7 +85,7 @@ function row(finding, volume) {
   return element("button", { type: "button", class: finding.above_operating_score ? null : "weak" },
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
-    element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(2)}`),
+    element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(3)}`),
     element("span", { class: "where" }, `${axes}${tall} mm from head to feet`),
     element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · ${position(finding.centre_lps_mm)}`));
 }
