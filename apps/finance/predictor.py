@@ -90,6 +90,7 @@ class FinancePredictor:
                 formats=("fp32",),
                 most_threads=1,
                 rows=CPU_BATCH,
+                max_batch=CPU_BATCH if device == "cpu" else None,
             )
             model = ProgramForecaster(
                 program=open_program(network, device), context=input.context, horizon=input.horizon

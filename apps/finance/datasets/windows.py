@@ -99,7 +99,7 @@ def trailing_interval_ns(times: Times) -> Floats:
     for row in range(1, min(_BLOCK, length)):
         usual[row] = np.median(steps[:row])
     for start in range(_BLOCK, length, _BLOCK):
-        usual[start : start + _BLOCK] = np.median(steps[max(0, start - _HISTORY) : start])
+        usual[start : start + _BLOCK] = _middle(steps[max(0, start - _HISTORY) : start])
     return np.maximum(usual, 1.0)
 
 
@@ -157,12 +157,19 @@ def _lagged(
     return np.where(number > 0, median, 0.0), known
 
 
+def _middle(values: Floats) -> float:
+    """The median of finite values, without what ``np.median`` looks at besides: half the time for a thousand."""
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    ordered = np.partition(values, (low, high))
+    return float((ordered[low] + ordered[high]) / 2)
+
+
 def _history_scale(filled: Floats) -> Floats:
     """(N,) mean absolute deviation of up to 2000 earlier rows, renewed every 64 rows; never quite zero."""
     scales = np.zeros(len(filled))
     for start in range(0, len(filled), _BLOCK):
         past = filled[max(0, start - _HISTORY) : max(start, 1)]
-        middle = float(np.median(past))
+        middle = _middle(past)
         spread = np.abs(past - middle).mean() * _MEAN_DEVIATION
         scales[start : start + _BLOCK] = max(spread, _RELATIVE_FLOOR * abs(middle), 1e-12)
     return scales

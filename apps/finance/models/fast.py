@@ -38,12 +38,12 @@ def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
             module.resample = Resize(module.input_size, module.output_size)
         elif isinstance(module, AddNorm) and module.input_size != module.skip_size:
             module.resample = Resize(module.skip_size, module.input_size)
-        elif isinstance(module, GatedResidualNetwork):
-            module.elu = QuickELU()
     for module in list(tft.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, GatedLinearUnit):
                 setattr(module, name, SplitGLU(child))
+            elif isinstance(child, GatedResidualNetwork):
+                setattr(module, name, FoldedResidual(child))
     for name, module in list(tft.named_children()):
         if isinstance(module, VariableSelectionNetwork) and GroupedSelection.fits(module):
             setattr(tft, name, GroupedSelection(module))
@@ -117,13 +117,6 @@ class AttentionMask(nn.Module):
         return self.mask
 
 
-class QuickELU(nn.Module):
-    """``nn.ELU`` in kernels that the CPU runs on whole vectors; differs by the rounding of exp(x) - 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return elu(x)
-
-
 class SplitGLU(nn.Module):
     """The library's ``GatedLinearUnit`` with its value and its gate as two products, so that no half is strided."""
 
@@ -134,8 +127,43 @@ class SplitGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.dropout is not None:
             x = self.dropout(x)
-        (value, gate), (of_value, of_gate) = self.fc.weight.chunk(2), self.fc.bias.chunk(2)
-        return functional.linear(x, value, of_value) * torch.sigmoid(functional.linear(x, gate, of_gate))
+        return glu(x, self.fc.weight, self.fc.bias)
+
+
+class FoldedResidual(nn.Module):
+    """The library's ``GatedResidualNetwork``; in prediction its second layer and its gate, both linear, are one."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.input_size, self.output_size = source.input_size, source.output_size
+        self.fc1, self.fc2, self.gate_norm = source.fc1, source.fc2, source.gate_norm
+        self.resized = self.input_size != self.output_size and not source.residual
+        if source.context_size is not None:
+            self.context: nn.Module = source.context
+        if self.resized:
+            self.resample_norm: nn.Module = source.resample_norm
+
+    def forward(self, x: Tensor, context: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        residual = x if residual is None else residual
+        if self.resized:
+            residual = self.resample_norm(residual)
+        hidden = self.fc1(x)
+        if context is not None:
+            hidden = hidden + self.context(context)
+        hidden, gate = elu(hidden), self.gate_norm.glu
+        if self.training:
+            gated = gate(self.fc2(hidden))
+        else:
+            weight = gate.fc.weight
+            gated = glu(hidden, weight @ self.fc2.weight, weight @ self.fc2.bias + gate.fc.bias)
+        normed: Tensor = self.gate_norm.add_norm(gated, residual)
+        return normed
+
+
+def glu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The gated linear unit: the first half of a layer's outputs times the sigmoid of the second."""
+    (value, gate), (of_value, of_gate) = weight.chunk(2), bias.chunk(2)
+    return functional.linear(x, value, of_value) * torch.sigmoid(functional.linear(x, gate, of_gate))
 
 
 def elu(x: Tensor) -> Tensor:
@@ -177,16 +205,20 @@ class GroupedSelection(nn.Module):
         affine = torch.cat(  # (V, size, 2): what the prescalers make of (x, 1)
             [torch.stack([one.weight for one in scalers]), torch.stack([one.bias for one in scalers])[..., None]], dim=2
         )
-        inputs = torch.stack([reals, torch.ones_like(reals)], dim=1)  # (V, 2, N)
+        rows = reals[:, None]  # (V, 1, N)
 
         first = [network.fc1 for network in networks]
-        hidden = elu(torch.baddbmm(_biases(first), _weights(first) @ affine, inputs))
-        second = [network.fc2 for network in networks]
-        hidden = torch.baddbmm(_biases(second), _weights(second), hidden)
-        hidden = functional.dropout(hidden, self.dropout, self.training)
-        gates = [network.gate_norm.glu.fc for network in networks]
-        value, gate = torch.baddbmm(_biases(gates), _weights(gates), hidden).chunk(2, dim=1)
-        outputs = value * torch.sigmoid(gate) + self._skip(networks, affine, reals, inputs)
+        hidden = elu(_affine(_weights(first) @ affine, rows, 1.0, _biases(first)))
+        second, gates = [network.fc2 for network in networks], [network.gate_norm.glu.fc for network in networks]
+        weight, bias = _weights(gates), _biases(gates)
+        if self.training:
+            hidden = torch.baddbmm(_biases(second), _weights(second), hidden)
+            hidden = functional.dropout(hidden, self.dropout, True)
+        else:
+            weight, bias = weight @ _weights(second), torch.baddbmm(bias, weight, _biases(second))
+        (of_value, of_gate), (value_bias, gate_bias) = weight.chunk(2, dim=1), bias.chunk(2, dim=1)
+        gate = torch.sigmoid(torch.baddbmm(gate_bias, of_gate, hidden))
+        outputs = torch.baddbmm(value_bias, of_value, hidden) * gate + self._skip(networks, affine, rows)
         weights = self._weigh(affine, reals, context, shape)  # (V, N)
         norms = [network.gate_norm.add_norm.norm for network in networks]
         centred = outputs - outputs.mean(dim=1, keepdim=True)
@@ -196,14 +228,14 @@ class GroupedSelection(nn.Module):
         mixed = mixed + torch.stack([norm.bias for norm in norms]).t() @ weights  # (hidden, N)
         return mixed.t().reshape(*shape, self.hidden_size), weights.t().reshape(*shape, 1, len(networks))
 
-    def _skip(self, networks: list[Any], affine: Tensor, reals: Tensor, inputs: Tensor) -> Tensor:
+    def _skip(self, networks: list[Any], affine: Tensor, rows: Tensor) -> Tensor:
         """(V, hidden, N) the skip connections: the embedding, or its resized and normalised copy.
 
         The layer norm of a x + b over the features has the variance |a|^2 (x - x0)^2 + |a x0 + b|^2 over their number,
         for centred a and b and x0 where that is least: a sum of squares, which loses no digits.
         """
         if not self.resized:
-            return affine @ inputs
+            return _affine(affine, rows, 1.0)
         resamplers = [network.resample_norm for network in networks]
         resized = resamplers[0].resample.matrix.t() @ affine  # (V, hidden, 2)
         if resamplers[0].trainable_add:
@@ -212,10 +244,10 @@ class GroupedSelection(nn.Module):
         power = slope.square().mean(dim=1, keepdim=True)
         least = -(slope * offset).mean(dim=1, keepdim=True) / (power + 1e-20)  # x0
         rest = (slope * least + offset).square().mean(dim=1, keepdim=True)
-        inverse = torch.rsqrt(power * (reals - least).square() + rest + resamplers[0].norm.eps)
+        inverse = torch.rsqrt(power * (rows[:, 0] - least).square() + rest + resamplers[0].norm.eps)[:, None]
         weight = torch.stack([one.norm.weight for one in resamplers])
         bias = torch.stack([one.norm.bias for one in resamplers])[..., None]
-        return torch.baddbmm(bias, torch.stack([slope * weight, offset * weight], dim=2), inputs * inverse[:, None])
+        return _affine(torch.stack([slope * weight, offset * weight], dim=2), rows * inverse, inverse, bias)
 
     def _weigh(self, affine: Tensor, reals: Tensor, context: Tensor | None, shape: torch.Size) -> Tensor:
         """(V, N) the weights of the covariates, from all embeddings side by side."""
@@ -247,6 +279,11 @@ def _norm_columns(x: Tensor, norm: Any) -> Tensor:
     centred = x - x.mean(dim=0, keepdim=True)
     inverse = torch.rsqrt(centred.square().mean(dim=0, keepdim=True) + norm.eps)
     return torch.addcmul(norm.bias[:, None], centred * inverse, norm.weight[:, None])
+
+
+def _affine(affine: Tensor, x: Tensor, one: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
+    """(V, features, N) of weights (V, features, 2) for ``x`` and ``one`` (V, 1, N): no product is as fast as this."""
+    return affine[..., :1] * x + (affine[..., 1:] * one + bias)
 
 
 def _weights(layers: list[Any]) -> Tensor:
