@@ -1,9 +1,10 @@
 """A nodule's axes, measured on the scan's own slices within the box that the network gives.
 
 One definition for all that is shown: the nodule is the piece in the box that is denser than halfway from the lung
-around it to its own core (the edge is blurred, and half of the way up is where it was); in the axial slice where that
-piece is largest, the long axis and the longest across it (Lung-RADS v2022; Bankier et al., Radiology 285(2), 2017). The
-mean of the two is the diameter, and the piece's extent is the box.
+around it to its own core (the edge is blurred, and half of the way up is where it was), or to the ground glass around
+its core where it has that (the whole of a part-solid nodule is measured); in the axial slice where that piece is
+largest, the long axis and the longest across it (Lung-RADS v2022; Bankier et al., Radiology 285(2), 2017). The mean of
+the two is the diameter, and the piece's extent is the box.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ SHARE = 0.5
 REACH = 1.3
 """In half sides of the box from its middle, as an ellipsoid: chest wall that the nodule touches is left out."""
 
-THREAD = 1 / 3
-"""What is thinner than this share of the box hangs on and is no part of the nodule: a vessel, a spicule."""
+THREAD, THREAD_MM = 1 / 3, 8.0
+"""What is thinner than this share of the box, or than this, hangs on and is no part of the nodule: a vessel."""
+
+HALO_MM, HALO_HU, HALO_REACH = (1.2, 3.2), 150.0, 1.15
+"""So far around the solid piece there is ground glass if it is so much denser than the lung; and its ``REACH``."""
 
 SMOOTH_MM = 0.5
 """Noise is smoothed over so much, as a standard deviation."""
@@ -68,14 +72,24 @@ def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm:
     lung = float(np.median(outside)) if len(outside) else -850.0
     if core - lung < MIN_CONTRAST_HU:
         return None
-    dense = (part > lung + SHARE * (core - lung)) & (distance < REACH)
-    found = _piece(dense, inner)
-    # What hangs on by a thread, a vessel, is no part of it.
     width_mm = float(np.mean((box[3:5] - box[:2]) * spacing_mm[:2]))
-    apart = _piece(ndimage.binary_opening(found, _disc(spacing_mm, max(THREAD * width_mm / 2, 0.7))), inner)
-    found = apart if apart.any() else found
+    disc = _disc(spacing_mm, max(min(THREAD * width_mm, THREAD_MM) / 2, 0.7))
+
+    def denser(level: float, reach: float) -> Mask:
+        """The piece above ``level``, without what hangs on by a thread."""
+        found = _piece((part > level) & (distance < reach), inner)
+        apart = _piece(ndimage.binary_opening(found, disc), inner)
+        return apart if apart.any() else found
+
+    level = lung + SHARE * (core - lung)
+    found = denser(level, REACH)
     if not found.any():
         return None
+    away_mm = ndimage.distance_transform_edt(~found, sampling=spacing_mm)
+    halo = part[(away_mm > HALO_MM[0]) & (away_mm < HALO_MM[1]) & (distance < 1)]
+    if halo.size and lung + HALO_HU < (dense := float(np.median(halo))) < level:
+        whole = denser(lung + SHARE * (dense - lung), HALO_REACH)
+        found = whole if whole.any() else found
     inside = np.nonzero(found)
     corners = np.concatenate([np.min(inside, axis=1), np.max(inside, axis=1) + 1]) + np.tile(low, 2)
     return Measured(largest_axes_mm(found, (float(spacing_mm[0]), float(spacing_mm[1]))), corners.astype(np.float64))

@@ -52,6 +52,24 @@ def test_a_box_of_the_wrong_size_gives_the_right_diameter(density, size, wrong):
     assert measured == pytest.approx(size, abs=0.9)
 
 
+@pytest.mark.parametrize("core", [7.0, 10.0])
+def test_the_ground_glass_of_a_part_solid_nodule_is_measured(core):
+    image = np.where(ellipsoid((15.0,) * 3) < 1, -550.0, -860.0)
+    image = np.where(ellipsoid((core,) * 3) < 1, 20.0, image)
+    image = ndimage.gaussian_filter(image, (0.6, 0.6, 0.4)).astype(np.float32)
+    assert measure(image, box((14.0, 14.0, 14.0)), SPACING) == pytest.approx(15.0, abs=1.2)
+
+
+def test_a_lobe_of_a_mass_belongs_to_it():
+    """An opening by a third of the box would take off what is 12 mm thick."""
+    spacing = np.array([1.0, 1.0, 2.0])
+    x, y, z = ((np.indices((90, 90, 40))[n] + 0.5) * spacing[n] - middle for n, middle in enumerate((40, 45, 40)))
+    body, lobe = x**2 + y**2 + z**2 < 20**2, (x > 0) & (x < 36) & (y**2 + z**2 < 6**2)
+    image = ndimage.gaussian_filter(np.where(body | lobe, 30.0, -860.0), 0.6).astype(np.float32)
+    ends = np.array([20, 25, 10, 76, 65, 30], float)
+    assert measure(image, ends, spacing) == pytest.approx((56 + 40) / 2, abs=2.5)
+
+
 def test_the_chest_wall_is_no_part_of_a_nodule_that_touches_it():
     image = np.where(ellipsoid((12.0, 12.0, 12.0)) < 1, 30.0, -860.0)
     image[int((CENTRE[0] + 5) / 0.7) :] = 40.0
