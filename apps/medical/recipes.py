@@ -78,12 +78,12 @@ class CandidateRecipe(Recipe):
 
 
 def candidates() -> CandidateRecipe:
-    """The second stage: two or three hours of one core for the marks of the shipped detector, and one for learning."""
+    """The second stage: some two hours of a core for the marks of the shipped detector, and minutes for learning."""
     return CandidateRecipe(
-        optimizer=AdamW(learning_rate=1e-3, weight_decay=1e-2),
-        schedule=CosineRestarts(warmup_steps=100, period=20.0),
-        ema_decay=0.999,
-        limits=Limits(epochs=20, batch=32, evaluation_batch=64, patience=20),
+        optimizer=AdamW(learning_rate=2e-3, weight_decay=5e-2),
+        schedule=CosineRestarts(warmup_steps=100, period=12.0),
+        ema_decay=0.998,
+        limits=Limits(epochs=12, batch=32, evaluation_batch=64, patience=12),
     )
 
 
@@ -124,6 +124,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
     "small": small,
     "overnight": overnight,
+    "candidates": candidates,
     "large": large,
     "full": full,
 }

@@ -26,23 +26,28 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "lung_nodules"
-VERSION = 1
+VERSION = 2
 PARTS = ("patches", "facts", "labels")
 NEAR_MM = 5.0
 """A mark that misses a nodule by less than this is neither right nor wrong."""
+
+SHIFT = 2
+"""A patch is shifted at random by so many voxels of its scale; it is packed with as many around it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HardCandidates:
     """The marks of a detector on ``scans`` phantoms, and on ``validation_scans`` others for validation.
 
-    ``detector`` is the artifact's folder; by default the shipped one. At most ``per_scan`` marks of a scan are kept.
+    ``detector`` is the artifact's folder; by default the shipped one. At most ``per_scan`` marks of a scan are kept. A
+    phantom has more ``nodules`` than a patient, for there are too few among the marks otherwise.
     """
 
     detector: Path | None = None
     scans: int = 200
     validation_scans: int = 30
-    per_scan: int = 60
+    per_scan: int = 80
+    nodules: int = 15
     size: tuple[int, int, int] = (32, 32, 16)
     seed: int = 3020
 
@@ -74,7 +79,7 @@ class HardCandidates:
         return open_artifact(self.detector) if self.detector else Registry(WEIGHTS).newest(DETECTOR)
 
     def _pack(self, seed: int, scans: int) -> PackedCandidates:
-        stated = [VERSION, weights_digest(self.artifact()), seed, scans, self.per_scan, self.size]
+        stated = [VERSION, weights_digest(self.artifact()), seed, scans, self.nodules, self.per_scan, self.size]
         name = f"marks-{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]}"
         folder = get_or_build(name, lambda aside: self._make(seed, scans, aside))
         return PackedCandidates(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS))
@@ -84,7 +89,8 @@ class HardCandidates:
         from apps.medical.predictor import NodulePredictor
 
         predictor = NodulePredictor.load([self.artifact()], "cpu")
-        found = [marks_of(predictor, scan, self.per_scan, self.size) for scan in phantoms(seed, scans)]
+        size = (self.size[0] + 2 * SHIFT, self.size[1] + 2 * SHIFT, self.size[2] + 2 * SHIFT)
+        found = [marks_of(predictor, scan, self.per_scan, size) for scan in phantoms(seed, scans, self.nodules)]
         for name, parts in zip(PARTS, zip(*found, strict=True), strict=True):
             np.save(folder / f"{name}.npy", np.concatenate(parts))
 
@@ -116,7 +122,7 @@ def marks_of(
 
 @dataclass(frozen=True, slots=True)
 class PackedCandidates:
-    """Marks as a data set; ``patches``, ``facts`` and ``labels`` are those of ``marks_of``."""
+    """Marks as a data set; ``patches``, ``facts`` and ``labels`` are those of ``marks_of``, with ``SHIFT`` around."""
 
     patches: NDArray[np.uint8]
     facts: NDArray[np.float32]
@@ -130,11 +136,15 @@ class PackedCandidates:
         import torch
 
         images = []
+        size = np.array(self.patches.shape[2:]) - 2 * SHIFT
         for index in indices:
-            image = np.asarray(self.patches[index])
-            gain, shift = 1.0, 0.0
+            gain, shift, start = 1.0, 0.0, np.full(3, SHIFT)
             if key is not None:
                 random = key.generator(int(index))
+                start = random.integers(0, 2 * SHIFT, 3, endpoint=True)
+            window = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+            image = np.asarray(self.patches[(index, slice(None), *window)])
+            if key is not None:
                 for axis in (1, 2, 3):
                     if random.random() < 0.5:
                         image = np.flip(image, axis)

@@ -85,19 +85,20 @@ class Synthetic:
         return PackSettings(patches=patches, input=input, seed=seed, chests=chests)
 
 
-def phantoms(seed: int, count: int) -> Iterator[AnnotatedScan]:
-    """The first ``count`` chests of a series: five nodules of 3 to 30 mm each, and in two of three a larger mass.
+def phantoms(seed: int, count: int, nodules: int = 5) -> Iterator[AnnotatedScan]:
+    """The first ``count`` chests of a series: so many nodules of 3 to 30 mm each, and in two of three a larger mass.
 
     A chest takes a core some twenty seconds; the next are painted by other processes while one is looked at.
     """
-    return made_ahead(_phantom, ((seed, number) for number in range(count)))
+    return made_ahead(_phantom, ((seed, number, nodules) for number in range(count)))
 
 
-def _phantom(seed: int, number: int) -> AnnotatedScan:
+def _phantom(seed: int, number: int, nodules: int) -> AnnotatedScan:
     from apps.medical.datasets.synth.phantom import phantom
 
     random = np.random.default_rng((seed, number))
-    return phantom(random, spacing_mm=SPACINGS_MM[number % len(SPACINGS_MM)], name=str(number))
+    spacing_mm = SPACINGS_MM[number % len(SPACINGS_MM)]
+    return phantom(random, spacing_mm=spacing_mm, name=str(number), nodules=nodules)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from apps.medical.inference.candidates import Candidates
 from apps.medical.models.classifier import SCALES
 
 BATCH = 16
-MOST = 100
-"""Candidates beyond so many keep the place that the detector gave them, after those that are scored anew."""
+MOST = 80
+"""Candidates beyond so many are none."""
+
+CERTAIN = 1e-6
+"""The detector's scores are taken as so far from 0 and 1 at least."""
 
 
 def cut_patches(candidates: Candidates, size: tuple[int, int, int]) -> Tensor:
@@ -40,7 +43,7 @@ def cut_patches(candidates: Candidates, size: tuple[int, int, int]) -> Tensor:
 
 def known(candidates: Candidates) -> NDArray[np.float32]:
     """What is known of each: the logit of the detector's score, and the logarithm of its size across in mm, (n, 2)."""
-    scores = np.clip(candidates.scores, 1e-4, 1 - 1e-4)
+    scores = np.clip(candidates.scores, CERTAIN, 1 - CERTAIN)
     sides_mm = (candidates.boxes[:, 3:5] - candidates.boxes[:, :2]) * candidates.grid.spacing_mm[:2]
     size = np.log(np.maximum(sides_mm.mean(axis=1), 1.0))
     return np.stack([np.log(scores / (1 - scores)), size], axis=1).astype(np.float32)

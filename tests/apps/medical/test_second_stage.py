@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.medical.app import app
-from apps.medical.datasets.hard_candidates import NEAR_MM, PackedCandidates, marks_of
+from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, marks_of
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.inference.second_stage import cut_patches, known, rescored
@@ -20,6 +20,7 @@ from apps.medical.models.classifier import NAME, CandidateClassifier
 from apps.medical.predictor import NodulePredictor
 from apps.medical.task import CandidateScores, CandidateTask
 from apps.medical.types import AnnotatedScan, ChestInput, Nodule
+from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
@@ -86,8 +87,9 @@ def test_what_can_be_seen_is_learnt():
     """Bright marks are nodules: the loss falls, and the order becomes right."""
     random = np.random.default_rng(0)
     labels = (np.arange(48) % 3 == 0).astype(np.float32)
-    patches = random.integers(0, 60, size=(48, 2, *SIZE)).astype(np.uint8)
-    patches[labels > 0, 0, 6:10, 6:10, 3:5] += 150
+    around = tuple(n + 2 * SHIFT for n in SIZE)
+    patches = random.integers(0, 60, size=(48, 2, *around)).astype(np.uint8)
+    patches[labels > 0, 0, 8:12, 8:12, 5:7] += 150
     data = PackedCandidates(patches, np.zeros((48, 2), np.float32), labels)
     torch.manual_seed(0)
     network = CandidateClassifier(size=SIZE, channels=4).build(ChestInput())
@@ -102,6 +104,17 @@ def test_what_can_be_seen_is_learnt():
     scores = task.scores()
     task.evaluate(network.eval(), data.batch(np.arange(48), None), scores)
     assert loss.item() < 0.5 * before and scores.summary()["auc"] > 0.95
+
+
+def test_a_patch_is_shifted_in_training_and_in_its_place_otherwise():
+    place = np.arange(SIZE[0] + 2 * SHIFT, dtype=np.uint8)[:, None, None]
+    patches = np.broadcast_to(place, (1, 2, *(n + 2 * SHIFT for n in SIZE)))
+    data = PackedCandidates(patches, np.zeros((1, 2), np.float32), np.zeros(1, np.float32))
+    (still,) = data.batch([0], None)["image"]
+    assert still.shape == (2, *SIZE)
+    assert (255 * still[0, 0]).numpy() == pytest.approx(SHIFT) and (255 * still[0, -1]).numpy() == pytest.approx(17)
+    middles = {round(float(data.batch([0], Key(seed=0, epoch=epoch))["image"].mean()), 4) for epoch in range(12)}
+    assert len(middles) > 6
 
 
 def test_the_area_under_the_curve_counts_ties_half():
@@ -126,7 +139,8 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
     for name, detector in (("its", digest), ("another", "0" * 64)):
         folder = tmp_path / name / "1"
         folder.mkdir(parents=True)
-        save_file(settings.build(ChestInput()).state_dict(), folder / "weights.safetensors")
+        weights = {key: value.contiguous() for key, value in settings.build(ChestInput()).state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
         recipe = {"app": "medical", "name": "candidates", "recipe": {"model": dataclasses.asdict(settings)}}
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         manifest = json.loads((shipped_one.path / "manifest.json").read_text())

@@ -157,9 +157,11 @@ def volume(
     return scan.volume, list(scan.nodules)
 
 
-def phantom(random: np.random.Generator, *, spacing_mm: tuple[float, float, float], name: str) -> AnnotatedScan:
+def phantom(
+    random: np.random.Generator, *, spacing_mm: tuple[float, float, float], name: str, nodules: int = 5
+) -> AnnotatedScan:
     """A whole chest with nodules of all sizes, 3 to 80 mm, and kinds."""
-    return scan_with(random, scan_wishes(random), spacing_mm=spacing_mm, name=name)
+    return scan_with(random, scan_wishes(random, nodules), spacing_mm=spacing_mm, name=name)
 
 
 def scan_with(

@@ -26,9 +26,9 @@ class Wish:
     kind: str | None
 
 
-def scan_wishes(random: np.random.Generator) -> list[Wish]:
-    """What a whole phantom has: five nodules of 3 to 30 mm, and in two of three a mass of 30 to 80 mm."""
-    wishes = [_sized(random, 3.0, MASS_MM) for _ in range(5)]
+def scan_wishes(random: np.random.Generator, nodules: int = 5) -> list[Wish]:
+    """What a whole phantom has: ``nodules`` of 3 to 30 mm, and in two of three a mass of 30 to 80 mm."""
+    wishes = [_sized(random, 3.0, MASS_MM) for _ in range(nodules)]
     return [_sized(random, MASS_MM, 80.0), *wishes] if random.random() < 2 / 3 else wishes
 
 
