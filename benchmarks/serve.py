@@ -6,7 +6,8 @@ are asked in turn, several rounds, and the medians are compared. From the reposi
     python -m benchmarks.serve [--quick] [--network forecaster|pointpillars] [--litserve PYTHON]
 
 LitServe (Apache-2.0) may stand in an environment of its own, whose interpreter is named: it brings uvloop, which the
-others would use too where they have it.
+others would use too where they have it. All run the network in ONNX Runtime, on as many threads as they have cores. How
+often it runs without a server, on one row and on 16 at a time, is measured between them: no server answers more often.
 
 Bars: a lone client's median latency at most 1.5 times plain FastAPI's; at 16 and 64 clients at least 1.2 times the
 requests per second of each peer for the forecaster and 1.5 times for PointPillars; with three times as many clients as
@@ -50,13 +51,15 @@ server.run(Settings(store=Path(sys.argv[1]), port=int(sys.argv[2]), warm=False, 
                     max_batch=32, deadline_s=10, drain_s=0), demo=True)
 """
 _PLAIN = """
-import sys
+import os, sys
 from typing import Any
 import numpy as np, onnxruntime, uvicorn
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = len(os.sched_getaffinity(0))
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 names = [output.name for output in session.get_outputs()]
 app = FastAPI()
 
@@ -85,13 +88,15 @@ async def raw(request: Request) -> Response:
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)
 """
 _LITSERVE = """
-import sys
+import os, sys
 import numpy as np, onnxruntime, litserve
 from fastapi import Response
 
 class API(litserve.LitAPI):
     def setup(self, device):
-        self.session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
     def decode_request(self, request):
         if "raw" in request:
@@ -114,6 +119,23 @@ class API(litserve.LitAPI):
 if __name__ == "__main__":
     server = litserve.LitServer(API(max_batch_size=32, batch_timeout=0.001), accelerator="cpu")
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+"""
+_ALONE = """
+import os, sys, time
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = len(os.sched_getaffinity(0))
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+rows = int(sys.argv[3])
+feeds = {t.name: np.zeros([size if isinstance(size, int) else rows for size in t.shape], types[t.type])
+         for t in session.get_inputs()}
+session.run(None, feeds)
+began, number = time.perf_counter(), 0
+while time.perf_counter() - began < float(sys.argv[2]):
+    session.run(None, feeds)
+    number += rows
+print(number / (time.perf_counter() - began))
 """
 _LUA = """
 local file = io.open(os.getenv("BODY"), "rb")
@@ -178,6 +200,12 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def alone(network: str, cores: str, seconds: float, rows: int) -> float:
+    """Rows a second of the network, so many at a time, where nothing is read, written or sent."""
+    command = ["taskset", "-c", cores, sys.executable, "-c", _ALONE, network, str(seconds), str(rows)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def load(
@@ -298,7 +326,10 @@ def main() -> int:
         }
         equal = all(np.allclose(answers["ours"], other, rtol=1e-3, atol=1e-5) for other in answers.values())
         found: dict[str, list[dict[str, float]]] = {}
+        without: dict[int, list[float]] = {1: [], 16: []}
         for _ in range(rounds):
+            for count, taken in without.items():
+                taken.append(alone(network, others, seconds / 2, count))
             for clients in (1, 16, 64):
                 for name, server in servers.items():
                     measured = load(server, clients, seconds, folder / name, sent[name][1])
@@ -308,13 +339,22 @@ def main() -> int:
         for server in servers.values():
             server.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return _judge(given.network, found, overload, equal, bar, list(servers))
+    return _judge(
+        given.network,
+        found,
+        overload,
+        {rows: median(taken) for rows, taken in without.items()},
+        equal,
+        bar,
+        list(servers),
+    )
 
 
 def _judge(
     network: str,
     found: dict[str, list[dict[str, float]]],
     overload: dict[str, float],
+    without: dict[int, float],
     equal: bool,
     bar: float,
     names: list[str],
@@ -336,6 +376,8 @@ def _judge(
     saturated = figures["ours 64 clients, 1/s"]
     figures |= {
         "lone latency, times plain": lone,
+        **{f"the network alone, {rows} at a time, rows/s": rate for rows, rate in without.items()},
+        "the network alone over plain at 16 clients": max(without.values()) / max(rates["plain 16 clients, 1/s"], 1e-9),
         **gains,
         "overload, 1/s": overload["rate"],
         "overload, refused": overload["refused"],

@@ -211,7 +211,8 @@ class GrpcService:
         with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
             reserve(request.ByteSize())
             body, length = grpc_tensors.request_body(request)
-            reply = grpc_tensors.response(*await network.infer(body, length))
+            parts, _ = await network.infer(body, length)
+            reply = grpc_tensors.response(parts)
             if request.parameters["triton_enable_empty_final_response"].bool_param:
                 reply.parameters["triton_final_response"].bool_param = True
             return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,19 +52,15 @@ def request_body(request: Any) -> tuple[bytearray, int]:
     return bytearray(b"".join([written, *tail])), len(written)
 
 
-def response(answer: Blob, length: int | None) -> Any:
-    """The ModelInferResponse of an answer's body, whose JSON part has ``length`` bytes."""
-    view = memoryview(answer)
-    head, tail = (view, view[:0]) if length is None else (view[:length], view[length:])
-    document = json.loads(bytes(head))
+def response(parts: Sequence[Blob]) -> Any:
+    """The ModelInferResponse of an answer's body: its JSON, then each tensor."""
+    document, tensors = json.loads(bytes(parts[0])), parts[1:]
     made = message("ModelInferResponse")(
         model_name=document["model_name"], model_version=document["model_version"], id=document.get("id", "")
     )
-    for output in document["outputs"]:
+    for output, tensor in zip(document["outputs"], tensors, strict=True):
         made.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
-        size = output["parameters"]["binary_data_size"]
-        made.raw_output_contents.append(bytes(tail[:size]))
-        tail = tail[size:]
+        made.raw_output_contents.append(bytes(tensor))
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,13 +18,15 @@ from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected, within_upload_limits
+from shared.serve.runtime.models import processes_wanted
 from shared.serve.settings import Settings
 from shared.serve.worker.codec import BadTensor
-from shared.serve.worker.messages import Blob
+from shared.serve.worker.messages import MOST_INLINE, Blob, SharedBytes
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
 
 _LENGTH = "Inference-Header-Content-Length"
 _MOST_CHUNK = 1 << 16
+_MOST_SENT = 1 << 18
 _LEAST_PACKED = 1 << 14
 _REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
@@ -87,28 +89,43 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
     with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
         header_length = _header_length(request.headers.get(_LENGTH), settings.max_json_bytes)
         body = await _body(request, header_length, settings, reserve)
-        answer, length = await while_connected(request, network.infer(body, header_length))
-    answer, packed = await _packed(answer, request.headers.get("accept-encoding", ""))
-    headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if packed else {}
-    content = (
-        bytes(answer) if isinstance(answer, bytearray) else answer
-    )  # what lies in shared memory is sent from there
-    if length is None:
-        return Response(content, media_type="application/json", headers=headers)
-    headers[_LENGTH] = str(length)
-    return Response(content, media_type="application/octet-stream", headers=headers)
+        parts, binary = await while_connected(request, network.infer(body, header_length))
+        del body  # the answer may take long to send
+    headers = {_LENGTH: str(len(parts[0]))} if binary else {}
+    parts, packed = await _packed(parts, request.headers.get("accept-encoding", ""))
+    if packed:
+        headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+    return PartsResponse(parts, headers, "application/octet-stream" if binary else "application/json")
 
 
-async def _packed(answer: Blob, accepted: str) -> tuple[Blob, bool]:
+class PartsResponse(Response):
+    """An answer in parts, sent a little at a time: what the socket does not take at once is copied, and moved often."""
+
+    def __init__(self, parts: Sequence[Blob], headers: Mapping[str, str], media_type: str) -> None:
+        size = sum(len(part) for part in parts)
+        super().__init__(headers={**headers, "Content-Length": str(size)}, media_type=media_type)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for part in self._parts:
+            for start in range(0, len(part), _MOST_SENT):
+                piece = memoryview(part)[start : start + _MOST_SENT]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _packed(parts: Sequence[Blob], accepted: str) -> tuple[Sequence[Blob], bool]:
     """The answer, compressed where the client asks for it by name and it is worth while."""
-    if "gzip" not in accepted.lower() or len(answer) < _LEAST_PACKED:
-        return answer, False
-    return await run_in_threadpool(gzip.compress, answer, compresslevel=1), True
+    if "gzip" not in accepted.lower() or sum(map(len, parts)) < _LEAST_PACKED:
+        return parts, False
+    return [await run_in_threadpool(gzip.compress, b"".join(parts), compresslevel=1)], True
 
 
 async def _body(
     request: Request, header_length: int | None, settings: Settings, reserve: Callable[[int], None]
-) -> bytearray:
+) -> bytearray | SharedBytes:
     """The request's body. ``reserve`` is told of its size, before it is there where that is stated."""
     most = settings.max_tensor_bytes
     if header_length is None and settings.max_json_bytes < most:
@@ -124,15 +141,33 @@ async def _body(
     known = len(stated) < 20 and stated.isdecimal() and unpacked is None
     if known and int(stated) > most:
         raise refusal
-    reserve(int(stated) if known else 0)
+    if known:
+        return await _stated_body(request, int(stated), settings, reserve)
     body = bytearray()
     async for received in within_upload_limits(request, settings):
         for chunk in [received] if unpacked is None else unpacked(received):
             if len(body) + len(chunk) > most:
                 raise refusal
-            reserve(0 if known else len(chunk))
+            reserve(len(chunk))
             body += chunk
     return body
+
+
+async def _stated_body(
+    request: Request, size: int, settings: Settings, reserve: Callable[[int], None]
+) -> bytearray | SharedBytes:
+    """A body whose size is stated, which HTTP holds it to; a large one in memory that a worker process can read."""
+    reserve(size)
+    if size < MOST_INLINE or not processes_wanted(settings):
+        body = bytearray()
+        async for chunk in within_upload_limits(request, settings):
+            body += chunk
+        return body
+    shared = SharedBytes()
+    async for chunk in within_upload_limits(request, settings):
+        shared.write(chunk)
+    shared.seal()
+    return shared
 
 
 def _unpacker(encoding: str) -> Callable[[bytes], Iterator[bytes]] | None:

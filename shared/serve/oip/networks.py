@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
-from shared.serve.worker.messages import Blob, Message
+from shared.serve.worker.messages import Blob, Message, SharedBytes
 
 log = logging.getLogger("trivium.serve")
 _BODIES_IN_MEMORY = 4
@@ -45,21 +45,22 @@ class NetworkModel:
         with self.metrics.failures():
             self.limit.check()
 
-    async def infer(self, body: Blob, header_length: int | None) -> tuple[Blob, int | None]:
-        """The body of the answer to a request's body, and the length of its JSON part where tensors follow it.
+    async def infer(self, body: Blob | SharedBytes, header_length: int | None) -> tuple[Sequence[Blob], bool]:
+        """The body of the answer to a request's body: its JSON, then tensors where the second says that it is binary.
 
-        ``header_length`` is the length of the request's JSON part likewise. Raises ``InvalidInputError``.
+        ``header_length`` is the length of the request's JSON part where tensors follow it. Raises
+        ``InvalidInputError``.
         """
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
         workers = await loaded(self.model, deadline)
         with self.limit.computing():
-            reply = await workers.answer(
-                Message({"header_length": header_length, "arrived": arrived}, [body]), deadline
-            )
+            given = {"header_length": header_length, "arrived": arrived}
+            request = Message(given, (), [body]) if isinstance(body, SharedBytes) else Message(given, [body])
+            reply = await workers.answer(request, deadline)
         head = reply.head
         self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
-        return reply.blobs[0], head["length"]
+        return reply.blobs, head["binary"]
 
     async def unload(self) -> None:
         """Ends the workers once they have answered what they were given; the next request loads it again."""

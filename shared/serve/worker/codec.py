@@ -133,16 +133,17 @@ def _with_outputs(request: InferenceRequest, arrays: dict[str, Array], known: li
 
 def write_response(
     inference: Inference, model: str, version: str, outputs: Mapping[str, Array], specs: Sequence[TensorSpec]
-) -> tuple[bytes, int | None]:
-    """The response body, and the length of its JSON part where binary data follows it (else None)."""
+) -> list[bytes | memoryview]:
+    """The response body in parts: the JSON, and each tensor that is asked for as binary data."""
     datatypes = {spec.name: spec.datatype for spec in specs}
     described: list[ResponseOutput] = []
-    tail: list[bytes] = []
+    tail: list[memoryview] = []
     for name in inference.outputs:
         array = outputs[name]
         output = ResponseOutput(name=name, datatype=datatypes[name], shape=list(array.shape))
         if name in inference.binary:
-            tail.append(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+            tail.append(little.reshape(-1).view(np.uint8).data)
             output.parameters = ResponseParameters(binary_data_size=len(tail[-1]))
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(
@@ -152,8 +153,7 @@ def write_response(
             output.data = array.ravel().tolist()
         described.append(output)
     response = InferenceResponse(model_name=model, model_version=version, outputs=described, id=inference.id)
-    header = response.model_dump_json(exclude_none=True).encode()
-    return (header + b"".join(tail), len(header)) if tail else (header, None)
+    return [response.model_dump_json(exclude_none=True).encode(), *tail]
 
 
 def _from_json(entry: RequestInput, spec: TensorSpec) -> Array:

@@ -12,12 +12,15 @@ import mmap
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Blob = bytes | bytearray | memoryview
-_MOST_INLINE = 60_000
+MOST_INLINE = 60_000
+MOST_HANDED_OVER = 250
+"""How many ``SharedBytes`` go with one message: a packet carries at most 253 descriptors (SCM_MAX_FD)."""
 _MOST_PACKET = 1 << 16
 _SHARED = b"\1"
 _SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0) | getattr(fcntl, "F_SEAL_WRITE", 0)
@@ -30,12 +33,29 @@ class BrokenMessage(Exception):
     """What came is no message of the other side."""
 
 
+class SharedBytes:
+    """Bytes in a memfd of their own, written as they come in: a message hands them over without copying them again."""
+
+    def __init__(self) -> None:
+        self.place = _new_memory()
+        weakref.finalize(self, os.close, self.place)
+
+    def write(self, chunk: Blob) -> None:
+        """Adds to the end."""
+        _write(self.place, memoryview(chunk))
+
+    def seal(self) -> None:
+        """Ends the writing, which the other side insists on."""
+        _seal(self.place)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """``head`` in JSON types, and bytes beside it."""
+    """``head`` in JSON types, and bytes beside it. Those of ``shared`` arrive as the last of ``blobs``."""
 
     head: dict[str, Any]
     blobs: Sequence[Blob] = ()
+    shared: Sequence[SharedBytes] = ()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -48,28 +68,44 @@ def send(connection: socket.socket, message: Message) -> None:
     head = json.dumps(message.head).encode()
     parts = [memoryview(part).cast("B") for part in (head, *message.blobs)]
     table = struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts))
-    if len(table) + sum(map(len, parts)) < _MOST_INLINE:
+    if not message.shared and len(table) + sum(map(len, parts)) < MOST_INLINE:
         connection.sendmsg([b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])])
         return
-    place = os.memfd_create("trivium-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    place = _new_memory()
     try:
         for part in (memoryview(table), *parts):
-            while part:
-                part = part[os.write(place, part) :]
-        # What is sealed cannot be cut off under the other side, which would end it with SIGBUS.
-        fcntl.fcntl(place, fcntl.F_ADD_SEALS, _SEALS)
-        socket.send_fds(connection, [_SHARED], [place])
+            _write(place, part)
+        _seal(place)
+        socket.send_fds(connection, [_SHARED], [place, *(one.place for one in message.shared)])
     finally:
         os.close(place)
 
 
+def _new_memory() -> int:
+    return os.memfd_create("trivium-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _write(place: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(place, content) :]
+
+
+def _seal(place: int) -> None:
+    # What is sealed cannot be cut off under the other side, which would end it with SIGBUS.
+    fcntl.fcntl(place, fcntl.F_ADD_SEALS, _SEALS)
+
+
 def receive(connection: socket.socket) -> Message | None:
     """The next message, or None when the other side is gone. Raises ``BrokenMessage``."""
-    packet, places, _, _ = socket.recv_fds(connection, _MOST_PACKET, 1)
+    packet, places, _, _ = socket.recv_fds(connection, _MOST_PACKET, 1 + MOST_HANDED_OVER)
     try:
         if not packet:
             return None
-        return _read(memoryview(packet)[1:] if packet[:1] != _SHARED else _mapped(places))
+        if packet[:1] != _SHARED:
+            return _read(memoryview(packet)[1:])
+        payload, *shared = [_mapped(place) for place in places]
+        message = _read(payload)
+        return Message(message.head, (*message.blobs, *shared))
     except (ValueError, struct.error, IndexError) as error:
         raise BrokenMessage(f"a message cannot be read: {error}") from error
     finally:
@@ -77,10 +113,10 @@ def receive(connection: socket.socket) -> Message | None:
             os.close(place)
 
 
-def _mapped(places: Sequence[int]) -> memoryview:
-    if fcntl.fcntl(places[0], fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+def _mapped(place: int) -> memoryview:
+    if fcntl.fcntl(place, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise BrokenMessage("the shared memory of a message is not sealed")
-    return memoryview(mmap.mmap(places[0], 0, prot=mmap.PROT_READ))
+    return memoryview(mmap.mmap(place, 0, prot=mmap.PROT_READ))
 
 
 def _read(payload: memoryview) -> Message:
@@ -101,17 +137,23 @@ def _read(payload: memoryview) -> Message:
 def bundle(messages: Sequence[Message]) -> Message:
     """Several messages as one."""
     heads = [message.head for message in messages]
-    counts = [len(message.blobs) for message in messages]
-    return Message({"heads": heads, "counts": counts}, [blob for message in messages for blob in message.blobs])
+    counts = [(len(message.blobs), len(message.shared)) for message in messages]
+    return Message(
+        {"heads": heads, "counts": counts},
+        [blob for message in messages for blob in message.blobs],
+        [one for message in messages for one in message.shared],
+    )
 
 
 def unbundle(message: Message) -> list[Message]:
     """The messages that were bundled. Raises ``BrokenMessage``."""
     try:
         heads, counts = message.head["heads"], message.head["counts"]
-        remaining, found = iter(message.blobs), []
-        for head, count in zip(heads, counts, strict=True):
-            found.append(Message(dict(head), tuple(next(remaining) for _ in range(count))))
+        own = sum(number for number, _ in counts)
+        blobs, shared, found = iter(message.blobs[:own]), iter(message.blobs[own:]), []
+        for head, (number, handed_over) in zip(heads, counts, strict=True):
+            parts = [next(blobs) for _ in range(number)] + [next(shared) for _ in range(handed_over)]
+            found.append(Message(dict(head), tuple(parts)))
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
         raise BrokenMessage("a bundle is not whole") from error
     return found

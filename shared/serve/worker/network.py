@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from shared.deploy.artifact import MANIFEST, Artifact, Manifest, TensorSpec
+from shared.deploy.programs.of_onnx import OnnxProgram, asked_onnx_program
 from shared.errors import InvalidInputError
 from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
 from shared.serve.worker.handler import Stage, fault
 from shared.serve.worker.messages import Message
+from shared.threads import compute_threads
 
 Arrays = Mapping[str, Array]
 _PROVIDERS = {
@@ -25,10 +27,13 @@ _PROVIDERS = {
 
 
 class OnnxNetwork:
-    """A network in ONNX Runtime, which computes requests of any number of rows together where axis 0 is a batch."""
+    """A network from an ONNX file, which computes requests of any number of rows together where axis 0 is a batch.
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    ``session`` is ONNX Runtime's, which says what the network takes; ``program`` computes instead where there is one.
+    """
+
+    def __init__(self, session: Any, program: OnnxProgram | None = None) -> None:
+        self._program = program or _session_program(session)
         self._symbols: dict[str, list[str | int]] = {tensor.name: tensor.shape for tensor in session.get_inputs()}
         tensors = [*session.get_inputs(), *session.get_outputs()]
         first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
@@ -53,6 +58,11 @@ class OnnxNetwork:
                             f"the size {symbol!r} is {expected} in the input {other!r} and {length} in {name!r}"
                         )
 
+    @property
+    def program(self) -> str:
+        """The name of what computes it, and why that does."""
+        return f"{self._program.name}: {self._program.reason}"
+
     def kind(self, inputs: Arrays) -> object:
         """What may be computed together: inputs that differ only in their number of rows."""
         return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs)) if self._batched else object()
@@ -61,11 +71,18 @@ class OnnxNetwork:
         """How many rows the inputs have; 1 where there is no batch axis."""
         return int(next(iter(inputs.values())).shape[0]) if self._batched and inputs else 1
 
+    def at_once(self, most: int) -> int:
+        """How many rows are computed together, of at most ``most``."""
+        return most if self._program.at_once is None else min(most, self._program.at_once)
+
     def compute(self, batch: Sequence[Arrays], most: int) -> list[dict[str, Array]]:
         """All outputs for each of the inputs, computed together in parts of at most ``most`` rows.
 
         What a network needs while it computes grows with its rows.
         """
+        most = self.at_once(most)
+        if most == 1 and len(batch) > 1:
+            return [self.compute([one], most)[0] for one in batch]
         together = batch[0] if len(batch) == 1 else {n: np.concatenate([one[n] for one in batch]) for n in batch[0]}
         rows = self.rows(together)
         if rows <= most:
@@ -80,14 +97,21 @@ class OnnxNetwork:
         return [{name: parts[number] for name, parts in split.items()} for number in range(len(batch))]
 
     def _run(self, inputs: Arrays) -> dict[str, Array]:
-        names = [output.name for output in self._session.get_outputs()]
         try:
-            arrays = self._session.run(names, dict(inputs))
+            return self._program.compute(inputs)
         except Exception as error:
             if type(error).__name__ == "InvalidArgument":
                 raise BadTensor(f"the network cannot be run on these values: {error}") from error
             raise
-        return dict(zip(names, arrays, strict=True))
+
+
+def _session_program(session: Any) -> OnnxProgram:
+    names = [output.name for output in session.get_outputs()]
+
+    def compute(inputs: Arrays) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return OnnxProgram("onnx", compute, reason="its outputs are the file's own")
 
 
 @dataclass(slots=True)
@@ -117,9 +141,10 @@ class NetworkHandler:
         self._max_json_bytes = max_json_bytes
         self.most = self._max_batch = max_batch
         self._what = f"the model {manifest.name}"
+        self.programs = {manifest.name: network.program}
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies with the answer's body as their blob; ``length`` is that of its JSON part, as ``header_length``."""
+        """Replies whose blobs are the answer's body: its JSON part, then tensors where ``binary`` says so."""
         works = [self._read(request) for request in requests]
         groups: dict[object, list[_Work]] = {}
         for work in works:
@@ -159,7 +184,7 @@ class NetworkHandler:
             for work in group:  # a bad one spoils only its own
                 self._compute([work])
             return
-        group[0].executions = -(-sum(work.rows for work in group) // self._max_batch)
+        group[0].executions = -(-sum(work.rows for work in group) // self._network.at_once(self._max_batch))
         for work, arrays in zip(group, outputs, strict=True):
             work.outputs, work.infer_s = arrays, time.monotonic() - began
 
@@ -178,17 +203,26 @@ class NetworkHandler:
             raise InvalidInputError(
                 "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
             )
-        body, length = write_response(inference, manifest.name, str(manifest.version), outputs, manifest.outputs)
+        body = write_response(inference, manifest.name, str(manifest.version), outputs, manifest.outputs)
         times = {"input_s": work.input_s, "infer_s": work.infer_s, "output_s": time.monotonic() - began}
-        return Message({"length": length, "inferences": work.rows, "executions": work.executions, **times}, [body])
+        binary = bool(inference.binary)
+        return Message({"binary": binary, "inferences": work.rows, "executions": work.executions, **times}, body)
 
 
-def open_network(artifact: Artifact, device: str) -> OnnxNetwork:
-    """The network of an artifact in ONNX Runtime; refuses one that is not what its manifest says."""
+def open_network(artifact: Artifact, device: str, asked: str | None = None) -> OnnxNetwork:
+    """The network of an artifact; refuses one that is not what its manifest says.
+
+    ``asked`` names the program that computes it; one that reads no ONNX is of no use here, and ONNX Runtime is taken.
+    """
     import onnxruntime as ort
 
+    threads = compute_threads()
+    options = ort.SessionOptions()
+    # Left to itself it takes as many as the machine has cores, however few of them this process may use.
+    options.intra_op_num_threads = threads
     wanted, present = _PROVIDERS[device], ort.get_available_providers()
-    session = ort.InferenceSession(str(artifact.network), providers=[one for one in wanted if one in present])
+    providers = [one for one in wanted if one in present]
+    session = ort.InferenceSession(str(artifact.network), options, providers=providers)
     given = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     for spec in artifact.manifest.inputs:
         shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
@@ -197,7 +231,8 @@ def open_network(artifact: Artifact, device: str) -> OnnxNetwork:
                 f"{artifact.network}: the input {spec.name!r} has shape {list(shape)} there and "
                 f"{list(spec.shape)} in {MANIFEST}; export the run again"
             )
-    return OnnxNetwork(session)
+    other = asked_onnx_program(artifact, asked, threads) if asked and providers == _PROVIDERS["cpu"] else None
+    return OnnxNetwork(session, other)
 
 
 def _without_rows(outputs: Sequence[TensorSpec]) -> dict[str, Array]:

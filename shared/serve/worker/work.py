@@ -45,7 +45,7 @@ def make_handler(work: Work, app: App | None = None) -> Handler:
     if work.app is None and app is None:
         from shared.serve.worker.network import NetworkHandler, open_network
 
-        network = open_network(artifacts[0], work.device)
+        network = open_network(artifacts[0], work.device, work.program)
         return NetworkHandler(network, artifacts[0].manifest, work.max_batch, work.max_json_bytes)
     from shared.serve.worker.application import ApplicationHandler
 

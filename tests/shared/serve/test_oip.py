@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from fastapi.testclient import TestClient
 
-from shared.serve.worker.network import OnnxNetwork
+from shared.app import App
+from shared.deploy.artifact import open_artifact
+from shared.serve.worker.network import OnnxNetwork, open_network
 from tests.shared.serve.echo import until
 
 INFER = "/v2/models/echo/infer"
@@ -291,3 +294,18 @@ def test_a_network_that_is_not_what_its_manifest_says_does_not_answer(
     path.write_text(json.dumps(manifest))
     answer = serve().get("/v2/models/echo/ready")
     assert answer.status_code == 503 and "[-1, 2] there and [-1, 3] in manifest.json" in answer.json()["error"]
+
+
+def test_a_network_computes_with_as_many_threads_as_it_may(
+    tmp_path: Path, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, session = [], onnxruntime.InferenceSession
+
+    def opened(path: str, options: Any, **more: Any) -> Any:
+        given.append(options.intra_op_num_threads)
+        return session(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setenv("TRIVIUM_THREADS", "3")
+    open_network(open_artifact(echo_app.weights / "echo" / "1"), "cpu")
+    assert given == [3]

@@ -22,7 +22,7 @@ from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.runtime.worker_process import only_gpu
 from shared.serve.settings import Settings, read_settings
-from shared.serve.worker.messages import BrokenMessage, Message, bundle, pair, receive, send, unbundle
+from shared.serve.worker.messages import BrokenMessage, Message, SharedBytes, bundle, pair, receive, send, unbundle
 from tests.shared.serve.echo import csv, until
 
 PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
@@ -175,6 +175,24 @@ def test_networks_have_processes_of_their_own_and_large_tensors_go_through_share
     assert process(client)
 
 
+def test_a_network_computes_with_the_program_that_is_asked_for(
+    serve: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    given = {
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [3, 2], "data": [1, 2, 3, 4, 5, 6]},
+            {"name": "index", "datatype": "INT64", "shape": [3], "data": [0, 1, 0]},
+        ]
+    }
+    answers = []
+    for asked, named in (("openvino", "openvino: it was asked for"), ("torchscript", "onnx: its outputs are the")):
+        client = serve(program=asked, store=tmp_path / asked)
+        answers.append(client.post(INFER, json=given).json()["outputs"])
+        (worker,) = client.get("/healthz").json()["networks"]["echo version 1"]
+        assert worker["programs"]["echo"].startswith(named)
+    assert answers[0] == answers[1] and answers[0][0]["data"] == [3, 5, 7, 9, 11, 13]
+
+
 def test_a_large_answer_comes_whole(serve: Callable[..., TestClient]) -> None:
     client = serve()
     answer = predict(client, bytes="3000000").json()
@@ -203,6 +221,30 @@ def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -
                 assert [bytes(blob) for blob in one.blobs] == blobs and one.head["text"] == "沪\ud800"
         mine.close()
         assert receive(theirs) is None
+
+
+def test_bytes_that_are_shared_are_handed_over_and_found_behind_the_others() -> None:
+    mine, theirs = pair()
+    with mine, theirs:
+        shared = []
+        for number in range(3):
+            shared.append(SharedBytes())
+            for chunk in (b"%d" % number, os.urandom(70_000)):
+                shared[-1].write(chunk)
+        with pytest.raises(BrokenMessage, match="not sealed"):
+            send(mine, Message({}, (), shared))
+            receive(theirs)
+        for one in shared:
+            one.seal()
+        messages = [Message({}, [b"a"], shared[:1]), Message({}, [], shared[1:]), Message({}, [b"b", b"c"])]
+        for _ in range(2):  # what a worker that ended was given goes to another
+            send(mine, bundle(messages))
+            found = receive(theirs)
+            assert found is not None
+            first, second, third = unbundle(found)
+            assert bytes(first.blobs[0]) == b"a" and first.blobs[1][0:1] == b"0" and len(first.blobs[1]) == 70_001
+            assert [bytes(blob[:1]) for blob in second.blobs] == [b"1", b"2"]
+            assert [bytes(blob) for blob in third.blobs] == [b"b", b"c"]
 
 
 @pytest.mark.parametrize("packet", [b"\0", b"\0" + bytes(4), b"\0\1\0\0\0" + b"\xff" * 8, b"\1", b"\0" + b"x" * 99])
