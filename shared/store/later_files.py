@@ -11,6 +11,7 @@ from pathlib import Path
 from shared.store.records import Bytes, Outputs
 
 _LIST, _SOURCE = ".later.json", ".source-"
+_MUCH = 1_000_000
 
 
 def write(folder: Path, outputs: Outputs) -> None:
@@ -32,22 +33,34 @@ def sources(folder: Path, name: str) -> dict[str, Path | bytes] | None:
 
 
 def keep(folder: Path, name: str, content: Bytes) -> int:
-    """Keeps a file that was made, removes the sources that no other needs, and returns what the folder takes."""
+    """Keeps a file that was made, removes the sources that no other needs, and returns what the folder takes.
+
+    One that takes much more than what it alone is made from is not kept: it is made again when it is asked for again.
+    """
+    later = _later(folder)
+    shared = {one for file, wanted in later.items() if file != name for one in wanted}
+    own = [folder / f"{_SOURCE}{one}" for one in later.get(name, ()) if one not in shared]
+    freed = sum(source.stat().st_size for source in own if source.is_file())
+    if not freed or len(content) < freed + _MUCH:
+        _replace(folder, name, content)
+        needed = {one for file, wanted in later.items() if not (folder / file).is_file() for one in wanted}
+        for source in folder.glob(f"{_SOURCE}*"):
+            if source.name.removeprefix(_SOURCE) not in needed:
+                source.unlink(missing_ok=True)
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+def _replace(folder: Path, name: str, content: Bytes) -> None:
     aside = folder / f".partial-{os.urandom(4).hex()}"
     try:
         write_private(aside, content)
         aside.replace(folder / name)
     finally:
         aside.unlink(missing_ok=True)
-    needed = {one for file, wanted in _later(folder).items() if not (folder / file).is_file() for one in wanted}
-    for source in folder.glob(f"{_SOURCE}*"):
-        if source.name.removeprefix(_SOURCE) not in needed:
-            source.unlink(missing_ok=True)
-    total = 0
-    for file in folder.iterdir():
-        with suppress(FileNotFoundError):
-            total += file.stat().st_size
-    return total
 
 
 def write_private(path: Path, content: Bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from apps.driving.outputs.view import describe
+from apps.driving.outputs.view import file_names
 from apps.driving.types import Boxes3D, Camera, Frame
 
 SCENE = "scene.npz"
@@ -25,19 +25,18 @@ def scene(frames: Sequence[Frame], boxes: Sequence[Boxes3D], *, many: bool) -> t
     listed: list[dict[str, Any]] = []
     files: list[str] = []
     for number, (frame, found) in enumerate(zip(frames, boxes, strict=True)):
-        view = describe(frame, found, many=many)
-        entry: dict[str, Any] = {"name": frame.name, "points": view["points_file"], "cameras": {}}
+        points_file, images = file_names(frame, many=many)
+        entry: dict[str, Any] = {"name": frame.name, "points": points_file, "cameras": images}
         for kind, several in (("found", found), ("truth", frame.truth)):
             entry[kind] = None if several is None else {"names": list(several.names)}
             if several is not None:
                 arrays |= {f"{number} {kind} {name}": array for name, array in _arrays(several).items()}
-        for camera in view["cameras"]:
-            given = frame.cameras[camera["name"]]
-            entry["cameras"][camera["name"]] = camera["file"]
-            arrays[f"{number} {camera['name']} intrinsics"] = given.intrinsics
-            arrays[f"{number} {camera['name']} lidar_to_camera"] = given.lidar_to_camera
+        for name, camera in frame.cameras.items():
+            arrays[f"{number} {name} intrinsics"] = camera.intrinsics
+            arrays[f"{number} {name} lidar_to_camera"] = camera.lidar_to_camera
         listed.append(entry)
-        files += [entry["points"]] * (entry["points"] is not None) + list(entry["cameras"].values())
+        files += [] if points_file is None else [points_file]
+        files += images.values()
     arrays["frames"] = np.frombuffer(json.dumps(listed).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, **arrays)

@@ -20,41 +20,43 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
     """``boxes.json``, and for each frame ``points.bin`` and ``image.jpg`` (further cameras under their own names).
 
     ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names but ``boxes.json`` begin
-    with the frame's name; ``boxes.json`` says which file is whose.
+    with the frame's name; ``boxes.json`` says which file is whose, and of each box, the nearest first, class, score,
+    size, place, corners in the LiDAR frame, and edges in each image (pixels).
     """
-    views = [describe(frame, found, many=len(frames) > 1) for frame, found in zip(frames, boxes, strict=True)]
-    made = {"boxes.json": json.dumps({"frames": views}, separators=(",", ":")).encode()}
-    for frame, view in zip(frames, views, strict=True):
-        if frame.points_lidar_m is not None:
-            made[view["points_file"]] = thin(frame.points_lidar_m).astype("<f4").tobytes()
-        for camera in view["cameras"]:
-            made[camera["file"]] = jpeg(frame.cameras[camera["name"]])
-    return made
-
-
-def describe(frame: Frame, boxes: Boxes3D, *, many: bool = False) -> dict[str, Any]:
-    """Boxes in JSON types: class, score, size, place, corners in the LiDAR frame, and edges in each image (pixels).
-
-    Sorted from the nearest to the farthest. ``truth`` is there where the frame brought labels.
-    """
-    prefix = f"{_plain(frame.name)}_" if many else ""
-    return {
-        "frame": frame.name,
-        "points": None if frame.points_lidar_m is None else len(frame.points_lidar_m),
-        "points_drawn": None if frame.points_lidar_m is None else len(thin(frame.points_lidar_m)),
-        "points_file": None if frame.points_lidar_m is None else f"{prefix}points.bin",
-        "cameras": [
+    views, made = [], {}
+    for frame, found in zip(frames, boxes, strict=True):
+        points_file, images = file_names(frame, many=len(frames) > 1)
+        drawn = None if frame.points_lidar_m is None else thin(frame.points_lidar_m)
+        if drawn is not None and points_file is not None:
+            made[points_file] = drawn.astype("<f4").tobytes()
+        made |= {file: jpeg(frame.cameras[name]) for name, file in images.items()}
+        views.append(
             {
-                "name": name,
-                "file": f"{prefix}image.jpg" if number == 0 else f"{prefix}{_plain(name).lower()}.jpg",
-                "width": int(camera.image_HWC.shape[1]),
-                "height": int(camera.image_HWC.shape[0]),
+                "frame": frame.name,
+                "points": None if frame.points_lidar_m is None else len(frame.points_lidar_m),
+                "points_drawn": None if drawn is None else len(drawn),
+                "points_file": points_file,
+                "cameras": [_image(name, images[name], camera) for name, camera in frame.cameras.items()],
+                "boxes": _boxes(frame, found),
+                "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }
-            for number, (name, camera) in enumerate(frame.cameras.items())
-        ],
-        "boxes": _boxes(frame, boxes),
-        "truth": None if frame.truth is None else _boxes(frame, frame.truth),
+        )
+    return {"boxes.json": json.dumps({"frames": views}, separators=(",", ":")).encode(), **made}
+
+
+def file_names(frame: Frame, *, many: bool) -> tuple[str | None, dict[str, str]]:
+    """The viewer's file of a frame's points, None where it has none, and those of its images by camera."""
+    prefix = f"{_plain(frame.name)}_" if many else ""
+    images = {
+        name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{_plain(name).lower()}.jpg"
+        for number, name in enumerate(frame.cameras)
     }
+    return None if frame.points_lidar_m is None else f"{prefix}points.bin", images
+
+
+def _image(name: str, file: str, camera: Camera) -> dict[str, Any]:
+    height, width = camera.image_HWC.shape[:2]
+    return {"name": name, "file": file, "width": int(width), "height": int(height)}
 
 
 def _plain(name: str) -> str:
@@ -68,8 +70,8 @@ def thin(points_lidar_m: Floats, most: int = MOST_POINTS) -> Floats:
     distance = np.linalg.norm(points_lidar_m[:, :2], axis=1)
     weight = np.cumsum(np.clip(distance, 3, 30))
     # Equal steps in the cumulative weight: no random numbers, so the same frame gives the same file.
-    chosen = np.unique(np.searchsorted(weight, np.linspace(weight[0], weight[-1], most)))
-    thinned: Floats = points_lidar_m[chosen]
+    chosen = np.searchsorted(weight, np.linspace(weight[0], weight[-1], most))
+    thinned: Floats = points_lidar_m[chosen[np.diff(chosen, prepend=-1) > 0]]
     return thinned
 
 

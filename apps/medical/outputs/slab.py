@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -60,14 +62,13 @@ def _stepped(values: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def slab_source(volume: CTVolume, findings: Findings) -> bytes:
-    """``slab`` as NumPy's archive, its 512 values in nine bits a voxel: to compress it takes longest."""
+    """``slab`` as NumPy's archive, in half the bytes of ``.nii.gz`` and of the time: a server keeps it for long."""
     made = slab(volume, findings)
-    levels = (made.voxels_zyx // STEP_HU + 256).astype(np.uint16)
     content = io.BytesIO()
     np.savez(
         content,
-        low=levels.astype(np.uint8),
-        high=np.packbits(levels >> 8),
+        deflated=np.frombuffer(_deflated(made.voxels_zyx), np.uint8),
+        size_zyx=made.voxels_zyx.shape,
         spacing_mm=made.spacing_mm,
         origin_lps_mm=made.origin_lps_mm,
         direction=made.direction,
@@ -78,17 +79,39 @@ def slab_source(volume: CTVolume, findings: Findings) -> bytes:
 def slab_file(source: bytes) -> bytes:
     """What ``slab_source`` holds as ``.nii.gz``."""
     with np.load(io.BytesIO(source), allow_pickle=False) as held:
-        low = held["low"]
-        high = np.unpackbits(held["high"], count=low.size).reshape(low.shape)
-        voxels = ((low.astype(np.int16) + (high.astype(np.int16) << 8)) - 256) * STEP_HU
+        size_z, size_y, size_x = (int(size) for size in held["size_zyx"])
         return nifti(
             CTVolume(
-                voxels_zyx=voxels.astype(np.int16),
+                voxels_zyx=_inflated(held["deflated"].tobytes(), (size_z, size_y, size_x)),
                 spacing_mm=_three(held["spacing_mm"]),
                 origin_lps_mm=_three(held["origin_lps_mm"]),
                 direction=held["direction"],
             )
         )
+
+
+def _deflated(voxels_zyx: NDArray[np.int16]) -> bytes:
+    """The 512 values as differences along the rows, small ones first: their low bytes, then the ninth bits; deflated.
+
+    What remains is noise, in which deflate finds no repetitions, only values that are frequent.
+    """
+    levels = voxels_zyx // STEP_HU
+    levels[:, :, 1:] = np.diff(levels, axis=2)
+    wrapped = ((levels + 256) & 511) - 256
+    folded = (wrapped << 1) ^ (wrapped >> 15)
+    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    parts = (folded.astype(np.uint8), np.packbits(folded > 255))
+    return b"".join(deflate.compress(part.tobytes()) for part in parts) + deflate.flush()
+
+
+def _inflated(deflated: bytes, size_zyx: tuple[int, int, int]) -> NDArray[np.int16]:
+    number = math.prod(size_zyx)
+    content = np.frombuffer(zlib.decompress(deflated), np.uint8)
+    high = np.unpackbits(content[number:], count=number).astype(np.int16)
+    folded = (content[:number].astype(np.int16) | (high << 8)).reshape(size_zyx)
+    levels = np.cumsum((folded >> 1) ^ -(folded & 1), axis=2, dtype=np.int16)
+    voxels: NDArray[np.int16] = (((levels + 256) & 511) - 256) * STEP_HU
+    return voxels
 
 
 def _three(values: NDArray[Any]) -> tuple[float, float, float]:

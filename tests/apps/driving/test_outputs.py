@@ -112,6 +112,14 @@ def test_several_frames_have_files_of_their_own(frame, found):
     assert listed[1]["points_file"] is None
 
 
+def test_a_sweep_is_thinned_once_for_an_answer(frame, found, monkeypatch):
+    thinned, thin = [], view.thin
+    monkeypatch.setattr(view, "thin", lambda points: thinned.append(len(points)) or thin(points))
+    _, names = scene_file([frame], [found], many=False)
+    files = view.files([frame], [found])
+    assert set(names) <= {SCENE, *files} and thinned == [len(frame.points_lidar_m)]
+
+
 def test_thinning_keeps_what_is_far():
     draw = np.random.default_rng(0)
     near, far = draw.uniform(-5, 5, (90_000, 4)), draw.uniform(30, 60, (2_000, 4))

@@ -108,6 +108,15 @@ def test_the_slab_keeps_places_and_slices():
     assert slab_file(slab_source(volume, found())) == nifti(part), "made later, it is the same to the byte"
 
 
+def test_what_the_slab_is_made_from_is_smaller_than_the_slab_and_holds_every_value():
+    draw = np.random.default_rng(0)
+    voxels = np.clip(draw.normal(-800, 60, (24, 96, 80)), -3000, 3000).astype(np.int16)
+    voxels[:, :40, ::7] = draw.choice([-3000, -1024, 1016, 1020, 3071, 32767], (24, 40, 12))
+    volume = CTVolume(voxels_zyx=voxels, spacing_mm=(1.0, 1.0, 1.0), origin_lps_mm=(0.0, 0.0, 0.0))
+    source, expected = slab_source(volume, found(searched=False)), nifti(slab(volume, found(searched=False)))
+    assert slab_file(source) == expected and len(source) < 0.9 * len(expected)
+
+
 def test_a_large_scan_is_made_smaller_for_the_viewer():
     large = CTVolume(
         voxels_zyx=np.full((420, 256, 256), -900, np.int16), spacing_mm=(1.0, 1.0, 0.7), origin_lps_mm=(0.0, 0.0, 0.0)

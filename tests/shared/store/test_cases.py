@@ -287,3 +287,26 @@ def test_the_oldest_go_when_an_application_has_more_bytes_than_it_may(store: Cas
     assert store.expire("echo", most_bytes=2 * kept[0].bytes) == 2
     assert [case.id for case in store.recent("echo")] == [kept[3].id, kept[2].id]
     assert store.used_bytes("other") > 9000
+
+
+def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: CaseStore) -> None:
+    later = {"large.bin": ("seed",), "small.bin": ("own",), "first.bin": ("both",), "second.bin": ("both",)}
+    sources = {"seed": b"seed", "own": b"own", "both": b"both"}
+    case = store.add(
+        app="echo",
+        interface="json",
+        inputs=[],
+        options={},
+        artifact=("echo", 1),
+        outputs=Outputs(result=b"{}", picture=b"PNG", later=later, sources=sources),
+    )
+    taken = store.used_bytes("echo")
+    large = bytes(1_100_000)
+    for name in ("large.bin", "small.bin", "first.bin"):
+        store.keep(case, name, b"made" if name == "small.bin" else large)
+    assert store.file(case, "large.bin") is None and store.sources(case, "large.bin") is not None, (
+        "made again each time"
+    )
+    assert store.file(case, "small.bin") is not None and store.file(case, "first.bin") is not None
+    assert store.sources(case, "second.bin") is not None, "another file is made from the same"
+    assert taken < store.used_bytes("echo") < 2 * len(large)
