@@ -16,6 +16,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
 
+from shared.app import installed
+from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.registry import shipped
 from shared.serve.app import create_app
 from shared.serve.server import listen
 from shared.serve.settings import Settings
@@ -41,6 +44,14 @@ def programs_of_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIVIUM_PROGRAM", os.environ.get("TRIVIUM_PROGRAM", "torch"))
         yield
+
+
+@pytest.fixture(scope="session")
+def networks_of_shipped() -> None:
+    """Every shipped network as ONNX, in the cache where the artifact has none; that takes a minute once."""
+    for app in installed().values():
+        for artifact in shipped(app):
+            onnx_file(artifact)
 
 
 @pytest.fixture(scope="session")

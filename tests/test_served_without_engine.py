@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _PROGRAM = """
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ print(models, sorted(name for name in sys.modules if name.startswith("shared.eng
 """
 
 
+@pytest.mark.usefixtures("networks_of_shipped")
 def test_the_server_answers_without_the_engine(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=450)

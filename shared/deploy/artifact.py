@@ -1,7 +1,8 @@
 """A trained model, ready to serve: weights, exported network, recipe and manifest in one directory.
 
 The directory is a version in a Triton model repository: ``<registry>/<name>/<version>/model.onnx`` beside
-``<registry>/<name>/config.pbtxt``. Weights are safetensors; nothing in an artifact is a pickle.
+``<registry>/<name>/config.pbtxt``. Weights are safetensors; nothing in an artifact is a pickle. Weights that come with
+an application may lack ``model.onnx``, a second copy of them: ``programs.of_artifact.onnx_file`` makes it once.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Manifest:
 
     @property
     def has_network(self) -> bool:
-        """Whether the dense network was exported, so that it can be served by itself."""
-        return NETWORK in self.files
+        """Whether there is a dense network, which can be served by itself."""
+        return bool(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Artifact:
 
     @property
     def network(self) -> Path:
-        """The dense network as ONNX."""
+        """The dense network as ONNX, as it lies in the artifact."""
         return self._verified(NETWORK)
 
     def must_belong_to(self, app: str) -> None:

@@ -19,7 +19,7 @@ from shared.app import App, DomainScore
 from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry, describe_file, write_manifest
 from shared.deploy.predictor import Request, answer, programs_of
 from shared.deploy.programs.choosing import asked_program, forget_choices
-from shared.deploy.programs.making import Examples, compare, make_programs
+from shared.deploy.programs.making import Examples, compare, keep_onnx
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, Source, Tensors, is_batched
 from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
@@ -210,11 +210,7 @@ def _onnx(artifact: Artifact, dense: Any, folder: Path) -> Path:
     if own is not None and (own.entry is not None or dense.dynamic is None):
         shutil.copy(own.path, folder / NETWORK)
         return folder / NETWORK
-    with tempfile.TemporaryDirectory(prefix="trivium-onnx-") as aside:
-        example = Examples((dict(dense.inputs),), "the network's own example, random numbers")
-        entries = make_programs(dense, ["onnx"], Path(aside), weights_digest(artifact), example)
-        shutil.copy(Path(aside) / NETWORK, folder / NETWORK)
-        keep(artifact, Path(aside), entries)
+    shutil.copy(keep_onnx(artifact, dense), folder / NETWORK)
     return folder / NETWORK
 
 

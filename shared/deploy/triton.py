@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from shared.deploy.artifact import NETWORK, Artifact, Manifest, TensorSpec
+from shared.deploy.programs.of_artifact import onnx_file
 from shared.errors import InvalidInputError
 
 _TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
@@ -117,15 +118,15 @@ class TritonPythonModel:
 def write_python_model(artifact: Artifact, repository: Path) -> Path:
     """Writes an artifact's network into a model repository of Triton as a model of its Python backend.
 
-    Returns the model's folder. Refuses an artifact without a network.
+    The version is served as it is by the ONNX Runtime backend too. Returns the model's folder; refuses an artifact
+    without a network.
     """
     manifest = artifact.manifest
-    if not manifest.has_network:
-        raise InvalidInputError(f"{artifact.path} holds no {NETWORK}, which the model would compute")
+    network = onnx_file(artifact)
     home = repository / manifest.name
     version = home / str(manifest.version)
     version.mkdir(parents=True, exist_ok=True)
-    shutil.copy(artifact.network, version / NETWORK)
+    shutil.copy(network, version / NETWORK)
     (version / BACKENDS["python"][1]).write_text(PYTHON_MODEL, encoding="utf-8")
     (home / "config.pbtxt").write_text(triton_config(manifest, "python"), encoding="utf-8")
     return home

@@ -51,7 +51,8 @@ def dense_camera(detector: nn.Module) -> DenseNetwork:
 
     Its example's height and width are neither equal nor small, so that an exporter takes none for another.
     """
-    dynamic = {"image": {0: "batch", 2: "32*h", 3: "32*w"}} | {name: {0: "batch"} for name in fcos3d.OUTPUTS}
+    outputs = {name: {0: "batch", 2: f"{name}_h", 3: f"{name}_w"} for name in fcos3d.OUTPUTS}
+    dynamic = {"image": {0: "batch", 2: "32*h", 3: "32*w"}} | outputs
     return DenseNetwork(
         module=fcos3d.ImageToHeads(fast_fcos3d(detector)),
         inputs={"image": fcos3d.example_image(160, 224, batch=2)},

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Format, Placement, Program, ProgramError, Source, Tensors, is_batched
-from shared.deploy.programs.store import Found, folder_of, found_programs, keep, weights_digest
+from shared.deploy.programs.store import Found, folder_of, found_programs
 from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.deploy.programs.timing import measure
 from shared.precision import cpu_has_bf16
@@ -184,7 +183,7 @@ def _with_onnx(
     """
     if "onnx" in files or place.device != "cpu":
         return files, remarks
-    from shared.deploy.programs.making import make_programs, random_examples
+    from shared.deploy.programs.making import keep_onnx
 
     runtime, _ = find_program("onnx")
     reason = runtime.why_not("fp32", "cpu")
@@ -192,17 +191,12 @@ def _with_onnx(
         reason = "onnxscript is not installed; install trivium[export]"
     if reason is not None:
         return files, (*remarks, f"no ONNX was made: {reason}")
-    artifact = network.artifact
     report_stage("making a program of the network, once")
     try:
-        folder_of(artifact).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
-            dense = build()
-            made = make_programs(dense, ["onnx"], Path(folder), weights_digest(artifact), random_examples(dense))
-            keep(artifact, Path(folder), made)
+        keep_onnx(network.artifact, build())
     except Exception as error:  # what torch's exporter raises for a network that it cannot trace is its own affair
         return files, (*remarks, f"no ONNX could be made: {str(error).strip().partition(chr(10))[0]}")
-    return {**files, "onnx": found_programs(artifact)[0]["onnx"]}, remarks
+    return {**files, "onnx": found_programs(network.artifact)[0]["onnx"]}, remarks
 
 
 def _load(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.deploy.artifact import ProgramEntry
+from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, Tensors, is_batched, relative_error
+from shared.deploy.programs.store import folder_of, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
@@ -78,6 +80,17 @@ def make_programs(
         )
         say(f"{name}: {taken:.3g} ms a call, differs from torch by {error:.1e} ({examples.description})")
     return made
+
+
+def keep_onnx(artifact: Artifact, dense: DenseNetwork) -> Path:
+    """Makes the ONNX of an artifact's network and keeps it in the cache; returns where it lies.
+
+    Raises ``ArithmeticError`` where it differs from torch, and what the exporter raises for a network it cannot trace.
+    """
+    with tempfile.TemporaryDirectory(prefix="trivium-onnx-") as aside:
+        entries = make_programs(dense, ["onnx"], Path(aside), weights_digest(artifact), random_examples(dense))
+        keep(artifact, Path(aside), entries)
+    return folder_of(artifact) / NETWORK
 
 
 def compare(program: Program, inputs: Sequence[Tensors], expected: Sequence[Tensors]) -> float:

@@ -1,7 +1,7 @@
 """Programs that were made on this machine for an artifact, in the user's cache; and those that the artifact holds.
 
-Weights that come with an application have no programs beside ``model.onnx``: others are made from them in seconds,
-and what can be made is not shipped.
+What can be made of an artifact's weights in seconds is not shipped: no program but INT8, which takes minutes, and an
+ONNX that is as small as to be read before torch is imported.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ def folder_of(artifact: Artifact) -> Path:
     return home / f"{artifact.manifest.name}-{_LAYOUT}-{weights_digest(artifact)[:16]}"
 
 
+def programs_folder(artifact: Artifact) -> Path:
+    """``folder_of`` an artifact, made where it is missing; refuses a place that cannot be written to."""
+    home = folder_of(artifact)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{home} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
+    return home
+
+
 def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...]]:
     """The programs of an artifact whose files are there and unaltered, by name, and remarks on those that are not.
 
@@ -60,7 +70,7 @@ def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...
     found: dict[str, Found] = {}
     remarks = []
     weights = weights_digest(artifact)
-    if artifact.manifest.has_network:
+    if NETWORK in artifact.manifest.files:
         found["onnx"] = Found(artifact.path / NETWORK, None)
     home = folder_of(artifact)
     made, remark = _read(home)
@@ -79,11 +89,7 @@ def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...
 
 def keep(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:
     """Moves the files in ``folder`` and what is said of them into the artifact's place in the cache."""
-    home = folder_of(artifact)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{home} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from error
+    home = programs_folder(artifact)
     with file_lock(home / ".lock"):
         before, _ = _read(home)
         files = {file.name: describe_file(file) for file in sorted(folder.iterdir())}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shared.deploy.artifact import MANIFEST, Artifact, Manifest, TensorSpec
+from shared.deploy.programs.of_artifact import onnx_file
 from shared.deploy.programs.of_onnx import OnnxProgram, asked_onnx_program
 from shared.errors import InvalidInputError
 from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
@@ -221,14 +222,14 @@ def open_network(artifact: Artifact, device: str, asked: str | None = None) -> O
     # Left to itself it takes as many as the machine has cores, however few of them this process may use.
     options.intra_op_num_threads = threads
     wanted, present = _PROVIDERS[device], ort.get_available_providers()
-    providers = [one for one in wanted if one in present]
-    session = ort.InferenceSession(str(artifact.network), options, providers=providers)
+    providers, file = [one for one in wanted if one in present], onnx_file(artifact)
+    session = ort.InferenceSession(str(file), options, providers=providers)
     given = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     for spec in artifact.manifest.inputs:
         shape = tuple(size if isinstance(size, int) else -1 for size in given.get(spec.name, ()))
         if spec.name not in given or shape != spec.shape:
             raise InvalidInputError(
-                f"{artifact.network}: the input {spec.name!r} has shape {list(shape)} there and "
+                f"{file}: the input {spec.name!r} has shape {list(shape)} there and "
                 f"{list(spec.shape)} in {MANIFEST}; export the run again"
             )
     other = asked_onnx_program(artifact, asked, threads) if asked and providers == _PROVIDERS["cpu"] else None

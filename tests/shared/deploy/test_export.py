@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from shared.app import App, DenseNetwork
-from shared.deploy.artifact import TensorSpec, open_artifact
+from shared.deploy.artifact import Artifact, TensorSpec, open_artifact, write_manifest
 from shared.deploy.export import export
+from shared.deploy.programs.of_artifact import onnx_file
 from shared.deploy.registry import Registry
-from shared.deploy.triton import triton_config
+from shared.deploy.triton import triton_config, write_python_model
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
+from shared.serve.worker.network import open_network
 from tests.shared.engine import line
 
 pytestmark = [
@@ -172,3 +174,26 @@ def test_an_export_writes_nothing_into_the_log_of_who_exports(tmp_path: Path) ->
     command = [sys.executable, "-c", code, str(tmp_path / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "INFO" not in done.stderr
+
+
+def test_an_artifact_without_its_onnx_has_it_made_once(app, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("shared.deploy.programs.of_artifact.find", lambda name: app)
+    whole = export(run, app, tmp_path / "models")
+    assert onnx_file(whole) == whole.path / "model.onnx"
+    files = {name: stated for name, stated in whole.manifest.files.items() if name != "model.onnx"}
+    (whole.path / "model.onnx").rename(tmp_path / "model.onnx")
+    write_manifest(whole.path, replace(whole.manifest, files=files))
+    bare = open_artifact(whole.path)
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    expected = ort.InferenceSession(tmp_path / "model.onnx").run(["y"], {"x": x})[0]
+    (found,) = open_network(bare, "cpu").compute([{"x": x}], 8)
+    np.testing.assert_allclose(found["y"], expected, rtol=1e-5, atol=1e-6)
+    made = onnx_file(bare)
+    assert made.is_relative_to(tmp_path / "cache")
+    written = made.stat().st_mtime_ns
+    assert (write_python_model(bare, tmp_path / "triton") / "1" / "model.onnx").read_bytes() == made.read_bytes()
+    assert onnx_file(bare) == made and made.stat().st_mtime_ns == written
+    without = Artifact(bare.path, replace(bare.manifest, inputs=(), outputs=()))
+    with pytest.raises(InvalidInputError, match="no dense network"):
+        onnx_file(without)

@@ -129,6 +129,6 @@ def test_a_real_tritonserver_answers_as_trivium_serve_does(
 
 
 def test_an_artifact_without_a_network_has_no_python_model(artifact: Artifact, tmp_path: Path) -> None:
-    bare = Artifact(artifact.path, replace(artifact.manifest, files={}))
-    with pytest.raises(InvalidInputError, match=r"holds no model\.onnx"):
+    bare = Artifact(artifact.path, replace(artifact.manifest, inputs=(), outputs=(), files={}))
+    with pytest.raises(InvalidInputError, match="no dense network"):
         write_python_model(bare, tmp_path)

@@ -42,6 +42,7 @@ with TestClient(create_app(Settings(store=Path(sys.argv[1]), hosts="testserver",
 """
 
 
+@pytest.mark.usefixtures("networks_of_shipped")
 def test_shipped_models_answer_zero_rows_and_refuse_other_empty_tensors(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
