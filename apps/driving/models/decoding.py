@@ -19,6 +19,8 @@ from apps.driving.types import LidarInput
 
 Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
+_APART = 1e5
+"""Metres; farther than any box from another."""
 _ROTATIONS = (0.0, 1.57)
 """Headings of the anchors in mmdet3d's KITTI configuration."""
 
@@ -50,12 +52,15 @@ class AnchorDecoder:
 
     def __call__(self, scores: Tensor, boxes: Tensor, directions: Tensor) -> Found:
         """Boxes in a sweep from (1, A C, H, W) scores, (1, 7 A, H, W) boxes and (1, 2 A, H, W) directions."""
-        score_NC = scores[0].permute(1, 2, 0).reshape(-1, self.classes).sigmoid()
-        delta_N7 = boxes[0].permute(1, 2, 0).reshape(-1, 7)
-        turned_N = directions[0].permute(1, 2, 0).reshape(-1, 2).argmax(dim=1)
-        best = _best(score_NC.amax(dim=1), self.suppression.candidates)
-        score_NC, turned_N = score_NC[best], turned_N[best]
-        box_N7 = decode_deltas(self.anchors_N7.to(delta_N7.device)[best], delta_N7[best])
+        cells = scores.shape[2] * scores.shape[3]
+        logit_ACP = scores.reshape(-1, self.classes, cells)
+        # Decoded are the best alone, and of the others no more is read than their best class.
+        best = _best(logit_ACP.amax(dim=1).reshape(-1), self.suppression.candidates)
+        anchor, place = best // cells, best % cells
+        score_NC = logit_ACP[anchor, :, place].sigmoid()
+        turned_N = directions.reshape(-1, 2, cells)[anchor, :, place].argmax(dim=1)
+        delta_N7 = boxes.reshape(-1, 7, cells)[anchor, :, place]
+        box_N7 = decode_deltas(self.anchors_N7.to(delta_N7.device)[place * len(logit_ACP) + anchor], delta_N7)
         kept, label = suppress(box_N7[:, [0, 1, 3, 4, 6]], score_NC, self.suppression)
         box, score = box_N7[kept], score_NC[kept, label]
         heading = _limit(box[:, 6] - self.direction_offset, 0.0, pi)
@@ -150,14 +155,13 @@ class CameraDecoder:
 
 def suppress(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[Tensor, Tensor]:
     """Indices (M,) of the candidates that become boxes and their classes (M,); ``above_N5`` are seen from above."""
-    kept, labels = [], []
-    for label in range(score_NC.shape[1]):
-        mine = (score_NC[:, label] > settings.least_score).nonzero().squeeze(1)
-        plane, score = above_N5[mine], score_NC[mine, label]
-        chosen = mine[nms_rotated(plane, score, mine, plane, mine, settings.overlap, False)]
-        kept.append(chosen)
-        labels.append(torch.full_like(chosen, label))
-    index, label_of = torch.cat(kept), torch.cat(labels)
+    index, label_of = (score_NC > settings.least_score).nonzero().unbind(1)
+    # All classes at once, each moved away from the others: one class's boxes suppress no other's.
+    plane, score = above_N5[index].double(), score_NC[index, label_of]
+    plane[:, 0] += _APART * label_of
+    kept = nms_rotated(plane, score, index, plane, label_of, settings.overlap, False)
+    kept = kept[label_of[kept].argsort(stable=True)]
+    index, label_of = index[kept], label_of[kept]
     if len(index) > settings.boxes:
         best = score_NC[index, label_of].sort(descending=True).indices[: settings.boxes]
         index, label_of = index[best], label_of[best]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.driving.models.decoding import LIDAR, AnchorDecoder, Found, anchors
-from apps.driving.models.ops.voxels import group_points
+from apps.driving.models.ops.voxels import group_pillars, group_points
 from apps.driving.models.pointpillars import PointPillars
 from apps.driving.types import LidarInput
 from shared.deploy.programs.program import Program
@@ -58,8 +58,11 @@ class PillarEncoder(nn.Module):
         self._grid = size, extent
 
     def forward(self, points_N4: Tensor) -> Tensor:
-        """The pseudo-image (1, C, rows, columns) of a sweep, channels last."""
-        grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
+        """The pseudo-image (1, C, rows, columns) of a sweep."""
+        grouped = group_pillars(points_N4, *self._grid)
+        if len(grouped.cell) > self.most_pillars:
+            grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
+        grouped = grouped.first(self.most_points)
         points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
         xyz = points[:, :3]
         mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
@@ -69,15 +72,15 @@ class PillarEncoder(nn.Module):
         # "legacy" way).
         first = xyz if self.dynamic else from_middle
         features = torch.cat([first, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
-        encoded = torch.relu(torch.addmm(self.bias, features, self.weight))
+        encoded = torch.addmm(self.bias, features, self.weight).relu_()
         # A padded pillar that is not full has zeros among its points, which encode to the bias.
         part_full = (count[:, None] < self.most_points) & (not self.dynamic)
         least = torch.where(part_full, torch.relu(self.bias), torch.zeros_like(self.bias))
         pooled = least.expand(len(cell), -1).contiguous()
         pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
-        canvas = pooled.new_zeros(self.rows * self.columns, pooled.shape[1])
-        canvas[cell[:, 1] * self.columns + cell[:, 2]] = pooled
-        return canvas.view(1, self.rows, self.columns, -1).permute(0, 3, 1, 2)
+        canvas = pooled.new_zeros(pooled.shape[1], self.rows * self.columns)
+        canvas[:, cell[:, 1] * self.columns + cell[:, 2]] = pooled.t()
+        return canvas.view(1, -1, self.rows, self.columns)
 
 
 def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:

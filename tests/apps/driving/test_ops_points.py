@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from apps.driving.models.library import load
-from apps.driving.models.ops import point_membership, scatter
+from apps.driving.models.ops import point_membership, scatter, voxels
 from apps.driving.models.ops.extension import Extension
 
 ext = Extension("mmcv._ext")
@@ -160,3 +160,21 @@ def test_points_in_boxes_equal_the_compiled_operator(ops, data_root):
             torch.from_numpy(archive[f"points_in_boxes_{name}"]) for name in ("points", "boxes", "result")
         )
     assert torch.equal(ops.points_in_boxes_cpu(points, boxes), expected)
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_pillars_hold_the_first_of_their_points_in_whatever_order_they_are_kept(most):
+    random = torch.Generator().manual_seed(3)
+    points = torch.rand(2000, 4, generator=random) * 12 - 1
+    size, extent = torch.tensor([1.0, 1.0, 10.0]), torch.tensor([0.0, 0.0, 0.0, 10.0, 8.0, 10.0])
+    expected = voxels.group_points(points, size, extent, most, 1000)
+    found = voxels.group_pillars(points, size, extent).first(most)
+
+    def by_cell(grouped):
+        cells = [tuple(cell) for cell in grouped.cell.tolist()]
+        members = {cell: [] for cell in cells}
+        for source, voxel in zip(grouped.source.tolist(), grouped.voxel.tolist(), strict=True):
+            members[cells[voxel]].append(source)
+        return members, dict(zip(cells, grouped.count.tolist(), strict=True))
+
+    assert by_cell(found) == by_cell(expected) and len(found.cell) == 80
