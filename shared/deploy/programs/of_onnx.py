@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.deploy.artifact import Artifact
+from shared.deploy.programs.of_artifact import onnx_file
 from shared.deploy.programs.program import ArrayCompute, Arrays, Placement, ProgramError, Source
 from shared.deploy.programs.store import folder_of
 from shared.deploy.programs.table import find_program
@@ -38,7 +39,7 @@ def asked_onnx_program(artifact: Artifact, name: str, threads: int) -> OnnxProgr
         return None
     place = Placement("cpu", threads)
     if (why_not := runtime.why_not(format, place.device)) is None:
-        source = Source(artifact.network, _no_modules, compiled=folder_of(artifact) / "compiled")
+        source = Source(onnx_file(artifact), _no_modules, compiled=folder_of(artifact) / "compiled")
         try:
             compute = runtime.load(source, format, place)
         except ProgramError as error:
