@@ -117,8 +117,9 @@ def _second_look(
 ) -> Detections:
     """What is large in the image at several times the spacing, in voxels of the image itself."""
     times = input.second_look
-    padding = [amount for n in reversed(image.shape) for amount in (0, -n % times)]
-    coarse_image = F.avg_pool3d(F.pad(image, padding)[None, None], times)[0, 0]
+    # In the order in which it lies in memory; where it ends within a coarse voxel, the rest counts as zeros.
+    lying = image.permute(2, 1, 0)[None, None]
+    coarse_image = F.avg_pool3d(lying, times, ceil_mode=True, divisor_override=times**3)[0, 0].permute(2, 1, 0)
     spacing = grid.spacing_mm * times
     # The middle of the first coarse voxel is that of those that it is the mean of.
     middle = grid.centres_lps_mm(np.full(3, (times - 1) / 2))

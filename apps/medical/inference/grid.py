@@ -131,15 +131,24 @@ def _axis_by_axis(
         inside = torch.from_numpy(np.clip(at - begin, 0, end - begin - 1)).to(device)
         lower = inside.floor().long().clamp_(max=max(end - begin - 2, 0))
         upper = (lower + 1).clamp_(max=end - begin - 1)
-        shape = [1, 1, 1]
-        shape[2 - axis] = -1
-        weight = (inside - lower).float().view(shape)
-        begins, ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
-        values = torch.lerp(begins, ends, weight)
+        weight = (inside - lower).float()
+        if axis == 2:
+            values = _between_slices(values.float(), lower, upper, weight)
+        else:
+            begins, ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
+            values = torch.lerp(begins, ends, weight.view([-1, 1] if axis else [-1]))
         beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
         if beyond.any():
             values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
     return values.permute(2, 1, 0)
+
+
+def _between_slices(values: Tensor, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """Interpolated along axis 0, one slice after the other, so that none is copied to be interpolated."""
+    found = values.new_empty((len(weight), *values.shape[1:]))
+    for out, low, high, share in zip(found, lower.tolist(), upper.tolist(), weight, strict=True):
+        torch.lerp(values[low], values[high], share, out=out)
+    return found
 
 
 def _oblique(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.medical.models.boxes import BoxDecoder, decode
@@ -89,9 +88,7 @@ def detect(
         network = Maps(detector.network)
     size = [-(-n // d) * d for n, d in zip(image.shape, decoder.size_divisible, strict=True)]
     shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
-    padding = [amount for n, m in zip(reversed(image.shape), reversed(shape), strict=True) for amount in (0, m - n)]
-    padded = F.pad(image, padding)
-    maps = _maps(network, padded, tiling, skip or set(), dtype)
+    maps = _maps(network, image, shape, tiling, skip or set(), dtype)
     if not maps:
         none = torch.zeros(0, dtype=torch.long, device=image.device)
         return Detections(image.new_zeros((0, 6)), image.new_zeros(0), none)
@@ -99,20 +96,31 @@ def detect(
 
 
 def _maps(
-    network: nn.Module, image: Tensor, tiling: Tiling, skip: set[Tile], dtype: torch.dtype | None
+    network: nn.Module,
+    image: Tensor,
+    shape: Sequence[int],
+    tiling: Tiling,
+    skip: set[Tile],
+    dtype: torch.dtype | None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap."""
-    starts = [start for start in tiling.starts(image.shape) if start not in skip]
+    """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap.
+
+    The image is looked at as one of ``shape``, with zeros beyond its own.
+    """
+    starts = [start for start in tiling.starts(shape) if start not in skip]
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
     for chosen in report_each(list(_chunks(starts, tiling.batch)), "searching, part"):
-        tiles = torch.stack([image[_window(start, tiling.size)] for start in chosen])[:, None]
+        tiles = image.new_zeros((len(chosen), 1, *tiling.size))
+        for tile, start in zip(tiles[:, 0], chosen, strict=True):
+            part = image[_window(start, tiling.size)]
+            tile[_window((0, 0, 0), part.shape)] = part
         with autocast(dtype, image.device):
             outputs = network(tiles)
         levels = list(zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True))
         for level, (logits, codes) in enumerate(levels):
             strides = [tile // n for tile, n in zip(tiling.size, logits.shape[2:], strict=True)]
             if len(sums) == level:
-                whole = [n // stride for n, stride in zip(image.shape, strides, strict=True)]
+                whole = [n // stride for n, stride in zip(shape, strides, strict=True)]
                 empty = [image.new_zeros((channels, *whole)) for channels in (logits.shape[1], codes.shape[1], 1)]
                 sums.append((empty[0], empty[1], empty[2]))
             for n, start in enumerate(chosen):
