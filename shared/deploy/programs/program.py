@@ -50,7 +50,7 @@ class Source:
     ``file`` is what its runtime wrote, None for a runtime that writes nothing; ``build`` makes the network with its
     weights, which may take seconds and is called by those runtimes alone that compute with torch's own modules.
     ``compiled`` is a folder, which may be missing, where a runtime keeps what it compiles for this machine. ``rows`` is
-    the number that most calls have, for which a runtime may compile the network once more.
+    the number that most calls have, for which alone a runtime may compile the network.
     """
 
     file: Path | None
