@@ -129,7 +129,9 @@ def in_parts_of(
                     for name, value in part.items()
                 }
             parts.append({name: value[:there] for name, value in compute(part).items()})
-        return parts[0] if len(parts) == 1 else {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
 
     return by_rows
 
