@@ -5,17 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.models import structures
-from apps.driving.models.decoding import AnchorDecoder, CameraDecoder
+from apps.driving.models.decoding import LIDAR, AnchorDecoder, CameraDecoder, settled, suppress
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
 from shared.deploy.programs.program import Program
 from shared.deploy.programs.torch_eager import eager
+from tests.fake_cuda import fake_cuda
 
 
 def lively(detector):
@@ -157,3 +159,35 @@ def test_an_encoder_of_two_layers_is_not_taken():
     detector.voxel_encoder.pfn_layers.append(detector.voxel_encoder.pfn_layers[0])
     with pytest.raises(ValueError, match="one layer"):
         FastPointPillars(detector)
+
+
+class NothingOnTheHost(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading a value, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select"), func
+        return func(*args, **(kwargs or {}))
+
+
+def crowd(seed):
+    generator = torch.Generator().manual_seed(seed)
+    place, rest = torch.rand(100, 2, generator=generator) * 20, torch.rand(100, 3, generator=generator)
+    above_N5 = torch.cat([place, 0.5 + 4 * rest[:, :2], 6 * rest[:, 2:]], dim=1)
+    return above_N5, torch.rand(100, 3, generator=generator) ** 2
+
+
+@pytest.mark.parametrize("overlap", [0.01, 0.3, 0.8])
+def test_suppression_on_a_device_keeps_the_same_boxes_and_reads_nothing_back(overlap):
+    settings = replace(LIDAR, overlap=overlap, boxes=300)
+    for seed in range(3):
+        above_N5, score_NC = crowd(seed)
+        expected = {(i, label) for i, label in torch.stack(suppress(above_N5, score_NC, settings)).T.tolist()}
+        with NothingOnTheHost():
+            index, label_of, stays = settled(above_N5, score_NC, settings)
+        assert {(i, label) for i, label in torch.stack([index[stays], label_of[stays]]).T.tolist()} == expected
+        with fake_cuda():
+            found = suppress(above_N5.to("cuda"), score_NC.to("cuda"), settings)
+        assert {(i, label) for i, label in torch.stack([one.cpu() for one in found]).T.tolist()} == expected
+    assert len(expected) > 10
+    with pytest.raises(AssertionError, match="nonzero"), NothingOnTheHost():  # as on the CPU, where it costs nothing
+        suppress(above_N5, score_NC, settings)

@@ -73,6 +73,24 @@ def nms_rotated(
     return order[torch.cat(kept)]
 
 
+def kept_rotated(sorted_N5: Tensor, valid_N: Tensor, iou_threshold: float) -> Tensor:
+    """(N,) which boxes greedy suppression keeps, best first, of those that are ``valid``.
+
+    What ``nms_rotated`` keeps, with every pair compared and no value read on the host, so that a GPU never waits and
+    the kernels can be captured in a graph. For some hundred boxes.
+    """
+    count = len(sorted_N5)
+    earlier, later = torch.triu_indices(count, count, 1, device=sorted_N5.device).unbind(0)
+    overlap = _paired_iou(sorted_N5[earlier], sorted_N5[later]).float()
+    hits = torch.zeros(count * count, dtype=torch.bool, device=sorted_N5.device)
+    hits = hits.scatter(0, earlier * count + later, overlap >= iou_threshold).view(count, count)
+    kept = valid_N
+    # Whether a box stays is settled once all better ones are: after as many rounds at the latest.
+    for _ in range(count):
+        kept = valid_N & ~(hits & kept[:, None]).any(0)
+    return kept
+
+
 def _hits(a_N5: Tensor, b_M5: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
     """Indices (P,) into ``a`` and (P,) into ``b`` of the pairs whose overlap reaches the threshold, in row order.
 
