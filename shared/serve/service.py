@@ -334,7 +334,7 @@ class Service:
         metrics = self._metrics.of(self.app.name, str(manifests[0].version))
         pool = WorkerPool(
             self.app.title,
-            application_workers(self.app, [artifact.path for artifact in artifacts], settings),
+            application_workers(self.app, [artifact.path for artifact in artifacts], settings, background=alone),
             capacity=self.settings.request_limit,
             longest_batch_s=settings.max_batch_s,
             metrics=metrics,

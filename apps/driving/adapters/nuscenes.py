@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def read(path: Path) -> list[Frame]:
     try:
         names = class_names(content)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            _refuse_repeats(content["data_list"], info.name)
+            earlier = cache(read_points)  # frames share the sweeps before them
             return [
-                read_described(sample, names, lambda name: _beside(info, name), with_sweeps=True)
+                read_described(sample, names, lambda name: _beside(info, name), earlier=earlier)
                 for sample in content["data_list"]
             ]
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
@@ -48,6 +51,20 @@ def read(path: Path) -> list[Frame]:
             f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
             f"instances): {type(error).__name__} {error}"
         ) from error
+
+
+def _refuse_repeats(samples: list[dict[str, Any]], name: str) -> None:
+    """Refuses recordings that are named twice: a short file could have one read and looked at thousands of times."""
+    named: set[str] = set()
+    for sample in samples:
+        lidar = sample.get("lidar_points")
+        own = [*([lidar["lidar_path"]] if lidar else []), *(view["img_path"] for view in sample["images"].values())]
+        if not own:
+            raise InvalidInputError(f"{name} describes a frame without an image and without a sweep")
+        for file in (Path(one).name for one in own):
+            if file in named:
+                raise InvalidInputError(f"{name} names {file} twice; an image or a sweep is of one frame")
+            named.add(file)
 
 
 def class_names(content: dict[str, Any]) -> dict[int, str]:
@@ -79,11 +96,11 @@ def read_described(
     *,
     with_points: bool = True,
     with_images: bool = True,
-    with_sweeps: bool = False,
+    earlier: Callable[[Path], Floats] | None = None,
 ) -> Frame:
     """The frame of one description in the info layout; ``find`` gives the files that it names.
 
-    Earlier sweeps whose files ``find`` refuses are left out.
+    ``earlier`` reads the sweeps before it; those whose files ``find`` refuses are left out.
     """
     lidar = sample.get("lidar_points")
     points: Floats | None = None
@@ -117,12 +134,14 @@ def read_described(
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),
         time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
-        earlier_sweeps=tuple(_earlier_sweeps(sample, find)) if with_sweeps else (),
+        earlier_sweeps=() if earlier is None else tuple(_earlier_sweeps(sample, find, earlier)),
         remarks=remarks,
     )
 
 
-def _earlier_sweeps(sample: dict[str, Any], find: Callable[[str], Path]) -> Iterator[EarlierSweep]:
+def _earlier_sweeps(
+    sample: dict[str, Any], find: Callable[[str], Path], read_sweep: Callable[[Path], Floats]
+) -> Iterator[EarlierSweep]:
     """The sweeps before a key frame that there are files of, at most ``MOST_SWEEPS``, the latest first.
 
     ``lidar2sensor`` is taken as the rigid transform that its name says. The loader of mmdet3d 1.4 takes its translation
@@ -141,7 +160,7 @@ def _earlier_sweeps(sample: dict[str, Any], find: Callable[[str], Path]) -> Iter
             raise InvalidInputError(f"lidar2sensor of {file.name} has the shape {to_sensor.shape} instead of (4, 4)")
         refuse_not_rigid(to_sensor, f"lidar2sensor of {file.name}")
         yield EarlierSweep(
-            points_lidar_m=read_points(file),
+            points_lidar_m=read_sweep(file),
             to_frame=turn @ np.linalg.inv(to_sensor) @ turn.T,
             seconds=float(sample["timestamp"]) - float(sweep["timestamp"]),
         )

@@ -42,6 +42,15 @@ Matrix = NDArray[np.float64]
 
 def key_frames(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of the scene, description) of each key frame, in the order of the table of samples."""
+    try:
+        yield from _joined(root, version)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InvalidInputError(
+            f"{root / version} does not hold tables of nuScenes' schema: {type(error).__name__} {error}"[:1000]
+        ) from error
+
+
+def _joined(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
     tables = {
         name: _table(root, version, name)
         for name in ("sample", "scene", "calibrated_sensor", "sensor", "ego_pose", "instance", "category")
@@ -63,7 +72,9 @@ def key_frames(root: Path, version: str) -> Iterator[tuple[str, dict[str, Any]]]
         held = recordings[sample["token"]]
         if LIDAR in held:
             scene = by_token["scene"][sample["scene_token"]]["name"]
-            yield scene, _description(sample, held, marks[sample["token"]], by_token)
+            with np.errstate(all="ignore"):  # what is not finite is refused when it is read
+                description = _description(sample, held, marks[sample["token"]], by_token)
+            yield scene, description
 
 
 def _description(
@@ -147,6 +158,6 @@ def _table(root: Path, version: str, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(file.read_bytes())
     except OSError as error:
         raise InvalidInputError(f"{file} cannot be read: {error.strerror}; nuScenes keeps its tables there") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{file} is not JSON: {error}") from error
     return rows

@@ -156,9 +156,9 @@ class DescribedFrames:
         with (self.index / "frames.jsonl").open("rb") as file:
             file.seek(start)
             description = json.loads(file.read(ends[number] - start))
-        sweeps = points and self.with_sweeps
+        earlier = nuscenes.read_points if points and self.with_sweeps else None
         return nuscenes.read_described(
-            description, {}, self._find, with_points=points, with_images=images, with_sweeps=sweeps
+            description, {}, self._find, with_points=points, with_images=images, earlier=earlier
         )
 
     def digest(self) -> str:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import json_format
@@ -21,7 +22,9 @@ from shared.serve.oip import grpc_tensors, repository, routes
 from shared.serve.oip.grpc_messages import PACKAGE, message
 from shared.serve.oip.networks import Networks
 from shared.serve.oip.schemas import RepositoryParameters, ServerReady
+from shared.serve.runtime import connection
 from shared.serve.runtime.limits import Busy
+from shared.serve.runtime.received_bytes import received_bytes
 
 log = logging.getLogger("trivium.serve")
 _SERVICE = f"{PACKAGE}.GRPCInferenceService"
@@ -114,7 +117,7 @@ class GrpcService:
             await context.send_initial_metadata((("x-request-id", number),))
             began, status = time.monotonic(), 499
             try:
-                request = await self._received(requests)
+                request = await self._received(requests, str(context.peer()))
                 reply = await (self._work(method, request, context) if works else method(request, context))
                 status = 200
                 return reply
@@ -137,15 +140,32 @@ class GrpcService:
 
         return answer
 
-    async def _received(self, requests: AsyncIterator[Any]) -> Any:
-        """The message of a call; refuses (408) one that is not there in time: its call takes the place of another."""
-        seconds = min(self._networks.settings.upload_s, self._networks.settings.deadline_s)
+    async def _received(self, requests: AsyncIterator[Any], peer: str) -> Any:
+        """The message of a call; refuses (408) one that is not there in time: its call takes the place of another.
+
+        So one whose connection brings less than the least rate. What other calls bring over it counts as well.
+        """
+        given = self._networks.settings
+        seconds = min(given.upload_s, given.deadline_s)
+        ends, before = time.monotonic() + seconds, 0
+        message = asyncio.ensure_future(anext(requests))
         try:
-            return await asyncio.wait_for(anext(requests), seconds)
-        except TimeoutError:
-            raise InvalidInputError(f"the message did not come within {seconds:g} seconds", status=408) from None
+            while not message.done():
+                window_s = min(connection.RATE_WINDOW_S, ends - time.monotonic())
+                await asyncio.wait({message}, timeout=max(0.0, window_s))
+                if message.done():
+                    break
+                if time.monotonic() >= ends:
+                    raise InvalidInputError(f"the message did not come within {seconds:g} seconds", status=408)
+                received = received_bytes(*_address(peer))
+                if received is not None and received - before < given.min_upload_rate * window_s:
+                    raise connection.too_slow_a_rate(given.min_upload_rate)
+                before = received or 0
+            return message.result()
         except StopAsyncIteration:
             raise InvalidInputError("the call has no message", status=400) from None
+        finally:
+            message.cancel()
 
     async def _work(self, method: Method, request: Any, context: Any) -> Any:
         if self._drain.begun:
@@ -218,8 +238,19 @@ class GrpcService:
             return reply
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Answers each request of a stream in turn; one that is refused does not end the stream."""
-        async for request in requests:
+        """Answers each request of a stream in turn; one that is refused does not end the stream.
+
+        A stream takes the place of another call: one that brings nothing for as long as an upload may take ends.
+        """
+        seconds = self._networks.settings.upload_s
+        while True:
+            try:
+                request = await asyncio.wait_for(anext(requests), seconds)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                words = f"nothing came over the stream for {seconds:g} seconds; begin another"
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, words)
             made = message("ModelStreamInferResponse")()
             try:
                 made.infer_response.CopyFrom(await self._work(self._infer, request, context))
@@ -234,9 +265,14 @@ async def stop(server: Any) -> None:
 
 
 def _client(context: Any) -> str:
-    """The address of who asks, as gRPC writes it (``ipv4:127.0.0.1:5000``), without its port."""
-    _, _, place = str(context.peer()).partition(":")
-    return place.rpartition(":")[0].strip("[]") or "local"
+    """The address of who asks."""
+    return _address(str(context.peer()))[0] or "local"
+
+
+def _address(peer: str) -> tuple[str, int]:
+    """Address and port of a peer as gRPC writes it: ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``."""
+    host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
+    return host.strip("[]"), int(port) if port.isdecimal() else 0
 
 
 def _filled(name: str, found: BaseModel) -> Any:

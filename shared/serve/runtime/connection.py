@@ -16,7 +16,7 @@ from shared.serve.settings import Settings
 
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
-_RATE_WINDOW_S = 10.0
+RATE_WINDOW_S = 10.0
 _WATCH_AFTER_S = 0.25
 _NOTHING_YET: Message = {"type": "http.request", "more_body": True}
 _WHOLE = "trivium.body_is_read"
@@ -97,7 +97,7 @@ class _UploadClock:
     def patience_s(self) -> float:
         """Seconds until the next limit."""
         given = self._settings
-        left = (given.deadline_s - self._idle_s, given.upload_s - self._whole_s, _RATE_WINDOW_S - self._window_s)
+        left = (given.deadline_s - self._idle_s, given.upload_s - self._whole_s, RATE_WINDOW_S - self._window_s)
         return max(0.0, min(left))
 
     def count(self, waited_s: float, size: int) -> None:
@@ -111,11 +111,15 @@ class _UploadClock:
             raise _too_slow(f"nothing more of the request came for {given.deadline_s:g} seconds")
         if self._whole_s >= given.upload_s:
             raise _too_slow(f"the request took longer than {given.upload_s:g} seconds to come (TRIVIUM_UPLOAD_S)")
-        if self._window_s >= _RATE_WINDOW_S:
+        if self._window_s >= RATE_WINDOW_S:
             if self._received < given.min_upload_rate * self._window_s:
-                least = f"{given.min_upload_rate:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)"
-                raise _too_slow(f"the request came more slowly than {least}")
+                raise too_slow_a_rate(given.min_upload_rate)
             self._window_s, self._received = 0.0, 0
+
+
+def too_slow_a_rate(least: float) -> InvalidInputError:
+    """The refusal (408) of what came at less than so many bytes a second."""
+    return _too_slow(f"the request came more slowly than {least:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)")
 
 
 def _too_slow(reason: str) -> InvalidInputError:

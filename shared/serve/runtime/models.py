@@ -21,9 +21,14 @@ from shared.threads import compute_threads
 log = logging.getLogger("trivium.serve")
 
 
-def application_workers(app: App, artifacts: Sequence[Path], settings: Settings) -> list[Worker]:
-    """Workers for an application. One that is no installed package cannot be found by another process."""
-    work = _work(artifacts, settings)
+def application_workers(
+    app: App, artifacts: Sequence[Path], settings: Settings, *, background: bool = False
+) -> list[Worker]:
+    """Workers for an application. One that is no installed package cannot be found by another process.
+
+    ``background`` processes leave the processor to others.
+    """
+    work = replace(_work(artifacts, settings), background=background)
     place = entry_point(app)
     if place is None or not processes_wanted(settings):
         if processes_wanted(settings):

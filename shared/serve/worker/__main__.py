@@ -23,6 +23,8 @@ from shared.serve.worker.work import Work, make_handler
 
 log = logging.getLogger("trivium.serve")
 _PR_SET_PDEATHSIG = 1
+_BACKGROUND_NICE = 5
+"""A third of the weight that other processes have on a core (sched(7)): with a tenth, a busy machine starves it."""
 
 
 def main(descriptor: int, work: Work) -> int:
@@ -40,6 +42,8 @@ def main(descriptor: int, work: Work) -> int:
         send(connection, Message({"event": "failed", "sentence": words}))
         return 1
     gc.collect()
+    if work.background:
+        os.nice(_BACKGROUND_NICE)
     gc.freeze()  # what is there now stays, so the collector need not go through it again while a request waits
     ready = {"event": "ready", "most": handler.most, "load_s": time.monotonic() - began}
     send(connection, Message({**ready, "programs": getattr(handler, "programs", {})}))

@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import feather
 
+from apps.driving.adapters import nuscenes, nuscenes_tables
+from apps.driving.adapters.image_files import read_image
 from apps.driving.adapters.registry import read_frames
 from apps.driving.types import Frame
 from shared.errors import InvalidInputError
@@ -182,6 +186,92 @@ def test_a_nuscenes_description(folder, at, value):
     sample_in(folder, replaced(SAMPLE, at, value))
 
 
+@pytest.mark.parametrize("what", ["img_path", "lidar_path"])
+def test_a_description_that_names_one_recording_thousands_of_times_is_refused_unread(folder, what, monkeypatch):
+    frame = SAMPLE["data_list"][0]
+    image = frame["images"]["CAM_FRONT"]
+    several = [
+        {**frame, "lidar_points": None if what == "img_path" else frame["lidar_points"], "images": {"CAM_FRONT": image}}
+        if number == 0 or what == "img_path"
+        else {**frame, "images": {"CAM_FRONT": {**image, "img_path": f"{number}.jpg"}}}
+        for number in range(5000)
+    ]
+    (folder / "sample.json").write_text(json.dumps({**SAMPLE, "data_list": several}))
+    (folder / "front.jpg").write_bytes(picture())
+    (folder / "sweep.bin").write_bytes(np.ones((4, 5), "<f4").tobytes())
+    monkeypatch.setattr(nuscenes, "read_image", lambda path: pytest.fail("it was read"))
+    with pytest.raises(InvalidInputError, match=r"names (front\.jpg|sweep\.bin) twice"):
+        read_frames([folder / name for name in ("sample.json", "front.jpg", "sweep.bin")])
+    with pytest.raises(InvalidInputError, match="without an image and without a sweep"):
+        (folder / "sample.json").write_text(json.dumps({**SAMPLE, "data_list": [{"images": {}}] * 100_000}))
+        read_frames([folder / "sample.json"])
+
+
+def test_a_sweep_that_many_frames_look_back_at_is_read_once(folder, monkeypatch):
+    read, files = nuscenes.read_points, []
+    monkeypatch.setattr(nuscenes, "read_points", lambda path: files.append(path.name) or read(path))
+    frame = SAMPLE["data_list"][0]
+    own = ("sweep.bin", "second.bin")
+    for name in own:
+        (folder / name).write_bytes(np.ones((4, 5), "<f4").tobytes())
+    several = [{**frame, "token": name, "lidar_points": {"lidar_path": name}, "images": {}} for name in own]
+    (folder / "sample.json").write_text(json.dumps({**SAMPLE, "data_list": several}))
+    frames = read_frames([folder / name for name in ("sample.json", *own)])
+    assert [len(frame.earlier_sweeps) for frame in frames] == [1, 1]
+    assert sorted(files) == ["second.bin", "sweep.bin", "sweep.bin"], (
+        "two as frames of their own, one as a sweep before"
+    )
+
+
+@cache
+def tables() -> dict[str, list]:
+    """nuScenes' own tables of one key frame with a sweep before it."""
+    rotation = {"rotation": [1.0, 0, 0, 0], "translation": [0.0, 0, 0]}
+    recording = {"sample_token": "s", "ego_pose_token": "e", "timestamp": 2e15, "is_key_frame": True}
+    return {
+        "sample": [{"token": "s", "scene_token": "c", "timestamp": 2e15}],
+        "scene": [{"token": "c", "name": "scene-0001"}],
+        "sensor": [{"token": "l", "channel": "LIDAR_TOP"}, {"token": "f", "channel": "CAM_FRONT"}],
+        "calibrated_sensor": [
+            {"token": "cl", "sensor_token": "l", **rotation, "camera_intrinsic": []},
+            {"token": "cf", "sensor_token": "f", **rotation, "camera_intrinsic": np.eye(3).tolist()},
+        ],
+        "ego_pose": [{"token": "e", **rotation}],
+        "instance": [{"token": "i", "category_token": "k"}],
+        "category": [{"token": "k", "name": "vehicle.car"}],
+        "sample_data": [
+            {**recording, "token": "d", "calibrated_sensor_token": "cl", "filename": "a.bin", "prev": "p"},
+            {**recording, "token": "p", "calibrated_sensor_token": "cl", "filename": "b.bin", "is_key_frame": False},
+            {**recording, "token": "q", "calibrated_sensor_token": "cf", "filename": "a.jpg"},
+        ],
+        "sample_annotation": [{"sample_token": "s", "instance_token": "i", "size": [2.0, 4, 1.5], **rotation}],
+    }
+
+
+def described(folder: Path, name: str, text: str) -> list[Any]:
+    for table, rows in tables().items():
+        (folder / "v1.0-mini").mkdir(exist_ok=True)
+        (folder / "v1.0-mini" / f"{table}.json").write_text(text if table == name else json.dumps(rows))
+    try:
+        return list(nuscenes_tables.key_frames(folder, "v1.0-mini"))
+    except InvalidInputError as refusal:
+        assert str(refusal) and len(str(refusal)) < 2000
+        return []
+
+
+def test_the_tables_are_read_as_they_are(folder):
+    ((scene, frame),) = described(folder, "", "")
+    assert scene == "scene-0001" and frame["instances"][0]["name"] == "car" and len(frame["lidar_sweeps"]) == 1
+    assert list(frame["images"]) == ["CAM_FRONT"]
+
+
+@repeatable(EXAMPLES)
+@given(place=st.sampled_from([(name, at) for name, rows in tables().items() for at in places(rows)]), value=VALUES)
+def test_a_table_of_nuscenes(folder, place, value):
+    name, at = place
+    described(folder, name, replaced(tables()[name], at, value))
+
+
 @repeatable(EXAMPLES)
 @given(at=st.sampled_from(list(places(CITY))), value=VALUES)
 def test_a_label_file_of_cityscapes(folder, at, value):
@@ -203,3 +293,12 @@ def test_a_log_of_argoverse(folder, place, column):
     else:
         tables[name] = dict.fromkeys(tables[name], column)
     log_in(folder, tables)
+
+
+def test_an_image_of_very_many_pixels_is_refused_before_it_is_unpacked(folder):
+    Image.new("1", (9000, 9000)).save(folder / "large.png")
+    assert (folder / "large.png").stat().st_size < 20_000
+    began = time.process_time()
+    with pytest.raises(InvalidInputError, match="9000 x 9000 pixels; at most 40 million"):
+        read_image(folder / "large.png")
+    assert time.process_time() - began < 1

@@ -31,11 +31,15 @@ def echo_app(tmp_path: Path, echo: Echo) -> App:
 
 @pytest.fixture
 def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, App]]:
-    """The application ``fragile``, installed as a package of its own is, so that other processes find it too."""
+    """The application ``fragile``, installed as a package of its own is, so that other processes find it too.
+
+    So is ``steady``, the same under another name.
+    """
     package = tmp_path / "packages" / "fragile-1.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[trivium.apps]\nfragile = tests.shared.serve.fragile:app\n")
+    points = {"fragile": "tests.shared.serve.fragile:app", "steady": "tests.shared.serve.fragile:steady"}
+    (package / "entry_points.txt").write_text("[trivium.apps]\n" + "".join(f"{n} = {p}\n" for n, p in points.items()))
     monkeypatch.syspath_prepend(package.parent)
     installed.cache_clear()
     write_artifact(tmp_path / "registry", 1, app="fragile")

@@ -96,9 +96,9 @@ class Echo:
         return str(sum(json.loads(sources["numbers"]))).encode()
 
 
-def write_artifact(registry: Path, version: int, app: str = "echo") -> None:
+def write_artifact(registry: Path, version: int, app: str = "echo", name: str = "echo") -> None:
     """An artifact of ``app``: y = 2 x + version for x (batch, 2), and z = table[index] of INT64 indices (batch)."""
-    home = registry / "echo" / str(version)
+    home = registry / name / str(version)
     home.mkdir(parents=True)
     float_, int_ = TensorProto.FLOAT, TensorProto.INT64
     graph = helper.make_graph(
@@ -126,7 +126,7 @@ def write_artifact(registry: Path, version: int, app: str = "echo") -> None:
     onnx.checker.check_model(model)
     onnx.save(model, home / NETWORK)
     manifest = Manifest(
-        name="echo",
+        name=name,
         version=version,
         app=app,
         inputs=(

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Fragile:
                 bytes(1 << 40)
             while how == "hang":
                 time.sleep(0.01)
+            while how == "burn":
+                pass
         return [os.getpid() for _ in batch]
 
     def encode(self, decoded: Decoded[str], outputs: Sequence[int]) -> Response:
@@ -52,3 +55,4 @@ app = App(
     predictor=lambda artifacts, device: Fragile(),
     codec=lambda predictor: predictor,
 )
+steady = replace(app, name="steady", title="Steady", models=("steady",))

@@ -66,7 +66,7 @@ def head(path: str, length: int) -> bytes:
 def test_an_upload_that_trickles_is_given_up(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.3)
+    monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
     sent = connect(stack, start(stack, settings, echo_app, min_upload_rate=1000), head(path, 90_000))
     assert trickle(sent, 300) < 300
     status, text = read(sent)
@@ -76,7 +76,7 @@ def test_an_upload_that_trickles_is_given_up(
 def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.3)
+    monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
     sent = connect(stack, start(stack, settings, echo_app, min_upload_rate=1000), head(INFER, 90_000))
     sent.sendall(b" " * 80_000)
     assert trickle(sent, 300) < 300
@@ -93,7 +93,7 @@ def test_an_upload_takes_a_bounded_time_as_a_whole(stack: ExitStack, settings: S
 def test_an_upload_that_is_fast_enough_may_pause(
     stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_RATE_WINDOW_S", 0.2)
+    monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.2)
     disposition = 'Content-Disposition: form-data; name="files"; filename="a"'
     body = f"--x\r\n{disposition}\r\n\r\n{'1,' * 20_000}".encode(), b"2\r\n--x--\r\n"
     address = start(stack, settings, echo_app, min_upload_rate=10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from tritonclient.utils import InferenceServerException
 
 from shared.serve.app import create_app
 from shared.serve.oip.grpc_messages import ENUMS, MESSAGES, message
+from shared.serve.runtime import connection
+from shared.serve.runtime.received_bytes import received_bytes
 from shared.serve.settings import Settings
 from tests.conftest import serving
-from tests.shared.serve.echo import Echo, make_app, write_artifact
+from tests.shared.serve.echo import Echo, make_app, until, write_artifact
 
 LIMIT_S = 20.0
 ROWS = np.array([[1.5, -2], [0, 4]], np.float32)
@@ -295,3 +298,36 @@ def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
             assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
         finally:
             ended.set()
+
+
+def test_a_message_that_trickles_is_given_up_for_the_least_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
+    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
+    application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
+    ended = threading.Event()
+
+    def nothing_yet() -> Iterator[Any]:
+        ended.wait(LIMIT_S)
+        yield from ()
+
+    with serving(application), grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        slow = channel.stream_unary(method, service_pb2.ModelInferRequest.SerializeToString, lambda content: content)
+        try:
+            call = slow.future(nothing_yet(), timeout=LIMIT_S)
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "more slowly than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
+        finally:
+            ended.set()
+
+
+def test_the_kernel_says_how_much_has_come_over_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        host, port = client.getsockname()
+        with listener.accept()[0]:
+            assert received_bytes(host, port) == 0
+            client.sendall(bytes(70_000))
+            until(lambda: received_bytes(host, port) == 70_000)
+        assert received_bytes(host, port) is None
