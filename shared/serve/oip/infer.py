@@ -18,8 +18,8 @@ from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected, within_upload_limits
+from shared.serve.runtime.limits import RequestLimit
 from shared.serve.runtime.models import processes_wanted
-from shared.serve.settings import Settings
 from shared.serve.worker.codec import BadTensor
 from shared.serve.worker.messages import MOST_INLINE, Blob, SharedBytes
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
@@ -88,7 +88,7 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
     settings = networks.settings
     with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
         header_length = _header_length(request.headers.get(_LENGTH), settings.max_json_bytes)
-        body = await _body(request, header_length, settings, reserve)
+        body = await _body(request, header_length, networks, network.limit, reserve)
         parts, binary = await while_connected(request, network.infer(body, header_length))
         del body  # the answer may take long to send
     headers = {_LENGTH: str(len(parts[0]))} if binary else {}
@@ -124,9 +124,14 @@ async def _packed(parts: Sequence[Blob], accepted: str) -> tuple[Sequence[Blob],
 
 
 async def _body(
-    request: Request, header_length: int | None, settings: Settings, reserve: Callable[[int], None]
+    request: Request,
+    header_length: int | None,
+    networks: Networks,
+    limit: RequestLimit,
+    reserve: Callable[[int], None],
 ) -> bytearray | SharedBytes:
     """The request's body. ``reserve`` is told of its size, before it is there where that is stated."""
+    settings = networks.settings
     most = settings.max_tensor_bytes
     if header_length is None and settings.max_json_bytes < most:
         most, refusal = settings.max_json_bytes, _too_much_json(settings.max_json_bytes)
@@ -142,7 +147,8 @@ async def _body(
     if known and int(stated) > most:
         raise refusal
     if known:
-        return await _stated_body(request, int(stated), settings, reserve)
+        reserve(int(stated))
+        return await _stated_body(request, int(stated), networks, limit)
     body = bytearray()
     async for received in within_upload_limits(request, settings):
         for chunk in [received] if unpacked is None else unpacked(received):
@@ -153,19 +159,22 @@ async def _body(
     return body
 
 
-async def _stated_body(
-    request: Request, size: int, settings: Settings, reserve: Callable[[int], None]
-) -> bytearray | SharedBytes:
+async def _stated_body(request: Request, size: int, networks: Networks, limit: RequestLimit) -> bytearray | SharedBytes:
     """A body whose size is stated, which HTTP holds it to; a large one in memory that a worker process can read."""
-    reserve(size)
+    settings = networks.settings
     if size < MOST_INLINE or not processes_wanted(settings):
         body = bytearray()
         async for chunk in within_upload_limits(request, settings):
             body += chunk
         return body
-    shared = SharedBytes()
-    async for chunk in within_upload_limits(request, settings):
-        shared.write(chunk)
+    shared, left = SharedBytes(), size
+    with networks.turns.join() as turn:
+        async for chunk in within_upload_limits(request, settings):
+            shared.write(chunk)
+            left -= len(chunk)
+            if left > 0:
+                with limit.held_back():
+                    await networks.turns.wait(turn)
     shared.seal()
     return shared
 

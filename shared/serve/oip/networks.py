@@ -18,11 +18,12 @@ from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.threads import Threads
+from shared.serve.runtime.turns import Turns
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import Blob, Message, SharedBytes
 
 log = logging.getLogger("trivium.serve")
-_BODIES_IN_MEMORY = 4
+_BODIES_IN_MEMORY, _READ_AT_A_TIME = 4, 4
 
 
 class NetworkModel:
@@ -99,8 +100,8 @@ class NetworkModel:
 class Networks:
     """All versions of all models in the registry, by name and version.
 
-    ``memory`` bounds the bodies of all requests. ``live`` says which version answers where none is named: the newest
-    where it says None.
+    ``memory`` bounds the bodies of all requests, and ``turns`` says which of the large ones are read first. ``live``
+    says which version answers where none is named: the newest where it says None.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Networks:
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
         self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
+        self.turns = Turns(_READ_AT_A_TIME)
         self._loading = Threads("load-network", 1)
         self._registry, self._metrics = registry, metrics
         for name in registry.names():

@@ -72,7 +72,7 @@ class RequestLimit:
 
     def __init__(self, what: str, most: int, deadline_s: float = math.inf) -> None:
         self._what, self._most, self._deadline_s = what, most, deadline_s
-        self._inside = self._computing = 0
+        self._inside = self._computing = self._held_back = 0
         self._admitted: deque[float] = deque(maxlen=most)
         self._last_answer = -math.inf
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
@@ -105,7 +105,17 @@ class RequestLimit:
         """How many requests will be computed before a new one: a body that is long in coming may be overtaken."""
         while self._admitted and time.monotonic() - self._admitted[0] >= _SOON_S:
             self._admitted.popleft()
-        return self._computing + min(len(self._admitted), self._inside - self._computing)
+        soon = min(len(self._admitted), self._inside - self._computing)
+        return self._computing + max(soon, self._held_back)
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Counts an admitted request whose body comes but is not read yet, for others go first."""
+        self._held_back += 1
+        try:
+            yield
+        finally:
+            self._held_back -= 1
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -1,0 +1,88 @@
+"""Large uploads that come at the same time are read the oldest first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidInputError
+from shared.serve.runtime import turns as module
+from shared.serve.runtime.limits import Busy, RequestLimit
+from shared.serve.runtime.turns import Turns
+from tests.shared.serve.test_overload import Clock, answer, clock
+
+__all__ = ["clock"]
+
+
+async def upload(turns: Turns, name: str, chunks: Iterable[Any], told: list[str]) -> None:
+    """Reads chunks; None is one that does not come."""
+    with turns.join() as turn:
+        for chunk in chunks:
+            if chunk is None:
+                await asyncio.sleep(60)
+            told.append(name)
+            await asyncio.sleep(0)
+            await turns.wait(turn)
+    told.append(f"{name} is read")
+
+
+def test_so_many_are_read_at_a_time_the_oldest_first() -> None:
+    async def read() -> list[str]:
+        turns, told = Turns(2), list[str]()
+        async with asyncio.TaskGroup() as group:
+            for name in "abcde":
+                group.create_task(upload(turns, name, range(5), told))
+        return told
+
+    told = asyncio.run(read())
+    ends = [told.index(f"{name} is read") for name in "abcde"]
+    assert ends == sorted(ends)
+    assert set(told[5 : ends[0]]) <= {"a", "b"}, "beyond its first chunk none is read before its turn"
+
+
+def test_one_that_stalls_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALLED_S", 0.05)
+
+    async def read() -> list[str]:
+        turns, told = Turns(1), list[str]()
+        stalled = asyncio.create_task(upload(turns, "stalled", [0, None], told))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(upload(turns, name, range(3), told) for name in "ab"))
+        stalled.cancel()
+        return told
+
+    told = asyncio.run(read())
+    assert told[-1] == "b is read" and "a is read" in told and "stalled is read" not in told
+
+
+def test_one_that_is_given_up_while_it_waits_is_forgotten() -> None:
+    async def read() -> list[str]:
+        turns, told = Turns(1), list[str]()
+        first = asyncio.create_task(upload(turns, "first", [0, 1], told))
+        waiting = asyncio.create_task(upload(turns, "waiting", range(9), told))
+        while "waiting" not in told:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        async with asyncio.timeout(20):
+            await asyncio.gather(first, upload(turns, "last", range(3), told))
+        return told
+
+    told = asyncio.run(read())
+    assert told[-1] == "last is read" and "waiting is read" not in told
+
+
+def test_what_is_held_back_is_ahead_of_what_comes_now(clock: Clock) -> None:
+    limit = RequestLimit("it", 100, deadline_s=11)
+    answer(limit, clock, 4, 2)
+    with limit.admit():
+        clock.now += 60  # a body that is long in coming may be overtaken
+        limit.check()
+        with limit.held_back(), limit.held_back(), limit.held_back(), limit.held_back(), limit.held_back():
+            with pytest.raises(Busy) as caught:
+                limit.check()
+            assert isinstance(caught.value, InvalidInputError) and caught.value.status == 503
+        limit.check()
