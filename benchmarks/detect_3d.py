@@ -69,7 +69,7 @@ Found = tuple[Tensor, Tensor, Tensor]
 def main() -> None:
     """Times both, compares what they found, and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=32, help="frames on which AP is compared")
+    parser.add_argument("--cases", type=int, default=100, help="frames on which AP is compared")
     parser.add_argument("--large", action="store_true", help="FCOS3D with ResNeXt-101 at 1024 x 2048 instead")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")

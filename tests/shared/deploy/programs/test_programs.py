@@ -253,6 +253,21 @@ def test_a_program_of_other_weights_is_not_used(artifact: Artifact, tmp_path: Pa
     assert program.name != "torchscript" and "made from other weights" in program.remarks[0]
 
 
+def test_an_artifact_s_own_program_of_other_weights_is_not_used(
+    artifact: Artifact, tmp_path: Path, folder: Path
+) -> None:
+    (artifact.path / "torchscript.pt").write_bytes((folder / "torchscript.pt").read_bytes())
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    entries = make_programs(network(), ["torchscript"], aside, "other weights", random_examples(network()))
+    for weights, expected in (("other weights", False), (weights_digest(artifact), True)):
+        programs = {"torchscript": replace(entries["torchscript"], weights=weights)}
+        with asked_program("torchscript"):
+            program = opened(Artifact(artifact.path, replace(artifact.manifest, programs=programs)))
+        assert (program.name == "torchscript") is expected
+        assert expected or "made from other weights" in program.remarks[0]
+
+
 def test_a_made_program_that_was_altered_is_not_used(artifact: Artifact, tmp_path: Path) -> None:
     aside = tmp_path / "aside"
     aside.mkdir()
