@@ -13,15 +13,25 @@ from apps.medical.inference.diameter import measure
 from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.pipeline import Tiling
-from apps.medical.inference.second_stage import rescored
+from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.classifier import NAME as SECOND_STAGE
 from apps.medical.models.classifier import CandidateClassifier
-from apps.medical.models.dense import VARYING, ProgramMaps, dense_network, example_input, fold_batch_norm
+from apps.medical.models.dense import (
+    VARYING,
+    ProgramLogits,
+    ProgramMaps,
+    dense_classifier,
+    dense_network,
+    example_input,
+    example_marks,
+    fold_batch_norm,
+)
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
+from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
 from shared.progress import report_stage
 
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from apps.medical.models.retinanet import RetinaNet3D
+    from shared.app import DenseNetwork
     from shared.deploy.artifact import Artifact
 
 SecondStage: TypeAlias = "tuple[nn.Module, tuple[int, int, int]]"
@@ -85,6 +96,8 @@ class NodulePredictor:
         self.input, self.device = input, device
         self.operating_score = operating_score
         self.second_stage = second_stage
+        if second_stage is not None and isinstance(second_stage[0], ProgramLogits):
+            self.programs[SECOND_STAGE] = second_stage[0].program
         self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
         self.dtype = autocast_dtype(precision, torch.device(device)) if program is None else None
 
@@ -95,7 +108,9 @@ class NodulePredictor:
         Reads the settings of the models and of the detector's input alone. A second stage's operating score is that of
         both together; one that has learnt from the marks of another detector is left out.
         """
-        artifact = next(one for one in artifacts if one.manifest.name != SECOND_STAGE)
+        artifact = next((one for one in artifacts if one.manifest.name != SECOND_STAGE), None)
+        if artifact is None:
+            raise InvalidInputError(f"{SECOND_STAGE} ranks the marks of a detector: name the detector's artifact")
         second = next((one for one in artifacts if belongs_to(one, artifact)), None)
         model, input = _settings(artifact)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
@@ -183,9 +198,23 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
     from shared.recipe_file import from_mapping
 
     settings = from_mapping(CandidateClassifier, artifact.recipe()["recipe"]["model"])
-    network = settings.build(ChestInput())
-    network.load_state_dict(artifact.weights())
-    return network.to(device).eval(), settings.size
+
+    def build() -> DenseNetwork:
+        network = settings.build(ChestInput())
+        network.load_state_dict(artifact.weights())
+        return dense_classifier(settings, network.to(device))
+
+    program = open_program(
+        Network(
+            artifact=artifact,
+            build=build,
+            example=lambda: example_marks(settings, BATCH),
+            varying={},
+            formats=("fp32", "bf16", "fp16"),
+        ),
+        device,
+    )
+    return ProgramLogits(program), settings.size
 
 
 def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from apps.medical.models.classifier import CandidateClassifier
+from apps.medical.models.classifier import SCALES, CandidateClassifier
 from shared.app import DenseNetwork
 from shared.deploy.programs.program import Program
 
@@ -42,10 +42,19 @@ VARYING = {INPUT: (2, 3, 4)}
 def dense(recipe: Any, detector: Any) -> DenseNetwork:
     """The network of a detector that ``recipe`` built, see ``dense_network``; or the second stage's as it is."""
     if isinstance(recipe.model, CandidateClassifier):
-        example = {"image": torch.zeros((2, 2, *recipe.model.size)), "known": torch.zeros((2, 2))}
-        batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
-        return DenseNetwork(module=detector.eval(), inputs=example, outputs=["logit"], dynamic=batches)
+        return dense_classifier(recipe.model, detector)
     return dense_network(detector)
+
+
+def dense_classifier(settings: CandidateClassifier, network: nn.Module) -> DenseNetwork:
+    """The second stage's network as it is, for any number of marks."""
+    batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
+    return DenseNetwork(module=network.eval(), inputs=example_marks(settings, 2), outputs=["logit"], dynamic=batches)
+
+
+def example_marks(settings: CandidateClassifier, count: int) -> dict[str, Tensor]:
+    """So many marks of nothing, as the second stage is given them."""
+    return {"image": torch.zeros((count, len(SCALES), *settings.size)), "known": torch.zeros((count, 2))}
 
 
 def dense_network(detector: Any) -> DenseNetwork:
@@ -88,6 +97,18 @@ class ProgramMaps(nn.Module):
         """``image`` (B, 1, X, Y, Z) in 0..1 to logits (B, A, ...) and codes (B, 6 A, ...)."""
         found = self.program({INPUT: image})
         return tuple(found[name] for name in OUTPUTS)
+
+
+class ProgramLogits(nn.Module):
+    """A program called as the second stage's network is."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, image: Tensor, known: Tensor) -> Tensor:
+        """``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,)."""
+        return self.program({"image": image, "known": known})["logit"]
 
 
 def example_input(tile_size: tuple[int, int, int]) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ def test_findings_are_readable_where_they_are_printed():
 
 def test_an_artifact_that_stated_the_grid_twice_still_opens(tmp_path):
     """Before ``input``, spacing stood in model and data, and the patch's size in data."""
-    (shipped_one,) = shipped(app)
+    shipped_one = shipped(app)[0]
     old = tmp_path / "1"
     shutil.copytree(shipped_one.path, old)
     document = yaml.safe_load((old / "recipe.yaml").read_text())

@@ -132,7 +132,7 @@ def test_sizes_that_cannot_be_halved_three_times_are_refused():
 
 
 def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone(tmp_path):
-    (shipped_one,) = shipped(app)
+    shipped_one = shipped(app)[0]
     digest = shipped_one.manifest.files["weights.safetensors"]["sha256"]
     torch.manual_seed(1)
     settings = CandidateClassifier(size=SIZE, channels=4)
@@ -152,3 +152,6 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         used = name == "its"
         assert (predictor.second_stage is not None) == used
         assert (predictor.operating_score == 0.25) == used
+        assert (NAME in predictor.programs) == used
+    with pytest.raises(InvalidInputError, match="name the detector's artifact"):
+        NodulePredictor.load([open_artifact(folder)], "cpu")
