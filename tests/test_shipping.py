@@ -37,6 +37,19 @@ def test_the_dockerfiles_pass_a_linter() -> None:
     assert len(files) == 2 and done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(shutil.which("check-jsonschema") is None, reason="not installed: pip install check-jsonschema")
+def test_the_compose_file_is_one_by_its_schema(tmp_path: Path) -> None:
+    def checked(path: Path) -> subprocess.CompletedProcess[str]:
+        command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    good = checked(DEPLOY / "compose.yaml")
+    assert good.returncode == 0, good.stdout
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text((DEPLOY / "compose.yaml").read_text() + "servises: {}\n")
+    assert checked(wrong).returncode == 1
+
+
 def container() -> dict[str, Any]:
     deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
     (found,) = deployment["spec"]["template"]["spec"]["containers"]
