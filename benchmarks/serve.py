@@ -226,18 +226,7 @@ def load(
             "CONTENT_TYPE": headers["Content-Type"],
             "HEADER_LENGTH": headers.get("Inference-Header-Content-Length", ""),
         }
-        command = [
-            "taskset",
-            "-c",
-            "0",
-            "wrk",
-            "-t1",
-            f"-c{clients}",
-            f"-d{seconds:g}s",
-            "--timeout",
-            "12s",
-            "--latency",
-        ]
+        command = f"taskset -c 0 wrk -t1 -c{clients} -d{seconds:g}s --timeout 12s --latency".split()
         done = subprocess.run(
             [*command, "-s", script.name, server.address],
             stdout=subprocess.PIPE,

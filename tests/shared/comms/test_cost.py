@@ -99,9 +99,9 @@ def test_what_does_not_fit_comes_last():
 def test_the_network_of_a_job_is_calibrated_and_planned_with(hosts, tmp_path, capsys):
     file = tmp_path / "network.json"
     assert succeed(Job(hosts, 2, workers.calibrate, str(file)).results(120)) == [0] * 4
-    # 200 Mbit/s between the hosts; less where other programs keep the processes waiting.
+    # 200 Mbit/s between the hosts, and what their queue lets through at once; less where other programs run.
     found = json.loads(file.read_text())
-    assert 10e6 < found["inter"]["bytes_s"] < 26e6 < found["intra"]["bytes_s"]
+    assert 10e6 < found["inter"]["bytes_s"] < 28e6 < found["intra"]["bytes_s"]
     links = ["--inter", f"{file}:inter", "--intra", f"{file}:intra"]
     assert main(["plan", "--model", "resnet50", "--nodes", "2", "--gpus", "4", "--ports", "1", *links]) == 0
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["share"] > 0.5
