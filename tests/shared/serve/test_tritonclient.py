@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,25 +280,31 @@ def test_every_message_is_the_one_that_the_protocol_publishes() -> None:
     assert [value.name for value in kinds] == ENUMS["ModelInstanceGroup.Kind"].split()
 
 
-def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
-    application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
+@contextmanager
+def unsent(application: Any, count: int) -> Iterator[tuple[grpc.Channel, list[Any]]]:
+    """A channel, and so many calls over it whose messages do not come while the block lasts."""
     ended = threading.Event()
 
     def nothing_yet() -> Iterator[Any]:
         ended.wait(LIMIT_S)
         yield from ()
 
-    with serving(application), grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
         method = "/inference.GRPCInferenceService/ModelInfer"
         slow = channel.stream_unary(method, service_pb2.ModelInferRequest.SerializeToString, lambda content: content)
         try:
-            calls = [slow.future(nothing_yet(), timeout=LIMIT_S) for _ in range(2)]  # all the places that there are
-            for call in calls:
-                assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not come within 0.5" in call.details()
-            assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
+            yield channel, [slow.future(nothing_yet(), timeout=LIMIT_S) for _ in range(count)]
         finally:
             ended.set()
+
+
+def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
+    application = create_app(given.model_copy(update={"upload_s": 0.5}), {"echo": make_app(tmp_path / "echo", Echo())})
+    with serving(application), unsent(application, 2) as (channel, calls):  # all the places that there are
+        for call in calls:
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED and "did not come within 0.5" in call.details()
+        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest()).live
 
 
 def test_a_message_that_trickles_is_given_up_for_the_least_rate(
@@ -306,21 +313,9 @@ def test_a_message_that_trickles_is_given_up_for_the_least_rate(
     monkeypatch.setattr(connection, "RATE_WINDOW_S", 0.3)
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0)
     application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
-    ended = threading.Event()
-
-    def nothing_yet() -> Iterator[Any]:
-        ended.wait(LIMIT_S)
-        yield from ()
-
-    with serving(application), grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
-        method = "/inference.GRPCInferenceService/ModelInfer"
-        slow = channel.stream_unary(method, service_pb2.ModelInferRequest.SerializeToString, lambda content: content)
-        try:
-            call = slow.future(nothing_yet(), timeout=LIMIT_S)
-            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "more slowly than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
-        finally:
-            ended.set()
+    with serving(application), unsent(application, 1) as (_, (call,)):
+        assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "more slowly than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
 
 
 def test_the_kernel_says_how_much_has_come_over_a_connection() -> None:
