@@ -28,6 +28,8 @@ from shared.serve.settings import Settings
 log = logging.getLogger("trivium.serve")
 _GRACE_S = 5
 _POLL_S = 0.05
+_COLLECT_AFTER = 50_000
+"""Objects made and not freed, after which Python's collector looks for cycles; 700 are its own default."""
 
 
 def run(settings: Settings, demo: bool = False) -> None:
@@ -114,9 +116,7 @@ class _Server(uvicorn.Server):
         """Starts, and says so."""
         await super().startup(sockets)
         if self.started:
-            # What is there now stays, so the collector need not go through it again while requests wait.
-            gc.collect()
-            gc.freeze()
+            collect_rarely()
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -128,6 +128,17 @@ class _Server(uvicorn.Server):
         while self._drain.inside and time.monotonic() < end and len(self._captured_signals) < 2:
             await asyncio.sleep(_POLL_S)
         await super().shutdown(sockets)
+
+
+def collect_rarely() -> None:
+    """Has Python's collector go through what requests make only now and then.
+
+    What there is now stays and is not gone through again. Requests that wait hold some hundred objects each: at the
+    default threshold those of a full queue were gone through over and over, a fifth of the server's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
 
 
 def announce(address: str, apps: Mapping[str, App]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
@@ -14,15 +15,16 @@ from shared.serve.runtime.limits import Busy
 
 _LONGEST_PAUSE_S, _PAUSE_SHARE = 2.0, 0.2
 _MOST_PAUSED = 1000
+_SPREAD = (0.7, 1.3)
 
 
 class EarlyRefusal:
     """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
 
     ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
-    One that keeps it, as it may to ask again at once, is answered after two seconds (at most a fifth of the deadline):
-    a client that waits costs nothing, and those that ask in a loop would take the time that answers need. At most
-    ``_MOST_PAUSED`` wait so.
+    One that keeps it, as it may to ask again at once, is answered after about two seconds (a fifth of the
+    deadline): a client that waits costs nothing, and those that ask in a loop would take the time that answers need.
+    At most ``_MOST_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
     """
 
     def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]], deadline_s: float) -> None:
@@ -39,7 +41,7 @@ class EarlyRefusal:
             if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
                 self._paused += 1
                 try:
-                    await asyncio.sleep(self._pause_s)
+                    await asyncio.sleep(self._pause_s * random.uniform(*_SPREAD))
                 finally:
                     self._paused -= 1
             answer = json_error(scope["path"], str(busy), busy.status)

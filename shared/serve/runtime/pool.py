@@ -335,18 +335,19 @@ class WorkerPool:
     def _await_deadline(self, entry: _Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
-        latest = entry.deadline if entry.place is not None else self._begin_before(entry)
+        latest = entry.deadline if entry.place is not None else entry.deadline - entry.finish_s - self._bound_s()
         left = max(0.0, latest - time.monotonic())
         entry.timer = asyncio.get_running_loop().call_later(left, self._is_late, entry)
 
-    def _begin_before(self, entry: _Entry) -> float:
-        """When a request must be begun to be answered in time, by the last times."""
-        return entry.deadline - entry.finish_s - max(self._batch.bound_s, self._share.bound_s)
+    def _bound_s(self) -> float:
+        """How long before its time is over a request must be begun to be answered, by the last times."""
+        return max(self._batch.bound_s, self._share.bound_s)
 
     def _refuse_late(self) -> None:
         """Refuses what waited and cannot be begun in time any more: times have grown since its timer was set."""
-        for entry in [entry for entry in self._queue if entry.timer is not None]:
-            if self._begin_before(entry) < time.monotonic():
+        latest = time.monotonic() + self._bound_s()
+        for entry in [entry for entry in self._queue if entry.deadline - entry.finish_s < latest]:
+            if entry.timer is not None:
                 self._is_late(entry)
 
     def _drop(self, entry: _Entry) -> None:

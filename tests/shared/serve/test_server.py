@@ -55,6 +55,27 @@ def test_the_demonstration_says_what_to_open_and_ends_quietly_when_interrupted(t
         assert "Traceback" not in process.stderr.read()
 
 
+_COLLECTOR = """
+import gc, os, sys
+from pathlib import Path
+from shared.serve import server
+from shared.serve.settings import Settings
+
+def announce(address, apps):
+    print(gc.get_freeze_count(), gc.get_threshold()[0], flush=True)
+    os._exit(0)
+
+server.announce = announce
+server.run(Settings(store=Path(sys.argv[1]), port=0, warm=False), demo=True)
+"""
+
+
+def test_the_collector_does_not_go_through_requests_that_wait_again_and_again(tmp_path: Path) -> None:
+    shown = subprocess.run([sys.executable, "-c", _COLLECTOR, str(tmp_path)], stdout=subprocess.PIPE, check=True).stdout
+    frozen, threshold = map(int, shown.split())
+    assert frozen > 10_000 and threshold >= 256 * 150, "256 requests that wait hold fewer objects than that"
+
+
 _HELD = """
 import sys, threading, time
 from pathlib import Path
