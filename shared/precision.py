@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -10,7 +11,7 @@ from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 """``auto`` is bf16 where the device is good at it, a GPU or a CPU, and fp32 elsewhere."""
@@ -89,6 +90,39 @@ def refuse_unsupported(model: nn.Module, dtype: torch.dtype | None, device: torc
                 f"this CPU cannot compute the {type(module).__name__} {name} in {str(dtype).removeprefix('torch.')}; "
                 "say --precision fp32"
             )
+
+
+def widen_small_convolutions(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Has the convolutions of ``model`` compute in fp32 where a bf16 CPU would learn from wrong gradients.
+
+    oneDNN 3.12's gradients by the weights are wrong in bf16, or written outside of their memory, for some inputs that
+    are narrower than the kernel: a kernel of 3 x 3 x 3 on two slices, or a stride of 2 on a single row.
+    """
+    import torch
+    from torch import nn
+
+    if dtype is not torch.bfloat16 or device.type != "cpu":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.kernel_size) > 1:
+            # Torch's own place between a convolution's forward pass and its padding; a hook cannot leave autocast.
+            widened = _Widening(module._conv_forward, module.kernel_size)
+            module._conv_forward = widened  # type: ignore[method-assign]
+
+
+class _Widening:
+    """The forward pass of a convolution, in fp32 where an input is narrower than the kernel."""
+
+    def __init__(self, forward: Callable[..., Tensor], kernel: tuple[int, ...]) -> None:
+        self.forward, self.kernel = forward, kernel
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        import torch
+
+        if all(side >= taps for side, taps in zip(input.shape[-len(self.kernel) :], self.kernel, strict=True)):
+            return self.forward(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return self.forward(input.float(), weight, bias)
 
 
 @cache

@@ -30,7 +30,7 @@ from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
 from shared.errors import InvalidInputError
 from shared.observe.events import Events
-from shared.precision import choose_precision, refuse_unsupported
+from shared.precision import choose_precision, refuse_unsupported, widen_small_convolutions
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import (
     HOW_COMPUTED,
@@ -120,6 +120,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     if recipe.init is not None and latest is None:
         notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
     model = model.to(group.device)
+    widen_small_convolutions(model, chosen.dtype, group.device)
     if recipe.compile:
         compile_in_place(recipe.model, model)
         notes.append("compiled by torch.compile, at the first steps")

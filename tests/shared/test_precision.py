@@ -8,7 +8,13 @@ from torch import nn
 
 from shared import precision
 from shared.errors import InvalidInputError
-from shared.precision import autocast, autocast_dtype, choose_precision, refuse_unsupported
+from shared.precision import (
+    autocast,
+    autocast_dtype,
+    choose_precision,
+    refuse_unsupported,
+    widen_small_convolutions,
+)
 
 CPU = torch.device("cpu")
 
@@ -71,3 +77,25 @@ def test_whether_the_cpu_has_recurrent_layers_is_tried_out_and_true():
         assert not runs
     else:
         assert runs
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv3d(16, 16, 3, padding=1), (2, 8, 8)),
+        (nn.Conv3d(16, 16, 3, padding=1), (2, 2, 2)),
+        (nn.Conv2d(16, 16, 3, stride=2, padding=1), (1, 1)),
+        (nn.Conv2d(16, 16, 3, padding=1), (8, 8)),
+    ],
+)
+def test_gradients_of_small_convolutions_are_right_in_bf16(layer, size):
+    torch.manual_seed(0)
+    x, gradients = torch.randn(2, 16, *size), []
+    for dtype in (None, torch.bfloat16):
+        widen_small_convolutions(layer, dtype, CPU)
+        with autocast(dtype, CPU):
+            y = layer(x.contiguous(memory_format=torch.channels_last_3d if len(size) == 3 else torch.channels_last))
+        layer.zero_grad()
+        y.float().square().mean().backward()
+        gradients.append(layer.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0.02 * float(gradients[0].abs().max()))
