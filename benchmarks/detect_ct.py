@@ -1,10 +1,11 @@
 """Lung nodules in one CT: MONAI's transforms, SlidingWindowInferer and RetinaNetDetector against this project's path.
 
-Both have the same weights, tiles, overlap and volume, in one process, in turns. Two comparisons: on the same image in
+Both have the same weights and volume, in one process, in turns. Two comparisons: on the same image in the same tiles in
 fp32, where the findings must be equal; and to findings, where MONAI computes the whole scan from its voxels in fp32, as
-its bundle does, and ours a zip of DICOM by the program that is chosen here, the reading counted. What that program
-changes is shown: the largest difference of the twelve best scores from fp32's. The scan is the real one of the data
-registry where it is at hand, written as DICOM, and a synthetic phantom elsewhere. Judged by CPU-seconds.
+its bundle does, and ours a zip of DICOM by the program that is chosen here in tiles around the lungs, the reading
+counted. What that program changes is shown: the largest difference of the twelve best scores from fp32's. The scan is
+the real one of the data registry where it is at hand, written as DICOM, and a synthetic phantom elsewhere. CPU-seconds
+are those of one thread; the seconds on the wall from DICOM to findings are taken besides on two.
 
 The bars: ours at least 9 times as fast as MONAI; a scan in at most 3 CPU-seconds, and in 2 s on two idle cores; scores
 within 0.01 of fp32's in bf16; an INT8 program only where its CPM was accepted.
@@ -47,6 +48,7 @@ from shared.precision import autocast
 from shared.threads import set_compute_threads
 
 BAR, SECONDS_BAR, WALL_BAR, SCORES_BAR = 9.0, 3.0, 2.0, 0.01
+WALL_THREADS = 2
 COMPARED = 12
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small phantom instead of the real scan; one turn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
-    set_compute_threads()
+    _set_threads(1)
     (artifact, *_) = artifacts = shipped(find("medical"))
     predictor = NodulePredictor.load(artifacts, chosen.device)
     with asked_program("torch"):
@@ -73,24 +75,31 @@ def main() -> None:
     # MONAI states the overlap as a share and rounds what is left down.
     overlap = [(shared - 0.5) / size for shared, size in zip(tiling.margin, tiling.size, strict=True)]
     peer.set_sliding_window_inferer(roi_size=tiling.size, overlap=overlap, sw_batch_size=4, mode="constant")
-    equal, difference = _equal(_monai_detect(peer, image, None), detect(detector, image, tiling, network=exact.network))
+    tiles, batch = tiling.tiles(grid.size, detector.size_divisible), tiling.batch
+    ours = detect(detector, image, tiles, batch=batch, network=exact.network)
+    equal, difference = _equal(_monai_detect(peer, image, None), ours)
 
     with tempfile.TemporaryDirectory(prefix="trivium-scan-") as folder:
         file = dicom_zip(scan, Path(folder))
         calls: dict[str, Callable[[], Any]] = {
             "MONAI, same image": lambda: _monai_detect(peer, image, None),
-            "ours, same image": lambda: detect(predictor.decoder, image, tiling, network=predictor.network),
+            "ours, same image": lambda: detect(predictor.decoder, image, tiles, batch=batch, network=predictor.network),
             "MONAI, voxels to findings": lambda: _monai_scan(peer, predictor, scan, None),
             "ours, DICOM to findings": lambda: predictor.predict([read_volume([file])], EVERYTHING)[0],
         }
         found, seconds, wall = _in_turns(calls, 1 if chosen.quick else 3, chosen.device)
         (one,) = exact.predict([read_volume([file])], EVERYTHING)
+        _set_threads(WALL_THREADS)
+        on_two = NodulePredictor.load(artifacts, chosen.device)
+        walls = [_wall_seconds(lambda: on_two.predict([read_volume([file])], EVERYTHING)) for _ in range(4)]
+        least = min(walls[1:])
     ours, theirs = found["ours, DICOM to findings"], found["MONAI, voxels to findings"]
     moved = _largest_change(one, ours)
     apart = _apart_mm(theirs, np.array([n.centre_lps_mm for n in ours.nodules[:20]]))
     figures = {f"{name} (CPU-seconds)": value for name, value in seconds.items()}
     figures |= {f"{name} (s)": value for name, value in wall.items()}
     figures |= {
+        f"ours, DICOM to findings, {WALL_THREADS} threads (s)": least,
         "ratio, same image": seconds["MONAI, same image"] / seconds["ours, same image"],
         "fp32, same image: largest difference of scores": difference,
         f"largest change of the {COMPARED} best scores by the program": moved,
@@ -100,18 +109,26 @@ def main() -> None:
     ratio = seconds["MONAI, voxels to findings"] / seconds["ours, DICOM to findings"]
     program = predictor.programs[artifact.manifest.name]
     int8 = program.name.endswith("int8")
-    fast = chosen.quick or (
-        ratio >= BAR
-        and seconds["ours, DICOM to findings"] <= SECONDS_BAR
-        and wall["ours, DICOM to findings"] <= WALL_BAR
-    )
+    fast = chosen.quick or (ratio >= BAR and seconds["ours, DICOM to findings"] <= SECONDS_BAR and least <= WALL_BAR)
     note = (
-        f"{title}; {torch.get_num_threads()} threads; {program.name} ({program.reason}); equal findings in fp32: "
+        f"{title}; one thread; {program.name} ({program.reason}); equal findings in fp32: "
         f"{'yes' if equal else 'NO'}; {_judged(artifact, program.name)}the bars are {BAR:g} times, {SECONDS_BAR:g} "
         f"CPU-seconds and {WALL_BAR:g} s of wall on two idle cores"
     )
     ok = equal and ratio > 1 and apart < 5 and (int8 or moved <= SCORES_BAR) and fast
     report("detect_ct", figures, ratio=ratio, ok=ok, note=note)
+
+
+def _set_threads(count: int) -> None:
+    """For torch, and for the programs that are loaded after it."""
+    os.environ["TRIVIUM_THREADS"] = str(count)
+    set_compute_threads()
+
+
+def _wall_seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def _judged(artifact: Artifact, name: str) -> str:

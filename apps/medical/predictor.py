@@ -12,8 +12,8 @@ from apps.medical.inference.candidates import Candidates, find_candidates
 from apps.medical.inference.diameter import measure
 from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.lungs import Lungs, find_lungs
-from apps.medical.inference.pipeline import Tiling
 from apps.medical.inference.second_stage import BATCH, rescored
+from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.classifier import NAME as SECOND_STAGE
 from apps.medical.models.classifier import CandidateClassifier

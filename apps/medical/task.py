@@ -119,7 +119,7 @@ class NoduleDetection:
             heads = list(zip(maps[model.cls_key], maps[model.box_reg_key], strict=True))
             decoder = BoxDecoder.of_detector(model)
             found = [
-                select(decoder, [(cls[n].float(), box[n].float()) for cls, box in heads], size, size)
+                select(decoder, [(cls[n].float(), [((0, 0, 0), box[n])]) for cls, box in heads], size, size)
                 for n in range(len(image))
             ]
         for name, loss in self._means(losses, numbers, image.device).items():

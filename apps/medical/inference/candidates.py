@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apps.medical.inference.grid import Grid, cover, resample
+from apps.medical.inference.grid import Grid, averaged, cover, resample
 from apps.medical.inference.lungs import Lungs
-from apps.medical.inference.pipeline import Detections, Tile, Tiling, detect, suppress
+from apps.medical.inference.pipeline import Detections, detect, suppress
+from apps.medical.inference.tiles import Tile, Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.types import ChestInput, CTVolume, Float64
 
@@ -99,9 +99,8 @@ def _look(
     network: nn.Module | None,
     dtype: torch.dtype | None,
 ) -> Detections:
-    fitted = tiling.fitted(grid.size, detector.size_divisible)
-    skip = _without_lung(volume, lungs, grid, fitted, detector.size_divisible)
-    return detect(detector, image, fitted, network=network, skip=skip, dtype=dtype)
+    tiles = _tiles_at_lungs(volume, lungs, grid, tiling, detector.size_divisible, one_size=image.is_cuda)
+    return detect(detector, image, tiles, batch=tiling.batch, network=network, dtype=dtype)
 
 
 def _second_look(
@@ -117,9 +116,7 @@ def _second_look(
 ) -> Detections:
     """What is large in the image at several times the spacing, in voxels of the image itself."""
     times = input.second_look
-    # In the order in which it lies in memory; where it ends within a coarse voxel, the rest counts as zeros.
-    lying = image.permute(2, 1, 0)[None, None]
-    coarse_image = F.avg_pool3d(lying, times, ceil_mode=True, divisor_override=times**3)[0, 0].permute(2, 1, 0)
+    coarse_image = averaged(image, times)
     spacing = grid.spacing_mm * times
     # The middle of the first coarse voxel is that of those that it is the mean of.
     middle = grid.centres_lps_mm(np.full(3, (times - 1) / 2))
@@ -180,14 +177,29 @@ def suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -
     return kept
 
 
-def _without_lung(volume: CTVolume, lungs: Lungs, grid: Grid, tiling: Tiling, divisible: Sequence[int]) -> set[Tile]:
-    """The tiles that hold nothing near a lung, tried at points a few voxels apart."""
-    shape = [max(-(-n // d) * d, t) for n, d, t in zip(grid.size, divisible, tiling.size, strict=True)]
-    offsets = np.stack(np.meshgrid(*(np.linspace(0, n - 1, 9) for n in tiling.size), indexing="ij"), -1).reshape(-1, 3)
-    skipped = set()
-    for start in tiling.starts(shape):
-        index = volume.to_index_ijk(grid.centres_lps_mm(offsets + np.array(start)))
-        inside = np.all((index > -1) & (index < volume.size_ijk), axis=1)
-        if not (inside.any() and lungs.contain(index[inside]).any()):
-            skipped.add(start)
-    return skipped
+def _tiles_at_lungs(
+    volume: CTVolume, lungs: Lungs, grid: Grid, tiling: Tiling, divisible: Sequence[int], *, one_size: bool
+) -> list[Tile]:
+    """Tiles of the grid that hold all that is near a lung; of one size for a GPU, whose programs are for one shape."""
+    near = _blocks_near_lung(volume, lungs, grid, divisible)
+    if not one_size:
+        return tiling.around(near, divisible)
+    tiles = tiling.fitted(grid.size, divisible).tiles(grid.size, divisible)
+    blocks = [
+        tuple(slice(a // d, -(-(a + n) // d)) for a, n, d in zip(*tile, divisible, strict=True)) for tile in tiles
+    ]
+    return [tile for tile, window in zip(tiles, blocks, strict=True) if near[window].any()]
+
+
+def _blocks_near_lung(volume: CTVolume, lungs: Lungs, grid: Grid, divisible: Sequence[int]) -> NDArray[np.bool_]:
+    """Which blocks of ``divisible`` voxels of the grid hold what is near a lung, tried at the middles of their eighths.
+
+    What is near a lung reaches far enough beyond it that between these points nothing is lost.
+    """
+    blocks = [-(-n // d) for n, d in zip(grid.size, divisible, strict=True)]
+    axes = [(np.arange(2 * n) + 0.5) * d / 2 - 0.5 for n, d in zip(blocks, divisible, strict=True)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    index = volume.to_index_ijk(grid.centres_lps_mm(points))
+    inside = np.all((index > -1) & (index < volume.size_ijk), axis=1)
+    near = inside & lungs.contain(index)
+    return np.asarray(near.reshape(blocks[0], 2, blocks[1], 2, blocks[2], 2).any(axis=(1, 3, 5)))

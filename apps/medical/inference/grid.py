@@ -112,6 +112,13 @@ def resample(
     return values.sub_(low).div_(high - low).clamp_(0, 1)
 
 
+def averaged(image: Tensor, times: int) -> Tensor:
+    """The means (X', Y', Z') of so many voxels along each axis; where the image ends within one, the rest is zeros."""
+    # In the order z, y, x, in which ``resample`` leaves the voxels in memory.
+    lying = image.permute(2, 1, 0)[None, None]
+    return F.avg_pool3d(lying, times, ceil_mode=True, divisor_override=times**3)[0, 0].permute(2, 1, 0)
+
+
 def _axis_by_axis(
     volume: CTVolume, first: Float64, step: Float64, size: tuple[int, int, int], air: float, device: torch.device | str
 ) -> Tensor:

@@ -1,22 +1,24 @@
 """Fast detection in an image with MONAI's RetinaNetDetector: the same tiles, maps, boxes and suppression.
 
-What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: tiles without lung are not
-computed; batch normalisation is folded into the convolutions; anchors are made and decoded for the best candidates
-alone, not for every position; suppression computes overlaps with the boxes that are kept alone. On the same image
-with no tile left out the result is MONAI's; a test compares the two.
+What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: batch normalisation is folded into the
+convolutions; anchors are made and decoded for the best candidates alone, not for every position, nor are codes averaged
+elsewhere; suppression computes overlaps with the boxes that are kept alone. On the same image in MONAI's tiles the
+result is MONAI's; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.medical.inference.grid import triple
+from apps.medical.inference.tiles import Tile, Voxels
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
 from shared.precision import autocast
@@ -24,37 +26,6 @@ from shared.progress import report_each
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-
-Tile = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tiling:
-    """Tiles of ``size`` voxels along x, y, z; neighbours share ``margin`` voxels. ``batch`` or more go through at once.
-
-    Size and margin must be whole multiples of the network's strides, so that neighbours' maps align.
-    """
-
-    size: tuple[int, int, int] = (160, 160, 96)
-    margin: tuple[int, int, int] = (16, 16, 8)
-    batch: int = 2
-
-    def fitted(self, image: Sequence[int], divisible: Sequence[int]) -> Tiling:
-        """As few tiles as these for an image of that size, and each as small as the image allows."""
-        sizes = []
-        for length, tile, shared, unit in zip(image, self.size, self.margin, divisible, strict=True):
-            count = max(1, -(-(length - shared) // (tile - shared)))
-            sizes.append(-(-(length + (count - 1) * shared) // (count * unit)) * unit)
-        return replace(self, size=(sizes[0], sizes[1], sizes[2]))
-
-    def starts(self, image: Sequence[int]) -> list[Tile]:
-        """Where tiles begin in an image at least as large as a tile, in MONAI's order."""
-        axes = []
-        for length, tile, shared in zip(image, self.size, self.margin, strict=True):
-            interval = max(tile - shared, 1)
-            count = -(-(length - tile) // interval) + 1
-            axes.append([min(n * interval, length - tile) for n in range(count)])
-        return [(x, y, z) for x, y, z in product(*axes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,80 +37,84 @@ class Detections:
     labels: Tensor
 
 
+Codes: TypeAlias = "list[tuple[Voxels, Tensor]]"
+"""Box codes (6 A, X', Y', Z') of pieces of a level, and the cell at which each piece begins."""
+
+
 @torch.inference_mode()
 def detect(
     detector: RetinaNetDetector | BoxDecoder,
     image: Tensor,
-    tiling: Tiling,
+    tiles: Sequence[Tile],
     *,
+    batch: int = 1,
     network: nn.Module | None = None,
-    skip: set[Tile] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Detections:
-    """Detections in ``image`` (X, Y, Z), values 0..1, on its device; tiles that begin at ``skip`` are left out.
+    """Detections in those ``tiles`` of ``image`` (X, Y, Z), values 0..1, on its device.
 
-    ``network`` computes the detector's maps, where it is not the detector's own (see ``fold_batch_norm``); it is needed
-    where ``detector`` is the decoder of its boxes alone. ``dtype`` is the autocast type of its forward pass, None for
-    fp32; boxes are decoded in fp32.
+    Tiles begin at multiples of the network's strides; ``batch`` or more of one size go through at once. ``network``
+    computes the detector's maps, where it is not the detector's own (see ``fold_batch_norm``); it is needed where
+    ``detector`` is the decoder of its boxes alone. ``dtype`` is the autocast type of its forward pass, None for fp32;
+    boxes are decoded in fp32.
     """
     decoder = detector if isinstance(detector, BoxDecoder) else BoxDecoder.of_detector(detector)
     if network is None:
         assert not isinstance(detector, BoxDecoder)
         network = Maps(detector.network)
-    size = [-(-n // d) * d for n, d in zip(image.shape, decoder.size_divisible, strict=True)]
-    shape = [max(n, tile) for n, tile in zip(size, tiling.size, strict=True)]
-    maps = _maps(network, image, shape, tiling, skip or set(), dtype)
-    if not maps:
+    if not tiles:
         none = torch.zeros(0, dtype=torch.long, device=image.device)
         return Detections(image.new_zeros((0, 6)), image.new_zeros(0), none)
-    return select(decoder, maps, list(image.shape), shape)
+    ends = zip(*([a + n for a, n in zip(*tile, strict=True)] for tile in tiles), strict=True)
+    sizes = zip(image.shape, decoder.size_divisible, ends, strict=True)
+    shape = [max(-(-n // unit) * unit, *reached) for n, unit, reached in sizes]
+    return select(decoder, _maps(network, image, shape, tiles, batch, dtype), list(image.shape), shape)
 
 
 def _maps(
     network: nn.Module,
     image: Tensor,
     shape: Sequence[int],
-    tiling: Tiling,
-    skip: set[Tile],
+    tiles: Sequence[Tile],
+    batch: int,
     dtype: torch.dtype | None,
-) -> list[tuple[Tensor, Tensor]]:
-    """Logits (A, X', Y', Z') and box codes (6 A, ...) of every level; the mean where tiles overlap.
+) -> list[tuple[Tensor, Codes]]:
+    """Logits (A, X', Y', Z') of every level, the mean where tiles overlap, and the box codes of its tiles.
 
     The image is looked at as one of ``shape``, with zeros beyond its own.
     """
-    starts = [start for start in tiling.starts(shape) if start not in skip]
-    sums: list[tuple[Tensor, Tensor, Tensor]] = []
-    for chosen in report_each(list(_chunks(starts, tiling.batch)), "searching, part"):
-        tiles = image.new_zeros((len(chosen), 1, *tiling.size))
-        for tile, start in zip(tiles[:, 0], chosen, strict=True):
-            part = image[_window(start, tiling.size)]
-            tile[_window((0, 0, 0), part.shape)] = part
+    sums: list[tuple[Tensor, Tensor, Codes]] = []
+    for chosen in report_each(list(_chunks(tiles, batch)), "searching, part"):
+        size = chosen[0].size
+        inputs = image.new_zeros((len(chosen), 1, *size))
+        for into, tile in zip(inputs[:, 0], chosen, strict=True):
+            part = image[_window(tile.start, size)]
+            into[_window((0, 0, 0), part.shape)] = part
         with autocast(dtype, image.device):
-            outputs = network(tiles)
+            outputs = network(inputs)
         levels = list(zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True))
         for level, (logits, codes) in enumerate(levels):
-            strides = [tile // n for tile, n in zip(tiling.size, logits.shape[2:], strict=True)]
+            strides = [tile // n for tile, n in zip(size, logits.shape[2:], strict=True)]
             if len(sums) == level:
                 whole = [n // stride for n, stride in zip(shape, strides, strict=True)]
-                empty = [image.new_zeros((channels, *whole)) for channels in (logits.shape[1], codes.shape[1], 1)]
-                sums.append((empty[0], empty[1], empty[2]))
-            for n, start in enumerate(chosen):
-                at = tuple(s // stride for s, stride in zip(start, strides, strict=True))
+                sums.append((image.new_zeros((logits.shape[1], *whole)), image.new_zeros((1, *whole)), []))
+            total, count, pieces = sums[level]
+            for n, tile in enumerate(chosen):
+                at = triple(s // stride for s, stride in zip(tile.start, strides, strict=True))
                 window = (slice(None), *_window(at, logits.shape[2:]))
-                for total, part in zip(sums[level], (logits[n], codes[n], 1.0), strict=True):
-                    total[window] += part
-    merged = []
-    for logits, codes, count in sums:
-        seen = count.clamp(min=1)
-        merged.append(((logits / seen).masked_fill_(count == 0, -torch.inf), codes / seen))
-    return merged
+                total[window] += logits[n]
+                count[window] += 1
+                pieces.append((at, codes[n]))
+    return [
+        (total.div_(count.clamp(min=1)).masked_fill_(count == 0, -torch.inf), pieces) for total, count, pieces in sums
+    ]
 
 
-def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Tensor]], size: list[int], shape: list[int]) -> Detections:
+def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int], shape: list[int]) -> Detections:
     """The best candidates of each level as boxes in the image, without those that overlap better ones."""
     boxes, scores, labels = [], [], []
     for level, (logits, codes) in enumerate(maps):
-        anchors_here = decoder.anchors[level].to(codes)
+        anchors_here = decoder.anchors[level].to(logits.device)
         count = len(anchors_here)
         classes = len(logits) // count
         # MONAI numbers candidates by position, then anchor, then class.
@@ -153,8 +128,8 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Tensor]], size: list[in
         row, layer = cells[1] * cells[2], cells[2]
         index = torch.stack([position // row, position // layer % cells[1], position % layer], 1)
         stride = torch.tensor([n // c for n, c in zip(shape, cells, strict=True)], device=index.device)
-        centre = (index * stride + stride // 2).to(codes).repeat(1, 2)
-        code = codes.reshape(count, 6, -1)[anchor, :, position]
+        centre = (index * stride + stride // 2).to(anchors_here).repeat(1, 2)
+        code = _codes_at(codes, anchor, index)
         box = decode(code, centre + anchors_here[anchor])
         limit = torch.tensor(size * 2, device=box.device, dtype=box.dtype)
         box = torch.minimum(box.clamp(min=0), limit)
@@ -167,6 +142,20 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Tensor]], size: list[in
     apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
     kept = suppress(apart, values, decoder.overlap, decoder.detections)
     return Detections(joined[kept], values[kept], classes_of[kept])
+
+
+def _codes_at(pieces: Codes, anchor: Tensor, cell: Tensor) -> Tensor:
+    """The codes (n, 6) of anchors (n,) at cells (n, 3), in fp32: the mean of all pieces that hold the cell."""
+    total, count = torch.zeros(len(cell), 6, device=cell.device), torch.zeros(len(cell), 1, device=cell.device)
+    for start, codes in pieces:
+        within = cell - torch.tensor(start, device=cell.device)
+        limit = torch.tensor(codes.shape[1:], device=cell.device)
+        here = torch.nonzero(((within >= 0) & (within < limit)).all(dim=1)).squeeze(1)
+        x, y, z = within[here].unbind(1)
+        by_anchor = codes.reshape(-1, 6, *codes.shape[1:])
+        total.index_add_(0, here, by_anchor[anchor[here], :, x, y, z].float())
+        count[here] += 1
+    return total / count
 
 
 def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> Tensor:
@@ -190,9 +179,9 @@ def _window(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
 
 
-def _chunks(items: list[Tile], size: int) -> Iterator[list[Tile]]:
-    """At least ``size`` at a time: on one thread torch convolves a single small image several times slower."""
-    count = max(1, len(items) // size)
-    for part in np.array_split(np.arange(len(items)), count):
-        if len(part):
+def _chunks(tiles: Sequence[Tile], batch: int) -> Iterator[list[Tile]]:
+    """Neighbours in the list of one size, at least ``batch`` at a time where there are so many."""
+    for _, same in groupby(tiles, key=lambda tile: tile.size):
+        items = list(same)
+        for part in np.array_split(np.arange(len(items)), max(1, len(items) // batch)):
             yield [items[n] for n in part]

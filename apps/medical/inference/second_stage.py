@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.medical.inference.candidates import Candidates
+from apps.medical.inference.grid import averaged
 from apps.medical.models.classifier import SCALES
 
 BATCH = 16
@@ -27,11 +27,7 @@ def cut_patches(candidates: Candidates, size: tuple[int, int, int]) -> Tensor:
     middles = (candidates.boxes[:, :3] + candidates.boxes[:, 3:]) / 2
     patches = image.new_zeros((len(middles), len(SCALES), *size))
     for channel, scale in enumerate(SCALES):
-        padding = [-n % scale for n in image.shape]
-        pooled = image
-        if scale > 1:
-            padded = F.pad(image, [amount for n in reversed(padding) for amount in (0, n)])
-            pooled = F.avg_pool3d(padded[None, None], scale)[0, 0]
+        pooled = image if scale == 1 else averaged(image, scale)
         for n, middle in enumerate(middles / scale):
             start = np.rint(middle - np.array(size) / 2).astype(int)
             low, high = np.maximum(start, 0), np.minimum(start + size, pooled.shape)

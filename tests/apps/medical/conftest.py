@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apps.medical.inference.pipeline import Tiling
+from apps.medical.inference.tiles import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import ChestInput

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from apps.medical.inference import candidates
 from apps.medical.inference.candidates import suppress_nested
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.pipeline import Tiling, detect, suppress
+from apps.medical.inference.pipeline import detect, suppress
+from apps.medical.inference.tiles import Tile, Tiling
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import fold_batch_norm
 from apps.medical.models.retinanet import RetinaNet3D, full
@@ -25,6 +26,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning",
     "ignore:.*scan_interval.*:UserWarning",
 )
+
+
+UNITS = (16, 16, 8)
+"""The detector's strides."""
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,8 @@ def assert_same(ours, theirs):
 def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
     torch.manual_seed(1)
     image = torch.rand(shape)
-    tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8), batch=3)
-    ours = detect(detector, image, tiling)
+    tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8))
+    ours = detect(detector, image, tiling.tiles(shape, UNITS), batch=3)
     detector.set_sliding_window_inferer(roi_size=tiling.size, overlap=1 / 6, sw_batch_size=1, mode="constant")
     with torch.no_grad():
         theirs = detector(image[None, None], use_inferer=True)[0]
@@ -71,7 +76,7 @@ def test_tiles_give_what_monai_s_sliding_window_gives(detector, shape):
 
 def test_one_tile_is_the_detector_itself(detector):
     image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
-    ours = detect(detector, image, Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=1))
+    ours = detect(detector, image, [Tile((0, 0, 0), (64, 64, 32))])
     with torch.no_grad():
         theirs = detector(image[None, None])[0]
     assert_same(ours, theirs)
@@ -97,7 +102,7 @@ def test_several_classes_are_told_apart_as_monai_does():
     made = RetinaNet3D(layers=(1, 1, 1, 1), planes=8, features=8, stem=3).build(grid).eval()
     torch.nn.init.normal_(made.network.classification_head.cls_logits.weight, std=0.08)
     image = torch.rand(64, 64, 32, generator=torch.Generator().manual_seed(2))
-    ours = detect(made, image, Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=1))
+    ours = detect(made, image, [Tile((0, 0, 0), (64, 64, 32))])
     with torch.no_grad():
         theirs = made(image[None, None])[0]
     assert set(ours.labels.tolist()) == {0, 1, 2}
@@ -109,34 +114,91 @@ def test_folded_batch_normalisation_changes_no_finding(detector):
     assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in network.modules())
     assert any(isinstance(module, torch.nn.BatchNorm3d) for module in detector.modules())
     image = torch.rand(130, 96, 61, generator=torch.Generator().manual_seed(5))
-    tiling = Tiling(size=(96, 96, 48), margin=(16, 16, 8))
-    plain, fast = detect(detector, image, tiling), detect(detector, image, tiling, network=network)
+    tiles = Tiling(size=(96, 96, 48), margin=(16, 16, 8)).tiles(image.shape, UNITS)
+    plain, fast = detect(detector, image, tiles), detect(detector, image, tiles, network=network)
     assert len(plain.scores) > 20
     assert_same(fast, {"box": plain.boxes, "label_scores": plain.scores, "label": plain.labels})
 
 
 @given(st.tuples(*[st.integers(16, 500)] * 3))
 def test_fitted_tiles_cover_the_image_and_are_no_more(image):
-    whole, units = Tiling(), (16, 16, 8)
-    shape = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, units, whole.size, strict=True)]
-    tiling = whole.fitted(image, units)
-    padded = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, units, tiling.size, strict=True)]
-    starts = tiling.starts(padded)
-    assert len(starts) <= len(whole.starts(shape))
-    for axis, unit in enumerate(units):
+    whole = Tiling()
+    tiling = whole.fitted(image, UNITS)
+    padded = [max(-(-n // unit) * unit, tile) for n, unit, tile in zip(image, UNITS, tiling.size, strict=True)]
+    starts = [tile.start for tile in tiling.tiles(image, UNITS)]
+    assert len(starts) <= len(whole.tiles(image, UNITS))
+    for axis, unit in enumerate(UNITS):
         places = sorted({start[axis] for start in starts})
         assert tiling.size[axis] <= whole.size[axis] and all(place % unit == 0 for place in places)
         assert places[0] == 0 and places[-1] + tiling.size[axis] == padded[axis] >= image[axis]
         assert all(b - a <= tiling.size[axis] - whole.margin[axis] for a, b in pairwise(places))
 
 
-def test_a_tile_left_out_gives_no_findings(detector):
+def blocks_of(tile):
+    return tuple(slice(a // unit, (a + n) // unit) for a, n, unit in zip(*tile, UNITS, strict=True))
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 20)] * 3), st.integers(1, 4))
+def test_tiles_around_what_is_needed_cover_it_and_are_no_larger_than_a_batch(seed, shape, pieces):
+    generator = np.random.default_rng(seed)
+    needed = np.zeros(shape, bool)
+    for _ in range(pieces):
+        ends = np.sort(generator.integers(0, np.array(shape) + 1, (2, 3)), axis=0)
+        needed[tuple(slice(a, b) for a, b in ends.T)] = True
+    tiling = Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=2)
+    tiles = tiling.around(needed, UNITS)
+    covered = np.zeros(shape, int)
+    for tile in tiles:
+        assert all(a % unit == 0 and n % unit == 0 for a, n, unit in zip(*tile, UNITS, strict=True))
+        assert all(a + n <= unit * blocks for a, n, unit, blocks in zip(*tile, UNITS, shape, strict=True))
+        # One that may be cut no further has less than twice half a tile's side along each axis.
+        assert np.prod(tile.size) <= 2 * 64 * 64 * 32
+        covered[blocks_of(tile)] += 1
+    assert covered[needed].all() and bool(tiles) == bool(needed.any())
+
+
+def test_tiles_around_two_lungs_are_less_than_half_of_the_box_around_both():
+    needed = np.zeros((20, 12, 20), bool)
+    needed[:6, :6, :], needed[14:, 6:, :] = True, True
+    tiles = Tiling(size=(160, 160, 96), margin=(16, 16, 8)).around(needed, UNITS)
+    assert sorted(tile.start for tile in tiles) == [(0, 0, 0), (224, 96, 0)]
+    assert {tile.size for tile in tiles} == {(96, 96, 160)}
+
+
+def test_tiles_share_their_margin_where_what_is_needed_goes_on():
+    tiles = Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=1).around(np.ones((7, 4, 4), bool), UNITS)
+    assert sorted(tiles) == [Tile((0, 0, 0), (64, 64, 32)), Tile((48, 0, 0), (64, 64, 32))]
+
+
+def test_what_lies_in_no_tile_gives_no_findings(detector):
     image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
-    tiling = Tiling(size=(64, 64, 32), margin=(0, 0, 0), batch=2)
-    found = detect(detector, image, tiling, skip={(64, 0, 0)})
+    found = detect(detector, image, [Tile((0, 0, 0), (64, 64, 32))])
     assert len(found.scores)
     assert found.boxes[:, 0].max() < 64 + 24
-    assert not len(detect(detector, image, tiling, skip=set(tiling.starts((128, 64, 32)))).scores)
+    assert not len(detect(detector, image, []).scores)
+
+
+def test_tiles_of_several_sizes_are_joined_as_tiles_of_one_are(detector):
+    """The network is called with each on its own; the mean of both counts where they overlap."""
+    image = torch.rand(128, 64, 32, generator=torch.Generator().manual_seed(3))
+    first, second = Tile((0, 0, 0), (80, 64, 32)), Tile((64, 0, 0), (64, 64, 32))
+    both = detect(detector, image, [first, second])
+    left, right = (detect(detector, image, [tile]) for tile in (first, second))
+
+    def far_from_the_seam(found, low, high):
+        middle = (found.boxes[:, 0] + found.boxes[:, 3]) / 2
+        return {round(float(s), 4) for s, x in zip(found.scores, middle, strict=True) if low <= x < high}
+
+    assert len(far_from_the_seam(both, 0, 40)) > 3
+    assert far_from_the_seam(both, 0, 40) <= far_from_the_seam(left, 0, 40)
+    assert far_from_the_seam(both, 100, 128) <= far_from_the_seam(right, 100, 128)
+
+
+def test_one_image_is_convolved_as_two_are(detector):
+    network, image = fold_batch_norm(detector), torch.rand(2, 1, 64, 64, 32)
+    with torch.inference_mode():
+        for alone, together in zip(network(image[:1]), network(image), strict=True):
+            torch.testing.assert_close(alone[0], together[0], rtol=1e-4, atol=1e-5)
 
 
 def test_suppression_keeps_the_best_of_those_that_overlap():
