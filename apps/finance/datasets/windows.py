@@ -96,6 +96,9 @@ def trailing_interval_ns(times: Times) -> Floats:
     """
     steps, length = np.diff(times).astype(np.float64), len(times)
     usual = np.ones(length)
+    if length > 1 and np.all(steps == steps[0]):
+        usual[1:] = steps[0]
+        return np.maximum(usual, 1.0)
     for row in range(1, min(_BLOCK, length)):
         usual[row] = np.median(steps[:row])
     for start in range(_BLOCK, length, _BLOCK):

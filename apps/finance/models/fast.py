@@ -171,6 +171,10 @@ def elu(x: Tensor) -> Tensor:
     return torch.relu(x) + torch.exp(x.clamp(max=0)) - 1
 
 
+_STEPS = 16
+"""On a CPU so many of a window's rows at a time: what is computed of a batch of them stays in a core's cache."""
+
+
 class GroupedSelection(nn.Module):
     """A ``VariableSelectionNetwork`` over V reals of one size, whose V networks run as one batched product.
 
@@ -198,6 +202,18 @@ class GroupedSelection(nn.Module):
         return plain and len(set(source.input_sizes.values())) == 1
 
     def forward(self, x: dict[str, Tensor], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        first = x[self.names[0]]
+        if self.training or first.device.type != "cpu" or first.dim() < 3 or first.shape[1] <= _STEPS:
+            return self._selected(x, context)
+        parts = []
+        for start in range(0, first.shape[1], _STEPS):
+            steps = slice(start, start + _STEPS)
+            part = {name: x[name][:, steps] for name in self.names}
+            parts.append(self._selected(part, None if context is None else context[:, steps]))
+        mixed, weights = zip(*parts, strict=True)
+        return torch.cat(mixed, dim=1), torch.cat(weights, dim=1)
+
+    def _selected(self, x: dict[str, Tensor], context: Tensor | None) -> tuple[Tensor, Tensor]:
         networks: list[Any] = [self.single_variable_grns[name] for name in self.names]
         scalers: list[Any] = [self.prescalers[name] for name in self.names]
         shape = x[self.names[0]].shape[:-1]  # (B, T), or (B,) for static reals
