@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,7 +15,7 @@ from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
 
 _LONGEST_PAUSE_S, _PAUSE_SHARE = 2.0, 0.2
-_MOST_PAUSED = 1000
+_MOST_PAUSED, _LARGE = 1000, 999_999
 _SPREAD = (0.7, 1.3)
 
 
@@ -24,7 +25,8 @@ class EarlyRefusal:
     ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
     One that keeps it, as it may to ask again at once, is answered after about two seconds (a fifth of the
     deadline): a client that waits costs nothing, and those that ask in a loop would take the time that answers need.
-    At most ``_MOST_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
+    One with a large body, which takes time to drop, waits twice as long. At most ``_MOST_PAUSED`` wait so, each for a
+    time of its own, lest all ask again at the same moment.
     """
 
     def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]], deadline_s: float) -> None:
@@ -41,7 +43,7 @@ class EarlyRefusal:
             if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
                 self._paused += 1
                 try:
-                    await asyncio.sleep(self._pause_s * random.uniform(*_SPREAD))
+                    await asyncio.sleep(self._pause_s * random.uniform(*_SPREAD) * (2 if _is_large(scope) else 1))
                 finally:
                     self._paused -= 1
             answer = json_error(scope["path"], str(busy), busy.status)
@@ -52,3 +54,8 @@ class EarlyRefusal:
             await send({"type": "http.response.body", "body": b""})
             return
         await self._app(scope, receive, send)
+
+
+def _is_large(scope: Scope) -> bool:
+    stated = Headers(scope=scope).get("content-length", "")
+    return stated.isdecimal() and len(stated) > len(str(_LARGE))

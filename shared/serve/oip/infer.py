@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,8 +18,7 @@ from shared.errors import InvalidInputError
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import request_body
-from shared.serve.runtime.connection import while_connected, within_upload_limits
-from shared.serve.runtime.limits import RequestLimit
+from shared.serve.runtime.connection import receive_into, while_connected, within_upload_limits
 from shared.serve.runtime.models import processes_wanted
 from shared.serve.worker.codec import BadTensor
 from shared.serve.worker.messages import MOST_INLINE, Blob, SharedBytes
@@ -86,33 +86,48 @@ async def infer_version(request: Request, name: str, version: str) -> Response:
 
 async def _answer(request: Request, networks: Networks, network: NetworkModel) -> Response:
     settings = networks.settings
-    with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
+    with (
+        network.metrics.failures(),
+        network.limit.admit(),
+        networks.memory.reserve() as reserve,
+        ExitStack() as stack,
+    ):
         header_length = _header_length(request.headers.get(_LENGTH), settings.max_json_bytes)
-        body = await _body(request, header_length, networks, network.limit, reserve)
+        body = await _body(request, header_length, networks, network, reserve, stack)
         parts, binary = await while_connected(request, network.infer(body, header_length))
-        del body  # the answer may take long to send
     headers = {_LENGTH: str(len(parts[0]))} if binary else {}
     parts, packed = await _packed(parts, request.headers.get("accept-encoding", ""))
     if packed:
         headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    return PartsResponse(parts, headers, "application/octet-stream" if binary else "application/json")
+    # The answer may take long to send: of the request only memory is held that the answer lies in.
+    held = body if isinstance(body, SharedBytes) and binary and not packed else None
+    return PartsResponse(parts, headers, "application/octet-stream" if binary else "application/json", held)
 
 
 class PartsResponse(Response):
-    """An answer in parts, sent a little at a time: what the socket does not take at once is copied, and moved often."""
+    """An answer in parts, sent a little at a time: what the socket does not take at once is copied, and moved often.
 
-    def __init__(self, parts: Sequence[Blob], headers: Mapping[str, str], media_type: str) -> None:
+    ``held`` is kept until all is sent.
+    """
+
+    def __init__(self, parts: Sequence[Blob], headers: Mapping[str, str], media_type: str, held: object = None) -> None:
         size = sum(len(part) for part in parts)
         super().__init__(headers={**headers, "Content-Length": str(size)}, media_type=media_type)
-        self._parts = parts
+        self._parts, self._size, self._held = parts, size, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        left = self._size
         for part in self._parts:
             for start in range(0, len(part), _MOST_SENT):
                 piece = memoryview(part)[start : start + _MOST_SENT]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                left -= len(piece)
+                # Some event loops copy nothing, and hold on to what the socket has not taken yet: at the end that must
+                # be nothing of what is held here. What is larger than their buffers goes out before the last message.
+                copied = left < _MOST_SENT and self._held is not None
+                body = bytes(piece) if copied else piece
+                await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -127,10 +142,14 @@ async def _body(
     request: Request,
     header_length: int | None,
     networks: Networks,
-    limit: RequestLimit,
+    network: NetworkModel,
     reserve: Callable[[int], None],
+    stack: ExitStack,
 ) -> bytearray | SharedBytes:
-    """The request's body. ``reserve`` is told of its size, before it is there where that is stated."""
+    """The request's body. ``reserve`` is told of its size, before it is there where that is stated.
+
+    A large one takes a turn, until ``stack`` is left.
+    """
     settings = networks.settings
     most = settings.max_tensor_bytes
     if header_length is None and settings.max_json_bytes < most:
@@ -148,7 +167,7 @@ async def _body(
         raise refusal
     if known:
         reserve(int(stated))
-        return await _stated_body(request, int(stated), networks, limit)
+        return await _stated_body(request, int(stated), header_length or 0, networks, network, stack)
     body = bytearray()
     async for received in within_upload_limits(request, settings):
         for chunk in [received] if unpacked is None else unpacked(received):
@@ -159,7 +178,9 @@ async def _body(
     return body
 
 
-async def _stated_body(request: Request, size: int, networks: Networks, limit: RequestLimit) -> bytearray | SharedBytes:
+async def _stated_body(
+    request: Request, size: int, header: int, networks: Networks, network: NetworkModel, stack: ExitStack
+) -> bytearray | SharedBytes:
     """A body whose size is stated, which HTTP holds it to; a large one in memory that a worker process can read."""
     settings = networks.settings
     if size < MOST_INLINE or not processes_wanted(settings):
@@ -167,15 +188,19 @@ async def _stated_body(request: Request, size: int, networks: Networks, limit: R
         async for chunk in within_upload_limits(request, settings):
             body += chunk
         return body
-    shared, left = SharedBytes(), size
-    with networks.turns.join() as turn:
-        async for chunk in within_upload_limits(request, settings):
-            shared.write(chunk)
-            left -= len(chunk)
+    turn, left = stack.enter_context(network.turns.join()), size
+    with network.limit.held_back():
+        await network.turns.wait(turn)
+    shared = networks.shared_memory.take(size, header, network.room(size))
+    async with aclosing(receive_into(request, shared.body, settings)) as coming:
+        async for came in coming:
+            left -= came
             if left > 0:
-                with limit.held_back():
-                    await networks.turns.wait(turn)
-    shared.seal()
+                with network.limit.held_back():
+                    await network.turns.wait(turn)
+    turn.whole = True
+    if left:
+        raise BadTensor(f"the body ends {left} bytes before the size that its header states")
     return shared
 
 

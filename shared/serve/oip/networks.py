@@ -17,6 +17,7 @@ from shared.serve.runtime.limits import MemoryLimit, RequestLimit, loaded
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import network_workers
 from shared.serve.runtime.pool import WorkerPool
+from shared.serve.runtime.shared_memory import SharedMemory
 from shared.serve.runtime.threads import Threads
 from shared.serve.runtime.turns import Turns
 from shared.serve.settings import Settings
@@ -24,6 +25,8 @@ from shared.serve.worker.messages import Blob, Message, SharedBytes
 
 log = logging.getLogger("trivium.serve")
 _BODIES_IN_MEMORY, _READ_AT_A_TIME = 4, 4
+_MOST_ROOM = 4.0
+_MEMORY_KEPT = 1 << 27
 
 
 class NetworkModel:
@@ -35,6 +38,8 @@ class NetworkModel:
         self.metrics = metrics.of(manifest.name, str(manifest.version))
         self._path, self._settings, self._loading = path, settings, loading
         self.model = self._unloaded()
+        self.turns = Turns(_READ_AT_A_TIME)
+        self._answer_share = 0.0
 
     @property
     def version(self) -> str:
@@ -49,8 +54,8 @@ class NetworkModel:
     async def infer(self, body: Blob | SharedBytes, header_length: int | None) -> tuple[Sequence[Blob], bool]:
         """The body of the answer to a request's body: its JSON, then tensors where the second says that it is binary.
 
-        ``header_length`` is the length of the request's JSON part where tensors follow it. Raises
-        ``InvalidInputError``.
+        ``header_length`` is the length of the request's JSON part where tensors follow it. What is answered may lie in
+        the request's memory, which is to be held until it is sent. Raises ``InvalidInputError``.
         """
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
@@ -61,7 +66,15 @@ class NetworkModel:
             reply = await workers.answer(request, deadline)
         head = reply.head
         self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
-        return reply.blobs, head["binary"]
+        if not isinstance(body, SharedBytes):
+            return reply.blobs, head["binary"]
+        parts = [*reply.blobs, *(body.room[at : at + size] for at, size in head["spans"])]
+        self._answer_share = max(self._answer_share, sum(map(len, parts)) / body.size)
+        return parts, head["binary"]
+
+    def room(self, size: int) -> int:
+        """How much room the answer to a request of this size is given: what the largest so far would have needed."""
+        return int(size * min(self._answer_share, _MOST_ROOM))
 
     async def unload(self) -> None:
         """Ends the workers once they have answered what they were given; the next request loads it again."""
@@ -94,14 +107,15 @@ class NetworkModel:
             metrics=self.metrics,
         )
         await workers.start()
+        self.turns.most = max(_READ_AT_A_TIME, 2 * workers.most + 2)
         return workers
 
 
 class Networks:
     """All versions of all models in the registry, by name and version.
 
-    ``memory`` bounds the bodies of all requests, and ``turns`` says which of the large ones are read first. ``live``
-    says which version answers where none is named: the newest where it says None.
+    ``memory`` bounds the bodies of all requests, and ``shared_memory`` is where the large ones lie. ``live`` says which
+    version answers where none is named: the newest where it says None.
     """
 
     def __init__(
@@ -115,7 +129,7 @@ class Networks:
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
         self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
-        self.turns = Turns(_READ_AT_A_TIME)
+        self.shared_memory = SharedMemory(_MEMORY_KEPT)
         self._loading = Threads("load-network", 1)
         self._registry, self._metrics = registry, metrics
         for name in registry.names():
@@ -193,6 +207,7 @@ class Networks:
         for network in self.all():
             network.model.close()
         self._loading.close()
+        self.shared_memory.close()
 
     def _versions(self, name: str) -> dict[str, NetworkModel]:
         if name not in self._models:

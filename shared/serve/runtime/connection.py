@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -12,12 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from shared.errors import InvalidInputError
+from shared.serve.runtime.large_bodies import take_rest
 from shared.serve.settings import Settings
 
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
 RATE_WINDOW_S = 10.0
 _WATCH_AFTER_S = 0.25
+_LOOK_EVERY_S = 1.0
 _NOTHING_YET: Message = {"type": "http.request", "more_body": True}
 _WHOLE = "trivium.body_is_read"
 """Where a request's scope says that its body was read to the end."""
@@ -84,6 +86,40 @@ async def within_upload_limits(request: Request, settings: Settings) -> AsyncIte
         if not message.get("more_body", False):
             request.scope[_WHOLE] = True
             return
+
+
+async def receive_into(request: Request, into: memoryview, settings: Settings) -> AsyncGenerator[int]:
+    """Writes a request's body of this size to memory: how many bytes came, again and again, within the same limits.
+
+    Where the server can, they come there from the connection without a copy.
+    """
+    rest = take_rest(request, into)
+    if rest is None:
+        at = 0
+        async for chunk in within_upload_limits(request, settings):
+            into[at : at + len(chunk)] = chunk
+            at += len(chunk)
+            yield len(chunk)
+        return
+    clock = _UploadClock(settings)
+    try:
+        while True:
+            began = time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(clock.patience_s(), _LOOK_EVERY_S)):
+                    await rest.wait()
+            if rest.disconnected:
+                raise ClientDisconnect
+            came = rest.taken()
+            clock.count(time.monotonic() - began, came)
+            if not rest.left:
+                request.scope[_WHOLE] = True
+            if came:
+                yield came
+            if not rest.left:
+                return
+    finally:
+        rest.drop()
 
 
 class _UploadClock:

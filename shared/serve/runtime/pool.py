@@ -187,6 +187,11 @@ class WorkerPool:
         return self._closed
 
     @property
+    def most(self) -> int:
+        """How many requests all workers take together at once."""
+        return sum(place.worker.most for place in self._places)
+
+    @property
     def usable(self) -> bool:
         """Whether a worker has loaded."""
         return any(place.state in ("idle", "busy") for place in self._places)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from shared.serve.runtime.large_bodies import LargeBodyProtocol
 
 MOST_HEADER_BYTES = 1 << 16
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def with_header_deadline(seconds: float) -> type[HttpToolsProtocol]:
+def with_header_deadline(seconds: float) -> type[LargeBodyProtocol]:
     """uvicorn's protocol, which closes a connection that has not sent a request's whole header in so many seconds.
 
     They count from the connection's start, and after an answer from the first byte of the next request; until that
     comes uvicorn's ``timeout_keep_alive`` holds. A header of more than 64 KiB is refused (431).
     """
 
-    class HeaderDeadlineProtocol(HttpToolsProtocol):
+    class HeaderDeadlineProtocol(LargeBodyProtocol):
         _header_timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _in_body = False

@@ -16,17 +16,20 @@ class Turn:
     def __init__(self) -> None:
         self.came = time.monotonic()
         self.go: asyncio.Event | None = None
+        self.whole = False
+        """Whether all of it has come: then it counts until it leaves."""
 
 
 class Turns:
-    """Lets ``most`` uploads be read at a time, the oldest first.
+    """Lets ``most`` uploads be inside at a time, read or waiting to be computed, the oldest first.
 
-    Were all read side by side, all would be whole at the same late time, and take memory until then. One of which
-    nothing has come for a moment keeps nobody waiting.
+    Were all read side by side, all would be whole at the same late time, and take memory until then; and what is read
+    long before it is computed has left the processor's caches. One of which nothing has come for a moment keeps nobody
+    waiting.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._inside: dict[Turn, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -55,9 +58,9 @@ class Turns:
         """The oldest that wait, or of which something came a moment ago."""
         now, found = time.monotonic(), []
         for turn in self._inside:
-            if turn.go is not None or now - turn.came < _STALLED_S:
+            if turn.whole or turn.go is not None or now - turn.came < _STALLED_S:
                 found.append(turn)
-                if len(found) == self._most:
+                if len(found) == self.most:
                     break
         return found
 

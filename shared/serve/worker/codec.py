@@ -187,7 +187,9 @@ def _from_bytes(entry: RequestInput, spec: TensorSpec, data: memoryview) -> Arra
             f"{spec.name!r} has {len(data)} bytes of binary data; {spec.datatype} of shape {list(shape)} "
             f"takes {math.prod(shape) * dtype.itemsize}"
         )
-    return np.frombuffer(data, dtype).astype(DTYPES[spec.datatype]).reshape(shape)
+    found = np.frombuffer(data, dtype).astype(DTYPES[spec.datatype], copy=False).reshape(shape)
+    # A large body lies in memory of its own; what else is here may be at an odd address, or not to be written to.
+    return found if found.flags.aligned and found.flags.writeable else found.copy()
 
 
 def _shape(entry: RequestInput, spec: TensorSpec) -> tuple[int, ...]:

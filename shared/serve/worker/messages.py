@@ -2,6 +2,7 @@
 
 A packet of a SOCK_SEQPACKET socket is one message. What is larger than a packet lies in a sealed memfd, whose
 descriptor the packet carries: large arrays are written once and mapped by the other side (memfd_create(2), unix(7)).
+The body of a large request lies in memory that is used again for others, with room for the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import socket
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,10 @@ MOST_HANDED_OVER = 250
 """How many ``SharedBytes`` go with one message: a packet carries at most 253 descriptors (SCM_MAX_FD)."""
 _MOST_PACKET = 1 << 16
 _SHARED = b"\1"
-_SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0) | getattr(fcntl, "F_SEAL_WRITE", 0)
+_SIZE_SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0)
+_SEALS = _SIZE_SEALS | getattr(fcntl, "F_SEAL_WRITE", 0)
+ALIGNMENT = 64
+"""Where tensors begin, as networks read them fastest."""
 
 SUPPORTED = hasattr(socket, "SOCK_SEQPACKET") and hasattr(os, "memfd_create") and hasattr(socket, "send_fds")
 """Whether this system has what messages need: Linux does."""
@@ -33,29 +37,61 @@ class BrokenMessage(Exception):
     """What came is no message of the other side."""
 
 
-class SharedBytes:
-    """Bytes in a memfd of their own, written as they come in: a message hands them over without copying them again."""
+class Memory:
+    """Memory of a fixed size that this process and the workers map, used for one request after another.
 
-    def __init__(self) -> None:
+    What was written once is not asked of the kernel again, which would fill each page with zeros first.
+    """
+
+    def __init__(self, size: int) -> None:
         self.place = _new_memory()
         weakref.finalize(self, os.close, self.place)
+        os.ftruncate(self.place, size)
+        fcntl.fcntl(self.place, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+        self.view = memoryview(mmap.mmap(self.place, size))
 
-    def write(self, chunk: Blob) -> None:
-        """Adds to the end."""
-        _write(self.place, memoryview(chunk))
+    def __len__(self) -> int:
+        return len(self.view)
 
-    def seal(self) -> None:
-        """Ends the writing, which the other side insists on."""
-        _seal(self.place)
+
+class SharedBytes:
+    """A request's body in memory that its worker maps, and room for the answer: neither is copied on its way.
+
+    ``done`` is called with the memory once nothing refers to this. The body begins at ``start``; what is behind it is
+    room for the answer.
+    """
+
+    def __init__(self, memory: Memory, start: int, size: int, done: Callable[[Memory], object]) -> None:
+        self.place, self.start, self.size = memory.place, start, size
+        self.body = memory.view[start : start + size]
+        self.room = memory.view[_aligned(start + size) :]
+        weakref.finalize(self, done, memory).atexit = False
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """``head`` in JSON types, and bytes beside it. Those of ``shared`` arrive as the last of ``blobs``."""
+    """``head`` in JSON types, and bytes beside it. Those of ``shared`` arrive as the last of ``blobs``.
+
+    ``room`` is where the reply may be written, where the other side has memory for it.
+    """
 
     head: dict[str, Any]
     blobs: Sequence[Blob] = ()
     shared: Sequence[SharedBytes] = ()
+    room: memoryview | None = None
+
+
+def write_to_room(parts: Sequence[Blob], room: memoryview | None) -> list[tuple[int, int]] | None:
+    """Writes what is too large for a packet into the room: where each part lies there, or None where they do not."""
+    sizes = [len(part) for part in parts]
+    if room is None or not MOST_INLINE <= sum(sizes) <= len(room):
+        return None
+    spans, at = [], 0
+    for part, size in zip(parts, sizes, strict=True):
+        room[at : at + size] = memoryview(part).cast("B")
+        spans.append((at, size))
+        at += size
+    return spans
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -68,15 +104,20 @@ def send(connection: socket.socket, message: Message) -> None:
     head = json.dumps(message.head).encode()
     parts = [memoryview(part).cast("B") for part in (head, *message.blobs)]
     table = struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts))
-    if not message.shared and len(table) + sum(map(len, parts)) < MOST_INLINE:
-        connection.sendmsg([b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])])
+    shared = [one.place for one in message.shared]
+    if len(table) + sum(map(len, parts)) < MOST_INLINE:
+        packet: list[Blob] = [b"\0", table, *parts] if len(parts) < 1000 else [b"".join([b"\0", table, *parts])]
+        if shared:
+            socket.send_fds(connection, packet, shared)
+        else:
+            connection.sendmsg(packet)
         return
     place = _new_memory()
     try:
         for part in (memoryview(table), *parts):
             _write(place, part)
         _seal(place)
-        socket.send_fds(connection, [_SHARED], [place, *(one.place for one in message.shared)])
+        socket.send_fds(connection, [_SHARED], [place, *shared])
     finally:
         os.close(place)
 
@@ -101,11 +142,9 @@ def receive(connection: socket.socket) -> Message | None:
     try:
         if not packet:
             return None
-        if packet[:1] != _SHARED:
-            return _read(memoryview(packet)[1:])
-        payload, *shared = [_mapped(place) for place in places]
-        message = _read(payload)
-        return Message(message.head, (*message.blobs, *shared))
+        apart = packet[:1] == _SHARED
+        message = _read(_mapped(places[0]) if apart else memoryview(packet)[1:])
+        return Message(message.head, (*message.blobs, *(_shared(place) for place in places[apart:])))
     except (ValueError, struct.error, IndexError) as error:
         raise BrokenMessage(f"a message cannot be read: {error}") from error
     finally:
@@ -117,6 +156,16 @@ def _mapped(place: int) -> memoryview:
     if fcntl.fcntl(place, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise BrokenMessage("the shared memory of a message is not sealed")
     return memoryview(mmap.mmap(place, 0, prot=mmap.PROT_READ))
+
+
+def _shared(place: int) -> memoryview:
+    if fcntl.fcntl(place, fcntl.F_GET_SEALS) & _SIZE_SEALS != _SIZE_SEALS:
+        raise BrokenMessage("the shared memory of a message is not of a fixed size")
+    return memoryview(mmap.mmap(place, 0, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)))
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def _read(payload: memoryview) -> Message:
@@ -137,7 +186,7 @@ def _read(payload: memoryview) -> Message:
 def bundle(messages: Sequence[Message]) -> Message:
     """Several messages as one."""
     heads = [message.head for message in messages]
-    counts = [(len(message.blobs), len(message.shared)) for message in messages]
+    counts = [(len(message.blobs), [(one.start, one.size) for one in message.shared]) for message in messages]
     return Message(
         {"heads": heads, "counts": counts},
         [blob for message in messages for blob in message.blobs],
@@ -151,9 +200,13 @@ def unbundle(message: Message) -> list[Message]:
         heads, counts = message.head["heads"], message.head["counts"]
         own = sum(number for number, _ in counts)
         blobs, shared, found = iter(message.blobs[:own]), iter(message.blobs[own:]), []
-        for head, (number, handed_over) in zip(heads, counts, strict=True):
-            parts = [next(blobs) for _ in range(number)] + [next(shared) for _ in range(handed_over)]
-            found.append(Message(dict(head), tuple(parts)))
+        for head, (number, places) in zip(heads, counts, strict=True):
+            parts, room = [next(blobs) for _ in range(number)], None
+            for start, size in places:
+                whole = memoryview(next(shared))
+                parts.append(whole[start : start + size])
+                room = whole[_aligned(start + size) :]
+            found.append(Message(dict(head), tuple(parts), room=room))
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
         raise BrokenMessage("a bundle is not whole") from error
     return found

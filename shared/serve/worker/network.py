@@ -16,7 +16,7 @@ from shared.deploy.programs.of_onnx import OnnxProgram, asked_onnx_program
 from shared.errors import InvalidInputError
 from shared.serve.worker.codec import DTYPES, Array, BadTensor, Inference, read_request, write_response
 from shared.serve.worker.handler import Stage, fault
-from shared.serve.worker.messages import Message
+from shared.serve.worker.messages import Message, write_to_room
 from shared.threads import compute_threads
 
 Arrays = Mapping[str, Array]
@@ -25,6 +25,7 @@ _PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "auto": ["CUDAExecutionProvider", "CPUExecutionProvider"],
 }
+_LARGE_ROW = 1 << 20
 
 
 class OnnxNetwork:
@@ -35,6 +36,7 @@ class OnnxNetwork:
 
     def __init__(self, session: Any, program: OnnxProgram | None = None) -> None:
         self._program = program or _session_program(session)
+        self._on_cpu = session.get_providers() == _PROVIDERS["cpu"]
         self._symbols: dict[str, list[str | int]] = {tensor.name: tensor.shape for tensor in session.get_inputs()}
         tensors = [*session.get_inputs(), *session.get_outputs()]
         first = {tensor.shape[0] if tensor.shape else None for tensor in tensors}
@@ -71,6 +73,15 @@ class OnnxNetwork:
     def rows(self, inputs: Arrays) -> int:
         """How many rows the inputs have; 1 where there is no batch axis."""
         return int(next(iter(inputs.values())).shape[0]) if self._batched and inputs else 1
+
+    def large_rows(self, inputs: Sequence[TensorSpec]) -> bool:
+        """Whether requests are computed one by one: on a CPU, where a row is large.
+
+        To copy such rows together and apart again takes longer than the call that is saved, and the first answer would
+        wait for the last.
+        """
+        sizes = [math.prod(max(n, 1) for n in one.shape) * np.dtype(DTYPES[one.datatype]).itemsize for one in inputs]
+        return self._on_cpu and sum(sizes) >= _LARGE_ROW
 
     def at_once(self, most: int) -> int:
         """How many rows are computed together, of at most ``most``."""
@@ -126,6 +137,7 @@ class _Work:
     rows: int = 0
     executions: int = 0
     ends: float = math.inf
+    room: memoryview | None = None
     reply: Message | None = None
 
     def check_time(self, what: str) -> None:
@@ -140,12 +152,16 @@ class NetworkHandler:
     def __init__(self, network: OnnxNetwork, manifest: Manifest, max_batch: int, max_json_bytes: int) -> None:
         self._network, self._manifest = network, manifest
         self._max_json_bytes = max_json_bytes
-        self.most = self._max_batch = max_batch
+        self._max_batch = max_batch
+        self.most = 1 if network.large_rows(manifest.inputs) else max_batch
         self._what = f"the model {manifest.name}"
         self.programs = {manifest.name: network.program}
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies whose blobs are the answer's body: its JSON part, then tensors where ``binary`` says so."""
+        """Replies whose blobs are the answer's body: its JSON part, then tensors where ``binary`` says so.
+
+        Large ones lie in the request's room, at ``spans``.
+        """
         works = [self._read(request) for request in requests]
         groups: dict[object, list[_Work]] = {}
         for work in works:
@@ -156,7 +172,7 @@ class NetworkHandler:
         return [work.reply or self._write(work) for work in works]
 
     def _read(self, request: Message) -> _Work:
-        began, work, manifest = time.monotonic(), _Work(), self._manifest
+        began, work, manifest = time.monotonic(), _Work(room=request.room), self._manifest
         try:
             inference = read_request(request.blobs[0], request.head["header_length"], manifest.inputs, manifest.outputs)
             self._network.check(inference.inputs)
@@ -205,9 +221,17 @@ class NetworkHandler:
                 "the outputs are more than this server writes as JSON; ask for binary_data, or for fewer"
             )
         body = write_response(inference, manifest.name, str(manifest.version), outputs, manifest.outputs)
-        times = {"input_s": work.input_s, "infer_s": work.infer_s, "output_s": time.monotonic() - began}
-        binary = bool(inference.binary)
-        return Message({"binary": binary, "inferences": work.rows, "executions": work.executions, **times}, body)
+        spans = write_to_room(body[1:], work.room)
+        head = {
+            "binary": bool(inference.binary),
+            "inferences": work.rows,
+            "executions": work.executions,
+            "spans": spans or (),
+            "input_s": work.input_s,
+            "infer_s": work.infer_s,
+            "output_s": time.monotonic() - began,
+        }
+        return Message(head, body if spans is None else body[:1])
 
 
 def open_network(artifact: Artifact, device: str, asked: str | None = None) -> OnnxNetwork:

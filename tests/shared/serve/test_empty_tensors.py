@@ -114,6 +114,7 @@ def test_a_network_without_a_batch_takes_no_empty_tensor() -> None:
 
     class Session:
         get_inputs = get_outputs = staticmethod(lambda: [Tensor])
+        get_providers = staticmethod(list)
 
     with pytest.raises(InvalidInputError, match="'x' has size 0 in axis 1"):
         OnnxNetwork(Session()).check({"x": np.empty((3, 0), np.float32)})

@@ -43,6 +43,22 @@ def test_so_many_are_read_at_a_time_the_oldest_first() -> None:
     assert set(told[5 : ends[0]]) <= {"a", "b"}, "beyond its first chunk none is read before its turn"
 
 
+def test_what_is_whole_counts_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALLED_S", 0.0)
+
+    async def read() -> list[str]:
+        turns, told = Turns(1), list[str]()
+        with turns.join() as first:
+            first.whole = True
+            other = asyncio.create_task(upload(turns, "other", range(2), told))
+            await asyncio.sleep(0.05)
+            told.append("computed")
+        await other
+        return told
+
+    assert asyncio.run(read()) == ["other", "computed", "other", "other is read"]
+
+
 def test_one_that_stalls_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALLED_S", 0.05)
 

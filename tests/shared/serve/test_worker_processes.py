@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -22,7 +23,18 @@ from shared.errors import InvalidInputError
 from shared.serve.app import create_app
 from shared.serve.runtime.worker_process import only_gpu
 from shared.serve.settings import Settings, read_settings
-from shared.serve.worker.messages import BrokenMessage, Message, SharedBytes, bundle, pair, receive, send, unbundle
+from shared.serve.worker.messages import (
+    BrokenMessage,
+    Memory,
+    Message,
+    SharedBytes,
+    bundle,
+    pair,
+    receive,
+    send,
+    unbundle,
+    write_to_room,
+)
 from tests.shared.serve.echo import csv, until
 
 PREDICT, READY = "/api/fragile/predict", "/v2/health/ready"
@@ -223,28 +235,43 @@ def test_messages_are_the_same_on_the_other_side_inline_and_in_shared_memory() -
         assert receive(theirs) is None
 
 
-def test_bytes_that_are_shared_are_handed_over_and_found_behind_the_others() -> None:
+def test_bytes_that_are_shared_are_handed_over_with_room_for_the_reply() -> None:
     mine, theirs = pair()
     with mine, theirs:
-        shared = []
+        shared, back = [], []
         for number in range(3):
-            shared.append(SharedBytes())
-            for chunk in (b"%d" % number, os.urandom(70_000)):
-                shared[-1].write(chunk)
-        with pytest.raises(BrokenMessage, match="not sealed"):
-            send(mine, Message({}, (), shared))
-            receive(theirs)
-        for one in shared:
-            one.seal()
-        messages = [Message({}, [b"a"], shared[:1]), Message({}, [], shared[1:]), Message({}, [b"b", b"c"])]
-        for _ in range(2):  # what a worker that ended was given goes to another
+            shared.append(SharedBytes(Memory(300_000), 24, 70_001, back.append))
+            shared[-1].body[:] = b"%d" % number + os.urandom(70_000)
+        for blob in (b"a", os.urandom(100_000)):  # what a worker that ended was given goes to another
+            messages = [Message({}, [blob], shared[:1]), Message({}, [], shared[1:]), Message({}, [b"b", b"c"])]
             send(mine, bundle(messages))
             found = receive(theirs)
             assert found is not None
             first, second, third = unbundle(found)
-            assert bytes(first.blobs[0]) == b"a" and first.blobs[1][0:1] == b"0" and len(first.blobs[1]) == 70_001
-            assert [bytes(blob[:1]) for blob in second.blobs] == [b"1", b"2"]
-            assert [bytes(blob) for blob in third.blobs] == [b"b", b"c"]
+            assert bytes(first.blobs[0]) == blob and bytes(first.blobs[1]) == bytes(shared[0].body)
+            assert [bytes(one[:1]) for one in second.blobs] == [b"1", b"2"]
+            assert [bytes(one) for one in third.blobs] == [b"b", b"c"] and third.room is None
+            assert write_to_room([bytes(10), bytes(5)], first.room) is None, "it fits into a packet"
+            assert write_to_room([bytes(300_000)], first.room) is None, "it does not fit into the room"
+            parts = [os.urandom(50_000), os.urandom(20_000)]
+            spans = write_to_room(parts, first.room)
+            assert spans is not None and [bytes(shared[0].room[at : at + size]) for at, size in spans] == parts
+        assert not back
+        del messages, shared, first, second
+        gc.collect()
+        assert len(back) == 3
+
+
+def test_shared_memory_that_could_be_cut_off_is_not_taken() -> None:
+    mine, theirs = pair()
+    with mine, theirs:
+        shared = SharedBytes(Memory(100_000), 0, 1, lambda _: None)
+        shared.place = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+        os.ftruncate(shared.place, 4096)
+        send(mine, bundle([Message({}, (), [shared])]))
+        os.close(shared.place)
+        with pytest.raises(BrokenMessage, match="not of a fixed size"):
+            receive(theirs)
 
 
 @pytest.mark.parametrize("packet", [b"\0", b"\0" + bytes(4), b"\0\1\0\0\0" + b"\xff" * 8, b"\1", b"\0" + b"x" * 99])
