@@ -2,7 +2,8 @@
 
 FCOS3D with ResNeXt-101 32x4d on an image of 1024 x 2048, MONAI's LUNA16 network on a lungs' box of 384 x 256 x 256
 voxels in four tiles, the forecaster on 2,048 windows; random weights, for speed alone. fp16 runs with channels last,
-compiled or captured in a graph of its one shape. PointPillars' decoding is timed too, with suppression on the device.
+compiled or captured in a graph of its one shape. What is around a network is timed too: an image's upload and resizing
+on the device, and the decoding of PointPillars and of FCOS3D, with suppression there.
 A program may differ from fp32 by little more than eager torch does in its format.
 
 Without a GPU the same code runs on the CPU in bf16 at small sizes: it shows that it runs, and nothing of a GPU's speed.
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.driving.models.decoding import AnchorDecoder, anchors
+from apps.driving.inference.upload import image_at_focal_length
+from apps.driving.models.decoding import AnchorDecoder, CameraDecoder, Normalisation, anchors
 from apps.driving.models.dense import dense_camera
 from apps.driving.models.fcos3d import FCOS3D, example_image
 from apps.driving.recipes import RECIPES as DRIVING
-from apps.driving.types import CameraInput
+from apps.driving.types import Camera, CameraInput
 from apps.finance.models.settings import FinanceModel
 from apps.finance.models.tft import dense, example_input
 from apps.finance.types import FinanceInput
@@ -76,6 +78,7 @@ def main() -> None:
                 eager_ms = eager_ms or milliseconds
                 best = min(best, milliseconds)
     figures["PointPillars decoding and suppression (ms)"] = decoding(device)
+    figures |= around_the_camera(device)
     if device == "cpu":
         notes.append("there is no GPU: small sizes on the CPU, which say nothing of a GPU's speed")
     note = "; ".join([f"on {device}, medians of {REPEATS}", *notes])
@@ -129,6 +132,38 @@ def decoding(device: str) -> float:
         torch.randn(1, number * 2 * kinds, rows, columns, generator=generator).to(device) for number in (kinds, 7, 2)
     )
     return timed(lambda: decoder(scores - 2, boxes * 0.1, directions), device)
+
+
+def around_the_camera(device: str) -> dict[str, float]:
+    """Milliseconds of an image's upload, resizing and normalisation, and from FCOS3D's maps of it to boxes.
+
+    Some hundred candidates are above the least score.
+    """
+    height, width = (128, 256) if device == "cpu" else (1024, 2048)
+    focal_px = 0.6 * width
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (height * 3 // 2, width * 3 // 2, 3), generator=generator, dtype=torch.uint8)
+    intrinsics = torch.tensor([[focal_px * 1.5, 0, width * 0.75], [0, focal_px * 1.5, height * 0.75], [0, 0, 1]])
+    camera = Camera(image_HWC=pixels.numpy(), intrinsics=intrinsics.numpy(), lidar_to_camera=torch.eye(4).numpy())
+    colours, decoder = Normalisation(), CameraDecoder()
+
+    def prepared() -> Tensor:
+        return colours([image_at_focal_length(camera, focal_px, device)[0]])
+
+    maps = {}
+    for stride in decoder.strides:
+        rows, columns = -(-height // stride), -(-width // stride)
+        for name, channels in (("scores", 3), ("boxes", 7), ("directions", 2), ("centerness", 1)):
+            values = torch.randn(1, channels, rows, columns, generator=generator)
+            if name == "scores":
+                values = values - 5
+            maps[f"{name}_{stride}"] = (values.abs() * 5 if name == "boxes" else values).to(device)
+    return {
+        "image to the device, resized and normalised (ms)": timed(prepared, device),
+        "FCOS3D decoding and suppression (ms)": timed(
+            lambda: [part.cpu() for part in decoder(maps, 0, intrinsics, (1 / 1.5, 1 / 1.5))], device
+        ),
+    }
 
 
 if __name__ == "__main__":

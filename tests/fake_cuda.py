@@ -185,5 +185,6 @@ def _make_on_cuda(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "where", choose)
     patch.setattr(Tensor, "where", lambda self, condition, other: choose(condition, self, other))
     patch.setattr(Tensor, "to", move)
+    patch.setattr(Tensor, "pin_memory", lambda self: self)
     patch.setattr(Tensor, "cuda", lambda self, *_, **__: move(self, CUDA))
     patch.setattr(Tensor, "new_tensor", new_tensor)

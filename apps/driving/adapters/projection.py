@@ -92,11 +92,17 @@ def to_lidar_boxes(boxes_N7: Floats, lidar_to_camera: Floats) -> Floats:
     return np.concatenate([centre, boxes[:, [3, 5, 4]], yaw[:, None]], axis=1).astype(np.float32)
 
 
+def size_at_focal_length(camera: Camera, focal_px: float) -> tuple[int, int]:
+    """Width and height of the camera's image where its focal length is ``focal_px``, 32 pixels at least."""
+    height, width = camera.image_HWC.shape[:2]
+    factor = focal_px / float(camera.intrinsics[0, 0])
+    return max(32, round(width * factor)), max(32, round(height * factor))
+
+
 def bring_to_focal_length(camera: Camera, focal_px: float) -> tuple[NDArray[np.uint8], tuple[float, float]]:
     """The image (H, W, 3) resized so that its focal length is ``focal_px``, and the factors of width and height."""
     height, width = camera.image_HWC.shape[:2]
-    factor = focal_px / float(camera.intrinsics[0, 0])
-    size = max(32, round(width * factor)), max(32, round(height * factor))
+    size = size_at_focal_length(camera, focal_px)
     if size == (width, height):
         return camera.image_HWC.copy(), (1.0, 1.0)
     image = Image.fromarray(camera.image_HWC).resize(size, Image.Resampling.BILINEAR)

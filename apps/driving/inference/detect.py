@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.driving.adapters.projection import bring_to_focal_length, to_lidar_boxes
+from apps.driving.adapters.projection import to_lidar_boxes
 from apps.driving.inference.ground import set_on_ground
+from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import structures
 from apps.driving.models.decoding import CameraDecoder, Normalisation
 from apps.driving.models.detectors import CameraNetwork, LidarNetwork
@@ -122,16 +123,16 @@ class CameraDetector:
     @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
         cameras = list(frame.cameras.values())
-        prepared = [bring_to_focal_length(camera, self.input.training_focal_px) for camera in cameras]
+        prepared = [image_at_focal_length(camera, self.input.training_focal_px, self.device) for camera in cameras]
         boxes, scores, labels = [], [], []
         # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
         # alike go together, so that what is found in one does not depend on the others.
         for numbers in _padded_alike([image for image, _ in prepared]):
-            images = [torch.from_numpy(prepared[n][0]).permute(2, 0, 1).to(self.device) for n in numbers]
-            maps = {name: value.cpu() for name, value in self.program({"image": self.colours(images)}).items()}
+            maps = self.program({"image": self.colours([prepared[n][0] for n in numbers])})
             for place, number in enumerate(numbers):
                 intrinsics = torch.from_numpy(cameras[number].intrinsics).float()
-                boxes_N7, scores_N, labels_N = self.decode(maps, place, intrinsics, prepared[number][1])
+                found = self.decode(maps, place, intrinsics, prepared[number][1])
+                boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
                 mount = cameras[number].lidar_to_camera
                 boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), mount)))
                 scores.append(scores_N)
@@ -165,11 +166,11 @@ class PublicCameraDetector:
         return _boxes(*_unique(torch.cat(boxes), torch.cat(scores), torch.cat(labels), 0.1), self.input.classes)
 
 
-def _padded_alike(images_HWC: Sequence[np.ndarray]) -> list[list[int]]:
+def _padded_alike(images_3HW: Sequence[Tensor]) -> list[list[int]]:
     """Numbers of the images, those together that become equally large when they are padded."""
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, image in enumerate(images_HWC):
-        height, width = image.shape[:2]
+    for number, image in enumerate(images_3HW):
+        height, width = image.shape[1:]
         alike[-(-height // _STRIDE), -(-width // _STRIDE)].append(number)
     return list(alike.values())
 

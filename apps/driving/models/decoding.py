@@ -20,7 +20,7 @@ from apps.driving.types import LidarInput
 Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""
 _MOST_COMPARED = 512
-"""Candidates times classes: so many are compared pair by pair on a GPU."""
+"""So many of the candidates times classes, the best, are compared pair by pair on a GPU."""
 _APART = 1e5
 """Metres; farther than any box from another."""
 _ROTATIONS = (0.0, 1.57)
@@ -125,10 +125,11 @@ class CameraDecoder:
         """
         levels = [self._level(maps, stride, number, scale) for stride in self.strides]
         score_NC, box_N7, turned_N = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        focal, middle = intrinsics_33[0, 0], intrinsics_33[0, 2]
+        from_pixels = torch.linalg.inv(intrinsics_33).T.to(box_N7.device)
+        focal, middle = intrinsics_33[0, 0].to(box_N7.device), intrinsics_33[0, 2].to(box_N7.device)
         pixels = box_N7[:, :2]
         rays = torch.cat([pixels * box_N7[:, 2:3], box_N7[:, 2:3]], dim=1)
-        centre = rays @ torch.linalg.inv(intrinsics_33).T
+        centre = rays @ from_pixels
         heading = _limit(box_N7[:, 6] - self.direction_offset, 0.0, pi)
         yaw = heading + self.direction_offset + pi * turned_N
         yaw = torch.atan2(pixels[:, 0] - middle, focal.expand_as(yaw)) + yaw
@@ -157,9 +158,13 @@ class CameraDecoder:
 
 def suppress(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[Tensor, Tensor]:
     """Indices (M,) of the candidates that become boxes and their classes (M,); ``above_N5`` are seen from above."""
-    if above_N5.device.type != "cpu" and score_NC.numel() <= _MOST_COMPARED:
-        index, label_of, stays = settled(above_N5, score_NC, settings)
-        return index[stays][: settings.boxes], label_of[stays][: settings.boxes]
+    if above_N5.device.type != "cpu":
+        index, label_of, stays, certain = settled(above_N5, score_NC, settings)
+        # Here alone the host waits for the device.
+        *kept_of, is_certain = torch.cat([stays, certain[None]]).tolist()
+        if is_certain:
+            kept = torch.tensor(kept_of).nonzero().squeeze(1)[: settings.boxes].to(index.device)
+            return index[kept], label_of[kept]
     index, label_of = (score_NC > settings.least_score).nonzero().unbind(1)
     # All classes at once, each moved away from the others: one class's boxes suppress no other's.
     plane, score = above_N5[index].double(), score_NC[index, label_of]
@@ -173,16 +178,23 @@ def suppress(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple
     return index, label_of
 
 
-def settled(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates and classes (N C,) each, best first, and whether they become boxes (N C,), as ``suppress`` has it.
+def settled(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best candidates and their classes (M,) each, best first, whether they become boxes (M,), and () whether that
+    is certain and all: that of the other candidates none can become a box.
 
     All shapes are fixed, and no value is read on the host: a GPU does not wait before the boxes are picked out.
     """
-    score, place = score_NC.reshape(-1).sort(descending=True)
+    all_scores = score_NC.reshape(-1)
+    compared = min(len(all_scores), _MOST_COMPARED)
+    score, place = all_scores.topk(min(len(all_scores), compared + 1))
+    # None of the rest counts where the best of it does not, or where there are boxes enough before it.
+    rest, score, place = score[compared:], score[:compared], place[:compared]
     index, label_of = place // score_NC.shape[1], place % score_NC.shape[1]
     plane = above_N5[index].double()
     plane = torch.cat([plane[:, :1] + _APART * label_of[:, None], plane[:, 1:]], dim=1)
-    return index, label_of, kept_rotated(plane, score > settings.least_score, settings.overlap)
+    stays, certain = kept_rotated(plane, score > settings.least_score, settings.overlap)
+    all_seen = (rest <= settings.least_score).all() | (stays.sum() >= settings.boxes)
+    return index, label_of, stays, certain & all_seen
 
 
 def _best(score_N: Tensor, most: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import weakref
 
 import numpy as np
@@ -102,7 +103,26 @@ def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp
             predict_folder(predictor, root, tmp_path / "out", options, print)
 
 
-def test_one_frame_is_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
+def test_the_next_frame_is_read_while_a_network_computes(predictor, split, tmp_path, monkeypatch):
+    begun = [threading.Event() for _ in range(5)]
+    begun[4].set()  # there is no fifth
+    read, predict = kitti.read_frame, type(predictor).predict
+
+    def noted(root, frame_id, **settings):
+        begun[int(frame_id)].set()
+        return read(root, frame_id, **settings)
+
+    def only_beside_the_next(self, batch, options):
+        assert begun[int(batch[0].name) + 1].wait(timeout=60)
+        return predict(self, batch, options)
+
+    monkeypatch.setattr(kitti, "read_frame", noted)
+    monkeypatch.setattr(type(predictor), "predict", only_beside_the_next)
+    assert predict_folder(predictor, split, tmp_path / "out", Options(), print) == 0
+    assert len(lines(tmp_path / "out")) == 4
+
+
+def test_two_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
     held, most = weakref.WeakValueDictionary(), []
     read = kitti.read_points
 
@@ -114,7 +134,7 @@ def test_one_frame_is_in_memory_at_a_time(predictor, split, tmp_path, monkeypatc
 
     monkeypatch.setattr(kitti, "read_points", counted)
     predict_folder(predictor, split, tmp_path / "out", Options(model="pointpillars"), print)
-    # While a frame is read the one before may still be at hand.
+    # While a frame is read the one before is worked on.
     assert len(most) == 4 and max(most) <= 1
 
 

@@ -9,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import structures
-from apps.driving.models.decoding import LIDAR, AnchorDecoder, CameraDecoder, settled, suppress
+from apps.driving.models.decoding import CAMERA, LIDAR, AnchorDecoder, CameraDecoder, settled, suppress
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.models.pillars import ProgramPillars
 from apps.driving.recipes import RECIPES
+from apps.driving.types import Camera
 from shared.deploy.programs.program import Program
 from shared.deploy.programs.torch_eager import eager
 from tests.fake_cuda import fake_cuda
@@ -183,11 +185,69 @@ def test_suppression_on_a_device_keeps_the_same_boxes_and_reads_nothing_back(ove
         above_N5, score_NC = crowd(seed)
         expected = {(i, label) for i, label in torch.stack(suppress(above_N5, score_NC, settings)).T.tolist()}
         with NothingOnTheHost():
-            index, label_of, stays = settled(above_N5, score_NC, settings)
+            index, label_of, stays, certain = settled(above_N5, score_NC, settings)
+        assert certain
         assert {(i, label) for i, label in torch.stack([index[stays], label_of[stays]]).T.tolist()} == expected
-        with fake_cuda():
-            found = suppress(above_N5.to("cuda"), score_NC.to("cuda"), settings)
-        assert {(i, label) for i, label in torch.stack([one.cpu() for one in found]).T.tolist()} == expected
+        assert on_the_device(above_N5, score_NC, settings) == expected
     assert len(expected) > 10
     with pytest.raises(AssertionError, match="nonzero"), NothingOnTheHost():  # as on the CPU, where it costs nothing
         suppress(above_N5, score_NC, settings)
+
+
+def on_the_device(above_N5, score_NC, settings):
+    with fake_cuda():
+        found = suppress(above_N5.to("cuda"), score_NC.to("cuda"), settings)
+    return {(i, label) for i, label in torch.stack([one.cpu() for one in found]).T.tolist()}
+
+
+@pytest.mark.parametrize("boxes", [20, 500])
+def test_of_more_candidates_than_are_compared_the_same_boxes_stay(boxes):
+    """Of 1,200 the 512 best are compared: 20 boxes are found among them; for 500 the others are asked too."""
+    generator = torch.Generator().manual_seed(1)
+    above_N5 = torch.cat(
+        [torch.rand(400, 2, generator=generator) * 30, torch.full((400, 2), 3.0), torch.zeros(400, 1)], 1
+    )
+    score_NC = 0.2 + 0.8 * torch.rand(400, 3, generator=generator)
+    settings = replace(CAMERA, overlap=0.3, boxes=boxes)
+    expected = {(i, label) for i, label in torch.stack(suppress(above_N5, score_NC, settings)).T.tolist()}
+    assert settled(above_N5, score_NC, settings)[3] == (boxes == 20)
+    assert on_the_device(above_N5, score_NC, settings) == expected
+
+
+def test_a_chain_of_boxes_longer_than_the_rounds_is_said_to_be_uncertain():
+    """Each overlaps the next alone: whether one stays hangs on all before it."""
+    row = torch.arange(60.0)
+    above_N5 = torch.stack([row, row * 0, row * 0 + 1.9, row * 0 + 1, row * 0], 1)
+    score_NC = (1 - row / 100)[:, None]
+    settings = replace(LIDAR, overlap=0.2)
+    assert not settled(above_N5, score_NC, settings)[3]
+    assert on_the_device(above_N5, score_NC, settings) == {(number, 0) for number in range(0, 60, 2)}
+
+
+def test_fcos3d_decoded_on_a_device_gives_the_same_boxes():
+    torch.manual_seed(0)
+    recipe = RECIPES["fcos3d_tiny"]()
+    program = Program(name="torch", compute=eager(dense(recipe, lively(recipe.model.build(recipe.input)))))
+    images = torch.randint(0, 255, (1, 3, 94, 310), dtype=torch.uint8)
+    intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
+    maps = program({"image": recipe.model.colours(list(images))})
+    expected = CameraDecoder()(maps, 0, intrinsics, (1.0, 1.0))
+    with fake_cuda():
+        found = CameraDecoder()({k: v.to("cuda") for k, v in maps.items()}, 0, intrinsics, (1.0, 1.0))
+        found = tuple(part.cpu() for part in found)
+    assert len(found[0]) > 20
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize("focal_px", [180.0, 131.0, 300.0])
+def test_a_device_resizes_an_image_as_the_cpu_does(focal_px):
+    generator = np.random.default_rng(0)
+    image_HWC = generator.integers(0, 256, (94, 310, 3), dtype=np.uint8)
+    intrinsics = np.array([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
+    camera = Camera(image_HWC=image_HWC, intrinsics=intrinsics, lidar_to_camera=np.eye(4))
+    here, scale = image_at_focal_length(camera, focal_px, "cpu")
+    with fake_cuda():
+        there, scale_there = image_at_focal_length(camera, focal_px, "cuda")
+        there = there.cpu()
+    assert scale == scale_there and here.shape == there.shape
+    assert (here.float() - there).abs().max() <= 1
