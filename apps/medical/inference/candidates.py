@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from apps.medical.inference.grid import Grid, averaged, cover, resample
 from apps.medical.inference.lungs import Lungs
 from apps.medical.inference.pipeline import Detections, detect, suppress
-from apps.medical.inference.tiles import Tile, Tiling
+from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.types import ChestInput, CTVolume, Float64
 
@@ -99,7 +99,8 @@ def _look(
     network: nn.Module | None,
     dtype: torch.dtype | None,
 ) -> Detections:
-    tiles = _tiles_at_lungs(volume, lungs, grid, tiling, detector.size_divisible, one_size=image.is_cuda)
+    near = _blocks_near_lung(volume, lungs, grid, detector.size_divisible)
+    tiles = tiling.around(near, detector.size_divisible)
     return detect(detector, image, tiles, batch=tiling.batch, network=network, dtype=dtype)
 
 
@@ -175,20 +176,6 @@ def suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -
         if not (within | around).any():
             kept.append(int(n))
     return kept
-
-
-def _tiles_at_lungs(
-    volume: CTVolume, lungs: Lungs, grid: Grid, tiling: Tiling, divisible: Sequence[int], *, one_size: bool
-) -> list[Tile]:
-    """Tiles of the grid that hold all that is near a lung; of one size for a GPU, whose programs are for one shape."""
-    near = _blocks_near_lung(volume, lungs, grid, divisible)
-    if not one_size:
-        return tiling.around(near, divisible)
-    tiles = tiling.fitted(grid.size, divisible).tiles(grid.size, divisible)
-    blocks = [
-        tuple(slice(a // d, -(-(a + n) // d)) for a, n, d in zip(*tile, divisible, strict=True)) for tile in tiles
-    ]
-    return [tile for tile, window in zip(tiles, blocks, strict=True) if near[window].any()]
 
 
 def _blocks_near_lung(volume: CTVolume, lungs: Lungs, grid: Grid, divisible: Sequence[int]) -> NDArray[np.bool_]:

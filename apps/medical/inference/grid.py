@@ -142,8 +142,7 @@ def _axis_by_axis(
         if axis == 2:
             values = _between_slices(values.float(), lower, upper, weight)
         else:
-            begins, ends = (values.index_select(2 - axis, index).float() for index in (lower, upper))
-            values = torch.lerp(begins, ends, weight.view([-1, 1] if axis else [-1]))
+            values = _within_slices(values, 1 - axis, lower, upper, weight.view([-1, 1] if axis else [-1]))
         beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
         if beyond.any():
             values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
@@ -155,6 +154,18 @@ def _between_slices(values: Tensor, lower: Tensor, upper: Tensor, weight: Tensor
     found = values.new_empty((len(weight), *values.shape[1:]))
     for out, low, high, share in zip(found, lower.tolist(), upper.tolist(), weight, strict=True):
         torch.lerp(values[low], values[high], share, out=out)
+    return found
+
+
+def _within_slices(values: Tensor, axis: int, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """Interpolated along an axis of each slice; on a CPU one slice after the other, each in the cache meanwhile."""
+    shape = list(values.shape)
+    shape[1 + axis] = len(lower)
+    found = torch.empty(shape, dtype=torch.float32, device=values.device)
+    pieces = zip(found, values, strict=True) if values.device.type == "cpu" else [(found, values)]
+    for out, piece in pieces:
+        begins, ends = (piece.float().index_select(piece.dim() - 2 + axis, index) for index in (lower, upper))
+        torch.lerp(begins, ends, weight, out=out)
     return found
 
 

@@ -8,7 +8,7 @@ with. The weights go to the device in the format that is computed in, convolutio
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.programs.program import Compute, Format, Tensors
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _MOST_GRAPHS = 8
 """Each holds the memory of its network's activations."""
+_MOST_SEEN = 64
+"""Shapes that came once are remembered, so many."""
 
 
 def captured(dense: DenseNetwork, format: Format, device: str) -> Compute:
@@ -35,16 +37,32 @@ def graphed(
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
 ) -> Compute:
-    """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last."""
+    """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last.
+
+    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once.
+    """
     import torch
 
     module = prepared(dense.module, dtype, device)
     names, outputs = list(dense.inputs), list(dense.outputs)
     graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
+    once: OrderedDict[Any, None] = OrderedDict()
+
+    def named(found: Sequence[Tensor]) -> dict[str, Tensor]:
+        # Copies, since the next replay writes over what this one gave.
+        return {
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in zip(outputs, found, strict=True)
+        }
 
     def compute(inputs: Tensors) -> dict[str, Tensor]:
         shapes = tuple(tuple(inputs[name].shape) for name in names)
         with torch.no_grad():
+            if shapes not in graphs and shapes not in once:
+                once[shapes] = None
+                if len(once) > _MOST_SEEN:
+                    once.popitem(last=False)
+                return named(_listed(module(*_held([inputs[name] for name in names], dtype, device))))
             if shapes not in graphs:
                 graphs[shapes] = _captured(module, [inputs[name] for name in names], dtype, device, capture)
                 if len(graphs) > _MOST_GRAPHS:
@@ -54,11 +72,7 @@ def graphed(
             for tensor, name in zip(held, names, strict=True):
                 tensor.copy_(inputs[name], non_blocking=True)
             replay()
-            # Copies, since the next replay writes over what this one gave.
-            return {
-                name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-                for name, value in zip(outputs, found, strict=True)
-            }
+            return named(found)
 
     return compute
 
@@ -85,14 +99,23 @@ def _captured(
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
 ) -> tuple[list[Tensor], list[Tensor], Callable[[], None]]:
+    held = _held(inputs, dtype, device)
+    found, replay = capture(lambda: module(*held))
+    return held, _listed(found), replay
+
+
+def _held(inputs: list[Tensor], dtype: torch.dtype | None, device: str) -> list[Tensor]:
+    """Copies of the inputs on the device, in the network's type."""
     import torch
 
-    held = []
-    for value in inputs:
-        kept = value.to(device=torch.device(device), dtype=dtype if value.is_floating_point() else None, copy=True)
-        held.append(kept)
-    found, replay = capture(lambda: module(*held))
-    return held, [found] if isinstance(found, torch.Tensor) else list(found), replay
+    place = torch.device(device)
+    return [value.to(device=place, dtype=dtype if value.is_floating_point() else None, copy=True) for value in inputs]
+
+
+def _listed(found: Any) -> list[Tensor]:
+    import torch
+
+    return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
 def capture(call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
