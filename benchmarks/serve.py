@@ -10,8 +10,8 @@ others would use too where they have it. All run the network in ONNX Runtime, on
 often it runs without a server, on one row and on 16 at a time, is measured between them: no server answers more often.
 
 Bars: a lone client's median latency at most 1.5 times plain FastAPI's; at 16 and 64 clients at least 1.2 times the
-requests per second of each peer for the forecaster and 1.5 times for PointPillars; with three times as many clients as
-saturate the server at least 90 % of its requests per second, and no answer but 200, 429 and 503.
+requests per second of each peer for the forecaster and 1.5 times for PointPillars; with 256 clients at least 90 % of
+the requests per second that 64, which saturate the server, got just before, and no answer but 200, 429 and 503.
 """
 
 from __future__ import annotations
@@ -328,7 +328,9 @@ def main() -> int:
                 for name, server in servers.items():
                     measured = load(server, clients, seconds, folder / name, sent[name][1])
                     found.setdefault(f"{name} {clients}", []).append(measured)
-        overload = load(servers["ours"], 3 * 64 + 64, 2 * seconds, folder / "ours", headers)
+            saturated = load(servers["ours"], 64, seconds, folder / "ours", headers)["rate"]
+            overload = load(servers["ours"], 3 * 64 + 64, 2 * seconds, folder / "ours", headers)
+            found.setdefault("overload", []).append({**overload, "share": overload["rate"] / max(saturated, 1e-9)})
     finally:
         for server in servers.values():
             server.close()
@@ -336,7 +338,6 @@ def main() -> int:
     return _judge(
         f"{given.network} {given.program or ''}".strip(),
         found,
-        overload,
         {rows: median(taken) for rows, taken in without.items()},
         equal,
         bar,
@@ -347,7 +348,6 @@ def main() -> int:
 def _judge(
     network: str,
     found: dict[str, list[dict[str, float]]],
-    overload: dict[str, float],
     without: dict[int, float],
     equal: bool,
     bar: float,
@@ -367,26 +367,28 @@ def _judge(
         for name in names
         if name != "ours" and rates[f"{name} {clients} clients, 1/s"]
     }
-    saturated = figures["ours 64 clients, 1/s"]
+    overload = {what: [one[what] for one in found["overload"]] for what in found["overload"][0]}
+    share, others = median(overload["share"]), sum(overload["other"])
     figures |= {
         "lone latency, times plain": lone,
         **{f"the network alone, {rows} at a time, rows/s": rate for rows, rate in without.items()},
         "the network alone over plain at 16 clients": max(without.values()) / max(rates["plain 16 clients, 1/s"], 1e-9),
         **gains,
-        "overload, 1/s": overload["rate"],
-        "overload, refused": overload["refused"],
-        "overload, neither answered nor refused": overload["other"],
-        "overload, p99 ms": overload["p99_ms"],
+        "overload, 1/s": median(overload["rate"]),
+        "overload, share of saturation": share,
+        "overload, refused": sum(overload["refused"]),
+        "overload, neither answered nor refused": others,
+        "overload, p99 ms": median(overload["p99_ms"]),
     }
     missed = [] if equal else ["the servers' outputs differ"]
     missed += [f"{what}: not one answer in the time, so nothing to compare" for what in silent]
     if lone > LONE_BAR:
         missed.append(f"a lone client waits {lone:.2f} times as long as at plain FastAPI (bar {LONE_BAR})")
     missed += [f"{what}: {gain:.2f} times (bar {bar})" for what, gain in gains.items() if gain < bar]
-    if overload["rate"] < OVERLOAD_BAR * saturated:
-        missed.append(f"overload answers {overload['rate'] / saturated:.0%} of saturation (bar {OVERLOAD_BAR:.0%})")
-    if overload["other"]:
-        missed.append(f"{overload['other']:.0f} requests were neither answered nor refused under overload")
+    if share < OVERLOAD_BAR:
+        missed.append(f"overload answers {share:.0%} of saturation (bar {OVERLOAD_BAR:.0%})")
+    if others:
+        missed.append(f"{others:.0f} requests were neither answered nor refused under overload")
     left_out = "" if "litserve" in names else "LitServe is not installed and left out (--litserve PYTHON). "
     note = left_out + ("; ".join(missed) or "all bars met")
     report(f"serve {network}", figures, ratio=min(gains.values(), default=0.0), ok=not missed, note=note)
