@@ -8,7 +8,6 @@ result is MONAI's; a test compares the two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -118,15 +117,10 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int
         anchors_here = decoder.anchors[level].to(logits.device)
         count = len(anchors_here)
         classes = len(logits) // count
-        # MONAI numbers candidates by position, then anchor, then class. Most are far below the threshold: they are left
-        # out before they are put in that order.
-        near = torch.nonzero(logits > _logit(decoder.score_threshold) - 1e-2)
-        cell = (near[:, 1] * logits.shape[2] + near[:, 2]) * logits.shape[3] + near[:, 3]
-        above, order = (cell * len(logits) + near[:, 0]).sort()
-        score = torch.sigmoid(logits[tuple(near[order].unbind(1))])
-        whether = score > decoder.score_threshold
-        above, score = above[whether], score[whether]
-        best, order = score.topk(min(decoder.candidates, len(above)))
+        # MONAI numbers candidates by position, then anchor, then class.
+        score = torch.sigmoid(logits.permute(1, 2, 3, 0).reshape(-1))
+        above = torch.nonzero(score > decoder.score_threshold).squeeze(1)
+        best, order = score[above].topk(min(decoder.candidates, len(above)))
         chosen, label = above[order] // classes, above[order] % classes
         position, anchor = chosen // count, chosen % count
         cells = logits.shape[1:]
@@ -148,10 +142,6 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int
     apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
     kept = suppress(apart, values, decoder.overlap, decoder.detections)
     return Detections(joined[kept], values[kept], classes_of[kept])
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1 - probability)) if 0 < probability < 1 else (probability - 0.5) * math.inf
 
 
 def _codes_at(pieces: Codes, anchor: Tensor, cell: Tensor) -> Tensor:
