@@ -194,7 +194,7 @@ class Quantize:
     The program goes into the user's cache, and predictors take it where it is the fastest. Calibrated on the files
     named with --calibrate, by default on the application's samples; scored on --data, by default the recipe's own.
 
-    Example: trivium quantize apps/driving/weights/pointpillars/1 --cases 64
+    Example: trivium quantize apps/driving/weights/pointpillars/2 --cases 64
     """
 
     artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]
