@@ -41,7 +41,6 @@ from apps.driving.models import structures
 from apps.driving.models.dense import dense_camera
 from apps.driving.models.fcos3d import FCOS3D, OUTPUTS, ImageToHeads, example_image
 from apps.driving.models.pillars import ProgramPillars
-from apps.driving.recipes import RECIPES
 from apps.driving.types import CameraInput
 from benchmarks.report import report
 from shared.app import DenseNetwork, DomainScore
@@ -208,11 +207,12 @@ def sweep(detector: nn.Module, opened: Detector) -> tuple[Callable[[], list[Foun
 
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     assert frame.points_lidar_m is not None
-    points = torch.from_numpy(RECIPES["small"]().input.crop(frame.points_lidar_m))
     assert isinstance(opened, LidarDetector) and isinstance(opened.network, ProgramPillars)
+    points = torch.from_numpy(opened.input.crop(frame.points_lidar_m))
     preprocessor: Any = detector.data_preprocessor
     fast, voxels = opened.network, preprocessor.voxel_layer
-    fast.encoder.most_points, fast.encoder.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
+    if int(voxels.max_num_points) > 0:
+        fast.encoder.most_points, fast.encoder.most_pillars = int(voxels.max_num_points), int(voxels.max_voxels[1])
 
     def peer() -> list[Found]:
         data = structures.lidar_data([points])
