@@ -100,7 +100,7 @@ def _look(
     dtype: torch.dtype | None,
 ) -> Detections:
     near = _blocks_near_lung(volume, lungs, grid, detector.size_divisible)
-    tiles = tiling.around(near, detector.size_divisible)
+    tiles = tiling.covering(near, detector.size_divisible)
     return detect(detector, image, tiles, batch=tiling.batch, network=network, dtype=dtype)
 
 

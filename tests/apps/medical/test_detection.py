@@ -134,40 +134,17 @@ def test_fitted_tiles_cover_the_image_and_are_no_more(image):
         assert all(b - a <= tiling.size[axis] - whole.margin[axis] for a, b in pairwise(places))
 
 
-def blocks_of(tile):
-    return tuple(slice(a // unit, (a + n) // unit) for a, n, unit in zip(*tile, UNITS, strict=True))
-
-
-@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 20)] * 3), st.integers(1, 4))
-def test_tiles_around_what_is_needed_cover_it_and_are_no_larger_than_a_batch(seed, shape, pieces):
-    generator = np.random.default_rng(seed)
-    needed = np.zeros(shape, bool)
-    for _ in range(pieces):
-        ends = np.sort(generator.integers(0, np.array(shape) + 1, (2, 3)), axis=0)
-        needed[tuple(slice(a, b) for a, b in ends.T)] = True
-    tiling = Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=2)
-    tiles = tiling.around(needed, UNITS)
-    covered = np.zeros(shape, int)
-    for tile in tiles:
-        assert all(a % unit == 0 and n % unit == 0 for a, n, unit in zip(*tile, UNITS, strict=True))
-        assert all(a + n <= unit * blocks for a, n, unit, blocks in zip(*tile, UNITS, shape, strict=True))
-        # One that may be cut no further has less than twice half a tile's side along each axis.
-        assert np.prod(tile.size) <= 2 * 64 * 64 * 32
-        covered[blocks_of(tile)] += 1
-    assert covered[needed].all() and bool(tiles) == bool(needed.any())
-
-
-def test_tiles_around_two_lungs_are_less_than_half_of_the_box_around_both():
-    needed = np.zeros((20, 12, 20), bool)
-    needed[:6, :6, :], needed[14:, 6:, :] = True, True
-    tiles = Tiling(size=(160, 160, 96), margin=(16, 16, 8)).around(needed, UNITS)
-    assert sorted(tile.start for tile in tiles) == [(0, 0, 0), (224, 96, 0)]
-    assert {tile.size for tile in tiles} == {(96, 96, 160)}
-
-
-def test_tiles_share_their_margin_where_what_is_needed_goes_on():
-    tiles = Tiling(size=(64, 64, 32), margin=(16, 16, 8), batch=1).around(np.ones((7, 4, 4), bool), UNITS)
-    assert sorted(tiles) == [Tile((0, 0, 0), (64, 64, 32)), Tile((48, 0, 0), (64, 64, 32))]
+def test_tiles_that_hold_nothing_needed_are_left_out():
+    needed = np.zeros((20, 20, 12), bool)
+    tiling, units = Tiling(size=(64, 64, 32), margin=(16, 16, 8)), np.array(UNITS)
+    assert tiling.covering(needed, UNITS) == []
+    needed[3, 4, 2] = needed[18, 17, 10] = True
+    tiles = tiling.covering(needed, UNITS)
+    everything = tiling.covering(np.ones_like(needed), UNITS)
+    assert 2 <= len(tiles) < len(everything) and {tile.size for tile in tiles} == {everything[0].size}
+    for block in np.argwhere(needed):
+        low, high = block * units, (block + 1) * units
+        assert any((low >= tile.start).all() and (high <= np.add(tile.start, tile.size)).all() for tile in tiles)
 
 
 def test_what_lies_in_no_tile_gives_no_findings(detector):
