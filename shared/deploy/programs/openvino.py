@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shared.deploy.artifact import NETWORK
+from shared.deploy.artifact import NETWORK, describe_file
 from shared.deploy.programs.program import ArrayCompute, Arrays, Compute, Format, Placement, ProgramError, Source
 from shared.precision import cpu_has_bf16
 
@@ -82,8 +83,9 @@ def compile_model(
 ) -> Any:
     """The compiled model in a file. Raises ``ProgramError`` for one that this version cannot read or compile.
 
-    It is read from the folder ``kept`` where it was compiled before, and is kept there. With ``rows`` it is for
-    batches of so many rows alone.
+    It is read from the folder ``kept`` where it was compiled before, and is kept there, in a folder of its own for each
+    content: OpenVINO tells files apart by their path, size and time in whole seconds. With ``rows`` it is for batches
+    of so many rows alone.
     """
     import openvino
 
@@ -95,6 +97,7 @@ def compile_model(
     }
     if kept is not None:
         try:
+            kept = kept / content_digest(path)[:16]
             kept.mkdir(parents=True, exist_ok=True)
             settings["CACHE_DIR"] = str(kept)
         except OSError:  # a home that cannot be written to: the model is compiled each time
@@ -108,6 +111,15 @@ def compile_model(
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ProgramError(f"openvino {openvino.get_version()} cannot use {path.name}: {reason}") from error
+
+
+def content_digest(path: Path) -> str:
+    """The SHA-256 of a model's file, with that of the weights beside it where it is OpenVINO's own."""
+    digest = hashlib.sha256()
+    for file in (path, path.with_suffix(".bin")):
+        if file.is_file():
+            digest.update(str(describe_file(file)["sha256"]).encode())
+    return digest.hexdigest()
 
 
 def in_parts_of(
