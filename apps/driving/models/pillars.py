@@ -33,6 +33,7 @@ class PillarEncoder(nn.Module):
     offset: Tensor
     weight: Tensor
     bias: Tensor
+    by_point: Tensor
     rows: int
     columns: int
 
@@ -54,6 +55,9 @@ class PillarEncoder(nn.Module):
         self.register_buffer("offset", size / 2 + extent[:3])
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        # Of a point's offset from the pillar's middle, which is part of three of the features, and its intensity.
+        # mmdet3d's encoder of padded pillars writes the offset over the coordinates as well (its "legacy" way).
+        self.register_buffer("by_point", torch.cat([weight[:3] + weight[4:7] + weight[7:10], weight[3:4]]))
         # On the host, whatever the network moves to: the shape of the grid is read off them for every sweep.
         self._grid = size, extent
 
@@ -63,21 +67,22 @@ class PillarEncoder(nn.Module):
         if len(grouped.cell) > self.most_pillars:
             grouped = group_points(points_N4, *self._grid, self.most_points, self.most_pillars)
         grouped = grouped.first(self.most_points)
-        points, pillar, cell, count = points_N4[grouped.source], grouped.voxel, grouped.cell, grouped.count
-        xyz = points[:, :3]
-        mean = xyz.new_zeros(len(cell), 3).index_add_(0, pillar, xyz) / count[:, None]
-        middle = cell.flip(1).to(xyz.dtype) * self.size + self.offset
-        from_middle = xyz - middle[pillar]
-        # mmdet3d's encoder of padded pillars writes the offsets from the middle over the coordinates as well (its
-        # "legacy" way).
-        first = xyz if self.dynamic else from_middle
-        features = torch.cat([first, points[:, 3:], xyz - mean[pillar], from_middle], dim=1)
-        encoded = torch.addmm(self.bias, features, self.weight).relu_()
-        # A padded pillar that is not full has zeros among its points, which encode to the bias.
-        part_full = (count[:, None] < self.most_points) & (not self.dynamic)
-        least = torch.where(part_full, torch.relu(self.bias), torch.zeros_like(self.bias))
-        pooled = least.expand(len(cell), -1).contiguous()
-        pooled.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
+        pillar, cell, count = grouped.voxel, grouped.cell, grouped.count
+        points = points_N4.index_select(0, grouped.source)
+        middle = cell.flip(1).to(points.dtype) * self.size + self.offset
+        points[:, :3] -= middle.index_select(0, pillar)
+        mean = points.new_zeros(len(cell), 3).index_add_(0, pillar, points[:, :3]) / count[:, None]
+        # What all points of a pillar have in common is added once, behind the greatest of what they differ in.
+        common = self.bias - mean @ self.weight[4:7]
+        if self.dynamic:
+            common = common + middle @ self.weight[:3]
+        encoded = points @ self.by_point
+        greatest = encoded.new_full((len(cell), encoded.shape[1]), -torch.inf)
+        greatest.scatter_reduce_(0, pillar[:, None].expand_as(encoded), encoded, "amax")
+        pooled = (greatest + common).relu_()
+        if not self.dynamic:
+            # A padded pillar that is not full has zeros among its points, which encode to the bias.
+            pooled = torch.where(count[:, None] < self.most_points, torch.maximum(pooled, self.bias), pooled)
         canvas = pooled.new_zeros(pooled.shape[1], self.rows * self.columns)
         canvas[:, cell[:, 1] * self.columns + cell[:, 2]] = pooled.t()
         return canvas.view(1, -1, self.rows, self.columns)

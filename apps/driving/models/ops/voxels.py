@@ -75,29 +75,30 @@ class Grouped:
     count: Tensor
 
     def first(self, most: int) -> Grouped:
-        """No more than the first ``most`` points of each voxel; ``slot`` is left as empty as it may be."""
+        """No more than the first ``most`` points of each voxel, for points that stand voxel by voxel."""
         if not len(self.count) or int(self.count.max()) <= most:
             return self
-        order = self.voxel.argsort(stable=True)
-        rank = torch.arange(len(order), device=order.device) - (self.count.cumsum(0) - self.count)[self.voxel[order]]
-        kept = order[rank < most]
-        return Grouped(self.source[kept], self.voxel[kept], self.slot[:0], self.cell, self.count.clamp(max=most))
+        rank = torch.arange(len(self.voxel), device=self.voxel.device)
+        rank -= (self.count.cumsum(0) - self.count)[self.voxel]
+        kept = rank < most
+        return Grouped(self.source[kept], self.voxel[kept], rank[kept], self.cell, self.count.clamp(max=most))
 
 
 def group_pillars(points: Tensor, voxel_size: Tensor, coors_range: Tensor) -> Grouped:
     """Which of the points (N, 3 or more) lie in which voxel, every one of them; voxels by their place in the grid.
 
-    In no order of points there is nothing to sort; ``slot`` is empty.
+    Points stand voxel by voxel, those of one in the order in which they came; ``slot`` is empty.
     """
     cell, valid, shape = _cells(points, voxel_size, coors_range)
     source = valid.nonzero().squeeze(1)
-    x, y, z = cell[source].long().unbind(1)
-    place = (z * shape[1] + y) * shape[2] + x
-    taken = torch.zeros(shape[0] * shape[1] * shape[2], dtype=torch.bool, device=points.device)
-    taken[place] = True
-    voxel = (taken.cumsum(0) - 1)[place]
-    there = taken.nonzero().squeeze(1)
-    count = torch.bincount(voxel, minlength=len(there))
+    inside = cell if len(source) == len(cell) else cell[source]
+    x, y, z = inside.long().unbind(1)
+    place, source = _in_order((z * shape[1] + y) * shape[2] + x, source, len(points))
+    opens = torch.ones_like(place, dtype=torch.bool)
+    opens[1:] = place[1:] != place[:-1]
+    start, voxel = opens.nonzero().squeeze(1), opens.cumsum(0) - 1
+    count = torch.diff(start, append=start.new_full((1,), len(place)))
+    there = place[start]
     cells = torch.stack([there // (shape[1] * shape[2]), there // shape[2] % shape[1], there % shape[2]], dim=1)
     return Grouped(source, voxel, source.new_zeros(0), cells, count)
 
@@ -110,10 +111,7 @@ def group_points(points: Tensor, voxel_size: Tensor, coors_range: Tensor, max_po
         return Grouped(source, source, source, source.new_zeros(0, 3), source)
     x, y, z = cell[source].long().unbind(1)
     key = (z * height + y) * width + x
-    # The cell in the upper bits and the place among the points in the lower: one sort puts both in order.
-    bits = len(points).bit_length()
-    ordered = _sorted((key << bits) | source)
-    key, source = ordered >> bits, ordered & ((1 << bits) - 1)
+    key, source = _in_order(key, source, len(points))
     opens = torch.ones_like(key, dtype=torch.bool)
     opens[1:] = key[1:] != key[:-1]
     start, group = opens.nonzero().squeeze(1), opens.cumsum(0) - 1
@@ -130,6 +128,11 @@ def group_points(points: Tensor, voxel_size: Tensor, coors_range: Tensor, max_po
     return Grouped(source[fits], voxel[fits], slot[fits], cell, count)
 
 
-def _sorted(keys: Tensor) -> Tensor:
-    """In rising order; NumPy sorts integers several times as fast as torch does."""
-    return torch.from_numpy(np.sort(keys.numpy())) if keys.device.type == "cpu" else keys.sort()[0]
+def _in_order(key: Tensor, source: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Keys and the numbers of their points in rising order of the keys, those of one key in the points' own order."""
+    # The key in the upper bits and the number in the lower: one sort puts both in order. NumPy sorts integers several
+    # times as fast as torch does.
+    bits = points.bit_length()
+    both = (key << bits) | source
+    both = torch.from_numpy(np.sort(both.numpy())) if both.device.type == "cpu" else both.sort()[0]
+    return both >> bits, both & ((1 << bits) - 1)
