@@ -171,6 +171,29 @@ def test_identical_boxes_overlap_fully(angle, x):
     assert overlap(box, turned) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("turn", [0.0, 1e-15, 1e-12, 1e-7, 0.3])
+def test_boxes_that_share_edges_overlap_by_what_they_share(turn):
+    """Edges that lie on one another, in either direction, and those that are parallel but for rounding."""
+    cells = torch.cartesian_prod(torch.arange(4), torch.arange(4), torch.arange(1, 4), torch.arange(1, 4)).double()
+    low, size = cells[:, :2], cells[:, 2:]
+    first, second = (part.flatten() for part in torch.meshgrid(*[torch.arange(len(cells))] * 2, indexing="ij"))
+    reach = torch.minimum(low[first] + size[first], low[second] + size[second]) - torch.maximum(low[first], low[second])
+    shared = reach.clamp(min=0).prod(1)
+    expected = shared / (size[first].prod(1) + size[second].prod(1) - shared)
+    middle = low + size / 2
+    for quarter in (0, 1):
+        upright = torch.cat([middle, size, torch.zeros(len(cells), 1, dtype=torch.float64)], dim=1)
+        lying = torch.cat([middle, size.flip(1) if quarter else size, torch.full((len(cells), 1), turn)], dim=1)
+        lying[:, 4] += quarter * torch.pi / 2
+        if turn == 0.3:  # both
+            rotation = torch.tensor([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+            upright[:, :2] = lying[:, :2] = middle @ rotation
+            upright[:, 4] += turn
+        out = torch.zeros(len(first), dtype=torch.float64)
+        boxes.box_iou_rotated(upright[first], lying[second], out, aligned=True)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
 def test_degenerate_overlaps():
     box = [0.0, 0.0, 4.0, 2.0, 0.0]
     assert overlap(box, [4.0, 0.0, 4.0, 2.0, 0.0]) == pytest.approx(0, abs=1e-6)

@@ -12,6 +12,8 @@ _PAIRS = 1 << 17
 _ROUNDS = 16
 _BLOCK = 128
 _TOLERANCE = 1e-9
+_PARALLEL = 1e-9
+"""Boxes that are turned by less against each other, or against a quarter turn, are parallel."""
 
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -135,65 +137,70 @@ def _near_pairs(a_N5: Tensor, b_M5: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(first), torch.cat(second)
 
 
-def _corners(boxes_P5: Tensor) -> Tensor:
-    """(P, 4, 2) corners in order around the box."""
-    half = boxes_P5[:, None, 2:4] / 2 * boxes_P5.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    cosine, sine = boxes_P5[:, 4:].cos(), boxes_P5[:, 4:].sin()
-    x = half[..., 0] * cosine - half[..., 1] * sine + boxes_P5[:, :1]
-    y = half[..., 0] * sine + half[..., 1] * cosine + boxes_P5[:, 1:2]
-    return torch.stack([x, y], dim=-1)
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
-def _inside(points_PK2: Tensor, boxes_P5: Tensor) -> Tensor:
-    """(P, K) whether points lie in the box, its edge included."""
-    delta = points_PK2 - boxes_P5[:, None, :2]
-    cosine, sine = boxes_P5[:, 4:].cos(), boxes_P5[:, 4:].sin()
-    along = (delta[..., 0] * cosine + delta[..., 1] * sine).abs() * 2
-    across = (delta[..., 1] * cosine - delta[..., 0] * sine).abs() * 2
-    slack = _TOLERANCE * (1 + boxes_P5[:, 2:4].amax(dim=1, keepdim=True))
-    return (along <= boxes_P5[:, 2:3] + slack) & (across <= boxes_P5[:, 3:4] + slack)
-
-
 def _paired_iou(a_P5: Tensor, b_P5: Tensor, *, over_first: bool = False) -> Tensor:
     """(P,) overlaps in float64.
 
-    The intersection of two convex polygons has for corners those of each that lie in the other, and the crossings
-    of their edges; sorted about their centre they give its area (shoelace formula). Boxes with shared edges are
-    covered by the corners alone, so identical boxes overlap by 1.
+    By Green's theorem the area of the intersection is an integral along its border, which consists of the parts of
+    each box's edges that lie within the other. An edge that both have, in one direction, counts once.
     """
     a, b = a_P5.double(), b_P5.double()
-    # About the first centre, so that far boxes lose no digits.
-    origin = a[:, :2].clone()
-    a, b = a.clone(), b.clone()
-    a[:, :2] -= origin
-    b[:, :2] -= origin
-    corners_a, corners_b = _corners(a), _corners(b)
-    edges_a, edges_b = corners_a.roll(-1, 1) - corners_a, corners_b.roll(-1, 1) - corners_b
-    determinant = _cross(edges_a[:, :, None], edges_b[:, None])
-    delta = corners_b[:, None] - corners_a[:, :, None]
-    lengths = edges_a.norm(dim=-1)[:, :, None] * edges_b.norm(dim=-1)[:, None]
-    parallel = determinant.abs() <= _TOLERANCE * lengths
-    divisor = torch.where(parallel, torch.ones_like(determinant), determinant)
-    t = _cross(delta, edges_b[:, None]) / divisor
-    u = _cross(delta, edges_a[:, :, None]) / divisor
-    crossing = ~parallel & (t >= 0) & (t <= 1) & (u >= 0) & (u <= 1)
-    crossings = corners_a[:, :, None] + t[..., None] * edges_a[:, :, None]
-
-    points = torch.cat([corners_a, corners_b, crossings.flatten(1, 2)], dim=1)
-    valid = torch.cat([_inside(corners_a, b), _inside(corners_b, a), crossing.flatten(1)], dim=1)
-    number = valid.sum(1)
-    centre = (points * valid[..., None]).sum(1) / number.clamp(min=1)[:, None]
-    some = points.gather(1, valid.float().argmax(1)[:, None, None].expand(-1, 1, 2))
-    points = torch.where(valid[..., None], points, some) - centre[:, None]
-    around = torch.atan2(points[..., 1], points[..., 0]).argsort(dim=1)
-    points = points.gather(1, around[..., None].expand_as(points))
-    intersection = _cross(points, points.roll(-1, 1)).sum(1).abs() / 2
-    intersection = torch.where(number > 2, intersection, torch.zeros_like(intersection))
-
+    size_a, size_b = a[:, None, 2:4] / 2, b[:, None, 2:4] / 2
+    cosine, sine = _turned(b[:, 4:] - a[:, 4:])
+    signs = a.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners_a, corners_b = size_a * signs, size_b * signs
+    turn = torch.stack([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)], dim=1)
+    # Where the second lies in the frame of the first, and the first in that of the second.
+    cosine_a, sine_a = a[:, 4:].cos(), a[:, 4:].sin()
+    apart = b[:, :2] - a[:, :2]
+    place = torch.cat(
+        [
+            apart[:, :1] * cosine_a + apart[:, 1:] * sine_a,
+            apart[:, 1:] * cosine_a - apart[:, :1] * sine_a,
+        ],
+        dim=1,
+    )[:, None]
+    seen_b = place + corners_b @ turn
+    seen_a = (corners_a - place) @ turn.mT
+    slack = _TOLERANCE * (1 + torch.maximum(size_a, size_b).amax(dim=2))
+    along_b = (corners_b.roll(-1, 1) - corners_b) @ turn
+    along_a = (corners_a.roll(-1, 1) - corners_a) @ turn.mT
+    share_b = _share_within(seen_b, along_b, size_a, slack, shared=False)
+    share_a = _share_within(seen_a, along_a, size_b, slack, shared=True)
     area_a, area_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
+    swept = seen_b[..., 0] * along_b[..., 1] - seen_b[..., 1] * along_b[..., 0]
+    intersection = area_a * share_a.sum(1) / 4 + (share_b * swept).sum(1) / 2
+    # A box without breadth has no area, but edges.
+    broad = torch.minimum(size_a, size_b).amin(dim=2)[:, 0] > slack[:, 0]
+    intersection = torch.where(broad, intersection.clamp(min=0), torch.zeros_like(intersection))
     whole = area_a if over_first else area_a + area_b - intersection
     return torch.where(whole > 1e-14, intersection / whole.clamp(min=1e-14), torch.zeros_like(whole)).clamp(0, 1)
+
+
+def _turned(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine; those of a quarter turn where it is one but for ``_PARALLEL``."""
+    cosine, sine = angle.cos(), angle.sin()
+    aligned, across = sine.abs() <= _PARALLEL, cosine.abs() <= _PARALLEL
+    nought = torch.zeros_like(cosine)
+    return (
+        torch.where(across, nought, torch.where(aligned, cosine.sign(), cosine)),
+        torch.where(aligned, nought, torch.where(across, sine.sign(), sine)),
+    )
+
+
+def _share_within(start_PK2: Tensor, along_PK2: Tensor, half_P12: Tensor, slack_P1: Tensor, *, shared: bool) -> Tensor:
+    """(P, K) which share of each edge lies within a box about the origin, its halves being ``half``.
+
+    Edges run anticlockwise. One on the box's own border is within if ``shared``, or if it runs the other way.
+    """
+    level = along_PK2 == 0
+    forth = torch.where(level, torch.ones_like(along_PK2), along_PK2)
+    far = torch.copysign(half_P12.expand_as(forth), forth)
+    enters, leaves = (-far - start_PK2) / forth, (far - start_PK2) / forth
+    room = slack_P1[:, None].expand_as(start_PK2)
+    if not shared:
+        same = torch.stack([-along_PK2[..., 1], along_PK2[..., 0]], dim=-1) * start_PK2 < 0
+        room = torch.where(same, -room, room)
+    inside = start_PK2.abs() <= half_P12 + room
+    enters = torch.where(level, torch.where(inside, 0.0, 2.0).to(enters.dtype), enters).amax(-1).clamp(min=0)
+    leaves = torch.where(level, torch.ones_like(leaves), leaves).amin(-1).clamp(max=1)
+    return (leaves - enters).clamp(min=0)
