@@ -63,6 +63,8 @@ class _Place:
     began: float = 0.0
     again: bool = False
     """Whether what it computes may be computed again: it did not come to its worker, or a batch mate was too late."""
+    warm: bool = False
+    """Whether its worker has answered since it loaded."""
     restarts: int = 0
     failure: str | None = None
     failed_at: float = 0.0
@@ -216,8 +218,10 @@ class WorkerPool:
         batch, place.batch = place.batch, []
         place.state = "idle"
         took = time.monotonic() - place.began
-        self._batch.add(took)
-        self._share.add(took / max(1, len(batch)))
+        if place.warm:  # what is loaded and allocated with a worker's first batch does not come again
+            self._batch.add(took)
+            self._share.add(took / max(1, len(batch)))
+        place.warm = True
         if len(replies) != len(batch):
             log.error("%s: a worker gave %d replies to %d requests", self._what, len(replies), len(batch))
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
@@ -265,7 +269,7 @@ class WorkerPool:
         self._load(place)
 
     def _load(self, place: _Place) -> None:
-        place.state = "loading"
+        place.state, place.warm = "loading", False
         place.worker.start(self)
 
     def _has_failed(self, place: _Place, why: str) -> None:

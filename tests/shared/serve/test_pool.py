@@ -189,9 +189,10 @@ def test_what_is_past_its_deadline_is_stopped_and_its_batch_mates_are_computed_a
 
 def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_computed() -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
-        (measured,) = await ask(pool, 0)
-        await asyncio.sleep(0.02)
-        worker.reply()
+        for number in (8, 0):
+            (measured,) = await ask(pool, number)
+            await asyncio.sleep(0.02)
+            worker.reply()
         (first,) = await ask(pool, 1)
         for deadline_s, finish_s in ((0.01, 0.0), (60.0, 60.0)):
             began = time.monotonic()
@@ -200,11 +201,26 @@ def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_c
             assert refused.value.status == 503
         worker.reply()
         assert await value(measured) == 0 and await value(first) == -1
-        assert worker.batches == [[0], [1]] and worker.stops == 0
+        assert worker.batches == [[8], [0], [1]] and worker.stops == 0
         (alone,) = await ask(pool, 3, deadline_s=0.01)
         assert worker.batches[-1] == [3], "where a worker is free, one is begun whatever was measured"
         worker.reply()
         assert await value(alone) == -3
+
+    play(script, Scripted())
+
+
+def test_a_worker_s_first_batch_does_not_say_how_long_others_take() -> None:
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        for _ in range(2):
+            (first,) = await ask(pool, 0)
+            await asyncio.sleep(0.05)  # it imports what it needs
+            waiting = await ask(pool, 1, 2, deadline_s=0.1)
+            worker.reply()
+            worker.reply()
+            assert [await value(task) for task in (first, *waiting)] == [0, -1, -2]
+            worker.end()
+            worker.ready()
 
     play(script, Scripted())
 
