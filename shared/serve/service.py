@@ -26,6 +26,7 @@ from shared.serve.runtime.job_runner import JobRunner
 from shared.serve.runtime.limits import Busy, RequestLimit, Spread, loaded, too_late, until
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.models import application_workers
+from shared.serve.runtime.places import Place
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
@@ -116,13 +117,13 @@ class Service:
             self._limit.check()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Counts one request while it is answered, from before its body is read. Raises ``Busy`` (503)."""
+    def admit(self) -> Iterator[Place]:
+        """Gives one request its place while it is answered, from before its body is read. Raises ``Busy`` (503)."""
         with ExitStack() as stack:
             model = self.model.value
             with nullcontext() if model is None else model.metrics.failures():
-                stack.enter_context(self._limit.admit())
-            yield
+                place = stack.enter_context(self._limit.admit())
+            yield place
 
     async def submit(
         self,

@@ -14,6 +14,7 @@ from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.metrics import Metrics
 from shared.serve.runtime.connection import within_upload_limits
+from shared.serve.runtime.places import Place
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.records import Case
@@ -78,13 +79,16 @@ async def get_interface(trivium_interface: Annotated[str | None, Header(include_
 InterfaceDep = Annotated[str, Depends(get_interface)]
 
 
-async def admit(service: ServiceDep) -> AsyncIterator[None]:
-    """Counts the request, before its body is read and until its answer is there; 503 where there is no room."""
-    with service.admit():
-        yield
+async def admit(service: ServiceDep) -> AsyncIterator[Place]:
+    """The request's place, before its body is read and until its answer is there; 503 where there is no room."""
+    with service.admit() as place:
+        yield place
 
 
-async def get_folder(service: ServiceDep, _: Annotated[None, Depends(admit, scope="function")]) -> AsyncIterator[Path]:
+PlaceDep = Annotated[Place, Depends(admit, scope="function")]
+
+
+async def get_folder(service: ServiceDep, _: PlaceDep) -> AsyncIterator[Path]:
     """A folder for the files of an admitted request, removed afterwards."""
     async with contextmanager_in_threadpool(service.incoming()) as folder:
         yield folder
@@ -93,12 +97,12 @@ async def get_folder(service: ServiceDep, _: Annotated[None, Depends(admit, scop
 FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
 
 
-async def get_upload(request: Request, service: ServiceDep, folder: FolderDep) -> Upload:
+async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, place: PlaceDep) -> Upload:
     """The form of an admitted request, its files streamed to disk within the server's limits."""
     settings = service.settings
     with full_disk_named("the upload cannot be taken"):
         return await receive(
-            within_upload_limits(request, settings),
+            within_upload_limits(request, settings, place),
             request.headers,
             folder,
             max_bytes=settings.max_upload_bytes,

@@ -228,7 +228,7 @@ class GrpcService:
     async def _infer(self, request: Any, context: Any) -> Any:
         networks = self._networks
         network = networks.find(request.model_name, request.model_version or None)
-        with network.metrics.failures(), network.limit.admit(), networks.memory.reserve() as reserve:
+        with network.metrics.failures(), network.limit.admit() as place, networks.memory.reserve(place) as reserve:
             reserve(request.ByteSize())
             body, length = grpc_tensors.request_body(request)
             parts, _ = await network.infer(body, length)

@@ -20,6 +20,7 @@ from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import receive_into, while_connected, within_upload_limits
 from shared.serve.runtime.models import processes_wanted
+from shared.serve.runtime.places import Place
 from shared.serve.worker.codec import BadTensor
 from shared.serve.worker.messages import MOST_INLINE, Blob, SharedBytes
 from shared.serve.worker.schemas import InferenceRequest, InferenceResponse
@@ -88,12 +89,12 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
     settings = networks.settings
     with (
         network.metrics.failures(),
-        network.limit.admit(),
-        networks.memory.reserve() as reserve,
+        network.limit.admit() as place,
+        networks.memory.reserve(place) as reserve,
         ExitStack() as stack,
     ):
         header_length = _header_length(request.headers.get(_LENGTH), settings.max_json_bytes)
-        body = await _body(request, header_length, networks, network, reserve, stack)
+        body = await _body(request, header_length, networks, network, place, reserve, stack)
         parts, binary = await while_connected(request, network.infer(body, header_length))
     headers = {_LENGTH: str(len(parts[0]))} if binary else {}
     parts, packed = await _packed(parts, request.headers.get("accept-encoding", ""))
@@ -143,6 +144,7 @@ async def _body(
     header_length: int | None,
     networks: Networks,
     network: NetworkModel,
+    place: Place,
     reserve: Callable[[int], None],
     stack: ExitStack,
 ) -> bytearray | SharedBytes:
@@ -167,9 +169,9 @@ async def _body(
         raise refusal
     if known:
         reserve(int(stated))
-        return await _stated_body(request, int(stated), header_length or 0, networks, network, stack)
+        return await _stated_body(request, int(stated), header_length or 0, networks, network, place, stack)
     body = bytearray()
-    async for received in within_upload_limits(request, settings):
+    async for received in within_upload_limits(request, settings, place):
         for chunk in [received] if unpacked is None else unpacked(received):
             if len(body) + len(chunk) > most:
                 raise refusal
@@ -179,20 +181,20 @@ async def _body(
 
 
 async def _stated_body(
-    request: Request, size: int, header: int, networks: Networks, network: NetworkModel, stack: ExitStack
+    request: Request, size: int, header: int, networks: Networks, network: NetworkModel, place: Place, stack: ExitStack
 ) -> bytearray | SharedBytes:
     """A body whose size is stated, which HTTP holds it to; a large one in memory that a worker process can read."""
     settings = networks.settings
     if size < MOST_INLINE or not processes_wanted(settings):
         body = bytearray()
-        async for chunk in within_upload_limits(request, settings):
+        async for chunk in within_upload_limits(request, settings, place):
             body += chunk
         return body
     turn, left = stack.enter_context(network.turns.join()), size
     with network.limit.held_back():
         await network.turns.wait(turn)
     shared = networks.shared_memory.take(size, header, network.room(size))
-    async with aclosing(receive_into(request, shared.body, settings)) as coming:
+    async with aclosing(receive_into(request, shared.body, settings, place)) as coming:
         async for came in coming:
             left -= came
             if left > 0:

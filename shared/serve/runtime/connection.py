@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,11 +14,13 @@ from starlette.types import Message
 
 from shared.errors import InvalidInputError
 from shared.serve.runtime.large_bodies import take_rest
+from shared.serve.runtime.places import Place
 from shared.serve.settings import Settings
 
 Result = TypeVar("Result")
 _DRAIN_S = 10.0
 RATE_WINDOW_S = 10.0
+STALLED_S = 2.0
 _WATCH_AFTER_S = 0.25
 _LOOK_EVERY_S = 1.0
 _NOTHING_YET: Message = {"type": "http.request", "more_body": True}
@@ -65,22 +68,23 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def within_upload_limits(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+async def within_upload_limits(request: Request, settings: Settings, place: Place) -> AsyncIterator[bytes]:
     """The chunks of a request's body; refuses (408) one that stops, comes too slowly, or takes too long as a whole.
 
     Only the time that the server waits for the client counts. The rate is measured over ten seconds each, so that a
-    client that sent much at once cannot trickle the rest. Raises ``ClientDisconnect`` where the client goes away.
+    client that sent much at once cannot trickle the rest; over two seconds where the ``place`` is wanted by others.
+    Raises ``ClientDisconnect`` where the client goes away.
     """
-    clock = _UploadClock(settings)
+    clock = _UploadClock(settings, place)
     while True:
-        began, message = time.monotonic(), _NOTHING_YET
+        message = _NOTHING_YET
         with suppress(TimeoutError):
-            async with asyncio.timeout(clock.patience_s()):
+            async with clock.waiting():
                 message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = message.get("body", b"")
-        clock.count(time.monotonic() - began, len(chunk))
+        clock.count(len(chunk))
         if chunk:
             yield chunk
         if not message.get("more_body", False):
@@ -88,7 +92,7 @@ async def within_upload_limits(request: Request, settings: Settings) -> AsyncIte
             return
 
 
-async def receive_into(request: Request, into: memoryview, settings: Settings) -> AsyncGenerator[int]:
+async def receive_into(request: Request, into: memoryview, settings: Settings, place: Place) -> AsyncGenerator[int]:
     """Writes a request's body of this size to memory: how many bytes came, again and again, within the same limits.
 
     Where the server can, they come there from the connection without a copy.
@@ -96,22 +100,21 @@ async def receive_into(request: Request, into: memoryview, settings: Settings) -
     rest = take_rest(request, into)
     if rest is None:
         at = 0
-        async for chunk in within_upload_limits(request, settings):
+        async for chunk in within_upload_limits(request, settings, place):
             into[at : at + len(chunk)] = chunk
             at += len(chunk)
             yield len(chunk)
         return
-    clock = _UploadClock(settings)
+    clock = _UploadClock(settings, place)
     try:
         while True:
-            began = time.monotonic()
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(clock.patience_s(), _LOOK_EVERY_S)):
+                async with clock.waiting(_LOOK_EVERY_S):
                     await rest.wait()
             if rest.disconnected:
                 raise ClientDisconnect
             came = rest.taken()
-            clock.count(time.monotonic() - began, came)
+            clock.count(came)
             if not rest.left:
                 request.scope[_WHOLE] = True
             if came:
@@ -125,24 +128,44 @@ async def receive_into(request: Request, into: memoryview, settings: Settings) -
 class _UploadClock:
     """How long a client may be waited for: since its last bytes, in the current window, and in all."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._idle_s = self._whole_s = self._window_s = 0.0
+    def __init__(self, settings: Settings, place: Place) -> None:
+        self._settings, self._place = settings, place
+        self._idle_s = self._whole_s = self._window_s = self._began = 0.0
         self._received = 0
+        self._limit: asyncio.Timeout | None = None
+        self._gave_way = False
 
-    def patience_s(self) -> float:
-        """Seconds until the next limit."""
+    @asynccontextmanager
+    async def waiting(self, most_s: float = math.inf) -> AsyncIterator[None]:
+        """Waits for the client inside, until the next limit or for so many seconds; then raises ``TimeoutError``."""
         given = self._settings
         left = (given.deadline_s - self._idle_s, given.upload_s - self._whole_s, RATE_WINDOW_S - self._window_s)
-        return max(0.0, min(left))
+        self._began, self._place.upload = time.monotonic(), self
+        try:
+            async with asyncio.timeout(max(0.0, min(*left, most_s))) as self._limit:
+                yield
+        finally:
+            self._place.upload = None
 
-    def count(self, waited_s: float, size: int) -> None:
+    def give_way(self) -> bool:
+        """Whether less than the least rate came in the current window, of which two seconds have passed at least."""
+        window_s = self._window_s + time.monotonic() - self._began
+        if window_s < STALLED_S or self._received >= self._settings.min_upload_rate * window_s:
+            return False
+        self._gave_way, self._place.upload = True, None
+        assert self._limit is not None
+        self._limit.reschedule(asyncio.get_running_loop().time())
+        return True
+
+    def count(self, size: int) -> None:
         """Counts what was waited and what came. Raises ``InvalidInputError`` (408) at a limit."""
-        given = self._settings
+        given, waited_s = self._settings, time.monotonic() - self._began
         self._idle_s = 0.0 if size else self._idle_s + waited_s
         self._whole_s += waited_s
         self._window_s += waited_s
         self._received += size
+        if self._gave_way:
+            raise _too_slow("the request came slowly, and another needed its place")
         if self._idle_s >= given.deadline_s:
             raise _too_slow(f"nothing more of the request came for {given.deadline_s:g} seconds")
         if self._whole_s >= given.upload_s:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import InvalidInputError
 from shared.serve.runtime.loading import Loaded, LoadOnce
+from shared.serve.runtime.places import Place, take_from_stalled
 
 _MEASURED, _LEAST_MEASURED = 16, 4
 _SOON_S = 2.0
@@ -65,14 +66,16 @@ class Spread:
 class RequestLimit:
     """At most ``most`` requests at a time, and no more than can be answered before the deadline.
 
-    A request is admitted before its body is read, and counts until answered. How many can be answered follows from the
+    A request is admitted before its body is read, and counts until answered, or until its upload stalls while another
+    finds no place. How many can be answered follows from the
     time that passed for each of the last answers while requests were waiting for them, and from how much later than
     that foretold the last answers came: storing, batch mates and a busy machine add to it.
     """
 
     def __init__(self, what: str, most: int, deadline_s: float = math.inf) -> None:
         self._what, self._most, self._deadline_s = what, most, deadline_s
-        self._inside = self._computing = self._held_back = 0
+        self._computing = self._held_back = 0
+        self._inside: dict[Place, None] = {}
         self._admitted: deque[float] = deque(maxlen=most)
         self._last_answer = -math.inf
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
@@ -80,8 +83,10 @@ class RequestLimit:
 
     def check(self) -> None:
         """Raises ``Busy`` where a request would not be admitted."""
-        if self._inside >= self._most:
-            raise Busy(self._what)
+        if len(self._inside) >= self._most:
+            if (stalled := take_from_stalled(self._inside)) is None:
+                raise Busy(self._what)
+            del self._inside[stalled]
         ahead = self._ahead()
         # Where nothing is ahead, one is let in whatever was measured: the times may have changed.
         if ahead and (foretold_s := self._foretold_s(ahead)) is not None:
@@ -91,21 +96,22 @@ class RequestLimit:
                 raise Busy(self._what, reason, max(1, math.ceil(expected_s - self._deadline_s)))
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Counts one request while the block lasts. Raises ``Busy`` where there is no room."""
+    def admit(self) -> Iterator[Place]:
+        """Gives one request its place while the block lasts. Raises ``Busy`` where there is none."""
         self.check()
         self._admitted.append(time.monotonic())
-        self._inside += 1
+        place = Place()
+        self._inside[place] = None
         try:
-            yield
+            yield place
         finally:
-            self._inside -= 1
+            self._inside.pop(place, None)
 
     def _ahead(self) -> int:
         """How many requests will be computed before a new one: a body that is long in coming may be overtaken."""
         while self._admitted and time.monotonic() - self._admitted[0] >= _SOON_S:
             self._admitted.popleft()
-        soon = min(len(self._admitted), self._inside - self._computing)
+        soon = min(len(self._admitted), len(self._inside) - self._computing)
         return self._computing + max(soon, self._held_back)
 
     @contextmanager
@@ -147,27 +153,28 @@ class RequestLimit:
 
 
 class MemoryLimit:
-    """At most ``most`` bytes of request bodies, those of all requests together."""
+    """At most ``most`` bytes of request bodies, those of all requests together; one that stalls gives way to others."""
 
     def __init__(self, what: str, most: int) -> None:
-        self._what, self._most, self._held = what, most, 0
+        self._what, self._most = what, most
+        self._held: dict[Place, int] = {}
 
     @contextmanager
-    def reserve(self) -> Iterator[Callable[[int], None]]:
+    def reserve(self, place: Place) -> Iterator[Callable[[int], None]]:
         """Gives a function that reserves so many bytes more, or raises ``Busy``; all are freed when the block ends."""
-        reserved = 0
 
         def reserve(size: int) -> None:
-            nonlocal reserved
-            if self._held + size > self._most:
-                raise Busy(self._what)
-            self._held += size
-            reserved += size
+            while sum(self._held.values()) + size > self._most:
+                stalled = take_from_stalled(self._held) if size <= self._most else None
+                if stalled is None:
+                    raise Busy(self._what)
+                del self._held[stalled]
+            self._held[place] = self._held.get(place, 0) + size
 
         try:
             yield reserve
         finally:
-            self._held -= reserved
+            self._held.pop(place, None)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ import pytest
 from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.runtime.limits import Busy, MemoryLimit
+from shared.serve.runtime.places import Place
 from shared.serve.settings import Settings
 from tests.conftest import serving
 from tests.shared.serve.echo import Echo, csv, until
@@ -72,7 +73,7 @@ def live(settings: Settings, echo_app: App) -> Iterator[Callable[..., Live]]:
 
 @pytest.mark.parametrize("path", ["/api/echo/predict", INFER])
 def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live], path: str) -> None:
-    server = live(queue_length=1, max_batch=1)
+    server = live(queue_length=1, max_batch=1, min_upload_rate=0)
     form = "Content-Type: multipart/form-data; boundary=x"
     begun = [server.send(path, b"--x", 1000, form) for _ in range(2)]
     until(lambda: server.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 503)
@@ -85,7 +86,7 @@ def test_a_request_is_admitted_before_its_body_is_read(live: Callable[..., Live]
 
 
 def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callable[..., Live]) -> None:
-    server = live()
+    server = live(min_upload_rate=0)
     headers = {"Inference-Header-Content-Length": "2"}
     begun = [server.send(INFER, b"", 100_000, "Inference-Header-Content-Length: 2") for _ in range(4)]
     until(lambda: server.post(INFER, content=b"{}", headers=headers).status_code == 503)
@@ -95,12 +96,12 @@ def test_bodies_of_tensors_share_the_memory_that_there_is_for_them(live: Callabl
 
 def test_memory_is_freed() -> None:
     memory = MemoryLimit("it", 10)
-    with memory.reserve() as reserve, memory.reserve() as other:
+    with memory.reserve(Place()) as reserve, memory.reserve(Place()) as other:
         reserve(4)
         other(6)
         with pytest.raises(Busy):
             reserve(1)
-    with memory.reserve() as reserve:
+    with memory.reserve(Place()) as reserve:
         reserve(10)
 
 

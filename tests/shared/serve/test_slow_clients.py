@@ -83,6 +83,47 @@ def test_what_came_fast_at_first_does_not_allow_to_trickle_the_rest(
     assert read(sent)[0] == 408
 
 
+@pytest.mark.parametrize("path", [PREDICT, INFER])
+def test_uploads_that_stall_do_not_shut_others_out(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(connection, "STALLED_S", 0.2)
+    address = start(stack, settings, echo_app, queue_length=3, max_batch=1, min_upload_rate=1000)
+    slow = [connect(stack, address, head(path, 90_000)) for _ in range(4)]
+    began, small = time.monotonic(), head(path, 2) + b"{}"
+    assert until_status(stack, address, small, (400, 415)) and time.monotonic() - began < 5
+    (given_up,) = select.select(slow, [], [], 5)[0]
+    assert read(given_up) == (408, given_up_for_another(path))
+    assert not select.select([one for one in slow if one is not given_up], [], [], 0)[0], "the others go on"
+
+
+def test_memory_for_bodies_that_stall_is_given_to_others(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "STALLED_S", 0.2)
+    address = start(stack, settings, echo_app, min_upload_rate=1000)
+    stalled = head(INFER, settings.max_tensor_bytes).replace(
+        b"\r\n\r\n", b"\r\nInference-Header-Content-Length: 2\r\n\r\n"
+    )
+    slow = [connect(stack, address, stalled) for _ in range(4)]
+    assert until_status(stack, address, head(INFER, 2) + b"{}", (400,))
+    assert len(select.select(slow, [], [], 5)[0]) == 1
+
+
+def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, wanted: tuple[int, ...]) -> bool:
+    """Asks until the answer has one of these statuses, and is told 503 before."""
+    found = [read(connect(stack, address, request))[0]]
+    while found[-1] == 503 and len(found) < 500:
+        time.sleep(0.01)
+        found.append(read(connect(stack, address, request))[0])
+    return found[0] == 503 and found[-1] in wanted
+
+
+def given_up_for_another(path: str) -> str:
+    words = "the request came slowly, and another needed its place; send it again"
+    return f'{{"{"error" if path == INFER else "detail"}":"{words}"}}'
+
+
 def test_an_upload_takes_a_bounded_time_as_a_whole(stack: ExitStack, settings: Settings, echo_app: App) -> None:
     sent = connect(stack, start(stack, settings, echo_app, upload_s=0.5, min_upload_rate=0), head(PREDICT, 90_000))
     assert trickle(sent, 300) < 300
