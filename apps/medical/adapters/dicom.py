@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ _LOSSY = (
 """JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, and HTJ2K, which may lose."""
 
 MAX_ACROSS = 8192
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_ALWAYS_TAKEN_BYTES, _MOST_EXPANSION, _PORTION = 16 << 20, 200, 1 << 20
 _PIXELS = b"\xe0\x7f\x10\x00"
 """The tag of PixelData (7FE0,0010) in little endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -85,6 +89,7 @@ def _parse(member: Member, content: bytes) -> list[Slice]:
     from pydicom.dataset import Dataset
     from pydicom.errors import InvalidDicomError
 
+    _must_not_grow(member, content)
     # Its warnings cite values, which may name the patient, on the terminal.
     config.settings.reading_validation_mode = config.IGNORE
     try:
@@ -117,6 +122,26 @@ def _parse(member: Member, content: bytes) -> list[Slice]:
     if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
         raise InvalidInputError(f"{member.label} is a DICOM file that ends within its header; export it again")
     return []
+
+
+def _must_not_grow(member: Member, content: bytes) -> None:
+    """Refuses a deflated dataset (PS3.5 A.5) larger than ``_ALWAYS_TAKEN_BYTES`` and 200 times its size.
+
+    pydicom unpacks it whole, wherever it is to stop.
+    """
+    start = 144 + int.from_bytes(content[140:144], "little")  # PS3.10 7.1: what stands before has this length
+    if content[128:132] != b"DICM" or _DEFLATED not in content[:start]:
+        return
+    most = max(_ALWAYS_TAKEN_BYTES, _MOST_EXPANSION * len(content))
+    unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), content[start:], 0
+    with suppress(zlib.error):  # whoever reads it says what is damaged
+        while packed and not unpacker.eof:
+            size += len(unpacker.decompress(packed, _PORTION))
+            if size > most:
+                raise InvalidInputError(
+                    f"{member.label} would unpack to more than {_MOST_EXPANSION} times its size", status=413
+                )
+            packed = unpacker.unconsumed_tail
 
 
 def _must_be_ct(part: Slice) -> None:

@@ -6,11 +6,13 @@ import io
 import random
 import re
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.types import CTVolume
@@ -172,3 +174,35 @@ def test_loss_in_compression_is_told(scan, tmp_path, tags, words):
 def test_of_images_without_loss_nothing_is_told(scan, tmp_path):
     for tags in ({}, {"LossyImageCompression": "00", "LossyImageCompressionRatio": "1"}):
         assert read_volume([pack(tmp_path, members(scan, **tags))]).remarks == ()
+
+
+def deflated(content: bytes, more: int) -> bytes:
+    """The file in the deflated transfer syntax, so many zeros after its last element."""
+    data = dcmread(io.BytesIO(content))
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    out = io.BytesIO()
+    data.save_as(out, enforce_file_format=True)
+    if not more:
+        return out.getvalue()
+    start = 144 + int.from_bytes(out.getvalue()[140:144], "little")
+    plain, packer = zlib.decompress(out.getvalue()[start:], -zlib.MAX_WBITS), zlib.compressobj(9, wbits=-15)
+    # A value of zeros in a private element: (7FE1,0010) OB.
+    element = b"\xe1\x7f\x10\x00OB\0\0" + more.to_bytes(4, "little")
+    zeros = bytes(1 << 20)
+    parts = [packer.compress(plain + element), *(packer.compress(zeros) for _ in range(more >> 20)), packer.flush()]
+    return out.getvalue()[:start] + b"".join(parts)
+
+
+def test_a_deflated_series_is_read_and_one_that_grows_without_measure_is_not_unpacked(scan, tmp_path):
+    slices = {name: deflated(content, 0) for name, content in members(scan).items()}
+    assert np.array_equal(read_volume([pack(tmp_path, slices)]).voxels_zyx, scan.voxels_zyx)
+    large = tmp_path / "large.dcm"
+    large.write_bytes(deflated(next(iter(members(scan).values())), 64 << 20))
+    assert large.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInputError, match=r"large.dcm would unpack to more than .* its size") as refusal:
+            read_volume([large])
+        assert refusal.value.status == 413 and tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()
