@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
 
@@ -27,6 +29,7 @@ from shared.serve.settings import Settings
 
 log = logging.getLogger("trivium.serve")
 _GRACE_S = 5
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 _POLL_S = 0.05
 _COLLECT_AFTER = 50_000
 """Objects made and not freed, after which Python's collector looks for cycles; 700 are its own default."""
@@ -48,16 +51,9 @@ def _serve(settings: Settings, demo: bool) -> None:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     listener = listen(settings.host, settings.port)
     application = create_app(settings, hosts=own_hosts(settings.host))
-    logs = uvicorn.config.LOGGING_CONFIG
-    access = {"handlers": ["plain"], "level": "WARNING" if demo else "INFO", "propagate": False}
-    handlers = {**logs["handlers"], "plain": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}
-    handler = {
-        "trivium.access": access,
-        "trivium": {"handlers": ["default"], "level": "WARNING" if demo else "INFO", "propagate": False},
-    }
     config = uvicorn.Config(
         application,
-        log_config={**logs, "handlers": handlers, "loggers": {**logs["loggers"], **handler}},
+        log_config=log_config(quiet=demo),
         log_level="warning" if demo else "info",
         http=with_header_deadline(settings.header_s),
         ws="none",
@@ -75,6 +71,17 @@ def _serve(settings: Settings, demo: bool) -> None:
     )
     with listener:
         server.run(sockets=[listener])
+
+
+def log_config(*, quiet: bool) -> dict[str, Any]:
+    """uvicorn's, with the time before each message, and our own: answers as plain lines on stdout, the rest as its."""
+    logs, level = copy.deepcopy(uvicorn.config.LOGGING_CONFIG), "WARNING" if quiet else "INFO"
+    if not quiet:
+        logs["formatters"]["default"] |= {"fmt": "%(asctime)s %(levelprefix)s %(message)s", "datefmt": _TIME}
+    logs["handlers"]["plain"] = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
+    logs["loggers"]["trivium.access"] = {"handlers": ["plain"], "level": level, "propagate": False}
+    logs["loggers"]["trivium"] = {"handlers": ["default"], "level": level, "propagate": False}
+    return logs
 
 
 @contextmanager

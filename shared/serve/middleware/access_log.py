@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +20,7 @@ _USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
 
 class AccessLog:
-    """Logs method, path, status, milliseconds and identifier as JSON, and counts the latency in a histogram.
+    """Logs time, method, path, status, milliseconds and identifier as JSON, and counts the latency in a histogram.
 
     The identifier is the one that the request brings in ``X-Request-Id``, where it is fit for a log, else a new one.
     The query, which may hold names, is left out. The milliseconds are those to the answer's last byte.
@@ -60,10 +61,11 @@ def usable_identifier(given: str) -> str:
 def log_answer(
     metrics: Metrics, number: str, client: str, method: str, path: str, pattern: str, status: int, seconds: float
 ) -> None:
-    """Counts an answer under the pattern of its path, and logs it under its identifier."""
+    """Counts an answer under the pattern of its path, and logs it under its identifier; ``time`` is that of its end."""
     metrics.requested(pattern, method, status, seconds)
     if log.isEnabledFor(logging.INFO):
-        line = {"request": number, "client": client, "method": method, "path": path, "status": status}
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
         log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1)}))
 
 

@@ -88,7 +88,11 @@ def _use_gpu(number: int, device: str) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     worker: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s:     worker %(process)d: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
     given = Work(**json.loads(sys.argv[3]))
     _bind_to(int(sys.argv[2]))
     if given.memory_bytes is not None:

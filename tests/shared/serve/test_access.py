@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
@@ -18,11 +19,14 @@ PREDICT = "/api/echo/predict"
 def test_every_answer_carries_the_identifier_of_its_line_in_the_log(
     echo_client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
+    began = datetime.now(UTC)
     with caplog.at_level(logging.INFO, "trivium.access"):
         given = echo_client.get("/v2/health/live?secret=1", headers={"X-Request-Id": "abc-1"})
         made = [echo_client.get("/none", headers={"X-Request-Id": bad}) for bad in ("", "a b", "x" * 200, 'a"\n')[:3]]
     lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
     assert given.headers["X-Request-Id"] == "abc-1"
+    moments = [began - timedelta(milliseconds=1), *(datetime.fromisoformat(line.pop("time")) for line in lines)]
+    assert moments == sorted(moments) and moments[-1] <= datetime.now(UTC)
     assert lines[0] | {"ms": 0} == {
         "request": "abc-1",
         "client": "testclient",

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2 as httpx
@@ -135,6 +136,20 @@ def _answers(address: str) -> bool:
         return httpx.get(address, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_message_in_the_log_says_when(tmp_path: Path) -> None:
+    program = _PROGRAM.replace(", demo=True", "")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as server:
+        assert server.stderr is not None
+        began, line = datetime.now(UTC), server.stderr.readline()
+        server.terminate()
+        server.communicate(timeout=60)
+    moment, level, words = line.split(maxsplit=2)
+    assert abs(datetime.fromisoformat(moment) - began) < timedelta(minutes=2)
+    assert level == "INFO:" and words.startswith("Started server process")
 
 
 def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
