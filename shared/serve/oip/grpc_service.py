@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote
 
@@ -20,11 +21,11 @@ from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import grpc_tensors, repository, routes
 from shared.serve.oip.grpc_messages import PACKAGE, message
+from shared.serve.oip.grpc_upload import Upload
 from shared.serve.oip.networks import Networks
 from shared.serve.oip.schemas import RepositoryParameters, ServerReady
-from shared.serve.runtime import connection
-from shared.serve.runtime.limits import Busy
-from shared.serve.runtime.received_bytes import received_bytes
+from shared.serve.runtime.limits import Busy, RequestLimit
+from shared.serve.runtime.places import Place
 
 log = logging.getLogger("trivium.serve")
 _SERVICE = f"{PACKAGE}.GRPCInferenceService"
@@ -42,6 +43,8 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _STOP_S = 1.0
+_CALLS = 10
+"""For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
 Method = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -56,6 +59,7 @@ class GrpcService:
         self._networks: Networks = state.networks
         self._drain: Drain = state.drain
         self._places: ClientPlaces = state.client_places
+        self._coming = RequestLimit("the server", self._networks.settings.request_limit)
 
     async def start(self, host: str, port: int) -> tuple[Any, int]:
         """Listens, and gives the server and the port. Raises ``InvalidInputError`` for an address that is taken."""
@@ -66,7 +70,7 @@ class GrpcService:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=self._networks.settings.request_limit,
+            maximum_concurrent_rpcs=_CALLS * self._networks.settings.request_limit,
         )
         server.add_generic_rpc_handlers((self._handlers(),))
         address = f"[{host}]" if ":" in host else host
@@ -117,7 +121,7 @@ class GrpcService:
             await context.send_initial_metadata((("x-request-id", number),))
             began, status = time.monotonic(), 499
             try:
-                request = await self._received(requests, str(context.peer()))
+                request = await self._received(requests, str(context.peer()), works=works)
                 reply = await (self._work(method, request, context) if works else method(request, context))
                 status = 200
                 return reply
@@ -140,32 +144,10 @@ class GrpcService:
 
         return answer
 
-    async def _received(self, requests: AsyncIterator[Any], peer: str) -> Any:
-        """The message of a call; refuses (408) one that is not there in time: its call takes the place of another.
-
-        So one whose connection brings less than the least rate. What other calls bring over it counts as well.
-        """
-        given = self._networks.settings
-        seconds = min(given.upload_s, given.deadline_s)
-        ends, before = time.monotonic() + seconds, 0
-        message = asyncio.ensure_future(anext(requests))
-        try:
-            while not message.done():
-                window_s = min(connection.RATE_WINDOW_S, ends - time.monotonic())
-                await asyncio.wait({message}, timeout=max(0.0, window_s))
-                if message.done():
-                    break
-                if time.monotonic() >= ends:
-                    raise InvalidInputError(f"the message did not come within {seconds:g} seconds", status=408)
-                received = received_bytes(*_address(peer))
-                if received is not None and received - before < given.min_upload_rate * window_s:
-                    raise connection.too_slow_a_rate(given.min_upload_rate)
-                before = received or 0
-            return message.result()
-        except StopAsyncIteration:
-            raise InvalidInputError("the call has no message", status=400) from None
-        finally:
-            message.cancel()
+    async def _received(self, requests: AsyncIterator[Any], peer: str, *, works: bool) -> Any:
+        """The message of a call, which has a place while it comes where it is one that works. Raises ``Busy``."""
+        with self._coming.admit() if works else nullcontext(Place()) as place:
+            return await Upload(requests, *_address(peer), self._networks.settings).whole(place)
 
     async def _work(self, method: Method, request: Any, context: Any) -> Any:
         if self._drain.begun:

@@ -318,6 +318,26 @@ def test_a_message_that_trickles_is_given_up_for_the_least_rate(
         assert "more slowly than 10000 bytes per second (TRIVIUM_MIN_UPLOAD_RATE)" in call.details()
 
 
+def test_messages_that_stall_shut_out_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STALLED_S", 0.2)
+    given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
+    application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
+    with serving(application), unsent(application, 2) as (channel, calls):  # all the places that there are
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=LIMIT_S).live
+
+        def status() -> Any:
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.ModelInfer(service_pb2.ModelInferRequest(model_name="none"), timeout=LIMIT_S)
+            return refused.value.code()
+
+        until(lambda: status() == grpc.StatusCode.NOT_FOUND)
+        until(lambda: sum(call.done() for call in calls) == 1)
+        (given_up,) = (call for call in calls if call.done())
+        assert given_up.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "another needed its place" in given_up.details()
+
+
 def test_the_kernel_says_how_much_has_come_over_a_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         host, port = client.getsockname()
