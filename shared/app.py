@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -31,13 +31,15 @@ class DenseNetwork:
 
     ``inputs`` are example tensors by name, in the order of ``module.forward``; axis 0 of each is the batch, unless
     ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}); an axis called
-    ``16*x`` is a multiple of 16.
+    ``16*x`` is a multiple of 16. ``logits`` are those outputs that are logits of scores, one a channel (axis 1): what
+    else is said of a cell counts as much as its score, so that a quantised network is compared where it matters.
     """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] | None = None
+    logits: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +127,9 @@ class App:
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
     score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
+    training_cases  inputs of a predictor from what a data set has to learn from, evenly chosen: data set, the recipe's
+                 input, at most how many. What a network is quantised on; None for the samples
+    served_with  the artifacts that one is always served with, such as a second stage: they are scored together
     score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
                  option name
     result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
@@ -158,6 +163,8 @@ class App:
     importers: Callable[[], Mapping[str, Importer]] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None
+    training_cases: Callable[[DataConfig, Any, int], Iterator[Any]] | None = None
+    served_with: Callable[[Artifact], Sequence[Artifact]] = lambda artifact: ()
     score_files: Callable[[Mapping[str, Path]], Table] | None = None
     result_table: Callable[[Mapping[str, Any]], Table] | None = None
     case_label: Callable[[Mapping[str, Any]], str] | None = None

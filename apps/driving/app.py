@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,12 @@ def _score(predictor: Any, data: Any, limit: int | None) -> Sequence[DomainScore
     return score(predictor, data, limit)
 
 
+def _training_cases(data: Any, input: Any, most: int) -> Iterator[Any]:
+    from apps.driving.datasets.frame_data import training_frames
+
+    return training_frames(data, input, most)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.driving.samples import samples
 
@@ -133,6 +139,7 @@ app = App(
     data_sets=_data_sets,
     evaluate=_evaluate,
     score=_score,
+    training_cases=_training_cases,
     samples=_samples,
     reproduce=_reproduce,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,18 @@ def _score(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) 
     return score(predictor, data, limit)
 
 
+def _training_cases(data: DataConfig, input: Any, most: int) -> Iterator[Any]:
+    from apps.medical.datasets import training_volumes
+
+    return training_volumes(data, most)
+
+
+def _served_with(artifact: Artifact) -> Sequence[Artifact]:
+    from apps.medical.predictor import served_with
+
+    return served_with(artifact, ROOT / "weights")
+
+
 def _samples() -> Sequence[Sample]:
     from apps.medical.samples import samples
 
@@ -126,6 +138,8 @@ app = App(
     importers=_importers,
     evaluate=_evaluate,
     score=_score,
+    training_cases=_training_cases,
+    served_with=_served_with,
     samples=_samples,
     reproduce=_reproduce,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),

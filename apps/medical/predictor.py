@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
+from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
 from shared.progress import report_stage
@@ -191,6 +193,15 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
     """Whether it is a second stage, and has learnt from this detector's marks."""
     weights = detector.manifest.files["weights.safetensors"]["sha256"]
     return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights
+
+
+def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
+    """The newest second stage that has learnt from a detector's marks, beside it or in ``shipped``; or none."""
+    registry = Registry(artifact.path.parents[1], shipped)
+    if artifact.manifest.name == SECOND_STAGE or not registry.versions(SECOND_STAGE):
+        return []
+    second = registry.newest(SECOND_STAGE)
+    return [second] if belongs_to(second, artifact) else []
 
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from apps.driving.datasets.packing import CLASS, RETURNS, FrameList, Pack
 from apps.driving.datasets.sampling import ImageSampling, SweepSampling
-from apps.driving.types import CameraInput, Floats, LidarInput, ObjectClass, within
+from apps.driving.types import CameraInput, Floats, Frame, LidarInput, ObjectClass, within
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ class FrameData(ABC):
         merge = dict(self.merge)
         learnt = np.array([merge.get(name, name) for name in pack.names])[table[:, CLASS].astype(np.int64)]
         return {name: table[learnt == name] for name, _ in Counter(learnt.tolist()).most_common()}
+
+
+def training_frames(data: FrameData, input: Input, most: int) -> Iterator[Frame]:
+    """The frames that are learnt from and have what the input is made of, evenly chosen, at most ``most``."""
+    frames = data.frames("train", input)
+    for number in np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)).tolist():
+        frame = frames.read(number)
+        if frame.points_lidar_m is not None if isinstance(input, LidarInput) else frame.cameras:
+            yield frame
 
 
 def mean_class(name: str, table: Floats) -> ObjectClass:

@@ -34,6 +34,7 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
             module=FoldedHeads(model),
             inputs={"pseudo_image": features},
             outputs=HEADS,
+            logits=HEADS[:1],
         )
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
         raise NotImplementedError(f"the dense network of {recipe.model} is not exported")
@@ -43,7 +44,7 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
 def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
     """The dense network of a PointPillars that ``model`` built for ``input``."""
     example = {"pseudo_image": pointpillars.example_input(model, input)}
-    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS)
+    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
 
 
 def dense_camera(detector: nn.Module) -> DenseNetwork:
@@ -58,4 +59,5 @@ def dense_camera(detector: nn.Module) -> DenseNetwork:
         inputs={"image": fcos3d.example_image(160, 224, batch=2)},
         outputs=fcos3d.OUTPUTS,
         dynamic=dynamic,
+        logits=[name for name in fcos3d.OUTPUTS if name.startswith("scores")],
     )

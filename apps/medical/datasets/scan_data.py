@@ -40,6 +40,10 @@ class ScanData(ABC):
         """The scans that validate, whole."""
         return self.split().validation_scans()
 
+    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
+        """The scans that are learnt from, whole, evenly chosen, at most ``most``."""
+        return self.split().training_scans(most)
+
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
         """What is printed before training."""
         return self.split().facts(input)

@@ -40,6 +40,11 @@ class Split:
             raise InvalidInputError("there is no validation scan; see the facts of the data set for its split")
         return (scan.read_annotated() for scan in self.validation)
 
+    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
+        """The training scans whole, read one at a time: ``most`` of them, evenly chosen, where there are more."""
+        chosen = np.unique(np.linspace(0, len(self.training) - 1, min(most, len(self.training))).round().astype(int))
+        return (self.training[number].read_annotated() for number in chosen.tolist())
+
     def facts(self, input: ChestInput) -> Mapping[str, Any]:
         """Counts, ranges, and what is doubtful. Packs the scans first where that has not been done."""
         from apps.medical.datasets.packed_scans import open_scans

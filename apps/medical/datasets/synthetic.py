@@ -60,6 +60,10 @@ class Synthetic:
         """Whole chests that no patch is taken from."""
         return phantoms(EVALUATION_SEED, self.scans)
 
+    def training_scans(self, most: int) -> Iterator[AnnotatedScan]:
+        """Whole chests of the training's seed, with a scanner's noise and nodules of their own."""
+        return phantoms(self.seed, most)
+
     def fingerprint(self) -> dict[str, Any]:
         return {
             "description": "Synthetic chest CT phantoms; nodule shapes from LIDC-IDRI's outlines (CC BY 3.0)",

@@ -68,7 +68,9 @@ def dense_network(detector: Any) -> DenseNetwork:
     levels = {2: "x", 3: "y", 4: "z"}
     dynamic = {INPUT: {0: "batch", **sizes}} | {name: {0: "batch", **levels} for name in OUTPUTS}
     example = {INPUT: torch.zeros((2, 1, *size))}
-    return DenseNetwork(module=fold_batch_norm(detector), inputs=example, outputs=OUTPUTS, dynamic=dynamic)
+    return DenseNetwork(
+        module=fold_batch_norm(detector), inputs=example, outputs=OUTPUTS, dynamic=dynamic, logits=OUTPUTS[:3]
+    )
 
 
 def fold_batch_norm(detector: Any) -> Maps:

@@ -38,13 +38,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trivium.programs")
 _NEAR = 1.15
-_asked: ContextVar[str | None] = ContextVar("asked_program", default=None)
+_asked: ContextVar[tuple[str, str | None] | None] = ContextVar("asked_program", default=None)
 _on_use: ContextVar[bool] = ContextVar("programs_on_use", default=False)
 
 
 @contextmanager
-def asked_program(name: str | None) -> Iterator[None]:
+def asked_program(name: str | None, model: str | None = None) -> Iterator[None]:
     """Inside, predictors are loaded with the program called ``name``; None leaves what was asked before.
+
+    With ``model`` that holds for the model of this name alone, and others have what they would have otherwise.
 
     Refuses a name that there is not. Where nothing asks, the environment variable TRIVIUM_PROGRAM does.
     """
@@ -52,7 +54,7 @@ def asked_program(name: str | None) -> Iterator[None]:
         yield
         return
     find_program(name)
-    token = _asked.set(name)
+    token = _asked.set((name, model))
     try:
         yield
     finally:
@@ -106,7 +108,10 @@ def open_program(network: Network, device: str = "cpu") -> Program:
 
     One that cannot be loaded is passed over, which the program's ``remarks`` and the log say.
     """
-    asked = _asked.get() or os.environ.get("TRIVIUM_PROGRAM") or None
+    name, model = _asked.get() or (None, None)
+    if model not in (None, network.artifact.manifest.name):
+        name = None
+    asked = name or os.environ.get("TRIVIUM_PROGRAM") or None
     if asked is not None:
         find_program(asked)
     if _on_use.get():

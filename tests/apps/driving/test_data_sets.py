@@ -9,6 +9,7 @@ import torch
 
 from apps.driving.adapters import argoverse2, cityscapes3d, nuscenes
 from apps.driving.adapters.registry import read_frames
+from apps.driving.app import app
 from apps.driving.datasets import data_sets
 from apps.driving.datasets.argoverse2 import Argoverse2
 from apps.driving.datasets.kitti import Kitti
@@ -42,6 +43,16 @@ def kitti_root(tmp_path_factory):
         frame = scene(np.random.default_rng(number), sensors=sensors, kind="street")
         write_frame(frame, root / "training", f"{number:06d}")
     return root
+
+
+def test_frames_to_quantise_on_are_of_those_that_are_learnt_from(kitti_root):
+    data = Kitti(root=kitti_root)
+    learnt = [data.frames("train").read(number).name for number in range(len(data.frames("train")))]
+    validating = {data.cases().read(number).name for number in range(len(data.cases()))}
+    chosen = [frame.name for frame in app.training_cases(data, ALL_ROUND, 3)]
+    assert len(chosen) == 3 and chosen[0] == learnt[0] and chosen[-1] == learnt[-1]
+    assert not validating & set(chosen)
+    assert [frame.name for frame in app.training_cases(data, HALF_SIZE, 100)] == learnt
 
 
 def test_every_fifth_validates_and_few_are_parted_as_far_as_they_can_be():

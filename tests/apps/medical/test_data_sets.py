@@ -14,7 +14,7 @@ import yaml
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app
-from apps.medical.datasets import DATA_SETS
+from apps.medical.datasets import DATA_SETS, synthetic
 from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
@@ -176,6 +176,17 @@ def test_scans_of_any_format_and_a_table_are_a_data_set(folder):
     (nodule,) = scan.nodules
     assert nodule.centre_lps_mm == pytest.approx(chest().to_lps_mm(NODULE_IJK))
     assert "p3" not in str(data.fingerprint()) and str(folder) not in str(data.fingerprint())
+
+
+def test_whole_scans_to_quantise_on_are_of_those_that_are_learnt_from(folder, monkeypatch):
+    data = Marks(root=folder, marks=Path("marks.csv"), validation_share=0.4)
+    learnt = {scan.name for scan in data.split().training}
+    assert {scan.name for scan in data.training_scans(8)} == learnt and len(learnt) == 2
+    assert [scan.name for scan in data.training_scans(1)] == [data.split().training[0].name]
+    painted = []
+    monkeypatch.setattr(synthetic, "phantoms", lambda seed, count: painted.append((seed, count)) or iter(()))
+    assert not list(app.training_cases(synthetic.Synthetic(seed=20), ChestInput(), 4))
+    assert painted == [(20, 4)] and synthetic.EVALUATION_SEED != 20
 
 
 def test_marks_may_be_indices_or_in_nifti_s_frame_and_columns_have_one_s_own_names(folder):

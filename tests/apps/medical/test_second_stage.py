@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -155,3 +156,18 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         assert (NAME in predictor.programs) == used
     with pytest.raises(InvalidInputError, match="name the detector's artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")
+
+
+def test_a_detector_is_scored_with_the_second_stage_that_has_learnt_from_its_marks(tmp_path):
+    detector, second = shipped(app)
+    assert [one.path for one in app.served_with(detector)] == [second.path]
+    assert list(app.served_with(second)) == []
+    folder = tmp_path / "lung_nodules" / "3"
+    shutil.copytree(detector.path, folder)
+    assert [one.path for one in app.served_with(open_artifact(folder))] == [second.path]
+    weights = {name: value + 1 for name, value in detector.weights().items()}
+    save_file(weights, folder / "weights.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["weights.safetensors"] = describe_file(folder / "weights.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert list(app.served_with(open_artifact(folder))) == []
