@@ -1,9 +1,10 @@
 """The shipped networks in every program that can be had here: CPU time, ratio to the library's own, domain's score.
 
 The peer of each is its library's network as it is trained, eager in fp32: MONAI's RetinaNet, mmdet3d's detectors,
-pytorch-forecasting's TFT. Programs that are missing are made, INT8 by ``trivium quantize`` with the application's
-samples for calibration and the recipe's own validation data for the score (synthetic, and no sample is among it). All
-are timed in turns, in CPU-seconds, on the last input that the network saw of the samples.
+pytorch-forecasting's TFT. Programs that are missing are made, INT8 by ``trivium quantize``: calibrated on what the
+recipe learnt from (the forecaster's weights alone are quantised, which takes no calibration), the worst layers left in
+floating point, scored on the recipe's own validation data (synthetic) together with what the artifact is served with.
+All are timed in turns, in CPU-seconds, on the last input that the network saw of the application's samples.
 
 The bar: INT8 at least 3 times as fast as the library's fp32 for the convolutional networks, at a loss under 1 %.
 
@@ -26,6 +27,7 @@ from torch import nn
 from benchmarks.report import report
 from shared.app import App, DenseNetwork, find
 from shared.deploy.artifact import Artifact, load_weights
+from shared.deploy.calibration_inputs import calibration_inputs
 from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.of_artifact import dense_network
@@ -34,7 +36,7 @@ from shared.deploy.programs.store import found_programs, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
-from shared.deploy.quantize import calibration_inputs, quantize
+from shared.deploy.quantize import quantize
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.precision import cpu_has_bf16
@@ -43,7 +45,7 @@ from shared.threads import set_compute_threads
 
 CONVOLUTIONAL = {"lung_nodules", "pointpillars", "fcos3d"}
 WITH_ANOTHER = {"lung_nodule_candidates"}
-"""What has no score of its own: the marks of a detector come first."""
+"""What has no score of its own: it takes part in that of the detector whose marks it ranks."""
 
 BAR = 3.0
 
@@ -97,6 +99,7 @@ def measured(app: App, artifact: Artifact, cases: int) -> tuple[dict[str, float]
             f"{one['name']} {one['value']:.4g} before and {other['value']:.4g} after INT8 on {one['count']}"
             for one, other in zip(before, after, strict=True)
         )
+        said += f", calibrated on {entry.inputs}, in floating point: {entry.scores['kept in floating point']}"
     except InvalidInputError as refusal:
         lossless, said = False, str(refusal)
     names = ["torch", "onnx", "openvino", "onnx-int8" if int8 == "dynamic" else "openvino-int8"]
@@ -118,7 +121,11 @@ def measured(app: App, artifact: Artifact, cases: int) -> tuple[dict[str, float]
             said += f"; {error}"
             continue
         programs[name] = Program(name=name, compute=compute, batched=is_batched(dense))
-    return measure(programs, examples.inputs[-1], time.process_time), f"{said} (on {examples.description})", lossless
+    return (
+        measure(programs, examples.inputs[-1], time.process_time),
+        f"{said} (timed on {examples.description})",
+        lossless,
+    )
 
 
 def library(app: App, artifact: Artifact, dense: DenseNetwork) -> DenseNetwork:

@@ -192,7 +192,8 @@ class Quantize:
     """Quantise an artifact's network to INT8 and compare the domain's score before and after; refuses a loss over 1 %.
 
     The program goes into the user's cache, and predictors take it where it is the fastest. Calibrated on the files
-    named with --calibrate, by default on the application's samples; scored on --data, by default the recipe's own.
+    named with --calibrate, by default on what --data has to learn from; scored on what --data has to validate on,
+    together with what the artifact is served with. --data is by default the recipe's own.
 
     Example: trivium quantize apps/driving/weights/pointpillars/2 --cases 64
     """
@@ -204,7 +205,7 @@ class Quantize:
     calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = ()
     """Files of the domain to calibrate on."""
     data: DataSet = None
-    """The data set to score on; `trivium models APP` lists them."""
+    """The data set to calibrate and score on; `trivium models APP` lists them."""
     cases: Annotated[int | None, arg(metavar="N")] = None
     """Score on at most this many cases."""
     force: bool = False

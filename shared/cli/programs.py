@@ -76,8 +76,8 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
 
 def _examples(app: App, artifact: Artifact, dense: DenseNetwork) -> Examples:
     """What the network sees of the application's samples; its own example where it sees nothing of them."""
+    from shared.deploy.calibration_inputs import calibration_inputs
     from shared.deploy.programs.making import random_examples
-    from shared.deploy.quantize import calibration_inputs
 
     try:
         return calibration_inputs(app, artifact, least=1, most=_COMPARED)

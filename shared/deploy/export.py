@@ -98,7 +98,7 @@ def export(
 
 def _examples(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples | None:
     """What the network sees of the domain; None where it sees nothing of the samples, or is in no predictor alone."""
-    from shared.deploy.quantize import calibration_inputs
+    from shared.deploy.calibration_inputs import calibration_inputs
 
     try:
         return calibration_inputs(app, artifact, files, least=1, most=COMPARED)

@@ -89,12 +89,7 @@ def compile_model(
     """
     import openvino
 
-    settings: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": place.threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # the other runtimes of the process and other workers use the same cores
-        "INFERENCE_PRECISION_HINT": "bf16" if format == "bf16" else "f32",
-    }
+    settings = _settings(format, place)
     if kept is not None:
         try:
             kept = kept / content_digest(path)[:16]
@@ -111,6 +106,20 @@ def compile_model(
     except RuntimeError as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ProgramError(f"openvino {openvino.get_version()} cannot use {path.name}: {reason}") from error
+
+
+def compiled_in_memory(model: Any, place: Placement) -> Any:
+    """A model that has not been written to a file, compiled; quantised layers are computed in INT8."""
+    return open_core().compile_model(model, "CPU", _settings("fp32", place))
+
+
+def _settings(format: Format, place: Placement) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": place.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # the other runtimes of the process and other workers use the same cores
+        "INFERENCE_PRECISION_HINT": "bf16" if format == "bf16" else "f32",
+    }
 
 
 def content_digest(path: Path) -> str:

@@ -1,0 +1,140 @@
+"""A network in INT8 for OpenVINO: made by NNCF, with some layers left in floating point.
+
+Ranges of activations are those of all calibration inputs: NNCF's default, the mean of the inputs' largest values,
+cuts off what is rare, which in a detector are the objects. Biases are corrected layer by layer on those inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shared.deploy.programs.program import Arrays
+
+LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+"""The operations that are quantised with their weights; deconvolution is the third."""
+
+SMOOTHING = 0.75
+"""How much of the spread of an activation's channels is moved into the weights (Xiao et al. 2023, "SmoothQuant")."""
+
+
+def read_network(path: Path) -> Any:
+    """OpenVINO's model of an ONNX, with its constants folded: NNCF corrects no bias that is computed from shapes."""
+    import openvino
+
+    return openvino.convert_model(path)
+
+
+def quantised(
+    model: Any,
+    rows: Sequence[Arrays],
+    *,
+    smoothing: float | None = None,
+    floating: Collection[str] = (),
+    correct_biases: bool = True,
+) -> Any:
+    """``model`` in INT8, calibrated on ``rows``; the layers called ``floating`` stay as they are.
+
+    With ``smoothing`` activations are divided channel by channel, and weights multiplied, before both are quantised.
+    Biases make up for what the layers before them lose, so that without ``correct_biases`` layers can be undone by
+    ``in_floating_point`` one by one.
+    """
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    nncf.set_log_level(logging.ERROR)
+    alpha = -1.0 if smoothing is None else smoothing
+    made = nncf.quantize(
+        model.clone(),
+        nncf.Dataset([dict(row) for row in rows]),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(rows),
+        fast_bias_correction=False,
+        model_type=None if smoothing is None else nncf.ModelType.TRANSFORMER,  # where alone NNCF smooths
+        ignored_scope=nncf.IgnoredScope(names=sorted(floating)) if floating else None,
+        advanced_parameters=AdvancedQuantizationParameters(
+            disable_bias_correction=not correct_biases,
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=alpha, matmul=-1.0),
+        ),
+    )
+    fold_smoothing(made)
+    return made
+
+
+def layers(model: Any) -> list[str]:
+    """The names of the layers that would be quantised, from the inputs on."""
+    return [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() in LAYERS]
+
+
+def in_floating_point(quantised: Any, name: str) -> Any:
+    """A copy of a quantised model in which one layer's input is not quantised; its weights stay as they are in INT8.
+
+    Each output of a layer has a scale of its own for its weights; of the two, the input's single one costs more.
+    """
+    copy = quantised.clone()
+    layer = _named(copy, name)
+    source = layer.input_value(0).get_node()
+    if source.get_type_name() == "FakeQuantize":
+        layer.input(0).replace_source_output(source.input_value(0))
+    return copy
+
+
+def fold_smoothing(model: Any) -> int:
+    """Moves multiplications by positive constants from behind a ReLU into the layer before it; returns how many.
+
+    That is where smoothing puts them, and each would be one more pass over the activation. One whose ReLU is read by
+    others too stays.
+    """
+    from openvino import opset13
+
+    folded = 0
+    for node in list(model.get_ordered_ops()):
+        if node.get_type_name() != "Multiply" or "nncf_smooth_quant" not in node.get_friendly_name():
+            continue
+        relu, factor = node.input_value(0).get_node(), node.input_value(1).get_node()
+        if relu.get_type_name() != "Relu" or len(relu.output(0).get_target_inputs()) != 1:
+            continue
+        add = relu.input_value(0).get_node()
+        if add.get_type_name() != "Add" or len(add.output(0).get_target_inputs()) != 1:
+            continue
+        layer, bias = add.input_value(0).get_node(), add.input_value(1).get_node()
+        if layer.get_type_name() != "Convolution" or bias.get_type_name() != "Constant":
+            continue
+        scale = factor.get_data()
+        of_weights = scale.reshape(-1, *[1] * (len(layer.input_value(1).get_partial_shape()) - 1))
+        if not (scale > 0).all() or len(of_weights) not in (
+            1,
+            layer.input_value(1).get_partial_shape()[0].get_length(),
+        ):
+            continue
+        if not _scale_weights(layer, of_weights):
+            continue
+        add.input(1).replace_source_output(opset13.constant(bias.get_data() * scale).output(0))
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(relu.output(0))
+        folded += 1
+    return folded
+
+
+def _scale_weights(layer: Any, scale: Any) -> bool:
+    """Multiplies a convolution's weights, or the scale of its weights in INT8, output by output; whether it could."""
+    from openvino import opset13
+
+    weights = layer.input_value(1).get_node()
+    if weights.get_type_name() == "Constant":
+        layer.input(1).replace_source_output(opset13.constant(weights.get_data() * scale).output(0))
+        return True
+    if weights.get_type_name() != "Multiply" or weights.input_value(1).get_node().get_type_name() != "Constant":
+        return False
+    own = weights.input_value(1).get_node().get_data()
+    weights.input(1).replace_source_output(opset13.constant(own * scale).output(0))
+    return True
+
+
+def _named(model: Any, name: str) -> Any:
+    return next(node for node in model.get_ordered_ops() if node.get_friendly_name() == name)

@@ -1,0 +1,172 @@
+"""Which layers a quantised network owes its error to: found at the outputs, and left in floating point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.app import DenseNetwork
+from shared.deploy.int8_network import SMOOTHING, in_floating_point, layers, quantised, read_network
+from shared.deploy.onnx_network import write_onnx
+from shared.deploy.programs.openvino import compiled_in_memory, openvino_compute
+from shared.deploy.programs.program import Placement
+from shared.deploy.sensitivity import Budget, Judge, candidates, output_error
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Glaring(nn.Module):
+    """An image (B, 1, 16, 16) to logits; a pixel above 1 becomes a thousand times as bright before the third layer.
+
+    So that layer's input has a range in which all that is told apart in other pixels is one of 256 steps. In the
+    fourth layer the brightness is limited again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart, self.joined = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+        self.smooth, self.judged = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for layer in (self.smooth, self.judged):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+            self.apart.weight.copy_(torch.tensor([1.0, 1000.0]).view(2, 1, 1, 1))
+            assert self.apart.bias is not None and self.joined.bias is not None
+            self.apart.bias.copy_(torch.tensor([0.0, -1000.0]))
+            self.joined.weight.fill_(1.0)
+            self.joined.bias.zero_()
+
+    def forward(self, image: Tensor) -> Tensor:
+        bright = torch.relu(self.joined(torch.relu(self.apart(image))))
+        logits: Tensor = self.judged(torch.clamp(self.smooth(bright), 0, 1))
+        return logits
+
+
+def dense() -> DenseNetwork:
+    torch.manual_seed(0)
+    return DenseNetwork(
+        module=Glaring().eval(), inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",), logits=("logits",)
+    )
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    images = random.random((count, 1, 1, 16, 16)).astype(np.float32)
+    images[:, 0, 0, 3, 3] = 2.0
+    return [{"image": image} for image in images]
+
+
+def run(model: Any) -> Any:
+    return openvino_compute(compiled_in_memory(model, Placement("cpu", 1))).arrays
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path: Path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    write_onnx(dense(), path)
+    return read_network(path)
+
+
+def test_a_layer_that_ruins_the_output_is_found_and_left_in_floating_point(model: Any) -> None:
+    aside = rows(4, seed=1)
+    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
+    said: list[str] = []
+    found = next(candidates(model, rows(12, seed=0), judge, budgets=(Budget(1e6, 0.05),), say=said.append))
+    all_layers = layers(model)
+    assert len(all_layers) == 4 and all_layers[2] in found.floating
+    assert all_layers[3] not in found.floating, "what comes after the brightness is limited does no harm"
+    whole = judge.judged(quantised(model, rows(12, seed=0), smoothing=found.smoothing), found.smoothing, ())
+    assert found.error < 0.2 * whole.error and found.error < 0.1
+    assert any(f"with {all_layers[2]} in floating point: error of the outputs" in line for line in said)
+    types = {
+        node.get_friendly_name(): node.input_value(0).get_node().get_type_name()
+        for node in found.model.get_ordered_ops()
+        if node.get_friendly_name() in all_layers
+    }
+    assert [name for name in all_layers if types[name] != "FakeQuantize"] == sorted(
+        found.floating, key=all_layers.index
+    )
+
+
+def test_no_layer_is_left_for_which_the_time_does_not_reach(model: Any) -> None:
+    aside = rows(4, seed=1)
+    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
+    found = list(candidates(model, rows(12, seed=0), judge, budgets=(Budget(-1.0, 0.05),)))
+    assert len(found) == 1 and found[0].floating == () and found[0].described == "nothing"
+
+
+def test_one_layer_is_undone_in_a_copy(model: Any) -> None:
+    made = quantised(model, rows(8, seed=0), smoothing=SMOOTHING, correct_biases=False)
+    expected = [run(model)(row) for row in rows(2, seed=1)]
+
+    def error(one: Any) -> float:
+        return output_error(expected, [run(one)(row) for row in rows(2, seed=1)], ("logits",))
+
+    before = error(made)
+    ruined = layers(model)[2]
+    assert error(in_floating_point(made, ruined)) < 0.5 * before
+    assert error(made) == before
+
+
+class Unequal(nn.Module):
+    """An image (B, 1, 16, 16) to logits through channels of which one is 300 times as large as the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+            self.first.weight[0] *= 300
+            self.second.weight[:, 0] /= 300
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.second(torch.relu(self.first(image)))
+        return logits
+
+
+def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(tmp_path: Path) -> None:
+    network = Unequal().eval()
+    write_onnx(
+        DenseNetwork(module=network, inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
+        tmp_path / "model.onnx",
+    )
+    model = read_network(tmp_path / "model.onnx")
+    images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
+    expected = [run(model)(image) for image in images]
+    errors = {}
+    for smoothing in (None, SMOOTHING):
+        made = quantised(model, images, smoothing=smoothing)
+        errors[smoothing] = output_error(expected, [run(made)(image) for image in images], ("logits",))
+    smoothed = [one for one in made.get_ordered_ops() if "smooth_quant" in one.get_friendly_name()]
+    behind = [one.input_value(0).get_node().get_type_name() for one in smoothed if one.get_type_name() == "Multiply"]
+    assert "Relu" not in behind, "the factors have gone into the first layer"
+    assert errors[SMOOTHING] < 0.5 * errors[None]
+
+
+def test_the_error_counts_where_scores_are_high() -> None:
+    logits = np.full((1, 2, 8, 8), -12.0, np.float32)
+    logits[0, :, 2, 2] = 3.0
+    boxes = np.random.default_rng(0).normal(size=(1, 6, 8, 8)).astype(np.float32)
+    boxes[0, :, 3, 3], logits[0, 0, 3, 3] = -boxes[0, :, 2, 2], 2.0
+    expected = [{"logits_0": logits, "boxes_0": boxes}]
+    elsewhere, there, cold = boxes.copy(), boxes.copy(), logits.copy()
+    elsewhere[0, :, 6, 6] += 5.0
+    there[0, :, 2, 2] += 5.0
+    cold[logits < -10] = -300.0
+    names = ("logits_0",)
+    assert output_error(expected, [{"logits_0": logits, "boxes_0": elsewhere}], names) < 0.01
+    assert output_error(expected, [{"logits_0": logits, "boxes_0": there}], names) > 0.5
+    assert output_error(expected, [{"logits_0": cold, "boxes_0": boxes}], names) < 0.01
+    missed = logits.copy()
+    missed[0, :, 2, 2] = -3.0
+    assert output_error(expected, [{"logits_0": missed, "boxes_0": boxes}], names) > 0.3
+    shifted = [{"value": np.arange(8.0)[:, None] + 0.5}]
+    spread = float(np.arange(8.0).std())
+    assert output_error([{"value": np.arange(8.0)[:, None]}], shifted, ()) == pytest.approx(0.5 / spread)
