@@ -59,6 +59,9 @@ def _models(
         versions = [] if model is None else [f"{one.name} version {one.version}" for one in model.manifests]
         workers, metrics = (None, None) if model is None else (model.workers, model.metrics)
         lines.append(_line(service.app.title, f"/{name}", versions, service.model.failure, workers, metrics))
+        if (jobs := service.job_model.value) is not None:
+            title, made = f"{service.app.title} (jobs)", [f"{one.name} version {one.version}" for one in jobs.manifests]
+            lines.append(_line(title, f"/{name}", made, service.job_model.failure, jobs.workers, jobs.metrics))
     for network in networks.all():
         manifest, pool = network.manifest, network.model.value
         address = f"/v2/models/{manifest.name}/versions/{network.version}"

@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
-_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 600, 3600, 21600)
 _REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 

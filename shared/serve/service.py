@@ -70,7 +70,8 @@ class Answer:
 class Service:
     """One application: ``submit`` takes a request through its workers and keeps what they answer.
 
-    ``model`` is loaded by the first request that needs it, with the artifacts that the registry has then.
+    ``model`` is loaded by the first request that needs it, with the artifacts that the registry has then;
+    ``job_model``, whose workers leave the processor to others, by the first job.
     """
 
     def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
@@ -87,7 +88,7 @@ class Service:
             close=lambda model: model.workers.close(),
             usable=lambda model: model.workers.usable,
         )
-        self._job_model: LoadOnce[Model] = LoadOnce(
+        self.job_model: LoadOnce[Model] = LoadOnce(
             f"{app.title} (jobs)",
             load=partial(self._load, alone=True),
             check=lambda: registry.serving(app.name, app.models),
@@ -155,9 +156,9 @@ class Service:
         seconds = self.settings.job_deadline_s
         files = tuple(folder / name for name in job.files)
         request = Request(files=files, options=job.options, seconds=seconds)
-        if self._job_model.value is None:
+        if self.job_model.value is None:
             stage("loading the model")
-        model = await self._job_model.get()
+        model = await self.job_model.get()
         with model.metrics.failures():
             answer = await self._answer(
                 model, request, job.interface, job.sample, folder, arrived, arrived + seconds, stage
@@ -169,7 +170,7 @@ class Service:
 
         The old ones answer what they were given first. Where the new cannot be loaded, the old go on; raises why.
         """
-        for loading in (self.model, self._job_model):
+        for loading in (self.model, self.job_model):
             if (old := await loading.replace()) is not None:
                 ending = asyncio.create_task(old.workers.end())
                 self._ending.add(ending)
@@ -248,7 +249,7 @@ class Service:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
         deadline = time.monotonic() + self.settings.deadline_s
         with self.admit():
-            there = self.model.value or self._job_model.value  # the one that is loaded draws at once
+            there = self.model.value or self.job_model.value  # the one that is loaded draws at once
             model = await loaded(self.model, deadline) if there is None else there
             paths = {one: str(place) for one, place in sources.items() if isinstance(place, Path)}
             inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
@@ -294,7 +295,7 @@ class Service:
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""
         self.model.close()
-        self._job_model.close()
+        self.job_model.close()
         for ending in self._ending:
             ending.cancel()
         self._loading.close()
@@ -324,7 +325,7 @@ class Service:
 
     def pools(self) -> list[WorkerPool]:
         """The workers that are loaded: those that answer, and those of jobs."""
-        return [model.workers for model in (self.model.value, self._job_model.value) if model is not None]
+        return [model.workers for model in (self.model.value, self.job_model.value) if model is not None]
 
     async def _load(self, alone: bool = False) -> Model:
         settings = self.settings
@@ -332,7 +333,9 @@ class Service:
             settings = settings.with_one_worker()
         artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app.name, self.app.models)
         manifests = tuple(artifact.manifest for artifact in artifacts)
-        metrics = self._metrics.of(self.app.name, str(manifests[0].version))
+        # Jobs are counted apart: their hours say nothing of how long a request takes, nor their queue of who waits.
+        name = f"{self.app.name} jobs" if alone else self.app.name
+        metrics = self._metrics.of(name, str(manifests[0].version))
         pool = WorkerPool(
             self.app.title,
             application_workers(self.app, [artifact.path for artifact in artifacts], settings, background=alone),

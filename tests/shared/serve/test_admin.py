@@ -36,7 +36,8 @@ def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_
         "/echo?case=",
     ):
         assert words in text, words
-    assert '<td class="number">0</td><td class="number">2</td><td class="number">1</td>' in text
+    numbers = '<td class="number">0</td><td class="number">1</td><td class="number">{}</td>'
+    assert 0 < text.index(numbers.format(1)) < text.index("(jobs)") < text.index(numbers.format(0))
     assert local.get("/admin").headers["content-security-policy"].startswith("default-src 'self'")
 
 
@@ -49,8 +50,8 @@ def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., Test
 def test_quantiles_are_those_that_prometheus_reads_from_the_histogram() -> None:
     metrics = Metrics().of("m", "1")
     assert metrics.latency_quantile_s(0.5) is None
-    for seconds in (0.02, 0.02, 0.02, 0.08, 500):
+    for seconds in (0.02, 0.02, 0.02, 0.08, 50_000):
         metrics.answered(request_s=seconds, input_s=0, output_s=0)
     assert metrics.latency_quantile_s(0.5) == pytest.approx(0.01 + 0.015 * 2.5 / 3)
     assert metrics.latency_quantile_s(0.8) == pytest.approx(0.1)
-    assert metrics.latency_quantile_s(0.99) == 120, "above the last bound, that bound"
+    assert metrics.latency_quantile_s(0.99) == 21600, "above the last bound, that bound"

@@ -61,6 +61,16 @@ def test_a_sample_is_a_job_too_and_who_waits_for_an_answer_does_not_stand_behind
     assert echo_client.get(done["case"]).json()["result"]["doubled"] == [2, 4, 6]
 
 
+def test_jobs_are_counted_apart_from_requests(echo_client: TestClient) -> None:
+    assert echo_client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
+    events(echo_client, add(echo_client, 2))
+    text = echo_client.get("/metrics").text
+    for model in ("echo", "echo jobs"):
+        label = f'{{model="{model}",version="2"}} 1.0'
+        assert f"nv_inference_request_success{label}" in text
+        assert f"trivium_inference_request_duration_seconds_count{label}" in text
+
+
 @pytest.mark.parametrize(
     ("content", "options", "status", "words"),
     [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log holds the details")],
