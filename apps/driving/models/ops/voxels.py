@@ -65,7 +65,7 @@ def hard_voxelize_forward(
 class Grouped:
     """Points voxel by voxel: ``source`` (K,) into the points, ``voxel`` (K,) and ``slot`` (K,) within it.
 
-    For each of V voxels, in the order of their first points, ``cell`` (V, 3) as z, y, x and ``count`` (V,) of points.
+    For each of V voxels, ``cell`` (V, 3) as z, y, x and ``count`` (V,) of points.
     """
 
     source: Tensor
