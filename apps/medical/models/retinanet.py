@@ -68,6 +68,8 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
     from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
     from monai.networks.nets.resnet import ResNet
 
+    from apps.medical.models.group_norm import use_fast_group_norm
+
     logging.getLogger("monai").setLevel(logging.WARNING)
     planes = [settings.planes * 2**n for n in range(4)]
     backbone = ResNet(
@@ -102,6 +104,7 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
     _configure_training(detector, settings)
     # Convolutions and pooling in 3D are a third faster with the channels innermost; the values are the same.
     detector.to(memory_format=torch.channels_last_3d)
+    use_fast_group_norm(detector)
     detector.set_target_keys(box_key="box", label_key="label")
     detector.set_box_selector_parameters(
         score_thresh=settings.score_threshold,
