@@ -40,6 +40,7 @@ from shared.serve.service import INCOMING, Service, remove_uploads_left
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
+from shared.store.jobs import remove_files_left
 from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
@@ -65,6 +66,7 @@ def create_app(
     live = Live(Promotions(store.engine))
     registry = _registry(settings, found.values(), live)
     remove_uploads_left(settings.store, alone=not store.shared)
+    remove_files_left(store.engine, settings.store, alone=not store.shared)
     services = {name: Service(app, registry, settings, store, metrics) for name, app in found.items()}
     networks = Networks(registry, settings, metrics, live.serving)
     users = {model: service for service in services.values() for model in service.app.models}

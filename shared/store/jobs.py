@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from shared.store.tables import JobRow
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL = ("done", "failed", "cancelled")
 _NS = 10**9
+_LEFT_S = 3600.0
 
 
 class Job(BaseModel):
@@ -45,6 +47,20 @@ class Job(BaseModel):
         """The time of the job in ISO 8601, UTC, to the millisecond."""
         moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
+    """Removes files of jobs that ended, or were never known, when a server was killed; where others share it the old.
+
+    Those of jobs that are not answered stay.
+    """
+    for left in (folder / "jobs").glob("*"):
+        with Session(engine) as session:
+            row = session.get(JobRow, left.name)
+        with suppress(FileNotFoundError):
+            old = alone or time.time() - left.stat().st_mtime > _LEFT_S
+            if old and (row is None or row.state in FINAL):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 class JobStore:
@@ -159,18 +175,25 @@ class JobStore:
         """Cancels a job that is not answered yet; False where it is."""
         return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(("queued", "running")))
 
-    def expire(self, app: str, days: float) -> None:
-        """Deletes an application's jobs that ended longer than ``days`` ago; their cases stay."""
+    def apps(self) -> list[str]:
+        """The applications of which there are jobs."""
+        with Session(self._engine) as session:
+            return sorted(session.scalars(select(JobRow.app).distinct()))
+
+    def expire(self, app: str, days: float) -> int:
+        """Deletes an application's jobs that ended longer than ``days`` ago; their cases stay. Returns how many."""
         ended = JobRow.state.in_(FINAL), JobRow.changed_ns < time.time_ns() - round(days * 86_400 * _NS)
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(JobRow).where(JobRow.app == app, *ended))
+            done = session.execute(delete(JobRow).where(JobRow.app == app, *ended))
+        return int(done.rowcount)  # type: ignore[attr-defined]
 
     @property
     def _own(self) -> Any:
         return (JobRow.state == "running") & (JobRow.server == self._server)
 
     def _finish(self, job_id: str, *, only_if: Any, **values: Any) -> bool:
-        changed = self._change(job_id, only_if, stage="", server=None, **values)
+        # The names go with the files: they may be those of persons.
+        changed = self._change(job_id, only_if, stage="", server=None, files=[], **values)
         if changed:
             shutil.rmtree(self._jobs / job_id, ignore_errors=True)
         return changed

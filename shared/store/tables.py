@@ -34,7 +34,7 @@ class CaseRow(Base):
 
 
 class JobRow(Base):
-    """A request that is answered later. Its files lie in ``jobs/<id>`` until it is.
+    """A request that is answered later. Its files lie in ``jobs/<id>`` until it is, and their names in ``files``.
 
     ``state`` is queued, running, done, failed or cancelled; ``stage`` what is being done; ``server`` who runs it, and
     has said at ``changed_ns`` that it still does. ``problem`` and ``status`` say why it failed.

@@ -142,3 +142,25 @@ def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
     assert client.post(JOBS, data={}).status_code in (415, 422)
     assert client.get(f"{JOBS}/none").status_code == client.get(f"{JOBS}/none/events").status_code == 404
     echo.gate.set()
+
+
+def test_a_job_that_ended_keeps_no_names_of_files(echo_client: TestClient, settings: Settings) -> None:
+    events(echo_client, add(echo_client, 1))
+    with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
+        assert database.execute("SELECT state, files FROM jobs").fetchall() == [("done", "[]")]
+
+
+def test_files_that_a_killed_server_left_of_jobs_that_ended_are_removed(
+    serve: Serve, echo: Echo, settings: Settings
+) -> None:
+    echo.gate.clear()
+    first = serve()
+    job = add(first, 5)
+    until(echo.entered.is_set)
+    first.__exit__(None, None, None)
+    echo.gate.set()
+    left = settings.store / "jobs" / ("0" * 32)
+    left.mkdir()
+    (left / "scan.nii.gz").write_bytes(b"1")
+    assert events(serve(), job)[-1]["state"] == "done"
+    assert list((settings.store / "jobs").iterdir()) == []
