@@ -64,7 +64,7 @@ class Restore:
 
 @dataclass(frozen=True, kw_only=True)
 class Purge:
-    """Delete a server's old cases with their files. The server may go on meanwhile.
+    """Delete a server's old cases with their files, and jobs that ended before. The server may go on meanwhile.
 
     Example: trivium purge --older-than 30d
 

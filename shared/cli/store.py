@@ -29,11 +29,22 @@ def run(command: Backup | Restore | Purge) -> int:
             with closing(_open(beside=False)) as store:
                 print(f"{store.folder}: {restore(store.engine, store.folder, command.file)} cases")
         case Purge():
-            days = _days(command.older_than)
-            with closing(_open(beside=True)) as store:
-                for app in store.apps() if command.app is None else [command.app]:
-                    print(f"{app}: {store.expire(app, days=days)} cases deleted")
+            _purge(command)
     return 0
+
+
+def _purge(command: Purge) -> None:
+    from shared.store.jobs import JobStore
+
+    days = _days(command.older_than)
+    with closing(_open(beside=True)) as store:
+        jobs = JobStore(store.engine, store.folder, server="purge")
+        known = {*store.apps(), *jobs.apps()}
+        for app in sorted(known) if command.app is None else [command.app]:
+            cases, ended = store.expire(app, days=days), jobs.expire(app, days)
+            print(f"{app}: {cases} cases deleted, {ended} jobs that had ended")
+        if not known:
+            print(f"{store.folder}: no cases, no jobs")
 
 
 def _open(beside: bool) -> CaseStore:

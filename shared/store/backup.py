@@ -6,52 +6,79 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
-from shared.store.tables import CaseRow, JobRow, PromotionRow, RetiredRow
+from shared.store.jobs import FINAL
+from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
 _MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/[^/]+)+\Z")
-_TABLES = {"cases": CaseRow, "jobs": JobRow, "promotions": PromotionRow, "retired_versions": RetiredRow}
+# Jobs before cases: of a job that is done by then its case is there.
+_TABLES = {"jobs": JobRow, "cases": CaseRow, "promotions": PromotionRow, "retired_versions": RetiredRow}
 _FOLDERS = ("cases", "jobs")
 
 
 def backup(engine: Engine, folder: Path, target: Path) -> int:
     """Writes all cases and jobs with their files to ``target``, whole or not at all; returns how many cases.
 
-    The server may go on meanwhile: a case that is deleted while it is written is left out.
+    The server may go on meanwhile: a case that is deleted while it is written is left out, and a job that ends is
+    written as one that has ended, with its case.
     """
     if target.exists():
         raise InvalidInputError(f"{target} exists; name a new file")
     aside = target.with_name(f".partial-{target.name}")
-    lines = [json.dumps({"format": FORMAT, "created_s": round(time.time())})]
     try:
         with open(aside, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
-                for table, row in _rows(engine):
-                    home = folder / table / str(row["id"])
-                    try:
-                        if home.is_dir():
-                            archive.add(home, f"{table}/{row['id']}")
-                    except FileNotFoundError:
-                        continue
-                    lines.append(json.dumps({"table": table, "row": row}))
-                text = "\n".join(lines).encode()
-                member = tarfile.TarInfo(ROWS)
-                member.size, member.mode = len(text), 0o600
-                archive.addfile(member, io.BytesIO(text))
+                cases = _write(engine, folder, archive)
             os.fsync(file.fileno())
         aside.rename(target)
+    except OSError as error:
+        raise InvalidInputError(f"the backup {target} cannot be written: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
-    return sum('"table": "cases"' in line[:20] for line in lines)
+    return cases
+
+
+def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
+    """Writes the files and then the rows; returns how many cases."""
+    lines, cases = [json.dumps({"format": FORMAT, "created_s": round(time.time())})], 0
+    for table, row in _rows(engine):
+        if table == "cases" and not _add(archive, folder / table / str(row["id"]), f"{table}/{row['id']}"):
+            continue
+        if table == "jobs" and row["state"] not in FINAL:
+            _add(archive, folder / table / str(row["id"]), f"{table}/{row['id']}")
+            now = _row(engine, JobRow, str(row["id"]))
+            if now is None:
+                continue
+            row = now
+        lines.append(json.dumps({"table": table, "row": row}))
+        cases += table == "cases"
+    text = "\n".join(lines).encode()
+    member = tarfile.TarInfo(ROWS)
+    member.size, member.mode = len(text), 0o600
+    archive.addfile(member, io.BytesIO(text))
+    return cases
+
+
+def _add(archive: tarfile.TarFile, home: Path, name: str) -> bool:
+    """Writes a folder; False where it is gone. Files of it may go meanwhile, for others that were made from them."""
+    while home.is_dir():
+        try:
+            archive.add(home, name)
+            return True
+        except FileNotFoundError:
+            continue
+    return False
 
 
 def restore(engine: Engine, folder: Path, source: Path) -> int:
@@ -75,6 +102,7 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
         raise InvalidInputError(f"{source} cannot be read as a backup: {error}") from error
     if not rows or rows[0].get("format") != FORMAT:
         raise InvalidInputError(f"{source} is no backup of a store, or is cut off; `trivium backup FILE` makes one")
+    _remove_what_no_row_names(folder, rows[1:])
     for table in _FOLDERS:
         (folder / table).mkdir(mode=0o700, exist_ok=True)
         for path in (folder / table).rglob("*"):
@@ -85,9 +113,32 @@ def restore(engine: Engine, folder: Path, source: Path) -> int:
     return sum(entry["table"] == "cases" for entry in rows[1:])
 
 
-def _rows(engine: Engine) -> Iterator[tuple[str, dict[str, object]]]:
+def _remove_what_no_row_names(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Removes files of cases that were deleted, and of jobs that ended, while they were written."""
+    named = {
+        (entry["table"], entry["row"]["id"])
+        for entry in rows
+        if entry["table"] == "cases" or (entry["table"] == "jobs" and entry["row"]["state"] not in FINAL)
+    }
+    for table in _FOLDERS:
+        for home in (folder / table).glob("*"):
+            if (table, home.name) not in named:
+                shutil.rmtree(home)
+
+
+def _rows(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
     for table, row in _TABLES.items():
         with Session(engine) as session:
-            columns = list(row.__table__.columns)
-            found = [dict(zip([c.key for c in columns], one, strict=True)) for one in session.execute(select(*columns))]
+            found = [_as_dict(row, one) for one in session.execute(select(*row.__table__.columns))]
         yield from ((table, one) for one in found)
+
+
+def _row(engine: Engine, row: type[Base], number: str) -> dict[str, Any] | None:
+    columns = row.__table__.columns
+    with Session(engine) as session:
+        found = session.execute(select(*columns).where(columns["id"] == number)).first()
+    return None if found is None else _as_dict(row, found)
+
+
+def _as_dict(row: type[Base], values: Iterable[Any]) -> dict[str, Any]:
+    return dict(zip((column.key for column in row.__table__.columns), values, strict=True))

@@ -36,8 +36,8 @@ class CaseStore:
     """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
 
     On SQLite a folder has one server at a time, and a second is refused; on another database several servers may share
-    folder and database. ``beside`` opens a store that a server may have, to look after it. What it makes is private to
-    the account that it runs under: cases may be of patients.
+    folder and database. ``beside`` opens a store that is there, and that a server may have, to look after it. What it
+    makes is private to the account that it runs under: cases may be of patients.
     """
 
     def __init__(self, folder: Path, url: str | None = None, *, beside: bool = False) -> None:
@@ -45,6 +45,8 @@ class CaseStore:
         self.shared = url is not None
         self.unkept = UnkeptCases()
         self._cases = folder / "cases"
+        if beside and not (self._cases if self.shared else folder / DATABASE).exists():
+            raise InvalidInputError(f"there is no store in {folder}; name that of the server in TRIVIUM_STORE")
         with ExitStack() as held:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -6,13 +6,15 @@ import io
 import tarfile
 from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
-from shared.store.backup import ROWS, restore
+from shared.store.backup import ROWS, backup, restore
 from shared.store.cases import CaseStore
+from shared.store.jobs import Job, JobStore
 from tests.shared.store.test_cases import keep
 
 
@@ -45,16 +47,97 @@ def test_a_backup_of_a_store_in_use_is_restored_whole(
     assert "holds cases or jobs" in capsys.readouterr().err
 
 
+def add_job(jobs: JobStore, folder: Path) -> Job:
+    uploads = folder / "uploads"
+    uploads.mkdir()
+    (uploads / "a.csv").write_bytes(b"1")
+    return jobs.add(app="echo", interface="json", uploads=uploads, files=[uploads / "a.csv"], options={}, sample=None)
+
+
+def test_files_that_are_made_meanwhile_do_not_leave_a_case_out(
+    stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = stores
+    outputs = {"picture": b"", "later": {"picture.png": ("pixels",)}, "sources": {"pixels": b"2"}}
+    with closing(CaseStore(here)) as serving:
+        case = keep(serving, **outputs)
+        opened = tarfile.bltn_open
+
+        def one_is_drawn(path: str, mode: str) -> IO[bytes]:
+            if path.endswith(".source-pixels"):
+                serving.keep(case, "picture.png", b"png")
+            return opened(path, mode)
+
+        monkeypatch.setattr(tarfile, "bltn_open", one_is_drawn)
+        assert backup(serving.engine, serving.folder, tmp_path / "all.tar") == 1
+    monkeypatch.undo()
+    with closing(CaseStore(there)) as store:
+        assert restore(store.engine, store.folder, tmp_path / "all.tar") == 1
+        picture = store.file(case, "picture.png")
+        assert picture is not None and picture.read_bytes() == b"png"
+
+
+def test_a_job_that_ends_meanwhile_is_there_with_its_case(
+    stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = stores
+    with closing(CaseStore(here)) as serving:
+        jobs = JobStore(serving.engine, serving.folder, server="one")
+        job, waiting = add_job(jobs, tmp_path), add_job(jobs, tmp_path)
+        opened = tarfile.bltn_open
+
+        def it_ends(path: str, mode: str) -> IO[bytes]:
+            file = opened(path, mode)
+            if job.id in path and (claimed := jobs.claim("echo", 0, 3)) is not None:
+                jobs.done(claimed, keep(serving).id)
+            return file
+
+        monkeypatch.setattr(tarfile, "bltn_open", it_ends)
+        assert backup(serving.engine, serving.folder, tmp_path / "all.tar") == 1
+    monkeypatch.undo()
+    with closing(CaseStore(there)) as store:
+        assert restore(store.engine, store.folder, tmp_path / "all.tar") == 1
+        restored = JobStore(store.engine, store.folder, server="two")
+        ended = restored.get("echo", job.id)
+        assert ended is not None and ended.state == "done"
+        assert ended.case_id is not None and store.get("echo", ended.case_id) is not None
+        assert [path.name for path in (there / "jobs").iterdir()] == [waiting.id], "what ended has no files"
+
+
+def test_a_store_that_is_not_there_is_not_made(
+    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["backup", str(tmp_path / "all.tar")], ["purge", "--older-than", "30d"]):
+        assert cli.main(command) == 2
+        assert f"there is no store in {stores[0]}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_that_cannot_be_written_is_refused_in_a_sentence(
+    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(CaseStore(stores[0])) as serving:
+        keep(serving)
+        assert cli.main(["backup", str(tmp_path / "nowhere" / "all.tar")]) == 2
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+
+
 def test_old_cases_are_purged_while_a_server_goes_on(
-    stores: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(CaseStore(stores[0])) as serving:
         with monkeypatch.context() as earlier:
             earlier.setattr("time.time_ns", lambda: 1_700_000_000 * 10**9)
             old = keep(serving)
         new = keep(serving)
+        jobs = JobStore(serving.engine, serving.folder, server="one")
+        with monkeypatch.context() as earlier:
+            earlier.setattr("time.time_ns", lambda: 1_700_000_000 * 10**9)
+            ended, waiting = add_job(jobs, tmp_path), add_job(jobs, tmp_path)
+            assert jobs.cancel(ended)
         assert cli.main(["purge", "--older-than", "30d"]) == 0
-        assert "echo: 1 cases deleted" in capsys.readouterr().out
+        assert "echo: 1 cases deleted, 1 jobs that had ended" in capsys.readouterr().out
+        assert [job.id for job in jobs.recent("echo")] == [waiting.id]
         assert [case.id for case in serving.recent("echo")] == [new.id] and serving.file(old, "out.csv") is None
         assert cli.main(["purge", "--older-than", "a month"]) == 2
 
