@@ -69,7 +69,8 @@ def _models(
         title = f"{manifest.name} (network)"
         stage = stages.get(manifest.name, {}).get(manifest.version, "candidate")
         version = f"version {network.version} ({stage})"
-        lines.append(_line(title, address, [version], network.model.failure, pool, metrics))
+        failure = "unloaded" if network.model.unloaded is not None else network.model.failure
+        lines.append(_line(title, address, [version], failure, pool, metrics))
     return lines
 
 

@@ -37,7 +37,13 @@ class NetworkModel:
         self.limit = RequestLimit(f"the model {manifest.name}", settings.request_limit, settings.deadline_s)
         self.metrics = metrics.of(manifest.name, str(manifest.version))
         self._path, self._settings, self._loading = path, settings, loading
-        self.model = self._unloaded()
+        self.model: LoadOnce[WorkerPool] = LoadOnce(
+            f"the model {manifest.name}",
+            load=self._load,
+            check=lambda: open_artifact(self._path),
+            close=lambda workers: workers.close(),
+            usable=lambda workers: workers.usable,
+        )
         self.turns = Turns(_READ_AT_A_TIME)
         self._answer_share = 0.0
 
@@ -77,25 +83,16 @@ class NetworkModel:
         return int(size * min(self._answer_share, _MOST_ROOM))
 
     async def unload(self) -> None:
-        """Ends the workers once they have answered what they were given; the next request loads it again."""
-        model, self.model = self.model, self._unloaded()
-        if model.value is not None:
-            await model.value.drain()
-        model.close()
+        """Ends the workers once they have answered what they were given. Until it is loaded, it answers no more."""
+        name = self.manifest.name
+        why = f"version {self.version} of {name} was unloaded; POST /v2/repository/models/{name}/load loads it"
+        if (workers := await self.model.unload(why)) is not None:
+            await workers.end()
 
     async def reload(self) -> None:
         """Has new workers take the place of those that are loaded, which answer first what they were given."""
         if (old := await self.model.replace()) is not None:
             await old.end()
-
-    def _unloaded(self) -> LoadOnce[WorkerPool]:
-        return LoadOnce(
-            f"the model {self.manifest.name}",
-            load=self._load,
-            check=lambda: open_artifact(self._path),
-            close=lambda workers: workers.close(),
-            usable=lambda workers: workers.usable,
-        )
 
     async def _load(self) -> WorkerPool:
         await self._loading.run(open_artifact, self._path)
@@ -139,14 +136,14 @@ class Networks:
         """Takes up new versions of a model, and loads what is not loaded; 404 for one that is not in the registry."""
         await self.take_up(name)
         for network in self._versions(name).values():
-            await network.model.get()
+            await network.model.load()
 
     async def take_up(self, name: str) -> None:
         """Takes up the versions of a model that are not known yet, and loads none."""
         await self._loading.run(self._read, name)
 
     async def unload(self, name: str) -> None:
-        """Ends a model's workers once they have answered what they were given."""
+        """Ends a model's workers once they have answered what they were given; ``load`` has it answer again."""
         for network in self._versions(name).values():
             await network.unload()
 
@@ -159,7 +156,7 @@ class Networks:
         """Loads a version of a model where another is loaded, so that it can take its place."""
         versions = self._models.get(name, {})
         if str(version) in versions and any(other.model.value is not None for other in versions.values()):
-            await versions[str(version)].model.get()
+            await versions[str(version)].model.load()
 
     async def reload(self, name: str) -> None:
         """Has new workers take the place of those of a model that are loaded."""

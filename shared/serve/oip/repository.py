@@ -92,7 +92,7 @@ async def load(name: str, networks: NetworksDep, given: RepositoryParameters | N
 
 @router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_CHANGE)
 async def unload(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
-    """Ends the model's workers once they have answered what they were given; its next request loads it again."""
+    """Ends the model's workers once they have answered what they were given; it answers again once it is loaded."""
     (given or RepositoryParameters()).check_unload()
     await networks.unload(name)
     return {}
@@ -169,7 +169,10 @@ def _entry(network: NetworkModel) -> IndexEntry:
         return IndexEntry(name=network.manifest.name, version=network.version, state="READY", reason="")
     state: Literal["LOADING", "UNAVAILABLE"] = "LOADING" if model.value is not None else "UNAVAILABLE"
     return IndexEntry(
-        name=network.manifest.name, version=network.version, state=state, reason=model.failure or "not loaded"
+        name=network.manifest.name,
+        version=network.version,
+        state=state,
+        reason="unloaded" if model.unloaded is not None else model.failure or "not loaded",
     )
 
 

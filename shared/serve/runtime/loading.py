@@ -31,6 +31,8 @@ class LoadOnce(Generic[Loaded]):
         self.what = what
         self.failure: str | None = None
         """Why the last load failed; None once it is loaded."""
+        self.unloaded: str | None = None
+        """Why it is out of use, where it was unloaded; None otherwise."""
         self._load, self._check, self._close, self._usable = load, check, close, usable
         self._loading: asyncio.Task[Loaded] | None = None
         self._value: Loaded | None = None
@@ -49,14 +51,29 @@ class LoadOnce(Generic[Loaded]):
     async def get(self) -> Loaded:
         """What is loaded, once it is. Raises ``InvalidInputError`` (503) where it cannot be.
 
-        When cancelled, the loading goes on: others may wait for it.
+        When cancelled, the loading goes on: others may wait for it. What was unloaded is not loaded by it.
         """
         if self._value is not None:
             return self._value
+        if self.unloaded is not None:
+            raise InvalidInputError(self.unloaded, status=503)
         if self._loading is None:
             self._loading = asyncio.ensure_future(self._run())
             self._loading.add_done_callback(self._done)
         return await asyncio.shield(self._loading)
+
+    async def load(self) -> Loaded:
+        """As ``get``, and loads again what was unloaded."""
+        self.unloaded = None
+        return await self.get()
+
+    async def unload(self, why: str) -> Loaded | None:
+        """Takes it out of use until ``load``, and returns what was loaded, not closed. ``get`` refuses, saying why."""
+        self.unloaded = why
+        if self._loading is not None:
+            await asyncio.wait({self._loading})
+        found, self._value = self._value, None
+        return found
 
     async def replace(self) -> Loaded | None:
         """Loads anew beside what is loaded, and puts it in its place. Returns what it took the place of, not closed.

@@ -22,7 +22,8 @@ class Readiness:
     """Loads every model in turn where ``warm``, once started; and says whether all can answer.
 
     A warm server is ready when all are loaded. Another is ready when none failed to load and all could be loaded. That
-    is found out once, a fault again after half a minute, so that asking costs nothing.
+    is found out once, a fault again after half a minute, so that asking costs nothing. What an operator unloaded is not
+    missed.
     """
 
     def __init__(self, models: Sequence[LoadOnce[Any]], warm: bool) -> None:
@@ -45,6 +46,8 @@ class Readiness:
     async def fault(self) -> str | None:
         """Which of them cannot answer at the moment, as a sentence; None where all can."""
         for model in self._models:
+            if model.unloaded is not None:
+                continue
             if model.value is not None and not model.usable:
                 return f"{model.what}: its workers are being replaced"
             if model.value is None and model.failure is not None:
@@ -57,7 +60,8 @@ class Readiness:
         return f"{unusable[0]} cannot be loaded; the log says why" if unusable else None
 
     def _usable(self, number: int) -> bool:
-        return self._models[number].value is not None or self._checked[number][0]
+        model = self._models[number]
+        return model.value is not None or model.unloaded is not None or self._checked[number][0]
 
     def _known(self, number: int) -> bool:
         until = self._checked.get(number, (False, -math.inf))[1]

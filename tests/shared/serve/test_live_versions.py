@@ -74,6 +74,7 @@ def test_a_version_is_retired_unless_it_is_live(echo_client: TestClient, tmp_pat
     assert retire(3).json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
     index = echo_client.post("/v2/repository/index", json={"ready": True}).json()
     assert "3" not in [one["version"] for one in index], "its workers have ended"
+    assert echo_client.post(third, json={"inputs": [X, INDEX]}).status_code == 503
     assert retire(2).status_code == 409 and "promote another" in retire(2).json()["detail"]
     assert retire(9).status_code == 404
     echo_client.post(f"{MODELS}/echo/reload")

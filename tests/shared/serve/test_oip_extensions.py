@@ -52,7 +52,12 @@ def test_a_new_version_is_taken_up_and_a_model_unloaded_without_a_request_lost(
     assert echo_client.post("/v2/repository/models/echo/unload").json() == {}
     assert set(states().values()) == {"UNAVAILABLE"}
     assert echo_client.post("/v2/repository/index", json={"ready": True}).json() == []
-    assert echo_client.post(INFER, json=BODY).status_code == 200, "the next request loads it again"
+    for asked in (echo_client.post(INFER, json=BODY), echo_client.get("/v2/models/echo/ready")):
+        assert asked.status_code == 503 and "was unloaded" in asked.json()["error"]
+    assert set(states().values()) == {"UNAVAILABLE"}, "nobody but an operator loads it again"
+    assert echo_client.get("/v2/health/ready").status_code == 200, "the server does as it was told"
+    assert echo_client.post("/v2/repository/models/echo/load").json() == {}
+    assert echo_client.post(INFER, json=BODY).status_code == 200
     assert echo_client.post("/v2/repository/models/none/load").status_code == 404
 
 

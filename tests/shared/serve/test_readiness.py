@@ -63,3 +63,15 @@ def test_what_was_found_out_is_remembered(serve: Serve, monkeypatch: pytest.Monk
     assert len(opened) == 2, "one for each version"
     assert client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
     assert client.get(READY).status_code == 200 and len(opened) == 2
+
+
+def test_a_model_that_was_unloaded_and_loaded_again_is_looked_after(serve: Serve) -> None:
+    client = serve(warm=True)
+    until(lambda: client.get(READY).status_code == 200)
+    assert client.post("/v2/repository/models/echo/unload").status_code == 200
+    assert client.get(READY).json() == {"ready": True}
+    assert client.post("/v2/repository/models/echo/load").status_code == 200
+    pool = client.app.state.networks.find("echo", "2").model.value  # type: ignore[attr-defined]
+    pool._places[0].state = "failed"
+    answer = client.get(READY)
+    assert answer.status_code == 503 and "the model echo" in answer.json()["reason"]

@@ -179,8 +179,14 @@ def test_the_repository_is_listed_loaded_and_unloaded(client: Any, protocol: Any
     client.load_model("echo")
     assert states()[str(number)] == "READY"
     np.testing.assert_array_equal(client.infer("echo", inputs(protocol)).as_numpy("y"), 2 * ROWS + number)
+    assert client.is_model_ready("echo")
     client.unload_model("echo")
-    assert set(states().values()) == {"UNAVAILABLE"}
+    assert not client.is_model_ready("echo"), "as Triton's own example (simple_*_model_control.py) asks"
+    assert set(states().values()) == {"UNAVAILABLE"} and client.is_server_ready()
+    with pytest.raises(InferenceServerException, match="was unloaded"):
+        client.infer("echo", inputs(protocol))
+    client.load_model("echo")
+    assert client.is_model_ready("echo")
     with pytest.raises(InferenceServerException, match="no model 'none'"):
         client.load_model("none")
 
