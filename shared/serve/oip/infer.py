@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
@@ -134,9 +135,18 @@ class PartsResponse(Response):
 
 async def _packed(parts: Sequence[Blob], accepted: str) -> tuple[Sequence[Blob], bool]:
     """The answer, compressed where the client asks for it by name and it is worth while."""
-    if "gzip" not in accepted.lower() or sum(map(len, parts)) < _LEAST_PACKED:
+    if sum(map(len, parts)) < _LEAST_PACKED or not _takes_gzip(accepted):
         return parts, False
     return [await run_in_threadpool(gzip.compress, b"".join(parts), compresslevel=1)], True
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether Accept-Encoding names gzip, and not with a weight of 0, which refuses it (RFC 9110, section 12.5.3)."""
+    for entry in accepted.lower().split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        if name in ("gzip", "x-gzip"):
+            return not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def _body(

@@ -88,8 +88,11 @@ def test_a_large_answer_is_compressed_where_the_client_asks(echo_client: TestCli
     inputs = [{**X, "shape": [rows, 2], "data": [1.0] * 2 * rows}, {**INDEX, "shape": [rows], "data": [1] * rows}]
     asked = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "gzip"})
     assert asked.headers["Content-Encoding"] == "gzip" and asked.json()["outputs"][0]["shape"] == [rows, 2]
-    plain = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "identity"})
-    assert "Content-Encoding" not in plain.headers and plain.json() == asked.json()
+    for accepted in ("identity", "gzip;q=0", "deflate, gzip; q=0.0, br"):
+        plain = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": accepted})
+        assert "Content-Encoding" not in plain.headers and plain.json() == asked.json(), accepted
+    weighed = echo_client.post(INFER, json={"inputs": inputs}, headers={"Accept-Encoding": "br, gzip;q=0.5"})
+    assert weighed.headers["Content-Encoding"] == "gzip"
 
 
 @pytest.mark.parametrize(
