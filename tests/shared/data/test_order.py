@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +67,19 @@ def test_the_loader_keeps_the_order(threads, handover_s):
         (part,) = step.parts
         assert part.weight == 1 and part.batch["index"].tolist() == order.indices(step.number).tolist()
         assert part.batch["epoch"].tolist() == [step.number // 4] * 5
+
+
+@pytest.mark.parametrize("ends", ["at the end", "early"])
+def test_threads_that_make_batches_leave_the_interpreter_lock_soon_and_only_while_they_do(ends):
+    before = sys.getswitchinterval()
+    loader = Loader(Numbers(), Permutation(seed=0, length=50, batch=5), device=torch.device("cpu"), handover_s=0)
+    steps, seen = loader.steps(0, 9), []
+    for _ in islice(steps, None if ends == "at the end" else 6):
+        seen.append(sys.getswitchinterval())
+    steps.close()
+    # The first three are made where they are needed.
+    assert seen[:3] == [before] * 3 and all(found <= 1e-3 for found in seen[3:]) and len(seen) > 3
+    assert sys.getswitchinterval() == before
 
 
 def test_the_parts_of_a_batch_weigh_what_they_hold():
