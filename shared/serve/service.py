@@ -318,6 +318,7 @@ class Service:
                 later=head["later"],
                 sources=dict(zip(head["sources"], sources, strict=True)),
             ),
+            most_bytes=self.settings.keep_bytes,
         )
         if self.settings.keep_cases is not None or self.settings.keep_bytes is not None:
             self.expire()

@@ -27,6 +27,7 @@ from shared.store.unkept import UnkeptCases
 log = logging.getLogger("trivium.store")
 RESULT, PICTURE, LOCK, DATABASE = "result.json", "picture.png", "server.lock", "trivium.sqlite"
 _PARTIAL = ".partial-"
+_NOT_KEPT = "the answer was computed but is not kept"
 _DAY_NS = 86_400 * 10**9
 _ANY_NUMBER = 2**62
 _BEGUN_S = 3600.0
@@ -81,10 +82,12 @@ class CaseStore:
         options: Mapping[str, str],
         artifact: tuple[str, int],
         outputs: Outputs,
+        most_bytes: int | None = None,
     ) -> Case:
         """Keeps a case. Its folder appears whole, before the row that makes it known.
 
-        Where the disk is full, the case has a ``remark`` that says so, and is held in memory for a while instead.
+        Where the disk is full, or the case alone takes more than ``most_bytes``, it has a ``remark`` that says so, and
+        is held in memory for a while instead.
         """
         given = tuple(inputs)
         case = Case(
@@ -100,12 +103,19 @@ class CaseStore:
             files=(*outputs.files, *(name for name in outputs.later if name != PICTURE)),
             bytes=sum(map(len, (outputs.result, outputs.picture, *outputs.files.values(), *outputs.sources.values()))),
         )
+        if most_bytes is not None and case.bytes > most_bytes:
+            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases together may take {most_bytes / 1e6:.1f} MB"
+            return self._hold(case, outputs, f"{_NOT_KEPT}: {sizes} (TRIVIUM_KEEP_BYTES)")
         try:
-            with full_disk_named("the answer was computed but is not kept"):
+            with full_disk_named(_NOT_KEPT):
                 self._write(case, outputs)
         except DiskFull as full:
-            case = case.model_copy(update={"remark": str(full)})
-            self.unkept.hold(case, outputs, file_contents(outputs))
+            return self._hold(case, outputs, str(full))
+        return case
+
+    def _hold(self, case: Case, outputs: Outputs, remark: str) -> Case:
+        case = case.model_copy(update={"remark": remark})
+        self.unkept.hold(case, outputs, file_contents(outputs))
         return case
 
     def get(self, app: str, case_id: str) -> Case | None:
@@ -148,7 +158,7 @@ class CaseStore:
     ) -> int:
         """Deletes an application's cases older than ``days``, and the oldest above ``number`` or ``most_bytes``.
 
-        Returns how many it deleted.
+        One that alone takes more than ``most_bytes`` goes, and no other for its sake. Returns how many it deleted.
         """
         ids = select(CaseRow.id).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
         with Session(self.engine) as session:
@@ -159,8 +169,8 @@ class CaseStore:
                 sizes = select(CaseRow.id, CaseRow.bytes).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
                 total = 0
                 for case_id, size in session.execute(sizes):
-                    total += size
-                    if total > most_bytes:
+                    total += size if size <= most_bytes else 0
+                    if max(size, total) > most_bytes:
                         found.add(case_id)
         for case_id in found:
             self._remove(case_id)

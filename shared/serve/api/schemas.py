@@ -92,7 +92,9 @@ class CaseAnswer(BaseModel):
     inputs_sha256: str
     options: dict[str, str]
     artifact: ArtifactVersion = Field(description="the model that answered")
-    remark: str | None = Field(description="why the case is not kept, where the disk of the store is full")
+    remark: str | None = Field(
+        description="why the case is not kept, where it is too large or the disk of the store is full"
+    )
     result: dict[str, JsonValue] = Field(description="the content of result.json")
     picture: str = Field(description="address of a PNG")
     files: dict[str, str] = Field(description="addresses of the files, by name")

@@ -69,3 +69,18 @@ def test_old_cases_are_deleted_when_the_server_starts(
     changed = settings.model_copy(update={"keep_days": 2})
     with TestClient(create_app(changed, {"echo": echo_app})) as client:
         until(lambda: kept(client) == [new] and folders(settings) == {new})
+
+
+def test_a_case_larger_than_all_may_take_is_given_with_a_remark_and_costs_no_other(
+    serve: Serve, settings: Settings
+) -> None:
+    small = ask(client := serve(), 1)
+    size = client.app.state.store.used_bytes("echo")  # type: ignore[attr-defined]
+    client.__exit__(None, None, None)
+    client = serve(keep_bytes=size + 100)
+    answer = client.post(PREDICT, files=[csv(*range(100))]).json()
+    assert "is not kept: it takes 0.0 MB" in answer["remark"] and "TRIVIUM_KEEP_BYTES" in answer["remark"]
+    assert client.get(answer["picture"]).status_code == 200, "while the server goes on"
+    assert client.get(answer["files"]["doubled.csv"]).text.startswith("0.0")
+    assert kept(client) == [small] and folders(settings) == {small}
+    assert ask(client, 2) == kept(client)[0] and len(kept(client)) == 1, "the oldest goes for one that fits"

@@ -310,3 +310,11 @@ def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: C
     assert store.file(case, "small.bin") is not None and store.file(case, "first.bin") is not None
     assert store.sources(case, "second.bin") is not None, "another file is made from the same"
     assert taken < store.used_bytes("echo") < 2 * len(large)
+
+
+def test_a_case_that_alone_is_too_large_does_not_take_others_with_it(store: CaseStore) -> None:
+    small = keep(store, picture=bytes(1000))
+    large = keep(store, picture=bytes(5000))
+    newest = keep(store, picture=bytes(1000))
+    assert store.expire("echo", most_bytes=3 * small.bytes) == 1
+    assert [case.id for case in store.recent("echo")] == [newest.id, small.id] and store.get("echo", large.id) is None
