@@ -95,10 +95,13 @@ async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING)
 async def job_events(request: Request, service: ServiceDep, job: JobDep) -> StreamingResponse:
-    """Server-sent events: the job whenever it has changed, until it has ended."""
+    """Server-sent events: the job now and whenever it has changed, until it has ended; comments in between."""
 
     async def events() -> AsyncIterator[str]:
         async for now in service.runner.follow(job):
-            yield f"event: {now.state}\ndata: {JobAnswer.of(now).model_dump_json()}\n\n"
+            if now is None:
+                yield ": it goes on\n\n"
+            else:
+                yield f"event: {now.state}\ndata: {JobAnswer.of(now).model_dump_json()}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

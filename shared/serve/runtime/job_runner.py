@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
@@ -12,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from shared.errors import InvalidInputError
 from shared.serve.runtime.limits import Busy
 from shared.serve.worker.handler import WorkerFault
+from shared.store.database import is_database_gone
 from shared.store.jobs import FINAL, Job, JobStore
 
 log = logging.getLogger("trivium.serve")
@@ -20,6 +22,9 @@ _BEAT_S = 10.0
 _LOST_AFTER_S = 60.0
 _MOST_ATTEMPTS = 3
 _READ_AGAIN_S = 2.0
+_WRITE_AGAIN_S = 1.0
+_QUIET_S = 15.0
+"""Proxies close a connection over which nothing comes for so long as a minute."""
 
 
 class JobRunner:
@@ -68,18 +73,28 @@ class JobRunner:
         await self._tell()
         return cancelled
 
-    async def follow(self, job: Job) -> AsyncIterator[Job]:
-        """The job, and again whenever it has changed, until it has ended or is gone."""
+    async def follow(self, job: Job) -> AsyncIterator[Job | None]:
+        """The job, and again whenever it has changed, until it has ended or is gone; None where nothing did for long.
+
+        While the database is away, nothing changes.
+        """
         yield job
+        told = time.monotonic()
         while job.state not in FINAL:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_READ_AGAIN_S), self._changed:
                     await self._changed.wait()
-            now = await run_in_threadpool(self._jobs.get, job.app, job.id)
+            now: Job | None = job
+            try:
+                now = await run_in_threadpool(self._jobs.get, job.app, job.id)
+            except Exception as error:
+                if not is_database_gone(error):
+                    raise
             if now is None:
                 return
-            if now != job:
-                yield now
+            if now != job or time.monotonic() - told >= _QUIET_S:
+                yield now if now != job else None
+                told = time.monotonic()
             job = now
 
     async def _run(self) -> None:
@@ -108,7 +123,10 @@ class JobRunner:
         except asyncio.CancelledError:
             computing.cancel()
             await asyncio.wait({computing})
-            await run_in_threadpool(self._jobs.release, job)
+            try:
+                await run_in_threadpool(self._jobs.release, job)
+            except Exception as error:
+                log.error("the job %s is not given back, and begun anew when it is missed: %s", job.id, error)
             raise
         finally:
             self._running = None
@@ -117,20 +135,39 @@ class JobRunner:
 
     async def _end(self, job: Job, computing: asyncio.Task[str]) -> None:
         try:
-            await run_in_threadpool(self._jobs.done, job, computing.result())
+            await self._write(self._jobs.done, job, computing.result())
         except asyncio.CancelledError:
             if not computing.cancelled():
                 raise  # the server ends
         except Busy:
             # Its worker ended, or there was no room: that may pass, and claiming it again counts.
-            await run_in_threadpool(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
+            await self._release_counted(job)
         except InvalidInputError as refusal:
-            await run_in_threadpool(self._jobs.fail, job, str(refusal), refusal.status)
+            await self._write(self._jobs.fail, job, str(refusal), refusal.status)
         except Exception as error:
+            if is_database_gone(error):
+                log.error("the answer of the job %s is not kept, for the database cannot be reached: %s", job.id, error)
+                await self._release_counted(job)
+                return
             if not isinstance(error, WorkerFault):
                 log.exception("the job %s failed", job.id)
             words = "something went wrong in the server; its log holds the details"
-            await run_in_threadpool(self._jobs.fail, job, words, 500)
+            await self._write(self._jobs.fail, job, words, 500)
+
+    async def _release_counted(self, job: Job) -> None:
+        await self._write(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
+
+    async def _write(self, change: Callable[..., object], *given: object) -> None:
+        """Makes a change in the store, when the database is back where it is away: until the job is missed anyway."""
+        end = time.monotonic() + _LOST_AFTER_S
+        while True:
+            try:
+                await run_in_threadpool(change, *given)
+                return
+            except Exception as error:
+                if not is_database_gone(error) or time.monotonic() >= end:
+                    raise
+            await asyncio.sleep(_WRITE_AGAIN_S)
 
     async def _beat(self, job: Job, stages: asyncio.Queue[str], computing: asyncio.Task[str]) -> None:
         """Says at which stage the job is, and that it goes on; stops it where another server has cancelled it."""
@@ -139,7 +176,13 @@ class JobRunner:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_BEAT_S):
                     stage = await stages.get()
-            if not await run_in_threadpool(self._jobs.beat, job, stage):
+            try:
+                own = await run_in_threadpool(self._jobs.beat, job, stage)
+            except Exception as error:
+                if not is_database_gone(error):
+                    log.exception("what the job %s does is not told", job.id)
+                continue
+            if not own:
                 computing.cancel()
                 return
             await self._tell()

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
+from shared.serve.runtime import job_runner
 from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+from shared.store.jobs import JobStore
 from tests.shared.serve.echo import Echo, csv, until
 
 Serve = Callable[..., TestClient]
@@ -164,3 +168,90 @@ def test_files_that_a_killed_server_left_of_jobs_that_ended_are_removed(
     (left / "scan.nii.gz").write_bytes(b"1")
     assert events(serve(), job)[-1]["state"] == "done"
     assert list((settings.store / "jobs").iterdir()) == []
+
+
+def database_is_gone(method: Callable[..., Any], times: int, calls: list[int]) -> Callable[..., Any]:
+    """The method, of which so many calls find no database."""
+
+    def called(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= times:
+            raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
+        return method(*given, **named)
+
+    return called
+
+
+def test_a_job_outlives_a_database_that_is_away_when_it_ends(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
+    calls: list[int] = []
+    monkeypatch.setattr(JobStore, "done", database_is_gone(JobStore.done, 3, calls))
+    told = events(echo_client, add(echo_client, 4))[-1]
+    assert (told["state"], told["attempts"], len(calls)) == ("done", 1, 4), "it is not computed anew for that"
+    monkeypatch.setattr(CaseStore, "add", database_is_gone(CaseStore.add, 1, []))
+    told = events(echo_client, add(echo_client, 5))[-1]
+    assert (told["state"], told["attempts"]) == ("done", 2), "its answer could not be kept"
+    assert echo_client.get(told["case"]).json()["result"]["doubled"] == [10]
+
+
+def test_a_job_goes_on_to_say_that_it_runs_after_the_database_was_away(
+    echo_client: TestClient, echo: Echo, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "_BEAT_S", 0.01)
+    calls: list[int] = []
+    monkeypatch.setattr(JobStore, "beat", database_is_gone(JobStore.beat, 3, calls))
+    echo.gate.clear()
+    job = add(echo_client, 1)
+    until(lambda: len(calls) > 5)
+    with closing(CaseStore(settings.store, beside=True)) as beside:
+        other = JobStore(beside.engine, settings.store, server="another")
+        found = other.get("echo", job["job"])
+        assert found is not None and found.state == "running" and other.cancel(found)
+    runner = echo_client.app.state.services["echo"].runner  # type: ignore[attr-defined]
+    until(lambda: runner._running is None)
+    echo.gate.set()
+    assert events(echo_client, add(echo_client, 2))[-1]["state"] == "done"
+    assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 1, "the other was not computed to its end"
+
+
+def test_a_server_ends_while_the_database_is_away(
+    serve: Serve, echo: Echo, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo.gate.clear()
+    client = serve()
+    job = add(client, 1)
+    until(echo.entered.is_set)
+    with monkeypatch.context() as away:
+        away.setattr(JobStore, "release", database_is_gone(JobStore.release, 9, []))
+        client.__exit__(None, None, None)
+    echo.gate.set()
+    told = events(serve(), job)[-1]
+    assert (told["state"], told["attempts"]) == ("done", 2), "the next finds it as that of a server that was killed"
+
+
+def test_a_connection_over_which_nothing_happens_is_kept_open_and_can_be_taken_up_again(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "_QUIET_S", 0.0)
+    monkeypatch.setattr(job_runner, "_READ_AGAIN_S", 0.01)
+    get, calls = JobStore.get, list[int]()
+    echo.gate.clear()
+    job = add(echo_client, 1)
+    until(echo.entered.is_set)
+
+    def open_after_a_while(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise OperationalError("SELECT", {}, Exception("server closed the connection"))
+        if len(calls) > 9:
+            echo.gate.set()
+        return get(*given)
+
+    monkeypatch.setattr(JobStore, "get", open_after_a_while)
+    with echo_client.stream("GET", job["events"]) as stream:
+        lines = [line for line in stream.iter_lines() if line]
+    assert lines.count(": it goes on") >= 3 and lines[-2] == "event: done"
+    again = [line for line in echo_client.get(job["events"], headers={"Last-Event-ID": "1"}).text.splitlines() if line]
+    assert again == lines[-2:], "the first event is how it is now"
