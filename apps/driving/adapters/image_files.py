@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from apps.driving.adapters.device_jpeg import decode_on_device
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
@@ -17,8 +18,8 @@ MOST_OFF_CENTRE = 0.2
 """Further from the middle than this share of its width lies no camera's centre whose image was not cut or resized."""
 
 
-def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(H, W, 3) uint8 RGB; of 16 bits a channel the upper eight."""
+def read_image(path: Path, device: str = "cpu") -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W, 3) uint8 RGB; of 16 bits a channel the upper eight. Where ``device`` is a GPU it decodes JPEG."""
     content = path.read_bytes()
     if not content:
         raise InvalidInputError(f"{path.name} is empty (0 bytes); an image was expected")
@@ -30,6 +31,8 @@ def read_image(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
                     raise InvalidInputError(
                         f"{path.name} has {image.width} x {image.height} pixels; at most 40 million are taken"
                     )
+                if device != "cpu" and (decoded := decode_on_device(content, image, device)) is not None:
+                    return decoded
                 if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut at 255; it takes RGB's upper half
                     grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                     return np.repeat(grey[..., None], 3, axis=2)

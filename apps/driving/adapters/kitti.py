@@ -71,8 +71,11 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
     return _read_loose(paths)
 
 
-def read_frame(root: Path, frame_id: str, *, labelled: bool = True) -> Frame:
-    """One frame of a KITTI folder, by its id, with its labels or without; what it lacks stays empty."""
+def read_frame(root: Path, frame_id: str, *, labelled: bool = True, device: str = "cpu") -> Frame:
+    """One frame of a KITTI folder, by its id, with its labels or without; what it lacks stays empty.
+
+    Its image is decoded by ``device``.
+    """
     layout = layout_of(root)
     files = layout.files(frame_id)
     if files.points is None and files.image is None:
@@ -80,7 +83,7 @@ def read_frame(root: Path, frame_id: str, *, labelled: bool = True) -> Frame:
             f"there is no frame {frame_id} in {root.name}: neither "
             f"{layout.sweeps.relative_to(root)}/{frame_id}.bin nor an image of it"
         )
-    return _frame(frame_id.replace("/", "_"), files if labelled else replace(files, labels=None))
+    return _frame(frame_id.replace("/", "_"), files if labelled else replace(files, labels=None), device)
 
 
 def _by_frame(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -188,7 +191,7 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-def _frame(name: str, files: FrameFiles) -> Frame:
+def _frame(name: str, files: FrameFiles, device: str = "cpu") -> Frame:
     known = read_calibration(files.calibration) if files.calibration else None
     if known is None and (missing := files.image or files.labels):
         raise InvalidInputError(
@@ -197,7 +200,7 @@ def _frame(name: str, files: FrameFiles) -> Frame:
     cameras: dict[str, Camera] = {}
     remarks: tuple[str, ...] = ()
     if files.image and known:
-        pixels = read_image(files.image)
+        pixels = read_image(files.image, device)
         height, width = pixels.shape[:2]
         across, down = known.intrinsics[:2, 2]
         if not (0 <= across < width and 0 <= down < height):

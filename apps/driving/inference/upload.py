@@ -1,4 +1,5 @@
-"""A camera's image on its way to a network: on a GPU the bytes are uploaded as they are, and resized there."""
+"""A camera's image on its way to a network: uploaded to a GPU as it is, where it was not decoded there, and resized
+there."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apps.driving.adapters.device_jpeg import DeviceImage
 from apps.driving.adapters.projection import bring_to_focal_length, size_at_focal_length
 from apps.driving.types import Camera
 
@@ -22,8 +24,12 @@ def image_at_focal_length(camera: Camera, focal_px: float, device: str) -> tuple
         return torch.from_numpy(image).permute(2, 0, 1), scale
     height, width = camera.image_HWC.shape[:2]
     wide, high = size_at_focal_length(camera, focal_px)
-    stored = torch.from_numpy(camera.image_HWC.copy()).pin_memory().to(device, non_blocking=True)
-    there = stored.permute(2, 0, 1).float()
+    pixels = camera.image_HWC
+    if isinstance(pixels, DeviceImage) and pixels.on_device is not None:
+        there = pixels.on_device.float()
+    else:
+        stored = torch.from_numpy(pixels.copy()).pin_memory().to(device, non_blocking=True)
+        there = stored.permute(2, 0, 1).float()
     if (wide, high) != (width, height):
         resized = F.interpolate(there[None], size=(high, wide), mode="bilinear", antialias=True)
         there = resized[0].round().clamp(0, 255)
