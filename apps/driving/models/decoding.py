@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from apps.driving.models.ops.boxes import kept_rotated, nms_rotated
+from apps.driving.models.ops.boxes import kept_rotated, nms_rotated, sent
 from apps.driving.types import LidarInput
 
 Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -63,7 +63,7 @@ class AnchorDecoder:
         turned_N = directions.reshape(-1, 2, cells)[anchor, :, place].argmax(dim=1)
         delta_N7 = boxes.reshape(-1, 7, cells)[anchor, :, place]
         box_N7 = decode_deltas(self.anchors_N7.to(delta_N7.device)[place * len(logit_ACP) + anchor], delta_N7)
-        kept, label = suppress(box_N7[:, [0, 1, 3, 4, 6]], score_NC, self.suppression)
+        kept, label = suppress(_columns(box_N7, 0, 1, 3, 4, 6), score_NC, self.suppression)
         box, score = box_N7[kept], score_NC[kept, label]
         heading = _limit(box[:, 6] - self.direction_offset, 0.0, pi)
         yaw = heading + self.direction_offset + pi * turned_N[kept]
@@ -121,20 +121,21 @@ class CameraDecoder:
         """Boxes (N, 7; centre, length, height, width, yaw about y) in the camera's frame, of image ``number``.
 
         ``maps`` are the outputs of ``fcos3d.ImageToHeads``; ``scale`` the factors of width and height by which the
-        image was resized after it was taken with ``intrinsics_33``.
+        image was resized after it was taken with ``intrinsics_33``, which are on the host. On a GPU the host waits
+        once, in ``suppress``.
         """
         levels = [self._level(maps, stride, number, scale) for stride in self.strides]
         score_NC, box_N7, turned_N = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        from_pixels = torch.linalg.inv(intrinsics_33).T.to(box_N7.device)
-        focal, middle = intrinsics_33[0, 0].to(box_N7.device), intrinsics_33[0, 2].to(box_N7.device)
+        from_pixels = sent(torch.linalg.inv(intrinsics_33).T, box_N7.device)
+        focal, middle = float(intrinsics_33[0, 0]), float(intrinsics_33[0, 2])
         pixels = box_N7[:, :2]
         rays = torch.cat([pixels * box_N7[:, 2:3], box_N7[:, 2:3]], dim=1)
         centre = rays @ from_pixels
         heading = _limit(box_N7[:, 6] - self.direction_offset, 0.0, pi)
         yaw = heading + self.direction_offset + pi * turned_N
-        yaw = torch.atan2(pixels[:, 0] - middle, focal.expand_as(yaw)) + yaw
+        yaw = torch.atan2(pixels[:, 0] - middle, torch.full_like(yaw, focal)) + yaw
         boxes = torch.cat([centre, box_N7[:, 3:6], yaw[:, None]], dim=1)
-        above = boxes[:, [0, 2, 3, 5, 6]] * boxes.new_tensor([1, 1, 1, 1, -1])
+        above = torch.cat([_columns(boxes, 0, 2, 3, 5), -boxes[:, 6:]], dim=1)
         kept, label = suppress(above, score_NC, self.suppression)
         return boxes[kept], score_NC[kept, label], label
 
@@ -152,7 +153,8 @@ class CameraDecoder:
         score_NC = score.reshape(rows * columns, -1).sigmoid() * centerness.reshape(-1, 1).sigmoid()
         best = _best(score_NC.amax(dim=1), self.suppression.candidates)
         box_N7 = box.reshape(rows * columns, -1)[best, :7].clone()
-        box_N7[:, :2] = (points_N2[best] - box_N7[:, :2]) / box_N7.new_tensor(scale)
+        resized = sent(torch.tensor(scale, dtype=box.dtype), box.device)
+        box_N7[:, :2] = (points_N2[best] - box_N7[:, :2]) / resized
         return score_NC[best], box_N7, direction.reshape(-1, 2)[best].argmax(dim=1)
 
 
@@ -163,7 +165,7 @@ def suppress(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple
         # Here alone the host waits for the device.
         *kept_of, is_certain = torch.cat([stays, certain[None]]).tolist()
         if is_certain:
-            kept = torch.tensor(kept_of).nonzero().squeeze(1)[: settings.boxes].to(index.device)
+            kept = sent(torch.tensor(kept_of).nonzero().squeeze(1)[: settings.boxes], index.device)
             return index[kept], label_of[kept]
     index, label_of = (score_NC > settings.least_score).nonzero().unbind(1)
     # All classes at once, each moved away from the others: one class's boxes suppress no other's.
@@ -202,6 +204,11 @@ def _best(score_N: Tensor, most: int) -> Tensor:
     return score_N.topk(most).indices if len(score_N) > most else torch.arange(len(score_N), device=score_N.device)
 
 
+def _columns(table_NC: Tensor, *columns: int) -> Tensor:
+    """Those columns; an index of several would be copied to a GPU, and the host would wait."""
+    return torch.stack([table_NC[:, column] for column in columns], dim=1)
+
+
 def _limit(angle: Tensor, offset: float, period: float) -> Tensor:
     """Angles in [-offset * period, (1 - offset) * period)."""
     return angle - torch.floor(angle / period + offset) * period
@@ -224,7 +231,7 @@ class Normalisation:
         largest = [max(image.shape[axis] for image in images_3HW) for axis in (1, 2)]
         height, width = (-(-size // self.stride) * self.stride for size in largest)
         first = images_3HW[0]
-        mean, deviation = (torch.tensor(v, device=first.device)[:, None, None] for v in (self.mean, self.deviation))
+        mean, deviation = (sent(torch.tensor(v)[:, None, None], first.device) for v in (self.mean, self.deviation))
         batch = torch.zeros((len(images_3HW), 3, height, width), device=first.device)
         for row, image in zip(batch, images_3HW, strict=True):
             colours = image.flip(0) if self.swapped else image

@@ -11,7 +11,7 @@ from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import structures
-from apps.driving.models.decoding import CAMERA, LIDAR, AnchorDecoder, CameraDecoder, settled, suppress
+from apps.driving.models.decoding import CAMERA, LIDAR, AnchorDecoder, CameraDecoder, Normalisation, settled, suppress
 from apps.driving.models.dense import dense
 from apps.driving.models.fast import FastPointPillars, fast_fcos3d
 from apps.driving.models.pillars import ProgramPillars
@@ -19,6 +19,7 @@ from apps.driving.recipes import RECIPES
 from apps.driving.types import Camera
 from shared.deploy.programs.program import Program
 from shared.deploy.programs.torch_eager import eager
+from tests import fake_cuda as fakes
 from tests.fake_cuda import fake_cuda
 
 
@@ -237,6 +238,45 @@ def test_fcos3d_decoded_on_a_device_gives_the_same_boxes():
         found = tuple(part.cpu() for part in found)
     assert len(found[0]) > 20
     assert_same(expected, found)
+
+
+def test_the_decoders_copy_nothing_that_the_host_would_wait_for(monkeypatch):
+    """A copy to a GPU from pageable memory waits, and so does an index that is a list: it is copied first."""
+    torch.manual_seed(0)
+    intrinsics = torch.tensor([[180.0, 0, 152], [0, 180, 43], [0, 0, 1]])
+    sizes, channels = {8: (12, 40), 16: (6, 20)}, {"scores": 3, "boxes": 7, "directions": 2, "centerness": 1}
+    maps = {f"{n}_{s}": torch.randn(1, c, *size).abs() for s, size in sizes.items() for n, c in channels.items()}
+    anchor = AnchorDecoder(torch.rand(8 * 8 * 2, 7), 1)
+    heads = [torch.randn(1, count, 8, 8) for count in (2, 14, 4)]
+    with fake_cuda() as cuda:
+        there, heads = {name: value.to(cuda) for name, value in maps.items()}, [head.to(cuda) for head in heads]
+        anchor = replace(anchor, anchors_N7=anchor.anchors_N7.to(cuda))
+        images = [torch.rand(3, 64, 64).to(cuda)]
+        to = torch.Tensor.to
+
+        def moved(self, *args, **kwargs):
+            found = to(self, *args, **kwargs)
+            assert kwargs.get("non_blocking") or self.is_cuda or not found.is_cuda, "the host waits for a copy"
+            return found
+
+        def made(self, data):
+            assert not self.is_cuda, "the host waits for a copy"
+            return torch.tensor(data, dtype=self.dtype)
+
+        def index(key):
+            assert not any(isinstance(one, list) for one in (key if isinstance(key, tuple) else (key,)))
+            return key
+
+        monkeypatch.setattr(torch.Tensor, "to", moved)
+        monkeypatch.setattr(torch.Tensor, "new_tensor", made)
+        monkeypatch.setattr(fakes, "_on_cuda", index)
+        with pytest.raises(AssertionError, match="the host waits"):
+            heads[0] + torch.ones(1).to(cuda)
+        boxes, *_ = CameraDecoder(strides=tuple(sizes))(there, 0, intrinsics, (0.5, 0.5))
+        assert len(boxes) and boxes.is_cuda
+        boxes, *_ = anchor(*heads)
+        assert len(boxes) and boxes.is_cuda
+        assert Normalisation()(images).is_cuda
 
 
 @pytest.mark.parametrize("focal_px", [180.0, 131.0, 300.0])

@@ -16,6 +16,11 @@ _PARALLEL = 1e-9
 """Boxes that are turned by less against each other, or against a quarter turn, are parallel."""
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``; to a GPU from page-locked memory, so that the host does not wait."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices that greedy suppression keeps, best first. ``offset=1`` counts the last pixel into a box's size."""
     # Imported on use: with it comes torch's compiler, which takes longer to import than a frame to detect in.
@@ -146,7 +151,7 @@ def _paired_iou(a_P5: Tensor, b_P5: Tensor, *, over_first: bool = False) -> Tens
     a, b = a_P5.double(), b_P5.double()
     size_a, size_b = a[:, None, 2:4] / 2, b[:, None, 2:4] / 2
     cosine, sine = _turned(b[:, 4:] - a[:, 4:])
-    signs = a.new_tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    signs = sent(torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=a.dtype), a.device)
     corners_a, corners_b = size_a * signs, size_b * signs
     turn = torch.stack([torch.cat([cosine, sine], 1), torch.cat([-sine, cosine], 1)], dim=1)
     # Where the second lies in the frame of the first, and the first in that of the second.
