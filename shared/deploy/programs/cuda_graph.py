@@ -129,6 +129,7 @@ def capture(call: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
             call()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may decode and upload meanwhile, which would break a capture of all threads' calls.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         found = call()
     return found, graph.replay

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from shared.app import DenseNetwork
 from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
 from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
-from shared.deploy.programs.cuda_graph import graphed
+from shared.deploy.programs.cuda_graph import capture, graphed
 from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
@@ -338,3 +340,45 @@ def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_wha
     for found, wanted in answers:  # an answer is not written over by those after it
         for name in ("edges", "mean"):
             torch.testing.assert_close(found[name], wanted[name])
+
+
+def test_a_graph_is_captured_whatever_other_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default CUDA ends a capture with an error where any thread allocates or uploads meanwhile, as readers do."""
+    settings: list[dict[str, str]] = []
+
+    class Stands(nullcontext[None]):
+        def wait_stream(self, other: object) -> None: ...
+
+        def replay(self) -> None: ...
+
+    def graph(made: object, **given: str) -> Stands:
+        settings.append(given)
+        return Stands()
+
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: Stands())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    calls: list[int] = []
+    found, _ = capture(lambda: calls.append(1) or len(calls))  # type: ignore[func-returns-value]
+    assert found == 4 and settings == [{"capture_error_mode": "thread_local"}]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_on_a_gpu_a_graph_is_captured_beside_another_thread_s_uploads() -> None:
+    stop = threading.Event()
+
+    def upload() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            while not stop.is_set():
+                torch.rand(1 << 16).pin_memory().to("cuda", non_blocking=True)
+
+    other = threading.Thread(target=upload)
+    other.start()
+    try:
+        compute, expected = graphed(network(), None, "cuda", capture), eager(network(), device="cuda")
+        for width in (8, 8, 16, 16, 8):
+            inputs = {"image": torch.rand(2, 1, 8, width).cuda(), "gain": torch.tensor([1.0, 2.0]).cuda()}
+            torch.testing.assert_close(compute(inputs), expected(inputs))
+    finally:
+        stop.set()
+        other.join()
