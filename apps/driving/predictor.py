@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from apps.driving.inference import sweep_checks
-from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
+from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
+from apps.driving.inference.video import overlapped
 from apps.driving.models import IMPORTED, MODELS
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared.errors import InvalidInputError
 from shared.progress import report_each
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shared.deploy.artifact import Artifact
 
 _NEEDS = {"lidar": "LiDAR sweep", "camera": "image with a calibration"}
@@ -32,6 +35,21 @@ class Options:
 
     model: str | None = None
     score: float | None = None
+
+
+class Prepared(NamedTuple):
+    """A frame, the model that looks at it, and its images on the device where that is a network of ours."""
+
+    frame: Frame
+    model: str
+    images: list[Images]
+
+
+class Computed(NamedTuple):
+    """What the network gave for a frame: maps of its images, or boxes where its detector decodes them itself."""
+
+    prepared: Prepared
+    found: list[dict[str, Tensor]] | Boxes3D
 
 
 class DrivingPredictor:
@@ -70,8 +88,21 @@ class DrivingPredictor:
         )
 
     def predict(self, batch: Sequence[Frame], options: Options | None = None) -> list[Detections]:
-        """What is in each frame; every frame by itself, so that it does not depend on what came along with it."""
-        return [self._predict_one(frame, options or Options()) for frame in report_each(batch, "frame")]
+        """What is in each frame; every frame by itself, so that it does not depend on what came along with it.
+
+        On a GPU images are prepared and boxes worked out while it computes other frames of the batch.
+        """
+        chosen, frames = options or Options(), report_each(batch, "frame")
+        if self.device == "cpu" or len(batch) == 1:
+            return [self.finish(self.compute(self.prepare(frame, chosen)), chosen) for frame in frames]
+        answers = overlapped(
+            batch,
+            lambda frame: self.prepare(frame, chosen),
+            self.compute,
+            lambda computed: self.finish(computed, chosen),
+            device=self.device,
+        )
+        return [answer.result() for _, (_, answer) in zip(frames, answers, strict=True)]
 
     def choose_model(self, frame: Frame, asked: str | None = None) -> str:
         """The model for a frame: that which was ``asked`` for, or the first that has what it needs.
@@ -100,15 +131,32 @@ class DrivingPredictor:
         """All boxes that a network finds, of whatever score, overlapping or not: what average precision is taken of."""
         return self.detectors[self.choose_model(frame, model)].detect(frame)
 
-    def _predict_one(self, frame: Frame, options: Options) -> Detections:
+    def prepare(self, frame: Frame, options: Options) -> Prepared:
+        """The first of the three steps of ``predict``: chooses the model, brings the images to the device."""
         model = self.choose_model(frame, options.model)
         detector = self.detectors[model]
+        return Prepared(frame, model, detector.prepare(frame) if isinstance(detector, CameraDetector) else [])
+
+    def compute(self, prepared: Prepared) -> Computed:
+        """The second: the network."""
+        detector = self.detectors[prepared.model]
+        if isinstance(detector, CameraDetector):
+            return Computed(prepared, detector.compute(prepared.images))
+        return Computed(prepared, detector.detect(prepared.frame))
+
+    def finish(self, computed: Computed, options: Options) -> Detections:
+        """The third: boxes, those that are shown, and remarks."""
+        (frame, model, images), found = computed
+        detector = self.detectors[model]
+        if not isinstance(found, Boxes3D):
+            assert isinstance(detector, CameraDetector)
+            found = detector.boxes(frame, images, found)
         least = self.least_scores.get(model, {}) if options.score is None else options.score
         said = [*frame.remarks, *([_RENDERED.format(model)] if model in self._rendered else [])]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:
             said += sweep_checks.remarks(frame.points_lidar_m, detector.input.range_m, model)
             said += sweep_checks.too_few_sweeps(frame, detector.earlier_sweeps, model)
-        return Detections(boxes=shown_boxes(detector.detect(frame), least), model=model, remarks=tuple(said))
+        return Detections(boxes=shown_boxes(found, least), model=model, remarks=tuple(said))
 
     @property
     def _loaded(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -106,9 +106,21 @@ class LidarDetector:
         return torch.cat([boxes[:, :6], structures.wrap(boxes[:, 6:])], dim=1), scores, labels
 
 
+class Images(NamedTuple):
+    """Images of a frame that are padded alike, as the network takes them: (B, 3, H, W), the numbers of their cameras,
+    and the factors by which their width and height were resized."""
+
+    image_B3HW: Tensor
+    cameras: tuple[int, ...]
+    scales: tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class CameraDetector:
-    """FCOS3D on every camera of a frame, each brought to the focal length that the network knows."""
+    """FCOS3D on every camera of a frame, each brought to the focal length that the network knows.
+
+    ``detect`` is its three steps, one after the other: ``prepare``, ``compute``, ``boxes``.
+    """
 
     program: Program
     input: CameraInput
@@ -120,18 +132,37 @@ class CameraDetector:
     def sensor(self) -> Literal["camera"]:
         return "camera"
 
-    @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
-        cameras = list(frame.cameras.values())
-        prepared = [image_at_focal_length(camera, self.input.training_focal_px, self.device) for camera in cameras]
-        boxes, scores, labels = [], [], []
+        prepared = self.prepare(frame)
+        return self.boxes(frame, prepared, self.compute(prepared))
+
+    @torch.inference_mode()
+    def prepare(self, frame: Frame) -> list[Images]:
+        """The frame's images on the device, resized and normalised."""
+        focal_px = self.input.training_focal_px
+        resized = [image_at_focal_length(camera, focal_px, self.device) for camera in frame.cameras.values()]
         # A batch is padded to its largest image, and the padding takes part in GroupNorm's mean: images that are padded
         # alike go together, so that what is found in one does not depend on the others.
-        for numbers in _padded_alike([image for image, _ in prepared]):
-            maps = self.program({"image": self.colours([prepared[n][0] for n in numbers])})
-            for place, number in enumerate(numbers):
-                intrinsics = torch.from_numpy(cameras[number].intrinsics).float()
-                found = self.decode(maps, place, intrinsics, prepared[number][1])
+        return [
+            Images(
+                self.colours([resized[n][0] for n in numbers]), tuple(numbers), tuple(resized[n][1] for n in numbers)
+            )
+            for numbers in _padded_alike([image for image, _ in resized])
+        ]
+
+    @torch.inference_mode()
+    def compute(self, prepared: Sequence[Images]) -> list[dict[str, Tensor]]:
+        """The network's maps of them."""
+        return [self.program({"image": images.image_B3HW}) for images in prepared]
+
+    @torch.inference_mode()
+    def boxes(self, frame: Frame, prepared: Sequence[Images], computed: Sequence[Mapping[str, Tensor]]) -> Boxes3D:
+        """The boxes in the maps, in the frame's LiDAR frame."""
+        cameras = list(frame.cameras.values())
+        boxes, scores, labels = [], [], []
+        for images, maps in zip(prepared, computed, strict=True):
+            for place, (number, scale) in enumerate(zip(images.cameras, images.scales, strict=True)):
+                found = self.decode(maps, place, torch.from_numpy(cameras[number].intrinsics).float(), scale)
                 boxes_N7, scores_N, labels_N = (part.cpu() for part in found)
                 mount = cameras[number].lidar_to_camera
                 boxes.append(torch.from_numpy(to_lidar_boxes(boxes_N7.numpy(), mount)))

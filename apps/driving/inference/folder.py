@@ -1,28 +1,29 @@
 """A KITTI folder of any number of frames, one after the other: ``trivium predict driving FOLDER --each --out DIR``.
 
-The next frame is read while a network computes, so that two are in memory at a time. Each frame's KITTI result file is
-written when the frame is done, and its line of ``frames.jsonl`` after it; the same command goes on where it was
-stopped. Frames that cannot be read are named and left out, and tried again by the next run.
+The next frames are read while a network computes, and the boxes of the one before are worked out (``video``), so that
+a few frames are in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
+``frames.jsonl`` after it; the same command goes on where it was stopped. Frames that cannot be read are named and left
+out, and tried again by the next run.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.driving.adapters import kitti
 from apps.driving.adapters.kitti_layouts import frame_root
+from apps.driving.inference.video import overlapped
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs.result import frame_line
 from shared.atomic_files import file_lock, write_whole
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from apps.driving.predictor import DrivingPredictor, Options
-    from apps.driving.types import Frame
+    from apps.driving.predictor import Computed, DrivingPredictor, Options, Prepared
 
 _SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
 _SAY_EVERY = 100
@@ -70,21 +71,22 @@ def _go_on(
     left = [frame_id for frame_id in ids if frame_id.replace("/", "_") not in done]
     say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
     refused, doubtful, last = 0, 0, "none"
-    with (out / _LINES).open("a", encoding="utf-8") as lines, ThreadPoolExecutor(1) as reader:
 
-        def read(frame_id: str) -> Future[Frame]:
-            return reader.submit(kitti.read_frame, root, frame_id, labelled=False)
+    def read(frame_id: str) -> Prepared:
+        return predictor.prepare(kitti.read_frame(root, frame_id, labelled=False, device=predictor.device), options)
 
-        following = read(left[0]) if left else None
+    def finish(computed: Computed) -> tuple[dict[str, Any], str | None]:
+        """The frame's line of JSON, and its KITTI result file where it has a camera."""
+        frame, output = computed.prepared.frame, predictor.finish(computed, options)
+        text = kitti_results.write(output.boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
+        return frame_line(frame, output), text
+
+    answers = overlapped(left, read, predictor.compute, finish, device=predictor.device)
+    with (out / _LINES).open("a", encoding="utf-8") as lines, closing(answers):
         try:
-            for number, frame_id in enumerate(left, 1):
-                assert following is not None
-                reading = following
-                wait([reading])
-                # The frame before is no longer held.
-                following = read(left[number]) if number < len(left) else None
+            for number, (frame_id, answer) in enumerate(answers, 1):
                 try:
-                    line, text = _answer(predictor, reading, options)
+                    line, text = answer.result()
                 except InvalidInputError as refusal:
                     refused += 1
                     say(f"left out: {refusal}")
@@ -101,21 +103,12 @@ def _go_on(
                 if number % _SAY_EVERY == 0:
                     say(f"{number} of {len(left)} frames, the last {frame_id}")
         except KeyboardInterrupt:
-            reader.shutdown(cancel_futures=True)
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise
     say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
     if doubtful:
         say(f"{doubtful} frames carry such a remark in {_LINES}")
     return refused
-
-
-def _answer(predictor: DrivingPredictor, reading: Future[Frame], options: Options) -> tuple[dict[str, Any], str | None]:
-    """The frame's line of JSON, and its KITTI result file where it has a camera."""
-    frame = reading.result()
-    (output,) = predictor.predict([frame], options)
-    text = kitti_results.write(output.boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
-    return frame_line(frame, output), text
 
 
 def _same(file: Path, settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti
+from apps.driving.inference import video
 from apps.driving.inference.folder import predict_folder
 from apps.driving.predictor import Options
 from shared import cli
@@ -47,15 +48,15 @@ def test_the_answers_are_those_that_the_folder_gives_at_once(ask, predictor, spl
 
 def test_it_goes_on_where_it_was_stopped(predictor, split, tmp_path, monkeypatch):
     out, looked, said = tmp_path / "out", [], []
-    predict = type(predictor).predict
+    compute = type(predictor).compute
 
-    def stopped_at_the_third(self, batch, options):
-        looked.append(batch[0].name)
+    def stopped_at_the_third(self, prepared):
+        looked.append(prepared.frame.name)
         if len(looked) == 3:
             raise KeyboardInterrupt
-        return predict(self, batch, options)
+        return compute(self, prepared)
 
-    monkeypatch.setattr(type(predictor), "predict", stopped_at_the_third)
+    monkeypatch.setattr(type(predictor), "compute", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         predict_folder(predictor, split, out, Options(), said.append)
     assert "the last frame answered is 000001" in said[-1]
@@ -106,23 +107,24 @@ def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp
 def test_the_next_frame_is_read_while_a_network_computes(predictor, split, tmp_path, monkeypatch):
     begun = [threading.Event() for _ in range(5)]
     begun[4].set()  # there is no fifth
-    read, predict = kitti.read_frame, type(predictor).predict
+    read, compute = kitti.read_frame, type(predictor).compute
 
     def noted(root, frame_id, **settings):
         begun[int(frame_id)].set()
         return read(root, frame_id, **settings)
 
-    def only_beside_the_next(self, batch, options):
-        assert begun[int(batch[0].name) + 1].wait(timeout=60)
-        return predict(self, batch, options)
+    def only_beside_the_next(self, prepared):
+        assert begun[int(prepared.frame.name) + 1].wait(timeout=60)
+        return compute(self, prepared)
 
     monkeypatch.setattr(kitti, "read_frame", noted)
-    monkeypatch.setattr(type(predictor), "predict", only_beside_the_next)
+    monkeypatch.setattr(type(predictor), "compute", only_beside_the_next)
     assert predict_folder(predictor, split, tmp_path / "out", Options(), print) == 0
     assert len(lines(tmp_path / "out")) == 4
 
 
-def test_two_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
+def test_three_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "usable_cores", lambda: 2)
     held, most = weakref.WeakValueDictionary(), []
     read = kitti.read_points
 
@@ -134,8 +136,8 @@ def test_two_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypa
 
     monkeypatch.setattr(kitti, "read_points", counted)
     predict_folder(predictor, split, tmp_path / "out", Options(model="pointpillars"), print)
-    # While a frame is read the one before is worked on.
-    assert len(most) == 4 and max(most) <= 1
+    # While a frame is read the network sees the one before, and the boxes of that before it are worked out.
+    assert len(most) == 4 and max(most) <= 2
 
 
 class Points(np.ndarray):
