@@ -13,11 +13,14 @@ from fastapi.concurrency import contextmanager_in_threadpool
 from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
 from shared.serve.metrics import Metrics
+from shared.serve.middleware.own_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import within_upload_limits
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.records import Case
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 def use(service: Service) -> Callable[[Request], Awaitable[None]]:
@@ -53,13 +56,18 @@ MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 
 
 async def get_operator(request: Request) -> None:
-    """Who may see how the server does: until there is a sign-in, who asks from its own machine; 403 for others."""
+    """Who may see how the server does: until there is a sign-in, who asks from its own machine; 403 for others.
+
+    A proxy there is none of them: it asks for others, under another name or with a header that says so.
+    """
     client = request.client.host if request.client is not None else ""
     try:
         local = ip_address(client).is_loopback
     except ValueError:
         local = False
-    if not local:
+    host = request.headers.get("host", "").lower()
+    own = not {host, host.rpartition(":")[0]}.isdisjoint(LOOPBACK_NAMES)
+    if not (local and own) or any(name in request.headers for name in _FORWARDED):
         raise InvalidInputError("this page is shown on the server's own machine alone", status=403)
 
 

@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import json_error
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
 
 def own_hosts(address: str) -> frozenset[str] | None:
     """The names under which a server that listens on ``address`` is asked; None is any name.
@@ -22,7 +24,7 @@ def own_hosts(address: str) -> frozenset[str] | None:
     except ValueError:
         loopback = False
     shown = f"[{address}]" if ":" in address else address
-    return frozenset({"localhost", "127.0.0.1", "[::1]", shown}) if loopback else None
+    return frozenset({*LOOPBACK_NAMES, shown}) if loopback else None
 
 
 class OwnHosts:

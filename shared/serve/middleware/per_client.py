@@ -22,7 +22,8 @@ class TooMany(InvalidInputError):
 class ClientPlaces:
     """At most ``most`` requests of one address at a time, over HTTP and gRPC together; None is no limit.
 
-    Behind a reverse proxy all come from its address: there the limit is the proxy's matter.
+    Behind a reverse proxy it is the address that its X-Forwarded-For states, where uvicorn trusts it
+    (FORWARDED_ALLOW_IPS).
     """
 
     def __init__(self, most: int | None) -> None:

@@ -8,13 +8,20 @@ import pytest
 from fastapi.testclient import TestClient
 
 from shared.serve.metrics import Metrics
+from shared.serve.settings import Settings
 from tests.shared.serve.echo import csv, until
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings of a server that is reached under a name, through a proxy, too."""
+    return settings.model_copy(update={"hosts": "testserver,localhost"})
 
 
 @pytest.fixture
 def local(echo_client: TestClient) -> TestClient:
     """A client that asks from the server's own machine."""
-    return TestClient(echo_client.app, client=("127.0.0.1", 50000))
+    return TestClient(echo_client.app, client=("127.0.0.1", 50000), headers={"Host": "localhost:8000"})
 
 
 def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_client: TestClient) -> None:
@@ -45,6 +52,15 @@ def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., Test
     for client in (echo_client, TestClient(echo_client.app, client=("192.0.2.7", 50000))):
         refused = client.get("/admin", headers={"Accept": "text/html"})
         assert refused.status_code == 403 and "own machine" in refused.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "testserver"}, {"X-Real-IP": "192.0.2.7"}, {"Forwarded": "for=192.0.2.7"}, {"Via": "1.1 proxy"}],
+)
+def test_what_a_proxy_on_the_same_machine_asks_is_not_asked_there(local: TestClient, headers: dict[str, str]) -> None:
+    assert local.get("/admin").status_code == 200
+    assert local.get("/admin", headers=headers).status_code == 403
 
 
 def test_quantiles_are_those_that_prometheus_reads_from_the_histogram() -> None:

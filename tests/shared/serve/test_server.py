@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -150,6 +151,24 @@ def test_a_message_in_the_log_says_when(tmp_path: Path) -> None:
     moment, level, words = line.split(maxsplit=2)
     assert abs(datetime.fromisoformat(moment) - began) < timedelta(minutes=2)
     assert level == "INFO:" and words.startswith("Started server process")
+
+
+def test_a_proxy_on_the_same_machine_says_for_whom_it_asks(tmp_path: Path) -> None:
+    program = _PROGRAM.replace(", demo=True", "")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        while not (found := re.search(r"open (http://\S+)", line := server.stderr.readline())):
+            assert line, "it ended"
+        # The rightmost is what the proxy adds; what is left of it anybody can claim.
+        claimed = {"X-Forwarded-For": "127.0.0.1, 192.0.2.7"}
+        assert httpx.get(f"{found[1]}/v2", headers=claimed).status_code == 200
+        assert json.loads(server.stdout.readline())["client"] == "192.0.2.7"
+        assert httpx.get(f"{found[1]}/admin", headers=claimed).status_code == 403
+        assert httpx.get(f"{found[1]}/admin").status_code == 200
+        server.terminate()
+        server.communicate(timeout=60)
 
 
 def test_an_address_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
