@@ -78,6 +78,7 @@ class Service:
         self.app, self.settings, self.store = app, settings, store
         self._registry, self._metrics = registry, metrics
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
+        self._jobs_limit = RequestLimit(f"{app.title} (jobs)", settings.request_limit)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
         self._kept = Spread()
         self._ending: set[asyncio.Task[None]] = set()
@@ -124,6 +125,12 @@ class Service:
             model = self.model.value
             with nullcontext() if model is None else model.metrics.failures():
                 place = stack.enter_context(self._limit.admit())
+            yield place
+
+    @contextmanager
+    def admit_job(self) -> Iterator[Place]:
+        """Gives a job its place while it is handed in, whoever waits for an answer. Raises ``Busy`` (503)."""
+        with self._jobs_limit.admit() as place:
             yield place
 
     async def submit(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
-from fastapi.concurrency import contextmanager_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 
 from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
@@ -107,6 +107,40 @@ FolderDep = Annotated[Path, Depends(get_folder, scope="function")]
 
 async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, place: PlaceDep) -> Upload:
     """The form of an admitted request, its files streamed to disk within the server's limits."""
+    return await _receive(request, service, folder, place)
+
+
+UploadDep = Annotated[Upload, Depends(get_upload)]
+
+
+async def admit_job(service: ServiceDep) -> AsyncIterator[Place]:
+    """The place of a job while it is handed in; 503, before its body is read, where as many wait as may."""
+    await run_in_threadpool(service.check_room_for_jobs)
+    with service.admit_job() as place:
+        yield place
+
+
+JobPlaceDep = Annotated[Place, Depends(admit_job, scope="function")]
+
+
+async def get_job_folder(service: ServiceDep, _: JobPlaceDep) -> AsyncIterator[Path]:
+    """A folder for the files of a job that is handed in, removed afterwards where the job did not take it."""
+    async with contextmanager_in_threadpool(service.incoming()) as folder:
+        yield folder
+
+
+JobFolderDep = Annotated[Path, Depends(get_job_folder, scope="function")]
+
+
+async def get_job_upload(request: Request, service: ServiceDep, folder: JobFolderDep, place: JobPlaceDep) -> Upload:
+    """The form of a job, received as that of a prediction is."""
+    return await _receive(request, service, folder, place)
+
+
+JobUploadDep = Annotated[Upload, Depends(get_job_upload)]
+
+
+async def _receive(request: Request, service: Service, folder: Path, place: Place) -> Upload:
     settings = service.settings
     with full_disk_named("the upload cannot be taken"):
         return await receive(
@@ -116,6 +150,3 @@ async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, p
             max_bytes=settings.max_upload_bytes,
             max_files=settings.max_files,
         )
-
-
-UploadDep = Annotated[Upload, Depends(get_upload)]

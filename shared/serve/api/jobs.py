@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import FolderDep, InterfaceDep, ServiceDep, UploadDep
+from shared.serve.api.deps import InterfaceDep, JobFolderDep, JobUploadDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
 from shared.serve.openapi import request_body
@@ -49,7 +49,7 @@ JobDep = Annotated[Job, Depends(get_job)]
     openapi_extra=request_body("multipart/form-data", PredictForm),
 )
 async def add_job(
-    response: Response, service: ServiceDep, upload: UploadDep, folder: FolderDep, interface: InterfaceDep
+    response: Response, service: ServiceDep, upload: JobUploadDep, folder: JobFolderDep, interface: InterfaceDep
 ) -> JobAnswer:
     """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is."""
     check_upload(upload)

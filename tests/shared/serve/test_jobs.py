@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
+from shared.app import App
+from shared.serve.app import create_app
 from shared.serve.runtime import job_runner
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
 from shared.store.jobs import JobStore
+from tests.conftest import serving
 from tests.shared.serve.echo import Echo, csv, until
 
 Serve = Callable[..., TestClient]
@@ -139,13 +145,44 @@ def test_a_job_that_ends_every_server_is_given_up(serve: Serve, settings: Settin
 
 def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
     client = serve(max_jobs=1)
+    assert client.post(JOBS, data={}).status_code in (415, 422)
     echo.gate.clear()
     add(client, 1)
     refused = client.post(JOBS, files=[csv(2)])
     assert refused.status_code == 503 and "TRIVIUM_MAX_JOBS" in refused.json()["detail"]
-    assert client.post(JOBS, data={}).status_code in (415, 422)
     assert client.get(f"{JOBS}/none").status_code == client.get(f"{JOBS}/none/events").status_code == 404
     echo.gate.set()
+
+
+def test_a_job_is_accepted_while_there_is_no_room_for_who_waits(serve: Serve, echo: Echo) -> None:
+    client = serve(queue_length=1, max_batch=1)
+    echo.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            waiting = [pool.submit(client.post, "/api/echo/predict", files=[csv(number)]) for number in (1, 2)]
+            until(lambda: 'pending_request_count{model="echo",version="2"} 1.0' in client.get("/metrics").text)
+            assert client.post("/api/echo/predict", files=[csv(3)]).status_code == 503
+            job = add(client, 3)
+        finally:
+            echo.gate.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+    assert events(client, job)[-1]["state"] == "done"
+
+
+def test_where_as_many_wait_as_may_a_job_is_refused_before_its_body_is_read(
+    settings: Settings, echo_app: App, echo: Echo
+) -> None:
+    echo.gate.clear()
+    server = create_app(settings.model_copy(update={"max_jobs": 1, "hosts": None}), {"echo": echo_app})
+    with serving(server) as address:
+        assert httpx.post(f"{address}{JOBS}", data={"sample": "three"}).status_code == 202
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            head = f"POST {JOBS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            connection.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode())
+            answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 60" in answer.lower()
+        echo.gate.set()
 
 
 def test_a_job_that_ended_keeps_no_names_of_files(echo_client: TestClient, settings: Settings) -> None:
