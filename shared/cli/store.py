@@ -34,10 +34,11 @@ def run(command: Backup | Restore | Purge) -> int:
 
 
 def _purge(command: Purge) -> None:
+    from shared.store.disk import full_disk_named
     from shared.store.jobs import JobStore
 
     days = _days(command.older_than)
-    with closing(_open(beside=True)) as store:
+    with full_disk_named("not all that is old could be deleted"), closing(_open(beside=True)) as store:
         jobs = JobStore(store.engine, store.folder, server="purge")
         known = {*store.apps(), *jobs.apps()}
         for app in sorted(known) if command.app is None else [command.app]:

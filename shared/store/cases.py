@@ -11,13 +11,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
 from shared.store import later_files
 from shared.store.database import connect, is_database_gone, sqlite_url
-from shared.store.disk import DiskFull, disk_fault, full_disk_named
+from shared.store.disk import DiskFull, disk_fault, full_disk_named, is_disk_full
 from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
 from shared.store.records import Bytes, Case, CaseSummary, InputFile, Outputs
@@ -237,9 +238,19 @@ class CaseStore:
         aside = self._cases / f"{_PARTIAL}{case_id}"
         with suppress(FileNotFoundError):
             (self._cases / case_id).rename(aside)
+        try:
+            self._remove_row(case_id)
+        except OperationalError as error:
+            if not is_disk_full(error):
+                raise
+            # To delete a row takes space too: that of the files, on a disk that is full.
+            shutil.rmtree(aside, ignore_errors=True)
+            self._remove_row(case_id)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _remove_row(self, case_id: str) -> None:
         with Session(self.engine) as session, session.begin():
             session.execute(delete(CaseRow).where(CaseRow.id == case_id))
-        shutil.rmtree(aside, ignore_errors=True)
 
     def _write_files(self, case_id: str, outputs: Outputs) -> None:
         aside = self._cases / f"{_PARTIAL}{case_id}"

@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
 )
 
 from shared.errors import InvalidInputError
+from shared.store.disk import is_disk_full
 from shared.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -67,8 +68,11 @@ def connect(address: str) -> Engine:
 def is_database_gone(error: BaseException) -> bool:
     """Whether an error is that a database cannot be reached, or ended while it was asked.
 
-    pg8000 raises some of its own, and the socket's, past SQLAlchemy where a connection ends in the middle.
+    pg8000 raises some of its own, and the socket's, past SQLAlchemy where a connection ends in the middle. A full disk,
+    of which SQLite says so, is another matter.
     """
+    if is_disk_full(error):
+        return False
     if isinstance(error, OperationalError | InterfaceError | ConnectionError):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error

@@ -27,17 +27,20 @@ class DiskFull(InvalidInputError):
         super().__init__(f"{what}: the disk of the store is full; {_REMEDY}", status=507)
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error is that a file, or SQLite's database, found no space."""
+    if isinstance(error, OperationalError):
+        return "is full" in str(error.orig)
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 @contextmanager
 def full_disk_named(what: str) -> Iterator[None]:
     """Raises ``DiskFull`` where what is written inside finds no space; ``what`` says what could not be done."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFull(what) from error
-        raise
-    except OperationalError as error:
-        if "is full" in str(error.orig):
+    except (OSError, OperationalError) as error:
+        if is_disk_full(error):
             raise DiskFull(what) from error
         raise
 

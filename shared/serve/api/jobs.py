@@ -16,6 +16,7 @@ from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
 from shared.serve.openapi import request_body
 from shared.serve.service import Service
+from shared.store.disk import full_disk_named
 from shared.store.jobs import Job
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
@@ -63,14 +64,15 @@ async def add_job(
 def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str) -> Job:
     service.check_room_for_jobs()
     options = {key: value for key, value in fields.items() if key != "sample"}
-    return service.jobs.add(
-        app=service.app.name,
-        interface=interface,
-        uploads=folder,
-        files=files,
-        options=options,
-        sample=fields.get("sample"),
-    )
+    with full_disk_named("the job cannot be taken"):
+        return service.jobs.add(
+            app=service.app.name,
+            interface=interface,
+            uploads=folder,
+            files=files,
+            options=options,
+            sample=fields.get("sample"),
+        )
 
 
 @router.get("")

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.serve.middleware.error_answers import error_answer, json_error
 from shared.store.database import is_database_gone
+from shared.store.disk import DiskFull, is_disk_full
 
 log = logging.getLogger("trivium.serve")
 _NO_DATABASE = "the store's database cannot be reached at the moment, and nothing was kept; try again in a few seconds"
@@ -18,7 +19,7 @@ _RETRY_AFTER_S = 5
 
 
 class UnexpectedErrors:
-    """Answers 500 to an exception, and 503 where the database is away or the server's end cut a request off.
+    """Answers 500 to an exception, 507 to a full disk, 503 where the database is away or the server's end cut it off.
 
     A client that left is answered nothing.
     """
@@ -47,6 +48,11 @@ class UnexpectedErrors:
         except ClientDisconnect:
             log.info("%s %s was broken off by its client", scope["method"], scope["path"])
         except Exception as error:
+            if is_disk_full(error) and not started:
+                log.error("%s %s: the disk of the store is full", scope["method"], scope["path"])
+                full = DiskFull("nothing was kept")
+                await error_answer(scope, str(full), full.status)(scope, receive, send)
+                return
             if is_database_gone(error) and not started:
                 log.error("%s %s: the store's database cannot be reached: %s", scope["method"], scope["path"], error)
                 refusal = error_answer(scope, _NO_DATABASE, 503)

@@ -14,6 +14,7 @@ from shared.errors import InvalidInputError
 from shared.serve.runtime.limits import Busy
 from shared.serve.worker.handler import WorkerFault
 from shared.store.database import is_database_gone
+from shared.store.disk import is_disk_full
 from shared.store.jobs import FINAL, Job, JobStore
 
 log = logging.getLogger("trivium.serve")
@@ -88,7 +89,7 @@ class JobRunner:
             try:
                 now = await run_in_threadpool(self._jobs.get, job.app, job.id)
             except Exception as error:
-                if not is_database_gone(error):
+                if not _may_pass(error):
                     raise
             if now is None:
                 return
@@ -105,8 +106,12 @@ class JobRunner:
                 if job is not None:
                     await self._answer(job)
                     continue
-            except Exception:
-                log.exception("the jobs of %s cannot be looked at", self._app)
+            except Exception as error:
+                words = f"the jobs of {self._app} cannot be looked at"
+                if _may_pass(error):
+                    log.error("%s: %s", words, error)
+                else:
+                    log.exception(words)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._wake.wait()
@@ -145,8 +150,8 @@ class JobRunner:
         except InvalidInputError as refusal:
             await self._write(self._jobs.fail, job, str(refusal), refusal.status)
         except Exception as error:
-            if is_database_gone(error):
-                log.error("the answer of the job %s is not kept, for the database cannot be reached: %s", job.id, error)
+            if _may_pass(error):
+                log.error("the answer of the job %s is not kept, for the store cannot be written: %s", job.id, error)
                 await self._release_counted(job)
                 return
             if not isinstance(error, WorkerFault):
@@ -158,14 +163,14 @@ class JobRunner:
         await self._write(self._jobs.release, job.model_copy(update={"attempts": job.attempts + 1}))
 
     async def _write(self, change: Callable[..., object], *given: object) -> None:
-        """Makes a change in the store, when the database is back where it is away: until the job is missed anyway."""
+        """Makes a change in the store as soon as that can be written, until the job is missed anyway."""
         end = time.monotonic() + _LOST_AFTER_S
         while True:
             try:
                 await run_in_threadpool(change, *given)
                 return
             except Exception as error:
-                if not is_database_gone(error) or time.monotonic() >= end:
+                if not _may_pass(error) or time.monotonic() >= end:
                     raise
             await asyncio.sleep(_WRITE_AGAIN_S)
 
@@ -179,7 +184,7 @@ class JobRunner:
             try:
                 own = await run_in_threadpool(self._jobs.beat, job, stage)
             except Exception as error:
-                if not is_database_gone(error):
+                if not _may_pass(error):
                     log.exception("what the job %s does is not told", job.id)
                 continue
             if not own:
@@ -190,3 +195,8 @@ class JobRunner:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the store may be written later: its database is away, or its disk full."""
+    return is_database_gone(error) or is_disk_full(error)

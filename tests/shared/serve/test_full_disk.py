@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Delete
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from shared import cli
 from shared.serve.api import uploads
+from shared.serve.runtime import job_runner
 from shared.serve.settings import Settings
 from shared.store import cases, disk
-from tests.shared.serve.echo import csv
+from shared.store.jobs import JobStore
+from shared.store.promotions import Promotions
+from tests.shared.serve.echo import csv, until
 
 PREDICT, READY = "/api/echo/predict", "/v2/health/ready"
 FAULTS = [
@@ -93,3 +98,76 @@ def test_a_server_whose_disk_is_full_is_not_ready_and_says_why(
         answer = echo_client.get(READY)
         assert answer.status_code == 503 and "Disk quota exceeded" in answer.json()["reason"]
     assert echo_client.get(READY).status_code == 200
+
+
+@pytest.fixture
+def rows_need_space(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """A disk so full that SQLite cannot delete a row before a case's files are gone."""
+    execute = Session.execute
+
+    def executed(session: Session, statement: Any, *given: Any, **named: Any) -> Any:
+        if isinstance(statement, Delete) and any((settings.store / "cases").iterdir()):
+            raise OperationalError("DELETE", {}, Exception("database or disk is full"))
+        return execute(session, statement, *given, **named)
+
+    monkeypatch.setattr(Session, "execute", executed)
+
+
+def test_cases_can_be_deleted_on_a_full_disk(echo_client: TestClient, rows_need_space: None) -> None:
+    case = echo_client.post(PREDICT, files=[csv(1)]).json()["case"]
+    assert echo_client.delete(f"/api/echo/cases/{case}").status_code == 204
+    assert echo_client.get("/api/echo/cases").json()["cases"] == []
+
+
+def test_cases_can_be_purged_on_a_full_disk(
+    echo_client: TestClient,
+    rows_need_space: None,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
+    monkeypatch.setenv("TRIVIUM_STORE", str(settings.store))
+    assert cli.main(["purge", "--older-than", "0h"]) == 0
+    assert "1 cases deleted" in capsys.readouterr().out
+    assert echo_client.get("/api/echo/cases").json()["cases"] == []
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
+    monkeypatch.setattr(cases.CaseStore, "expire", fail(OperationalError("DELETE", {}, Exception("disk is full"))))
+    assert cli.main(["purge", "--older-than", "0h"]) == 2
+    assert "not all that is old could be deleted: the disk of the store is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [*FAULTS, OperationalError("INSERT", {}, Exception("database or disk is full"))])
+def test_a_job_that_finds_no_space_is_507(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings, error: Exception
+) -> None:
+    monkeypatch.setattr(Session, "add", fail(error))
+    answer = echo_client.post("/api/echo/jobs", files=[csv(1)])
+    assert answer.status_code == 507 and "the job cannot be taken: the disk" in answer.json()["detail"]
+    assert list((settings.store / "jobs").iterdir()) == []
+
+
+def test_a_job_goes_on_once_there_is_space(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(job_runner, "_WRITE_AGAIN_S", 0.01)
+    failures = [OperationalError("UPDATE", {}, Exception("database or disk is full")) for _ in range(3)]
+    done = JobStore.done
+
+    def done_later(*given: Any) -> bool:
+        if failures:
+            raise failures.pop()
+        return done(*given)
+
+    monkeypatch.setattr(JobStore, "done", done_later)
+    job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
+    until(lambda: echo_client.get(job["url"]).json()["state"] not in ("queued", "running"))
+    told = echo_client.get(job["url"]).json()
+    assert (told["state"], told["attempts"]) == ("done", 1)
+
+
+def test_what_else_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = OperationalError("INSERT", {}, Exception("database or disk is full"))
+    monkeypatch.setattr(Promotions, "promote", fail(error))
+    answer = echo_client.post("/api/models/echo/promote", json={"version": 1})
+    assert answer.status_code == 507 and "nothing was kept: the disk" in answer.json()["detail"]
