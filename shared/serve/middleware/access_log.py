@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import secrets
 import time
-from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.serve.access_line import log_answer, usable_identifier
 from shared.serve.metrics import Metrics
 
-log = logging.getLogger("trivium.access")
 _HEADER = "X-Request-Id"
-_USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
 
 class AccessLog:
@@ -51,22 +45,6 @@ class AccessLog:
             took = time.monotonic() - began
             client = (scope.get("client") or ("",))[0]
             log_answer(self._metrics, number, client, scope["method"], scope["path"], _pattern(scope), status, took)
-
-
-def usable_identifier(given: str) -> str:
-    """The identifier that a request brings, where it is fit for a log, else a new one."""
-    return given if _USABLE.match(given) else secrets.token_hex(8)
-
-
-def log_answer(
-    metrics: Metrics, number: str, client: str, method: str, path: str, pattern: str, status: int, seconds: float
-) -> None:
-    """Counts an answer under the pattern of its path, and logs it under its identifier; ``time`` is that of its end."""
-    metrics.requested(pattern, method, status, seconds)
-    if log.isEnabledFor(logging.INFO):
-        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
-        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1)}))
 
 
 def _pattern(scope: Scope) -> str:

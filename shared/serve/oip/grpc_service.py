@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from pydantic import BaseModel
 
 from shared.errors import InvalidInputError
-from shared.serve.middleware.access_log import log_answer, usable_identifier
+from shared.serve.access_line import log_answer, usable_identifier
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import grpc_tensors, repository, routes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from http import HTTPStatus
 
+from shared.serve.access_line import log_line, usable_identifier
 from shared.serve.runtime.large_bodies import LargeBodyProtocol
 
 MOST_HEADER_BYTES = 1 << 16
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 def with_header_deadline(seconds: float) -> type[LargeBodyProtocol]:
@@ -33,9 +35,26 @@ def with_header_deadline(seconds: float) -> type[LargeBodyProtocol]:
             super().data_received(data)
             # What came along with the header's end is body.
             if not self._in_body and self._header_timer is not None and self._header_bytes > MOST_HEADER_BYTES:
-                self._stop_timer()
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the header is larger than 64 KiB")
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuses what is no HTTP."""
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is no HTTP request")
+
+        def _refuse(self, status: HTTPStatus, sentence: str) -> None:
+            """Answers what never becomes a request as the others are answered, and closes the connection."""
+            self._stop_timer()
+            number, body = usable_identifier(""), json.dumps({"detail": sentence})
+            head = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "connection": "close",
+                "x-request-id": number,
+            }
+            lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in head.items())]
+            self.transport.write("\r\n".join([*lines, "", body]).encode())
+            self.transport.close()
+            log_line(number, self.client[0] if self.client else "", "", "", status, 0.0)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import select
 import socket
 import time
@@ -160,6 +162,21 @@ def test_a_header_that_is_too_large_is_refused(stack: ExitStack, settings: Setti
         for _ in range(200):
             sent.sendall(b"x" * 1000)
     assert read(sent)[0] == 431
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\r\nX-A: " + b"x" * 70_000, 431)]
+)
+def test_what_never_becomes_a_request_is_answered_and_logged_under_an_identifier_too(
+    stack: ExitStack, settings: Settings, echo_app: App, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
+) -> None:
+    with caplog.at_level(logging.INFO, "trivium.access"):
+        answer = HTTPResponse(connect(stack, start(stack, settings, echo_app), sent))
+        answer.begin()
+        assert json.loads(answer.read())["detail"]
+    (line,) = [json.loads(one.message) for one in caplog.records if one.name == "trivium.access"]
+    assert (line["status"], line["request"]) == (answer.status, answer.getheader("X-Request-Id"))
+    assert answer.status == status and len(line["request"]) == 16
 
 
 def test_a_half_sent_header_after_an_answer_is_closed_too(stack: ExitStack, settings: Settings, echo_app: App) -> None:

@@ -1,0 +1,35 @@
+"""The line in the log for an answer, over whichever protocol it went."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from datetime import UTC, datetime
+
+from shared.serve.metrics import Metrics
+
+log = logging.getLogger("trivium.access")
+_USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
+
+
+def usable_identifier(given: str) -> str:
+    """The identifier that a request brings, where it is fit for a log, else a new one."""
+    return given if _USABLE.match(given) else secrets.token_hex(8)
+
+
+def log_answer(
+    metrics: Metrics, number: str, client: str, method: str, path: str, pattern: str, status: int, seconds: float
+) -> None:
+    """Counts an answer under the pattern of its path, and logs it."""
+    metrics.requested(pattern, method, status, seconds)
+    log_line(number, client, method, path, status, seconds)
+
+
+def log_line(number: str, client: str, method: str, path: str, status: int, seconds: float) -> None:
+    """Logs an answer under its identifier; ``time`` is that of its end."""
+    if log.isEnabledFor(logging.INFO):
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
+        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1)}))
