@@ -40,6 +40,7 @@ from shared.store.records import Case, Outputs
 log = logging.getLogger("trivium.serve")
 _UPLOADS_LEFT_S = 86_400.0
 _JOBS_RETRY_S = 60
+_SPACE_AGAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,19 @@ class Service:
             answer = await self._answer(
                 model, request, job.interface, job.sample, folder, arrived, arrived + seconds, stage
             )
+        await self._wait_for_space(answer.case, arrived + seconds, stage)
         return answer.case.id
+
+    async def _wait_for_space(self, case: Case, deadline: float, stage: Callable[[str], None]) -> None:
+        """Keeps the answer of a job as soon as the disk has space for it: nobody may have read it before."""
+        most = self.settings.keep_bytes
+        held: Case | None = case
+        while held is not None and held.remark is not None and (most is None or held.bytes <= most):
+            if time.monotonic() >= deadline:
+                return
+            stage("waiting for space on the disk")
+            await asyncio.sleep(_SPACE_AGAIN_S)
+            held = await run_in_threadpool(self.store.keep_held, held)
 
     async def reload(self) -> None:
         """Has new workers take the place of those that are loaded, with the artifacts that the registry has now.

@@ -114,6 +114,19 @@ class CaseStore:
             return self._hold(case, outputs, str(full))
         return case
 
+    def keep_held(self, case: Case) -> Case | None:
+        """Keeps a case that found no space, where there is some now: then it has no remark; None where it is gone."""
+        if (outputs := self.unkept.outputs(case.id)) is None:
+            return None
+        kept = case.model_copy(update={"remark": None})
+        try:
+            with full_disk_named(_NOT_KEPT):
+                self._write(kept, outputs)
+        except DiskFull:
+            return case
+        self.unkept.remove(case.id)
+        return kept
+
     def _hold(self, case: Case, outputs: Outputs, remark: str) -> Case:
         case = case.model_copy(update={"remark": remark})
         self.unkept.hold(case, outputs, file_contents(outputs))

@@ -32,6 +32,11 @@ class UnkeptCases:
         with self._lock:
             return self._held[case_id][0] if case_id in self._held else None
 
+    def outputs(self, case_id: str) -> Outputs | None:
+        """All that was to be kept of the case, while it is held."""
+        with self._lock:
+            return self._held[case_id][2] if case_id in self._held else None
+
     def content(self, case_id: str, name: str) -> bytes | None:
         """A file of the case, while it is held."""
         with self._lock:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import cli
+from shared.serve import service
 from shared.serve.api import uploads
 from shared.serve.runtime import job_runner
 from shared.serve.settings import Settings
@@ -164,6 +165,23 @@ def test_a_job_goes_on_once_there_is_space(
     until(lambda: echo_client.get(job["url"]).json()["state"] not in ("queued", "running"))
     told = echo_client.get(job["url"]).json()
     assert (told["state"], told["attempts"]) == ("done", 1)
+
+
+def test_the_answer_of_a_job_is_kept_once_there_is_space(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(service, "_SPACE_AGAIN_S", 0.01)
+    with monkeypatch.context() as full:
+        full.setattr(cases, "publish", fail(OSError(errno.ENOSPC, "No space left on device")))
+        job = echo_client.post("/api/echo/jobs", files=[csv(1)], data={"later": "yes"}).json()
+        until(lambda: echo_client.get(job["url"]).json()["stage"] == "waiting for space on the disk")
+        assert echo_client.get(job["url"]).json()["case"] is None
+    until(lambda: echo_client.get(job["url"]).json()["state"] == "done")
+    case = echo_client.get(echo_client.get(job["url"]).json()["case"]).json()
+    assert case["remark"] is None and case["result"]["doubled"] == [2]
+    assert [one["case"] for one in echo_client.get("/api/echo/cases").json()["cases"]] == [case["case"]]
+    assert (settings.store / "cases" / case["case"] / "result.json").is_file()
+    assert echo_client.get(case["files"]["sum.txt"]).text == "2.0"
 
 
 def test_what_else_finds_no_space_is_507(echo_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
