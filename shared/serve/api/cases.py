@@ -40,7 +40,10 @@ def cases(service: ServiceDep, limit: int = 20) -> Cases:
 async def case(service: ServiceDep, case: CaseDep) -> Response:
     """A kept case, as it was answered."""
     found = await service.file(case, RESULT)
-    result = found if isinstance(found, bytes) else await run_in_threadpool(found.read_bytes)
+    try:
+        result = found if isinstance(found, bytes) else await run_in_threadpool(found.read_bytes)
+    except FileNotFoundError:  # deleted between the two
+        raise InvalidInputError(f"the case {case.id} is gone from the store", status=404) from None
     return Response(case_document(case, result), media_type="application/json")
 
 

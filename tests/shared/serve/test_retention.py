@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,6 +13,7 @@ from shared.app import App
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from shared.store import cases
+from shared.store.records import Case
 from tests.shared.serve.echo import csv, until
 
 Serve = Callable[..., TestClient]
@@ -84,3 +86,18 @@ def test_a_case_larger_than_all_may_take_is_given_with_a_remark_and_costs_no_oth
     assert client.get(answer["files"]["doubled.csv"]).text.startswith("0.0")
     assert kept(client) == [small] and folders(settings) == {small}
     assert ask(client, 2) == kept(client)[0] and len(kept(client)) == 1, "the oldest goes for one that fits"
+
+
+def test_a_case_that_is_deleted_while_it_is_asked_for_is_404(
+    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, find = ask(echo_client, 1), cases.CaseStore.file
+
+    def deleted_meanwhile(store: cases.CaseStore, given: Case, name: str) -> Path | None:
+        found = find(store, given, name)
+        store.remove(given)
+        return found
+
+    monkeypatch.setattr(cases.CaseStore, "file", deleted_meanwhile)
+    answer = echo_client.get(f"{CASES}/{case}")
+    assert answer.status_code == 404 and "is gone from the store" in answer.json()["detail"]
