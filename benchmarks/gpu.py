@@ -2,11 +2,11 @@
 
 FCOS3D with ResNeXt-101 32x4d on an image of 1024 x 2048, MONAI's LUNA16 network on a lungs' box of 384 x 256 x 256
 voxels in four tiles, the forecaster on 2,048 windows; random weights, for speed alone. fp16 runs with channels last,
-compiled or captured in a graph of its one shape. What is around a network is timed too: an image's upload and resizing
-on the device, and the decoding of PointPillars and of FCOS3D, with suppression there. And all of it: JPEG files of
-1024 x 2048 to boxes in frames a second, one by one and overlapped as ``trivium predict driving FOLDER --each`` does,
-which must give the same boxes; and a CT of 512 x 512 x 256 from its DICOM files to findings, p95 of the seconds. The
-goals, 120 frames a second and 0.2 s, are printed beside them and do not decide.
+captured in a graph of its one shape, compiled for it or not. What is around a network is timed too: an image's upload
+and resizing on the device, and the decoding of PointPillars and of FCOS3D, with suppression there. And all of it: JPEG
+files of 1024 x 2048 to boxes in frames a second, one by one and overlapped as ``trivium predict driving FOLDER --each``
+does, which must give the same boxes; and a CT of 512 x 512 x 256 from its DICOM files to findings, p95 of the seconds.
+The goals, 120 frames a second and 0.2 s, are printed beside them and do not decide.
 A program may differ from fp32 by little more than eager torch does in its format.
 
 Without a GPU the same code runs on the CPU in bf16 at small sizes: it shows that it runs, and nothing of a GPU's speed.

@@ -36,14 +36,16 @@ def graphed(
     dtype: torch.dtype | None,
     device: str,
     capture: Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]],
+    made: Callable[[nn.Module], Callable[..., Any]] = lambda module: module,
 ) -> Compute:
     """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last.
 
-    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once.
+    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once. What
+    is captured are the calls of what ``made`` makes of the network, by default the network itself.
     """
     import torch
 
-    module = prepared(dense.module, dtype, device)
+    module = made(prepared(dense.module, dtype, device))
     names, outputs = list(dense.inputs), list(dense.outputs)
     graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
     once: OrderedDict[Any, None] = OrderedDict()
@@ -93,7 +95,7 @@ def prepared(module: nn.Module, dtype: torch.dtype | None, device: str) -> nn.Mo
 
 
 def _captured(
-    module: nn.Module,
+    module: Callable[..., Any],
     inputs: list[Tensor],
     dtype: torch.dtype | None,
     device: str,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.deploy.programs.cuda_graph import capture, graphed
 from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
 from shared.deploy.programs.torch_eager import autocast_dtype
 from shared.precision import autocast
@@ -89,10 +91,15 @@ class AotInductor:
 
 
 def compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:
-    """torch.compile as the program is loaded: the first call of each shape takes as long as a compiler does."""
+    """torch.compile as the program is loaded: the first call of each shape takes as long as a compiler does.
+
+    On a GPU each shape is compiled for itself and captured in a graph.
+    """
     import torch
 
     place = torch.device(device)
+    if place.type == "cuda":
+        return graphed(dense, autocast_dtype(format), device, capture, partial(torch.compile, dynamic=False))
     module = torch.compile(dense.module.to(place).eval(), dynamic=True)
     names, outputs, dtype = list(dense.inputs), list(dense.outputs), autocast_dtype(format)
 

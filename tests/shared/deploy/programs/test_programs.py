@@ -21,7 +21,7 @@ from shared.app import DenseNetwork
 from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
 from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
 from shared.deploy.programs.cuda_graph import capture, graphed
-from shared.deploy.programs.inductor import compiler
+from shared.deploy.programs.inductor import compiled, compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
 from shared.deploy.programs.store import folder_of, keep, weights_digest
@@ -29,6 +29,7 @@ from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
+from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -340,6 +341,33 @@ def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_wha
     for found, wanted in answers:  # an answer is not written over by those after it
         for name in ("edges", "mean"):
             torch.testing.assert_close(found[name], wanted[name])
+
+
+def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that changes nothing, and a capture that calls again: the rest is as on a GPU."""
+    settings: list[dict[str, bool]] = []
+    captures: list[int] = []
+
+    def compile(module: nn.Module, **given: bool) -> nn.Module:
+        settings.append(given)
+        return module
+
+    def calling(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        captures.append(1)
+        return call(), lambda: None
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("shared.deploy.programs.inductor.capture", calling)
+    inputs = network().inputs
+    expected = eager(network())(inputs)
+    with fake_cuda():
+        compute = compiled(network(), "fp32", "cuda")
+        found = [compute({name: value.to("cuda") for name, value in inputs.items()}) for _ in range(3)]
+        assert all(value.is_cuda for value in found[-1].values())
+        answers = [{name: value.cpu() for name, value in one.items()} for one in found]
+    assert settings == [{"dynamic": False}] and len(captures) == 1
+    for answer in answers:
+        torch.testing.assert_close(answer, expected)
 
 
 def test_a_graph_is_captured_whatever_other_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
