@@ -77,6 +77,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await live_versions.start()
         readiness.start()
         for service in services.values():
             service.runner.start()

@@ -66,6 +66,11 @@ class Promotions:
                 row = RetiredRow(id=uuid.uuid4().hex, model=model, version=version, retired_ns=time.time_ns())
                 session.add(row)
 
+    def retired(self) -> set[tuple[str, int]]:
+        """The models and versions that are out of use."""
+        with Session(self._engine) as session:
+            return {(row.model, row.version) for row in session.scalars(select(RetiredRow))}
+
     def stages(self, model: str, versions: Collection[int], live: int) -> dict[int, Stage]:
         """The stage of each version: what was live, is older than what is live, or was retired, is retired."""
         with Session(self._engine) as session:

@@ -46,11 +46,17 @@ class NetworkModel:
         )
         self.turns = Turns(_READ_AT_A_TIME)
         self._answer_share = 0.0
+        self._retired: str | None = None
 
     @property
     def version(self) -> str:
         """The version, as the protocol writes it."""
         return str(self.manifest.version)
+
+    @property
+    def retired(self) -> bool:
+        """Whether it is out of use until it is promoted."""
+        return self._retired is not None
 
     def check_room(self) -> None:
         """Raises ``Busy`` (503), counted as a rejected request, where a request would not be admitted."""
@@ -85,7 +91,23 @@ class NetworkModel:
     async def unload(self) -> None:
         """Ends the workers once they have answered what they were given. Until it is loaded, it answers no more."""
         name = self.manifest.name
-        why = f"version {self.version} of {name} was unloaded; POST /v2/repository/models/{name}/load loads it"
+        await self._end(
+            f"version {self.version} of {name} was unloaded; POST /v2/repository/models/{name}/load loads it"
+        )
+
+    async def retire(self) -> None:
+        """As ``unload``, until it is promoted."""
+        name = self.manifest.name
+        self._retired = f"version {self.version} of {name} is retired; POST /api/models/{name}/promote has it answer"
+        await self._end(self._retired)
+
+    def unretire(self) -> None:
+        """Has it load when it is next asked, where it was retired."""
+        if self._retired is not None and self.model.unloaded == self._retired:
+            self.model.unloaded = None
+        self._retired = None
+
+    async def _end(self, why: str) -> None:
         if (workers := await self.model.unload(why)) is not None:
             await workers.end()
 
@@ -136,7 +158,8 @@ class Networks:
         """Takes up new versions of a model, and loads what is not loaded; 404 for one that is not in the registry."""
         await self.take_up(name)
         for network in self._versions(name).values():
-            await network.model.load()
+            if not network.retired:
+                await network.model.load()
 
     async def take_up(self, name: str) -> None:
         """Takes up the versions of a model that are not known yet, and loads none."""
@@ -147,14 +170,16 @@ class Networks:
         for network in self._versions(name).values():
             await network.unload()
 
-    async def unload_version(self, name: str, version: int) -> None:
+    async def retire_version(self, name: str, version: int) -> None:
         """Ends the workers of a version, where there are any, once they have answered what they were given."""
         if (network := self._models.get(name, {}).get(str(version))) is not None:
-            await network.unload()
+            await network.retire()
 
     async def load_version(self, name: str, version: int) -> None:
         """Loads a version of a model where another is loaded, so that it can take its place."""
         versions = self._models.get(name, {})
+        if str(version) in versions:
+            versions[str(version)].unretire()
         if str(version) in versions and any(other.model.value is not None for other in versions.values()):
             await versions[str(version)].model.load()
 

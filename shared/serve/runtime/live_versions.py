@@ -62,6 +62,7 @@ class LiveVersions:
     ) -> None:
         self._live, self._registry, self._users, self._networks = live, registry, users, networks
         self._changing = asyncio.Lock()
+        self._retired: set[tuple[str, int]] = set()
 
     def models(self) -> list[str]:
         """The models that there are."""
@@ -105,7 +106,7 @@ class LiveVersions:
             # What is live stays so by name: a newer one that was retired does not take its place.
             await run_in_threadpool(self._live.promotions.promote, model, live, live)
             await run_in_threadpool(self._live.promotions.retire, model, version)
-            await self._networks.unload_version(model, version)
+            await self._end_retired()
 
     async def reload(self, model: str) -> None:
         """Takes up new versions from the registry, and has new workers take the place of the model's."""
@@ -116,6 +117,11 @@ class LiveVersions:
                 await user.reload()
             await self._networks.reload(model)
 
+    async def start(self) -> None:
+        """Leaves what the store says is retired without workers."""
+        async with self._changing:
+            await self._end_retired()
+
     async def follow(self) -> None:
         """Does as other servers on the store do, until it is cancelled."""
         while True:
@@ -123,7 +129,7 @@ class LiveVersions:
             await self.follow_once()
 
     async def follow_once(self) -> None:
-        """Serves the versions that the store says are live."""
+        """Serves the versions that the store says are live, and none that it says is retired."""
         try:
             async with self._changing:
                 stated = await run_in_threadpool(self._live.promotions.live)
@@ -131,6 +137,7 @@ class LiveVersions:
                     if self._live.serving(model) != version and version in self._registry.versions(model):
                         log.info("another server made version %d of %s the live one", version, model)
                         await self._switch(model, version)
+                await self._end_retired()
         except Exception:
             log.exception("the live versions that the store states are not served")
 
@@ -144,6 +151,13 @@ class LiveVersions:
             if (user := self._users.get(model)) is not None:
                 await user.reload()
         self._live.versions[model] = version
+        self._retired.discard((model, version))
+
+    async def _end_retired(self) -> None:
+        stated = await run_in_threadpool(self._live.promotions.retired)
+        for model, version in sorted(stated - self._retired):
+            await self._networks.retire_version(model, version)
+        self._retired = stated
 
     @contextmanager
     def _coming(self, model: str, version: int) -> Iterator[None]:
@@ -184,8 +198,8 @@ class NetworkVersions(Protocol):
         """Loads a version that is to answer, where another version of it is loaded."""
         ...
 
-    async def unload_version(self, name: str, version: int) -> None:
-        """Ends the workers of a version, where there are any, once they have answered what they were given."""
+    async def retire_version(self, name: str, version: int) -> None:
+        """Ends the workers of a version, where there are any, once they have answered; it has none until promoted."""
         ...
 
     async def reload(self, name: str) -> None:

@@ -74,7 +74,7 @@ class Readiness:
                 self._checked[number] = usable, math.inf if usable else time.monotonic() + _CHECK_AGAIN_S
 
     async def _load_all(self) -> None:
-        for model in self._models:
+        for model in [model for model in self._models if model.unloaded is None]:
             with _faults_logged(model.what):
                 await model.get()
 

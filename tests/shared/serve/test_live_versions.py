@@ -183,6 +183,29 @@ def test_what_is_live_outlives_the_server(settings: Settings, echo_app: App) -> 
             assert (predicting(client), inferring(client)) == (1, 1)
 
 
+def test_what_is_retired_has_no_workers_after_a_restart_and_answers_when_promoted(
+    settings: Settings, echo_app: App
+) -> None:
+    first = "/v2/models/echo/versions/1/infer"
+    with TestClient(create_app(settings, {"echo": echo_app})) as client:
+        assert client.post(f"{MODELS}/echo/retire", json={"version": 1}).status_code == 200
+    with TestClient(create_app(settings.model_copy(update={"warm": True}), {"echo": echo_app})) as client:
+        until(lambda: client.get("/v2/health/ready").status_code == 200)
+        refused = client.post(first, json={"inputs": [X, INDEX]})
+        assert refused.status_code == 503 and "is retired" in refused.text and "promote" in refused.text
+        assert client.post("/v2/repository/models/echo/load").status_code == 200
+        index = client.post("/v2/repository/index", json={"ready": True}).json()
+        assert [one["version"] for one in index if one["name"] == "echo"] == ["2"]
+        assert promote(client, 1) == {"1": "live", "2": "retired"}
+        assert inferring(client) == 1
+
+
+def test_promoting_what_is_retired_has_it_answer_where_no_other_is_loaded(echo_client: TestClient) -> None:
+    echo_client.post(f"{MODELS}/echo/retire", json={"version": 1})
+    promote(echo_client, 1)
+    assert inferring(echo_client) == 1
+
+
 def test_a_second_server_on_the_same_postgresql_follows(
     settings: Settings, echo_app: App, postgresql: PostgreSQL
 ) -> None:
@@ -199,6 +222,11 @@ def test_a_second_server_on_the_same_postgresql_follows(
         assert one.post(f"{MODELS}/echo/rollback").status_code == 200
         two.portal.call(second.state.live_versions.follow_once)
         assert (predicting(two), stages(two)) == (2, {"1": "retired", "2": "live"})
+        first = "/v2/models/echo/versions/1/infer"
+        assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 200
+        assert one.post(f"{MODELS}/echo/retire", json={"version": 1}).status_code == 200
+        two.portal.call(second.state.live_versions.follow_once)
+        assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 503
 
 
 def test_the_command_asks_a_running_server(
