@@ -78,7 +78,7 @@ class CandidateRecipe(Recipe):
 
 
 def candidates() -> CandidateRecipe:
-    """The second stage: some two hours of a core for the marks of the shipped detector, and minutes for learning."""
+    """The second stage: an hour or two of a core for the marks of the shipped detector, and minutes for learning."""
     return CandidateRecipe(
         optimizer=AdamW(learning_rate=2e-3, weight_decay=5e-2),
         schedule=CosineRestarts(warmup_steps=100, period=12.0),
