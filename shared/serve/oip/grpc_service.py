@@ -167,10 +167,11 @@ class GrpcService:
         return message("ServerReadyResponse")(ready=found.ready)
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
+        network = self._networks.find(request.name, request.version or None)
         try:
-            await self._networks.find(request.name, request.version or None).model.get()
+            await network.model.get()
         except InvalidInputError as refusal:
-            if refusal.status != 503:
+            if refusal.status not in (404, 503):  # unloaded, or cannot be loaded
                 raise
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=True)

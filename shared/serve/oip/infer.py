@@ -32,7 +32,7 @@ _MOST_SENT = 1 << 18
 _LEAST_PACKED = 1 << 14
 _REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": InferenceError, "description": "The request does not fit the protocol or the model"},
-    404: {"model": InferenceError, "description": "There is no such model"},
+    404: {"model": InferenceError, "description": "There is no such model, or it was unloaded"},
     408: {"model": InferenceError, "description": "The request came too slowly"},
     413: {"model": InferenceError, "description": "Too large"},
     415: {"model": InferenceError, "description": "Compressed in another way than gzip or deflate"},

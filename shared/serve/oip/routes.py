@@ -24,7 +24,9 @@ from shared.serve.runtime.readiness import Readiness
 from shared.store.cases import CaseStore
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": InferenceError, "description": "There is no such model, or it was unloaded"}
+}
 _UNUSABLE: dict[int | str, dict[str, Any]] = {
     422: {"model": InferenceError, "description": "The request cannot be read"}
 }

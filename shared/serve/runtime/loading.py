@@ -51,12 +51,13 @@ class LoadOnce(Generic[Loaded]):
     async def get(self) -> Loaded:
         """What is loaded, once it is. Raises ``InvalidInputError`` (503) where it cannot be.
 
-        When cancelled, the loading goes on: others may wait for it. What was unloaded is not loaded by it.
+        When cancelled, the loading goes on: others may wait for it. What was unloaded is not loaded by it, and refused
+        with 404, as Triton does: to try again is of no use.
         """
         if self._value is not None:
             return self._value
         if self.unloaded is not None:
-            raise InvalidInputError(self.unloaded, status=503)
+            raise InvalidInputError(self.unloaded, status=404)
         if self._loading is None:
             self._loading = asyncio.ensure_future(self._run())
             self._loading.add_done_callback(self._done)

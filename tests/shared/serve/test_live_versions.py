@@ -74,7 +74,7 @@ def test_a_version_is_retired_unless_it_is_live(echo_client: TestClient, tmp_pat
     assert retire(3).json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
     index = echo_client.post("/v2/repository/index", json={"ready": True}).json()
     assert "3" not in [one["version"] for one in index], "its workers have ended"
-    assert echo_client.post(third, json={"inputs": [X, INDEX]}).status_code == 503
+    assert echo_client.post(third, json={"inputs": [X, INDEX]}).status_code == 404
     assert retire(2).status_code == 409 and "promote another" in retire(2).json()["detail"]
     assert retire(9).status_code == 404
     echo_client.post(f"{MODELS}/echo/reload")
@@ -192,7 +192,7 @@ def test_what_is_retired_has_no_workers_after_a_restart_and_answers_when_promote
     with TestClient(create_app(settings.model_copy(update={"warm": True}), {"echo": echo_app})) as client:
         until(lambda: client.get("/v2/health/ready").status_code == 200)
         refused = client.post(first, json={"inputs": [X, INDEX]})
-        assert refused.status_code == 503 and "is retired" in refused.text and "promote" in refused.text
+        assert refused.status_code == 404 and "is retired" in refused.text and "promote" in refused.text
         assert client.post("/v2/repository/models/echo/load").status_code == 200
         index = client.post("/v2/repository/index", json={"ready": True}).json()
         assert [one["version"] for one in index if one["name"] == "echo"] == ["2"]
@@ -226,7 +226,7 @@ def test_a_second_server_on_the_same_postgresql_follows(
         assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 200
         assert one.post(f"{MODELS}/echo/retire", json={"version": 1}).status_code == 200
         two.portal.call(second.state.live_versions.follow_once)
-        assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 503
+        assert two.post(first, json={"inputs": [X, INDEX]}).status_code == 404
 
 
 def test_the_command_asks_a_running_server(

@@ -53,7 +53,7 @@ def test_a_new_version_is_taken_up_and_a_model_unloaded_without_a_request_lost(
     assert set(states().values()) == {"UNAVAILABLE"}
     assert echo_client.post("/v2/repository/index", json={"ready": True}).json() == []
     for asked in (echo_client.post(INFER, json=BODY), echo_client.get("/v2/models/echo/ready")):
-        assert asked.status_code == 503 and "was unloaded" in asked.json()["error"]
+        assert asked.status_code == 404 and "was unloaded" in asked.json()["error"]
     assert set(states().values()) == {"UNAVAILABLE"}, "nobody but an operator loads it again"
     assert echo_client.get("/v2/health/ready").status_code == 200, "the server does as it was told"
     assert echo_client.post("/v2/repository/models/echo/load").json() == {}

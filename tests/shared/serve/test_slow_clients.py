@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from http.client import HTTPResponse
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from shared.serve.runtime import connection
 from shared.serve.runtime.protocol import with_header_deadline
 from shared.serve.settings import Settings
 from tests.conftest import serving
+from tests.shared.serve.echo import until
 
 FORM = "Content-Type: multipart/form-data; boundary=x"
 PREDICT, INFER = "/api/echo/predict", "/v2/models/echo/infer"
@@ -174,7 +176,12 @@ def test_what_never_becomes_a_request_is_answered_and_logged_under_an_identifier
         answer = HTTPResponse(connect(stack, start(stack, settings, echo_app), sent))
         answer.begin()
         assert json.loads(answer.read())["detail"]
-    (line,) = [json.loads(one.message) for one in caplog.records if one.name == "trivium.access"]
+
+        def lines() -> list[dict[str, Any]]:
+            return [json.loads(one.message) for one in caplog.records if one.name == "trivium.access"]
+
+        until(lambda: len(lines()) == 1)  # it is logged once it is answered
+    (line,) = lines()
     assert (line["status"], line["request"]) == (answer.status, answer.getheader("X-Request-Id"))
     assert answer.status == status and len(line["request"]) == 16
 

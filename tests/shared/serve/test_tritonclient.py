@@ -328,7 +328,13 @@ def test_messages_that_stall_shut_out_nobody(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(connection, "STALLED_S", 0.2)
     given = Settings(store=tmp_path / "store", workers=0, warm=False, grpc_port=0, queue_length=1, max_batch=1)
     application = create_app(given, {"echo": make_app(tmp_path / "echo", Echo())})
-    with serving(application), unsent(application, 2) as (channel, calls):  # all the places that there are
+    # A connection of another client's: what comes over their own would count for the calls that stall.
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        serving(application),
+        unsent(application, 2) as (_, calls),  # all the places that there are
+        grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}", alone) as channel,
+    ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=LIMIT_S).live
 
