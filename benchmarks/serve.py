@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,8 @@ class Server:
         self, name: str, program: str, arguments: list[str], port: int, path: str, cores: str, python: str = ""
     ) -> None:
         self.name, self.address = name, f"http://127.0.0.1:{port}{path}"
+        with socket.create_server(("127.0.0.1", port)):
+            pass  # taken, it raises: what listens there would be measured in place of this one
         script = Path(tempfile.mkdtemp()) / "server.py"  # LitServe starts processes that read it again
         script.write_text(program)
         environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
