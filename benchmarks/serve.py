@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
+from benchmarks.serve_peers import LITSERVE, PLAIN
 from shared.deploy.registry import shipped
 
 NETWORKS = {"forecaster": ("finance", "tft-anomaly", 1.2), "pointpillars": ("driving", "pointpillars", 1.5)}
@@ -51,76 +52,6 @@ building.installed = lambda: {app.name: app}
 server.run(Settings(store=Path(sys.argv[1]), port=int(sys.argv[2]), warm=False, device="cpu", queue_length=96,
                     max_batch=32, deadline_s=10, drain_s=0, program=sys.argv[4] if len(sys.argv) > 4 else None),
            demo=True)
-"""
-_PLAIN = """
-import os, sys
-from typing import Any
-import numpy as np, onnxruntime, uvicorn
-from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
-
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = len(os.sched_getaffinity(0))
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-names = [output.name for output in session.get_outputs()]
-app = FastAPI()
-
-class Tensor(BaseModel):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-
-class Body(BaseModel):
-    inputs: list[Tensor]
-
-@app.post("/infer")
-async def infer(body: Body) -> dict[str, Any]:
-    feeds = {t.name: np.asarray(t.data, np.float32).reshape(t.shape) for t in body.inputs}
-    outputs = session.run(names, feeds)
-    return {"outputs": [{"name": n, "shape": list(o.shape), "datatype": "FP32", "data": o.ravel().tolist()}
-                        for n, o in zip(names, outputs)]}
-
-@app.post("/raw")
-async def raw(request: Request) -> Response:
-    given = session.get_inputs()[0]
-    array = np.frombuffer(await request.body(), np.float32).reshape(-1, *given.shape[1:])
-    return Response(b"".join(output.tobytes() for output in session.run(names, {given.name: array})))
-
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)
-"""
-_LITSERVE = """
-import os, sys
-import numpy as np, onnxruntime, litserve
-from fastapi import Response
-
-class API(litserve.LitAPI):
-    def setup(self, device):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-        self.names = [output.name for output in self.session.get_outputs()]
-    def decode_request(self, request):
-        if "raw" in request:
-            given = self.session.get_inputs()[0]
-            array = np.frombuffer(request["raw"].file.read(), np.float32).reshape(-1, *given.shape[1:])
-            return {given.name: array}
-        return {t["name"]: np.asarray(t["data"], np.float32).reshape(t["shape"]) for t in request["inputs"]}
-    def batch(self, inputs):
-        return {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
-    def predict(self, feeds):
-        return self.session.run(self.names, feeds)
-    def unbatch(self, outputs):
-        return [[o[i : i + 1] for o in outputs] for i in range(len(outputs[0]))]
-    def encode_response(self, outputs):
-        if sum(o.nbytes for o in outputs) > 1_000_000:
-            return Response(b"".join(o.tobytes() for o in outputs))
-        return {"outputs": [{"name": n, "shape": list(o.shape), "data": o.ravel().tolist()}
-                            for n, o in zip(self.names, outputs)]}
-
-if __name__ == "__main__":
-    server = litserve.LitServer(API(max_batch_size=32, batch_timeout=0.001), accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
 """
 _ALONE = """
 import os, sys, time
@@ -303,11 +234,11 @@ def main() -> int:
     started = [str(folder / "store"), "8701", app, *([given.program] if given.program else [])]
     servers = {
         "ours": Server("ours", OURS, started, 8701, f"/v2/models/{model}/infer", others),
-        "plain": Server("plain", _PLAIN, [network, "8702"], 8702, "/raw" if binary else "/infer", others),
+        "plain": Server("plain", PLAIN, [network, "8702"], 8702, "/raw" if binary else "/infer", others),
     }
     litserve = given.litserve or (sys.executable if importlib.util.find_spec("litserve") else None)
     if litserve is not None:
-        servers["litserve"] = Server("litserve", _LITSERVE, [network, "8703"], 8703, "/predict", others, litserve)
+        servers["litserve"] = Server("litserve", LITSERVE, [network, "8703"], 8703, "/predict", others, litserve)
     seconds, rounds = (2.0 if not binary else 6.0, 2) if given.quick else (8.0 if not binary else 20.0, 5)
     plain_headers = {"Content-Type": headers["Content-Type"]}
     sent = {"ours": (body, headers), "plain": (plain_body, plain_headers)}

@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +18,7 @@ from torch import Tensor, nn
 from shared.app import DenseNetwork
 from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
 from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
-from shared.deploy.programs.cuda_graph import capture, graphed
-from shared.deploy.programs.inductor import compiled, compiler
+from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
 from shared.deploy.programs.store import folder_of, keep, weights_digest
@@ -29,34 +26,11 @@ from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
-from tests.fake_cuda import fake_cuda
+from tests.shared.deploy.programs.edges import Edges, network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 WRITTEN = ["onnx", "openvino", "torchscript"]
-
-
-class Edges(nn.Module):
-    """An image (B, 1, H, W) of any even size to a map as large and a mean a sample."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
-
-    def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.second(torch.relu(self.first(image))) * gain[:, None, None, None]
-        return found, found.mean(dim=(1, 2, 3))
-
-
-def network() -> DenseNetwork:
-    sizes = {0: "batch", 2: "2*h", 3: "2*w"}
-    return DenseNetwork(
-        module=Edges().eval(),
-        inputs={"image": torch.rand(2, 1, 8, 12), "gain": torch.tensor([1.0, 2.0])},
-        outputs=("edges", "mean"),
-        dynamic={"image": sizes, "gain": {0: "batch"}, "edges": sizes, "mean": {0: "batch"}},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -315,98 +289,3 @@ def test_a_cpu_without_the_instructions_is_named(artifact: Artifact, monkeypatch
     with asked_program("openvino-bf16"):
         program = opened(artifact)
     assert "openvino-bf16, which was asked for, cannot be used: this CPU has neither AVX512-BF16" in program.remarks[0]
-
-
-def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_what_is_new() -> None:
-    """Without a GPU the capture is a call that is repeated into the tensors of the first; the rest is the same."""
-    captures = []
-
-    def capture(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        found = call()
-        captures.append(found)
-
-        def replay() -> None:
-            for kept, new in zip(found, call(), strict=True):
-                kept.copy_(new)
-
-        return found, replay
-
-    compute, expected = graphed(network(), None, "cpu", capture), eager(network())
-    answers = []
-    for number, width in enumerate((8, 16, 8, 24, 16, 8, 16)):
-        generator = torch.Generator().manual_seed(number)
-        inputs = {"image": torch.rand(2, 1, 8, width, generator=generator), "gain": torch.tensor([1.0, 2.0 + number])}
-        answers.append((compute(inputs), expected(inputs)))
-    assert len(captures) == 2
-    for found, wanted in answers:  # an answer is not written over by those after it
-        for name in ("edges", "mean"):
-            torch.testing.assert_close(found[name], wanted[name])
-
-
-def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a compiler that changes nothing, and a capture that calls again: the rest is as on a GPU."""
-    settings: list[dict[str, bool]] = []
-    captures: list[int] = []
-
-    def compile(module: nn.Module, **given: bool) -> nn.Module:
-        settings.append(given)
-        return module
-
-    def calling(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        captures.append(1)
-        return call(), lambda: None
-
-    monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr("shared.deploy.programs.inductor.capture", calling)
-    inputs = network().inputs
-    expected = eager(network())(inputs)
-    with fake_cuda():
-        compute = compiled(network(), "fp32", "cuda")
-        found = [compute({name: value.to("cuda") for name, value in inputs.items()}) for _ in range(3)]
-        assert all(value.is_cuda for value in found[-1].values())
-        answers = [{name: value.cpu() for name, value in one.items()} for one in found]
-    assert settings == [{"dynamic": False}] and len(captures) == 1
-    for answer in answers:
-        torch.testing.assert_close(answer, expected)
-
-
-def test_a_graph_is_captured_whatever_other_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default CUDA ends a capture with an error where any thread allocates or uploads meanwhile, as readers do."""
-    settings: list[dict[str, str]] = []
-
-    class Stands(nullcontext[None]):
-        def wait_stream(self, other: object) -> None: ...
-
-        def replay(self) -> None: ...
-
-    def graph(made: object, **given: str) -> Stands:
-        settings.append(given)
-        return Stands()
-
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: Stands())
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    calls: list[int] = []
-    found, _ = capture(lambda: calls.append(1) or len(calls))  # type: ignore[func-returns-value]
-    assert found == 4 and settings == [{"capture_error_mode": "thread_local"}]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_on_a_gpu_a_graph_is_captured_beside_another_thread_s_uploads() -> None:
-    stop = threading.Event()
-
-    def upload() -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            while not stop.is_set():
-                torch.rand(1 << 16).pin_memory().to("cuda", non_blocking=True)
-
-    other = threading.Thread(target=upload)
-    other.start()
-    try:
-        compute, expected = graphed(network(), None, "cuda", capture), eager(network(), device="cuda")
-        for width in (8, 8, 16, 16, 8):
-            inputs = {"image": torch.rand(2, 1, 8, width).cuda(), "gain": torch.tensor([1.0, 2.0]).cuda()}
-            torch.testing.assert_close(compute(inputs), expected(inputs))
-    finally:
-        stop.set()
-        other.join()
