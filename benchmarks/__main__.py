@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("__init__", "__main__", "report"))
+NO_SCRIPTS = ("__init__", "__main__", "report", "serve_peers")
+SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_SCRIPTS)
 
 
 def main(names: list[str]) -> int:
