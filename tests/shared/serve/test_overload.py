@@ -207,7 +207,8 @@ def test_under_three_times_what_can_be_computed_all_is_answered_or_refused_in_ti
 
 
 def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app: App, echo: Echo) -> None:
-    changed = settings.model_copy(update={"hosts": None, "queue_length": 1, "max_batch": 1})
+    # Without a least rate nobody's upload stalls, however long those that are refused wait for their answer.
+    changed = settings.model_copy(update={"hosts": None, "queue_length": 1, "max_batch": 1, "min_upload_rate": 0.0})
     echo.gate.clear()
     with serving(create_app(changed, {"echo": echo_app})) as address, ExitStack() as stack:
         place = address.removeprefix("http://")
