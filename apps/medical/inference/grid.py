@@ -114,9 +114,24 @@ def resample(
 
 def averaged(image: Tensor, times: int) -> Tensor:
     """The means (X', Y', Z') of so many voxels along each axis; where the image ends within one, the rest is zeros."""
-    # In the order z, y, x, in which ``resample`` leaves the voxels in memory.
-    lying = image.permute(2, 1, 0)[None, None]
-    return F.avg_pool3d(lying, times, ceil_mode=True, divisor_override=times**3)[0, 0].permute(2, 1, 0)
+    # In the order z, y, x, in which ``resample`` leaves the voxels in memory: whole slices first, then whole rows. One
+    # axis after the other takes a third of the time of a pooling in 3D.
+    sums = image.permute(2, 1, 0)
+    for axis in range(3):
+        sums = _summed(sums, axis, times)
+    return sums.div_(times**3).permute(2, 1, 0)
+
+
+def _summed(values: Tensor, axis: int, times: int) -> Tensor:
+    """The sums of so many neighbours along an axis; the last may be of fewer."""
+    first, *others = (values[(slice(None),) * axis + (slice(n, None, times),)] for n in range(times))
+    if others and others[0].shape == first.shape:
+        total, others = first + others[0], others[1:]
+    else:
+        total = first.clone()
+    for other in others:
+        total.narrow(axis, 0, other.shape[axis]).add_(other)
+    return total
 
 
 def _axis_by_axis(
