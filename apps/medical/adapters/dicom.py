@@ -7,6 +7,8 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ _LOSSY = (
 """JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, and HTJ2K, which may lose."""
 
 MAX_ACROSS = 8192
+_HELD_BYTES = 256 << 20
+"""Of files whose content is kept from the reading of their headers; those beyond are read, and unpacked, once more."""
+
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _ALWAYS_TAKEN_BYTES, _MOST_EXPANSION, _PORTION = 16 << 20, 200, 1 << 20
 _PIXELS = b"\xe0\x7f\x10\x00"
@@ -56,10 +61,13 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
         slices: list[Slice] = []
-        others = []
+        others, held = [], 0
         for member in found:
             content = member.read()
             images = _parse(member, content)
+            if images and held + len(content) <= _HELD_BYTES:
+                held += len(content)
+                images = [replace(image, read=partial(bytes, content)) for image in images]
             slices.extend(images)
             if not images and content[128:132] != b"DICM" and not is_harmless(member.label):
                 others.append(member.label)

@@ -73,16 +73,17 @@ def slice_hounsfield(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArra
             f"{part.file} holds {hounsfield.shape} pixels; expected a grey image of Rows by Columns"
         )
     # Scanners mark what lies outside their field with values far below air, or with one that they name.
-    hounsfield[_is_padding(part, hounsfield)] = _AIR_HU
-    return np.clip(np.rint(hounsfield), _AIR_HU, 32767).astype(np.int16)
+    if (first := integer(part, "PixelPaddingValue")) is not None:
+        hounsfield[_is_padding(part, first, hounsfield)] = _AIR_HU
+    if hounsfield.dtype == np.float32:
+        np.rint(hounsfield, out=hounsfield)
+    return np.clip(hounsfield, _AIR_HU, 32767, out=hounsfield).astype(np.int16)
 
 
-def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _is_padding(part: Slice, first: int, hounsfield: NDArray[Any]) -> NDArray[np.bool_]:
     """Which pixels hold no image (PS3.3 C.7.5.1.1.2): from PixelPaddingValue to PixelPaddingRangeLimit."""
     header = part.header
-    first, last = integer(part, "PixelPaddingValue"), integer(part, "PixelPaddingRangeLimit")
-    if first is None:
-        return np.zeros(hounsfield.shape, bool)
+    last = integer(part, "PixelPaddingRangeLimit")
     ends = [first, first if last is None else last]
     # Some writers state the value as if pixels had the other sign.
     whole = 1 << (integer(part, "BitsAllocated") or 16)
@@ -94,7 +95,8 @@ def _is_padding(part: Slice, hounsfield: NDArray[np.float32]) -> NDArray[np.bool
     return (hounsfield >= low - 0.25) & (hounsfield <= high + 0.25)
 
 
-def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32]:
+def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32] | NDArray[np.int32]:
+    """The image in HU, an array of its own; of whole numbers where it is stored so, and its scale is."""
     plain = part.syntax in UNCOMPRESSED
     values = unpacked.get(part.digest)
     if values is None:
@@ -109,8 +111,16 @@ def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.floa
         values = values[part.frame]
     if plain:
         slope, intercept = float(part.header.RescaleSlope), float(part.header.RescaleIntercept)
+        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 and _is_short(slope) and _is_short(intercept):
+            whole = values.astype(np.int32)
+            return np.add(whole if slope == 1 else whole * int(slope), int(intercept), out=whole)
         return np.asarray(values.astype(np.float32) * slope + intercept, np.float32)
     return np.array(values, np.float32)
+
+
+def _is_short(value: float) -> bool:
+    """Whether it is a whole number, with which 16 bits make no more than 32."""
+    return value.is_integer() and abs(value) < 1 << 14
 
 
 def _stored(part: Slice) -> NDArray[Any]:

@@ -14,6 +14,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from apps.medical.adapters import dicom
 from apps.medical.adapters.source import read_volume
 from apps.medical.types import CTVolume
 from shared.errors import InvalidInputError
@@ -121,13 +122,26 @@ def test_values_are_read_from_the_bits_that_hold_them(scan, tmp_path, tags):
     assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
 
 
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [(1, -1024), (2, -1000), (-1, 0), (3000, -900), (0.5, -1024), (1.25, 7.5), (20000, -800)]
+)
+def test_values_are_scaled_to_the_nearest_that_fits(slope, intercept, scan, tmp_path):
+    stored = np.random.default_rng(1).integers(-(1 << 15), 1 << 15, scan.voxels_zyx.shape).astype("<i2")
+    stored[:, ::2] = round((-800 - intercept) / slope)  # without air it is no CT
+    tags = {"RescaleSlope": slope, "RescaleIntercept": intercept, "PixelRepresentation": 1}
+    archive = pack(tmp_path, members(scan, **tags, PixelData=lambda k: stored[k].tobytes()))
+    expected = np.clip(np.rint(stored * np.float64(slope) + intercept), -1024, 32767)
+    assert np.array_equal(read_volume([archive]).voxels_zyx, expected)
+
+
 def test_what_lost_its_preamble_is_read(scan, tmp_path):
     volume = read_volume([pack(tmp_path, {name: content[132:] for name, content in members(scan).items()})])
     assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
 
 
-def test_contents_are_not_held_in_memory_while_headers_are_read(scan, tmp_path):
-    """Of an archive that unpacks to much, only what is read is unpacked at a time."""
+def test_little_is_held_in_memory_while_headers_are_read(scan, tmp_path, monkeypatch):
+    """Of an archive that unpacks to much, so much is kept, and of the rest only what is read is unpacked at a time."""
+    monkeypatch.setattr(dicom, "_HELD_BYTES", 8 << 20)
     noise = np.random.default_rng(0).bytes(4 << 20)
     filler = {f"S{k}": dicom_slice(scan, k % 5, SeriesInstanceUID="9", PixelData=noise) for k in range(12)}
     for archive in (pack(tmp_path, members(scan)), pack(tmp_path, members(scan) | filler, "much.zip")):
