@@ -42,8 +42,8 @@ async def case(service: ServiceDep, case: CaseDep) -> Response:
     found = await service.file(case, RESULT)
     try:
         result = found if isinstance(found, bytes) else await run_in_threadpool(found.read_bytes)
-    except FileNotFoundError:  # deleted between the two
-        raise InvalidInputError(f"the case {case.id} is gone from the store", status=404) from None
+    except FileNotFoundError:
+        raise _gone(case) from None
     return Response(case_document(case, result), media_type="application/json")
 
 
@@ -73,4 +73,13 @@ async def _send(service: Service, case: Case, name: str) -> Response:
     headers = {"Content-Security-Policy": FILE_POLICY}
     if isinstance(found, bytes):
         return Response(found, media_type=kind, headers=headers)
-    return FileResponse(found, media_type=kind, headers=headers)
+    try:
+        size = await run_in_threadpool(found.stat)
+    except FileNotFoundError:
+        raise _gone(case) from None
+    return FileResponse(found, media_type=kind, headers=headers, stat_result=size)
+
+
+def _gone(case: Case) -> InvalidInputError:
+    """It was deleted after it had been found."""
+    return InvalidInputError(f"the case {case.id} is gone from the store", status=404)

@@ -88,10 +88,12 @@ def test_a_case_larger_than_all_may_take_is_given_with_a_remark_and_costs_no_oth
     assert ask(client, 2) == kept(client)[0] and len(kept(client)) == 1, "the oldest goes for one that fits"
 
 
+@pytest.mark.parametrize("file", ["", "/files/result.json", "/picture.png"])
 def test_a_case_that_is_deleted_while_it_is_asked_for_is_404(
-    echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
+    file: str, echo_client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, find = ask(echo_client, 1), cases.CaseStore.file
+    assert echo_client.get(f"{CASES}/{case}/picture.png").status_code == 200, "made, and kept from now on"
 
     def deleted_meanwhile(store: cases.CaseStore, given: Case, name: str) -> Path | None:
         found = find(store, given, name)
@@ -99,5 +101,5 @@ def test_a_case_that_is_deleted_while_it_is_asked_for_is_404(
         return found
 
     monkeypatch.setattr(cases.CaseStore, "file", deleted_meanwhile)
-    answer = echo_client.get(f"{CASES}/{case}")
+    answer = echo_client.get(f"{CASES}/{case}{file}")
     assert answer.status_code == 404 and "is gone from the store" in answer.json()["detail"]
