@@ -19,6 +19,9 @@ Number = TypeVar("Number", int, float)
 RIGHT_ANTERIOR_SUPERIOR = np.diag([-1.0, -1.0, 1.0])
 """Directions of the grid's axes in LPS, as columns: MONAI's orientation RAS."""
 
+ROUNDING = 1e-6
+"""Of places, in voxels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -94,7 +97,7 @@ def cover(
     period = spacing * strides
     # Rounded first, so that a box that begins on the lattice stays there.
     low = np.floor(np.round(low / period, 6)) * period
-    size = triple(int(n) for n in np.floor((high - low) / spacing + 1e-6) + 1)
+    size = triple(int(n) for n in np.floor((high - low) / spacing + ROUNDING) + 1)
     return Grid(low @ RIGHT_ANTERIOR_SUPERIOR.T, spacing, size)
 
 
@@ -158,7 +161,8 @@ def _axis_by_axis(
             values = _between_slices(values.float(), lower, upper, weight)
         else:
             values = _within_slices(values, 1 - axis, lower, upper, weight.view([-1, 1] if axis else [-1]))
-        beyond = (at < -0.5) | (at > volume.size_ijk[source[axis]] - 0.5)
+        # A plane at the very end of the volume is in it, however its place was rounded.
+        beyond = (at < -0.5 - ROUNDING) | (at > volume.size_ijk[source[axis]] - 0.5 + ROUNDING)
         if beyond.any():
             values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
     return values.permute(2, 1, 0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.medical.datasets.synth.phantom import volume
-from apps.medical.inference.grid import reorient_to_lps
+from apps.medical.inference.grid import Grid, reorient_to_lps, resample
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.types import ChestInput, CTVolume
@@ -100,3 +100,19 @@ def test_any_order_becomes_the_one_nearest_to_lps(order, signs, tilt):
     assert back.spacing_mm == scan.spacing_mm
     assert back.direction == pytest.approx(direction)
     assert back.origin_lps_mm == pytest.approx(scan.origin_lps_mm)
+
+
+@pytest.mark.parametrize("rounded_mm", [-2e-13, 0.0, 2e-13])
+def test_a_place_that_was_rounded_otherwise_changes_no_plane(rounded_mm):
+    """Files state the same origin as -777.5 and as -777.4999999999998; the first plane lies at the end of a slice."""
+    voxels = np.random.default_rng(0).integers(-1000, 300, (4, 6, 6)).astype(np.int16)
+    scan = CTVolume(
+        voxels_zyx=voxels,
+        spacing_mm=(1.0, 1.0, 5.0),
+        origin_lps_mm=(0.0, 0.0, -777.5 + rounded_mm),
+        direction=np.eye(3),
+    )
+    grid = Grid(np.array([5.0, 5.0, -780.0]), np.array([1.0, 1.0, 1.25]), (6, 6, 17))
+    image = resample(scan, grid, (-1024.0, 300.0)).numpy()
+    expected = (voxels[[0, 3]].transpose(0, 2, 1)[:, ::-1, ::-1] + 1024) / 1324
+    np.testing.assert_allclose(image[:, :, [0, 16]].transpose(2, 0, 1), expected, atol=1e-5)
