@@ -185,9 +185,9 @@ def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
         f"The threshold to begin with is the one that gives {rate:g} false events a 1,000 rows on synthetic series, "
         "and follows each series from there. Which detectors make up the score, and the power of their mean, were "
         "chosen on synthetic series together with the folders of NAB other than the one that is scored; all five "
-        "choices keep the same eight or those with the Transformer's two: docs/finance.md has the table. The rows "
-        "'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as NAB's "
-        "protocol does.",
+        "choices keep the same eight or those with the Transformer's two: docs/finance-results.md has the table. The "
+        "rows 'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as "
+        "NAB's protocol does.",
         "A false event is a run of detections outside every window, after the probationary period.",
         "Rows with the time of another row (24 in four files) are scored once.",
         "Ablation rows of PyOD and the forecasts of Fracast are there where these are installed (extra bench): PyOD's "

@@ -4,7 +4,7 @@ Each detector gives a row a tail probability p (see ``detectors``). Averaging th
 finds what one alone overlooks and forgives what one alone exaggerates (Aggarwal and Sathe, SIGKDD Explorations 2015);
 the square lets the few that see a fault speak louder than the many that cannot. Which detectors, the power, and the
 weight of the one that stands alone were chosen by the sum of the windows hit on synthetic series and, for each folder
-of NAB, on the others: docs/finance.md.
+of NAB, on the others: docs/finance-results.md.
 """
 
 from __future__ import annotations
