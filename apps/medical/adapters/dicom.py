@@ -67,7 +67,7 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
             images = _parse(member, content)
             if images and held + len(content) <= _HELD_BYTES:
                 held += len(content)
-                images = [replace(image, read=partial(bytes, content)) for image in images]
+                images = [replace(image, read=partial(bytes, content)) for image in images]  # no copy
             slices.extend(images)
             if not images and content[128:132] != b"DICM" and not is_harmless(member.label):
                 others.append(member.label)

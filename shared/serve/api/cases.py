@@ -74,10 +74,10 @@ async def _send(service: Service, case: Case, name: str) -> Response:
     if isinstance(found, bytes):
         return Response(found, media_type=kind, headers=headers)
     try:
-        size = await run_in_threadpool(found.stat)
+        status = await run_in_threadpool(found.stat)
     except FileNotFoundError:
         raise _gone(case) from None
-    return FileResponse(found, media_type=kind, headers=headers, stat_result=size)
+    return FileResponse(found, media_type=kind, headers=headers, stat_result=status)
 
 
 def _gone(case: Case) -> InvalidInputError:
