@@ -205,6 +205,24 @@ def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
         assert away.min() < 1e-2
 
 
+def test_what_stands_beside_the_sensor_is_seen_whole():
+    class Network:
+        def predict(self, points):
+            x, y = points[:, 0], points[:, 1]
+            car = (y.abs() > 5) & (y.abs() < 7)
+            box = [float(x[car].min() + x[car].max()) / 2, float(y[car].mean()), -1, float(x[car].max() - x[car].min())]
+            return torch.tensor([[*box, 1.8, 1.5, 0]]), torch.tensor([0.9]), torch.tensor([2])
+
+    along, road = np.linspace(-2, 2, 41), np.linspace(-60, 60, 241)
+    car = np.stack([along, np.full(41, 6.0), np.full(41, -1.0), np.zeros(41)], axis=1)
+    points = np.concatenate([car, np.stack([road, road * 0, road * 0 - 1.7, road * 0], axis=1)]).astype(np.float32)
+    frame = Frame(name="a", points_lidar_m=points, cameras={})
+    assert frame.all_round
+    found = LidarDetector(Network(), LidarInput()).detect(frame)
+    # Both looks find it, and it is one car.
+    assert found.array[:, [0, 1, 3]] == pytest.approx(np.array([[0, 6, 4]]), abs=1e-5)
+
+
 def test_the_vehicle_that_carries_the_sensor_is_not_found():
     rows = [
         [0.4, 0.1, -1.0, 4.2, 1.8, 1.5, 0.1],
