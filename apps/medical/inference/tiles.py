@@ -53,7 +53,8 @@ class Tiling:
     def covering(self, needed: Mask, divisible: Sequence[int]) -> list[Tile]:
         """The tiles, as few as fit, that hold a ``needed`` block; blocks are of ``divisible`` voxels.
 
-        Of one size: boxes of several around the lungs are 40 % fewer voxels and find fewer nodules (docs/medical.md).
+        Of one size, which depends on the size of the lungs alone. Other cuts are up to 40 % fewer voxels and find fewer
+        nodules: the heads of the network normalise over a whole tile, so that a score depends on what else is in it.
         """
         image = [count * unit for count, unit in zip(needed.shape, divisible, strict=True)]
         found = []
