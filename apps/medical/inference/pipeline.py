@@ -86,10 +86,13 @@ def _maps(
     sums: list[tuple[Tensor, Tensor, Codes]] = []
     for chosen in report_each(list(_chunks(tiles, batch)), "searching, part"):
         size = chosen[0].size
-        inputs = image.new_zeros((len(chosen), 1, *size))
-        for into, tile in zip(inputs[:, 0], chosen, strict=True):
-            part = image[_window(tile.start, size)]
-            into[_window((0, 0, 0), part.shape)] = part
+        parts = [image[_window(tile.start, size)] for tile in chosen]
+        if all(part.shape == size for part in parts):
+            inputs = torch.stack(parts)[:, None]
+        else:
+            inputs = image.new_zeros((len(chosen), 1, *size))
+            for into, part in zip(inputs[:, 0], parts, strict=True):
+                into[_window((0, 0, 0), part.shape)] = part
         with autocast(dtype, image.device):
             outputs = network(inputs)
         levels = list(zip(outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :], strict=True))
@@ -117,11 +120,8 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int
         anchors_here = decoder.anchors[level].to(logits.device)
         count = len(anchors_here)
         classes = len(logits) // count
-        # MONAI numbers candidates by position, then anchor, then class.
-        score = torch.sigmoid(logits.permute(1, 2, 3, 0).reshape(-1))
-        above = torch.nonzero(score > decoder.score_threshold).squeeze(1)
-        best, order = score[above].topk(min(decoder.candidates, len(above)))
-        chosen, label = above[order] // classes, above[order] % classes
+        above, best = _best(logits, decoder.score_threshold, decoder.candidates)
+        chosen, label = above // classes, above % classes
         position, anchor = chosen // count, chosen % count
         cells = logits.shape[1:]
         # torch.unravel_index would import torch's compiler.
@@ -142,6 +142,24 @@ def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int
     apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
     kept = suppress(apart, values, decoder.overlap, decoder.detections)
     return Detections(joined[kept], values[kept], classes_of[kept])
+
+
+def _best(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
+    """Numbers and scores of the ``most`` best candidates in logits (C, X, Y, Z) above ``threshold``, best first.
+
+    As MONAI numbers them: by position, then anchor, then class.
+    """
+    flat, places = logits.flatten(), logits[0].numel()
+    if flat.device.type == "cpu" and most < len(flat):
+        # A third of the time of torch.topk.
+        index = torch.from_numpy(np.argpartition(flat.numpy(), len(flat) - most)[-most:])
+    else:
+        index = flat.topk(min(most, len(flat))).indices
+    number = (index % places * len(logits) + index // places).sort()
+    score = torch.sigmoid(flat[index[number.indices]])
+    order = score.argsort(descending=True, stable=True)
+    order = order[score[order] > threshold]
+    return number.values[order], score[order]
 
 
 def _codes_at(pieces: Codes, anchor: Tensor, cell: Tensor) -> Tensor:
