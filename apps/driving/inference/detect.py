@@ -33,11 +33,7 @@ _OWN_VEHICLE_M = 0.5
 _AHEAD_M = -5.0
 """A network that looks further back than this looks all round by itself."""
 _OVERLAP_M = 2.56
-"""One that looks ahead and about sees this much of the other half, so that what stands beside the LiDAR is seen whole.
-
-Of 11 synthetic pedestrians within 2 m of the line between the halves 9 were found without it and 11 with it (40 scenes
-of nuScenes' and Argoverse 2's LiDARs); 4 of 46 cars beyond 58 m were lost, where each look now ends sooner.
-"""
+"""One that looks ahead and about sees so much of the other half: what stands beside the LiDAR is seen whole."""
 
 
 class Detector(Protocol):

@@ -272,7 +272,7 @@ def _best(milliseconds: Mapping[str, float], loading: Mapping[str, float]) -> st
     """Of those that are as fast as the fastest within ``_NEAR`` the first to be ready, one that is read from a file.
 
     ``loading`` has the seconds until a program has answered once. One of torch's modules imports the library that the
-    network was trained with, which takes as long as a thousand calls or more: it must be ahead by ``_NEAR_IMPORTING``.
+    network was trained with, which takes as long as hundreds of calls: it must be ahead by ``_NEAR_IMPORTING``.
     """
     least = min(milliseconds.values())
     near = [name for name in milliseconds if milliseconds[name] <= _NEAR * least]
