@@ -1,9 +1,11 @@
 """The server at 80 % of saturation and more for a while: whether anything fails, and whether its memory grows.
 
 wrk sends the forecaster's requests over 16 connections, each of which pauses so long after an answer that 84 % of what
-the server can answer come, so that 80 % do where it is missed a little; how long that is is tried out first. The
-resident sets of the server and its workers are added up every two seconds; after the first fifth, for warming up, the
-time is cut into twelve parts, and the growth from each to the next is judged. From the repository's root:
+the server can answer come, so that 80 % do where it is missed a little. What it can answer changes with what else the
+machine does: it is measured before each minute and after the last, and a minute is held against the mean of the two
+beside it. The resident sets of the server and its workers are added up every two seconds; after the first fifth, for
+warming up, the time is cut into twelve parts, and the growth from each to the next is judged. From the repository's
+root:
 
     python -m benchmarks.soak [--seconds 60]
 
@@ -24,6 +26,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +39,7 @@ from shared.app import find
 from shared.deploy.registry import shipped
 
 SHARE, LEAST_SHARE, CONNECTIONS, PARTS = 0.84, 0.8, 16, 12
-_EVERY_S, _TRIALS = 2.0, 3
+_EVERY_S, _PIECE_S, _TRIALS = 2.0, 60.0, 3
 
 
 def resident_bytes(server: int) -> int:
@@ -64,16 +68,46 @@ def slope(times: list[float], values: list[float]) -> tuple[float, float]:
     return float(growth.mean()), float(stats.sem(growth) * stats.t.ppf(0.975, PARTS - 2))
 
 
-def pause_for(rate: float, tried: Callable[[int], dict[str, float]]) -> int:
-    """The milliseconds between an answer and the next request of a connection with which ``rate`` a second come.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What pieces of load came to: seconds each, answers a second in each, and at saturation before and after each."""
 
-    A connection asks 1 / (answer + pause) times a second, and how long an answer takes depends on the others: so it is
-    tried a few times.
+    seconds: float
+    rates: list[float]
+    saturations: list[float]
+
+    @property
+    def saturation(self) -> float:
+        """The mean over the pieces, of each the mean of the two beside it."""
+        return float(np.mean([np.mean(pair) for pair in pairwise(self.saturations)]))
+
+    @property
+    def share(self) -> float:
+        return float(np.mean(self.rates)) / self.saturation
+
+
+def hold(pieces: int, seconds: float, trial: float, ask: Callable[[float, int], float]) -> Held:
+    """Holds ``SHARE`` of saturation for ``pieces`` of ``seconds`` each.
+
+    ``ask(seconds, pause_ms)`` loads the server and returns the answers a second. A connection asks 1 / (answer + pause)
+    times a second, and how long an answer takes depends on the others: so the first pause is tried a few times, and
+    each further one is computed from the piece before, as much faster or slower as the server has become.
     """
-    answer_ms = 0.0
+    saturations, rates = [ask(trial, 0)], []
+    answer_ms, pause_ms = 0.0, 0
     for _ in range(_TRIALS):
-        pause_ms = max(1, round(1e3 * CONNECTIONS / rate - answer_ms))
-        answer_ms = 1e3 * CONNECTIONS / tried(pause_ms)["rate"] - pause_ms
+        pause_ms = pause_for(SHARE * saturations[0], answer_ms)
+        answer_ms = 1e3 * CONNECTIONS / ask(trial, pause_ms) - pause_ms
+    for _ in range(pieces):
+        pause_ms = pause_for(SHARE * saturations[-1], answer_ms)
+        rates.append(ask(seconds, pause_ms))
+        saturations.append(ask(trial, 0))
+        answer_ms = (1e3 * CONNECTIONS / rates[-1] - pause_ms) * saturations[-2] / saturations[-1]
+    return Held(seconds, rates, saturations)
+
+
+def pause_for(rate: float, answer_ms: float) -> int:
+    """The milliseconds between an answer and the next request of a connection with which ``rate`` a second come."""
     return max(1, round(1e3 * CONNECTIONS / rate - answer_ms))
 
 
@@ -106,41 +140,44 @@ def main() -> int:
                 times.append(time.monotonic() - began)
                 memory.append(resident_bytes(server.process.pid))
 
+        found: list[dict[str, float]] = []
+
+        def ask(seconds: float, pause_ms: int) -> float:
+            found.append(load(server, CONNECTIONS, seconds, place, headers, pause_ms=pause_ms))
+            return found[-1]["rate"]
+
+        pieces = max(1, round(seconds / _PIECE_S))
         try:
             server.ask(body, headers)
-            trial = min(10.0, seconds / 4)
-            full = load(server, CONNECTIONS, trial, place, headers)
-            pause_ms = pause_for(
-                SHARE * full["rate"], lambda ms: load(server, CONNECTIONS, trial, place, headers, pause_ms=ms)
-            )
             watching = threading.Thread(target=watch, args=(time.monotonic(),))
             watching.start()
-            held = load(server, CONNECTIONS, seconds, place, headers, pause_ms=pause_ms)
+            held = hold(pieces, seconds / pieces, min(5.0, seconds / 4), ask)
             ended.set()
             watching.join()
         finally:
             ended.set()
             server.close()
-    warm = [number for number, moment in enumerate(times) if moment > seconds / 5]
+    warm = [number for number, moment in enumerate(times) if moment > times[-1] / 5]
     grows, error = slope([times[n] for n in warm], [memory[n] for n in warm])
+    failed = sum(one["refused"] + one["other"] for one in found)
     figures = {
         "seconds": seconds,
-        "saturation, 1/s": full["rate"],
-        "held, 1/s": held["rate"],
-        "held, share of saturation": held["rate"] / full["rate"],
-        "held, p50 ms": held["p50_ms"],
-        "held, p99 ms": held["p99_ms"],
-        "not answered with 200": held["refused"] + held["other"],
+        "saturation, 1/s": held.saturation,
+        "saturation, least, 1/s": min(held.saturations),
+        "saturation, most, 1/s": max(held.saturations),
+        "held, 1/s": float(np.mean(held.rates)),
+        "held, share of saturation": held.share,
+        "held, p99 ms, worst minute": max(one["p99_ms"] for one in found[-2 * pieces :: 2]),
+        "not answered with 200": failed,
         "memory at the end, MB": memory[-1] / 1e6,
         "memory's slope, MB an hour": grows * 3600 / 1e6,
         "its error (95 %, Student's t, 10 degrees of freedom), MB an hour": error * 3600 / 1e6,
     }
-    missed = ["some were not answered with 200"] if held["refused"] + held["other"] else []
-    share = held["rate"] / full["rate"]
-    missed += [] if share >= LEAST_SHARE else [f"{share:.0%} of saturation were held (bar {LEAST_SHARE:.0%})"]
+    missed = ["some were not answered with 200"] if failed else []
+    missed += [] if held.share >= LEAST_SHARE else [f"{held.share:.0%} of saturation were held (bar {LEAST_SHARE:.0%})"]
     missed += ["the memory grows by more than its error (95 %)"] if grows > error else []
     note = "; ".join(missed) or "all bars met"
-    report("soak", figures, ratio=held["rate"] / full["rate"], ok=not missed, note=note)
+    report("soak", figures, ratio=held.share, ok=not missed, note=note)
     return 0 if not missed else 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.soak import slope
+from benchmarks.soak import CONNECTIONS, SHARE, hold, slope
 
 PER_HOUR, TIMES = 1e6 / 3600, np.arange(240) * 2.0
 """Megabytes an hour in bytes a second; ten minutes without the first fifth, every two seconds."""
@@ -51,3 +51,20 @@ def test_a_leak_of_5_megabytes_an_hour_is_found_in_ten_minutes_and_none_is_not(n
 def test_the_slope_is_that_of_the_line() -> None:
     grows, error = slope(list(TIMES), list(3 * TIMES + 7))
     assert grows == pytest.approx(3) and error < 1e-9
+
+
+@pytest.mark.parametrize("later", [1400.0, 700.0, 350.0])
+def test_the_share_is_held_where_the_machine_becomes_slower_or_faster(later: float) -> None:
+    asked: list[float] = []
+
+    def ask(seconds: float, pause_ms: int) -> float:
+        # The server answers in turn: a connection waits for the others, at most for as long as all take.
+        saturation = 700.0 if sum(asked) < 150 else later
+        asked.append(seconds)
+        return saturation * 1000 / max(1000, (2 + pause_ms) * saturation / CONNECTIONS)
+
+    held = hold(10, 60.0, 5.0, ask)
+    assert len(held.rates) == 10 and sum(one == 60.0 for one in asked) == 10
+    # One minute was held at the former speed; all others at the present one.
+    assert held.rates[-1] / held.saturations[-1] == pytest.approx(SHARE, abs=0.05)
+    assert held.share == pytest.approx(SHARE, abs=0.08)
