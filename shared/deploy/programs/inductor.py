@@ -68,7 +68,7 @@ class AotInductor:
             torch._inductor.aoti_compile_and_package(
                 exported,
                 package_path=str(folder / "aotinductor.pt2"),
-                inductor_configs={"aot_inductor.metadata": {"outputs": "\n".join(dense.outputs)}},
+                inductor_configs={"aot_inductor.metadata": _described(dense)},
             )
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
@@ -77,17 +77,25 @@ class AotInductor:
         assert source.file is not None
         try:
             package = torch._inductor.aoti_load_package(str(source.file))
-            outputs = package.loader.get_metadata()["outputs"].split("\n")
-        except (RuntimeError, KeyError, OSError) as error:
+            told = package.loader.get_metadata()
+        except (RuntimeError, OSError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ProgramError(f"torch {torch.__version__} cannot load {source.file.name}: {reason}") from error
+        if "inputs" not in told:
+            raise ProgramError(f"{source.file.name} does not name its inputs; make it again: trivium programs --make")
+        names, outputs = told["inputs"].split("\n"), told["outputs"].split("\n")
 
         def compute(inputs: Tensors) -> dict[str, Tensor]:
             with torch.inference_mode():
-                found = package(*inputs.values())
+                found = package(*(inputs[name] for name in names))
             return dict(zip(outputs, [found] if isinstance(found, torch.Tensor) else found, strict=True))
 
         return compute
+
+
+def _described(dense: DenseNetwork) -> dict[str, str]:
+    """What a package says of itself: the names of its inputs in the order in which it takes them, and its outputs'."""
+    return {"inputs": "\n".join(dense.inputs), "outputs": "\n".join(dense.outputs)}
 
 
 def compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:

@@ -16,7 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.app import DenseNetwork
-from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, TensorSpec, describe_file, open_artifact, write_manifest
+from shared.deploy.artifact import (
+    WEIGHTS,
+    Artifact,
+    Manifest,
+    ProgramEntry,
+    TensorSpec,
+    describe_file,
+    open_artifact,
+    write_manifest,
+)
 from shared.deploy.programs import choosing
 from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
 from shared.deploy.programs.inductor import compiler
@@ -86,13 +95,33 @@ def test_a_call_leaves_earlier_outputs_as_they_were(folder: Path) -> None:
         assert all(torch.equal(first[key], value) for key, value in before.items()), name
 
 
-@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
-def test_what_torch_s_compiler_makes_gives_what_torch_gives(tmp_path: Path) -> None:
-    small = DenseNetwork(module=nn.Linear(2, 1), inputs={"x": torch.rand(2, 2)}, outputs=("y",))
-    entry = make_programs(small, ["aotinductor"], tmp_path, "", random_examples(small))["aotinductor"]
-    assert entry.error < 1e-4
-    x = torch.randn(3, 2)
-    torch.testing.assert_close(load("aotinductor", tmp_path)({"x": x})["y"], small.module(x).detach())
+class Weighted(nn.Module):
+    """Two inputs (B, 2) that may not be exchanged."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first - 2 * second
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DenseNetwork, dict[str, ProgramEntry]]:
+    """A program that torch's compiler made, and its network."""
+    if compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    made = tmp_path_factory.mktemp("compiled")
+    inputs = {"first": torch.rand(2, 2), "second": torch.rand(2, 2)}
+    dense = DenseNetwork(module=Weighted(), inputs=inputs, outputs=("y",))
+    return made, dense, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))
+
+
+def test_what_torch_s_compiler_makes_takes_its_inputs_by_name(
+    compiled: tuple[Path, DenseNetwork, dict[str, ProgramEntry]],
+) -> None:
+    folder, _, entries = compiled
+    assert entries["aotinductor"].error < 1e-4
+    first, second = torch.randn(3, 2), torch.randn(3, 2)
+    program = load("aotinductor", folder)
+    for inputs in ({"first": first, "second": second}, {"second": second, "first": first}):
+        torch.testing.assert_close(program(inputs)["y"], first - 2 * second)
 
 
 def test_without_a_compiler_its_programs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
