@@ -9,9 +9,10 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shared.deploy.programs.cuda_graph import capture, graphed
+from shared.deploy.programs.machine import vector_instructions
 from shared.deploy.programs.program import Compute, Format, Placement, ProgramError, Source, Tensors
 from shared.deploy.programs.torch_eager import autocast_dtype
 from shared.precision import autocast
@@ -73,16 +74,22 @@ class AotInductor:
 
     def load(self, source: Source, format: Format, place: Placement) -> Compute:
         import torch
+        from torch._C import _aoti
 
         assert source.file is not None
+        loader: Any = _aoti.AOTIModelPackageLoader  # whose stub leaves the function out
+        again = "make it again: trivium programs --make aotinductor"
         try:
+            # Loading executes what the compiler wrote, so what that needs is read before.
+            told = loader.load_metadata_from_package(str(source.file), "model")
+            if not {"inputs", "outputs", "instructions"} <= told.keys():
+                raise ProgramError(f"{source.file.name} names neither its inputs nor the CPU that it is for; {again}")
+            if missing := sorted(set(told["instructions"].split()) - vector_instructions()):
+                raise ProgramError(f"{source.file.name} needs {', '.join(missing)}, which this CPU lacks; {again}")
             package = torch._inductor.aoti_load_package(str(source.file))
-            told = package.loader.get_metadata()
         except (RuntimeError, OSError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ProgramError(f"torch {torch.__version__} cannot load {source.file.name}: {reason}") from error
-        if "inputs" not in told:
-            raise ProgramError(f"{source.file.name} does not name its inputs; make it again: trivium programs --make")
         names, outputs = told["inputs"].split("\n"), told["outputs"].split("\n")
 
         def compute(inputs: Tensors) -> dict[str, Tensor]:
@@ -94,8 +101,17 @@ class AotInductor:
 
 
 def _described(dense: DenseNetwork) -> dict[str, str]:
-    """What a package says of itself: the names of its inputs in the order in which it takes them, and its outputs'."""
-    return {"inputs": "\n".join(dense.inputs), "outputs": "\n".join(dense.outputs)}
+    """What a package says of itself.
+
+    The names of its inputs in the order in which it takes them, those of its outputs, and the vector instructions of
+    this CPU: torch compiles with ``-march=native``, so that any of them may be in the package. ``AOTI_CPU_ISA``, which
+    torch adds, has those alone that it chose for its own loops.
+    """
+    return {
+        "inputs": "\n".join(dense.inputs),
+        "outputs": "\n".join(dense.outputs),
+        "instructions": " ".join(sorted(vector_instructions())),
+    }
 
 
 def compiled(dense: DenseNetwork, format: Format, device: str) -> Compute:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,25 +104,50 @@ class Weighted(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DenseNetwork, dict[str, ProgramEntry]]:
-    """A program that torch's compiler made, and its network."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEntry]:
+    """A program that torch's compiler made, in a folder, and what is said of it."""
     if compiler() is None:
         pytest.skip("there is no C++ compiler")
     made = tmp_path_factory.mktemp("compiled")
     inputs = {"first": torch.rand(2, 2), "second": torch.rand(2, 2)}
     dense = DenseNetwork(module=Weighted(), inputs=inputs, outputs=("y",))
-    return made, dense, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))
+    return made, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))["aotinductor"]
 
 
 def test_what_torch_s_compiler_makes_takes_its_inputs_by_name(
-    compiled: tuple[Path, DenseNetwork, dict[str, ProgramEntry]],
+    compiled: tuple[Path, ProgramEntry],
 ) -> None:
-    folder, _, entries = compiled
-    assert entries["aotinductor"].error < 1e-4
+    folder, entry = compiled
+    assert entry.error < 1e-4
     first, second = torch.randn(3, 2), torch.randn(3, 2)
     program = load("aotinductor", folder)
     for inputs in ({"first": first, "second": second}, {"second": second, "first": first}):
         torch.testing.assert_close(program(inputs)["y"], first - 2 * second)
+
+
+def test_a_package_for_another_cpu_is_refused_before_it_is_loaded(
+    compiled: tuple[Path, ProgramEntry], artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, entry = compiled
+    aside = artifact.path.parent / "aside"
+    shutil.copytree(folder, aside)
+    keep(artifact, aside, {"aotinductor": replace(entry, weights=weights_digest(artifact))})
+
+    def loaded(path: str) -> None:
+        raise AssertionError("what it holds would end the process")
+
+    monkeypatch.setattr("torch._inductor.aoti_load_package", loaded)
+    monkeypatch.setattr("shared.deploy.programs.inductor.vector_instructions", lambda: frozenset({"avx", "avx2"}))
+    with asked_program("aotinductor"):
+        program = opened(artifact)
+    assert program.name != "aotinductor"
+    asked, *others = program.remarks
+    assert (
+        "aotinductor.pt2 needs " in asked
+        and "which this CPU lacks" in asked
+        and "trivium programs --make aotinductor" in asked
+    )
+    assert any("aotinductor cannot be used: aotinductor.pt2 needs " in remark for remark in others)
 
 
 def test_without_a_compiler_its_programs_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
