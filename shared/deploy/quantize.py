@@ -23,7 +23,7 @@ from shared.deploy.programs.choosing import asked_program, forget_choices
 from shared.deploy.programs.making import Examples, compare, keep_onnx
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Placement, Program, Source, is_batched
-from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
+from shared.deploy.programs.store import Found, folder_of, found_programs, is_accepted, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
@@ -59,12 +59,12 @@ def quantize(
     into_artifact: bool = False,
     say: Callable[[str], object] = lambda line: None,
 ) -> ProgramEntry:
-    """Quantises the network and keeps the program in the user's cache, from where predictors take it if it is faster.
+    """Quantises the network and keeps the program in the user's cache, for predictors that may compute in INT8.
 
     With ``into_artifact`` it becomes a part of the artifact, whose manifest then names it. It is calibrated on
     ``files``, or on what ``data`` has to learn from; the domain's scores before and after are taken of what ``data``
     has to validate on, of at most ``cases`` cases. Raises ``InvalidInputError`` where a score falls by more than
-    ``MOST_LOSS`` and ``force`` is not given.
+    ``MOST_LOSS`` and ``force`` is not given; what was accepted before stays as it was.
     """
     if app.score is None:
         raise InvalidInputError(f"{app.name} has no score by which a quantised network could be judged")
@@ -75,19 +75,23 @@ def quantize(
     examples = calibration_inputs(app, artifact, files, data=data)
     say(f"calibrated on {examples.description}")
     before: Sequence[DomainScore] | None = None
-    entry: ProgramEntry | None = None
+    found: Found | None = None
     place = Placement("cpu", compute_threads())
     dense = dense_network(app, artifact)
     reference = Program(name="torch", compute=eager(dense), batched=is_batched(dense))
     last = examples.inputs[-1]
     with tempfile.TemporaryDirectory(prefix="trivium-int8-") as made:
-        folder = Path(made)
-        for written in _written(method, _onnx(artifact, dense), folder, examples, dense, say):
+        folder = Path(made) / "written"
+        folder.mkdir()
+        for number, written in enumerate(_written(method, _onnx(artifact, dense), folder, examples, dense, say)):
+            # The next is written while this one may still be read.
+            tried = folder.rename(Path(made) / str(number))
+            folder.mkdir()
             file = runtime.file(format)
             assert file is not None
             program = Program(
                 name=name,
-                compute=runtime.load(Source(folder / file, lambda: dense), format, place),
+                compute=runtime.load(Source(tried / file, lambda: dense), format, place),
                 batched=reference.batched,
             )
             milliseconds = measure({"torch": reference, name: program}, last, time.process_time)
@@ -105,12 +109,11 @@ def quantize(
                     "torch_ms": float(f"{milliseconds['torch']:.4g}"),
                 },
             )
-            keep(artifact, folder, {name: entry})
             before = before or _scores(app, artifact, data, cases, "torch")
-            after = _scores(app, artifact, data, cases, name)
+            after = _scores(app, artifact, data, cases, name, Found(tried / file, entry))
             accepted = all(one.loss(other) <= MOST_LOSS for one, other in zip(before, after, strict=True))
             told = {"accepted": accepted, "before": [asdict(s) for s in before], "after": [asdict(s) for s in after]}
-            entry = _noted(artifact, name, replace(entry, scores={**entry.scores, **told}))
+            found = Found(tried / file, replace(entry, scores={**entry.scores, **told}))
             for one, other in zip(before, after, strict=True):
                 say(
                     f"{one.name}: {one.value:.4g} before, {other.value:.4g} after, on {one.count} "
@@ -118,10 +121,8 @@ def quantize(
                 )
             if accepted:
                 break
-    assert entry is not None
-    if force and not entry.scores["accepted"]:
-        entry = _noted(artifact, name, replace(entry, scores={**entry.scores, "accepted": True, "forced": True}))
-    forget_choices(artifact)
+        assert found is not None
+        entry = _kept(artifact, name, found, force)
     if not entry.scores["accepted"]:
         raise InvalidInputError(
             f"{artifact.manifest.name} loses more than {MOST_LOSS:.0%} of a score in INT8; --force takes it all the "
@@ -132,10 +133,19 @@ def quantize(
     return entry
 
 
-def _noted(artifact: Artifact, name: str, entry: ProgramEntry) -> ProgramEntry:
-    """Keeps what is said of a program whose files are in the cache already."""
-    with tempfile.TemporaryDirectory() as empty:
-        keep(artifact, Path(empty), {name: entry})
+def _kept(artifact: Artifact, name: str, found: Found, force: bool) -> ProgramEntry:
+    """Keeps a program in the cache, and returns what is said of it.
+
+    One that was refused is kept too, for whoever asks for it by name, but not in the place of one that was accepted.
+    """
+    entry = found.entry
+    assert entry is not None
+    if force and not entry.scores["accepted"]:
+        entry = replace(entry, scores={**entry.scores, "accepted": True, "forced": True})
+    there = found_programs(artifact)[0].get(name)
+    if entry.scores["accepted"] or there is None or not is_accepted(there.entry):
+        keep(artifact, found.path.parent, {name: entry})
+        forget_choices(artifact)
     return entry
 
 
@@ -155,10 +165,15 @@ def _put_into(artifact: Artifact, name: str, entry: ProgramEntry) -> None:
     )
 
 
-def _scores(app: App, artifact: Artifact, data: DataConfig, cases: int | None, program: str) -> Sequence[DomainScore]:
-    """The scores with one program of the artifact's network; what it is served with computes as it always does."""
+def _scores(
+    app: App, artifact: Artifact, data: DataConfig, cases: int | None, program: str, found: Found | None = None
+) -> Sequence[DomainScore]:
+    """The scores with one program of the artifact's network; what it is served with computes as it always does.
+
+    ``found`` is where the program lies, where that is not in its place.
+    """
     assert app.score is not None
-    with asked_program(program, artifact.manifest.name):
+    with asked_program(program, artifact.manifest.name, found):
         predictor = app.predictor([artifact, *app.served_with(artifact)], "cpu")
     if programs_of(predictor)[artifact.manifest.name].name != program:
         raise InvalidInputError("; ".join(programs_of(predictor)[artifact.manifest.name].remarks))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import Format, Placement, Program, ProgramError, Source, Tensors, is_batched
-from shared.deploy.programs.store import Found, folder_of, found_programs
+from shared.deploy.programs.store import Found, folder_of, found_programs, is_accepted, is_refused
 from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.deploy.programs.timing import measure
 from shared.precision import cpu_has_bf16
@@ -38,15 +38,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trivium.programs")
 _NEAR, _NEAR_IMPORTING = 1.15, 1.3
-_asked: ContextVar[tuple[str, str | None] | None] = ContextVar("asked_program", default=None)
+_asked: ContextVar[tuple[str, str | None, Found | None] | None] = ContextVar("asked_program", default=None)
 _on_use: ContextVar[bool] = ContextVar("programs_on_use", default=False)
 
 
 @contextmanager
-def asked_program(name: str | None, model: str | None = None) -> Iterator[None]:
+def asked_program(name: str | None, model: str | None = None, found: Found | None = None) -> Iterator[None]:
     """Inside, predictors are loaded with the program called ``name``; None leaves what was asked before.
 
     With ``model`` that holds for the model of this name alone, and others have what they would have otherwise.
+    ``found`` is the program's file where it is not kept yet.
 
     Refuses a name that there is not. Where nothing asks, the environment variable TRIVIUM_PROGRAM does.
     """
@@ -54,7 +55,7 @@ def asked_program(name: str | None, model: str | None = None) -> Iterator[None]:
         yield
         return
     find_program(name)
-    token = _asked.set((name, model))
+    token = _asked.set((name, model, found))
     try:
         yield
     finally:
@@ -108,32 +109,34 @@ def open_program(network: Network, device: str = "cpu") -> Program:
 
     One that cannot be loaded is passed over, which the program's ``remarks`` and the log say.
     """
-    name, model = _asked.get() or (None, None)
+    name, model, at = _asked.get() or (None, None, None)
     if model not in (None, network.artifact.manifest.name):
-        name = None
+        name = at = None
     asked = name or os.environ.get("TRIVIUM_PROGRAM") or None
     if asked is not None:
         find_program(asked)
     if _on_use.get():
-        return Program(name="", compute=_unopened, device=device, opener=lambda: _opened(network, device, asked))
-    return _opened(network, device, asked)
+        return Program(name="", compute=_unopened, device=device, opener=lambda: _opened(network, device, asked, at))
+    return _opened(network, device, asked, at)
 
 
 def _unopened(inputs: Tensors) -> dict[str, Tensor]:
     raise AssertionError("a program is opened before it computes")
 
 
-def _opened(network: Network, device: str, asked: str | None) -> Program:
+def _opened(network: Network, device: str, asked: str | None, at: Found | None) -> Program:
     place = Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
     candidates, remarks = _candidates(network, place)
     build = _once(network.build)
     if asked is not None:
+        if at is not None:
+            candidates[asked] = at
         runtime, format = find_program(asked)
         if runtime.reads_onnx and format != "int8":
             candidates, remarks = _with_onnx(network, candidates, build, place, remarks)
         try:
             program = _load(asked, network, candidates, build, place)
-            return replace(program, reason="it was asked for", remarks=remarks)
+            return replace(program, reason="it was asked for", remarks=_logged(remarks + _refused(asked, candidates)))
         except ProgramError as error:
             remarks += (f"{asked}, which was asked for, cannot be used: {error}",)
     if (choice := read_choice(network.artifact, place)) is not None:
@@ -146,6 +149,16 @@ def _opened(network: Network, device: str, asked: str | None) -> Program:
     program, choice, passed_over = _fastest(network, candidates, build, place)
     _write_choice(network.artifact, place, choice)
     return replace(program, reason=choice.reason, remarks=_logged((*remarks, *passed_over)))
+
+
+def _refused(name: str, files: Mapping[str, Found]) -> tuple[str, ...]:
+    """A remark on a quantised program that lost too much of the domain's score."""
+    if name not in files or not is_refused(entry := files[name].entry):
+        return ()
+    assert entry is not None
+    pairs = zip(entry.scores.get("before", ()), entry.scores.get("after", ()), strict=False)
+    listed = "; ".join(f"{one['name']} {one['value']:.4g} before, {other['value']:.4g} after" for one, other in pairs)
+    return (f"{name}, which was asked for, was refused for its score: {listed}",)
 
 
 def candidates_on(device: str) -> list[str]:
@@ -246,7 +259,7 @@ def _fastest(
         if not there or runtime.why_not(format, place.device) is not None:
             continue
         entry = files[name].entry if name in files else None
-        if format == "int8" and not (entry is not None and entry.scores.get("accepted")):
+        if format == "int8" and not is_accepted(entry):
             continue
         began = time.process_time()
         try:

@@ -65,7 +65,7 @@ def programs_folder(artifact: Artifact) -> Path:
 def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...]]:
     """The programs of an artifact whose files are there and unaltered, by name, and remarks on those that are not.
 
-    One made on this machine takes the place of the artifact's own of its name.
+    One made on this machine takes the place of the artifact's own of its name, but where its score alone was refused.
     """
     found: dict[str, Found] = {}
     remarks = []
@@ -82,9 +82,19 @@ def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...
                 remarks.append(f"{name} in {folder} was made from other weights than the artifact's")
             elif folder == home and not _unaltered(folder, entry.file, files):
                 remarks.append(f"{name} in {folder} is missing or was altered; make it again: trivium programs")
-            else:
+            elif not (name in found and is_accepted(found[name].entry) and is_refused(entry)):
                 found[name] = Found(folder / entry.file, entry)
     return found, tuple(remarks)
+
+
+def is_accepted(entry: ProgramEntry | None) -> bool:
+    """Whether the domain's score of a quantised program was good enough."""
+    return entry is not None and bool(entry.scores.get("accepted"))
+
+
+def is_refused(entry: ProgramEntry | None) -> bool:
+    """Whether a quantised program lost too much of the domain's score."""
+    return entry is not None and entry.scores.get("accepted") is False
 
 
 def keep(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:

@@ -22,7 +22,7 @@ from shared.deploy.calibration_inputs import calibration_inputs
 from shared.deploy.predictor import Decoded, Request, Response
 from shared.deploy.programs.choosing import Network, asked_program, open_program
 from shared.deploy.programs.program import Program
-from shared.deploy.programs.store import found_programs
+from shared.deploy.programs.store import Found, found_programs
 from shared.deploy.quantize import quantize
 from shared.errors import InvalidInputError
 
@@ -135,14 +135,60 @@ def test_a_quantised_program_is_judged_and_kept_or_refused(artifact: Artifact, t
     image = torch.rand(3, 1, 8, 8)
     expected = Blur().eval()(image).detach()
     assert (program({"image": image})["blurred"] - expected).abs().max() < 0.1 * expected.abs().max()
+    assert not program.remarks
 
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_that_is_refused_is_there_by_name_with_a_remark_alone(artifact: Artifact, tmp_path: Path) -> None:
+    data: Any = None
     with pytest.raises(InvalidInputError, match="loses more than 1% of a score in INT8"):
-        quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"), say=lines.append)
-    entry_now = found_programs(artifact)[0]["openvino-int8"].entry
-    assert entry_now is not None and entry_now.scores["accepted"] is False
+        quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
     assert BlurPredictor(artifact).programs["blur"].name != "openvino-int8"
+    with asked_program("openvino-int8"):
+        program = BlurPredictor(artifact).programs["blur"]
+    assert program.name == "openvino-int8"
+    assert "openvino-int8, which was asked for, was refused for its score: CPM 0.8 before, 0.7 after" in program.remarks
     forced = quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"), force=True)
     assert forced.scores["accepted"] is True and forced.scores["forced"] is True
+    with asked_program("openvino-int8"):
+        assert not BlurPredictor(artifact).programs["blur"].remarks
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("into_artifact", [False, True])
+def test_what_was_accepted_stays_where_another_try_is_refused(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into_artifact: bool
+) -> None:
+    data: Any = None
+    entry = quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), into_artifact=into_artifact)
+    if into_artifact:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    held = open_artifact(artifact.path)
+    file = found_programs(held)[0]["openvino-int8"].path
+    before = describe_file(file), describe_file(file.with_suffix(".bin"))
+    with pytest.raises(InvalidInputError, match="loses more than 1%"):
+        quantize(make_app(0.7), held, data, files=given(tmp_path, "16"))
+    found = found_programs(held)[0]["openvino-int8"]
+    assert found == Found(file, entry) and before == (describe_file(file), describe_file(file.with_suffix(".bin")))
+    with asked_program("openvino-int8"):
+        program = BlurPredictor(held).programs["blur"]
+    assert program.name == "openvino-int8" and not program.remarks
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_refused_program_of_the_cache_gives_way_to_the_artifact_s_accepted_one(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    data: Any = None
+    with pytest.raises(InvalidInputError, match="loses more than 1%"):
+        quantize(make_app(0.7), artifact, data, files=given(tmp_path, "12"))
+    refused = found_programs(artifact)[0]["openvino-int8"]
+    assert refused.entry is not None
+    accepted = replace(refused.entry, scores={"accepted": True})
+    for made in (refused.path, refused.path.with_suffix(".bin")):
+        shutil.copy(made, artifact.path / made.name)
+    held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}))
+    assert found_programs(held)[0]["openvino-int8"] == Found(artifact.path / refused.path.name, accepted)
 
 
 @pytest.mark.filterwarnings("ignore")
