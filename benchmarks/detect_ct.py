@@ -134,7 +134,7 @@ def _wall_seconds(call: Callable[[], Any]) -> float:
 def _judged(artifact: Artifact, name: str) -> str:
     """What an INT8 program lost by the domain's score when it was made."""
     found = found_programs(artifact)[0].get(name)
-    scores = found.entry.scores if found is not None and found.entry is not None else {}
+    scores = found.entry.scores if found is not None else {}
     pairs = zip(scores.get("before", []), scores.get("after", []), strict=True)
     return "".join(
         f"{one['name']} {one['value']:.4g} before, {other['value']:.4g} after, on {one['count']}; "

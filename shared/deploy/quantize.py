@@ -139,7 +139,6 @@ def _kept(artifact: Artifact, name: str, found: Found, force: bool) -> ProgramEn
     One that was refused is kept too, for whoever asks for it by name, but not in the place of one that was accepted.
     """
     entry = found.entry
-    assert entry is not None
     if force and not entry.scores["accepted"]:
         entry = replace(entry, scores={**entry.scores, "accepted": True, "forced": True})
     there = found_programs(artifact)[0].get(name)
@@ -183,10 +182,7 @@ def _scores(
 def _onnx(artifact: Artifact, dense: DenseNetwork) -> Path:
     """The network's ONNX: that which was made before, or one made now, which is kept for OpenVINO's sake."""
     found, _ = found_programs(artifact)
-    own = found.get("onnx")
-    return (
-        own.path if own is not None and (own.entry is not None or dense.dynamic is None) else keep_onnx(artifact, dense)
-    )
+    return found["onnx"].path if "onnx" in found else keep_onnx(artifact, dense)
 
 
 def _rows(examples: Examples, dense: DenseNetwork) -> list[dict[str, Any]]:

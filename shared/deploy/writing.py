@@ -43,7 +43,8 @@ def write_artifact(
 ) -> Artifact:
     """Writes the next version of the model ``manifest.name``: its weights, its recipe file, and ``dense`` as ONNX.
 
-    ``programs`` are made of ``dense`` besides, and measured on ``examples``, by default on the network's own.
+    ``programs`` are made of ``dense`` besides. They and the ONNX are measured on ``examples``, by default on the
+    network's own; the manifest says of each from which weights it was made.
 
     Version, tensors, files and time of creation of ``manifest`` are filled in. Raises ``ArithmeticError`` where the
     exported network and torch differ.
@@ -62,7 +63,7 @@ def write_artifact(
             outputs=tuple(tensor_spec(key, value, dense) for key, value in outputs.items()),
             programs=make_programs(
                 dense,
-                programs,
+                list(dict.fromkeys(("onnx", *programs))),
                 folder,
                 describe_file(folder / WEIGHTS)["sha256"],
                 examples or random_examples(dense),

@@ -2,8 +2,8 @@
 
 The fastest is measured once, on an input as large as the predictor's usual ones, and remembered in the user's cache
 for the weights, the machine, its threads and the runtimes' versions, so that a machine goes on giving the same answers.
-Weights without an ONNX that can be used, for it is missing or for one size of input alone, get one before that, which
-takes seconds and stays in the cache.
+Weights without an ONNX that can be used, for it is missing, for one size of input alone or of unknown weights, get one
+before that, which takes seconds and stays in the cache.
 """
 
 from __future__ import annotations
@@ -155,7 +155,6 @@ def _refused(name: str, files: Mapping[str, Found]) -> tuple[str, ...]:
     """A remark on a quantised program that lost too much of the domain's score."""
     if name not in files or not is_refused(entry := files[name].entry):
         return ()
-    assert entry is not None
     pairs = zip(entry.scores.get("before", ()), entry.scores.get("after", ()), strict=False)
     listed = "; ".join(f"{one['name']} {one['value']:.4g} before, {other['value']:.4g} after" for one, other in pairs)
     return (f"{name}, which was asked for, was refused for its score: {listed}",)
@@ -183,7 +182,7 @@ def _candidates(network: Network, place: Placement) -> tuple[dict[str, Found], t
         for name, axes in network.varying.items()
         if spec.name == name and any(spec.shape[axis] != -1 for axis in axes)
     ]
-    if fixed and "onnx" in found and found["onnx"].entry is None:
+    if fixed and "onnx" in found and found["onnx"].path.parent == network.artifact.path:
         del found["onnx"]
     return found, remarks
 
@@ -258,8 +257,7 @@ def _fastest(
         there = needed is None or name in files or (runtime.reads_onnx and format != "int8" and "onnx" in files)
         if not there or runtime.why_not(format, place.device) is not None:
             continue
-        entry = files[name].entry if name in files else None
-        if format == "int8" and not is_accepted(entry):
+        if format == "int8" and not is_accepted(files[name].entry):
             continue
         began = time.process_time()
         try:

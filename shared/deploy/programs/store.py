@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from shared.atomic_files import file_lock, write_whole
-from shared.deploy.artifact import NETWORK, WEIGHTS, Artifact, ProgramEntry, describe_file
+from shared.deploy.artifact import MANIFEST, NETWORK, WEIGHTS, Artifact, ProgramEntry, describe_file
 from shared.errors import InvalidInputError
 
 _LAYOUT = 2
@@ -35,10 +35,10 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A program's file, and what is said of it; an ONNX of before there were programs has no entry."""
+    """A program's file, and what is said of it."""
 
     path: Path
-    entry: ProgramEntry | None
+    entry: ProgramEntry
 
 
 def weights_digest(artifact: Artifact) -> str:
@@ -65,13 +65,12 @@ def programs_folder(artifact: Artifact) -> Path:
 def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...]]:
     """The programs of an artifact whose files are there and unaltered, by name, and remarks on those that are not.
 
+    An ONNX of which no entry says from which weights it was made is not among them: it may be that of others.
     One made on this machine takes the place of the artifact's own of its name, but where its score alone was refused.
     """
     found: dict[str, Found] = {}
     remarks = []
     weights = weights_digest(artifact)
-    if NETWORK in artifact.manifest.files:
-        found["onnx"] = Found(artifact.path / NETWORK, None)
     home = folder_of(artifact)
     made, remark = _read(home)
     remarks += [remark] if remark else []
@@ -80,21 +79,27 @@ def found_programs(artifact: Artifact) -> tuple[dict[str, Found], tuple[str, ...
         for name, entry in programs.items():
             if entry.weights != weights:
                 remarks.append(f"{name} in {folder} was made from other weights than the artifact's")
-            elif folder == home and not _unaltered(folder, entry.file, files):
+            elif entry.file not in files or (folder == home and not _unaltered(folder, entry.file, files)):
                 remarks.append(f"{name} in {folder} is missing or was altered; make it again: trivium programs")
             elif not (name in found and is_accepted(found[name].entry) and is_refused(entry)):
                 found[name] = Found(folder / entry.file, entry)
+    if NETWORK in artifact.manifest.files and not {"onnx"} & {*artifact.manifest.programs, *found}:
+        remarks.append(
+            f"{NETWORK} in {artifact.path} is not used: {MANIFEST} does not say from which weights it was made; "
+            f"`trivium programs {artifact.manifest.app} --artifact {artifact.path} --make onnx` makes one, and "
+            "`trivium export` an artifact that says it"
+        )
     return found, tuple(remarks)
 
 
-def is_accepted(entry: ProgramEntry | None) -> bool:
+def is_accepted(entry: ProgramEntry) -> bool:
     """Whether the domain's score of a quantised program was good enough."""
-    return entry is not None and bool(entry.scores.get("accepted"))
+    return bool(entry.scores.get("accepted"))
 
 
-def is_refused(entry: ProgramEntry | None) -> bool:
+def is_refused(entry: ProgramEntry) -> bool:
     """Whether a quantised program lost too much of the domain's score."""
-    return entry is not None and entry.scores.get("accepted") is False
+    return entry.scores.get("accepted") is False
 
 
 def keep(artifact: Artifact, folder: Path, programs: Mapping[str, ProgramEntry]) -> None:

@@ -72,6 +72,7 @@ def test_an_artifact_holds_what_serving_needs(app, run, tmp_path):
     }
     manifest = artifact.manifest
     assert manifest.inputs[0].shape == (-1, 2) and manifest.outputs[0].datatype == "FP32"
+    assert manifest.programs["onnx"].weights == manifest.files["weights.safetensors"]["sha256"]
     assert manifest.calibration == {"threshold": 0.5} and manifest.data["synthetic"] is True
     assert manifest.scores == json.loads((run / "result.json").read_text())["scores"]
     model = line.Network().build().eval()
@@ -194,6 +195,8 @@ def test_an_artifact_without_its_onnx_has_it_made_once(app, run, tmp_path, monke
     written = made.stat().st_mtime_ns
     assert (write_python_model(bare, tmp_path / "triton") / "1" / "model.onnx").read_bytes() == made.read_bytes()
     assert onnx_file(bare) == made and made.stat().st_mtime_ns == written
+    other = replace(whole.manifest.programs["onnx"], weights="those of another network")
+    assert onnx_file(Artifact(whole.path, replace(whole.manifest, programs={"onnx": other}))) == made
     without = Artifact(bare.path, replace(bare.manifest, inputs=(), outputs=()))
     with pytest.raises(InvalidInputError, match="no dense network"):
         onnx_file(without)

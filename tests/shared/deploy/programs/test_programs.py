@@ -32,7 +32,7 @@ from shared.deploy.programs.choosing import Network, asked_program, forget_choic
 from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
-from shared.deploy.programs.store import folder_of, keep, weights_digest
+from shared.deploy.programs.store import folder_of, found_programs, keep, weights_digest
 from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
@@ -177,7 +177,7 @@ def test_programs_are_called_by_runtime_and_format() -> None:
 
 @pytest.fixture
 def artifact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """An artifact with an ONNX of its own, in a cache of its own; nothing is asked for."""
+    """An artifact with an ONNX of its own weights, in a cache of its own; nothing is asked for."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
     home = tmp_path / "edges" / "1"
@@ -187,10 +187,27 @@ def artifact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     files = {name: describe_file(home / name) for name in (WEIGHTS, "model.onnx")}
     image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, -1, -1))
     gain = TensorSpec(name="gain", datatype="FP32", shape=(-1,))
+    entry = ProgramEntry(
+        file="model.onnx",
+        weights=files[WEIGHTS]["sha256"],
+        version="",
+        error=0.0,
+        latency_ms=1.0,
+        inputs="random numbers",
+        machine="",
+    )
     write_manifest(
         home,
         Manifest(
-            name="edges", version=1, app="line", inputs=(image, gain), outputs=(), scores={}, data={}, files=files
+            name="edges",
+            version=1,
+            app="line",
+            inputs=(image, gain),
+            outputs=(),
+            scores={},
+            data={},
+            programs={"onnx": entry},
+            files=files,
         ),
     )
     return open_artifact(home)
@@ -297,10 +314,11 @@ def test_an_artifact_s_own_program_of_other_weights_is_not_used(
     aside = tmp_path / "aside"
     aside.mkdir()
     entries = make_programs(network(), ["torchscript"], aside, "other weights", random_examples(network()))
+    files = {**artifact.manifest.files, "torchscript.pt": describe_file(artifact.path / "torchscript.pt")}
     for weights, expected in (("other weights", False), (weights_digest(artifact), True)):
-        programs = {"torchscript": replace(entries["torchscript"], weights=weights)}
+        programs = {**artifact.manifest.programs, "torchscript": replace(entries["torchscript"], weights=weights)}
         with asked_program("torchscript"):
-            program = opened(Artifact(artifact.path, replace(artifact.manifest, programs=programs)))
+            program = opened(Artifact(artifact.path, replace(artifact.manifest, programs=programs, files=files)))
         assert (program.name == "torchscript") is expected
         assert expected or "made from other weights" in program.remarks[0]
 
@@ -316,6 +334,28 @@ def test_a_made_program_that_was_altered_is_not_used(artifact: Artifact, tmp_pat
         file.write_bytes(file.read_bytes() + b" ")
         program = opened(artifact)
     assert program.name != "torchscript" and "missing or was altered" in program.remarks[0]
+
+
+@pytest.mark.parametrize("asked", [None, "onnx"])
+def test_an_onnx_of_unknown_weights_is_replaced_by_one_of_the_artifact_s(artifact: Artifact, asked: str | None) -> None:
+    """Other weights lie beside the ONNX, with the right digests, and the manifest has no entry for it."""
+    other = network()
+    with torch.no_grad():
+        other.module.second.bias += 5
+    save_file({key: value.clone() for key, value in other.module.state_dict().items()}, artifact.path / WEIGHTS)
+    files = {**artifact.manifest.files, WEIGHTS: describe_file(artifact.path / WEIGHTS)}
+    write_manifest(artifact.path, replace(artifact.manifest, programs={}, files=files))
+    changed = open_artifact(artifact.path)
+    inputs = {"image": torch.rand(3, 1, 14, 6), "gain": torch.ones(3)}
+    with asked_program(asked):
+        first, second = opened(changed, build=lambda: other), opened(changed, build=lambda: other)
+    for program in (first, second):
+        assert asked in (None, program.name)
+        assert relative_error(eager(other)(inputs), program(inputs)) < 0.02
+    (remark,) = first.remarks
+    assert "does not say from which weights it was made" in remark and "--make onnx" in remark
+    assert not second.remarks
+    assert found_programs(changed)[0]["onnx"].path.parent == folder_of(changed)
 
 
 def test_an_onnx_with_fixed_sizes_is_replaced_by_one_that_is_made_once(artifact: Artifact) -> None:
@@ -335,7 +375,8 @@ def test_where_no_onnx_can_be_made_torch_computes_with_a_remark(artifact: Artifa
         def forward(self, image: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(image if image.sum() > 0 else -image, gain)
 
-    bare = Artifact(artifact.path, replace(artifact.manifest, files={WEIGHTS: artifact.manifest.files[WEIGHTS]}))
+    files = {WEIGHTS: artifact.manifest.files[WEIGHTS]}
+    bare = Artifact(artifact.path, replace(artifact.manifest, programs={}, files=files))
     program = opened(bare, build=lambda: replace(network(), module=Branches().eval()))
     assert program.name.startswith("torch") and program.remarks[0].startswith("no ONNX could be made: ")
 

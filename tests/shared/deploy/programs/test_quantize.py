@@ -185,9 +185,11 @@ def test_a_refused_program_of_the_cache_gives_way_to_the_artifact_s_accepted_one
     refused = found_programs(artifact)[0]["openvino-int8"]
     assert refused.entry is not None
     accepted = replace(refused.entry, scores={"accepted": True})
+    files = dict(artifact.manifest.files)
     for made in (refused.path, refused.path.with_suffix(".bin")):
         shutil.copy(made, artifact.path / made.name)
-    held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}))
+        files[made.name] = describe_file(made)
+    held = Artifact(artifact.path, replace(artifact.manifest, programs={"openvino-int8": accepted}, files=files))
     assert found_programs(held)[0]["openvino-int8"] == Found(artifact.path / refused.path.name, accepted)
 
 
