@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.deploy.programs.timing import measure
 from shared.precision import cpu_has_bf16
 from shared.progress import report_stage
-from shared.threads import compute_threads
+from shared.threads import compute_threads, set_compute_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,6 +236,8 @@ def _load(
         file = at.path
     source = Source(file, build, compiled=folder_of(network.artifact) / "compiled", rows=network.rows)
     compute = runtime.load(source, format, place)
+    if "torch" in sys.modules:  # a program that is read from a file needs none
+        set_compute_threads()
     batched = all(
         spec.shape[:1] == (-1,) for spec in (*network.artifact.manifest.inputs, *network.artifact.manifest.outputs)
     )

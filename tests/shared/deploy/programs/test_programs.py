@@ -245,6 +245,19 @@ def test_a_program_that_is_asked_for_is_taken(artifact: Artifact, monkeypatch: p
         pass
 
 
+def test_torch_computes_with_as_many_threads_as_every_other_runtime(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            monkeypatch.setenv("TRIVIUM_THREADS", str(count))
+            with asked_program("torch"):
+                assert opened(artifact).name == "torch" and torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_signal_is_handled_after_another_thread_let_go_of_openvino(folder: Path) -> None:
     code = (
         "import gc, signal, sys, threading; from pathlib import Path\n"
