@@ -191,9 +191,10 @@ class Programs:
 class Quantize:
     """Quantise an artifact's network to INT8 and compare the domain's score before and after; refuses a loss over 1 %.
 
-    The program goes into the user's cache, and predictors take it where it is the fastest. Calibrated on the files
-    named with --calibrate, by default on what --data has to learn from; scored on what --data has to validate on,
-    together with what the artifact is served with. --data is by default the recipe's own.
+    The program goes into the user's cache. Detectors take it where it is the fastest; finance's forecaster and the
+    nodules' second stage compute in it only where --program names it. Calibrated on the files named with --calibrate,
+    by default on what --data has to learn from; scored on what --data has to validate on, together with what the
+    artifact is served with. --data is by default the recipe's own.
 
     Example: trivium quantize apps/driving/weights/pointpillars/2 --cases 64
     """

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 
-from shared.deploy.artifact import Manifest, TensorSpec
+from shared.deploy.artifact import NETWORK, Manifest, TensorSpec
 from shared.deploy.triton import BACKENDS, triton_config
 from shared.errors import InvalidInputError
 
+ROOT = Path(__file__).parents[3]
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, 192, 640))
 ANY_SIZE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, -1, -1, -1))
 SCORE = TensorSpec(name="score", datatype="FP32", shape=(-1,))
@@ -66,3 +67,13 @@ def test_a_wrong_field_is_found_by_the_schema(schema: Any) -> None:
 def test_a_program_that_triton_cannot_run_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="no backend for the program aotinductor"):
         triton_config(manifest(IMAGE, SCORE), "aotinductor")
+
+
+def test_the_page_says_which_of_the_shipped_models_triton_can_serve_as_they_are() -> None:
+    page = " ".join((ROOT / "docs" / "integrators.md").read_text(encoding="utf-8").split())
+    whole, lacking = page.partition("`apps/<app>/weights` has the same layout; ")[2].split(" are whole, while ", 1)
+    lacking = lacking.partition(" lack the ")[0]
+    for config in ROOT.glob("apps/*/weights/*/config.pbtxt"):
+        served = max(config.parent.glob("[0-9]*"), key=lambda folder: int(folder.name))
+        there = (served / NETWORK).is_file()
+        assert (f"`{config.parent.name}`" in whole, f"`{config.parent.name}`" in lacking) == (there, not there)
