@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.finance.types import DAY_NS, Floats, Series
 
@@ -23,6 +24,10 @@ REPORTED = 1e-6
 """What is above it among reported scores was reported; all others are 0."""
 ONE_EVENT = 12
 """Reports at most so many rows apart are of one event, which counts once."""
+SETTLED = 12
+"""What a score has settled at while an event lasts is the largest of so many rows before."""
+_LASTS = 48
+"""So many rows after its last report an event that goes on has settled, the longest over which a detector averages."""
 _FIRST_STEPS = 64
 
 
@@ -61,7 +66,10 @@ class Control:
 
     While an event lasts, its score is held, and let go towards the present one within ``hold_rows`` rows; a row that
     exceeds what is held by ``margin`` is reported again, and the event is over when what is held is below the
-    threshold. So a shift in the wake of a stronger one is an event of its own, and a long disturbance is one.
+    threshold. Where the event goes on for more than 48 rows, a row begins an event of its own if what it adds to the
+    largest of the 12 scores before is at the threshold. Scores are root mean squares, so what is added is the root of
+    the difference of their squares. So a shift in the wake of a stronger one is an event of its own, also while
+    the score of the first is still high, and a long disturbance is one.
     """
 
     start: float
@@ -75,10 +83,14 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """(N,) the scores at which an event is reported, 0 elsewhere, and (N,) the threshold at each row."""
+    """(N,) the scores at which an event is reported, 0 elsewhere, and (N,) the threshold at each row.
+
+    ``renewed`` (N,) marks those of them that begin an event of their own while an earlier one goes on.
+    """
 
     scores: Floats
     thresholds: Floats
+    renewed: NDArray[np.bool_]
 
 
 def report(scores: Floats, expected: Floats, control: Control) -> Reported:
@@ -86,7 +98,7 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
 
     ``scores`` (N,) in [0, 1]; ``expected`` (N,) from ``Budget.expected``.
     """
-    length, reported = len(scores), np.zeros(len(scores))
+    length, reported, renewed = len(scores), np.zeros(len(scores)), np.zeros(len(scores), bool)
     values, due = scores.tolist(), (control.step * expected).tolist()
     level, since, last = control.start, 0, -ONE_EVENT - 1
     raised: list[tuple[int, float]] = [(0, control.start)]
@@ -104,7 +116,9 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
             row = candidates[number]
         value = values[row]
         threshold = max(floor, level - (due[row] - due[since]))
-        if value >= threshold and (held is None or value >= held + control.margin):
+        if value >= threshold and held is not None and row - last > _LASTS:
+            renewed[row] = value**2 - max(values[row - SETTLED : row]) ** 2 >= threshold**2
+        if value >= threshold and (held is None or renewed[row] or value >= held + control.margin):
             reported[row] = held = value
             if row - last > ONE_EVENT:
                 level = threshold + (control.step if value < threshold + control.strong else 0.0)
@@ -116,7 +130,7 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
             if held < threshold:
                 held = None
         row += 1
-    return Reported(reported, _thresholds(raised, control.step * expected, floor))
+    return Reported(reported, _thresholds(raised, control.step * expected, floor), renewed)
 
 
 def _thresholds(raised: list[tuple[int, float]], due: Floats, floor: float) -> Floats:

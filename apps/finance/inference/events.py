@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.finance.inference.conformal import Reported
+from apps.finance.inference.conformal import SETTLED, Reported
 from apps.finance.inference.corporate_actions import CorporateAction
 from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
@@ -58,7 +58,7 @@ def spans(reported: Reported, scores: Floats, lasting: Mask) -> list[tuple[int, 
 
     An event begins at the rows that are ``reported``. It ends with the last high row of ``lasting`` before ``scores``
     has been below 0.7 of the threshold for more than 4 rows, or ``lasting`` has paused for more than 48. Events with at
-    most 12 rows between them are one.
+    most 12 rows between them are one, but a ``renewed`` one ends the one before it.
     """
     high = scores >= _RELEASE * reported.thresholds
     low = np.flatnonzero((_rows_since(high) > _DIP) | (_rows_since(lasting) > _PAUSE))
@@ -68,7 +68,10 @@ def spans(reported: Reported, scores: Floats, lasting: Mask) -> list[tuple[int, 
         end = int(low[after]) if after < len(low) else len(scores)
         there = np.flatnonzero(lasting[row:end] & high[row:end])
         last = row + int(there[-1]) if len(there) else row
-        if found and row - found[-1][1] <= _NEAR + 1:
+        if found and reported.renewed[row]:
+            found[-1] = (found[-1][0], min(found[-1][1], row - 1))
+            found.append((row, last))
+        elif found and row - found[-1][1] <= _NEAR + 1:
             found[-1] = (found[-1][0], max(found[-1][1], last))
         else:
             found.append((row, last))
@@ -102,7 +105,8 @@ def anomalies(
     found = []
     for first, last in rows:
         peak = first + int(np.argmax(scores[first : last + 1]))
-        channel = _named(channels, slice(first, max(last, peak + _NEAR) + 1), peak)
+        said = _added(channels, first) if reported.renewed[first] else channels
+        channel = _named(said, slice(first, max(last, peak + _NEAR) + 1), peak)
         columns = contributing(series, peak) if series.joint else ()
         one = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].word)
         found.append(replace(one, columns=columns))
@@ -115,6 +119,12 @@ def anomalies(
             one = _anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
             found.append(replace(one, note=action.note))
     return tuple(sorted(found, key=lambda one: (one.start_ns, one.end_ns)))
+
+
+def _added(channels: Mapping[str, Floats], first: int) -> dict[str, Floats]:
+    """What each detector says beyond what it said before the row ``first``, where an earlier event went on."""
+    before = slice(first - SETTLED, first)
+    return {name: np.maximum(values - values[before].max(), 0) for name, values in channels.items()}
 
 
 def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:

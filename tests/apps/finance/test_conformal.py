@@ -26,6 +26,7 @@ def test_what_was_said_does_not_change_with_what_comes_later(values, start, step
     whole, part = report(values, due, control), report(values[:cut], due[:cut], control)
     np.testing.assert_array_equal(whole.scores[:cut], part.scores)
     np.testing.assert_allclose(whole.thresholds[:cut], part.thresholds)
+    np.testing.assert_array_equal(whole.renewed[:cut], part.renewed)
 
 
 @settings(max_examples=100, deadline=None)
@@ -88,6 +89,23 @@ def test_a_shift_in_the_wake_of_a_stronger_one_is_an_event():
     values[300:305], values[400:405] = 0.9, 0.5
     found = report(values, np.zeros(1000), Control(start=0.3))
     assert np.flatnonzero(found.scores).tolist() == [300, 400]
+
+
+@pytest.mark.parametrize("settled", [0.4, 0.5, 0.75])
+@pytest.mark.parametrize("after", [60, 100, 160])
+def test_a_shift_while_the_score_of_the_first_stays_high_is_an_event(settled, after):
+    """Of a series that stays at its new level, the score stays high: it settles below its peak, above the threshold."""
+    values = np.full(1000, 0.1)
+    values[300:500] = settled + 0.02 * np.random.default_rng(3).uniform(size=200)
+    values[300], values[300 + after] = 1.0, np.hypot(settled, 0.5)
+    found = report(values, np.zeros(1000), Control(start=0.35))
+    assert np.flatnonzero(found.scores).tolist() == [300, 300 + after]
+    assert np.flatnonzero(found.renewed).tolist() == [300 + after]
+
+
+def test_a_score_that_rises_little_by_little_is_one_event():
+    values = np.clip(np.linspace(-0.2, 0.9, 600), 0, 1) + 0.02 * np.random.default_rng(4).uniform(size=600)
+    assert not report(values, np.zeros(600), Control(start=0.35)).renewed.any()
 
 
 def test_a_budget_by_the_day_is_one_of_rows_where_rows_are_regular_and_stands_still_over_gaps():

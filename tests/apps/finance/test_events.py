@@ -34,7 +34,7 @@ def test_events_are_apart_in_order_and_begin_where_the_detector_spoke(values, co
         assert 0 <= first <= last < len(values)
         assert spoken.scores[first] >= spoken.thresholds[first] - 1e-9
     for (_, last), (first, _) in itertools.pairwise(found):
-        assert first - last > 1
+        assert first - last > 1 or (first - last == 1 and spoken.renewed[first])
     # Every row of which the detector spoke lies in an event.
     assert all(any(first <= row <= last for first, last in found) for row in np.flatnonzero(spoken.scores))
 
@@ -110,6 +110,17 @@ def test_a_burst_lasts_until_it_is_over_and_is_called_high_volatility_or_a_jump(
     assert events and min(event[0] for event in events) <= 1030
     assert 1050 <= max(event[1] for event in events) <= 1110
     assert {event[2] for event in events} <= {"high_volatility", "jump", "surprise"}
+
+
+@pytest.mark.parametrize(("first", "second", "apart"), [(20, 15, 100), (8, 12, 100), (20, -20, 100), (20, 12, 60)])
+def test_a_second_shift_of_the_level_is_an_event_of_its_own(first, second, apart):
+    values = 100 + np.random.default_rng(11).standard_normal(2000)
+    values[1500:] += first
+    values[1500 + apart :] += second
+    events = [event for event in _scored(values) if 1480 <= event[0] <= 1700]
+    assert [event[0] for event in events] == [1500, 1500 + apart] and events[0][1] < 1500 + apart
+    # It is named after what is new: the level has been one that the series had not had before.
+    assert events[1][2] in ("jump", "discord", "beyond_range")
 
 
 def test_a_halt_is_called_low_volatility():
