@@ -103,7 +103,8 @@ class Anomaly:
     that of ``scoring.combine``. ``observed`` is the value at the peak,
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
     word of a detector in ``apps.finance.inference.detectors``, ``gap`` or ``corporate_action``; ``columns`` which of
-    several were, in a joint score; ``note`` what is known besides: how long a gap is, which split.
+    several were, in a joint score; ``note`` what is known besides: how long a gap is, which split. ``since_ns`` is
+    a row before ``start_ns`` where the level is unusual: an estimate of when it left its former median.
     """
 
     start_ns: int
@@ -118,6 +119,7 @@ class Anomaly:
     channel: str
     columns: tuple[str, ...] = ()
     note: str = ""
+    since_ns: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,9 @@ from apps.finance.inference.corporate_actions import CorporateAction
 from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
 from apps.finance.inference.gaps import Gap
+from apps.finance.inference.onset import REACH, onset
 from apps.finance.inference.scoring import HIGHEST
-from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series
+from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso_utc
 
 Mask = NDArray[np.bool_]
 
@@ -97,8 +98,9 @@ def anomalies(
 ) -> tuple[Anomaly, ...]:
     """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them.
 
-    A gap is an event from the row before it to the row after it, in place of what only the value after it made; a
-    corporate action that shows is one of a single row.
+    Where the level is unusual at the peak, an event says since when, as estimated at its first row. A gap is an event
+    from the row before it to the row after it, in place of what only the value after it made; a corporate action that
+    shows is one of a single row.
     """
     rows = spans(reported, scores, fresh(channels))
     rows = [span for span in rows if not any(gap.explains(*span) for gap in gaps)]
@@ -109,6 +111,8 @@ def anomalies(
         channel = _named(said, slice(first, max(last, peak + _NEAR) + 1), peak)
         columns = contributing(series, peak) if series.joint else ()
         one = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].word)
+        if _of_level(channels, channel, peak) and not reported.renewed[first] and not _acted(actions, first):
+            one = _dated(one, series, onset(series.target, first))
         found.append(replace(one, columns=columns))
     for gap in gaps:
         one = _anomaly(series, forecast, (gap.before, gap.after, gap.after), gap.score, "gap")
@@ -119,6 +123,25 @@ def anomalies(
             one = _anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
             found.append(replace(one, note=action.note))
     return tuple(sorted(found, key=lambda one: (one.start_ns, one.end_ns)))
+
+
+def _of_level(channels: Mapping[str, Floats], channel: str, peak: int) -> bool:
+    """Whether the level is unusual at the peak of an event that is named after ``channel``."""
+    return channel == "level" or ("level" in channels and bool(channels["level"][peak] >= _UNUSUAL))
+
+
+def _acted(actions: Sequence[CorporateAction], row: int) -> bool:
+    """Whether a corporate action lies in the rows from which an onset would be estimated."""
+    return any(0 <= row - action.row < REACH for action in actions)
+
+
+def _dated(one: Anomaly, series: Series, row: int | None) -> Anomaly:
+    """The event with the row of its onset, where there is one."""
+    if row is None:
+        return one
+    since = int(series.times_ns[row])
+    moment = iso_utc(since).replace("T", " ").removesuffix("Z")
+    return replace(one, since_ns=since, note=f"away from its former median since about {moment} UTC")
 
 
 def _added(channels: Mapping[str, Floats], first: int) -> dict[str, Floats]:

@@ -76,6 +76,7 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
         "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
         "channel": anomaly.channel,
+        **({"since": iso_utc(anomaly.since_ns)} if anomaly.since_ns is not None else {}),
         **({"columns": list(anomaly.columns)} if anomaly.columns else {}),
         **({"note": anomaly.note} if anomaly.note else {}),
     }
