@@ -13,12 +13,14 @@ import io
 import os
 import stat
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from shared.errors import InvalidInputError
 
@@ -52,7 +54,8 @@ class ArchiveLimits:
 class ArchiveMember:
     """A file in an open archive. ``path`` is relative and stays below the archive; ``name`` is as the archive has it.
 
-    ``size`` is in bytes, once unpacked. The content is not held; it is read each time that it is asked for.
+    ``size`` is in bytes, once unpacked. The content is not held; it is read each time that it is asked for, and several
+    threads may read members of one archive.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ArchiveMember:
     _archive: zipfile.ZipFile
     _entry: zipfile.ZipInfo
     _label: str
+    _lock: threading.Lock
 
     def read(self) -> bytes:
         """The whole content."""
@@ -70,7 +74,7 @@ class ArchiveMember:
         """The content piece by piece. Refuses what is damaged, and what goes on beyond the stated size."""
         left = self.size
         try:
-            with self._archive.open(self._entry) as content:
+            with self._opened() as content:
                 while chunk := content.read(_CHUNK):
                     left -= len(chunk)
                     if left < 0:
@@ -78,6 +82,17 @@ class ArchiveMember:
                     yield chunk
         except _UNREADABLE as error:
             raise InvalidInputError(f"{self._label}: {self.name} cannot be unpacked ({error}); pack it anew") from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        # zipfile counts what is open without a lock of its own.
+        with self._lock:
+            content = self._archive.open(self._entry)
+        try:
+            yield content
+        finally:
+            with self._lock:
+                content.close()
 
 
 class _BoundedFile(io.FileIO):
@@ -168,8 +183,9 @@ def _members(file: Path, archive: zipfile.ZipFile, limits: ArchiveLimits) -> lis
             f"{limits.unpacked_bytes / 2**20:,.1f} MiB and {limits.expansion} times its size are taken",
             status=413,
         )
+    lock = threading.Lock()
     return [
-        ArchiveMember(entry.filename, _checked_path(file, entry), entry.file_size, archive, entry, file.name)
+        ArchiveMember(entry.filename, _checked_path(file, entry), entry.file_size, archive, entry, file.name, lock)
         for entry in entries
     ]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +24,7 @@ from apps.medical.adapters.pixels import UNCOMPRESSED, integer, read_hounsfield
 from apps.medical.adapters.series import AXIAL, MIN_SLICES, Slice, choose_series, is_scout
 from apps.medical.types import MAX_VOXELS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
+from shared.threads import compute_threads
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _LOSSY = (
@@ -62,8 +65,7 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
     with members(files) as found:
         slices: list[Slice] = []
         others, held = [], 0
-        for member in found:
-            content = member.read()
+        for member, content in _contents(found):
             images = _parse(member, content)
             if images and held + len(content) <= _HELD_BYTES:
                 held += len(content)
@@ -89,6 +91,23 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
                 f"{name}: one series holds images of several patients (PatientID); hand in one patient's"
             )
         return _assemble(name, chosen, remarks)
+
+
+def _contents(found: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
+    """Each file with its content, in order; where there are several threads the next few are unpacked meanwhile."""
+    threads = compute_threads()
+    if threads == 1:
+        yield from ((member, member.read()) for member in found)
+        return
+    waiting: deque[tuple[Member, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="files") as pool:
+        for member in found:
+            waiting.append((member, pool.submit(member.read)))
+            if len(waiting) > 2 * threads:
+                first, content = waiting.popleft()
+                yield first, content.result()
+        for first, content in waiting:
+            yield first, content.result()
 
 
 def _parse(member: Member, content: bytes) -> list[Slice]:

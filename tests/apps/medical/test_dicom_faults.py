@@ -220,3 +220,21 @@ def test_a_deflated_series_is_read_and_one_that_grows_without_measure_is_not_unp
         assert refusal.value.status == 413 and tracemalloc.get_traced_memory()[1] < 48 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_files_that_are_unpacked_side_by_side_give_the_same_volume_and_the_same_refusals(scan, tmp_path, monkeypatch):
+    slices = members(scan)
+    found, words = [], []
+    damaged = bytearray(pack(tmp_path, slices, "damaged.zip").read_bytes())
+    at = damaged.find(b"PK\x01\x02") // 2
+    damaged[at : at + 64] = bytes(64)
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    for threads in ("1", "4"):
+        monkeypatch.setenv("TRIVIUM_THREADS", threads)
+        found.append(read_volume([pack(tmp_path, slices)]))
+        with pytest.raises(InvalidInputError) as refusal:
+            read_volume([tmp_path / "damaged.zip"])
+        words.append(str(refusal.value))
+    assert np.array_equal(found[0].voxels_zyx, found[1].voxels_zyx)
+    assert found[0].origin_lps_mm == found[1].origin_lps_mm
+    assert words[0] == words[1] and "cannot be unpacked" in words[0]
