@@ -31,6 +31,9 @@ LARGE_MM = 12.0
 EDGE_MM = 3.0
 """A candidate whose centre lies nearer to the end of the image is none: what it would be is not in the image."""
 
+SIDE_MM = 1.5
+"""Nor is one whose box comes so near to a side of the image: no scanner cuts off the chest there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -85,7 +88,7 @@ def find_candidates(
         found.labels.cpu().numpy(),
     )
     low, high = candidates.ends_lps_mm()
-    allowed = _at_lung(volume, lungs, low, high) & _within(volume, (low + high) / 2)
+    allowed = _at_lung(volume, lungs, low, high) & _within(volume, (low + high) / 2) & ~_at_side(volume, low, high)
     return candidates.chosen(suppress_nested(low, high, np.nonzero(allowed)[0]))
 
 
@@ -160,6 +163,14 @@ def _within(volume: CTVolume, points_lps_mm: Float64, margin_mm: float = EDGE_MM
     index = volume.to_index_ijk(points_lps_mm)
     inside = (np.minimum(index, last - index) + 0.5) * spacing
     return np.asarray(np.all(inside >= np.minimum(margin_mm, 0.25 * (last + 1) * spacing), axis=1))
+
+
+def _at_side(volume: CTVolume, low: Float64, high: Float64) -> NDArray[np.bool_]:
+    """Which boxes reach the image's left, right, front or back. What is cut off above or below may be a nodule yet."""
+    index = np.stack([volume.to_index_ijk(low), volume.to_index_ijk(high)])[..., :2]
+    last, spacing = np.array(volume.size_ijk[:2]) - 1, np.array(volume.spacing_mm[:2])
+    inside = (np.minimum(index, last - index) + 0.5) * spacing
+    return np.asarray((inside < SIDE_MM).any(axis=(0, 2)))
 
 
 def suppress_nested(low: Float64, high: Float64, best_first: NDArray[np.intp]) -> list[int]:

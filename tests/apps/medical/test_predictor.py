@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
 from apps.medical.app import app
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
@@ -146,11 +147,36 @@ def test_remarks_speak_of_thick_slices():
 
 
 @pytest.mark.realdata
-def test_the_real_nodule_is_among_the_first_three_findings(medical_data):
+def test_the_real_nodule_alone_is_above_the_operating_score_and_as_large_as_its_mask(medical_data):
     from apps.medical.reproduce import real_nodule
 
-    place, _ = real_nodule(app.predictor(shipped(app), "cpu"), medical_data / "pyradiomics_lung1")
-    assert place is not None and place[0] <= 3
+    predictor, folder = app.predictor(shipped(app), "cpu"), medical_data / "pyradiomics_lung1"
+    place, _ = real_nodule(predictor, folder)
+    assert place is not None
+    rank, measured_mm, true_mm = place
+    assert rank == 1 and measured_mm == pytest.approx(true_mm, abs=1.5)
+    (given,) = predictor.predict([read_volume([folder / "lung1_image.nrrd"])])
+    above = [nodule.score >= given.operating_score for nodule in given.nodules]
+    assert above[0] and sum(above) == 1
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cut", [np.s_[:, :, 200:], np.s_[:, 250:, :], np.s_[:, 340:, :], np.s_[:, :, 215:420]])
+def test_the_sides_of_a_cut_image_bear_no_mark(cut, medical_data):
+    whole = read_volume([medical_data / "pyradiomics_lung1" / "lung1_image.nrrd"])
+    first = [part.start or 0 for part in cut]
+    part = CTVolume(
+        voxels_zyx=np.ascontiguousarray(whole.voxels_zyx[cut]),
+        spacing_mm=whole.spacing_mm,
+        origin_lps_mm=tuple(whole.to_lps_mm(first[::-1]).tolist()),
+        direction=whole.direction,
+        name=whole.name,
+    )
+    found = app.predictor(shipped(app), "cpu").predict([part], Options(min_score=0.3))[0]
+    sides = np.array([box for nodule in found.nodules for box in [nodule.box_lps_mm]]).reshape(-1, 2, 3)
+    index = part.to_index_ijk(sides)[..., :2]
+    reach = (np.minimum(index, np.array(part.size_ijk[:2]) - 1 - index) + 0.5) * part.spacing_mm[:2]
+    assert (reach > 1).all()
 
 
 @pytest.mark.realdata
