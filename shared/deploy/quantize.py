@@ -22,7 +22,7 @@ from shared.deploy.predictor import programs_of
 from shared.deploy.programs.choosing import asked_program, forget_choices
 from shared.deploy.programs.making import Examples, compare, keep_onnx
 from shared.deploy.programs.of_artifact import dense_network
-from shared.deploy.programs.program import Placement, Program, Source, is_batched
+from shared.deploy.programs.program import Format, Placement, Program, Source, is_batched
 from shared.deploy.programs.store import Found, folder_of, found_programs, is_accepted, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
@@ -225,10 +225,10 @@ def _written(
     place = Placement("cpu", compute_threads())
     model = read_network(network)
 
-    def run(model: Any) -> Callable[[Any], Any]:
-        return openvino_compute(compiled_in_memory(model, place)).arrays
+    def run(model: Any, format: Format = "int8") -> Callable[[Any], Any]:
+        return openvino_compute(compiled_in_memory(model, format, place)).arrays
 
-    judge = Judge(aside, [run(model)(row) for row in aside], dense.logits, run)
+    judge = Judge(aside, [run(model, "fp32")(row) for row in aside], dense.logits, run)
     for found in candidates(model, rest, judge, say=say):
         openvino.save_model(found.model, folder / "openvino-int8.xml", compress_to_fp16=False)
         yield Written(

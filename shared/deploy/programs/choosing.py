@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 log = logging.getLogger("trivium.programs")
+_COMPILED = "INT8 beside bf16"
+"""How programs are compiled; changed with it, so that what was measured otherwise is measured again."""
 _NEAR, _NEAR_IMPORTING = 1.15, 1.3
 _asked: ContextVar[tuple[str, str | None, Found | None] | None] = ContextVar("asked_program", default=None)
 _on_use: ContextVar[bool] = ContextVar("programs_on_use", default=False)
@@ -347,7 +349,7 @@ def _write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
 def _choice_file(artifact: Artifact, place: Placement) -> Path:
     found, _ = found_programs(artifact)
     versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, place.device)]
-    told = [machine(place.device, place.threads), *versions, *sorted(found)]
+    told = [machine(place.device, place.threads), *versions, *sorted(found), _COMPILED]
     return folder_of(artifact) / f"choice-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.json"
 
 

@@ -20,8 +20,9 @@ from shared.deploy import quantize as quantizing
 from shared.deploy.artifact import WEIGHTS, Artifact, Manifest, describe_file, open_artifact, write_manifest
 from shared.deploy.calibration_inputs import calibration_inputs
 from shared.deploy.predictor import Decoded, Request, Response
+from shared.deploy.programs import openvino
 from shared.deploy.programs.choosing import Network, asked_program, open_program
-from shared.deploy.programs.program import Program
+from shared.deploy.programs.program import Placement, Program
 from shared.deploy.programs.store import Found, found_programs
 from shared.deploy.quantize import quantize
 from shared.errors import InvalidInputError
@@ -298,3 +299,14 @@ def test_what_an_artifact_is_served_with_takes_part_in_its_scores(artifact: Arti
     assert together[0]["second"] == together[1]["second"] != "openvino-int8"
     with pytest.raises(InvalidInputError, match="loses more than 1%"):
         quantize(replace(app, served_with=lambda one: ()), artifact, data, files=given(tmp_path, "12"))
+
+
+@pytest.mark.parametrize(("gains", "precision"), [(True, "bf16"), (False, "f32")])
+def test_what_is_not_quantised_is_computed_in_bf16_where_the_processor_gains_from_it(
+    gains: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "cpu_gains_from_bf16", lambda: gains)
+    settings = {format: openvino._settings(format, Placement("cpu", 1)) for format in openvino.OpenVino.formats}
+    assert settings["int8"]["INFERENCE_PRECISION_HINT"] == precision
+    assert settings["fp32"]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert settings["bf16"]["INFERENCE_PRECISION_HINT"] == "bf16"
