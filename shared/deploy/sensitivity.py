@@ -173,9 +173,16 @@ def candidates(
         tried = len(chosen.floating)
         made = []
         for corrected in (True, False):
-            mixed = quantised(
-                model, rows, smoothing=whole.smoothing, floating=chosen.floating, correct_biases=corrected
-            )
+            try:
+                mixed = quantised(
+                    model, rows, smoothing=whole.smoothing, floating=chosen.floating, correct_biases=corrected
+                )
+            except KeyError as error:
+                # NNCF 3.4 follows a path to a layer beyond the part of the network that it has cut out.
+                if not corrected:
+                    raise
+                say(f"NNCF cannot correct the biases with these layers in floating point ({error})")
+                continue
             made.append(judge.judged(mixed, whole.smoothing, chosen.floating))
             biases = "corrected" if corrected else "as they are"
             say(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.app import DenseNetwork
+from shared.deploy import sensitivity
 from shared.deploy.int8_network import SMOOTHING, in_floating_point, layers, quantised, read_network
 from shared.deploy.onnx_network import write_onnx
 from shared.deploy.programs.openvino import compiled_in_memory, openvino_compute
@@ -62,7 +63,7 @@ def rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def run(model: Any) -> Any:
-    return openvino_compute(compiled_in_memory(model, Placement("cpu", 1))).arrays
+    return openvino_compute(compiled_in_memory(model, "fp32", Placement("cpu", 1))).arrays
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,22 @@ def test_a_layer_that_ruins_the_output_is_found_and_left_in_floating_point(model
     assert [name for name in all_layers if types[name] != "FakeQuantize"] == sorted(
         found.floating, key=all_layers.index
     )
+
+
+def test_where_biases_cannot_be_corrected_they_are_taken_as_they_are(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any, correct_biases: bool = True, **options: Any) -> Any:
+        if correct_biases:
+            raise KeyError("node_conv3d_12")
+        return quantised(*args, correct_biases=False, **options)
+
+    monkeypatch.setattr(sensitivity, "quantised", failing)
+    aside, said = rows(4, seed=1), []
+    judge = Judge(aside, [run(model)(row) for row in aside], ("logits",), run)
+    found = next(candidates(model, rows(12, seed=0), judge, budgets=(Budget(1e6, 0.05),), say=said.append))
+    assert found.floating and found.error < 0.1
+    assert any("NNCF cannot correct the biases" in line for line in said)
 
 
 def test_no_layer_is_left_for_which_the_time_does_not_reach(model: Any) -> None:
