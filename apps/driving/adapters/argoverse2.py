@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount
-from apps.driving.adapters.image_files import read_image
+from apps.driving.adapters.image_files import read_image, resized
 from apps.driving.adapters.nuscenes_tables import rotation_of
 from apps.driving.adapters.point_files import dropped, finite
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
@@ -49,10 +49,13 @@ def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: boo
     """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated."""
     origin = _mounts(log)[LIDAR][:3, 3]
     sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
+    cameras = _cameras(log, timestamp_ns, origin) if images else {}
+    for name, camera in cameras.items():
+        remarks += resized(f"{name} of {log.name}", camera.image_HWC.shape, camera.intrinsics)
     return Frame(
         name=str(timestamp_ns),
         points_lidar_m=sweep,
-        cameras=_cameras(log, timestamp_ns, origin) if images else {},
+        cameras=cameras,
         truth=_boxes(log, timestamp_ns, origin),
         time_ns=timestamp_ns,
         remarks=remarks,

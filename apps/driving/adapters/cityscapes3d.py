@@ -16,7 +16,7 @@ import numpy as np
 
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount
-from apps.driving.adapters.image_files import read_image
+from apps.driving.adapters.image_files import read_image, resized
 from apps.driving.adapters.nuscenes_tables import rotation_of
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError
@@ -49,6 +49,7 @@ def read(labels: Path, image: Path | None) -> Frame:
         cameras={"leftImg8bit": camera},
         truth=truth,
         ignore_boxes_2d={"leftImg8bit": ignored} if len(ignored) else {},
+        remarks=resized(image.name, camera.image_HWC.shape, camera.intrinsics) if image else (),
     )
 
 

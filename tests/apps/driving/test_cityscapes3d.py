@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +92,19 @@ def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
     write_city(frame, tmp_path, "aachen_000000_000020")
     with pytest.raises(InvalidInputError, match="hand in one Cityscapes 3D image at a time"):
         read_frames([tmp_path / "gtBbox3d"])
+
+
+def test_an_image_of_cityscapes_that_was_resized_is_remarked_on(tmp_path):
+    from PIL import Image
+
+    frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
+    write_city(frame, tmp_path, "aachen_000000_000019")
+    file, label = (
+        shutil.copy(one, tmp_path) for one in sorted(tmp_path.rglob("aachen_*"), reverse=True) if one.is_file()
+    )
+    (read,) = read_frames([Path(label), Path(file)])
+    assert not read.remarks
+    with Image.open(file) as image:
+        image.resize((image.width // 2, image.height // 2)).save(file)
+    (read,) = read_frames([Path(label), Path(file)])
+    assert any("Was the image resized after it was calibrated?" in remark for remark in read.remarks)

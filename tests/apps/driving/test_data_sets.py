@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from apps.driving.adapters import argoverse2, cityscapes3d, nuscenes
 from apps.driving.adapters.registry import read_frames
@@ -179,6 +180,19 @@ def test_points_of_a_real_argoverse_sweep_lie_in_the_boxes_that_count_them(data_
         assert frame.points_lidar_m[:, 3].min() >= 0 and frame.points_lidar_m[:, 3].max() <= 1
         ground = np.quantile(frame.points_lidar_m[np.abs(frame.points_lidar_m[:, :2]).max(1) < 15, 2], 0.1)
         assert -2.3 < ground < -1.5
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("size", "remarks"), [((1550, 2048), 0), ((775, 1024), 1)])
+def test_an_image_of_argoverse_that_was_resized_is_remarked_on(size, remarks, data_root, tmp_path):
+    log = shutil.copytree(data_root / "driving" / "av2_7fab2350", tmp_path / "log")
+    first = argoverse2.timestamps(log)[0]
+    camera = log / "sensors" / "cameras" / "ring_front_center"
+    camera.mkdir(parents=True)
+    Image.new("RGB", size).save(camera / f"{first}.jpg")
+    frame = argoverse2.read_frame(log, first)
+    assert list(frame.cameras) == ["ring_front_center"]
+    assert sum("Was the image resized" in remark for remark in frame.remarks) == remarks
 
 
 @pytest.mark.realdata
