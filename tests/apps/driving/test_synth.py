@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
 from apps.driving.datasets.synth.image import camera_rays
-from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing
+from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing, lay_out
 from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
 from apps.driving.datasets.synth.scenes import FEWEST_POINTS, returns, scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors, beams, lidar_rays
@@ -261,6 +261,51 @@ def test_surroundings_lie_within_the_outline_by_which_they_are_placed(make):
         assert (hits.instance == 0).sum() > 5
         wide = cast(type(looking)(looking.origin, looking.directions, everywhere), FLAT, [grown(hull)], draw(seed), 80)
         assert (wide.instance == 0).sum() <= 1.02 * (hits.instance == 0).sum() + 2
+
+
+def test_crowns_hang_over_cars_and_people():
+    sensors = replace(LIDARS["vlp32c_pair"], field_of_view_deg=360.0)
+    above, cars = 0, 0
+    for seed in range(12):
+        frame = scene(np.random.default_rng(seed), sensors=sensors, kind=("street", "alley")[seed % 2])
+        truth = frame.truth
+        seen = truth.point_counts >= FEWEST_POINTS
+        overhead = replace(truth, centre_lidar_m=truth.centre_lidar_m + np.array([0, 0, 2], np.float32))
+        cars += seen.sum()
+        above += ((overhead.inside(frame.points_lidar_m).sum(1) >= 3) & seen).sum()
+    assert cars > 100 and above > 0.05 * cars
+
+
+def test_hedges_come_near_cars_and_grow_through_none():
+    gaps = []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        standing = lay_out("alley", FLAT_LANE, generator, -3.0, 80.0)
+        cars = [one for one in standing if one.shape.name == "car"]
+        hedges = [one for one in standing if one.shape.name is None and (one.shape.footprint or (0, 0))[1] > 0.95]
+        for car in cars:
+            places = [corners(one) for one in hedges]
+            gaps += [min((distance(corners(car), place) for place in places), default=np.inf)]
+    assert len(gaps) > 60
+    assert min(gaps) > 0
+    assert np.mean(np.array(gaps) < 0.5) > 0.05
+
+
+FLAT_LANE = Ground(-1.73, (0.0, 0.0), 0.0, 1.0, 3.0, 0.0, np.zeros((0, 4), np.float32))
+
+
+def corners(one):
+    """The outline of a footprint as a dense line (N, 2)."""
+    length, width = one.shape.footprint or one.shape.size[:2]
+    at = np.linspace(-1, 1, 24)
+    line = np.concatenate([np.stack([at, np.full(24, end)], 1) for end in (-1, 1)])
+    line = np.concatenate([line, line[:, ::-1]]) * (length / 2, width / 2)
+    cosine, sine = np.cos(one.yaw), np.sin(one.yaw)
+    return line @ np.array([[cosine, sine], [-sine, cosine]]) + (one.x, one.y)
+
+
+def distance(some, others):
+    return np.hypot(*(some[:, None] - others[None]).transpose(2, 0, 1)).min()
 
 
 def everywhere(corners):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import Floats, Ground
@@ -22,6 +23,7 @@ SCATTERED = (
     # what, how many in 80 m of road, how far from its edge
     ("pole", 11, 9),
     ("tree", 18, 22),
+    ("street_tree", 7, 12),
     ("conifer", 3, 22),
     ("bush", 9, 9),
     ("trimmed_hedge", 2, 12),
@@ -32,6 +34,7 @@ SCATTERED = (
     ("boulder", 1.0, 15),
     ("trailer", 0.5, 8),
 )
+_APART_M = 0.12
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +58,32 @@ class Street:
         self.standing: list[Standing] = []
         # The car that carries the sensors takes its own place.
         self._objects = np.array([[0.3, 0.0, 1.3], [-1.2, 0.0, 1.3], [1.6, 0, 1.3]], np.float32)
-        self._surroundings = np.zeros((0, 3), np.float32)
+        self._outlines = self._objects
+        self._surroundings = self._growth = np.zeros((0, 3), np.float32)
 
     def put(self, shape: Shape, s: float, v: float, turn: float) -> bool:
         """Stands ``shape`` at (s, v), turned by ``turn`` against the road; False where something is in the way.
 
-        What is not to be found may grow into its like, as hedges do.
+        What is not to be found may grow into its like, as hedges do. Shapes with a footprint are soft: they come as
+        near to the side of a car as their leaves.
         """
         heading, lateral = self.ground.heading, v + self.ground.offset
         x = float(np.cos(heading) * s - np.sin(heading) * lateral)
         y = float(np.sin(heading) * s + np.cos(heading) * lateral)
         yaw = float((heading + turn + np.pi) % (2 * np.pi) - np.pi)
-        discs = _discs(shape, x, y, yaw)
-        found = shape.name is not None
-        others = np.concatenate([self._objects, self._surroundings]) if found else self._objects
-        away = np.hypot(discs[:, None, 0] - others[None, :, 0], discs[:, None, 1] - others[None, :, 1])
-        if (away < discs[:, None, 2] + others[None, :, 2] + 0.12).any():
-            return False
-        if found:
-            self._objects = np.concatenate([self._objects, discs])
+        discs, outline = _discs(shape, x, y, yaw), _outline(shape, x, y, yaw)
+        if shape.name is not None:
+            if _meet(discs, self._objects, self._surroundings) or _meet(outline, self._growth):
+                return False
+            self._objects, self._outlines = _joined(self._objects, discs), _joined(self._outlines, outline)
+        elif shape.footprint is not None:
+            if _meet(outline, self._outlines):
+                return False
+            self._growth = _joined(self._growth, outline)
         else:
-            self._surroundings = np.concatenate([self._surroundings, discs])
+            if _meet(discs, self._objects):
+                return False
+            self._surroundings = _joined(self._surroundings, discs)
         self.standing.append(Standing(shape, x, y, yaw))
         return True
 
@@ -125,15 +133,24 @@ class Street:
                 draw.uniform(-np.pi, np.pi),
             )
 
-    def growth(self, side: int, distance: float, share: float) -> None:
-        """Thickets along one side: what stands beside most roads, and hides most of what lies behind."""
+    def trees(self, side: int, distance: float) -> None:
+        """A row of trees along one side, of which the crowns hang over the road and what is parked there."""
+        draw = self.generator
+        s, spacing = self.behind + draw.uniform(0, 10), draw.uniform(6, 16)
+        while s < self.reach:
+            if draw.random() < 0.85:
+                self.put(surroundings.street_tree(draw), s, side * distance + draw.normal() * 0.2, draw.uniform(0, 3))
+            s += spacing + draw.normal() * 0.5
+
+    def growth(self, side: int, distance: float, share: float, spread: float = 1.2, trimmed: bool = False) -> None:
+        """Thickets or hedges along one side: what stands beside most roads, and hides most of what lies behind."""
         draw = self.generator
         s = self.behind - draw.uniform(0, 4)
         while s < self.reach:
             length = draw.uniform(3, 9)
             if draw.random() < share:
-                shape = surroundings.thicket(length, draw)
-                back = distance + abs(draw.normal()) * 1.2 + shape.size[1] / 2
+                shape = surroundings.trimmed_hedge(draw, length) if trimmed else surroundings.thicket(length, draw)
+                back = distance + abs(draw.normal()) * spread + (shape.footprint or shape.size)[1] / 2
                 self.put(shape, s + length / 2, side * back, draw.normal() * 0.06)
             s += length * draw.uniform(0.7, 1.1)
 
@@ -239,6 +256,14 @@ def lay_out(
             street.growth(side, away + draw.uniform(12, 25), draw.uniform(0.3, 1.0))
         street.people(int(draw.poisson(1.5 * span)), half * 0.8, half + 3)
     for side in (-1, 1):
+        # Hedges and weeds that reach to the kerb, where cars stand and drive.
+        if draw.random() < {"alley": 0.7, "street": 0.5, "open": 0.4}.get(kind, 0.15):
+            close = draw.uniform(-0.4, 0.5)
+            street.growth(side, away + close, draw.uniform(0.4, 1.0), 0.15, bool(draw.random() < 0.5))
+        if draw.random() < {"lot": 0.3, "open": 0.35}.get(kind, 0.6):
+            street.trees(side, away + draw.uniform(0.3, 2.0))
+        if kind == "lot" and draw.random() < 0.4:
+            street.trees(side, 11.8)
         if draw.random() < {"avenue": 0.3, "open": 0.35, "junction": 0.1}.get(kind, 0.06):
             street.barrier(side, half + draw.uniform(0.5, 2.5), draw.uniform(0.4, 1.0))
     for what, mean, depth in SCATTERED:
@@ -247,9 +272,36 @@ def lay_out(
 
 
 def _discs(shape: Shape, x: float, y: float, yaw: float) -> Floats:
+    """Discs (N, 3) that hold the shape seen from above, and somewhat more: x, y, radius."""
     length, width, _ = shape.size
     count = int(np.clip(np.ceil(length / max(width, 0.3)) * 1.5, 1, 40))
     step = length / count
     along = (np.arange(count) + 0.5) * step - length / 2
-    radius = np.hypot(step, width) / 2
-    return np.stack([x + np.cos(yaw) * along, y + np.sin(yaw) * along, np.full(count, radius)], 1).astype(np.float32)
+    return _in_a_row(along, np.hypot(step, width) / 2, x, y, yaw)
+
+
+def _outline(shape: Shape, x: float, y: float, yaw: float) -> Floats:
+    """Discs (N, 3) as wide as the shape's footprint, without its corners: leaves may come near the side of a car."""
+    length, width = sorted(shape.footprint or shape.size[:2], reverse=True)
+    if shape.footprint is None and shape.size[0] < shape.size[1]:
+        yaw += np.pi / 2
+    half = (length - width) / 2
+    along = np.linspace(-half, half, 1 + int(np.ceil(4 * half / max(width, 0.3))))
+    return _in_a_row(along, width / 2, x, y, yaw)
+
+
+def _in_a_row(along: NDArray[np.floating], radius: float, x: float, y: float, yaw: float) -> Floats:
+    return np.stack([x + np.cos(yaw) * along, y + np.sin(yaw) * along, np.full(len(along), radius)], 1).astype(
+        np.float32
+    )
+
+
+def _meet(discs: Floats, *others: Floats) -> bool:
+    """Whether one comes within ``_APART_M`` of another."""
+    them = np.concatenate(others)
+    away = np.hypot(discs[:, None, 0] - them[None, :, 0], discs[:, None, 1] - them[None, :, 1])
+    return bool((away < discs[:, None, 2] + them[None, :, 2] + _APART_M).any())
+
+
+def _joined(some: Floats, more: Floats) -> Floats:
+    return np.concatenate([some, more])

@@ -74,6 +74,8 @@ def _ground(kind: str, sensors: Sensors, generator: np.random.Generator) -> Grou
     half = {"street": 4.8, "alley": 3.3, "avenue": 7.4, "junction": 5.0, "lot": 40.0, "open": 4.5}[kind] + float(
         generator.normal() * 0.5
     )
+    if kind == "alley" and generator.random() < 0.35:
+        half -= 0.6
     turned = generator.normal(0, np.deg2rad(4)) if kind != "open" else generator.normal(0, np.deg2rad(8))
     lane = 1.7 if kind != "avenue" or generator.random() < 0.5 else 5.0
     waves = np.stack(

@@ -45,11 +45,15 @@ Part = Polytope | Quadric
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Parts in the shape's own frame, and its size (length, width, height) in metres; ``name`` is the class or None."""
+    """Parts in the shape's own frame, and its size (length, width, height) in metres; ``name`` is the class or None.
+
+    ``footprint`` (length, width) is what keeps others away: less than the size where a crown hangs over them.
+    """
 
     parts: Sequence[Part]
     size: tuple[float, float, float]
     name: str | None = None
+    footprint: tuple[float, float] | None = None
 
 
 def prism(

@@ -76,6 +76,26 @@ def tree(generator: np.random.Generator) -> Shape:
     return Shape(parts, (2.4 * spread, 2.4 * spread, trunk + height * 1.3))
 
 
+def street_tree(generator: np.random.Generator) -> Shape:
+    """A tree whose crown begins at head height and hangs over the road, what drives and what is parked there."""
+    clear, radius = float(generator.uniform(1.7, 3.6)), float(generator.uniform(0.1, 0.45))
+    spread, height = float(generator.uniform(2.0, 5.5)), float(generator.uniform(2.0, 6.0))
+    porosity = float(generator.uniform(0.2, 0.8))
+    parts: list[Part] = [cylinder((0, 0, 0), (0, 0, clear + 0.5 * height), radius, INDEX["bark"])]
+    for _ in range(int(generator.integers(7, 14))):
+        angle, away = generator.uniform(0, 2 * np.pi), spread * np.sqrt(generator.uniform(0, 0.6))
+        wide, high = spread * generator.uniform(0.2, 0.45), height * generator.uniform(0.12, 0.35)
+        parts.append(
+            ellipsoid(
+                (np.cos(angle) * away, np.sin(angle) * away, clear + high + height * generator.uniform(0, 0.6) ** 2),
+                (wide, wide, high),
+                INDEX["leaves"],
+                porosity,
+            )
+        )
+    return Shape(parts, (2.5 * spread, 2.5 * spread, clear + 1.4 * height), footprint=(2 * radius, 2 * radius))
+
+
 def bush(generator: np.random.Generator) -> Shape:
     """A low blob of leaves; some are of the size of a car or a person, as in life."""
     length, width = float(generator.uniform(0.6, 3.5)), float(generator.uniform(0.6, 1.8))
@@ -108,7 +128,7 @@ def thicket(length: float, generator: np.random.Generator) -> Shape:
                 float(generator.uniform(0.15, 0.5)),
             )
         )
-    return Shape(parts, (length + 2.2, width * 1.7, height))
+    return Shape(parts, (length + 2.2, width * 1.7, height), footprint=(length + 1.0, width * 1.4))
 
 
 def conifer(generator: np.random.Generator) -> Shape:
@@ -124,12 +144,13 @@ def conifer(generator: np.random.Generator) -> Shape:
     return Shape(parts, (2 * radius, 2 * radius, height * 1.1))
 
 
-def trimmed_hedge(generator: np.random.Generator) -> Shape:
+def trimmed_hedge(generator: np.random.Generator, length: float | None = None) -> Shape:
     """A piece of hedge, cut square; often as long and as high as a car."""
-    length, width, height = (float(generator.uniform(*limits)) for limits in ((1.0, 6.0), (0.6, 2.0), (0.8, 2.0)))
+    long, width, height = (float(generator.uniform(*limits)) for limits in ((1.0, 6.0), (0.6, 2.0), (0.8, 2.0)))
+    length = length or long
     low, high = (-length / 2, -width / 2, 0.0), (length / 2, width / 2, height)
     parts: list[Part] = [block(low, high, INDEX["leaves"], float(generator.uniform(0.05, 0.3)))]
-    return Shape(parts, (length, width, height))
+    return Shape(parts, (length, width, height), footprint=(length, width))
 
 
 def guard_rail(length: float, generator: np.random.Generator) -> Shape:
