@@ -91,8 +91,7 @@ def ground_below(points_N4: Floats, box_7: Floats) -> float:
     A few returns from below the ground, or an overhang, do not move it.
     """
     reach = float(np.hypot(box_7[3], box_7[4])) / 2 + _AROUND_M
-    away = np.abs(points_N4[:, :2] - box_7[:2])
-    near = points_N4[(away[:, 0] < reach) & (away[:, 1] < reach), 2]
+    near = points_N4[_near(points_N4[:, 0], points_N4[:, 1], box_7, reach), 2]
     return float(np.quantile(near, 0.1)) if len(near) >= FEWEST_POINTS else float("nan")
 
 
@@ -136,10 +135,18 @@ def _overlaps(one_42: Floats, others_N42: Floats) -> NDArray[np.bool_]:
 
 def _inside_any(points: Floats, boxes_N7: Floats) -> NDArray[np.bool_]:
     inside = np.zeros(len(points), bool)
+    x, y = np.ascontiguousarray(points[:, :2].T)
     for box in boxes_N7:
-        near = np.nonzero(np.abs(points[:, :2] - box[:2]).max(axis=1) < np.hypot(box[3], box[4]))[0]
+        near = _near(x, y, box, float(np.hypot(box[3], box[4])))
         inside[near] |= _as_boxes(box[None]).inside(points[near])[0]
     return inside
+
+
+def _near(x: Floats, y: Floats, box_7: Floats, reach: float) -> NDArray[np.int64]:
+    """Which places (N,) lie within a square of ``reach`` about a box's centre; y is looked at where x is near."""
+    beside = np.nonzero(np.abs(x - box_7[0]) < reach)[0]
+    near: NDArray[np.int64] = beside[np.abs(y[beside] - box_7[1]) < reach]
+    return near
 
 
 def _as_boxes(boxes_N7: Floats) -> Boxes3D:
