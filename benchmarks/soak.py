@@ -9,8 +9,8 @@ root:
 
     python -m benchmarks.soak [--seconds 60]
 
-Ten minutes find 5 MB an hour nearly always (tests/test_soak.py); one minute says that the script runs, and
-its error is wide.
+Under an even load ten minutes find 5 MB an hour nearly always (tests/test_soak.py); the seconds of saturation between
+the minutes make the error wider, up to that. One minute says that the script runs.
 
 Bars: no answer but 200; at least 80 % of saturation held; the slope of the memory is not above nought by more than its
 error (95 %, Student's t).

@@ -32,7 +32,8 @@ EDGE_MM = 3.0
 """A candidate whose centre lies nearer to the end of the image is none: what it would be is not in the image."""
 
 SIDE_MM = 1.5
-"""Nor is one whose box comes so near to a side of the image: no scanner cuts off the chest there."""
+"""Nor is one whose box comes so near to a side of the image. Where a small field of view cuts the lungs off there, the
+result says that they are not searched whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,15 +75,16 @@ class Street:
         if shape.name is not None:
             if _meet(discs, self._objects, self._surroundings) or _meet(outline, self._growth):
                 return False
-            self._objects, self._outlines = _joined(self._objects, discs), _joined(self._outlines, outline)
+            self._objects = np.concatenate([self._objects, discs])
+            self._outlines = np.concatenate([self._outlines, outline])
         elif shape.footprint is not None:
             if _meet(outline, self._outlines):
                 return False
-            self._growth = _joined(self._growth, outline)
+            self._growth = np.concatenate([self._growth, outline])
         else:
             if _meet(discs, self._objects):
                 return False
-            self._surroundings = _joined(self._surroundings, discs)
+            self._surroundings = np.concatenate([self._surroundings, discs])
         self.standing.append(Standing(shape, x, y, yaw))
         return True
 
@@ -301,7 +302,3 @@ def _meet(discs: Floats, *others: Floats) -> bool:
     them = np.concatenate(others)
     away = np.hypot(discs[:, None, 0] - them[None, :, 0], discs[:, None, 1] - them[None, :, 1])
     return bool((away < discs[:, None, 2] + them[None, :, 2] + _APART_M).any())
-
-
-def _joined(some: Floats, more: Floats) -> Floats:
-    return np.concatenate([some, more])
