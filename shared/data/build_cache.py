@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor  # 
 from shared.atomic_files import file_lock, publish
 from shared.data.registry import cache
 from shared.errors import InvalidInputError
+from shared.progress_bar import progress_bar
 
 Made = TypeVar("Made")
 
@@ -28,7 +30,8 @@ def packs() -> Path:
 def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``name`` among the packs, filled by ``make`` first where it is not there.
 
-    Of the processes that ask for it at the same time one makes it and the others wait. The folder appears whole.
+    Of the processes that ask for it at the same time one makes it and the others wait. The folder appears whole. What
+    a process left half made when it was killed is taken away.
     """
     home = packs() / name
     if not home.is_dir():
@@ -38,6 +41,7 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
             raise InvalidInputError(
                 f"{home.parent} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder"
             ) from error
+        _remove_abandoned(home.parent)
         with file_lock(home.with_name(f"{name}.lock")):
             if not home.is_dir():
                 aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
@@ -50,19 +54,30 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
     return home
 
 
-def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]) -> None:
+def _remove_abandoned(folder: Path) -> None:
+    """Takes away what is half made and whose lock nobody holds: its maker was killed."""
+    for aside in folder.glob(".*-*"):
+        name = aside.name[1:].rpartition("-")[0]
+        with suppress(BlockingIOError), file_lock(folder / f"{name}.lock", wait=False):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def parallel_map(function: Callable[..., None], calls: Iterable[tuple[Any, ...]], title: str) -> None:
     """Calls ``function`` with each tuple of arguments, in processes of their own on one core each.
 
     The processes are fresh, for the caller may hold a GPU and threads, and do not import the caller's script.
+    Standard error shows how far it is, under ``title``.
     """
     work = list(calls)
     processes = min(len(os.sched_getaffinity(0)), len(work))
     if processes < 2:
-        for arguments in work:
+        for arguments in progress_bar(work, len(work), title):
             function(*arguments)
         return
+    parallel = Parallel(n_jobs=processes, batch_size=1, return_as="generator_unordered")
     try:
-        Parallel(n_jobs=processes, batch_size=1)(delayed(function)(*arguments) for arguments in work)
+        done = parallel(delayed(function)(*arguments) for arguments in work)
+        deque(progress_bar(done, len(work), title), maxlen=0)
     finally:
         get_reusable_executor().shutdown(wait=True)
 

@@ -64,7 +64,9 @@ class Pack:
             key.update(source.encode())
 
         def make(folder: Path) -> None:
-            parallel_map(write_part, ((frames, start, focal_px, folder) for start in range(0, len(frames), PART)))
+            parts = range(0, len(frames), PART)
+            calls = ((frames, start, focal_px, folder) for start in parts)
+            parallel_map(write_part, calls, f"packing {len(frames)} frames, by {PART}")
 
         self.folder = get_or_build(f"driving-{key.hexdigest()[:24]}", make)
         self._parts = sorted(part for part in self.folder.iterdir() if part.is_dir())

@@ -83,7 +83,7 @@ def open_scans(scans: Sequence[ScanFile], input: ChestInput) -> list[PackedScan]
         for scan, grid in waiting:
             pack_scan(scan, grid)
     else:
-        parallel_map(pack_scan, waiting)
+        parallel_map(pack_scan, waiting, "packing scans")
     return [_with_marks(scan, packs() / name, input) for scan, name in zip(scans, names, strict=True)]
 
 

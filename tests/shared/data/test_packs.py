@@ -53,13 +53,13 @@ def test_a_cache_that_is_no_folder_is_refused(cache: Path, monkeypatch: pytest.M
 
 
 def test_every_call_is_made(tmp_path: Path) -> None:
-    parallel_map(Path.touch, ((tmp_path / str(number),) for number in range(5)))
+    parallel_map(Path.touch, ((tmp_path / str(number),) for number in range(5)), "touching")
     assert {path.name for path in tmp_path.iterdir()} >= {"0", "1", "2", "3", "4"}
 
 
 def test_a_failure_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        parallel_map(Path.read_text, ((tmp_path / str(number),) for number in range(2)))
+        parallel_map(Path.read_text, ((tmp_path / str(number),) for number in range(2)), "reading")
 
 
 def test_results_come_in_the_order_of_the_calls_and_few_are_made_ahead(tmp_path: Path) -> None:
@@ -85,7 +85,28 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         "from shared.data.build_cache import get_or_build, parallel_map\n"
-        "get_or_build('one', lambda folder: parallel_map(Path.touch, [(folder / 'a',), (folder / 'b',)]))\n"
+        "get_or_build('one', lambda folder: parallel_map(Path.touch, [(folder / 'a',), (folder / 'b',)], 'touching'))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=60, cwd=Path(__file__).parents[3])
     assert {path.name for path in (packs() / "one").iterdir()} == {"a", "b"}
+
+
+def test_what_was_half_made_by_a_killed_process_is_taken_away() -> None:
+    program = (
+        "import os, signal\n"
+        "from shared.data.build_cache import get_or_build\n"
+        "get_or_build('one', lambda folder: (folder / 'half').touch() or os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=60, cwd=Path(__file__).parents[3])
+    assert [path.name for path in packs().glob(".one-*/*")] == ["half"]
+    assert get_or_build("two", lambda folder: None).is_dir()
+    assert {path.name for path in packs().iterdir()} == {"one.lock", "two", "two.lock"}
+
+
+def test_what_another_process_is_making_is_left_alone(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "content").touch()
+        get_or_build("inner", lambda inner: None)
+        assert (folder / "content").is_file()
+
+    get_or_build("outer", make)

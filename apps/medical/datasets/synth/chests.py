@@ -68,7 +68,7 @@ class PackedChest:
 def pack_chests(seed: int, count: int, spacing_mm: tuple[float, float, float]) -> None:
     """Packs chests 0 to ``count`` that are not packed yet, by all processors: half a minute of one for each."""
     waiting = [(seed, n, spacing_mm) for n in range(count) if not (packs() / _name(seed, n, spacing_mm)).is_dir()]
-    parallel_map(_pack, waiting)
+    parallel_map(_pack, waiting, "packing synthetic chests")
 
 
 @lru_cache(maxsize=1024)

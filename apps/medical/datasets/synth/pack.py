@@ -79,7 +79,7 @@ def _make(settings: PackSettings, folder: Path) -> None:
     chests = range(-(-count // settings.per_chest))
     if settings.chests:
         pack_chests(settings.seed, settings.chests, settings.input.spacing_mm)
-    parallel_map(_fill, ((settings, folder, chest) for chest in chests))
+    parallel_map(_fill, ((settings, folder, chest) for chest in chests), "packing patches, by chest")
 
 
 def _fill(settings: PackSettings, folder: Path, chest: int) -> None:

@@ -1,0 +1,22 @@
+"""How far long work is, where standard error is no terminal."""
+
+import pytest
+
+from shared import progress_bar as subject
+from shared.progress_bar import progress_bar
+
+
+def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress_bar(iter("abc"), 3, "packing")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_long_work_says_soon_and_then_every_minute_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 5000, 40))
+    monkeypatch.setattr(subject.time, "monotonic", lambda: float(next(clock)))
+    assert list(progress_bar(range(4), 4, "packing")) == [0, 1, 2, 3]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == ["packing: 1 of 4, 2 min left", "packing: 3 of 4, 1 min left"]
