@@ -31,6 +31,7 @@ from shared.app import Table
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
+from shared.deploy.training_record import trained_for
 
 FEWEST_POINTS = 5
 _ROOT = Path(__file__).parent
@@ -212,9 +213,7 @@ def at_own_vehicle(boxes: Boxes3D) -> int:
 
 def trained(artifact: Artifact) -> str:
     """How long, on what."""
-    training, data = artifact.manifest.training, artifact.manifest.data
-    hours = float(training.get("seconds", 0)) / 3600
-    return f"{training.get('steps')} steps in {hours:.1f} h, {data.get('description')}"
+    return f"{trained_for(artifact.manifest.training)}, {artifact.manifest.data.get('description')}"
 
 
 def latency(name: str, detector: Detector, frames: Sequence[Frame]) -> Sequence[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shared.app import find
+from shared.app import App, find
 from shared.cli.arguments import Reproduce
-from shared.cli.printing import print_table
+from shared.cli.printing import print_line, print_table
 from shared.errors import InvalidInputError
 
 
@@ -14,4 +14,15 @@ def run(command: Reproduce) -> int:
     if app.reproduce is None:
         raise InvalidInputError(f"{app.name} has no headline table")
     print_table(app.reproduce(command.quick))
+    for line in shipped_trainings(app):
+        print_line(line)
     return 0
+
+
+def shipped_trainings(app: App) -> list[str]:
+    """How long each shipped model was trained, the newest version of each."""
+    from shared.deploy.registry import Registry
+    from shared.deploy.training_record import trained_for
+
+    manifests = [artifact.manifest for artifact in Registry(app.weights).serving(app.name, app.models)]
+    return [f"{one.name} {one.version} was trained for {trained_for(one.training)}." for one in manifests]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shared.app import App, DenseNetwork
-from shared.deploy.artifact import Artifact, Manifest
+from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.programs.making import Examples
 from shared.deploy.writing import write_artifact
 from shared.engine.checkpoint import Checkpoints, model_state, read_progress
@@ -21,6 +21,7 @@ from shared.recipes import recipe_of
 
 COMPARED = 3
 """Calls of the network on whose inputs programs are compared with torch."""
+_STATED = ("recipe", "steps", "seconds", "device", "began_from")
 
 
 def export(
@@ -59,6 +60,7 @@ def export(
     model.eval()
     progress = read_progress(checkpoint)
     calibration: dict[str, Any] = app.calibrate(recipe, model) if app.calibrate is not None else {}
+    earlier = began_from(recipe.init)
     manifest = Manifest(
         name=str(getattr(recipe.model, "name", app.models[0])),
         version=0,
@@ -76,6 +78,7 @@ def export(
             "device": progress.device,
             "torch": torch.__version__,
             "parameters": sum(p.numel() for p in model.parameters()),
+            **({} if earlier is None else {"began_from": earlier}),
         },
     )
     dense: DenseNetwork | None = None
@@ -106,3 +109,42 @@ def _examples(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples |
         if files:
             raise
         return None
+
+
+def began_from(initial: Path | None, within: tuple[Path, ...] = ()) -> dict[str, Any] | None:
+    """What is known of the training of the weights that a run began from; None where it began from nothing.
+
+    ``initial`` is what ``--init`` named: an artifact, a run or a file of weights. An artifact's own record is copied,
+    a run's followed further; of a file, and of what is gone, only the name is known.
+    """
+    if initial is None:
+        return None
+    try:
+        if (initial / "manifest.json").is_file():
+            manifest = open_artifact(initial).manifest
+            stated = {name: manifest.training[name] for name in _STATED if name in manifest.training}
+            source = {"source": manifest.source} if manifest.source else {}
+            return {"artifact": f"{manifest.name} {manifest.version}", **stated, **source}
+        if (initial / "recipe.yaml").is_file() and initial.resolve() not in within:
+            return _of_run(initial, (*within, initial.resolve()))
+    except InvalidInputError:
+        pass
+    return {"file": initial.name}
+
+
+def _of_run(run: Path, within: tuple[Path, ...]) -> dict[str, Any]:
+    document = read_recipe_file(run / "recipe.yaml")
+    checkpoints = Checkpoints(run / "checkpoints", recipe_digest="")
+    checkpoint = checkpoints.best() or checkpoints.latest()
+    if checkpoint is None:
+        return {"file": run.name}
+    progress = read_progress(checkpoint)
+    record = {
+        "recipe": document["name"],
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 1),
+        "device": progress.device,
+    }
+    named = document["recipe"].get("init")
+    earlier = began_from(Path(named) if named else None, within)
+    return record if earlier is None else record | {"began_from": earlier}
