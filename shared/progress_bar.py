@@ -16,8 +16,8 @@ SOON_S = 2.0
 """Work that takes less says nothing."""
 
 
-def progress_bar(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Passes the items on, and says under ``title`` how many of ``total`` there were."""
+def progress_bar(items: Iterable[Item], total: int | None, title: str) -> Iterator[Item]:
+    """Passes the items on, and says under ``title`` how many there were, of ``total`` where that is known."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, title, total=total, console=console, transient=True)
@@ -28,7 +28,7 @@ def progress_bar(items: Iterable[Item], total: int, title: str) -> Iterator[Item
         yield item
         now = time.monotonic()
         if now >= due:
-            left = (now - begun) * (total - done) / done
-            sys.stderr.write(f"{title}: {done} of {total}, {left / 60:.0f} min left\n")
+            left = "" if total is None else f" of {total}, {(now - begun) * (total - done) / done / 60:.0f} min left"
+            sys.stderr.write(f"{title}: {done}{left}\n")
             sys.stderr.flush()
             due = now + EVERY_S

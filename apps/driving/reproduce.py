@@ -32,6 +32,7 @@ from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
 from shared.deploy.training_record import trained_for
+from shared.progress_bar import progress_bar
 
 FEWEST_POINTS = 5
 _ROOT = Path(__file__).parent
@@ -86,7 +87,8 @@ def table(quick: bool) -> Table:
 def scenes(number: int) -> list[Frame]:
     """Synthetic frames with a sweep of the forward half circle and an image of KITTI's size."""
     sensors = Sensors(field_of_view_deg=180.0, image_scale=1.0)
-    return [scene(np.random.default_rng((_SEED, n)), sensors=sensors, name=f"{n:06d}") for n in range(number)]
+    numbers = progress_bar(range(number), number, "making synthetic scenes")
+    return [scene(np.random.default_rng((_SEED, n)), sensors=sensors, name=f"{n:06d}") for n in numbers]
 
 
 def real_frames() -> dict[str, list[Frame]]:
@@ -118,7 +120,7 @@ def judged(artifact: Artifact, synthetic: Sequence[Frame], real: Mapping[str, Se
 
 def found_in_synthetic(detector: Detector, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
     """AP R40 of each class, and how many of the cars are turned the right way."""
-    found = [detector.detect(frame) for frame in frames]
+    found = [detector.detect(frame) for frame in progress_bar(frames, len(frames), "detecting in synthetic scenes")]
     scores = evaluate(frames, [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)])
     for kind in _CLASSES:
         objects = int(scores.get(f"{kind}/objects/moderate", 0))

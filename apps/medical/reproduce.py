@@ -14,6 +14,7 @@ from apps.medical.metrics.diameter import mean_axial_diameter_mm
 from apps.medical.metrics.froc import Froc, Interval, Truth, bootstrap, cpm, froc, point_at, score_at, sensitivity_at
 from apps.medical.models import MODELS
 from shared.app import Table
+from shared.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from apps.medical.inference.evaluation import ScanScores
@@ -45,7 +46,7 @@ def reproduce(quick: bool) -> Table:
     predictors = [NodulePredictor.load([artifact, *second], device) for artifact in artifacts]
     scores = [ScanScores() for _ in predictors]
     count = QUICK if quick else WHOLE
-    for scan in phantoms(EVALUATION_SEED, count):
+    for scan in progress_bar(phantoms(EVALUATION_SEED, count), count, "painting and searching phantoms"):
         for found, predictor in zip(scores, predictors, strict=True):
             add_scan(found, predictor, scan)
     rows = _headline(scores[0], predictors[0].operating_score, device)

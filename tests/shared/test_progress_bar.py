@@ -20,3 +20,5 @@ def test_long_work_says_soon_and_then_every_minute_how_far_it_is(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == ["packing: 1 of 4, 2 min left", "packing: 3 of 4, 1 min left"]
+    assert list(progress_bar(range(2), None, "searching scans")) == [0, 1]
+    assert capsys.readouterr().err == "searching scans: 1\n"

@@ -16,6 +16,7 @@ from apps.driving.metrics.nuscenes_boxes import DetectionBoxes
 from apps.driving.types import Boxes3D, Camera, Frame, LidarInput, within
 from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
+from shared.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from apps.driving.datasets.frame_data import FrameData
@@ -151,7 +152,8 @@ def labelled_frames(data: FrameData, detector: Detector, limit: int | None) -> I
     """The frames that validate and that the detector can look at, evenly chosen where there is a limit."""
     cases = data.cases()
     count = len(cases) if limit is None else min(limit, len(cases))
-    for number in np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist():
+    chosen = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist()
+    for number in progress_bar(chosen, len(chosen), "detecting in frames"):
         frame = cases.read(number)
         if frame.truth is None:
             raise InvalidInputError(f"frame {frame.name} has no labels to be scored against")

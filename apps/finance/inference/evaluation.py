@@ -17,6 +17,7 @@ from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Floats, LabelledSeries
 from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
+from shared.progress_bar import progress_bar
 from shared.recipe import DataConfig
 
 SEARCHED = tuple(round(0.05 * 1.25**step, 3) for step in range(22))
@@ -52,7 +53,7 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
     cases: list[LabelledSeries] = []
     scored: list[tuple[Floats, Rows]] = []
     qualities: list[ForecastQuality] = []
-    for item in islice(data.cases(), limit):
+    for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
         (detection,) = predictor.predict([item.series])
         windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
         cases.append(replace(item, series=replace(item.series, values={item.series.column: item.series.target})))
@@ -86,7 +87,7 @@ def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = Non
     if not isinstance(data, EvaluationData):
         raise InvalidInputError(f"{type(data).__name__} has no series to score on")
     description, scored, qualities = data.fingerprint(), [], []
-    for item in islice(data.cases(), limit):
+    for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
         (detection,) = predictor.predict([item.series])
         synthetic = bool(description["synthetic"])
         windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)

@@ -16,6 +16,7 @@ from apps.medical.predictor import EVERYTHING, NodulePredictor
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
 from shared.app import DomainScore, Table
 from shared.errors import InvalidInputError
+from shared.progress_bar import progress_bar
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,7 +47,7 @@ def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodu
 def score_scans(predictor: NodulePredictor, scans: Iterable[AnnotatedScan]) -> ScanScores:
     """The findings on each of the scans beside what is known of it."""
     scores = ScanScores()
-    for scan in scans:
+    for scan in progress_bar(scans, None, "searching scans"):
         add_scan(scores, predictor, scan)
     return scores
 
