@@ -55,12 +55,16 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """What ``reproduce`` prints: rows of claim, peer and ours. ``notes`` say what the figures rest on."""
+    """What ``reproduce`` prints: rows of claim, peer and ours. ``notes`` say what the figures rest on.
+
+    ``further`` are tables of other columns, which are printed below it.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    further: Sequence[Table] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synth.shapes import SHAPES
 from apps.finance.inference.ablation import ablate, all_channels
 from apps.finance.inference.basket_trial import basket_trial
+from apps.finance.inference.budget_trial import budget_tables
 from apps.finance.inference.calibration import ScoredRows, counted_rows, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors.detector import ForecastedSeries
@@ -144,6 +145,7 @@ def reproduce(quick: bool) -> Table:
         columns=("measure", "published, or measured of the peer", "measured here"),
         rows=table,
         notes=_notes(files, hit, rate),
+        further=budget_tables(calibration),
     )
 
 

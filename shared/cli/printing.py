@@ -19,7 +19,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """The table and its notes; as wide as the terminal, or 150 columns where there is none."""
+    """The table, its notes and further tables; as wide as the terminal, or 150 columns where there is none."""
     if table.title:
         print_line(table.title)
     shown = RichTable()
@@ -30,6 +30,8 @@ def print_table(table: Table) -> None:
     (console if sys.stdout.isatty() else Console(width=150)).print(shown)
     for note in table.notes:
         console.print(note, soft_wrap=True)
+    for further in table.further:
+        print_table(further)
 
 
 def print_scores(title: str, scores: Mapping[str, float]) -> None:

@@ -135,6 +135,17 @@ def test_what_a_result_says_is_shown_although_nothing_was_found():
     assert result_table(without_table, {"doubled": [1.0, 2.0]}) is None
 
 
+def test_further_tables_are_printed_below_the_first_and_its_notes(capsys):
+    from shared.app import Table
+    from shared.cli.printing import print_table
+
+    below = Table(title="Second", columns=("kind", "given"), rows=[("noise", "12")])
+    print_table(Table(title="First", columns=("what",), rows=[("row",)], notes=("A note.",), further=(below,)))
+    printed = capsys.readouterr().out
+    places = [printed.index(word) for word in ("First", "row", "A note.", "Second", "noise")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("out", ["{file}", "{file}/below"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(out, tmp_path, capsys):
     (tmp_path / "file").touch()

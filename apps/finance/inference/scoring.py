@@ -106,6 +106,9 @@ def combine(channels: Mapping[str, Floats], power: float = 2.0) -> Floats:
 
 def score(series: Series, calibration: Calibration) -> Floats:
     """(N,) the score of each row in [0, 1]; see ``combine``. No detector of the score looks at the forecast."""
-    rows = len(series)
-    none = Forecast(levels=(0.5,), quantiles=np.full((rows, 1), np.nan), surprise=np.full((rows, 2), np.nan))
-    return combine(improbability(series, none, calibration))
+    return combine(improbability(series, without_forecast(len(series)), calibration))
+
+
+def without_forecast(rows: int) -> Forecast:
+    """A forecast that says nothing, for scores that look at none."""
+    return Forecast(levels=(0.5,), quantiles=np.full((rows, 1), np.nan), surprise=np.full((rows, 2), np.nan))
