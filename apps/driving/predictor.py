@@ -121,11 +121,17 @@ class DrivingPredictor:
                 instead = f"add it, or choose model={others[0]}" if others else "add it"
                 raise InvalidInputError(f"{frame.name} has no {_NEEDS[sensor]}, which {asked} needs; {instead}")
             return asked
+        if (preferred := self.preferred_model(held)) is not None:
+            return preferred
+        needed = " or ".join(_NEEDS[detector.sensor] for detector in self.detectors.values())
+        raise InvalidInputError(f"{frame.name} has no {needed}, which the loaded models need; loaded: {self._loaded}")
+
+    def preferred_model(self, held: Mapping[str, bool]) -> str | None:
+        """The first model for the sensors, ``lidar`` and ``camera``, that a frame holds data of; None without one."""
         for name in sorted(self.detectors, key=lambda one: one in self._rendered):
             if held[self.detectors[name].sensor]:
                 return name
-        needed = " or ".join(_NEEDS[detector.sensor] for detector in self.detectors.values())
-        raise InvalidInputError(f"{frame.name} has no {needed}, which the loaded models need; loaded: {self._loaded}")
+        return None
 
     def detect(self, frame: Frame, model: str | None = None) -> Boxes3D:
         """All boxes that a network finds, of whatever score, overlapping or not: what average precision is taken of."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apps.driving.adapters.registry import read_frames
+from apps.driving.adapters.registry import read_frames, sensors_named
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
 from apps.driving.outputs.result import result
@@ -36,6 +36,11 @@ class DrivingCodec:
         for frame in frames:
             self._predictor.choose_model(frame, options.model)
         return Decoded(inputs=tuple(frames), options=options)
+
+    def likely_models(self, request: Request) -> Sequence[str]:
+        """The model that is asked for, or that which takes what the files' names tell of."""
+        asked = request.options.get("model") or self._predictor.preferred_model(sensors_named(request.files))
+        return [asked] if asked else []
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
         """result.json, KITTI result files, and what the form's viewer reads; later a picture of up to eight frames."""

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,10 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(command, [word for word in rest if word != "--"])
     except InvalidInputError as refusal:
         print(f"trivium: {refusal}", file=sys.stderr)
-        return 2
+        code = 2
     except KeyboardInterrupt:
         print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
-        return 130
+        code = 130
+    if arguments is None:
+        _leave_loading(code)
+    return code
+
+
+def _leave_loading(code: int) -> None:
+    """Ends the process where a thread still loads a model, for which Python would wait."""
+    from shared.deploy.reading_ahead import is_reading_ahead
+
+    if is_reading_ahead():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def run(command: object, settings: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from shared.deploy.reading_ahead import read_ahead
+
 if TYPE_CHECKING:
     from shared.deploy.programs.program import Program
 
@@ -87,7 +89,9 @@ class Codec(Protocol[Input, Output_contra]):
     """From files and options to a predictor's inputs, and from its outputs to a response. ``apps/<app>/service.py``.
 
     ``decode`` raises ``InvalidInputError`` for input that cannot be used. One whose responses leave files for later has
-    ``make(name: str, sources: Mapping[str, bytes]) -> bytes`` besides, which makes one of them.
+    ``make(name: str, sources: Mapping[str, bytes]) -> bytes`` besides, which makes one of them. One that needs not all
+    models for a request has ``likely_models(request: Request) -> Sequence[str]``, which guesses by the options and the
+    files' names which it needs; it is called in another thread.
     """
 
     def decode(self, request: Request) -> Decoded[Input]: ...
@@ -115,7 +119,13 @@ def with_programs(response: Response, predictor: object) -> Response:
 
 
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:
-    """One request through a predictor, without a server; nothing is left for later."""
+    """One request through a predictor, without a server; nothing is left for later.
+
+    Models that are to be loaded on use are loaded while the input is read. One that is refused waits for none of them.
+    """
+    if waiting := {name: one for name, one in programs_of(predictor).items() if one.reader is not None}:
+        likely = getattr(codec, "likely_models", lambda _: waiting)
+        read_ahead(lambda: [waiting[name] for name in likely(request) if name in waiting])
     decoded = codec.decode(request)
     response = codec.encode(decoded, predictor.predict(decoded.inputs, decoded.options))
     return with_programs(with_all_files(response, codec), predictor)

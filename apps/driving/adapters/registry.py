@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.driving.adapters import argoverse2, cityscapes3d, kitti, nuscenes
+from apps.driving.adapters import argoverse2, cityscapes3d, kitti, kitti_layouts, nuscenes
 from apps.driving.types import Frame
 from shared.data.archive import ArchiveLimits, unpacked
 from shared.errors import InvalidInputError
@@ -66,6 +66,25 @@ def read_frames(files: Sequence[Path]) -> list[Frame]:
                     str(refusal).replace(str(folder), files[0].name), status=refusal.status
                 ) from refusal
     return _read(files, files[0].name if files else "")
+
+
+def sensors_named(files: Sequence[Path]) -> dict[str, bool]:
+    """Whether the names of the files, or in the folder or zip, tell of LiDAR sweeps and of images; none is read."""
+    suffixes = {name[name.rfind(".") :].lower() for file in files for name in _names(file)}
+    return {
+        "lidar": not suffixes.isdisjoint((*kitti_layouts.SWEEPS, ".feather")),
+        "camera": not suffixes.isdisjoint(kitti_layouts.IMAGES),
+    }
+
+
+def _names(file: Path) -> Iterator[str]:
+    if file.is_dir():
+        yield from (path.name for path in file.rglob("*"))
+    elif zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            yield from archive.namelist()
+    else:
+        yield file.name
 
 
 def _read(files: Sequence[Path], name: str) -> list[Frame]:

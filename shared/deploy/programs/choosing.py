@@ -119,7 +119,13 @@ def open_program(network: Network, device: str = "cpu") -> Program:
     if asked is not None:
         find_program(asked)
     if _on_use.get():
-        return Program(name="", compute=_unopened, device=device, opener=lambda: _opened(network, device, asked, at))
+        return Program(
+            name="",
+            compute=_unopened,
+            device=device,
+            opener=lambda: _opened(network, device, asked, at),
+            reader=(lambda: _read_ahead(network, device)) if asked is None else None,
+        )
     return _opened(network, device, asked, at)
 
 
@@ -128,7 +134,7 @@ def _unopened(inputs: Tensors) -> dict[str, Tensor]:
 
 
 def _opened(network: Network, device: str, asked: str | None, at: Found | None) -> Program:
-    place = Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
+    place = _placement(network, device)
     candidates, remarks = _candidates(network, place)
     build = _once(network.build)
     if asked is not None:
@@ -152,6 +158,25 @@ def _opened(network: Network, device: str, asked: str | None, at: Found | None) 
     program, choice, passed_over = _fastest(network, candidates, build, place)
     _write_choice(network.artifact, place, choice)
     return replace(program, reason=choice.reason, remarks=_logged((*remarks, *passed_over)))
+
+
+def _placement(network: Network, device: str) -> Placement:
+    return Placement(device, min(compute_threads(), network.most_threads or compute_threads()))
+
+
+def _read_ahead(network: Network, device: str) -> Program | None:
+    """The program chosen before, where it is read from a file.
+
+    Others are not for a thread beside the one that reads the input: to choose one is to measure the machine, and one of
+    torch's modules imports a library of which the other thread may have imported half. Raises ``ProgramError``.
+    """
+    place = _placement(network, device)
+    choice = read_choice(network.artifact, place)
+    if choice is None or not _is_file(choice.program):
+        return None
+    candidates, remarks = _candidates(network, place)
+    program = _load(choice.program, network, candidates, network.build, place)
+    return replace(program, reason=choice.reason, remarks=_logged(remarks))
 
 
 def _refused(name: str, files: Mapping[str, Found]) -> tuple[str, ...]:

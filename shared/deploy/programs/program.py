@@ -5,12 +5,16 @@ A runtime writes programs into an artifact and loads them from it (``Runtime``);
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+
+from shared.threads import set_compute_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +106,8 @@ class Program:
     ``batched`` networks have one batch axis, 0, in every input and output. More than ``max_batch`` rows are computed
     in parts; for no rows one of zeros is, since kernels are not made for empty tensors. ``reason`` says why this
     program and no other was chosen, ``remarks`` which could not be used. ``opener`` is of one that is loaded when it
-    is first called, and gives all of this; until then the name is empty.
+    is first called, and gives all of this; until then the name is empty. ``reader`` gives it too where that takes
+    reading a file alone, and None elsewhere: see ``read_ahead``.
     """
 
     name: str
@@ -113,6 +118,9 @@ class Program:
     reason: str = ""
     remarks: tuple[str, ...] = ()
     opener: Callable[[], Program] | None = None
+    reader: Callable[[], Program | None] | None = None
+    _ahead: Program | None = field(default=None, init=False, repr=False, compare=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """The outputs by name, on the inputs' device. Raises ``ValueError`` for inputs of different numbers of rows."""
@@ -134,12 +142,28 @@ class Program:
         found = self({name: value.to(self.device) for name, value in tensors.items()})
         return {name: value.cpu().numpy() for name, value in found.items()}
 
+    def read_ahead(self) -> None:
+        """Loads a program that is to be loaded when it is first called, in another thread than the one that calls it.
+
+        The name stays empty until that call. After an error the call opens the program itself, as if this had not been.
+        """
+        with self._lock:
+            if self.reader is not None and self._ahead is None:
+                self._ahead = self.reader()
+
     def _open(self) -> None:
-        if self.opener is not None:
-            opened, self.opener = self.opener(), None
+        if self.opener is None:
+            return
+        with self._lock:
+            if self.opener is None:
+                return
+            opened = self._ahead or self.opener()
             self.name, self.reason, self.remarks = opened.name, opened.reason, opened.remarks
             self.compute, self.device = opened.compute, opened.device
             self.batched, self.max_batch = opened.batched, opened.max_batch
+            self.opener = self.reader = self._ahead = None
+        if "torch" in sys.modules:  # each thread has its own number of them
+            set_compute_threads()
 
     def _in_parts(
         self,

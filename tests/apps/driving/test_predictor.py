@@ -68,6 +68,19 @@ def test_the_model_follows_from_what_the_frame_holds(ask, synthetic, tmp_path):
         assert ask(Request(files=tuple(map(Path, files)))).result["frames"][0]["model"] == model
 
 
+def test_the_names_of_the_files_tell_which_model_to_load_meanwhile(codec, synthetic, tmp_path):
+    image = synthetic / "image_2" / "synthetic.png"
+    archive = shutil.make_archive(str(tmp_path / "scene"), "zip", synthetic)
+    for files, options, models in (
+        ([synthetic], {}, ["pointpillars"]),
+        ([archive], {}, ["pointpillars"]),
+        ([image, synthetic / "calib" / "synthetic.txt"], {}, ["fcos3d"]),
+        ([image], {"model": "pointpillars"}, ["pointpillars"]),
+        ([tmp_path / "note.pdf"], {}, []),
+    ):
+        assert codec.likely_models(Request(files=tuple(map(Path, files)), options=options)) == models
+
+
 def test_a_camera_that_learnt_from_rendered_images_comes_last_and_says_so(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     images = replace(frame, points_lidar_m=None)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from shared.app import DenseNetwork
+from shared.deploy.artifact import Artifact
+from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.program import Program
+
+WRITTEN = ["onnx", "openvino", "torchscript"]
 
 
 class Edges(nn.Module):
@@ -29,3 +36,9 @@ def network() -> DenseNetwork:
         outputs=("edges", "mean"),
         dynamic={"image": sizes, "gain": {0: "batch"}, "edges": sizes, "mean": {0: "batch"}},
     )
+
+
+def opened(artifact: Artifact, build: Callable[[], DenseNetwork] = network, **settings: object) -> Program:
+    example = {"image": torch.rand(1, 1, 32, 32), "gain": torch.ones(1)}
+    given = Network(artifact=artifact, build=build, example=lambda: example, varying={"image": (2, 3)}, **settings)
+    return open_program(given)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,16 @@ from shared.app import DenseNetwork
 from shared.deploy.artifact import (
     WEIGHTS,
     Artifact,
-    Manifest,
     ProgramEntry,
-    TensorSpec,
     describe_file,
     open_artifact,
     write_manifest,
 )
-from shared.deploy.programs.choosing import Network, asked_program, forget_choices, open_program, read_choice
+from shared.deploy.programs.choosing import (
+    asked_program,
+    forget_choices,
+    read_choice,
+)
 from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
@@ -36,24 +37,9 @@ from shared.deploy.programs.table import RUNTIMES, find_program, program_names
 from shared.deploy.programs.torch_eager import eager
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
-from tests.shared.deploy.programs.edges import Edges, network
+from tests.shared.deploy.programs.edges import WRITTEN, Edges, network, opened
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-WRITTEN = ["onnx", "openvino", "torchscript"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs that can be written on every machine."""
-    made = tmp_path_factory.mktemp("programs")
-    dense = network()
-    entries = make_programs(dense, WRITTEN, made, "a digest", random_examples(dense))
-    assert set(entries) == set(WRITTEN)
-    for entry in entries.values():
-        assert entry.weights == "a digest" and entry.error < 1e-4 and entry.latency_ms > 0
-        assert (made / entry.file).is_file() and "random numbers" in entry.inputs and "thread" in entry.machine
-    return made
 
 
 def load(name: str, folder: Path, **settings: object) -> Program:
@@ -172,50 +158,6 @@ def test_programs_are_called_by_runtime_and_format() -> None:
     assert all(find_program(name) for name in names)
     with pytest.raises(InvalidInputError, match=r"no program 'openvino-int4'; there are torch, "):
         find_program("openvino-int4")
-
-
-@pytest.fixture
-def artifact(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """An artifact with an ONNX of its own weights, in a cache of its own; nothing is asked for."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
-    home = tmp_path / "edges" / "1"
-    home.mkdir(parents=True)
-    save_file({key: value.clone() for key, value in Edges().state_dict().items()}, home / WEIGHTS)
-    (home / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-    files = {name: describe_file(home / name) for name in (WEIGHTS, "model.onnx")}
-    image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, -1, -1))
-    gain = TensorSpec(name="gain", datatype="FP32", shape=(-1,))
-    entry = ProgramEntry(
-        file="model.onnx",
-        weights=files[WEIGHTS]["sha256"],
-        version="",
-        error=0.0,
-        latency_ms=1.0,
-        inputs="random numbers",
-        machine="",
-    )
-    write_manifest(
-        home,
-        Manifest(
-            name="edges",
-            version=1,
-            app="line",
-            inputs=(image, gain),
-            outputs=(),
-            scores={},
-            data={},
-            programs={"onnx": entry},
-            files=files,
-        ),
-    )
-    return open_artifact(home)
-
-
-def opened(artifact: Artifact, build: Callable[[], DenseNetwork] = network, **settings: object) -> Program:
-    example = {"image": torch.rand(1, 1, 32, 32), "gain": torch.ones(1)}
-    given = Network(artifact=artifact, build=build, example=lambda: example, varying={"image": (2, 3)}, **settings)
-    return open_program(given)
 
 
 def test_the_fastest_is_measured_once_and_kept(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
