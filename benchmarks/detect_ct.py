@@ -35,7 +35,8 @@ from apps.medical.adapters.source import read_volume
 from apps.medical.datasets.synth.phantom import volume as phantom
 from apps.medical.inference.grid import cover, reorient_to_lps, resample
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.pipeline import Detections, detect
+from apps.medical.inference.marks import Detections
+from apps.medical.inference.pipeline import detect
 from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
 from apps.medical.types import CTVolume, Findings
 from benchmarks.report import report
@@ -215,7 +216,7 @@ def _in_turns(
 def _monai_detect(detector: Any, image: torch.Tensor, dtype: torch.dtype | None) -> Detections:
     with torch.no_grad(), autocast(dtype, image.device):
         found = detector(image[None, None], use_inferer=True)[0]
-    return Detections(found["box"].float(), found["label_scores"].float(), found["label"])
+    return Detections(found["box"].float().cpu(), found["label_scores"].float().cpu(), found["label"].cpu())
 
 
 def _monai_scan(detector: Any, predictor: NodulePredictor, scan: CTVolume, dtype: torch.dtype | None) -> np.ndarray:
@@ -234,7 +235,7 @@ def _monai_scan(detector: Any, predictor: NodulePredictor, scan: CTVolume, dtype
     low, high = predictor.input.window_hu
     image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0, b_max=1, clip=True)(image)
     found = _monai_detect(detector, image.as_tensor()[0].to(predictor.device), dtype)
-    boxes = found.boxes.double().cpu().numpy()
+    boxes = found.boxes.double().numpy()
     centres = (boxes[:, :3] + boxes[:, 3:]) / 2 - 0.5
     world = centres @ image.affine.numpy()[:3, :3].T + image.affine.numpy()[:3, 3]
     world = world * (-1, -1, 1)

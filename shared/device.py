@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def choose_device(asked: str | None) -> str:
@@ -20,6 +25,13 @@ def choose_device(asked: str | None) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError("there is no GPU that torch can use here; leave --device out, or say --device cpu")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``; to a GPU from page-locked memory, so that the host does not wait."""
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _has_driver() -> bool:

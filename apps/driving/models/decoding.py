@@ -14,8 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from apps.driving.models.ops.boxes import kept_rotated, nms_rotated, sent
+from apps.driving.models.ops.boxes import kept_rotated, nms_rotated
 from apps.driving.types import LidarInput
+from shared.device import sent
 
 Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Boxes (N, 7; gravity centre, sizes, yaw), scores (N,) and labels (N,)."""

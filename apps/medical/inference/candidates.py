@@ -7,7 +7,7 @@ in the first look has half the size there. It costs an eighth of the first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apps.medical.inference.grid import Grid, averaged, cover, resample
-from apps.medical.inference.lungs import Lungs
-from apps.medical.inference.pipeline import Detections, detect, suppress
+from apps.medical.inference.marks import Marks, fetched, joined, suppressed
+from apps.medical.inference.pipeline import search
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.types import ChestInput, CTVolume, Float64
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+
+    from apps.medical.inference.lungs import Lungs
 
 LARGE_MM = 12.0
 """Of the second look only what is larger than this across is taken: the first sees the rest better."""
@@ -76,71 +78,44 @@ def find_candidates(
     strides = [n * input.second_look for n in detector.size_divisible]
     grid = cover(volume, lungs.low_ijk, lungs.high_ijk, input.spacing_mm, strides)
     image = resample(volume, grid, input.window_hu, device)
-    found = _look(detector, volume, lungs, image, grid, tiling, network, dtype)
-    if input.second_look > 1:
-        found = _joined(
-            detector, found, _second_look(detector, volume, lungs, image, grid, input, tiling, network, dtype)
-        )
+
+    def look(seen: Tensor, on: Grid, on_host: bool) -> Marks:
+        near = _blocks_near_lung(volume, lungs, on, detector.size_divisible)
+        tiles = tiling.covering(near, detector.size_divisible)
+        return search(detector, seen, tiles, on_host=on_host, batch=tiling.batch, network=network, dtype=dtype)
+
+    def marks(on_host: bool) -> Marks:
+        first = look(image, grid, on_host)
+        if input.second_look == 1:
+            return first
+        coarse_image = averaged(image, input.second_look)
+        coarse = _coarser(grid, input.second_look, coarse_image)
+        second = _large(look(coarse_image, coarse, on_host), coarse, input.second_look)
+        decoder = detector if isinstance(detector, BoxDecoder) else BoxDecoder.of_detector(detector)
+        return suppressed(decoder, joined([first, second]), on_host=on_host)
+
+    found = fetched(marks, image.device)
     candidates = Candidates(
-        image,
-        grid,
-        found.boxes.double().cpu().numpy(),
-        found.scores.double().cpu().numpy(),
-        found.labels.cpu().numpy(),
+        image, grid, found.boxes.double().numpy(), found.scores.double().numpy(), found.labels.numpy()
     )
     low, high = candidates.ends_lps_mm()
     allowed = _at_lung(volume, lungs, low, high) & _within(volume, (low + high) / 2) & ~_at_side(volume, low, high)
     return candidates.chosen(suppress_nested(low, high, np.nonzero(allowed)[0]))
 
 
-def _look(
-    detector: RetinaNetDetector | BoxDecoder,
-    volume: CTVolume,
-    lungs: Lungs,
-    image: Tensor,
-    grid: Grid,
-    tiling: Tiling,
-    network: nn.Module | None,
-    dtype: torch.dtype | None,
-) -> Detections:
-    near = _blocks_near_lung(volume, lungs, grid, detector.size_divisible)
-    tiles = tiling.covering(near, detector.size_divisible)
-    return detect(detector, image, tiles, batch=tiling.batch, network=network, dtype=dtype)
-
-
-def _second_look(
-    detector: RetinaNetDetector | BoxDecoder,
-    volume: CTVolume,
-    lungs: Lungs,
-    image: Tensor,
-    grid: Grid,
-    input: ChestInput,
-    tiling: Tiling,
-    network: nn.Module | None,
-    dtype: torch.dtype | None,
-) -> Detections:
-    """What is large in the image at several times the spacing, in voxels of the image itself."""
-    times = input.second_look
-    coarse_image = averaged(image, times)
-    spacing = grid.spacing_mm * times
+def _coarser(grid: Grid, times: int, image: Tensor) -> Grid:
+    """The grid of an image that is averaged over so many voxels of ``grid`` along each axis."""
     # The middle of the first coarse voxel is that of those that it is the mean of.
     middle = grid.centres_lps_mm(np.full(3, (times - 1) / 2))
-    size = coarse_image.shape
-    coarse = Grid(middle, spacing, (size[0], size[1], size[2]))
-    found = _look(detector, volume, lungs, coarse_image, coarse, tiling, network, dtype)
-    across_mm = ((found.boxes[:, 3:5] - found.boxes[:, :2]) * torch.as_tensor(spacing[:2]).to(found.boxes)).mean(dim=1)
-    large = across_mm > LARGE_MM
-    return Detections(found.boxes[large] * times, found.scores[large], found.labels[large])
+    size = image.shape
+    return Grid(middle, grid.spacing_mm * times, (size[0], size[1], size[2]))
 
 
-def _joined(detector: RetinaNetDetector | BoxDecoder, first: Detections, second: Detections) -> Detections:
-    """The detections of both looks, without those that overlap better ones of the same class."""
-    boxes, scores = torch.cat([first.boxes, second.boxes]), torch.cat([first.scores, second.scores])
-    labels = torch.cat([first.labels, second.labels])
-    apart = boxes + labels[:, None] * (boxes.max() + 1 if len(boxes) else 0)
-    decoder = detector if isinstance(detector, BoxDecoder) else BoxDecoder.of_detector(detector)
-    kept = suppress(apart, scores, decoder.overlap, decoder.detections)
-    return Detections(boxes[kept], scores[kept], labels[kept])
+def _large(found: Marks, grid: Grid, times: int) -> Marks:
+    """What is large of the marks on ``grid``, in voxels so many times as small."""
+    across_mm = [(found.boxes[:, 3 + axis] - found.boxes[:, axis]) * float(grid.spacing_mm[axis]) for axis in (0, 1)]
+    large = (across_mm[0] + across_mm[1]) / 2 > LARGE_MM
+    return replace(found, boxes=found.boxes * times, valid=found.valid & large)
 
 
 def _at_lung(volume: CTVolume, lungs: Lungs, low: Float64, high: Float64) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.medical.types import CTVolume, Float64
+from shared.device import sent
 
 Number = TypeVar("Number", int, float)
 
@@ -153,23 +154,26 @@ def _axis_by_axis(
     values = torch.from_numpy(np.ascontiguousarray(part)).to(device).permute([2 - along for along in reversed(source)])
     for axis in sorted(range(3), key=lambda n: size[n] / (positions[n][2] - positions[n][1])):
         at, begin, end = positions[axis]
-        inside = torch.from_numpy(np.clip(at - begin, 0, end - begin - 1)).to(device)
+        inside = torch.from_numpy(np.clip(at - begin, 0, end - begin - 1))
         lower = inside.floor().long().clamp_(max=max(end - begin - 2, 0))
         upper = (lower + 1).clamp_(max=end - begin - 1)
         weight = (inside - lower).float()
         if axis == 2:
-            values = _between_slices(values.float(), lower, upper, weight)
+            values = _between_slices(values, lower, upper, weight)
         else:
             values = _within_slices(values, 1 - axis, lower, upper, weight.view([-1, 1] if axis else [-1]))
         # A plane at the very end of the volume is in it, however its place was rounded.
         beyond = (at < -0.5 - ROUNDING) | (at > volume.size_ijk[source[axis]] - 0.5 + ROUNDING)
         if beyond.any():
-            values.index_fill_(2 - axis, torch.from_numpy(np.nonzero(beyond)[0]).to(device), air)
+            values.index_fill_(2 - axis, sent(torch.from_numpy(np.nonzero(beyond)[0]), values.device), air)
     return values.permute(2, 1, 0)
 
 
 def _between_slices(values: Tensor, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
-    """Interpolated along axis 0, one slice after the other, so that none is copied to be interpolated."""
+    """Interpolated along axis 0; on a CPU one slice after the other, so that none is copied to be interpolated."""
+    if values.device.type != "cpu":
+        return _interpolated(values, 0, lower, upper, weight.view(-1, 1, 1))
+    values = values.float()
     found = values.new_empty((len(weight), *values.shape[1:]))
     for out, low, high, share in zip(found, lower.tolist(), upper.tolist(), weight, strict=True):
         torch.lerp(values[low], values[high], share, out=out)
@@ -178,14 +182,21 @@ def _between_slices(values: Tensor, lower: Tensor, upper: Tensor, weight: Tensor
 
 def _within_slices(values: Tensor, axis: int, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
     """Interpolated along an axis of each slice; on a CPU one slice after the other, each in the cache meanwhile."""
+    if values.device.type != "cpu":
+        return _interpolated(values, 1 + axis, lower, upper, weight)
     shape = list(values.shape)
     shape[1 + axis] = len(lower)
-    found = torch.empty(shape, dtype=torch.float32, device=values.device)
-    pieces = zip(found, values, strict=True) if values.device.type == "cpu" else [(found, values)]
-    for out, piece in pieces:
-        begins, ends = (piece.float().index_select(piece.dim() - 2 + axis, index) for index in (lower, upper))
+    found = torch.empty(shape, dtype=torch.float32)
+    for out, piece in zip(found, values, strict=True):
+        begins, ends = (piece.float().index_select(axis, index) for index in (lower, upper))
         torch.lerp(begins, ends, weight, out=out)
     return found
+
+
+def _interpolated(values: Tensor, axis: int, lower: Tensor, upper: Tensor, weight: Tensor) -> Tensor:
+    """Interpolated along an axis of a device; ``lower``, ``upper`` and ``weight`` are on the host."""
+    begins, ends = (values.index_select(axis, sent(index, values.device)).float() for index in (lower, upper))
+    return torch.lerp(begins, ends, sent(weight, values.device))
 
 
 def _oblique(
@@ -196,12 +207,12 @@ def _oblique(
     # grid_sample counts from -1 to 1 over the voxels' outer edges.
     scale = 2 / limit
     offset = (first + 0.5) * scale - 1
-    matrix = torch.as_tensor(step * scale, dtype=torch.float32, device=device)
+    matrix, moved = (torch.as_tensor(of, dtype=torch.float32, device=device) for of in (step * scale, offset))
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in size]
     voxels = torch.from_numpy(volume.voxels_zyx).to(device).float()[None, None] - air
     pieces = []
     for x in torch.split(axes[0], 16):
         index = torch.stack(torch.meshgrid(x, axes[1], axes[2], indexing="ij"), -1)
-        points = index @ matrix + torch.as_tensor(offset, dtype=torch.float32, device=device)
+        points = index @ matrix + moved
         pieces.append(F.grid_sample(voxels, points[None], align_corners=False)[0, 0])
     return torch.cat(pieces) + air

@@ -2,14 +2,13 @@
 
 What MONAI's ``detector(image, use_inferer=True)`` does, and what is spared here: batch normalisation is folded into the
 convolutions; anchors are made and decoded for the best candidates alone, not for every position, nor are codes averaged
-elsewhere; suppression computes overlaps with the boxes that are kept alone. On the same image in MONAI's tiles the
-result is MONAI's; a test compares the two.
+elsewhere; suppression computes overlaps with the boxes that are kept alone, and a GPU is waited for once. On the same
+image in MONAI's tiles the result is MONAI's; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,23 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from apps.medical.inference.grid import triple
+from apps.medical.inference.marks import Detections, Marks, fetched, joined, no_marks, suppressed
 from apps.medical.inference.tiles import Tile, Voxels
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import Maps
+from shared.device import sent
 from shared.precision import autocast
 from shared.progress import report_each
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-
-
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """Boxes (n, 6) in voxels of the image, scores (n,) and numbers of classes (n,), best first."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 Codes: TypeAlias = "list[tuple[Voxels, Tensor]]"
@@ -51,7 +43,26 @@ def detect(
     network: nn.Module | None = None,
     dtype: torch.dtype | None = None,
 ) -> Detections:
-    """Detections in those ``tiles`` of ``image`` (X, Y, Z), values 0..1, on its device.
+    """Detections in those ``tiles`` of ``image``, see ``search``."""
+
+    def look(on_host: bool) -> Marks:
+        return search(detector, image, tiles, on_host=on_host, batch=batch, network=network, dtype=dtype)
+
+    return fetched(look, image.device)
+
+
+@torch.inference_mode()
+def search(
+    detector: RetinaNetDetector | BoxDecoder,
+    image: Tensor,
+    tiles: Sequence[Tile],
+    *,
+    on_host: bool,
+    batch: int = 1,
+    network: nn.Module | None = None,
+    dtype: torch.dtype | None = None,
+) -> Marks:
+    """The marks in those ``tiles`` of ``image`` (X, Y, Z), values 0..1, on its device; see ``fetched`` for ``on_host``.
 
     Tiles begin at multiples of the network's strides; ``batch`` or more of one size go through at once. ``network``
     computes the detector's maps, where it is not the detector's own (see ``fold_batch_norm``); it is needed where
@@ -63,12 +74,12 @@ def detect(
         assert not isinstance(detector, BoxDecoder)
         network = Maps(detector.network)
     if not tiles:
-        none = torch.zeros(0, dtype=torch.long, device=image.device)
-        return Detections(image.new_zeros((0, 6)), image.new_zeros(0), none)
+        return no_marks(image)
     ends = zip(*([a + n for a, n in zip(*tile, strict=True)] for tile in tiles), strict=True)
     sizes = zip(image.shape, decoder.size_divisible, ends, strict=True)
     shape = [max(-(-n // unit) * unit, *reached) for n, unit, reached in sizes]
-    return select(decoder, _maps(network, image, shape, tiles, batch, dtype), list(image.shape), shape)
+    maps = _maps(network, image, shape, tiles, batch, dtype)
+    return suppressed(decoder, candidates(decoder, maps, list(image.shape), shape), on_host=on_host)
 
 
 def _maps(
@@ -115,42 +126,45 @@ def _maps(
 
 def select(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int], shape: list[int]) -> Detections:
     """The best candidates of each level as boxes in the image, without those that overlap better ones."""
-    boxes, scores, labels = [], [], []
-    for level, (logits, codes) in enumerate(maps):
-        anchors_here = decoder.anchors[level].to(logits.device)
-        count = len(anchors_here)
-        classes = len(logits) // count
-        above, best = _best(logits, decoder.score_threshold, decoder.candidates)
-        chosen, label = above // classes, above % classes
-        position, anchor = chosen // count, chosen % count
-        cells = logits.shape[1:]
-        # torch.unravel_index would import torch's compiler.
-        row, layer = cells[1] * cells[2], cells[2]
-        index = torch.stack([position // row, position // layer % cells[1], position % layer], 1)
-        stride = torch.tensor([n // c for n, c in zip(shape, cells, strict=True)], device=index.device)
-        centre = (index * stride + stride // 2).to(anchors_here).repeat(1, 2)
-        code = _codes_at(codes, anchor, index)
-        box = decode(code, centre + anchors_here[anchor])
-        limit = torch.tensor(size * 2, device=box.device, dtype=box.dtype)
-        box = torch.minimum(box.clamp(min=0), limit)
-        whole = (box[:, 3:] >= box[:, :3] + 1).all(dim=1)
-        boxes.append(box[whole])
-        scores.append(best[whole])
-        labels.append(label[whole])
-    joined, values, classes_of = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-    # Classes are moved apart, so that a box suppresses none of another class.
-    apart = joined + classes_of[:, None] * (joined.max() + 1 if len(joined) else 0)
-    kept = suppress(apart, values, decoder.overlap, decoder.detections)
-    return Detections(joined[kept], values[kept], classes_of[kept])
+    found = candidates(decoder, maps, size, shape)
+    return fetched(lambda on_host: suppressed(decoder, found, on_host=on_host), found.boxes.device)
+
+
+def candidates(decoder: BoxDecoder, maps: list[tuple[Tensor, Codes]], size: list[int], shape: list[int]) -> Marks:
+    """The best candidates of each level as boxes in the image."""
+    return joined([_of_level(decoder, level, *of_level, size, shape) for level, of_level in enumerate(maps)])
+
+
+def _of_level(
+    decoder: BoxDecoder, level: int, logits: Tensor, codes: Codes, size: list[int], shape: list[int]
+) -> Marks:
+    anchors_here = sent(decoder.anchors[level], logits.device)
+    count = len(anchors_here)
+    classes = len(logits) // count
+    number, score = _best(logits, decoder.score_threshold, decoder.candidates)
+    chosen, label = number // classes, number % classes
+    position, anchor = chosen // count, chosen % count
+    cells = logits.shape[1:]
+    # torch.unravel_index would import torch's compiler.
+    row, layer = cells[1] * cells[2], cells[2]
+    cell = torch.stack([position // row, position // layer % cells[1], position % layer], 1)
+    stride = sent(torch.tensor([n // c for n, c in zip(shape, cells, strict=True)]), cell.device)
+    centre = (cell * stride + stride // 2).to(anchors_here.dtype).repeat(1, 2)
+    box = decode(_codes_at(codes, anchor, cell), centre + anchors_here[anchor])
+    box = torch.minimum(box.clamp(min=0), sent(torch.tensor(size * 2, dtype=box.dtype), box.device))
+    valid = (box[:, 3:] >= box[:, :3] + 1).all(dim=1) & (score > decoder.score_threshold)
+    return Marks(box.masked_fill(~valid[:, None], 0), score, label, valid)
 
 
 def _best(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
-    """Numbers and scores of the ``most`` best candidates in logits (C, X, Y, Z) above ``threshold``, best first.
+    """Numbers and scores of the ``most`` best candidates in logits (C, X, Y, Z), best first; on a CPU of those alone
+    that are above ``threshold``.
 
     As MONAI numbers them: by position, then anchor, then class.
     """
     flat, places = logits.flatten(), logits[0].numel()
-    if flat.device.type == "cpu" and most < len(flat):
+    on_cpu = flat.device.type == "cpu"
+    if on_cpu and most < len(flat):
         # A third of the time of torch.topk.
         index = torch.from_numpy(np.argpartition(flat.numpy(), len(flat) - most)[-most:])
     else:
@@ -158,7 +172,8 @@ def _best(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
     number = (index % places * len(logits) + index // places).sort()
     score = torch.sigmoid(flat[index[number.indices]])
     order = score.argsort(descending=True, stable=True)
-    order = order[score[order] > threshold]
+    if on_cpu:
+        order = order[score[order] > threshold]
     return number.values[order], score[order]
 
 
@@ -166,31 +181,14 @@ def _codes_at(pieces: Codes, anchor: Tensor, cell: Tensor) -> Tensor:
     """The codes (n, 6) of anchors (n,) at cells (n, 3), in fp32: the mean of all pieces that hold the cell."""
     total, count = torch.zeros(len(cell), 6, device=cell.device), torch.zeros(len(cell), 1, device=cell.device)
     for start, codes in pieces:
-        within = cell - torch.tensor(start, device=cell.device)
-        limit = torch.tensor(codes.shape[1:], device=cell.device)
-        here = torch.nonzero(((within >= 0) & (within < limit)).all(dim=1)).squeeze(1)
-        x, y, z = within[here].unbind(1)
-        by_anchor = codes.reshape(-1, 6, *codes.shape[1:])
-        total.index_add_(0, here, by_anchor[anchor[here], :, x, y, z].float())
-        count[here] += 1
+        size = codes.shape[1:]
+        within = [one - first for one, first in zip(cell.unbind(1), start, strict=True)]
+        inside = [one.clamp(0, n - 1) for one, n in zip(within, size, strict=True)]
+        beyond = (torch.stack(within, 1) != torch.stack(inside, 1)).any(dim=1, keepdim=True)
+        found = codes.reshape(-1, 6, *size)[anchor, :, inside[0], inside[1], inside[2]]
+        total += found.float().masked_fill(beyond, 0)
+        count += ~beyond
     return total / count
-
-
-def suppress(boxes: Tensor, scores: Tensor, most_overlap: float, most: int) -> Tensor:
-    """Indices of boxes (n, 6), best first, none of which overlaps a better one by more than ``most_overlap`` (IoU)."""
-    order = torch.sort(scores, descending=True, stable=True).indices
-    ranked = boxes[order].float().cpu().numpy()
-    low, high = ranked[:, :3], ranked[:, 3:]
-    volume = (high - low).prod(axis=1)
-    waiting = np.arange(len(ranked))
-    kept: list[int] = []
-    while len(waiting) and len(kept) < most:
-        best, waiting = waiting[0], waiting[1:]
-        kept.append(int(best))
-        common = np.minimum(high[waiting], high[best]) - np.maximum(low[waiting], low[best])
-        shared = np.maximum(common, 0).prod(axis=1)
-        waiting = waiting[shared / (volume[waiting] + volume[best] - shared) <= most_overlap]
-    return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
 def _window(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import averaged
 from apps.medical.models.classifier import SCALES
+from shared.device import sent
 
 BATCH = 16
 MOST = 80
@@ -51,7 +52,7 @@ def rescored(candidates: Candidates, network: nn.Module, size: tuple[int, int, i
     chosen = candidates.chosen(np.arange(min(len(candidates.scores), MOST)))
     if not len(chosen.scores):
         return chosen
-    facts = torch.from_numpy(known(chosen)).to(chosen.image.device)
+    facts = sent(torch.from_numpy(known(chosen)), chosen.image.device)
     patches = cut_patches(chosen, size)
     logits = [network(patches[n : n + BATCH], facts[n : n + BATCH]) for n in range(0, len(patches), BATCH)]
     scores = torch.sigmoid(torch.cat(logits)).double().cpu().numpy()

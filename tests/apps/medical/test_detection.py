@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from apps.medical.inference import candidates
 from apps.medical.inference.candidates import suppress_nested
 from apps.medical.inference.lungs import find_lungs
-from apps.medical.inference.pipeline import detect, suppress
+from apps.medical.inference.marks import suppress
+from apps.medical.inference.pipeline import detect
 from apps.medical.inference.tiles import Tile, Tiling
 from apps.medical.models.boxes import BoxDecoder, decode
 from apps.medical.models.dense import fold_batch_norm

@@ -8,17 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shared.device import sent
+from shared.suppression import suppressed
+
 _PAIRS = 1 << 17
-_ROUNDS = 16
 _BLOCK = 128
 _TOLERANCE = 1e-9
 _PARALLEL = 1e-9
 """Boxes that are turned by less against each other, or against a quarter turn, are parallel."""
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``; to a GPU from page-locked memory, so that the host does not wait."""
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -85,19 +82,15 @@ def kept_rotated(sorted_N5: Tensor, valid_N: Tensor, iou_threshold: float) -> tu
     """(N,) which boxes greedy suppression keeps, best first, of those that are ``valid``; () whether that is certain.
 
     What ``nms_rotated`` keeps, with every pair compared and no value read on the host, so that a GPU never waits and
-    the kernels can be captured in a graph. For some hundred boxes. It is not certain where a box hangs on more than
-    ``_ROUNDS`` others, each beaten by the one before.
+    the kernels can be captured in a graph. For some hundred boxes; see ``suppressed`` for when it is not certain.
     """
     count = len(sorted_N5)
     earlier, later = torch.triu_indices(count, count, 1, device=sorted_N5.device).unbind(0)
     overlap = _paired_iou(sorted_N5[earlier], sorted_N5[later]).float()
     hits = torch.zeros(count * count, dtype=torch.bool, device=sorted_N5.device)
     hits = hits.scatter(0, earlier * count + later, overlap >= iou_threshold).view(count, count)
-    kept = valid_N
-    # Whether a box stays is settled once all better ones are; what a round leaves as it was is what is sought.
-    for _ in range(_ROUNDS):
-        before, kept = kept, valid_N & ~(hits & kept[:, None]).any(0)
-    return kept, (kept == before).all()
+    kept, certain = suppressed(hits, valid_N)
+    return kept, certain.all()
 
 
 def _hits(a_N5: Tensor, b_M5: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
