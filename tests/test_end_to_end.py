@@ -57,7 +57,9 @@ def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
         assert case["artifact"] == {"name": name, "version": 1}
         answered, written = dict(case["result"]), json.loads((out / "result.json").read_text())
         # The server holds the application's other models too, and says what each of them computes with.
-        assert answered.pop("programs").items() >= written.pop("programs").items()
+        assert written["program_reasons"] == {name: "it was asked for"}
+        for key in ("programs", "program_reasons"):
+            assert answered.pop(key).items() >= written.pop(key).items()
         assert answered == written
         assert client.get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}
     capsys.readouterr()

@@ -47,7 +47,8 @@ class Later:
 class Response:
     """What comes out, the same through every interface.
 
-    ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths.
+    ``result`` is the content of ``result.json`` in JSON types; it is deterministic and holds no times or paths, but for
+    what ``with_programs`` adds: of the milliseconds that were measured once.
     ``picture`` is a PNG that a person can look at. ``files`` maps names (no folders) to content: outputs in the
     field's formats, and what the form's viewer reads. ``model`` is the name of the shipped model that answered, where
     an application has several. What costs time and may not be wanted, the picture too, is left for ``later``.
@@ -104,18 +105,32 @@ def programs_of(predictor: object) -> dict[str, Program]:
     return dict(getattr(predictor, "programs", {}))
 
 
+def described_programs(predictor: object) -> dict[str, str]:
+    """By the model's name: the program that it computes with, why, and which others could not be used."""
+    return {
+        name: "; ".join((f"{program.name}: {program.reason}", *program.remarks))
+        for name, program in programs_of(predictor).items()
+    }
+
+
 def with_programs(response: Response, predictor: object) -> Response:
-    """The response with the names of the programs that the predictor computes with, by model, in its result.
+    """The response with what the predictor computes with in its result: ``programs`` and ``program_reasons``, by model.
 
     One that no input has needed so far has no name, and where one model answered it is named alone: so the same input
     gives the same result, whatever was loaded before.
     """
-    programs = {
-        name: program.name
+    used = {
+        name: program
         for name, program in programs_of(predictor).items()
         if program.name and response.model in (None, name)
     }
-    return replace(response, result={**response.result, "programs": programs}) if programs else response
+    if not used:
+        return response
+    said = {
+        "programs": {name: program.name for name, program in used.items()},
+        "program_reasons": {name: program.reason for name, program in used.items()},
+    }
+    return replace(response, result={**response.result, **said})
 
 
 def answer(predictor: Predictor[Any, Any], request: Request, codec: Codec[Any, Any]) -> Response:

@@ -11,7 +11,16 @@ from typing import Any
 
 from shared.app import App
 from shared.deploy.artifact import Artifact
-from shared.deploy.predictor import Codec, Decoded, Later, Predictor, Request, Response, programs_of, with_programs
+from shared.deploy.predictor import (
+    Codec,
+    Decoded,
+    Later,
+    Predictor,
+    Request,
+    Response,
+    described_programs,
+    with_programs,
+)
 from shared.errors import InvalidInputError
 from shared.progress import listening
 from shared.serve.worker.handler import Stage, fault
@@ -43,10 +52,7 @@ class ApplicationHandler:
         self._app = app
         self._predictor: Predictor[Any, Any] = app.predictor(artifacts, choose_device(device))
         self._codec: Codec[Any, Any] = app.codec(self._predictor)
-        self.programs = {
-            name: "; ".join((f"{program.name}: {program.reason}", *program.remarks))
-            for name, program in programs_of(self._predictor).items()
-        }
+        self.programs = described_programs(self._predictor)
         self._max_batch = max_batch
         self.most = max_batch if getattr(self._predictor, "batching", False) else 1
 

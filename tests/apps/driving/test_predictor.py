@@ -56,6 +56,8 @@ def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
     alone = [dict(ask(request).result) for request in requests]
     programs = [one.pop("programs") for one in alone]
     assert programs == [{"pointpillars": "torch"}, {"fcos3d": "torch"}, {"pointpillars": "torch"}]
+    reasons = [one.pop("program_reasons") for one in alone]
+    assert reasons == [dict.fromkeys(one, "it was asked for") for one in programs]
     assert together == alone
     assert all(box["score"] >= 0.36 for box in alone[2]["boxes"])
     assert len(alone[2]["boxes"]) < len(alone[0]["boxes"])

@@ -20,6 +20,7 @@ from shared.deploy.predictor import Request, answer
 opened = open_predictor(find({app!r}), program="onnx", on_use=True)
 response = answer(opened.predictor, Request(files=(Path({file!r}),)), opened.codec)
 assert response.result["programs"] == {programs}, response.result["programs"]
+assert response.result["program_reasons"] == dict.fromkeys({programs}, "it was asked for")
 imported = {unwanted} & set(sys.modules)
 assert not imported, imported
 """
