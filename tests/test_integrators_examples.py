@@ -21,10 +21,10 @@ SERVER = "http://127.0.0.1:8000"
 LIMIT_S = 150
 
 
-def examples() -> list[tuple[str, str]]:
-    """Language and text of the code blocks that ask a server."""
+def examples(containing: str = SERVER.removeprefix("http://")) -> list[tuple[str, str]]:
+    """Language and text of the code blocks that hold this text, by default those that ask a server."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [(language, text) for language, text in blocks if SERVER.removeprefix("http://") in text]
+    return [(language, text) for language, text in blocks if containing in text]
 
 
 @pytest.fixture
@@ -68,3 +68,10 @@ def test_a_job_is_followed_to_its_end(server: str, folder: Path) -> None:
 
 def test_tensors_through_the_client_of_triton(server: str, folder: Path) -> None:
     assert run(*examples()[3], server, folder).strip() == "(4, 8, 7)"
+
+
+def test_an_int8_program_is_written_for_triton_s_openvino_backend(folder: Path) -> None:
+    (example,) = examples("write_openvino_model")
+    assert run(*example, SERVER, folder).strip() == "triton/pointpillars"
+    (version,) = (folder / "triton" / "pointpillars").glob("[0-9]*")
+    assert {file.name for file in version.iterdir()} == {"model.xml", "model.bin"}

@@ -11,17 +11,27 @@ from pathlib import Path
 
 from shared.deploy.artifact import NETWORK, Artifact, Manifest, TensorSpec
 from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.openvino import open_core
+from shared.deploy.programs.store import found_programs
+from shared.deploy.programs.table import find_program
 from shared.errors import InvalidInputError
 
 _TRITON = {"FP32": "TYPE_FP32", "FP16": "TYPE_FP16", "INT64": "TYPE_INT64", "INT32": "TYPE_INT32", "BOOL": "TYPE_BOOL"}
 BACKENDS = {
     "onnx": ("onnxruntime", "model.onnx"),
-    "openvino": ("openvino", "openvino.xml"),
-    "openvino-int8": ("openvino", "openvino-int8.xml"),
+    "openvino": ("openvino", "model.xml"),
+    "openvino-bf16": ("openvino", "model.xml"),
+    "openvino-int8": ("openvino", "model.xml"),
     "torchscript": ("pytorch", "torchscript.pt"),
     "python": ("python", "model.py"),
 }
-"""Triton's backend of a program, and the file of a version's folder that it reads; ``python`` is ``PYTHON_MODEL``."""
+"""Triton's backend of a program, and the file of a version's folder that it reads; ``python`` is ``PYTHON_MODEL``.
+
+``model.onnx`` and ``torchscript.pt`` lie there as artifacts have them; ``write_openvino_model`` writes what OpenVINO's
+backend reads, ``model.xml`` with its weights in ``model.bin``.
+"""
+_OPENVINO = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+"""Settings of the OpenVINO backend: rows come together in one batch, which one stream has all threads for."""
 MOST_ROWS, DELAY_US = 8, 2000
 
 
@@ -45,8 +55,13 @@ def triton_config(manifest: Manifest, program: str = "onnx") -> str:
         _tensors("input", manifest.inputs, drop),
         _tensors("output", manifest.outputs, drop),
         "version_policy { latest { num_versions: 1 } }",
-        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+        f"instance_group [ {{ count: 1 kind: {'KIND_CPU' if backend == 'openvino' else 'KIND_AUTO'} }} ]",
     ]
+    if backend == "openvino":
+        settings = _OPENVINO | ({"HINT_BF16": "YES"} if program == "openvino-bf16" else {})
+        parts += [
+            f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}' for key, value in settings.items()
+        ]
     if batched:
         parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}")
     if all(-1 not in spec.shape[drop:] for spec in manifest.inputs):
@@ -121,12 +136,52 @@ def write_python_model(artifact: Artifact, repository: Path) -> Path:
     The version is served as it is by the ONNX Runtime backend too. Returns the model's folder; refuses an artifact
     without a network.
     """
-    manifest = artifact.manifest
     network = onnx_file(artifact)
-    home = repository / manifest.name
-    version = home / str(manifest.version)
-    version.mkdir(parents=True, exist_ok=True)
+    version = _version_folder(artifact, repository)
     shutil.copy(network, version / NETWORK)
     (version / BACKENDS["python"][1]).write_text(PYTHON_MODEL, encoding="utf-8")
-    (home / "config.pbtxt").write_text(triton_config(manifest, "python"), encoding="utf-8")
-    return home
+    return _with_config(artifact, version, "python")
+
+
+def write_openvino_model(artifact: Artifact, repository: Path, program: str = "openvino") -> Path:
+    """Writes a program of OpenVINO's into a model repository of Triton: ``model.xml`` and ``model.bin``.
+
+    It is the artifact's own or one kept in the cache; in fp32 or bf16 it is made of the ONNX where there is none, which
+    needs openvino. Returns the model's folder; refuses an artifact without the program, or without a network.
+    """
+    runtime, format = find_program(program)
+    if runtime.name != "openvino":
+        raise InvalidInputError(f"{program} is no program of OpenVINO's; there are {', '.join(_of_openvino())}")
+    found = found_programs(artifact)[0].get("openvino" if format == "bf16" else program)
+    if found is None and format == "int8":
+        raise InvalidInputError(
+            f"{artifact.path} has no program {program}; `trivium quantize {artifact.path}` makes it"
+        )
+    if found is None and (reason := runtime.why_not("fp32", "cpu")) is not None:
+        raise InvalidInputError(f"{program} cannot be made: {reason}")
+    network = onnx_file(artifact) if found is None else found.path
+    version = _version_folder(artifact, repository)
+    model = version / BACKENDS[program][1]
+    if found is None:
+        import openvino
+
+        openvino.save_model(open_core().read_model(network), model, compress_to_fp16=False)
+    else:
+        for file in (network, network.with_suffix(".bin")):
+            shutil.copy(file, model.with_suffix(file.suffix))
+    return _with_config(artifact, version, program)
+
+
+def _of_openvino() -> list[str]:
+    return [program for program, (backend, _) in BACKENDS.items() if backend == "openvino"]
+
+
+def _version_folder(artifact: Artifact, repository: Path) -> Path:
+    version = repository / artifact.manifest.name / str(artifact.manifest.version)
+    version.mkdir(parents=True, exist_ok=True)
+    return version
+
+
+def _with_config(artifact: Artifact, version: Path, program: str) -> Path:
+    (version.parent / "config.pbtxt").write_text(triton_config(artifact.manifest, program), encoding="utf-8")
+    return version.parent

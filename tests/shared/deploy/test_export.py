@@ -17,8 +17,10 @@ from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, TensorSpec, open_artifact, write_manifest
 from shared.deploy.export import export
 from shared.deploy.programs.of_artifact import onnx_file
+from shared.deploy.programs.openvino import compile_model, openvino_compute
+from shared.deploy.programs.program import Placement
 from shared.deploy.registry import Registry
-from shared.deploy.triton import triton_config, write_python_model
+from shared.deploy.triton import triton_config, write_openvino_model, write_python_model
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
@@ -200,3 +202,27 @@ def test_an_artifact_without_its_onnx_has_it_made_once(app, run, tmp_path, monke
     without = Artifact(bare.path, replace(bare.manifest, inputs=(), outputs=()))
     with pytest.raises(InvalidInputError, match="no dense network"):
         onnx_file(without)
+
+
+def test_a_program_of_openvino_s_is_written_as_triton_s_backend_reads_it(app, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    of_onnx = export(run, app, tmp_path / "models")
+    expected = ort.InferenceSession(of_onnx.network).run(["y"], {"x": x})[0]
+    for artifact in (of_onnx, export(run, app, tmp_path / "models", programs=["openvino"])):
+        home = write_openvino_model(artifact, tmp_path / "triton")
+        version = home / str(artifact.manifest.version)
+        assert {file.name for file in version.iterdir()} == {"model.xml", "model.bin"}
+        compiled = compile_model(version / "model.xml", "fp32", Placement())
+        found = openvino_compute(compiled).arrays({"x": x})["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert (version / "model.xml").read_bytes() == (artifact.path / "openvino.xml").read_bytes()
+    text = (home / "config.pbtxt").read_text()
+    assert 'backend: "openvino"' in text and 'default_model_filename: "model.xml"' in text
+    write_openvino_model(of_onnx, tmp_path / "triton", "openvino-bf16")
+    assert 'key: "HINT_BF16"' in (home / "config.pbtxt").read_text()
+    with pytest.raises(InvalidInputError, match="no program openvino-int8; `trivium quantize"):
+        write_openvino_model(of_onnx, tmp_path / "other", "openvino-int8")
+    with pytest.raises(InvalidInputError, match="onnx is no program of OpenVINO's"):
+        write_openvino_model(of_onnx, tmp_path / "other", "onnx")
+    assert not (tmp_path / "other").exists()

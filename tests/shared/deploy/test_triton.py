@@ -46,6 +46,9 @@ def test_a_configuration_is_triton_s(schema: Any, program: str, given: TensorSpe
     assert list(config.input[0].dims) == list(given.shape[1:])
     assert list(config.output[0].dims) == [1] and not config.output[0].reshape.shape
     assert config.version_policy.latest.num_versions == 1 and config.instance_group[0].count == 1
+    kind, group = schema.ModelInstanceGroup, config.instance_group[0]
+    assert group.kind == (kind.KIND_CPU if config.backend == "openvino" else kind.KIND_AUTO)
+    assert ("HINT_BF16" in config.parameters) == (program == "openvino-bf16")
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
     # Zeros of a size that is not known cannot be sent.
     assert len(config.model_warmup) == (given is IMAGE)
