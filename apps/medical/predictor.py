@@ -197,7 +197,7 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
 
 def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
     """The newest second stage that has learnt from a detector's marks, beside it or in ``shipped``; or none."""
-    registry = Registry(artifact.path.parents[1], shipped)
+    registry = Registry(artifact.path.resolve().parents[1], shipped)
     if artifact.manifest.name == SECOND_STAGE or not registry.versions(SECOND_STAGE):
         return []
     second = registry.newest(SECOND_STAGE)

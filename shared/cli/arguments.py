@@ -60,6 +60,8 @@ class Evaluate:
 
     Example: trivium evaluate driving --run runs/first --data kitti --data.root DIR
 
+    Example: trivium evaluate medical --data synthetic --limit 15 --program openvino-bf16
+
     Example: trivium evaluate medical --submission CSV --annotations CSV --excluded CSV --series CSV
     """
 
@@ -75,6 +77,8 @@ class Evaluate:
     """Score at most this many cases of the data set."""
     device: Device = None
     """Where to compute."""
+    program: ProgramName = None
+    """Compute with this program rather than the fastest, for --data NAME; `trivium programs APP` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from shared.app import App, find
+from shared.app import App, Table, find
 from shared.cli.arguments import Evaluate
 from shared.cli.printing import print_scores, print_table
 from shared.cli.settings import parse_data
@@ -13,6 +15,11 @@ from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig
 from shared.recipes import named_data_set, recipe_of
+
+if TYPE_CHECKING:
+    from shared.deploy.predictor import Predictor
+
+_NO_PROGRAM = "torch, by its library's own modules: there is no program of it"
 
 
 def run(command: Evaluate, settings: Sequence[str]) -> int:
@@ -27,14 +34,32 @@ def run(command: Evaluate, settings: Sequence[str]) -> int:
         data = parse_data(kind, settings, f"trivium evaluate {app.name} --data {command.data}")
         if app.evaluate is None:
             return _by_task(app, command, data)
-        from shared.deploy.opening import open_predictor
-
-        opened = open_predictor(app, artifact=command.artifact, run=command.run, device=command.device)
-        print_table(app.evaluate(opened.predictor, data, command.limit))
+        _by_protocol(app.evaluate, app, command, data)
         return 0
     if settings:
         return _files(app, _paths(settings))
     return _by_task(app, command, None)
+
+
+def _by_protocol(
+    evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table],
+    app: App,
+    command: Evaluate,
+    data: DataConfig,
+) -> None:
+    """Prints the application's own table of a predictor, and what each of its models was computed with."""
+    from shared.deploy.opening import open_predictor
+    from shared.deploy.predictor import described_programs
+
+    opened = open_predictor(
+        app, artifact=command.artifact, run=command.run, device=command.device, program=command.program
+    )
+    table, programs = evaluate(opened.predictor, data, command.limit), described_programs(opened.predictor)
+    used = [
+        f"{one.name} version {one.version} was computed with {programs.get(one.name, _NO_PROGRAM)}."
+        for one in opened.manifests
+    ]
+    print_table(replace(table, notes=(*table.notes, *used)))
 
 
 def _files(app: App, paths: Mapping[str, Path]) -> int:
@@ -69,8 +94,9 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
     from shared.precision import autocast_dtype
     from shared.recipe_file import read_recipe_file
 
-    if command.limit is not None:
-        raise InvalidInputError("--limit goes with --data NAME")
+    if command.limit is not None or command.program is not None:
+        option = "--limit" if command.limit is not None else "--program"
+        raise InvalidInputError(f"{option} goes with --data NAME, where {app.name} has a protocol for it")
     if command.run is not None:
         run = Run(command.run, app.name, "")
         document = read_recipe_file(run.recipe_file)

@@ -43,6 +43,7 @@ def open_predictor(
 ) -> Opened:
     """The predictor of the artifact in a directory, of a run's best checkpoint, or else of the shipped artifacts.
 
+    With an artifact come those that it is always served with, such as a second stage that has learnt from its marks.
     It computes with ``program`` where one is named, else with the fastest on this machine. With ``on_use`` a model is
     loaded when the first input needs it.
     """
@@ -50,13 +51,18 @@ def open_predictor(
         raise InvalidInputError("name an artifact or a run, not both")
     place = choose_device(device)
     if run is None:
-        artifacts = shipped(app) if artifact is None else [open_artifact(artifact)]
+        artifacts = shipped(app) if artifact is None else _with_partners(app, open_artifact(artifact))
         with asked_program(program), programs_on_use() if on_use else nullcontext():
             return _open(app, artifacts, place)
     from shared.deploy.export import export
 
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder, asked_program(program or "torch"):
         return _open(app, [export(run, app, Path(folder), network=False)], place)
+
+
+def _with_partners(app: App, artifact: Artifact) -> list[Artifact]:
+    artifact.must_belong_to(app.name)
+    return [artifact, *app.served_with(artifact)]
 
 
 def _open(app: App, artifacts: Sequence[Artifact], device: str) -> Opened:

@@ -1,0 +1,66 @@
+"""``trivium evaluate --program NAME``: the field's score of one artifact by one of its programs, and which that was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apps.medical.datasets import synthetic
+from apps.medical.types import AnnotatedScan, Nodule
+from shared import cli
+from shared.app import find
+from shared.deploy.opening import open_predictor
+from shared.deploy.registry import shipped
+from tests.apps.medical.chests import chest
+
+DATA = {
+    "medical": ["--limit", "1"],
+    "driving": ["--data.validation-scenes", "1"],
+    "finance": ["--data.series", "1", "--data.rows", "1000", "--limit", "1"],
+}
+SCORES = {"medical": "CPM", "driving": "AP R40", "finance": "NAB standard"}
+
+
+def chests(seed, count):
+    """In place of whole phantoms, which take a core twenty seconds each: a small chest with one nodule."""
+    volume = chest()
+    x, y, z = volume.to_lps_mm((29.5, 39.5, 9.5)).tolist()
+    box = (x - 6, y - 6, z - 5, x + 6, y + 6, z + 5)
+    nodule = Nodule(centre_lps_mm=(x, y, z), mean_diameter_mm=12.0, score=1.0, box_lps_mm=box)
+    return iter([AnnotatedScan(name="one", volume=volume, nodules=(nodule,))])
+
+
+@pytest.mark.parametrize(
+    ("app", "program", "model"),
+    [
+        ("medical", "torch-bf16", "lung_nodules"),
+        ("medical", "openvino-int8", "lung_nodules"),
+        ("driving", "torch", "pointpillars"),
+        ("driving", "openvino-int8", "pointpillars"),
+        ("finance", "torch", "tft-anomaly"),
+        ("finance", "openvino", "tft-anomaly"),
+    ],
+)
+def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, capsys, monkeypatch):
+    monkeypatch.setattr(synthetic, "phantoms", chests)
+    monkeypatch.setattr("apps.medical.predictor.served_with", lambda artifact, shipped: [])
+    artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
+    words = ["evaluate", app, "--artifact", str(artifact.path), "--device", "cpu", "--program", program]
+    assert cli.main([*words, "--data", "synthetic", *DATA[app]]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert SCORES[app] in said
+    assert f"{model} version {artifact.manifest.version} was computed with {program}: it was asked for" in said
+
+
+def test_a_program_is_for_a_protocol_alone(capsys):
+    assert cli.main(["evaluate", "finance", "--program", "onnx"]) == 2
+    assert "--program goes with --data NAME" in capsys.readouterr().err
+
+
+def test_a_detector_s_artifact_is_opened_with_the_second_stage_that_learnt_from_its_marks(monkeypatch):
+    app = find("medical")
+    detector = next(one for one in shipped(app) if one.manifest.name == "lung_nodules")
+    monkeypatch.chdir(detector.path.parent)
+    opened = open_predictor(app, artifact=Path(detector.path.name), device="cpu", on_use=True)
+    assert {one.name for one in opened.manifests} == {"lung_nodules", "lung_nodule_candidates"}
