@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from apps.medical.inference.candidates import Candidates, find_candidates
-from apps.medical.inference.diameter import measure
 from apps.medical.inference.grid import reorient_to_lps, triple
-from apps.medical.inference.lungs import Lungs, find_lungs
 from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models.boxes import BoxDecoder
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
     from torch import nn
 
+    from apps.medical.inference.lungs import Lungs
     from apps.medical.models.retinanet import RetinaNet3D
     from shared.app import DenseNetwork
     from shared.deploy.artifact import Artifact
@@ -141,6 +140,8 @@ class NodulePredictor:
 
     def candidates(self, stored: CTVolume) -> Candidates | None:
         """The detector's own marks, as the second stage is given them; None where there is no lung."""
+        from apps.medical.inference.lungs import find_lungs
+
         volume = reorient_to_lps(stored)
         lungs = find_lungs(volume)
         return None if lungs is None else self._find(volume, lungs)
@@ -158,6 +159,9 @@ class NodulePredictor:
         )
 
     def _predict_one(self, stored: CTVolume, options: Options) -> Findings:
+        # With it comes scipy, which networks are loaded without.
+        from apps.medical.inference.lungs import find_lungs
+
         volume = reorient_to_lps(stored)
         report_stage("looking for the lungs")
         lungs = find_lungs(volume)
@@ -239,6 +243,8 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
 
 def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tuple[Nodule, ...]:
     """The candidates as nodules, each measured in the slices of ``volume``, whose axes are nearest to LPS."""
+    from apps.medical.inference.diameter import measure
+
     hu_xyz = volume.voxels_zyx.transpose(2, 1, 0)
     spacing_mm = np.array(volume.spacing_mm)
     nodules = []

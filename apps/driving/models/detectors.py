@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -135,6 +134,8 @@ class CameraNetwork:
         image = np.ascontiguousarray(camera.image_HWC[:, :, ::-1])  # mmdet3d reads colours as blue, green, red
         facts: dict[str, Any] = {}
         if self.affine is not None:
+            import cv2
+
             width, height, stride = self.affine
             image = cv2.warpAffine(image, centred_affine(image.shape[:2], (width, height))[:2], (width, height))
             facts["trans_mat"] = centred_affine(camera.image_HWC.shape[:2], (width // stride, height // stride))

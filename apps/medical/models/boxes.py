@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,10 @@ class BoxDecoder:
     @classmethod
     def of_settings(cls, settings: RetinaNet3D) -> BoxDecoder:
         """That of the detector which ``settings`` builds."""
-        shapes = torch.tensor(settings.anchors_voxels, dtype=torch.float32)
+        # In NumPy: a network is loaded without computing with torch, whose code takes memory once it is used.
+        halves = [np.array(settings.anchors_voxels, np.float32) * np.float32(scale / 2) for scale in ANCHOR_SCALES]
         return cls(
-            anchors=tuple(torch.cat([-shapes * scale / 2, shapes * scale / 2], 1).round() for scale in ANCHOR_SCALES),
+            anchors=tuple(torch.from_numpy(np.concatenate([-half, half], axis=1).round()) for half in halves),
             size_divisible=[2 * stride * 2 ** max(RETURNED_LAYERS) for stride in STRIDE],
             score_threshold=settings.score_threshold,
             overlap=settings.nms_threshold,

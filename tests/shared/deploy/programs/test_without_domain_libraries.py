@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 TRAINING = {"monai", "mmdet3d", "mmdet", "mmcv", "mmengine", "pytorch_forecasting", "lightning", "torchvision"}
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
@@ -51,3 +52,12 @@ def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
 def test_the_medical_predictor_and_codec_import_no_training_library() -> None:
     imports = "import sys, apps.medical.predictor, apps.medical.service\n"
     _run(f"{imports}imported = {TRAINING | COMPILER} & set(sys.modules)\nassert not imported, imported")
+
+
+@pytest.mark.parametrize(("app", "unwanted"), [("medical", {"scipy"}), ("driving", {"cv2", "scipy"})])
+def test_a_network_is_loaded_without_what_only_its_input_needs(app: str, unwanted: set[str]) -> None:
+    _run(
+        "import sys\nfrom shared.app import find\nfrom shared.deploy.opening import open_predictor\n"
+        f"opened = open_predictor(find({app!r}), on_use=True)\n"
+        f"imported = {unwanted} & set(sys.modules)\nassert not imported, imported"
+    )
