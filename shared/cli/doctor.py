@@ -61,7 +61,7 @@ def _artifacts(what: str, registry: Path) -> list[Check]:
 
 def _programs(artifact: Artifact) -> list[str]:
     """What the artifact's network computes with here and why, and what cannot be used."""
-    from shared.deploy.programs.choosing import choices
+    from shared.deploy.programs.choices import choices
     from shared.deploy.programs.store import found_programs
 
     _, remarks = found_programs(artifact)

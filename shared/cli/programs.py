@@ -24,7 +24,7 @@ _COMPARED = 3
 def run(command: Programs) -> int:
     """Makes the programs that are asked for, has the fastest be found anew, and lists what there is."""
     from shared.deploy.artifact import open_artifact
-    from shared.deploy.programs.choosing import forget_choices
+    from shared.deploy.programs.choices import forget_choices
     from shared.deploy.registry import shipped
 
     apps = [find(command.app)] if command.app else list(installed().values())

@@ -19,7 +19,8 @@ from shared.app import App, DenseNetwork, DomainScore
 from shared.deploy.artifact import Artifact, ProgramEntry, describe_file, write_manifest
 from shared.deploy.calibration_inputs import MOST_ROWS, calibration_inputs
 from shared.deploy.predictor import programs_of
-from shared.deploy.programs.choosing import asked_program, forget_choices
+from shared.deploy.programs.choices import forget_choices
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.making import Examples, compare, keep_onnx
 from shared.deploy.programs.of_artifact import dense_network
 from shared.deploy.programs.program import Format, Placement, Program, Source, is_batched

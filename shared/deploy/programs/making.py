@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from shared.deploy.artifact import NETWORK, Artifact, ProgramEntry
 from shared.deploy.programs.machine import machine
-from shared.deploy.programs.program import Placement, Program, ProgramError, Source, Tensors, is_batched, relative_error
+from shared.deploy.programs.program import (
+    LARGEST_ERROR,
+    Placement,
+    Program,
+    ProgramError,
+    Source,
+    Tensors,
+    is_batched,
+    relative_error,
+)
 from shared.deploy.programs.store import folder_of, keep, weights_digest
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
@@ -19,9 +28,6 @@ from shared.threads import compute_threads
 
 if TYPE_CHECKING:
     from shared.app import DenseNetwork
-
-LARGEST_ERROR = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02, "int8": 0.5}
-"""How far a program may be from eager torch in fp32; what INT8 may do is for the domain's score to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +106,9 @@ def compare(program: Program, inputs: Sequence[Tensors], expected: Sequence[Tens
         worst = max(worst, relative_error(wanted, program(given)))
         if program.batched:
             first = {name: value[:1] for name, value in given.items()}
-            found = program(first)
-            worst = max(worst, _row_error(wanted, found))
+            row = {name: value[:1] for name, value in wanted.items()}
+            worst = max(worst, relative_error(row, program(first), wanted))
             none = program({name: value[:0] for name, value in given.items()})
             if any(none[name].shape != (0, *value.shape[1:]) for name, value in wanted.items()):
                 raise ArithmeticError(f"the program {program.name} gives other shapes for no rows than torch does")
     return worst
-
-
-def _row_error(wanted: Tensors, found: Tensors) -> float:
-    """The error of the first row, in parts of the largest value of all rows."""
-    return max(
-        float((value[:1].double() - found[name].double()).abs().max() / value.double().abs().max().clamp(min=1e-6))
-        for name, value in wanted.items()
-    )

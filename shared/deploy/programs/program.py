@@ -5,6 +5,7 @@ A runtime writes programs into an artifact and loads them from it (``Runtime``);
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -198,11 +199,38 @@ def is_batched(dense: DenseNetwork) -> bool:
     return len(labels) == 1 and None not in labels
 
 
-def relative_error(expected: Tensors, found: Tensors) -> float:
-    """The largest difference of an output from ``expected``, in parts of that output's largest value."""
+LARGEST_ERROR: Mapping[Format, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02, "int8": 0.5}
+"""How far a program may be from torch in fp32, by ``relative_error``; what INT8 may do the domain's score says."""
+
+
+def relative_error(expected: Tensors, found: Tensors, all_rows: Tensors | None = None) -> float:
+    """The largest difference of an output from ``expected``, in parts of that output's largest value.
+
+    Where ``expected`` are some rows of ``all_rows``, the largest value is taken of all of them. Infinite where a
+    difference is no number, and where shapes differ.
+    """
     worst = 0.0
     for name, value in expected.items():
+        if value.shape != found[name].shape:
+            return math.inf
         if value.numel():
-            difference = (value.double() - found[name].double()).abs().max()
-            worst = max(worst, float(difference / value.double().abs().max().clamp(min=1e-6)))
+            largest = (all_rows or expected)[name].double().abs().max().clamp(min=1e-6)
+            error = float((value.double() - found[name].double()).abs().max() / largest)
+            worst = max(worst, error) if error == error else math.inf
+    return worst
+
+
+def rms_error(expected: Tensors, found: Tensors) -> float:
+    """The root mean square of an output's differences from ``expected`` in parts of its own, of the worst output.
+
+    The measure of rounding: single values of a map of millions may be far off in bf16. Infinite as ``relative_error``.
+    """
+    worst = 0.0
+    for name, value in expected.items():
+        if value.shape != found[name].shape:
+            return math.inf
+        if value.numel():
+            difference = (value.double() - found[name].double()).square().mean().sqrt()
+            error = float(difference / value.double().square().mean().sqrt().clamp(min=1e-6))
+            worst = max(worst, error) if error == error else math.inf
     return worst

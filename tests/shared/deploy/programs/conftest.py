@@ -1,4 +1,4 @@
-"""Programs that can be written on every machine, and an artifact with them."""
+"""Programs of a small network, and an artifact that has its ONNX."""
 
 from __future__ import annotations
 

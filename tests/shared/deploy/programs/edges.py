@@ -13,6 +13,7 @@ from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
 
 WRITTEN = ["onnx", "openvino", "torchscript"]
+"""The programs that can be written on every machine."""
 
 
 class Edges(nn.Module):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from shared.app import DenseNetwork
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs import choosing
 from shared.deploy.programs.choosing import asked_program, programs_on_use
+from shared.deploy.programs.onnx_runtime import OnnxRuntime
+from shared.deploy.programs.openvino import OpenVino
+from shared.deploy.programs.program import ArrayCompute, Compute, relative_error
 from shared.deploy.programs.store import folder_of
 from tests.shared.deploy.programs.edges import opened
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def test_what_imports_a_library_must_be_well_ahead_of_what_is_read_from_a_file() -> None:
@@ -44,3 +50,56 @@ def test_ahead_of_a_call_a_program_is_read_from_its_file_alone(artifact: Artifac
         assert program.name == "onnx" and "fastest here" in program.reason
     with programs_on_use(), asked_program("onnx"):
         assert opened(artifact).reader is None
+
+
+def test_a_program_that_computes_something_else_is_passed_over_however_fast(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(value: float) -> Compute:
+        made = {"edges": torch.full((1, 2, 32, 32), value), "mean": torch.full((1,), value)}
+        arrays = {name: tensor.numpy() for name, tensor in made.items()}
+        return ArrayCompute(lambda inputs: arrays)
+
+    monkeypatch.setattr(OpenVino, "load", lambda self, source, format, place: wrong(0.0))
+    monkeypatch.setattr(OnnxRuntime, "load", lambda self, source, format, place: wrong(float("nan")))
+    program = opened(artifact)
+    assert program.name.startswith("torch")
+    said = "\n".join(program.remarks)
+    assert "openvino is passed over: its outputs differ from torch's by 1 of the largest, where 0.001 is" in said
+    assert "onnx is passed over: its outputs differ from torch's by inf" in said
+    assert "openvino" not in program.reason and "onnx" not in program.reason
+
+
+def test_what_bf16_rounds_is_taken_and_what_it_spoils_is_not() -> None:
+    exact = torch.randn((1, 2, 32, 32), generator=torch.Generator().manual_seed(0))
+    peak = exact.clone()
+    peak[0, 0, 0, 0] += 1.0
+    outputs = {"torch": {"a": exact}, "torch-bf16": {"a": peak}, "openvino-bf16": {"a": 1.5 * exact}}
+    wrong = choosing._wrong(outputs)
+    assert list(wrong) == ["openvino-bf16"]
+    assert "differ from torch's by 0.5 of the root mean square, where 0.25 is allowed" in wrong["openvino-bf16"]
+
+
+def test_where_torch_cannot_compute_programs_are_compared_with_one_another(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking() -> object:
+        raise ModuleNotFoundError("No module named 'mmdet3d'")
+
+    load = OpenVino.load
+    monkeypatch.setattr(OpenVino, "load", lambda self, source, format, place: _twice(load(self, source, format, place)))
+    program = opened(artifact, build=lacking)
+    assert program.name == "onnx"
+    assert any("differ from onnx's by 1 of the largest" in remark for remark in program.remarks)
+
+
+def _twice(compute: Compute) -> Compute:
+    return lambda inputs: {name: 2 * value for name, value in compute(inputs).items()}
+
+
+def test_a_difference_that_is_no_number_is_an_infinite_error() -> None:
+    one, nan = {"a": torch.ones(2), "b": torch.ones(2)}, torch.tensor([1.0, float("nan")])
+    assert relative_error(one, {"a": nan, "b": torch.ones(2)}) == float("inf")
+    assert relative_error(one, {"a": torch.ones(1), "b": torch.ones(2)}) == float("inf")
+    assert relative_error(one, {"a": torch.ones(2), "b": torch.full((2,), 1.5)}) == 0.5
+    assert relative_error({"a": torch.ones(1)}, {"a": torch.full((1,), 1.5)}, {"a": torch.tensor([1.0, 5.0])}) == 0.1

@@ -24,11 +24,8 @@ from shared.deploy.artifact import (
     open_artifact,
     write_manifest,
 )
-from shared.deploy.programs.choosing import (
-    asked_program,
-    forget_choices,
-    read_choice,
-)
+from shared.deploy.programs.choices import forget_choices, read_choice
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.programs.inductor import compiler
 from shared.deploy.programs.making import make_programs, random_examples
 from shared.deploy.programs.program import Placement, Program, ProgramError, Source, relative_error
