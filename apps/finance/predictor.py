@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,16 @@ from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import Budget, report
 from apps.finance.inference.corporate_actions import continued, corporate_actions
 from apps.finance.inference.events import anomalies
+from apps.finance.inference.examples import example_windows
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.scoring import Calibration, combine, improbability
-from apps.finance.models.settings import ProgramForecaster
+from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
-from apps.finance.types import Detection, Series
+from apps.finance.types import Detection, FinanceInput, Series
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import Network, open_program
-from shared.deploy.programs.program import Tensors
+from shared.deploy.programs.program import Program, Tensors
 from shared.progress import report_each
 
 if TYPE_CHECKING:
@@ -51,10 +52,14 @@ class FinancePredictor:
     """Finds anomalies in series with a trained forecaster; see ``inference``."""
 
     def __init__(self, *, model: AnyForecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
-        self.model = model if isinstance(model, ProgramForecaster) else model.eval().to(device)
+        self.model: AnyForecaster = model
+        self.programs: dict[str, Program] = {}
+        if isinstance(model, ProgramForecaster | ProgramLibraryForecaster):
+            self.programs[name.partition(" ")[0]] = model.program
+        else:
+            model.eval().to(device)
         self.calibration = calibration
         self.stride, self.device, self.name = stride, device, name
-        self.programs = {name.partition(" ")[0]: model.program} if isinstance(model, ProgramForecaster) else {}
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> FinancePredictor:
@@ -74,29 +79,24 @@ class FinancePredictor:
             return dense(build())
 
         def example() -> Tensors:
-            from apps.finance.models.tft import example_input
+            if input.library is None:
+                return example_windows(input, CPU_BATCH)
+            from apps.finance.models.library_tft import random_windows  # no sample has its covariates
 
-            return example_input(input, CPU_BATCH)
+            return random_windows(input.library, context=input.context, horizon=input.horizon, batch=CPU_BATCH)
 
-        model: AnyForecaster
-        if input.library is not None or not settings.fast:
-            model = build()
-        else:
-            network = Network(
-                artifact=artifact,
-                build=dense_network,
-                example=example,
-                varying={},
-                formats=("fp32",),
-                most_threads=1,
-                rows=CPU_BATCH,
-                max_batch=CPU_BATCH if device == "cpu" else None,
-            )
-            model = ProgramForecaster(
-                program=open_program(network, device), context=input.context, horizon=input.horizon
-            )
+        network = Network(
+            artifact=artifact,
+            build=dense_network,
+            example=example,
+            varying={},
+            formats=("fp32",),
+            most_threads=1,
+            rows=CPU_BATCH,
+            max_batch=CPU_BATCH if device == "cpu" else None,
+        )
         return cls(
-            model=model,
+            model=_forecaster(settings, input, build, lambda: open_program(network, device)),
             calibration=from_manifest(mapping),
             stride=int(mapping.get("stride", default_stride(input.horizon))),
             device=device,
@@ -125,6 +125,22 @@ class FinancePredictor:
             thresholds=reported.thresholds,
             anomalies=anomalies(series, made, scores, reported, channels, gaps=breaks, actions=actions),
         )
+
+
+def _forecaster(
+    settings: FinanceModel,
+    input: FinanceInput,
+    build: Callable[[], Forecaster | LibraryForecaster],
+    program: Callable[[], Program],
+) -> AnyForecaster:
+    """The forecaster as a program; what is not ``fast`` is the library's own way and computed by torch."""
+    if input.library is not None:
+        return ProgramLibraryForecaster(
+            program=program(), settings=input.library, context=input.context, horizon=input.horizon
+        )
+    if not settings.fast:
+        return build()
+    return ProgramForecaster(program=program(), context=input.context, horizon=input.horizon)
 
 
 def _one_thread() -> AbstractContextManager[Any]:

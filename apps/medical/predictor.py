@@ -22,14 +22,12 @@ from apps.medical.models.dense import (
     ProgramMaps,
     dense_classifier,
     dense_network,
-    example_input,
-    example_marks,
     fold_batch_norm,
 )
 from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
-from shared.deploy.programs.program import Program
+from shared.deploy.programs.program import Program, Tensors
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
@@ -114,18 +112,19 @@ class NodulePredictor:
             raise InvalidInputError(f"{SECOND_STAGE} ranks the marks of a detector: name the detector's artifact")
         second = next((one for one in artifacts if belongs_to(one, artifact)), None)
         model, input = _settings(artifact)
+        decoder = BoxDecoder.of_settings(model)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
         program = open_program(
             Network(
                 artifact=artifact,
                 build=lambda: dense_network(open_detector(artifact, device)),
-                example=lambda: example_input(input.tile_size),
+                example=lambda: _example_tiles(input, decoder.size_divisible),
                 varying=VARYING,
             ),
             device,
         )
         return cls(
-            decoder=BoxDecoder.of_settings(model),
+            decoder=decoder,
             input=input,
             device=device,
             operating_score=operating_score,
@@ -223,13 +222,26 @@ def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
         Network(
             artifact=artifact,
             build=build,
-            example=lambda: example_marks(settings, BATCH),
+            example=lambda: _example_marks(settings.size),
             varying={},
             formats=("fp32", "bf16", "fp16"),
         ),
         device,
     )
     return ProgramLogits(program), settings.size
+
+
+def _example_tiles(input: ChestInput, divisible: Sequence[int]) -> Tensors:
+    # Imported on use: a scan of the samples is read, as a scan that comes in is, where programs are measured.
+    from apps.medical.inference.examples import example_tiles
+
+    return example_tiles(input, divisible)
+
+
+def _example_marks(size: tuple[int, int, int]) -> Tensors:
+    from apps.medical.inference.examples import example_marks
+
+    return example_marks(ChestInput(), size, BATCH)
 
 
 def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:

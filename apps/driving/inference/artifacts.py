@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
+from apps.driving.inference.examples import example_frame
+from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models.builders import model_configs
-from apps.driving.models.dense import dense_camera, dense_pillars
-from apps.driving.models.fcos3d import example_image
-from apps.driving.models.pillars import ProgramPillars
-from apps.driving.models.pointpillars import example_input
+from apps.driving.models.decoding import Normalisation
+from apps.driving.models.dense import dense_camera, dense_heads, dense_pillars
+from apps.driving.models.pillars import PillarEncoder, ProgramPillars, pillar_encoder
 from apps.driving.types import CameraInput, LidarInput
 from shared.deploy.artifact import RECIPE, WEIGHTS, Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
+from shared.deploy.programs.program import Program
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
@@ -21,8 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from apps.driving.models.configurations import MMDet3DModel
-
-_STRIDE = 32
+    from apps.driving.models.detectors import PointLayout
 
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
@@ -39,24 +42,24 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
             if model.sensor == "lidar"
             else from_mapping(CameraInput, settings["input"])
         )
-        return imported_detector(model, public, load_weights(model.build(public), artifact, device), device)
+        return _imported(artifact, model, public, device)
     if model.sensor == "lidar":
         seen = from_mapping(LidarInput, settings["input"])
+        weights = _fitting(artifact, "voxel_encoder.")
         network = Network(
             artifact=artifact,
             build=lambda: dense_pillars(load_weights(model.build(seen), artifact, device), model, seen),
-            example=lambda: {"pseudo_image": example_input(model, seen)[:1]},
+            example=lambda: {"pseudo_image": _pseudo_image(pillar_encoder(model, seen, weights), seen)},
             varying={},
         )
         program = open_program(network, device)
-        pillars = ProgramPillars(model, seen, _fitting(artifact, "voxel_encoder."), program)
+        pillars = ProgramPillars(model, seen, weights, program)
         return LidarDetector(pillars.to(device), seen, device, program)
     looked_at = from_mapping(CameraInput, settings["input"])
-    height, width = (-(-size // _STRIDE) * _STRIDE for size in looked_at.image)
     network = Network(
         artifact=artifact,
         build=lambda: dense_camera(load_weights(model.build(looked_at), artifact, device)),
-        example=lambda: {"image": example_image(height, width)},
+        example=lambda: {"image": _image(looked_at, model.colours)},
         varying={"image": (2, 3)},
     )
     return CameraDetector(open_program(network, device), looked_at, device, colours=model.colours)
@@ -71,16 +74,56 @@ def _fitting(artifact: Artifact, prefix: str) -> dict[str, Tensor]:
     return found
 
 
+def _imported(
+    artifact: Artifact, model: MMDet3DModel, input: LidarInput | CameraInput, device: str
+) -> LidarDetector | PublicCameraDetector:
+    """The detector of an artifact that ``trivium import`` wrote; a program computes KITTI's PointPillars."""
+    from apps.driving.models.detectors import point_layout
+    from apps.driving.models.fast import encoder_of, has_fast_pillars
+
+    detector = load_weights(model.build(input), artifact, device)
+    if not has_fast_pillars(detector):
+        return imported_detector(model, input, detector, device)
+    assert isinstance(input, LidarInput)
+    network = Network(
+        artifact=artifact,
+        build=lambda: dense_heads(detector),
+        example=lambda: {"pseudo_image": _pseudo_image(encoder_of(detector), input, point_layout(model))},
+        varying={},
+    )
+    return imported_detector(model, input, detector, device, open_program(network, device))
+
+
+@torch.inference_mode()
+def _pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: PointLayout | None = None) -> Tensor:
+    """What the dense network is given of a sweep of the samples."""
+    frame = example_frame("lidar")
+    assert frame.points_lidar_m is not None
+    points = torch.from_numpy(input.crop(frame.points_lidar_m if layout is None else layout.points(frame)))
+    pseudo_image: Tensor = encoder.cpu()(points if layout is None else layout.to_network(points))
+    return pseudo_image
+
+
+def _image(input: CameraInput, colours: Normalisation) -> Tensor:
+    """What the network is given of an image of the samples."""
+    camera = next(iter(example_frame("camera").cameras.values()))
+    return colours([image_at_focal_length(camera, input.training_focal_px, "cpu")[0]])
+
+
 def imported_detector(
-    model: MMDet3DModel, input: LidarInput | CameraInput, network: nn.Module, device: str
+    model: MMDet3DModel,
+    input: LidarInput | CameraInput,
+    network: nn.Module,
+    device: str,
+    program: Program | None = None,
 ) -> LidarDetector | PublicCameraDetector:
     """The detector of an imported model: a configuration that mmdet3d ships, and its network with the weights."""
     from apps.driving.models.detectors import LidarNetwork, network_of
 
-    made = network_of(model, network)
+    made = network_of(model, network, program=program)
     if isinstance(made, LidarNetwork):
         assert isinstance(input, LidarInput)
-        return LidarDetector(made, input, device)
+        return LidarDetector(made, input, device, program)
     assert isinstance(input, CameraInput)
     return PublicCameraDetector(made, input, device)
 

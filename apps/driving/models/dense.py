@@ -27,23 +27,26 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return dense_pillars(model, recipe.model, recipe.input)
     if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
-        canvas: Any = model.middle_encoder
-        shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
-        features = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        return DenseNetwork(
-            module=FoldedHeads(model),
-            inputs={"pseudo_image": features},
-            outputs=HEADS,
-            logits=HEADS[:1],
-        )
+        return dense_heads(model)
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
-        raise NotImplementedError(f"the dense network of {recipe.model} is not exported")
+        raise NotImplementedError(
+            f"the dense network of {recipe.model} is not exported: its maps have a layout of their own, which only "
+            "mmdet3d's modules make; torch computes it"
+        )
     return dense_camera(model)
 
 
 def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: LidarInput) -> DenseNetwork:
     """The dense network of a PointPillars that ``model`` built for ``input``."""
     example = {"pseudo_image": pointpillars.example_input(model, input)}
+    return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
+
+
+def dense_heads(detector: nn.Module) -> DenseNetwork:
+    """The dense network of a PointPillars that mmdet3d built from a configuration of its own."""
+    canvas: Any = detector.middle_encoder
+    shape = (2, canvas.in_channels, canvas.ny, canvas.nx)
+    example = {"pseudo_image": torch.rand(shape, generator=torch.Generator().manual_seed(0))}
     return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
 
 

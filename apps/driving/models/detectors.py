@@ -19,6 +19,7 @@ from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
 from apps.driving.models.fast import FastPointPillars, folded, has_fast_pillars
 from apps.driving.types import Camera, Floats, Frame
+from shared.deploy.programs.program import Program
 
 _CLOSE_M = 1.0
 
@@ -102,12 +103,16 @@ def _columns(use_dim: int | Sequence[int]) -> tuple[int, ...]:
 class LidarNetwork:
     """A LiDAR detector of a shipped configuration, for prediction: the fast path, or mmdet3d's own modules."""
 
-    def __init__(self, detector: nn.Module, layout: PointLayout, *, fast: bool = True) -> None:
+    def __init__(
+        self, detector: nn.Module, layout: PointLayout, *, fast: bool = True, program: Program | None = None
+    ) -> None:
         self.layout = layout
         self.detector: nn.Module = detector.eval()
-        if fast:
+        if fast and has_fast_pillars(detector):
             place = next(detector.parameters()).device
-            self.detector = FastPointPillars(detector).to(place) if has_fast_pillars(detector) else folded(detector)
+            self.detector = FastPointPillars(detector, program=program).to(place)
+        elif fast:
+            self.detector = folded(detector)
 
     def predict(self, points_NC: Tensor) -> Found:
         """What is found in points (N, 4 or 5): boxes in the LiDAR frame of ``Frame``. Without a point, nothing."""
@@ -162,10 +167,12 @@ def centred_affine(shape: tuple[int, ...], size: tuple[int, int]) -> NDArray[np.
     )
 
 
-def network_of(model: MMDet3DModel, detector: nn.Module, *, fast: bool = True) -> LidarNetwork | CameraNetwork:
-    """The detector that ``model`` built, with its weights, ready to predict."""
+def network_of(
+    model: MMDet3DModel, detector: nn.Module, *, fast: bool = True, program: Program | None = None
+) -> LidarNetwork | CameraNetwork:
+    """The detector that ``model`` built, with its weights, ready to predict; ``program`` is of ``dense_heads``."""
     if model.sensor == "lidar":
-        return LidarNetwork(detector, point_layout(model), fast=fast)
+        return LidarNetwork(detector, point_layout(model), fast=fast, program=program)
     step = configuration(model.config).step("AffineResize")
     affine = None if step is None else (*step["img_scale"], step["down_ratio"])
     return CameraNetwork(detector, affine, fast=fast)

@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from apps.driving.models import structures
 from apps.driving.models.library import load
-from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, fold_layer
+from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, ProgramHeads, fold_layer
+from shared.deploy.programs.program import Program
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -109,34 +110,40 @@ class FoldedHeads(nn.Module):
         return torch.split(answers.view(batch, rows, columns, -1).permute(0, 3, 1, 2), self.channels, dim=1)
 
 
+def encoder_of(detector: Any, *, every_point: bool = False) -> PillarEncoder:
+    """The pillar encoder of a detector that ``has_fast_pillars``."""
+    dynamic = _takes_every_point(detector)
+    voxels = detector.data_preprocessor.voxel_layer
+    layer = detector.voxel_encoder.pfn_layers[0].eval()
+    linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
+    weight, bias = fold_layer(linear.weight, norm.state_dict(), norm.eps)
+    unlimited = dynamic or every_point
+    return PillarEncoder(
+        torch.tensor(voxels.voxel_size),
+        torch.tensor(voxels.point_cloud_range),
+        weight,
+        bias,
+        most_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
+        most_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
+        dynamic=dynamic,
+    )
+
+
 class FastPointPillars(nn.Module):
     """PointPillars that encodes no padding, from mmdet3d's detector with a pillar encoder of one layer.
 
     With ``every_point`` a pillar has no most points, and a sweep no most pillars, as in a detector of dynamic pillars.
+    ``program`` computes the dense part; without one torch does.
     """
 
-    def __init__(self, detector: Any, *, every_point: bool = False) -> None:
+    def __init__(self, detector: Any, *, every_point: bool = False, program: Program | None = None) -> None:
         super().__init__()
         if not has_fast_pillars(detector):
             raise ValueError(
                 "the fast path knows VoxelNet with the pillar encoder of one layer that reads x, y, z and intensity"
             )
-        dynamic = _takes_every_point(detector)
-        voxels = detector.data_preprocessor.voxel_layer
-        layer = detector.voxel_encoder.pfn_layers[0].eval()
-        linear, norm = (layer[0], layer[1]) if dynamic else (layer.linear, layer.norm)
-        weight, bias = fold_layer(linear.weight, norm.state_dict(), norm.eps)
-        unlimited = dynamic or every_point
-        self.encode = PillarEncoder(
-            torch.tensor(voxels.voxel_size),
-            torch.tensor(voxels.point_cloud_range),
-            weight,
-            bias,
-            most_points=NO_LIMIT if unlimited else int(voxels.max_num_points),
-            most_pillars=NO_LIMIT if unlimited else int(voxels.max_voxels[1]),
-            dynamic=dynamic,
-        )
-        self.heads = FoldedHeads(detector)
+        self.encode = encoder_of(detector, every_point=every_point)
+        self.heads: nn.Module = FoldedHeads(detector) if program is None else ProgramHeads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
         self.bbox_head.prior_generator = _RememberingAnchors(self.bbox_head.prior_generator)
 

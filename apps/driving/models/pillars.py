@@ -88,10 +88,34 @@ class PillarEncoder(nn.Module):
         return canvas.view(1, -1, self.rows, self.columns)
 
 
+class ProgramHeads(nn.Module):
+    """A program called as ``FoldedHeads`` is."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, rows, columns) to ``HEADS``."""
+        found = self.program({"pseudo_image": pseudo_image})
+        return tuple(found[name] for name in HEADS)
+
+
 def fold_layer(weight: Tensor, norm: Mapping[str, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """Weight (in, out) and bias (out,) of a linear layer (out, in) with the batch normalisation behind it folded in."""
     scale = norm["weight"] / torch.sqrt(norm["running_var"] + epsilon)
     return (weight * scale[:, None]).detach().t().contiguous(), (norm["bias"] - norm["running_mean"] * scale).detach()
+
+
+def pillar_encoder(model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor]) -> PillarEncoder:
+    """The encoder of a model from the weights of an artifact."""
+    x0, y0, z0, x1, y1, z1 = input.range_m
+    size, extent = torch.tensor([model.pillar_m, model.pillar_m, z1 - z0]), torch.tensor([x0, y0, z0, x1, y1, z1])
+    layer = "voxel_encoder.pfn_layers.0."
+    linear, after = ("0.", "1.") if model.dynamic else ("linear.", "norm.")
+    norm = {name: weights[f"{layer}{after}{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+    weight, bias = fold_layer(weights[f"{layer}{linear}weight"], norm, _EPSILON)
+    return PillarEncoder(size, extent, weight, bias, dynamic=model.dynamic)
 
 
 class ProgramPillars(nn.Module):
@@ -102,14 +126,8 @@ class ProgramPillars(nn.Module):
 
     def __init__(self, model: PointPillars, input: LidarInput, weights: Mapping[str, Tensor], program: Program) -> None:
         super().__init__()
-        x0, y0, z0, x1, y1, z1 = input.range_m
-        size, extent = torch.tensor([model.pillar_m, model.pillar_m, z1 - z0]), torch.tensor([x0, y0, z0, x1, y1, z1])
-        layer = "voxel_encoder.pfn_layers.0."
-        linear, after = ("0.", "1.") if model.dynamic else ("linear.", "norm.")
-        norm = {name: weights[f"{layer}{after}{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
-        weight, bias = fold_layer(weights[f"{layer}{linear}weight"], norm, _EPSILON)
-        self.encoder = PillarEncoder(size, extent, weight, bias, dynamic=model.dynamic)
-        self.program = program
+        self.encoder = pillar_encoder(model, input, weights)
+        self.heads = ProgramHeads(program)
         self.input = input
         self.suppression = replace(
             LIDAR, candidates=model.candidates, least_score=model.least_score, boxes=model.most_boxes
@@ -118,8 +136,7 @@ class ProgramPillars(nn.Module):
 
     def predict(self, points_N4: Tensor) -> Found:
         """What ``structures.predict`` gives for one sweep with at least one point in range."""
-        found = self.program({"pseudo_image": self.encoder(points_N4)})
-        maps = [found[name] for name in HEADS]
+        maps = self.heads(self.encoder(points_N4))
         rows, columns = maps[0].shape[2:]
         if (rows, columns) not in self._decoders:
             made = anchors(self.input, rows, columns).to(maps[0].device)

@@ -11,7 +11,7 @@ import numpy as np
 
 from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
 from apps.finance.metrics.nab import Rows
-from apps.finance.models.settings import ProgramForecaster
+from apps.finance.models.settings import ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.types import QUANTILES, Floats, Forecast, Series
 from shared.deploy.programs.program import Arrays
 from shared.progress import report_each
@@ -30,7 +30,7 @@ nearly as fast as the most, and leaves less of a short series' last batch empty.
 once: a program computes them in parts."""
 
 
-AnyForecaster: TypeAlias = "Forecaster | ProgramForecaster | LibraryForecaster"
+AnyForecaster: TypeAlias = "Forecaster | ProgramForecaster | LibraryForecaster | ProgramLibraryForecaster"
 _Batch: TypeAlias = tuple[Rows, Floats, Floats]
 """First rows of forecasts (B,), their quantiles (B, horizon, Q) in units, and normal scores of the values in them."""
 
@@ -61,9 +61,11 @@ def forecast(
     return made
 
 
-def _library(model: AnyForecaster) -> LibraryForecaster | None:
+def _library(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecaster | None:
     if isinstance(model, ProgramForecaster):
         return None
+    if isinstance(model, ProgramLibraryForecaster):
+        return model
     from apps.finance.models.library_tft import LibraryForecaster
 
     return model if isinstance(model, LibraryForecaster) else None
@@ -101,7 +103,7 @@ def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
 
 
 def _library_batches(
-    model: LibraryForecaster, series: Series, stride: int, device: str, batch: int
+    model: LibraryForecaster | ProgramLibraryForecaster, series: Series, stride: int, device: str, batch: int
 ) -> Iterator[_Batch]:
     """Forecasts by a network of the library: from rows that have a whole context before them."""
     import torch

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apps.finance.datasets.labels import window_rows
 from apps.finance.models.calendar import CALENDAR
 from apps.finance.types import FinanceInput, Floats, LabelledSeries, LibraryTFT, Series
+from shared.app import DenseNetwork
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 from shared.errors import InvalidInputError
@@ -82,6 +83,34 @@ class LibraryForecaster(nn.Module):
         }
         prediction: Tensor = self.tft(inputs)["prediction"]
         return prediction.sort(dim=-1).values
+
+
+class _WithoutCategories(nn.Module):
+    """A network that has no categorical covariates, without the empty tensor of them, which no exporter keeps."""
+
+    def __init__(self, model: LibraryForecaster) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, reals: Tensor, target_scale: Tensor) -> Tensor:
+        found: Tensor = self.model(reals, reals.new_zeros((*reals.shape[:2], 0), dtype=torch.int64), target_scale)
+        return found
+
+
+def dense_library(model: LibraryForecaster) -> DenseNetwork:
+    """The whole network, for export: ``LibraryForecaster.forward``'s inputs to ``quantiles``."""
+    inputs = random_windows(model.settings, context=model.context, horizon=model.horizon, batch=2)
+    module = model if "categories" in inputs else _WithoutCategories(model)
+    return DenseNetwork(module=module.eval(), inputs=inputs, outputs=("quantiles",))
+
+
+def random_windows(settings: LibraryTFT, *, context: int, horizon: int, batch: int) -> dict[str, Tensor]:
+    """Random windows of the network's covariates; ``categories``, all of the first code, where it has such."""
+    length, generator = context + horizon, torch.Generator().manual_seed(0)
+    reals = torch.randn((batch, length, len(settings.network["x_reals"])), generator=generator)
+    codes = len(settings.network.get("x_categoricals") or [])
+    categories = {"categories": torch.zeros((batch, length, codes), dtype=torch.int64)} if codes else {}
+    return {"reals": reals, **categories, "target_scale": torch.tensor([0.0, 1.0]).repeat(batch, 1)}
 
 
 class LibraryWindows:

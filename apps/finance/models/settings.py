@@ -1,15 +1,16 @@
-"""The forecaster's settings, and the network as a program. Neither imports torch before a network is built."""
+"""The forecaster's settings, and the network as a program. Nothing here imports torch before a network is built."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.finance.types import FinanceInput
+from apps.finance.types import FinanceInput, LibraryTFT
 from shared.deploy.programs.program import Arrays, Program
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from apps.finance.models.library_tft import LibraryForecaster
     from apps.finance.models.tft import Forecaster
@@ -58,3 +59,22 @@ class ProgramForecaster:
         """(B, horizon, Q) of the arrays that ``Forecaster.forward`` takes; others among ``windows`` are not read."""
         inputs = {name: windows[name] for name in ("encoder_cont", "decoder_cont", "static")}
         return self.program.arrays(inputs)["quantiles"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramLibraryForecaster:
+    """A program that is called as ``LibraryForecaster`` is."""
+
+    program: Program
+    settings: LibraryTFT
+    context: int
+    horizon: int
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        return self.settings.quantiles
+
+    def __call__(self, reals: Tensor, categories: Tensor, target_scale: Tensor) -> Tensor:
+        """Quantiles (B, horizon, Q) in the units of the series."""
+        coded = {"categories": categories} if categories.shape[2] else {}
+        return self.program({"reals": reals, **coded, "target_scale": target_scale})["quantiles"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN
-from apps.finance.models.library_tft import Length
+from apps.finance.models.library_tft import Length, LibraryForecaster, dense_library
 from apps.finance.types import QUANTILES, FinanceInput
 from shared.app import DenseNetwork
 
@@ -116,9 +116,13 @@ def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fi
 
 
 def dense(model: nn.Module) -> DenseNetwork:
-    """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``."""
-    if not isinstance(model, Forecaster):
-        raise NotImplementedError("a network that pytorch-forecasting trained is served by torch")
+    """The network of a trained ``Forecaster`` for export; its inputs are those of ``Forecaster.forward``.
+
+    Of one that pytorch-forecasting trained they are those of ``LibraryForecaster.forward``.
+    """
+    if isinstance(model, LibraryForecaster):
+        return dense_library(model)
+    assert isinstance(model, Forecaster)
     if not model.fast:
         raise ValueError("only the fast path can be exported; build the model with fast=True, its weights are the same")
     inputs = example_input(FinanceInput(context=model.context, horizon=model.horizon), 2)

@@ -49,12 +49,9 @@ def dense(recipe: Any, detector: Any) -> DenseNetwork:
 def dense_classifier(settings: CandidateClassifier, network: nn.Module) -> DenseNetwork:
     """The second stage's network as it is, for any number of marks."""
     batches = {name: {0: "batch"} for name in ("image", "known", "logit")}
-    return DenseNetwork(module=network.eval(), inputs=example_marks(settings, 2), outputs=["logit"], dynamic=batches)
-
-
-def example_marks(settings: CandidateClassifier, count: int) -> dict[str, Tensor]:
-    """So many marks of nothing, as the second stage is given them."""
-    return {"image": torch.zeros((count, len(SCALES), *settings.size)), "known": torch.zeros((count, 2))}
+    # Two marks of nothing, as the second stage is given them.
+    marks = {"image": torch.zeros((2, len(SCALES), *settings.size)), "known": torch.zeros((2, 2))}
+    return DenseNetwork(module=network.eval(), inputs=marks, outputs=["logit"], dynamic=batches)
 
 
 def dense_network(detector: Any) -> DenseNetwork:
@@ -128,8 +125,3 @@ class ProgramLogits(nn.Module):
     def forward(self, image: Tensor, known: Tensor) -> Tensor:
         """``image`` (B, 2, X, Y, Z) in 0..1 and ``known`` (B, 2) to logits (B,)."""
         return self.program({"image": image, "known": known})["logit"]
-
-
-def example_input(tile_size: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Two tiles of at most 96 voxels a side: as many go through at once where they are not large."""
-    return {INPUT: torch.zeros((2, 1, *(min(size, 96) for size in tile_size)))}

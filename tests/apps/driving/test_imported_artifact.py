@@ -20,6 +20,8 @@ from apps.driving.types import Frame
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.imported import write_imported
+from shared.deploy.predictor import programs_of
+from shared.deploy.programs.choosing import asked_program
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.recipe_file import to_mapping
@@ -142,6 +144,27 @@ def test_the_dense_network_of_an_imported_pointpillars_is_that_of_its_detector()
         torch.testing.assert_close(one, other[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(NotImplementedError, match="is not exported"):
         app.dense(replace(recipe, model=MMDet3DModel(config=SMOKE)), MMDet3DModel(config=SMOKE).build())
+
+
+def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_finds(tmp_path):
+    torch.manual_seed(1)
+    detector = MMDet3DModel(config=KITTI).build()
+    detector.bbox_head.conv_cls.bias.data += 2.6
+    torch.save({"state_dict": detector.state_dict()}, tmp_path / "a.pth")
+    imported = IMPORTERS["mmdet3d"].load([KITTI, str(tmp_path / "a.pth")], None)
+    artifact = write_imported(app, "mmdet3d", imported, tmp_path / "registry")
+    assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
+    sweep = random_sweep(imported.recipe.input)
+    with torch.inference_mode():
+        expected = network_of(imported.recipe.model, imported.network).predict(sweep)
+        for name in ("torch", "onnx", "openvino"):
+            with asked_program(name):
+                predictor = DrivingPredictor.load([artifact], "cpu")
+            assert programs_of(predictor)["mmdet3d_lidar"].name == name
+            found = predictor.detectors["mmdet3d_lidar"].network.predict(sweep)
+            assert len(found[0]) == len(expected[0]) > 0
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", [KITTI, "pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car"])

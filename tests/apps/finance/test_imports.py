@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 
 from apps.finance.app import app
 from apps.finance.datasets.table import Table
+from apps.finance.inference.forecasting import forecast
 from apps.finance.models.imports import IMPORTERS, import_tft
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows
+from apps.finance.models.settings import ProgramLibraryForecaster
 from apps.finance.predictor import FinancePredictor
 from apps.finance.service import FinanceCodec
 from apps.finance.task import ForecastTask
@@ -23,7 +26,8 @@ from shared.app import Imported
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.imported import write_imported
-from shared.deploy.predictor import Request, answer
+from shared.deploy.predictor import Request, answer, programs_of
+from shared.deploy.programs.choosing import asked_program
 from shared.errors import InvalidInputError
 
 pytestmark = [
@@ -131,19 +135,36 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
             found = model(*windows.batch(np.array([ROWS - HORIZON])))[0]
         wanted = expected[place].sort(dim=-1).values
         assert float((found - wanted).abs().max()) < 2e-4 * float(wanted.abs().max())
+    if name not in ("window", "calendar"):
+        return
+    # And so does what serves it, with categories and without: its ONNX and, made of that, OpenVINO's program.
+    artifact = write_imported(app, "pytorch-forecasting", imported, tmp_path / "models")
+    assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
+    (series, *_) = (item.series for item in named(tmp_path, frame).cases())
+    (by_torch,) = forecast(model, [series], stride=HORIZON)
+    for program in ("onnx", "openvino"):
+        with asked_program(program):
+            predictor = FinancePredictor.load([artifact], "cpu")
+        assert [one.name for one in programs_of(predictor).values()] == [program]
+        (by_program,) = forecast(predictor.model, [series], stride=HORIZON)
+        largest = np.nanmax(np.abs(by_torch.quantiles))
+        np.testing.assert_allclose(by_program.quantiles, by_torch.quantiles, rtol=0, atol=1e-4 * largest)
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imported, Path]:
+    """An imported network, and the folder of its checkpoint, its table and its artifact."""
     folder = tmp_path_factory.mktemp("import")
     frame = table()
     path = saved(library_data(frame, **variants()["group"]), folder / "tft.ckpt")
-    return import_tft([str(path)], named(folder, frame)), folder
+    made = import_tft([str(path)], named(folder, frame))
+    write_imported(app, "pytorch-forecasting", made, folder / "models")
+    return made, folder
 
 
 def test_an_imported_model_is_an_artifact_that_answers(imported):
-    made, folder = imported
-    artifact = write_imported(app, "pytorch-forecasting", made, folder / "models")
+    _, folder = imported
+    artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     assert artifact.manifest.source["sha256"] and artifact.manifest.calibration["measured"]["series"] == 3
     predictor = FinancePredictor.load([artifact], "cpu")
     response = answer(
@@ -163,7 +184,7 @@ def test_an_imported_model_is_an_artifact_that_answers(imported):
 
 def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, tmp_path, capsys):
     made, folder = imported
-    artifact = write_imported(app, "pytorch-forecasting", made, tmp_path / "models")
+    artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     data = [f"--data.{name}={value}" for name, value in (("time", "time"), ("value", "value"), ("series", "item"))]
     data = ["--data", "table", "--data.path", str(folder / "table.csv"), *data]
     words = ["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run"), "--device", "cpu"]
@@ -180,16 +201,16 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
         task.evaluate(made.network.eval(), validation.batch(np.arange(len(validation)), None), scores)
     assert history[-1]["loss"] < 0.8 * scores.summary()["loss"]
     assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "models")]) == 0
-    learnt = FinancePredictor.load([open_artifact(artifact.path.parent / "2")], "cpu")
-    assert isinstance(learnt.model, LibraryForecaster)
+    learnt = FinancePredictor.load([open_artifact(tmp_path / "models" / "tft-anomaly" / "1")], "cpu")
+    assert isinstance(learnt.model, ProgramLibraryForecaster)
     words = ["calibrate", "finance", "--artifact", str(artifact.path), *data, "--registry", str(tmp_path / "other")]
     assert main(words) == 0
     assert "threshold: " in capsys.readouterr().out
 
 
 def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path, capsys):
-    made, _ = imported
-    artifact = write_imported(app, "pytorch-forecasting", made, tmp_path / "models")
+    _, folder = imported
+    artifact = open_artifact(folder / "models" / "tft-anomaly" / "1")
     assert main(["train", "finance", "--init", str(artifact.path), "--out", str(tmp_path / "run")]) == 2
     assert "lack the columns that this network takes; name the table" in capsys.readouterr().err
 
@@ -201,10 +222,6 @@ def test_its_forecasts_do_not_look_ahead(imported):
     (series, *_) = (item.series for item in named(folder, table()).cases())
     changed = series.target.copy()
     changed[150:] += 1000
-    from dataclasses import replace
-
-    from apps.finance.inference.forecasting import forecast
-
     other = replace(series, values={**series.values, "value": changed})
     one, two = forecast(model, [series, other], stride=2)
     np.testing.assert_array_equal(one.quantiles[:150], two.quantiles[:150])

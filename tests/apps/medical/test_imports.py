@@ -15,6 +15,8 @@ from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
 from apps.medical.recipes import full
 from apps.medical.types import ChestInput
 from shared import cli
+from shared.deploy.programs.choosing import asked_program
+from shared.deploy.programs.program import relative_error
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from tests.apps.medical import data_folders
@@ -108,6 +110,19 @@ def test_an_imported_model_is_calibrated_on_annotated_scans(small, tmp_path, dat
     assert manifest.version == 2 and manifest.training["calibrated_from"] == 1
     assert manifest.training["calibrated_on"]["synthetic"] is False and manifest.calibration["scans"] >= 1
     assert manifest.source["importer"] == "monai-bundle"
+
+
+def test_an_imported_detector_is_computed_by_programs_that_give_what_torch_gives(small, tmp_path):
+    assert cli.main(["import", "medical", "monai-bundle", str(small), "--registry", str(tmp_path)]) == 0
+    artifact, tile = Registry(tmp_path).newest("lung_nodules"), {"image": torch.rand(1, 1, 64, 48, 16)}
+    assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
+    found = {}
+    for name in ("torch", "onnx", "openvino"):
+        with asked_program(name):
+            program = NodulePredictor.load([artifact], "cpu").programs["lung_nodules"]
+        assert program.name == name
+        found[name] = program(tile)
+    assert all(relative_error(found["torch"], found[name]) < 1e-3 for name in ("onnx", "openvino"))
 
 
 class Strange:
