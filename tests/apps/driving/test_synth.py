@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
 from apps.driving.datasets.synth.image import camera_rays
-from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing, lay_out
+from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing, Street, lay_out
 from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
 from apps.driving.datasets.synth.scenes import FEWEST_POINTS, returns, scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors, beams, lidar_rays
 from apps.driving.datasets.synth.shapes import Shape, block, ellipsoid, place
 from apps.driving.types import Boxes3D, LidarInput, within
 
-SURROUNDINGS = tuple(getattr(surroundings, what) for what, _, _ in SCATTERED)
+SURROUNDINGS = (
+    *(getattr(surroundings, what) for what, _, _ in SCATTERED),
+    surroundings.works_barrier,
+    surroundings.traffic_cone,
+)
 FLAT = Ground(-1.73, (0.0, 0.0), 0.0, 0.0, 100.0, 0.0, np.zeros((0, 4), np.float32))
 
 
@@ -289,6 +293,21 @@ def test_hedges_come_near_cars_and_grow_through_none():
     assert len(gaps) > 60
     assert min(gaps) > 0
     assert np.mean(np.array(gaps) < 0.5) > 0.05
+
+
+def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
+    lines = []
+    for seed in range(12):
+        street = Street(FLAT_LANE, np.random.default_rng(seed), -3.0, 80.0)
+        street.works(1, 3.0)
+        assert all(one.shape.name is None for one in street.standing)
+        tops = [one.shape.size[2] for one in street.standing]
+        assert 3 <= len(tops) and 0.4 < min(tops) and max(tops) < 1.25
+        places = np.array([(one.x, one.y) for one in street.standing])
+        # Along the road one follows the other; across it they keep to a slowly leaving line.
+        lines.append(np.ptp(places[:, 0]) / (np.ptp(places[:, 1]) + 0.5))
+        assert np.abs(np.diff(places[:, 1])).max() < 3.5
+    assert np.median(lines) > 2
 
 
 FLAT_LANE = Ground(-1.73, (0.0, 0.0), 0.0, 1.0, 3.0, 0.0, np.zeros((0, 4), np.float32))

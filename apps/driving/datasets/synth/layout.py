@@ -166,6 +166,20 @@ class Street:
                 self.put(make(length, draw), s + length / 2, side * distance, 0.0)
             s += length + 0.3
 
+    def works(self, side: int, distance: float) -> None:
+        """A road works: barriers in a line that leaves the kerb slowly, some askew or doubled, and cones."""
+        draw = self.generator
+        s, v, veer = draw.uniform(self.behind, 0.6 * self.reach), distance, draw.normal() * 0.08
+        make = surroundings.traffic_cone if draw.random() < 0.3 else surroundings.works_barrier
+        for _ in range(int(draw.integers(3, 16))):
+            shape = make(draw) if draw.random() < 0.85 else surroundings.traffic_cone(draw)
+            askew = draw.normal() * (0.1 if draw.random() < 0.8 else 0.8)
+            self.put(shape, s, side * (v + draw.normal() * 0.1), side * veer + askew)
+            if draw.random() < 0.15:
+                self.put(make(draw), s, side * (v + draw.uniform(0.5, 1.6)), draw.uniform(-np.pi, np.pi))
+            step = shape.size[0] + 0.15 + draw.exponential(0.4 if make is surroundings.works_barrier else 2.5)
+            s, v = s + step, v + veer * step
+
     def frontage(self, side: int, distance: float, share: float) -> None:
         """Houses, walls, hedges and fences along one side."""
         draw = self.generator
@@ -269,6 +283,9 @@ def lay_out(
             street.barrier(side, half + draw.uniform(0.5, 2.5), draw.uniform(0.4, 1.0))
     for what, mean, depth in SCATTERED:
         street.scatter(what, int(draw.poisson(mean * span)), away + 0.3, away + depth)
+    for side in (-1, 1):
+        if draw.random() < 0.15:
+            street.works(side, half + draw.uniform(-1.5, 1.0))
     return street.standing
 
 

@@ -177,6 +177,29 @@ def concrete_barrier(length: float, generator: np.random.Generator) -> Shape:
     return Shape(parts, (length, 0.6, height))
 
 
+def works_barrier(generator: np.random.Generator) -> Shape:
+    """A hollow barrier of a road works, as long as a person is tall, on a wider foot."""
+    length, foot, height = (float(generator.uniform(*limits)) for limits in ((1.1, 2.2), (0.4, 0.7), (0.8, 1.2)))
+    top, plate = foot * float(generator.uniform(0.2, 0.5)), INDEX["plate"]
+    parts: list[Part] = [
+        block((-length / 2, -foot / 2, 0), (length / 2, foot / 2, height * 0.3), plate),
+        block((-length / 2, -top / 2, height * 0.25), (length / 2, top / 2, height), plate),
+    ]
+    return Shape(parts, (length, foot, height))
+
+
+def traffic_cone(generator: np.random.Generator) -> Shape:
+    """A cone, or a slender post, on a flat foot."""
+    height, radius = float(generator.uniform(0.45, 1.1)), float(generator.uniform(0.05, 0.16))
+    plate = INDEX["plate"]
+    parts: list[Part] = [
+        block((-0.2, -0.2, 0), (0.2, 0.2, 0.06), plate),
+        cylinder((0, 0, 0), (0, 0, height * 0.55), radius, plate),
+        cylinder((0, 0, height * 0.5), (0, 0, height), radius * 0.5, plate),
+    ]
+    return Shape(parts, (0.4, 0.4, height))
+
+
 def container(generator: np.random.Generator) -> Shape:
     """A skip, a waste container or a stack of goods: as large as vehicles are, with upright walls."""
     length, width, height = (float(generator.uniform(*limits)) for limits in ((1.2, 6.1), (1.0, 2.4), (1.1, 2.6)))
