@@ -1,8 +1,7 @@
 """The named recipes: PointPillars on LiDAR sweeps and FCOS3D on camera images, from tiny to full.
 
-All learn from synthetic scenes made on the spot. ``medium`` and ``fcos3d_small`` made the weights that come along,
-``small`` the former ones of PointPillars; ``large`` and ``fcos3d_large`` are sized for some ten minutes of one GPU, and
-not yet measured on one.
+All learn from synthetic scenes made on the spot. ``medium`` and ``fcos3d_small`` made the weights that come along;
+``large`` and ``fcos3d_large`` are sized for some ten minutes of one GPU, and not yet measured on one.
 """
 
 from __future__ import annotations

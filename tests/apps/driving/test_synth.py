@@ -302,7 +302,7 @@ def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
         street.works(1, 3.0)
         assert all(one.shape.name is None for one in street.standing)
         tops = [one.shape.size[2] for one in street.standing]
-        assert 3 <= len(tops) and 0.4 < min(tops) and max(tops) < 1.25
+        assert len(tops) >= 3 and min(tops) > 0.4 and max(tops) < 1.25
         places = np.array([(one.x, one.y) for one in street.standing])
         # Along the road one follows the other; across it they keep to a slowly leaving line.
         lines.append(np.ptp(places[:, 0]) / (np.ptp(places[:, 1]) + 0.5))
