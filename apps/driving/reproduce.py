@@ -31,7 +31,6 @@ from shared.app import Table
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact
 from shared.deploy.registry import Registry
-from shared.deploy.training_record import trained_for
 from shared.progress_bar import progress_bar
 
 FEWEST_POINTS = 5
@@ -69,7 +68,6 @@ def table(quick: bool) -> Table:
         rows += [(f"{name}: {what}", former.get(what, "-"), ours) for what, ours in tables[-1].items()]
         if real["KITTI"]:
             rows.append(latency(name, open_detector(newest, "cpu"), real["KITTI"]))
-        rows.append((f"{name}: trained", trained(versions[0]) if former else "-", trained(newest)))
     rows.append(resnext(quick))
     notes = [
         f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them learnt "
@@ -211,11 +209,6 @@ def at_own_vehicle(boxes: Boxes3D) -> int:
     """How many boxes have their centre where the vehicle that carries the sensors is."""
     along, across = np.abs(boxes.centre_lidar_m[:, 0]), np.abs(boxes.centre_lidar_m[:, 1])
     return int(((along < _NEAR_M) & (across < _NEAR_M / 2)).sum())
-
-
-def trained(artifact: Artifact) -> str:
-    """How long, on what."""
-    return f"{trained_for(artifact.manifest.training)}, {artifact.manifest.data.get('description')}"
 
 
 def latency(name: str, detector: Detector, frames: Sequence[Frame]) -> Sequence[str]:
