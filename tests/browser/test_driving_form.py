@@ -180,6 +180,7 @@ def test_loose_files_are_taken_and_bad_ones_answered_with_a_sentence(page: Page,
     broken = tmp_path / "000001.bin"
     broken.write_bytes(b"\0" * 30)
     page.expected_errors.append("422")  # type: ignore[attr-defined]
+    page.get_by_role("button", name="Another analysis").click()
     page.get_by_label("KITTI frame").set_input_files([broken])
     page.get_by_role("button", name="Find objects").click()
     expect(page.get_by_role("alert")).to_contain_text("000001.bin has 30 bytes, not a multiple of 16")

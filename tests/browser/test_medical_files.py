@@ -54,7 +54,7 @@ def test_a_dropped_folder_and_chosen_files_without_an_ending_are_taken(page: Pag
         const transfer = new DataTransfer();
         transfer.items.add(new File([bytes], "scan.zip"));
         const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true });
-        document.querySelector("[data-drop]").dispatchEvent(drop); }""",
+        document.querySelector("#result").dispatchEvent(drop); }""",
         content,
     )
     expect(page.locator("[data-chosen]")).to_contain_text("scan.zip")

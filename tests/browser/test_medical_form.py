@@ -109,6 +109,7 @@ def test_keys_work_wherever_the_focus_is_but_in_a_field(page: Page, site: str) -
     page.get_by_role("slider", name="Slice").focus()
     page.keyboard.press("ArrowRight")
     expect(canvas).to_have_attribute("aria-label", "Axial CT, slice 16 of 20 in the file, bone window")
+    page.get_by_role("button", name="Another analysis").click()
     page.get_by_label("Chest CT").focus()
     page.keyboard.press("n")
     page.keyboard.press("1")
@@ -236,6 +237,7 @@ def test_what_the_answer_is_worth_is_said_beside_it(page: Page, site: str) -> No
         "what is not marked is not cleared. The model has learnt from synthetic chests alone"
     )
     expect(result).to_contain_text("9.5 × 8.5 mm axial · 9.0 mm from head to feet")
+    page.get_by_role("button", name="Another analysis").click()
     page.get_by_label("of a score of at least").fill("1")
     page.get_by_role("button", name="A chest").click()
     expect(page.get_by_role("heading", name="No nodule found")).to_be_visible()

@@ -143,6 +143,27 @@ def test_files_and_folders_can_be_dropped(page: Page, address: str) -> None:
     expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("6")
 
 
+def test_beside_a_result_the_form_is_one_button(page: Page, address: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2")
+    page.goto(f"{address}/echo")
+    page.get_by_label("Files").set_input_files(tmp_path / "a.csv")
+    page.get_by_role("button", name="Analyse").click()
+    result, chosen = page.get_by_role("region", name="Result"), page.locator("[data-chosen]")
+    expect(result.locator("pre")).to_contain_text("doubled")
+    expect(page.get_by_label("Files")).to_be_hidden()
+    page.reload()
+    expect(result.locator("pre")).to_contain_text("doubled")
+    expect(page.get_by_label("Files")).to_be_hidden()
+    page.get_by_role("button", name="Another analysis").click()
+    expect(page.get_by_label("Files")).to_be_focused()
+    expect(page.get_by_role("button", name="Another analysis")).to_be_hidden()
+    expect(chosen).to_be_hidden()
+    page.expected_errors.append("404")  # type: ignore[attr-defined]
+    page.goto(f"{address}/echo?case=none")
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_label("Files")).to_be_visible()
+
+
 def test_nothing_is_wider_than_a_telephone(page: Page, server: str) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     for path in ("/", "/docs"):

@@ -55,7 +55,9 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let clock = 0;
 
   const showStatus = (text) => { part("status").textContent = text; };
-  const showError = (text) => { part("error").textContent = text; part("error").hidden = !text; };
+  const showError = (text) => { part("error").textContent = text; part("error").hidden = !text; if (text) fold(false); };
+  /** Leaves one button of the form, so that a result comes first. */
+  const fold = (on) => { form.classList.toggle("folded", on); part("again").hidden = !on; };
 
   function showChosen() {
     const files = dropped.length ? dropped : [...input.files];
@@ -99,8 +101,9 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       showError(`The result was computed, but could not be drawn: ${error.message}`);
       return;
     }
-    // What was said while it ran is taken away first, for it moves what is below.
+    // What was said while it ran and the form are taken away first, for they move what is below.
     busy(false);
+    fold(true);
     result.focus({ preventScroll: true });
     result.scrollIntoView({ block: "start", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   }
@@ -178,6 +181,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   async function open(id) {
     showError("");
+    fold(true);
     busy(true);
     showStatus("Opening the case …");
     try {
@@ -209,15 +213,19 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   });
   for (const button of form.querySelectorAll("[data-sample]")) button.addEventListener("click", () => submit(fields(button.dataset.sample)));
   part("cancel").addEventListener("click", () => running?.abort());
+  part("again").addEventListener("click", () => { fold(false); input.focus(); form.scrollIntoView({ block: "nearest" }); });
   input.addEventListener("change", () => take([]));
   folder?.addEventListener("change", () => take([...folder.files], input));
 
+  // Files are taken wherever they are dropped: a browser would leave the page for one that falls beside the frame.
   const zone = part("drop");
-  zone.addEventListener("dragover", (event) => { event.preventDefault(); zone.classList.add("over"); });
-  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
-  zone.addEventListener("drop", async (event) => {
+  document.addEventListener("dragover", (event) => { event.preventDefault(); fold(false); zone.classList.add("over"); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) zone.classList.remove("over"); });
+  document.addEventListener("drop", async (event) => {
     event.preventDefault();
     zone.classList.remove("over");
+    fold(false);
+    form.scrollIntoView({ block: "nearest" });
     const found = await filesIn(event.dataTransfer);
     const tooMany = !input.multiple && found.length > 1;
     take(tooMany ? [] : found);
