@@ -69,7 +69,7 @@ function headline(found, above) {
 function advice(found, synthetic) {
   const learnt = synthetic ? "The model has learnt from synthetic chests alone and misses real nodules." : "The model misses nodules.";
   if (found.lungs === null) return "Nothing is said about nodules. Look at the slices: is it a CT of the chest, in Hounsfield units? If it is another series of the examination, hand in that of the chest.";
-  if (!found.findings.length) return `This does not mean that there is none. ${learnt} Read the scan as if nothing had been run on it. Weaker marks come up with a lower score in the options.`;
+  if (!found.findings.length) return `This does not mean that there is none. ${learnt} Read the scan as if nothing had been run on it. Weaker marks come up in another analysis with a lower score in its options.`;
   return `Each mark is a place to look at; what is not marked is not cleared. ${learnt} The score says how sure the model is that there is a nodule, not that it is malignant.`;
 }
 
