@@ -1,22 +1,23 @@
 """What the second stage learns from: the detector's own marks on phantoms, right and wrong, packed once.
 
 A mark within a nodule's radius of its centre is one (LUNA16's rule); one that is near a nodule and misses it teaches
-nothing, and is left out. Of each scan the surest marks are kept, which are the hard ones.
+nothing, and is left out. Of each scan the surest marks are kept, which are the hard ones. Each is seen once more with
+its upper and lower end cut off, as in a CT of the abdomen or the neck: a vessel that leaves the image looks round.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.medical.types import AnnotatedScan, ChestInput
+from apps.medical.types import AnnotatedScan, ChestInput, Float64, Nodule
 from shared.data.build_cache import get_or_build
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "lung_nodules"
-VERSION = 2
+VERSION = 3
 PARTS = ("patches", "facts", "labels")
 NEAR_MM = 5.0
 """A mark that misses a nodule by less than this is neither right nor wrong."""
+
+END_MM = 25.0
+"""How far from its ends the marks of a scan are kept that was cut; the others are those of the whole one."""
 
 SHIFT = 2
 """A patch is shifted at random by so many voxels of its scale; it is packed with as many around it."""
@@ -90,7 +94,11 @@ class HardCandidates:
 
         predictor = NodulePredictor.load([self.artifact()], "cpu")
         size = (self.size[0] + 2 * SHIFT, self.size[1] + 2 * SHIFT, self.size[2] + 2 * SHIFT)
-        found = [marks_of(predictor, scan, self.per_scan, size) for scan in phantoms(seed, scans, self.nodules)]
+        found = []
+        for number, scan in enumerate(phantoms(seed, scans, self.nodules)):
+            short = cut(scan, np.random.default_rng((seed, number)))
+            found.append(marks_of(predictor, scan, self.per_scan, size))
+            found.append(marks_of(predictor, short, self.per_scan, size, from_ends_mm=END_MM))
         for name, parts in zip(PARTS, zip(*found, strict=True), strict=True):
             np.save(folder / f"{name}.npy", np.concatenate(parts))
 
@@ -100,24 +108,61 @@ def weights_digest(artifact: Artifact) -> str:
     return str(artifact.manifest.files["weights.safetensors"]["sha256"])
 
 
+def cut(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:
+    """The scan without a part of its slices at either end; nodules that are cut in two are excluded."""
+    volume = scan.volume
+    slices = volume.size_ijk[2]
+    first, last = int(slices * random.uniform(0.1, 0.45)), int(slices * random.uniform(0.6, 0.95))
+    origin = volume.to_lps_mm([0, 0, first])
+    inside: list[list[Nodule]] = [[], []]
+    for nodule in scan.nodules:
+        middle = float(volume.to_index_ijk(np.array([nodule.centre_lps_mm]))[0, 2])
+        reach = nodule.mean_diameter_mm / 2 / volume.spacing_mm[2]
+        if first < middle + reach and middle - reach < last - 1:
+            inside[not (first < middle - reach and middle + reach < last - 1)].append(nodule)
+    short = replace(
+        volume,
+        voxels_zyx=np.ascontiguousarray(volume.voxels_zyx[first:last]),
+        origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
+    )
+    return AnnotatedScan(name=scan.name, volume=short, nodules=tuple(inside[0]), excluded=tuple(inside[1]))
+
+
 def marks_of(
-    predictor: NodulePredictor, scan: AnnotatedScan, most: int, size: tuple[int, int, int]
+    predictor: NodulePredictor,
+    scan: AnnotatedScan,
+    most: int,
+    size: tuple[int, int, int],
+    *,
+    from_ends_mm: float = np.inf,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """The surest marks of a detector on a scan: patches (n, 2, X, Y, Z) on 0..255, what is known, and 1 for nodules."""
+    """The surest marks of a detector on a scan: patches (n, 2, X, Y, Z) on 0..255, what is known, and 1 for nodules.
+
+    None is further than ``from_ends_mm`` from the first or the last slice, nor near an excluded nodule.
+    """
     from apps.medical.inference.second_stage import cut_patches, known
 
     found = predictor.candidates(scan.volume)
     if found is None:
         return np.zeros((0, 2, *size), np.uint8), np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
     low, high = found.ends_lps_mm()
-    centres = np.array([nodule.centre_lps_mm for nodule in scan.nodules]).reshape(-1, 3)
-    radii = np.array([nodule.mean_diameter_mm / 2 for nodule in scan.nodules])
-    beyond = np.linalg.norm((low + high)[:, None] / 2 - centres, axis=2) - radii
-    nearest = beyond.min(axis=1, initial=np.inf)
-    clear = np.nonzero((nearest < 0) | (nearest > NEAR_MM))[0][:most]
+    middles = (low + high) / 2
+    nearest = _beyond_mm(middles, scan.nodules)
+    told = ((nearest < 0) | (nearest > NEAR_MM)) & (_beyond_mm(middles, scan.excluded) > NEAR_MM)
+    slices = scan.volume.to_index_ijk(middles)[:, 2]
+    to_end = np.minimum(slices, scan.volume.size_ijk[2] - 1 - slices) * scan.volume.spacing_mm[2]
+    clear = np.nonzero(told & (to_end <= from_ends_mm))[0][:most]
     chosen = found.chosen(clear)
     patches = cut_patches(chosen, size).mul_(255).round_().cpu().numpy().astype(np.uint8)
     return patches, known(chosen), (nearest[clear] < 0).astype(np.float32)
+
+
+def _beyond_mm(places: Float64, nodules: Sequence[Nodule]) -> Float64:
+    """(n,) how far each place lies beyond the surface of the nearest nodule, a ball; negative within one."""
+    centres = np.array([nodule.centre_lps_mm for nodule in nodules]).reshape(-1, 3)
+    radii = np.array([nodule.mean_diameter_mm / 2 for nodule in nodules])
+    beyond = np.linalg.norm(places[:, None] - centres, axis=2) - radii
+    return np.asarray(beyond.min(axis=1, initial=np.inf))
 
 
 @dataclass(frozen=True, slots=True)

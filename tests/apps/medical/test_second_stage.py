@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.medical.app import app
-from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, marks_of
+from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, cut, marks_of
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.inference.second_stage import cut_patches, known, rescored
@@ -82,6 +82,43 @@ def test_marks_are_right_wrong_or_left_out(untrained):
     assert patches.shape == (len(labels), 2, *SIZE) and facts.shape == (len(labels), 2)
     nothing = marks_of(untrained, AnnotatedScan(name="1", volume=scan, nodules=()), 5, SIZE)
     assert len(nothing[2]) == 5 and not nothing[2].any()
+
+
+def test_a_scan_is_cut_at_both_ends_and_what_is_cut_in_two_is_excluded():
+    scan = chest()
+    whole = scan.size_ijk[2]
+    box = (0, 0, 0, 1, 1, 1)
+    nodules = tuple(
+        Nodule(centre_lps_mm=tuple(scan.to_lps_mm([20, 20, k])), mean_diameter_mm=6.0, score=1.0, box_lps_mm=box)
+        for k in np.arange(0, whole, 0.5)
+    )
+    for seed in range(5):
+        short = cut(AnnotatedScan(name="0", volume=scan, nodules=nodules), np.random.default_rng(seed))
+        first = round(float(scan.to_index_ijk(np.array([short.volume.origin_lps_mm]))[0, 2]))
+        last = first + short.volume.size_ijk[2]
+        assert 0 < first < last < whole
+        assert np.array_equal(short.volume.voxels_zyx, scan.voxels_zyx[first:last])
+        radius = 3.0 / scan.spacing_mm[2]
+        for kept, low, high in ((short.nodules, radius, radius), (short.excluded, -radius, -radius)):
+            slices = short.volume.to_index_ijk(np.array([n.centre_lps_mm for n in kept]))[:, 2]
+            assert len(slices) and slices.min() > low and slices.max() < short.volume.size_ijk[2] - 1 - high
+        assert not set(short.nodules) & set(short.excluded)
+
+
+def test_of_a_cut_scan_marks_near_its_ends_are_kept(untrained):
+    scan = chest()
+    whole = AnnotatedScan(name="0", volume=scan, nodules=())
+    low, high = untrained.candidates(scan).ends_lps_mm()
+    slices = scan.to_index_ijk((low + high) / 2)[:, 2]
+    near = np.minimum(slices, scan.size_ijk[2] - 1 - slices) * scan.spacing_mm[2] <= 15.0
+    assert 0 < near.sum() < len(near)
+    assert len(marks_of(untrained, whole, 1000, SIZE, from_ends_mm=15.0)[2]) == near.sum()
+    nodule = Nodule(
+        centre_lps_mm=tuple((low[0] + high[0]) / 2), mean_diameter_mm=8.0, score=1.0, box_lps_mm=(0, 0, 0, 1, 1, 1)
+    )
+    excluded = AnnotatedScan(name="0", volume=scan, nodules=(), excluded=(nodule,))
+    away = np.linalg.norm((low + high) / 2 - nodule.centre_lps_mm, axis=1) - 4.0 > NEAR_MM
+    assert len(marks_of(untrained, excluded, 1000, SIZE)[2]) == away.sum() < len(away)
 
 
 def test_what_can_be_seen_is_learnt():
