@@ -13,6 +13,7 @@ pytestmark = pytest.mark.browser
 SCRIPT = Path(shared.errors.__file__).parent / "web" / "static" / "case.js"
 FORM = """<!doctype html><body data-app="finance"><form data-case-form><div data-drop><input type="file" name="files">
 <p data-chosen hidden></p></div><button>Go</button><button type="button" data-cancel hidden>Cancel</button>
+<button type="button" data-again hidden>Again</button>
 <p data-status></p><p data-error hidden></p></form>
 <script type="module">import { caseForm } from "/case.js";
 caseForm({ render() {} }); document.title = "ready";</script>"""
