@@ -37,7 +37,7 @@ from shared.deploy.programs.store import found_programs, is_accepted, keep, weig
 from shared.deploy.programs.table import find_program
 from shared.deploy.programs.timing import measure
 from shared.deploy.programs.torch_eager import eager
-from shared.deploy.quantize import quantize
+from shared.deploy.quantize import PROGRAMS, Method, quantize
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from shared.precision import cpu_has_bf16
@@ -92,13 +92,13 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
             with tempfile.TemporaryDirectory() as folder:
                 made = make_programs(dense, [name], Path(folder), weights_digest(artifact), random_examples(dense))
                 keep(artifact, Path(folder), made)
-    int8 = "dynamic" if app.name == "finance" else "static"
+    int8: Method = "dynamic" if app.name == "finance" else "static"
     lossless, said = True, ""
-    there = found_programs(artifact)[0].get("onnx-int8" if int8 == "dynamic" else "openvino-int8")
+    there = found_programs(artifact)[0].get(PROGRAMS[int8])
     try:
         if again or there is None or not is_accepted(there.entry):
             data = recipe_of(app, artifact.recipe()).data
-            entry = quantize(app, artifact, data, method=int8, cases=cases)  # type: ignore[arg-type]
+            entry = quantize(app, artifact, data, method=int8, cases=cases)
         else:
             entry = there.entry
         lossless = not entry.scores.get("forced", False)
@@ -110,7 +110,7 @@ def measured(app: App, artifact: Artifact, cases: int, *, again: bool) -> tuple[
         said += f", calibrated on {entry.inputs}, in floating point: {entry.scores['kept in floating point']}"
     except InvalidInputError as refusal:
         lossless, said = False, str(refusal)
-    names = ["torch", "onnx", "openvino", "onnx-int8" if int8 == "dynamic" else "openvino-int8"]
+    names = ["torch", "onnx", "openvino", PROGRAMS[int8]]
     if cpu_has_bf16():
         names += ["torch-bf16", "openvino-bf16"]
     programs = {

@@ -143,6 +143,20 @@ def test_files_and_folders_can_be_dropped(page: Page, address: str) -> None:
     expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("6")
 
 
+def test_files_are_caught_wherever_they_are_dragged_and_text_is_left_to_the_fields(page: Page, address: str) -> None:
+    page.goto(f"{address}/echo")
+    caught = page.evaluate(
+        """() => ["file", "text"].map((kind) => {
+          const transfer = new DataTransfer();
+          if (kind === "file") transfer.items.add(new File(["1"], "a.csv"));
+          else transfer.setData("text/plain", "0.5");
+          const drag = new DragEvent("dragover", { dataTransfer: transfer, bubbles: true, cancelable: true });
+          return !document.body.dispatchEvent(drag);
+        })"""
+    )
+    assert caught == [True, False]
+
+
 def test_beside_a_result_the_form_is_one_button(page: Page, address: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2")
     page.goto(f"{address}/echo")

@@ -56,7 +56,8 @@ function rate(result) {
   const days = (seconds(series.end) - seconds(series.start)) / 86400;
   const digits = (value) => Number(value.toPrecision(2));
   const daily = days > 1 && !result.parts ? `, ${digits(events.length / days)} a day` : "";
-  return `${digits((1000 * events.length) / series.rows)} events in 1,000 rows${daily}. List the strongest first, or ask for fewer or more in another analysis.`;
+  const often = digits((1000 * events.length) / series.rows);
+  return `${often} ${often === 1 ? "event" : "events"} in 1,000 rows${daily}. List the strongest first, or ask for fewer or more in another analysis.`;
 }
 
 /** The table of events; on a narrow screen each row is a card, whose cells say what they are. */

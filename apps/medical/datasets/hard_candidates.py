@@ -96,7 +96,7 @@ class HardCandidates:
         size = (self.size[0] + 2 * SHIFT, self.size[1] + 2 * SHIFT, self.size[2] + 2 * SHIFT)
         found = []
         for number, scan in enumerate(phantoms(seed, scans, self.nodules)):
-            short = cut(scan, np.random.default_rng((seed, number)))
+            short = crop_ends(scan, np.random.default_rng((seed, number)))
             found.append(marks_of(predictor, scan, self.per_scan, size))
             found.append(marks_of(predictor, short, self.per_scan, size, from_ends_mm=END_MM))
         for name, parts in zip(PARTS, zip(*found, strict=True), strict=True):
@@ -108,24 +108,27 @@ def weights_digest(artifact: Artifact) -> str:
     return str(artifact.manifest.files["weights.safetensors"]["sha256"])
 
 
-def cut(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:
+def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:
     """The scan without a part of its slices at either end; nodules that are cut in two are excluded."""
     volume = scan.volume
     slices = volume.size_ijk[2]
     first, last = int(slices * random.uniform(0.1, 0.45)), int(slices * random.uniform(0.6, 0.95))
     origin = volume.to_lps_mm([0, 0, first])
-    inside: list[list[Nodule]] = [[], []]
+    kept: list[Nodule] = []
+    halved: list[Nodule] = []
     for nodule in scan.nodules:
         middle = float(volume.to_index_ijk(np.array([nodule.centre_lps_mm]))[0, 2])
         reach = nodule.mean_diameter_mm / 2 / volume.spacing_mm[2]
-        if first < middle + reach and middle - reach < last - 1:
-            inside[not (first < middle - reach and middle + reach < last - 1)].append(nodule)
+        if first < middle - reach and middle + reach < last - 1:
+            kept.append(nodule)
+        elif first < middle + reach and middle - reach < last - 1:
+            halved.append(nodule)
     short = replace(
         volume,
         voxels_zyx=np.ascontiguousarray(volume.voxels_zyx[first:last]),
         origin_lps_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
     )
-    return AnnotatedScan(name=scan.name, volume=short, nodules=tuple(inside[0]), excluded=tuple(inside[1]))
+    return AnnotatedScan(name=scan.name, volume=short, nodules=tuple(kept), excluded=tuple(halved))
 
 
 def marks_of(

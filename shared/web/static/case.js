@@ -219,9 +219,11 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   // Files are taken wherever they are dropped: a browser would leave the page for one that falls beside the frame.
   const zone = part("drop");
-  document.addEventListener("dragover", (event) => { event.preventDefault(); fold(false); zone.classList.add("over"); });
+  const ofFiles = (event) => event.dataTransfer.types.includes("Files");
+  document.addEventListener("dragover", (event) => { if (ofFiles(event)) { event.preventDefault(); zone.classList.add("over"); } });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) zone.classList.remove("over"); });
   document.addEventListener("drop", async (event) => {
+    if (!ofFiles(event)) return;
     event.preventDefault();
     zone.classList.remove("over");
     fold(false);

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.medical.app import app
-from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, cut, marks_of
+from apps.medical.datasets.hard_candidates import NEAR_MM, SHIFT, PackedCandidates, crop_ends, marks_of
 from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.inference.second_stage import cut_patches, known, rescored
@@ -93,7 +93,7 @@ def test_a_scan_is_cut_at_both_ends_and_what_is_cut_in_two_is_excluded():
         for k in np.arange(0, whole, 0.5)
     )
     for seed in range(5):
-        short = cut(AnnotatedScan(name="0", volume=scan, nodules=nodules), np.random.default_rng(seed))
+        short = crop_ends(AnnotatedScan(name="0", volume=scan, nodules=nodules), np.random.default_rng(seed))
         first = round(float(scan.to_index_ijk(np.array([short.volume.origin_lps_mm]))[0, 2]))
         last = first + short.volume.size_ijk[2]
         assert 0 < first < last < whole
