@@ -6,7 +6,9 @@ backward pass is slow on every device. Here
 - a resize is a product with a constant matrix,
 - the covariates' networks run as one batched product, with the features of all rows side by side and the layers
   before the first activation folded into one,
-- ELU and GLU are written in kernels that the CPU runs on whole vectors,
+- ELU and GLU are written in kernels that the CPU runs on whole vectors, and the layer norm of what is selected among
+  the covariates by its moments,
+- the attention's keys and values are not put through layers of their own, see ``FoldedAttention``,
 - the LSTMs take whole sequences, since all windows have the same length, and the attention mask is a constant,
   so that no length is read back from the device.
 
@@ -29,6 +31,7 @@ def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
         AddNorm,
         GatedLinearUnit,
         GatedResidualNetwork,
+        InterpretableMultiHeadAttention,
         ResampleNorm,
         VariableSelectionNetwork,
     )
@@ -44,6 +47,8 @@ def accelerate(tft: Any, *, context: int, horizon: int) -> nn.Module:
                 setattr(module, name, SplitGLU(child))
             elif isinstance(child, GatedResidualNetwork):
                 setattr(module, name, FoldedResidual(child))
+            elif isinstance(child, InterpretableMultiHeadAttention):
+                setattr(module, name, FoldedAttention(child))
     for name, module in list(tft.named_children()):
         if isinstance(module, VariableSelectionNetwork) and GroupedSelection.fits(module):
             setattr(tft, name, GroupedSelection(module))
@@ -117,6 +122,41 @@ class AttentionMask(nn.Module):
         return self.mask
 
 
+class FoldedAttention(nn.Module):
+    """The library's ``InterpretableMultiHeadAttention``; in prediction what the keys go through the queries take on.
+
+    There are few queries and many keys. A query's product with a layer of the keys is the product of another query with
+    the keys themselves, but for what is the same for all keys, which the softmax does not see. The heads share their
+    values, so that their weights are averaged and the values' layer comes after.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.n_head, self.mask_bias, self.w_h = source.n_head, source.mask_bias, source.w_h
+        self.v_layer, self.q_layers, self.k_layers = source.v_layer, source.q_layers, source.k_layers
+        self.attention, self.dropout = source.attention, source.dropout
+        self.library_forward = type(source).forward
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.training:  # each head has a dropout of its own
+            found: tuple[Tensor, Tensor] = self.library_forward(self, q, k, v, mask)
+            return found
+        heads, queries = len(self.q_layers), q.shape[1]
+        folded = torch.cat(
+            [
+                functional.linear(q, key.weight.t() @ query.weight, key.weight.t() @ query.bias)
+                for query, key in zip(self.q_layers, self.k_layers, strict=True)
+            ],
+            dim=1,
+        )
+        scores = torch.bmm(folded, k.transpose(1, 2)) / float(self.k_layers[0].weight.shape[0]) ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(mask.repeat(1, heads, 1), self.mask_bias)
+        weights = torch.softmax(scores, dim=2).reshape(-1, heads, queries, k.shape[1])
+        mixed = torch.bmm(weights.mean(dim=1), v)
+        return self.w_h(self.v_layer(mixed)), weights.transpose(1, 2)
+
+
 class SplitGLU(nn.Module):
     """The library's ``GatedLinearUnit`` with its value and its gate as two products, so that no half is strided."""
 
@@ -171,7 +211,7 @@ def elu(x: Tensor) -> Tensor:
     return torch.relu(x) + torch.exp(x.clamp(max=0)) - 1
 
 
-_STEPS = 16
+_STEPS = 8
 """On a CPU so many of a window's rows at a time: what is computed of a batch of them stays in a core's cache."""
 
 
@@ -202,22 +242,28 @@ class GroupedSelection(nn.Module):
         return plain and len(set(source.input_sizes.values())) == 1
 
     def forward(self, x: dict[str, Tensor], context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        first = x[self.names[0]]
-        if self.training or first.device.type != "cpu" or first.dim() < 3 or first.shape[1] <= _STEPS:
-            return self._selected(x, context)
-        parts = []
-        for start in range(0, first.shape[1], _STEPS):
-            steps = slice(start, start + _STEPS)
-            part = {name: x[name][:, steps] for name in self.names}
-            parts.append(self._selected(part, None if context is None else context[:, steps]))
+        """As the library's; ``context`` (B, T, hidden) is one for each series, which it repeats over time."""
+        reals = torch.stack([x[name].squeeze(-1) for name in self.names])
+        mixed, weights = self.select(reals, context if context is None or context.dim() < 3 else context[:, 0])
+        return mixed, weights[..., None, :]
+
+    def select(self, reals: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mixture (B, T, hidden) and its weights (B, T, V) of reals (V, B, T), or (V, B), and context (B, hidden).
+
+        On a CPU for a few rows at a time.
+        """
+        given = None if context is None else self.flattened_grn.context(context).t()[..., None]  # (hidden, B, 1)
+        if self.training or reals.device.type != "cpu" or reals.dim() < 3 or reals.shape[2] <= _STEPS:
+            return self._selected(reals, given)
+        parts = [self._selected(part, given) for part in torch.split(reals, _STEPS, dim=2)]
         mixed, weights = zip(*parts, strict=True)
         return torch.cat(mixed, dim=1), torch.cat(weights, dim=1)
 
-    def _selected(self, x: dict[str, Tensor], context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _selected(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         networks: list[Any] = [self.single_variable_grns[name] for name in self.names]
         scalers: list[Any] = [self.prescalers[name] for name in self.names]
-        shape = x[self.names[0]].shape[:-1]  # (B, T), or (B,) for static reals
-        reals = torch.stack([x[name].reshape(-1) for name in self.names])  # (V, N)
+        shape = x.shape[1:]  # (B, T), or (B,) for static reals
+        reals = x.reshape(len(networks), -1)  # (V, N)
         affine = torch.cat(  # (V, size, 2): what the prescalers make of (x, 1)
             [torch.stack([one.weight for one in scalers]), torch.stack([one.bias for one in scalers])[..., None]], dim=2
         )
@@ -237,12 +283,14 @@ class GroupedSelection(nn.Module):
         outputs = torch.baddbmm(value_bias, of_value, hidden) * gate + self._skip(networks, affine, rows)
         weights = self._weigh(affine, reals, context, shape)  # (V, N)
         norms = [network.gate_norm.add_norm.norm for network in networks]
-        centred = outputs - outputs.mean(dim=1, keepdim=True)
-        inverse = torch.rsqrt(centred.square().mean(dim=1) + self.epsilon)  # (V, N)
-        scale = torch.stack([norm.weight for norm in norms])[..., None]
-        mixed = (centred * scale * (inverse * weights)[:, None]).sum(0)
+        # The layer norm by its moments: what is mixed is the outputs themselves, less their means at the end.
+        scale = torch.stack([norm.weight for norm in norms])  # (V, hidden)
+        mean = outputs.mean(dim=1)  # (V, N)
+        variance = torch.relu(outputs.square().mean(dim=1) - mean.square())
+        share = weights * torch.rsqrt(variance + self.epsilon)
+        mixed = (outputs * (scale[..., None] * share[:, None])).sum(0) - scale.t() @ (mean * share)
         mixed = mixed + torch.stack([norm.bias for norm in norms]).t() @ weights  # (hidden, N)
-        return mixed.t().reshape(*shape, self.hidden_size), weights.t().reshape(*shape, 1, len(networks))
+        return mixed.t().reshape(*shape, self.hidden_size), weights.t().reshape(*shape, len(networks))
 
     def _skip(self, networks: list[Any], affine: Tensor, rows: Tensor) -> Tensor:
         """(V, hidden, N) the skip connections: the embedding, or its resized and normalised copy.
@@ -274,8 +322,7 @@ class GroupedSelection(nn.Module):
         offset = (weight * affine[..., 1]).sum(dim=(1, 2)) + network.fc1.bias
         hidden = torch.addmm(offset[:, None], slope, reals)
         if context is not None:
-            # One context a series: (B, hidden) where the library repeats it over time.
-            hidden = hidden + network.context(context).reshape(-1, hidden.shape[0]).t()
+            hidden = (hidden.reshape(-1, *shape) + context).reshape(hidden.shape)
         hidden = torch.addmm(network.fc2.bias[:, None], network.fc2.weight, elu(hidden))
         fc = network.gate_norm.glu.fc
         hidden = functional.dropout(hidden, self.dropout, self.training)

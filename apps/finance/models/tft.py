@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.windows import COLUMNS, STATIC_REALS, UNKNOWN
-from apps.finance.models.library_tft import Length, LibraryForecaster, dense_library
+from apps.finance.models.fast_forward import forecast_windows
+from apps.finance.models.library_tft import LibraryForecaster, dense_library
 from apps.finance.types import QUANTILES, FinanceInput
 from shared.app import DenseNetwork
 
@@ -72,7 +73,9 @@ class Forecaster(nn.Module):
 
     def raw(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
         """What the TFT itself puts out, (B, horizon, Q): its quantiles may cross."""
-        prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static, fixed=self.fast))["prediction"]
+        if self.fast:
+            return forecast_windows(self.tft, encoder_cont, decoder_cont[..., len(UNKNOWN) :], static)
+        prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static))["prediction"]
         return prediction
 
 
@@ -93,13 +96,13 @@ def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:
     }
 
 
-def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor, *, fixed: bool = False) -> dict[str, Any]:
-    """The dictionary that ``TemporalFusionTransformer.forward`` takes. ``fixed`` gives lengths as ``Length``."""
+def tft_inputs(encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> dict[str, Any]:
+    """The dictionary that ``TemporalFusionTransformer.forward`` takes."""
     batch, context, horizon = encoder_cont.shape[0], encoder_cont.shape[1], decoder_cont.shape[1]
     device = encoder_cont.device
 
     def lengths(rows: int) -> Any:
-        return Length(rows) if fixed else torch.full((batch,), rows, dtype=torch.int64, device=device)
+        return torch.full((batch,), rows, dtype=torch.int64, device=device)
 
     def reals(covariates: Tensor) -> Tensor:
         return torch.cat([static[:, None].expand(-1, covariates.shape[1], -1), covariates], dim=2)
