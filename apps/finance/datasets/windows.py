@@ -100,7 +100,7 @@ def trailing_interval_ns(times: Times) -> Floats:
         usual[1:] = steps[0]
         return np.maximum(usual, 1.0)
     for row in range(1, min(_BLOCK, length)):
-        usual[row] = np.median(steps[:row])
+        usual[row] = _middle(steps[:row])
     for start in range(_BLOCK, length, _BLOCK):
         usual[start : start + _BLOCK] = _middle(steps[max(0, start - _HISTORY) : start])
     return np.maximum(usual, 1.0)
@@ -161,10 +161,11 @@ def _lagged(
 
 
 def _middle(values: Floats) -> float:
-    """The median of finite values, without what ``np.median`` looks at besides: half the time for a thousand."""
-    low, high = (len(values) - 1) // 2, len(values) // 2
-    ordered = np.partition(values, (low, high))
-    return float((ordered[low] + ordered[high]) / 2)
+    """The median of finite values, without what ``np.median`` looks at besides: a third of the time for a thousand."""
+    low = (len(values) - 1) // 2
+    ordered = np.partition(values, low)
+    high = ordered[low] if len(values) % 2 else ordered[low + 1 :].min()
+    return float((ordered[low] + high) / 2)
 
 
 def _history_scale(filled: Floats) -> Floats:
@@ -218,7 +219,7 @@ class Windows:
     def arrays(self, indices: Indices, key: Key | None = None) -> dict[str, NDArray[Any]]:
         """The batch as NumPy arrays: a program that is read from a file computes on them without torch."""
         rows = self.starts[indices][:, None] + np.arange(self.context + self.horizon)
-        windows = self.flat[rows]
+        windows = self.flat.take(rows, axis=0)
         if key is not None:
             _augment(windows, indices, key, self.context)
         return normalise(windows, self.context)
@@ -262,20 +263,20 @@ def normalise(windows: Floats, context: int) -> dict[str, NDArray[Any]]:
     spread = _mean(np.abs(value - centre), unseen) * _MEAN_DEVIATION
     history = windows[:, context, _SCALE : _SCALE + 1]
     scale = np.maximum(spread, _FLOOR * history)
-    levels = np.arcsinh((windows[:, :, 0:5:2] - centre[..., None]) / scale[..., None])  # (B, rows, 3)
-    origin, step = _movement(levels[:, :context, 0], missing)
-    moved = np.arcsinh((levels - origin[..., None]) / step[..., None])
-    covariates = windows[:, :, :_SCALE].astype(np.float32)
-    covariates[:, :, 0] = moved[..., 0]
+    levels = np.arcsinh((np.stack([windows[:, :, column] for column in (0, 2, 4)]) - centre) / scale)  # (3, B, rows)
+    origin, step = _movement(levels[0, :, :context], missing)
+    moved = np.arcsinh((levels - origin) / step)
+    covariates = windows.astype(np.float32)
+    covariates[:, :, 0] = moved[0]
     for place, column in ((1, 2), (2, 4)):
-        covariates[:, :, column] = moved[..., place] * (windows[:, :, column + 1] > 0)
+        covariates[:, :, column] = moved[place] * (windows[:, :, column + 1] > 0)
     target, observed = covariates[:, context:, 0].copy(), 1 - windows[:, context:, 1].astype(np.float32)
     covariates[:, :context, 0][missing] = 0
     covariates[:, context:, :2] = 0
     relative_volatility = np.log(history / scale).clip(-4, 4)
     return {
-        "encoder_cont": np.ascontiguousarray(covariates[:, :context]),
-        "decoder_cont": np.ascontiguousarray(covariates[:, context:]),
+        "encoder_cont": np.ascontiguousarray(covariates[:, :context, :_SCALE]),
+        "decoder_cont": np.ascontiguousarray(covariates[:, context:, :_SCALE]),
         "static": np.concatenate([relative_volatility, origin.clip(-6, 6), np.log(step)], axis=1).astype(np.float32),
         "target": target,
         "observed": observed,
