@@ -234,13 +234,15 @@ class Reproduce:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """List, fetch or verify the public data sets that the applications know.
+    """List, fetch or verify the public data sets that the applications know; remove what was made for trainings.
 
     Example: trivium data list
+
+    Example: trivium data clear
     """
 
-    action: Positional[Literal["list", "fetch", "verify"]]
-    """What to do."""
+    action: Positional[Literal["list", "fetch", "verify", "clear"]]
+    """What to do. clear removes the samples that trainings made in the user's cache: not while one runs."""
     names: Positional[tuple[str, ...]] = ()
     """Names of data sets; all of them where none is named (list and verify)."""
 

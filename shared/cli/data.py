@@ -10,7 +10,9 @@ from shared.errors import InvalidInputError
 
 
 def run(command: Data) -> int:
-    """Lists, fetches or verifies data sets."""
+    """Lists, fetches or verifies data sets, or removes what was made for trainings."""
+    if command.action == "clear":
+        return _clear(command)
     entries = {name: entry for app in installed().values() for name, entry in read_registry(app.data_registry).items()}
     if unknown := sorted(set(command.names) - entries.keys()):
         raise InvalidInputError(f"there is no data set {', '.join(unknown)}; there are {', '.join(entries)}")
@@ -33,4 +35,13 @@ def run(command: Data) -> int:
         for e in chosen
     ]
     print_table(Table(title="Data sets", columns=("name", "what", "size", "licence", "where"), rows=rows))
+    return 0
+
+
+def _clear(command: Data) -> int:
+    from shared.data.build_cache import packs, remove_packs
+
+    if command.names:
+        raise InvalidInputError(f"trivium data clear takes no name: {packs()} is cleared as a whole")
+    print_line(f"{remove_packs() / 1e6:,.0f} MB removed from {packs()}")
     return 0

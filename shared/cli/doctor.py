@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from shared.app import Table, installed
@@ -13,13 +14,26 @@ from shared.deploy.registry import misplaced
 from shared.errors import InvalidInputError
 from shared.observe.doctor import Check, examine
 
+_LARGE_CACHE = 5e9
+
 
 def run() -> int:
     """Prints what was found on this machine; fails where something needs a remedy."""
-    checks = [*examine(), *_server(), *_applications()]
+    checks = [*examine(), *_cache(), *_server(), *_applications()]
     rows = [("ok" if check.ok else "fault", check.name, check.found, check.remedy) for check in checks]
     print_table(Table(title="This machine", columns=("", "what", "found", "remedy"), rows=rows))
     return 0 if all(check.ok for check in checks) else 1
+
+
+def _cache() -> list[Check]:
+    """What has been kept, and how it is removed."""
+    from shared.data.build_cache import packs, size_of
+
+    kept = size_of(packs())
+    found = (
+        f"{kept / 1e9:.1f} GB made for trainings in {packs()}; {shutil.disk_usage(Path.home()).free / 1e9:.0f} GB free"
+    )
+    return [Check("cache", True, found, "trivium data clear removes it" if kept > _LARGE_CACHE else "")]
 
 
 def _server() -> list[Check]:

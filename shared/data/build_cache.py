@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -20,6 +21,8 @@ from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
 Made = TypeVar("Made")
+KEPT_DAYS = 30
+"""A pack that nobody has asked for in so many days is taken away when another is made."""
 
 
 def packs() -> Path:
@@ -31,7 +34,7 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``name`` among the packs, filled by ``make`` first where it is not there.
 
     Of the processes that ask for it at the same time one makes it and the others wait. The folder appears whole. What
-    a process left half made when it was killed is taken away.
+    a process left half made when it was killed is taken away, as are packs that nobody asked for in ``KEPT_DAYS``.
     """
     home = packs() / name
     if not home.is_dir():
@@ -42,6 +45,7 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
                 f"{home.parent} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder"
             ) from error
         _remove_abandoned(home.parent)
+        remove_packs(unused_days=KEPT_DAYS)
         with file_lock(home.with_name(f"{name}.lock")):
             if not home.is_dir():
                 aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home.parent))
@@ -51,7 +55,29 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
                 except BaseException:
                     shutil.rmtree(aside, ignore_errors=True)
                     raise
+    with suppress(OSError):  # of another user's, or on a disk that is read only
+        os.utime(home)
     return home
+
+
+def remove_packs(unused_days: float = 0.0) -> int:
+    """Takes away the packs that nobody asked for in so many days, and returns how many bytes they had."""
+    freed, before = 0, time.time() - unused_days * 86400
+    for home in packs().glob("[!.]*"):
+        with suppress(OSError):
+            if not home.is_dir() or home.stat().st_mtime > before:
+                continue
+            lock = home.with_name(f"{home.name}.lock")
+            with file_lock(lock, wait=False):
+                freed += size_of(home)
+                shutil.rmtree(home, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    return freed
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of the files in a folder; 0 where there is none."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
 def _remove_abandoned(folder: Path) -> None:

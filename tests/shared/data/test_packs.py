@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from shared.data.build_cache import get_or_build, made_ahead, packs, parallel_map
+from shared import cli
+from shared.data.build_cache import KEPT_DAYS, get_or_build, made_ahead, packs, parallel_map, remove_packs
 from shared.errors import InvalidInputError
 
 
@@ -101,6 +103,26 @@ def test_what_was_half_made_by_a_killed_process_is_taken_away() -> None:
     assert [path.name for path in packs().glob(".one-*/*")] == ["half"]
     assert get_or_build("two", lambda folder: None).is_dir()
     assert {path.name for path in packs().iterdir()} == {"one.lock", "two", "two.lock"}
+
+
+def test_what_nobody_asks_for_in_a_month_is_taken_away() -> None:
+    for name in ("old", "used", "new"):
+        get_or_build(name, lambda folder: (folder / "content").write_bytes(bytes(1000)) and None)
+    for name in ("old", "used"):
+        os.utime(packs() / name, times=(0, time.time() - (KEPT_DAYS + 1) * 86400))
+    get_or_build("used", lambda folder: pytest.fail("it is there"))
+    get_or_build("another", lambda folder: None)
+    assert {path.name for path in packs().iterdir() if path.is_dir()} == {"used", "new", "another"}
+    assert not (packs() / "old.lock").exists()
+
+
+def test_the_cache_is_cleared_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    get_or_build("one", lambda folder: (folder / "content").write_bytes(bytes(2_000_000)) and None)
+    assert cli.main(["data", "clear"]) == 0
+    assert f"2 MB removed from {packs()}" in capsys.readouterr().out
+    assert list(packs().iterdir()) == [] and remove_packs() == 0
+    assert cli.main(["data", "clear", "one"]) == 2
+    assert "takes no name" in capsys.readouterr().err
 
 
 def test_what_another_process_is_making_is_left_alone(tmp_path: Path) -> None:
