@@ -60,6 +60,8 @@ def open_session(path: Path, place: Placement) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = place.threads
     options.inter_op_num_threads = 1
+    # It would keep a plan of its memory for each size of input, and hold as much; inputs are of many sizes.
+    options.enable_mem_pattern = False
     # Threads that spin while they wait would take the time of other programs in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
