@@ -1,9 +1,9 @@
-"""Named recipes: ``tiny`` for tests, ``small`` and ``overnight`` for a core, ``large`` and ``full`` for a GPU."""
+"""Named recipes: ``tiny`` for tests, ``small`` to ``candidates`` for a core or two, ``large`` and ``full`` for a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apps.medical.datasets.hard_candidates import HardCandidates
 from apps.medical.datasets.synthetic import Synthetic
@@ -67,6 +67,22 @@ def overnight() -> NoduleRecipe:
     )
 
 
+def tiles() -> NoduleRecipe:
+    """On from an ``overnight`` run (``--init``), about an hour of two cores: patches as large as a scan's tiles.
+
+    The network's heads normalise over all that they see. What has learnt from smaller patches alone misjudges a tile.
+    """
+    before = overnight()
+    return replace(
+        before,
+        data=Synthetic(train_patches=2200, validation_patches=96, fresh=True, chests=144),
+        input=replace(before.input, patch_size=before.input.tile_size),
+        optimizer=AdamW(learning_rate=5e-4, weight_decay=1e-2),
+        schedule=CosineRestarts(warmup_steps=50, period=1.0),
+        limits=Limits(epochs=1, batch=1, evaluation_batch=1, checkpoint_every=100),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRecipe(Recipe):
     """A run of the second stage, on the marks of a detector that is trained already."""
@@ -124,6 +140,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny": tiny,
     "small": small,
     "overnight": overnight,
+    "tiles": tiles,
     "candidates": candidates,
     "large": large,
     "full": full,

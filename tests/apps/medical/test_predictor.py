@@ -219,7 +219,7 @@ def test_an_artifact_that_stated_the_grid_twice_still_opens(tmp_path):
     manifest["files"]["recipe.yaml"] = describe_file(old / "recipe.yaml")
     (old / "manifest.json").write_text(json.dumps(manifest))
     predictor = NodulePredictor.load([open_artifact(old)], "cpu")
-    assert predictor.input == ChestInput(patch_size=(80, 80, 48))
+    assert predictor.input == ChestInput(patch_size=tuple(grid["patch_size"]))
     assert predictor.operating_score == NodulePredictor.load([shipped_one], "cpu").operating_score
 
 
