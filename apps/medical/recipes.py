@@ -1,4 +1,4 @@
-"""Named recipes: ``tiny`` for tests, ``small`` to ``candidates`` for a core or two, ``large`` and ``full`` for a GPU."""
+"""Named recipes: ``tiny`` for tests, ``small`` to ``candidates`` for cores, ``large`` and ``full`` for a GPU."""
 
 from __future__ import annotations
 
