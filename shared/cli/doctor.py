@@ -30,9 +30,9 @@ def _cache() -> list[Check]:
     from shared.data.build_cache import packs, size_of
 
     kept = size_of(packs())
-    found = (
-        f"{kept / 1e9:.1f} GB made for trainings in {packs()}; {shutil.disk_usage(Path.home()).free / 1e9:.0f} GB free"
-    )
+    there = next(folder for folder in (packs(), *packs().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{kept / 1e9:.1f} GB made for trainings in {packs()}; {free / 1e9:.0f} GB free"
     return [Check("cache", True, found, "trivium data clear removes it" if kept > _LARGE_CACHE else "")]
 
 

@@ -61,17 +61,17 @@ def get_or_build(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def remove_packs(unused_days: float = 0.0) -> int:
-    """Takes away the packs that nobody asked for in so many days, and returns how many bytes they had."""
+    """Takes away the packs that nobody asked for in so many days, and returns how many bytes they had.
+
+    One that is being made stays, and so do the locks: who waits for one must get the same as who comes after.
+    """
     freed, before = 0, time.time() - unused_days * 86400
     for home in packs().glob("[!.]*"):
         with suppress(OSError):
-            if not home.is_dir() or home.stat().st_mtime > before:
-                continue
-            lock = home.with_name(f"{home.name}.lock")
-            with file_lock(lock, wait=False):
-                freed += size_of(home)
-                shutil.rmtree(home, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+            if home.is_dir() and home.stat().st_mtime <= before:
+                with file_lock(home.with_name(f"{home.name}.lock"), wait=False):
+                    freed += size_of(home)
+                    shutil.rmtree(home, ignore_errors=True)
     return freed
 
 

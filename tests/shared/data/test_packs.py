@@ -113,14 +113,13 @@ def test_what_nobody_asks_for_in_a_month_is_taken_away() -> None:
     get_or_build("used", lambda folder: pytest.fail("it is there"))
     get_or_build("another", lambda folder: None)
     assert {path.name for path in packs().iterdir() if path.is_dir()} == {"used", "new", "another"}
-    assert not (packs() / "old.lock").exists()
 
 
 def test_the_cache_is_cleared_by_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     get_or_build("one", lambda folder: (folder / "content").write_bytes(bytes(2_000_000)) and None)
     assert cli.main(["data", "clear"]) == 0
     assert f"2 MB removed from {packs()}" in capsys.readouterr().out
-    assert list(packs().iterdir()) == [] and remove_packs() == 0
+    assert not (packs() / "one").exists() and remove_packs() == 0
     assert cli.main(["data", "clear", "one"]) == 2
     assert "takes no name" in capsys.readouterr().err
 
