@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from shared.deploy.programs.program import Arrays
 
@@ -87,53 +89,86 @@ def in_floating_point(quantised: Any, name: str) -> Any:
 def fold_smoothing(model: Any) -> int:
     """Moves multiplications by positive constants from behind a ReLU into the layer before it; returns how many.
 
-    That is where smoothing puts them, and each would be one more pass over the activation. One whose ReLU is read by
-    others too stays.
+    That is where smoothing puts them, and each would be one more pass over the activation. Behind a concatenation of
+    several ReLUs' channels each of their layers takes its part. One whose ReLU is read by others too stays.
     """
-    from openvino import opset13
-
     folded = 0
     for node in list(model.get_ordered_ops()):
         if node.get_type_name() != "Multiply" or "nncf_smooth_quant" not in node.get_friendly_name():
             continue
-        relu, factor = node.input_value(0).get_node(), node.input_value(1).get_node()
-        if relu.get_type_name() != "Relu" or len(relu.output(0).get_target_inputs()) != 1:
+        before, factor = node.input_value(0).get_node(), node.input_value(1).get_node()
+        parts = _parts(before, factor.get_data())
+        if parts is None or not all(_foldable(relu, scale) for relu, scale in parts):
             continue
-        add = relu.input_value(0).get_node()
-        if add.get_type_name() != "Add" or len(add.output(0).get_target_inputs()) != 1:
-            continue
-        layer, bias = add.input_value(0).get_node(), add.input_value(1).get_node()
-        if layer.get_type_name() != "Convolution" or bias.get_type_name() != "Constant":
-            continue
-        scale = factor.get_data()
-        of_weights = scale.reshape(-1, *[1] * (len(layer.input_value(1).get_partial_shape()) - 1))
-        if not (scale > 0).all() or len(of_weights) not in (
-            1,
-            layer.input_value(1).get_partial_shape()[0].get_length(),
-        ):
-            continue
-        if not _scale_weights(layer, of_weights):
-            continue
-        add.input(1).replace_source_output(opset13.constant(bias.get_data() * scale).output(0))
+        for relu, scale in parts:
+            _scale_outputs(relu.input_value(0).get_node(), scale)
         for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(relu.output(0))
+            reader.replace_source_output(before.output(0))
         folded += 1
     return folded
 
 
-def _scale_weights(layer: Any, scale: Any) -> bool:
-    """Multiplies a convolution's weights, or the scale of its weights in INT8, output by output; whether it could."""
+def _parts(before: Any, scale: Any) -> list[tuple[Any, Any]] | None:
+    """The operations whose channels make up ``before``, each with its part of ``scale``; None where nobody can tell."""
+    if before.get_type_name() != "Concat":
+        return [(before, scale)]
+    sources = [value.get_node() for value in before.input_values()]
+    channels = [value.get_partial_shape()[1] for value in before.input_values()]
+    if before.get_attributes()["axis"] != 1 or len(before.output(0).get_target_inputs()) != 1:
+        return None
+    if any(count.is_dynamic for count in channels) or scale.ndim < 2:
+        return None
+    ends = np.cumsum([count.get_length() for count in channels])
+    if scale.shape[1] == 1:
+        return [(source, scale) for source in sources]
+    return list(zip(sources, np.split(scale, ends[:-1], axis=1), strict=True))
+
+
+def _foldable(relu: Any, scale: Any) -> bool:
+    """Whether the layer before a ReLU can take on ``scale`` for each channel, and nobody else reads what is between."""
+    if relu.get_type_name() != "Relu" or len(relu.output(0).get_target_inputs()) != 1 or not (scale > 0).all():
+        return False
+    add = relu.input_value(0).get_node()
+    if add.get_type_name() != "Add" or len(add.output(0).get_target_inputs()) != 1:
+        return False
+    layer, bias = add.input_value(0).get_node(), add.input_value(1).get_node()
+    if layer.get_type_name() not in _OUTPUT_AXIS or bias.get_type_name() != "Constant":
+        return False
+    weights, outputs = layer.input_value(1), _OUTPUT_AXIS[layer.get_type_name()]
+    return (
+        scale.size in (1, weights.get_partial_shape()[outputs].get_length())
+        and _scaled_constant(weights.get_node()) is not None
+    )
+
+
+_OUTPUT_AXIS = {"Convolution": 0, "ConvolutionBackpropData": 1}
+"""Where a layer's weights have its output channels."""
+
+
+def _scale_outputs(add: Any, scale: Any) -> None:
+    """Multiplies the weights and the bias of a layer, channel by channel; ``add`` adds the bias."""
     from openvino import opset13
 
+    layer, bias = add.input_value(0).get_node(), add.input_value(1).get_node()
     weights = layer.input_value(1).get_node()
+    shape = [1] * len(layer.input_value(1).get_partial_shape())
+    shape[_OUTPUT_AXIS[layer.get_type_name()]] = -1
+    constant = _scaled_constant(weights)
+    changed = opset13.constant((constant.get_data() * scale.reshape(shape)).astype(np.float32)).output(0)
+    if constant is weights:
+        layer.input(1).replace_source_output(changed)
+    else:
+        weights.input(1).replace_source_output(changed)
+    add.input(1).replace_source_output(opset13.constant(bias.get_data() * scale).output(0))
+
+
+def _scaled_constant(weights: Any) -> Any:
+    """What scales a layer's weights: the weights themselves, or the scale of those in INT8; None if computed."""
     if weights.get_type_name() == "Constant":
-        layer.input(1).replace_source_output(opset13.constant(weights.get_data() * scale).output(0))
-        return True
+        return weights
     if weights.get_type_name() != "Multiply" or weights.input_value(1).get_node().get_type_name() != "Constant":
-        return False
-    own = weights.input_value(1).get_node().get_data()
-    weights.input(1).replace_source_output(opset13.constant(own * scale).output(0))
-    return True
+        return None
+    return weights.input_value(1).get_node()
 
 
 def _named(model: Any, name: str) -> Any:

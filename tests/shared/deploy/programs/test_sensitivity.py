@@ -148,8 +148,30 @@ class Unequal(nn.Module):
         return logits
 
 
-def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(tmp_path: Path) -> None:
-    network = Unequal().eval()
+class Joined(Unequal):
+    """The same from the channels of two layers side by side, one of them a deconvolution, as in a neck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.ConvTranspose2d(1, 8, 3, padding=1)
+        self.second = nn.Conv2d(16, 2, 3, padding=1)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for layer in (self.beside, self.second):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+            self.beside.weight[:, 3] *= 100
+            self.second.weight[:, 0] /= 300
+            self.second.weight[:, 11] /= 100
+
+    def forward(self, image: Tensor) -> Tensor:
+        both = torch.cat([torch.relu(self.first(image)), torch.relu(self.beside(image))], dim=1)
+        logits: Tensor = self.second(both)
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Unequal, Joined])
+def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(kind: type[nn.Module], tmp_path: Path) -> None:
+    network = kind().eval()
     write_onnx(
         DenseNetwork(module=network, inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
         tmp_path / "model.onnx",
@@ -163,7 +185,7 @@ def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(tmp_path: Pat
         errors[smoothing] = output_error(expected, [run(made)(image) for image in images], ("logits",))
     smoothed = [one for one in made.get_ordered_ops() if "smooth_quant" in one.get_friendly_name()]
     behind = [one.input_value(0).get_node().get_type_name() for one in smoothed if one.get_type_name() == "Multiply"]
-    assert "Relu" not in behind, "the factors have gone into the first layer"
+    assert not {"Relu", "Concat"} & {*behind}, "the factors have gone into the layers before"
     assert errors[SMOOTHING] < 0.5 * errors[None]
 
 
