@@ -2,8 +2,7 @@
 
 Batch normalisation is folded into the convolution before it, and convolutions run with channels last. PointPillars
 also encodes the points that are there, where mmdet3d fills every pillar up to 32 points with zeros and encodes those
-too, makes its anchors once, and multiplies once where the head has three convolutions of one pixel. Outputs are equal
-up to the rounding of 32-bit sums.
+too, and makes its anchors once. Outputs are equal up to the rounding of 32-bit sums.
 
 Of a pillar with more points than its network takes, mmdet3d takes the first in the order of the file. Files are
 written beam by beam, from the top one down, and a network that learnt from sweeps in random order has not seen pillars
@@ -88,26 +87,16 @@ def _takes_every_point(detector: nn.Module) -> bool:
 class FoldedHeads(nn.Module):
     """The dense part of PointPillars, folded: pseudo-image (B, C, rows, columns) to scores, boxes and directions."""
 
-    head_weight: Tensor
-    head_bias: Tensor
-
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone, self.neck = folded(detector.backbone), folded(detector.neck)
         head = detector.bbox_head
-        branches = [head.conv_cls, head.conv_reg, head.conv_dir_cls]
-        self.channels = [branch.out_channels for branch in branches]
-        weight = torch.cat([branch.weight.flatten(1) for branch in branches])
-        self.register_buffer("head_weight", weight.detach().t().contiguous())
-        self.register_buffer("head_bias", torch.cat([branch.bias for branch in branches]).detach())
+        self.branches = nn.ModuleList(folded(branch) for branch in (head.conv_cls, head.conv_reg, head.conv_dir_cls))
 
     def forward(self, pseudo_image: Tensor) -> tuple[Tensor, ...]:
         """(B, A C, H, W) scores, (B, 7 A, H, W) boxes and (B, 2 A, H, W) directions of A = 2 C anchors a cell."""
-        (features_BCHW,) = self.neck(self.backbone(pseudo_image))
-        batch, channels, rows, columns = features_BCHW.shape
-        cells = features_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)
-        answers = torch.addmm(self.head_bias, cells, self.head_weight)
-        return torch.split(answers.view(batch, rows, columns, -1).permute(0, 3, 1, 2), self.channels, dim=1)
+        (features,) = self.neck(self.backbone(pseudo_image))
+        return tuple(branch(features) for branch in self.branches)
 
 
 def encoder_of(detector: Any, *, every_point: bool = False) -> PillarEncoder:
