@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,21 +35,18 @@ class Choice:
 
 def read_choice(artifact: Artifact, place: Placement) -> Choice | None:
     """The choice that was made before for the artifact on this machine, or None."""
-    try:
-        return Choice(**json.loads(_choice_file(artifact, place).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return _read(_choice_file(artifact, place, _found(artifact)))
 
 
 def choices(artifact: Artifact) -> list[Choice]:
-    """All choices that were made for the artifact in this cache: by device, threads and versions."""
-    found = []
-    for file in sorted(folder_of(artifact).glob("choice-*.json")):
-        try:
-            found.append(Choice(**json.loads(file.read_bytes())))
-        except (OSError, ValueError, TypeError):
-            continue
-    return found
+    """The choices that hold for the artifact on this machine: for each number of threads, and for a GPU.
+
+    What was chosen among other programs or by other versions of their runtimes holds no more.
+    """
+    found = _found(artifact)
+    places = [*(Placement("cpu", threads + 1) for threads in range(os.cpu_count() or 1)), Placement("cuda", 1)]
+    made = (_read(_choice_file(artifact, place, found)) for place in places)
+    return [choice for choice in made if choice is not None]
 
 
 def forget_choices(artifact: Artifact) -> None:
@@ -60,7 +59,7 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
     """Remembers a choice; where the cache cannot be written to, the log says so."""
     from shared.atomic_files import write_whole
 
-    file = _choice_file(artifact, place)
+    file = _choice_file(artifact, place, _found(artifact))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(asdict(choice), indent=2) + "\n")
@@ -68,11 +67,21 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
         log.warning("the chosen program cannot be remembered: %s", error)
 
 
-def _choice_file(artifact: Artifact, place: Placement) -> Path:
-    found, _ = found_programs(artifact)
+def _found(artifact: Artifact) -> list[str]:
+    return sorted(found_programs(artifact)[0])
+
+
+def _choice_file(artifact: Artifact, place: Placement, found: Sequence[str]) -> Path:
     versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, place.device)]
-    told = [machine(place.device, place.threads), *versions, *sorted(found), _COMPILED]
+    told = [machine(place.device, place.threads), *versions, *found, _COMPILED]
     return folder_of(artifact) / f"choice-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.json"
+
+
+def _read(file: Path) -> Choice | None:
+    try:
+        return Choice(**json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _present(runtime: str, device: str) -> bool:
