@@ -172,7 +172,8 @@ def suppress(above_N5: Tensor, score_NC: Tensor, settings: Suppression) -> tuple
     # All classes at once, each moved away from the others: one class's boxes suppress no other's.
     plane, score = above_N5[index].double(), score_NC[index, label_of]
     plane[:, 0] += _APART * label_of
-    kept = nms_rotated(plane, score, index, plane, label_of, settings.overlap, False)
+    # One more than are wanted tells whether the best are to be picked out.
+    kept = nms_rotated(plane, score, index, plane, label_of, settings.overlap, False, settings.boxes + 1)
     kept = kept[label_of[kept].argsort(stable=True)]
     index, label_of = index[kept], label_of[kept]
     if len(index) > settings.boxes:

@@ -218,6 +218,28 @@ def test_rotated_suppression_in_the_thousands_takes_seconds_at_most(spread):
     assert (scores[kept].diff() <= 0).all()
 
 
+@pytest.mark.parametrize("most", [1, 7, 130, 2500])
+def test_rotated_suppression_ends_with_the_best_that_are_asked_for(most):
+    generator = torch.Generator().manual_seed(0)
+    found = torch.rand(1000, 5, generator=generator) * torch.tensor([60, 60, 5, 5, 6.28])
+    scores, none = torch.rand(1000, generator=generator), torch.empty(0)
+    kept = boxes.nms_rotated(found, scores, none, found, none, 0.3, False)
+    assert 130 < len(kept) < 1000
+    assert torch.equal(boxes.nms_rotated(found, scores, none, found, none, 0.3, False, most), kept[:most])
+
+
+@pytest.mark.parametrize("side", [4.0, 0.16, 0.002], ids=["hundreds of cells", "a million", "billions"])
+def test_points_stand_voxel_by_voxel_in_the_order_in_which_they_came(side):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(20_000, 4, generator=generator).round(decimals=3) * torch.tensor([160.0, 160.0, 3.0, 1.0])
+    grouped = voxels.group_pillars(points, torch.tensor([side, side, 4.0]), torch.tensor([0.0, 0, 0, 160, 160, 4]))
+    x, y = (points[:, :2] / side).floor().long().unbind(1)
+    place = y * round(160 / side) + x
+    inside = (points[:, :2] < 160).all(1).nonzero().squeeze(1)
+    assert torch.equal(grouped.source, inside[place[inside].argsort(stable=True)])
+    assert int(grouped.count.sum()) == len(inside) and bool((place[grouped.source].diff() >= 0).all())
+
+
 def test_empty_inputs():
     none = torch.empty(0, 5)
     assert len(ext.nms_rotated(none, torch.empty(0), torch.empty(0), none, torch.empty(0), 0.3, False)) == 0

@@ -52,8 +52,9 @@ def nms_rotated(
     labels: Tensor,
     iou_threshold: float,
     multi_label: bool,
+    most: int | None = None,
 ) -> Tensor:
-    """Indices that greedy suppression of rotated boxes (N, 5 or more) keeps, best first.
+    """Indices that greedy suppression of rotated boxes (N, 5 or more) keeps, best first; the first ``most`` of them.
 
     A box goes when its overlap with a kept one reaches the threshold. As in mmcv's CPU operator, labels do not count:
     boxes of different labels suppress each other.
@@ -63,8 +64,8 @@ def nms_rotated(
         return order
     sorted_N5 = boxes[order, :5].double()
     alive = torch.arange(len(order), device=order.device)
-    kept = []
-    while len(alive):
+    kept: list[Tensor] = []
+    while len(alive) and (most is None or sum(map(len, kept)) < most):
         # The best few settle among themselves, then thin out the rest: most pairs are never compared.
         head, alive = alive[:_BLOCK], alive[_BLOCK:]
         head = head[_greedy(*_hits(sorted_N5[head], None, iou_threshold), len(head)).to(head.device)]
@@ -75,7 +76,7 @@ def nms_rotated(
         stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
         stays[beaten] = False
         alive = alive[stays]
-    return order[torch.cat(kept)]
+    return order[torch.cat(kept)[:most]]
 
 
 def kept_rotated(sorted_N5: Tensor, valid_N: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:

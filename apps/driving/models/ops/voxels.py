@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -129,10 +130,27 @@ def group_points(points: Tensor, voxel_size: Tensor, coors_range: Tensor, max_po
 
 
 def _in_order(key: Tensor, source: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """Keys and the numbers of their points in rising order of the keys, those of one key in the points' own order."""
-    # The key in the upper bits and the number in the lower: one sort puts both in order. NumPy sorts integers several
-    # times as fast as torch does.
+    """Keys and the numbers of their points in rising order of the keys, those of one key in the points' own order.
+
+    The points come in rising order of their numbers, of which there are ``points``.
+    """
+    if key.device.type == "cpu":
+        order = torch.from_numpy(_stable_order(key.numpy()))
+        return key[order], source[order]
+    # The key in the upper bits and the number in the lower: one sort puts both in order.
     bits = points.bit_length()
-    both = (key << bits) | source
-    both = torch.from_numpy(np.sort(both.numpy())) if both.device.type == "cpu" else both.sort()[0]
+    both = ((key << bits) | source).sort()[0]
     return both >> bits, both & ((1 << bits) - 1)
+
+
+def _stable_order(key: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order that sorts keys of 0 or more, equal ones as they come: 16 bits at a time, from the lowest.
+
+    NumPy sorts numbers of 16 bits by counting them, ten times as fast as larger ones by comparing.
+    """
+    order = np.argsort((key & 0xFFFF).astype(np.uint16), kind="stable")
+    largest = int(key.max(initial=0))
+    for shift in range(16, largest.bit_length(), 16):
+        digit = ((key[order] >> shift) & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digit, kind="stable")]
+    return order
