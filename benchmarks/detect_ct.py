@@ -67,8 +67,6 @@ def main() -> None:
     predictor = NodulePredictor.load(artifacts, chosen.device)
     with asked_program("torch"):
         exact = NodulePredictor.load(artifacts, chosen.device)
-    with asked_program(HALF):
-        half = NodulePredictor.load(artifacts, chosen.device)
     scan, title = _scan(quick=chosen.quick)
     scan = reorient_to_lps(scan)
     detector = open_detector(artifact, chosen.device)
@@ -95,6 +93,8 @@ def main() -> None:
             "ours, DICOM to all marks measured": lambda: predictor.predict([read_volume([file])], EVERYTHING)[0],
         }
         found, seconds, wall = _in_turns(calls, 1 if chosen.quick else 3, chosen.device)
+        with asked_program(HALF):
+            half = NodulePredictor.load(artifacts, chosen.device)
         (one,), (in_bf16,) = (each.predict([read_volume([file])], EVERYTHING) for each in (exact, half))
         _set_threads(WALL_THREADS)
         on_two = NodulePredictor.load(artifacts, chosen.device)
