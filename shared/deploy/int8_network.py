@@ -163,12 +163,16 @@ def _scale_outputs(add: Any, scale: Any) -> None:
 
 
 def _scaled_constant(weights: Any) -> Any:
-    """What scales a layer's weights: the weights themselves, or the scale of those in INT8; None if computed."""
+    """What scales a layer's weights: the weights themselves, or the scale of those in INT8.
+
+    None where that is computed, or where another layer has the same weights.
+    """
     if weights.get_type_name() == "Constant":
         return weights
-    if weights.get_type_name() != "Multiply" or weights.input_value(1).get_node().get_type_name() != "Constant":
+    if weights.get_type_name() != "Multiply" or len(weights.output(0).get_target_inputs()) != 1:
         return None
-    return weights.input_value(1).get_node()
+    scale = weights.input_value(1).get_node()
+    return scale if scale.get_type_name() == "Constant" else None
 
 
 def _named(model: Any, name: str) -> Any:

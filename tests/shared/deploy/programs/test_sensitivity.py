@@ -189,6 +189,32 @@ def test_unequal_channels_are_smoothed_without_a_pass_of_their_own(kind: type[nn
     assert errors[SMOOTHING] < 0.5 * errors[None]
 
 
+class Shared(Unequal):
+    """Two images through one layer, as levels of a pyramid go through one head; each has its own layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(8, 2, 3, padding=1)
+        with torch.no_grad():
+            self.other.weight[:, 0] /= 300
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.second(torch.relu(self.first(image))) + self.other(torch.relu(self.first(image.flip(2))))
+        return logits
+
+
+def test_weights_that_two_layers_share_take_on_no_factor_of_one(tmp_path: Path) -> None:
+    write_onnx(
+        DenseNetwork(module=Shared().eval(), inputs={"image": torch.rand(2, 1, 16, 16)}, outputs=("logits",)),
+        tmp_path / "model.onnx",
+    )
+    model = read_network(tmp_path / "model.onnx")
+    images = [{"image": row["image"] / 2} for row in rows(8, seed=0)]
+    expected = [run(model)(image) for image in images]
+    made = quantised(model, images, smoothing=SMOOTHING)
+    assert output_error(expected, [run(made)(image) for image in images], ("logits",)) < 0.1
+
+
 def test_the_error_counts_where_scores_are_high() -> None:
     logits = np.full((1, 2, 8, 8), -12.0, np.float32)
     logits[0, :, 2, 2] = 3.0
