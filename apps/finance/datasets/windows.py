@@ -100,9 +100,9 @@ def trailing_interval_ns(times: Times) -> Floats:
         usual[1:] = steps[0]
         return np.maximum(usual, 1.0)
     for row in range(1, min(_BLOCK, length)):
-        usual[row] = _middle_of_few(steps[:row])
+        usual[row] = _middle_of_repeated(steps[:row])
     for start in range(_BLOCK, length, _BLOCK):
-        usual[start : start + _BLOCK] = _middle_of_few(steps[max(0, start - _HISTORY) : start])
+        usual[start : start + _BLOCK] = _middle_of_repeated(steps[max(0, start - _HISTORY) : start])
     return np.maximum(usual, 1.0)
 
 
@@ -168,7 +168,7 @@ def _middle(values: Floats) -> float:
     return float((ordered[low] + high) / 2)
 
 
-def _middle_of_few(values: Floats) -> float:
+def _middle_of_repeated(values: Floats) -> float:
     """The median of values most of which are the same: NumPy's selection takes ten times as long as sorting them."""
     ordered = np.sort(values)
     return float((ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2)

@@ -35,7 +35,7 @@ class Choice:
 
 def read_choice(artifact: Artifact, place: Placement) -> Choice | None:
     """The choice that was made before for the artifact on this machine, or None."""
-    return _read(_choice_file(artifact, place, _found(artifact)))
+    return _read(_choice_file(artifact, place, _conditions(artifact, place.device)))
 
 
 def choices(artifact: Artifact) -> list[Choice]:
@@ -43,10 +43,10 @@ def choices(artifact: Artifact) -> list[Choice]:
 
     What was chosen among other programs or by other versions of their runtimes holds no more.
     """
-    found = _found(artifact)
-    places = [*(Placement("cpu", threads + 1) for threads in range(os.cpu_count() or 1)), Placement("cuda", 1)]
-    made = (_read(_choice_file(artifact, place, found)) for place in places)
-    return [choice for choice in made if choice is not None]
+    on_cpu = _conditions(artifact, "cpu")
+    places = (Placement("cpu", threads + 1) for threads in range(os.cpu_count() or 1))
+    made = [_read(_choice_file(artifact, place, on_cpu)) for place in places]
+    return [choice for choice in (*made, read_choice(artifact, Placement("cuda", 1))) if choice is not None]
 
 
 def forget_choices(artifact: Artifact) -> None:
@@ -59,7 +59,7 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
     """Remembers a choice; where the cache cannot be written to, the log says so."""
     from shared.atomic_files import write_whole
 
-    file = _choice_file(artifact, place, _found(artifact))
+    file = _choice_file(artifact, place, _conditions(artifact, place.device))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(asdict(choice), indent=2) + "\n")
@@ -67,13 +67,14 @@ def write_choice(artifact: Artifact, place: Placement, choice: Choice) -> None:
         log.warning("the chosen program cannot be remembered: %s", error)
 
 
-def _found(artifact: Artifact) -> list[str]:
-    return sorted(found_programs(artifact)[0])
+def _conditions(artifact: Artifact, device: str) -> list[str]:
+    """What a choice depends on besides the machine: the runtimes' versions, and the programs that there are."""
+    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, device)]
+    return [*versions, *sorted(found_programs(artifact)[0]), _COMPILED]
 
 
-def _choice_file(artifact: Artifact, place: Placement, found: Sequence[str]) -> Path:
-    versions = [f"{name} {runtime.version()}" for name, runtime in RUNTIMES.items() if _present(name, place.device)]
-    told = [machine(place.device, place.threads), *versions, *found, _COMPILED]
+def _choice_file(artifact: Artifact, place: Placement, conditions: Sequence[str]) -> Path:
+    told = [machine(place.device, place.threads), *conditions]
     return folder_of(artifact) / f"choice-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:16]}.json"
 
 
