@@ -97,7 +97,11 @@ class NodulePredictor:
         self.second_stage = second_stage
         if second_stage is not None and isinstance(second_stage[0], ProgramLogits):
             self.programs[SECOND_STAGE] = second_stage[0].program
-        self.tiling = tiling or Tiling(size=input.tile_size, batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2)
+        self.tiling = tiling or Tiling(
+            size=input.tile_size,
+            batch=1 if np.prod(input.tile_size) > LARGE_TILE else 2,
+            trimmed=input.patch_size == input.tile_size,
+        )
         self.dtype = autocast_dtype(precision, torch.device(device)) if program is None else None
 
     @classmethod

@@ -82,7 +82,9 @@ def find_candidates(
     def look(seen: Tensor, on: Grid, on_host: bool) -> Marks:
         near = _blocks_near_lung(volume, lungs, on, detector.size_divisible)
         tiles = tiling.covering(near, detector.size_divisible)
-        return search(detector, seen, tiles, on_host=on_host, batch=tiling.batch, network=network, dtype=dtype)
+        # One trimmed tile holds as much as a batch of others.
+        batch = 1 if tiling.trimmed else tiling.batch
+        return search(detector, seen, tiles, on_host=on_host, batch=batch, network=network, dtype=dtype)
 
     def marks(on_host: bool) -> Marks:
         first = look(image, grid, on_host)

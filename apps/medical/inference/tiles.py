@@ -10,6 +10,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.medical.inference.cutting import cut
+from apps.medical.inference.grid import triple
+
 Voxels: TypeAlias = "tuple[int, int, int]"
 """Numbers of voxels along x, y, z."""
 Mask: TypeAlias = "NDArray[np.bool_]"
@@ -26,12 +29,14 @@ class Tile(NamedTuple):
 class Tiling:
     """Tiles of ``size`` voxels along x, y, z; neighbours share ``margin`` voxels. ``batch`` or more go through at once.
 
-    Size and margin must be whole multiples of the network's strides, so that neighbours' maps align.
+    Size and margin must be whole multiples of the network's strides, so that neighbours' maps align. ``trimmed`` tiles
+    are of any size, each around what is needed of an image; one of them holds as many voxels as go through at once.
     """
 
     size: Voxels = (160, 160, 96)
     margin: Voxels = (16, 16, 8)
     batch: int = 2
+    trimmed: bool = False
 
     def fitted(self, image: Sequence[int], divisible: Sequence[int]) -> Tiling:
         """As few tiles as these for an image of that size, and each as small as the image allows."""
@@ -53,9 +58,19 @@ class Tiling:
     def covering(self, needed: Mask, divisible: Sequence[int]) -> list[Tile]:
         """The tiles, as few as fit, that hold a ``needed`` block; blocks are of ``divisible`` voxels.
 
-        Of one size, which depends on the size of the lungs alone. Other cuts are up to 40 % fewer voxels and find fewer
-        nodules: the heads of the network normalise over a whole tile, so that a score depends on what else is in it.
+        Trimmed tiles are up to 40 % fewer voxels than tiles of one size. A network whose heads normalise over a whole
+        tile, as those of MONAI's RetinaNet do, takes them only where it has learnt from patches of a tile's size: one
+        that has learnt from smaller patches finds fewer nodules in them, one that has finds more.
         """
+        if self.trimmed:
+            most = int(np.prod(self.size)) * self.batch // int(np.prod(divisible))
+            least = [max(1, side * 3 // (5 * unit)) for side, unit in zip(self.size, divisible, strict=True)]
+            shared = [-(-margin // unit) for margin, unit in zip(self.margin, divisible, strict=True)]
+            boxes = cut(needed, most, least, shared)
+            return [
+                Tile(triple((low * divisible).tolist()), triple(((high - low) * divisible).tolist()))
+                for low, high in boxes
+            ]
         image = [count * unit for count, unit in zip(needed.shape, divisible, strict=True)]
         found = []
         for tile in self.fitted(image, divisible).tiles(image, divisible):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from shared.deploy.programs.program import Compute, Format, Tensors
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _MOST_GRAPHS = 8
 """Each holds the memory of its network's activations."""
 _MOST_SEEN = 64
-"""Shapes that came once are remembered, so many."""
+"""Shapes that came are remembered, so many."""
 
 
 def captured(dense: DenseNetwork, format: Format, device: str) -> Compute:
@@ -40,15 +41,24 @@ def graphed(
 ) -> Compute:
     """Computes by graphs that ``capture`` makes, the ``_MOST_GRAPHS`` shapes that were used last.
 
-    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once. What
-    is captured are the calls of what ``made`` makes of the network, by default the network itself.
+    A shape is captured when it comes again: capturing takes as long as several calls, and many shapes come once. It
+    takes the place of a graph that was not used since; where more shapes than that take turns, the others are computed
+    without. What is captured are the calls of what ``made`` makes of the network, by default the network itself.
     """
     import torch
 
     module = made(prepared(dense.module, dtype, device))
     names, outputs = list(dense.inputs), list(dense.outputs)
     graphs: OrderedDict[Any, tuple[list[Tensor], list[Tensor], Callable[[], None]]] = OrderedDict()
-    once: OrderedDict[Any, None] = OrderedDict()
+    # The numbers of the calls at which each shape came last without a graph, and at which its graph was used last.
+    seen: OrderedDict[Any, int] = OrderedDict()
+    used: dict[Any, int] = {}
+    calls = count()
+
+    def gets_a_graph(shapes: Any) -> bool:
+        if shapes not in seen:
+            return False
+        return len(graphs) < _MOST_GRAPHS or used[next(iter(graphs))] < seen[shapes]
 
     def named(found: Sequence[Tensor]) -> dict[str, Tensor]:
         # Copies, since the next replay writes over what this one gave.
@@ -60,15 +70,18 @@ def graphed(
     def compute(inputs: Tensors) -> dict[str, Tensor]:
         shapes = tuple(tuple(inputs[name].shape) for name in names)
         with torch.no_grad():
-            if shapes not in graphs and shapes not in once:
-                once[shapes] = None
-                if len(once) > _MOST_SEEN:
-                    once.popitem(last=False)
+            number = next(calls)
+            if shapes not in graphs and not gets_a_graph(shapes):
+                seen[shapes] = number
+                seen.move_to_end(shapes)
+                if len(seen) > _MOST_SEEN:
+                    seen.popitem(last=False)
                 return named(_listed(module(*_held([inputs[name] for name in names], dtype, device))))
             if shapes not in graphs:
+                if len(graphs) == _MOST_GRAPHS:
+                    del used[graphs.popitem(last=False)[0]]
                 graphs[shapes] = _captured(module, [inputs[name] for name in names], dtype, device, capture)
-                if len(graphs) > _MOST_GRAPHS:
-                    graphs.popitem(last=False)
+            used[shapes] = number
             graphs.move_to_end(shapes)
             held, found, replay = graphs[shapes]
             for tensor, name in zip(held, names, strict=True):

@@ -43,6 +43,25 @@ def test_a_graph_is_captured_for_each_shape_that_comes_again_and_replayed_on_wha
             torch.testing.assert_close(found[name], wanted[name])
 
 
+def test_more_shapes_in_turns_than_there_are_graphs_are_not_captured_again_and_again() -> None:
+    captures: list[int] = []
+
+    def calling(call: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        captures.append(1)
+        return call(), lambda: None
+
+    compute, expected = graphed(network(), None, "cpu", calling), eager(network())
+    gain = torch.tensor([1.0, 2.0])
+    for _ in range(4):
+        for width in range(8, 8 * 12, 8):
+            inputs = {"image": torch.ones(2, 1, 8, width), "gain": gain}
+            torch.testing.assert_close(compute(inputs), expected(inputs))
+    assert len(captures) == 8
+    for _ in range(3):  # a shape that came since the oldest graph was used takes its place
+        compute({"image": torch.ones(2, 1, 8, 200), "gain": gain})
+    assert len(captures) == 9
+
+
 def test_on_a_gpu_each_shape_is_compiled_for_itself_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a compiler that changes nothing, and a capture that calls again: the rest is as on a GPU."""
     settings: list[dict[str, bool]] = []
