@@ -30,7 +30,8 @@ class ChestInput(InputSpec):
     window_hu   HU that become 0 and 1; what lies beyond is clipped
     patch_size  voxels along x, y, z of a training patch; multiples of 16, 16, 8
     classes     what is told apart; the network has an output for each
-    tile_size   the same of the tiles in which a scan goes through the network; each is made as small as the lungs allow
+    tile_size   the same of the tiles in which a scan goes through the network, made as small as the lungs allow; with a
+                patch_size that is the same, of boxes that are trimmed to the lungs
     second_look the scan is looked at once more with so many times the spacing, for what is large; 1 for one look
     """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shared.deploy.artifact import NETWORK, describe_file
+from shared.deploy.programs.exact_image import with_exact_image
 from shared.deploy.programs.program import ArrayCompute, Arrays, Compute, Format, Placement, ProgramError, Source
 from shared.precision import cpu_gains_from_bf16, cpu_has_bf16
 
@@ -101,9 +102,13 @@ def compile_model(
         except OSError:  # a home that cannot be written to: the model is compiled each time
             pass
     try:
-        if rows is None:
+        if rows is None and format != "bf16":
             return open_core().compile_model(str(path), "CPU", settings)
         model = open_core().read_model(path)
+        if format == "bf16":
+            model = with_exact_image(model)
+        if rows is None:
+            return open_core().compile_model(model, "CPU", settings)
         model.reshape({port.get_any_name(): [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
         return open_core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
