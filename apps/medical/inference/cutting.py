@@ -33,8 +33,8 @@ def cut(needed: NDArray[np.bool_], most: int, least: Sequence[int], shared: Sequ
         if parts:
             waiting += [(low + first, low + last) for first, last in reversed(parts)]
             continue
-        first, last = _reach(needed[_window(low, high)], 0)
-        low, high = low + first[-1], low + last[-1]
+        first, last = _extents(needed[_window(low, high)], 0)
+        low, high = low + first.min(axis=0), low + last.max(axis=0)
         size = np.maximum(high - low, floor)
         start = np.clip(low - (size - (high - low)) // 2, 0, needed.shape - size)
         found.append((start, start + size))
@@ -43,16 +43,17 @@ def cut(needed: NDArray[np.bool_], most: int, least: Sequence[int], shared: Sequ
 
 def _best_cut(region: NDArray[np.bool_], most: int, floor: NDArray[np.int64], shared: Sequence[int]) -> list[Box]:
     """The two parts of a region after the cut that leaves the fewest blocks; none where it is well as it is."""
-    first, last = _reach(region, 0)
-    whole = int(_blocks((first[-1], last[-1]), floor))
+    low, high = _extents(region, 0)
+    whole = int(_blocks((low.min(axis=0), high.max(axis=0)), floor))
     fewest = (1 - _GAIN) * whole if whole <= most else np.inf
     parts: list[Box] = []
     for axis, overlap in enumerate(shared):
-        ahead, back = _reach(region, axis), _reach(region, axis, backwards=True)
+        low, high = _extents(region, axis)
         # The places at which the second part begins; the first one ends so many blocks later.
         places = np.arange(1, region.shape[axis] - overlap)
-        before = (ahead[0][places + overlap - 1], ahead[1][places + overlap - 1])
-        after = (back[0][places], back[1][places])
+        ends = places + overlap - 1
+        before = (np.minimum.accumulate(low)[ends], np.maximum.accumulate(high)[ends])
+        after = (np.minimum.accumulate(low[::-1])[::-1][places], np.maximum.accumulate(high[::-1])[::-1][places])
         blocks = np.stack([_blocks(before, floor), _blocks(after, floor)])
         cost = (blocks * (1 + _CUT_AGAIN * np.maximum(0, np.ceil(blocks / most) - 1))).sum(axis=0)
         cost[(blocks >= whole).any(axis=0)] = np.inf
@@ -60,7 +61,7 @@ def _best_cut(region: NDArray[np.bool_], most: int, floor: NDArray[np.int64], sh
             place = int(cost.argmin())
             fewest = cost[place]
             both = zip((before, after), blocks[:, place], strict=True)
-            parts = [(low[place], high[place]) for (low, high), count in both if count]
+            parts = [(first[place], last[place]) for (first, last), count in both if count]
     return parts
 
 
@@ -70,8 +71,8 @@ def _blocks(box: Box, floor: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where((size > 0).all(axis=-1), np.maximum(size, floor).prod(axis=-1), 0)
 
 
-def _reach(region: NDArray[np.bool_], axis: int, *, backwards: bool = False) -> Box:
-    """The boxes (n, 3) around what is needed in the first planes along ``axis``; or from each plane to the last."""
+def _extents(region: NDArray[np.bool_], axis: int) -> Box:
+    """The boxes (n, 3) around what is needed in each plane along ``axis``; an empty one ends before it begins."""
     length = region.shape[axis]
     low, high = np.empty((length, 3), np.int64), np.empty((length, 3), np.int64)
     for along in range(3):
@@ -82,8 +83,7 @@ def _reach(region: NDArray[np.bool_], axis: int, *, backwards: bool = False) -> 
         some = plane.any(axis=1)
         low[:, along] = np.where(some, plane.argmax(axis=1), plane.shape[1])
         high[:, along] = np.where(some, plane.shape[1] - plane[:, ::-1].argmax(axis=1), 0)
-    step = -1 if backwards else 1
-    return np.minimum.accumulate(low[::step])[::step], np.maximum.accumulate(high[::step])[::step]
+    return low, high
 
 
 def _window(low: NDArray[np.int64], high: NDArray[np.int64]) -> tuple[slice, ...]:

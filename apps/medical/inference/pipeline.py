@@ -165,7 +165,8 @@ def _best(logits: Tensor, threshold: float, most: int) -> tuple[Tensor, Tensor]:
     flat, places = logits.flatten(), logits[0].numel()
     on_cpu = flat.device.type == "cpu"
     if on_cpu:
-        # Few are, so that it takes a tenth of the time of torch.topk of all. Less a little, for what rounds to it.
+        # NumPy's selection is slow where most values are equal, as they are where no tile looked: it is given the good
+        # ones alone, and what is a little worse than the threshold, since that may round to it.
         values, least = flat.numpy(), float(torch.logit(torch.tensor(threshold, dtype=torch.float64))) - 1e-3
         good = np.flatnonzero(values > least)
         if len(good) > most:

@@ -2,8 +2,8 @@
 
 bf16 has eight bits. Rounding a CT image to them, and the first layer's weights, makes more than half of the error of
 the nodules' network in bf16. Each is the sum of two numbers of eight bits and a rest that does not matter, and a
-convolution of one channel is bound by memory: three at once, of the products that matter, take 5 to 10 % more of the
-whole network's time.
+convolution of one channel is bound by memory: three at once, of the products that matter, take up to a tenth of the
+whole network's time more.
 """
 
 from __future__ import annotations
