@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shapely import Polygon, box
 
@@ -75,7 +75,7 @@ def plain(frames, predictions, name, level, overlap, care):
             if item["name"] == name:
                 item["state"] = 1 if hard else 0
             else:
-                item["state"] = 1 if item["name"] == NEUTRAL.get(name) else -1
+                item["state"] = 1 if item["name"] in NEUTRAL.get(name, ()) else -1
             total += item["state"] == 0
         for item in claims:
             tall = item["box"][3] - item["box"][1] >= limits.height_px
@@ -171,6 +171,7 @@ def guesses(frame, draw):
 
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=416)  # a car that a van excuses
 def test_the_plain_protocol_gives_the_same_figures(scenes, seed):
     draw = np.random.default_rng(seed)
     predictions = [guesses(frame, draw) for frame in scenes]
