@@ -27,11 +27,10 @@ from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_LOSSY = (
-    *("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"),
-    *("1.2.840.10008.1.2.4.93", "1.2.840.10008.1.2.4.203"),
-)
-"""JPEG baseline and extended, near-lossless JPEG-LS, JPEG 2000, and HTJ2K, which may lose."""
+_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+"""JPEG baseline and extended."""
+_PERHAPS_LOSSY = tuple(f"1.2.840.10008.1.2.4.{ending}" for ending in (81, 91, 93, 203))
+"""Near-lossless JPEG-LS, JPEG 2000, and HTJ2K: taken to have lost unless (0028,2110) says that they have not."""
 
 MAX_ACROSS = 8192
 _HELD_BYTES = 256 << 20
@@ -263,7 +262,12 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
 
 def _lossy(slices: Sequence[Slice]) -> list[str]:
     """What is to be said where images were compressed with loss, now or at any time before (PS3.3 C.7.6.1.1.5)."""
-    lossy = [part for part in slices if part.header.get("LossyImageCompression") == "01" or part.syntax in _LOSSY]
+
+    def has_lost(part: Slice) -> bool:
+        stated = part.header.get("LossyImageCompression")
+        return stated == "01" or part.syntax in _LOSSY or (part.syntax in _PERHAPS_LOSSY and stated != "00")
+
+    lossy = [part for part in slices if has_lost(part)]
     if not lossy:
         return []
     ratios = [_greatest(part.header.get("LossyImageCompressionRatio")) for part in lossy]

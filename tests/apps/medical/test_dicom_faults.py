@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000, DeflatedExplicitVRLittleEndian
 
 from apps.medical.adapters import dicom
 from apps.medical.adapters.source import read_volume
@@ -188,6 +190,24 @@ def test_loss_in_compression_is_told(scan, tmp_path, tags, words):
 def test_of_images_without_loss_nothing_is_told(scan, tmp_path):
     for tags in ({}, {"LossyImageCompression": "00", "LossyImageCompressionRatio": "1"}):
         assert read_volume([pack(tmp_path, members(scan, **tags))]).remarks == ()
+
+
+@pytest.mark.parametrize(("stated", "told"), [("00", False), (None, True)])
+def test_jpeg_2000_has_lost_nothing_where_the_images_say_so(scan, tmp_path, stated, told):
+    def packed(content: bytes) -> bytes:
+        data, stream = dcmread(io.BytesIO(content)), io.BytesIO()
+        Image.fromarray(data.pixel_array).save(stream, "JPEG2000", irreversible=False, no_jp2=True)
+        data.PixelData = encapsulate([stream.getvalue()])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = JPEG2000  # which may lose, and holds streams that have not, too
+        out = io.BytesIO()
+        data.save_as(out, enforce_file_format=True)
+        return out.getvalue()
+
+    tags = {} if stated is None else {"LossyImageCompression": stated}
+    images = {name: packed(content) for name, content in members(scan, **tags).items()}
+    volume = read_volume([pack(tmp_path, images)])
+    assert any("compressed with loss" in remark for remark in volume.remarks) is told
 
 
 def deflated(content: bytes, more: int) -> bytes:
