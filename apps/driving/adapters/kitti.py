@@ -266,7 +266,7 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
                 f"two files would be the {role} of {path.stem}: {roles[role][path.stem].name} and {path.name}"
             )
         roles[role][path.stem] = path
-    stems = sorted({*roles["points"], *roles["image"]})
+    stems = _few(sorted({*roles["points"], *roles["image"]}), "what was handed in")
     if not stems:
         raise InvalidInputError(f"{paths[0].name}: neither a LiDAR sweep (.bin) nor an image is among the files")
     if all(len(found) <= 1 for found in roles.values()):
@@ -283,15 +283,23 @@ def _files(roles: Mapping[str, Path | None]) -> FrameFiles:
 
 
 def _refuse_different_frames(paths: Sequence[Path]) -> None:
-    """Refuses files whose names differ in their numbers alone, as those of different frames do."""
+    """Refuses files whose names differ in their numbers alone, or end in different numbers of a frame."""
     for number, path in enumerate(paths):
         for other in paths[:number]:
             alike = re.sub(r"\d+", "#", path.stem) == re.sub(r"\d+", "#", other.stem)
-            if alike and path.stem != other.stem:
+            mine, theirs = _frame_number(path), _frame_number(other)
+            numbered = len(mine) == len(theirs) and mine != theirs
+            if numbered or (alike and path.stem != other.stem):
                 raise InvalidInputError(
                     f"{other.name} and {path.name} are named as different frames; give them one name if they belong "
                     "together, or hand in both files of each frame"
                 )
+
+
+def _frame_number(path: Path) -> str:
+    """The digits that the name ends in, where they are as many as a frame's number has; none otherwise."""
+    found = re.search(r"(?<!\d)\d{4,10}$", path.stem)
+    return found[0] if found else ""
 
 
 def _role(path: Path) -> str:

@@ -304,7 +304,9 @@ def test_a_split_is_gone_through_in_portions(synthetic, tmp_path, monkeypatch):
             (root / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(synthetic[1] / part / f"000007.{ending}", root / part / f"{number:06d}.{ending}")
     monkeypatch.setattr(kitti, "MOST_FRAMES", 2)
-    for paths in ([root], sorted((root / "velodyne").iterdir())):
+    loose = tmp_path / "loose"
+    shutil.copytree(root / "velodyne", loose)
+    for paths in ([root], [loose], sorted((root / "velodyne").iterdir())):
         with pytest.raises(InvalidInputError, match="3 frames; at most 2 are taken at a time"):
             kitti.read_files(paths)
     portion = kitti.read_files([*sorted((root / "velodyne").iterdir())[1:], *sorted((root / "image_2").iterdir())[1:]])

@@ -145,8 +145,8 @@ def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, r
     assert "remarks" not in ask(Request(files=(root,))).result
     file = root / "image_2" / "synthetic.png"
     image = Image.open(file)
-    for scale, width in ((0.5, 621), (2.0, 2484)):
-        image.resize((round(image.width * scale), round(image.height * scale))).save(file)
+    for across, down, width in ((0.5, 0.5, 621), (2, 2, 2484), (0.8, 0.8, 994), (1.5, 1.5, 1863), (1, 0.5, 1242)):
+        image.resize((round(image.width * across), round(image.height * down))).save(file)
         (said,) = ask(Request(files=(root,))).result["remarks"]
         assert f"synthetic.png has {width} x " in said and "Was the image resized after it was calibrated?" in said
 
@@ -188,7 +188,13 @@ def test_files_of_different_frames_are_not_put_together(root, tmp_path):
         kitti.read_files(handed("000008.bin", "000009.png", "000009.txt"))
     with pytest.raises(InvalidInputError, match=r"000008\.bin and 000009\.txt are named as different frames"):
         kitti.read_files(handed("000008.bin", "000008.png", "000009.txt"))
+    with pytest.raises(InvalidInputError, match=r"000008\.bin and left_000009\.png are named as different frames"):
+        kitti.read_files(handed("000008.bin", "left_000009.png", "calib.txt"))
     # Names that say nothing about frames are still put together.
-    for names in (("sweep.bin", "left.png", "calib.txt"), ("000008.bin", "000008.png", "calib.txt")):
+    for names in (
+        ("sweep.bin", "left.png", "calib.txt"),
+        ("000008.bin", "000008.png", "calib.txt"),
+        ("000008.bin", "left_000008.png", "calib_2011.txt"),
+    ):
         (frame,) = kitti.read_files(handed(*names))
         assert frame.points_lidar_m is not None and frame.cameras
