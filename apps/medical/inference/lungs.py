@@ -42,6 +42,9 @@ SMALL_ML = 400.0
 """Less air than this in one piece may be gas alone."""
 
 NEAR_MM = 14.0
+BODY_CUT_MM = 20.0
+"""Where the body reaches the image's front or back in so much of a slice, it is cut off there."""
+
 MIN_CUT_MM2 = 1500.0
 """More lung than this at an end or at the sides of the image is lung cut off; the trachea is smaller."""
 
@@ -84,7 +87,7 @@ def find_lungs(volume: CTVolume) -> Lungs | None:
     spacing = np.array(volume.spacing_mm) * steps
     voxel_ml = float(np.prod(spacing)) / 1000
     body_axis = 2 - _body_axis(volume)
-    air, edge = _air_in_the_body(coarse, body_axis, 2 - int(np.argmax(np.abs(volume.direction[1]))))
+    air, edge = _air_in_the_body(coarse, spacing, body_axis, 2 - int(np.argmax(np.abs(volume.direction[1]))))
     labels, count = ndimage.label(air)
     millilitres = np.bincount(labels.ravel(), minlength=count + 1) * voxel_ml
     # A thin layer of air along the skin has no depth.
@@ -148,7 +151,7 @@ def _first(volume: CTVolume, steps: tuple[int, int, int]) -> tuple[int, int, int
 
 
 def _air_in_the_body(
-    coarse: NDArray[np.int16], body_axis: int, back_axis: int
+    coarse: NDArray[np.int16], spacing_mm: Float64, body_axis: int, back_axis: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Air that is not around the body, and where the image ends, within its slices: (z, y, x) each.
 
@@ -169,21 +172,44 @@ def _air_in_the_body(
     air = (coarse < AIR_HU) & ~padding
     regions, _ = ndimage.label(air, flat)
     touching = np.setdiff1d(regions[edge], 0)
-    inside = np.bincount(regions[_between(coarse >= AIR_HU, flat, back_axis)], minlength=regions.max() + 1)
+    body = _largest(coarse >= AIR_HU, flat)
+    to_back = _ahead(body, padding, body_axis, back_axis, spacing_mm)
+    to_front = _ahead(np.flip(body, back_axis), np.flip(padding, back_axis), body_axis, back_axis, spacing_mm)
+    between = to_back & np.flip(to_front, back_axis)
+    inside = np.bincount(regions[between], minlength=regions.max() + 1)
     mostly_inside = inside[touching] > 0.5 * np.bincount(regions.ravel())[touching]
     room = touching[~mostly_inside | (_medians(coarse, regions, touching) < ROOM_HU)]
     return air & ~np.isin(regions, room), edge & ~padding
 
 
-def _between(tissue: NDArray[np.bool_], flat: NDArray[np.bool_], back_axis: int) -> NDArray[np.bool_]:
-    """What has the body before it and behind it. The body is the largest piece once the table's thin shell is gone."""
+def _largest(tissue: NDArray[np.bool_], flat: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The body: the largest piece once the table's thin shell is gone."""
     pieces, count = ndimage.label(ndimage.binary_opening(tissue, flat))
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     sizes[0] = 0
-    body = pieces == sizes.argmax()
-    before = np.maximum.accumulate(body, axis=back_axis)
-    behind = np.flip(np.maximum.accumulate(np.flip(body, back_axis), axis=back_axis), back_axis)
-    return np.asarray(before & behind)
+    return np.asarray(pieces == sizes.argmax())
+
+
+def _ahead(
+    body: NDArray[np.bool_], padding: NDArray[np.bool_], body_axis: int, along: int, spacing_mm: Float64
+) -> NDArray[np.bool_]:
+    """What has the body before it along an axis, or the beginning of the image where that cuts the body off.
+
+    The image cuts it where the body reaches its first eighth in some millimetres of a slice. Beside the table no body
+    reaches the image's end, but where both lie in the curve of a round field of view.
+    """
+    columns, outside = np.moveaxis(body, along, 0), np.moveaxis(padding, along, 0)
+    begin = np.argmin(outside, axis=0)
+    seen = ~outside.all(axis=0)
+    reached = seen & np.take_along_axis(columns, begin[None], axis=0)[0]
+    # In a plane of columns: which of its axes are the slices.
+    slices = body_axis - (body_axis > along)
+    first = np.where(seen, begin, len(columns)).min(axis=1 - slices, keepdims=True)
+    reached &= begin < first + len(columns) / 8
+    across_mm = spacing_mm[2 - ({0, 1, 2} - {body_axis, along}).pop()]
+    cut = reached.sum(axis=1 - slices, keepdims=True) * across_mm >= BODY_CUT_MM
+    ahead = np.maximum.accumulate(columns | cut[None], axis=0)
+    return np.moveaxis(ahead, 0, along)
 
 
 def _medians(values: NDArray[np.int16], labels: NDArray[np.integer], chosen: NDArray[np.integer]) -> Float64:

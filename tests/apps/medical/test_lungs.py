@@ -115,6 +115,38 @@ def test_a_lung_that_the_field_of_view_cuts_is_searched_and_said_to_be_cut(fill)
     assert lungs.cut
 
 
+@pytest.mark.parametrize("kept", [np.s_[:, :48, :], np.s_[:, 32:, :], np.s_[:, 30:50, :]])
+def test_lungs_whose_back_or_front_lies_beyond_the_field_of_view_are_searched(kept):
+    """A small field about the heart ends within the lungs, and with them in the spine or the breast bone."""
+    volume = body_with_lungs()
+    lungs = find_lungs(changed(volume, volume.voxels_zyx[kept]))
+    assert lungs is not None and lungs.cut
+    begin = kept[1].start or 0
+    inside = [(x, y - begin, 15) for x in (30, 70) for y in range(kept[1].start or 24, kept[1].stop or 56, 4)]
+    assert lungs.contain(np.array(inside)).all()
+
+
+@pytest.mark.parametrize("fill", [-1024, -2000])
+def test_lungs_in_a_round_field_of_view_about_the_heart_are_searched(fill):
+    volume = body_with_lungs()
+    voxels = volume.voxels_zyx.copy()
+    _, y, x = np.indices(voxels.shape)
+    voxels[(x - 50) ** 2 + (y - 40) ** 2 > 18**2] = fill
+    lungs = find_lungs(changed(volume, voxels[:, 22:59, 32:69]))
+    assert lungs is not None and lungs.cut
+    assert lungs.contain(np.array([(side, y - 22, 15) for side in (4, 32) for y in (36, 40, 44)])).all()
+
+
+def test_foam_of_the_table_is_no_lung_though_the_body_is_cut_at_the_sides():
+    """The table lies behind the body, its foam as dense as lung, and the field of view ends within it."""
+    volume = body_with_lungs()
+    voxels = volume.voxels_zyx.copy()
+    voxels[:, 74:, :] = -900
+    voxels[:, 73, :] = -100
+    lungs = find_lungs(changed(volume, voxels[:, :, 10:90]))
+    assert lungs is not None and not lungs.contain(np.array([(x, 78, 15) for x in (5, 40, 75)])).any()
+
+
 def test_severe_emphysema_that_the_field_of_view_cuts_is_no_air_of_the_room():
     volume = body_with_lungs()
     voxels = np.where(volume.voxels_zyx == -850, -955, volume.voxels_zyx).astype(np.int16)
