@@ -28,6 +28,8 @@ _CALENDAR = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 
 _UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "excel": DAY_NS}
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The least number of each unit since 1970: from March 1973 on, no two units overlap."""
+_SEASON_NS = 60 * DAY_NS
+"""No two clock changes are nearer to each other."""
 _FAR = "is not between 1900 and 2200; correct the date, or delete the row"
 _SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
 _ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}
@@ -82,7 +84,7 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
     """(N,) UTC ns of times as a clock in ``zone`` showed them; ``parts`` are the rows of each series.
 
     Of an hour that comes twice in autumn the rows from the first step back (else from the first equal time) on are the
-    later. Without a zone times are UTC, and a regular clock that goes back by an hour on a Sunday night is refused.
+    later. Without a zone times are UTC, and a clock that seems to go back for the winter is refused, see ``_set_back``.
     """
     shown = early = late = clock.times_ns
     if zone is not None:
@@ -94,11 +96,8 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
         rows = rows if shown[rows[0]] <= shown[rows[-1]] else rows[::-1]
         steps = np.diff(shown[rows], prepend=shown[rows[0]] - 1)
         if zone is None and (steps <= 0).any():
-            usual = int(np.median(steps[1:]))
-            back = rows[(steps == usual - HOUR_NS) & (0 < usual <= HOUR_NS)]
-            local = pd.DatetimeIndex(shown[back].astype("datetime64[ns]"))
-            back = back[(local.dayofweek == 6) & (local.hour < 4) & clock.bare[back]]
-            why = "is an hour back, as where summer time ends; name the zone of the times with the option 'zone'"
+            back = rows[_set_back(shown[rows], steps) & clock.bare[rows]]
+            why = "is about an hour back, as where summer time ends; name the zone of the times with the option 'zone'"
             column.refuse(np.isin(np.arange(len(shown)), back[:1]), why)
         elif twice[rows].any():
             ours, steps, day = rows[twice[rows]], steps[twice[rows]], shown[rows[twice[rows]]] // DAY_NS
@@ -108,6 +107,23 @@ def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None
     if twice.any():
         notes.append(f"{twice.sum()} rows lie in an hour that {zone} has twice; their order told which was the later")
     return np.where(clock.bare, late, shown)
+
+
+def _set_back(shown: Times, steps: Times) -> NDArray[np.bool_]:
+    """(N,) the rows at which summer time seems to end, by clock times and the ``steps`` to them.
+
+    Those are an hour back in a regular clock on a Sunday night, which for hourly rows is the same hour again; and half
+    an hour to an hour back on any night, where the rows go on from there and are not out of order elsewhere.
+    """
+    usual = int(np.median(steps[1:]))
+    local = pd.DatetimeIndex(shown.astype("datetime64[ns]"))
+    early = np.asarray(local.hour < 4)
+    regular = (steps == usual - HOUR_NS) & (0 < usual <= HOUR_NS) & (local.dayofweek == 6) & early
+    back = np.flatnonzero(steps < 0)
+    alone = (np.diff(shown[back]) > _SEASON_NS).all()
+    onward = np.append(steps[1:], 0) < -steps  # a row that came late is followed by a longer step forward
+    ticks = (steps >= -HOUR_NS) & (steps <= -HOUR_NS // 2) & (early | (local.hour >= 22)) & onward & alone
+    return np.asarray(regular | ticks)
 
 
 def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:

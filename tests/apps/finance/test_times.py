@@ -205,11 +205,37 @@ def test_two_autumns_and_rows_at_no_fixed_distance_are_told_apart(tmp_path):
 @pytest.mark.parametrize("clock", [QUARTERS, ["00:00", "01:00", "01:00", "02:00", "03:00", "04:00"]])
 def test_a_clock_that_is_put_back_is_refused_until_its_zone_is_named(tmp_path, clock):
     rows = ["time,value", *(f"2024-11-03 {time},{row}" for row, time in enumerate(clock))]
-    with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:00' is an hour back.*the option 'zone'"):
+    with pytest.raises(InvalidInputError, match=r"'2024-11-03 01:00' is about an hour back.*the option 'zone'"):
         rows_of(tmp_path, rows)
     (series,) = rows_of(tmp_path, rows, TableOptions(zone="America/New_York")).series
     assert len(series) == len(clock)
     assert "had the time of another" in rows_of(tmp_path, rows, TableOptions(zone="UTC")).notes[-1]
+
+
+def test_ticks_of_a_clock_that_is_put_back_on_any_night_are_refused_until_its_zone_is_named(tmp_path):
+    """At no fixed distance in New York; by 5 minutes in Sao Paulo, which put the clock back on Saturday at midnight."""
+    ticks = ["00:58:10", "01:20:05", "01:59:31", "01:00:12", "01:31:40", "02:10:00"]
+    new_york = [f"2024-11-03 {time}" for time in ticks]
+    before = [f"2018-02-17 {hour}:{minute:02d}" for hour in (22, 23, 23) for minute in range(0, 60, 5)]
+    for times, zone in ((new_york, "America/New_York"), ([*before, "2018-02-18 00:00"], "America/Sao_Paulo")):
+        rows = ["time,value", *(f"{time},{row}" for row, time in enumerate(times))]
+        with pytest.raises(InvalidInputError, match=r"is about an hour back.*the option 'zone'"):
+            rows_of(tmp_path, rows)
+        (series,) = rows_of(tmp_path, rows, TableOptions(zone=zone)).series
+        assert series.target.tolist() == list(range(len(times)))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["00:10", "02:10", "01:15", "02:20", "02:30"],  # one row that came late
+        ["00:10", "01:50", "01:00", "01:50", "01:00", "01:10"],  # in no order at all
+        ["12:10", "12:50", "12:00", "12:10", "12:20"],  # no clock is put back at noon
+    ],
+)
+def test_rows_out_of_order_are_sorted_and_no_zone_is_asked_for(tmp_path, times):
+    contents = rows_of(tmp_path, ["time,value", *(f"2024-11-05 {time},1" for time in times)])
+    assert any("have been sorted" in note for note in contents.notes)
 
 
 def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
