@@ -143,7 +143,11 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
 def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
     """Every column as a series of its own, and before them one in which all are scored together."""
     if not wanted:
-        return contents
+        other = "the option 'value' names another"
+        also = f"{other}, and columns=all scores each of them and how they move together"
+        if contents.series_column:
+            return contents
+        return replace(contents, notes=tuple(note.replace(other, also) for note in contents.notes))
     if wanted != "all":
         raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
     if contents.series_column:
