@@ -66,10 +66,11 @@ class Control:
 
     While an event lasts, its score is held, and let go towards the present one within ``hold_rows`` rows; a row that
     exceeds what is held by ``margin`` is reported again, and the event is over when what is held is below the
-    threshold. Where the event goes on for more than 48 rows, a row begins an event of its own if what it adds to the
-    largest of the 12 scores before is at the threshold. Scores are root mean squares, so what is added is the root of
-    the difference of their squares. So a shift in the wake of a stronger one is an event of its own, also while
-    the score of the first is still high, and a long disturbance is one.
+    threshold. Where the event goes on for more than 48 rows, or the last 12 scores are below the threshold, a row
+    begins an event of its own if what it adds to the largest of those 12 is at the threshold. Scores are root mean
+    squares, so what is added is the root of the difference of their squares. So a bad print after another, or a shift
+    in the wake of a stronger one, is an event of its own, also while what is held of the first is still high, and a
+    long disturbance is one.
     """
 
     start: float
@@ -96,7 +97,7 @@ class Reported:
 def report(scores: Floats, expected: Floats, control: Control) -> Reported:
     """The rows that are reported. Causal: what is said of a row depends on it and earlier ones.
 
-    ``scores`` (N,) in [0, 1]; ``expected`` (N,) from ``Budget.expected``.
+    ``scores`` (N,); ``expected`` (N,) from ``Budget.expected``.
     """
     length, reported, renewed = len(scores), np.zeros(len(scores)), np.zeros(len(scores), bool)
     values, due = scores.tolist(), (control.step * expected).tolist()
@@ -116,8 +117,10 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
             row = candidates[number]
         value = values[row]
         threshold = max(floor, level - (due[row] - due[since]))
-        if value >= threshold and held is not None and row - last > _LASTS:
-            renewed[row] = value**2 - max(values[row - SETTLED : row]) ** 2 >= threshold**2
+        if value >= threshold and held is not None and row - last > SETTLED:
+            settled = max(values[row - SETTLED : row])
+            if settled < threshold or row - last > _LASTS:
+                renewed[row] = value**2 - settled**2 >= threshold**2
         if value >= threshold and (held is None or renewed[row] or value >= held + control.margin):
             reported[row] = held = value
             if row - last > ONE_EVENT:

@@ -151,10 +151,18 @@ def _added(channels: Mapping[str, Floats], first: int) -> dict[str, Floats]:
 
 
 def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
-    """The detector that speaks at the peak; of several about as sure, the one that goes on to do so."""
+    """The detector that speaks at the peak; of several about as sure, the one that goes on to do so.
+
+    What a mean over many rows only repeats does not count. Of those that say the same the first in the table is named.
+    """
     there = {name: min(float(values[peak]), HIGHEST) for name, values in channels.items()}
     sure = [name for name, value in there.items() if value >= _ABOUT * max(there.values())]
-    return max(sure, key=lambda name: float(np.minimum(channels[name][rows], HIGHEST).sum()))
+
+    def goes_on(name: str) -> float:
+        values = channels[name][rows]
+        return float(np.minimum(values, HIGHEST)[fresh({name: values})].sum())
+
+    return max(sure, key=goes_on)
 
 
 def _anomaly(series: Series, forecast: Forecast, rows: tuple[int, int, int], score: float, word: str) -> Anomaly:

@@ -103,6 +103,23 @@ def test_a_shift_while_the_score_of_the_first_stays_high_is_an_event(settled, af
     assert np.flatnonzero(found.renewed).tolist() == [300 + after]
 
 
+@pytest.mark.parametrize("after", [13, 30, 40])
+def test_a_bad_print_soon_after_another_is_an_event(after):
+    """What is held of the first is no reason to keep silent once the score is ordinary again."""
+    values = np.full(1000, 0.1)
+    values[300] = values[300 + after] = 0.6
+    found = report(values, np.zeros(1000), Control(start=0.35))
+    assert np.flatnonzero(found.scores).tolist() == [300, 300 + after]
+    assert np.flatnonzero(found.renewed).tolist() == [300 + after]
+
+
+def test_a_disturbance_whose_score_has_not_settled_is_one_event():
+    values = np.full(1000, 0.1)
+    values[300:340] = np.where(np.arange(40) % 10 == 0, 0.6, 0.28)
+    found = report(values, np.zeros(1000), Control(start=0.35))
+    assert np.flatnonzero(found.scores).tolist() == [300]
+
+
 def test_a_score_that_rises_little_by_little_is_one_event():
     values = np.clip(np.linspace(-0.2, 0.9, 600), 0, 1) + 0.02 * np.random.default_rng(4).uniform(size=600)
     assert not report(values, np.zeros(600), Control(start=0.35)).renewed.any()
