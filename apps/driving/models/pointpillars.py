@@ -25,8 +25,8 @@ class PointPillars:
 
     ``pillar_m`` is the side of a pillar. Range and classes, with the sizes of the anchors, are the input's. With
     ``dynamic`` pillars every point takes part, in training and in prediction, as in mmdet3d's
-    ``dynamic_voxelization`` (Zhou et al. 2019, "MVF", section 3.1); else the first ``points_per_pillar`` of the first
-    ``pillars`` (in training, in prediction).
+    ``dynamic_voxelization`` (Zhou et al. 2019, "MVF", section 3.1); else the network itself sees the first
+    ``points_per_pillar`` of the first ``pillars`` (in training, in prediction), and a program every point.
 
     ``upsampling`` of the three stages to one grid: by (1, 2, 4) the head has cells of two pillars' side, by (2, 4, 8)
     of one. ``box_weight`` and ``direction_weight`` are those of the losses. ``candidates`` anchors, of a score above
