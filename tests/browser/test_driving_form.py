@@ -5,6 +5,7 @@ The predictor here answers with the labels of synthetic scenes, so that the page
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -211,10 +212,27 @@ def test_the_truth_of_a_synthetic_scene_is_shown_and_called_so(page: Page, site:
     page.get_by_role("button", name="One frame").click()
     labels = page.get_by_role("checkbox", name="Labels that came with the frame")
     expect(labels).not_to_be_checked()
-    plan = page.locator("canvas[aria-label^='Objects and LiDAR']")
-    before = plan.screenshot()
+    plan = "canvas[aria-label^='Objects and LiDAR']"
+    before = lit(page, plan)
     labels.check()
-    assert plan.screenshot() != before
+    # The boxes found here are the labels: their white dashes are seen only where they are drawn above the boxes.
+    number = len(site.truths[0])
+    until(lambda: lit(page, plan) > before + 40 * number)
+
+
+def test_of_many_points_the_form_says_how_many_are_drawn(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="One frame").click()
+    expect(page.get_by_text(re.compile(r"straight ahead\. [\d,]+ LiDAR points\.$"))).to_be_visible()
+    thin = view.thin
+    monkeypatch.setattr(view, "thin", lambda points: thin(points, 1000))
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name="Two frames").click()
+    expect(
+        page.get_by_text(re.compile(r"straight ahead\. (1,000|\d{3}) of [\d,]+ LiDAR points are drawn\.$"))
+    ).to_be_visible()
 
 
 def settled(canvas: Locator) -> bytes:
