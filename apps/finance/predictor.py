@@ -14,7 +14,7 @@ from apps.finance.inference.events import anomalies
 from apps.finance.inference.examples import example_windows
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.gaps import gaps
-from apps.finance.inference.scoring import Calibration, combine, improbability
+from apps.finance.inference.scoring import Calibration, combine, improbability, published
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
 from apps.finance.types import Detection, FinanceInput, Series
@@ -114,9 +114,9 @@ class FinancePredictor:
         made = forecast(self.model, [steady], stride=self.stride, device=self.device)[0]
         channels = improbability(steady, made, self.calibration)
         made = replace(made, quantiles=made.quantiles * factor[:, None])
-        scores, budget = combine(channels), options.budget(self.calibration)
+        combined, budget = combine(channels), options.budget(self.calibration)
         control = self.calibration.control(budget.rate(series), fixed=options.threshold)
-        reported = report(scores, budget.expected(series), control)
+        reported, scores = report(combined, budget.expected(series), control), published(combined)
         breaks = [gap for gap in gaps(steady) if gap.score >= (options.threshold or 0.0)]
         return Detection(
             series=series,

@@ -93,7 +93,7 @@ def reproduce(quick: bool) -> Table:
         (detection,) = predictor.predict([item.series])
         seconds += time.perf_counter() - began
         forecasted.append(ForecastedSeries(item.series, detection.forecast))
-        scored.append((detection.scores, window_rows(item.series.times_ns, item.windows)))
+        scored.append((score(item.series, calibration), window_rows(item.series.times_ns, item.windows)))
     rows = sum(len(scores) for scores, _ in scored)
     files = f"{len(scored)} files"
 
@@ -185,9 +185,9 @@ def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
         f"{hit.windows} of 116 windows. Published standard scores are for the same files; published recalls "
         "are not. ARTime and CAD OSE are told each file's smallest and largest value beforehand; this is not.",
         f"The threshold to begin with is the one that gives {rate:g} false events a 1,000 rows on synthetic series, "
-        "and follows each series from there. Which detectors make up the score, and the power of their mean, were "
-        "chosen on synthetic series together with the folders of NAB other than the one that is scored; all five "
-        "choices keep the same eight or those with the Transformer's two: docs/finance-results.md has the table. The "
+        "and follows each series from there. Which detectors make up the score, how much each counts, and the power of "
+        "their mean were chosen on synthetic series together with the folders of NAB that are not scored; "
+        "docs/finance-results.md says how far the five choices agree. The "
         "rows 'windows hit at', the search and the ablation use one budget or threshold chosen on the benchmark, as "
         "NAB's protocol does.",
         "A false event is a run of detections outside every window, after the probationary period.",
@@ -196,7 +196,8 @@ def _notes(files: str, hit: Detections, rate: float) -> tuple[str, ...]:
         "detectors learn on each file's probationary period, on windows of 16 rows, with their own defaults; Fracast "
         "sees up to 2,048 rows before each forecast, the network that ships 64 and what it was at earlier times.",
         "VUS-PR is TSB-AD's, with buffers up to 100 rows, of the scores of the rows, the mean over the files with a "
-        "window. PaAno is written after its paper, a quarter as wide, and learns on the first 600 rows of each file.",
+        "window. PaAno is written after its paper, a quarter as wide, and learns on the first 600 rows of each file. "
+        "PAI's two scores are put together with it as all detectors here are, which its own paper may do otherwise.",
         "Synthetic: series that neither training nor calibration has seen, with windows as NAB's labels have them. "
         "The peer there is |change| over its median absolute deviation so far, with the same rule for when to "
         "speak, at the threshold that gives it as many false events; chosen on the same series, to its favour. "

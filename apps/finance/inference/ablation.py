@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from apps.finance.inference.calibration import ScoredRows, budget_start, reporte
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
-from apps.finance.inference.scoring import FULL, Calibration, combine
+from apps.finance.inference.scoring import FULL, WEIGHTS, Calibration, combine
 from apps.finance.metrics.nab import STANDARD, Rows, count_detections, score_corpus
 from apps.finance.metrics.vus import vus_pr
 from apps.finance.types import Floats
@@ -57,16 +57,19 @@ def ablate(
 
 
 def _ways(there: Sequence[str]) -> dict[str, _Way]:
-    members = tuple(DETECTORS)
-    ways: dict[str, _Way] = {"all, root mean square (shipped)": _Way(members)}
+    members = tuple(name for name in DETECTORS if WEIGHTS.get(name, 1.0))
+    ways: dict[str, _Way] = {"all, weighted root mean square (shipped)": _Way(members)}
+    ways["all, each counts once"] = _Way(members, weights={})
     ways["all, mean"] = _Way(members, power=1.0)
     ways["all, largest"] = _Way(members, power=np.inf)
     ways |= {f"without {name}": _Way(tuple(one for one in members if one != name)) for name in members}
-    others = [name for name in (*CANDIDATES, *ANCHORS) if name in there]
-    ways |= {f"with {name}": _Way((*members, name)) for name in others}
+    others = [name for name in (*DETECTORS, *CANDIDATES, *ANCHORS) if name in there and name not in members]
+    ways |= {f"with {name}": _Way((*members, name), weights={**WEIGHTS, name: 1.0}) for name in others}
     ways["with the Transformer (surprise and drift)"] = _Way((*members, "surprise", "drift"))
     ways["the Transformer alone (surprise and drift)"] = _Way(("surprise", "drift"))
-    ways |= {f"{name} alone": _Way((name,)) for name in (*members, *others)}
+    ways |= {f"{name} alone": _Way((name,), weights={}) for name in (*members, *others)}
+    if all(name in there for name in ANCHORS):
+        ways["PaAno with PAI's two scores"] = _Way(tuple(ANCHORS), weights={})
     ways["random"] = _Way(())
     return ways
 
@@ -77,6 +80,7 @@ class _Way:
 
     names: tuple[str, ...]
     power: float = 2.0
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
 
     def __call__(self, channels: Channels) -> Floats:
         if not self.names:
@@ -84,7 +88,7 @@ class _Way:
             drawn = np.random.default_rng(length).exponential(1 / np.log(10), length) / FULL
             return np.asarray(np.clip(drawn, 0, 1))
         chosen = {name: channels[name] for name in self.names}
-        return combine(chosen, power=self.power)
+        return combine(chosen, self.power, self.weights)
 
 
 def _measure(

@@ -2,9 +2,9 @@
 
 Each detector gives a row a tail probability p (see ``detectors``). Averaging the calibrated scores of unlike detectors
 finds what one alone overlooks and forgives what one alone exaggerates (Aggarwal and Sathe, SIGKDD Explorations 2015);
-the square lets the few that see a fault speak louder than the many that cannot. Which detectors, the power, and the
-weight of the one that stands alone were chosen by the sum of the windows hit on synthetic series and, for each folder
-of NAB, on the others: docs/finance-results.md.
+the square lets the few that see a fault speak louder than the many that cannot. Which detectors, how much each counts,
+the power, and the weight of the one that stands alone were chosen by the sum of the windows hit on synthetic series
+and, for each folder of NAB, on the others: docs/finance-results.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from apps.finance.types import Floats, Forecast, Series
 
 HIGHEST = 8.0
 """No detector's -log10 p counts for more."""
+WEIGHTS = {"jump": 2.0, "move": 0.0, "high_volatility": 2.0, "level": 2.0}
+"""How much a detector counts in the mean, where that is not 1. ``move`` only names events that it sees best."""
 ALONE = ("low_volatility", "joint")
 """Those that take no part in the mean."""
-_WEIGHT_ALONE = 0.5
+_WEIGHT_ALONE = 0.6
 FULL = 5.0
 """The root mean square of the -log10 p that is a score of 1."""
 DEFAULT_EVENTS_PER_1000_ROWS = 0.6
@@ -87,25 +89,34 @@ def improbability(series: Series, forecast: Forecast, calibration: Calibration) 
     return {name: detector.score(one) for name, detector in table.items()}
 
 
-def combine(channels: Mapping[str, Floats], power: float = 2.0) -> Floats:
-    """(N,) the score in [0, 1] from each detector's -log10 p: their root mean square over 5.
+def combine(channels: Mapping[str, Floats], power: float = 2.0, weights: Mapping[str, float] = WEIGHTS) -> Floats:
+    """(N,) the score from each detector's -log10 p: their weighted root mean square over 5, 1.6 at the most.
 
+    A user reads 1 for what is above (``published``); beyond it a second event is still told from the first.
     ``low_volatility`` looks for changes that are too small, of which no other can know: it takes no part in the mean,
-    and the score is at least half its -log10 p over 5. So it is with ``joint``, which scores alone. Another ``power``
-    is for comparison: 1 is the mean, infinity the largest.
+    and the score is at least 0.6 of its -log10 p over 5. So it is with ``joint``, which scores alone. Another ``power``
+    is for comparison: 1 is the mean, infinity the largest; and so are other ``weights``, 1 for what they do not name.
     """
     bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}
     alone = [_WEIGHT_ALONE * bounded.pop(name) for name in ALONE if name in bounded]
     if bounded:
-        values = np.array(list(bounded.values()))
-        mean = values.max(axis=0) if np.isinf(power) else np.mean(values**power, axis=0) ** (1 / power)
+        counted = {name: weights.get(name, 1.0) for name in bounded if weights.get(name, 1.0)}
+        values, shares = np.array([bounded[name] for name in counted]), np.array(list(counted.values()))
+        mean = (
+            values.max(axis=0) if np.isinf(power) else np.average(values**power, axis=0, weights=shares) ** (1 / power)
+        )
         alone.append(mean)
     score: Floats = np.max(alone, axis=0) / FULL
-    return np.clip(score, 0, 1)
+    return score
+
+
+def published(scores: Floats) -> Floats:
+    """(N,) the scores in [0, 1], as a user reads them."""
+    return np.minimum(scores, 1.0)
 
 
 def score(series: Series, calibration: Calibration) -> Floats:
-    """(N,) the score of each row in [0, 1]; see ``combine``. No detector of the score looks at the forecast."""
+    """(N,) the score of each row; see ``combine``. No detector of the score looks at the forecast."""
     return combine(improbability(series, without_forecast(len(series)), calibration))
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from apps.finance.datasets.labels import window_rows
-from apps.finance.inference.detectors import DETECTORS
 from apps.finance.types import Anomaly, Detection, Floats, Series, Window, iso_utc
 
 MOST_POINTS = 50_000
 SCORE = (
-    f"root mean square of -log10 of the tail probabilities that {len(DETECTORS) - 1} detectors give a row, over 5, "
-    "or a tenth of that of low_volatility: it ranks rows, and is no frequency"
+    "weighted root mean square of -log10 of the tail probabilities that detectors give a row, over 5, or 0.12 of "
+    "low_volatility's: it ranks rows, and is no frequency; the forecast draws the band and takes no part in it"
 )
 
 

@@ -11,11 +11,11 @@ import yaml
 
 from apps.finance.datasets.synth import markets
 from apps.finance.inference.calibration import from_manifest
-from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS, nearest
+from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS, amplitude, nearest
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.models.stored import stored_settings
-from apps.finance.types import Forecast, Series
+from apps.finance.types import MINUTE_NS, Forecast, Series
 
 ALL = {**DETECTORS, **CANDIDATES, **ANCHORS}
 ROWS = 700
@@ -89,6 +89,21 @@ def test_the_recipes_of_earlier_artifacts_are_read_with_their_context_in_the_mod
     former = yaml.safe_load("{model: {name: a, context: 48, horizon: 4, hidden: 32, fast: true}, data: {context: 48}}")
     model, input = stored_settings(former)
     assert (model.hidden, input.context, input.horizon) == (32, 48, 4)
+
+
+def test_amplitude_is_measured_from_where_the_series_began():
+    """A level five spreads above the first 600 rows, with one value a hundred above it."""
+    one = forecasted(0, "price")
+    values = np.tile([1.0, 2.0, 3.0], 400)
+    values[900:] += 5
+    values[1000] += 100
+    times = np.arange(1200, dtype=np.int64) * MINUTE_NS
+    series = Series(name="s", times_ns=times, values={"v": values}, column="v", interval_ns=MINUTE_NS)
+    moved = replace(one, series=series)
+    away, shift = amplitude.deviation(moved, 8000), amplitude.mean_shift(moved, 8000)
+    assert np.isnan(away[:600]).all() and np.isnan(shift[:600]).all()
+    assert np.nanmax(away[:900]) == 1 and away[901] == 5 and away[1000] == pytest.approx(105, abs=1)
+    assert shift[899] < 0.1 and shift[990] == pytest.approx(5, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", ["price", "plateau"])

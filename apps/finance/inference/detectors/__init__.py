@@ -1,13 +1,15 @@
 """The detectors, by the names under which a manifest keeps what they have learnt: a file and a line for each.
 
-``DETECTORS`` are those whose mean is the score; of those that say the same of a row, the first in the table is the
-simplest to look up and is named. ``CANDIDATES`` are those that did not help, and ``ANCHORS`` those that are too slow to
-be asked for every file: they stay for the ablation, which ``trivium reproduce finance`` prints.
+``DETECTORS`` are those whose weighted mean is the score (``scoring.WEIGHTS``); of those that say the same of a row, the
+first in the table is the simplest to look up and is named. ``CANDIDATES`` are those that did not help, and ``ANCHORS``
+the best that is published, which is too slow to be asked for every file, with the two that are added to it: they stay
+for the ablation, which ``trivium reproduce finance`` prints.
 """
 
 from __future__ import annotations
 
 from apps.finance.inference.detectors import (
+    amplitude,
     beyond_range,
     drift,
     high_volatility,
@@ -41,6 +43,10 @@ CANDIDATES: dict[str, Detector] = {
     "sub_pca": sub_pca.DETECTOR,
     "spectral_residual": spectral_residual.DETECTOR,
 }
-ANCHORS: dict[str, Detector] = {"paano": paano.DETECTOR}
+ANCHORS: dict[str, Detector] = {
+    "paano": paano.DETECTOR,
+    "deviation": amplitude.DEVIATION,
+    "mean_shift": amplitude.MEAN_SHIFT,
+}
 JOINT: dict[str, Detector] = {"joint": joint.DETECTOR}
 """What scores the columns of a series together, in place of all others."""

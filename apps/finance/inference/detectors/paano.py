@@ -9,8 +9,8 @@ from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.types import Floats
 
-_TRAINING_ROWS = 600
-_PATCH = 64
+TRAINING_ROWS = 600
+PATCH = 64
 
 
 def paano(one: ForecastedSeries, memory: int) -> Floats:
@@ -24,9 +24,9 @@ def paano(one: ForecastedSeries, memory: int) -> Floats:
     result = np.full(len(values), np.nan)
     seen = np.flatnonzero(np.isfinite(values))
     first = int(seen[0]) if len(seen) else len(values)
-    if len(values) - first > _TRAINING_ROWS:
-        result[first:] = patch_scores(values[first:], _TRAINING_ROWS, PaAno(patch=_PATCH))
+    if len(values) - first > TRAINING_ROWS:
+        result[first:] = patch_scores(values[first:], TRAINING_ROWS, PaAno(patch=PATCH))
     return result
 
 
-DETECTOR = RankedStatistic(word="patch", statistic=paano, rows=_PATCH, echo=_PATCH - 1)
+DETECTOR = RankedStatistic(word="patch", statistic=paano, rows=PATCH, echo=PATCH - 1)
