@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,11 +21,11 @@ from apps.finance.datasets.nab import Nab
 from apps.finance.datasets.synthetic import synthesise
 from apps.finance.inference.ablation import all_channels
 from apps.finance.inference.calibration import budget_start, counted_rows, reported_scores
-from apps.finance.inference.conformal import REPORTED, Control
+from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.scoring import FULL, HIGHEST, WEIGHTS
-from apps.finance.metrics.nab import Rows, count_detections
+from apps.finance.metrics.nab import Detections, Rows, Scored, count_detections
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Floats
 from shared.deploy.registry import Registry
@@ -33,6 +34,8 @@ _STREAM, _SERIES, _ROWS = 1 << 24, 150, 4000
 _FALSE_EVENTS_PER_1000_ROWS = (1.5 / 5.73, 3.5 / 5.73)
 """1.5 and 3.5 in a file as long as NAB's are on average after probation."""
 _POWERS, _WEIGHTS_ALONE = (1.0, 1.5, 2.0, 3.0), (0.4, 0.5, 0.6, 0.7)
+_BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Of one detector, in events a 1,000 rows."""
 _COUNTED = (1.0, 1.5, 2.0, 3.0)
 """How often ``jump``, ``high_volatility`` and ``level`` count for once of the others."""
 
@@ -77,8 +80,58 @@ def hit_share(scores: Sequence[Floats], windows: Sequence[Rows]) -> float:
     return float(np.mean(shares))
 
 
+def own_thresholds(
+    learnt: Sequence[Mapping[str, Floats]], learnt_windows: Sequence[Rows], control: Control
+) -> dict[str, Floats]:
+    """(R,) by detector: from where its own threshold begins at the budgets ``_BUDGETS``, on synthetic series."""
+    found = {}
+    for name in DETECTORS:
+        scored = [(_bounded(channels, name), windows) for channels, windows in zip(learnt, learnt_windows, strict=True)]
+        found[name] = np.array([max(budget_start(scored, control, rate), control.least) for rate in _BUDGETS])
+    return found
+
+
+def hit_by_each(
+    channels: Sequence[Mapping[str, Floats]],
+    windows: Sequence[Rows],
+    starts: Mapping[str, Floats],
+    control: Control,
+    false_events: float,
+) -> int:
+    """Windows hit where each detector has a threshold that follows it and an equal part of the budget.
+
+    The budget is the largest at which there are no more than so many false events a series.
+    """
+
+    def reported(rate: float) -> Detections:
+        scored = []
+        for one, rows in zip(channels, windows, strict=True):
+            said = np.zeros(len(one["jump"]))
+            part = Budget(per_1000_rows=rate / len(starts))
+            for name, levels in starts.items():
+                start = float(np.interp(np.log(rate / len(starts)), np.log(_BUDGETS), levels))
+                said = np.maximum(
+                    said, report(_bounded(one, name), part.due(len(said)), replace(control, start=start)).scores
+                )
+            scored.append(Scored(scores=said, windows=rows))
+        return count_detections(scored, REPORTED)
+
+    low, high = np.log(_BUDGETS[0]), np.log(8 * _BUDGETS[-1])
+    for _ in range(9):
+        middle = (low + high) / 2
+        if reported(float(np.exp(middle))).false_events > false_events * len(windows):
+            high = middle
+        else:
+            low = middle
+    return reported(float(np.exp(low))).hit
+
+
+def _bounded(channels: Mapping[str, Floats], name: str) -> Floats:
+    return np.minimum(channels[name], HIGHEST) / FULL
+
+
 def main() -> None:
-    """Prints a line for each way and one for each folder."""
+    """Prints a line for each way, one for each folder, and one for a threshold of each detector's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 synthetic series, one file of each folder")
     quick = parser.parse_args().quick
@@ -117,6 +170,12 @@ def main() -> None:
     print(f"all folders: {max(sums, key=lambda way: sum(sums[way]))}")
     for place, folder in enumerate(folders):
         print(f"{folder}: {max(sums, key=lambda way: sums[way][place])}")
+    control = predictor.calibration.control()
+    starts = own_thresholds(on_synthetic, [windows for _, windows in synthetic], control)
+    hit = [hit_by_each(on_real, [windows for _, windows in real], starts, control, number) for number in (1.5, 3.5)]
+    print(
+        f"each detector with a threshold of its own: {hit[0]} and {hit[1]} windows at 1.5 and 3.5 false events a file"
+    )
 
 
 if __name__ == "__main__":
