@@ -43,14 +43,20 @@ def fresh(channels: Mapping[str, Floats], least: float = _UNUSUAL) -> Mask:
     """
     found = np.zeros(len(next(iter(channels.values()))), bool)
     for name, values in channels.items():
-        high, echo, holds = np.flatnonzero(values >= least), _TABLE[name].echo, _TABLE[name].holds
-        if not len(high):
-            continue
-        apart = np.flatnonzero(np.diff(high) > echo + 1)
-        firsts, lasts = high[np.append(0, apart + 1)], high[np.append(apart, len(high) - 1)]
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-            end = max(last - echo, first)
-            found[first : (min(end, first + holds) if holds else end) + 1] = True
+        found |= _while_it_acts(values >= least, _TABLE[name].echo, _TABLE[name].holds)
+    return found
+
+
+def _while_it_acts(high: Mask, echo: int, holds: int = 0) -> Mask:
+    """(N,) the stretches of ``high`` less the ``echo`` at the end of each, and ``holds`` rows long at the most."""
+    found, rows = np.zeros(len(high), bool), np.flatnonzero(high)
+    if not len(rows):
+        return found
+    apart = np.flatnonzero(np.diff(rows) > echo + 1)
+    firsts, lasts = rows[np.append(0, apart + 1)], rows[np.append(apart, len(rows) - 1)]
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        end = max(last - echo, first)
+        found[first : (min(end, first + holds) if holds else end) + 1] = True
     return found
 
 
@@ -160,7 +166,8 @@ def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
 
     def goes_on(name: str) -> float:
         values = channels[name][rows]
-        return float(np.minimum(values, HIGHEST)[fresh({name: values})].sum())
+        acts = _while_it_acts(values >= _UNUSUAL, _TABLE[name].echo)
+        return float(np.minimum(values, HIGHEST)[acts].sum())
 
     return max(sure, key=goes_on)
 

@@ -27,6 +27,38 @@ def detector() -> FinancePredictor:
     return FinancePredictor.load(shipped(app), "cpu")
 
 
+def in_noise(seed: int, length: int = 2600) -> np.ndarray:
+    return 100 + np.random.default_rng(seed).standard_normal(length)
+
+
+def events_at(detector: FinancePredictor, values: np.ndarray, row: int) -> list[str]:
+    """The names of the events that begin within two rows of ``row``, in 5-minute bars."""
+    times = np.arange(len(values), dtype=np.int64) * 5 * MINUTE_NS
+    series = Series(name="w", times_ns=times, values={"v": values}, column="v", interval_ns=5 * MINUTE_NS)
+    (found,) = detector.predict([series])
+    return [event.channel for event in found.anomalies if abs(event.start_ns // (5 * MINUTE_NS) - row) <= 2]
+
+
+def test_a_shift_of_noise_is_called_a_level_and_a_print_a_value_beyond_all_before(detector):
+    called = []
+    for seed in range(6):
+        shifted, printed = in_noise(seed), in_noise(seed)
+        shifted[2000:] += 10
+        printed[2000] += 12
+        called += [*events_at(detector, shifted, 2000), *events_at(detector, printed, 2000)]
+    assert called.count("level") >= 5 and called.count("beyond_range") + called.count("jump") >= 5, called
+
+
+@pytest.mark.parametrize("after", [20, 40])
+def test_the_second_of_two_bad_prints_is_an_event(detector, after):
+    found = 0
+    for seed in range(6):
+        values = in_noise(seed)
+        values[[2000, 2000 + after]] += 12
+        found += bool(events_at(detector, values, 2000)) and bool(events_at(detector, values, 2000 + after))
+    assert found >= 5
+
+
 def test_the_four_faults_of_a_market_are_found_named_and_last_as_they_do(detector):
     truth = market(np.random.Generator(np.random.Philox(20)))
     (found,) = detector.predict([truth.series])
