@@ -14,6 +14,10 @@ _FAR_M, _FLAT_M, _MOST_ASIDE = 15.0, 0.5, 2.0
 """A road goes on ahead: of six real sweeps and 25 synthetic ones all had at most 1.6 times as many returns of flat
 ground within 30 degrees of the sideways axis as of the forward one, beyond 15 m."""
 
+_OWN_M, _OWN_POINTS, _ACROSS = 1.2, 1000, 1.3
+"""Where so many returns lie so near, they are of the vehicle's own roof, which is longer than it is wide: 1.8 times as
+spread in nuScenes' sample. KITTI's and Argoverse 2's sweeps have none."""
+
 
 def too_few_sweeps(frame: Frame, earlier_sweeps: int, model: str) -> list[str]:
     """A sentence where ``model`` learnt from more sweeps before a frame's own than come with this one."""
@@ -48,6 +52,12 @@ def remarks(points_N4: Floats, range_m: tuple[float, ...], model: str) -> list[s
         return [
             f"The lowest points ahead lie at z = {ground:.1f} m, but {model} learnt from a sensor 1.7 to 1.9 m above "
             "the road. Is z up, and zero at the sensor? Move the points, or take no count on what was found."
+        ]
+    own = (np.abs(x) < _OWN_M) & (np.abs(y) < _OWN_M)
+    if own.sum() >= _OWN_POINTS and y[own].std() > _ACROSS * x[own].std():
+        return [
+            f"The {int(own.sum())} returns within {_OWN_M:g} m of the sensor, of the vehicle's own roof, lie farther "
+            "to the sides than ahead. Is x ahead and y to the left? Some sensors write x to the right and y ahead."
         ]
     if across > max(_MOST_ASIDE * along, FEWEST):
         return [

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti, nuscenes
 from apps.driving.datasets.synth.scenes import scene
-from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.datasets.synth.sensors import LIDARS, Sensors
 from apps.driving.inference.sweep_checks import remarks
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -137,6 +138,19 @@ def test_a_sweep_with_x_and_y_exchanged_is_remarked_on(data_root):
     said = [remarks(frame.points_lidar_m[:, [1, 0, 2, 3]], RANGE, "pointpillars") for frame in frames[:5]]
     # One of the five stands at a junction, where the ground goes on to all sides.
     assert sum("Is x ahead and y to the left?" in one[0] for one in said if one) == 4
+    # nuScenes' sensor sees the roof that it stands on.
+    seen = frames[5].points_lidar_m
+    for turned in (seen[:, [1, 0, 2, 3]], seen[:, [1, 0, 2, 3]] * np.float32([-1, 1, 1, 1])):
+        (remark,) = remarks(turned, RANGE, "pointpillars")
+        assert "own roof" in remark and "Is x ahead and y to the left?" in remark
+
+
+@pytest.mark.parametrize("lidar", sorted(LIDARS))
+def test_a_synthetic_sweep_of_any_sensor_is_not_remarked_on(lidar):
+    for seed in range(3):
+        sensors = replace(LIDARS[lidar], field_of_view_deg=360.0, azimuth_step_deg=0.4)
+        points = scene(np.random.default_rng(seed), sensors=sensors, name="s").points_lidar_m
+        assert remarks(points, RANGE, "pointpillars") == []
 
 
 def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, root):
