@@ -105,7 +105,7 @@ def _reproduce(quick: bool) -> Table:
 app = App(
     name="finance",
     title="Anomalies in financial time series",
-    summary="Forecasts every row of a series from the rows before it, and shows where the series left the forecast.",
+    summary="Judges every row of a series by the rows before it, and shows what is unusual beside what was expected.",
     notice="A research tool. What it marks is unusual, not wrong; it gives no advice and detects no fraud by itself.",
     root=_ROOT,
     models=("tft-anomaly",),

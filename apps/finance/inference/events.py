@@ -27,7 +27,7 @@ _NEAR = 12
 _UNUSUAL = 3.0
 """The least -log10 p of a detector that keeps an event from ending."""
 _ABOUT = 0.8
-"""At this share of the highest -log10 p a detector is about as sure as the surest."""
+"""At this share of the highest -log10 p a detector is about as sure as the surest, and says about as much."""
 _DIP = 4
 """For so many rows the score may fall below the release without ending an event."""
 _PAUSE = 48
@@ -159,7 +159,7 @@ def _added(channels: Mapping[str, Floats], first: int) -> dict[str, Floats]:
 def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
     """The detector that speaks at the peak; of several about as sure, the one that goes on to do so.
 
-    What a mean over many rows only repeats does not count. Of those that say the same the first in the table is named.
+    What a mean over many rows only repeats does not count. Of those that say about as much the first in the table.
     """
     there = {name: min(float(values[peak]), HIGHEST) for name, values in channels.items()}
     sure = [name for name, value in there.items() if value >= _ABOUT * max(there.values())]
@@ -169,7 +169,8 @@ def _named(channels: Mapping[str, Floats], rows: slice, peak: int) -> str:
         acts = _while_it_acts(values >= _UNUSUAL, _TABLE[name].echo)
         return float(np.minimum(values, HIGHEST)[acts].sum())
 
-    return max(sure, key=goes_on)
+    said = {name: goes_on(name) for name in sure}
+    return next(name for name in sure if said[name] >= _ABOUT * max(said.values()))
 
 
 def _anomaly(series: Series, forecast: Forecast, rows: tuple[int, int, int], score: float, word: str) -> Anomaly:

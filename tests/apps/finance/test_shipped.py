@@ -46,7 +46,7 @@ def test_a_shift_of_noise_is_called_a_level_and_a_print_a_value_beyond_all_befor
         shifted[2000:] += 10
         printed[2000] += 12
         called += [*events_at(detector, shifted, 2000), *events_at(detector, printed, 2000)]
-    assert called.count("level") >= 5 and called.count("beyond_range") + called.count("jump") >= 5, called
+    assert called.count("level") == 6 and called.count("beyond_range") + called.count("jump") == 6, called
 
 
 @pytest.mark.parametrize("after", [20, 40])

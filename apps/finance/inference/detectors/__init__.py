@@ -33,8 +33,8 @@ DETECTORS: dict[str, Detector] = {
     "move": move.DETECTOR,
     "high_volatility": high_volatility.DETECTOR,
     "low_volatility": low_volatility.DETECTOR,
-    "rhythm": rhythm.DETECTOR,
     "level": level.DETECTOR,
+    "rhythm": rhythm.DETECTOR,
     "nearest": nearest.DETECTOR,
 }
 CANDIDATES: dict[str, Detector] = {
