@@ -21,10 +21,11 @@ from apps.finance.inference.basket_trial import basket_trial
 from apps.finance.inference.budget_trial import budget_tables
 from apps.finance.inference.calibration import ScoredRows, counted_rows, reported_scores
 from apps.finance.inference.conformal import REPORTED
+from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.evaluation import SEARCHED
 from apps.finance.inference.offline_peers import LEVELS, Fracast, installed, pyod_scores
-from apps.finance.inference.scoring import Calibration, score
+from apps.finance.inference.scoring import Calibration, combine, score
 from apps.finance.inference.skill import relative_loss
 from apps.finance.inference.trial import Trial, long_walk, run_trial, strongest_rows, trial_sets
 from apps.finance.metrics.nab import (
@@ -87,13 +88,15 @@ def reproduce(quick: bool) -> Table:
     predictor = FinancePredictor.load([artifact], device)
     calibration, rate = predictor.calibration, predictor.calibration.events_per_1000_rows
     scored: list[tuple[Floats, Rows]] = []
-    forecasted, seconds = [], 0.0
+    forecasted, channels, seconds = [], [], 0.0
     for item in benchmark.cases():
         began = time.perf_counter()
         (detection,) = predictor.predict([item.series])
         seconds += time.perf_counter() - began
         forecasted.append(ForecastedSeries(item.series, detection.forecast))
-        scored.append((score(item.series, calibration), window_rows(item.series.times_ns, item.windows)))
+        channels.append(all_channels(forecasted[-1], calibration, anchors=not quick))
+        own_score = combine({name: channels[-1][name] for name in DETECTORS})
+        scored.append((own_score, window_rows(item.series.times_ns, item.windows)))
     rows = sum(len(scores) for scores, _ in scored)
     files = f"{len(scored)} files"
 
@@ -134,7 +137,7 @@ def reproduce(quick: bool) -> Table:
     table += _budget_rows(scored, calibration)
     if not quick:
         table += _walk_rows(predictor)
-    table += _ablation_rows(forecasted, [windows for _, windows in scored], calibration, anchors=not quick)
+    table += _ablation_rows(forecasted, channels, [windows for _, windows in scored], calibration)
     table += _basket_rows(calibration)
     for name, items in trial_sets(_TRIAL_SEED).items():
         trial = run_trial(lambda series: score(series, calibration), calibration, items, name)
@@ -277,9 +280,11 @@ def _basket_rows(calibration: Calibration) -> list[_Row]:
 
 
 def _ablation_rows(
-    forecasted: Sequence[ForecastedSeries], windows: Sequence[Rows], calibration: Calibration, *, anchors: bool
+    forecasted: Sequence[ForecastedSeries],
+    channels: Sequence[Mapping[str, Floats]],
+    windows: Sequence[Rows],
+    calibration: Calibration,
 ) -> list[_Row]:
-    channels = [all_channels(one, calibration, anchors=anchors) for one in forecasted]
     found = ablate(channels, windows, calibration, _FALSE_EVENTS, [pyod_scores(one.series) for one in forecasted])
     where = " and ".join(f"{number}" for number in _FALSE_EVENTS)
     return [
