@@ -65,6 +65,8 @@ class FinanceCodec:
         contents = read_contents(path, table_options(request.options))
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
+        if not (request.options.get("columns") or request.options.get("value") or contents.series_column):
+            contents = _with_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
         notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
@@ -140,14 +142,18 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
     return replace(contents, series=found, notes=(*contents.notes, f"series {wanted!r} alone was scored"))
 
 
+def _with_other_columns(contents: Contents) -> Contents:
+    """The same, with a note that more than the one column can be scored where there are more."""
+    if len(contents.series[0].values) < 2:
+        return contents
+    also = "the option columns=all scores every column, and how they move together"
+    return replace(contents, notes=(*contents.notes, also))
+
+
 def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
     """Every column as a series of its own, and before them one in which all are scored together."""
     if not wanted:
-        other = "the option 'value' names another"
-        also = f"{other}, and columns=all scores each of them and how they move together"
-        if contents.series_column:
-            return contents
-        return replace(contents, notes=tuple(note.replace(other, also) for note in contents.notes))
+        return contents
     if wanted != "all":
         raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
     if contents.series_column:

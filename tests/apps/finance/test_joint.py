@@ -90,7 +90,7 @@ def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
     assert json.loads(response.files["series.json"])["parts"][0]["name"] == "all columns"
     assert not any("was scored" in note for note in response.result["series"]["notes"])
     plain = answer(predictor, Request(files=(tmp_path / "basket.csv",), options={}), FinanceCodec(predictor))
-    assert any("columns=all scores each of them and how they move" in note for note in plain.result["series"]["notes"])
+    assert any("columns=all scores every column" in note for note in plain.result["series"]["notes"])
     one = replace(series, values={"share_0": series.target})
     write_csv(tmp_path / "one.csv", one)
     with pytest.raises(InvalidInputError, match="two at least are scored together"):
