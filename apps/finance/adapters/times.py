@@ -29,7 +29,7 @@ _UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The least number of each unit since 1970: from March 1973 on, no two units overlap."""
 _SEASON_NS = 60 * DAY_NS
-"""No two clock changes are nearer to each other."""
+"""No clock is put back for the winter twice within so long."""
 _FAR = "is not between 1900 and 2200; correct the date, or delete the row"
 _SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
 _ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}

@@ -195,8 +195,8 @@ def _ahead(
 ) -> NDArray[np.bool_]:
     """What has the body before it along an axis, or the beginning of the image where that cuts the body off.
 
-    The image cuts it where the body reaches its first eighth in some millimetres of a slice. Beside the table no body
-    reaches the image's end, but where both lie in the curve of a round field of view.
+    It does where the body reaches its edge in ``BODY_CUT_MM`` of a slice, within the first eighth of the image: further
+    along, the curve of a round field of view cuts the sides of a body whose back lies on the table.
     """
     columns, outside = np.moveaxis(body, along, 0), np.moveaxis(padding, along, 0)
     begin = np.argmin(outside, axis=0)
