@@ -124,7 +124,8 @@ class App:
     models       the names of the models that it predicts with, the one that serves by default first
     recipes      named recipes: functions that return one
     dense        the dense network of a model that a recipe built, for export; NotImplementedError where it has none
-    calibrate    what turns the trained network's outputs into decisions (JSON types), or None
+    calibrate    what turns the trained network's outputs into decisions (JSON types), or None; ``calibrate_second`` the
+                 same of a network that an artifact is served with, for both together
     predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
     codec        what decodes requests for a predictor and encodes its outputs
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
@@ -174,6 +175,7 @@ class App:
     case_label: Callable[[Mapping[str, Any]], str] | None = None
     models_table: Callable[[], Table] | None = None
     calibrate: Callable[[Recipe, nn.Module], dict[str, Any]] | None = None
+    calibrate_second: Callable[[Recipe, nn.Module, Artifact], dict[str, Any]] | None = None
     router: Callable[[Service], APIRouter] | None = None
     predict_folder: (
         Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None

@@ -39,6 +39,12 @@ def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     return calibrate(recipe, model)
 
 
+def _calibrate_second(recipe: Recipe, model: nn.Module, detector: Artifact) -> dict[str, Any]:
+    from apps.medical.inference.calibration import calibrate_second
+
+    return calibrate_second(recipe, model, detector)
+
+
 def _predictor(artifacts: Sequence[Artifact], device: str) -> NodulePredictor:
     from apps.medical.predictor import NodulePredictor
 
@@ -129,6 +135,7 @@ app = App(
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,
+    calibrate_second=_calibrate_second,
     score_files=_score_files,
     predictor=_predictor,
     codec=_codec,

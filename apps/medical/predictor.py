@@ -28,7 +28,7 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
-from shared.deploy.registry import Registry
+from shared.deploy.registry import newest_beside
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
 from shared.progress import report_stage
@@ -204,11 +204,8 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
 
 def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
     """The newest second stage that has learnt from a detector's marks, beside it or in ``shipped``; or none."""
-    registry = Registry(artifact.path.resolve().parents[1], shipped)
-    if artifact.manifest.name == SECOND_STAGE or not registry.versions(SECOND_STAGE):
-        return []
-    second = registry.newest(SECOND_STAGE)
-    return [second] if belongs_to(second, artifact) else []
+    second = None if artifact.manifest.name == SECOND_STAGE else newest_beside(artifact, SECOND_STAGE, shipped)
+    return [second] if second is not None and belongs_to(second, artifact) else []
 
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:

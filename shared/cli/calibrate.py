@@ -14,7 +14,10 @@ from shared.recipes import named_data_set, recipe_of
 
 
 def run(command: Calibrate, settings: Sequence[str]) -> int:
-    """Finds the operating point anew on a data set and writes the artifact's next version."""
+    """Finds the operating point anew on a data set and writes the artifact's next version.
+
+    Of an artifact that is served with a second stage it is the operating point of both, and the second stage's.
+    """
     app = find(command.app)
     if app.calibrate is None:
         raise InvalidInputError(f"{app.name} has no operating point to set")
@@ -29,9 +32,17 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
 
     artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
     artifact.must_belong_to(app.name)
-    recipe = recipe_of(app, artifact.recipe(), data)
-    model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
-    calibration = app.calibrate(recipe, model)
+    second = next(iter(app.served_with(artifact)), None)
+    if second is not None and app.calibrate_second is not None:
+        # Decisions are those of both together, and stand with the second one.
+        first, artifact = artifact, second
+        recipe = recipe_of(app, artifact.recipe(), data)
+        model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
+        calibration = app.calibrate_second(recipe, model, first)
+    else:
+        recipe = recipe_of(app, artifact.recipe(), data)
+        model = load_weights(recipe.model.build(recipe.input), artifact, "cpu")
+        calibration = app.calibrate(recipe, model)
     written = write_recalibrated(command.registry, artifact, calibration, data.fingerprint())
     for name, value in calibration.items():
         print_line(f"{name}: {artifact.manifest.calibration.get(name, '-')} -> {value}"[:300])

@@ -109,5 +109,11 @@ def shipped(app: App) -> list[Artifact]:
     return Registry(app.weights).serving(app.name, app.models)
 
 
+def newest_beside(artifact: Artifact, name: str, shipped: Path) -> Artifact | None:
+    """The newest version of the model ``name`` beside an artifact, or else in ``shipped``; None where there is none."""
+    registry = Registry(artifact.path.resolve().parents[1], shipped)
+    return registry.newest(name) if registry.versions(name) else None
+
+
 def _version_folders(manifests: Iterable[Path]) -> list[Path]:
     return [path.parent for path in manifests if path.parent.name.isdecimal()]

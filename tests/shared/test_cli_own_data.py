@@ -105,6 +105,26 @@ def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint,
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
 
 
+def test_with_a_second_stage_the_operating_point_of_both_is_set_and_stands_with_it(app, checkpoint):
+    for _ in range(2):
+        assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
+    given = []
+
+    def of_both(recipe, model, first):
+        given.append((first.manifest.version, recipe.data.fingerprint()["description"]))
+        return {"threshold": 0.25}
+
+    served = {1: [open_artifact(Path("own/line/2"))]}
+    app(served_with=lambda one: served.get(one.manifest.version, []), calibrate_second=of_both)
+    words = ["--registry", "own", "--data", "folder", "--data.root", "points"]
+    assert cli.main(["calibrate", "line", "--artifact", "own/line/1", *words]) == 0
+    written = open_artifact(Path("own/line/3")).manifest
+    assert given == [(1, "points in points")] and written.calibration == {"threshold": 0.25}
+    assert written.training["calibrated_from"] == 2
+    assert cli.main(["calibrate", "line", "--artifact", "own/line/2", *words]) == 0
+    assert open_artifact(Path("own/line/4")).manifest.calibration == {"threshold": 0.5} and len(given) == 1
+
+
 def test_an_application_with_one_importer_need_not_name_it(app, checkpoint, capsys):
     assert cli.main(["import", "line", str(checkpoint), "--data", "folder", "--data.root", "mine"]) == 0
     assert open_artifact(Path("models/line/1")).manifest.source["data"] == "points in mine"

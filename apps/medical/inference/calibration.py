@@ -13,6 +13,7 @@ from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import AnnotatedScan
+from shared.deploy.artifact import Artifact
 
 SEED = 1207
 """Neither the training's, nor its validation's, nor that of the headline table."""
@@ -32,13 +33,22 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
     synthetic too: on real scans it gives more false positives. The scans of another data set have chosen the checkpoint
     in training, and what is stated of them here is a little too good.
     """
-    device = str(next(model.parameters()).device)
     if isinstance(recipe.data, HardCandidates):
-        both = NodulePredictor.load([recipe.data.artifact()], device)
-        both.operating_score, both.second_stage = 1.0, (model.eval(), recipe.model.size)
-        return operating_point(both, phantoms(SEED, recipe.data.validation_scans), True)
-    predictor = NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0)
-    data = recipe.data
+        return calibrate_second(recipe, model, recipe.data.artifact())
+    device = str(next(model.parameters()).device)
+    return _on(recipe.data, NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0))
+
+
+def calibrate_second(recipe: Any, model: Any, detector: Artifact) -> dict[str, Any]:
+    """The same of a second stage together with the detector whose marks it ranks."""
+    both = NodulePredictor.load([detector], str(next(model.parameters()).device))
+    both.operating_score, both.second_stage = 1.0, (model.eval(), recipe.model.size)
+    return _on(recipe.data, both)
+
+
+def _on(data: Any, predictor: NodulePredictor) -> dict[str, Any]:
+    if isinstance(data, HardCandidates):
+        return operating_point(predictor, phantoms(SEED, data.validation_scans), True)
     if isinstance(data, Synthetic):
         return operating_point(predictor, phantoms(SEED, max(1, data.validation_patches // PATCHES_PER_SCAN)), True)
     return operating_point(predictor, data.validation_scans(), bool(data.fingerprint()["synthetic"]))

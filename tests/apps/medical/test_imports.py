@@ -10,6 +10,7 @@ from monai.apps.detection.networks.retinanet_network import RetinaNet, resnet_fp
 from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
 from monai.networks.nets.resnet import ResNet, resnet50
 
+from apps.medical.app import app
 from apps.medical.models.imports import load_monai_bundle, read_state_dict
 from apps.medical.predictor import EVERYTHING, NodulePredictor, open_detector
 from apps.medical.recipes import full
@@ -110,6 +111,19 @@ def test_an_imported_model_is_calibrated_on_annotated_scans(small, tmp_path, dat
     assert manifest.version == 2 and manifest.training["calibrated_from"] == 1
     assert manifest.training["calibrated_on"]["synthetic"] is False and manifest.calibration["scans"] >= 1
     assert manifest.source["importer"] == "monai-bundle"
+
+
+@pytest.mark.realdata
+def test_the_shipped_detector_is_calibrated_together_with_its_second_stage(tmp_path, data_root):
+    scans = data_folders.luna16(tmp_path / "luna16", data_root / "medical")
+    words = ["calibrate", "medical", "--registry", str(tmp_path), "--data", "luna16", "--data.root", str(scans)]
+    assert cli.main(words) == 0
+    registry = Registry(tmp_path, app.weights)
+    written = registry.newest("lung_nodule_candidates").manifest
+    assert written.training["calibrated_on"]["synthetic"] is False and not (tmp_path / "lung_nodules").exists()
+    served = NodulePredictor.load(registry.serving("medical", app.models), "cpu")
+    assert served.second_stage is not None
+    assert served.operating_score == written.calibration["operating_score"]
 
 
 def test_an_imported_detector_is_computed_by_programs_that_give_what_torch_gives(small, tmp_path):
