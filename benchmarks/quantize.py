@@ -45,8 +45,8 @@ from shared.recipes import recipe_of
 from shared.threads import set_compute_threads
 
 CONVOLUTIONAL = {"lung_nodules", "pointpillars", "fcos3d"}
-WITH_ANOTHER = {"lung_nodule_candidates"}
-"""What has no score of its own: it takes part in that of the detector whose marks it ranks."""
+WITH_ANOTHER = {"lung_nodule_candidates", "lidar_rcnn"}
+"""What has no score of its own: it takes part in that of the detector whose marks or boxes it is given."""
 
 BAR = 3.0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.driving.models import IMPORTED, MODELS
+from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
 from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def _calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     from apps.driving.inference.calibration import calibrate
 
     return calibrate(recipe, model)
+
+
+def _calibrate_second(recipe: Recipe, model: nn.Module, detector: Artifact) -> dict[str, Any]:
+    from apps.driving.inference.calibration import calibrate_second
+
+    return calibrate_second(recipe, model, detector)
 
 
 def _predictor(artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
@@ -107,6 +113,12 @@ def _training_cases(data: Any, input: Any, most: int) -> Iterator[Any]:
     return training_frames(data, input, most)
 
 
+def _served_with(artifact: Artifact) -> Sequence[Artifact]:
+    from apps.driving.predictor import served_with
+
+    return served_with(artifact, ROOT / "weights")
+
+
 def _samples() -> Sequence[Sample]:
     from apps.driving.samples import samples
 
@@ -125,10 +137,11 @@ app = App(
     summary="Finds cars, pedestrians and cyclists in 3D: PointPillars in a LiDAR sweep, FCOS3D in camera images.",
     notice="Not for control of vehicles. For research and evaluation; the weights learnt from synthetic scenes.",
     root=ROOT,
-    models=(*MODELS, *IMPORTED),
+    models=(*MODELS, SECOND_STAGE, *IMPORTED),
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,
+    calibrate_second=_calibrate_second,
     predictor=_predictor,
     codec=_codec,
     predict_folder=_predict_folder,
@@ -140,6 +153,7 @@ app = App(
     evaluate=_evaluate,
     score=_score,
     training_cases=_training_cases,
+    served_with=_served_with,
     samples=_samples,
     reproduce=_reproduce,
 )

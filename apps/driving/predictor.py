@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
 from apps.driving.inference.video import overlapped
-from apps.driving.models import IMPORTED, MODELS
+from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
 from apps.driving.types import Boxes3D, Detections, Frame
+from shared.deploy.registry import newest_beside
 from shared.errors import InvalidInputError
 from shared.progress import report_each
 
@@ -73,17 +75,33 @@ class DrivingPredictor:
         self._rendered = {name for name in rendered if detectors[name].sensor == "camera"}
         self.digests, self.device = dict(digests or {}), device
         self.programs = {name: one.program for name, one in self.detectors.items() if one.program is not None}
+        self.second_stages: dict[str, str] = {}
+        for name, one in self.detectors.items():
+            if isinstance(one, LidarDetector) and one.second_stage is not None and one.second_stage.program is not None:
+                self.programs[SECOND_STAGE], self.second_stages[name] = one.second_stage.program, SECOND_STAGE
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
-        """The predictor of one or several artifacts; reads their models' and inputs' settings alone."""
-        from apps.driving.inference.artifacts import open_detector
+        """The predictor of one or several artifacts; reads their models' and inputs' settings alone.
 
+        A second stage corrects the boxes of the detector that it has learnt from; of any other it is left out, and
+        alone it brings its own. The least scores are then those of both together.
+        """
+        from apps.driving.inference.artifacts import open_detector, open_second_stage
+
+        detecting = [one for one in artifacts if one.manifest.name != SECOND_STAGE] or [_corrected_by(artifacts[0])]
+        detectors, least = {}, {}
+        for artifact in detecting:
+            name, detector = artifact.manifest.name, open_detector(artifact, device)
+            second = next((one for one in artifacts if belongs_to(one, artifact)), None)
+            if second is not None and isinstance(detector, LidarDetector):
+                detector = replace(detector, second_stage=open_second_stage(second, device))
+            detectors[name], least[name] = detector, least_scores((second or artifact).manifest.calibration)
         return cls(
-            detectors={a.manifest.name: open_detector(a, device) for a in artifacts},
-            least_scores={a.manifest.name: least_scores(a.manifest.calibration) for a in artifacts},
-            digests={a.manifest.name: a.manifest.files.get("weights.safetensors", {}).get("sha256") for a in artifacts},
-            rendered=[a.manifest.name for a in artifacts if a.manifest.data.get("synthetic")],
+            detectors=detectors,
+            least_scores=least,
+            digests={one.manifest.name: _digest(one) for one in detecting},
+            rendered=[one.manifest.name for one in detecting if one.manifest.data.get("synthetic")],
             device=device,
         )
 
@@ -173,3 +191,35 @@ def least_scores(calibration: Mapping[str, object]) -> dict[str, float]:
     """The least score of each class, from an artifact's calibration."""
     found = calibration.get("least_scores", {})
     return {str(name): float(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
+
+
+def belongs_to(second: Artifact, detector: Artifact) -> bool:
+    """Whether it is a second stage, and has learnt from this detector's boxes."""
+    if second.manifest.name != SECOND_STAGE:
+        return False
+    return bool(second.recipe()["recipe"]["input"].get("weights") == _digest(detector))
+
+
+def _corrected_by(second: Artifact) -> Artifact:
+    """The detector that a second stage has learnt from, where its recipe says that it is; refuses another."""
+    from apps.driving.datasets.found_boxes import detector_of
+    from apps.driving.types import BoxInput
+    from shared.recipe_file import from_mapping
+
+    detector = detector_of(from_mapping(BoxInput, second.recipe()["recipe"]["input"]))
+    if not belongs_to(second, detector):
+        raise InvalidInputError(
+            f"{second.path} corrects the boxes of other weights than those in {detector.path}; name the artifact of "
+            "the detector that it has learnt from"
+        )
+    return detector
+
+
+def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
+    """The newest second stage that has learnt from a detector's boxes, beside it or in ``shipped``; or none."""
+    second = None if artifact.manifest.name == SECOND_STAGE else newest_beside(artifact, SECOND_STAGE, shipped)
+    return [second] if second is not None and belongs_to(second, artifact) else []
+
+
+def _digest(artifact: Artifact) -> str | None:
+    return artifact.manifest.files.get("weights.safetensors", {}).get("sha256")

@@ -1,6 +1,7 @@
 """The headline table: what the shipped weights find in synthetic scenes and in real frames, and how long they take.
 
-Where a model has several versions, the former one is judged on the same frames, in the column of the peer.
+In the column of the peer, on the same frames: a detector alone where a second stage corrects its boxes, or the former
+version of a model's weights where one is shipped.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ import torch
 from apps.driving.adapters import argoverse2, kitti, nuscenes
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
-from apps.driving.inference.artifacts import open_detector
 from apps.driving.inference.detect import Detector, shown_boxes
 from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import Counts, count, match
 from apps.driving.models import MODELS, structures
 from apps.driving.models.fcos3d import FCOS3D
-from apps.driving.predictor import least_scores
+from apps.driving.predictor import DrivingPredictor, served_with
 from apps.driving.types import Boxes3D, CameraInput, Frame
 from shared.app import Table
 from shared.data.registry import read_registry
@@ -62,12 +62,12 @@ def table(quick: bool) -> Table:
     registry = Registry(_ROOT / "weights")
     for newest in registry.serving("driving", MODELS):
         name = newest.manifest.name
-        versions = [registry.open(path) for _, path in sorted(registry.versions(name).items())[-2:]]
-        tables = [judged(artifact, synthetic, real) for artifact in versions]
-        former = tables[0] if len(tables) > 1 else {}
-        rows += [(f"{name}: {what}", former.get(what, "-"), ours) for what, ours in tables[-1].items()]
+        ours, peer = shipped_and_peer(registry, newest)
+        figures = judged(ours, name, synthetic, real)
+        beside = {} if peer is None else judged(peer, name, synthetic, real)
+        rows += [(f"{name}: {what}", beside.get(what, "-"), text) for what, text in figures.items()]
         if real["KITTI"]:
-            rows.append(latency(name, open_detector(newest, "cpu"), real["KITTI"]))
+            rows.append(latency(name, ours.detectors[name], real["KITTI"]))
     rows.append(resnext(quick))
     notes = [
         f"Synthetic: {len(synthetic)} scenes of KITTI's LiDAR made by apps.driving.datasets.synth, none of them learnt "
@@ -75,7 +75,7 @@ def table(quick: bool) -> Table:
         "Real: the frames of the data registry, at the least scores chosen on synthetic scenes; the shipped networks "
         f"have seen synthetic scenes alone. Objects with at least {FEWEST_POINTS} returns; of KITTI the easy and "
         "moderate ones, others excuse a box. So few frames tell whether the cars are found, not how often.",
-        "Peer: the former version of the weights, where one is shipped, on the same frames.",
+        "Peer, on the same frames: PointPillars without its second stage.",
     ]
     if not all(real.values()):
         notes.append("The real frames are not on this machine; set TRIVIUM_DATA to the folder that holds them.")
@@ -105,9 +105,21 @@ def real_frames() -> dict[str, list[Frame]]:
     return found | {"Argoverse 2": found["Argoverse 2"][:1]}
 
 
-def judged(artifact: Artifact, synthetic: Sequence[Frame], real: Mapping[str, Sequence[Frame]]) -> Rows:
-    """What is said of one version of a model, by what it is about."""
-    detector, least = open_detector(artifact, "cpu"), least_scores(artifact.manifest.calibration)
+def shipped_and_peer(registry: Registry, newest: Artifact) -> tuple[DrivingPredictor, DrivingPredictor | None]:
+    """A detector as it ships, and what it is held against: itself without its second stage, or its former version."""
+    second = served_with(newest, _ROOT / "weights")
+    ours = DrivingPredictor.load([newest, *second], "cpu")
+    if second:
+        return ours, DrivingPredictor.load([newest], "cpu")
+    former = sorted(registry.versions(newest.manifest.name).items())[:-1]
+    return ours, DrivingPredictor.load([registry.open(former[-1][1])], "cpu") if former else None
+
+
+def judged(
+    predictor: DrivingPredictor, model: str, synthetic: Sequence[Frame], real: Mapping[str, Sequence[Frame]]
+) -> Rows:
+    """What is said of a model of the predictor, by what it is about."""
+    detector, least = predictor.detectors[model], predictor.least_scores[model]
     rows = dict(found_in_synthetic(detector, synthetic))
     for where, frames in real.items():
         # A sweep of Argoverse 2 comes without images.
@@ -162,7 +174,7 @@ def asked(frame: Frame) -> Frame:
 
 
 def found_in_real(
-    where: str, detector: Detector, least: dict[str, float], frames: Sequence[Frame]
+    where: str, detector: Detector, least: Mapping[str, float], frames: Sequence[Frame]
 ) -> Iterator[tuple[str, str]]:
     """What is found, missed and false in real frames."""
     found = [shown_boxes(detector.detect(frame), least) for frame in frames]

@@ -38,9 +38,9 @@ class DrivingCodec:
         return Decoded(inputs=tuple(frames), options=options)
 
     def likely_models(self, request: Request) -> Sequence[str]:
-        """The model that is asked for, or that which takes what the files' names tell of."""
+        """The model that is asked for, or that which takes what the files' names tell of, and its second stage."""
         asked = request.options.get("model") or self._predictor.preferred_model(sensors_named(request.files))
-        return [asked] if asked else []
+        return [name for name in (asked, self._predictor.second_stages.get(asked or "")) if name]
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
         """result.json, KITTI result files, and what the form's viewer reads; later a picture of up to eight frames."""

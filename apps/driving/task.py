@@ -40,6 +40,17 @@ class CameraTask:
         return CameraDetection(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxTask:
+    """How much the losses of the box and of its being turned about count beside that of the score."""
+
+    box_weight: float = 2.0
+    about_weight: float = 1.0
+
+    def build(self) -> BoxCorrection:
+        return BoxCorrection(self)
+
+
 class LidarDetection:
     """mmdet3d's anchor head on sweeps: its loss, its prediction, and how many anchors are positive."""
 
@@ -247,3 +258,95 @@ def pool(parts: Sequence[DetectionScores]) -> DetectionScores:
     for other in others:
         whole.merge(other)
     return whole
+
+
+_PRECISE = torch.tensor([5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 4.0])
+"""By what metres, logarithms and radians are multiplied for the loss of a box."""
+_SMOOTH = 0.3
+"""Up to this the loss of a box is square; see ``smooth_l1_loss``."""
+_RIGHT = 0.8
+"""Of this score on a box is right: it overlaps an object in space by half."""
+
+
+class BoxCorrection:
+    """The second stage on boxes of a detector; batches are those of ``FoundBoxes``.
+
+    Its loss is a mean over all boxes, those without an object having none for the box.
+    """
+
+    def __init__(self, settings: BoxTask) -> None:
+        self.settings = settings
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._loss(model(batch["points"], batch["size"], batch["known"]), batch)
+
+    def _loss(self, found: Tensor, batch: Batch) -> Tensor:
+        cross_entropy: Any = nn.functional.binary_cross_entropy_with_logits
+        found, meant = found.float(), batch["meant"]
+        precise = _PRECISE.to(found.device)
+        box = nn.functional.smooth_l1_loss(
+            found[:, 1:8] * precise, batch["wanted"] * precise, reduction="none", beta=_SMOOTH
+        )
+        about = cross_entropy(found[:, 8], batch["about"], reduction="none")
+        of_boxes = self.settings.box_weight * box.sum(dim=1) + self.settings.about_weight * about
+        loss: Tensor = cross_entropy(found[:, 0], batch["right"]) + (of_boxes * meant).mean()
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batch: Batch, scores: BoxScores) -> None:
+        found = model(batch["points"], batch["size"], batch["known"]).float()
+        met = batch["meant"] > 0
+        off_m = (found[:, 1:4] - batch["wanted"][:, :3])[met].norm(dim=1)
+        before_m = batch["wanted"][met, :3].norm(dim=1)
+        scores.add(
+            len(found) * float(self._loss(found, batch)),
+            found[:, 0].cpu().numpy(),
+            (batch["right"] >= _RIGHT).cpu().numpy(),
+            float(off_m.sum()),
+            float(before_m.sum()),
+            int(met.sum()),
+        )
+
+    def scores(self) -> BoxScores:
+        return BoxScores()
+
+
+@dataclass
+class BoxScores:
+    """Of the boxes seen the loss, how well the score tells those that are right, and how far their centres are off."""
+
+    loss: float = 0.0
+    logits: list[NDArray[Any]] = field(default_factory=list)
+    right: list[NDArray[Any]] = field(default_factory=list)
+    off_m: float = 0.0
+    before_m: float = 0.0
+    met: int = 0
+
+    def add(
+        self, loss: float, logits: NDArray[Any], right: NDArray[Any], off_m: float, before_m: float, met: int
+    ) -> None:
+        """Adds a batch: sums over its boxes, and over the ``met`` ones that overlap an object."""
+        self.loss += loss
+        self.logits.append(logits)
+        self.right.append(right)
+        self.off_m += off_m
+        self.before_m += before_m
+        self.met += met
+
+    def merge(self, other: BoxScores) -> None:
+        self.logits += other.logits
+        self.right += other.right
+        self.add(other.loss, np.zeros(0), np.zeros(0, bool), other.off_m, other.before_m, other.met)
+
+    def summary(self) -> dict[str, float]:
+        """``ap`` is the average precision of the score at telling boxes that overlap an object by half in space."""
+        logits = np.concatenate([np.zeros(0), *self.logits])
+        right = np.concatenate([np.zeros(0, bool), *self.right])[np.argsort(-logits, kind="stable")]
+        found = np.cumsum(right)
+        precise = average_precision(found / found[-1], found / np.arange(1, len(found) + 1)) if right.any() else 0.0
+        return {
+            "loss": self.loss / max(len(logits), 1),
+            "ap": precise,
+            "centre_m": self.off_m / max(self.met, 1),
+            "centre_before_m": self.before_m / max(self.met, 1),
+        }

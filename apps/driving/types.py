@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -228,6 +229,30 @@ class LidarInput(InputSpec):
         if not self.intensity:
             points[:, 3] = 0
         return points
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxInput(LidarInput):
+    """What a second stage sees: the boxes that a LiDAR detector finds, each with the points in it and about it.
+
+    ``detector`` is the folder of the detector's artifact, None for the one that ships. Its range, its classes and the
+    digest of its weights (``weights``) are filled in when a run begins. Of each box ``points`` points are shown, from
+    its faces ``around_m`` to all sides, ``below_m`` and ``above_m``.
+    """
+
+    detector: Path | None = None
+    weights: str = ""
+    points: int = 128
+    around_m: float = 0.8
+    below_m: float = 0.5
+    above_m: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or min(self.around_m, self.below_m, self.above_m) < 0:
+            raise InvalidInputError(
+                f"input.points is {self.points}, around_m {self.around_m}, below_m {self.below_m} and above_m "
+                f"{self.above_m}; expected 1 or more, and no negative margin"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -79,7 +79,8 @@ class Predictor(Protocol[Input_contra, Output_co]):
 
     ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
     ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
-    by the model's name: see ``programs_of``. One that is faster on the inputs of several requests together has an
+    by the model's name: see ``programs_of``; where a second one takes part in the answers of a model, ``second_stages``
+    has its name by that of the model. One that is faster on the inputs of several requests together has an
     attribute ``batching`` that is True; others are given one request at a time.
     """
 
@@ -105,6 +106,11 @@ def programs_of(predictor: object) -> dict[str, Program]:
     return dict(getattr(predictor, "programs", {}))
 
 
+def second_stages_of(predictor: object) -> dict[str, str]:
+    """By a model's name that of the one which corrects what it finds; empty where there is none."""
+    return dict(getattr(predictor, "second_stages", {}))
+
+
 def described_programs(predictor: object) -> dict[str, str]:
     """By the model's name: the program that it computes with, why, and which others could not be used."""
     return {
@@ -116,13 +122,14 @@ def described_programs(predictor: object) -> dict[str, str]:
 def with_programs(response: Response, predictor: object) -> Response:
     """The response with what the predictor computes with in its result: ``programs`` and ``program_reasons``, by model.
 
-    One that no input has needed so far has no name, and where one model answered it is named alone: so the same input
-    gives the same result, whatever was loaded before.
+    One that no input has needed so far has no name, and where one model answered it is named alone, or with its second
+    stage: so the same input gives the same result, whatever was loaded before.
     """
+    answered = (response.model, second_stages_of(predictor).get(response.model or ""))
     used = {
         name: program
         for name, program in programs_of(predictor).items()
-        if program.name and response.model in (None, name)
+        if program.name and (response.model is None or name in answered)
     }
     if not used:
         return response

@@ -12,10 +12,11 @@ import numpy as np
 
 from apps.driving.datasets.packing import CLASS, RETURNS, FrameList, Pack
 from apps.driving.datasets.sampling import ImageSampling, SweepSampling
-from apps.driving.types import CameraInput, Floats, Frame, LidarInput, ObjectClass, within
+from apps.driving.types import BoxInput, CameraInput, Floats, Frame, LidarInput, ObjectClass, within
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from apps.driving.datasets.found_boxes import FoundBoxes
     from apps.driving.datasets.images import Images
     from apps.driving.datasets.sweeps import Sweeps
 
@@ -28,7 +29,8 @@ _STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameData(ABC):
-    """Labelled frames, for LiDAR networks as sweeps and for camera networks as images: the input decides.
+    """Labelled frames, for LiDAR networks as sweeps, for camera networks as images, for the second stage as the boxes
+    of a detector: the input decides.
 
     ``classes`` are what is learnt; empty for the data set's usual ones, or where it has none those of the recipe.
     ``merge`` names classes to be learnt as another: (("van", "car"),). ``sweeps`` and ``images`` say what of them is
@@ -53,17 +55,22 @@ class FrameData(ABC):
         """The frames that a detector is scored on."""
         return self.frames("validation")
 
-    def train(self, input: Input) -> Sweeps | Images:
+    def train(self, input: Input) -> Sweeps | Images | FoundBoxes:
         return self._set("train", input)
 
-    def validation(self, input: Input) -> Sweeps | Images:
+    def validation(self, input: Input) -> Sweeps | Images | FoundBoxes:
         return self._set("validation", input)
 
     def fit_input(self, input: Input) -> Input:
         """The input with this data's classes, and for cameras the size of its images at the input's focal length.
 
-        Classes that the input has already keep their settings; the sizes of others are the means of the labels.
+        The second stage takes the range and the classes of its detector. Classes that the input has already keep their
+        settings; the sizes of others are the means of the labels.
         """
+        if isinstance(input, BoxInput):
+            from apps.driving.datasets.found_boxes import fitted
+
+            return fitted(input)
         tables = self._tables(self.pack("train", input))
         known = {kind.name: kind for kind in input.classes}
         names = self.classes or tuple(name for name in self.usual if name in known or name in tables)
@@ -97,6 +104,8 @@ class FrameData(ABC):
             said["not learnt"] = ", ".join(f"{name} {count}" for name, count in others.most_common())
         scenes = [set(packs[split].scenes) for split in ("train", "validation")]
         said["scenes"] = f"{len(scenes[0])} train, {len(scenes[1])} validate"
+        if isinstance(input, BoxInput):
+            said |= {f"boxes, {split}": self._boxes(split, input).described() for split in ("train", "validation")}
         if shared := sorted(scenes[0] & scenes[1]):
             said["scenes in both splits"] = f"{len(shared)}, {shared[0]} among them: scores flatter"
         return said
@@ -105,15 +114,22 @@ class FrameData(ABC):
         """The frames of a split, packed for the input's kind of network."""
         return Pack(self.frames(split, input), input.training_focal_px if isinstance(input, CameraInput) else None)
 
-    def _set(self, split: Split, input: Input) -> Sweeps | Images:
+    def _set(self, split: Split, input: Input) -> Sweeps | Images | FoundBoxes:
         pack, merge = self.pack(split, input), dict(self.merge)
         if isinstance(input, CameraInput):
             from apps.driving.datasets.images import Images
 
             return Images(pack, input, self.images, merge)
+        if isinstance(input, BoxInput):
+            return self._boxes(split, input)
         from apps.driving.datasets.sweeps import Sweeps
 
         return Sweeps(pack, input, self.sweeps, merge, pasting=split == "train" and self.sweeps.paste > 0)
+
+    def _boxes(self, split: Split, input: BoxInput) -> FoundBoxes:
+        from apps.driving.datasets.found_boxes import FoundBoxes
+
+        return FoundBoxes(self.pack(split, input), input, dict(self.merge))
 
     def _tables(self, pack: Pack) -> dict[str, Floats]:
         """All objects of a pack by the name that they are learnt as, the most frequent class first."""

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
-from apps.driving.inference.examples import example_frame
+from apps.driving.inference.examples import example_boxes, example_frame
+from apps.driving.inference.second_stage import BATCH, SecondStage
 from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models.builders import model_configs
 from apps.driving.models.decoding import Normalisation
-from apps.driving.models.dense import dense_camera, dense_heads, dense_pillars
+from apps.driving.models.dense import dense_boxes, dense_camera, dense_heads, dense_pillars
+from apps.driving.models.lidar_rcnn import INPUTS, OUTPUT, LidarRCNN
 from apps.driving.models.pillars import PillarEncoder, ProgramPillars, pillar_encoder
-from apps.driving.types import CameraInput, LidarInput
+from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.deploy.artifact import RECIPE, WEIGHTS, Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program
@@ -22,7 +25,7 @@ from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.detectors import PointLayout
@@ -63,6 +66,37 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         varying={"image": (2, 3)},
     )
     return CameraDetector(open_program(network, device), looked_at, device, colours=model.colours)
+
+
+def lidar_input(artifact: Artifact) -> LidarInput:
+    """What the LiDAR network of an artifact sees."""
+    return from_mapping(LidarInput, current_layout(artifact.recipe()["recipe"])["input"])
+
+
+def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
+    """The second stage of an artifact with its weights."""
+    settings = artifact.recipe()["recipe"]
+    model, input = from_mapping(LidarRCNN, settings["model"]), from_mapping(BoxInput, settings["input"])
+    network = Network(
+        artifact=artifact,
+        build=lambda: dense_boxes(load_weights(model.build(input), artifact, device), input),
+        example=lambda: example_boxes(input, BATCH),
+        varying={},
+        formats=("fp32", "bf16", "fp16"),
+    )
+    program = open_program(network, device)
+    return SecondStage(_Corrections(program), input, device, program)
+
+
+class _Corrections(nn.Module):
+    """A program called as the second stage's network is."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.program(dict(zip(INPUTS, inputs, strict=True)))[OUTPUT]
 
 
 def _fitting(artifact: Artifact, prefix: str) -> dict[str, Tensor]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from apps.driving.types import BoxInput, CameraInput, LidarInput, within
+
 if TYPE_CHECKING:
     from apps.driving.datasets.frame_data import FrameData
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.task import DetectionScores
+    from shared.deploy.artifact import Artifact
     from shared.recipe import Recipe
 
-MOST_SAMPLES = 48
+MOST_SAMPLES, MOST_SWEEPS = 48, 160
 
 
 def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """The score of each class where F1 is highest on up to 48 validation samples of the recipe's data, evenly chosen.
+    """The score of each class where F1 is highest on up to 48 validation samples of the recipe's data, evenly chosen;
+    for a second stage on up to 160 sweeps, of the detector and it together.
 
     A class that does not occur there, or of which nothing is found, gets 0.3; the former are named.
     """
@@ -26,6 +31,8 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 
     if isinstance(recipe.model, MMDet3DModel):
         return _operating_point(recipe, *_score_imported(recipe, recipe.model, model))
+    if isinstance(recipe.input, BoxInput):
+        return _operating_point(recipe, *_score_second_stage(recipe, recipe.input, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_SAMPLES, len(dataset))).round().astype(np.int64))
@@ -34,6 +41,13 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         for number in chosen:
             task.evaluate(model, dataset.batch(np.array([number]), None), scores)
     return _operating_point(recipe, scores, len(chosen))
+
+
+def calibrate_second(recipe: Recipe, model: nn.Module, detector: Artifact) -> dict[str, Any]:
+    """The same of a second stage together with the detector whose boxes it corrects."""
+    assert isinstance(recipe.input, BoxInput)
+    input = replace(recipe.input, detector=detector.path)
+    return _operating_point(recipe, *_score_second_stage(recipe, input, model))
 
 
 def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> dict[str, Any]:
@@ -45,6 +59,34 @@ def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> di
     }
 
 
+def _score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tuple[DetectionScores, int]:
+    """The scores of a second stage together with the detector whose boxes it corrects, and on how many sweeps."""
+    from apps.driving.datasets.found_boxes import found_in_pack
+    from apps.driving.inference.second_stage import SecondStage
+    from apps.driving.task import DetectionScores
+
+    data: FrameData = recipe.data  # type: ignore[assignment]
+    second = SecondStage(model.eval(), input, str(next(model.parameters()).device))
+    scores = DetectionScores(classes=tuple((kind.name, kind.reach_m) for kind in input.classes))
+    names = [kind.name for kind in input.classes]
+    pack = data.pack("validation", input)
+    number = 0
+    for one in found_in_pack(pack, input, dict(data.merge), second, most=MOST_SWEEPS):
+        assert one.boxes.scores is not None
+        known = np.array([names.index(name) for name in one.boxes.names], np.int64)
+        seen = within(one.objects, input.range_m) & ~((one.returns >= 0) & (one.returns < data.sweeps.fewest_points))
+        scores.add(
+            number,
+            one.boxes.centre_lidar_m[:, :2],
+            one.boxes.scores,
+            known,
+            one.objects[seen, :2],
+            one.numbers[seen],
+        )
+        number += 1
+    return scores, number
+
+
 def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) -> tuple[DetectionScores, int]:
     """The scores of a public model as it predicts, and on how many frames: its losses are not asked for.
 
@@ -53,7 +95,6 @@ def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) ->
     from apps.driving.inference.artifacts import imported_detector
     from apps.driving.inference.evaluation import in_any_image, labelled_frames
     from apps.driving.task import CameraTask, DetectionScores
-    from apps.driving.types import CameraInput, LidarInput, within
 
     data: FrameData = recipe.data  # type: ignore[assignment]
     assert isinstance(recipe.input, LidarInput | CameraInput)

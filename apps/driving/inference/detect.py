@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apps.driving.adapters.projection import to_lidar_boxes
 from apps.driving.inference.ground import set_on_ground
+from apps.driving.inference.second_stage import SecondStage
 from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import structures
 from apps.driving.models.decoding import CameraDecoder, Normalisation
@@ -59,13 +60,14 @@ class LidarDetector:
     """A LiDAR network. One that looks ahead sees a frame that shows all round once more, turned about.
 
     Boxes of a network of ours are set on the ground, and one that holds the LiDAR is left out: it is the vehicle that
-    carries it. Those of an imported network are its own.
+    carries it. Those of an imported network are its own. A ``second_stage`` corrects what is found.
     """
 
     network: ProgramPillars | LidarNetwork
     input: LidarInput
     device: str = "cpu"
     program: Program | None = None
+    second_stage: SecondStage | None = None
 
     @property
     def sensor(self) -> Literal["lidar"]:
@@ -98,7 +100,8 @@ class LidarDetector:
         grown = replace(found, size_m=found.size_m + 2 * np.float32(_OWN_VEHICLE_M))
         found = found.take(~np.diagonal(grown.inside(at_sensor)))
         placed = set_on_ground(found.array, points)
-        return replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
+        found = replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
+        return found if self.second_stage is None else self.second_stage.corrected(found, points)
 
     def _look(self, points: Floats, back_m: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """What the network finds from ``back_m`` behind the start of its range; its far end is as much nearer."""

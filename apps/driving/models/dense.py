@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from apps.driving.models import fcos3d, pointpillars
+from apps.driving.models import fcos3d, lidar_rcnn, pointpillars
 from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.fast import FoldedHeads, fast_fcos3d, has_fast_pillars
 from apps.driving.models.pillars import HEADS
-from apps.driving.types import CameraInput, LidarInput
+from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.app import DenseNetwork
 from shared.recipe import Recipe
 
@@ -24,6 +24,8 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
 
     Raises ``NotImplementedError`` for a model that has none here: of mmdet3d's own, all but KITTI's PointPillars.
     """
+    if isinstance(recipe.model, lidar_rcnn.LidarRCNN) and isinstance(recipe.input, BoxInput):
+        return dense_boxes(model, recipe.input)
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return dense_pillars(model, recipe.model, recipe.input)
     if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
@@ -40,6 +42,13 @@ def dense_pillars(detector: nn.Module, model: pointpillars.PointPillars, input: 
     """The dense network of a PointPillars that ``model`` built for ``input``."""
     example = {"pseudo_image": pointpillars.example_input(model, input)}
     return DenseNetwork(module=FoldedHeads(detector), inputs=example, outputs=HEADS, logits=HEADS[:1])
+
+
+def dense_boxes(network: nn.Module, input: BoxInput) -> DenseNetwork:
+    """The second stage's network as it is, for any number of boxes."""
+    batches = {name: {0: "batch"} for name in (*lidar_rcnn.INPUTS, lidar_rcnn.OUTPUT)}
+    example = lidar_rcnn.example_inputs(input)
+    return DenseNetwork(module=network.eval(), inputs=example, outputs=[lidar_rcnn.OUTPUT], dynamic=batches)
 
 
 def dense_heads(detector: nn.Module) -> DenseNetwork:

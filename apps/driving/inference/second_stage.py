@@ -1,0 +1,113 @@
+"""The second stage on a sweep: the points about each box that a detector found, and the box as they correct it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apps.driving.inference.box_codes import corrected, known
+from apps.driving.models.lidar_rcnn import INPUTS
+from apps.driving.types import Boxes3D, BoxInput, Floats, within
+from shared.deploy.programs.program import Program
+
+BATCH = 32
+CELL_M = 2.0
+"""Side of the cells by which the points near a box are found."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """``network`` is called as a ``BoxNetwork`` is; ``program`` computes it, None where torch does."""
+
+    network: nn.Module
+    input: BoxInput
+    device: str = "cpu"
+    program: Program | None = None
+
+    @torch.inference_mode()
+    def corrected(self, found: Boxes3D, points_N4: Floats) -> Boxes3D:
+        """The boxes of a detector corrected, by the score of both stages from the best down.
+
+        A box without a point in it or about it is none.
+        """
+        found, inputs = network_inputs(found, points_N4, self.input)
+        if not len(found):
+            return found
+        given = [inputs[name].to(self.device) for name in INPUTS]
+        parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(found), BATCH)]
+        boxes, scores = corrected(found.array, torch.cat(parts).float().cpu().numpy())
+        better = replace(found, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores)
+        return better.take(np.argsort(-scores, kind="stable"))
+
+
+def network_inputs(found: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[Boxes3D, dict[str, Tensor]]:
+    """The boxes that have a point in them or about them, and what the network is given of those."""
+    about = points_about(found.array, points_N4, input)
+    counts = np.array([len(points) for points in about], np.int64)
+    some = np.flatnonzero(counts)
+    found = found.take(some)
+    assert found.scores is not None
+    classes = [kind.name for kind in input.classes]
+    labels = np.array([classes.index(name) for name in found.names], np.int64)
+    shown = [spread(about[number], input.points) for number in some]
+    given = {
+        "points": np.stack(shown) if shown else np.zeros((0, input.points, 3), np.float32),
+        "size": np.ascontiguousarray(found.size_m),
+        "known": known(found.array, found.scores, labels, counts[some], len(classes)),
+    }
+    return found, {name: torch.from_numpy(part) for name, part in given.items()}
+
+
+def points_about(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[Floats]:
+    """For each box the points (M, 3) in it and about it, in its own frame: x along it, from its centre, in metres."""
+    if not len(boxes_N7):
+        return []
+    half = boxes_N7[:, 3:5] / 2 + input.around_m
+    cosine, sine = np.abs(np.cos(boxes_N7[:, 6:])), np.abs(np.sin(boxes_N7[:, 6:]))
+    reach = np.concatenate([cosine * half[:, :1] + sine * half[:, 1:], sine * half[:, :1] + cosine * half[:, 1:]], 1)
+    begin, end = boxes_N7[:, :2] - reach, boxes_N7[:, :2] + reach
+    low = begin.min(axis=0)
+    # Sorted into square cells, of which a box touches few.
+    rows, columns = (int(count) + 1 for count in (end.max(axis=0) - low) // CELL_M)
+    height = boxes_N7[:, 5] / 2
+    lowest, highest = (boxes_N7[:, 2] - height).min() - input.below_m, (boxes_N7[:, 2] + height).max() + input.above_m
+    high = low + np.array((rows, columns), np.float32) * np.float32(CELL_M)
+    points_N3 = points_N4[within(points_N4, (*low, lowest, *high, highest)), :3]
+    place = ((points_N3[:, :2] - low) / np.float32(CELL_M)).astype(np.int32)
+    cells = np.minimum(place[:, 0], rows - 1) * columns + np.minimum(place[:, 1], columns - 1)
+    points_N3 = points_N3[np.argsort(cells, kind="stable")]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=rows * columns))]).tolist()
+    first, last = (((edge - low) / np.float32(CELL_M)).astype(int).tolist() for edge in (begin, end))
+    found = []
+    for box, (row, column), (last_row, last_column) in zip(boxes_N7, first, last, strict=True):
+        spans = [
+            (ends[number * columns + column], ends[number * columns + min(last_column, columns - 1) + 1])
+            for number in range(row, min(last_row, rows - 1) + 1)
+        ]
+        near = np.concatenate([points_N3[start:stop] for start, stop in spans])
+        found.append(_in_frame(near, box, input))
+    return found
+
+
+def _in_frame(points_M3: Floats, box_7: Floats, input: BoxInput) -> Floats:
+    """Those of the points that are in a box and about it, in its frame."""
+    length, width, height, yaw = box_7[3:].tolist()
+    x, y, z = (points_M3 - box_7[:3]).T
+    cosine, sine = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
+    along, across = cosine * x + sine * y, cosine * y - sine * x
+    inside = (np.abs(along) < length / 2 + input.around_m) & (np.abs(across) < width / 2 + input.around_m)
+    inside &= (z > -height / 2 - input.below_m) & (z < height / 2 + input.above_m)
+    return np.stack([along[inside], across[inside], z[inside]], axis=1)
+
+
+def spread(points_M3: Floats, count: int) -> Floats:
+    """``count`` of the points; where there are fewer, over and over again, which the network does not mind.
+
+    Where there are more they are taken evenly by x, so that it does not matter in which order a sweep has them.
+    """
+    if len(points_M3) <= count:
+        return points_M3[np.arange(count) % len(points_M3)]
+    return points_M3[np.argsort(points_M3[:, 0])[np.arange(count) * len(points_M3) // count]]

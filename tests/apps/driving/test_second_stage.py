@@ -1,0 +1,256 @@
+"""The second stage: which points it is shown, what it learns from, and that its boxes are those that are published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from apps.driving.app import app
+from apps.driving.datasets.found_boxes import FoundBoxes, fitted, matched
+from apps.driving.inference.box_codes import corrected, corrections, known
+from apps.driving.inference.second_stage import SecondStage, points_about, spread
+from apps.driving.models import SECOND_STAGE
+from apps.driving.models.lidar_rcnn import LidarRCNN
+from apps.driving.predictor import DrivingPredictor
+from apps.driving.recipes import RECIPES
+from apps.driving.service import DrivingCodec
+from apps.driving.task import BoxScores, BoxTask
+from apps.driving.types import KITTI_CLASSES, Boxes3D, BoxInput
+from shared.data.order import Key
+from shared.deploy.artifact import Artifact, describe_file, open_artifact
+from shared.deploy.predictor import Request, Response, with_programs
+from shared.deploy.registry import shipped
+from shared.errors import InvalidInputError
+
+INPUT = BoxInput(points=8)
+
+
+def boxes_of(rows: list[list[float]], scores: list[float], names: tuple[str, ...] | None = None) -> Boxes3D:
+    array = np.array(rows, np.float32).reshape(-1, 7)
+    return Boxes3D(
+        centre_lidar_m=array[:, :3],
+        size_m=array[:, 3:6],
+        yaw=array[:, 6],
+        names=names or ("car",) * len(array),
+        scores=np.array(scores, np.float32),
+    )
+
+
+def some_boxes(number: int, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    place = draw.uniform((-30, -30, -2), (60, 30, 0), (number, 3))
+    size = draw.uniform((0.5, 0.5, 1), (5, 2, 2), (number, 3))
+    return np.concatenate([place, size, draw.uniform(-np.pi, np.pi, (number, 1))], axis=1).astype(np.float32)
+
+
+def test_a_box_is_shown_the_points_in_it_and_about_it_in_its_own_frame():
+    draw = np.random.default_rng(1)
+    boxes = some_boxes(40)
+    points = draw.uniform((-40, -40, -4, 0), (70, 40, 3, 1), (60_000, 4)).astype(np.float32)
+    about = points_about(boxes, points, INPUT)
+    for (x, y, z, length, width, height, yaw), found in zip(boxes.astype(np.float64), about, strict=True):
+        east, north, up = (points[:, :3] - (x, y, z)).T
+        along, across = np.cos(yaw) * east + np.sin(yaw) * north, np.cos(yaw) * north - np.sin(yaw) * east
+        inside = (np.abs(along) < length / 2 + 0.8) & (np.abs(across) < width / 2 + 0.8)
+        inside &= (up > -height / 2 - 0.5) & (up < height / 2 + 0.8)
+        wanted = np.stack([along, across, up], axis=1)[inside]
+        assert len(found) == len(wanted) > 0
+        assert np.sort(found, axis=0) == pytest.approx(np.sort(wanted, axis=0), abs=1e-4)
+    assert points_about(boxes[:0], points, INPUT) == []
+    assert [len(one) for one in points_about(boxes, points[:0], INPUT)] == [0] * len(boxes)
+
+
+def test_what_is_shown_does_not_depend_on_the_order_of_the_points():
+    draw = np.random.default_rng(2)
+    points = draw.uniform(-1, 1, (100, 3)).astype(np.float32)
+    chosen = spread(points, 8)
+    assert np.array_equal(chosen, spread(points[draw.permutation(100)], 8))
+    assert chosen[0, 0] == points[:, 0].min() and np.all(np.diff(chosen[:, 0]) > 0)
+    # Of few points each is there, and some again.
+    few = spread(points[:3], 8)
+    assert len(few) == 8 and len(np.unique(few, axis=0)) == 3
+
+
+def test_corrections_take_a_box_to_the_object():
+    boxes, objects = some_boxes(50), some_boxes(50, seed=3)
+    objects[:, 3:6] = boxes[:, 3:6] * np.random.default_rng(4).uniform(0.6, 1.6, (50, 3))
+    moved, about = corrections(boxes, objects)
+    found = np.concatenate([np.full((50, 1), 2.0), moved, np.where(about, 1.0, -1.0)[:, None]], 1).astype(np.float32)
+    better, scores = corrected(boxes, found)
+    assert better[:, :6] == pytest.approx(objects[:, :6], abs=1e-3)
+    assert np.cos(better[:, 6] - objects[:, 6]) == pytest.approx(1.0, abs=1e-5)
+    assert np.abs(moved[:, 6]).max() <= np.pi / 2 and 0 < about.sum() < 50
+    assert scores == pytest.approx(0.8808, abs=1e-4)
+    # No side changes beyond a factor of two, whatever the network says.
+    found[:, 4:7] = 5.0
+    assert corrected(boxes, found)[0][:, 3:6] == pytest.approx(2.0138 * boxes[:, 3:6], rel=1e-3)
+
+
+class Given(torch.nn.Module):
+    """Moves each box a metre along itself, and turns the order of the scores round."""
+
+    def forward(self, points: torch.Tensor, size: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        assert points.shape[1:] == (8, 3) and size.shape[1:] == (3,) and len(points) <= 32
+        found = torch.zeros(len(points), 9)
+        found[:, 0], found[:, 1], found[:, 8] = -facts[:, 0], 1.0, -1.0
+        return found
+
+
+def test_the_published_box_is_the_corrected_one():
+    rows = [[5.0 * n, 0, 0, 4, 2, 1.5, np.pi / 2] for n in range(40)]
+    found = boxes_of(rows, np.linspace(0.9, 0.2, 40).tolist())
+    points = np.concatenate([found.centre_lidar_m[:39], np.zeros((39, 1), np.float32)], axis=1)
+    better = SecondStage(Given(), INPUT).corrected(found, points)
+    assert len(better) == 39, "the last box has no point"
+    assert better.scores == pytest.approx(1 - found.scores[:39][::-1], abs=1e-5)
+    assert better.centre_lidar_m[:, 0] == pytest.approx(found.centre_lidar_m[:39, 0][::-1], abs=1e-4)
+    assert better.centre_lidar_m[:, 1] == pytest.approx(1.0, abs=1e-5)
+    assert len(SecondStage(Given(), INPUT).corrected(boxes_of([], []), points)) == 0
+    assert len(SecondStage(Given(), INPUT).corrected(found, points[:0])) == 0
+
+
+def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is():
+    box = np.array([[10, 0, -1, 4, 2, 1.5, 0.3], [0, 10, -1, 4, 2, 1.5, 0.3 + np.pi / 2]], np.float32)
+    facts = known(box, np.array([0.9, 0.9]), np.array([2, 2]), np.array([7, 7]), 3)
+    assert facts[0] == pytest.approx(facts[1], abs=1e-5)
+    assert facts[0, 0] == pytest.approx(np.log(9), abs=1e-4) and facts[0, 12:].tolist() == [0, 0, 1]
+    assert np.isfinite(known(box, np.array([0.0, 1.0]), np.array([0, 1]), np.array([1, 1]), 3)).all()
+
+
+def test_a_box_is_meant_for_the_object_of_its_class_that_it_overlaps_most():
+    boxes = np.array([[0, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 4, 2, 1.5, 0], [40, 0, 0, 4, 2, 1.5, 0]], np.float32)
+    objects = np.array([[1, 0, 0.5, 4, 2, 1.5, 0], [3, 0, 0, 4, 2, 1.5, 0], [20, 0, 0, 8, 2.5, 3, 0]], np.float32)
+    wanted, overlaps, told = matched(boxes, np.array([2, 2, 2]), objects, np.array([2, 2, -1]))
+    assert wanted.tolist() == [objects[0].tolist(), boxes[1].tolist(), boxes[2].tolist()]
+    assert overlaps[:, 0] == pytest.approx([0.6, 0, 0]) and overlaps[0, 1] == pytest.approx(6 / (24 - 6))
+    assert told.tolist() == [True, False, True], "a truck is neither a car nor none"
+    assert not matched(boxes, np.array([0, 0, 0]), objects[:2], np.array([2, 2]))[1].any(), "another class is nothing"
+    assert matched(boxes, np.array([2, 2, 2]), objects[:0], np.array([], int))[2].all()
+
+
+def packed(number: int, draw: np.random.Generator) -> FoundBoxes:
+    """Boxes near objects, each with one point on the object's centre."""
+    data = FoundBoxes.__new__(FoundBoxes)
+    data.input = dataclasses.replace(INPUT, classes=KITTI_CLASSES)
+    boxes = some_boxes(number)
+    objects = boxes.copy()
+    objects[:, :3] += draw.normal(0, 0.3, (number, 3))
+    objects[:, 6] += draw.normal(0, 0.2, number) + np.where(draw.random(number) < 0.3, np.pi, 0)
+    centre = corrections(boxes, objects)[0][:, None, :3]
+    data.points = np.repeat(centre, 256, axis=1).astype(np.float16)
+    data.counts = draw.integers(1, 400, number)
+    data.boxes, data.objects = boxes, objects
+    data.scores, data.labels = draw.uniform(0, 1, number).astype(np.float32), draw.integers(0, 3, number)
+    data.overlaps = np.stack([np.full(number, 0.5), np.linspace(0, 0.7, number)], 1).astype(np.float32)
+    return data
+
+
+def test_a_box_is_varied_together_with_its_points_and_its_object():
+    data = packed(200, np.random.default_rng(5))
+    still = data.batch(np.arange(200), None)
+    assert still["points"][:, 0].numpy() == pytest.approx(still["wanted"][:, :3].numpy(), abs=2e-3)
+    varied = data.batch(np.arange(200), Key(seed=1, epoch=0))
+    again = data.batch(np.arange(200)[::-1].copy(), Key(seed=1, epoch=0))
+    assert torch.equal(varied["points"], again["points"].flip(0)), "a function of seed, epoch and index"
+    assert varied["points"][:, 0].numpy() == pytest.approx(varied["wanted"][:, :3].numpy(), abs=2e-3)
+    moved = (varied["wanted"] - still["wanted"]).abs()[:, :3].mean(dim=0)
+    assert (moved > 0.02).all() and (moved < 0.5).all()
+    turned = (varied["about"] != still["about"]).float().mean()
+    assert 0.02 < turned < 0.25
+    assert still["right"].tolist() == pytest.approx(np.clip((data.overlaps[:, 1] - 0.1) / 0.5, 0, 1).tolist())
+    assert varied["known"].shape == (200, 15) and torch.isfinite(varied["known"]).all()
+
+
+def test_what_can_be_seen_is_learnt():
+    """The point says where the object is: boxes come nearer to it, and the score tells the good ones."""
+    draw = np.random.default_rng(6)
+    data = packed(256, draw)
+    good = draw.random(256) < 0.5
+    data.overlaps = np.repeat(np.where(good, np.float32(0.7), np.float32(0))[:, None], 2, axis=1)
+    data.points[~good, :, 2] += 1
+    torch.manual_seed(0)
+    network = LidarRCNN(widths=(32, 64), hidden=32).build(data.input)
+    task, optimizer = BoxTask().build(), torch.optim.AdamW(network.parameters(), 5e-3)
+    for epoch in range(120):
+        loss = task.loss(network, data.batch(np.arange(256), Key(seed=0, epoch=epoch)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores = task.scores()
+    task.evaluate(network.eval(), data.batch(np.arange(256), None), scores)
+    summary = scores.summary()
+    assert summary["ap"] > 0.95
+    assert summary["centre_m"] < 0.5 * summary["centre_before_m"]
+    other = BoxScores()
+    other.merge(scores)
+    assert other.summary() == pytest.approx(summary)
+    assert BoxScores().summary() == {"loss": 0.0, "ap": 0.0, "centre_m": 0.0, "centre_before_m": 0.0}
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"input\.points is 0"):
+        BoxInput(points=0)
+    with pytest.raises(InvalidInputError, match=r"model\.widths"):
+        LidarRCNN(widths=())
+    camera = next(one for one in shipped(app) if one.manifest.name == "fcos3d")
+    with pytest.raises(InvalidInputError, match=r"name its artifact with --input\.detector"):
+        fitted(BoxInput(detector=camera.path))
+
+
+def test_the_input_takes_range_and_classes_of_the_detector():
+    detector = shipped(app)[0]
+    input = fitted(BoxInput())
+    assert input.weights == detector.manifest.files["weights.safetensors"]["sha256"]
+    assert input.range_m == (0.0, -39.68, -4.0, 69.12, 39.68, 2.0) and input.own_vehicle_m == (2.6, 1.1)
+    assert [kind.name for kind in input.classes] == ["pedestrian", "cyclist", "car"]
+
+
+def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
+    """A second stage with weights of chance that has learnt from the boxes of the network with those weights."""
+    recipe = RECIPES["second_stage"]()
+    input = dataclasses.replace(fitted(BoxInput(points=16)), weights=weights)
+    torch.manual_seed(1)
+    network = LidarRCNN(widths=(8,), hidden=8).build(input)
+    folder.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
+    )
+    settings = {"model": {"name": "lidar_rcnn", "widths": [8], "hidden": 8}, "input": dataclasses.asdict(input)}
+    settings["input"] |= {"classes": [dataclasses.asdict(kind) for kind in input.classes]}
+    text = json.loads(json.dumps({"app": "driving", "name": "second_stage", "recipe": settings}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(text))
+    manifest = json.loads((detector.path / "manifest.json").read_text())
+    manifest |= {"name": SECOND_STAGE, "version": 1, "inputs": [], "outputs": [], "programs": {}}
+    manifest |= {"data": recipe.data.fingerprint(), "calibration": {"least_scores": {"car": 0.625}}}
+    manifest["files"] = {file: describe_file(folder / file) for file in ("weights.safetensors", "recipe.yaml")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_artifact(folder)
+
+
+def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone(tmp_path):
+    detector = shipped(app)[0]
+    digest = detector.manifest.files["weights.safetensors"]["sha256"]
+    for name, weights in (("its", digest), ("another", "0" * 64)):
+        second = second_stage(tmp_path / name / SECOND_STAGE / "1", detector, weights)
+        predictor = DrivingPredictor.load([detector, second], "cpu")
+        used = name == "its"
+        assert list(predictor.detectors) == ["pointpillars"]
+        assert (predictor.detectors["pointpillars"].second_stage is not None) == used
+        assert (predictor.least_scores["pointpillars"] == {"car": 0.625}) == used
+        assert (SECOND_STAGE in predictor.programs) == used
+        said = with_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
+        names = ["pointpillars", SECOND_STAGE] if used else ["pointpillars"]
+        assert sorted(said) == sorted(names)
+        assert DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),))) == names
+        if used:
+            alone = DrivingPredictor.load([second], "cpu")
+            assert list(alone.detectors) == ["pointpillars"] and SECOND_STAGE in alone.programs
+    with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
+        DrivingPredictor.load([second], "cpu")
