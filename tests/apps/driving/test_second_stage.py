@@ -23,10 +23,11 @@ from apps.driving.recipes import RECIPES
 from apps.driving.service import DrivingCodec
 from apps.driving.task import BoxScores, BoxTask
 from apps.driving.types import KITTI_CLASSES, Boxes3D, BoxInput
+from shared import cli
 from shared.data.order import Key
 from shared.deploy.artifact import Artifact, describe_file, open_artifact
 from shared.deploy.predictor import Request, Response, with_programs
-from shared.deploy.registry import shipped
+from shared.deploy.registry import Registry, shipped
 from shared.errors import InvalidInputError
 
 INPUT = BoxInput(points=8)
@@ -254,3 +255,16 @@ def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone
             assert list(alone.detectors) == ["pointpillars"] and SECOND_STAGE in alone.programs
     with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
         DrivingPredictor.load([second], "cpu")
+
+
+@pytest.mark.realdata
+def test_the_shipped_detector_is_calibrated_together_with_its_second_stage(tmp_path, data_root):
+    root = data_root / "driving" / "kitti_object"
+    words = ["calibrate", "driving", "--registry", str(tmp_path), "--data", "kitti", "--data.root", str(root)]
+    assert cli.main(words) == 0
+    registry = Registry(tmp_path, app.weights)
+    written = registry.newest(SECOND_STAGE).manifest
+    assert written.training["calibrated_on"]["synthetic"] is False and not (tmp_path / "pointpillars").exists()
+    served = DrivingPredictor.load(registry.serving("driving", app.models), "cpu")
+    assert served.least_scores["pointpillars"] == written.calibration["least_scores"]
+    assert served.least_scores["pointpillars"]["car"] != shipped(app)[2].manifest.calibration["least_scores"]["car"]

@@ -45,7 +45,7 @@ def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
     file, random = tmp_path / "sweep.bin", np.random.default_rng(0)
     points = random.uniform((0, -20, -1.8, 0), (60, 20, -1.6, 1), (4000, 4))
     points.astype("<f4").tofile(file)
-    programs = {"pointpillars": "onnx"}
+    programs = {"pointpillars": "onnx", "lidar_rcnn": "onnx"}
     _run(SCRIPT.format(app="driving", file=str(file), programs=programs, unwanted=TRAINING | COMPILER))
 
 
