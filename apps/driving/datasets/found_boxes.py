@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from shared.data.dataset import Batch
     from shared.data.order import Indices, Key
 
-WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "pointpillars"
+WEIGHTS, DETECTOR, IMPORTED = Path(__file__).parents[1] / "weights", "pointpillars", "mmdet3d_lidar"
 VERSION = 1
 PARTS = ("points", "counts", "boxes", "scores", "labels", "objects", "overlaps")
 PACKED = 256
@@ -46,12 +46,12 @@ NO_SCORE, FULL_SCORE = 0.1, 0.6
 
 
 def detector_of(input: BoxInput) -> Artifact:
-    """The artifact of the detector whose boxes are seen; refuses what is not a PointPillars that was trained here."""
+    """The artifact of the detector whose boxes are seen; refuses what looks at no sweep."""
     artifact = open_artifact(input.detector) if input.detector else Registry(WEIGHTS).newest(DETECTOR)
-    if artifact.manifest.name != DETECTOR:
+    if artifact.manifest.name not in (DETECTOR, IMPORTED):
         raise InvalidInputError(
-            f"{artifact.path} is the model {artifact.manifest.name}; a second stage corrects the boxes of a {DETECTOR} "
-            "that was trained here: name its artifact with --input.detector"
+            f"{artifact.path} is the model {artifact.manifest.name}; a second stage corrects the boxes of {DETECTOR} "
+            f"or {IMPORTED}: name the artifact of one with --input.detector"
         )
     return artifact
 
@@ -193,6 +193,11 @@ def found_in_pack(
 
     detector = open_detector(detector_of(input), "cpu")
     assert isinstance(detector, LidarDetector)
+    if detector.earlier_sweeps:
+        raise InvalidInputError(
+            f"{detector_of(input).path} learnt from {detector.earlier_sweeps + 1} sweeps together; a second stage sees "
+            "one, and learns from the boxes of a detector that needs one"
+        )
     detector = replace(detector, second_stage=second_stage)
     numbers = class_numbers(pack.names, merge, input.classes)
     count = len(pack) if most is None else min(most, len(pack))

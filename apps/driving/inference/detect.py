@@ -94,14 +94,16 @@ class LidarDetector:
         return self._placed(found, frame.points_lidar_m)
 
     def _placed(self, found: Boxes3D, points: Floats) -> Boxes3D:
-        if isinstance(self.network, LidarNetwork):
-            return found
+        if not isinstance(self.network, LidarNetwork):
+            found = self._standing(found, points)
+        return found if self.second_stage is None else self.second_stage.corrected(found, points)
+
+    def _standing(self, found: Boxes3D, points: Floats) -> Boxes3D:
         at_sensor = found.centre_lidar_m * np.array([0, 0, 1], np.float32)
         grown = replace(found, size_m=found.size_m + 2 * np.float32(_OWN_VEHICLE_M))
         found = found.take(~np.diagonal(grown.inside(at_sensor)))
         placed = set_on_ground(found.array, points)
-        found = replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
-        return found if self.second_stage is None else self.second_stage.corrected(found, points)
+        return replace(found, centre_lidar_m=placed[:, :3], size_m=placed[:, 3:6])
 
     def _look(self, points: Floats, back_m: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """What the network finds from ``back_m`` behind the start of its range; its far end is as much nearer."""

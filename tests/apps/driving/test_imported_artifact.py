@@ -10,6 +10,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from apps.driving.app import app
+from apps.driving.models import SECOND_STAGE
 from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.detectors import network_of
 from apps.driving.models.imports import IMPORTERS
@@ -182,3 +183,27 @@ def test_a_network_on_a_gpu_finds_what_it_finds_on_the_cpu(config):
             found = [part.cpu() for part in found]
     assert len(found[0]) == len(expected[0]) > 0
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
+
+
+def test_an_imported_pointpillars_has_a_second_stage_of_its_own(registry, frame, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(1)
+    detector = MMDet3DModel(config=KITTI).build()
+    detector.bbox_head.conv_cls.bias.data += 5.0
+    torch.save({"state_dict": detector.state_dict()}, tmp_path / "a.pth")
+    write_imported(app, "mmdet3d", IMPORTERS["mmdet3d"].load([KITTI, str(tmp_path / "a.pth")], None), tmp_path / "own")
+    path = tmp_path / "own" / "mmdet3d_lidar" / "1"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["train", "driving", "--recipe", "second_stage", "--data.scenes", "2", "--data.validation-scenes", "1"]
+    words += ["--limits.epochs", "1", "--model.widths", "8", "--out", str(tmp_path / "run")]
+    assert main([*words, "--input.detector", str(path)]) == 0
+    assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "own")]) == 0
+    artifacts = [open_artifact(path), open_artifact(tmp_path / "own" / SECOND_STAGE / "1")]
+    alone, both = (DrivingPredictor.load(chosen, "cpu") for chosen in (artifacts[:1], artifacts))
+    ahead = replace(frame, points_lidar_m=frame.points_lidar_m[frame.points_lidar_m[:, 0] > 0], cameras={})
+    one, other = (predictor.detect(ahead) for predictor in (alone, both))
+    assert 0 < len(other) <= len(one) and np.isfinite(other.array).all()
+    assert both.second_stages == {"mmdet3d_lidar": SECOND_STAGE} and sorted(one.scores) != sorted(other.scores)
+    capsys.readouterr()
+    several = registry / "mmdet3d_lidar" / "1"
+    assert main([*words[:-1], str(tmp_path / "other"), "--input.detector", str(several)]) == 2
+    assert "learnt from 10 sweeps together; a second stage sees one" in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"model\.widths"):
         LidarRCNN(widths=())
     camera = next(one for one in shipped(app) if one.manifest.name == "fcos3d")
-    with pytest.raises(InvalidInputError, match=r"name its artifact with --input\.detector"):
+    with pytest.raises(InvalidInputError, match=r"name the artifact of one with --input\.detector"):
         fitted(BoxInput(detector=camera.path))
 
 
