@@ -58,8 +58,9 @@ class DrivingPredictor:
     """Finds objects in frames with the detectors that it has: in the sweep where there is one, else in the images.
 
     ``detectors`` by the model's name, that which serves by default first; ``least_scores`` by model and class;
-    ``digests`` of their weights, by model. ``rendered`` names the models that learnt from synthetic data alone: in
-    images, which do not transfer as sweeps do, another camera model comes before them, and their answers say so.
+    ``digests`` of their weights and a second stage's, by model. ``rendered`` names the models that learnt from
+    synthetic data alone: in images, which do not transfer as sweeps do, another camera model comes before them, and
+    their answers say so.
     """
 
     def __init__(
@@ -90,17 +91,19 @@ class DrivingPredictor:
         from apps.driving.inference.artifacts import open_detector, open_second_stage
 
         detecting = [one for one in artifacts if one.manifest.name != SECOND_STAGE] or [_corrected_by(artifacts[0])]
-        detectors, least = {}, {}
+        detectors, least, digests = {}, {}, {}
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
             second = next((one for one in artifacts if belongs_to(one, artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
+                digests[SECOND_STAGE] = _digest(second)
+            digests[name] = _digest(artifact)
             detectors[name], least[name] = detector, least_scores((second or artifact).manifest.calibration)
         return cls(
             detectors=detectors,
             least_scores=least,
-            digests={one.manifest.name: _digest(one) for one in detecting},
+            digests=digests,
             rendered=[one.manifest.name for one in detecting if one.manifest.data.get("synthetic")],
             device=device,
         )

@@ -42,7 +42,7 @@ def predict_folder(
     settings = {
         "weights": predictor.digests,
         "model": options.model,
-        "score": options.score,
+        "score": predictor.least_scores if options.score is None else options.score,
         "folder": str(root.resolve()),
     }
     try:

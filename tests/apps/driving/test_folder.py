@@ -1,5 +1,6 @@
 """Folders of any number of frames: the same answers as at once, written one by one, gone on with where it stopped."""
 
+import copy
 import json
 import shutil
 import threading
@@ -102,6 +103,10 @@ def test_answers_of_other_options_or_folders_are_not_mixed(predictor, split, tmp
     ):
         with pytest.raises(InvalidInputError, match="name another directory"):
             predict_folder(predictor, root, tmp_path / "out", options, print)
+    calibrated = copy.copy(predictor)
+    calibrated.least_scores = {"pointpillars": {"car": 0.7}}
+    with pytest.raises(InvalidInputError, match="name another directory"):
+        predict_folder(calibrated, split, tmp_path / "out", Options(), print)
 
 
 def test_the_next_frame_is_read_while_a_network_computes(predictor, split, tmp_path, monkeypatch):

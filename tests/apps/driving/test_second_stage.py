@@ -246,6 +246,8 @@ def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone
         assert (predictor.detectors["pointpillars"].second_stage is not None) == used
         assert (predictor.least_scores["pointpillars"] == {"car": 0.625}) == used
         assert (SECOND_STAGE in predictor.programs) == used
+        # Answers to a folder of frames are kept apart by them.
+        assert sorted(predictor.digests) == sorted({"pointpillars"} | ({SECOND_STAGE} if used else set()))
         said = with_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
         names = ["pointpillars", SECOND_STAGE] if used else ["pointpillars"]
         assert sorted(said) == sorted(names)
