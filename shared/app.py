@@ -134,7 +134,8 @@ class App:
     score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
     training_cases  inputs of a predictor from what a data set has to learn from, evenly chosen: data set, the recipe's
                  input, at most how many. What a network is quantised on; None for the samples
-    served_with  the artifacts that one is always served with, such as a second stage: they are scored together
+    served_with  the artifacts that one is always served with, such as a second stage: they are scored together. After
+                 the artifact come registries in which they are looked for first
     score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
                  option name
     result_table the rows that a person wants of a ``result.json``: what ``trivium predict`` prints
@@ -169,7 +170,7 @@ class App:
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None
     training_cases: Callable[[DataConfig, Any, int], Iterator[Any]] | None = None
-    served_with: Callable[[Artifact], Sequence[Artifact]] = lambda artifact: ()
+    served_with: Callable[..., Sequence[Artifact]] = lambda artifact, *registries: ()
     score_files: Callable[[Mapping[str, Path]], Table] | None = None
     result_table: Callable[[Mapping[str, Any]], Table] | None = None
     case_label: Callable[[Mapping[str, Any]], str] | None = None

@@ -38,19 +38,23 @@ def chests(seed, count):
         ("medical", "openvino-int8", "lung_nodules"),
         ("driving", "torch", "pointpillars"),
         ("driving", "openvino-int8", "pointpillars"),
+        ("driving", "torch", "lidar_rcnn"),
         ("finance", "torch", "tft-anomaly"),
         ("finance", "openvino", "tft-anomaly"),
     ],
 )
 def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, capsys, monkeypatch):
     monkeypatch.setattr(synthetic, "phantoms", chests)
-    monkeypatch.setattr("apps.medical.predictor.served_with", lambda artifact, shipped: [])
+    monkeypatch.setattr("apps.medical.predictor.served_with", lambda artifact, *registries: [])
     artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
     words = ["evaluate", app, "--artifact", str(artifact.path), "--device", "cpu", "--program", program]
     assert cli.main([*words, "--data", "synthetic", *DATA[app]]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert SCORES[app] in said
     assert f"{model} version {artifact.manifest.version} was computed with {program}: it was asked for" in said
+    # A second stage alone brings its detector.
+    brought = "pointpillars, which it was served with, was computed with torch: it was asked for"
+    assert (brought in said) == (model == "lidar_rcnn")
 
 
 def test_a_program_is_for_a_protocol_alone(capsys):

@@ -113,10 +113,10 @@ def _training_cases(data: Any, input: Any, most: int) -> Iterator[Any]:
     return training_frames(data, input, most)
 
 
-def _served_with(artifact: Artifact) -> Sequence[Artifact]:
+def _served_with(artifact: Artifact, *registries: Path) -> Sequence[Artifact]:
     from apps.driving.predictor import served_with
 
-    return served_with(artifact, ROOT / "weights")
+    return served_with(artifact, *registries)
 
 
 def _samples() -> Sequence[Sample]:

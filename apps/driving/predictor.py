@@ -11,8 +11,8 @@ from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
 from apps.driving.inference.video import overlapped
 from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
-from apps.driving.types import Boxes3D, Detections, Frame
-from shared.deploy.registry import newest_beside
+from apps.driving.types import CORRECTED, Boxes3D, Detections, Frame
+from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.progress import report_each
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from shared.deploy.artifact import Artifact
 
+WEIGHTS = Path(__file__).parent / "weights"
 _NEEDS = {"lidar": "LiDAR sweep", "camera": "image with a calibration"}
 _RENDERED = (
     "{} learnt from rendered images alone and finds hardly any object in real ones; import a camera checkpoint of "
@@ -85,8 +86,8 @@ class DrivingPredictor:
     def load(cls, artifacts: Sequence[Artifact], device: str) -> DrivingPredictor:
         """The predictor of one or several artifacts; reads their models' and inputs' settings alone.
 
-        A second stage corrects the boxes of the detector that it has learnt from; of any other it is left out, and
-        alone it brings its own. The least scores are then those of both together.
+        A second stage corrects the boxes of the detector that it has learnt from, and alone it brings that one. The
+        least scores are then those of both together.
         """
         from apps.driving.inference.artifacts import open_detector, open_second_stage
 
@@ -95,6 +96,9 @@ class DrivingPredictor:
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
             second = next((one for one in artifacts if belongs_to(one, artifact)), None)
+            if second is None and len(detecting) < len(artifacts):
+                # A registry may hold another detector's, newer than its own.
+                second = next(iter(served_with(artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
                 digests[SECOND_STAGE] = _digest(second)
@@ -203,25 +207,26 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
     return bool(second.recipe()["recipe"]["input"].get("weights") == _digest(detector))
 
 
+def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
+    """The newest second stage that has learnt from a detector's boxes: in ``registries``, beside it, or shipped."""
+    if artifact.manifest.name not in CORRECTED:
+        return []
+    roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
+    second = newest_partner(SECOND_STAGE, lambda one: belongs_to(one, artifact), roots)
+    return [] if second is None else [second]
+
+
 def _corrected_by(second: Artifact) -> Artifact:
-    """The detector that a second stage has learnt from, where its recipe says that it is; refuses another."""
+    """The detector that a second stage has learnt from: beside it, shipped, or where its recipe says that it is."""
     from apps.driving.datasets.found_boxes import detector_of
     from apps.driving.types import BoxInput
     from shared.recipe_file import from_mapping
 
-    detector = detector_of(from_mapping(BoxInput, second.recipe()["recipe"]["input"]))
-    if not belongs_to(second, detector):
-        raise InvalidInputError(
-            f"{second.path} corrects the boxes of other weights than those in {detector.path}; name the artifact of "
-            "the detector that it has learnt from"
-        )
-    return detector
-
-
-def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
-    """The newest second stage that has learnt from a detector's boxes, beside it or in ``shipped``; or none."""
-    second = None if artifact.manifest.name == SECOND_STAGE else newest_beside(artifact, SECOND_STAGE, shipped)
-    return [second] if second is not None and belongs_to(second, artifact) else []
+    for name in CORRECTED:
+        roots = (second.path.resolve().parent.parent, WEIGHTS)
+        if (detector := newest_partner(name, lambda one: belongs_to(second, one), roots)) is not None:
+            return detector
+    return detector_of(from_mapping(BoxInput, second.recipe()["recipe"]["input"]))
 
 
 def _digest(artifact: Artifact) -> str | None:

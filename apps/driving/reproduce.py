@@ -107,7 +107,7 @@ def real_frames() -> dict[str, list[Frame]]:
 
 def shipped_and_peer(registry: Registry, newest: Artifact) -> tuple[DrivingPredictor, DrivingPredictor | None]:
     """A detector as it ships, and what it is held against: itself without its second stage, or its former version."""
-    second = served_with(newest, _ROOT / "weights")
+    second = served_with(newest)
     ours = DrivingPredictor.load([newest, *second], "cpu")
     if second:
         return ours, DrivingPredictor.load([newest], "cpu")

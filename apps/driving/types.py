@@ -231,6 +231,10 @@ class LidarInput(InputSpec):
         return points
 
 
+CORRECTED = ("pointpillars", "mmdet3d_lidar")
+"""The models whose boxes a second stage may correct: those that look at sweeps."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BoxInput(LidarInput):
     """What a second stage sees: the boxes that a LiDAR detector finds, each with the points in it and about it.
@@ -248,10 +252,12 @@ class BoxInput(LidarInput):
     above_m: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.points < 1 or min(self.around_m, self.below_m, self.above_m) < 0:
+        if not 2 <= self.points <= 256 or not all(
+            0 <= margin < 100 for margin in (self.around_m, self.below_m, self.above_m)
+        ):
             raise InvalidInputError(
                 f"input.points is {self.points}, around_m {self.around_m}, below_m {self.below_m} and above_m "
-                f"{self.above_m}; expected 1 or more, and no negative margin"
+                f"{self.above_m}; expected 2 to 256 points, and margins of 0 to 100 m"
             )
 
 

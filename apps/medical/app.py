@@ -105,10 +105,10 @@ def _training_cases(data: DataConfig, input: Any, most: int) -> Iterator[Any]:
     return training_volumes(data, most)
 
 
-def _served_with(artifact: Artifact) -> Sequence[Artifact]:
+def _served_with(artifact: Artifact, *registries: Path) -> Sequence[Artifact]:
     from apps.medical.predictor import served_with
 
-    return served_with(artifact, ROOT / "weights")
+    return served_with(artifact, *registries)
 
 
 def _samples() -> Sequence[Sample]:

@@ -28,7 +28,7 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
-from shared.deploy.registry import newest_beside
+from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
 from shared.progress import report_stage
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SecondStage: TypeAlias = "tuple[nn.Module, tuple[int, int, int]]"
 """The network, and the size of a patch along x, y, z in voxels."""
 
+WEIGHTS = Path(__file__).parent / "weights"
 MAX_FINDINGS = 100
 LARGE_TILE = 1 << 23
 """Tiles of more voxels than this go through one at a time, for their memory."""
@@ -114,7 +115,11 @@ class NodulePredictor:
         artifact = next((one for one in artifacts if one.manifest.name != SECOND_STAGE), None)
         if artifact is None:
             raise InvalidInputError(f"{SECOND_STAGE} ranks the marks of a detector: name the detector's artifact")
-        second = next((one for one in artifacts if belongs_to(one, artifact)), None)
+        seconds = [one for one in artifacts if one.manifest.name == SECOND_STAGE]
+        # A registry may hold another detector's, newer than its own.
+        second = next((one for one in seconds if belongs_to(one, artifact)), None)
+        if second is None and seconds:
+            second = next(iter(served_with(artifact)), None)
         model, input = _settings(artifact)
         decoder = BoxDecoder.of_settings(model)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))
@@ -202,10 +207,13 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
     return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights
 
 
-def served_with(artifact: Artifact, shipped: Path) -> list[Artifact]:
-    """The newest second stage that has learnt from a detector's marks, beside it or in ``shipped``; or none."""
-    second = None if artifact.manifest.name == SECOND_STAGE else newest_beside(artifact, SECOND_STAGE, shipped)
-    return [second] if second is not None and belongs_to(second, artifact) else []
+def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
+    """The newest second stage that has learnt from a detector's marks: in ``registries``, beside it, or shipped."""
+    if artifact.manifest.name == SECOND_STAGE:
+        return []
+    roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
+    second = newest_partner(SECOND_STAGE, lambda one: belongs_to(one, artifact), roots)
+    return [] if second is None else [second]
 
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:

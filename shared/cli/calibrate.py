@@ -32,7 +32,7 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
 
     artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
     artifact.must_belong_to(app.name)
-    second = next(iter(app.served_with(artifact)), None)
+    second = next(iter(app.served_with(artifact, command.registry)), None)
     if second is not None and app.calibrate_second is not None:
         # Decisions are those of both together, and stand with the second one.
         first, artifact = artifact, second

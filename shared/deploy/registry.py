@@ -109,10 +109,17 @@ def shipped(app: App) -> list[Artifact]:
     return Registry(app.weights).serving(app.name, app.models)
 
 
-def newest_beside(artifact: Artifact, name: str, shipped: Path) -> Artifact | None:
-    """The newest version of the model ``name`` beside an artifact, or else in ``shipped``; None where there is none."""
-    registry = Registry(artifact.path.resolve().parents[1], shipped)
-    return registry.newest(name) if registry.versions(name) else None
+def newest_partner(name: str, belongs: Callable[[Artifact], bool], roots: Iterable[Path]) -> Artifact | None:
+    """The newest version of the model ``name`` that ``belongs``, of the first of the registries ``roots`` that has one.
+
+    None where none does. A registry may hold second stages of several detectors, or former ones, as versions.
+    """
+    for root in roots:
+        registry = Registry(root)
+        for _, path in sorted(registry.versions(name).items(), reverse=True):
+            if belongs(artifact := registry.open(path)):
+                return artifact
+    return None
 
 
 def _version_folders(manifests: Iterable[Path]) -> list[Path]:

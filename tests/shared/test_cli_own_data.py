@@ -115,7 +115,7 @@ def test_with_a_second_stage_the_operating_point_of_both_is_set_and_stands_with_
         return {"threshold": 0.25}
 
     served = {1: [open_artifact(Path("own/line/2"))]}
-    app(served_with=lambda one: served.get(one.manifest.version, []), calibrate_second=of_both)
+    app(served_with=lambda one, *registries: served.get(one.manifest.version, []), calibrate_second=of_both)
     words = ["--registry", "own", "--data", "folder", "--data.root", "points"]
     assert cli.main(["calibrate", "line", "--artifact", "own/line/1", *words]) == 0
     written = open_artifact(Path("own/line/3")).manifest

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
-from apps.driving.types import Boxes3D, BoxInput, Floats, Frame
+from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame
 from shared.data.build_cache import get_or_build
 from shared.deploy.artifact import Artifact, open_artifact
-from shared.deploy.registry import Registry
+from shared.deploy.registry import Registry, newest_partner
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from shared.data.dataset import Batch
     from shared.data.order import Indices, Key
 
-WEIGHTS, DETECTOR, IMPORTED = Path(__file__).parents[1] / "weights", "pointpillars", "mmdet3d_lidar"
+WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "pointpillars"
 VERSION = 1
 PARTS = ("points", "counts", "boxes", "scores", "labels", "objects", "overlaps")
 PACKED = 256
-"""Points that are kept of a box, drawn at random."""
+"""Points that are kept of a box, drawn at random; a network is shown as many at most."""
 NOTHING, UNLIKELY, SPARED = 0.05, 0.12, 0.6
 """Of boxes that overlap an object by less than the first, of a score below the second, this share is left out."""
 MEANT = 0.2
@@ -46,24 +46,41 @@ NO_SCORE, FULL_SCORE = 0.1, 0.6
 
 
 def detector_of(input: BoxInput) -> Artifact:
-    """The artifact of the detector whose boxes are seen; refuses what looks at no sweep."""
-    artifact = open_artifact(input.detector) if input.detector else Registry(WEIGHTS).newest(DETECTOR)
-    if artifact.manifest.name not in (DETECTOR, IMPORTED):
+    """The artifact of the detector whose boxes are seen; refuses what looks at no sweep, and other weights than the
+    input's where it names them."""
+    if input.detector is None:
+        # Of those that ship the one that was learnt from, which need not be the newest.
+        known = newest_partner(DETECTOR, lambda one: weights_digest(one) == input.weights, [WEIGHTS])
+        artifact = known or Registry(WEIGHTS).newest(DETECTOR)
+    else:
+        artifact = open_artifact(input.detector)
+    if artifact.manifest.name not in CORRECTED:
         raise InvalidInputError(
-            f"{artifact.path} is the model {artifact.manifest.name}; a second stage corrects the boxes of {DETECTOR} "
-            f"or {IMPORTED}: name the artifact of one with --input.detector"
+            f"{artifact.path} is the model {artifact.manifest.name}; a second stage corrects the boxes of "
+            f"{' or '.join(CORRECTED)}: name the artifact of one with --input.detector"
+        )
+    if input.weights not in ("", weights_digest(artifact)):
+        raise InvalidInputError(
+            f"the second stage corrects the boxes of other weights than those in {artifact.path}; name the artifact of "
+            "the detector that it has learnt from"
         )
     return artifact
 
 
 def fitted(input: BoxInput) -> BoxInput:
     """The input with the detector's range, classes and weights."""
-    from apps.driving.inference.artifacts import lidar_input
+    from apps.driving.inference.artifacts import earlier_sweeps, lidar_input
 
-    artifact = detector_of(input)
+    artifact = detector_of(replace(input, weights=""))
+    if sweeps := earlier_sweeps(artifact):
+        raise InvalidInputError(
+            f"{artifact.path} learnt from {sweeps + 1} sweeps together; a second stage sees one, and learns from the "
+            "boxes of a detector that needs one"
+        )
     seen = lidar_input(artifact)
     return replace(
         input,
+        detector=None if input.detector is None else input.detector.resolve(),
         range_m=seen.range_m,
         intensity=seen.intensity,
         own_vehicle_m=seen.own_vehicle_m,
@@ -75,6 +92,23 @@ def fitted(input: BoxInput) -> BoxInput:
 def weights_digest(artifact: Artifact) -> str:
     """By which the boxes of one detector are told from those of another."""
     return str(artifact.manifest.files["weights.safetensors"]["sha256"])
+
+
+def require_objects(pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:
+    """Refuses labels without an object of some class of the detector: it would learn that there is none."""
+    called = class_numbers(pack.names, merge, input.classes)
+    counts = np.zeros(len(pack.names), np.int64)
+    for index in range(len(pack)):
+        counts += np.bincount(pack.table(index)[:, CLASS].astype(np.int64), minlength=len(counts))
+    without = [kind.name for number, kind in enumerate(input.classes) if not counts[called == number].sum()]
+    if without:
+        others = [f"{name} ({count})" for name, count, no in zip(pack.names, counts, called, strict=True) if no < 0]
+        raise InvalidInputError(
+            f"the detector finds {', '.join(kind.name for kind in input.classes)}, and the labels have no "
+            f"{' and no '.join(without)}; a second stage would learn that there is none. "
+            f"--data.merge NAME {without[0]} says what is learnt as one; of other names the labels have "
+            f"{', '.join(others) or 'none'}"
+        )
 
 
 class FoundBoxes:
@@ -131,7 +165,7 @@ class FoundBoxes:
             "size": torch.from_numpy(boxes[:, 3:6].copy()),
             "known": torch.from_numpy(known(boxes, scores, self.labels[at], counts, len(self.input.classes))),
             "right": torch.from_numpy(np.clip((space - NO_SCORE) / (FULL_SCORE - NO_SCORE), 0, 1)),
-            "meant": torch.from_numpy((above > MEANT).astype(np.float32)),
+            "meant": torch.from_numpy(((above > MEANT) & (space > 0)).astype(np.float32)),
             "wanted": torch.from_numpy(wanted),
             "about": torch.from_numpy(about.astype(np.float32)),
         }
@@ -193,11 +227,6 @@ def found_in_pack(
 
     detector = open_detector(detector_of(input), "cpu")
     assert isinstance(detector, LidarDetector)
-    if detector.earlier_sweeps:
-        raise InvalidInputError(
-            f"{detector_of(input).path} learnt from {detector.earlier_sweeps + 1} sweeps together; a second stage sees "
-            "one, and learns from the boxes of a detector that needs one"
-        )
     detector = replace(detector, second_stage=second_stage)
     numbers = class_numbers(pack.names, merge, input.classes)
     count = len(pack) if most is None else min(most, len(pack))

@@ -70,6 +70,8 @@ class FrameData(ABC):
         if isinstance(input, BoxInput):
             from apps.driving.datasets.found_boxes import fitted
 
+            if self.classes:
+                raise InvalidInputError("data.classes does not apply to a second stage: its classes are its detector's")
             return fitted(input)
         tables = self._tables(self.pack("train", input))
         known = {kind.name: kind for kind in input.classes}
@@ -127,9 +129,12 @@ class FrameData(ABC):
         return Sweeps(pack, input, self.sweeps, merge, pasting=split == "train" and self.sweeps.paste > 0)
 
     def _boxes(self, split: Split, input: BoxInput) -> FoundBoxes:
-        from apps.driving.datasets.found_boxes import FoundBoxes
+        from apps.driving.datasets.found_boxes import FoundBoxes, require_objects
 
-        return FoundBoxes(self.pack(split, input), input, dict(self.merge))
+        pack = self.pack(split, input)
+        if split == "train":
+            require_objects(pack, input, dict(self.merge))
+        return FoundBoxes(pack, input, dict(self.merge))
 
     def _tables(self, pack: Pack) -> dict[str, Floats]:
         """All objects of a pack by the name that they are learnt as, the most frequent class first."""

@@ -73,6 +73,16 @@ def lidar_input(artifact: Artifact) -> LidarInput:
     return from_mapping(LidarInput, current_layout(artifact.recipe()["recipe"])["input"])
 
 
+def earlier_sweeps(artifact: Artifact) -> int:
+    """How many sweeps before a frame's own the LiDAR network of an artifact learnt from."""
+    if not artifact.manifest.name.startswith("mmdet3d_"):
+        return 0
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.models.detectors import point_layout
+
+    return point_layout(from_mapping(MMDet3DModel, artifact.recipe()["recipe"]["model"])).earlier_sweeps
+
+
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
     """The second stage of an artifact with its weights."""
     settings = artifact.recipe()["recipe"]

@@ -72,17 +72,13 @@ def _score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tu
     pack = data.pack("validation", input)
     number = 0
     for one in found_in_pack(pack, input, dict(data.merge), second, most=MOST_SWEEPS):
-        assert one.boxes.scores is not None
-        known = np.array([names.index(name) for name in one.boxes.names], np.int64)
+        # An all-round sweep is looked at twice: what counts is what lies in the range ahead.
+        found = one.boxes.take(within(one.boxes.centre_lidar_m, input.range_m))
+        assert found.scores is not None
+        known = np.array([names.index(name) for name in found.names], np.int64)
         seen = within(one.objects, input.range_m) & ~((one.returns >= 0) & (one.returns < data.sweeps.fewest_points))
-        scores.add(
-            number,
-            one.boxes.centre_lidar_m[:, :2],
-            one.boxes.scores,
-            known,
-            one.objects[seen, :2],
-            one.numbers[seen],
-        )
+        place = found.centre_lidar_m[:, :2]
+        scores.add(number, place, found.scores, known, one.objects[seen, :2], one.numbers[seen])
         number += 1
     return scores, number
 
@@ -112,6 +108,7 @@ def _score_imported(recipe: Recipe, settings: MMDet3DModel, model: nn.Module) ->
             found, truth = in_any_image(frame, found), in_any_image(frame, truth)
         if isinstance(recipe.input, LidarInput):
             truth = truth.take(within(truth.centre_lidar_m, recipe.input.range_m))
+            found = found.take(within(found.centre_lidar_m, recipe.input.range_m))
             if truth.point_counts is not None:
                 unseen = (truth.point_counts >= 0) & (truth.point_counts < data.sweeps.fewest_points)
                 truth = truth.take(~unseen)

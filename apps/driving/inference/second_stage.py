@@ -14,8 +14,9 @@ from apps.driving.types import Boxes3D, BoxInput, Floats, within
 from shared.deploy.programs.program import Program
 
 BATCH = 32
-CELL_M = 2.0
-"""Side of the cells by which the points near a box are found."""
+CELL_M, MOST_CELLS = 2.0, 500
+"""Side of the cells by which the points near a box are found, and how many there are along an axis at most."""
+LONGEST_M = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,17 @@ class SecondStage:
         parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(found), BATCH)]
         boxes, scores = corrected(found.array, torch.cat(parts).float().cpu().numpy())
         better = replace(found, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores)
-        return better.take(np.argsort(-scores, kind="stable"))
+        better = better.take(np.flatnonzero(np.isfinite(np.column_stack([boxes, scores])).all(axis=1)))
+        assert better.scores is not None
+        return better.take(np.argsort(-better.scores, kind="stable"))
 
 
 def network_inputs(found: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[Boxes3D, dict[str, Tensor]]:
-    """The boxes that have a point in them or about them, and what the network is given of those."""
+    """The boxes that have a point in them or about them, and what the network is given of those.
+
+    Boxes that no object has, longer than ``LONGEST_M`` or not of finite numbers, are left out.
+    """
+    found = found.take(np.flatnonzero(np.isfinite(found.array).all(axis=1) & (found.size_m < LONGEST_M).all(axis=1)))
     about = points_about(found.array, points_N4, input)
     counts = np.array([len(points) for points in about], np.int64)
     some = np.flatnonzero(counts)
@@ -69,18 +76,19 @@ def points_about(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[F
     cosine, sine = np.abs(np.cos(boxes_N7[:, 6:])), np.abs(np.sin(boxes_N7[:, 6:]))
     reach = np.concatenate([cosine * half[:, :1] + sine * half[:, 1:], sine * half[:, :1] + cosine * half[:, 1:]], 1)
     begin, end = boxes_N7[:, :2] - reach, boxes_N7[:, :2] + reach
-    low = begin.min(axis=0)
+    low, high = begin.min(axis=0), end.max(axis=0)
     # Sorted into square cells, of which a box touches few.
-    rows, columns = (int(count) + 1 for count in (end.max(axis=0) - low) // CELL_M)
+    cell_m = np.float32(max(CELL_M, float((high - low).max()) / MOST_CELLS))
+    rows, columns = (int(count) + 1 for count in (high - low) // cell_m)
     height = boxes_N7[:, 5] / 2
     lowest, highest = (boxes_N7[:, 2] - height).min() - input.below_m, (boxes_N7[:, 2] + height).max() + input.above_m
-    high = low + np.array((rows, columns), np.float32) * np.float32(CELL_M)
+    high = low + np.array((rows, columns), np.float32) * cell_m
     points_N3 = points_N4[within(points_N4, (*low, lowest, *high, highest)), :3]
-    place = ((points_N3[:, :2] - low) / np.float32(CELL_M)).astype(np.int32)
+    place = ((points_N3[:, :2] - low) / cell_m).astype(np.int32)
     cells = np.minimum(place[:, 0], rows - 1) * columns + np.minimum(place[:, 1], columns - 1)
     points_N3 = points_N3[np.argsort(cells, kind="stable")]
     ends = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=rows * columns))]).tolist()
-    first, last = (((edge - low) / np.float32(CELL_M)).astype(int).tolist() for edge in (begin, end))
+    first, last = (((edge - low) / cell_m).astype(int).tolist() for edge in (begin, end))
     found = []
     for box, (row, column), (last_row, last_column) in zip(boxes_N7, first, last, strict=True):
         spans = [
@@ -110,4 +118,6 @@ def spread(points_M3: Floats, count: int) -> Floats:
     """
     if len(points_M3) <= count:
         return points_M3[np.arange(count) % len(points_M3)]
-    return points_M3[np.argsort(points_M3[:, 0])[np.arange(count) * len(points_M3) // count]]
+    # Sweeps are in steps of a millimetre, and many points have the same x: y and z order those.
+    x, y, z = points_M3.T.astype(np.float64)
+    return points_M3[np.argsort(x + 1e-5 * y + 1e-10 * z)[np.arange(count) * len(points_M3) // count]]

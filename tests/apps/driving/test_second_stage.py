@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import yaml
 from safetensors.torch import save_file
 
 from apps.driving.app import app
-from apps.driving.datasets.found_boxes import FoundBoxes, fitted, matched
+from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fitted, matched, require_objects
+from apps.driving.datasets.packing import CLASS
+from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.box_codes import corrected, corrections, known
+from apps.driving.inference.calibration import _score_second_stage
 from apps.driving.inference.second_stage import SecondStage, points_about, spread
 from apps.driving.models import SECOND_STAGE
 from apps.driving.models.lidar_rcnn import LidarRCNN
@@ -74,6 +78,9 @@ def test_what_is_shown_does_not_depend_on_the_order_of_the_points():
     chosen = spread(points, 8)
     assert np.array_equal(chosen, spread(points[draw.permutation(100)], 8))
     assert chosen[0, 0] == points[:, 0].min() and np.all(np.diff(chosen[:, 0]) > 0)
+    # In steps of a millimetre many have the same x.
+    coarse = np.round(points * 4) / 4
+    assert np.array_equal(spread(coarse, 8), spread(coarse[draw.permutation(100)], 8))
     # Of few points each is there, and some again.
     few = spread(points[:3], 8)
     assert len(few) == 8 and len(np.unique(few, axis=0)) == 3
@@ -117,6 +124,24 @@ def test_the_published_box_is_the_corrected_one():
     assert len(SecondStage(Given(), INPUT).corrected(found, points[:0])) == 0
 
 
+def test_boxes_that_no_object_has_are_left_out():
+    rows = [[5, 0, 0, 4, 2, 1.5, 0], [5, 0, 0, 1e6, 2, 1.5, 0], [np.nan, 0, 0, 4, 2, 1.5, 0], [1e7, 0, 0, 4, 2, 1.5, 0]]
+    points = np.array([[5, 0, 0, 0], [1e7, 0, 0, 0]], np.float32)
+    better = SecondStage(Given(), INPUT).corrected(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
+    assert len(better) == 2 and better.size_m.max() == 4
+
+    class Nothing(Given):
+        def forward(self, points: torch.Tensor, size: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+            found = super().forward(points, size, facts)
+            found[0, 3] = torch.nan
+            return found
+
+    assert len(SecondStage(Nothing(), INPUT).corrected(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)) == 1
+    low = np.full((1, 9), -800, np.float32)
+    with np.errstate(all="raise"):
+        assert corrected(some_boxes(1), low)[1].tolist() == [0.0]
+
+
 def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is():
     box = np.array([[10, 0, -1, 4, 2, 1.5, 0.3], [0, 10, -1, 4, 2, 1.5, 0.3 + np.pi / 2]], np.float32)
     facts = known(box, np.array([0.9, 0.9]), np.array([2, 2]), np.array([7, 7]), 3)
@@ -134,6 +159,42 @@ def test_a_box_is_meant_for_the_object_of_its_class_that_it_overlaps_most():
     assert told.tolist() == [True, False, True], "a truck is neither a car nor none"
     assert not matched(boxes, np.array([0, 0, 0]), objects[:2], np.array([2, 2]))[1].any(), "another class is nothing"
     assert matched(boxes, np.array([2, 2, 2]), objects[:0], np.array([], int))[2].all()
+
+
+class Labels:
+    """What a pack says of its objects."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = tuple(sorted(set(names)))
+        self._numbers = [self.names.index(name) for name in names]
+
+    def __len__(self) -> int:
+        return 1
+
+    def table(self, index: int) -> np.ndarray:
+        table = np.zeros((len(self._numbers), 15), np.float32)
+        table[:, CLASS] = self._numbers
+        return table
+
+
+def test_labels_without_a_class_of_the_detector_are_refused_with_the_names_that_there_are():
+    input = dataclasses.replace(INPUT, classes=KITTI_CLASSES)
+    labels = Labels("regular_vehicle", "regular_vehicle", "pedestrian", "cyclist")
+    with pytest.raises(InvalidInputError, match=r"no car; .*--data\.merge NAME car .*have regular_vehicle \(2\)"):
+        require_objects(labels, input, {})
+    require_objects(labels, input, {"regular_vehicle": "car"})
+
+
+def test_an_all_round_sweep_is_judged_where_its_labels_are_asked_for(tmp_path, monkeypatch):
+    """The detector looks behind as well; the operating point is that of what lies in the range ahead."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = Synthetic(scenes=1, validation_scenes=1, field_of_view_deg=360.0)
+    recipe = dataclasses.replace(RECIPES["second_stage"](), data=data, input=fitted(BoxInput()))
+    torch.manual_seed(0)
+    scores, number = _score_second_stage(recipe, recipe.input, recipe.model.build(recipe.input))
+    ((found, confidence, _, objects, _),) = scores.frames.values()
+    assert number == 1 and len(found) == len(confidence) > 5 and len(objects) > 0
+    assert found[:, 0].min() >= 0 and objects[:, 0].min() >= 0
 
 
 def packed(number: int, draw: np.random.Generator) -> FoundBoxes:
@@ -196,8 +257,11 @@ def test_what_can_be_seen_is_learnt():
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match=r"input\.points is 0"):
-        BoxInput(points=0)
+    for wrong in ({"points": 0}, {"points": 1}, {"points": 257}, {"around_m": float("nan")}, {"above_m": -1.0}):
+        with pytest.raises(InvalidInputError, match=r"expected 2 to 256 points, and margins of 0 to 100 m"):
+            BoxInput(**wrong)
+    with pytest.raises(InvalidInputError, match="classes does not apply to a second stage"):
+        Synthetic(classes=("car",)).fit_input(BoxInput())
     with pytest.raises(InvalidInputError, match=r"model\.widths"):
         LidarRCNN(widths=())
     camera = next(one for one in shipped(app) if one.manifest.name == "fcos3d")
@@ -236,27 +300,55 @@ def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
 
 
 def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone(tmp_path):
+    detector, of_ours = shipped(app)[0], shipped(app)[2].manifest.calibration["least_scores"]
+    digest = detector.manifest.files["weights.safetensors"]["sha256"]
+    its = second_stage(tmp_path / "its" / SECOND_STAGE / "1", detector, digest)
+    another = second_stage(tmp_path / "another" / SECOND_STAGE / "1", detector, "0" * 64)
+    alone = DrivingPredictor.load([detector], "cpu")
+    assert alone.second_stages == {} and sorted(alone.digests) == ["pointpillars"]
+    for artifacts, least in (
+        ([detector, its], {"car": 0.625}),
+        ([its], {"car": 0.625}),
+        ([detector, another], of_ours),
+    ):
+        predictor = DrivingPredictor.load(artifacts, "cpu")
+        assert list(predictor.detectors) == ["pointpillars"]
+        assert predictor.detectors["pointpillars"].second_stage is not None
+        assert predictor.least_scores["pointpillars"] == least
+        # Answers to a folder of frames are kept apart by them.
+        assert sorted(predictor.digests) == [SECOND_STAGE, "pointpillars"]
+        said = with_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
+        assert sorted(said) == [SECOND_STAGE, "pointpillars"]
+        likely = DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),)))
+        assert likely == ["pointpillars", SECOND_STAGE]
+    with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
+        DrivingPredictor.load([another], "cpu")
+
+
+def test_a_registry_may_hold_second_stages_of_several_detectors(tmp_path):
     detector = shipped(app)[0]
     digest = detector.manifest.files["weights.safetensors"]["sha256"]
-    for name, weights in (("its", digest), ("another", "0" * 64)):
-        second = second_stage(tmp_path / name / SECOND_STAGE / "1", detector, weights)
-        predictor = DrivingPredictor.load([detector, second], "cpu")
-        used = name == "its"
-        assert list(predictor.detectors) == ["pointpillars"]
-        assert (predictor.detectors["pointpillars"].second_stage is not None) == used
-        assert (predictor.least_scores["pointpillars"] == {"car": 0.625}) == used
-        assert (SECOND_STAGE in predictor.programs) == used
-        # Answers to a folder of frames are kept apart by them.
-        assert sorted(predictor.digests) == sorted({"pointpillars"} | ({SECOND_STAGE} if used else set()))
-        said = with_programs(Response(result={}, model="pointpillars"), predictor).result["programs"]
-        names = ["pointpillars", SECOND_STAGE] if used else ["pointpillars"]
-        assert sorted(said) == sorted(names)
-        assert DrivingCodec(predictor).likely_models(Request(files=(Path("sweep.bin"),))) == names
-        if used:
-            alone = DrivingPredictor.load([second], "cpu")
-            assert list(alone.detectors) == ["pointpillars"] and SECOND_STAGE in alone.programs
-    with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
-        DrivingPredictor.load([second], "cpu")
+    shutil.copytree(detector.path, tmp_path / "pointpillars" / "3")
+    own = open_artifact(tmp_path / "pointpillars" / "3")
+    assert [one.path for one in app.served_with(own)] == [shipped(app)[2].path]
+    its = second_stage(tmp_path / SECOND_STAGE / "1", detector, digest)
+    second_stage(tmp_path / SECOND_STAGE / "2", detector, "0" * 64)
+    assert [one.path for one in app.served_with(own)] == [its.path]
+    served = DrivingPredictor.load(Registry(tmp_path, app.weights).serving("driving", app.models), "cpu")
+    assert served.least_scores["pointpillars"] == {"car": 0.625}, "its own, though another detector's is newer"
+    # Calibration looks into the registry that it writes to before what is shipped.
+    assert [one.path for one in app.served_with(detector, tmp_path)] == [its.path]
+    assert list(app.served_with(its)) == [] and list(app.served_with(shipped(app)[1])) == []
+
+
+def test_boxes_of_other_weights_are_not_taken_for_the_detectors(tmp_path):
+    input = dataclasses.replace(fitted(BoxInput()), weights="f" * 64)
+    with pytest.raises(InvalidInputError, match="other weights than those in"):
+        detector_of(input)
+    shutil.copytree(shipped(app)[0].path, tmp_path / "3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert fitted(BoxInput(detector=Path("3"))).detector == tmp_path / "3", "wherever it is read again"
 
 
 @pytest.mark.realdata

@@ -187,10 +187,12 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         manifest["files"] = {file: describe_file(folder / file) for file in ("weights.safetensors", "recipe.yaml")}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         predictor = NodulePredictor.load([shipped_one, open_artifact(folder)], "cpu")
-        used = name == "its"
-        assert (predictor.second_stage is not None) == used
-        assert (predictor.operating_score == 0.25) == used
-        assert (NAME in predictor.programs) == used
+        # Of another detector's it takes no notice: its own, which ships, serves.
+        assert predictor.second_stage is not None and NAME in predictor.programs
+        assert predictor.second_stage[1] == (SIZE if name == "its" else CandidateClassifier().size)
+        assert (predictor.operating_score == 0.25) == (name == "its")
+    alone = NodulePredictor.load([shipped_one], "cpu")
+    assert alone.second_stage is None and NAME not in alone.programs
     with pytest.raises(InvalidInputError, match="name the detector's artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")
 
