@@ -49,6 +49,15 @@ class Job(BaseModel):
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def without_names(problem: str, files: Sequence[str]) -> str:
+    """A sentence that stays, with the files by their place in the upload: a name may be a person's."""
+    names = [file.rpartition("/")[2] for file in files]
+    numbered = [(name, f"file {number}" if len(files) > 1 else "the file") for number, name in enumerate(names, 1)]
+    for name, words in sorted(numbered, key=lambda one: len(one[0]), reverse=True):
+        problem = problem.replace(name, words)
+    return problem
+
+
 def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
     """Removes files of jobs that ended, or were never known, when a server was killed; where others share it the old.
 
@@ -168,8 +177,9 @@ class JobStore:
         return self._finish(job.id, state="done", case_id=case_id, only_if=self._own)
 
     def fail(self, job: Job, problem: str, status: int) -> None:
-        """The job cannot be answered, for the reason given."""
-        self._finish(job.id, state="failed", problem=problem, status=status, only_if=self._own)
+        """The job cannot be answered, for the reason given; of its files that keeps the numbers, not the names."""
+        words = without_names(problem, job.files)
+        self._finish(job.id, state="failed", problem=words, status=status, only_if=self._own)
 
     def cancel(self, job: Job) -> bool:
         """Cancels a job that is not answered yet; False where it is."""

@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ class WorkerProcess:
         self.programs: dict[str, str] = {}
         self._work = work
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: Path | None = None
         self._connection: socket.socket | None = None
         self._listener: Listener | None = None
         self._refusal: str | None = None
@@ -43,6 +46,9 @@ class WorkerProcess:
             environment |= dict.fromkeys(("TRIVIUM_THREADS", "OMP_NUM_THREADS"), str(self._work.threads))
         if self._work.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = only_gpu(self._work.gpu, environment.get("CUDA_VISIBLE_DEVICES"))
+        # What it unpacks goes with it, also where it is killed: an upload may be a patient's.
+        self._scratch = Path(tempfile.mkdtemp(prefix="trivium-worker-"))
+        environment["TMPDIR"] = str(self._scratch)
         # Not the working directory first (-P): a folder of the user's may be called like one of our packages.
         command = [sys.executable, "-P", *_interpreter_options(), "-m", "shared.serve.worker"]
         with theirs:
@@ -78,6 +84,7 @@ class WorkerProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        self._remove_scratch()
         if self._ending is not None:
             self._ending.cancel()
 
@@ -121,9 +128,14 @@ class WorkerProcess:
     async def _end(self) -> None:
         assert self._process is not None
         code = await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._remove_scratch)
         why = self._refusal or (signal.Signals(-code).name if code < 0 else f"status {code}")
         if self._listener is not None:
             self._listener.has_ended(self, why, refused=self._refusal is not None)
+
+    def _remove_scratch(self) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

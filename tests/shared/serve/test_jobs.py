@@ -20,7 +20,7 @@ from shared.serve.app import create_app
 from shared.serve.runtime import job_runner
 from shared.serve.settings import Settings
 from shared.store.cases import CaseStore
-from shared.store.jobs import JobStore
+from shared.store.jobs import JobStore, without_names
 from tests.conftest import serving
 from tests.shared.serve.echo import Echo, csv, until
 
@@ -79,6 +79,14 @@ def test_jobs_are_counted_apart_from_requests(echo_client: TestClient) -> None:
         label = f'{{model="{model}",version="2"}} 1.0'
         assert f"nv_inference_request_success{label}" in text
         assert f"trivium_inference_request_duration_seconds_count{label}" in text
+
+
+def test_a_job_that_failed_keeps_no_name_of_a_file(echo_client: TestClient) -> None:
+    job = echo_client.post(JOBS, files=[("files", ("Mueller_Hans.csv", b"1,two"))]).json()
+    told = events(echo_client, job)[-1]
+    assert told["state"] == "failed" and "the file is not a CSV of numbers" in told["problem"]
+    assert "Mueller" not in echo_client.get(JOBS).text
+    assert without_names("a.csv and ba.csv differ", ["a.csv", "ba.csv"]) == "file 1 and file 2 differ"
 
 
 @pytest.mark.parametrize(

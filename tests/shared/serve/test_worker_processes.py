@@ -149,6 +149,18 @@ def test_what_is_past_its_deadline_is_really_stopped(serve: Callable[..., TestCl
     until(lambda: predict(client).status_code == 200, 30)
 
 
+def test_what_a_worker_that_is_killed_has_unpacked_goes_with_it(
+    serve: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    client = serve()
+    assert process(client)
+    assert predict(client, how=f"leave {tmp_path / 'where'}").status_code == 503
+    folder = Path((tmp_path / "where").read_text())
+    until(lambda: not folder.parent.exists())
+    assert "trivium-worker-" in folder.parent.name
+    assert process(client)
+
+
 def test_a_request_that_needs_more_memory_than_a_worker_may_have_is_413(serve: Callable[..., TestClient]) -> None:
     client = serve(worker_memory_bytes=2_000_000_000)
     first = process(client)
