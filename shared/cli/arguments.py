@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from shared.cli.server_arguments import Backup as Backup
 from shared.cli.server_arguments import Device as Device
@@ -147,8 +147,8 @@ class Predict:
     """Where to compute."""
     program: ProgramName = None
     """Compute with this program rather than the fastest; `trivium programs APP` lists them."""
-    option: tuple[str, ...] = ()
-    """Options of the application, as name=value."""
+    option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Options of the application, as name=value; one or several behind each `--option`."""
     each: bool = False
     """Go through a folder of any number of cases one by one, on from where it stopped (driving)."""
 

@@ -22,7 +22,11 @@ def run(command: Predict) -> int:
     # command's start.
     gc.set_threshold(10_000)
     app = find(command.app)
-    options = dict(_option(text) for text in command.option)
+    given = [_option(text) for together in command.option for text in together]
+    options = dict(given)
+    if len(options) < len(given):
+        names = [name for name, _ in given]
+        raise InvalidInputError(f"--option {next(name for name in names if names.count(name) > 1)} is given twice")
     if not command.inputs:
         raise InvalidInputError(f"name a file or a folder: trivium predict {app.name} INPUT --out DIR")
     for path in command.inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import TableOptions, table_options
 from apps.finance.types import iso_utc
+from shared.cli.main import main
 from shared.errors import InvalidInputError
 from tests.apps.finance.reading import read_series
 
@@ -108,3 +110,15 @@ def test_a_file_that_is_too_wide_or_too_long_is_refused_before_it_is_read(tmp_pa
     few.write_parquet(tmp_path / "cells.parquet")
     with pytest.raises(InvalidInputError, match="has 9000000 rows of 13 columns, and 2000 columns and 100000000 cells"):
         read_contents(tmp_path / "cells.parquet")
+
+
+def test_options_of_the_command_line_add_up_and_none_is_given_twice(tmp_path, capsys):
+    rows = [f"2024-07-01 {hour:02d}:{minute:02d},{minute},{hour}" for hour in range(10) for minute in range(60)]
+    (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
+    words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--option", "value=other", "--option", "zone=Europe/Berlin"]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    series = result["series"]
+    assert series["column"] == "other" and series["start"].startswith("2024-06-30T22:00")
+    assert main([*words, "--option", "value=other", "--option", "value=one"]) == 2
+    assert "--option value is given twice" in capsys.readouterr().err
