@@ -72,6 +72,8 @@ def to_contents(
         table = rest.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))
         table = table.group_by(key, maintain_order=True).agg(" row")
         parts = [(part, rows.to_numpy()) for part, rows in zip(table[key], table[" row"], strict=True)]
+    if options.labels and len(frame) and (_marks(frame[labels]) != "").all():
+        raise InvalidInputError(f"labels in {labels!r} mark every row; leave them empty, or 0, where nothing is wrong")
     times = to_utc(clock, (rows for _, rows in parts), column, options.zone, notes)
     series, windows, put_right = [], [], Counter[str]()
     for part, rows in parts:
@@ -90,21 +92,35 @@ def to_contents(
     return Contents(tuple(series), key or "", tuple(notes), tuple(windows))
 
 
+def _marks(labels: pl.Series) -> pl.Series:
+    """What labels say of each row, empty where it is usual; refuses those of which that cannot be told."""
+    words = labels.cast(pl.String).fill_null("").str.strip_chars()
+    if set(words.unique()) == {"1", "-1"}:
+        raise InvalidInputError(
+            f"labels in {labels.name!r} are 1 and -1, which some write for usual and others for anomalous rows; write "
+            "0 for the usual ones"
+        )
+    return words.str.replace(r"(?i)^(-?0+(\.0*)?|false|f|normal|no|n|none|n/?a|nan|null)$", "")
+
+
 def _windows(times: Times, labels: pl.Series) -> tuple[Window, ...]:
     """The stretches that labels mark, in the order of time: words, or anything but nothing, 0 and false."""
     order = np.argsort(times, kind="stable")
-    words = labels.cast(pl.String).fill_null("").str.replace(r"(?i)^(0|0\.0|false|normal)$", "").gather(order)
+    words = _marks(labels).gather(order)
     runs = pl.DataFrame({"word": words, "time": times[order], "run": words.rle_id()}).filter(pl.col("word") != "")
     runs = runs.group_by("run", maintain_order=True).agg(pl.first("word", "time"), last=pl.last("time")).drop("run")
-    runs = runs.with_columns(pl.col("word").str.replace(r"(?i)^(1|1\.0|true)$", ""))
+    runs = runs.with_columns(pl.col("word").str.replace(r"(?i)^(1(\.0*)?|true|t|yes|y)$", ""))
     return tuple(Window(kind=kind, start_ns=first, end_ns=last) for kind, first, last in runs.iter_rows())
 
 
 def _one(name: str, times: Times, values: Values, scored: str, put_right: Counter[str]) -> Series | None:
     """A series in the order of time, None with a single time; ``put_right`` counts what was out of order or dropped."""
     steps = np.diff(times)
+    if (steps <= 0).all():
+        # The newest first: of rows with the same time the later stands before the earlier.
+        times, values = times[::-1], {label: cells[::-1] for label, cells in values.items()}
     # Of rows with the same time the last comes last, of those with a value if there are any.
-    order = np.arange(len(times)) if (steps > 0).all() else np.lexsort((np.isfinite(values[scored]), times))
+    order = np.arange(len(times)) if (np.diff(times) > 0).all() else np.lexsort((np.isfinite(values[scored]), times))
     kept = order[np.append(np.diff(times[order]) != 0, True)]
     put_right.update(sorted=int((steps < 0).any()), dropped=len(times) - len(kept))
     if len(kept) < 2:

@@ -33,6 +33,12 @@ _SEASON_NS = 60 * DAY_NS
 _FAR = "is not between 1900 and 2200; correct the date, or delete the row"
 _SLASHED = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})(?:$|[T,]? *)"
 _ORDERS = {"day-first": "${3}-${2}-${1} ", "month-first": "${3}-${1}-${2} "}
+_WITH_OFFSET = r"(?i)(?:Z|(?::\d\d|\d[T ]\d\d(?:\d\d){0,2})(?:[.,]\d+)?(?: ?[AP]M)? ?[+-]\d\d:?(?:\d\d)?)$"
+"""A time with its distance from UTC, behind a colon or in ISO 8601's basic form."""
+_WEEKDAY = r"(?i)^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[.,]* +"
+_TIME_FIRST = r"(?i)^(\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AP]M)?)[ ,]+(\d{1,2}[/.-]\d{1,2}[/.-]\d{4})$"
+_AMBIGUOUS = r"(?:^|[^\d/.:-])\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\d\d)?(?![\d:])"
+"""A date of which the month may be first or second, anywhere."""
 _ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
 
 
@@ -136,6 +142,7 @@ def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
             offsets |= {f"{local:%Z}": f"{local:%z}"} if f"{local:%Z}".isalpha() else {}
         for short, offset in offsets.items():
             text = text.str.replace(rf"(\d|[AP]M) ?{short}$", "${1}" + offset)
+    text = text.str.replace(_WEEKDAY, "").str.replace(_TIME_FIRST, "${2} ${1}")
     text = _in_iso_order(text, column, options.unit)
     found = _parsed(text)
     wrong = found.isna().to_numpy()
@@ -143,7 +150,7 @@ def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
     column.refuse(wrong & text.str.contains(_ABBREVIATION).to_numpy(), known)
     column.refuse(wrong, "is not a time; write it as 2024-01-31 09:30:00 (UTC), or with +01:00 behind it")
     times = _nanoseconds(found.dt.tz_localize(None).to_numpy(), column)
-    return Clock(times, ~text.str.contains(r"(?i)(?:Z|:\d\d(?:\.\d+)?(?: ?[AP]M)? ?[+-]\d\d:?(?:\d\d)?)$").to_numpy())
+    return Clock(times, ~text.str.contains(_WITH_OFFSET).to_numpy())
 
 
 def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Series:
@@ -170,6 +177,8 @@ def _parsed(text: pl.Series) -> Any:
     # Words are read only beside four digits of a year: "Jan-24" may be a day or a year, and "24" alone anything.
     rest = cells[found.isna()].drop_duplicates()
     rest = rest[rest.str.contains(r"\d{4}") & rest.str.contains(r"[A-Za-z]{3}|[AaPp][Mm]|\dQ[1-4]")]
+    # Nor is the order of 03/06/2024 guessed, cell by cell.
+    rest = rest[~rest.str.contains(_AMBIGUOUS)]
     if not 0 < len(rest) <= 200_000:
         return found
     with warnings.catch_warnings(action="ignore"):

@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 import torch
 
+from apps.finance.adapters import read_contents
+from apps.finance.adapters.options import TableOptions
 from apps.finance.app import app
 from apps.finance.datasets import DATA_SETS
 from apps.finance.datasets.database import with_environment
@@ -315,3 +317,20 @@ def test_nab_is_a_data_set_to_train_and_to_score_on(data_root: Path, monkeypatch
 def test_a_folder_that_is_not_the_benchmarks_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"holds no labels/combined_windows\.json; name NAB's own folder"):
         Nab(root=tmp_path).train(INPUT)
+
+
+@pytest.mark.parametrize("usual", ["0.00", "-0.0", "no", "None", "N/A", "FALSE", "normal", ""])
+def test_what_people_write_for_nothing_is_no_label(tmp_path, usual):
+    lines = [f"2024-01-01T00:{minute:02d}:00Z,{minute},{'yes' if minute == 7 else usual}" for minute in range(30)]
+    (tmp_path / "l.csv").write_text("\n".join(["time,value,odd", *lines]) + "\n")
+    contents = read_contents(tmp_path / "l.csv", TableOptions(labels="odd"))
+    ((window,),) = contents.windows
+    assert window.kind == "" and window.start_ns == window.end_ns == contents.series[0].times_ns[7]
+
+
+@pytest.mark.parametrize(("cells", "words"), [(("1", "-1"), "are 1 and -1"), (("1", "1"), "mark every row")])
+def test_labels_that_do_not_tell_the_usual_are_refused(tmp_path, cells, words):
+    lines = [f"2024-01-01T00:{minute:02d}:00Z,{minute},{cells[minute % 2]}" for minute in range(30)]
+    (tmp_path / "l.csv").write_text("\n".join(["time,value,odd", *lines]) + "\n")
+    with pytest.raises(InvalidInputError, match=words):
+        read_contents(tmp_path / "l.csv", TableOptions(labels="odd"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,45 @@ def test_the_abbreviation_of_the_named_zone_says_which_hour_it_is(tmp_path):
         InvalidInputError, match=r"EDT' ends with no abbreviation that is known \(UTC, GMT, CET, CEST\)"
     ):
         rows_of(tmp_path, rows, TableOptions(zone="Europe/Berlin", unit="month-first"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["%a %d/%m/%Y", "%A, %d/%m/%Y", "%a %d.%m.%Y", "%a %d-%m-%Y", "%I:%M:%S %p %d/%m/%Y", "%H:%M %d/%m/%Y"],
+)
+def test_one_order_of_day_and_month_holds_for_a_column_whatever_stands_before_the_date(written):
+    days = [datetime(2024, 6, 3) + timedelta(days=n) for n in range(80)]
+    texts = pl.Series("date", [day.strftime(written) for day in days])
+    read = read_times(texts, TableOptions(unit="day-first")).times_ns
+    assert np.array_equal(read, [int(day.replace(tzinfo=UTC).timestamp()) * 10**9 for day in days])
+    assert np.array_equal(read, read_times(texts, TableOptions()).times_ns), "the days beyond the twelfth say which"
+
+
+@pytest.mark.parametrize("text", ["10/07/24 09:30:00 AM +0000", "at 10/07/2024 AM"])
+def test_a_date_whose_month_may_be_either_is_not_guessed_cell_by_cell(text):
+    with pytest.raises(InvalidInputError, match="is not a time"):
+        read_times(pl.Series("date", [text, text.replace("10/", "25/")]), TableOptions())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "20240710T090000+0200",
+        "20240710T090000.000+0200",
+        "20240710T09+02",
+        "2024-07-10T09+02:00",
+        "2024-07-10 09:00+02",
+    ],
+)
+def test_a_time_with_its_distance_from_utc_is_not_moved_by_the_zone(text):
+    assert not read_times(pl.Series("date", [text]), TableOptions(zone="Europe/Berlin")).bare.any()
+    assert read_times(pl.Series("date", ["2024-07-10 09:00"]), TableOptions(zone="Europe/Berlin")).bare.all()
+
+
+def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_stands_first(tmp_path):
+    rows = [f"2024-01-01T00:{minute:02d}:00Z,{value}" for minute in range(30) for value in (100 + minute, 200 + minute)]
+    kept = {}
+    for name, order in (("asc", rows), ("desc", rows[::-1])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["time,value", *order]) + "\n")
+        kept[name] = read_series(tmp_path / f"{name}.csv").values["value"].tolist()
+    assert kept["asc"] == kept["desc"] == [200.0 + minute for minute in range(30)]
