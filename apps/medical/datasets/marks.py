@@ -29,7 +29,7 @@ class Marks(ScanData):
     scan_column        which scan: a path below ``root``, a file's name with or without its ending, a folder's, or a
                        SeriesInstanceUID
     x_column, y_column, z_column, diameter_column   centre, and diameter in mm
-    coordinates        lps: mm as in DICOM; ras: mm as in NIfTI; voxel: indices i, j, k from 0, slices from the feet
+    coordinates        lps: mm as in DICOM; ras: mm as in NIfTI; voxel: indices i, j, k from 0, as stored
     class_column       tells kinds of nodules apart; by default all are of one class
     patient_column     keeps scans of one patient together; by default DICOM's PatientID, or the scan itself
     split_column       train or validation; by default patients are drawn by ``seed``

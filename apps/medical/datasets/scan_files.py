@@ -21,6 +21,10 @@ Coordinates: TypeAlias = Literal["lps", "ras", "voxel"]
 """Positions in mm in DICOM's patient frame or in NIfTI's, or indices (i, j, k) from 0 of the array as it is stored."""
 
 
+_MOST_LOOKED_AT = 100
+"""Files of an archive that are looked at for a patient."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
     """A nodule in a table: its centre in the table's coordinates, its diameter in mm (negative: unknown), its class."""
@@ -110,12 +114,30 @@ def _found(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
             others.setdefault(path.parent, []).append(path)
             continue
         stem = path.name[: -len(ending)] if ending else path.name
-        yield ScanFile(path=path, name=stem, patient=stem), (relative, path.name, stem)
+        patient = (_archived_patient(path) if zipfile.is_zipfile(path) else "") or stem
+        yield ScanFile(path=path, name=stem, patient=patient), (relative, path.name, stem)
     for folder, files in others.items():
         series = _series(files)
         for uid, patient in series.items():
             names = (folder.relative_to(root).as_posix(), folder.name) if len(series) == 1 else ()
             yield ScanFile(path=folder, name=uid, series=uid, patient=patient or uid), names
+
+
+def _archived_patient(path: Path) -> str:
+    """The PatientID of the first CT image in an archive; empty where none of its first files is one."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist()[:_MOST_LOOKED_AT]:
+            try:
+                with archive.open(member) as file:
+                    header = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID", "Modality"])
+            except (InvalidDicomError, OSError, EOFError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+                continue
+            if header.get("Modality") == "CT":
+                return str(header.get("PatientID") or "")
+    return ""
 
 
 def _series(files: Iterable[Path]) -> dict[str, str]:
