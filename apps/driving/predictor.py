@@ -39,6 +39,10 @@ class Options:
     model: str | None = None
     score: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.score is not None and not (isinstance(self.score, int | float) and 0 <= self.score <= 1):
+            raise InvalidInputError(f"score={self.score!r}: give a number from 0 to 1")
+
 
 class Prepared(NamedTuple):
     """A frame, the model that looks at it, and its images on the device where that is a network of ours."""

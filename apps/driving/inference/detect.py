@@ -224,7 +224,7 @@ def shown_boxes(found: Boxes3D, least: Mapping[str, float] | float) -> Boxes3D:
     precision is taken of all boxes, as the protocols ask.
     """
     assert found.scores is not None
-    limits = [least if isinstance(least, float) else least.get(name, 0.0) for name in found.names]
+    limits = [least.get(name, 0.0) if isinstance(least, Mapping) else least for name in found.names]
     found = found.take(found.scores >= np.array(limits, np.float32))
     assert found.scores is not None
     same = _same_object(found)

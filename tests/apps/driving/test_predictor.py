@@ -15,7 +15,7 @@ from PIL import Image
 from apps.driving.adapters.registry import read_frames
 from apps.driving.inference.detect import LidarDetector, shown_boxes
 from apps.driving.inference.ground import set_on_ground
-from apps.driving.predictor import DrivingPredictor
+from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.types import Boxes3D, Frame, LidarInput
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -279,3 +279,15 @@ def test_one_object_is_shown_as_one_class():
     assert shown_boxes(boxes, 0.1).names == ("pedestrian", "cyclist", "car")
     assert shown_boxes(boxes, {"pedestrian": 0.6, "cyclist": 0.35, "car": 0.1}).names == ("cyclist", "car")
     assert len(shown_boxes(boxes, 0.9)) == 0
+
+
+@pytest.mark.parametrize("score", [2.0, -1.0, float("nan"), "0.9"])
+def test_a_score_that_is_none_is_refused_from_python_too(score):
+    with pytest.raises(InvalidInputError, match="give a number from 0 to 1"):
+        Options(score=score)
+
+
+def test_a_whole_number_is_a_score(predictor, ask, synthetic):
+    (frame,) = read_frames([synthetic])
+    everything, nothing = (predictor.predict([frame], Options(score=score))[0].boxes for score in (0, 1))
+    assert len(everything) > 20 and len(nothing) == 0
