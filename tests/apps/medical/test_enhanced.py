@@ -116,3 +116,16 @@ def test_fewer_pixels_than_frames_are_refused(tmp_path: Path):
 def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path):
     with pytest.raises(InvalidInputError, match="multi-frame image, but no enhanced CT"):
         read_volume([pack(tmp_path, series(chest(), NumberOfFrames=20))])
+
+
+@pytest.mark.parametrize(("unit", "read"), [("HU", True), ("Z_EFF", False)])
+def test_frames_that_state_another_unit_are_refused(tmp_path: Path, unit: str, read: bool):
+    image = dcmread(io.BytesIO(enhanced(chest())))
+    for frame in image.PerFrameFunctionalGroupsSequence:
+        frame.PixelValueTransformationSequence[0].RescaleType = unit
+    image.save_as(tmp_path / "one", enforce_file_format=True)
+    if read:
+        assert np.array_equal(read_volume([tmp_path / "one"]).voxels_zyx, chest().voxels_zyx)
+        return
+    with pytest.raises(InvalidInputError, match="holds values in Z_EFF, not Hounsfield units"):
+        read_volume([tmp_path / "one"])
