@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -57,6 +58,14 @@ def to_contents(
     if words and frame.height - words > 1:
         notes.append(f"what follows from line {lines[-words]} on was left out: {end[-words]!r} is no time")
         frame, lines = frame.head(-words), lines[:-words]
+    for twin in (one for one in frame.columns if re.fullmatch(re.escape(time) + r" \(\d+\)", one)):
+        # As where a sheet holds two securities side by side, each with its dates.
+        if not frame[twin].cast(pl.String).eq_missing(frame[time].cast(pl.String)).all():
+            raise InvalidInputError(
+                f"{name} has two columns of times that differ, {time!r} and {twin!r}, and does not say which values "
+                "belong to which; hand in one security at a time, or all with the same dates"
+            )
+        frame = frame.drop(twin)
     column = Column(frame[time], f"{name}, column {time!r}", lines)
     clock = read_times(column, options)
     notes += [f"column {time!r}: {clock.said}"] if clock.said else []

@@ -9,6 +9,7 @@ from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import table_options
 from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series
 
 EXPORTS = {
     "Yahoo, yfinance": (
@@ -213,3 +214,14 @@ def test_excels_days_need_their_unit(tmp_path):
     (tmp_path / "a.csv").write_text("date,close\n45321,2\n45322,3\n")
     (series,) = read_contents(tmp_path / "a.csv", table_options({"unit": "excel"})).series
     assert iso_utc(int(series.times_ns[-1])) == "2024-01-31T00:00:00Z"
+
+
+def test_securities_side_by_side_must_have_the_same_dates(tmp_path):
+    days = [f"2024-01-{day:02d}" for day in range(1, 31)]
+    for name, others in (("same", days), ("other", [day.replace("2024", "2025") for day in days])):
+        rows = [f"{day},{n},{other},{100 + n}" for n, (day, other) in enumerate(zip(days, others, strict=True))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["Date,PX_LAST,Date,PX_LAST", *rows]) + "\n")
+    series = read_series(tmp_path / "same.csv")
+    assert sorted(series.values) == ["PX_LAST", "PX_LAST (2)"]
+    with pytest.raises(InvalidInputError, match=r"two columns of times that differ, 'Date' and 'Date \(2\)'"):
+        read_series(tmp_path / "other.csv")
