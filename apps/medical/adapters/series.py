@@ -67,9 +67,8 @@ def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tup
         if len(asked) > 1:
             raise _several(name, asked)
         others = [group for group in all_groups if group is not asked[0] and len(group) >= MIN_SLICES]
-        return asked[0], [_of_several("Several series were handed in, and one was named.", asked[0], others)] * bool(
-            others
-        )
+        said = [_of_several("Several series were handed in, and one was named.", asked[0], others)] if others else []
+        return asked[0], said + _too_few(asked[0], all_groups)
     # Key images, reports and the like lie beside the series in many exports.
     several = [group for group in all_groups if len(group) >= MIN_SLICES] or all_groups
     candidates = [group for group in several if _is_volume(group)]
@@ -78,9 +77,17 @@ def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tup
     chosen = _thinnest(name, candidates) if len(candidates) > 1 else (candidates or several)[0]
     others = [group for group in several if group is not chosen]
     if not others:
-        return chosen, []
-    said = _of_several("Several series were handed in.", chosen, others)
-    return chosen, [f"{said} To read another, name it in the option series."]
+        return chosen, _too_few(chosen, all_groups)
+    several_read = _of_several("Several series were handed in.", chosen, others)
+    return chosen, [f"{several_read} To read another, name it in the option series.", *_too_few(chosen, all_groups)]
+
+
+def _too_few(chosen: Sequence[Slice], groups: Sequence[Sequence[Slice]]) -> list[str]:
+    """What is said of axial images that stand under another series' identifier, as where an export split a scan."""
+    few = sum(len(group) for group in groups if group is not chosen and len(group) < MIN_SLICES and _is_volume(group))
+    if not few:
+        return []
+    return [f"{few} axial CT image{'s' if few > 1 else ''} of other series, too few for a volume, left out."]
 
 
 def _of_several(why: str, chosen: Sequence[Slice], others: Sequence[Sequence[Slice]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,20 @@ def test_3d_slicer_s_points_name_the_image(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest()))])
     text = slicer_markups(volume, found(nodule_at(volume, 9))).decode()
     assert '"description": "score 0.900, image 11 of 20"' in text
+
+
+def test_images_under_another_series_identifier_are_not_left_out_without_a_word(tmp_path):
+    parts = list(members("a", thin(1.0), SeriesInstanceUID="1.1", SeriesNumber=3).items())
+    stray = [dcmread(io.BytesIO(content)) for _, content in parts[-2:]]
+    for image in stray:
+        image.SeriesInstanceUID, image.SeriesNumber = "1.2", 4
+    for name, image in zip(("b/1", "b/2"), stray, strict=True):
+        out = io.BytesIO()
+        image.save_as(out, enforce_file_format=True)
+        parts.append((name, out.getvalue()))
+    whole = dict(parts[:-4]) | dict(parts[-2:])
+    volume = read_volume([pack(tmp_path, whole)])
+    assert volume.size_ijk[2] == 10
+    words = "2 axial CT images of other series, too few for a volume, left out."
+    assert words in volume.remarks
+    assert words in read_volume([pack(tmp_path, whole)], series="3").remarks
