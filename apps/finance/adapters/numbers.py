@@ -14,6 +14,11 @@ _SUFFIX = r"(?i)(\d) ?(k|m|b|t|万|亿)$"
 _FORM = r"^[+-]?([1-9]\d{0,2}([%s]\d{2})*([%s]\d{3})+|\d*)([%s]\d*)?([eE][+-]?\d+)?$"
 _FORMS = {".": _FORM % (",", ",", "."), ",": _FORM % (".", ".", ",")}
 """A number by its decimal mark; the other mark may stand between thousands, as in India also between hundreds."""
+_NEARLY = (
+    r"^[(+\-\u2212]?(?:[A-Z]{3}|R\$)? ?[(+\-\u2212]?[$€£¥]? ?\d[\d.,'’ \u00a0\u202f]*\)?"
+    r"(?: ?(?:[A-Z]{3}|bps?|Mrd|Mio|[$€£¥%]))?$"
+)
+"""An amount with its currency or unit, in brackets, or with spaces or apostrophes between thousands."""
 _LARGEST = 1e100  # larger ones nobody measured, and their squares and sums are no numbers any more
 
 
@@ -57,3 +62,13 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, semicolons:
         row = int(np.argmax(wrong))
         return None, f"holds {column[row]!r} in line {lines[row]}, which is no number that can be reckoned with"
     return values, ""
+
+
+def nearly_a_number(column: pl.Series) -> str | None:
+    """A cell of a column of amounts that are not written as numbers, most of them; None of a column of words."""
+    if column.dtype != pl.String:
+        return None
+    cells = column.drop_nulls().str.strip_chars()
+    cells = cells.filter(~cells.str.to_lowercase().is_in(_MISSING))
+    amounts = cells.filter(cells.str.contains(_NEARLY))
+    return str(amounts[0]) if len(cells) and len(amounts) > len(cells) / 2 else None

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from apps.finance.adapters import columns
-from apps.finance.adapters.numbers import read_column
+from apps.finance.adapters.numbers import nearly_a_number, read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.adapters.times import Column, Rows, read_times, to_utc
 from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, usual_interval_ns
@@ -191,6 +191,8 @@ def _values(
         numbers, fault = read_column(frame[label], lines, decimal, mark == ";")
         if numbers is None and not fault and columns.plain(label) in columns.VALUES:
             fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
+        elif numbers is None and not fault and (cell := nearly_a_number(frame[label])):
+            notes.append(f"column {label!r} was left out: it holds {cell!r}, which is no number as written")
         elif numbers is not None and not np.isfinite(numbers).any():
             fault = _EMPTY
         if fault:

@@ -182,3 +182,33 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
         read_contents(path)
     found = read_contents(path, TableOptions(series="exchange"))
     assert [one.name for one in found.series] == ["Binance", "Kraken"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "({}.76)",
+        "USD {},000.50",
+        "{}.50 USD",
+        "$ {}.50",
+        "R$ {}.5",
+        "\u2212{}.5",
+        "{}bp",
+        "1'{}.67",
+        "1 {},06",
+        "{} Mrd",
+    ],
+)
+def test_amounts_that_are_not_written_as_numbers_are_not_left_out_without_a_word(tmp_path, cell):
+    rows = [f'2024-01-{day:02d};"{cell.format(340 + day)}";{day}' for day in range(1, 30)]
+    (tmp_path / "p.csv").write_text("\n".join(["Date;PnL;Trades", *rows]) + "\n", encoding="utf-8")
+    contents = read_contents(tmp_path / "p.csv")
+    assert list(contents.series[0].values) == ["Trades"]
+    said = f"column 'PnL' was left out: it holds {cell.format(341)!r}"
+    assert any(note.startswith(said) for note in contents.notes)
+
+
+def test_a_column_of_words_is_left_out_without_a_word(tmp_path):
+    rows = [f"2024-01-{day:02d},order A{day},{day}" for day in range(1, 30)]
+    (tmp_path / "p.csv").write_text("\n".join(["Date,note,Trades", *rows]) + "\n")
+    assert not any("note" in one for one in read_contents(tmp_path / "p.csv").notes)
