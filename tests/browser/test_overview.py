@@ -226,4 +226,4 @@ def test_a_job_is_cancelled_and_one_that_fails_says_why(page: Page, address: str
     echo.gate.set()
     page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
     page.get_by_role("button", name="Analyse").click()
-    expect(page.get_by_role("alert")).to_contain_text("bad.csv is not a CSV of numbers")
+    expect(page.get_by_role("alert")).to_contain_text("the file is not a CSV of numbers")
