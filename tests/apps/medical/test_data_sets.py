@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from apps.medical.datasets import DATA_SETS, synthetic
 from apps.medical.datasets.luna16 import Luna16, lidc_patients
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.packed_scans import open_scans
-from apps.medical.datasets.scan_files import find_scans
 from apps.medical.inference.calibration import operating_point
 from apps.medical.predictor import NodulePredictor, Options
 from apps.medical.recipes import overnight
@@ -256,21 +253,6 @@ def test_a_split_is_by_patient_or_as_the_table_says(folder):
     stated = Marks(root=folder, marks=Path("marks.csv"), patient_column="who", split_column="part")
     assert [scan.name for scan in stated.split().validation] == ["two"]
     assert stated.facts(COARSE)["patients in both parts"] == "1"
-
-
-def test_archives_of_one_patient_stay_in_one_part(folder, tmp_path):
-    images = sorted((folder / "three").iterdir())
-    for name in ("visit1", "visit2"):
-        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
-            archive.writestr("readme.txt", "of the PACS")
-            for number, path in enumerate(images):
-                archive.write(path, f"{name}/{number}")
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
-        archive.write(folder / "a" / "one.nii.gz", "one.nii.gz")
-    shutil.rmtree(folder)
-    found = find_scans(tmp_path)
-    assert {found[name].patient for name in ("visit1", "visit2.zip")} == {"p3"}
-    assert found["other"].patient == "other"
 
 
 @pytest.mark.parametrize(
