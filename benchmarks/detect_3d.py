@@ -236,7 +236,7 @@ def second_stage() -> float:
     frame = scene(np.random.default_rng(0), sensors=Sensors(field_of_view_deg=180.0))
     found = replace(detector, second_stage=None).detect(frame)
     second = detector.second_stage
-    return statistics.median(timed(lambda: second.corrected(found, frame.points_lidar_m)) for _ in range(REPEATS))
+    return statistics.median(timed(lambda: second.refined(found, frame.points_lidar_m)) for _ in range(REPEATS))
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -12,6 +12,7 @@ from apps.driving.inference.detect import CameraDetector, Detector, Images, Lida
 from apps.driving.inference.video import overlapped
 from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
 from apps.driving.types import CORRECTED, Boxes3D, Detections, Frame
+from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.progress import report_each
@@ -105,8 +106,8 @@ class DrivingPredictor:
                 second = next(iter(served_with(artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
-                digests[SECOND_STAGE] = _digest(second)
-            digests[name] = _digest(artifact)
+                digests[SECOND_STAGE] = weights_digest(second)
+            digests[name] = weights_digest(artifact)
             detectors[name], least[name] = detector, least_scores((second or artifact).manifest.calibration)
         return cls(
             detectors=detectors,
@@ -208,7 +209,7 @@ def belongs_to(second: Artifact, detector: Artifact) -> bool:
     """Whether it is a second stage, and has learnt from this detector's boxes."""
     if second.manifest.name != SECOND_STAGE:
         return False
-    return bool(second.recipe()["recipe"]["input"].get("weights") == _digest(detector))
+    return bool(second.recipe()["recipe"]["input"].get("weights") == weights_digest(detector))
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
@@ -231,7 +232,3 @@ def _corrected_by(second: Artifact) -> Artifact:
         if (detector := newest_partner(name, lambda one: belongs_to(second, one), roots)) is not None:
             return detector
     return detector_of(from_mapping(BoxInput, second.recipe()["recipe"]["input"]))
-
-
-def _digest(artifact: Artifact) -> str | None:
-    return artifact.manifest.files.get("weights.safetensors", {}).get("sha256")

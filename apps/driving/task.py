@@ -282,26 +282,26 @@ class BoxCorrection:
 
     def _loss(self, found: Tensor, batch: Batch) -> Tensor:
         cross_entropy: Any = nn.functional.binary_cross_entropy_with_logits
-        found, meant = found.float(), batch["meant"]
+        found, meant = found.float(), batch["positive"]
         precise = _PRECISE.to(found.device)
         box = nn.functional.smooth_l1_loss(
-            found[:, 1:8] * precise, batch["wanted"] * precise, reduction="none", beta=_SMOOTH
+            found[:, 1:8] * precise, batch["box_target"] * precise, reduction="none", beta=_SMOOTH
         )
-        about = cross_entropy(found[:, 8], batch["about"], reduction="none")
+        about = cross_entropy(found[:, 8], batch["flipped"], reduction="none")
         of_boxes = self.settings.box_weight * box.sum(dim=1) + self.settings.about_weight * about
-        loss: Tensor = cross_entropy(found[:, 0], batch["right"]) + (of_boxes * meant).mean()
+        loss: Tensor = cross_entropy(found[:, 0], batch["score_target"]) + (of_boxes * meant).mean()
         return loss
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch, scores: BoxScores) -> None:
         found = model(batch["points"], batch["size"], batch["known"]).float()
-        met = batch["meant"] > 0
-        off_m = (found[:, 1:4] - batch["wanted"][:, :3])[met].norm(dim=1)
-        before_m = batch["wanted"][met, :3].norm(dim=1)
+        met = batch["positive"] > 0
+        off_m = (found[:, 1:4] - batch["box_target"][:, :3])[met].norm(dim=1)
+        before_m = batch["box_target"][met, :3].norm(dim=1)
         scores.add(
             len(found) * float(self._loss(found, batch)),
             found[:, 0].cpu().numpy(),
-            (batch["right"] >= _RIGHT).cpu().numpy(),
+            (batch["score_target"] >= _RIGHT).cpu().numpy(),
             float(off_m.sum()),
             float(before_m.sum()),
             int(met.sum()),

@@ -28,6 +28,7 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
+from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
@@ -203,8 +204,7 @@ def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
 
 def belongs_to(second: Artifact, detector: Artifact) -> bool:
     """Whether it is a second stage, and has learnt from this detector's marks."""
-    weights = detector.manifest.files["weights.safetensors"]["sha256"]
-    return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights
+    return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights_digest(detector)
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:

@@ -23,6 +23,7 @@ from apps.driving.metrics.overlap import bev_iou, box_iou
 from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame
 from shared.data.build_cache import get_or_build
 from shared.deploy.artifact import Artifact, open_artifact
+from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import Registry, newest_partner
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
@@ -89,11 +90,6 @@ def fitted(input: BoxInput) -> BoxInput:
     )
 
 
-def weights_digest(artifact: Artifact) -> str:
-    """By which the boxes of one detector are told from those of another."""
-    return str(artifact.manifest.files["weights.safetensors"]["sha256"])
-
-
 def require_objects(pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:
     """Refuses labels without an object of some class of the detector: it would learn that there is none."""
     called = class_numbers(pack.names, merge, input.classes)
@@ -114,9 +110,9 @@ def require_objects(pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> No
 class FoundBoxes:
     """Batches of ``points`` (B, K, 3), ``size`` (B, 3) and ``known`` (B, ...), as a ``BoxNetwork`` takes them.
 
-    ``right`` (B,) is the score that a box is to have, ``meant`` (B,) 1 where it overlaps an object, ``wanted`` (B, 7)
-    and ``about`` (B,) what takes it there. With a key boxes are moved a little, mirrored and turned about, and lose
-    points.
+    ``score_target`` (B,) is the score that a box is to have, ``positive`` (B,) 1 where it overlaps an object,
+    ``box_target`` (B, 7) and ``flipped`` (B,) what takes it there. With a key boxes are moved a little, mirrored and
+    turned about, and lose points.
     """
 
     def __init__(self, pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:
@@ -138,7 +134,7 @@ class FoundBoxes:
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         import torch
 
-        from apps.driving.inference.box_codes import corrections, known
+        from apps.driving.inference.box_codes import box_features, encode_boxes
 
         at = np.asarray(indices)
         points, counts, boxes = self.points[at].astype(np.float32), self.counts[at], self.boxes[at].copy()
@@ -158,16 +154,16 @@ class FoundBoxes:
             scores = 1 / (1 + (1 - scores) / scores * np.exp(0.3 * normal[:, 7]))
         chosen = (first[:, None] + np.arange(self.input.points)) % number[:, None]
         points = np.take_along_axis(points, chosen[..., None], axis=1)
-        wanted, about = corrections(boxes, objects)
+        box_target, flipped = encode_boxes(boxes, objects)
         above, space = self.overlaps[at].T
         return {
             "points": torch.from_numpy(points),
             "size": torch.from_numpy(boxes[:, 3:6].copy()),
-            "known": torch.from_numpy(known(boxes, scores, self.labels[at], counts, len(self.input.classes))),
-            "right": torch.from_numpy(np.clip((space - NO_SCORE) / (FULL_SCORE - NO_SCORE), 0, 1)),
-            "meant": torch.from_numpy(((above > MEANT) & (space > 0)).astype(np.float32)),
-            "wanted": torch.from_numpy(wanted),
-            "about": torch.from_numpy(about.astype(np.float32)),
+            "known": torch.from_numpy(box_features(boxes, scores, self.labels[at], counts, len(self.input.classes))),
+            "score_target": torch.from_numpy(np.clip((space - NO_SCORE) / (FULL_SCORE - NO_SCORE), 0, 1)),
+            "positive": torch.from_numpy(((above > MEANT) & (space > 0)).astype(np.float32)),
+            "box_target": torch.from_numpy(box_target),
+            "flipped": torch.from_numpy(flipped.astype(np.float32)),
         }
 
 

@@ -19,7 +19,7 @@ MOST_GROWTH = 0.7
 """The logarithm of the factor by which a side may change, at most."""
 
 
-def known(
+def box_features(
     boxes_N7: Floats, scores_N: Floats, labels_N: NDArray[np.integer], counts_N: NDArray[np.integer], classes: int
 ) -> Floats:
     """What is known of each box (N, 12 + ``classes``): the detector's score, how many points it has, where it
@@ -42,7 +42,7 @@ def known(
     return np.concatenate([np.stack(facts, axis=1), np.eye(classes)[labels_N]], axis=1).astype(np.float32)
 
 
-def corrected(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
+def decode_boxes(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
     """The boxes (N, 7) as the network's outputs (N, ``OUTPUTS``) correct them, and their scores (N,)."""
     cosine, sine = np.cos(boxes_N7[:, 6]), np.sin(boxes_N7[:, 6])
     along, across, up = found[:, 1:4].T
@@ -56,7 +56,7 @@ def corrected(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
     return boxes, (0.5 + 0.5 * np.tanh(found[:, 0].astype(np.float64) / 2)).astype(np.float32)
 
 
-def corrections(boxes_N7: Floats, wanted_N7: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def encode_boxes(boxes_N7: Floats, wanted_N7: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """What takes the boxes (N, 7) to the ``wanted`` ones: (N, 7) as in the outputs, and (N,) whether turned about."""
     offset = wanted_N7[:, :3] - boxes_N7[:, :3]
     cosine, sine = np.cos(boxes_N7[:, 6]), np.sin(boxes_N7[:, 6])

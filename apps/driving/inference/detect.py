@@ -96,7 +96,7 @@ class LidarDetector:
     def _placed(self, found: Boxes3D, points: Floats) -> Boxes3D:
         if not isinstance(self.network, LidarNetwork):
             found = self._standing(found, points)
-        return found if self.second_stage is None else self.second_stage.corrected(found, points)
+        return found if self.second_stage is None else self.second_stage.refined(found, points)
 
     def _standing(self, found: Boxes3D, points: Floats) -> Boxes3D:
         at_sensor = found.centre_lidar_m * np.array([0, 0, 1], np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.driving.inference.box_codes import corrected, known
+from apps.driving.inference.box_codes import box_features, decode_boxes
 from apps.driving.models.lidar_rcnn import INPUTS
 from apps.driving.types import Boxes3D, BoxInput, Floats, within
 from shared.deploy.programs.program import Program
@@ -29,7 +29,7 @@ class SecondStage:
     program: Program | None = None
 
     @torch.inference_mode()
-    def corrected(self, found: Boxes3D, points_N4: Floats) -> Boxes3D:
+    def refined(self, found: Boxes3D, points_N4: Floats) -> Boxes3D:
         """The boxes of a detector corrected, by the score of both stages from the best down.
 
         A box without a point in it or about it is none.
@@ -39,7 +39,7 @@ class SecondStage:
             return found
         given = [inputs[name].to(self.device) for name in INPUTS]
         parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(found), BATCH)]
-        boxes, scores = corrected(found.array, torch.cat(parts).float().cpu().numpy())
+        boxes, scores = decode_boxes(found.array, torch.cat(parts).float().cpu().numpy())
         better = replace(found, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores)
         better = better.take(np.flatnonzero(np.isfinite(np.column_stack([boxes, scores])).all(axis=1)))
         assert better.scores is not None
@@ -63,7 +63,7 @@ def network_inputs(found: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[
     given = {
         "points": np.stack(shown) if shown else np.zeros((0, input.points, 3), np.float32),
         "size": np.ascontiguousarray(found.size_m),
-        "known": known(found.array, found.scores, labels, counts[some], len(classes)),
+        "known": box_features(found.array, found.scores, labels, counts[some], len(classes)),
     }
     return found, {name: torch.from_numpy(part) for name, part in given.items()}
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from apps.medical.types import AnnotatedScan, ChestInput, Float64, Nodule
 from shared.data.build_cache import get_or_build
+from shared.deploy.programs.store import weights_digest
 
 if TYPE_CHECKING:
     from apps.medical.predictor import NodulePredictor
@@ -101,11 +102,6 @@ class HardCandidates:
             found.append(marks_of(predictor, short, self.per_scan, size, from_ends_mm=END_MM))
         for name, parts in zip(PARTS, zip(*found, strict=True), strict=True):
             np.save(folder / f"{name}.npy", np.concatenate(parts))
-
-
-def weights_digest(artifact: Artifact) -> str:
-    """By which the marks of one detector are told from those of another."""
-    return str(artifact.manifest.files["weights.safetensors"]["sha256"])
 
 
 def crop_ends(scan: AnnotatedScan, random: np.random.Generator) -> AnnotatedScan:

@@ -17,7 +17,7 @@ from apps.driving.app import app
 from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fitted, matched, require_objects
 from apps.driving.datasets.packing import CLASS
 from apps.driving.datasets.synthetic import Synthetic
-from apps.driving.inference.box_codes import corrected, corrections, known
+from apps.driving.inference.box_codes import box_features, decode_boxes, encode_boxes
 from apps.driving.inference.calibration import _score_second_stage
 from apps.driving.inference.second_stage import SecondStage, points_about, spread
 from apps.driving.models import SECOND_STAGE
@@ -89,16 +89,16 @@ def test_what_is_shown_does_not_depend_on_the_order_of_the_points():
 def test_corrections_take_a_box_to_the_object():
     boxes, objects = some_boxes(50), some_boxes(50, seed=3)
     objects[:, 3:6] = boxes[:, 3:6] * np.random.default_rng(4).uniform(0.6, 1.6, (50, 3))
-    moved, about = corrections(boxes, objects)
+    moved, about = encode_boxes(boxes, objects)
     found = np.concatenate([np.full((50, 1), 2.0), moved, np.where(about, 1.0, -1.0)[:, None]], 1).astype(np.float32)
-    better, scores = corrected(boxes, found)
+    better, scores = decode_boxes(boxes, found)
     assert better[:, :6] == pytest.approx(objects[:, :6], abs=1e-3)
     assert np.cos(better[:, 6] - objects[:, 6]) == pytest.approx(1.0, abs=1e-5)
     assert np.abs(moved[:, 6]).max() <= np.pi / 2 and 0 < about.sum() < 50
     assert scores == pytest.approx(0.8808, abs=1e-4)
     # No side changes beyond a factor of two, whatever the network says.
     found[:, 4:7] = 5.0
-    assert corrected(boxes, found)[0][:, 3:6] == pytest.approx(2.0138 * boxes[:, 3:6], rel=1e-3)
+    assert decode_boxes(boxes, found)[0][:, 3:6] == pytest.approx(2.0138 * boxes[:, 3:6], rel=1e-3)
 
 
 class Given(torch.nn.Module):
@@ -115,19 +115,19 @@ def test_the_published_box_is_the_corrected_one():
     rows = [[5.0 * n, 0, 0, 4, 2, 1.5, np.pi / 2] for n in range(40)]
     found = boxes_of(rows, np.linspace(0.9, 0.2, 40).tolist())
     points = np.concatenate([found.centre_lidar_m[:39], np.zeros((39, 1), np.float32)], axis=1)
-    better = SecondStage(Given(), INPUT).corrected(found, points)
+    better = SecondStage(Given(), INPUT).refined(found, points)
     assert len(better) == 39, "the last box has no point"
     assert better.scores == pytest.approx(1 - found.scores[:39][::-1], abs=1e-5)
     assert better.centre_lidar_m[:, 0] == pytest.approx(found.centre_lidar_m[:39, 0][::-1], abs=1e-4)
     assert better.centre_lidar_m[:, 1] == pytest.approx(1.0, abs=1e-5)
-    assert len(SecondStage(Given(), INPUT).corrected(boxes_of([], []), points)) == 0
-    assert len(SecondStage(Given(), INPUT).corrected(found, points[:0])) == 0
+    assert len(SecondStage(Given(), INPUT).refined(boxes_of([], []), points)) == 0
+    assert len(SecondStage(Given(), INPUT).refined(found, points[:0])) == 0
 
 
 def test_boxes_that_no_object_has_are_left_out():
     rows = [[5, 0, 0, 4, 2, 1.5, 0], [5, 0, 0, 1e6, 2, 1.5, 0], [np.nan, 0, 0, 4, 2, 1.5, 0], [1e7, 0, 0, 4, 2, 1.5, 0]]
     points = np.array([[5, 0, 0, 0], [1e7, 0, 0, 0]], np.float32)
-    better = SecondStage(Given(), INPUT).corrected(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
+    better = SecondStage(Given(), INPUT).refined(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)
     assert len(better) == 2 and better.size_m.max() == 4
 
     class Nothing(Given):
@@ -136,18 +136,18 @@ def test_boxes_that_no_object_has_are_left_out():
             found[0, 3] = torch.nan
             return found
 
-    assert len(SecondStage(Nothing(), INPUT).corrected(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)) == 1
+    assert len(SecondStage(Nothing(), INPUT).refined(boxes_of(rows, [0.9, 0.8, 0.7, 0.6]), points)) == 1
     low = np.full((1, 9), -800, np.float32)
     with np.errstate(all="raise"):
-        assert corrected(some_boxes(1), low)[1].tolist() == [0.0]
+        assert decode_boxes(some_boxes(1), low)[1].tolist() == [0.0]
 
 
 def test_what_is_known_of_a_box_does_not_depend_on_where_around_the_sensor_it_is():
     box = np.array([[10, 0, -1, 4, 2, 1.5, 0.3], [0, 10, -1, 4, 2, 1.5, 0.3 + np.pi / 2]], np.float32)
-    facts = known(box, np.array([0.9, 0.9]), np.array([2, 2]), np.array([7, 7]), 3)
+    facts = box_features(box, np.array([0.9, 0.9]), np.array([2, 2]), np.array([7, 7]), 3)
     assert facts[0] == pytest.approx(facts[1], abs=1e-5)
     assert facts[0, 0] == pytest.approx(np.log(9), abs=1e-4) and facts[0, 12:].tolist() == [0, 0, 1]
-    assert np.isfinite(known(box, np.array([0.0, 1.0]), np.array([0, 1]), np.array([1, 1]), 3)).all()
+    assert np.isfinite(box_features(box, np.array([0.0, 1.0]), np.array([0, 1]), np.array([1, 1]), 3)).all()
 
 
 def test_a_box_is_meant_for_the_object_of_its_class_that_it_overlaps_most():
@@ -205,7 +205,7 @@ def packed(number: int, draw: np.random.Generator) -> FoundBoxes:
     objects = boxes.copy()
     objects[:, :3] += draw.normal(0, 0.3, (number, 3))
     objects[:, 6] += draw.normal(0, 0.2, number) + np.where(draw.random(number) < 0.3, np.pi, 0)
-    centre = corrections(boxes, objects)[0][:, None, :3]
+    centre = encode_boxes(boxes, objects)[0][:, None, :3]
     data.points = np.repeat(centre, 256, axis=1).astype(np.float16)
     data.counts = draw.integers(1, 400, number)
     data.boxes, data.objects = boxes, objects
@@ -217,16 +217,16 @@ def packed(number: int, draw: np.random.Generator) -> FoundBoxes:
 def test_a_box_is_varied_together_with_its_points_and_its_object():
     data = packed(200, np.random.default_rng(5))
     still = data.batch(np.arange(200), None)
-    assert still["points"][:, 0].numpy() == pytest.approx(still["wanted"][:, :3].numpy(), abs=2e-3)
+    assert still["points"][:, 0].numpy() == pytest.approx(still["box_target"][:, :3].numpy(), abs=2e-3)
     varied = data.batch(np.arange(200), Key(seed=1, epoch=0))
     again = data.batch(np.arange(200)[::-1].copy(), Key(seed=1, epoch=0))
     assert torch.equal(varied["points"], again["points"].flip(0)), "a function of seed, epoch and index"
-    assert varied["points"][:, 0].numpy() == pytest.approx(varied["wanted"][:, :3].numpy(), abs=2e-3)
-    moved = (varied["wanted"] - still["wanted"]).abs()[:, :3].mean(dim=0)
+    assert varied["points"][:, 0].numpy() == pytest.approx(varied["box_target"][:, :3].numpy(), abs=2e-3)
+    moved = (varied["box_target"] - still["box_target"]).abs()[:, :3].mean(dim=0)
     assert (moved > 0.02).all() and (moved < 0.5).all()
-    turned = (varied["about"] != still["about"]).float().mean()
+    turned = (varied["flipped"] != still["flipped"]).float().mean()
     assert 0.02 < turned < 0.25
-    assert still["right"].tolist() == pytest.approx(np.clip((data.overlaps[:, 1] - 0.1) / 0.5, 0, 1).tolist())
+    assert still["score_target"].tolist() == pytest.approx(np.clip((data.overlaps[:, 1] - 0.1) / 0.5, 0, 1).tolist())
     assert varied["known"].shape == (200, 15) and torch.isfinite(varied["known"]).all()
 
 
