@@ -175,14 +175,14 @@ def test_several_frames_are_switched_between(page: Page, site: Site) -> None:
 def test_loose_files_are_taken_and_bad_ones_answered_with_a_sentence(page: Page, site: Site, tmp_path: Path) -> None:
     files = _one(site.frames)[:3]
     page.goto(f"{site.address}/driving")
-    page.get_by_label("KITTI frame").set_input_files(files)
+    page.get_by_label("Sweep or image").set_input_files(files)
     page.get_by_role("button", name="Find objects").click()
     expect(page.locator("h2.found")).to_have_text("Nothing was found in this frame.")
     broken = tmp_path / "000001.bin"
     broken.write_bytes(b"\0" * 30)
     page.expected_errors.append("422")  # type: ignore[attr-defined]
     page.get_by_role("button", name="Another analysis").click()
-    page.get_by_label("KITTI frame").set_input_files([broken])
+    page.get_by_label("Sweep or image").set_input_files([broken])
     page.get_by_role("button", name="Find objects").click()
     expect(page.get_by_role("alert")).to_contain_text("000001.bin has 30 bytes, not a multiple of 16")
 

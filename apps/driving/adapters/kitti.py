@@ -23,7 +23,6 @@ from apps.driving.adapters.kitti_layouts import (
     FOLDERS,
     FOREIGN,
     IMAGES,
-    SWEEPS,
     FrameFiles,
     calibration_of,
     foreign,
@@ -31,7 +30,7 @@ from apps.driving.adapters.kitti_layouts import (
     frame_roots,
     layout_of,
 )
-from apps.driving.adapters.point_files import BYTES, dropped, read_points
+from apps.driving.adapters.point_files import SWEEPS, read_sweep
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.data.archive import unpacked
 from shared.errors import InvalidInputError
@@ -44,7 +43,7 @@ _LABEL_COLUMNS = (
 
 
 def read(path: Path) -> list[Frame]:
-    """The frames of a KITTI object folder, of a zip of one, or the one frame of a .bin or an image alone."""
+    """The frames of a KITTI object folder, of a zip of one, or the one frame of a sweep or an image alone."""
     return read_files([path])
 
 
@@ -52,7 +51,8 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
     """The frames in a folder, in a zip, or in loose files that belong together (by name, or because they are few)."""
     if not paths:
         raise InvalidInputError(
-            "no file was given; give a KITTI folder, a zip of one, or a .bin with its image and calibration"
+            "no file was given; give a KITTI folder, a zip of one, or a sweep (.bin, .pcd, .npy), with its image and "
+            "calibration where it has them"
         )
     for path in paths:
         if not path.exists():
@@ -66,7 +66,7 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
                 return _read_folder(folder)
     if all(path.parent.name in FOLDERS and path.suffix.lower() in (*SWEEPS, *IMAGES) for path in paths):
         named = _by_frame(paths)
-        whole = _few(sorted(named), f"what {paths[0].name} begins")
+        whole = few(sorted(named), f"what {paths[0].name} begins")
         return [_named_frame(root, frame_id, named[root, frame_id]) for root, frame_id in whole]
     return _read_loose(paths)
 
@@ -221,8 +221,8 @@ def _frame(name: str, files: FrameFiles, device: str = "cpu") -> Frame:
         truth, ignored = read_labels(files.labels, known, files.row)
     cloud = None
     if files.points:
-        cloud = read_points(files.points)
-        remarks += dropped(files.points.name, files.points.stat().st_size // BYTES, len(cloud))
+        cloud, said = read_sweep(files.points)
+        remarks += said
     if truth is not None and cloud is not None:
         truth = replace(truth, point_counts=truth.inside(cloud).sum(axis=1))
     return Frame(
@@ -242,10 +242,11 @@ def _read_folder(folder: Path) -> list[Frame]:
             raise InvalidInputError(f"{folder.name} holds no files")
         return _read_loose(files)
     root = frame_root(folder)
-    return [read_frame(root, frame_id) for frame_id in _few(frame_ids(root), root.name)]
+    return [read_frame(root, frame_id) for frame_id in few(frame_ids(root), root.name)]
 
 
-def _few(ids: list[_Id], name: str) -> list[_Id]:
+def few(ids: list[_Id], name: str) -> list[_Id]:
+    """The ids, where they are no more than are held in memory at once; refuses more of what ``name`` holds."""
     if len(ids) > MOST_FRAMES:
         raise InvalidInputError(
             f"{name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
@@ -266,9 +267,11 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
                 f"two files would be the {role} of {path.stem}: {roles[role][path.stem].name} and {path.name}"
             )
         roles[role][path.stem] = path
-    stems = _few(sorted({*roles["points"], *roles["image"]}), "what was handed in")
+    stems = few(sorted({*roles["points"], *roles["image"]}), "what was handed in")
     if not stems:
-        raise InvalidInputError(f"{paths[0].name}: neither a LiDAR sweep (.bin) nor an image is among the files")
+        raise InvalidInputError(
+            f"{paths[0].name}: neither a LiDAR sweep (.bin, .pcd, .npy) nor an image is among the files"
+        )
     if all(len(found) <= 1 for found in roles.values()):
         # One file of each kind belongs together, whatever they are called, but for the numbers of different frames.
         _refuse_different_frames([path for found in roles.values() for path in found.values()])
@@ -304,7 +307,7 @@ def _frame_number(path: Path) -> str:
 
 def _role(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix == ".bin":
+    if suffix in SWEEPS:
         return "points"
     if suffix in IMAGES:
         return "image"
@@ -317,4 +320,4 @@ def _role(path: Path) -> str:
             f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info "
             "layout with its sweep and images beside it; the data set's tables and pickled infos are not"
         )
-    raise InvalidInputError(f"{path.name} is no file of a KITTI frame; .bin, .png, .jpg, .txt and .zip are read")
+    raise InvalidInputError(f"{path.name} is no file of a frame; .bin, .pcd, .npy, .png, .jpg, .txt and .zip are read")

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from apps.driving.adapters.point_files import SWEEPS
 from shared.errors import InvalidInputError
 
-SWEEPS, IMAGES, TEXTS = (".bin",), (".png", ".jpg", ".jpeg"), (".txt",)
+IMAGES, TEXTS = (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
-FOREIGN = (".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".xyz")
+FOREIGN = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag")
 """Files of points that are not read."""
 _HOLD_FRAMES = ("velodyne", "velodyne_points", "image_2", "image_02")
 RAW_CALIBRATION = "calib_cam_to_cam.txt"
@@ -57,7 +58,7 @@ class Layout:
         """Sorted; refuses sweeps that would be passed over."""
         pattern = "*/*" if self.kind == "tracking" else "*"
         for file in sorted(self.sweeps.glob(pattern)):
-            if file.suffix.lower() in FOREIGN and not file.with_suffix(".bin").exists():
+            if file.suffix.lower() in FOREIGN and named(file.parent, file.stem, SWEEPS) is None:
                 raise InvalidInputError(foreign(file))
         return sorted(
             {
@@ -115,7 +116,7 @@ def frame_root(folder: Path) -> Path:
         names = ", ".join(root.relative_to(folder).as_posix() for root in roots)
         raise InvalidInputError(f"{folder.name} holds several KITTI folders ({names}); give one of them")
     if not layout_of(roots[0]).frame_ids():
-        raise InvalidInputError(f"{roots[0].name} holds neither velodyne/*.bin nor image_2/*.png")
+        raise InvalidInputError(f"{roots[0].name} holds no sweep (velodyne/*.bin, .pcd, .npy) and no image_2/*.png")
     return roots[0]
 
 
@@ -133,6 +134,6 @@ def named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
 def foreign(path: Path) -> str:
     """Why points in another format are refused, and how they are written to be read."""
     return (
-        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points as float32 x, y, z, intensity in [0, 1] "
-        f"into {path.stem}.bin (numpy: points.astype('<f4').tofile('{path.stem}.bin'))"
+        f"{path.name}: {path.suffix[1:].upper()} is not read; write its points x, y, z (metres) and intensity as PCD, "
+        f"or as an array (N, 4) into {path.stem}.npy (numpy.save)"
     )

@@ -1,21 +1,63 @@
-"""Sweeps as KITTI writes them: float32 x, y, z, intensity; and what is left of any sweep without its faulty points."""
+"""Sweeps in files: KITTI's float32 x, y, z, intensity, NumPy arrays and PCD; of any sweep without its faulty points."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from apps.driving.adapters.pcd import read_pcd
 from apps.driving.types import Floats
 from shared.errors import InvalidInputError
 
 MOST_POINTS = 2_000_000
-BYTES = 16
+SWEEPS = (".bin", ".pcd", ".npy")
+"""Files of one sweep each, by their ending."""
+
+_BYTES = 16
 """Of a point in KITTI's files."""
+_PLACE = ("x", "y", "z")
+_INTENSITY = ("intensity", "i", "reflectivity", "remission")
+"""What PCD files and structured arrays call it, the usual name first."""
+_MOST_INTENSITY = 255.0
 
 
 def read_points(path: Path) -> Floats:
-    """(N, 4) x, y, z, intensity of the finite points; refuses truncated and otherwise laid out files."""
+    """(N, 4) x, y, z in metres and intensity in [0, 1] of the finite points, see ``read_sweep``."""
+    return read_sweep(path)[0]
+
+
+def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
+    """(N, 4) x, y, z in metres and intensity in [0, 1] of the finite points of a sweep, and what is to be remarked.
+
+    A .bin holds float32 x, y, z, intensity; a .npy an array (N, 3 or more) whose columns begin so, or one with fields
+    of these names; a .pcd has such fields. Intensity of 0 to 255 is scaled in the two latter, and 0 where there is
+    none. Raises ``InvalidInputError`` for truncated and otherwise laid out files.
+    """
+    remarks: tuple[str, ...] = ()
+    if path.suffix.lower() == ".bin":
+        whole = _kitti(path)
+    else:
+        found = read_pcd(path, MOST_POINTS) if path.suffix.lower() == ".pcd" else _array(path)
+        whole, remarks = _four_columns(found, path.name)
+    points = finite(whole, path.name)
+    if np.abs(points[:, :3]).max() > 1000:
+        raise InvalidInputError(f"{path.name} holds points over 1 km away; is it float32 x, y, z, intensity in metres?")
+    if path.suffix.lower() != ".bin":
+        points, scaled = _scaled(points, path.name)
+        remarks += scaled
+    elif points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
+        raise InvalidInputError(
+            f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
+            "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
+        )
+    return points, dropped(path.name, len(whole), len(points)) + remarks
+
+
+def _kitti(path: Path) -> Floats:
     content = path.read_bytes()
     if path.name.lower().endswith(".pcd.bin"):
         raise InvalidInputError(
@@ -24,20 +66,64 @@ def read_points(path: Path) -> Floats:
         )
     if not content:
         raise InvalidInputError(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
-    if len(content) % BYTES:
+    if len(content) % _BYTES:
         hint = " It may have five columns, as nuScenes does." if len(content) % 20 == 0 else " It may be truncated."
         raise InvalidInputError(
             f"{path.name} has {len(content)} bytes, not a multiple of 16 (float32 x, y, z, intensity).{hint}"
         )
-    points = finite(np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32), path.name)
-    if np.abs(points[:, :3]).max() > 1000:
-        raise InvalidInputError(f"{path.name} holds points over 1 km away; is it float32 x, y, z, intensity in metres?")
-    if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
+    return np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        # Mapped, so that the header's shape is held against the file's size before anything of that size is made.
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError) as error:
         raise InvalidInputError(
-            f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
-            "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
+            f"{path.name} cannot be read as a NumPy array of numbers: {str(error).splitlines()[0][:120]}"
+        ) from error
+    if found.dtype.names is None and not (found.ndim == 2 and found.shape[1] >= 3 and found.dtype.kind in "fiu"):
+        raise InvalidInputError(
+            f"{path.name} holds an array of {found.shape} {found.dtype}; expected (N, 4) numbers x, y, z, intensity"
         )
-    return points
+    if len(found) > MOST_POINTS:
+        raise InvalidInputError(
+            f"{path.name} holds {len(found)} points; at most {MOST_POINTS} are taken. Is it one sweep?"
+        )
+    return found
+
+
+def _four_columns(found: NDArray[Any], name: str) -> tuple[Floats, tuple[str, ...]]:
+    """(N, 4) of an array (N, 3 or more) or of one with fields; with a remark where there is no intensity."""
+    names = found.dtype.names
+    if names is None:
+        columns: Sequence[NDArray[Any]] = [found[:, n] for n in range(min(found.shape[1], 4))]
+    else:
+        known = {field.lower(): field for field in names}
+        if missing := [field for field in _PLACE if field not in known]:
+            raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(names)[:200]}")
+        intensity = next((known[field] for field in _INTENSITY if field in known), None)
+        fields = [*(known[field] for field in _PLACE), *([] if intensity is None else [intensity])]
+        columns = [found[field].ravel() for field in fields]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is dropped
+        whole = np.zeros((len(columns[0]), 4), np.float32)
+        for number, column in enumerate(columns):
+            whole[:, number] = column
+    if len(columns) == 4:
+        return whole, ()
+    return whole, (f"{name} has no intensity: 0 is taken, which imported networks may not be used to.",)
+
+
+def _scaled(points: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
+    """The points with intensity in [0, 1]: as it is, or taken as 0 to 255."""
+    least, most = float(points[:, 3].min()), float(points[:, 3].max())
+    if least >= 0 and most <= 1:
+        return points, ()
+    points = points.copy()
+    points[:, 3] = np.clip(points[:, 3] / _MOST_INTENSITY, 0, 1)
+    if least >= 0 and most <= _MOST_INTENSITY:
+        return points, ()
+    return points, (f"The intensity of {name} runs from {least:.3g} to {most:.3g}: it was cut to 0 to 255.",)
 
 
 def finite(points: Floats, name: str) -> Floats:

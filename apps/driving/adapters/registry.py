@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.driving.adapters import argoverse2, cityscapes3d, kitti, kitti_layouts, nuscenes
+from apps.driving.adapters import argoverse2, cityscapes3d, kitti, kitti_layouts, nuscenes, point_files
 from apps.driving.types import Frame
 from shared.data.archive import ArchiveLimits, unpacked
 from shared.errors import InvalidInputError
@@ -51,7 +51,7 @@ READERS = (
     Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
     Reader(name="Cityscapes 3D image", described_by=_ending("_gtBbox3d.json"), read=_city_image),
 )
-"""Formats that the ending of a file's name tells; everything else is KITTI's (.bin, .png, .jpg, .txt)."""
+"""Formats that the name of a file or folder tells; everything else is KITTI's (.bin, .pcd, .npy, .png, .jpg, .txt)."""
 
 
 def read_frames(files: Sequence[Path]) -> list[Frame]:
@@ -72,7 +72,7 @@ def sensors_named(files: Sequence[Path]) -> dict[str, bool]:
     """Whether the names of the files, or in the folder or zip, tell of LiDAR sweeps and of images; none is read."""
     suffixes = {name[name.rfind(".") :].lower() for file in files for name in _names(file)}
     return {
-        "lidar": not suffixes.isdisjoint((*kitti_layouts.SWEEPS, ".feather")),
+        "lidar": not suffixes.isdisjoint((*point_files.SWEEPS, ".feather")),
         "camera": not suffixes.isdisjoint(kitti_layouts.IMAGES),
     }
 

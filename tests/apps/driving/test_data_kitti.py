@@ -338,7 +338,7 @@ def test_bad_images_and_foreign_files_are_refused(synthetic, tmp_path):
     with pytest.raises(InvalidInputError, match=r"000007\.png cannot be read as an image"):
         kitti.read(tmp_path / "k")
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
-    with pytest.raises(InvalidInputError, match=r"notes\.pdf is no file of a KITTI frame"):
+    with pytest.raises(InvalidInputError, match=r"notes\.pdf is no file of a frame"):
         kitti.read(tmp_path / "notes.pdf")
     with pytest.raises(InvalidInputError, match="no such file"):
         kitti.read(tmp_path / "missing.bin")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti
+from apps.driving.adapters.point_files import read_points
 from apps.driving.inference import video
 from apps.driving.inference.folder import predict_folder
 from apps.driving.predictor import Options
@@ -27,7 +28,7 @@ def split(synthetic, tmp_path):
             (root / part).mkdir(parents=True, exist_ok=True)
             if (number, part) != (1, "image_2"):
                 shutil.copy(synthetic / part / f"synthetic.{ending}", root / part / f"{number:06d}.{ending}")
-        points = kitti.read_points(root / "velodyne" / f"{number:06d}.bin")
+        points = read_points(root / "velodyne" / f"{number:06d}.bin")
         points[number :: number + 2].tofile(root / "velodyne" / f"{number:06d}.bin")
     return root
 
@@ -85,7 +86,7 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, spli
 
 def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_path):
     for sweep in (split / "velodyne").iterdir():
-        (kitti.read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
+        (read_points(sweep) + np.float32([0, 0, 1.73, 0])).tofile(sweep)
     said = []
     assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
     assert sum("The lowest points ahead lie at z" in text for text in said) == 1
@@ -131,15 +132,16 @@ def test_the_next_frame_is_read_while_a_network_computes(predictor, split, tmp_p
 def test_three_frames_are_in_memory_at_a_time(predictor, split, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "usable_cores", lambda: 2)
     held, most = weakref.WeakValueDictionary(), []
-    read = kitti.read_points
+    read = kitti.read_sweep
 
     def counted(path):
         most.append(len(held))
-        points = read(path).view(Points)
+        points, remarks = read(path)
+        points = points.view(Points)
         held[len(most)] = points
-        return points
+        return points, remarks
 
-    monkeypatch.setattr(kitti, "read_points", counted)
+    monkeypatch.setattr(kitti, "read_sweep", counted)
     predict_folder(predictor, split, tmp_path / "out", Options(model="pointpillars"), print)
     # While a frame is read the network sees the one before, and the boxes of that before it are worked out.
     assert len(most) == 4 and max(most) <= 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from apps.driving.adapters import kitti, nuscenes
+from apps.driving.adapters.point_files import read_points
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors
 from apps.driving.inference.sweep_checks import remarks
@@ -46,11 +47,11 @@ def test_the_calibration_of_a_larger_image_is_refused(root):
         kitti.read(root)
 
 
-@pytest.mark.parametrize("name", ["000002.pcd", "000002.ply"])
+@pytest.mark.parametrize("name", ["000002.laz", "000002.ply"])
 def test_points_in_other_formats_are_refused_with_a_remedy_and_never_passed_over(root, name):
     (root / "velodyne" / name).write_text("ply")
     for paths in ([root], [root / "velodyne" / name]):
-        with pytest.raises(InvalidInputError, match=rf"{name}: P[CL][DY] is not read; write its points as float32"):
+        with pytest.raises(InvalidInputError, match=rf"{name}: (LAZ|PLY) is not read; write its points .* as PCD"):
             kitti.read_files(paths)
     # The same sweep beside it in both formats: the one that is read is taken.
     (root / "velodyne" / name).rename(root / "velodyne" / f"synthetic{name[6:]}")
@@ -88,7 +89,7 @@ def test_remarks_on_sweeps_that_the_network_cannot_answer():
 def test_a_result_carries_the_remarks_of_its_frames(ask, root):
     sweep = root / "velodyne" / "synthetic.bin"
     assert "remarks" not in ask(Request(files=(root,))).result
-    points = kitti.read_points(sweep)
+    points = read_points(sweep)
     (points + np.float32([0, 0, 1.73, 0])).tofile(sweep)
     result = ask(Request(files=(root,))).result
     assert len(result["remarks"]) == 1 and result["remarks"][0].startswith("synthetic: The lowest points")
@@ -167,7 +168,7 @@ def test_an_image_that_was_resized_after_it_was_calibrated_is_remarked_on(ask, r
 
 def test_points_that_are_no_numbers_are_left_out_with_a_remark(ask, root, tmp_path):
     sweep = root / "velodyne" / "synthetic.bin"
-    points = kitti.read_points(sweep)
+    points = read_points(sweep)
     expected = ask(Request(files=(root,))).result["boxes"]
     broken = np.insert(points, 100, [[np.nan, 0, 0, 0], [1, np.inf, 0, 0]], axis=0)
     broken.astype("<f4").tofile(sweep)
