@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.driving.adapters import argoverse2, cityscapes3d, kitti, kitti_layouts, nuscenes, point_files
+from apps.driving.adapters import argoverse2, cityscapes3d, custom, kitti, kitti_layouts, nuscenes, point_files
 from apps.driving.types import Frame
 from shared.data.archive import ArchiveLimits, unpacked
 from shared.errors import InvalidInputError
@@ -39,6 +39,10 @@ def _log_of(calibration: Path) -> list[Frame]:
     return argoverse2.read(calibration.parent.parent)
 
 
+def _own_sweeps(root: Path) -> list[Frame]:
+    return [custom.read_frame(root, frame_id) for frame_id in kitti.few(custom.frame_ids(root), root.name)]
+
+
 def _city_image(labels: Path) -> list[Frame]:
     image = labels.with_name(labels.name.replace("_gtBbox3d.json", "_leftImg8bit.png"))
     if not image.is_file():
@@ -50,6 +54,7 @@ READERS = (
     Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
     Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
     Reader(name="Cityscapes 3D image", described_by=_ending("_gtBbox3d.json"), read=_city_image),
+    Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),
 )
 """Formats that the name of a file or folder tells; everything else is KITTI's (.bin, .pcd, .npy, .png, .jpg, .txt)."""
 

@@ -13,6 +13,7 @@ def data_sets() -> Mapping[str, type[DataConfig]]:
     """The config class of each data set, by the name that ``--data`` takes. Imports no torch."""
     from apps.driving.datasets.argoverse2 import Argoverse2
     from apps.driving.datasets.cityscapes3d import Cityscapes3D
+    from apps.driving.datasets.custom import Custom
     from apps.driving.datasets.kitti import Kitti
     from apps.driving.datasets.nuscenes import NuScenes
     from apps.driving.datasets.synthetic import Synthetic
@@ -22,5 +23,6 @@ def data_sets() -> Mapping[str, type[DataConfig]]:
         "nuscenes": NuScenes,
         "argoverse2": Argoverse2,
         "cityscapes3d": Cityscapes3D,
+        "custom": Custom,
         "synthetic": Synthetic,
     }

@@ -1,4 +1,4 @@
-"""A KITTI folder of any number of frames, one after the other: ``trivium predict driving FOLDER --each --out DIR``.
+"""A KITTI folder, or one of own sweeps, of any number of frames: ``trivium predict driving FOLDER --each --out DIR``.
 
 The next frames are read while a network computes, and the boxes of the one before are worked out (``video``), so that
 a few frames are in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.driving.adapters import kitti
+from apps.driving.adapters import custom, kitti
 from apps.driving.adapters.kitti_layouts import frame_root
 from apps.driving.inference.video import overlapped
 from apps.driving.outputs import kitti as kitti_results
@@ -24,6 +24,7 @@ from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from apps.driving.predictor import Computed, DrivingPredictor, Options, Prepared
+    from apps.driving.types import Frame
 
 _SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
 _SAY_EVERY = 100
@@ -37,8 +38,13 @@ def predict_folder(
     ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be read, or ``out`` holds answers to
     another folder or of other weights or options.
     """
-    root = frame_root(folder)
-    ids = kitti.frame_ids(root)
+    own = custom.folders([folder])
+    if len(own) > 1:
+        raise InvalidInputError(
+            f"{folder.name} holds {len(own)} folders {custom.POINTS}; name the one above one of them"
+        )
+    root = own[0] if own else frame_root(folder)
+    ids = custom.frame_ids(root) if own else kitti.frame_ids(root)
     settings = {
         "weights": predictor.digests,
         "model": options.model,
@@ -52,7 +58,7 @@ def predict_folder(
     try:
         with file_lock(out / _LOCK, wait=False):
             _same(out / _SETTINGS, settings)
-            return _go_on(predictor, root, ids, out, options, say)
+            return _go_on(predictor, root, custom.read_frame if own else kitti.read_frame, ids, out, options, say)
     except BlockingIOError as error:
         raise InvalidInputError(
             f"another process is writing into {out}; wait for it, or name another directory"
@@ -62,6 +68,7 @@ def predict_folder(
 def _go_on(
     predictor: DrivingPredictor,
     root: Path,
+    read_frame: Callable[..., Frame],
     ids: Sequence[str],
     out: Path,
     options: Options,
@@ -73,7 +80,7 @@ def _go_on(
     refused, doubtful, last = 0, 0, "none"
 
     def read(frame_id: str) -> Prepared:
-        return predictor.prepare(kitti.read_frame(root, frame_id, labelled=False, device=predictor.device), options)
+        return predictor.prepare(read_frame(root, frame_id, labelled=False, device=predictor.device), options)
 
     def finish(computed: Computed) -> tuple[dict[str, Any], str | None]:
         """The frame's line of JSON, and its KITTI result file where it has a camera."""

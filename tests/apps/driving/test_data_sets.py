@@ -70,7 +70,7 @@ def test_importing_the_table_of_data_sets_needs_no_torch():
 
     code = "import sys; from apps.driving.datasets import data_sets; data_sets(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert set(data_sets()) == {"kitti", "nuscenes", "argoverse2", "cityscapes3d", "synthetic"}
+    assert set(data_sets()) == {"kitti", "nuscenes", "argoverse2", "cityscapes3d", "custom", "synthetic"}
 
 
 def test_kitti_is_parted_by_its_image_sets_where_they_are_there(kitti_root, tmp_path):

@@ -1,0 +1,89 @@
+"""Sweeps of one's own with boxes in text files: the layout of OpenPCDet's and mmdet3d's custom data sets.
+
+``points/ID.bin`` (float32 x, y, z, intensity), ``.npy`` or ``.pcd``; ``labels/ID.txt`` with a row for each object: x,
+y, z, length, width, height, yaw and class (OpenPCDet, CUSTOM_DATASET_TUTORIAL; mmdet3d, customize_dataset). Metres in
+the LiDAR's frame: x forward, y left, z up; yaw about z, counter-clockwise from x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from apps.driving.adapters.box_values import box_numbers
+from apps.driving.adapters.calibration import lines
+from apps.driving.adapters.kitti_layouts import TEXTS, named
+from apps.driving.adapters.point_files import SWEEPS, read_sweep
+from apps.driving.types import Boxes3D, Frame
+from shared.errors import InvalidInputError
+
+POINTS, LABELS = "points", "labels"
+BoxOrigin: TypeAlias = Literal["centre", "bottom"]
+"""Whether z of a label is that of the box's gravity centre (OpenPCDet) or of the middle of its bottom."""
+_COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw")
+
+
+def folders(files: Sequence[Path]) -> list[Path]:
+    """The folders in this layout in the one folder that was handed in, itself among them."""
+    if len(files) != 1 or not files[0].is_dir():
+        return []
+    return sorted(found.parent for found in files[0].rglob(POINTS) if found.is_dir() and frame_ids(found.parent))
+
+
+def frame_ids(root: Path) -> list[str]:
+    """The ids of the sweeps, sorted."""
+    return sorted({file.stem for file in (root / POINTS).glob("*") if file.suffix.lower() in SWEEPS})
+
+
+def read_frame(
+    root: Path, frame_id: str, *, labelled: bool = True, origin: BoxOrigin = "centre", device: str = "cpu"
+) -> Frame:
+    """One frame by its id, with its labels where it has any and is to be ``labelled``.
+
+    There is nothing to compute on ``device``. Raises ``InvalidInputError``.
+    """
+    sweep = named(root / POINTS, frame_id, SWEEPS)
+    if sweep is None:
+        raise InvalidInputError(f"{root.name} has no sweep {POINTS}/{frame_id} (.bin, .npy, .pcd)")
+    points, remarks = read_sweep(sweep)
+    labels = named(root / LABELS, frame_id, TEXTS) if labelled else None
+    truth = None if labels is None else read_labels(labels, origin)
+    if truth is not None:
+        truth = replace(truth, point_counts=truth.inside(points).sum(axis=1))
+    return Frame(name=frame_id, points_lidar_m=points, cameras={}, truth=truth, remarks=remarks)
+
+
+def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
+    """The boxes of a label file; an empty one says that there is no object."""
+    rows, names = [], []
+    for number, line in enumerate(lines(path), 1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != len(_COLUMNS) + 1:
+            raise InvalidInputError(
+                f"{path.name}, line {number}: {len(words)} columns; expected {', '.join(_COLUMNS)}, class"
+            )
+        try:
+            row = [float(word) for word in words[:-1]]
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{path.name}, line {number}: {error}; columns are {', '.join(_COLUMNS)}, class"
+            ) from error
+        rows.append(box_numbers(row, f"{path.name}, line {number}"))
+        if min(row[3:6]) <= 0:
+            raise InvalidInputError(f"{path.name}, line {number}: {words[-1]} has a size that is not positive")
+        names.append(words[-1].lower())
+    table = np.array(rows, np.float64).reshape(-1, len(_COLUMNS))
+    if origin == "bottom":
+        table[:, 2] += table[:, 5] / 2
+    return Boxes3D(
+        centre_lidar_m=table[:, :3].astype(np.float32),
+        size_m=table[:, 3:6].astype(np.float32),
+        yaw=((table[:, 6] + np.pi) % (2 * np.pi) - np.pi).astype(np.float32),
+        names=tuple(names),
+    )

@@ -1,0 +1,131 @@
+"""Sweeps of one's own in the layout of OpenPCDet's and mmdet3d's custom data sets: read, learnt from, detected in."""
+
+import json
+
+import numpy as np
+import pytest
+from pypcd4 import Encoding, PointCloud
+
+from apps.driving.adapters import custom
+from apps.driving.adapters.registry import read_frames
+from apps.driving.datasets.custom import Custom
+from apps.driving.datasets.synth.scenes import scene
+from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.recipes import RECIPES
+from apps.driving.types import CameraInput
+from shared import cli
+from shared.errors import InvalidInputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    sensors = Sensors(field_of_view_deg=90.0, azimuth_step_deg=0.5)
+    return [scene(np.random.default_rng(number), sensors=sensors, kind="street") for number in range(6)]
+
+
+@pytest.fixture
+def root(frames, tmp_path):
+    """Six synthetic frames: sweeps in each of the formats, cars called Vehicle."""
+    for folder in ("points", "labels"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        sweep = tmp_path / "own" / "points" / f"drive-{number}"
+        if number % 3 == 0:
+            np.save(sweep.with_suffix(".npy"), frame.points_lidar_m)
+        elif number % 3 == 1:
+            PointCloud.from_xyzi_points(frame.points_lidar_m).save(
+                sweep.with_suffix(".pcd"), Encoding.BINARY_COMPRESSED
+            )
+        else:
+            frame.points_lidar_m.astype("<f4").tofile(sweep.with_suffix(".bin"))
+        called = {"car": "Vehicle", "van": "Vehicle"}
+        rows = [
+            " ".join(f"{value:.5f}" for value in box) + f" {called.get(name, name.capitalize())}"
+            for box, name in zip(frame.truth.array, frame.truth.names, strict=True)
+        ]
+        (tmp_path / "own" / "labels" / f"drive-{number}.txt").write_text("\n".join(rows) + "\n")
+    return tmp_path / "own"
+
+
+def test_sweeps_and_boxes_are_those_that_were_written(root, frames):
+    for handed in (root, root.parent):
+        read = read_frames([handed])
+        assert [frame.name for frame in read] == [f"drive-{n}" for n in range(6)]
+        for found, expected in zip(read, frames, strict=True):
+            assert found.points_lidar_m == pytest.approx(expected.points_lidar_m, abs=1e-5)
+            assert found.truth.array == pytest.approx(expected.truth.array, abs=1e-4)
+            assert set(found.truth.names) <= {"vehicle", "truck", "pedestrian", "cyclist"}
+            assert found.truth.point_counts.sum() > 0
+
+
+def test_labels_may_stand_on_the_bottom_of_the_box(root, frames):
+    data = Custom(root=root, box_origin="bottom")
+    found = data.frames("train").read(0).truth
+    raised = found.centre_lidar_m[:, 2] - frames[0].truth.centre_lidar_m[:, 2]
+    assert raised == pytest.approx(frames[0].truth.size_m[:, 2] / 2, abs=1e-3)
+
+
+def test_parts_are_those_of_image_sets_or_every_fifth(root):
+    assert Custom(root=root).frames("validation").ids == ("drive-4",)
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "train.txt").write_text("drive-0\ndrive-5\n")
+    (root / "ImageSets" / "val.txt").write_text("drive-3\n")
+    data = Custom(root=root)
+    assert data.frames("train").ids == ("drive-0", "drive-5") and data.frames("validation").ids == ("drive-3",)
+    (root / "ImageSets" / "val.txt").write_text("drive-3\ndrive-9\n")
+    with pytest.raises(InvalidInputError, match=r"holds no points/drive-9 \(\.bin, \.pcd, \.npy\)"):
+        data.frames("validation").digest()
+
+
+def test_all_classes_of_the_labels_are_learnt_unless_some_are_named(root):
+    recipe = RECIPES["tiny"]()
+    every = Custom(root=root).fit_input(recipe.input)
+    names = [kind.name for kind in every.classes]
+    assert names == sorted(names) and "vehicle" in names
+    (vehicle,) = (kind for kind in every.classes if kind.name == "vehicle")
+    assert 3 < vehicle.size_m[0] < 6 and -2.2 < vehicle.bottom_m < -1.2
+    chosen = Custom(root=root, classes=("vehicle",)).fit_input(recipe.input)
+    assert [kind.name for kind in chosen.classes] == ["vehicle"]
+    as_cars = Custom(root=root, classes=("car",), merge=(("vehicle", "car"),)).fit_input(recipe.input)
+    assert as_cars.classes == tuple(kind for kind in recipe.input.classes if kind.name == "car")
+    with pytest.raises(InvalidInputError, match="custom data holds sweeps and no images"):
+        Custom(root=root).frames("train", CameraInput(image=(96, 320), focal_px=180.0))
+
+
+def test_what_is_no_label_is_refused_by_its_line(root):
+    file = root / "labels" / "drive-0.txt"
+    for text, said in (
+        ("1 2 3 4 5 6 Car", r"drive-0\.txt, line 1: 7 columns; expected x, y, z, length"),
+        ("1 2 3 4 2 1.5 0 Car\n1 2 3 4 0 1.5 0 Car", r"line 2: Car has a size that is not positive"),
+        ("1 2 3 4 2 1.5 north Car", r"line 1: could not convert string to float: 'north'"),
+        ("1 2 nan 4 2 1.5 0 Car", "numbers that are not finite"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InvalidInputError, match=said):
+            custom.read_frame(root, "drive-0")
+    file.write_text("\n")
+    assert len(custom.read_frame(root, "drive-0").truth) == 0
+    file.unlink()
+    assert custom.read_frame(root, "drive-0").truth is None
+    with pytest.raises(InvalidInputError, match="an empty file says that it has no object"):
+        Custom(root=root).frames("train").read(0)
+
+
+def test_a_network_is_trained_scored_and_run_on_them(root, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    data = ["--data", "custom", "--data.root", str(root)]
+    settings = ["--data.classes", "vehicle", "--limits.epochs", "1"]
+    assert cli.main(["train", "driving", "--recipe", "tiny", *data, *settings, "--out", str(run)]) == 0
+    assert cli.main(["evaluate", "driving", "--run", str(run), *data, "--data.classes", "vehicle"]) == 0
+    assert "vehicle" in capsys.readouterr().out
+    assert cli.main(["export", str(run), "--registry", str(tmp_path / "models")]) == 0
+    trained = str(tmp_path / "models" / "pointpillars" / "1")
+    command = ["predict", "driving", str(root), "--each", "--artifact", trained, "--out", str(out)]
+    assert cli.main(command) == 0
+    lines = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == [f"drive-{n}" for n in range(6)]
