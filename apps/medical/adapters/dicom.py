@@ -33,6 +33,9 @@ _PERHAPS_LOSSY = tuple(f"1.2.840.10008.1.2.4.{ending}" for ending in (81, 91, 93
 """Near-lossless JPEG-LS, JPEG 2000, and HTJ2K: taken to have lost unless (0028,2110) says that they have not."""
 
 MAX_ACROSS = 8192
+MAX_BESIDE_MM = 1.0
+"""So far may a slice lie beside the line through the first along the normal."""
+
 _HELD_BYTES = 256 << 20
 """Of files whose content is kept from the reading of their headers; those beyond are read, and unpacked, once more."""
 
@@ -232,10 +235,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         raise InvalidInputError(
             f"{name}: the distance of its slices changes on the way; hand in a series of even slices"
         )
-    drift = positions[order[-1]] - positions[order[0]]
-    drift = drift - normal * (drift @ normal)
-    if np.linalg.norm(drift) > 1.0:
-        raise InvalidInputError(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
+    _must_stand_straight(name, positions[order], height[order], normal, [slices[index].file for index in order])
     rows, columns = shapes.pop()
     if rows is None or columns is None or max(rows, columns) > MAX_ACROSS or rows * columns * len(slices) > MAX_VOXELS:
         raise InvalidInputError(
@@ -257,6 +257,26 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
         images=tuple(_source(slices[index], positions[index]) for index in order),
         remarks=(*remarks, *_lossy(slices)),
+    )
+
+
+def _must_stand_straight(name: str, positions: Float64, height: Float64, normal: Float64, files: Sequence[str]) -> None:
+    """Refuses slices whose first pixels are not in line along the normal, as those of a tilted gantry (a shear).
+
+    ``positions`` (n, 3) and ``height`` (n) in mm, from one end to the other.
+    """
+    beside = positions - np.outer(height, normal)
+    beside = beside - beside[0]
+    if np.linalg.norm(beside, axis=1).max() <= MAX_BESIDE_MM:
+        return
+    share = (height - height[0]) / (height[-1] - height[0])
+    if np.linalg.norm(beside - np.outer(share, beside[-1]), axis=1).max() <= MAX_BESIDE_MM:
+        raise InvalidInputError(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
+    jumps = np.linalg.norm(np.diff(beside, axis=0), axis=1)
+    worst = int(np.argmax(jumps))
+    raise InvalidInputError(
+        f"{name}: its slices are moved sideways against each other (ImagePositionPatient), by {jumps[worst]:.1f} mm "
+        f"between {files[worst]} and {files[worst + 1]}; hand in one scan, of one position of the patient"
     )
 
 

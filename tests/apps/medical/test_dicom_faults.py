@@ -85,6 +85,8 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
         ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "no pair of directions"),
         ({"ImageOrientationPatient": [0] * 6}, "no pair of directions"),
         ({"ImagePositionPatient": lambda k: [0, k * 0.8, k * 2.5]}, "tilted gantry"),
+        ({"ImagePositionPatient": lambda k: [30 * (k in (2, 3)), 0, k * 2.5]}, "sideways .* 30.0 mm between I1 and I2"),
+        ({"ImagePositionPatient": lambda k: [0, 1.5 * (k == 2), k * 2.5]}, "sideways .* 1.5 mm between I1 and I2"),
         ({"ImagePositionPatient": [0, 0, 0]}, "two images lie at one position"),
         ({"Rows": 0}, "pixels cannot be read"),
         ({"Rows": 65535, "Columns": 65535}, "states 5 images of 65535 by 65535 pixels, no CT's size"),
@@ -96,6 +98,12 @@ def test_numbers_that_are_none_are_refused(scan, tmp_path, stated, instead):
 )
 def test_what_cannot_be_is_refused(scan, tmp_path, tags, words):
     refused(tmp_path, members(scan, **tags), words)
+
+
+def test_places_that_are_rounded_do_not_move_slices_sideways(scan, tmp_path):
+    places = [[-20 + 0.4 * (k % 2), 15, -300 + 2.5 * k] for k in range(5)]
+    volume = read_volume([pack(tmp_path, members(scan, ImagePositionPatient=lambda k: places[k]))])
+    assert np.array_equal(volume.voxels_zyx, scan.voxels_zyx)
 
 
 def test_distances_that_change_on_the_way_are_refused(tmp_path):
