@@ -6,6 +6,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from apps.medical.adapters.axial import axial_volume
 from apps.medical.adapters.nifti import read_nifti
-from apps.medical.types import MAX_VOXELS, CTVolume
+from apps.medical.types import MAX_VOXELS, CTVolume, Float64
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 _MAX_HEADER_BYTES = 1 << 18
 _SPACES = (b"lps", b"ras", b"las", b"left-posterior-superior", b"right-anterior-superior", b"left-anterior-superior")
+
+_MATRIX, _ORIGIN = (rb"^\s*(TransformMatrix|Rotation|Orientation)\s*[=:]", rb"^\s*(Offset|Position|Origin)\s*[=:]")
+"""The names that MetaIO takes for a MetaImage's direction and origin."""
+
+_RISING = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "I": (2, 1), "S": (2, -1)}
+"""MetaIO's letters of the side that an axis comes from: the axis of LPS, and whether it rises along it."""
+
+ASSUMED_LPS = (
+    "The file does not say how the patient lies: its axes were taken to run to the patient's left, back and head. Left "
+    "and right may be the other way round."
+)
+NO_ORIGIN = "The file states no origin: positions in mm are counted from its first voxel, not as in the DICOM series."
 
 
 def suffix(file: Path) -> str | None:
@@ -57,7 +70,7 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
             raise InvalidInputError(f"{file.name} is not one volume: its size is {size}; hand in a single 3D CT")
         if np.prod([float(n) for n in size]) > MAX_VOXELS:
             raise InvalidInputError(f"{file.name} states {size} voxels, more than a CT has", status=413)
-        _must_state_its_grid(file, ending, header)
+        said = _must_state_its_grid(file, ending, header)
         if ending.startswith(".m") and re.search(rb"^\s*CompressedData\s*[=:]\s*[Tt1]", header, re.M):
             with tempfile.TemporaryDirectory() as folder:
                 plain = Path(folder) / "plain.mha"
@@ -67,24 +80,51 @@ def _read_itk(image_io: str, file: Path, identifiers: dict[str, str]) -> CTVolum
         else:
             image = reader.Execute()
     except RuntimeError as error:
+        _must_state_its_grid(file, ending, header)
         reason = str(error).strip().splitlines()[-1].replace(str(file), file.name)
-        said = "its voxels end too early" if reason == "Reason: Success" else reason
-        raise InvalidInputError(f"{file.name} cannot be read as {ending}: {said}") from error
+        why = "its voxels end too early" if reason == "Reason: Success" else reason
+        raise InvalidInputError(f"{file.name} cannot be read as {ending}: {why}") from error
     values = SimpleITK.GetArrayViewFromImage(image)
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise InvalidInputError(f"{file.name} holds values that are not numbers; expected Hounsfield units")
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    if ending.startswith(".m"):
+        _must_lie_one_way(file, header, direction)
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, :3] = direction * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return axial_volume(file.name, values, affine, identifiers)
+    volume = axial_volume(file.name, values, affine, identifiers)
+    return replace(volume, remarks=(*volume.remarks, *said))
 
 
-def _must_state_its_grid(file: Path, ending: str, header: bytes) -> None:
-    """Refuses a header whose readers fill in a spacing of 1 mm, or a side of the patient, that nobody stated."""
+def _must_lie_one_way(file: Path, header: bytes, direction: Float64) -> None:
+    """Refuses a MetaImage whose AnatomicalOrientation is another than its matrix, which alone ITK reads.
+
+    Some writers mean the side that an axis goes to; beside a matrix either is taken.
+    """
+    stated = re.search(rb"^\s*AnatomicalOrientation\s*[=:]\s*([RLAPIS]{3})\s*$", header, re.M | re.I)
+    if stated is None:
+        return
+    letters = stated[1].decode().upper()
+    rising = [direction[axis, n] * sign for n, (axis, sign) in enumerate(_RISING[letter] for letter in letters)]
+    if min(rising) < 0.5 and (max(rising) > -0.5 or not re.search(_MATRIX, header, re.M)):
+        raise InvalidInputError(
+            f"{file.name} says in two ways how the patient lies (AnatomicalOrientation = {letters}, and another "
+            "TransformMatrix, or none), so that left and right cannot be told; keep the one that is right, as "
+            "TransformMatrix"
+        )
+
+
+def _must_state_its_grid(file: Path, ending: str, header: bytes) -> list[str]:
+    """Refuses a header whose readers fill in a spacing of 1 mm, or a side of the patient, that nobody stated.
+
+    Returns what is to be said of what the format fills in.
+    """
     if ending.startswith(".m"):
         if not re.search(rb"^\s*Element(Spacing|Size)\s*[=:]", header, re.M):
             raise InvalidInputError(f"{file.name} states no ElementSpacing; without it nothing can be measured")
-        return
+        told = re.search(_MATRIX, header, re.M) or re.search(rb"^\s*AnatomicalOrientation\s*[=:]\s*RAI", header, re.M)
+        return [*([] if told else [ASSUMED_LPS]), *([] if re.search(_ORIGIN, header, re.M) else [NO_ORIGIN])]
     if (space := re.search(rb"^space *:(.*)", header, re.I | re.M)) is None or space[1].strip().lower() not in _SPACES:
         raise InvalidInputError(
             f"{file.name} does not say how the patient lies (its header's `space` is none of LPS, RAS and LAS), so "
@@ -95,8 +135,13 @@ def _must_state_its_grid(file: Path, ending: str, header: bytes) -> None:
         raise InvalidInputError(
             f"{file.name} is in other units than mm ({units[1].decode('utf-8', 'replace').strip()})"
         )
-    if not re.search(rb"^(space directions|spacings) *:", header, re.I | re.M):
-        raise InvalidInputError(f"{file.name} states no space directions; without them nothing can be measured")
+    grid = {field.lower() for field in re.findall(rb"^(space directions|spacings) *:", header, re.I | re.M)}
+    if grid != {b"space directions"}:
+        raise InvalidInputError(
+            f"{file.name} states no space directions, or `spacings` with them: beside `space` NRRD allows space "
+            "directions alone, and without them nothing can be measured; convert the DICOM series anew"
+        )
+    return [] if re.search(rb"^space origin *:", header, re.I | re.M) else [NO_ORIGIN]
 
 
 def _pixel_bytes(reader: SimpleITK.ImageFileReader) -> int:

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 
 from apps.medical.adapters.axial import TURNED
+from apps.medical.adapters.images import ASSUMED_LPS, NO_ORIGIN
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.files import findings_csv
@@ -159,6 +160,7 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
     path = tmp_path / "a.nrrd"
     path.write_bytes(header.encode() + values().T.astype("<i2").tobytes())
     volume = read_volume([path])
+    assert volume.remarks == ()
     x, y = signs
     assert volume.to_lps_mm([1, 1, 1]) == pytest.approx([x * 10.8, y * 20.7, -297.5])
     assert np.array_equal(volume.voxels_zyx, values().T)
@@ -174,6 +176,11 @@ def test_nrrd_is_read_in_the_space_that_it_names(tmp_path, space, signs):
         ("space: LPS", "space: scanner-xyz", "none of LPS, RAS and LAS"),
         ("space: LPS", 'space: LPS\nspace units: "m" "m" "m"', "other units than mm"),
         ("space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n", "", "states no space directions"),
+        (
+            "space directions: (0.8,0,0) (0,0.7,0) (0,0,2.5)\n",
+            "spacings: 0.8 0.7 2.5\n",
+            "NRRD allows space directions",
+        ),
         ("sizes: 12 10 8", "sizes: 12 10 9", "cannot be read as .nrrd"),
         ("(10,20,-300)\n\n", "(10,20,", "no header that can be read"),  # voxels in the header end ITK with a SIGSEGV
     ],
@@ -186,6 +193,15 @@ def test_nrrd_that_leaves_its_grid_open_is_refused(tmp_path, stated, instead, wo
     assert stated in header
     (tmp_path / "a.nrrd").write_bytes(header.replace(stated, instead).encode() + values().T.astype("<i2").tobytes())
     refused(tmp_path / "a.nrrd", words)
+
+
+def test_nrrd_without_an_origin_says_what_its_positions_are(tmp_path):
+    header = (
+        "NRRD0005\ntype: short\ndimension: 3\nspace: LPS\nsizes: 12 10 8\nspace directions: (0.8,0,0) (0,0.7,0) "
+        "(0,0,2.5)\nendian: little\nencoding: raw\n\n"
+    )
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + values().T.astype("<i2").tobytes())
+    assert read_volume([tmp_path / "a.nrrd"]).remarks == (NO_ORIGIN,)
 
 
 def metaimage(folder: Path, content: bytes, *lines: str, name: str = "a.mha", data: str = "LOCAL") -> Path:
@@ -212,6 +228,46 @@ def test_a_compressed_metaimage_that_is_torn_or_damaged_is_refused(tmp_path, dat
         metaimage(tmp_path, content, *lines, name=name, data=data)
         with pytest.raises(InvalidInputError, match="compressed voxels are torn or damaged"):
             read_volume(files)
+
+
+LYING, TURNED_ROUND = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = -1 0 0 0 -1 0 0 0 1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ((LYING, "Offset = 1 2 3"), ()),
+        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = RAI"), ()),  # the sides that axes come from, as ITK writes
+        ((TURNED_ROUND, "Offset = 1 2 3", "AnatomicalOrientation = LPI"), ()),
+        ((LYING, "Offset = 1 2 3", "AnatomicalOrientation = LPS"), ()),  # the sides that they go to, as others write
+        ((TURNED_ROUND, "Offset = 1 2 3", "AnatomicalOrientation = ???"), ()),
+        (("AnatomicalOrientation = RAI", "Position = 1 2 3"), ()),
+        (("AnatomicalOrientation = ???", "Offset = 1 2 3"), (ASSUMED_LPS,)),
+        ((), (ASSUMED_LPS, NO_ORIGIN)),
+    ],
+)
+def test_a_metaimage_lies_as_it_says_and_what_it_leaves_open_is_told(tmp_path, lines, said):
+    content = values().T.astype("<i2").tobytes()
+    volume = read_volume([metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines)])
+    assert volume.remarks == said
+    sign = -1 if TURNED_ROUND in lines else 1
+    assert volume.to_lps_mm([1, 1, 0]) - volume.to_lps_mm([0, 0, 0]) == pytest.approx([sign * 0.8, sign * 0.7, 0])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (LYING, "AnatomicalOrientation = LPI"),
+        (TURNED_ROUND, "AnatomicalOrientation = RAI"),
+        ("AnatomicalOrientation = LPI",),
+        ("AnatomicalOrientation = LPS",),
+    ],
+)
+def test_a_metaimage_that_says_in_two_ways_how_the_patient_lies_is_refused(tmp_path, lines):
+    content = values().T.astype("<i2").tobytes()
+    refused(
+        metaimage(tmp_path, content, "ElementSpacing = 0.8 0.7 2.5", *lines), "says in two ways how the patient lies"
+    )
 
 
 def test_a_metaimage_that_states_no_spacing_or_ends_early_is_refused(tmp_path):
