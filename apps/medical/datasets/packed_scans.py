@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LabelledPatch: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]
 """An image (X, Y, Z) on 0..255, its boxes (n, 6) in voxels, and the numbers of their classes (n,)."""
 
-VERSION = 1
+VERSION = 2
 FEW = 4
 """Fewer scans are packed here: processes that import torch take longer to start."""
 
@@ -89,7 +89,8 @@ def open_scans(scans: Sequence[ScanFile], input: ChestInput) -> list[PackedScan]
 
 def pack_name(scan: ScanFile, input: ChestInput) -> str:
     """The pack's name: a digest of what decides its content."""
-    files = sorted(scan.path.iterdir()) if scan.path.is_dir() else [scan.path, *_beside(scan.path)]
+    folders = [scan.path, *scan.folders] if scan.path.is_dir() else []
+    files = [file for folder in folders for file in sorted(folder.iterdir())] or [scan.path, *_beside(scan.path)]
     stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     settings = asdict(input)
     for name in ("patch_size", "tile_size", "classes", "second_look"):

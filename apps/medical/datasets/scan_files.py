@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +41,7 @@ class ScanFile:
 
     path         an image file, an archive, or a folder of DICOM files
     series       the SeriesInstanceUID in that folder; None for other sources
+    folders      further folders that hold slices of the series
     name         what it is called in tables and in scores
     patient      what splits keep together
     excluded     findings that are neither nodules nor free of doubt
@@ -50,6 +52,7 @@ class ScanFile:
     name: str
     patient: str
     series: str | None = None
+    folders: tuple[Path, ...] = ()
     coordinates: Coordinates = "lps"
     nodules: tuple[Mark, ...] = ()
     excluded: tuple[Mark, ...] = ()
@@ -57,7 +60,10 @@ class ScanFile:
 
     def read(self) -> CTVolume:
         """The volume; refuses what cannot be used, with the file's name."""
-        return read_image([self.path]) if suffix(self.path) else read_volume([self.path], series=self.series)
+        if suffix(self.path):
+            return read_image([self.path])
+        places = {self.path, *self.folders}  # what lies below one of them is read with it
+        return read_volume(sorted(place for place in places if not places & {*place.parents}), series=self.series)
 
     def read_annotated(self) -> AnnotatedScan:
         """The volume with its nodules, each in a box as wide as its diameter."""
@@ -91,7 +97,7 @@ def find_scans(root: Path) -> dict[str, ScanFile]:
     """The CTs below ``root`` by every name that a table may call them; refuses a folder without any.
 
     These are the path from ``root``, the file's name with and without its ending, and for DICOM the folder's name and
-    the SeriesInstanceUID. A name that two have is left out.
+    the SeriesInstanceUID. A series whose slices lie in several folders is one CT. A name that two have is left out.
     """
     if not root.is_dir():
         raise InvalidInputError(f"{root} is no folder; name the one that holds the scans with --data.root")
@@ -116,11 +122,32 @@ def _found(root: Path) -> Iterable[tuple[ScanFile, tuple[str, ...]]]:
         stem = path.name[: -len(ending)] if ending else path.name
         patient = (_archived_patient(path) if zipfile.is_zipfile(path) else "") or stem
         yield ScanFile(path=path, name=stem, patient=patient), (relative, path.name, stem)
+    # An export may put a hundred files into a folder, whatever their series.
+    held: dict[_Series, list[Path]] = {}
+    alone = set()
     for folder, files in others.items():
-        series = _series(files)
-        for uid, patient in series.items():
-            names = (folder.relative_to(root).as_posix(), folder.name) if len(series) == 1 else ()
-            yield ScanFile(path=folder, name=uid, series=uid, patient=patient or uid), names
+        found = _series(files)
+        for series in sorted(found):
+            held.setdefault(series, []).append(folder)
+        if len(found) == 1:
+            alone.add(folder)
+    for series, folders in held.items():
+        homes = [folder for folder in folders if folder in alone]
+        whole = Path(os.path.commonpath(folders))
+        inside = {other for other, places in held.items() if any(whole in place.parents for place in places)}
+        if len(folders) > 1 and whole != root and inside == {series}:
+            homes.append(whole)
+        names = {name for home in homes for name in (home.relative_to(root).as_posix(), home.name)}
+        yield (
+            ScanFile(
+                path=folders[0],
+                folders=tuple(folders[1:]),
+                name=series.uid,
+                series=series.uid,
+                patient=series.patient or series.uid,
+            ),
+            tuple(names),
+        )
 
 
 def _archived_patient(path: Path) -> str:
@@ -140,18 +167,24 @@ def _archived_patient(path: Path) -> str:
     return ""
 
 
-def _series(files: Iterable[Path]) -> dict[str, str]:
-    """SeriesInstanceUID and PatientID of the CT series among the files."""
+class _Series(NamedTuple):
+    patient: str
+    study: str
+    uid: str
+
+
+def _series(files: Iterable[Path]) -> set[_Series]:
+    """The CT series among the files."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
-    found: dict[str, str] = {}
+    tags = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"]
+    found = set()
     for file in files:
         try:
-            tags = ["SeriesInstanceUID", "PatientID", "Modality"]
             header = dcmread(file, stop_before_pixels=True, specific_tags=tags)
         except (InvalidDicomError, OSError, EOFError):
             continue
         if header.get("Modality") == "CT" and header.get("SeriesInstanceUID"):
-            found.setdefault(str(header.SeriesInstanceUID), str(header.get("PatientID") or ""))
+            found.add(_Series(*(str(header.get(tag) or "") for tag in tags[:3])))
     return found
