@@ -21,7 +21,15 @@ from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
 from apps.medical.adapters.pixels import UNCOMPRESSED, integer, read_hounsfield
-from apps.medical.adapters.series import AXIAL, MIN_SLICES, Slice, choose_series, is_scout
+from apps.medical.adapters.series import (
+    AXIAL,
+    MIN_SLICES,
+    Slice,
+    captures_left_out,
+    choose_series,
+    is_capture,
+    is_scout,
+)
 from apps.medical.types import MAX_VOXELS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
@@ -45,8 +53,8 @@ _PIXELS = b"\xe0\x7f\x10\x00"
 """The tag of PixelData (7FE0,0010) in little endian."""
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _KEYWORDS = (
-    *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesDescription"),
-    *("InstanceNumber", "SeriesNumber", "NumberOfFrames", "SliceThickness", *_IDENTIFIERS),
+    *("Modality", "SOPClassUID", "SOPInstanceUID", "PatientID", "ImageType", "ConvolutionKernel", "SeriesNumber"),
+    *("InstanceNumber", "NumberOfFrames", "SliceThickness", *_IDENTIFIERS),
     *(
         "ImagePositionPatient",
         "ImageOrientationPatient",
@@ -85,7 +93,9 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
                 f"{name} holds {first_few(others)} beside DICOM images; take out what is not of the one CT series"
             )
         slices = _without_copies(slices)
-        chosen, remarks = choose_series(name, [part for part in slices if not is_scout(part.header)] or slices, series)
+        images = [part for part in slices if not (is_scout(part.header) or is_capture(part.header))] or slices
+        chosen, remarks = choose_series(name, images, series)
+        remarks.extend(captures_left_out(chosen, slices))
         for part in chosen:
             _must_be_ct(part)
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:

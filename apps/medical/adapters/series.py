@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,18 @@ AXIAL = 0.8
 """The least cosine between an axial image's normal and the long axis of the body."""
 
 _LISTED = 8
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PROJECTED = {"LOCALIZER", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "VOLUME RENDERED", "MPR", "CSA MPR"}
-_LUNG_KERNEL = re.compile(r"b[5-8]\d\w*|bl\d\d\w*|lung\w*|bone\w*|edge|l|y[a-d]|fc[58]\d", re.IGNORECASE)
-"""Sharp kernels by the names of Siemens, GE, Philips and Canon."""
+_LUNG_KERNEL = re.compile(r"bl\d\d\w*|lung\w*", re.IGNORECASE)
+_SHARP_KERNEL = re.compile(
+    r"bl\d\d\w*|lung\w*|[bhu][5-9]\d\w*|[bhqu][a-z][5-9]\d\w*|bone\w*|edge|l|y[a-d]|fc[58]\d", re.IGNORECASE
+)
+"""By the names of Siemens, GE, Philips and Canon.
+
+Siemens' have a letter for the family (body, head, ultra high, quantitative), on newer scanners a second for
+the kind (l for lung, r for regular), then the resolution: sharp from 50 on (operating instructions of the SOMATOM
+Sensation, "Body Kernels"; T. Zhou, Siemens CT Reconstruction Kernels, diagnosticradphys.com, 2025).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +56,29 @@ def is_scout(header: Dataset) -> bool:
     return "LOCALIZER" in _image_type(header)
 
 
+def is_capture(header: Dataset) -> bool:
+    """Whether it is a secondary capture without a place in the patient, as a screen that a workstation saved."""
+    captured = str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
+    return (captured or "SCREEN SAVE" in _image_type(header)) and not header.get("ImagePositionPatient")
+
+
+def captures_left_out(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[str]:
+    """What is said of the captures that stand in the series that was chosen."""
+    series = {part.header.get("SeriesInstanceUID") for part in chosen}
+    count = sum(is_capture(part.header) and part.header.get("SeriesInstanceUID") in series for part in slices)
+    if not count or any(is_capture(part.header) for part in chosen):
+        return []
+    return [
+        f"{count} saved screen{'s' if count > 1 else ''} of the series (secondary capture, without a place) left out."
+    ]
+
+
 def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list[Slice], list[str]]:
     """The slices of one CT series, and what a reader must be told of the choice.
 
     ``series`` names it by SeriesInstanceUID or SeriesNumber. Otherwise the only CT series is taken; of several in one
-    study the thinnest axial one, and of equally thin ones that with a lung kernel. Refuses where that leaves a doubt.
+    study the thinnest axial one, and of equally thin ones that with a lung kernel, or the only sharp one. Refuses where
+    that leaves a doubt.
     """
     groups: dict[tuple[str, str], list[Slice]] = {}
     for part in slices:
@@ -59,7 +86,8 @@ def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tup
         groups.setdefault(key, []).append(part)
     all_groups = list(groups.values())
     if series is not None:
-        asked = [g for (_, uid), g in groups.items() if series in (uid, str(g[0].header.get("SeriesNumber", "")))]
+        number = series.lstrip("0") or "0"
+        asked = [group for (_, uid), group in groups.items() if series == uid or number == _number(group)]
         if not asked:
             raise InvalidInputError(
                 f"{name} holds no series {series}; name a SeriesNumber or SeriesInstanceUID that is in it"
@@ -91,8 +119,8 @@ def _too_few(chosen: Sequence[Slice], groups: Sequence[Sequence[Slice]]) -> list
 
 
 def _of_several(why: str, chosen: Sequence[Slice], others: Sequence[Sequence[Slice]]) -> str:
-    left = "; ".join(_kept_description(group) for group in others)
-    return f"{why} Read: {_kept_description(chosen)}. Left out: {left}."
+    left = "; ".join(_describe(group) for group in others)
+    return f"{why} Read: {_describe(chosen)}. Left out: {left}."
 
 
 def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
@@ -101,11 +129,12 @@ def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
             raise _several(name, candidates, f" of several {what}")
     least = min(_thickness(group) for group in candidates)
     thin = [group for group in candidates if _thickness(group) <= 1.1 * least + 0.01]
-    sharp = [group for group in thin if _has_lung_kernel(group[0].header)]
     if len(thin) == 1:
         return thin[0]
-    if len(sharp) == 1:
-        return sharp[0]
+    for kernels in (_LUNG_KERNEL, _SHARP_KERNEL):
+        fitting = [group for group in thin if kernels.fullmatch(_kernel(group[0].header))]
+        if len(fitting) == 1:
+            return fitting[0]
     raise _several(name, candidates)
 
 
@@ -151,10 +180,9 @@ def _millimetres(header: Dataset) -> float:
     return float(value) if isinstance(value, float | int) else 0.0
 
 
-def _has_lung_kernel(header: Dataset) -> bool:
+def _kernel(header: Dataset) -> str:
     kernel = header.get("ConvolutionKernel") or ""
-    first = str(kernel if isinstance(kernel, str) else next(iter(kernel), ""))
-    return _LUNG_KERNEL.fullmatch(first.strip()) is not None
+    return str(kernel if isinstance(kernel, str) else next(iter(kernel), "")).strip()
 
 
 def _image_type(header: Dataset) -> set[str]:
@@ -162,34 +190,19 @@ def _image_type(header: Dataset) -> set[str]:
     return {str(part).upper() for part in ([value] if isinstance(value, str) else value)}
 
 
-def _facts(group: Sequence[Slice]) -> Mapping[str, str]:
-    header = group[0].header
-    thickness, kernel = _millimetres(header), header.get("ConvolutionKernel")
-    return {
-        "modality": str(header.get("Modality") or "?"),
-        "thickness": f"{thickness:g} mm" if thickness else "",
-        "kernel": f"kernel {kernel if isinstance(kernel, str) else next(iter(kernel), '')}" if kernel else "",
-        "images": f"{len(group)} images",
-    }
-
-
 def _number(group: Sequence[Slice]) -> str:
     value = group[0].header.get("SeriesNumber")
     return "?" if value is None else str(value)
 
 
-def _kept_description(group: Sequence[Slice]) -> str:
-    """The series in words that may be kept: a SeriesDescription is free text, and may name the patient."""
-    facts = ", ".join(fact for fact in _facts(group).values() if fact)
-    return f"series {_number(group)} ({facts})"
-
-
 def _describe(group: Sequence[Slice]) -> str:
-    """The series in words for the one who handed it in."""
+    """The series in words. Its SeriesDescription is left out: free text, which may name the patient, and words stay."""
     header = group[0].header
-    text = str(header.get("SeriesDescription") or "without description")
-    facts = _facts(group)
-    inner = ", ".join(
-        part for part in (facts["modality"], text, facts["thickness"], facts["kernel"], facts["images"]) if part
-    )
-    return f"number {_number(group)} ({inner})"
+    thickness, kernel = _millimetres(header), _kernel(header)
+    facts = [
+        str(header.get("Modality") or "?"),
+        *([f"{thickness:g} mm"] if thickness else []),
+        *([f"kernel {kernel}"] if kernel else []),
+        f"{len(group)} images",
+    ]
+    return f"series {_number(group)} ({', '.join(facts)})"

@@ -30,7 +30,7 @@ def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
                 "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
                 "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
                 "slice": slice_number(volume, nodule),
-                "instance_number": _instance_number(volume, slice_number(volume, nodule) - 1),
+                "instance_number": instance_number(volume, slice_number(volume, nodule) - 1),
                 "image": _image(volume, slice_number(volume, nodule) - 1),
                 "label": nodule.label,
                 "above_operating_score": nodule.score >= findings.operating_score,
@@ -127,8 +127,10 @@ def slice_label(volume: CTVolume, k: int) -> str:
     return f"image {numbers[k]} of {count}" if set(numbers) == set(range(1, count + 1)) else f"image {numbers[k]}"
 
 
-def _instance_number(volume: CTVolume, k: int) -> int | None:
-    return volume.images[k].instance_number if volume.images else None
+def instance_number(volume: CTVolume, k: int) -> int | None:
+    """The InstanceNumber of the slice ``k`` (from 0); None where they do not tell the slices apart."""
+    numbers = instance_numbers(volume)
+    return None if numbers is None else numbers[k]
 
 
 def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
@@ -137,7 +139,7 @@ def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
     image = volume.images[k]
     return {
         "label": slice_label(volume, k),
-        "instance_number": image.instance_number,
+        "instance_number": instance_number(volume, k),
         "sop_instance_uid": image.sop_instance_uid,
         "position_lps_mm": _rounded(image.position_lps_mm, 3),
     }

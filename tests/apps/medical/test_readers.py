@@ -182,12 +182,14 @@ def test_gaps_and_doubles_are_refused(scan, tmp_path):
 
 def test_several_series_are_refused_until_one_is_named(scan, tmp_path):
     other = {
-        f"B{k}": dicom_slice(scan, k, SeriesInstanceUID="9.9", SeriesNumber=5, SeriesDescription="sharp")
+        f"B{k}": dicom_slice(scan, k, SeriesInstanceUID="9.9", SeriesNumber=5, SeriesDescription="MUELLER")
         for k in range(6)
     }
     scout = {"scout": dicom_slice(scan, 0, SeriesInstanceUID="7", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}
     mixed = pack(tmp_path, {**series(scan), **other, **scout})
-    refused(mixed, "2 series", "sharp", "series")
+    with pytest.raises(InvalidInputError, match=r"2 series: series 4 \(CT, 6 images\); series 5") as several:
+        read_volume([mixed])
+    assert "MUELLER" not in str(several.value), "of a refused job the sentence is kept"
     assert read_volume([mixed], series="5").identifiers["SeriesInstanceUID"] == "9.9"
     assert read_volume([mixed], series="1.2.3").identifiers["SeriesInstanceUID"] == "1.2.3"
     refused(mixed, "no series 8", series="8")

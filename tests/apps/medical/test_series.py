@@ -84,6 +84,7 @@ def test_numbers_that_tell_nothing_apart_are_not_shown(tmp_path, numbers):
     assert slice_label(volume, 9) == "slice 10 of 20"
     finding = found_at(volume, 9)
     assert finding["numbers"] is None and finding["image"]["sop_instance_uid"] == "1.2.3.10"
+    assert finding["instance_number"] is None and finding["image"]["instance_number"] is None
 
 
 def test_other_sources_count_slices_in_their_own_order():
@@ -136,7 +137,7 @@ def test_of_several_series_the_thin_one_with_a_lung_kernel_is_read_and_named(tmp
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"ConvolutionKernel": "B60f"}, "2 series: number"),
+        ({"ConvolutionKernel": "B60f"}, "2 series: series 4 .CT, 1 mm, kernel B70f, 12 images.; series 5 .*B60f"),
         ({"StudyInstanceUID": "1.4"}, "2 series of several studies"),
         ({"PatientID": "other", "SliceThickness": 9}, "2 series of several patients"),
     ],
@@ -149,6 +150,54 @@ def test_where_a_doubt_is_left_the_series_must_be_named(tmp_path, other, words):
     with pytest.raises(InvalidInputError, match=words):
         read_volume([pack(tmp_path, both)])
     assert read_volume([pack(tmp_path, both)], series="5").identifiers["SeriesInstanceUID"] == "1.9"
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [("Br59d", "Br40d"), ("Br64f", "Br49"), ("Hr60", "Hr40"), ("Bl57", "Br59"), ("LUNG", "BONEPLUS")],
+)
+def test_of_two_kernels_that_for_the_lung_or_else_the_sharp_one_is_read(tmp_path, taken, left):
+    both = members("a", thin(1.0), SeriesNumber=5, SeriesInstanceUID="1.9", ConvolutionKernel=taken)
+    both |= members("b", thin(1.0), ConvolutionKernel=left)
+    assert read_volume([pack(tmp_path, both)]).identifiers["SeriesInstanceUID"] == "1.9"
+
+
+def test_a_series_is_named_by_its_number_however_that_is_written(tmp_path):
+    both = members("a", thin(1.0), SeriesNumber=3, SeriesInstanceUID="1.9") | members("b", thin(1.0), SeriesNumber=30)
+    for number in ("3", "03", "1.9"):
+        assert read_volume([pack(tmp_path, both)], series=number).identifiers["SeriesInstanceUID"] == "1.9"
+    with pytest.raises(InvalidInputError, match="holds no series 9"):
+        read_volume([pack(tmp_path, both)], series="9")
+
+
+def saved_screen(**tags: object) -> bytes:
+    """A screen of a workstation, of the series but without a place."""
+    without = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"))
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}
+    return dicom_slice(chest(), 0, SOPInstanceUID="1.2.3.99", **without, **kind | tags)
+
+
+def test_a_saved_screen_in_the_series_is_left_out_and_told(tmp_path):
+    whole = series(chest()) | {"screen": saved_screen()}
+    volume = read_volume([pack(tmp_path, whole)])
+    assert np.array_equal(volume.voxels_zyx, chest().voxels_zyx)
+    assert volume.remarks == ("1 saved screen of the series (secondary capture, without a place) left out.",)
+    elsewhere = series(chest()) | {"screen": saved_screen(SeriesInstanceUID="1.9")}
+    assert read_volume([pack(tmp_path, elsewhere)]).remarks == ()
+    with pytest.raises(InvalidInputError, match="screen has no usable ImagePositionPatient"):
+        read_volume(
+            [
+                pack(
+                    tmp_path,
+                    series(chest())
+                    | {
+                        "screen": saved_screen(
+                            SOPClassUID="1.2.840.10008.5.1.4.1.1.2", ImageType=["ORIGINAL", "PRIMARY"]
+                        )
+                    },
+                )
+            ]
+        )
 
 
 def test_one_number_for_two_series_does_not_choose(tmp_path):
