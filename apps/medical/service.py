@@ -28,7 +28,7 @@ class MedicalCodec:
             raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most and series")
         options = Options(
             min_score=_number(given, "score", default.min_score, 0, 1),
-            max_findings=int(_number(given, "most", default.max_findings, 1, MAX_FINDINGS)),
+            max_findings=_whole_number(given, "most", default.max_findings, 1, MAX_FINDINGS),
         )
         volume = read_volume(request.files, series=given.get("series") or None)
         return Decoded(inputs=(volume,), options=options)
@@ -61,3 +61,10 @@ def _number(options: Mapping[str, str], name: str, default: float, low: float, h
     if not low <= value <= high:
         raise InvalidInputError(f"the option {name} is {text!r}; expected a number from {low:g} to {high:g}")
     return value
+
+
+def _whole_number(options: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    value = _number(options, name, default, low, high)
+    if value % 1:
+        raise InvalidInputError(f"the option {name} is {options[name]!r}; expected a whole number from {low} to {high}")
+    return int(value)

@@ -91,7 +91,7 @@ def test_findings_above_the_operating_score_beyond_those_asked_for_are_counted(u
 
 
 @pytest.mark.parametrize(
-    "options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"score": "nan"}, {"scores": "1"}]
+    "options", [{"score": "high"}, {"score": "1.5"}, {"most": "0"}, {"most": "1.5"}, {"score": "nan"}, {"scores": "1"}]
 )
 def test_options_out_of_range_are_refused(tmp_path, options):
     with pytest.raises(InvalidInputError, match=next(iter(options))):
