@@ -119,10 +119,8 @@ def open_archive(file: Path, limits: ArchiveLimits = ArchiveLimits()) -> Iterato
     Raises ``InvalidInputError``: 413 where it holds too much, else 422. Nothing is decompressed before it is read.
     """
     with _BoundedFile(file) as content:
-        # The directory is read whole into memory, at some hundred bytes a file.
-        content.most = max(limits.files * _DIRECTORY_BYTES_PER_FILE, 1 << 16) + 64
         try:
-            archive = zipfile.ZipFile(content)
+            archive = _directory(content, limits)
         except _DirectoryTooLarge:
             raise InvalidInputError(
                 f"{file.name} lists more files than the {limits.files} that are taken", status=413
@@ -131,9 +129,25 @@ def open_archive(file: Path, limits: ArchiveLimits = ArchiveLimits()) -> Iterato
             raise InvalidInputError(
                 f"{file.name} cannot be read as a zip ({error}); pack it anew, or send it again"
             ) from error
-        content.most = None
         with archive:
             yield _members(file, archive, limits)
+
+
+def member_names(file: Path) -> list[str]:
+    """The names in a zip archive, whatever they are; none where the file is no archive, or its directory too large."""
+    try:
+        with _BoundedFile(file) as content, _directory(content, ArchiveLimits()) as archive:
+            return archive.namelist()
+    except (_DirectoryTooLarge, *_UNREADABLE):
+        return []
+
+
+def _directory(content: _BoundedFile, limits: ArchiveLimits) -> zipfile.ZipFile:
+    # It is read whole into memory, at some hundred bytes a file.
+    content.most = max(limits.files * _DIRECTORY_BYTES_PER_FILE, 1 << 16) + 64
+    archive = zipfile.ZipFile(content)
+    content.most = None
+    return archive
 
 
 def unpack(file: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits()) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
@@ -15,12 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from shared.data.archive import member_names
 from shared.store.tables import JobRow
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL = ("done", "failed", "cancelled")
 _NS = 10**9
 _LEFT_S = 3600.0
+_SHORT_NUMBER = re.compile(r"\d{1,5}")
 
 
 class Job(BaseModel):
@@ -49,13 +52,21 @@ class Job(BaseModel):
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def without_names(problem: str, files: Sequence[str]) -> str:
-    """A sentence that stays, with the files by their place in the upload: a name may be a person's."""
-    names = [file.rpartition("/")[2] for file in files]
-    numbered = [(name, f"file {number}" if len(files) > 1 else "the file") for number, name in enumerate(names, 1)]
-    for name, words in sorted(numbered, key=lambda one: len(one[0]), reverse=True):
-        problem = problem.replace(name, words)
-    return problem
+def without_names(problem: str, files: Sequence[str], members: Sequence[str] = ()) -> str:
+    """A sentence that stays, with the files by their place in the upload: a name may be a person's.
+
+    ``members`` are the names in archives among them. A short number, as of an image, names nobody, and stays.
+    """
+    words: dict[str, str] = {}
+    for member in members:
+        words |= dict.fromkeys((member, member.rpartition("/")[2]), "a file of the archive")
+    for number, file in enumerate(files, 1):
+        words[file.rpartition("/")[2]] = f"file {number}" if len(files) > 1 else "the file"
+    names = sorted((name for name in words if name and not _SHORT_NUMBER.fullmatch(name)), key=len, reverse=True)
+    if not names:
+        return problem
+    pattern = "|".join(map(re.escape, names))
+    return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: words[found[0]], problem)
 
 
 def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
@@ -177,8 +188,9 @@ class JobStore:
         return self._finish(job.id, state="done", case_id=case_id, only_if=self._own)
 
     def fail(self, job: Job, problem: str, status: int) -> None:
-        """The job cannot be answered, for the reason given; of its files that keeps the numbers, not the names."""
-        words = without_names(problem, job.files)
+        """The job cannot be answered, for the reason given; of its files, and those in archives, no name is kept."""
+        members = [name for file in job.files for name in member_names(self.folder(job) / file)]
+        words = without_names(problem, job.files, members)
         self._finish(job.id, state="failed", problem=words, status=status, only_if=self._own)
 
     def cancel(self, job: Job) -> bool:

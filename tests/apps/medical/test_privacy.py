@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +87,29 @@ def test_a_refusal_names_the_file_to_its_sender_and_nobody_else(hospital, tmp_pa
         answer = hospital.post("/api/medical/predict", files=[("files", ("MUELLER.nii.gz", b"nothing"))])
     assert answer.status_code == 422 and "MUELLER.nii.gz" in answer.json()["detail"]
     assert not leaks(caplog.text) and not leaks(kept(tmp_path / "store"))
+
+
+WITHOUT_PLACE = {
+    f"MUELLER^HANS/I{k}": content for k, content in enumerate(series(chest(), ImagePositionPatient=None).values())
+}
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (WITHOUT_PLACE, "a file of the archive has no usable ImagePositionPatient"),
+        ({"SCHMIDT.xyz": b"nothing"}, "it holds a file of the archive"),
+    ],
+)
+def test_a_refused_job_keeps_no_name_of_what_is_in_an_archive(hospital, tmp_path, inside, said):
+    archive = pack(tmp_path, inside, "MUELLER.zip").read_bytes()
+    job = hospital.post("/api/medical/jobs", files=[("files", ("MUELLER.zip", archive))]).json()
+    with hospital.stream("GET", job["events"]) as stream:
+        assert '"state":"failed"' in "".join(stream.iter_text())
+    problem = hospital.get(job["url"]).json()["problem"]
+    assert said in problem and not leaks(problem)
+    with closing(sqlite3.connect(tmp_path / "store" / "trivium.sqlite")) as database:
+        assert not leaks("".join(database.iterdump()))
 
 
 def test_an_unexpected_error_is_logged_with_its_place_and_without_its_words(hospital, caplog, monkeypatch):

@@ -87,6 +87,9 @@ def test_a_job_that_failed_keeps_no_name_of_a_file(echo_client: TestClient) -> N
     assert told["state"] == "failed" and "the file is not a CSV of numbers" in told["problem"]
     assert "Mueller" not in echo_client.get(JOBS).text
     assert without_names("a.csv and ba.csv differ", ["a.csv", "ba.csv"]) == "file 1 and file 2 differ"
+    assert without_names("12 and 1 differ by 10.1 mm", ["1", "12", "10"]) == "12 and 1 differ by 10.1 mm"
+    told = without_names("Mueller/scan.dcm of a.zip, scan.dcm too", ["a.zip"], ["Mueller/", "Mueller/scan.dcm"])
+    assert told == "a file of the archive of the file, a file of the archive too"
 
 
 @pytest.mark.parametrize(
