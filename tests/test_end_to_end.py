@@ -58,7 +58,7 @@ def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
         answered, written = dict(case["result"]), json.loads((out / "result.json").read_text())
         # The server holds the application's other models too, and says what each of them computes with.
         assert written["program_reasons"] == {name: "it was asked for"}
-        for key in ("programs", "program_reasons"):
+        for key in ("versions", "programs", "program_reasons"):
             assert answered.pop(key).items() >= written.pop(key).items()
         assert answered == written
         assert client.get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}

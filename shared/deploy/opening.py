@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
-from shared.deploy.predictor import Codec, Predictor
+from shared.deploy.predictor import Codec, Predictor, programs_of
 from shared.deploy.programs.choosing import asked_program, programs_on_use
 from shared.deploy.registry import shipped
 from shared.device import choose_device
@@ -57,7 +57,10 @@ def open_predictor(
     from shared.deploy.export import export
 
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder, asked_program(program or "torch"):
-        return _open(app, [export(run, app, Path(folder), network=False)], place)
+        opened = _open(app, [export(run, app, Path(folder), network=False)], place)
+    for one in programs_of(opened.predictor).values():
+        one.version = None  # it is of no registry
+    return opened
 
 
 def _with_partners(app: App, artifact: Artifact) -> list[Artifact]:

@@ -120,7 +120,8 @@ def described_programs(predictor: object) -> dict[str, str]:
 
 
 def with_programs(response: Response, predictor: object) -> Response:
-    """The response with what the predictor computes with in its result: ``programs`` and ``program_reasons``, by model.
+    """The response with what the predictor computes with in its result, by model: ``versions`` of the artifacts,
+    ``programs`` and ``program_reasons``.
 
     One that no input has needed so far has no name, and where one model answered it is named alone, or with its second
     stage: so the same input gives the same result, whatever was loaded before.
@@ -133,7 +134,9 @@ def with_programs(response: Response, predictor: object) -> Response:
     }
     if not used:
         return response
+    versions = {name: program.version for name, program in used.items() if program.version is not None}
     said = {
+        **({"versions": versions} if versions else {}),
         "programs": {name: program.name for name, program in used.items()},
         "program_reasons": {name: program.reason for name, program in used.items()},
     }

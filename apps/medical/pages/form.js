@@ -73,10 +73,12 @@ function advice(found, synthetic) {
   return `Each mark is a place to look at; what is not marked is not cleared. ${learnt} The score says how sure the model is that there is a nodule, not that it is malignant.`;
 }
 
-/** By what the scan is found again in a PACS; the name of its file is not kept. */
+/** By what the scan is found again in a PACS (the name of its file is not kept), and what looked at it. */
 function identity(answer) {
   const series = answer.result.volume.identifiers.SeriesInstanceUID;
-  return series ? `Series ${series}.` : `Input ${answer.inputs_sha256.slice(0, 12)} (SHA-256).`;
+  const models = Object.entries(answer.result.versions ?? {}).map(([name, version]) => `${name} version ${version}`);
+  const by = models.length ? ` Found by ${models.join(" and ")}.` : "";
+  return (series ? `Series ${series}.` : `Input ${answer.inputs_sha256.slice(0, 12)} (SHA-256).`) + by;
 }
 
 function row(finding, volume) {

@@ -125,14 +125,17 @@ def open_program(network: Network, device: str = "cpu") -> Program:
     if asked is not None:
         find_program(asked)
     if _on_use.get():
-        return Program(
+        program = Program(
             name="",
             compute=_unopened,
             device=device,
             opener=lambda: _opened(network, device, asked, at),
             reader=(lambda: _read_ahead(network, device)) if asked is None else None,
         )
-    return _opened(network, device, asked, at)
+    else:
+        program = _opened(network, device, asked, at)
+    program.version = network.artifact.manifest.version
+    return program
 
 
 def _unopened(inputs: Tensors) -> dict[str, Tensor]:

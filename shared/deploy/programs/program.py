@@ -106,7 +106,8 @@ class Program:
 
     ``batched`` networks have one batch axis, 0, in every input and output. More than ``max_batch`` rows are computed
     in parts; for no rows one of zeros is, since kernels are not made for empty tensors. ``reason`` says why this
-    program and no other was chosen, ``remarks`` which could not be used. ``opener`` is of one that is loaded when it
+    program and no other was chosen, ``remarks`` which could not be used. ``version`` is that of the artifact whose
+    network it is; None where there is none, as of a run's checkpoint. ``opener`` is of one that is loaded when it
     is first called, and gives all of this; until then the name is empty. ``reader`` gives it too where that takes
     reading a file alone, and None elsewhere: see ``read_ahead``.
     """
@@ -118,6 +119,7 @@ class Program:
     max_batch: int | None = None
     reason: str = ""
     remarks: tuple[str, ...] = ()
+    version: int | None = None
     opener: Callable[[], Program] | None = None
     reader: Callable[[], Program | None] | None = None
     _ahead: Program | None = field(default=None, init=False, repr=False, compare=False)

@@ -56,6 +56,9 @@ def test_together_gives_what_alone_gives(codec, ask, predictor, synthetic):
     alone = [dict(ask(request).result) for request in requests]
     programs = [one.pop("programs") for one in alone]
     assert programs == [{"pointpillars": "torch"}, {"fcos3d": "torch"}, {"pointpillars": "torch"}]
+    versions = [one.pop("versions") for one in alone]
+    assert [list(one) for one in versions] == [["pointpillars"], ["fcos3d"], ["pointpillars"]]
+    assert all(version >= 1 for one in versions for version in one.values())
     reasons = [one.pop("program_reasons") for one in alone]
     assert reasons == [dict.fromkeys(one, "it was asked for") for one in programs]
     assert together == alone

@@ -23,6 +23,7 @@ from apps.medical.task import CandidateScores, CandidateTask
 from apps.medical.types import AnnotatedScan, ChestInput, Nodule
 from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
+from shared.deploy.predictor import Response, with_programs
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
 from tests.apps.medical.chests import chest
@@ -193,6 +194,8 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         assert (predictor.operating_score == 0.25) == (name == "its")
     alone = NodulePredictor.load([shipped_one], "cpu")
     assert alone.second_stage is None and NAME not in alone.programs
+    said = with_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
+    assert said["versions"] == {one.manifest.name: one.manifest.version for one in shipped(app)}
     with pytest.raises(InvalidInputError, match="name the detector's artifact"):
         NodulePredictor.load([open_artifact(folder)], "cpu")
 
