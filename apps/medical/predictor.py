@@ -13,6 +13,7 @@ from apps.medical.inference.candidates import Candidates, find_candidates
 from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.inference.tiles import Tiling
+from apps.medical.models import MODELS
 from apps.medical.models.boxes import BoxDecoder
 from apps.medical.models.classifier import NAME as SECOND_STAGE
 from apps.medical.models.classifier import CandidateClassifier
@@ -111,11 +112,11 @@ class NodulePredictor:
         """The predictor of a detector's artifact, with the second stage where its artifact is given too.
 
         Reads the settings of the models and of the detector's input alone. A second stage's operating score is that of
-        both together; one that has learnt from the marks of another detector is left out.
+        both together; alone it brings its detector, and one that has learnt from the marks of another is left out.
         """
         artifact = next((one for one in artifacts if one.manifest.name != SECOND_STAGE), None)
         if artifact is None:
-            raise InvalidInputError(f"{SECOND_STAGE} ranks the marks of a detector: name the detector's artifact")
+            artifact = _ranked_by(artifacts[0])
         seconds = [one for one in artifacts if one.manifest.name == SECOND_STAGE]
         # A registry may hold another detector's, newer than its own.
         second = next((one for one in seconds if belongs_to(one, artifact)), None)
@@ -214,6 +215,17 @@ def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
     roots = (*registries, artifact.path.resolve().parent.parent, WEIGHTS)
     second = newest_partner(SECOND_STAGE, lambda one: belongs_to(one, artifact), roots)
     return [] if second is None else [second]
+
+
+def _ranked_by(second: Artifact) -> Artifact:
+    """The detector whose marks a second stage has learnt to rank: beside it, or shipped."""
+    roots = (second.path.resolve().parent.parent, WEIGHTS)
+    detector = newest_partner(MODELS[0], lambda one: belongs_to(second, one), roots)
+    if detector is None:
+        raise InvalidInputError(
+            f"{second.path} ranks the marks of a detector that is not beside it: name the detector's artifact"
+        )
+    return detector
 
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:

@@ -76,7 +76,10 @@ def write_artifact(
 def write_recalibrated(
     registry: Path, artifact: Artifact, calibration: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Artifact:
-    """Writes ``artifact`` as the next version in ``registry``, with the calibration found on the data ``data``."""
+    """Writes ``artifact`` as the next version in ``registry``, with the calibration found on the data ``data``.
+
+    Its number is above that of ``artifact`` too, which may lie elsewhere: two of one number would be two models.
+    """
     old = artifact.manifest
     new = replace(
         old,
@@ -89,10 +92,10 @@ def write_recalibrated(
             shutil.copy(artifact.path / name, folder / name)
         return new
 
-    return _next_version(registry, old.name, fill)
+    return _next_version(registry, old.name, fill, after=old.version)
 
 
-def _next_version(registry: Path, name: str, fill: Callable[[Path], Manifest]) -> Artifact:
+def _next_version(registry: Path, name: str, fill: Callable[[Path], Manifest], after: int = 0) -> Artifact:
     home = registry / name
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,8 @@ def _next_version(registry: Path, name: str, fill: Callable[[Path], Manifest]) -
             f"{home} cannot be made: {error.strerror}; name another folder with --registry"
         ) from error
     with file_lock(home / ".lock"):
-        version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0) + 1
+        version = max((int(entry.name) for entry in home.iterdir() if entry.name.isdecimal()), default=0)
+        version = max(version, after) + 1
         aside = Path(tempfile.mkdtemp(prefix=".export-", dir=home))
         try:
             manifest = fill(aside)

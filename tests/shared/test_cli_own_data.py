@@ -99,6 +99,8 @@ def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint,
     calibrated = open_artifact(Path("own/line/2")).manifest
     assert calibrated.calibration == {"threshold": 0.5} and calibrated.files == artifact.manifest.files
     assert calibrated.training["calibrated_on"]["description"] == "points in points"
+    assert cli.main(["calibrate", "line", "--artifact", "own/line/2", "--registry", "new", *data]) == 0
+    assert open_artifact(Path("new/line/3")).manifest.training["calibrated_from"] == 2
     Path("one.csv").write_text("1,2\n3,4\n")
     words = ["predict", "line", "one.csv", "--artifact", "own/line/2", "--device", "cpu", "--out", "out"]
     assert cli.main(words) == 0

@@ -11,9 +11,12 @@ from apps.medical.datasets.hard_candidates import HardCandidates
 from apps.medical.datasets.synthetic import Synthetic, phantoms
 from apps.medical.inference.evaluation import score_scans
 from apps.medical.metrics.froc import Froc, bootstrap, froc, score_at, sensitivity_at
+from apps.medical.models.classifier import NAME as SECOND_STAGE
+from apps.medical.models.classifier import CandidateClassifier
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import AnnotatedScan
 from shared.deploy.artifact import Artifact
+from shared.errors import InvalidInputError
 
 SEED = 1207
 """Neither the training's, nor its validation's, nor that of the headline table."""
@@ -35,6 +38,11 @@ def calibrate(recipe: Any, model: Any) -> dict[str, Any]:
     """
     if isinstance(recipe.data, HardCandidates):
         return calibrate_second(recipe, model, recipe.data.artifact())
+    if isinstance(recipe.model, CandidateClassifier):
+        raise InvalidInputError(
+            f"{SECOND_STAGE} ranks the marks of a detector: name the detector with --artifact, and the operating score "
+            "of both is set, in the second stage's next version"
+        )
     device = str(next(model.parameters()).device)
     return _on(recipe.data, NodulePredictor(detector=model, input=recipe.input, device=device, operating_score=1.0))
 

@@ -21,8 +21,10 @@ from apps.medical.models.classifier import NAME, CandidateClassifier
 from apps.medical.predictor import NodulePredictor
 from apps.medical.task import CandidateScores, CandidateTask
 from apps.medical.types import AnnotatedScan, ChestInput, Nodule
+from shared import cli
 from shared.data.order import Key
 from shared.deploy.artifact import describe_file, open_artifact
+from shared.deploy.opening import open_predictor
 from shared.deploy.predictor import Response, with_programs
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
@@ -192,6 +194,9 @@ def test_a_second_stage_serves_the_detector_whose_marks_it_has_learnt_from_alone
         assert predictor.second_stage is not None and NAME in predictor.programs
         assert predictor.second_stage[1] == (SIZE if name == "its" else CandidateClassifier().size)
         assert (predictor.operating_score == 0.25) == (name == "its")
+        if name == "its":
+            by_itself = open_predictor(app, artifact=folder).predictor
+            assert list(by_itself.programs) == ["lung_nodules", NAME] and by_itself.operating_score == 0.25
     alone = NodulePredictor.load([shipped_one], "cpu")
     assert alone.second_stage is None and NAME not in alone.programs
     said = with_programs(Response(result={}), NodulePredictor.load(shipped(app), "cpu")).result
@@ -213,3 +218,11 @@ def test_a_detector_is_scored_with_the_second_stage_that_has_learnt_from_its_mar
     manifest["files"]["weights.safetensors"] = describe_file(folder / "weights.safetensors")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert list(app.served_with(open_artifact(folder))) == []
+
+
+def test_the_second_stage_is_calibrated_by_its_detector(tmp_path, capsys):
+    (tmp_path / "marks.csv").write_text("scan,x,y,z,diameter_mm\n")
+    data = ["--data", "marks", "--data.root", str(tmp_path), "--data.marks", "marks.csv"]
+    words = ["--artifact", str(shipped(app)[1].path), "--registry", str(tmp_path / "models"), *data]
+    assert cli.main(["calibrate", "medical", *words]) == 2
+    assert "name the detector with --artifact" in capsys.readouterr().err
