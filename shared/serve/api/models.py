@@ -65,7 +65,7 @@ async def promote(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versio
 
 @router.post("/{name}/rollback", operation_id="rollback", responses=_PROBLEMS)
 async def roll_back(name: str, live: LiveVersionsDep) -> Versions:
-    """Makes the version live again that was before the last promotion, as promote does."""
+    """Makes the version live again that was before the last promotion, or before a reload took up a newer one."""
     await live.roll_back(name)
     return await _versions(live, name)
 

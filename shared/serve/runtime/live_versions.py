@@ -63,6 +63,7 @@ class LiveVersions:
         self._live, self._registry, self._users, self._networks = live, registry, users, networks
         self._changing = asyncio.Lock()
         self._retired: set[tuple[str, int]] = set()
+        self._before_reload: dict[str, int] = {}
 
     def models(self) -> list[str]:
         """The models that there are."""
@@ -84,14 +85,27 @@ class LiveVersions:
             await run_in_threadpool(self._live.promotions.promote, model, version, before)
 
     async def roll_back(self, model: str) -> None:
-        """Makes the version live again that was before the last promotion; refuses (409) where there was none."""
+        """Makes the version live again that was before the last promotion, or else before a reload took up a newer one.
+
+        Refuses (409) where there was none.
+        """
         async with self._changing:
-            self._versions(model)
-            version = await run_in_threadpool(self._live.promotions.before, model)
-            if version is None:
-                raise InvalidInputError(f"no version of {model!r} was live before this one", status=409)
+            versions, promotions = self._versions(model), self._live.promotions
+            version = await run_in_threadpool(promotions.before, model)
+            if version is not None:
+                await self._switch(model, version)
+                await run_in_threadpool(promotions.roll_back, model)
+                return
+            version = self._before_reload.get(model)
+            if version not in versions or (model, version) in self._retired:
+                words = (
+                    f"no version of {model!r} was live before this one; promote the one that is wanted by its number"
+                )
+                raise InvalidInputError(words, status=409)
+            live = self._live_of(model, versions)
             await self._switch(model, version)
-            await run_in_threadpool(self._live.promotions.roll_back, model)
+            await run_in_threadpool(promotions.promote, model, version, live)
+            del self._before_reload[model]
 
     async def retire(self, model: str, version: int) -> None:
         """Ends the workers of a version that is not live, once they have answered, and has it never be rolled back to.
@@ -111,11 +125,13 @@ class LiveVersions:
     async def reload(self, model: str) -> None:
         """Takes up new versions from the registry, and has new workers take the place of the model's."""
         async with self._changing:
-            self._versions(model)
+            before = self._live_of(model, self._versions(model))
             await self._networks.take_up(model)
             if (user := self._users.get(model)) is not None:
                 await user.reload()
             await self._networks.reload(model)
+            if self._live_of(model, self._versions(model)) != before:
+                self._before_reload[model] = before
 
     async def start(self) -> None:
         """Leaves what the store says is retired without workers."""

@@ -102,6 +102,23 @@ def test_where_none_was_promoted_a_reload_takes_the_newest(echo_client: TestClie
     assert predicting(echo_client) == 2
     assert echo_client.post(f"{MODELS}/echo/reload").json()["versions"]["3"] == "live"
     assert (predicting(echo_client), inferring(echo_client)) == (3, 3)
+    back = echo_client.post(f"{MODELS}/echo/rollback")
+    assert back.status_code == 200 and back.json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
+    assert (predicting(echo_client), inferring(echo_client)) == (2, 2)
+    echo_client.post(f"{MODELS}/echo/reload")
+    assert predicting(echo_client) == 2, "what was rolled back to stays live"
+
+
+def test_what_a_reload_replaced_is_not_rolled_back_to_once_it_is_retired(
+    echo_client: TestClient, tmp_path: Path
+) -> None:
+    assert predicting(echo_client) == 2
+    write_artifact(tmp_path / "echo" / "weights", 3)
+    echo_client.post(f"{MODELS}/echo/reload")
+    assert echo_client.post(f"{MODELS}/echo/retire", json={"version": 2}).status_code == 200
+    refused = echo_client.post(f"{MODELS}/echo/rollback")
+    assert refused.status_code == 409 and "promote" in refused.json()["detail"]
+    assert predicting(echo_client) == 3
 
 
 def test_what_was_begun_with_the_old_version_is_answered_by_it(serve: Serve, echo: Echo) -> None:
