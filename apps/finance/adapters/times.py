@@ -89,30 +89,60 @@ def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
 def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None, notes: list[str]) -> Times:
     """(N,) UTC ns of times as a clock in ``zone`` showed them; ``parts`` are the rows of each series.
 
-    Of an hour that comes twice in autumn the rows from the first step back (else from the first equal time) on are the
-    later. Without a zone times are UTC, and a clock that seems to go back for the winter is refused, see ``_set_back``.
+    Of an hour that comes twice in autumn ``_second_hour`` says which rows are the later; an hour that is skipped in
+    spring is refused, but for dates. Without a zone times are UTC, and a clock that seems to go back for the winter is
+    refused, see ``_set_back``.
     """
     shown = early = late = clock.times_ns
     if zone is not None:
         local, summer = pd.DatetimeIndex(shown.astype("datetime64[ns]")), np.ones(len(shown), bool)
-        early = local.tz_localize(zone, ambiguous=summer, nonexistent="shift_forward").asi8
+        first = local.tz_localize(zone, ambiguous=summer, nonexistent="shift_forward")
+        skipped = np.asarray(first.tz_localize(None) != local) & clock.bare
+        if (shown[clock.bare] % DAY_NS).any():
+            why = f"is an hour that the clock of {zone} skips; say with the option 'zone' in which zone it was written"
+            column.refuse(skipped, f"{why} (UTC, ...), or delete the row")
+        early = first.asi8
         late = local.tz_localize(zone, ambiguous=~summer, nonexistent="shift_forward").asi8.copy()
     twice = (early != late) & clock.bare
+    told: set[str] = set()
     for rows in parts:
-        rows = rows if shown[rows[0]] <= shown[rows[-1]] else rows[::-1]
+        newest_first = shown[rows[0]] > shown[rows[-1]]
+        rows = rows[::-1] if newest_first else rows
         steps = np.diff(shown[rows], prepend=shown[rows[0]] - 1)
         if zone is None and (steps <= 0).any():
             back = rows[_set_back(shown[rows], steps) & clock.bare[rows]]
             why = "is about an hour back, as where summer time ends; name the zone of the times with the option 'zone'"
             column.refuse(np.isin(np.arange(len(shown)), back[:1]), why)
-        elif twice[rows].any():
-            ours, steps, day = rows[twice[rows]], steps[twice[rows]], shown[rows[twice[rows]]] // DAY_NS
-            back = np.where(steps < 0 if (steps < 0).any() else steps == 0, day, day.min() - 1)
-            first = ours[np.maximum.accumulate(back) < day]
-            late[first] = early[first]
+        ours = rows[twice[rows]]
+        for night in np.split(ours, np.flatnonzero(np.diff(shown[ours] // DAY_NS)) + 1) if len(ours) else []:
+            second, how = _second_hour(shown[night], newest_first)
+            if not how:
+                why = f"is in an hour that {zone} has twice, and the order of rows does not tell which; write the times"
+                column.refuse(np.isin(np.arange(len(shown)), night[:1]), f"{why} in UTC, or with +01:00 behind them")
+            late[night[~second]] = early[night[~second]]
+            told.add(how)
     if twice.any():
-        notes.append(f"{twice.sum()} rows lie in an hour that {zone} has twice; their order told which was the later")
+        notes.append(f"{twice.sum()} rows lie in an hour that {zone} has twice; {', or '.join(sorted(told))}")
     return np.where(clock.bare, late, shown)
+
+
+def _second_hour(shown: Times, newest_first: bool) -> tuple[NDArray[np.bool_], str]:
+    """(N,) which rows of an hour that comes twice in a night are of the second one, and how that was told, if it was.
+
+    Those from the one step back on, or the one of half an hour and more where single rows came late. Rows sorted by the
+    clock have no such step: of two with the same time the second.
+    """
+    steps, none = np.diff(shown), np.zeros(len(shown), bool)
+    if (steps < 0).any():
+        back = steps < 0 if (steps < 0).sum() == 1 else steps <= -HOUR_NS // 2
+        how = "their order told which was the later" if back.sum() == 1 else ""
+        return np.append(False, np.maximum.accumulate(back)), how
+    if not (steps == 0).any():
+        return none, "each time is there once and was taken for the earlier hour"
+    pairs = len(shown) % 2 == 0 and not steps[::2].any() and steps[1::2].all()
+    if not pairs or (newest_first and len(shown) > 2):
+        return none, ""
+    return np.arange(len(shown)) % 2 == 1, "of two with the same time the first was taken for the earlier hour"
 
 
 def _set_back(shown: Times, steps: Times) -> NDArray[np.bool_]:

@@ -1,0 +1,83 @@
+"""Clocks in a named zone: the hour that comes twice, the one that is skipped, and a zone that the header names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.finance.adapters import read_contents
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.adapters.table import Contents
+from apps.finance.types import iso_utc
+from shared.errors import InvalidInputError
+
+BERLIN = TableOptions(zone="Europe/Berlin")
+NIGHT = [f"2024-10-27 {hour}:{minute:02d}" for hour in ("01", "02", "02", "03") for minute in (0, 15, 30, 45)]
+"""What a clock in Berlin shows in the night in which it is put back."""
+
+
+def read(folder: Path, times: list[str], options: TableOptions = NOTHING_SAID, label: str = "time") -> Contents:
+    rows = [f"{label},value", *(f"{time},{100 + row}" for row, time in enumerate(times))]
+    (folder / "a.csv").write_text("\n".join(rows) + "\n")
+    return read_contents(folder / "a.csv", options)
+
+
+def test_rows_sorted_by_the_clock_keep_both_hours_in_the_order_of_the_file(tmp_path):
+    contents = read(tmp_path, sorted(NIGHT), BERLIN)
+    (series,) = contents.series
+    assert np.diff(series.times_ns).tolist() == [15 * 60 * 10**9] * 15
+    assert series.target.tolist() == [100, 101, 102, 103, 104, 106, 108, 110, 105, 107, 109, 111, 112, 113, 114, 115]
+    how = "of two with the same time the first was taken for the earlier hour"
+    assert contents.notes[0] == f"8 rows lie in an hour that Europe/Berlin has twice; {how}"
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        sorted(NIGHT)[::-1],  # which of two stood first before they were sorted cannot be known
+        sorted(NIGHT[:9] + NIGHT[10:]),  # which of the hours has lost a row neither
+        NIGHT[:7] + NIGHT[8:9] + NIGHT[7:8] + NIGHT[9:],
+    ],
+)
+def test_rows_of_the_hour_that_comes_twice_are_refused_where_their_order_does_not_tell(tmp_path, times):
+    sentence = r"'2024-10-27 02:\d\d' is in an hour that Europe/Berlin has twice.*does not tell which.*\+01:00"
+    with pytest.raises(InvalidInputError, match=sentence):
+        read(tmp_path, times, BERLIN)
+
+
+def test_a_row_that_came_late_is_not_taken_for_the_step_back(tmp_path):
+    times = [f"2024-10-27 02:{minute:02d}" for minute in (0, 20, 15, 40, 50, 5, 30, 55)]
+    (series,) = read(tmp_path, ["2024-10-27 01:00", *times, "2024-10-27 03:00"], BERLIN).series
+    assert [iso_utc(int(time))[11:16] for time in series.times_ns] == [
+        *("23:00", "00:00", "00:15", "00:20", "00:40", "00:50", "01:05", "01:30", "01:55", "02:00")
+    ]
+
+
+def test_rows_that_show_the_hour_once_are_taken_for_the_first_and_that_is_said(tmp_path):
+    contents = read(tmp_path, NIGHT[:8] + NIGHT[12:], BERLIN)
+    assert iso_utc(int(contents.series[0].times_ns[7])) == "2024-10-27T00:45:00Z"
+    how = "each time is there once and was taken for the earlier hour"
+    assert contents.notes == (f"4 rows lie in an hour that Europe/Berlin has twice; {how}",)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [f"2024-03-31 {hour:02d}:{minute:02d}" for hour in range(1, 5) for minute in (0, 15, 30, 45)],
+        [f"2024-03-31 {hour:02d}:00" for hour in range(6)],
+    ],
+)
+def test_an_hour_that_the_clock_skips_in_spring_is_refused(tmp_path, times):
+    with pytest.raises(
+        InvalidInputError, match=r"'2024-03-31 02:00' is an hour that the clock of Europe/Berlin skips.*option 'zone'"
+    ):
+        read(tmp_path, times, BERLIN)
+
+
+def test_a_date_at_whose_midnight_the_clock_is_put_forward_stays_a_date(tmp_path):
+    contents = read(tmp_path, [f"2018-11-{day:02d}" for day in range(1, 8)], TableOptions(zone="America/Sao_Paulo"))
+    times = [iso_utc(int(time)) for time in contents.series[0].times_ns]
+    assert times[2:5] == ["2018-11-03T03:00:00Z", "2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z"]
+    assert contents.notes == ()
