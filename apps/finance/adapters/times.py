@@ -40,6 +40,8 @@ _TIME_FIRST = r"(?i)^(\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AP]M)?)[ ,]+(\d{1,2}
 _AMBIGUOUS = r"(?:^|[^\d/.:-])\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\d\d)?(?![\d:])"
 """A date of which the month may be first or second, anywhere."""
 _ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
+_ROUNDED = r"(?i)^\d[.,]\d{1,6}E\+?\d+$"
+"""1.70669E+12, as spreadsheets show long numbers: no time to the second has so few digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,10 @@ def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
     if kind != pl.String:
         raise InvalidInputError(f"{column.place} holds {kind}, which is no time; write times as 2024-01-31 09:30:00")
     text = cells.str.strip_chars(" \"'")
+    rounded = text.str.contains(_ROUNDED)
+    if rounded.sum() == text.str.contains(r"(?i)^\d[.,]?\d*e").sum():
+        how = "format the column as a number without decimals where it is still whole, and save again"
+        column.refuse(rounded.to_numpy(), f"is rounded, as spreadsheets show long numbers; {how}")
     for number in (pl.Int64, pl.Float64):
         parsed = (text.str.replace(",", ".") if options.decimal == "," else text).cast(number, strict=False)
         if not parsed.null_count():

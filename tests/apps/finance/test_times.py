@@ -291,3 +291,16 @@ def test_of_two_rows_with_the_same_time_the_later_is_kept_also_where_the_newest_
         (tmp_path / f"{name}.csv").write_text("\n".join(["time,value", *order]) + "\n")
         kept[name] = read_series(tmp_path / f"{name}.csv").values["value"].tolist()
     assert kept["asc"] == kept["desc"] == [200.0 + minute for minute in range(30)]
+
+
+@pytest.mark.parametrize("options", [NOTHING_SAID, TableOptions(unit="ms"), TableOptions(decimal=",")])
+@pytest.mark.parametrize("cell", ["1.7066{}E+12", "1,7066{}E+12", "1.7E+{}", "1.70669{}E+09"])
+def test_times_that_a_spreadsheet_has_rounded_are_refused_with_how_to_save_them_whole(cell, options):
+    cells = pl.Series("time", [cell.format(row // 4) for row in range(12, 40)])
+    with pytest.raises(InvalidInputError, match=r"line 2: '1.*' is rounded.*format the column as a number.*save again"):
+        read_times(cells, options)
+
+
+@pytest.mark.parametrize("number", ["1.7066916e+18", "1.706691600000000000e+09"])
+def test_times_with_an_exponent_and_all_their_digits_are_read(number):
+    assert times_of([number, number])[0] == "2024-01-31T09:00:00Z"
