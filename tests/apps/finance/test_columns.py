@@ -43,6 +43,18 @@ def written(folder: Path, header: str, rows: list[str]) -> Path:
         ("Date,Clôture,Volume", "Clôture"),
         ("date,something,count", "something"),
         ("date,id,count", "count"),
+        ("timestamp,bid,ask,last_updated", "mid"),
+        ("time,bid_size,bid_px,ask_size,ask_px", "mid"),
+        ("Valuation Date,NAV Date,NAV per Share", "NAV per Share"),
+        ("time,LastQty,LastPx", "LastPx"),
+        ("time,last trade time,Last Px Source Id,reading", "reading"),
+        ("Date,Price Chg,Px", "Px"),
+        ("Date,Price Chg%,Price/Earnings,PX_LAST", "PX_LAST"),
+        ("Date,Chg,Shares,reading", "reading"),
+        ("Date,Tenor,Yield", "Yield"),
+        ("Date,Maturity,Yield to maturity", "Yield to maturity"),
+        ("Date,Open,High,Low,Close*,Volume", "Close*"),
+        ("Date,Open,High,Low,Close*,Adj Close**,Volume", "Adj Close**"),
     ],
 )
 def test_the_value_is_found_by_its_name_and_no_identifier_is(tmp_path, header, scored):
@@ -113,6 +125,37 @@ def test_series_under_another_name_are_refused_until_the_option_series_names_it(
     rows = [f"{day},{x},{c},{row}" for row, day in enumerate(DAYS) for x in ("SH", "SZ") for c in ("000001", "000002")]
     with pytest.raises(InvalidInputError, match=r"differ in column 'exchange' \('SH', 'SZ'\).*the option 'series'"):
         read_contents(written(tmp_path, "date,exchange,code,close", rows))
+
+
+@pytest.mark.parametrize("label", ["PERMNO", "security_id", "instrument_id", "gvkey", "secid"])
+def test_series_that_a_number_tells_apart_are_kept_apart(tmp_path, label):
+    rows = [f"{day} 09:30,{number},{row * number}" for row, day in enumerate(DAYS) for number in (101, 204)]
+    contents = read_contents(written(tmp_path, f"date,{label},PRC", rows))
+    assert [one.name for one in contents.series] == ["101", "204"]
+    assert [one.column for one in contents.series] == ["PRC", "PRC"]
+    assert contents.series[1].target.tolist() == [204 * row for row in range(30)]
+
+
+@pytest.mark.parametrize("label", ["id", "desk_id", "account", "strike", "expiry", "Tenor"])
+def test_rows_that_a_number_may_tell_apart_are_refused_until_the_option_series_names_it(tmp_path, label):
+    cell = "{}M" if label == "Tenor" else "{}"
+    rows = [f"{day} 09:30,{cell.format(number)},{row}" for row, day in enumerate(DAYS) for number in (3, 6)]
+    path = written(tmp_path, f"date,{label},PRC", rows)
+    with pytest.raises(InvalidInputError, match=rf"the same time differ in column '{label}' .*the option 'series'"):
+        read_contents(path)
+    assert len(read_contents(path, TableOptions(series=label)).series) == 2
+
+
+def test_a_chain_of_options_is_refused_by_all_that_says_which_contract_it_is(tmp_path):
+    rows = [
+        f"{day} 09:30,{strike},{expiry},{right},{row}.5"
+        for row, day in enumerate(DAYS)
+        for strike in (100, 110)
+        for expiry in ("2024-03-15", "2024-06-21")
+        for right in "CP"
+    ]
+    with pytest.raises(InvalidInputError, match="differ in column 'expiry' and 'right' and 'strike'"):
+        read_contents(written(tmp_path, "time,strike,expiry,right,price", rows))
 
 
 def test_the_tickers_of_parquet(tmp_path):
