@@ -12,7 +12,7 @@ import polars as pl
 from apps.finance.adapters import columns
 from apps.finance.adapters.numbers import nearly_a_number, read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
-from apps.finance.adapters.times import Column, Rows, read_times, to_utc
+from apps.finance.adapters.times import Column, Rows, read_times, to_utc, zone_in_header
 from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, usual_interval_ns
 from shared.errors import InvalidInputError
 
@@ -83,7 +83,10 @@ def to_contents(
         parts = [(part, rows.to_numpy()) for part, rows in zip(table[key], table[" row"], strict=True)]
     if options.labels and len(frame) and (_marks(frame[labels]) != "").all():
         raise InvalidInputError(f"labels in {labels!r} mark every row; leave them empty, or 0, where nothing is wrong")
-    times = to_utc(clock, (rows for _, rows in parts), column, options.zone, notes)
+    zone = options.zone or zone_in_header(column, time, clock)
+    if zone not in (options.zone, "UTC"):
+        notes.append(f"column {time!r}: its times are of {zone}, as its name says; the option 'zone' names another")
+    times = to_utc(clock, (rows for _, rows in parts), column, zone, notes)
     series, windows, put_right = [], [], Counter[str]()
     for part, rows in parts:
         one = _one(part, times[rows], {label: cells[rows] for label, cells in values.items()}, scored, put_right)
@@ -177,7 +180,8 @@ def _with_times(frame: pl.DataFrame, wanted: str | None, name: str, notes: list[
 
 def _joined(frame: pl.DataFrame, day: str, hour: str) -> tuple[pl.DataFrame, str]:
     shown = frame[hour].cast(pl.String, strict=False).str.replace(r"^(\d\d)(\d\d)(\d\d)$", "${1}:${2}:${3}")
-    joined = (frame[day].cast(pl.String) + " " + shown).alias("date time")
+    said = re.search(r"[(\[][^)\]]+[)\]]", f"{hour} {day}")  # a zone, as in Time (UTC+8)
+    joined = (frame[day].cast(pl.String) + " " + shown).alias(f"date time {said[0]}" if said else "date time")
     return frame.drop(day, hour).insert_column(0, joined), joined.name
 
 

@@ -5,12 +5,13 @@ What pandas cannot know is settled before: which of 01/02/2024 is the month, and
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,9 @@ _TIME_FIRST = r"(?i)^(\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AP]M)?)[ ,]+(\d{1,2}
 _AMBIGUOUS = r"(?:^|[^\d/.:-])\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\d\d)?(?![\d:])"
 """A date of which the month may be first or second, anywhere."""
 _ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
+_ZONE_IN_HEADER = re.compile(r"(?i)(?<![a-z])(?:UTC|GMT)(?![a-z])(?:\s?([+-])\s?(\d{1,2})(?::?(\d\d))?(?!\d))?")
+_REGION_IN_HEADER = re.compile(r"[(\[]([A-Z]\w+(?:/[A-Z][\w-]+)+)[)\]]")
+_SHORT_IN_HEADER = re.compile(r"[(\[]([ECMP][SD]?T|CES?T|MES?Z|[WE]ES?T|BST|[JKIHM]ST|MSK|HKT|SGT|AE[SD]T)[)\]]")
 _ROUNDED = r"(?i)^\d[.,]\d{1,6}E\+?\d+$"
 """1.70669E+12, as spreadsheets show long numbers: no time to the second has so few digits."""
 
@@ -90,6 +94,21 @@ def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
         if not parsed.null_count():
             return _read_numbers(parsed.to_numpy(), column, options.unit)
     return _read_text(text, column, options)
+
+
+def zone_in_header(column: Column, label: str, clock: Clock) -> str | None:
+    """The zone that ``label`` says the times of a column are in, as in Date(UTC+8); refuses an abbreviation of one."""
+    if not clock.bare.any():
+        return None
+    if found := _ZONE_IN_HEADER.search(label):
+        sign, hours, minutes = found.groups()
+        return f"UTC{sign}{int(hours):02d}:{minutes or '00'}" if sign else "UTC"
+    if (found := _REGION_IN_HEADER.search(label)) and found[1] in available_timezones():
+        return found[1]
+    if (found := _SHORT_IN_HEADER.search(label)) and (clock.times_ns % DAY_NS).any():
+        why = "which may be several zones or a part of one; name the zone with the option 'zone', as Europe/Berlin"
+        raise InvalidInputError(f"{column.place} is in {found[1]} by its name, {why}")
+    return None
 
 
 def to_utc(clock: Clock, parts: Iterable[Rows], column: Column, zone: str | None, notes: list[str]) -> Times:

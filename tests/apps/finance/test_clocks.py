@@ -81,3 +81,46 @@ def test_a_date_at_whose_midnight_the_clock_is_put_forward_stays_a_date(tmp_path
     times = [iso_utc(int(time)) for time in contents.series[0].times_ns]
     assert times[2:5] == ["2018-11-03T03:00:00Z", "2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z"]
     assert contents.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("label", "first", "zone"),
+    [
+        ("Date(UTC)", "09:00", "UTC"),
+        ("Time (UTC)", "09:00", "UTC"),
+        ("time_utc", "09:00", "UTC"),
+        ("Date(UTC+8)", "01:00", "UTC+08:00"),
+        ("timestamp(UTC+8)", "01:00", "UTC+08:00"),
+        ("Date (UTC-05:30)", "14:30", "UTC-05:30"),
+        ("Time [GMT+0100]", "08:00", "UTC+01:00"),
+        ("Time (Europe/Berlin)", "07:00", "Europe/Berlin"),
+    ],
+)
+def test_the_zone_in_the_header_is_that_of_the_times_unless_the_option_names_another(tmp_path, label, first, zone):
+    times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
+    contents = read(tmp_path, times, label=label)
+    assert iso_utc(int(contents.series[0].times_ns[0])) == f"2024-07-01T{first}:00Z"
+    said = f"column {label!r}: its times are of {zone}, as its name says; the option 'zone' names another"
+    assert (said in contents.notes) == (zone != "UTC")
+    contents = read(tmp_path, times, TableOptions(zone="Asia/Tokyo"), label)
+    assert iso_utc(int(contents.series[0].times_ns[0])) == "2024-07-01T00:00:00Z"
+    assert not any("as its name says" in note for note in contents.notes)
+
+
+def test_a_time_of_day_in_a_column_of_its_own_says_the_zone_too(tmp_path):
+    rows = [f"2024-07-01,09:0{minute},{minute}" for minute in range(3)]
+    (tmp_path / "a.csv").write_text("\n".join(["Date,Time (UTC+8),value", *rows]) + "\n")
+    assert iso_utc(int(read_contents(tmp_path / "a.csv").series[0].times_ns[0])) == "2024-07-01T01:00:00Z"
+
+
+def test_an_abbreviation_in_the_header_is_refused_until_the_zone_is_named_but_for_dates(tmp_path):
+    times = [f"2024-07-01 09:0{minute}" for minute in range(3)]
+    with pytest.raises(InvalidInputError, match=r"'Time \(EST\)' is in EST by its name, .*the option 'zone'"):
+        read(tmp_path, times, label="Time (EST)")
+    assert len(read(tmp_path, times, BERLIN, "Time (CET)").series[0]) == 3
+    assert len(read(tmp_path, ["2024-07-01", "2024-07-02"], label="Date (EST)").series[0]) == 2
+
+
+def test_numbers_since_1970_are_in_utc_whatever_the_header_says(tmp_path):
+    contents = read(tmp_path, ["1719824400", "1719824460"], label="timestamp(UTC+8)")
+    assert iso_utc(int(contents.series[0].times_ns[0])) == "2024-07-01T09:00:00Z" and contents.notes == ()
