@@ -19,8 +19,9 @@ from shared.errors import InvalidInputError
 LARGEST, MOST_LINES = 512 * 1024 * 1024, 2_500_000
 """Three million equal rows in 72 MB took half a minute and 1.5 GB; more than two million are not scored at a time."""
 _MARKS = ",;\t|"
-_LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER = 100, 40, 4
+_LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER, _BLOCK = 100, 40, 4, 16
 _TIME = re.compile(r"\d{4}[-/.年]\d{1,2}([-/.月]\d|$)|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{8}( |T|$)")
+_WORDS = re.compile(r"[\s\"'(]*([^\W\d_]|[#*©])")
 _NUMBER = re.compile(r"[+-]?[$€£¥]?\d[\d.,]*([eE][+-]?\d+)?[%KMB]?$")
 
 
@@ -34,14 +35,15 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
         raise InvalidInputError(f"{name} has {ends} lines, and {MOST_LINES} can be read; split it by time")
     text = _decode(content, name)
     separator, labels, first, notes = _layout(text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or "")))
-    rows = "".join(text.split("\n", first)[first:])
+    rows, below = _without_footer("".join(text.split("\n", first)[first:]), separator, labels[0], first)
     wide = separator.join(f"column{number}" for number in range(len(labels)))  # the first row may be short
     try:
         frame = pl.read_csv(f"{wide}\n{rows}".encode(errors="replace"), separator=separator, infer_schema=False)
         frame.columns = labels
     except pl.exceptions.PolarsError as error:
         raise InvalidInputError(f"{name} is no CSV file: {_fault(rows, separator, len(labels), first)}") from error
-    lines = np.arange(first + 1, first + 1 + frame.height)
+    _refuse_short_rows(frame, rows, separator, first, name)
+    notes, lines = [*notes, *below], np.arange(first + 1, first + 1 + frame.height)
     *_, before, last = (line.count(separator) for line in ("\n\n" + rows).rsplit("\n", 2))
     if not rows.endswith("\n") and 0 < last < before:
         notes += [f"line {lines[-1]}, the last, was left out: the file is cut after {last + 1} of {before + 1} cells"]
@@ -117,6 +119,42 @@ def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, 
     again = [labels[:place].count(label) for place, label in enumerate(labels)]
     labels = [f"{one} ({count + 1})".strip() if count else one for one, count in zip(labels, again, strict=True)]
     return separator, labels, filled[header + more] + 1, notes
+
+
+def _without_footer(rows: str, separator: str, label: str, first: int) -> tuple[str, list[str]]:
+    """The rows without up to 20 last lines that begin with a word where the first row begins with a time."""
+    row, last = rows[:200].lstrip("\"' "), rows.rstrip().rsplit("\n", 20)
+    if not row[:1].isdecimal() or not (plain(label) in TIMES or _TIME.match(row)):
+        return rows, []
+    data = (place for place in range(len(last) - 1, 0, -1) if last[place].strip() and not _WORDS.match(last[place]))
+    end = next(data, 0) + 1
+    while end < len(last) and not last[end].strip():
+        end += 1
+    if end == len(last) or (end < 2 and "\n" not in last[0]):
+        return rows, []
+    kept = "\n".join([*last[:end], ""])
+    cell = next(csv.reader([last[end]], delimiter=separator))[0].strip()
+    line = first + kept.count("\n") + 1
+    return kept, [f"what follows from line {line} on was left out: {cell!r} is no time"]
+
+
+def _refuse_short_rows(frame: pl.DataFrame, rows: str, separator: str, first: int, name: str) -> None:
+    """Refuses a row that lacks cells and has rows below it: which ones cannot be known, and the others would move.
+
+    A spreadsheet that writes CSV leaves out the empty last cells of 16 rows and more; so many in a row are read.
+    """
+    ends = frame.to_series(-1).is_null().arg_true()
+    lines = pl.Series(rows.removesuffix("\n").split("\n") if len(ends) else [])
+    if not len(ends) or len(lines) != frame.height:  # or a cell has several lines
+        return
+    full = lines.str.strip_chars() != ""
+    cells = lines.gather(ends).str.replace_all('"[^"]*"', "").str.count_matches(separator, literal=True) + 1
+    short = ends.filter((cells < frame.width) & full.gather(ends)).to_numpy()
+    for run in np.split(short, np.flatnonzero(np.diff(short) > 1) + 1) if len(short) else []:
+        if len(run) < _BLOCK and full[int(run[-1]) + 1 :].any():
+            has = len(next(csv.reader([lines[int(run[0])]], delimiter=separator)))
+            what = f"line {first + 1 + run[0]} has {has} cell{'s' * (has > 1)} where the header has {frame.width}"
+            raise InvalidInputError(f"{name}: {what}; leave the places of missing values empty, with their separators")
 
 
 def _fault(rows: str, separator: str, width: int, first: int) -> str:

@@ -84,9 +84,50 @@ def test_a_terminals_chinese_export(tmp_path):
     assert read(tmp_path, text.encode("gbk"), TableOptions(value="成交量")).target[0] == 10000
 
 
-def test_a_first_row_that_is_short_lacks_its_last_values(tmp_path):
-    text = "date,close,volume\n2024-01-01,1.5\n2024-01-02,2.5,7\n2024-01-03,3.5,8\n"
-    assert np.isnan(read(tmp_path, text, TableOptions(value="volume")).target[0])
+@pytest.mark.parametrize("line", [0, 4, 8])
+@pytest.mark.parametrize("date", ["2024-01-{:02d}", '"Jan {}, 2024"'])
+def test_a_row_that_is_short_is_refused_by_its_line(tmp_path, line, date):
+    rows = [f"{date.format(day)},{day},{day + 2},{day + 1}" for day in range(1, 11)]
+    rows[line] = rows[line].rsplit(",", 1)[0]
+    sentence = f"line {line + 2} has 3 cells where the header has 4; leave the places of missing values empty"
+    with pytest.raises(InvalidInputError, match=sentence):
+        read(tmp_path, "\n".join(["date,open,high,close", *rows]) + "\n")
+
+
+def test_last_cells_that_are_empty_and_those_that_a_spreadsheet_leaves_out_are_missing(tmp_path):
+    rows = [f"2024-{day // 28 + 1:02d}-{day % 28 + 1:02d},{day}" for day in range(60)]
+    rows = [row + ("," if day < 3 else "" if day < 20 else ",7") for day, row in enumerate(rows)]
+    series = read(tmp_path, "\n".join(["date,close,volume", *rows[:25], "", *rows[25:]]) + "\n\n")
+    assert np.isnan(series.values["volume"][:20]).all() and series.values["volume"][20] == 7
+    assert series.target.tolist() == list(range(60))
+    series = read(tmp_path, "date\tclose\tvolume\n2024-01-01\t1\t\n2024-01-02\t\t\n2024-01-03\t3\t7\n")
+    np.testing.assert_array_equal(series.values["volume"], [np.nan, np.nan, 7])
+
+
+@pytest.mark.parametrize(
+    ("below", "first"),
+    [
+        ("Total,7.5", "Total"),
+        ("Total 2024,7.5", "Total 2024"),
+        ('\nSource: Refinitiv\n"Downloaded 31-Jan-2024 09:30"', "Source: Refinitiv"),
+        ("\n\nSource: Refinitiv, 31.01.2024", "Source: Refinitiv"),
+        ("Data by a bank, a broker, and others, 2024", "Data by a bank"),
+        ("# exported 2024-02-01", "# exported 2024-02-01"),
+        ("(c) 2024, a bank", "(c) 2024"),
+        ("数据来源:2024年", "数据来源:2024年"),
+    ],
+)
+def test_totals_and_sources_below_the_rows_are_left_out_also_with_numbers_and_commas(tmp_path, below, first):
+    series = read(tmp_path, f"date,close\n{ROWS}{below}\n")
+    line = 5 + len(below) - len(below.lstrip("\n"))
+    assert series.target.tolist() == [1.5, 2.5, 3.5]
+    assert series.notes == (f"what follows from line {line} on was left out: {first!r} is no time",)
+
+
+def test_rows_that_begin_with_the_name_of_their_series_are_no_words_below_the_rows(tmp_path):
+    rows = [f"{name},2024-01-{day:02d},{day}" for name in ("0700", "AAPL") for day in range(1, 6)]
+    (tmp_path / "a.csv").write_text("\n".join(["code,date,close", *rows]) + "\n")
+    assert [len(one) for one in read_contents(tmp_path / "a.csv").series] == [5, 5]
 
 
 @pytest.mark.parametrize(
