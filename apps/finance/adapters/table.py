@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from apps.finance.adapters import columns
-from apps.finance.adapters.numbers import nearly_a_number, read_column
+from apps.finance.adapters.numbers import has_decimal_commas, nearly_a_number, read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.adapters.times import Column, Rows, read_times, to_utc, zone_in_header
 from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, usual_interval_ns
@@ -20,6 +20,7 @@ MOST_COLUMNS = 2000
 Values = dict[str, Floats]
 Faults = dict[str, str]
 _EMPTY = "holds no number"
+_LOOKED_AT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,10 @@ def to_contents(
     notes += [f"column {time!r}: {clock.said}"] if clock.said else []
     labels = _named(frame, options.labels, "labels", name) if options.labels else TRUTH
     rest = frame.drop(time, labels, strict=False)
-    values, faults = _values(rest, lines, options.decimal, mark, notes)
+    european = mark == ";" or any(has_decimal_commas(rest[one].head(_LOOKED_AT)) for one in rest.columns)
+    if mark in "\t|" and frame[time].dtype == pl.String:  # between commas Dukascopy writes such dates beside 1.234
+        european |= bool(frame[time].head(_LOOKED_AT).str.contains(r"^\d{1,2}\.\d{1,2}\.\d{4}").all())
+    values, faults = _values(rest, lines, options.decimal, european, notes)
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
@@ -186,13 +190,13 @@ def _joined(frame: pl.DataFrame, day: str, hour: str) -> tuple[pl.DataFrame, str
 
 
 def _values(
-    frame: pl.DataFrame, lines: Rows, decimal: str | None, mark: str, notes: list[str]
+    frame: pl.DataFrame, lines: Rows, decimal: str | None, european: bool, notes: list[str]
 ) -> tuple[Values, Faults]:
     """The columns of numbers, and what is wrong with those that might be; columns of words are neither."""
     values: Values = {}
     faults: Faults = {}
     for label in frame.columns:
-        numbers, fault = read_column(frame[label], lines, decimal, mark == ";")
+        numbers, fault = read_column(frame[label], lines, decimal, european)
         if numbers is None and not fault and columns.plain(label) in columns.VALUES:
             fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
         elif numbers is None and not fault and (cell := nearly_a_number(frame[label])):

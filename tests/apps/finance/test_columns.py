@@ -237,8 +237,6 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
         "R$ {}.5",
         "\u2212{}.5",
         "{}bp",
-        "1'{}.67",
-        "1 {},06",
         "{} Mrd",
     ],
 )

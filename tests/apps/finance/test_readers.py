@@ -196,7 +196,7 @@ def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
         2.5,
     ]
     assert read_series(written(tmp_path, "date;close\n2024-01-01;1,234\n2024-01-02;2,345\n")).target[0] == 1.234
-    with pytest.raises(InvalidInputError, match=r"'close' holds '10,003\.77', which is no number"):
+    with pytest.raises(InvalidInputError, match=r"holds '10\.003,77' in line 3, which is no number beside '10,003"):
         read_series(written(tmp_path, 'date,close\n2024-01-01,"10,003.77"\n2024-01-02,"10.003,77"\n'))
 
 

@@ -1,0 +1,79 @@
+"""Numbers as people and spreadsheets write them: thousands, decimal marks, missing values, and a typo among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.types import Series
+from shared.errors import InvalidInputError
+from tests.apps.finance.reading import read_series
+
+
+def read(
+    folder: Path, cells: list[str], options: TableOptions = NOTHING_SAID, mark: str = ";", head: str = "date;close"
+) -> Series:
+    """A file with ``cells`` of one or more columns below ``head``, parted by ``mark``."""
+    rows = [head, *(f"2024-01-{day:02d};{cell}" for day, cell in enumerate(cells, start=1))]
+    (folder / "a.csv").write_text("\n".join(row.replace(";", mark) for row in rows) + "\n", encoding="utf-8")
+    return read_series(folder / "a.csv", options)
+
+
+@pytest.mark.parametrize(
+    ("cells", "mark"),
+    [
+        (["12 345,67", "999,5", "1 234 567"], ";"),
+        (["12\u00a0345,67", "999,5", "1\u00a0234\u00a0567"], ";"),
+        (["12\u202f345,67 €", "999,5", "1\u202f234\u202f567"], "\t"),
+        (["12'345.67", "999.5", "1'234'567"], ","),
+        (["12’345.67", "999.5", "1’234’567"], ";"),
+    ],
+)
+def test_spaces_and_apostrophes_stand_between_thousands(tmp_path, cells, mark):
+    assert read(tmp_path, cells, mark=mark).target.tolist() == [12345.67, 999.5, 1234567]
+
+
+@pytest.mark.parametrize("word", ["#N/A N/A", "#N/A", "#N/A Field Not Applicable", "#n/a n/a"])
+def test_bloombergs_words_for_no_value_are_missing(tmp_path, word):
+    np.testing.assert_array_equal(read(tmp_path, ["1.5", word, "2.5"], head="Date;PX_LAST").target, [1.5, np.nan, 2.5])
+
+
+@pytest.mark.parametrize("cells", [["1.234;0,5", "2.345;1,25", "3.456;2"], ["1.234;1.234.567", "2.345;5", "3.456;8"]])
+@pytest.mark.parametrize("mark", ["\t", "|", ";"])
+def test_points_may_stand_between_thousands_where_another_column_has_decimal_commas(tmp_path, mark, cells):
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which can be 1234 or 1\.234.*option decimal"):
+        read(tmp_path, cells, mark=mark, head="date;close;x")
+    assert read(tmp_path, cells, TableOptions(decimal=","), mark, "date;close;x").target[0] == 1234
+
+
+def test_points_may_stand_between_thousands_where_days_are_written_as_germans_do_between_tabs(tmp_path):
+    (tmp_path / "a.csv").write_text("Datum\tKurs\n01.01.2024\t1.234\n02.01.2024\t1.235\n")
+    with pytest.raises(InvalidInputError, match=r"'1\.234' in line 2, which can be 1234 or 1\.234.*option decimal"):
+        read_series(tmp_path / "a.csv")
+    assert read(tmp_path, ["1.234", "1.235"], mark="\t").target[0] == 1.234
+    assert read(tmp_path, ["1.234,56", "1.234"], mark="\t").target.tolist() == [1234.56, 1234]
+
+
+@pytest.mark.parametrize(
+    ("usual", "typo"), [("1,23{}.50", "1234,50"), ("1,23{}.50", "1.234.50"), ("12{}.5", "12,5"), ("1 23{},5", "12.5")]
+)
+@pytest.mark.parametrize("line", [2, 5])
+def test_a_cell_that_is_written_unlike_the_others_is_named_and_not_the_first(tmp_path, usual, typo, line):
+    cells = [usual.format(day) for day in range(8)]
+    cells[line - 2] = typo
+    other = f"{usual.format(int(line == 2))!r} in line {2 + int(line == 2)}"
+    with pytest.raises(InvalidInputError) as caught:
+        read(tmp_path, [f'"{cell}"' for cell in cells], mark=",")
+    found = f"a.csv: column 'close' holds {typo!r} in line {line}, which is no number beside {other}; correct the file"
+    assert str(caught.value).startswith(found)
+
+
+@pytest.mark.parametrize("later", ["{:02d}.02.2024", "{:02d}.02.2024 00:00", "2024/02/{:02d}"])
+def test_a_second_column_of_dates_is_no_column_of_numbers(tmp_path, later):
+    cells = [f"{later.format(day)};{100 + day}" for day in range(1, 9)]
+    series = read(tmp_path, cells, head="Datum von;Datum bis;Preis")
+    assert list(series.values) == ["Preis"]
+    assert not any("Datum bis" in note for note in series.notes)
