@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +15,7 @@ from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
 
+_TWO_LEVELS = re.compile(r"\('(\\.|[^'\\])*', '(\\.|[^'\\])*'\)$")
 MOST_CELLS, MOST_FILE_ROWS = 100_000_000, 10_000_000
 """Equal rows pack into nothing: 40 million in 250 kB took 2 GB and half a minute before they were refused."""
 
@@ -20,20 +24,35 @@ def read_parquet(path: Path, options: TableOptions) -> Contents:
     """All series in a Parquet file; of one that is too large the columns that the options name, if they name all."""
     try:
         metadata = pyarrow.parquet.read_metadata(path)
-        tops = [metadata.schema.column(one).path.split(".")[0] for one in range(metadata.num_columns)]
-        rows, labels = metadata.num_rows, dict.fromkeys(tops)
+        known = set(metadata.schema.to_arrow_schema().names)
+        paths = (metadata.schema.column(one).path for one in range(metadata.num_columns))
+        tops = [path if path in known else path.split(".")[0] for path in paths]
+        rows, labels = metadata.num_rows, _one_level(dict.fromkeys(tops))
         if rows > MOST_FILE_ROWS:
             raise InvalidInputError(f"{path.name} has {rows} rows, and {MOST_FILE_ROWS} can be read; split it by time")
         if len(tops) > MOST_COLUMNS or rows * len(tops) > MOST_CELLS:
             named = [options.time, options.value, options.series, *([options.labels] if options.labels else [])]
-            wanted = [called(name or "", list(labels)) for name in named]
-            labels = labels if None in wanted else {one: None for one in wanted if one is not None}
+            wanted = [called(name or "", list(labels.values())) for name in named]
+            labels = labels if None in wanted else {one: label for one, label in labels.items() if label in wanted}
         width = sum(top in labels for top in tops)
         if width > MOST_COLUMNS or rows * width > MOST_CELLS:
             what = f"{rows} rows of {width} columns, and {MOST_COLUMNS} columns and {MOST_CELLS} cells can be read"
             how = "split it by time, or name what matters with the options time, value and series"
             raise InvalidInputError(f"{path.name} has {what}; {how}")
-        frame = pl.read_parquet(path, columns=list(labels))
+        frame = pl.read_parquet(path, columns=list(labels)).rename(labels)
     except (pl.exceptions.PolarsError, pyarrow.ArrowException, OSError) as error:
         raise InvalidInputError(f"{path.name} is not a readable Parquet file ({error}); hand in CSV") from error
     return to_contents(frame, path.name, options)
+
+
+def _one_level(labels: Iterable[str]) -> dict[str, str]:
+    """Each label, and its name in one level: pandas writes those of two as "('Close', 'AAPL')", as yfinance has them.
+
+    A level that has one name for all columns is left out.
+    """
+    found = list(labels)
+    pairs = {one: ast.literal_eval(one) for one in found if _TWO_LEVELS.match(one)}
+    levels = [set(level) - {""} for level in zip(*pairs.values(), strict=True)]
+    told = [place for place, level in enumerate(levels) if len(level) > 1] or range(len(levels))
+    names = {one: " ".join(pair[place] for place in told).strip() for one, pair in pairs.items()}
+    return {one: names.get(one, one) for one in found}

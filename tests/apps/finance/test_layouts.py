@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
+from apps.finance.types import iso_utc
 from shared.errors import InvalidInputError
 from tests.apps.finance.reading import read_series
 
@@ -251,3 +253,25 @@ def test_columns_of_a_file_without_a_header_are_named_by_their_numbers(tmp_path)
     assert series.target.tolist() == [2, 3] and series.interval_ns == 300 * 10**9
     with pytest.raises(InvalidInputError, match="no column of numbers called '8'"):
         read(tmp_path, text, TableOptions(time="1+2", value="8"))
+
+
+PRICES = {("Close", "AAPL"): 100.0, ("Close", "BRK.B"): 300.0, ("Volume", "AAPL"): 9.0, ("Volume", "BRK.B"): 8.0}
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_level_columns_of_parquet_are_read_as_those_of_csv(tmp_path, reset, swapped):
+    days = pd.date_range("2024-01-01", periods=9, name="Date")
+    frame = pd.DataFrame({pair: start + np.arange(9.0) for pair, start in PRICES.items()}, index=days)
+    frame = frame.swaplevel(axis=1) if swapped else frame
+    frame.to_csv(tmp_path / "a.csv")
+    (frame.reset_index() if reset else frame).to_parquet(tmp_path / "a.parquet")
+    close = "BRK.B Close" if swapped else "Close BRK.B"
+    for name in ("a.csv", "a.parquet"):
+        series = read_series(tmp_path / name)
+        assert series.column in ("AAPL Close", "Close AAPL") and len(series.values) == 4
+        assert iso_utc(int(series.times_ns[0])) == "2024-01-01T00:00:00Z"
+        assert read_series(tmp_path / name, TableOptions(value=close)).target[0] == 300
+    only = frame.loc[:, [pair for pair in frame.columns if "AAPL" in pair]]
+    only.to_parquet(tmp_path / "one.parquet")
+    assert list(read_series(tmp_path / "one.parquet").values) == ["Close", "Volume"]
