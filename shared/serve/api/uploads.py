@@ -55,15 +55,18 @@ async def receive(
         finally:
             form.close()
     if kind == b"application/x-www-form-urlencoded":
-        body = b"".join([chunk async for chunk in _limited(stream, min(max_bytes, _CHUNK))])
+        body = b""
+        async for chunk in _limited(stream, max_bytes):
+            body += chunk[: _CHUNK + 1 - len(body)]
         try:
-            return Upload(
-                fields=dict(parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS))
-            )
-        except ValueError as error:
-            raise InvalidInputError(f"the form cannot be read: {error}") from error
+            if len(body) <= _CHUNK:
+                fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS)
+                return Upload(fields=dict(fields))
+        except ValueError:  # a file as it is, which curl calls a form; what Python says of it has all of it
+            pass
     raise InvalidInputError(
-        "send multipart/form-data with the field `files`, or with `sample` and the name of a sample", status=415
+        "send multipart/form-data with the field `files` (curl -F files=@FILE), or with `sample` and a sample's name",
+        status=415,
     )
 
 
