@@ -156,8 +156,9 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
         return contents
     if wanted != "all":
         raise InvalidInputError(f"columns is {wanted!r}; give 'all', or name the one column with the option 'value'")
-    if contents.series_column:
-        raise InvalidInputError(f"{name} holds several series; columns are scored together in a file of one")
+    if len(contents.series) > 1:
+        how = "columns are scored together in a file of one, or of the one that the option 'instrument' names"
+        raise InvalidInputError(f"{name} holds several series; {how}")
     (one,) = contents.series
     if len(one.values) < 2:
         raise InvalidInputError(f"{name} has one column of numbers, {one.column!r}; two at least are scored together")
@@ -166,7 +167,8 @@ def _all_columns(contents: Contents, wanted: str, name: str) -> Contents:
         for label in one.values
     ]
     whole = (replace(one, name="all columns", joint=True), *parts)
-    notes = tuple(note for note in contents.notes if "was scored" not in note)  # of the one column that was meant first
+    # All but that of the one column that was meant first.
+    notes = tuple(note for note in contents.notes if not (note.startswith("column ") and "was scored" in note))
     return replace(contents, series=whole, series_column="column", notes=notes)
 
 

@@ -91,6 +91,15 @@ def test_a_wide_file_is_scored_together_and_by_column(tmp_path):
     assert not any("was scored" in note for note in response.result["series"]["notes"])
     plain = answer(predictor, Request(files=(tmp_path / "basket.csv",), options={}), FinanceCodec(predictor))
     assert any("columns=all scores every column" in note for note in plain.result["series"]["notes"])
+    lines = (tmp_path / "basket.csv").read_text().splitlines()
+    rows = [f"{line},{name}" for name in "AB" for line in lines[1:]]
+    (tmp_path / "two.csv").write_text("\n".join([f"{lines[0]},ticker", *rows]) + "\n")
+    options = {**request.options, "instrument": "B"}
+    again = answer(predictor, Request(files=(tmp_path / "two.csv",), options=options), FinanceCodec(predictor))
+    assert again.result["events"] == response.result["events"]
+    assert any("series 'B' alone was scored" in note for note in again.result["series"]["notes"])
+    with pytest.raises(InvalidInputError, match=r"two\.csv holds several series; .*the option 'instrument'"):
+        answer(predictor, Request(files=(tmp_path / "two.csv",), options=request.options), FinanceCodec(predictor))
     one = replace(series, values={"share_0": series.target})
     write_csv(tmp_path / "one.csv", one)
     with pytest.raises(InvalidInputError, match="two at least are scored together"):
