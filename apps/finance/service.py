@@ -20,7 +20,7 @@ from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_rows
 from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
 from apps.finance.predictor import FinancePredictor, Options
-from apps.finance.types import Detection, Series, Window
+from apps.finance.types import Detection, Series, Window, iso_utc
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 
@@ -68,6 +68,7 @@ class FinanceCodec:
         if not (request.options.get("columns") or request.options.get("value") or contents.series_column):
             contents = _with_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
+        notes += _ended(series)
         notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
@@ -191,6 +192,16 @@ def _long_enough(contents: Contents, name: str) -> tuple[tuple[Series, ...], tup
     first = ", ".join(short[:5]) + (", …" if len(short) > 5 else "")
     note = f"{len(short)} series with fewer than {LEAST_ROWS} values were left out ({first})"
     return enough, (*contents.notes, note)
+
+
+def _ended(series: Sequence[Series]) -> tuple[str, ...]:
+    """A note of the series that end while others go on, for more than twice as long as they have ever paused."""
+    last = max(int(one.times_ns[-1]) for one in series)
+    ended = [one for one in series if last - int(one.times_ns[-1]) > 2 * int(np.diff(one.times_ns).max())]
+    if not ended:
+        return ()
+    which = ", ".join(f"{one.name!r} with {iso_utc(int(one.times_ns[-1]))}" for one in ended[:5])
+    return (f"{len(ended)} series end while others go on to {iso_utc(last)}: {which}{', …' * (len(ended) > 5)}",)
 
 
 def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:

@@ -105,8 +105,8 @@ def anomalies(
     """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them.
 
     Where the level is unusual at the peak, an event says since when, as estimated at its first row. A gap is an event
-    from the row before it to the row after it, in place of what only the value after it made; a corporate action that
-    shows is one of a single row.
+    from the row before it to the row after it, in place of what only the value after it made; its peak is that value,
+    or the last one where none has come. A corporate action that shows is one of a single row.
     """
     rows = spans(reported, scores, fresh(channels))
     rows = [span for span in rows if not any(gap.explains(*span) for gap in gaps)]
@@ -121,7 +121,8 @@ def anomalies(
             one = _dated(one, series, onset(series.target, first))
         found.append(replace(one, columns=columns))
     for gap in gaps:
-        one = _anomaly(series, forecast, (gap.before, gap.after, gap.after), gap.score, "gap")
+        peak = gap.before if gap.open else gap.after
+        one = _anomaly(series, forecast, (gap.before, gap.after, peak), gap.score, "gap")
         found.append(replace(one, note=gap.note))
     for action in actions:
         if action.listed:

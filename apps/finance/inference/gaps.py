@@ -24,7 +24,7 @@ _USUAL_CHANGES = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """No value between the rows ``before`` and ``after``, for ``length_ns``.
+    """No value between the rows ``before`` and ``after``, for ``length_ns``; nor in ``after`` where it is ``open``.
 
     ``score`` is -log10 of the share of earlier steps that were as long, over 5, as the scores of detectors are.
     ``ordinary`` is whether the value after it is where it may be: the change over the gap is at most four usual changes
@@ -36,11 +36,12 @@ class Gap:
     length_ns: int
     score: float
     ordinary: bool
+    open: bool = False
 
     @property
     def note(self) -> str:
         """How long it is, in words."""
-        return f"no value for {duration(self.length_ns)}"
+        return f"no value for {duration(self.length_ns)}" + (", to the end of the series" if self.open else "")
 
     def explains(self, first: int, last: int) -> bool:
         """Whether an event in these rows is but the value after the gap, an ordinary one.
@@ -51,26 +52,31 @@ class Gap:
 
 
 def gaps(series: Series) -> list[Gap]:
-    """The gaps of a series, each known when the first value after it is there.
+    """The gaps of a series, each known when the first value after it is there, or rows without one go on for so long.
 
     A gap is longer than five usual intervals. It is none where pauses at least half as long came before, as nights and
     weekends do: twice, and once in eight days; in the first three days three times, or once at the same time. A pause
     of up to four days with a Saturday in it is a weekend where no value was ever of a Saturday. Within the first day
     only what is shorter than an eighth of the time so far can be told from a closing hour. In a column of a table only
-    rows without a value make a gap.
+    rows without a value make a gap. Rows without a value at the end are one that is open, not on the first day, nor up
+    to four days in which a weekend may come: what follows would take such a one back.
     """
     rows = np.arange(len(series)) if series.joint else np.flatnonzero(np.isfinite(series.target))
     times = series.times_ns[rows]
     if len(rows) <= _LEAST_ROWS:
         return []
-    steps, usual = np.diff(times), trailing_interval_ns(times)[:-1]
+    usual = trailing_interval_ns(times)
     saturdays = np.flatnonzero(_weekday(times) == _SATURDAY)
     first_saturday = int(saturdays[0]) if len(saturdays) else len(times)
+    dead = int(rows[-1]) < len(series) - 1
+    if dead:
+        rows, times = np.append(rows, len(series) - 1), np.append(times, series.times_ns[-1])
+    steps = np.diff(times)
     pauses: list[int] = []
     starts: list[tuple[int, int]] = []
     found = []
-    for place in np.flatnonzero(steps > _PAUSE * usual).tolist():
-        step = int(steps[place])
+    for place in np.flatnonzero(steps > _PAUSE * usual[: len(steps)]).tolist():
+        step, ends = int(steps[place]), dead and place == len(steps) - 1
         before = len(pauses) - bisect_left(pauses, (step + 1) // 2)
         if step > _LONG * usual[place] and place >= _LEAST_ROWS:
             history = int(times[place] - times[0])
@@ -79,15 +85,16 @@ def gaps(series: Series) -> list[Gap]:
                 needed = 0.0 if same else 3.0
             else:
                 needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
-            young = history < DAY_NS and 8 * step > history
-            weekend = step <= _WEEKEND_NS and _has_saturday(times, place) and place < first_saturday
+            young = history < DAY_NS and (ends or 8 * step > history)
+            until = int(times[place]) + (_WEEKEND_NS if ends else step)
+            weekend = step <= _WEEKEND_NS and _has_saturday(int(times[place]), until) and place < first_saturday
             told = series.column_of_table and rows[place + 1] == rows[place] + 1
             if before < needed and not young and not weekend and not told:
                 as_long = len(pauses) - bisect_left(pauses, step)
                 score = float(np.clip(-np.log10((as_long + 1) / (place + 1)) / FULL, 0, 1))
                 last, next_ = int(rows[place]), int(rows[place + 1])
-                ordinary = _ordinary(series, last, next_, step / usual[place])
-                found.append(Gap(last, next_, step, round(score, 4), ordinary))
+                ordinary = not ends and _ordinary(series, last, next_, step / usual[place])
+                found.append(Gap(last, next_, step, round(score, 4), ordinary, ends))
         insort(pauses, step)
         if times[place] - times[0] < 3 * DAY_NS:
             starts.append((int(times[place]), step))
@@ -122,8 +129,8 @@ def _weekday(times: Times) -> Times:
     return (times // DAY_NS + 3) % 7
 
 
-def _has_saturday(times: Times, place: int) -> bool:
-    """Whether a whole Saturday lies between a value and the next."""
-    first = -(-int(times[place]) // DAY_NS)
+def _has_saturday(start_ns: int, end_ns: int) -> bool:
+    """Whether a whole Saturday lies between two times."""
+    first = -(-start_ns // DAY_NS)
     saturday = first + (_SATURDAY - (first + 3)) % 7
-    return (saturday + 1) * DAY_NS <= int(times[place + 1])
+    return (saturday + 1) * DAY_NS <= end_ns

@@ -72,6 +72,19 @@ def answered(predictor: FinancePredictor, tmp_path_factory: pytest.TempPathFacto
     return ask(predictor, Request(files=(several(tmp_path_factory.mktemp("several")),)))
 
 
+def test_a_series_that_ends_while_others_go_on_is_told_of(predictor, tmp_path):
+    rows = [f"{1_700_000_000 + 300 * row},{name},{row % 7}" for row in range(ROWS) for name in "AB"]
+    lines = ["time,ticker,close", *(row for row in rows if ",B," not in row or int(row.split(",")[0]) < 1_700_060_000)]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
+    assert isinstance(context, service.FileContext)
+    said = "1 series end while others go on to 2023-11-15T23:08:20Z: 'B' with 2023-11-15T14:48:20Z"
+    assert said in context.notes
+    (tmp_path / "a.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
+    context = decode(predictor, Request(files=(tmp_path / "a.csv",))).context
+    assert isinstance(context, service.FileContext) and not any("go on" in note for note in context.notes)
+
+
 def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     result = answered.result
     names = ["0700", "600519", 'A "B", C', "$a$b"]

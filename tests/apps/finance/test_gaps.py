@@ -82,6 +82,45 @@ def test_cells_without_a_value_are_a_gap_and_rows_that_are_not_there_are_told_on
     assert [(gap.before, gap.after) for gap in gaps(replace(series, joint=True))] == [(1499, 1500)]
 
 
+def dead(length: int, since: int, *, end: int | None = None) -> Series:
+    """Rows of five minutes of which those from ``since`` on, or up to ``end``, have no value."""
+    values = np.sin(np.arange(float(length)))
+    values[since:end] = np.nan
+    return of(MONDAY_NS + np.arange(length) * 5 * MINUTE_NS, values)
+
+
+def test_a_feed_that_is_dead_to_the_end_is_a_gap_also_where_other_columns_go_on():
+    for series in (dead(3000, 2900), replace(dead(3000, 2900), column_of_table=True)):
+        (gap,) = gaps(series)
+        assert (gap.before, gap.after, gap.open) == (2899, 2999, True)
+        assert gap.note == "no value for 8 h 20 min, to the end of the series" and gap.score > 0.5
+    assert gaps(dead(3000, 2997)) == [] and gaps(dead(200, 150)) == [], "too short, and on the first day"
+    assert gaps(replace(dead(3000, 2900), joint=True)) == []
+
+
+@pytest.mark.parametrize("since", [300, 1000, 1500, 2000, 3500])
+@pytest.mark.parametrize("weekdays", [False, True])
+def test_a_feed_that_seems_dead_is_no_gap_that_what_follows_takes_back(since, weekdays):
+    """Five-minute rows of two weeks; on weekdays alone the first pause of a weekend has rows without values, too."""
+    whole = dead(4032, since, end=since + 400)
+    if weekdays:
+        closed = (np.arange(4032) * 5 // 1440) % 7 >= 5
+        whole = of(whole.times_ns, np.where(closed, np.nan, whole.target))
+    starts = {gap.before for gap in gaps(whole)}
+    told = {gap.before for cut in range(80, 4032, 16) for gap in gaps(of(whole.times_ns[:cut], whole.target[:cut]))}
+    assert told <= starts
+
+
+def test_a_feed_that_is_dead_to_the_end_is_an_event_at_its_last_value():
+    series = walk(0.0)
+    values = np.where(np.arange(len(series)) >= 1900, np.nan, series.target)
+    series = replace(series, times_ns=series.times_ns + MONDAY_NS, values={"v": values})
+    (detection,) = untrained().predict([series])
+    (event,) = [one for one in detection.anomalies if one.note.endswith("to the end of the series")]
+    assert (event.channel, event.end_ns) == ("gap", int(series.times_ns[-1]))
+    assert event.observed == values[1899] and event.peak_ns == event.start_ns == int(series.times_ns[1899])
+
+
 def walk(jump: float) -> Series:
     """A random walk by the minute that goes on over a gap of three hours, and then ``jump`` standard deviations off."""
     steps = np.random.default_rng(3).standard_normal(2180)
