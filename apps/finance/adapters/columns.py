@@ -88,9 +88,9 @@ def names_rows(label: str) -> bool:
     return name in (*SERIES, *TIMES, *_CONTRACTS, *_IDENTIFIERS) or name.endswith(ends)
 
 
-def other_value(labels: Sequence[str], values: Iterable[str]) -> str | None:
-    """A value by its name, else the first of ``values`` that does not name rows; volumes and the like last."""
-    candidates = [label for label in values if not names_rows(label)]
+def other_value(labels: Sequence[str]) -> str | None:
+    """A value by its name, else the first of ``labels`` that does not name rows; volumes and the like last."""
+    candidates = [label for label in labels if not names_rows(label)]
     first = (one for one in candidates if not _parts(one) & _AMOUNTS)
     return first_called(_VALUES, labels) or next(first, next(iter(candidates), None))
 

@@ -79,7 +79,8 @@ def to_contents(
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
-    scored = _scored_column(values, faults, options, name, notes)
+    order = [label for label in rest.columns if label in values or (label in faults and faults[label] != _EMPTY)]
+    scored = _scored_column(order, values, faults, options, name, notes)
     parts = [(name, np.arange(frame.height))]
     if key:
         table = rest.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))
@@ -212,24 +213,32 @@ def _values(
     return values, faults
 
 
-def _scored_column(values: Values, faults: Faults, options: TableOptions, name: str, notes: list[str]) -> str:
-    """The label of the column that is scored, as it is asked for or by its name; leaves it and other values alone."""
-    labels, wanted = [*values, *(one for one in faults if faults[one] != _EMPTY or options.value)], options.value
+def _scored_column(
+    labels: list[str], values: Values, faults: Faults, options: TableOptions, name: str, notes: list[str]
+) -> str:
+    """The one of ``labels`` that is scored, as it is asked for or by its name; leaves it and other values alone.
+
+    A fault in the column that is meant is refused, and no other one scored in its place.
+    """
+    wanted = options.value
     quotes, what = [columns.first_called(one, values) for one in (columns.BIDS, columns.ASKS)], "one of the file's"
     price = columns.first_called(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)
-    label = price if wanted is None else columns.called(wanted, labels)
+    label = price if wanted is None else columns.called(wanted, [*values, *faults])
     if label is None and wanted is not None:
         there = ", ".join(map(repr, values)) or "none"
         raise InvalidInputError(f"{name} has no column of numbers called {wanted!r}; there are: {there}")
     if label is None and quotes[0] and quotes[1]:
         label, what = "mid", f"the mean of {quotes[0]!r} and {quotes[1]!r}"
         values[label] = (values[quotes[0]] + values[quotes[1]]) / 2
-    label = label or columns.other_value(labels, values) or next(iter(faults), None)
+    label = label or columns.other_value(labels) or next(iter(faults), None)
     if label is None:
         there = f"; column {next(iter(values))!r} numbers or names the rows and is no value" if values else ""
         raise InvalidInputError(f"{name} has no column of numbers to score{there}; name one with the option 'value'")
     if label in faults:
-        raise InvalidInputError(f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty")
+        other = ", or name another column with the option 'value'" if values and wanted is None else ""
+        raise InvalidInputError(
+            f"{name}: column {label!r} {faults[label]}; correct the file, or leave the cell empty{other}"
+        )
     for other in [one for one in values if one != label and columns.names_rows(one)]:
         del values[other]
     if len(values) > 1 and wanted is None:

@@ -71,6 +71,15 @@ def test_a_cell_that_is_written_unlike_the_others_is_named_and_not_the_first(tmp
     assert str(caught.value).startswith(found)
 
 
+@pytest.mark.parametrize("last", ["Volume", "Delta"])
+def test_a_typo_in_the_column_that_is_meant_has_no_other_one_scored_in_its_place(tmp_path, last):
+    cells = [f"{'1O5' if day == 4 else 100 + day}.5;{day}" for day in range(8)]
+    with pytest.raises(InvalidInputError, match=r"'Exposure' holds '1O5\.5' in line 6.*another column with the option"):
+        read(tmp_path, cells, mark=",", head=f"date;Exposure;{last}")
+    series = read(tmp_path, cells, TableOptions(value=last), ",", f"date;Exposure;{last}")
+    assert series.column == last and any("'Exposure' was left out: it holds '1O5.5'" in one for one in series.notes)
+
+
 @pytest.mark.parametrize("later", ["{:02d}.02.2024", "{:02d}.02.2024 00:00", "2024/02/{:02d}"])
 def test_a_second_column_of_dates_is_no_column_of_numbers(tmp_path, later):
     cells = [f"{later.format(day)};{100 + day}" for day in range(1, 9)]
