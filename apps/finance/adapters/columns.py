@@ -88,10 +88,15 @@ def names_rows(label: str) -> bool:
     return name in (*SERIES, *TIMES, *_CONTRACTS, *_IDENTIFIERS) or name.endswith(ends)
 
 
+def is_quantity(label: str) -> bool:
+    """Whether a column is one of volumes, counts or changes, by its name."""
+    return bool(_parts(label) & _AMOUNTS)
+
+
 def other_value(labels: Sequence[str]) -> str | None:
     """A value by its name, else the first of ``labels`` that does not name rows; volumes and the like last."""
     candidates = [label for label in labels if not names_rows(label)]
-    first = (one for one in candidates if not _parts(one) & _AMOUNTS)
+    first = (one for one in candidates if not is_quantity(one))
     return first_called(_VALUES, labels) or next(first, next(iter(candidates), None))
 
 

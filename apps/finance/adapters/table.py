@@ -19,7 +19,7 @@ from shared.errors import InvalidInputError
 MOST_COLUMNS = 2000
 Values = dict[str, Floats]
 Faults = dict[str, str]
-_EMPTY = "holds no number"
+_EMPTY, _AS_WRITTEN = "holds no number", ", which is no number as written"
 _LOOKED_AT = 200
 
 
@@ -79,7 +79,8 @@ def to_contents(
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
-    order = [label for label in rest.columns if label in values or (label in faults and faults[label] != _EMPTY)]
+    refused = [label for label, fault in faults.items() if fault != _EMPTY and not fault.endswith(_AS_WRITTEN)]
+    order = [label for label in rest.columns if label in values or label in refused]
     scored = _scored_column(order, values, faults, options, name, notes)
     parts = [(name, np.arange(frame.height))]
     if key:
@@ -200,8 +201,9 @@ def _values(
         numbers, fault = read_column(frame[label], lines, decimal, european)
         if numbers is None and not fault and columns.plain(label) in columns.VALUES:
             fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
-        elif numbers is None and not fault and (cell := nearly_a_number(frame[label])):
-            notes.append(f"column {label!r} was left out: it holds {cell!r}, which is no number as written")
+        elif numbers is None and not fault and not columns.names_rows(label):
+            cell = nearly_a_number(frame[label])
+            fault = f"holds {cell!r}{_AS_WRITTEN}" if cell else ""
         elif numbers is not None and not np.isfinite(numbers).any():
             fault = _EMPTY
         if fault:
@@ -218,7 +220,8 @@ def _scored_column(
 ) -> str:
     """The one of ``labels`` that is scored, as it is asked for or by its name; leaves it and other values alone.
 
-    A fault in the column that is meant is refused, and no other one scored in its place.
+    A fault in the column that is meant is refused, and no other one scored in its place; nor is a quantity in place of
+    amounts that cannot be read.
     """
     wanted = options.value
     quotes, what = [columns.first_called(one, values) for one in (columns.BIDS, columns.ASKS)], "one of the file's"
@@ -230,7 +233,11 @@ def _scored_column(
     if label is None and quotes[0] and quotes[1]:
         label, what = "mid", f"the mean of {quotes[0]!r} and {quotes[1]!r}"
         values[label] = (values[quotes[0]] + values[quotes[1]]) / 2
-    label = label or columns.other_value(labels) or next(iter(faults), None)
+    if label is None:
+        label = columns.other_value(labels)
+        if label is None or columns.is_quantity(label):
+            label = next((one for one, fault in faults.items() if fault.endswith(_AS_WRITTEN)), label)
+        label = label or next(iter(faults), None)
     if label is None:
         there = f"; column {next(iter(values))!r} numbers or names the rows and is no value" if values else ""
         raise InvalidInputError(f"{name} has no column of numbers to score{there}; name one with the option 'value'")

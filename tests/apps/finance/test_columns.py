@@ -242,11 +242,17 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
 )
 def test_amounts_that_are_not_written_as_numbers_are_not_left_out_without_a_word(tmp_path, cell):
     rows = [f'2024-01-{day:02d};"{cell.format(340 + day)}";{day}' for day in range(1, 30)]
-    (tmp_path / "p.csv").write_text("\n".join(["Date;PnL;Trades", *rows]) + "\n", encoding="utf-8")
-    contents = read_contents(tmp_path / "p.csv")
-    assert list(contents.series[0].values) == ["Trades"]
-    said = f"column 'PnL' was left out: it holds {cell.format(341)!r}"
-    assert any(note.startswith(said) for note in contents.notes)
+    path = written(tmp_path, "Date;PnL;Delta", rows)
+    contents = read_contents(path)
+    assert list(contents.series[0].values) == ["Delta"]
+    fault = f"holds {cell.format(341)!r}, which is no number as written"
+    assert f"column 'PnL' was left out: it {fault}" in contents.notes
+    path = written(tmp_path, "Date;PnL;Trades", rows)
+    for options in (TableOptions(), TableOptions(value="PnL")):
+        with pytest.raises(InvalidInputError) as caught:
+            read_contents(path, options)
+        assert f"column 'PnL' {fault}; correct the file" in str(caught.value)
+    assert read_contents(path, TableOptions(value="Trades")).series[0].target[0] == 1
 
 
 def test_a_column_of_words_is_left_out_without_a_word(tmp_path):
