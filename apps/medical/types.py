@@ -56,6 +56,13 @@ class ChestInput(InputSpec):
                 raise InvalidInputError(f"input.{name} is {sizes}; expected multiples of 16, 16, 8 voxels")
 
 
+PATIENT_KEYWORDS = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+"""By what a PACS knows whose a study is, besides its unique identifier."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
     """The DICOM image that a slice was, by which it is found again in a PACS.
@@ -63,11 +70,15 @@ class SourceImage:
     instance_number   InstanceNumber (0020,0013), which viewers count by, or a frame's number; None where there is none
     sop_instance_uid  SOPInstanceUID (0008,0018)
     position_lps_mm   ImagePositionPatient (0020,0032)
+    sop_class_uid     SOPClassUID (0008,0016)
+    frame             which of a multi-frame image's, from 0; None of a single-frame image
     """
 
     instance_number: int | None
     sop_instance_uid: str
     position_lps_mm: tuple[float, float, float]
+    sop_class_uid: str = ""
+    frame: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +91,7 @@ class CTVolume:
     direction       3x3, orthonormal; its columns are the directions of i, j and k in LPS
     name            what a made volume is called; readers leave it, for the name of a file may be that of a person
     identifiers     DICOM unique identifiers where the source has them; no names
+    patient         who it is of, by DICOM's keywords; empty unless the reader was told to keep that
     images          the DICOM image of each slice, in the order of the slices; empty for other sources
     remarks         what a reader must know of how it was read
     """
@@ -90,6 +102,7 @@ class CTVolume:
     direction: Float64 = field(default_factory=lambda: np.eye(3))
     name: str = "volume"
     identifiers: dict[str, str] = field(default_factory=dict)
+    patient: dict[str, str] = field(default_factory=dict)
     images: tuple[SourceImage, ...] = ()
     remarks: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,9 +30,12 @@ from apps.medical.adapters.series import (
     is_capture,
     is_scout,
 )
-from apps.medical.types import MAX_VOXELS, CTVolume, Float64, SourceImage
+from apps.medical.types import MAX_VOXELS, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
@@ -69,14 +72,17 @@ _KEYWORDS = (
 )
 
 
-def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
-    """The one CT series in ``files`` (a folder, a zip archive, DICOM files); for ``series`` see ``choose_series``."""
+def read_series(files: Sequence[Path], *, series: str | None = None, patient: bool = False) -> CTVolume:
+    """The one CT series in ``files`` (a folder, a zip archive, DICOM files); for ``series`` see ``choose_series``.
+
+    ``patient`` keeps whose it is with the volume, for a report; otherwise no name or number of a patient is kept.
+    """
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
         slices: list[Slice] = []
         others, held = [], 0
         for member, content in _contents(found):
-            images = _parse(member, content)
+            images = _parse(member, content, (*_KEYWORDS, *PATIENT_KEYWORDS) if patient else _KEYWORDS)
             if images and held + len(content) <= _HELD_BYTES:
                 held += len(content)
                 images = [replace(image, read=partial(bytes, content)) for image in images]  # no copy
@@ -102,7 +108,8 @@ def read_series(files: Sequence[Path], *, series: str | None = None) -> CTVolume
             raise InvalidInputError(
                 f"{name}: one series holds images of several patients (PatientID); hand in one patient's"
             )
-        return _assemble(name, chosen, remarks)
+        volume = _assemble(name, chosen, remarks)
+        return replace(volume, patient=_patient(chosen[0].header)) if patient else volume
 
 
 def _contents(found: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
@@ -122,8 +129,8 @@ def _contents(found: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
             yield first, content.result()
 
 
-def _parse(member: Member, content: bytes) -> list[Slice]:
-    """The images in a file; none where it is not DICOM, or DICOM without pixels (directories, reports)."""
+def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slice]:
+    """The images in a file, with these elements; none where it is not DICOM, or DICOM without pixels (reports)."""
     from pydicom import config, dcmread
     from pydicom.dataset import Dataset
     from pydicom.errors import InvalidDicomError
@@ -139,14 +146,14 @@ def _parse(member: Member, content: bytes) -> list[Slice]:
             header = dcmread(opened, stop_before_pixels=True, force=content[:2] in (b"\x02\0", b"\x08\0"))
             stopped_at = opened.tell()
             # Values are converted when they are first asked for.
-            for keyword in _KEYWORDS:
+            for keyword in keywords:
                 header.get(keyword)
             for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
                 getattr(header, "file_meta", {}).get(keyword)
             if "Rows" in header and "Columns" in header:
                 # The dataset that was read holds the whole file.
                 kept = Dataset()
-                for keyword in _KEYWORDS:
+                for keyword in keywords:
                     if keyword in header:
                         kept[keyword] = header[keyword]
                 syntax = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
@@ -317,11 +324,17 @@ def _greatest(value: Any) -> float:
         return 0.0
 
 
+def _patient(header: Dataset) -> dict[str, str]:
+    return {keyword: str(header.get(keyword) or "") for keyword in PATIENT_KEYWORDS}
+
+
 def _source(part: Slice, position: Float64) -> SourceImage:
     return SourceImage(
         instance_number=integer(part, "InstanceNumber"),
         sop_instance_uid=str(part.header.get("SOPInstanceUID") or ""),
         position_lps_mm=_triple(position),
+        sop_class_uid=str(part.header.get("SOPClassUID") or ""),
+        frame=part.frame,
     )
 
 

@@ -16,8 +16,11 @@ from shared.errors import InvalidInputError
 _MAX_HEADER_BYTES = 1 << 18
 
 
-def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume:
-    """The CT in ``files``, a folder or a zip archive: a NRRD, NIfTI or MetaImage file, or a series of DICOM."""
+def read_volume(files: Sequence[Path], *, series: str | None = None, patient: bool = False) -> CTVolume:
+    """The CT in ``files``, a folder or a zip archive: a NRRD, NIfTI or MetaImage file, or a series of DICOM.
+
+    For ``patient`` see ``read_series``.
+    """
     if not files:
         raise InvalidInputError("no file was handed in; expected a zip of DICOM files, a NRRD, NIfTI or MetaImage file")
     for file in files:
@@ -25,11 +28,11 @@ def read_volume(files: Sequence[Path], *, series: str | None = None) -> CTVolume
             raise InvalidInputError(f"{file} does not exist")
     if len(files) == 1 and _is_zip_of_images(files[0]):
         with unpacked(files[0]) as folder:
-            return read_volume([folder], series=series)
+            return read_volume([folder], series=series, patient=patient)
     given = [(path, label) for file in files for path, label in _files(file)]
     images = [path for path, _ in given if suffix(path)]
     if not images:
-        return read_series(files, series=series)
+        return read_series(files, series=series, patient=patient)
     if len(images) > 1:
         raise InvalidInputError(
             f"{len(images)} volumes were handed in ({first_few([f.name for f in images])}); hand in one"

@@ -1,0 +1,149 @@
+"""The findings as a DICOM structured report, which a PACS files with the CT: Comprehensive 3D SR by template TID 1500.
+
+Each finding that reaches the operating score is a planar region on the image where its centre lies (TID 1410): the
+sides of its box, with long and short axis, their mean, and the score as CAD reports have it (111012, certainty of
+finding, in percent). Written by highdicom. Not verified by anybody, as a program's findings are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from apps.medical.outputs.result import slice_number
+from apps.medical.types import NODULE, PATIENT_KEYWORDS, CTVolume, Findings, Nodule
+
+REPORT, SOURCE = "findings.sr.dcm", "report.json"
+_SERIES_NUMBER = 9900
+_SERIES = "Trivium lung nodules (for research, not for diagnosis)"
+
+
+def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:
+    """What ``structured_report`` is made from, as JSON; ``models`` are versions by name.
+
+    None where the CT is no DICOM with unique identifiers, and where no finding reaches the operating score: that a
+    program found nothing is nothing to be filed.
+    """
+    known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
+    images = volume.images
+    if not (known and images and all(image.sop_instance_uid and image.sop_class_uid for image in images)):
+        return None
+    listed = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
+    if not listed:
+        return None
+    content = {
+        "identifiers": volume.identifiers,
+        "patient": volume.patient,
+        "models": dict(models),
+        "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
+        "findings": [_finding(volume, nodule) for nodule in listed],
+    }
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def structured_report(source: bytes) -> bytes:
+    """The report as a DICOM file. Its identifiers follow from its content: the same findings give the same ones."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    content = json.loads(source)
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=_uid(b"trivium"), name="Trivium", manufacturer_name="Trivium"
+    )
+    observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    report = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=hd.sr.CodedConcept("24627-2", "LN", "CT Chest"),
+        imaging_measurements=[_group(number, content, source) for number in range(len(content["findings"]))],
+    )
+    made = hd.sr.Comprehensive3DSR(
+        evidence=_evidence(content),
+        content=report[0],
+        series_instance_uid=_uid(source + b"series"),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=_uid(source),
+        instance_number=1,
+        manufacturer="Trivium",
+        is_complete=True,
+        series_description=_SERIES,
+        specific_character_set="ISO_IR 192",
+    )
+    written = io.BytesIO()
+    made.save_as(written, enforce_file_format=True)
+    return written.getvalue()
+
+
+def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
+    """A finding's image, from 0, and its box there as x, y in pixels from the outer corner of the first (C.18.6)."""
+    corners = volume.to_index_ijk(np.array(nodule.box_lps_mm).reshape(2, 3))[:, :2]
+    columns, rows, _ = volume.size_ijk
+    low, high = np.sort(np.clip(corners + 0.5, 0, (columns, rows)), axis=0).round(2).tolist()
+    return {
+        "image": slice_number(volume, nodule) - 1,
+        "region": [low, [high[0], low[1]], high, [low[0], high[1]], low],
+        "axes_mm": None if nodule.axes_mm is None else [round(value, 1) for value in nodule.axes_mm],
+        "mean_diameter_mm": round(nodule.mean_diameter_mm, 1),
+        "percent": round(100 * nodule.score, 1),
+        "label": nodule.label,
+    }
+
+
+def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
+    """One finding as a measurement group."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    finding = content["findings"][number]
+    sop_class, sop_instance, frame = content["images"][finding["image"]]
+    tracking = hd.sr.TrackingIdentifier(uid=_uid(source + str(number).encode()), identifier=f"Finding {number + 1}")
+    lengths = [(codes.SCT.Diameter, finding["mean_diameter_mm"], codes.SCT.Mean)]
+    if finding["axes_mm"] is not None:
+        long, short = finding["axes_mm"]
+        lengths += [(codes.SCT.LongAxis, long, None), (codes.SCT.ShortAxis, short, None)]
+    measurements = [
+        hd.sr.Measurement(name=name, value=value, unit=codes.UCUM.Millimeter, derivation=derivation)
+        for name, value, derivation in lengths
+    ]
+    certainty = hd.sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=finding["percent"], unit=codes.UCUM.Percent)
+    kind = codes.SCT.Nodule
+    if finding["label"] != NODULE:
+        kind = hd.sr.CodedConcept(finding["label"][:16], "99TRIVIUM", finding["label"][:64])
+    versions = ", ".join(f"{name} {version}" for name, version in content["models"].items())
+    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=tracking,
+        referenced_region=hd.sr.ImageRegion(
+            graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+            graphic_data=np.array(finding["region"], np.float64),
+            source_image=hd.sr.SourceImageForRegion(sop_class, sop_instance, None if frame is None else [frame + 1]),
+        ),
+        finding_type=kind,
+        finding_sites=[hd.sr.FindingSite(anatomic_location=codes.SCT.Lung)],
+        algorithm_id=hd.sr.AlgorithmIdentification(name="Trivium lung nodules", version=versions or "unknown"),
+        measurements=[*measurements, certainty],
+    )
+
+
+def _evidence(content: Mapping[str, Any]) -> list[Any]:
+    """The images as datasets with what a report takes from them; a multi-frame image once."""
+    from pydicom.dataset import Dataset
+
+    found: dict[str, Dataset] = {}
+    for sop_class, sop_instance, _ in content["images"]:
+        image = Dataset()
+        image.SOPClassUID, image.SOPInstanceUID = sop_class, sop_instance
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+            setattr(image, keyword, content["identifiers"][keyword])
+        for keyword in PATIENT_KEYWORDS:
+            setattr(image, keyword, content["patient"].get(keyword, ""))
+        found.setdefault(sop_instance, image)
+    return list(found.values())
+
+
+def _uid(content: bytes) -> str:
+    """A unique identifier that follows from the content (PS3.5 B.2)."""
+    return f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}"

@@ -1,0 +1,150 @@
+"""The DICOM report of the findings: what it says, where, of whom, and that others read it."""
+
+import shutil
+import subprocess
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from apps.medical.adapters.source import read_volume
+from apps.medical.outputs.report import REPORT, report_source, structured_report
+from apps.medical.service import MedicalCodec
+from apps.medical.types import Nodule
+from shared.deploy.predictor import Request
+from shared.errors import InvalidInputError
+from tests.apps.medical.chests import chest, found, pack, series
+from tests.apps.medical.test_enhanced import enhanced
+
+WHO = {"PatientName": "Müller^Jürgen", "PatientID": "4711", "AccessionNumber": "A1", "StudyDate": "20250301"}
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **WHO))
+
+
+def nodule(volume, k, score, label="nodule", axes=(12.0, 8.0)):
+    middle = volume.to_lps_mm([20, 12, k])
+    low, high = middle - [6, 4, 5], middle + [6, 4, 5]
+    return Nodule(
+        centre_lps_mm=tuple(middle.tolist()),
+        mean_diameter_mm=10.0,
+        score=score,
+        box_lps_mm=(*low.tolist(), *high.tolist()),
+        label=label,
+        axes_mm=axes,
+    )
+
+
+def written(volume, findings, **models):
+    source = report_source(volume, findings, models)
+    assert source is not None
+    return dcmread(BytesIO(structured_report(source)))
+
+
+def groups(report):
+    content = hd.sr.Comprehensive3DSR.from_dataset(report).content
+    return content.get_planar_roi_measurement_groups()
+
+
+def test_a_finding_is_a_region_on_its_image_with_its_sizes(scan):
+    volume = read_volume([scan])
+    report = written(volume, found(nodule(volume, 7, 0.875), nodule(volume, 3, 0.2)), lung_nodules=6)
+    (group,) = groups(report)  # the other does not reach the operating score
+    region = group.roi
+    assert region.graphic_type == hd.sr.GraphicTypeValues.POLYLINE
+    assert group.finding_type.meaning == "Nodule" and group.finding_sites[0].value.meaning == "Lung"
+    values = [(m.name.meaning, m.value, m.unit.value) for m in group.get_measurements()]
+    assert values == [
+        ("Diameter", 10.0, "mm"),
+        ("Long axis", 12.0, "mm"),
+        ("Short axis", 8.0, "mm"),
+        ("Certainty of Finding", 87.5, "%"),
+    ]
+    spacing = np.array(volume.spacing_mm[:2])
+    corner = volume.to_index_ijk(nodule(volume, 7, 1).box_lps_mm[:3])[:2] + 0.5
+    assert region.value[0] == pytest.approx(corner, abs=0.01)
+    assert np.ptp(region.value, axis=0) * spacing == pytest.approx([12, 8], abs=0.05)
+    assert np.array_equal(region.value[0], region.value[-1])
+    (referenced,) = report.CurrentRequestedProcedureEvidenceSequence
+    (inside,) = referenced.ReferencedSeriesSequence
+    assert referenced.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
+    assert inside.SeriesInstanceUID == volume.identifiers["SeriesInstanceUID"]
+    assert {one.ReferencedSOPInstanceUID for one in inside.ReferencedSOPSequence} == {
+        image.sop_instance_uid for image in volume.images
+    }
+    assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.8"
+    assert "lung_nodules 6" in str(report) and report.VerificationFlag == "UNVERIFIED"
+
+
+def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(tmp_path):
+    (tmp_path / "enhanced.dcm").write_bytes(enhanced(chest()))
+    volume = read_volume([tmp_path / "enhanced.dcm"])
+    assert len({image.sop_instance_uid for image in volume.images}) == 1
+    (group,) = groups(written(volume, found(nodule(volume, 7, 0.9))))
+    image = group.roi.ContentSequence[0].ReferencedSOPSequence[0]
+    assert image.ReferencedSOPClassUID == "1.2.840.10008.5.1.4.1.1.2.1"
+    assert image.ReferencedFrameNumber == volume.images[7].instance_number
+
+
+def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
+    for asked, expected in ((False, dict.fromkeys(WHO, "")), (True, WHO)):
+        volume = read_volume([scan], patient=asked)
+        report = written(volume, found(nodule(volume, 7, 0.9)))
+        assert {keyword: str(report.get(keyword) or "") for keyword in WHO} == expected
+        assert report.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
+
+
+def test_the_option_patient_is_yes_or_no(scan):
+    codec = MedicalCodec()
+    for asked, kept in ((None, False), ("no", False), ("yes", True)):
+        options = {} if asked is None else {"patient": asked}
+        (volume,) = codec.decode(Request(files=[scan], options=options)).inputs
+        assert bool(volume.patient) is kept
+    with pytest.raises(InvalidInputError, match="the option patient is 'true'; expected yes or no"):
+        codec.decode(Request(files=[scan], options={"patient": "true"}))
+
+
+def test_the_same_findings_give_the_same_identifiers_and_others_others(scan):
+    volume = read_volume([scan])
+    first, again = (written(volume, found(nodule(volume, 7, 0.9))) for _ in range(2))
+    other = written(volume, found(nodule(volume, 8, 0.9)))
+    assert first.SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
+    assert first.SeriesInstanceUID == again.SeriesInstanceUID != volume.identifiers["SeriesInstanceUID"]
+
+
+def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_without_dicom(scan):
+    volume = read_volume([scan])
+    for findings in (found(), found(nodule(volume, 7, 0.2)), found(searched=False)):
+        assert report_source(volume, findings, {}) is None
+    assert report_source(chest(), found(nodule(volume, 7, 0.9)), {}) is None
+
+
+def test_labels_of_ones_own_are_codes_of_ones_own(scan):
+    volume = read_volume([scan])
+    (group,) = groups(written(volume, found(nodule(volume, 7, 0.9, label="ground glass", axes=None))))
+    assert (group.finding_type.meaning, group.finding_type.scheme_designator) == ("ground glass", "99TRIVIUM")
+    assert [m.name.meaning for m in group.get_measurements()] == ["Diameter", "Certainty of Finding"]
+
+
+def test_the_codec_offers_it_for_dicom(scan):
+    codec = MedicalCodec()
+    decoded = codec.decode(Request(files=[scan], options={}))
+    response = codec.encode(decoded, [found(nodule(decoded.inputs[0], 7, 0.9))])
+    (source,) = response.later.files[REPORT]
+    assert dcmread(BytesIO(codec.make(REPORT, {source: response.later.sources[source]}))).Modality == "SR"
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_dicom3tools_finds_no_fault_in_it(scan, tmp_path):
+    volume = read_volume([scan], patient=True)
+    findings = found(nodule(volume, 7, 0.9), nodule(volume, 3, 0.8))
+    source = report_source(volume, findings, {"lung_nodules": 6})
+    assert source is not None
+    (tmp_path / REPORT).write_bytes(structured_report(source))
+    said = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
+    assert "Comprehensive3DSR" in said.stdout + said.stderr
+    assert "Error" not in said.stdout + said.stderr
