@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from shared.engine.checkpoint import Checkpoints, model_state
 from shared.errors import InvalidInputError
+from shared.recipe import InputSpec
+from shared.recipe_file import read_recipe_file
 
 _WEIGHTS = "weights.safetensors"
 _NESTED = ("state_dict", "model_state_dict", "model", "network_weights")
@@ -65,6 +67,38 @@ def load_initial_weights(model: nn.Module, path: Path) -> LoadedWeights:
         extra=tuple(name for name in found if name not in own),
         other_shape=tuple(name for name in found if name in own and name not in fits),
     )
+
+
+def new_classes(path: Path, input: InputSpec) -> str | None:
+    """In words which classes begin with the weights of others, where the artifact or run at ``path`` tells as many
+    apart as ``input`` (``classes`` of it); None where there are none.
+
+    A head has its classes by their places. Refuses a class that both know, and that stands in another place.
+    """
+    names, own = _class_names(getattr(input, "classes", ())), _classes_of(path)
+    if len(own) != len(names) or own == names:
+        return None
+    if any(name in own and own.index(name) != place for place, name in enumerate(names)):
+        fresh = iter([name for name in names if name not in own])
+        order = [name if name in names else next(fresh) for name in own]
+        raise InvalidInputError(
+            f"{path} learnt the classes {', '.join(own)} in this order, and this run has {', '.join(names)}: a class "
+            f"would begin with another's weights. Name them in the order {' '.join(order)}"
+        )
+    return ", ".join(f"{new} in place of {old}" for new, old in zip(names, own, strict=True) if new != old)
+
+
+def _classes_of(path: Path) -> list[str]:
+    """The classes of an artifact or a run, or of the artifact whose file of weights is named; none where not known."""
+    file = (path.parent if path.name == _WEIGHTS else path) / "recipe.yaml"
+    if not file.is_file():
+        return []
+    return _class_names((read_recipe_file(file)["recipe"].get("input") or {}).get("classes", ()))
+
+
+def _class_names(classes: Sequence[Any]) -> list[str]:
+    """Classes are names, or have one."""
+    return [str(kind["name"] if isinstance(kind, Mapping) else getattr(kind, "name", kind)) for kind in classes or ()]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from shared.engine.compilation import compile_in_place
 from shared.engine.divergence import FiniteGuard
 from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
-from shared.engine.initial_weights import load_initial_weights
+from shared.engine.initial_weights import load_initial_weights, new_classes
 from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
@@ -119,6 +119,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
     if recipe.init is not None and latest is None:
         notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
+        if replaced := new_classes(recipe.init, recipe.input):
+            notes.append(f"classes that begin with the weights of others: {replaced}")
     model = model.to(group.device)
     widen_small_convolutions(model, chosen.dtype, group.device)
     if recipe.compile:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from shared.engine.initial_weights import load_initial_weights
 from shared.errors import InvalidInputError
+from shared.recipe import InputSpec
 from tests.shared.engine import line
 from tests.shared.engine.line import train, weights
 
@@ -103,3 +105,29 @@ def test_a_run_starts_from_another_run_or_an_artifact_and_says_so(tmp_path):
     line.run(replace(line.recipe(watched("again"), steps=4), init=artifact), tmp_path / "from-artifact")
     own = weights(tmp_path / "from-artifact", 2)
     assert all(torch.equal(seen["again"][name], value) for name, value in own.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classes(InputSpec):
+    classes: tuple[str, ...]
+
+
+@pytest.mark.parametrize("start", ["", "checkpoints/weights.safetensors"], ids=["run", "file"])
+def test_no_class_begins_with_the_weights_of_another_that_both_know(tmp_path, start):
+    def begun(name, classes, init=None):
+        line.run(replace(line.recipe(steps=2), input=Classes(classes=classes), init=init), tmp_path / name)
+        return (tmp_path / name / "events.jsonl").read_text()
+
+    begun("first", ("pedestrian", "cyclist", "car"))
+    init = tmp_path / "first"
+    if start:
+        init = tmp_path / "artifact" / "weights.safetensors"
+        init.parent.mkdir()
+        save_file(weights(tmp_path / "first", 2), init)
+        shutil.copy(tmp_path / "first" / "recipe.yaml", init.parent)
+    said = r"learnt the classes pedestrian, cyclist, car in this order.*in the order pedestrian truck car$"
+    with pytest.raises(InvalidInputError, match=said):
+        begun("other", ("car", "pedestrian", "truck"), init)
+    assert "weights of others: truck in place of cyclist" in begun("new", ("pedestrian", "truck", "car"), init)
+    for name, classes in (("same", ("pedestrian", "cyclist", "car")), ("fewer", ("car", "pedestrian"))):
+        assert "weights of others" not in begun(name, classes, init)
