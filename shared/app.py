@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -122,6 +122,8 @@ class App:
     notice       what it must not be used for
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
     models       the names of the models that it predicts with, the one that serves by default first
+    partners     those of ``models`` that take part in the answers of another alone, such as a second stage: by name,
+                 whether one belongs to an artifact of another model (partner, other)
     recipes      named recipes: functions that return one
     dense        the dense network of a model that a recipe built, for export; NotImplementedError where it has none
     calibrate    what turns the trained network's outputs into decisions (JSON types), or None; ``calibrate_second`` the
@@ -163,6 +165,7 @@ class App:
     codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]]
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
+    partners: Mapping[str, Callable[[Artifact, Artifact], bool]] = field(default_factory=dict)
     job_bytes: int = 20_000_000
     sample_jobs: bool = False
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None

@@ -119,6 +119,12 @@ def _served_with(artifact: Artifact, *registries: Path) -> Sequence[Artifact]:
     return served_with(artifact, *registries)
 
 
+def _belongs_to(second: Artifact, detector: Artifact) -> bool:
+    from apps.driving.predictor import belongs_to
+
+    return belongs_to(second, detector)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.driving.samples import samples
 
@@ -138,6 +144,7 @@ app = App(
     notice="Not for control of vehicles. For research and evaluation; the weights learnt from synthetic scenes.",
     root=ROOT,
     models=(*MODELS, SECOND_STAGE, *IMPORTED),
+    partners={SECOND_STAGE: _belongs_to},
     recipes=_recipes,
     dense=_dense,
     calibrate=_calibrate,

@@ -101,9 +101,6 @@ class DrivingPredictor:
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
             second = next((one for one in artifacts if belongs_to(one, artifact)), None)
-            if second is None and len(detecting) < len(artifacts):
-                # A registry may hold another detector's, newer than its own.
-                second = next(iter(served_with(artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
                 digests[SECOND_STAGE] = weights_digest(second)

@@ -60,8 +60,8 @@ def table(quick: bool) -> Table:
     synthetic = scenes(16 if quick else 100)
     real = real_frames()
     registry = Registry(_ROOT / "weights")
-    for newest in registry.serving("driving", MODELS):
-        name = newest.manifest.name
+    for name in MODELS:
+        newest = registry.newest(name)
         ours, peer = shipped_and_peer(registry, newest)
         figures = judged(ours, name, synthetic, real)
         beside = {} if peer is None else judged(peer, name, synthetic, real)

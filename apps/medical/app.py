@@ -105,6 +105,12 @@ def _training_cases(data: DataConfig, input: Any, most: int) -> Iterator[Any]:
     return training_volumes(data, most)
 
 
+def _belongs_to(second: Artifact, detector: Artifact) -> bool:
+    from apps.medical.predictor import belongs_to
+
+    return belongs_to(second, detector)
+
+
 def _served_with(artifact: Artifact, *registries: Path) -> Sequence[Artifact]:
     from apps.medical.predictor import served_with
 
@@ -130,6 +136,7 @@ app = App(
     notice="For research. Not a medical device: not to be used for diagnosis or treatment.",
     root=ROOT,
     models=MODELS,
+    partners={MODELS[1]: _belongs_to},
     job_bytes=12_000_000,
     sample_jobs=True,
     recipes=_recipes,

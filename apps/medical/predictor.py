@@ -117,11 +117,7 @@ class NodulePredictor:
         artifact = next((one for one in artifacts if one.manifest.name != SECOND_STAGE), None)
         if artifact is None:
             artifact = _ranked_by(artifacts[0])
-        seconds = [one for one in artifacts if one.manifest.name == SECOND_STAGE]
-        # A registry may hold another detector's, newer than its own.
-        second = next((one for one in seconds if belongs_to(one, artifact)), None)
-        if second is None and seconds:
-            second = next(iter(served_with(artifact)), None)
+        second = next((one for one in artifacts if belongs_to(one, artifact)), None)
         model, input = _settings(artifact)
         decoder = BoxDecoder.of_settings(model)
         operating_score = float((second or artifact).manifest.calibration.get("operating_score", 0.5))

@@ -21,8 +21,8 @@ def run(command: Reproduce) -> int:
 
 def shipped_trainings(app: App) -> list[str]:
     """How long each shipped model was trained, the newest version of each."""
-    from shared.deploy.registry import Registry
+    from shared.deploy.registry import shipped
     from shared.deploy.training_record import trained_for
 
-    manifests = [artifact.manifest for artifact in Registry(app.weights).serving(app.name, app.models)]
+    manifests = [artifact.manifest for artifact in shipped(app)]
     return [f"{one.name} {one.version} was trained for {trained_for(one.training)}." for one in manifests]

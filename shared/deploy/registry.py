@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,17 @@ class Registry:
     A version whose manifest states another name or number than its folder has is left out, with a line in the log.
     A model in an earlier directory takes the place of the one of its name in a later directory, in all versions:
     what somebody trained comes before what was shipped. ``live`` says which version of a model is predicted with: the
-    newest where it says None.
+    newest where it says None. Those that ``retired`` tells are not predicted with as partners.
     """
 
-    def __init__(self, *roots: Path, live: Callable[[str], int | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        *roots: Path,
+        live: Callable[[str], int | None] = lambda _: None,
+        retired: Callable[[str, int], bool] = lambda name, version: False,
+    ) -> None:
         self.roots = roots
-        self._live = live
+        self._live, self._retired = live, retired
         self._opened: dict[Path, Artifact] = {}
         self._misplaced: dict[Path, str | None] = {}
         self._lock = threading.Lock()
@@ -68,14 +73,34 @@ class Registry:
                 self._opened[path] = open_artifact(path)
             return self._opened[path]
 
-    def serving(self, app: str, models: Sequence[str]) -> list[Artifact]:
-        """What the application called ``app`` predicts with: the live version of each of its ``models``, in order.
+    def serving(self, app: App) -> list[Artifact]:
+        """What an application predicts with: the live version of each of its models, in order, then their partners.
 
-        Models of which there is no version are left out; refuses where that leaves none.
+        A partner is the live version where that belongs to one of the models, else the newest that does and is not
+        retired; where none does there is none. Models of which there is no version are left out; refuses where that
+        leaves none.
         """
+        models = [name for name in app.models if name not in app.partners]
         found = [self.live(name) for name in models if self.versions(name)] or [self.newest(models[0])]
         for artifact in found:
-            artifact.must_belong_to(app)
+            artifact.must_belong_to(app.name)
+        partners: dict[Path, Artifact] = {}
+        for name, belongs in app.partners.items():
+            for model in found:
+                candidates = map(self.open, self._usable(name))
+                if (partner := next((one for one in candidates if belongs(one, model)), None)) is not None:
+                    partners[partner.path] = partner
+        return [*found, *partners.values()]
+
+    def _usable(self, name: str) -> list[Path]:
+        """The versions of a model that are not retired, the live one first, then the newest, those shadowed last."""
+        known = self.versions(name)
+        live = self._live(name)
+        kept = [number for number in sorted(known, reverse=True) if not self._retired(name, number)]
+        found = [known[number] for number in sorted(kept, key=lambda number: number != live)]
+        for root in self.roots:
+            others = [path for path in self._versions_in(root, name) if path not in known.values()]
+            found += sorted(others, key=lambda path: -int(path.name))
         return found
 
     def _versions_in(self, root: Path, name: str) -> list[Path]:
@@ -106,7 +131,7 @@ def misplaced(path: Path) -> str | None:
 
 def shipped(app: App) -> list[Artifact]:
     """The artifacts that come with the application, one for each of its models, the default first."""
-    return Registry(app.weights).serving(app.name, app.models)
+    return Registry(app.weights).serving(app)
 
 
 def newest_partner(name: str, belongs: Callable[[Artifact], bool], roots: Iterable[Path]) -> Artifact | None:

@@ -195,7 +195,7 @@ def _add_routes(server: FastAPI, service: Service) -> None:
 
 def _registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:
     own = [] if settings.registry is None else [settings.registry]
-    return Registry(*own, *(app.weights for app in apps), live=live.loading)
+    return Registry(*own, *(app.weights for app in apps), live=live.loading, retired=live.retired)
 
 
 def _version() -> str:

@@ -86,14 +86,14 @@ class Service:
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
             load=self._load,
-            check=lambda: registry.serving(app.name, app.models),
+            check=lambda: registry.serving(app),
             close=lambda model: model.workers.close(),
             usable=lambda model: model.workers.usable,
         )
         self.job_model: LoadOnce[Model] = LoadOnce(
             f"{app.title} (jobs)",
             load=partial(self._load, alone=True),
-            check=lambda: registry.serving(app.name, app.models),
+            check=lambda: registry.serving(app),
             close=lambda model: model.workers.close(),
         )
         self.jobs = JobStore(store.engine, store.folder, server=INCOMING)
@@ -108,7 +108,7 @@ class Service:
         if (model := self.model.value) is not None:
             return list(model.manifests)
         try:
-            return [artifact.manifest for artifact in self._registry.serving(self.app.name, self.app.models)]
+            return [artifact.manifest for artifact in self._registry.serving(self.app)]
         except InvalidInputError as refusal:
             log.warning("%s: %s", self.app.name, refusal)
             return []
@@ -196,10 +196,15 @@ class Service:
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
 
-    def loaded_version(self, model: str) -> int | None:
-        """The version of a model that it predicts with; None where it is not loaded."""
-        manifests = () if self.model.value is None else self.model.value.manifests
-        return next((manifest.version for manifest in manifests if manifest.name == model), None)
+    def loaded_versions(self, model: str) -> list[int] | None:
+        """The versions of a model that it predicts with, none where it does without; None where it is not loaded."""
+        if (loaded := self.model.value) is None:
+            return None
+        return [manifest.version for manifest in loaded.manifests if manifest.name == model]
+
+    def needs(self, model: str) -> bool:
+        """Whether it cannot predict without a version of the model."""
+        return model not in self.app.partners
 
     def check_room_for_jobs(self) -> None:
         """Raises ``Busy`` where as many jobs wait as may."""
@@ -352,7 +357,7 @@ class Service:
         settings = self.settings
         if alone:
             settings = settings.with_one_worker()
-        artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app.name, self.app.models)
+        artifacts: list[Artifact] = await self._loading.run(self._registry.serving, self.app)
         manifests = tuple(artifact.manifest for artifact in artifacts)
         # Jobs are counted apart: their hours say nothing of how long a request takes, nor their queue of who waits.
         name = f"{self.app.name} jobs" if alone else self.app.name

@@ -71,16 +71,16 @@ class Promotions:
         with Session(self._engine) as session:
             return {(row.model, row.version) for row in session.scalars(select(RetiredRow))}
 
-    def stages(self, model: str, versions: Collection[int], live: int) -> dict[int, Stage]:
+    def stages(self, model: str, versions: Collection[int], live: Collection[int]) -> dict[int, Stage]:
         """The stage of each version: what was live, is older than what is live, or was retired, is retired."""
         with Session(self._engine) as session:
             used = set(session.scalars(select(PromotionRow.version).where(PromotionRow.model == model)))
             used |= set(session.scalars(_retired(model)))
 
         def stage(version: int) -> Stage:
-            if version == live:
+            if version in live:
                 return "live"
-            return "retired" if version in used or version < live else "candidate"
+            return "retired" if version in used or version < max(live, default=0) else "candidate"
 
         return {version: stage(version) for version in versions}
 

@@ -21,8 +21,12 @@ _LOOK_S = 5.0
 class User(Protocol):
     """What has workers for some models, and can have them replaced."""
 
-    def loaded_version(self, model: str) -> int | None:
-        """The version of a model that it predicts with; None where it is not loaded."""
+    def loaded_versions(self, model: str) -> list[int] | None:
+        """The versions of a model that it predicts with, none where it does without; None where it is not loaded."""
+        ...
+
+    def needs(self, model: str) -> bool:
+        """Whether it cannot predict without a version of the model."""
         ...
 
     async def reload(self) -> None:
@@ -36,6 +40,7 @@ class Live:
     def __init__(self, promotions: Promotions) -> None:
         self.promotions = promotions
         self.versions = promotions.live()
+        self.out_of_use = promotions.retired()
         self.coming: dict[str, int] = {}
 
     def serving(self, model: str) -> int | None:
@@ -45,6 +50,10 @@ class Live:
     def loading(self, model: str) -> int | None:
         """The version that is loaded where one is to be loaded now, or None for the newest."""
         return self.coming.get(model, self.versions.get(model))
+
+    def retired(self, model: str, version: int) -> bool:
+        """Whether a version is out of use, and is not being promoted now."""
+        return (model, version) in self.out_of_use and self.coming.get(model) != version
 
 
 class LiveVersions:
@@ -72,7 +81,7 @@ class LiveVersions:
     async def stages(self, model: str) -> dict[int, Stage]:
         """The stage of each version of a model, the oldest first; refuses an unknown model with 404."""
         versions = self._versions(model)
-        live = self._live_of(model, versions)
+        live = self._answering(model, versions)
         return await run_in_threadpool(self._live.promotions.stages, model, list(versions), live)
 
     async def promote(self, model: str, version: int) -> None:
@@ -110,15 +119,18 @@ class LiveVersions:
     async def retire(self, model: str, version: int) -> None:
         """Ends the workers of a version that is not live, once they have answered, and has it never be rolled back to.
 
-        Refuses the live one (409): another is promoted first.
+        Refuses the live one (409): another is promoted first. What is predicted with may do without a partner, such
+        as a second stage, and has new workers then.
         """
         async with self._changing:
             versions = self._known(model, version)
-            live = self._live.versions[model] = self._live_of(model, versions)
-            if version == live:
+            live, user = self._live_of(model, versions), self._users.get(model)
+            if version == live and (user is None or user.needs(model)):
                 raise InvalidInputError(f"version {version} of {model!r} is live; promote another first", status=409)
-            # What is live stays so by name: a newer one that was retired does not take its place.
-            await run_in_threadpool(self._live.promotions.promote, model, live, live)
+            if version != live:
+                # What is live stays so by name: a newer one that was retired does not take its place.
+                self._live.versions[model] = live
+                await run_in_threadpool(self._live.promotions.promote, model, live, live)
             await run_in_threadpool(self._live.promotions.retire, model, version)
             await self._end_retired()
 
@@ -152,7 +164,11 @@ class LiveVersions:
                 for model, version in stated.items():
                     if self._live.serving(model) != version and version in self._registry.versions(model):
                         log.info("another server made version %d of %s the live one", version, model)
-                        await self._switch(model, version)
+                        try:
+                            await self._switch(model, version)
+                        except InvalidInputError as refusal:
+                            # That of a partner, until the model that it belongs to has been switched too.
+                            log.warning("%s", refusal)
                 await self._end_retired()
         except Exception:
             log.exception("the live versions that the store states are not served")
@@ -166,13 +182,24 @@ class LiveVersions:
             await self._networks.load_version(model, version)
             if (user := self._users.get(model)) is not None:
                 await user.reload()
+                if (loaded := user.loaded_versions(model)) is not None and version not in loaded:
+                    raise InvalidInputError(
+                        f"version {version} of {model!r} belongs to none of the models that are live, and would serve "
+                        "none; promote the model that it belongs to first",
+                        status=409,
+                    )
         self._live.versions[model] = version
+        self._live.out_of_use.discard((model, version))
         self._retired.discard((model, version))
 
     async def _end_retired(self) -> None:
         stated = await run_in_threadpool(self._live.promotions.retired)
+        self._live.out_of_use = set(stated)
         for model, version in sorted(stated - self._retired):
             await self._networks.retire_version(model, version)
+            user = self._users.get(model)
+            if user is not None and not user.needs(model) and version in (user.loaded_versions(model) or []):
+                await user.reload()
         self._retired = stated
 
     @contextmanager
@@ -197,10 +224,15 @@ class LiveVersions:
         return versions
 
     def _live_of(self, model: str, versions: list[int]) -> int:
-        live = self._live.serving(model)
-        if live is None and (user := self._users.get(model)) is not None:
-            live = user.loaded_version(model)
-        return live if live in versions else max(versions)
+        return next(iter(self._answering(model, versions)), max(versions))
+
+    def _answering(self, model: str, versions: list[int]) -> list[int]:
+        """The versions that answer, or would: those that are loaded, or the live one by name, else the newest."""
+        user = self._users.get(model)
+        if (loaded := None if user is None else user.loaded_versions(model)) is None:
+            stated = self._live.serving(model)
+            return [stated if stated in versions else max(versions)]
+        return [version for version in loaded if version in versions]
 
 
 class NetworkVersions(Protocol):

@@ -69,7 +69,7 @@ def test_the_artifact_says_where_it_comes_from_and_what_it_is(registry):
 
 
 def test_the_registry_serves_imported_models_and_they_predict(registry, frame):
-    artifacts = Registry(registry).serving(app.name, app.models)
+    artifacts = Registry(registry).serving(app)
     predictor = DrivingPredictor.load(artifacts, "cpu")
     assert predictor.choose_model(frame) == "mmdet3d_lidar"
     for model in ("mmdet3d_lidar", "mmdet3d_camera"):

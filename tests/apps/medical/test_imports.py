@@ -121,7 +121,7 @@ def test_the_shipped_detector_is_calibrated_together_with_its_second_stage(tmp_p
     registry = Registry(tmp_path, app.weights)
     written = registry.newest("lung_nodule_candidates").manifest
     assert written.training["calibrated_on"]["synthetic"] is False and not (tmp_path / "lung_nodules").exists()
-    served = NodulePredictor.load(registry.serving("medical", app.models), "cpu")
+    served = NodulePredictor.load(registry.serving(app), "cpu")
     assert served.second_stage is not None
     assert served.operating_score == written.calibration["operating_score"]
 

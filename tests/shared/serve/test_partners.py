@@ -1,0 +1,85 @@
+"""What serves only with another model, as a second stage does, is live where it takes part in the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, csv, write_artifact
+
+OF = {1: 1, 2: 1, 3: 2}
+"""Of which version of echo each version of the second stage has learnt."""
+
+
+class Server:
+    """A client, and what the predictor was given last."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client, self.given = client, list[str]()
+
+    def predicting(self) -> list[str]:
+        assert self.client.post("/api/echo/predict", files=[csv(1)]).status_code == 200
+        return self.given
+
+    def change(self, model: str, call: str, version: int) -> Any:
+        return self.client.post(f"/api/models/{model}/{call}", json={"version": version})
+
+    def stages(self, model: str) -> dict[str, str]:
+        models = self.client.get("/api/models").json()["models"]
+        return dict(next(one["versions"] for one in models if one["model"] == model))
+
+
+@pytest.fixture
+def server(settings: Settings, echo_app: App, tmp_path: Path) -> Iterator[Server]:
+    for version in OF:
+        write_artifact(tmp_path / "echo" / "weights", version, name="second")
+
+    def predictor(artifacts: Any, device: str) -> Echo:
+        made.given = [f"{one.manifest.name} {one.manifest.version}" for one in artifacts]
+        return echo_app.predictor([], device)  # type: ignore[return-value]
+
+    app = replace(
+        echo_app,
+        models=("second", "echo"),
+        partners={"second": lambda one, model: OF[one.manifest.version] == model.manifest.version},
+        predictor=predictor,
+    )
+    with TestClient(create_app(settings, {"echo": app})) as client:
+        made = Server(client)
+        yield made
+
+
+def test_a_retired_partner_serves_no_longer_though_the_live_one_is_another_models(server: Server) -> None:
+    assert server.change("echo", "promote", 1).status_code == 200
+    assert server.predicting() == ["echo 1", "second 2"], "the newest of echo 1"
+    assert server.stages("second") == {"1": "retired", "2": "live", "3": "candidate"}
+    assert server.change("second", "retire", 2).status_code == 200
+    assert server.predicting() == ["echo 1", "second 1"]
+    assert server.stages("second") == {"1": "live", "2": "retired", "3": "candidate"}
+    assert server.change("second", "retire", 1).status_code == 200
+    assert server.predicting() == ["echo 1"], "it can do without"
+    assert "live" not in server.stages("second").values()
+    assert server.change("echo", "retire", 1).status_code == 409, "and not without itself"
+    assert server.change("second", "promote", 1).status_code == 200
+    assert server.predicting() == ["echo 1", "second 1"]
+
+
+def test_a_partner_of_another_version_is_not_promoted_before_that_is(server: Server) -> None:
+    assert server.change("echo", "promote", 1).status_code == 200
+    assert server.predicting() == ["echo 1", "second 2"]
+    refused = server.change("second", "promote", 3)
+    assert refused.status_code == 409 and "promote the model that it belongs to first" in refused.json()["detail"]
+    assert server.predicting() == ["echo 1", "second 2"] and server.stages("second")["2"] == "live"
+    assert server.change("second", "promote", 1).status_code == 200
+    assert server.predicting() == ["echo 1", "second 1"], "what was promoted comes before what is newer"
+    assert server.change("echo", "promote", 2).status_code == 200
+    assert server.predicting() == ["echo 2", "second 3"] and server.stages("second")["3"] == "live"
+    assert server.change("second", "promote", 3).status_code == 200
