@@ -137,6 +137,11 @@ class Camera:
     lidar_to_camera: Floats
     reference_offset_m: Floats = field(default_factory=lambda: np.zeros(3, np.float32))
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether its axis is within 45 degrees of the LiDAR's x."""
+        return bool(self.lidar_to_camera[2, 0] > np.sqrt(0.5))
+
 
 _NEAR_M, _SHARE_BEHIND = 5.0, 0.1
 
@@ -172,11 +177,11 @@ class Frame:
 
     @property
     def all_round(self) -> bool:
-        """Whether it shows what lies behind too: with one camera, as KITTI's, only what lies before that is asked."""
-        if len(self.cameras) == 1:
+        """Whether it shows what lies behind too: of one camera ahead, as KITTI's, only what lies before it is asked."""
+        if [camera.looks_ahead for camera in self.cameras.values()] == [True]:
             return False
         if self.points_lidar_m is None:
-            return len(self.cameras) > 1
+            return len(self.cameras) > 0
         far = self.points_lidar_m[np.abs(self.points_lidar_m[:, 0]) > _NEAR_M, 0]
         return len(far) > 0 and bool((far < 0).mean() > _SHARE_BEHIND)
 

@@ -36,6 +36,7 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
                 "points": None if frame.points_lidar_m is None else len(frame.points_lidar_m),
                 "points_drawn": None if drawn is None else len(drawn),
                 "points_file": points_file,
+                "all_round": frame.all_round,
                 "cameras": [_image(name, images[name], camera) for name, camera in frame.cameras.items()],
                 "boxes": _boxes(frame, found),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),

@@ -72,9 +72,9 @@ export function pickImage(canvas, camera, state, event) {
   return best;
 }
 
-// From above: ahead is up. KITTI is labelled ahead alone, so a frame with one camera shows what lies before it.
+// From above: ahead is up. KITTI is labelled ahead alone, so a frame with one camera ahead shows what lies before it.
 function frameOf(state) {
-  const around = state.frame.cameras.length !== 1;
+  const around = state.frame.cameras.length !== 1 || state.frame.all_round;
   const far = Math.max(30, ...state.frame.boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
   const reach = Math.min(far, REACH_M);
   const aside = around ? reach : Math.min(reach, Math.max(18, ...state.frame.boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));

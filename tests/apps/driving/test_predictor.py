@@ -15,6 +15,7 @@ from PIL import Image
 from apps.driving.adapters.registry import read_frames
 from apps.driving.inference.detect import LidarDetector, shown_boxes
 from apps.driving.inference.ground import set_on_ground
+from apps.driving.outputs import view
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.types import Boxes3D, Frame, LidarInput
 from shared.deploy.predictor import Request
@@ -221,6 +222,19 @@ def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
     for box in ahead.array:
         away = np.abs(back[:, :6] - box[:6]).max(axis=1) + np.abs(np.sin((back[:, 6] - box[6]) / 2))
         assert away.min() < 1e-2
+
+
+def test_with_one_camera_that_looks_back_it_is_looked_back_too(predictor, synthetic):
+    (frame,) = read_frames([synthetic])
+    ahead = frame.cameras["image_2"]
+    turn = np.diag([-1, -1, 1, 1]).astype(np.float32)
+    back = replace(ahead, lidar_to_camera=ahead.lidar_to_camera @ turn)
+    behind = replace(frame, points_lidar_m=frame.points_lidar_m * turn.diagonal(), cameras={"back": back})
+    assert ahead.looks_ahead and not back.looks_ahead
+    assert not frame.all_round and behind.all_round and replace(behind, points_lidar_m=None).all_round
+    found = predictor.detect(behind, "pointpillars")
+    assert (found.centre_lidar_m[:, 0] < -5).sum() > 5
+    assert json.loads(view.files([behind], [found])["boxes.json"])["frames"][0]["all_round"] is True
 
 
 def test_what_stands_beside_the_sensor_is_seen_whole():
