@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from apps.driving.datasets.packing import CLASS, RETURNS, Pack
 from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
-from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame
+from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame, LidarInput
 from shared.data.build_cache import get_or_build
 from shared.deploy.artifact import Artifact, open_artifact
 from shared.deploy.programs.store import weights_digest
@@ -69,7 +69,7 @@ def detector_of(input: BoxInput) -> Artifact:
 
 
 def fitted(input: BoxInput) -> BoxInput:
-    """The input with the detector's range, classes and weights."""
+    """The input with the detector's range, classes and weights; refuses others of one's own, which mean nothing."""
     from apps.driving.inference.artifacts import earlier_sweeps, lidar_input
 
     artifact = detector_of(replace(input, weights=""))
@@ -78,16 +78,17 @@ def fitted(input: BoxInput) -> BoxInput:
             f"{artifact.path} learnt from {sweeps + 1} sweeps together; a second stage sees one, and learns from the "
             "boxes of a detector that needs one"
         )
-    seen = lidar_input(artifact)
-    return replace(
-        input,
-        detector=None if input.detector is None else input.detector.resolve(),
-        range_m=seen.range_m,
-        intensity=seen.intensity,
-        own_vehicle_m=seen.own_vehicle_m,
-        classes=seen.classes,
-        weights=weights_digest(artifact),
-    )
+    seen, digest, unset = lidar_input(artifact), weights_digest(artifact), BoxInput()
+    known = {one.name: getattr(seen, one.name) for one in fields(LidarInput)}
+    for name, value in known.items():
+        # What a recipe took of another detector before is not the user's own.
+        if input.weights in ("", digest) and getattr(input, name) not in (value, getattr(unset, name)):
+            raise InvalidInputError(
+                f"input.{name} does not apply to a second stage, which sees what its detector does ({name} {value}); "
+                f"leave --input.{name.replace('_', '-')} out"
+            )
+    detector = None if input.detector is None else input.detector.resolve()
+    return replace(input, detector=detector, weights=digest, **known)
 
 
 def require_objects(pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:

@@ -277,6 +277,18 @@ def test_the_input_takes_range_and_classes_of_the_detector():
     assert [kind.name for kind in input.classes] == ["pedestrian", "cyclist", "car"]
 
 
+def test_a_range_of_ones_own_is_refused_for_it_would_be_passed_over():
+    for own in ({"range_m": (0.0, -20.0, -3.0, 40.0, 20.0, 1.0)}, {"intensity": False, "own_vehicle_m": (9.0, 9.0)}):
+        name = list(own)[-1]
+        option = f"--input.{name.replace('_', '-')}"
+        with pytest.raises(InvalidInputError, match=rf"input\.{name} does not apply to a second stage.*leave {option}"):
+            fitted(BoxInput(**own))
+    once = fitted(BoxInput())
+    assert fitted(once) == once, "a run that goes on"
+    another = dataclasses.replace(once, own_vehicle_m=(2.5, 1.1), weights="1" * 64)
+    assert fitted(another) == once, "a recipe that was made for another detector"
+
+
 def second_stage(folder: Path, detector: Artifact, weights: str) -> Artifact:
     """A second stage with weights of chance that has learnt from the boxes of the network with those weights."""
     recipe = RECIPES["second_stage"]()
