@@ -22,7 +22,7 @@ from apps.driving.datasets.sweeps import class_numbers
 from apps.driving.metrics.overlap import bev_iou, box_iou
 from apps.driving.types import CORRECTED, Boxes3D, BoxInput, Floats, Frame, LidarInput
 from shared.data.build_cache import get_or_build
-from shared.deploy.artifact import Artifact, open_artifact
+from shared.deploy.artifact import RECIPE, Artifact, open_artifact
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import Registry, newest_partner
 from shared.errors import InvalidInputError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "pointpillars"
 VERSION = 1
+"""Another is given where the code makes other boxes of the same detector and settings."""
 PARTS = ("points", "counts", "boxes", "scores", "labels", "objects", "overlaps")
 PACKED = 256
 """Points that are kept of a box, drawn at random; a network is shown as many at most."""
@@ -118,8 +119,10 @@ class FoundBoxes:
 
     def __init__(self, pack: Pack, input: BoxInput, merge: Mapping[str, str]) -> None:
         self.input = input
-        stated = [VERSION, pack.folder.name, input.weights, sorted(merge.items()), input.around_m, input.below_m]
-        stated += [input.above_m, [kind.name for kind in input.classes]]
+        settings = detector_of(input).manifest.files.get(RECIPE, {}).get("sha256", "")
+        stated = [VERSION, pack.folder.name, input.weights, settings, sorted(merge.items()), input.around_m]
+        stated += [input.below_m, input.above_m, [kind.name for kind in input.classes]]
+        stated += [PACKED, NOTHING, UNLIKELY, SPARED]
         name = f"boxes-{hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:16]}"
         folder = get_or_build(name, lambda aside: _make(pack, input, merge, aside))
         arrays = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS)
@@ -130,7 +133,19 @@ class FoundBoxes:
 
     def described(self) -> str:
         """How many boxes there are, and how many are of an object."""
-        return f"{len(self)} found by the detector, {int((self.overlaps[:, 0] > MEANT).sum())} on an object"
+        return f"{len(self)} found by the detector, {self._right()} on an object"
+
+    def require_matches(self) -> None:
+        """Refuses boxes of which none is on an object: there is nothing to correct."""
+        if not self._right():
+            raise InvalidInputError(
+                f"the detector {detector_of(self.input).path} finds no box on an object of its class in the frames to "
+                f"learn from ({len(self)} elsewhere); see what it finds with trivium evaluate driving --artifact, "
+                "train it on such frames first, or name another with --input.detector"
+            )
+
+    def _right(self) -> int:
+        return int((self.overlaps[:, 0] > MEANT).sum())
 
     def batch(self, indices: Indices, key: Key | None) -> Batch:
         import torch

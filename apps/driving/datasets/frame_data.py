@@ -134,7 +134,10 @@ class FrameData(ABC):
         pack = self.pack(split, input)
         if split == "train":
             require_objects(pack, input, dict(self.merge))
-        return FoundBoxes(pack, input, dict(self.merge))
+        found = FoundBoxes(pack, input, dict(self.merge))
+        if split == "train":
+            found.require_matches()
+        return found
 
     def _tables(self, pack: Pack) -> dict[str, Floats]:
         """All objects of a pack by the name that they are learnt as, the most frequent class first."""
