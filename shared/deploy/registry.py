@@ -73,6 +73,17 @@ class Registry:
                 self._opened[path] = open_artifact(path)
             return self._opened[path]
 
+    def open_partner(self, path: Path) -> Artifact:
+        """``open`` of what another model does without; where it is refused, the refusal says how to do so."""
+        try:
+            return self.open(path)
+        except InvalidInputError as refusal:
+            raise InvalidInputError(
+                f"{refusal}. Or leave it out: `trivium versions {path.parent.name} --retire {path.name}` on a server, "
+                f"else move the folder {path} away; the model that it goes with does without it",
+                status=refusal.status,
+            ) from refusal
+
     def serving(self, app: App) -> list[Artifact]:
         """What an application predicts with: the live version of each of its models, in order, then their partners.
 
@@ -87,7 +98,7 @@ class Registry:
         partners: dict[Path, Artifact] = {}
         for name, belongs in app.partners.items():
             for model in found:
-                candidates = map(self.open, self._usable(name))
+                candidates = map(self.open_partner, self._usable(name))
                 if (partner := next((one for one in candidates if belongs(one, model)), None)) is not None:
                     partners[partner.path] = partner
         return [*found, *partners.values()]
@@ -142,7 +153,7 @@ def newest_partner(name: str, belongs: Callable[[Artifact], bool], roots: Iterab
     for root in roots:
         registry = Registry(root)
         for _, path in sorted(registry.versions(name).items(), reverse=True):
-            if belongs(artifact := registry.open(path)):
+            if belongs(artifact := registry.open_partner(path)):
                 return artifact
     return None
 

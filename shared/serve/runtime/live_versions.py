@@ -230,8 +230,8 @@ class LiveVersions:
         """The versions that answer, or would: those that are loaded, or the live one by name, else the newest."""
         user = self._users.get(model)
         if (loaded := None if user is None else user.loaded_versions(model)) is None:
-            stated = self._live.serving(model)
-            return [stated if stated in versions else max(versions)]
+            stated, usable = self._live.serving(model), [one for one in versions if not self._live.retired(model, one)]
+            return [stated] if stated in usable else usable[-1:]
         return [version for version in loaded if version in versions]
 
 

@@ -72,6 +72,18 @@ def test_a_retired_partner_serves_no_longer_though_the_live_one_is_another_model
     assert server.predicting() == ["echo 1", "second 1"]
 
 
+def test_a_partner_that_was_altered_is_refused_until_it_is_retired(server: Server, tmp_path: Path) -> None:
+    network = next((tmp_path / "echo" / "weights" / "second" / "3").glob("*.onnx"))
+    network.write_bytes(network.read_bytes()[:-1] + b"x")
+    refused = server.client.post("/api/echo/predict", files=[csv(1)])
+    assert refused.status_code == 503
+    assert f"{network} is missing or differs" in refused.json()["detail"]
+    assert "trivium versions second --retire 3" in refused.json()["detail"]
+    assert server.stages("second")["3"] == "live"
+    assert server.change("second", "retire", 3).json()["versions"] == {"1": "retired", "2": "live", "3": "retired"}
+    assert server.predicting() == ["echo 2"]
+
+
 def test_a_partner_of_another_version_is_not_promoted_before_that_is(server: Server) -> None:
     assert server.change("echo", "promote", 1).status_code == 200
     assert server.predicting() == ["echo 1", "second 2"]
