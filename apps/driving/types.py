@@ -137,6 +137,13 @@ class Camera:
     lidar_to_camera: Floats
     reference_offset_m: Floats = field(default_factory=lambda: np.zeros(3, np.float32))
 
+    def __post_init__(self) -> None:
+        image = self.image_HWC
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InvalidInputError(
+                f"image_HWC is {image.dtype} of shape {image.shape}; give uint8 of shape (height, width, 3), RGB"
+            )
+
     @property
     def looks_ahead(self) -> bool:
         """Whether its axis is within 45 degrees of the LiDAR's x."""
@@ -144,6 +151,17 @@ class Camera:
 
 
 _NEAR_M, _SHARE_BEHIND = 5.0, 0.1
+
+
+def _four_columns(points: Any) -> Floats:
+    """Points (N, 4) as float32, one after the other in memory; refuses another shape."""
+    found: Floats = np.ascontiguousarray(points, np.float32)
+    if found.ndim != 2 or found.shape[1] != 4:
+        zeros = "; zeros do where the intensity is not known" if found.shape[1:] == (3,) else ""
+        raise InvalidInputError(
+            f"points_lidar_m has the shape {found.shape}; give (N, 4): x, y, z in metres and intensity in [0, 1]{zeros}"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,14 +174,17 @@ class EarlierSweep:
     to_frame: NDArray[np.float64]
     seconds: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points_lidar_m", _four_columns(self.points_lidar_m))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
     """One moment of a vehicle: a LiDAR sweep, cameras, and boxes where the truth is known.
 
-    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. ``earlier_sweeps`` are those before
-    it, the latest first, where they are known. ``time_ns`` is UTC, or None. ``remarks`` say what was left out or is
-    doubtful of the files that it was read from.
+    ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. Other numbers than float32 are
+    converted; another shape is refused. ``earlier_sweeps`` are those before it, the latest first, where they are known.
+    ``time_ns`` is UTC, or None. ``remarks`` say what was left out or is doubtful of the files that it was read from.
     """
 
     name: str
@@ -174,6 +195,10 @@ class Frame:
     earlier_sweeps: tuple[EarlierSweep, ...] = ()
     ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.points_lidar_m is not None:
+            object.__setattr__(self, "points_lidar_m", _four_columns(self.points_lidar_m))
 
     @property
     def all_round(self) -> bool:

@@ -106,7 +106,7 @@ def _rows(path: Path) -> dict[str, tuple[int, list[str]]]:
     """By name the number of the line and its words; tracking writes no colon after the name."""
     rows = {}
     for number, line in enumerate(lines(path), 1):
-        name, *words = line.replace(":", " ", 1).split()
+        name, *words = line.replace(":", " ", 1).split() or [""]
         rows[name] = number, words
     return rows
 
@@ -117,7 +117,8 @@ def _matrix(
     name = next((name for name in names if name in rows), None)
     if name is None:
         raise InvalidInputError(
-            f"{path.name} has no row {names[0]}; a KITTI calibration has P2, R0_rect and Tr_velo_to_cam"
+            f"{path.name} {f'has no row {names[0]}' if rows else 'is empty'}; a KITTI calibration has P2, R0_rect and "
+            "Tr_velo_to_cam"
         )
     number, words = rows[name]
     try:

@@ -23,6 +23,7 @@ from apps.driving.adapters.kitti_layouts import (
     FOLDERS,
     FOREIGN,
     IMAGES,
+    TEXTS,
     FrameFiles,
     calibration_of,
     foreign,
@@ -64,7 +65,7 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
         if path.suffix.lower() == ".zip":
             with unpacked(path) as folder:
                 return _read_folder(folder)
-    if all(path.parent.name in FOLDERS and path.suffix.lower() in (*SWEEPS, *IMAGES) for path in paths):
+    if _in_folders(paths):
         named = _by_frame(paths)
         whole = few(sorted(named), f"what {paths[0].name} begins")
         return [_named_frame(root, frame_id, named[root, frame_id]) for root, frame_id in whole]
@@ -84,6 +85,11 @@ def read_frame(root: Path, frame_id: str, *, labelled: bool = True, device: str 
             f"{layout.sweeps.relative_to(root)}/{frame_id}.bin nor an image of it"
         )
     return _frame(frame_id.replace("/", "_"), files if labelled else replace(files, labels=None), device)
+
+
+def _in_folders(paths: Sequence[Path]) -> bool:
+    """Whether they are sweeps and images in KITTI's folders."""
+    return all(path.parent.name in FOLDERS and path.suffix.lower() in (*SWEEPS, *IMAGES) for path in paths)
 
 
 def _by_frame(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -194,9 +200,11 @@ def _wrap(angle: np.ndarray) -> np.ndarray:
 def _frame(name: str, files: FrameFiles, device: str = "cpu") -> Frame:
     known = read_calibration(files.calibration) if files.calibration else None
     if known is None and (missing := files.image or files.labels):
-        raise InvalidInputError(
-            f"{missing.name} has no calibration beside it; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam)"
-        )
+        lacks = f"{missing.name} has no calibration beside it"
+        if files.labels and files.labels.parent.name not in ("label_2", "label_02"):
+            held = "has no row P2, R0_rect or Tr_velo_to_cam" if lines(files.labels) else "is empty"
+            lacks = f"{files.labels.name} {held}: it is no calibration, which images and labels need"
+        raise InvalidInputError(f"{lacks}; add calib/{name}.txt (P2, R0_rect, Tr_velo_to_cam)")
     cameras: dict[str, Camera] = {}
     remarks: tuple[str, ...] = ()
     if files.image and known:
@@ -240,7 +248,8 @@ def _read_folder(folder: Path) -> list[Frame]:
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         if not files:
             raise InvalidInputError(f"{folder.name} holds no files")
-        return _read_loose(files)
+        inside = [folder.absolute() / file.relative_to(folder) for file in files]
+        return read_files(inside) if _in_folders(inside) else _read_loose(files)
     root = frame_root(folder)
     return [read_frame(root, frame_id) for frame_id in few(frame_ids(root), root.name)]
 
@@ -307,6 +316,8 @@ def _frame_number(path: Path) -> str:
 
 def _role(path: Path) -> str:
     suffix = path.suffix.lower()
+    if suffix in TEXTS and path.parent.name == "calib":
+        return "calibration"
     if suffix in SWEEPS:
         return "points"
     if suffix in IMAGES:

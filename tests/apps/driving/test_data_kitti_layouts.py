@@ -1,6 +1,7 @@
 """KITTI's tracking sequences and raw drives, read as their folders are published."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,3 +89,29 @@ def test_sequences_are_gone_through_one_frame_at_a_time(predictor, tracking, tmp
     assert written == ["0000_000000.txt", "0000_000001.txt", "0007_000005.txt"]
     predict_folder(predictor, tracking, tmp_path / "out", Options(model="pointpillars"), said.append)
     assert any("3 frames, 3 of them answered before" in line for line in said)
+
+
+def test_a_folder_of_images_has_the_calibrations_beside_it(synthetic, monkeypatch):
+    (expected,) = kitti.read(synthetic)
+    for handed in (synthetic / "image_2", Path()):
+        monkeypatch.chdir(synthetic / "image_2")
+        (frame,) = read_frames([handed])
+        assert frame.name == expected.name and frame.points_lidar_m is None and frame.truth is None
+        assert np.array_equal(frame.cameras["image_2"].intrinsics, expected.cameras["image_2"].intrinsics)
+
+
+@pytest.mark.parametrize(("text", "fault"), [("", "is empty"), ("hello\n:\n", "has no row P2")])
+def test_a_calibration_that_is_none_is_not_called_missing(synthetic, tmp_path, text, fault):
+    for part in ("image_2/synthetic.png", "velodyne/synthetic.bin"):
+        shutil.copy(synthetic / part, tmp_path)
+    calibration = tmp_path / "synthetic.txt"
+    calibration.write_text(text)
+    for other in ("synthetic.png", "synthetic.bin"):
+        with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}.* is no calibration"):
+            read_frames([tmp_path / other, calibration])
+    copy = shutil.copytree(synthetic, tmp_path / "tree")
+    (copy / "calib" / "synthetic.txt").write_text(text)
+    with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}; a KITTI calibration has P2, R0_rect and"):
+        read_frames([copy])
+    with pytest.raises(InvalidInputError, match=rf"synthetic\.txt {fault}; a KITTI calibration has P2, R0_rect and"):
+        read_frames([copy / "image_2" / "synthetic.png", copy / "calib" / "synthetic.txt"])

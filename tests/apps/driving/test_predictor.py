@@ -224,6 +224,23 @@ def test_what_lies_behind_is_found_as_it_is_ahead(predictor, synthetic):
         assert away.min() < 1e-2
 
 
+def test_arrays_of_ones_own_are_converted_or_refused_in_words(predictor, synthetic):
+    (frame,) = read_frames([synthetic])
+    points, camera = frame.points_lidar_m, frame.cameras["image_2"]
+    expected = predictor.detect(frame, "pointpillars").array
+    spaced = np.zeros((len(points), 8), np.float32)
+    spaced[:, ::2] = points
+    for own in (points.astype(np.float64), np.asfortranarray(points), spaced[:, ::2], points.tolist()):
+        found = predictor.detect(replace(frame, points_lidar_m=own), "pointpillars")
+        assert found.array == pytest.approx(expected, abs=1e-4)
+    for own, said in ((points[:, :3], r"\(\d+, 3\); give \(N, 4\): .*zeros do"), (points[0], r"\(4,\); give \(N, 4\)")):
+        with pytest.raises(InvalidInputError, match=said):
+            replace(frame, points_lidar_m=own)
+    for image in (camera.image_HWC / 255, camera.image_HWC[..., 0]):
+        with pytest.raises(InvalidInputError, match=r"give uint8 of shape \(height, width, 3\), RGB"):
+            replace(camera, image_HWC=image)
+
+
 def test_with_one_camera_that_looks_back_it_is_looked_back_too(predictor, synthetic):
     (frame,) = read_frames([synthetic])
     ahead = frame.cameras["image_2"]
