@@ -32,6 +32,12 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
     arrived: float = field(default_factory=time.monotonic)
 
+    def add_field(self, name: str, value: str) -> None:
+        """Keeps a field; refuses one that is there already, for one of the two would be passed over."""
+        if name in self.fields:
+            raise InvalidInputError(f"the field {name!r} is given twice; give it once")
+        self.fields[name] = value
+
 
 async def receive(
     stream: AsyncIterator[bytes], headers: Mapping[str, str], folder: Path, *, max_bytes: int, max_files: int
@@ -59,11 +65,14 @@ async def receive(
         async for chunk in _limited(stream, max_bytes):
             body += chunk[: _CHUNK + 1 - len(body)]
         try:
-            if len(body) <= _CHUNK:
-                fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS)
-                return Upload(fields=dict(fields))
+            fields = parse_qsl(body.decode(), strict_parsing=bool(body), max_num_fields=_MOST_OPTIONS)
         except ValueError:  # a file as it is, which curl calls a form; what Python says of it has all of it
-            pass
+            fields = None
+        if fields is not None and len(body) <= _CHUNK:
+            upload = Upload()
+            for name, value in fields:
+                upload.add_field(name, value)
+            return upload
     raise InvalidInputError(
         "send multipart/form-data with the field `files` (curl -F files=@FILE), or with `sample` and a sample's name",
         status=415,
@@ -198,7 +207,7 @@ class _Form:
             self._file = None
         elif self._field is not None:
             name, value = self._field
-            self._upload.fields[name] = value.decode(errors="replace")
+            self._upload.add_field(name, value.decode(errors="replace"))
             self._field = None
 
     def _on_end(self) -> None:

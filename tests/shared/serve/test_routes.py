@@ -95,6 +95,14 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(
     assert echo_client.get("/api/echo/cases").json() == {"cases": []}
 
 
+@pytest.mark.parametrize("form", [{"files": [csv(1)]}, {}], ids=["multipart", "urlencoded"])
+def test_a_field_that_is_given_twice_is_refused(echo_client: TestClient, form: dict[str, Any]) -> None:
+    fields = {"unit": ["mm", "cm"]} if form else {"sample": ["three", "three"]}
+    for route in ("predict", "jobs"):
+        answer = echo_client.post(f"/api/echo/{route}", data=fields, **form)
+        assert answer.status_code == 422 and f"{next(iter(fields))!r} is given twice" in answer.json()["detail"]
+
+
 def test_a_body_of_unstated_length_is_cut_off_at_the_limit(echo_client: TestClient) -> None:
     sent = 0
 
