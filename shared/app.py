@@ -130,6 +130,8 @@ class App:
                  same of a network that an artifact is served with, for both together
     predictor    a predictor on a device: with one artifact for each of ``models``, or with some of them
     codec        what decodes requests for a predictor and encodes its outputs
+    read_options what a request's options say, as the codec reads them, without its files; refuses unknown and bad ones.
+                 So that a job is refused before it waits. Or None
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
@@ -165,6 +167,7 @@ class App:
     codec: Callable[[Predictor[Any, Any]], Codec[Any, Any]]
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
+    read_options: Callable[[Mapping[str, str]], object] | None = None
     partners: Mapping[str, Callable[[Artifact, Artifact], bool]] = field(default_factory=dict)
     job_bytes: int = 20_000_000
     sample_jobs: bool = False

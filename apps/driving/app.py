@@ -72,9 +72,15 @@ def _predict_folder(
     predictor: Any, folder: Path, out: Path, options: Mapping[str, str], say: Callable[[str], object]
 ) -> int:
     from apps.driving.inference.folder import predict_folder
-    from apps.driving.service import read_options
+    from apps.driving.inference.options import read_options
 
     return predict_folder(predictor, folder, out, read_options(options), say)
+
+
+def _read_options(options: Mapping[str, str]) -> Any:
+    from apps.driving.inference.options import read_options
+
+    return read_options(options)
 
 
 def _data_sets() -> Mapping[str, type[DataConfig]]:
@@ -151,6 +157,7 @@ app = App(
     calibrate_second=_calibrate_second,
     predictor=_predictor,
     codec=_codec,
+    read_options=_read_options,
     predict_folder=_predict_folder,
     score_files=_score_files,
     result_table=_result_table,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
+from apps.driving.inference.options import Options as Options
 from apps.driving.inference.video import overlapped
-from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
+from apps.driving.models import SECOND_STAGE
 from apps.driving.types import CORRECTED, Boxes3D, Detections, Frame
 from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
@@ -28,21 +29,6 @@ _RENDERED = (
     "{} learnt from rendered images alone and finds hardly any object in real ones; import a camera checkpoint of "
     "mmdetection3d: trivium import driving CONFIG CHECKPOINT.pth --registry models"
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """``model`` to be used, by default the first that has what it needs; ``score``, the least for every class.
-
-    Without ``score`` the least of each class is what the model's calibration found.
-    """
-
-    model: str | None = None
-    score: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.score is not None and not (isinstance(self.score, int | float) and 0 <= self.score <= 1):
-            raise InvalidInputError(f"score={self.score!r}: give a number from 0 to 1")
 
 
 class Prepared(NamedTuple):
@@ -139,9 +125,7 @@ class DrivingPredictor:
         held = {"lidar": frame.points_lidar_m is not None, "camera": bool(frame.cameras)}
         if asked is not None:
             if asked not in self.detectors:
-                if asked in (*MODELS, *IMPORTED):
-                    raise InvalidInputError(f"the model {asked} is not loaded; loaded: {self._loaded}")
-                raise InvalidInputError(f"there is no model {asked!r}; there are {' and '.join(MODELS)}")
+                raise InvalidInputError(f"the model {asked} is not loaded; loaded: {self._loaded}")
             sensor = self.detectors[asked].sensor
             if not held[sensor]:
                 others = [name for name, detector in self.detectors.items() if held[detector.sensor]]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apps.driving.adapters.registry import read_frames, sensors_named
+from apps.driving.inference.options import read_options
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import picture, view
 from apps.driving.outputs.result import result
 from apps.driving.outputs.scene import SCENE, read_scene, scene
-from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.predictor import DrivingPredictor
 from apps.driving.types import Detections, Frame
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
-from shared.errors import InvalidInputError
 
-_OPTIONS = ("model", "score")
 _PICTURES = 8
 
 
@@ -63,22 +61,3 @@ class DrivingCodec:
         """The picture, of the points and images that the viewer shows."""
         assert name == PICTURE
         return picture.draw_all(*read_scene(sources))
-
-
-def read_options(options: Mapping[str, str]) -> Options:
-    """A request's options, in their types; refuses unknown ones and scores that are none."""
-    if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise InvalidInputError(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
-    return Options(model=options.get("model") or None, score=_score(options.get("score") or None))
-
-
-def _score(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise InvalidInputError(f"score={text}: give a number from 0 to 1")
-    return value

@@ -90,6 +90,12 @@ def _score(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) 
     return score(predictor, data, limit)
 
 
+def _read_options(options: Mapping[str, str]) -> Any:
+    from apps.finance.service import read_options
+
+    return read_options(options)
+
+
 def _samples() -> Sequence[Sample]:
     from apps.finance.samples import samples
 
@@ -115,6 +121,7 @@ app = App(
     calibrate=_calibrate,
     predictor=_predictor,
     codec=_codec,
+    read_options=_read_options,
     data_sets=_data_sets,
     importers=_importers,
     score_files=_score_files,

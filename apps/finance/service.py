@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apps.finance.adapters import read_contents
-from apps.finance.adapters.options import OPTION_NAMES, table_options
+from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.outputs import files
@@ -58,11 +58,9 @@ class FinanceCodec:
         """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
         "all" for every column and all of them together; how many events are wanted, as ``events_per_day`` or
         ``events_per_1000_rows``, or ``threshold``, the score that begins one, in (0, 1]."""
-        unknown = sorted(request.options.keys() - set(_OPTIONS))
-        if unknown:
-            raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+        table, wanted = read_options(request.options)
         path = _only(request.files)
-        contents = read_contents(path, table_options(request.options))
+        contents = read_contents(path, table)
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
         if not (request.options.get("columns") or request.options.get("value") or contents.series_column):
@@ -74,7 +72,7 @@ class FinanceCodec:
         truth = contents.windows[0] if contents.windows and not contents.series_column else ()
         return Decoded(
             inputs=series,
-            options=_wanted_events(request.options, series),
+            options=_for_series(wanted, series),
             context=FileContext(name=path.name, series_column=contents.series_column, notes=notes, truth=truth),
         )
 
@@ -215,19 +213,30 @@ def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
         )
 
 
-def _wanted_events(options: Mapping[str, str], series: Sequence[Series]) -> Options:
-    """How many events are wanted; refuses two ways of saying so, and what no series can be asked for."""
+def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
+    """A request's options in their types, as far as they can be judged without its file; refuses unknown ones."""
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise InvalidInputError(f"there is no option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+    return table_options(options), _wanted_events(options)
+
+
+def _wanted_events(options: Mapping[str, str]) -> Options:
+    """How many events are wanted; refuses two ways of saying so."""
     names = ("events_per_day", "events_per_1000_rows", "threshold")
     said = [name for name in names if options.get(name, "").strip()]
     if len(said) > 1:
         raise InvalidInputError(f"{said[0]} and {said[1]} both say how many events are wanted; give one of them")
     by_day, by_rows = (_budget(name, options.get(name, "")) for name in names[:2])
-    wanted = Options(
+    return Options(
         threshold=_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
     )
-    if by_day is None and by_rows is None:
+
+
+def _for_series(wanted: Options, series: Sequence[Series]) -> Options:
+    """The options; refuses more events than a series can be asked for."""
+    if wanted.events_per_day is None and wanted.events_per_1000_rows is None:
         return wanted
-    budget = Budget(per_day=by_day, per_1000_rows=by_rows)
+    budget = Budget(per_day=wanted.events_per_day, per_1000_rows=wanted.events_per_1000_rows)
     most = max(budget.rate(one) for one in series)
     if most > MOST_EVENTS_PER_1000_ROWS * (1 + 1e-9):
         raise InvalidInputError(

@@ -105,6 +105,12 @@ def _training_cases(data: DataConfig, input: Any, most: int) -> Iterator[Any]:
     return training_volumes(data, most)
 
 
+def _read_options(options: Mapping[str, str]) -> Any:
+    from apps.medical.inference.options import read_options
+
+    return read_options(options)
+
+
 def _belongs_to(second: Artifact, detector: Artifact) -> bool:
     from apps.medical.predictor import belongs_to
 
@@ -137,6 +143,7 @@ app = App(
     root=ROOT,
     models=MODELS,
     partners={MODELS[1]: _belongs_to},
+    read_options=_read_options,
     job_bytes=12_000_000,
     sample_jobs=True,
     recipes=_recipes,

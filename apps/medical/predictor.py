@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from apps.medical.inference.candidates import Candidates, find_candidates
 from apps.medical.inference.grid import reorient_to_lps, triple
+from apps.medical.inference.options import MAX_FINDINGS
+from apps.medical.inference.options import Options as Options
 from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models import MODELS
@@ -48,17 +49,8 @@ SecondStage: TypeAlias = "tuple[nn.Module, tuple[int, int, int]]"
 """The network, and the size of a patch along x, y, z in voxels."""
 
 WEIGHTS = Path(__file__).parent / "weights"
-MAX_FINDINGS = 100
 LARGE_TILE = 1 << 23
 """Tiles of more voxels than this go through one at a time, for their memory."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """Which findings are listed: at most ``max_findings``, of at least the score ``min_score``."""
-
-    min_score: float = 0.05
-    max_findings: int = 10
 
 
 EVERYTHING = Options(min_score=0.0, max_findings=MAX_FINDINGS)

@@ -52,7 +52,10 @@ JobDep = Annotated[Job, Depends(get_job)]
 async def add_job(
     response: Response, service: ServiceDep, upload: JobUploadDep, folder: JobFolderDep, interface: InterfaceDep
 ) -> JobAnswer:
-    """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is."""
+    """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is.
+
+    Options that `predict` refuses whatever the files, and unknown samples, are refused here as well.
+    """
     check_upload(upload)
     job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface)
     service.runner.wake()
@@ -64,6 +67,10 @@ async def add_job(
 def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str) -> Job:
     service.check_room_for_jobs()
     options = {key: value for key, value in fields.items() if key != "sample"}
+    if service.app.read_options is not None:
+        service.app.read_options(options)
+    if "sample" in fields:
+        service.sample(fields["sample"])
     with full_disk_named("the job cannot be taken"):
         return service.jobs.add(
             app=service.app.name,

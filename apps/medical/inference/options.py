@@ -1,0 +1,54 @@
+"""What a request may ask for: as typed options, and read from text. It needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shared.errors import InvalidInputError
+
+MAX_FINDINGS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Which findings are listed: at most ``max_findings``, of at least the score ``min_score``."""
+
+    min_score: float = 0.05
+    max_findings: int = 10
+
+
+def read_options(given: Mapping[str, str]) -> Options:
+    """A request's options ``score`` and ``most``, in their types; ``series`` and ``patient`` are for the reader.
+
+    Refuses others.
+    """
+    default = Options()
+    if unknown := sorted(given.keys() - {"score", "most", "series", "patient"}):
+        raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most, series and patient")
+    if (given.get("patient") or "no") not in ("yes", "no"):
+        raise InvalidInputError(f"the option patient is {given['patient']!r}; expected yes or no")
+    return Options(
+        min_score=_number(given, "score", default.min_score, 0, 1),
+        max_findings=_whole_number(given, "most", default.max_findings, 1, MAX_FINDINGS),
+    )
+
+
+def _number(options: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = options.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise InvalidInputError(f"the option {name} is {text!r}; expected a number from {low:g} to {high:g}")
+    return value
+
+
+def _whole_number(options: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    value = _number(options, name, default, low, high)
+    if value % 1:
+        raise InvalidInputError(f"the option {name} is {options[name]!r}; expected a whole number from {low} to {high}")
+    return int(value)

@@ -1,0 +1,50 @@
+"""Options are refused where a job is handed in, as they are where its answer is waited for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import installed
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+
+BAD = (
+    ("medical", {"colour": "red"}, "no option colour"),
+    ("medical", {"score": "high"}, "expected a number from 0 to 1"),
+    ("medical", {"most": "1000"}, "expected a number from 1 to 100"),
+    ("driving", {"colour": "red"}, "no option colour"),
+    ("driving", {"score": "nan"}, "a number from 0 to 1"),
+    ("driving", {"model": "smoke"}, "no model 'smoke'"),
+    ("finance", {"colour": "red"}, "no option 'colour'"),
+    ("finance", {"threshold": "2"}, "at most 1"),
+    ("finance", {"events_per_day": "1", "threshold": "0.3"}, "give one of them"),
+    ("finance", {"sample": "none such"}, "no sample 'none such'"),
+)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, installed())) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("app", "fields", "words"), BAD)
+def test_a_job_with_a_bad_option_is_refused_at_once(client: TestClient, app: str, fields: dict[str, str], words: str):
+    given = {} if "sample" in fields else {"files": [("files", ("a.bin", b"1"))]}
+    answer = client.post(f"/api/{app}/jobs", data=fields, **given)
+    assert answer.status_code == 422 and words in answer.json()["detail"]
+    assert client.get(f"/api/{app}/jobs").json()["jobs"] == []
+    if "sample" not in fields:
+        assert answer.json() == client.post(f"/api/{app}/predict", data=fields, **given).json()
+
+
+def test_options_are_read_without_torch() -> None:
+    code = "import sys; from shared.app import installed; [app.read_options({}) for app in installed().values()]; "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, cwd=Path.cwd())
