@@ -21,7 +21,7 @@ from shared.progress import report_each
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shared.deploy.artifact import Artifact
+    from shared.deploy.artifact import Artifact, Manifest
 
 WEIGHTS = Path(__file__).parent / "weights"
 _NEEDS = {"lidar": "LiDAR sweep", "camera": "image with a calibration"}
@@ -52,7 +52,7 @@ class DrivingPredictor:
     ``detectors`` by the model's name, that which serves by default first; ``least_scores`` by model and class;
     ``digests`` of their weights and a second stage's, by model. ``rendered`` names the models that learnt from
     synthetic data alone: in images, which do not transfer as sweeps do, another camera model comes before them, and
-    their answers say so.
+    their answers say so. ``manifests`` are those of the detectors, then of what corrects their boxes.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class DrivingPredictor:
         least_scores: Mapping[str, Mapping[str, float]],
         digests: Mapping[str, str | None] | None = None,
         rendered: Collection[str] = (),
+        manifests: Sequence[Manifest] = (),
         device: str = "cpu",
     ) -> None:
         self.detectors, self.least_scores = dict(detectors), dict(least_scores)
         self._rendered = {name for name in rendered if detectors[name].sensor == "camera"}
-        self.digests, self.device = dict(digests or {}), device
+        self.digests, self.device, self.manifests = dict(digests or {}), device, tuple(manifests)
         self.programs = {name: one.program for name, one in self.detectors.items() if one.program is not None}
         self.second_stages: dict[str, str] = {}
         for name, one in self.detectors.items():
@@ -84,12 +85,14 @@ class DrivingPredictor:
 
         detecting = [one for one in artifacts if one.manifest.name != SECOND_STAGE] or [_corrected_by(artifacts[0])]
         detectors, least, digests = {}, {}, {}
+        manifests = [one.manifest for one in detecting]
         for artifact in detecting:
             name, detector = artifact.manifest.name, open_detector(artifact, device)
             second = next((one for one in artifacts if belongs_to(one, artifact)), None)
             if second is not None and isinstance(detector, LidarDetector):
                 detector = replace(detector, second_stage=open_second_stage(second, device))
                 digests[SECOND_STAGE] = weights_digest(second)
+                manifests.append(second.manifest)
             digests[name] = weights_digest(artifact)
             detectors[name], least[name] = detector, least_scores((second or artifact).manifest.calibration)
         return cls(
@@ -97,6 +100,7 @@ class DrivingPredictor:
             least_scores=least,
             digests=digests,
             rendered=[one.manifest.name for one in detecting if one.manifest.data.get("synthetic")],
+            manifests=manifests,
             device=device,
         )
 

@@ -59,8 +59,6 @@ def _by_protocol(
         f"{one.name} version {one.version} was computed with {programs.get(one.name, _NO_PROGRAM)}."
         for one in opened.manifests
     ]
-    brought = programs.keys() - {one.name for one in opened.manifests}
-    used += [f"{name}, which it was served with, was computed with {programs[name]}." for name in sorted(brought)]
     print_table(replace(table, notes=(*table.notes, *used)))
 
 

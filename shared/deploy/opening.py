@@ -72,6 +72,6 @@ def _open(app: App, artifacts: Sequence[Artifact], device: str) -> Opened:
     for artifact in artifacts:
         artifact.must_belong_to(app.name)
     predictor = app.predictor(artifacts, device)
-    return Opened(
-        predictor=predictor, codec=app.codec(predictor), manifests=tuple(artifact.manifest for artifact in artifacts)
-    )
+    # Of a second stage alone the predictor brings the detector.
+    manifests = getattr(predictor, "manifests", None) or (artifact.manifest for artifact in artifacts)
+    return Opened(predictor=predictor, codec=app.codec(predictor), manifests=tuple(manifests))

@@ -80,7 +80,8 @@ class Predictor(Protocol[Input_contra, Output_co]):
     ``predict`` returns one output for each input, in their order; a batch gives what its members would give alone.
     ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
     by the model's name: see ``programs_of``; where a second one takes part in the answers of a model, ``second_stages``
-    has its name by that of the model. One that is faster on the inputs of several requests together has an
+    has its name by that of the model. One that uses other artifacts than it was given has their manifests in
+    ``manifests``, the default first. One that is faster on the inputs of several requests together has an
     attribute ``batching`` that is True; others are given one request at a time.
     """
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+import trivium
 from apps.driving.app import app
 from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fitted, matched, require_objects
 from apps.driving.datasets.packing import CLASS
@@ -361,6 +362,12 @@ def test_a_second_stage_serves_the_detector_whose_boxes_it_has_learnt_from_alone
         assert likely == ["pointpillars", SECOND_STAGE]
     with pytest.raises(InvalidInputError, match="corrects the boxes of other weights than those in"):
         DrivingPredictor.load([another], "cpu")
+
+
+def test_what_is_loaded_is_named_by_its_detector_first():
+    first, second = (f"{one.manifest.name} version {one.manifest.version}" for one in shipped(app)[::2])
+    for artifact in (shipped(app)[0], shipped(app)[2]):
+        assert repr(trivium.load(app, artifact=artifact.path)) == f"LoadedModel(driving: {first}, {second})"
 
 
 def test_a_registry_may_hold_second_stages_of_several_detectors(tmp_path):
