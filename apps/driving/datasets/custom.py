@@ -39,13 +39,18 @@ class Custom(FrameData):
         return OwnFrames(root=self.root, ids=tuple(self._ids(split)), origin=self.box_origin)
 
     def fit_input(self, input: Input) -> Input:
-        """The input with the classes of the labels that are learnt from, in the order of their names."""
+        """The input with the classes of the labels that are learnt from: those that it has first, in its order.
+
+        So weights that learnt the recipe's classes can be begun from.
+        """
         if self.classes or isinstance(input, BoxInput):
             return FrameData.fit_input(self, input)
         names = self._tables(self.pack("train", input))
         if not names:
             raise InvalidInputError(f"no label file of {self.root} that is learnt from holds an object")
-        return FrameData.fit_input(replace(self, classes=tuple(sorted(names))), input)
+        known = [kind.name for kind in input.classes if kind.name in names]
+        classes = (*known, *sorted(set(names) - set(known)))
+        return FrameData.fit_input(replace(self, classes=classes), input)
 
     def fingerprint(self) -> dict[str, Any]:
         train, validation = self.frames("train"), self.frames("validation")
