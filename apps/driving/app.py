@@ -126,7 +126,7 @@ def _served_with(artifact: Artifact, *registries: Path) -> Sequence[Artifact]:
 
 
 def _belongs_to(second: Artifact, detector: Artifact) -> bool:
-    from apps.driving.predictor import belongs_to
+    from apps.driving.inference.partners import belongs_to
 
     return belongs_to(second, detector)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
 from apps.driving.inference.options import Options as Options
+from apps.driving.inference.partners import belongs_to
 from apps.driving.inference.video import overlapped
 from apps.driving.models import SECOND_STAGE
 from apps.driving.types import CORRECTED, Boxes3D, Detections, Frame
@@ -188,13 +189,6 @@ def least_scores(calibration: Mapping[str, object]) -> dict[str, float]:
     """The least score of each class, from an artifact's calibration."""
     found = calibration.get("least_scores", {})
     return {str(name): float(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
-
-
-def belongs_to(second: Artifact, detector: Artifact) -> bool:
-    """Whether it is a second stage, and has learnt from this detector's boxes."""
-    if second.manifest.name != SECOND_STAGE:
-        return False
-    return bool(second.recipe()["recipe"]["input"].get("weights") == weights_digest(detector))
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:

@@ -112,7 +112,7 @@ def _read_options(options: Mapping[str, str]) -> Any:
 
 
 def _belongs_to(second: Artifact, detector: Artifact) -> bool:
-    from apps.medical.predictor import belongs_to
+    from apps.medical.inference.partners import belongs_to
 
     return belongs_to(second, detector)
 

@@ -12,6 +12,7 @@ from apps.medical.inference.candidates import Candidates, find_candidates
 from apps.medical.inference.grid import reorient_to_lps, triple
 from apps.medical.inference.options import MAX_FINDINGS
 from apps.medical.inference.options import Options as Options
+from apps.medical.inference.partners import belongs_to
 from apps.medical.inference.second_stage import BATCH, rescored
 from apps.medical.inference.tiles import Tiling
 from apps.medical.models import MODELS
@@ -30,7 +31,6 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
-from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
@@ -189,11 +189,6 @@ def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
         detector = model.build(input)
     detector.load_state_dict(artifact.weights())
     return detector.to(device).eval()
-
-
-def belongs_to(second: Artifact, detector: Artifact) -> bool:
-    """Whether it is a second stage, and has learnt from this detector's marks."""
-    return second.manifest.name == SECOND_STAGE and second.manifest.data.get("detector") == weights_digest(detector)
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
