@@ -49,6 +49,7 @@ def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any
 def structured_report(source: bytes) -> bytes:
     """The report as a DICOM file. Its identifiers follow from its content: the same findings give the same ones."""
     import highdicom as hd
+    from pydicom.config import disable_value_validation
     from pydicom.sr.codedict import codes
 
     content = json.loads(source)
@@ -74,7 +75,10 @@ def structured_report(source: bytes) -> bytes:
         specific_character_set="ISO_IR 192",
     )
     written = io.BytesIO()
-    made.save_as(written, enforce_file_format=True)
+    with disable_value_validation():  # whose the scan is stands there as in the CT, be it as DICOM wants it or not
+        for keyword in PATIENT_KEYWORDS:
+            setattr(made, keyword, content["patient"].get(keyword, ""))
+        made.save_as(written, enforce_file_format=True)
     return written.getvalue()
 
 
@@ -139,7 +143,7 @@ def _evidence(content: Mapping[str, Any]) -> list[Any]:
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
             setattr(image, keyword, content["identifiers"][keyword])
         for keyword in PATIENT_KEYWORDS:
-            setattr(image, keyword, content["patient"].get(keyword, ""))
+            setattr(image, keyword, "")
         found.setdefault(sop_instance, image)
     return list(found.values())
 

@@ -8,6 +8,7 @@ import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.report import REPORT, report_source, structured_report
@@ -96,6 +97,15 @@ def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
         report = written(volume, found(nodule(volume, 7, 0.9)))
         assert {keyword: str(report.get(keyword) or "") for keyword in WHO} == expected
         assert report.StudyInstanceUID == volume.identifiers["StudyInstanceUID"]
+
+
+def test_what_a_ct_says_against_the_standard_is_copied_as_it_stands(tmp_path):
+    odd = {"PatientBirthDate": "01/02/1950", "PatientSex": "W", "AccessionNumber": "A" * 40, "StudyTime": "25:00"}
+    with disable_value_validation():
+        scan = pack(tmp_path, series(chest(), **odd))
+    volume = read_volume([scan], patient=True)
+    report = written(volume, found(nodule(volume, 7, 0.9)))
+    assert {keyword: str(report[keyword].value) for keyword in odd} == odd
 
 
 def test_the_option_patient_is_yes_or_no(scan):
