@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ SWEEPS = (".bin", ".pcd", ".npy")
 _BYTES = 16
 """Of a point in KITTI's files."""
 _PLACE = ("x", "y", "z")
-_INTENSITY = ("intensity", "i", "reflectivity", "remission")
+_COLUMNS = (*_PLACE, "intensity")
+_MOST_COLUMNS = 32
+"""An array with more has its points side by side."""
+_INTENSITY = ("intensity", "i", "reflectivity", "remission", "scalar_intensity")
 """What PCD files and structured arrays call it, the usual name first."""
 _MOST_INTENSITY = 255.0
 
@@ -40,12 +43,13 @@ def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
     remarks: tuple[str, ...] = ()
     if path.suffix.lower() == ".bin":
         whole = _kitti(path)
+        points = finite(whole, path.name)
     else:
-        found = read_pcd(path, MOST_POINTS) if path.suffix.lower() == ".pcd" else _array(path)
-        whole, remarks = _four_columns(found, path.name)
-    points = finite(whole, path.name)
+        read = read_pcd(path, MOST_POINTS) if path.suffix.lower() == ".pcd" else (_array(path), ())
+        whole, remarks = _four_columns(*read, path.name)
+        points = finite(whole, path.name)
     if np.abs(points[:, :3]).max() > 1000:
-        raise InvalidInputError(f"{path.name} holds points over 1 km away; is it float32 x, y, z, intensity in metres?")
+        raise InvalidInputError(f"{path.name} holds points over 1 km away; are x, y and z in metres?")
     if path.suffix.lower() != ".bin":
         points, scaled = _scaled(points, path.name)
         remarks += scaled
@@ -74,44 +78,56 @@ def _kitti(path: Path) -> Floats:
     return np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)
 
 
-def _array(path: Path) -> NDArray[Any]:
+def _array(path: Path) -> Mapping[str, NDArray[Any]]:
+    """The columns of a NumPy array by name."""
+    expected = "expected (N, 4) numbers x, y, z, intensity, as numpy.save writes them"
     try:
+        with path.open("rb") as content:
+            if content.read(6) != b"\x93NUMPY":  # archives of arrays and pickles begin otherwise
+                raise ValueError
         # Mapped, so that the header's shape is held against the file's size before anything of that size is made.
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, TypeError, SyntaxError, OverflowError) as error:
-        raise InvalidInputError(
-            f"{path.name} cannot be read as a NumPy array of numbers: {str(error).splitlines()[0][:120]}"
-        ) from error
-    if found.dtype.names is None and not (found.ndim == 2 and found.shape[1] >= 3 and found.dtype.kind in "fiu"):
-        raise InvalidInputError(
-            f"{path.name} holds an array of {found.shape} {found.dtype}; expected (N, 4) numbers x, y, z, intensity"
-        )
-    if len(found) > MOST_POINTS:
-        raise InvalidInputError(
-            f"{path.name} holds {len(found)} points; at most {MOST_POINTS} are taken. Is it one sweep?"
-        )
-    return found
-
-
-def _four_columns(found: NDArray[Any], name: str) -> tuple[Floats, tuple[str, ...]]:
-    """(N, 4) of an array (N, 3 or more) or of one with fields; with a remark where there is no intensity."""
+    except Exception as error:  # NumPy raises whatever it meets in a damaged header
+        raise InvalidInputError(f"{path.name} cannot be read as a NumPy array; {expected}") from error
+    if found.ndim == 0 or not found.size:
+        raise InvalidInputError(f"{path.name} holds no points; {expected}")
     names = found.dtype.names
     if names is None:
-        columns: Sequence[NDArray[Any]] = [found[:, n] for n in range(min(found.shape[1], 4))]
+        if not (found.ndim == 2 and 3 <= found.shape[1] <= _MOST_COLUMNS and found.dtype.kind in "fiu"):
+            raise InvalidInputError(f"{path.name} holds an array of {found.shape} {found.dtype}; {expected}")
+        columns = {name: found[:, place] for place, name in enumerate(_COLUMNS[: found.shape[1]])}
     else:
-        known = {field.lower(): field for field in names}
-        if missing := [field for field in _PLACE if field not in known]:
-            raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(names)[:200]}")
-        intensity = next((known[field] for field in _INTENSITY if field in known), None)
-        fields = [*(known[field] for field in _PLACE), *([] if intensity is None else [intensity])]
-        columns = [found[field].ravel() for field in fields]
+        columns = {name.lower(): found[name].ravel() for name in names if _is_number(found.dtype[name])}
+    if found.size // (1 if names else found.shape[1]) > MOST_POINTS:
+        raise InvalidInputError(f"{path.name} holds more than {MOST_POINTS} points. Is it one sweep?")
+    return columns
+
+
+def _is_number(kind: np.dtype[Any]) -> bool:
+    return kind.kind in "fiu" and not kind.shape
+
+
+def _four_columns(
+    columns: Mapping[str, NDArray[Any]], remarks: tuple[str, ...], name: str
+) -> tuple[Floats, tuple[str, ...]]:
+    """(N, 4) of columns by name, and the remarks with one where an intensity is missing or is no number."""
+    if missing := [field for field in _PLACE if field not in columns]:
+        raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(columns)[:200] or 'none'}")
+    intensity = next((field for field in _INTENSITY if field in columns), None)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is dropped
-        whole = np.zeros((len(columns[0]), 4), np.float32)
-        for number, column in enumerate(columns):
-            whole[:, number] = column
-    if len(columns) == 4:
-        return whole, ()
-    return whole, (f"{name} has no intensity: 0 is taken, which imported networks may not be used to.",)
+        whole = np.zeros((len(columns["x"]), 4), np.float32)
+        for number, field in enumerate((*_PLACE, *([] if intensity is None else [intensity]))):
+            whole[:, number] = columns[field]
+    if not len(whole):
+        raise InvalidInputError(f"{name} holds no point")
+    without = "0 is taken, which imported networks may not be used to."
+    if intensity is None:
+        return whole, (*remarks, f"{name} has no intensity: {without}")
+    unknown = ~np.isfinite(whole[:, 3]) & np.isfinite(whole[:, :3]).all(axis=1)
+    if unknown.any():
+        whole[unknown, 3] = 0
+        return whole, (*remarks, f"The intensity of {unknown.sum()} points of {name} is no number: {without}")
+    return whole, remarks
 
 
 def _scaled(points: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
@@ -131,6 +147,8 @@ def finite(points: Floats, name: str) -> Floats:
     if len(points) > MOST_POINTS:
         raise InvalidInputError(f"{name} holds {len(points)} points; at most {MOST_POINTS} are taken. Is it one sweep?")
     good = np.isfinite(points).all(axis=1)
+    if not len(points):
+        raise InvalidInputError(f"{name} holds no point")
     if not good.any():
         raise InvalidInputError(f"{name} holds {len(points)} points that are not finite numbers, and no other")
     return points if good.all() else points[good]

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from pypcd4 import Encoding, PointCloud
 
 from apps.driving.adapters import custom
 from apps.driving.adapters.registry import read_frames
@@ -15,6 +14,7 @@ from apps.driving.recipes import RECIPES
 from apps.driving.types import CameraInput
 from shared import cli
 from shared.errors import InvalidInputError
+from tests.apps.driving.pcd_files import pcd
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,7 @@ def root(frames, tmp_path):
         if number % 3 == 0:
             np.save(sweep.with_suffix(".npy"), frame.points_lidar_m)
         elif number % 3 == 1:
-            PointCloud.from_xyzi_points(frame.points_lidar_m).save(
-                sweep.with_suffix(".pcd"), Encoding.BINARY_COMPRESSED
-            )
+            sweep.with_suffix(".pcd").write_bytes(pcd(frame.points_lidar_m, "binary_compressed"))
         else:
             frame.points_lidar_m.astype("<f4").tofile(sweep.with_suffix(".bin"))
         called = {"car": "Vehicle", "van": "Vehicle"}

@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-from pypcd4 import Encoding, PointCloud
 
 from apps.driving.adapters.point_files import MOST_POINTS, read_points, read_sweep
 from apps.driving.adapters.registry import read_frames
 from shared.errors import InvalidInputError
-
-HEADER = "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS {fields}\nSIZE {sizes}\nTYPE {types}\n"
-REST = "COUNT {counts}\nWIDTH {points}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {points}\nDATA {data}\n"
+from tests.apps.driving.pcd_files import header, pcd
 
 
 @pytest.fixture
@@ -18,14 +15,10 @@ def points():
     return np.column_stack([draw.uniform(-40, 40, (50, 3)), draw.uniform(0, 1, 50)]).astype(np.float32)
 
 
-def header(points, *, fields="x y z intensity", data="binary", sizes="4 4 4 4", types="F F F F", counts="1 1 1 1"):
-    return (HEADER + REST).format(fields=fields, sizes=sizes, types=types, counts=counts, points=points, data=data)
-
-
-@pytest.mark.parametrize("encoding", [Encoding.ASCII, Encoding.BINARY, Encoding.BINARY_COMPRESSED])
+@pytest.mark.parametrize("encoding", ["ascii", "binary", "binary_compressed"])
 def test_a_pcd_file_holds_the_points_of_kittis(points, tmp_path, encoding):
     points.tofile(tmp_path / "sweep.bin")
-    PointCloud.from_xyzi_points(points).save(tmp_path / "sweep.pcd", encoding)
+    (tmp_path / "sweep.pcd").write_bytes(pcd(points, encoding))
     assert read_points(tmp_path / "sweep.pcd") == pytest.approx(read_points(tmp_path / "sweep.bin"), rel=1e-5)
 
 
@@ -77,17 +70,57 @@ def test_intensity_beyond_a_byte_is_cut_with_a_remark(points, tmp_path):
     assert found[:, 3].max() == 1 and "was cut to 0 to 255" in remarks[0]
 
 
+def test_header_and_rows_are_split_at_any_white_space(points, tmp_path):
+    # Fields with brackets, no COUNT and no POINTS, small letters, a BOM, a comment of another alphabet, doubled blanks.
+    rows = "".join(f"  {x:.6f}\t{y:.6f}  {z:.6f} 17 {i:.6f} \r\n" for x, y, z, i in points.tolist())
+    text = "# générée\nfields x y z t(ns) Scalar_Intensity\nSIZE 4 4 4 8 4\nTYPE F F F U F\nWIDTH 25\nHEIGHT 2\n"
+    text += "data ascii\n"
+    (tmp_path / "cloud.pcd").write_bytes(b"\xef\xbb\xbf" + text.encode("latin-1") + rows.encode())
+    found, remarks = read_sweep(tmp_path / "cloud.pcd")
+    assert found == pytest.approx(points, abs=1e-5) and remarks == ()
+
+
+def test_columns_after_an_odd_name_are_not_taken_for_others(points, tmp_path):
+    rows = np.zeros(50, [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("t", "<u8"), ("i", "<f4")])
+    for name, column in zip(("x", "y", "z", "i"), points.T, strict=True):
+        rows[name] = column
+    text = header(50, fields="x y z t(ns) intensity", sizes="4 4 4 8 4", types="F F F U F", counts="1 1 1 1 1")
+    (tmp_path / "cloud.pcd").write_bytes(text.encode() + rows.tobytes())
+    assert np.array_equal(read_points(tmp_path / "cloud.pcd"), points)
+
+
+def test_a_viewpoint_is_remarked_on(points, tmp_path):
+    moved = pcd(points).replace(b"VIEWPOINT 0 0 0 1 0 0 0", b"VIEWPOINT 9 0 0 1 0 0 0")
+    (tmp_path / "sweep.pcd").write_bytes(moved)
+    found, remarks = read_sweep(tmp_path / "sweep.pcd")
+    assert np.array_equal(found, points) and "states a viewpoint, which is not applied" in remarks[0]
+
+
+def test_points_whose_intensity_is_no_number_are_kept(points, tmp_path):
+    points[3:5, 3] = np.nan
+    np.save(tmp_path / "sweep.npy", points)
+    found, remarks = read_sweep(tmp_path / "sweep.npy")
+    assert len(found) == 50 and not found[3:5, 3].any() and "The intensity of 2 points of sweep.npy" in remarks[0]
+
+
 def bad_files(points):
     compressed = header(50, data="binary_compressed").encode()
+    wide = header(2_000_000, fields="x y z a", counts="1 1 1 240", sizes="4 4 4 8", data="binary_compressed")
     yield "no header", b"\x00" * 500, "no line DATA"
     yield "truncated", header(50).encode() + points.tobytes()[:-40], "is truncated: 50 points of 16 bytes"
-    yield "text", header(50, data="ascii").encode() + b"1 2 3 0.5\n", "50 points are promised, 1 are there"
-    yield "words", header(50, data="ascii").encode() + b"a b c d\n", "cannot be read as a PCD file"
+    yield "text", header(50, data="ascii").encode() + b"1 2 3 0.5\n", "promises 50 points and has 1 rows"
+    yield "words", header(50, data="ascii").encode() + b"a b c d\n", "a row of its points is not 4 numbers"
+    yield "short", header(1, data="ascii").encode() + b"1 2 3\n", "a row of its points is not 4 numbers"
     yield "bomb", compressed + np.uint32([10, 4_000_000_000]).tobytes() + b"0" * 10, "has another size than it says"
+    yield "damaged", compressed + np.uint32([10, 800]).tobytes() + b"\xff" * 10, "compressed part is damaged"
     yield "many", header(10**12, data="binary_compressed").encode(), f"at most {MOST_POINTS}"
-    yield "wide", header(50, counts="1 1 1 99999999").encode(), "cannot be read as a PCD file"
+    yield "wide", wide.encode(), "points of 1932 bytes; at most 2000000 points and 256 MB"
+    yield "endless", header(50, counts="1 1 1 99999999").encode(), "numbers a point"
+    yield "fewer", header(50, fields="x y z").encode() + points.tobytes(), "FIELDS, SIZE, TYPE and COUNT do not fit"
     yield "fields", header(50, fields="a b c d").encode() + points.tobytes(), "has no field x; it has a, b, c, d"
-    yield "sizes", header(50, sizes="4 4 4 3").encode() + points.tobytes(), "cannot be read as a PCD file"
+    yield "sizes", header(50, sizes="4 4 4 3").encode() + points.tobytes(), "lacks or has a wrong"
+    yield "other", header(50, data="zipped").encode(), "has DATA zipped; ascii, binary or binary_compressed is read"
+    yield "none", header(0).encode(), "holds no point"
 
 
 def test_damaged_and_hostile_pcd_files_are_refused(points, tmp_path):
@@ -106,6 +139,8 @@ def test_arrays_that_are_no_sweep_are_refused(points, tmp_path):
     np.save(pickled, np.array([{"x": 1}], dtype=object), allow_pickle=True)
     for content, said in (
         (b"", "cannot be read as a NumPy array"),
+        (b"PK\x03\x04" + b"0" * 99, "cannot be read as a NumPy array"),
+        (b"\x93NUMPY\x01\x00" + (300).to_bytes(2, "little") + b"(" * 300, "cannot be read as a NumPy array"),
         (head[:-100], "cannot be read as a NumPy array"),
         (head.replace(b"(50, 4)", b"(5000000000, 4)", 1), "cannot be read as a NumPy array"),
         (pickled.read_bytes(), "cannot be read as a NumPy array"),
@@ -113,8 +148,16 @@ def test_arrays_that_are_no_sweep_are_refused(points, tmp_path):
         sweep.write_bytes(content)
         with pytest.raises(InvalidInputError, match=said):
             read_points(sweep)
+    np.savez(tmp_path / "many.npz", points=points)
+    sweep.write_bytes((tmp_path / "many.npz").read_bytes())
+    with pytest.raises(InvalidInputError, match="cannot be read as a NumPy array"):
+        read_points(sweep)
     for array, said in (
         (points[:, :2], r"holds an array of \(50, 2\) float32"),
+        (points.T.copy(), r"holds an array of \(4, 50\) float32.*expected \(N, 4\)"),
+        (np.zeros((0, 4), np.float32), "holds no points"),
+        (np.zeros(3, [("x", "S5"), ("y", "f4"), ("z", "f4", (2,))]), "has no field x; it has y"),
+        (np.zeros((), [("x", "f4")]), "holds no points"),
         (points.astype(str), "holds an array of"),
         (points * np.float32([1e6, 1, 1, 1]), "points over 1 km away"),
     ):
