@@ -96,8 +96,13 @@ def refuse_mount(lidar_to_camera: np.ndarray, what: str) -> None:
 
 def lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
+    return [line for line in text_of(path).splitlines() if line.strip()]
+
+
+def text_of(path: Path) -> str:
+    """The content of a text file; refuses another."""
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path.name} is not text; a calibration or label file was expected") from error
 

@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from apps.driving.adapters.box_values import box_numbers
-from apps.driving.adapters.calibration import lines
-from apps.driving.adapters.kitti_layouts import TEXTS, named
+from apps.driving.adapters.calibration import text_of
+from apps.driving.adapters.kitti_layouts import FOREIGN, TEXTS, foreign, named
 from apps.driving.adapters.point_files import SWEEPS, read_sweep
 from apps.driving.types import Boxes3D, Frame
 from shared.errors import InvalidInputError
@@ -24,6 +24,7 @@ from shared.errors import InvalidInputError
 POINTS, LABELS = "points", "labels"
 BoxOrigin: TypeAlias = Literal["centre", "bottom"]
 """Whether z of a label is that of the box's gravity centre (OpenPCDet) or of the middle of its bottom."""
+_MOST_YAW = 2 * np.pi + 0.01
 _COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw")
 
 
@@ -31,12 +32,24 @@ def folders(files: Sequence[Path]) -> list[Path]:
     """The folders in this layout in the one folder that was handed in, itself among them."""
     if len(files) != 1 or not files[0].is_dir():
         return []
-    return sorted(found.parent for found in files[0].rglob(POINTS) if found.is_dir() and frame_ids(found.parent))
+    found = [folder.parent for folder in files[0].rglob(POINTS) if folder.is_dir()]
+    return sorted(root for root in found if not (root / "velodyne").is_dir() and frame_ids(root))
 
 
 def frame_ids(root: Path) -> list[str]:
-    """The ids of the sweeps, sorted."""
-    return sorted({file.stem for file in (root / POINTS).glob("*") if file.suffix.lower() in SWEEPS})
+    """The ids of the sweeps, sorted. Refuses sweeps that would be passed over."""
+    files = [file for file in sorted((root / POINTS).glob("*")) if not file.name.startswith(".")]
+    sweeps: dict[str, Path] = {}
+    for file in files:
+        if file.is_dir() and any(inside.suffix.lower() in SWEEPS for inside in file.iterdir()):
+            raise InvalidInputError(f"{POINTS} holds the folder {file.name} with sweeps; put them into {POINTS} itself")
+        if file.suffix.lower() in FOREIGN:
+            raise InvalidInputError(foreign(file))
+        if file.suffix.lower() in SWEEPS and sweeps.setdefault(file.stem, file) != file:
+            raise InvalidInputError(
+                f"two files would be the sweep {file.stem}: {sweeps[file.stem].name} and {file.name}; keep one"
+            )
+    return sorted(sweeps)
 
 
 def read_frame(
@@ -60,13 +73,17 @@ def read_frame(
 def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
     """The boxes of a label file; an empty one says that there is no object."""
     rows, names = [], []
-    for number, line in enumerate(lines(path), 1):
+    for number, line in enumerate(text_of(path).splitlines(), 1):
         words = line.split()
         if not words:
             continue
         if len(words) != len(_COLUMNS) + 1:
+            kitti = (
+                "; these are KITTI's, which belong into label_2 beside velodyne and calib" if len(words) == 15 else ""
+            )
             raise InvalidInputError(
-                f"{path.name}, line {number}: {len(words)} columns; expected {', '.join(_COLUMNS)}, class"
+                f"{path.name}, line {number}: {len(words)} columns; expected {', '.join(_COLUMNS)}, class (one word)"
+                f"{kitti}"
             )
         try:
             row = [float(word) for word in words[:-1]]
@@ -77,6 +94,8 @@ def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
         rows.append(box_numbers(row, f"{path.name}, line {number}"))
         if min(row[3:6]) <= 0:
             raise InvalidInputError(f"{path.name}, line {number}: {words[-1]} has a size that is not positive")
+        if abs(row[6]) > _MOST_YAW:
+            raise InvalidInputError(f"{path.name}, line {number}: a yaw of {row[6]:g}; expected radians, not degrees")
         names.append(words[-1].lower())
     table = np.array(rows, np.float64).reshape(-1, len(_COLUMNS))
     if origin == "bottom":

@@ -24,14 +24,19 @@ class Custom(FrameData):
     row for each object: x y z length width height yaw class. Metres in the LiDAR's frame, x forward, y left, z up.
 
     Where a frame has no object its label file is empty. ``ImageSets/train.txt`` and ``val.txt`` name the frames of
-    each part, one id a line; without them every fifth frame validates. All classes of the labels are learnt but for
-    those that ``--data.classes`` leaves out.
+    each part, one id a line; of one alone all others are the other part, and without them every fifth frame validates.
+    All classes of the labels are learnt but for those that ``--data.classes`` leaves out.
 
     box_origin   centre: z is that of the box's gravity centre (OpenPCDet); bottom: that of the middle of its bottom
     """
 
     root: Path
     box_origin: custom.BoxOrigin = "centre"
+
+    def __post_init__(self) -> None:
+        # The labels' names are compared in small letters.
+        object.__setattr__(self, "classes", tuple(name.lower() for name in self.classes))
+        object.__setattr__(self, "merge", tuple((one.lower(), other.lower()) for one, other in self.merge))
 
     def frames(self, split: Split, input: Input | None = None) -> OwnFrames:
         if isinstance(input, CameraInput):
@@ -43,9 +48,15 @@ class Custom(FrameData):
 
         So weights that learnt the recipe's classes can be begun from.
         """
+        pack = self.pack("train", input)
+        if unknown := [name for name, _ in self.merge if name not in pack.names]:
+            raise InvalidInputError(
+                f"data.merge names {unknown[0]}, of which there is no label; there are "
+                f"{', '.join(pack.names) or 'none'}"
+            )
         if self.classes or isinstance(input, BoxInput):
             return FrameData.fit_input(self, input)
-        names = self._tables(self.pack("train", input))
+        names = self._tables(pack)
         if not names:
             raise InvalidInputError(f"no label file of {self.root} that is learnt from holds an object")
         known = [kind.name for kind in input.classes if kind.name in names]
@@ -63,13 +74,24 @@ class Custom(FrameData):
         }
 
     def _ids(self, split: Split) -> list[str]:
-        listed = self.root / "ImageSets" / ("train.txt" if split == "train" else "val.txt")
-        if listed.is_file():
-            return names_in(listed)
         found = custom.frame_ids(self.root)
         if not found:
             raise InvalidInputError(f"{self.root} holds no sweep points/*.bin, .npy or .pcd")
-        return every_fifth(found, split)
+        lists = {"train": self.root / "ImageSets" / "train.txt", "validation": self.root / "ImageSets" / "val.txt"}
+        listed = {part: list(dict.fromkeys(names_in(file))) for part, file in lists.items() if file.is_file()}
+        for part, names in listed.items():
+            unknown = [name for name in names if name not in found]
+            if unknown or not names:
+                what = f"names {unknown[0]}, which points does not hold" if unknown else "is empty"
+                raise InvalidInputError(
+                    f"{lists[part]} {what}; it lists the frames of its part by their ids, one a line"
+                )
+        if split in listed:
+            return listed[split]
+        (other,) = listed.values() or [None]
+        if other is None:
+            return every_fifth(found, split)
+        return [name for name in found if name not in other]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
