@@ -268,12 +268,15 @@ def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tup
         *candidates.ends_lps_mm(), candidates.scores.tolist(), candidates.labels.tolist(), strict=True
     ):
         centre = triple(((low + high) / 2).tolist())
-        index = np.sort(volume.to_index_ijk(np.stack([low, high])), axis=0) + 0.5
-        found = measure(hu_xyz, index.ravel(), spacing_mm)
+        # As long along the volume's axes as along those of LPS, which they are nearest to: corners of an oblique one's
+        # would not be.
+        middle, half = volume.to_index_ijk(centre) + 0.5, (high - low) / 2 / spacing_mm
+        found = measure(hu_xyz, np.concatenate([middle - half, middle + half]), spacing_mm)
         axes_mm = None if found is None else found.axes_mm
         if found is not None:
-            ends = volume.to_lps_mm(found.box.reshape(2, 3) - 0.5)
-            low, high = ends.min(axis=0), ends.max(axis=0)
+            first, last = found.box[:3], found.box[3:]
+            middle, half = volume.to_lps_mm((first + last) / 2 - 0.5), (last - first) / 2 * spacing_mm
+            low, high = middle - half, middle + half
         nodules.append(
             Nodule(
                 centre_lps_mm=centre,

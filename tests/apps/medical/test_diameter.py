@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from apps.medical.inference import diameter
+from apps.medical.inference.candidates import Candidates
+from apps.medical.inference.grid import Grid
 from apps.medical.metrics.diameter import axes_mm, mean_axial_diameter_mm
+from apps.medical.predictor import measured
+from apps.medical.types import ChestInput, CTVolume
 
 SPACING = np.array([0.7, 0.7, 1.25])
 
@@ -80,3 +85,20 @@ def test_the_chest_wall_is_no_part_of_a_nodule_that_touches_it():
 def test_where_nothing_stands_out_there_is_no_diameter():
     image = np.full((64, 60, 28), -860, np.float32)
     assert measure(image, box((8.0, 8.0, 8.0)), SPACING) is None
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45])
+def test_a_nodule_is_as_large_in_an_oblique_scan(degrees):
+    turn = np.deg2rad(degrees)
+    direction = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    k, j, i = np.indices((40, 60, 60))
+    voxels = np.where((i - 30) ** 2 + (j - 30) ** 2 + (k - 20) ** 2 < 64, 30, -850).astype(np.int16)
+    volume = CTVolume(voxels_zyx=voxels, spacing_mm=(1, 1, 1), origin_lps_mm=(5, 6, 7), direction=direction)
+    grid = Grid(np.array([100.0, 100.0, -50.0]), np.ones(3), (200, 200, 100))
+    middle = volume.to_lps_mm([30, 30, 20])
+    ends = np.sort(grid.to_voxels(np.stack([middle - 9, middle + 9])), axis=0)
+    marks = Candidates(torch.zeros(1, 1, 1), grid, ends.reshape(1, 6), np.ones(1), np.zeros(1, np.int64))
+    (nodule,) = measured(volume, marks, ChestInput())
+    assert nodule.mean_diameter_mm == pytest.approx(16, abs=1)
+    assert np.subtract(nodule.box_lps_mm[3:], nodule.box_lps_mm[:3]) == pytest.approx([16, 16, 16], abs=1.1)
+    assert nodule.centre_lps_mm == pytest.approx(middle.tolist(), abs=1e-6)
