@@ -6,7 +6,7 @@ import hashlib
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -325,7 +325,11 @@ def _greatest(value: Any) -> float:
 
 
 def _patient(header: Dataset) -> dict[str, str]:
-    return {keyword: str(header.get(keyword) or "") for keyword in PATIENT_KEYWORDS}
+    """Of an element with several values, against the standard, the first."""
+    values = {keyword: header.get(keyword) or "" for keyword in PATIENT_KEYWORDS}
+    return {
+        keyword: str(value[0] if isinstance(value, MutableSequence) else value) for keyword, value in values.items()
+    }
 
 
 def _source(part: Slice, position: Float64) -> SourceImage:

@@ -20,18 +20,21 @@ from apps.medical.types import NODULE, PATIENT_KEYWORDS, CTVolume, Findings, Nod
 
 REPORT, SOURCE = "findings.sr.dcm", "report.json"
 _SERIES_NUMBER = 9900
+_CODE = 16
+"""The most characters of a code (PS3.5, SH)."""
 _SERIES = "Trivium lung nodules (for research, not for diagnosis)"
 
 
 def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:
     """What ``structured_report`` is made from, as JSON; ``models`` are versions by name.
 
-    None where the CT is no DICOM with unique identifiers, and where no finding reaches the operating score: that a
-    program found nothing is nothing to be filed.
+    None where the CT is no DICOM whose images have unique identifiers of their own, and where no finding reaches the
+    operating score: that a program found nothing is nothing to be filed.
     """
     known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
     images = volume.images
-    if not (known and images and all(image.sop_instance_uid and image.sop_class_uid for image in images)):
+    named = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid}
+    if not (known and images and len(named) == len(images) and all(uid for uid, _ in named)):
         return None
     listed = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
     if not listed:
@@ -42,6 +45,7 @@ def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any
         "models": dict(models),
         "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
         "findings": [_finding(volume, nodule) for nodule in listed],
+        "complete": not findings.unlisted,
     }
     return json.dumps(content, sort_keys=True).encode()
 
@@ -70,7 +74,7 @@ def structured_report(source: bytes) -> bytes:
         sop_instance_uid=_uid(source),
         instance_number=1,
         manufacturer="Trivium",
-        is_complete=True,
+        is_complete=content["complete"],
         series_description=_SERIES,
         specific_character_set="ISO_IR 192",
     )
@@ -84,9 +88,12 @@ def structured_report(source: bytes) -> bytes:
 
 def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
     """A finding's image, from 0, and its box there as x, y in pixels from the outer corner of the first (C.18.6)."""
-    corners = volume.to_index_ijk(np.array(nodule.box_lps_mm).reshape(2, 3))[:, :2]
+    low_mm, high_mm = np.array(nodule.box_lps_mm).reshape(2, 3)
+    nearest = np.abs(volume.direction).argmax(axis=0)  # which axis of LPS each of the image's is nearest to
+    half = ((high_mm - low_mm) / 2)[nearest] / volume.spacing_mm
+    middle = volume.to_index_ijk((low_mm + high_mm) / 2) + 0.5
     columns, rows, _ = volume.size_ijk
-    low, high = np.sort(np.clip(corners + 0.5, 0, (columns, rows)), axis=0).round(2).tolist()
+    low, high = np.clip([middle - half, middle + half], 0, (columns, rows, np.inf))[:, :2].round(2).tolist()
     return {
         "image": slice_number(volume, nodule) - 1,
         "region": [low, [high[0], low[1]], high, [low[0], high[1]], low],
@@ -116,7 +123,9 @@ def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
     certainty = hd.sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=finding["percent"], unit=codes.UCUM.Percent)
     kind = codes.SCT.Nodule
     if finding["label"] != NODULE:
-        kind = hd.sr.CodedConcept(finding["label"][:16], "99TRIVIUM", finding["label"][:64])
+        label = finding["label"].replace("\\", "/")
+        code = label if 0 < len(label) <= _CODE else hashlib.sha256(label.encode()).hexdigest()[:_CODE]
+        kind = hd.sr.CodedConcept(code, "99TRIVIUM", label[:64] or "unnamed")
     versions = ", ".join(f"{name} {version}" for name, version in content["models"].items())
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,

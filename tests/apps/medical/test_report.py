@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from io import BytesIO
 
 import highdicom as hd
@@ -133,11 +134,45 @@ def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_wit
     assert report_source(chest(), found(nodule(volume, 7, 0.9)), {}) is None
 
 
+@pytest.mark.parametrize("degrees", [10, 30, 45])
+def test_a_region_is_as_large_in_an_oblique_image(scan, degrees):
+    turn = np.deg2rad(degrees)
+    turned = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    volume = replace(read_volume([scan]), direction=turned)
+    (group,) = groups(written(volume, found(nodule(volume, 7, 0.9))))
+    sides = np.ptp(group.roi.value, axis=0) * volume.spacing_mm[:2]
+    assert sides == pytest.approx([12, 8], abs=0.1)
+    assert (group.roi.value[0] + group.roi.value[2]) / 2 == pytest.approx([20.5, 12.5], abs=0.1)
+
+
+def test_images_of_one_identifier_give_no_report(scan):
+    volume = read_volume([scan])
+    alike = tuple(replace(image, sop_instance_uid="1.2.3.4") for image in volume.images)
+    assert report_source(replace(volume, images=alike), found(nodule(volume, 7, 0.9)), {}) is None
+
+
+def test_a_report_that_leaves_findings_out_is_partial(scan):
+    volume = read_volume([scan])
+    some = found(nodule(volume, 7, 0.9))
+    flags = [written(volume, replace(some, unlisted=unlisted)).CompletionFlag for unlisted in (0, 4)]
+    assert flags == ["COMPLETE", "PARTIAL"]
+
+
+def test_of_several_numbers_of_a_patient_the_first_is_copied(tmp_path):
+    volume = read_volume([pack(tmp_path, series(chest(), PatientID="4711\\KIS"))], patient=True)
+    assert written(volume, found(nodule(volume, 7, 0.9))).PatientID == "4711"
+
+
 def test_labels_of_ones_own_are_codes_of_ones_own(scan):
     volume = read_volume([scan])
     (group,) = groups(written(volume, found(nodule(volume, 7, 0.9, label="ground glass", axes=None))))
     assert (group.finding_type.meaning, group.finding_type.scheme_designator) == ("ground glass", "99TRIVIUM")
     assert [m.name.meaning for m in group.get_measurements()] == ["Diameter", "Certainty of Finding"]
+    codes = set()
+    for place in ("upper", "lower"):
+        (group,) = groups(written(volume, found(nodule(volume, 7, 0.9, label=f"spiculated mass of the {place} lobe"))))
+        codes.add(group.finding_type.value)
+    assert len(codes) == 2 and all(len(code) <= 16 for code in codes)
 
 
 def test_the_codec_offers_it_for_dicom(scan):
