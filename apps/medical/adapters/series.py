@@ -139,7 +139,11 @@ def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
 
 
 def _several(name: str, groups: Sequence[Sequence[Slice]], more: str = "") -> InvalidInputError:
-    listed = "; ".join(_describe(group) for group in groups[:_LISTED])
+    numbers = [_number(group) for group in groups]
+    listed = "; ".join(
+        _describe(group) + (f" {group[0].header.get('SeriesInstanceUID')}" if numbers.count(number) > 1 else "")
+        for group, number in zip(groups[:_LISTED], numbers, strict=False)
+    )
     if len(groups) > _LISTED:
         listed += f"; and {len(groups) - _LISTED} more"
     return InvalidInputError(

@@ -202,7 +202,7 @@ def test_a_saved_screen_in_the_series_is_left_out_and_told(tmp_path):
 
 def test_one_number_for_two_series_does_not_choose(tmp_path):
     both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
-    with pytest.raises(InvalidInputError, match="2 series"):
+    with pytest.raises(InvalidInputError, match=r"series 4 \(CT, .*\) 1\.2\.3; series 4 \(CT, .*\) 1\.9\. Hand in one"):
         read_volume([pack(tmp_path, both)], series="4")
 
 
