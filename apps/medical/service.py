@@ -8,8 +8,7 @@ from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.picture import png, sheet_source
-from apps.medical.outputs.report import REPORT, report_source, structured_report
-from apps.medical.outputs.report import SOURCE as REPORT_SOURCE
+from apps.medical.outputs.report import REPORT, REPORT_SOURCE, report_source, structured_report
 from apps.medical.outputs.result import result
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.types import CTVolume, Findings

@@ -18,7 +18,7 @@ import numpy as np
 from apps.medical.outputs.result import slice_number
 from apps.medical.types import NODULE, PATIENT_KEYWORDS, CTVolume, Findings, Nodule
 
-REPORT, SOURCE = "findings.sr.dcm", "report.json"
+REPORT, REPORT_SOURCE = "findings.sr.dcm", "report.json"
 _SERIES_NUMBER = 9900
 _CODE = 16
 """The most characters of a code (PS3.5, SH)."""
