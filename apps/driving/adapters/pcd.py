@@ -93,7 +93,8 @@ def _header(content: bytes, name: str) -> _Header:
         side = [int(words.get(key, ["1"])[0]) for key in ("WIDTH", "HEIGHT")]
         points = int(words["POINTS"][0]) if "POINTS" in words else side[0] * side[1]
         viewpoint = tuple(float(word) for word in words.get("VIEWPOINT", []))
-        if not len(names) == len(kinds) == len(sizes) == len(counts) or min(*counts, 1) < 1 or points < 0:
+        fit = len(names) == len(kinds) == len(sizes) == len(counts) > 0
+        if not fit or min(counts) < 1 or points < 0:
             raise ValueError(f"FIELDS, SIZE, TYPE and COUNT do not fit: {len(names)}, {len(sizes)}, {len(kinds)} words")
         if sum(counts) > _HEADER_BYTES:
             raise ValueError(f"{sum(counts)} numbers a point")

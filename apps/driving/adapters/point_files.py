@@ -41,24 +41,26 @@ def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
     none. Raises ``InvalidInputError`` for truncated and otherwise laid out files.
     """
     remarks: tuple[str, ...] = ()
-    if path.suffix.lower() == ".bin":
+    kind = path.suffix.lower()
+    if kind == ".bin":
         whole = _kitti(path)
-        points = finite(whole, path.name)
     else:
-        read = read_pcd(path, MOST_POINTS) if path.suffix.lower() == ".pcd" else (_array(path), ())
-        whole, remarks = _four_columns(*read, path.name)
-        points = finite(whole, path.name)
+        columns, remarks = read_pcd(path, MOST_POINTS) if kind == ".pcd" else (_array(path), ())
+        whole, said = _four_columns(columns, path.name)
+        remarks += said
+    points = finite(whole, path.name)
+    remarks = dropped(path.name, len(whole), len(points)) + remarks
     if np.abs(points[:, :3]).max() > 1000:
         raise InvalidInputError(f"{path.name} holds points over 1 km away; are x, y and z in metres?")
-    if path.suffix.lower() != ".bin":
-        points, scaled = _scaled(points, path.name)
-        remarks += scaled
-    elif points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
+    if kind != ".bin":
+        points, said = _scaled(points, path.name)
+        return points, remarks + said
+    if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
         raise InvalidInputError(
             f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
             "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
         )
-    return points, dropped(path.name, len(whole), len(points)) + remarks
+    return points, remarks
 
 
 def _kitti(path: Path) -> Floats:
@@ -107,10 +109,8 @@ def _is_number(kind: np.dtype[Any]) -> bool:
     return kind.kind in "fiu" and not kind.shape
 
 
-def _four_columns(
-    columns: Mapping[str, NDArray[Any]], remarks: tuple[str, ...], name: str
-) -> tuple[Floats, tuple[str, ...]]:
-    """(N, 4) of columns by name, and the remarks with one where an intensity is missing or is no number."""
+def _four_columns(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tuple[str, ...]]:
+    """(N, 4) of columns by name, and a remark where an intensity is missing or is no number."""
     if missing := [field for field in _PLACE if field not in columns]:
         raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(columns)[:200] or 'none'}")
     intensity = next((field for field in _INTENSITY if field in columns), None)
@@ -118,16 +118,14 @@ def _four_columns(
         whole = np.zeros((len(columns["x"]), 4), np.float32)
         for number, field in enumerate((*_PLACE, *([] if intensity is None else [intensity]))):
             whole[:, number] = columns[field]
-    if not len(whole):
-        raise InvalidInputError(f"{name} holds no point")
     without = "0 is taken, which imported networks may not be used to."
     if intensity is None:
-        return whole, (*remarks, f"{name} has no intensity: {without}")
+        return whole, (f"{name} has no intensity: {without}",)
     unknown = ~np.isfinite(whole[:, 3]) & np.isfinite(whole[:, :3]).all(axis=1)
     if unknown.any():
         whole[unknown, 3] = 0
-        return whole, (*remarks, f"The intensity of {unknown.sum()} points of {name} is no number: {without}")
-    return whole, remarks
+        return whole, (f"The intensity of {unknown.sum()} points of {name} is no number: {without}",)
+    return whole, ()
 
 
 def _scaled(points: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:

@@ -120,6 +120,8 @@ def bad_files(points):
     yield "fields", header(50, fields="a b c d").encode() + points.tobytes(), "has no field x; it has a, b, c, d"
     yield "sizes", header(50, sizes="4 4 4 3").encode() + points.tobytes(), "lacks or has a wrong"
     yield "other", header(50, data="zipped").encode(), "has DATA zipped; ascii, binary or binary_compressed is read"
+    yield "nothing", header(50, fields="", sizes="", types="", counts="").encode(), "COUNT do not fit: 0, 0, 0 words"
+    yield "bundled", header(1, fields="x", sizes="4", types="F", counts="3").encode() + b"0" * 12, "has no field x"
     yield "none", header(0).encode(), "holds no point"
 
 
