@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from apps.driving.adapters import argoverse2
 from apps.driving.datasets.frame_data import FrameData, Input, Split
@@ -31,6 +31,7 @@ class Argoverse2(FrameData):
         *("pedestrian", "bicyclist", "bicycle", "motorcyclist", "motorcycle", "wheeled_rider", "stroller"),
         *("bollard", "construction_cone", "construction_barrel", "stop_sign"),
     )
+    called: ClassVar[str] = "Argoverse 2 sweeps"
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -47,16 +48,6 @@ class Argoverse2(FrameData):
         if not taken:
             raise InvalidInputError(f"{self.root} holds no log with sensors/lidar/*.feather for {split}")
         return LogFrames(root=self.root, taken=taken)
-
-    def fingerprint(self) -> dict[str, Any]:
-        train, validation = self.frames("train"), self.frames("validation")
-        return {
-            "description": f"{len(train)} Argoverse 2 sweeps; {len(validation)} for validation",
-            "synthetic": False,
-            "frames": len(train),
-            "validation_frames": len(validation),
-            "digest": train.digest(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from apps.driving.adapters import cityscapes3d
 from apps.driving.datasets.frame_data import FrameData, Input, Split
@@ -24,6 +24,7 @@ class Cityscapes3D(FrameData):
 
     root: Path
     usual: ClassVar[tuple[str, ...]] = ("car", "truck", "bus", "train", "motorcycle", "bicycle")
+    called: ClassVar[str] = "Cityscapes 3D images"
 
     def frames(self, split: Split, input: Input | None = None) -> CityFrames:
         if isinstance(input, LidarInput):
@@ -38,16 +39,6 @@ class Cityscapes3D(FrameData):
         if not files:
             raise InvalidInputError(f"{self.root} has no gtBbox3d/*/*/*{_LABELS} for {split}")
         return CityFrames(root=self.root, files=tuple(files))
-
-    def fingerprint(self) -> dict[str, Any]:
-        train, validation = self.frames("train"), self.frames("validation")
-        return {
-            "description": f"{len(train)} Cityscapes 3D images; {len(validation)} others for validation",
-            "synthetic": False,
-            "frames": len(train),
-            "validation_frames": len(validation),
-            "digest": train.digest(),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

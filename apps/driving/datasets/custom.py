@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from apps.driving.adapters import custom
 from apps.driving.adapters.kitti_layouts import TEXTS, named
@@ -32,6 +32,7 @@ class Custom(FrameData):
 
     root: Path
     box_origin: custom.BoxOrigin = "centre"
+    called: ClassVar[str] = "sweeps of one's own with boxes"
 
     def __post_init__(self) -> None:
         # The labels' names are compared in small letters.
@@ -62,16 +63,6 @@ class Custom(FrameData):
         known = [kind.name for kind in input.classes if kind.name in names]
         classes = (*known, *sorted(set(names) - set(known)))
         return FrameData.fit_input(replace(self, classes=classes), input)
-
-    def fingerprint(self) -> dict[str, Any]:
-        train, validation = self.frames("train"), self.frames("validation")
-        return {
-            "description": f"{len(train)} sweeps of one's own with boxes; {len(validation)} for validation",
-            "synthetic": False,
-            "frames": len(train),
-            "validation_frames": len(validation),
-            "digest": train.digest(),
-        }
 
     def _ids(self, split: Split) -> list[str]:
         found = custom.frame_ids(self.root)

@@ -34,13 +34,14 @@ class FrameData(ABC):
 
     ``classes`` are what is learnt; empty for the data set's usual ones, or where it has none those of the recipe.
     ``merge`` names classes to be learnt as another: (("van", "car"),). ``sweeps`` and ``images`` say what of them is
-    learnt, and how they are varied.
+    learnt, and how they are varied. ``called`` is what the frames are in a sentence.
     """
 
     classes: tuple[str, ...] = ()
     merge: tuple[tuple[str, str], ...] = ()
     sweeps: SweepSampling = field(default_factory=SweepSampling)
     images: ImageSampling = field(default_factory=ImageSampling)
+    called: ClassVar[str] = "frames"
     usual: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[Literal["kitti", "centre"]] = "centre"
 
@@ -48,8 +49,16 @@ class FrameData(ABC):
     def frames(self, split: Split, input: Input | None = None) -> FrameList:
         """The frames of one split; where they are made, for ``input``."""
 
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]: ...
+    def fingerprint(self) -> dict[str, Any]:
+        """What is told of the data in an artifact that learnt from it."""
+        train, validation = self.frames("train"), self.frames("validation")
+        return {
+            "description": f"{len(train)} {self.called}; {len(validation)} others for validation",
+            "synthetic": False,
+            "frames": len(train),
+            "validation_frames": len(validation),
+            "digest": train.digest(),
+        }
 
     def cases(self) -> FrameList:
         """The frames that a detector is scored on."""

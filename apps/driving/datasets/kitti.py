@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -39,19 +39,10 @@ class Kitti(FrameData):
     sweeps: SweepSampling = field(default_factory=lambda: SweepSampling(paste=15, lift_m=0.0, most_lost=0.0))
     protocol: ClassVar[Literal["kitti", "centre"]] = "kitti"
     usual: ClassVar[tuple[str, ...]] = ("pedestrian", "cyclist", "car")
+    called: ClassVar[str] = "KITTI object frames"
 
     def frames(self, split: Split, input: Input | None = None) -> KittiFrames:
         return KittiFrames(home=self._home(), ids=tuple(self._ids(split)))
-
-    def fingerprint(self) -> dict[str, Any]:
-        train, validation = self.frames("train"), self.frames("validation")
-        return {
-            "description": f"{len(train)} KITTI object frames; {len(validation)} others for validation",
-            "synthetic": False,
-            "frames": len(train),
-            "validation_frames": len(validation),
-            "digest": train.digest(),
-        }
 
     def _home(self) -> Path:
         for home in (self.root / "training", self.root):
