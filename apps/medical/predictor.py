@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from apps.medical.inference.candidates import Candidates, find_candidates
-from apps.medical.inference.grid import reorient_to_lps, triple
+from apps.medical.inference.grid import reorient_to_lps, stored_piece, triple
 from apps.medical.inference.options import MAX_FINDINGS
 from apps.medical.inference.options import Options as Options
 from apps.medical.inference.partners import belongs_to
@@ -171,7 +171,7 @@ class NodulePredictor:
             found = rescored(found, *self.second_stage)
         asked = np.nonzero(found.scores >= options.min_score)[0]
         return Findings(
-            nodules=measured(volume, found.chosen(asked[: options.max_findings]), self.input),
+            nodules=measured(volume, found.chosen(asked[: options.max_findings]), self.input, stored),
             operating_score=self.operating_score,
             lung_box_lps_mm=_lung_box_lps_mm(volume, lungs),
             lung_millilitres=lungs.millilitres,
@@ -257,8 +257,13 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
     return from_mapping(RetinaNet3D, settings["model"]), from_mapping(ChestInput, settings["input"])
 
 
-def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tuple[Nodule, ...]:
-    """The candidates as nodules, each measured in the slices of ``volume``, whose axes are nearest to LPS."""
+def measured(
+    volume: CTVolume, candidates: Candidates, input: ChestInput, stored: CTVolume | None = None
+) -> tuple[Nodule, ...]:
+    """The candidates as nodules, each measured in the slices of ``volume``, whose axes are nearest to LPS.
+
+    ``stored`` is the scan as it was handed in, whose voxels their pieces name; the same where it is left out.
+    """
     from apps.medical.inference.diameter import measure
 
     hu_xyz = volume.voxels_zyx.transpose(2, 1, 0)
@@ -273,10 +278,12 @@ def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tup
         middle, half = volume.to_index_ijk(centre) + 0.5, (high - low) / 2 / spacing_mm
         found = measure(hu_xyz, np.concatenate([middle - half, middle + half]), spacing_mm)
         axes_mm = None if found is None else found.axes_mm
+        piece = None
         if found is not None:
             first, last = found.box[:3], found.box[3:]
             middle, half = volume.to_lps_mm((first + last) / 2 - 0.5), (last - first) / 2 * spacing_mm
             low, high = middle - half, middle + half
+            piece = stored_piece(stored or volume, found.mask_xyz, first.astype(int).tolist())
         nodules.append(
             Nodule(
                 centre_lps_mm=centre,
@@ -285,6 +292,7 @@ def measured(volume: CTVolume, candidates: Candidates, input: ChestInput) -> tup
                 box_lps_mm=(*triple(low.tolist()), *triple(high.tolist())),
                 label=input.classes[label],
                 axes_mm=axes_mm,
+                piece=piece,
             )
         )
     return tuple(nodules)

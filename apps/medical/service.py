@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
 from apps.medical.outputs.files import output_files
+from apps.medical.outputs.labels import LABELS, PIECES, label_map, pieces_source
 from apps.medical.outputs.picture import png, sheet_source
 from apps.medical.outputs.report import REPORT, REPORT_SOURCE, report_source, structured_report
 from apps.medical.outputs.result import result
+from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, segmentation
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
@@ -19,7 +21,7 @@ class MedicalCodec:
     """One CT a request.
 
     Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (SeriesNumber or UID), ``patient`` (yes or no: whether
-    the DICOM report says whose the scan is).
+    the DICOM files say whose the scan is).
     """
 
     def __init__(self, predictor: object = None) -> None:
@@ -33,13 +35,17 @@ class MedicalCodec:
         return Decoded(inputs=(volume,), options=options)
 
     def encode(self, decoded: Decoded[CTVolume], outputs: Sequence[Findings]) -> Response:
-        """The findings as ``result.json`` and files in the field's formats; later the picture and the viewer's slab."""
+        """The findings as ``result.json`` and files in the field's formats; later all that is costly."""
         (volume,), (findings,) = decoded.inputs, outputs
-        made = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
+        made: dict[str, tuple[str, ...]] = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
         sources = {"sheet": sheet_source(volume, findings), "voxels.npz": slab_source(volume, findings)}
         versions = {name: program.version for name, program in programs_of(self._predictor).items()}
         if (report := report_source(volume, findings, versions)) is not None:
             made[REPORT], sources[REPORT_SOURCE] = (REPORT_SOURCE,), report
+            if can_be_segmented(volume, findings):
+                made[SEGMENTATION] = (REPORT_SOURCE, PIECES)
+        if (pieces := pieces_source(volume, findings)) is not None:
+            made[LABELS], sources[PIECES] = (PIECES,), pieces
         return Response(
             result=result(volume, findings),
             files=output_files(volume, findings),
@@ -47,7 +53,11 @@ class MedicalCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the slab, or the report."""
+        """The picture, the slab, the report, the segmentation, or the labels."""
         if name == REPORT:
             return structured_report(sources[REPORT_SOURCE])
+        if name == SEGMENTATION:
+            return segmentation(sources[REPORT_SOURCE], sources[PIECES])
+        if name == LABELS:
+            return label_map(sources[PIECES])
         return png(sources["sheet"]) if name == PICTURE else slab_file(sources["voxels.npz"])

@@ -132,6 +132,31 @@ class CTVolume:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """The voxels of a nodule, in the box around them.
+
+    low_ijk   the box's first voxel, by its index in the scan as it was handed in
+    size_ijk  how many voxels the box has along i, j, k
+    bits      whether each is the nodule's, packed in the order of an array (i, j, k)
+    """
+
+    low_ijk: tuple[int, int, int]
+    size_ijk: tuple[int, int, int]
+    bits: bytes
+
+    @property
+    def mask_ijk(self) -> NDArray[np.bool_]:
+        """Shape ``size_ijk``."""
+        count = int(np.prod(self.size_ijk))
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=count).astype(bool).reshape(self.size_ijk)
+
+    @property
+    def voxels(self) -> int:
+        """How many are the nodule's."""
+        return int.from_bytes(self.bits).bit_count()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Nodule:
     """A lung nodule, found or known.
 
@@ -142,6 +167,7 @@ class Nodule:
                       nothing could be
     label             its class, one of ``ChestInput.classes``
     axes_mm           the two axes, where they were measured
+    piece             the voxels that were measured
     """
 
     centre_lps_mm: tuple[float, float, float]
@@ -150,6 +176,7 @@ class Nodule:
     box_lps_mm: tuple[float, float, float, float, float, float]
     label: str = NODULE
     axes_mm: tuple[float, float] | None = None
+    piece: Piece | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from apps.medical.adapters.axial import axial_volume
 from apps.medical.types import MAX_VOXELS, CTVolume, Float64
@@ -132,11 +133,25 @@ def _affine(file: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Fl
 
 def nifti(volume: CTVolume) -> bytes:
     """The volume as a compressed NIfTI-1 file (its frame is RAS, its origin the centre of the first voxel)."""
-    import nibabel
+    header = nifti_header(np.int16, volume.size_ijk, volume.spacing_mm, volume.origin_lps_mm, volume.direction)
+    return gzip.compress(header + volume.voxels_zyx.astype("<i2", copy=False).tobytes(), compresslevel=1, mtime=0)
+
+
+def nifti_header(
+    dtype: DTypeLike, size_ijk: Sequence[int], spacing_mm: Sequence[float], origin_lps_mm: ArrayLike, direction: Float64
+) -> bytes:
+    """What a NIfTI-1 file begins with; after it come the voxels, little-endian, i fastest."""
+    from nibabel.nifti1 import Nifti1Header
 
     lps = np.eye(4)
-    lps[:3, :3] = volume.direction * volume.spacing_mm
-    lps[:3, 3] = volume.origin_lps_mm
-    image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), RAS_TO_LPS @ lps)
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+    lps[:3, :3] = direction * spacing_mm
+    lps[:3, 3] = origin_lps_mm
+    header = Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(size_ijk)
+    header.set_zooms(spacing_mm)
+    header.set_sform(RAS_TO_LPS @ lps, code="aligned")
+    header.set_qform(RAS_TO_LPS @ lps, code="unknown")
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + bytes(4)  # no extension follows

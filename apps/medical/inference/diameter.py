@@ -42,10 +42,14 @@ SMOOTH_MM = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Long and short axis in mm; the nodule's box in voxels, lower corner then upper; voxel i covers [i, i + 1]."""
+    """Long and short axis in mm; the nodule's box in voxels, lower corner then upper; voxel i covers [i, i + 1].
+
+    ``mask_xyz`` says of the voxels of that box which are the nodule's.
+    """
 
     axes_mm: tuple[float, float]
     box: Float64
+    mask_xyz: Mask
 
 
 def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm: Float64) -> Measured | None:
@@ -91,8 +95,12 @@ def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm:
         whole = denser(lung + SHARE * (dense - lung), HALO_REACH)
         found = whole if whole.any() else found
     inside = np.nonzero(found)
-    corners = np.concatenate([np.min(inside, axis=1), np.max(inside, axis=1) + 1]) + np.tile(low, 2)
-    return Measured(largest_axes_mm(found, (float(spacing_mm[0]), float(spacing_mm[1]))), corners.astype(np.float64))
+    first, last = np.min(inside, axis=1), np.max(inside, axis=1) + 1
+    return Measured(
+        axes_mm=largest_axes_mm(found, (float(spacing_mm[0]), float(spacing_mm[1]))),
+        box=np.concatenate([first + low, last + low]).astype(np.float64),
+        mask_xyz=found[first[0] : last[0], first[1] : last[1], first[2] : last[2]],
+    )
 
 
 def _disc(spacing_mm: Float64, radius_mm: float) -> Mask:

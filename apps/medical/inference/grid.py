@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.medical.types import CTVolume, Float64
+from apps.medical.types import CTVolume, Float64, Piece
 from shared.device import sent
 
 Number = TypeVar("Number", int, float)
@@ -48,8 +49,7 @@ class Grid:
 
 def reorient_to_lps(volume: CTVolume) -> CTVolume:
     """The same volume with its axes in the order and direction nearest to LPS, however it was stored."""
-    order = _nearest_axes(volume.direction)
-    signs = [1 if volume.direction[row, axis] >= 0 else -1 for row, axis in enumerate(order)]
+    order, signs = _turn(volume)
     if order == (0, 1, 2) and signs == [1, 1, 1]:
         return volume
     last = np.array(volume.size_ijk) - 1
@@ -63,6 +63,24 @@ def reorient_to_lps(volume: CTVolume) -> CTVolume:
         direction=volume.direction[:, list(order)] * signs,
         name=volume.name,
     )
+
+
+def stored_piece(stored: CTVolume, mask_xyz: NDArray[np.bool_], low_xyz: Sequence[int]) -> Piece:
+    """The piece of ``reorient_to_lps(stored)`` whose box begins at ``low_xyz``, as a piece of ``stored``."""
+    order, signs = _turn(stored)
+    low = [0, 0, 0]
+    for row, (axis, sign) in enumerate(zip(order, signs, strict=True)):
+        low[axis] = low_xyz[row] if sign > 0 else stored.size_ijk[axis] - low_xyz[row] - mask_xyz.shape[row]
+    turned = mask_xyz[tuple(slice(None, None, sign) for sign in signs)].transpose(
+        [order.index(axis) for axis in range(3)]
+    )
+    return Piece(low_ijk=triple(low), size_ijk=triple(turned.shape), bits=np.packbits(turned).tobytes())
+
+
+def _turn(volume: CTVolume) -> tuple[tuple[int, int, int], list[int]]:
+    """Which of i, j, k runs along x, y and z, and whether (1) or against it (-1)."""
+    order = _nearest_axes(volume.direction)
+    return order, [1 if volume.direction[row, axis] >= 0 else -1 for row, axis in enumerate(order)]
 
 
 def _nearest_axes(direction: Float64) -> tuple[int, int, int]:

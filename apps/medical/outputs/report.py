@@ -11,18 +11,22 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apps.medical.outputs.result import slice_number
 from apps.medical.types import NODULE, PATIENT_KEYWORDS, CTVolume, Findings, Nodule
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
 REPORT, REPORT_SOURCE = "findings.sr.dcm", "report.json"
 _SERIES_NUMBER = 9900
 _CODE = 16
 """The most characters of a code (PS3.5, SH)."""
-_SERIES = "Trivium lung nodules (for research, not for diagnosis)"
+SERIES = "Trivium lung nodules (for research, not for diagnosis)"
+ALGORITHM = "Trivium lung nodules"
 
 
 def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:
@@ -53,12 +57,11 @@ def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any
 def structured_report(source: bytes) -> bytes:
     """The report as a DICOM file. Its identifiers follow from its content: the same findings give the same ones."""
     import highdicom as hd
-    from pydicom.config import disable_value_validation
     from pydicom.sr.codedict import codes
 
     content = json.loads(source)
     device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=_uid(b"trivium"), name="Trivium", manufacturer_name="Trivium"
+        uid=unique_identifier(b"trivium"), name="Trivium", manufacturer_name="Trivium"
     )
     observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     report = hd.sr.MeasurementReport(
@@ -69,19 +72,26 @@ def structured_report(source: bytes) -> bytes:
     made = hd.sr.Comprehensive3DSR(
         evidence=_evidence(content),
         content=report[0],
-        series_instance_uid=_uid(source + b"series"),
+        series_instance_uid=unique_identifier(source + b"series"),
         series_number=_SERIES_NUMBER,
-        sop_instance_uid=_uid(source),
+        sop_instance_uid=unique_identifier(source),
         instance_number=1,
         manufacturer="Trivium",
         is_complete=content["complete"],
-        series_description=_SERIES,
+        series_description=SERIES,
         specific_character_set="ISO_IR 192",
     )
+    return dicom_file(made, content["patient"])
+
+
+def dicom_file(made: Dataset, patient: Mapping[str, str]) -> bytes:
+    """What was made, as a file of that patient: empty for none."""
+    from pydicom.config import disable_value_validation
+
     written = io.BytesIO()
     with disable_value_validation():  # whose the scan is stands there as in the CT, be it as DICOM wants it or not
         for keyword in PATIENT_KEYWORDS:
-            setattr(made, keyword, content["patient"].get(keyword, ""))
+            setattr(made, keyword, patient.get(keyword, ""))
         made.save_as(written, enforce_file_format=True)
     return written.getvalue()
 
@@ -111,7 +121,7 @@ def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
 
     finding = content["findings"][number]
     sop_class, sop_instance, frame = content["images"][finding["image"]]
-    tracking = hd.sr.TrackingIdentifier(uid=_uid(source + str(number).encode()), identifier=f"Finding {number + 1}")
+    identifier, uid = tracking(source, number)
     lengths = [(codes.SCT.Diameter, finding["mean_diameter_mm"], codes.SCT.Mean)]
     if finding["axes_mm"] is not None:
         long, short = finding["axes_mm"]
@@ -121,22 +131,16 @@ def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
         for name, value, derivation in lengths
     ]
     certainty = hd.sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=finding["percent"], unit=codes.UCUM.Percent)
-    kind = codes.SCT.Nodule
-    if finding["label"] != NODULE:
-        label = finding["label"].replace("\\", "/")
-        code = label if 0 < len(label) <= _CODE else hashlib.sha256(label.encode()).hexdigest()[:_CODE]
-        kind = hd.sr.CodedConcept(code, "99TRIVIUM", label[:64] or "unnamed")
-    versions = ", ".join(f"{name} {version}" for name, version in content["models"].items())
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=tracking,
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         referenced_region=hd.sr.ImageRegion(
             graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
             graphic_data=np.array(finding["region"], np.float64),
             source_image=hd.sr.SourceImageForRegion(sop_class, sop_instance, None if frame is None else [frame + 1]),
         ),
-        finding_type=kind,
+        finding_type=kind(finding["label"]),
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.SCT.Lung)],
-        algorithm_id=hd.sr.AlgorithmIdentification(name="Trivium lung nodules", version=versions or "unknown"),
+        algorithm_id=hd.sr.AlgorithmIdentification(name=ALGORITHM, version=versions(content)),
         measurements=[*measurements, certainty],
     )
 
@@ -157,6 +161,28 @@ def _evidence(content: Mapping[str, Any]) -> list[Any]:
     return list(found.values())
 
 
-def _uid(content: bytes) -> str:
+def tracking(source: bytes, number: int) -> tuple[str, str]:
+    """By what the finding ``number`` (from 0) of the report's ``source`` is found again: identifier and unique one."""
+    return f"Finding {number + 1}", unique_identifier(source + str(number).encode())
+
+
+def kind(label: str) -> Any:
+    """What a finding of a class is, as a code."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    if label == NODULE:
+        return codes.SCT.Nodule
+    label = label.replace("\\", "/")
+    code = label if 0 < len(label) <= _CODE else hashlib.sha256(label.encode()).hexdigest()[:_CODE]
+    return hd.sr.CodedConcept(code, "99TRIVIUM", label[:64] or "unnamed")
+
+
+def versions(content: Mapping[str, Any]) -> str:
+    """Which models found what is in the report's source."""
+    return ", ".join(f"{name} {version}" for name, version in content["models"].items()) or "unknown"
+
+
+def unique_identifier(content: bytes) -> str:
     """A unique identifier that follows from the content (PS3.5 B.2)."""
     return f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}"

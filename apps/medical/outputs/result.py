@@ -26,6 +26,7 @@ def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
                 "centre_lps_mm": _rounded(nodule.centre_lps_mm, 2),
                 "mean_diameter_mm": round(nodule.mean_diameter_mm, 1),
                 "axes_mm": None if nodule.axes_mm is None else _rounded(nodule.axes_mm, 1),
+                "volume_mm3": volume_mm3(volume, nodule),
                 "score": round(nodule.score, 4),
                 "box_lps_mm": _rounded(nodule.box_lps_mm, 2),
                 "index_ijk": _rounded(volume.to_index_ijk(nodule.centre_lps_mm).tolist(), 2),
@@ -110,6 +111,13 @@ def slice_number(volume: CTVolume, nodule: Nodule) -> int:
     """The slice nearest to the centre, from 1."""
     k = int(np.rint(volume.to_index_ijk(nodule.centre_lps_mm)[2]))
     return min(max(k, 0), volume.size_ijk[2] - 1) + 1
+
+
+def volume_mm3(volume: CTVolume, nodule: Nodule) -> float | None:
+    """The volume of the nodule's voxels, each counted whole; None where nothing could be measured."""
+    if nodule.piece is None:
+        return None
+    return round(nodule.piece.voxels * float(np.prod(volume.spacing_mm)), 1)
 
 
 def instance_numbers(volume: CTVolume) -> list[int] | None:
