@@ -14,7 +14,7 @@ from apps.medical.adapters.nifti import nifti
 from apps.medical.app import app as medical
 from apps.medical.predictor import Options
 from apps.medical.service import MedicalCodec
-from apps.medical.types import CTVolume, Findings, Nodule
+from apps.medical.types import CTVolume, Findings, Nodule, Piece
 from shared.app import App, Sample
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
@@ -36,6 +36,12 @@ def chest() -> CTVolume:
     return volume
 
 
+def _piece(volume: CTVolume, centre_mm: tuple[float, float, float]) -> Piece:
+    """The 3 by 3 voxels around a place."""
+    i, j, k = (int(n) for n in np.rint(volume.to_index_ijk(centre_mm)))
+    return Piece(low_ijk=(i - 1, j - 1, k), size_ijk=(3, 3, 1), bits=np.packbits(np.ones((3, 3, 1), bool)).tobytes())
+
+
 class Known:
     """Finds the two nodules, or those of them that the options ask for."""
 
@@ -47,6 +53,7 @@ class Known:
                 score=0.9 - 0.6 * n,
                 box_lps_mm=(*(v - 4.5 for v in centre), *(v + 4.5 for v in centre)),
                 axes_mm=(9.5, 8.5),
+                piece=_piece(batch[0], centre),
             )
             for n, centre in enumerate(AT_MM)
         ]

@@ -39,6 +39,35 @@ def marked(page: Page) -> int:
     )
 
 
+def outlined(page: Page) -> int:
+    """How many pixels of the slice have the colour of outlines."""
+    return page.eval_on_selector(
+        ".slices canvas",
+        """canvas => { const d = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        let n = 0;
+        for (let i = 0; i < d.length; i += 4) n += d[i] > 180 && d[i + 1] < 150 && d[i + 2] > 100 && d[i + 2] < 190;
+        return n; }""",
+    )
+
+
+def test_the_voxels_that_were_measured_are_outlined_when_asked_for(page: Page, site: str) -> None:
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    row = page.locator(".findings button").first
+    expect(row).to_contain_text("9.0 mm from head to feet · 405 mm³")
+    expect(page.get_by_role("link", name="findings.nii.gz")).to_be_visible()
+    button = page.get_by_role("button", name="Outline")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    assert outlined(page) == 0
+    with page.expect_response(re.compile("findings.nii.gz")):
+        button.click()
+    page.wait_for_timeout(500)  # until it is unpacked
+    assert outlined(page) > 20
+    page.keyboard.press("o")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    assert outlined(page) == 0
+
+
 def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()

@@ -45,6 +45,7 @@ async function render(answer) {
     const viewer = sliceViewer(slices, statedGeometry(volume), findings, {
       name: (k) => sliceName(volume, k),
       order: () => listed,
+      labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
       onFinding: (finding) => { for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding)); },
     });
     for (const [finding, button] of buttons) button.addEventListener("click", () => viewer.show(finding));
@@ -81,6 +82,10 @@ function identity(answer) {
   return (series ? `Series ${series}.` : `Input ${answer.inputs_sha256.slice(0, 12)} (SHA-256).`) + by;
 }
 
+function volumeOf(finding) {
+  return finding.volume_mm3 ? ` · ${finding.volume_mm3.toFixed(0)} mm³` : "";
+}
+
 function row(finding, volume) {
   const tall = (finding.box_lps_mm[5] - finding.box_lps_mm[2]).toFixed(1);
   const axes = finding.axes_mm ? `${finding.axes_mm.map((v) => v.toFixed(1)).join(" × ")} mm axial · ` : "";
@@ -88,6 +93,6 @@ function row(finding, volume) {
     element("span", { class: "rank" }, String(finding.rank)),
     element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
     element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(3)}`),
-    element("span", { class: "where" }, `${axes}${tall} mm from head to feet`),
+    element("span", { class: "where" }, `${axes}${tall} mm from head to feet${volumeOf(finding)}`),
     element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · ${position(finding.centre_lps_mm)}`));
 }

@@ -1,17 +1,18 @@
 // Axial slices on a canvas, with the findings circled. Needs no WebGL.
 import { element } from "/static/shared/case.js";
 import { placeLabels } from "./labels.js";
+import { outline } from "./outline.js";
 import { position, sideOf } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
 const ZOOM = 3;
 
 /** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
- *  called, `order()` the findings as they are listed. Returns { node, show(finding), draw() }. */
-export function sliceViewer(volume, whole, findings, { name, order = () => findings, onFinding = () => {} }) {
+ *  called, `order()` the findings as they are listed, `labels()` fetches their voxels, where there are some. Returns { node, show(finding), draw() }. */
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, labels = null, onFinding = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null };
+  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
   // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
@@ -26,6 +27,8 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   const windows = Object.entries(WINDOWS).map(([name, [level, wide]]) =>
     element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => { state.window = name; draw(); } }, name));
   const zoom = element("button", { type: "button", title: "Key Z", onclick: () => toggleZoom() }, "Zoom");
+
+  const outlines = labels && element("button", { type: "button", title: "The voxels that were measured. Key O", "aria-pressed": "false", onclick: () => toggleOutlines() }, "Outline");
 
   function slab() {
     const [level, wide] = WINDOWS[state.window];
@@ -65,6 +68,11 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.drawImage(sheet, 0, 0);
     pen.setTransform(1, 0, 0, 1, 0, 0);
     const unit = canvas.width / 720;
+    if (state.labels) {
+      pen.strokeStyle = "#ff6f91";
+      pen.lineWidth = unit;
+      pen.stroke(outline(state.labels, volume, state.slice, [sx, sy, dx, dy]));
+    }
     pen.font = `600 ${16 * unit}px system-ui, sans-serif`;
     const shown = marks.filter((mark) => state.slice >= mark.first && state.slice <= mark.last);
     const labels = [];
@@ -170,6 +178,24 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     draw();
   }
 
+  let fetched = null;
+  async function toggleOutlines() {
+    if (!labels) return;
+    const on = outlines.getAttribute("aria-pressed") !== "true";
+    outlines.setAttribute("aria-pressed", String(on));
+    try {
+      const voxels = on ? await (fetched ??= labels()) : null;
+      if (on === (outlines.getAttribute("aria-pressed") === "true")) state.labels = voxels;
+    } catch (error) {
+      console.error(error);
+      fetched = null;
+      outlines.setAttribute("aria-pressed", "false");
+      readout.textContent = `The outlines cannot be shown: ${error.message}.`;
+      return;
+    }
+    draw();
+  }
+
   function show(finding) {
     const mark = marks.find((one) => one.finding === finding);
     state.chosen = finding;
@@ -186,7 +212,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   }
 
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
-  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, n: () => step(1), p: () => step(-1), Escape: clear };
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
@@ -244,11 +270,11 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   new ResizeObserver(() => draw()).observe(canvas);
 
   const node = element("div", { class: "slices" },
-    element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, label),
+    element("div", { class: "bar", role: "group", "aria-label": "Window" }, ...windows, zoom, outlines, label),
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, "Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom. 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither."));
+    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither.`));
   return { node, show, draw };
 }
 

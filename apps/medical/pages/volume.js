@@ -1,12 +1,13 @@
-// A NIfTI-1 volume (int16, gzip) and its geometry, in the DICOM patient frame LPS, in mm.
+// A NIfTI-1 volume (int16 or uint8, gzip) and its geometry, in the DICOM patient frame LPS, in mm.
 
-/** Fetches and unpacks a .nii.gz of int16. */
+/** Fetches and unpacks a .nii.gz of int16 or uint8. */
 export async function loadVolume(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`the slices could not be fetched (${response.status})`);
   const bytes = await new Response(response.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
   const header = new DataView(bytes);
-  if (header.getInt16(70, true) !== 4) throw new Error("the slices are not int16");
+  const type = { 2: Uint8Array, 4: Int16Array }[header.getInt16(70, true)];
+  if (!type) throw new Error("the slices are neither int16 nor uint8");
   const size = [42, 44, 46].map((at) => header.getInt16(at, true));
   const row = (n) => [0, 1, 2, 3].map((m) => header.getFloat32(280 + 16 * n + 4 * m, true));
   // NIfTI is RAS: x and y change sign.
@@ -14,7 +15,7 @@ export async function loadVolume(url) {
   const columns = [0, 1, 2].map((m) => rows.map((r) => r[m]));
   const spacing = columns.map((c) => Math.hypot(...c));
   return {
-    voxels: new Int16Array(bytes, header.getFloat32(108, true), size[0] * size[1] * size[2]),
+    voxels: new type(bytes, header.getFloat32(108, true), size[0] * size[1] * size[2]),
     ...geometry({ size, spacing, origin: rows.map((r) => r[3]), axes: columns.map((c, m) => c.map((v) => v / spacing[m])) }),
   };
 }
