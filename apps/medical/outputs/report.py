@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REPORT, REPORT_SOURCE = "findings.sr.dcm", "report.json"
 _SERIES_NUMBER = 9900
+_IMAGES = "1.2.840.10008.5.1.4.1.1."
+"""How the classes of images begin that the standard names: highdicom knows no other (PS3.4 B.5)."""
 _CODE = 16
 """The most characters of a code (PS3.5, SH)."""
 SERIES = "Trivium lung nodules (for research, not for diagnosis)"
@@ -32,12 +34,12 @@ ALGORITHM = "Trivium lung nodules"
 def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:
     """What ``structured_report`` is made from, as JSON; ``models`` are versions by name.
 
-    None where the CT is no DICOM whose images have unique identifiers of their own, and where no finding reaches the
-    operating score: that a program found nothing is nothing to be filed.
+    None where the CT is no DICOM whose images have unique identifiers of their own and a class of the standard's, and
+    where no finding reaches the operating score: that a program found nothing is nothing to be filed.
     """
     known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
     images = volume.images
-    named = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid}
+    named = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid.startswith(_IMAGES)}
     if not (known and images and len(named) == len(images) and all(uid for uid, _ in named)):
         return None
     listed = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SEGMENTATION = "findings.seg.dcm"
 _SERIES_NUMBER = 9901
+_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_MULTI_FRAME = (f"{_CT_IMAGE}.1", f"{_CT_IMAGE}.2")
+"""Enhanced CT, and what was converted to it."""
 _LONG = 64
 """The most characters of a version (PS3.5, LO)."""
 
@@ -28,14 +31,18 @@ _LONG = 64
 def can_be_segmented(volume: CTVolume, findings: Findings) -> bool:
     """Whether there is a segmentation of findings of which there is a report.
 
-    Something that stands in it was measured; the CT states its frame of reference; and it is single images, or one
-    multi-frame image with all its frames.
+    Something that stands in it was measured; the CT states its frame of reference; and it is single CT images, or one
+    enhanced CT with all its frames.
     """
+    if "FrameOfReferenceUID" not in volume.identifiers:
+        return False
+    classes = {image.sop_class_uid for image in volume.images}
+    frames = [image.frame for image in volume.images if image.frame is not None]
+    single = classes == {_CT_IMAGE} and not frames
+    whole = sorted(frames) == list(range(len(volume.images)))
+    multi = whole and classes <= set(_MULTI_FRAME) and len({image.sop_instance_uid for image in volume.images}) == 1
     measured = any(one.piece is not None and one.score >= findings.operating_score for one in findings.nodules)
-    frames = [-1 if image.frame is None else image.frame for image in volume.images]
-    one_image = len({image.sop_instance_uid for image in volume.images}) == 1
-    whole = sorted(frames) == list(range(len(frames))) and one_image
-    return measured and "FrameOfReferenceUID" in volume.identifiers and (whole or set(frames) == {-1})
+    return measured and (single or multi)
 
 
 def segmentation(report: bytes, source: bytes) -> bytes:

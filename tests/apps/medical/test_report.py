@@ -145,6 +145,12 @@ def test_a_region_is_as_large_in_an_oblique_image(scan, degrees):
     assert (group.roi.value[0] + group.roi.value[2]) / 2 == pytest.approx([20.5, 12.5], abs=0.1)
 
 
+def test_images_of_a_class_that_no_standard_names_give_no_report(scan):
+    volume = read_volume([scan])
+    images = tuple(replace(image, sop_class_uid="1.3.12.2.1107.5.9.1") for image in volume.images)
+    assert report_source(replace(volume, images=images), found(nodule(volume, 7, 0.9)), {}) is None
+
+
 def test_images_of_one_identifier_give_no_report(scan):
     volume = read_volume([scan])
     alike = tuple(replace(image, sop_instance_uid="1.2.3.4") for image in volume.images)

@@ -15,6 +15,7 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.uid import CTImageStorage
 from scipy import ndimage
 
 from apps.medical.adapters.nifti import nifti
@@ -174,8 +175,8 @@ def test_frames_of_an_enhanced_ct_are_named(tmp_path):
         for own in made.PerFrameFunctionalGroupsSequence
     }
     assert frames == {volume.images[k].instance_number for k in (6, 7, 8, 12, 13, 14)}
-    # Frames without a place in the volume, or a second file, are more than highdicom takes.
-    for changed in ({"frame": 40}, {"sop_instance_uid": "1.2.3.77"}):
+    # Frames without a place in the volume, a second file, or another class are more than highdicom takes.
+    for changed in ({"frame": 40}, {"sop_instance_uid": "1.2.3.77"}, {"sop_class_uid": CTImageStorage}):
         images = (replace(volume.images[0], **changed), *volume.images[1:])
         assert not can_be_segmented(replace(volume, images=images), findings)
 
@@ -212,6 +213,14 @@ def test_a_finding_that_could_not_be_measured_has_no_segment(volume):
 def test_there_is_none_without_a_frame_of_reference(tmp_path):
     volume = read_volume([pack(tmp_path, series(chest()))])
     assert not can_be_segmented(volume, found(nodule(volume)))
+
+
+@pytest.mark.parametrize(
+    "sop_class", ["1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2.1", "1.3.12.2.1107.5.9.1"]
+)
+def test_there_is_none_of_single_images_that_are_no_ct_images(volume, sop_class):
+    images = tuple(replace(image, sop_class_uid=sop_class) for image in volume.images)
+    assert not can_be_segmented(replace(volume, images=images), found(nodule(volume)))
 
 
 def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(tmp_path):
