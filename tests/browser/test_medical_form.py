@@ -68,6 +68,27 @@ def test_the_voxels_that_were_measured_are_outlined_when_asked_for(page: Page, s
     assert outlined(page) == 0
 
 
+def test_an_outline_lies_around_its_voxels_in_slices_of_larger_ones(page: Page, site: str) -> None:
+    """The viewer's slices begin at voxel (2, 2) of the scan, and each of their pixels is the mean of two by two."""
+    page.goto(f"{site}/medical")
+    inside = page.evaluate(
+        """async () => {
+          const { outline } = await import("/static/medical/outline.js");
+          const { statedGeometry } = await import("/static/medical/volume.js");
+          const grid = (size_ijk, spacing_mm, origin_lps_mm) =>
+            statedGeometry({ size_ijk, spacing_mm, origin_lps_mm, direction: [[1, 0, 0], [0, 1, 0], [0, 0, 1]] });
+          const labels = { ...grid([10, 8, 4], [1, 1, 1], [-5, 0, 7]), voxels: new Uint8Array(320) };
+          labels.voxels[2 * 80 + 3 * 10 + 4] = 1;
+          const pen = new OffscreenCanvas(40, 30).getContext("2d");
+          const shown = grid([4, 3, 4], [2, 2, 1], [-2.5, 2.5, 7]);
+          const on = (slice) => [[10, 7.5], [15, 7.5], [12.5, 5], [12.5, 10], [12.5, 7.5]].map(([x, y]) =>
+            pen.isPointInStroke(outline(labels, shown, slice, [10, 10, 0, 0]), x, y));
+          return [on(2), on(1)];
+        }"""
+    )
+    assert inside == [[True] * 4 + [False], [False] * 5]
+
+
 def test_the_first_finding_is_shown_and_another_is_a_click_away(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     page.get_by_role("button", name="A chest").click()
