@@ -45,6 +45,14 @@ def test_a_job_with_a_bad_option_is_refused_at_once(client: TestClient, app: str
         assert answer.json() == client.post(f"/api/{app}/predict", data=fields, **given).json()
 
 
+def test_a_job_that_names_a_model_which_is_not_there_is_refused_as_a_prediction_is(client: TestClient):
+    asked = {"model": "mmdet3d_lidar", "sample": "synthetic"}
+    answer = client.post("/api/driving/jobs", data=asked)
+    assert answer.json() == {"detail": "the model mmdet3d_lidar is not loaded; loaded: pointpillars, fcos3d"}
+    assert answer.status_code == 422 and client.get("/api/driving/jobs").json()["jobs"] == []
+    assert answer.json() == client.post("/api/driving/predict", data=asked).json()
+
+
 def test_options_are_read_without_torch() -> None:
     code = "import sys; from shared.app import installed; [app.read_options({}) for app in installed().values()]; "
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True, cwd=Path.cwd())

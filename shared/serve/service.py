@@ -211,6 +211,15 @@ class Service:
         if self.jobs.waiting(self.app.name) >= self.settings.max_jobs:
             raise Busy(self.app.title, "as many jobs as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
 
+    def check_model(self, asked: str | None) -> None:
+        """Refuses a model of the application that it does not predict with here, as an imported one that is not there.
+
+        What else an option ``model`` may say is the application's matter.
+        """
+        there = [manifest.name for manifest in self.manifests if manifest.name not in self.app.partners]
+        if there and asked in self.app.models and asked not in there:
+            raise InvalidInputError(f"the model {asked} is not loaded; loaded: {', '.join(there)}")
+
     async def _answer(
         self,
         model: Model,

@@ -54,7 +54,8 @@ async def add_job(
 ) -> JobAnswer:
     """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is.
 
-    Options that `predict` refuses whatever the files, and unknown samples, are refused here as well.
+    Options that `predict` refuses whatever the files, models that are not loaded, and unknown samples are refused here
+    as well.
     """
     check_upload(upload)
     job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface)
@@ -69,6 +70,7 @@ def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Pa
     options = {key: value for key, value in fields.items() if key != "sample"}
     if service.app.read_options is not None:
         service.app.read_options(options)
+    service.check_model(options.get("model"))
     if "sample" in fields:
         service.sample(fields["sample"])
     with full_disk_named("the job cannot be taken"):
