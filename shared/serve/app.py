@@ -14,6 +14,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared.app import App, installed
 from shared.deploy.registry import Registry
@@ -40,11 +42,13 @@ from shared.serve.service import INCOMING, Service, remove_uploads_left
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
+from shared.store.database import empty_journal
 from shared.store.jobs import remove_files_left
 from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
 _EXPIRE_EVERY_S = 3600.0
+_EMPTY_JOURNAL_EVERY_S = 5.0
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
@@ -81,11 +85,15 @@ def create_app(
         readiness.start()
         for service in services.values():
             service.runner.start()
-        expiring = asyncio.create_task(_expire_cases(services.values(), settings))
+        tidying = [
+            asyncio.create_task(_expire_cases(services.values(), settings)),
+            asyncio.create_task(_empty_journal(store.engine)),
+        ]
         following = asyncio.create_task(live_versions.follow()) if store.shared else None
         async with _grpc(server, settings):
             yield
-        expiring.cancel()
+        for task in tidying:
+            task.cancel()
         if following is not None:
             following.cancel()
         readiness.stop()
@@ -166,6 +174,16 @@ async def _expire_cases(services: Collection[Service], settings: Settings) -> No
         for service in services:
             await run_in_threadpool(service.expire)
         await asyncio.sleep(_EXPIRE_EVERY_S)
+
+
+async def _empty_journal(engine: Engine) -> None:
+    """Has what was deleted, as names of files of jobs that ended, leave the database's journal within seconds."""
+    while True:
+        try:
+            await run_in_threadpool(empty_journal, engine)
+        except SQLAlchemyError as error:
+            log.warning("the journal of the store's database cannot be emptied: %s", error)
+        await asyncio.sleep(_EMPTY_JOURNAL_EVERY_S)
 
 
 def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[], None]]:

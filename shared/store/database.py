@@ -25,6 +25,7 @@ from shared.store.tables import Base
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _FIRST = "0001"
+_BUSY_TIMEOUT = "busy_timeout = 10000"
 _GONE_STATES = ("08", "53", "57")
 """Classes of PostgreSQL's SQLSTATE (its appendix A): no connection, no resources, shut down or starting."""
 _LOCK = 7_481_301
@@ -63,6 +64,21 @@ def connect(address: str) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def empty_journal(engine: Engine) -> None:
+    """Empties SQLite's write-ahead log, which would hold what was deleted until other rows come in its place.
+
+    It waits for nobody: where somebody reads or writes, the log is left as it is until the next time.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        try:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.exec_driver_sql(f"PRAGMA {_BUSY_TIMEOUT}")
 
 
 def is_database_gone(error: BaseException) -> bool:
@@ -126,7 +142,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in (
         "journal_mode = WAL",
         "synchronous = NORMAL",
-        "busy_timeout = 10000",
+        _BUSY_TIMEOUT,
         "foreign_keys = ON",
         "secure_delete = ON",
     ):

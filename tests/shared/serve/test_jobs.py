@@ -196,6 +196,16 @@ def test_where_as_many_wait_as_may_a_job_is_refused_before_its_body_is_read(
         echo.gate.set()
 
 
+def test_the_names_of_a_job_that_ended_leave_the_journal_of_the_database_too(
+    serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.serve.app._EMPTY_JOURNAL_EVERY_S", 0.02)
+    client = serve()
+    job = client.post(JOBS, files=[("files", ("MUELLER_HANS.csv", b"none"))]).json()
+    assert events(client, job)[-1]["state"] == "failed"
+    until(lambda: not any(b"MUELLER" in path.read_bytes() for path in settings.store.glob("trivium.sqlite*")))
+
+
 def test_a_job_that_ended_keeps_no_names_of_files(echo_client: TestClient, settings: Settings) -> None:
     events(echo_client, add(echo_client, 1))
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 
 from shared.errors import InvalidInputError
 from shared.store.cases import CaseStore
+from shared.store.database import empty_journal
 from shared.store.inputs import describe_inputs
 from shared.store.records import Case, InputFile, Outputs
 from shared.store.tables import Base
@@ -168,6 +170,22 @@ def test_many_write_at_once_while_others_read(store: CaseStore, tmp_path: Path) 
     with sqlite3.connect(tmp_path / "store" / "trivium.sqlite") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+def test_the_journal_is_emptied_only_while_nobody_reads_or_writes(store: CaseStore, tmp_path: Path) -> None:
+    database = tmp_path / "store" / "trivium.sqlite"
+    journal = database.with_name("trivium.sqlite-wal")
+    for begun in ("BEGIN IMMEDIATE", "BEGIN; SELECT count(*) FROM cases"):
+        keep(store)
+        with closing(sqlite3.connect(database)) as other:
+            other.executescript(begun)
+            began = time.monotonic()
+            empty_journal(store.engine)
+            assert time.monotonic() - began < 2 and journal.stat().st_size > 0  # it waits for nobody
+    empty_journal(store.engine)
+    assert journal.stat().st_size == 0 and len(store.recent("echo")) == 2
+    with store.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10000
 
 
 def test_what_the_store_makes_is_private_to_its_account(store: CaseStore, tmp_path: Path) -> None:
