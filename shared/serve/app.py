@@ -38,12 +38,13 @@ from shared.serve.pages import WEB, Pages
 from shared.serve.runtime.live_versions import Live, LiveVersions
 from shared.serve.runtime.loading import LoadOnce
 from shared.serve.runtime.readiness import Readiness
+from shared.serve.runtime.webhook import webhook_of
 from shared.serve.service import INCOMING, Service, remove_uploads_left
 from shared.serve.settings import Settings
 from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
 from shared.store.database import empty_journal
-from shared.store.jobs import remove_files_left
+from shared.store.jobs import JobStore, remove_files_left
 from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
@@ -65,6 +66,7 @@ def create_app(
         raise InvalidInputError(
             f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
         )
+    webhook = webhook_of(settings)
     metrics = Metrics()
     store = CaseStore(settings.store, settings.store_url)
     live = Live(Promotions(store.engine))
@@ -89,6 +91,9 @@ def create_app(
             asyncio.create_task(_expire_cases(services.values(), settings)),
             asyncio.create_task(_empty_journal(store.engine)),
         ]
+        if webhook is not None:
+            jobs = JobStore(store.engine, store.folder, server=INCOMING)
+            tidying.append(asyncio.create_task(webhook.run(jobs)))
         following = asyncio.create_task(live_versions.follow()) if store.shared else None
         async with _grpc(server, settings):
             yield

@@ -96,7 +96,7 @@ class Service:
             check=lambda: registry.serving(app),
             close=lambda model: model.workers.close(),
         )
-        self.jobs = JobStore(store.engine, store.folder, server=INCOMING)
+        self.jobs = JobStore(store.engine, store.folder, server=INCOMING, told=settings.webhook_url is not None)
         self.runner = JobRunner(app.name, self.jobs, self.run_job, alone=not store.shared)
 
     @property

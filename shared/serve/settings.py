@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import InvalidInputError
@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
     job_deadline_s   the longest that a job is computed
     max_jobs         jobs of an application that may wait; 503 above it
+    webhook_url      what is told of every job that has ended; nobody by default
+    webhook_secret   the key that signs what it is told, as Standard Webhooks writes it: whsec_ and base64
     drain_s          how long requests that were accepted have to end when the server is told to
     warm             load the predictors in the background as soon as the server runs
     """
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
     deadline_s: float = Field(120.0, gt=0)
     job_deadline_s: float = Field(6 * 3600.0, gt=0)
     max_jobs: int = Field(100, ge=1)
+    webhook_url: str | None = None
+    webhook_secret: SecretStr | None = None
     drain_s: float = Field(20.0, ge=0)
     warm: bool = True
 

@@ -86,11 +86,12 @@ def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
 class JobStore:
     """Jobs in the store's database, the files of those that are not answered under ``folder/jobs``.
 
-    ``server`` is the name of the one that claims jobs here.
+    ``server`` is the name of the one that claims jobs here. With ``told`` the webhook is to be told of every job that
+    ends.
     """
 
-    def __init__(self, engine: Engine, folder: Path, server: str) -> None:
-        self._engine, self._jobs, self._server = engine, folder / "jobs", server
+    def __init__(self, engine: Engine, folder: Path, server: str, *, told: bool = False) -> None:
+        self._engine, self._jobs, self._server, self._told = engine, folder / "jobs", server, told
         self._jobs.mkdir(mode=0o700, exist_ok=True)
 
     def add(
@@ -197,6 +198,29 @@ class JobStore:
         """Cancels a job that is not answered yet; False where it is."""
         return self._finish(job.id, state="cancelled", only_if=JobRow.state.in_(("queued", "running")))
 
+    def claim_to_tell(self, least_s: float, most_s: float) -> tuple[Job, bool] | None:
+        """A job that ended and whose webhook is to be told now, and whether that is the last time; or None.
+
+        It comes again after as long as has passed since it ended, after ``least_s`` at the least, unless ``was_told``
+        is called; for the last time when ``most_s`` have passed.
+        """
+        now = time.time_ns()
+        with Session(self._engine) as session, session.begin():
+            row = session.scalar(select(JobRow).where(JobRow.tell_ns <= now).order_by(JobRow.tell_ns).limit(1))
+            if row is None:
+                return None
+            job, passed = Job.model_validate(row), now - row.changed_ns
+            last = passed >= most_s * _NS
+            again = None if last else now + max(passed, round(least_s * _NS))
+            same = JobRow.id == row.id, JobRow.tell_ns == row.tell_ns
+            done = session.execute(update(JobRow).where(*same).values(tell_ns=again))
+        return (job, last) if done.rowcount else None  # type: ignore[attr-defined]
+
+    def was_told(self, job: Job) -> None:
+        """The webhook was told of the job."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(update(JobRow).where(JobRow.id == job.id).values(tell_ns=None))
+
     def apps(self) -> list[str]:
         """The applications of which there are jobs."""
         with Session(self._engine) as session:
@@ -215,7 +239,8 @@ class JobStore:
 
     def _finish(self, job_id: str, *, only_if: Any, **values: Any) -> bool:
         # The names go with the files: they may be those of persons.
-        changed = self._change(job_id, only_if, stage="", server=None, files=[], **values)
+        tell_ns = time.time_ns() if self._told else None
+        changed = self._change(job_id, only_if, stage="", server=None, files=[], tell_ns=tell_ns, **values)
         if changed:
             shutil.rmtree(self._jobs / job_id, ignore_errors=True)
         return changed

@@ -37,11 +37,15 @@ class JobRow(Base):
     """A request that is answered later. Its files lie in ``jobs/<id>`` until it is, and their names in ``files``.
 
     ``state`` is queued, running, done, failed or cancelled; ``stage`` what is being done; ``server`` who runs it, and
-    has said at ``changed_ns`` that it still does. ``problem`` and ``status`` say why it failed.
+    has said at ``changed_ns`` that it still does. ``problem`` and ``status`` say why it failed. ``tell_ns`` is when the
+    webhook is to be told that it has ended; null where it was, or where there is none.
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_state_and_time", "state", "created_ns"),)
+    __table_args__ = (
+        Index("jobs_by_state_and_time", "state", "created_ns"),
+        Index("jobs_by_time_to_tell", "tell_ns"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     app: Mapped[str] = mapped_column(String(64))
@@ -58,6 +62,7 @@ class JobRow(Base):
     case_id: Mapped[str | None] = mapped_column(String(32))
     problem: Mapped[str | None] = mapped_column(Text)
     status: Mapped[int | None]
+    tell_ns: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class PromotionRow(Base):
