@@ -61,7 +61,10 @@ def test_probes_ask_for_what_the_server_answers(echo_client: TestClient) -> None
         assert echo_client.get(container()[probe]["httpGet"]["path"]).status_code == 200
     deployment = next(manifest for manifest in MANIFESTS if manifest["kind"] == "Deployment")
     drain_s = next(float(entry["value"]) for entry in container()["env"] if entry["name"] == "TRIVIUM_DRAIN_S")
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_s + 5
+    command, seconds = container()["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep" and float(seconds) >= 5  # until it is out of the endpoints, requests still come
+    grace_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s >= float(seconds) + drain_s + 5
 
 
 def test_only_settings_that_there_are_are_set() -> None:
