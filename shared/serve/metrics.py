@@ -49,12 +49,18 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS_S,
         )
-        self._worker_memory = Gauge(
-            "trivium_worker_resident_memory_bytes",
+
+        def gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+            return Gauge(f"trivium_{name}", text, labels, registry=self.registry)
+
+        self._worker_memory = gauge(
+            "worker_resident_memory_bytes",
             "Memory that the worker processes of a model hold, those of its jobs included",
             ("model",),
-            registry=self.registry,
         )
+        self._restarts = gauge("worker_restarts", "How often a model's workers were replaced", ("model",))
+        self._jobs = gauge("jobs", "Jobs in the store that are not answered yet", ("app", "state"))
+        self._free = gauge("store_free_bytes", "What is free on the disk of the store", ())
         self.success = counter("request_success", "Requests that were answered")
         self.failure = counter("request_failure", "Requests that were not, by reason", (*_LABELS, "reason"))
         self.count = counter("count", "Inferences: a batch of n counts n")
@@ -76,11 +82,26 @@ class Metrics:
         """Counts an HTTP request; ``route`` is the path's pattern, so that there are not as many as cases."""
         self.http.labels(route, method if method in _METHODS else "other", str(status)).observe(seconds)
 
-    def measured_memory(self, held: Mapping[str, int]) -> None:
-        """Takes what the worker processes hold now, in bytes by model; one that is gone is not told of any more."""
-        self._worker_memory.clear()
-        for model, size in held.items():
-            self._worker_memory.labels(model).set(size)
+    def measured(
+        self,
+        memory: Mapping[str, int],
+        restarts: Mapping[str, int],
+        jobs: Mapping[str, Mapping[str, int]],
+        free_bytes: int,
+    ) -> None:
+        """Takes what is so now: workers' memory in bytes and restarts by model, jobs by application and state.
+
+        What is gone, or not known, is not told of any more.
+        """
+        for told, found in ((self._worker_memory, memory), (self._restarts, restarts)):
+            told.clear()
+            for model, value in found.items():
+                told.labels(model).set(value)
+        self._jobs.clear()
+        for app, states in jobs.items():
+            for state, number in states.items():
+                self._jobs.labels(app, state).set(number)
+        self._free.set(free_bytes)
 
     def answers_by_status(self) -> dict[str, int]:
         """How many HTTP requests were answered with each status."""

@@ -208,7 +208,7 @@ class Service:
 
     def check_room_for_jobs(self) -> None:
         """Raises ``Busy`` where as many jobs wait as may."""
-        if self.jobs.waiting(self.app.name) >= self.settings.max_jobs:
+        if sum(self.jobs.unanswered(self.app.name).values()) >= self.settings.max_jobs:
             raise Busy(self.app.title, "as many jobs as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
 
     def check_model(self, asked: str | None) -> None:

@@ -144,11 +144,13 @@ class JobStore:
         with Session(self._engine) as session:
             return [Job.model_validate(row) for row in session.scalars(query)]
 
-    def waiting(self, app: str) -> int:
-        """How many jobs of an application are not answered."""
-        query = select(func.count()).where(JobRow.app == app, JobRow.state.in_(("queued", "running")))
+    def unanswered(self, app: str) -> dict[str, int]:
+        """How many jobs of an application are queued, and how many running."""
+        wanted = ("queued", "running")
+        query = select(JobRow.state, func.count()).where(JobRow.app == app, JobRow.state.in_(wanted))
         with Session(self._engine) as session:
-            return session.scalar(query) or 0
+            found = session.execute(query.group_by(JobRow.state)).all()
+        return dict.fromkeys(wanted, 0) | {str(state): int(number) for state, number in found}
 
     def states(self, app: str) -> dict[str, int]:
         """How many jobs of an application are in each state."""

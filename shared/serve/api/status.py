@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
@@ -10,6 +14,8 @@ from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health, WorkerH
 from shared.serve.metrics import CONTENT_TYPE
 from shared.serve.oip.networks import Networks
 from shared.serve.service import Service
+from shared.store.cases import CaseStore
+from shared.store.database import is_database_gone
 
 router = APIRouter(tags=["Server"])
 
@@ -20,11 +26,25 @@ async def metrics(request: Request, counters: MetricsDep, services: ServicesDep)
     networks: Networks = request.app.state.networks
     pools = [(name, pool) for name, service in services.items() for pool in service.pools()]
     pools += [(one.manifest.name, one.model.value) for one in networks.all() if one.model.value is not None]
-    held: dict[str, int] = {}
+    jobs, free_bytes = await run_in_threadpool(_store, request.app.state.store, services)
+    memory, restarts = Counter[str](), Counter[str]()
     for name, pool in pools:
-        held[name] = held.get(name, 0) + sum(state["memory_bytes"] or 0 for state in pool.states())
-    counters.measured_memory(held)
+        states = pool.states()
+        memory[name] += sum(state["memory_bytes"] or 0 for state in states)
+        restarts[name] += sum(state["restarts"] for state in states)
+    counters.measured(memory, restarts, jobs, free_bytes)
     return Response(counters.exposition(), media_type=CONTENT_TYPE)
+
+
+def _store(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str, dict[str, int]], int]:
+    """Jobs by application and state, none while the database is away, and the bytes that are free on the disk."""
+    free_bytes = shutil.disk_usage(store.folder).free
+    try:
+        return {name: service.jobs.unanswered(name) for name, service in services.items()}, free_bytes
+    except Exception as error:
+        if not is_database_gone(error):
+            raise
+        return {}, free_bytes
 
 
 @router.get("/healthz", operation_id="healthz")

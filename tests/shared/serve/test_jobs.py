@@ -196,6 +196,25 @@ def test_where_as_many_wait_as_may_a_job_is_refused_before_its_body_is_read(
         echo.gate.set()
 
 
+def test_metrics_tell_how_many_jobs_wait_and_go_on_without_the_database(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    echo.gate.clear()
+    jobs = [add(echo_client, number) for number in range(3)]
+    until(echo.entered.is_set)
+    text = echo_client.get("/metrics").text
+    for state, number in (("queued", 2.0), ("running", 1.0)):
+        assert f'trivium_jobs{{app="echo",state="{state}"}} {number}' in text
+    assert float(text.partition("\ntrivium_store_free_bytes ")[2].split()[0]) > 0
+    calls: list[int] = []
+    monkeypatch.setattr(JobStore, "unanswered", database_is_gone(JobStore.unanswered, 1, calls))
+    without = echo_client.get("/metrics")
+    assert calls and without.status_code == 200 and "trivium_jobs{" not in without.text
+    echo.gate.set()
+    until(lambda: all(echo_client.get(job["url"]).json()["state"] == "done" for job in jobs))
+    assert 'trivium_jobs{app="echo",state="queued"} 0.0' in echo_client.get("/metrics").text
+
+
 def test_the_names_of_a_job_that_ended_leave_the_journal_of_the_database_too(
     serve: Serve, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

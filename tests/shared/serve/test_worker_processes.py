@@ -108,6 +108,7 @@ def test_metrics_and_the_log_tell_of_what_worker_processes_did(
     text = client.get("/metrics").text
     assert 'trivium_inference_request_duration_seconds_count{model="fragile",version="1"} 2.0' in text
     assert 'nv_inference_request_failure{model="fragile",reason="REJECTED",version="1"} 1.0' in text
+    assert 'trivium_worker_restarts{model="fragile"} 1.0' in text
     took_us, held = (
         float(re.search(rf'^{name}{{model="fragile".*}} (.*)$', text, re.MULTILINE).group(1))
         for name in ("nv_inference_request_duration_us", "trivium_worker_resident_memory_bytes")
