@@ -21,8 +21,32 @@ def request_body(content_type: str, model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {content_type: {"schema": schema}}}}
 
 
+def content(content_type: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a route says in ``responses`` of an answer that is no JSON: its type, and a schema where it is one value."""
+    return {"content": {content_type: {} if schema is None else {"schema": schema}}}
+
+
+def file_content(content_type: str) -> dict[str, Any]:
+    """The same of a file."""
+    return content(content_type, {"type": "string", "format": "binary"})
+
+
+_EVERYWHERE = {
+    "421": "The server is not known by this `Host`",
+    "500": "A fault of the server's; its log has the details",
+}
+_WRITES = {
+    "403": "A write from a page of another site",
+    "429": "One client has too many requests inside; see Retry-After",
+    "503": "There is no room, or the server is being shut down; see Retry-After",
+}
+
+
 class DescribedAPI(FastAPI):
-    """A server whose description heads each route with its docstring's first line and holds the ``bodies``."""
+    """A server whose description heads each route with its docstring's first line and holds the ``bodies``.
+
+    It states what is answered before a route is reached, too.
+    """
 
     def __init__(self, *, bodies: list[type[BaseModel]], **given: Any) -> None:
         super().__init__(**given)
@@ -32,9 +56,14 @@ class DescribedAPI(FastAPI):
         """The OpenAPI document, made once."""
         if self.openapi_schema is None:
             document = super().openapi()
-            for operation in (operation for path in document["paths"].values() for operation in path.values()):
-                if lines := operation.get("description", "").splitlines():
-                    operation["summary"] = lines[0].rstrip(".")
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    if lines := operation.get("description", "").splitlines():
+                        operation["summary"] = lines[0].rstrip(".")
+                    error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
+                    for status, words in (_EVERYWHERE | ({} if method == "get" else _WRITES)).items():
+                        body = {"application/json": {"schema": {"$ref": error}}}
+                        operation["responses"].setdefault(status, {"description": words, "content": body})
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))

@@ -14,6 +14,7 @@ from shared.errors import InvalidInputError
 from shared.serve.api.deps import CaseDep, ServiceDep
 from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_document
 from shared.serve.middleware.security_headers import FILE_POLICY
+from shared.serve.openapi import file_content
 from shared.serve.service import Service
 from shared.store.cases import PICTURE, RESULT
 from shared.store.records import Case
@@ -21,6 +22,8 @@ from shared.store.records import Case
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MOST_CASES = 200
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
+_PICTURE: dict[int | str, dict[str, Any]] = {200: file_content("image/png")}
+_FILE: dict[int | str, dict[str, Any]] = {200: file_content("*/*")}
 _MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
     503: {"model": Problem, "description": "It is not made yet, and there is no room to make it; see Retry-After"},
@@ -53,13 +56,13 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
     service.store.remove(case)
 
 
-@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MADE)
+@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MADE | _PICTURE)
 async def picture(service: ServiceDep, case: CaseDep) -> Response:
     """The case's picture, made when it is first asked for where the application leaves it until then."""
     return await _send(service, case, PICTURE)
 
 
-@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MADE)
+@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MADE | _FILE)
 async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
     """A file of the case, made when it is first asked for where the application leaves it until then."""
     if file not in (RESULT, *case.files):

@@ -14,12 +14,13 @@ from shared.errors import InvalidInputError
 from shared.serve.api.deps import InterfaceDep, JobFolderDep, JobUploadDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
-from shared.serve.openapi import request_body
+from shared.serve.openapi import content, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.jobs import Job
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: content("text/event-stream")}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
@@ -104,7 +105,7 @@ async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
     return JobAnswer.of(await run_in_threadpool(get_job, service, job.id))
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING)
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING | _EVENTS)
 async def job_events(request: Request, service: ServiceDep, job: JobDep) -> StreamingResponse:
     """Server-sent events: the job now and whenever it has changed, until it has ended; comments in between."""
 

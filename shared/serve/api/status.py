@@ -13,6 +13,7 @@ from shared.serve.api.deps import MetricsDep, ServicesDep
 from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health, WorkerHealth
 from shared.serve.metrics import CONTENT_TYPE
 from shared.serve.oip.networks import Networks
+from shared.serve.openapi import content
 from shared.serve.service import Service
 from shared.store.cases import CaseStore
 from shared.store.database import is_database_gone
@@ -20,7 +21,12 @@ from shared.store.database import is_database_gone
 router = APIRouter(tags=["Server"])
 
 
-@router.get("/metrics", operation_id="metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=Response,
+    responses={200: content("text/plain", {"type": "string"})},
+)
 async def metrics(request: Request, counters: MetricsDep, services: ServicesDep) -> Response:
     """Counters and gauges in Prometheus' text format, under Triton's names."""
     networks: Networks = request.app.state.networks

@@ -104,6 +104,28 @@ def test_the_description_has_a_schema_for_every_body_and_answer(echo_client: Tes
     for path, operations in document["paths"].items():
         stated = {p["name"] for o in operations.values() for p in o.get("parameters", []) if p["in"] == "path"}
         assert stated == set(re.findall(r"{(\w+)}", path)), path
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            said = operation["responses"]
+            assert {"421", "500"} | ({"403", "429", "503"} if method != "get" else set()) <= said.keys(), path
+            untyped = [status for status, answer in said.items() if not answer.get("content") and status != "204"]
+            assert untyped == [], (method, path)
+
+
+def test_the_description_says_of_what_kind_an_answer_is_that_is_no_json(echo_client: TestClient) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1)]).json()
+    job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
+    paths = echo_client.get("/openapi.json").json()["paths"]
+    file = {"schema": {"type": "string", "format": "binary"}}
+    for path, address, kind, schema in (
+        ("/api/echo/cases/{case_id}/picture.png", case["picture"], "image/png", file),
+        ("/api/echo/cases/{case_id}/files/{file}", "", "*/*", file),
+        ("/api/echo/jobs/{job_id}/events", job["events"], "text/event-stream", {}),
+        ("/metrics", "/metrics", "text/plain", {"schema": {"type": "string"}}),
+    ):
+        assert paths[path]["get"]["responses"]["200"]["content"] == {kind: schema}
+        if address:
+            assert echo_client.get(address).headers["Content-Type"].startswith(kind)
 
 
 def test_a_server_without_applications_says_so(tmp_path: Path) -> None:
