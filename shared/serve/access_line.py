@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from shared.serve.metrics import Metrics
 
 log = logging.getLogger("trivium.access")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?\Z")
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 
 
@@ -20,16 +21,31 @@ def usable_identifier(given: str) -> str:
 
 
 def log_answer(
-    metrics: Metrics, number: str, client: str, method: str, path: str, pattern: str, status: int, seconds: float
+    metrics: Metrics,
+    number: str,
+    client: str,
+    method: str,
+    path: str,
+    pattern: str,
+    status: int,
+    seconds: float,
+    traceparent: str,
 ) -> None:
     """Counts an answer under the pattern of its path, and logs it."""
     metrics.requested(pattern, method, status, seconds)
-    log_line(number, client, method, path, status, seconds)
+    log_line(number, client, method, path, status, seconds, traceparent)
 
 
-def log_line(number: str, client: str, method: str, path: str, status: int, seconds: float) -> None:
-    """Logs an answer under its identifier; ``time`` is that of its end."""
+def log_line(
+    number: str, client: str, method: str, path: str, status: int, seconds: float, traceparent: str = ""
+) -> None:
+    """Logs an answer under its identifier; ``time`` is that of its end.
+
+    ``trace`` is the trace that the request says it is part of (W3C Trace Context, traceparent), where it says one.
+    """
     if log.isEnabledFor(logging.INFO):
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
-        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1)}))
+        found = _TRACEPARENT.match(traceparent)
+        trace = {} if found is None else {"trace": found[1]}
+        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1), **trace}))

@@ -29,7 +29,8 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
-        number = usable_identifier(Headers(scope=scope).get(_HEADER, ""))
+        headers = Headers(scope=scope)
+        number, traceparent = usable_identifier(headers.get(_HEADER, "")), headers.get("traceparent", "")
         scope["state"] = {**scope.get("state", {}), "request_id": number}
 
         async def send_with_number(message: Message) -> None:
@@ -44,7 +45,8 @@ class AccessLog:
         finally:
             took = time.monotonic() - began
             client = (scope.get("client") or ("",))[0]
-            log_answer(self._metrics, number, client, scope["method"], scope["path"], _pattern(scope), status, took)
+            asked, pattern = (scope["method"], scope["path"]), _pattern(scope)
+            log_answer(self._metrics, number, client, *asked, pattern, status, took, traceparent)
 
 
 def _pattern(scope: Scope) -> str:

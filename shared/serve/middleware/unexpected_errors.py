@@ -60,7 +60,8 @@ class UnexpectedErrors:
                 await refusal(scope, receive, send)
                 return
             number = secrets.token_hex(4)
-            log.exception("error %s in %s %s", number, scope["method"], scope["path"])
+            request = scope["state"]["request_id"]
+            log.exception("error %s in %s %s, request %s", number, scope["method"], scope["path"], request)
             if started:
                 raise
             sentence = f"Something went wrong in the server (error {number}). Its log holds the details."

@@ -117,7 +117,8 @@ class GrpcService:
         """The method with what the middleware does over REST: drain, places of a client, identifier, log, errors."""
 
         async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
-            number = usable_identifier(dict(context.invocation_metadata()).get("x-request-id", ""))
+            metadata = dict(context.invocation_metadata())
+            number, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
             await context.send_initial_metadata((("x-request-id", number),))
             began, status = time.monotonic(), 499
             try:
@@ -134,13 +135,14 @@ class GrpcService:
                 raise
             except Exception:
                 status, error = 500, secrets.token_hex(4)
-                log.exception("error %s in %s", error, name)
+                log.exception("error %s in %s, request %s", error, name, number)
                 words = f"Something went wrong in the server (error {error}). Its log holds the details."
                 await context.abort(grpc.StatusCode.INTERNAL, words)
             finally:
                 took = time.monotonic() - began
                 path = f"/{_SERVICE}/{name}"
-                log_answer(self._state.metrics, number, _client(context), "POST", path, path, status, took)
+                client = _client(context)
+                log_answer(self._state.metrics, number, client, "POST", path, path, status, took, traceparent)
 
         return answer
 

@@ -154,7 +154,9 @@ class JobRunner:
                 log.error("the answer of the job %s is not kept, for the store cannot be written: %s", job.id, error)
                 await self._release_counted(job)
                 return
-            if not isinstance(error, WorkerFault):
+            if isinstance(error, WorkerFault):
+                log.error("the job %s failed: %s", job.id, error)  # the worker has logged the cause
+            else:
                 log.exception("the job %s failed", job.id)
             words = "something went wrong in the server; its log holds the details"
             await self._write(self._jobs.fail, job, words, 500)

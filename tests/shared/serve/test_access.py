@@ -39,6 +39,17 @@ def test_every_answer_carries_the_identifier_of_its_line_in_the_log(
     assert len({line["request"] for line in lines}) == 4 and {line["status"] for line in lines[1:]} == {404}
 
 
+def test_the_line_names_the_trace_that_a_request_is_part_of(
+    echo_client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"  # the example of W3C's Trace Context
+    with caplog.at_level(logging.INFO, "trivium.access"):
+        for given in (f"00-{trace}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01", "nonsense"):
+            echo_client.get("/v2/health/live", headers={"traceparent": given})
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
+    assert [line.get("trace") for line in lines] == [trace, None, None]
+
+
 def test_latencies_are_counted_by_the_pattern_of_the_path(echo_client: TestClient) -> None:
     assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200
     echo_client.get("/api/echo/cases/none")

@@ -97,12 +97,21 @@ def test_a_job_that_failed_keeps_no_name_of_a_file(echo_client: TestClient) -> N
     [(b"1,two", {}, 422, "is not a CSV of numbers"), (b"1", {"poison": "yes"}, 500, "its log holds the details")],
 )
 def test_a_job_that_fails_says_why(
-    echo_client: TestClient, content: bytes, options: dict[str, str], status: int, words: str
+    echo_client: TestClient,
+    content: bytes,
+    options: dict[str, str],
+    status: int,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = echo_client.post(JOBS, files=[("files", ("bad.csv", content))], data=options).json()
     told = events(echo_client, job)[-1]
     assert told["state"] == "failed" and told["status"] == status and words in told["problem"]
     assert "secret" not in told["problem"]
+    if status == 500:  # the job's line names the number under which the worker has logged the cause
+        line = next(record.message for record in caplog.records if job["job"] in record.message)
+        number = line.split("(error ")[1].rstrip(")")
+        assert any(number in record.message and record.exc_info for record in caplog.records)
 
 
 def test_what_is_cancelled_is_not_computed_and_leaves_nothing(

@@ -246,6 +246,7 @@ def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
     assert "secret" not in detail
     number = detail.split("error ")[1].split(")")[0]
     assert number in caplog.text and "a secret of the inside" in caplog.text
+    assert answer.headers["X-Request-Id"] in next(one.message for one in caplog.records if number in one.message)
 
 
 def test_one_bad_request_does_not_spoil_its_batch(serve: Serve, echo: Echo) -> None:
