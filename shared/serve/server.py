@@ -21,6 +21,7 @@ import uvicorn
 from shared.app import App
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.log_lines import JsonLines
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.own_hosts import own_hosts
 from shared.serve.runtime.protocol import with_header_deadline
@@ -56,7 +57,7 @@ def _serve(settings: Settings, demo: bool) -> None:
     application = create_app(settings, hosts=own_hosts(settings.host))
     config = uvicorn.Config(
         application,
-        log_config=log_config(quiet=demo),
+        log_config=log_config(quiet=demo, as_json=settings.log_json),
         log_level="warning" if demo else "info",
         http=with_header_deadline(settings.header_s),
         ws="none",
@@ -76,11 +77,16 @@ def _serve(settings: Settings, demo: bool) -> None:
         server.run(sockets=[listener])
 
 
-def log_config(*, quiet: bool) -> dict[str, Any]:
-    """uvicorn's, with the time before each message, and our own: answers as plain lines on stdout, the rest as its."""
+def log_config(*, quiet: bool, as_json: bool = False) -> dict[str, Any]:
+    """uvicorn's, with the time before each message, and our own: answers as plain lines on stdout, the rest as its.
+
+    Or all ``as_json``, a line each.
+    """
     logs, level = copy.deepcopy(uvicorn.config.LOGGING_CONFIG), "WARNING" if quiet else "INFO"
     if not quiet:
         logs["formatters"]["default"] |= {"fmt": "%(asctime)s %(levelprefix)s %(message)s", "datefmt": _TIME}
+    if as_json:
+        logs["formatters"]["default"] = {"()": JsonLines}
     logs["handlers"]["plain"] = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
     logs["loggers"]["trivium.access"] = {"handlers": ["plain"], "level": level, "propagate": False}
     logs["loggers"]["trivium"] = {"handlers": ["default"], "level": level, "propagate": False}

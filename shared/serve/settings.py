@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     webhook_url      what is told of every job that has ended; nobody by default
     webhook_secret   the key that signs what it is told, as Standard Webhooks writes it: whsec_ and base64
     drain_s          how long requests that were accepted have to end when the server is told to
+    log_json         every line of the log as JSON, errors with their tracebacks too; answers always are
     warm             load the predictors in the background as soon as the server runs
     """
 
@@ -84,6 +85,7 @@ class Settings(BaseSettings):
     webhook_url: str | None = None
     webhook_secret: SecretStr | None = None
     drain_s: float = Field(20.0, ge=0)
+    log_json: bool = False
     warm: bool = True
 
     @property

@@ -66,6 +66,7 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
         max_batch=settings.max_batch,
         max_json_bytes=settings.max_json_bytes,
         memory_bytes=settings.worker_memory_bytes or half_of_memory(),
+        log_json=settings.log_json,
     )
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared.errors import InvalidInputError
+from shared.serve.log_lines import JsonLines
 from shared.serve.worker.handler import Handler, is_out_of_memory
 from shared.serve.worker.messages import Message, bundle, receive, send, unbundle
 from shared.serve.worker.work import Work, make_handler
@@ -96,6 +97,8 @@ if __name__ == "__main__":
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
     given = Work(**json.loads(sys.argv[3]))
+    if given.log_json:
+        logging.getLogger().handlers[0].setFormatter(JsonLines(worker=os.getpid()))
     _bind_to(int(sys.argv[2]))
     if given.memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (given.memory_bytes, given.memory_bytes))

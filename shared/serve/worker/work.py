@@ -20,7 +20,8 @@ class Work:
     ``artifacts`` are directories; ``program`` is what its networks compute with, the fastest by default;
     ``number`` tells the workers of one model apart, which go to GPUs in turn where ``gpu`` does not say to which.
     ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA); ``threads`` is how many it computes with, its
-    share of the server's where a model has several workers. ``background`` is for what nobody waits for.
+    share of the server's where a model has several workers. ``background`` is for what nobody waits for;
+    ``log_json`` has it log in JSON.
     """
 
     artifacts: tuple[str, ...]
@@ -34,6 +35,7 @@ class Work:
     gpu: int | None = None
     threads: int | None = None
     background: bool = False
+    log_json: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """JSON types, which ``Work(**...)`` takes back."""

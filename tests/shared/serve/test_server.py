@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from fastapi.testclient import TestClient
 from shared.app import App
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.log_lines import JsonLines
 from shared.serve.server import listen, run
 from shared.serve.settings import Settings, read_settings
 from tests.shared.serve.echo import until
@@ -151,6 +153,31 @@ def test_a_message_in_the_log_says_when(tmp_path: Path) -> None:
     moment, level, words = line.split(maxsplit=2)
     assert abs(datetime.fromisoformat(moment) - began) < timedelta(minutes=2)
     assert level == "INFO:" and words.startswith("Started server process")
+
+
+def test_every_line_of_the_log_is_json_where_that_is_set(tmp_path: Path) -> None:
+    program = _PROGRAM.replace("warm=False), demo=True", "warm=False, log_json=True)")
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        while not lines or "open http" not in lines[-1]["message"]:
+            lines.append(json.loads(process.stderr.readline()))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        lines += map(json.loads, process.stderr)
+    assert all(line["level"] == "INFO" and line["message"] for line in lines)
+    assert abs(datetime.fromisoformat(lines[0]["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_an_error_is_one_line_with_its_traceback() -> None:
+    try:
+        raise ArithmeticError("of a worker")
+    except ArithmeticError:
+        record = logging.LogRecord("trivium", logging.ERROR, "", 0, "error %s", ("ab12",), sys.exc_info())
+    line = JsonLines(worker=7).format(record)
+    told = json.loads(line)
+    assert (told["level"], told["worker"], told["message"]) == ("ERROR", 7, "error ab12") and "\n" not in line
+    assert told["error"].startswith("Traceback") and told["error"].endswith("ArithmeticError: of a worker")
 
 
 def test_a_proxy_on_the_same_machine_says_for_whom_it_asks(tmp_path: Path) -> None:
