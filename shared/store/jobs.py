@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import re
 import shutil
 import time
@@ -14,9 +17,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine, delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.data.archive import member_names
+from shared.errors import InvalidInputError
+from shared.store.inputs import describe_inputs, digest_of_all
 from shared.store.tables import JobRow
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -69,6 +75,15 @@ def without_names(problem: str, files: Sequence[str], members: Sequence[str] = (
     return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: words[found[0]], problem)
 
 
+def identifier_of(app: str, key: str, files: Sequence[Path], options: Mapping[str, str], sample: str | None) -> str:
+    """The identifier of a job that is handed in under a key of its client's: the same for the same key and form.
+
+    It reads the files. Of the key, which may name a person, nothing else is kept.
+    """
+    form = [app, key, sorted(options.items()), sample, digest_of_all(describe_inputs(files))]
+    return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
+
+
 def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
     """Removes files of jobs that ended, or were never known, when a server was killed; where others share it the old.
 
@@ -103,10 +118,20 @@ class JobStore:
         files: Sequence[Path],
         options: Mapping[str, str],
         sample: str | None,
+        identifier: str | None = None,
     ) -> Job:
-        """Keeps a job; ``uploads``, the folder of its ``files``, becomes its own."""
-        now, number = time.time_ns(), uuid.uuid4().hex
-        uploads.rename(self._jobs / number)
+        """Keeps a job; ``uploads``, the folder of its ``files``, becomes its own.
+
+        With the ``identifier`` of a job that is there, that one is returned; refuses (409) while it is being handed in.
+        """
+        now, number = time.time_ns(), identifier or uuid.uuid4().hex
+        try:
+            uploads.rename(self._jobs / number)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            words = "the same job is being handed in under this Idempotency-Key; ask again in a second"
+            raise InvalidInputError(words, status=409) from error
         row = JobRow(
             id=number,
             app=app,
@@ -123,6 +148,10 @@ class JobStore:
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 session.add(row)
+        except IntegrityError:
+            if identifier is None or (known := self.get(app, identifier)) is None:
+                raise
+            return known  # it was handed in twice at once, and this is the other's folder too
         except BaseException:
             shutil.rmtree(self._jobs / number, ignore_errors=True)
             raise

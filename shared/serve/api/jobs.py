@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -17,18 +17,20 @@ from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
 from shared.serve.openapi import content, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
-from shared.store.jobs import Job
+from shared.store.jobs import Job, identifier_of
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: content("text/event-stream")}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
+    409: {"model": Problem, "description": "The same job is being handed in under this key"},
     413: {"model": Problem, "description": "Too large"},
     415: {"model": Problem, "description": "Not a form"},
     503: {"model": Problem, "description": "There are too many jobs already; see Retry-After"},
     507: {"model": Problem, "description": "The disk is full"},
 }
+_KEY = "the same key with the same form answers with the job that is there already, so that a client may ask again"
 _MOST_JOBS = 200
 router = APIRouter(prefix="/jobs")
 
@@ -51,7 +53,12 @@ JobDep = Annotated[Job, Depends(get_job)]
     openapi_extra=request_body("multipart/form-data", PredictForm),
 )
 async def add_job(
-    response: Response, service: ServiceDep, upload: JobUploadDep, folder: JobFolderDep, interface: InterfaceDep
+    response: Response,
+    service: ServiceDep,
+    upload: JobUploadDep,
+    folder: JobFolderDep,
+    interface: InterfaceDep,
+    idempotency_key: Annotated[str | None, Header(description=_KEY)] = None,
 ) -> JobAnswer:
     """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is.
 
@@ -59,16 +66,21 @@ async def add_job(
     as well.
     """
     check_upload(upload)
-    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface)
+    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface, idempotency_key)
     service.runner.wake()
     answer = JobAnswer.of(job)
     response.headers["Location"] = answer.url
     return answer
 
 
-def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str) -> Job:
+def _add(
+    service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str, key: str | None
+) -> Job:
+    options, app = {name: value for name, value in fields.items() if name != "sample"}, service.app.name
+    identifier = identifier_of(app, key, files, options, fields.get("sample")) if key else None
+    if identifier is not None and (known := service.jobs.get(app, identifier)) is not None:
+        return known
     service.check_room_for_jobs()
-    options = {key: value for key, value in fields.items() if key != "sample"}
     if service.app.read_options is not None:
         service.app.read_options(options)
     service.check_model(options.get("model"))
@@ -76,12 +88,13 @@ def _add(service: Service, files: list[Path], fields: dict[str, str], folder: Pa
         service.sample(fields["sample"])
     with full_disk_named("the job cannot be taken"):
         return service.jobs.add(
-            app=service.app.name,
+            app=app,
             interface=interface,
             uploads=folder,
             files=files,
             options=options,
             sample=fields.get("sample"),
+            identifier=identifier,
         )
 
 

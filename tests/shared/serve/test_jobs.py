@@ -234,6 +234,41 @@ def test_the_names_of_a_job_that_ended_leave_the_journal_of_the_database_too(
     until(lambda: not any(b"MUELLER" in path.read_bytes() for path in settings.store.glob("trivium.sqlite*")))
 
 
+def test_what_is_handed_in_again_under_its_key_is_the_job_that_is_there(
+    echo_client: TestClient, echo: Echo, settings: Settings
+) -> None:
+    def hand_in(key: str, number: float = 1, **options: str) -> str:
+        answer = echo_client.post(JOBS, files=[csv(number)], data=options, headers={"Idempotency-Key": key})
+        assert answer.status_code == 202 and answer.headers["Location"].endswith(answer.json()["job"])
+        return str(answer.json()["job"])
+
+    echo.gate.clear()
+    first = hand_in("MUELLER-7")
+    until(echo.entered.is_set)
+    assert hand_in("MUELLER-7") == first, "while it runs"
+    others = {hand_in("MUELLER-8"), hand_in("MUELLER-7", 2), hand_in("MUELLER-7", unit="mm"), hand_in("")}
+    assert len(others | {first}) == 5, "another key or form, or none, is another job"
+    echo.gate.set()
+    until(lambda: echo_client.get(f"{JOBS}/{first}").json()["state"] == "done")
+    assert hand_in("MUELLER-7") == first, "when it is done"
+    assert len(echo_client.get(JOBS).json()["jobs"]) == 5
+    until(lambda: not any((settings.store / "jobs").iterdir()))
+    assert not any(b"MUELLER" in path.read_bytes() for path in settings.store.glob("trivium.sqlite*"))
+
+
+def test_a_job_that_is_handed_in_many_times_at_once_is_computed_once(echo_client: TestClient, echo: Echo) -> None:
+    def hand_in(form: dict[str, Any]) -> Any:
+        return echo_client.post(JOBS, headers={"Idempotency-Key": "k"}, **form)
+
+    for form in ({"data": {"sample": "three"}}, {"files": [csv(7)]}):
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(hand_in, [form] * 24))
+        accepted = [answer.json()["job"] for answer in answers if answer.status_code == 202]
+        assert len(set(accepted)) == 1 and {answer.status_code for answer in answers} <= {202, 409}
+        assert events(echo_client, {"events": f"{JOBS}/{accepted[0]}/events"})[-1]["state"] == "done"
+    assert len(echo_client.get("/api/echo/cases").json()["cases"]) == 2
+
+
 def test_a_job_that_ended_keeps_no_names_of_files(echo_client: TestClient, settings: Settings) -> None:
     events(echo_client, add(echo_client, 1))
     with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:

@@ -12,6 +12,7 @@ import pytest
 from shared.errors import InvalidInputError
 from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
+from shared.store.jobs import JobStore
 from shared.store.records import Case, InputFile, Outputs
 from tests.shared.postgresql import PostgreSQL
 
@@ -69,6 +70,21 @@ def test_two_servers_share_a_folder_and_a_database(server: str, tmp_path: Path) 
         assert two.get("shared", case.id) == case
         two.remove(case)
         assert one.get("shared", case.id) is None
+
+
+def test_a_job_is_handed_in_and_its_end_told_of_once_by_two_servers(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "store", postgresql.database())) as store:
+        one, two = (JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))
+        jobs = []
+        for jobs_of_server in (one, two):  # a sample's folder is empty, so that the second takes its place
+            (tmp_path / "upload").mkdir()
+            given = {"app": "echo", "interface": "json", "uploads": tmp_path / "upload", "files": [], "options": {}}
+            jobs.append(jobs_of_server.add(**given, sample="three", identifier="5" * 32))
+        assert jobs[0].id == jobs[1].id == "5" * 32 and two.folder(jobs[0]).is_dir()
+        assert one.claim("echo", 60, 3) == one.get("echo", "5" * 32) and two.claim("echo", 60, 3) is None
+        assert one.done(jobs[0], "c" * 32)
+        told, last = two.claim_to_tell(60, 3600)
+        assert (told.id, told.state, last) == ("5" * 32, "done", False) and one.claim_to_tell(60, 3600) is None
 
 
 def test_a_backup_goes_from_sqlite_to_postgresql(server: str, tmp_path: Path) -> None:
