@@ -21,6 +21,7 @@ from shared.store.database import connect, is_database_gone, sqlite_url
 from shared.store.disk import DiskFull, disk_fault, full_disk_named, is_disk_full
 from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
+from shared.store.paging import newest_first
 from shared.store.records import Bytes, Case, CaseSummary, InputFile, Outputs
 from shared.store.tables import CaseRow
 from shared.store.unkept import UnkeptCases
@@ -140,11 +141,15 @@ class CaseStore:
             row = session.get(CaseRow, case_id)
             return Case.model_validate(row) if row is not None and row.app == app else None
 
-    def recent(self, app: str, limit: int = 20) -> list[CaseSummary]:
-        """The newest cases of an application, the newest first."""
+    def recent(self, app: str, limit: int = 20, before: str | None = None) -> list[CaseSummary]:
+        """The newest cases of an application, the newest first; of those that came ``before`` the case of that name.
+
+        Refuses (404) where there is no such case.
+        """
         columns = [getattr(CaseRow, name) for name in CaseSummary.model_fields]
-        query = select(*columns).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc()).limit(limit)
+        query = select(*columns).where(CaseRow.app == app).limit(limit)
         with Session(self.engine) as session:
+            query = newest_first(session, query, CaseRow, app, before)
             return [CaseSummary.model_validate(row) for row in session.execute(query)]
 
     def remove(self, case: CaseSummary) -> None:

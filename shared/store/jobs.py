@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from shared.data.archive import member_names
 from shared.errors import InvalidInputError
 from shared.store.inputs import describe_inputs, digest_of_all
+from shared.store.paging import newest_first
 from shared.store.tables import JobRow
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -167,10 +168,13 @@ class JobStore:
             row = session.get(JobRow, job_id)
             return Job.model_validate(row) if row is not None and row.app == app else None
 
-    def recent(self, app: str, limit: int = 20) -> list[Job]:
-        """The newest jobs of an application, the newest first."""
-        query = select(JobRow).where(JobRow.app == app).order_by(JobRow.created_ns.desc()).limit(limit)
+    def recent(self, app: str, limit: int = 20, before: str | None = None) -> list[Job]:
+        """The newest jobs of an application, the newest first; of those that came ``before`` the job of that name.
+
+        Refuses (404) where there is no such job.
+        """
         with Session(self._engine) as session:
+            query = newest_first(session, select(JobRow).where(JobRow.app == app).limit(limit), JobRow, app, before)
             return [Job.model_validate(row) for row in session.scalars(query)]
 
     def unanswered(self, app: str) -> dict[str, int]:

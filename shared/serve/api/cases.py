@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import CaseDep, ServiceDep
+from shared.serve.api.deps import BeforeDep, CaseDep, LimitDep, ServiceDep
 from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_document
 from shared.serve.middleware.security_headers import FILE_POLICY
 from shared.serve.openapi import file_content
@@ -20,7 +20,6 @@ from shared.store.cases import PICTURE, RESULT
 from shared.store.records import Case
 
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
-_MOST_CASES = 200
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: file_content("image/png")}
 _FILE: dict[int | str, dict[str, Any]] = {200: file_content("*/*")}
@@ -32,10 +31,10 @@ _MADE: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/cases")
 
 
-@router.get("")
-def cases(service: ServiceDep, limit: int = 20) -> Cases:
-    """The newest cases."""
-    found = service.store.recent(service.app.name, max(1, min(limit, _MOST_CASES)))
+@router.get("", responses=_MISSING)
+def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Cases:
+    """The newest cases, or those that came before one."""
+    found = service.store.recent(service.app.name, limit, before)
     return Cases(cases=[CaseLine.of(case) for case in found])
 
 

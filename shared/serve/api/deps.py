@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 
 from shared.errors import InvalidInputError
@@ -53,6 +53,8 @@ async def get_metrics(request: Request) -> Metrics:
 ServiceDep = Annotated[Service, Depends(get_service)]
 ServicesDep = Annotated[Mapping[str, Service], Depends(get_services)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+LimitDep = Annotated[int, Query(ge=1, le=200, description="how many at the most")]
+BeforeDep = Annotated[str | None, Query(description="the last of a list, to go on after it")]
 
 
 async def get_operator(request: Request) -> None:

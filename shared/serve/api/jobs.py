@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import InterfaceDep, JobFolderDep, JobUploadDep, ServiceDep
+from shared.serve.api.deps import BeforeDep, InterfaceDep, JobFolderDep, JobUploadDep, LimitDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
 from shared.serve.openapi import content, request_body
@@ -31,7 +31,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     507: {"model": Problem, "description": "The disk is full"},
 }
 _KEY = "the same key with the same form answers with the job that is there already, so that a client may ask again"
-_MOST_JOBS = 200
 router = APIRouter(prefix="/jobs")
 
 
@@ -98,10 +97,10 @@ def _add(
         )
 
 
-@router.get("")
-def jobs(service: ServiceDep, limit: int = 20) -> Jobs:
-    """The newest jobs."""
-    found = service.jobs.recent(service.app.name, max(1, min(limit, _MOST_JOBS)))
+@router.get("", responses=_MISSING)
+def jobs(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Jobs:
+    """The newest jobs, or those that came before one."""
+    found = service.jobs.recent(service.app.name, limit, before)
     return Jobs(jobs=[JobAnswer.of(job) for job in found])
 
 

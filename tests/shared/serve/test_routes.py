@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -234,6 +236,28 @@ def test_the_other_routes_answer_while_predictors_are_busy(serve: Serve, echo: E
         assert client.get("/").status_code == 200
         echo.gate.set()
         assert {one.result().status_code for one in waiting} == {200}
+
+
+@pytest.mark.parametrize("kind", ["cases", "jobs"])
+def test_lists_are_read_page_by_page(echo_client: TestClient, kind: str, settings: Settings) -> None:
+    made = [echo_client.post(f"/api/echo/{'jobs' if kind == 'jobs' else 'predict'}", files=[csv(n)]) for n in range(5)]
+    named = [answer.json()[kind[:-1]] for answer in made]
+    until(lambda: len(echo_client.get(f"/api/echo/{kind}").json()[kind]) == 5)
+    with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database, database:
+        database.execute(f"UPDATE {kind} SET created_ns = 1 WHERE id IN (?, ?)", named[1:3])  # of one moment
+
+    def page(**query: str | int) -> list[str]:
+        return [line[kind[:-1]] for line in echo_client.get(f"/api/echo/{kind}", params=query).json()[kind]]
+
+    first = page(limit=2)
+    assert first == [named[4], named[3]]
+    second = page(limit=2, before=first[-1])
+    third = page(limit=2, before=second[-1])
+    assert second[0] == named[0] and second[1:] + third == sorted(named[1:3], reverse=True)
+    assert page(limit=2, before=third[-1]) == []
+    assert echo_client.get(f"/api/echo/{kind}?before=none").status_code == 404
+    for limit in (0, 201):
+        assert "query.limit" in echo_client.get(f"/api/echo/{kind}?limit={limit}").json()["detail"]
 
 
 def test_an_error_inside_is_a_sentence_with_a_number_and_the_log_holds_the_rest(
