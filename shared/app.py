@@ -147,8 +147,8 @@ class App:
     models_table the public models that it runs or refuses, with what was tested: what ``trivium models`` prints
     samples      the cases that the form offers; only those whose files are at hand
     router       routes of the domain under /api/<name>, besides those that every app has; or None
-    predict_folder  goes through a folder one by one: predictor, folder, where results go, options, who is told how
-                 far it is; returns how many cases were left out. Or None
+    predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
+                 options, who is told how far it is; returns how many cases were left out. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
     sample_jobs  whether samples are as large, so that the form hands them in as jobs and shows the stage

@@ -19,9 +19,9 @@ _PICTURES = 8
 
 
 class DrivingCodec:
-    """Frames of a request: KITTI folders, sweeps and images, nuScenes key frames, and zips of them.
+    """Frames of a request: KITTI folders, sweeps and images, nuScenes key frames, ROS bags, and zips of them.
 
-    Options: ``model`` (pointpillars or fcos3d) and ``score``, the least score for every class.
+    Options: ``model`` (pointpillars or fcos3d), ``score``, the least score for every class, and a bag's ``topic``.
     """
 
     def __init__(self, predictor: DrivingPredictor) -> None:
@@ -30,7 +30,7 @@ class DrivingCodec:
     def decode(self, request: Request) -> Decoded[Frame]:
         """The frames in the request's files. Raises ``InvalidInputError``, also where no model can take a frame."""
         options = read_options(request.options)
-        frames = read_frames(request.files)
+        frames = read_frames(request.files, options.topic)
         for frame in frames:
             self._predictor.choose_model(frame, options.model)
         return Decoded(inputs=tuple(frames), options=options)

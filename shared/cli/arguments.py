@@ -150,7 +150,7 @@ class Predict:
     option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Options of the application, as name=value; one or several behind each `--option`."""
     each: bool = False
-    """Go through a folder of any number of cases one by one, on from where it stopped (driving)."""
+    """Go through a folder or ROS bag of any number of cases one by one, on from where it stopped (driving)."""
 
 
 @dataclass(frozen=True, kw_only=True)

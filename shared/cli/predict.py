@@ -72,8 +72,8 @@ def run(command: Predict) -> int:
 def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> int:
     if app.predict_folder is None:
         raise InvalidInputError(f"{app.name} does not go through folders one by one; leave --each out")
-    if len(command.inputs) != 1 or not command.inputs[0].is_dir():
-        raise InvalidInputError(f"--each takes one folder: trivium predict {app.name} FOLDER --each --out DIR")
+    if len(command.inputs) != 1:
+        raise InvalidInputError(f"--each takes one folder or file: trivium predict {app.name} FOLDER --each --out DIR")
     from shared.deploy.opening import open_predictor
 
     opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, on_use=True)

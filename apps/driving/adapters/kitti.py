@@ -256,12 +256,17 @@ def _read_folder(folder: Path) -> list[Frame]:
 
 def few(ids: list[_Id], name: str) -> list[_Id]:
     """The ids, where they are no more than are held in memory at once; refuses more of what ``name`` holds."""
-    if len(ids) > MOST_FRAMES:
+    refuse_many(len(ids), name)
+    return ids
+
+
+def refuse_many(count: int, name: str) -> None:
+    """Refuses more frames than are held in memory at once."""
+    if count > MOST_FRAMES:
         raise InvalidInputError(
-            f"{name} holds {len(ids)} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
+            f"{name} holds {count} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
             "The command line takes any number, one after the other: trivium predict driving FOLDER --each --out DIR"
         )
-    return ids
 
 
 def _read_loose(paths: Sequence[Path]) -> list[Frame]:
@@ -279,7 +284,7 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
     stems = few(sorted({*roles["points"], *roles["image"]}), "what was handed in")
     if not stems:
         raise InvalidInputError(
-            f"{paths[0].name}: neither a LiDAR sweep (.bin, .pcd, .npy) nor an image is among the files"
+            f"{paths[0].name}: neither a LiDAR sweep (.bin, .pcd, .npy, a ROS bag) nor an image is among the files"
         )
     if all(len(found) <= 1 for found in roles.values()):
         # One file of each kind belongs together, whatever they are called, but for the numbers of different frames.
@@ -331,4 +336,6 @@ def _role(path: Path) -> str:
             f"{path.name}: of nuScenes a folder is read that holds one key frame: sample.json in OpenMMLab's info "
             "layout with its sweep and images beside it; the data set's tables and pickled infos are not"
         )
-    raise InvalidInputError(f"{path.name} is no file of a frame; .bin, .pcd, .npy, .png, .jpg, .txt and .zip are read")
+    raise InvalidInputError(
+        f"{path.name} is no file of a frame; .bin, .pcd, .npy, .png, .jpg, .txt, .zip, .bag, .mcap and .db3 are read"
+    )

@@ -18,8 +18,8 @@ from shared.errors import InvalidInputError
 
 IMAGES, TEXTS = (".png", ".jpg", ".jpeg"), (".txt",)
 FOLDERS = ("velodyne", "image_2", "calib", "label_2")
-FOREIGN = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag")
-"""Files of points that are not read."""
+FOREIGN = (".ply", ".las", ".laz", ".npz", ".xyz", ".pcap", ".bag", ".mcap", ".db3")
+"""Files of points that are not read among those of frames."""
 _HOLD_FRAMES = ("velodyne", "velodyne_points", "image_2", "image_02")
 RAW_CALIBRATION = "calib_cam_to_cam.txt"
 
@@ -133,6 +133,8 @@ def named(folder: Path, stem: str, suffixes: Sequence[str]) -> Path | None:
 
 def foreign(path: Path) -> str:
     """Why points in another format are refused, and how they are written to be read."""
+    if path.suffix.lower() in (".bag", ".mcap", ".db3"):
+        return f"{path.name} is a ROS bag, of any number of sweeps; hand it in by itself"
     return (
         f"{path.name}: {path.suffix[1:].upper()} is not read; write its points x, y, z (metres) and intensity as PCD, "
         f"or as an array (N, 4) into {path.stem}.npy (numpy.save)"

@@ -40,27 +40,36 @@ def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
     of these names; a .pcd has such fields. Intensity of 0 to 255 is scaled in the two latter, and 0 where there is
     none. Raises ``InvalidInputError`` for truncated and otherwise laid out files.
     """
-    remarks: tuple[str, ...] = ()
     kind = path.suffix.lower()
-    if kind == ".bin":
-        whole = _kitti(path)
-    else:
-        columns, remarks = read_pcd(path, MOST_POINTS) if kind == ".pcd" else (_array(path), ())
-        whole, said = _four_columns(columns, path.name)
-        remarks += said
-    points = finite(whole, path.name)
-    remarks = dropped(path.name, len(whole), len(points)) + remarks
-    if np.abs(points[:, :3]).max() > 1000:
-        raise InvalidInputError(f"{path.name} holds points over 1 km away; are x, y and z in metres?")
+    if kind == ".pcd":
+        columns, said = read_pcd(path, MOST_POINTS)
+        points, remarks = sweep_of(columns, path.name)
+        return points, said + remarks
     if kind != ".bin":
-        points, said = _scaled(points, path.name)
-        return points, remarks + said
+        return sweep_of(_array(path), path.name)
+    points, remarks = _near(_kitti(path), path.name)
     if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
         raise InvalidInputError(
             f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
             "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
         )
     return points, remarks
+
+
+def sweep_of(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tuple[str, ...]]:
+    """The sweep of columns by their names in small letters, of as many numbers each; otherwise as ``read_sweep``."""
+    whole, without = _four_columns(columns, name)
+    points, left_out = _near(whole, name)
+    points, cut = _scaled(points, name)
+    return points, left_out + without + cut
+
+
+def _near(whole: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
+    """The finite points (N, 4), and the remark on others; refuses points farther than a LiDAR sees."""
+    points = finite(whole, name)
+    if np.abs(points[:, :3]).max() > 1000:
+        raise InvalidInputError(f"{name} holds points over 1 km away; are x, y and z in metres?")
+    return points, dropped(name, len(whole), len(points))
 
 
 def _kitti(path: Path) -> Floats:
@@ -99,7 +108,7 @@ def _array(path: Path) -> Mapping[str, NDArray[Any]]:
             raise InvalidInputError(f"{path.name} holds an array of {found.shape} {found.dtype}; {expected}")
         columns = {name: found[:, place] for place, name in enumerate(_COLUMNS[: found.shape[1]])}
     else:
-        columns = {name.lower(): found[name].ravel() for name in names if _is_number(found.dtype[name])}
+        columns = {name.lower(): found[name] for name in names if _is_number(found.dtype[name])}
     if found.size // (1 if names else found.shape[1]) > MOST_POINTS:
         raise InvalidInputError(f"{path.name} holds more than {MOST_POINTS} points. Is it one sweep?")
     return columns
@@ -115,9 +124,9 @@ def _four_columns(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Float
         raise InvalidInputError(f"{name} has no field {missing[0]}; it has {', '.join(columns)[:200] or 'none'}")
     intensity = next((field for field in _INTENSITY if field in columns), None)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is dropped
-        whole = np.zeros((len(columns["x"]), 4), np.float32)
+        whole = np.zeros((columns["x"].size, 4), np.float32)
         for number, field in enumerate((*_PLACE, *([] if intensity is None else [intensity]))):
-            whole[:, number] = columns[field]
+            whole[:, number] = columns[field].ravel()
     without = "0 is taken, which imported networks may not be used to."
     if intensity is None:
         return whole, (f"{name} has no intensity: {without}",)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apps.driving.adapters import argoverse2, cityscapes3d, custom, kitti, kitti_layouts, nuscenes, point_files
+from apps.driving.adapters import argoverse2, cityscapes3d, custom, kitti, kitti_layouts, nuscenes, point_files, rosbag
 from apps.driving.types import Frame
 from shared.data.archive import ArchiveLimits, unpacked
 from shared.errors import InvalidInputError
@@ -50,34 +50,38 @@ def _city_image(labels: Path) -> list[Frame]:
     return [cityscapes3d.read(labels, image)]
 
 
-READERS = (
+READERS: tuple[Reader, ...] = (
     Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
     Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
     Reader(name="Cityscapes 3D image", described_by=_ending("_gtBbox3d.json"), read=_city_image),
     Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),
 )
-"""Formats that the name of a file or folder tells; everything else is KITTI's (.bin, .pcd, .npy, .png, .jpg, .txt)."""
+"""Formats that the name of a file or folder tells, and then ROS bags, of which a topic is named; everything else is
+KITTI's (.bin, .pcd, .npy, .png, .jpg, .txt)."""
 
 
-def read_frames(files: Sequence[Path]) -> list[Frame]:
-    """The frames in what was handed in: a folder, a zip, or files. Their names differ. Raises ``InvalidInputError``."""
+def read_frames(files: Sequence[Path], topic: str | None = None) -> list[Frame]:
+    """The frames in what was handed in: a folder, a zip, or files. Their names differ. Raises ``InvalidInputError``.
+
+    ``topic`` is the one that is read of a ROS bag.
+    """
     if len(files) == 1 and zipfile.is_zipfile(files[0]):
         with unpacked(files[0], ZIP_LIMITS) as folder:
             try:
-                return _read([folder], files[0].name)
+                return _read([folder], files[0].name, topic)
             except InvalidInputError as refusal:
                 # Where the folder lies is ours; its reader knows the archive's name.
                 raise InvalidInputError(
                     str(refusal).replace(str(folder), files[0].name), status=refusal.status
                 ) from refusal
-    return _read(files, files[0].name if files else "")
+    return _read(files, files[0].name if files else "", topic)
 
 
 def sensors_named(files: Sequence[Path]) -> dict[str, bool]:
     """Whether the names of the files, or in the folder or zip, tell of LiDAR sweeps and of images; none is read."""
     suffixes = {name[name.rfind(".") :].lower() for file in files for name in _names(file)}
     return {
-        "lidar": not suffixes.isdisjoint((*point_files.SWEEPS, ".feather")),
+        "lidar": not suffixes.isdisjoint((*point_files.SWEEPS, *rosbag.BAGS, ".feather", ".zstd")),
         "camera": not suffixes.isdisjoint(kitti_layouts.IMAGES),
     }
 
@@ -92,7 +96,7 @@ def _names(file: Path) -> Iterator[str]:
         yield file.name
 
 
-def _read(files: Sequence[Path], name: str) -> list[Frame]:
+def _read(files: Sequence[Path], name: str, topic: str | None) -> list[Frame]:
     for reader in READERS:
         described = reader.described_by(files)
         if len(described) > 1:
@@ -100,8 +104,17 @@ def _read(files: Sequence[Path], name: str) -> list[Frame]:
                 f"{name} holds {len(described)} files {described[0].name}; hand in one {reader.name} at a time"
             )
         if described:
+            _refuse_topic(topic, name)
             return _with_names_of_their_own(reader.read(described[0]), name)
+    if rosbag.bag_files(files):
+        return rosbag.read(files, topic)
+    _refuse_topic(topic, name)
     return _with_names_of_their_own(kitti.read_files(files), name)
+
+
+def _refuse_topic(topic: str | None, name: str) -> None:
+    if topic is not None:
+        raise InvalidInputError(f"the option topic names one of a ROS bag, and {name} is none; leave it out")
 
 
 def _with_names_of_their_own(frames: list[Frame], name: str) -> list[Frame]:

@@ -1,4 +1,4 @@
-"""A KITTI folder, or one of own sweeps, of any number of frames: ``trivium predict driving FOLDER --each --out DIR``.
+"""A KITTI folder, one of own sweeps or a ROS bag, of any number of frames: ``trivium predict driving FOLDER --each``.
 
 The next frames are read while a network computes, and the boxes of the one before are worked out (``video``), so that
 a few frames are in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
@@ -9,12 +9,13 @@ out, and tried again by the next run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from apps.driving.adapters import custom, kitti
+from apps.driving.adapters import custom, kitti, rosbag
 from apps.driving.adapters.kitti_layouts import frame_root
 from apps.driving.inference.video import overlapped
 from apps.driving.outputs import kitti as kitti_results
@@ -33,24 +34,20 @@ _SAY_EVERY = 100
 def predict_folder(
     predictor: DrivingPredictor, folder: Path, out: Path, options: Options, say: Callable[[str], object]
 ) -> int:
-    """Detects in every frame of ``folder`` that ``out`` has no answer for; returns how many could not be read.
+    """Detects in every frame of ``folder``, which may be a ROS bag, that ``out`` has no answer for.
 
-    ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be read, or ``out`` holds answers to
-    another folder or of other weights or options.
+    Returns how many could not be read. ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be
+    read, or ``out`` holds answers to another folder or of other weights or options.
     """
-    own = custom.folders([folder])
-    if len(own) > 1:
-        raise InvalidInputError(
-            f"{folder.name} holds {len(own)} folders {custom.POINTS}; name the one above one of them"
-        )
-    root = own[0] if own else frame_root(folder)
-    ids = custom.frame_ids(root) if own else kitti.frame_ids(root)
+    found = _of_bag(folder, options.topic) if rosbag.bag_files([folder]) else _of_folder(folder, predictor.device)
+    if options.topic and found.topic is None:
+        raise InvalidInputError(f"the option topic names one of a ROS bag, and {folder.name} is none; leave it out")
     settings = {
         "weights": predictor.digests,
         "model": options.model,
         "score": predictor.least_scores if options.score is None else options.score,
-        "folder": str(root.resolve()),
-    }
+        "folder": str(found.root.resolve()),
+    } | ({} if found.topic is None else {"topic": found.topic})
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,29 +55,71 @@ def predict_folder(
     try:
         with file_lock(out / _LOCK, wait=False):
             _same(out / _SETTINGS, settings)
-            return _go_on(predictor, root, custom.read_frame if own else kitti.read_frame, ids, out, options, say)
+            return _go_on(predictor, found, out, options, say)
     except BlockingIOError as error:
         raise InvalidInputError(
             f"another process is writing into {out}; wait for it, or name another directory"
         ) from error
 
 
+class _Unread(NamedTuple):
+    name: str
+    read: Callable[[], Frame]
+
+
+class _Found(NamedTuple):
+    """Frames to be read one after the other, how many there should be, and their names where these are known before."""
+
+    root: Path
+    frames: Iterable[_Unread]
+    total: int
+    names: set[str] | None = None
+    topic: str | None = None
+
+
+def _of_folder(folder: Path, device: str) -> _Found:
+    own = custom.folders([folder])
+    if len(own) > 1:
+        raise InvalidInputError(
+            f"{folder.name} holds {len(own)} folders {custom.POINTS}; name the one above one of them"
+        )
+    if not folder.is_dir():
+        raise InvalidInputError(f"--each takes a folder or a ROS bag, and {folder.name} is neither; leave --each out")
+    root = own[0] if own else frame_root(folder)
+    ids = custom.frame_ids(root) if own else kitti.frame_ids(root)
+    read = partial(custom.read_frame if own else kitti.read_frame, root, labelled=False, device=device)
+    frames = [_Unread(frame_id.replace("/", "_"), partial(read, frame_id)) for frame_id in ids]
+    return _Found(root, frames, len(frames), {frame.name for frame in frames})
+
+
+def _of_bag(path: Path, topic: str | None) -> _Found:
+    bag = rosbag.open_bag([path], topic)
+
+    def frames() -> Iterator[_Unread]:
+        try:
+            for sweep in bag.sweeps():
+                yield _Unread(sweep.name, sweep.read)
+        except InvalidInputError as damage:
+            yield _Unread("", partial(_refuse, damage))
+
+    return _Found(path, frames(), bag.count, topic=bag.topic)
+
+
+def _refuse(damage: InvalidInputError) -> Frame:
+    """What is read of a bag from its damage on."""
+    raise damage
+
+
 def _go_on(
-    predictor: DrivingPredictor,
-    root: Path,
-    read_frame: Callable[..., Frame],
-    ids: Sequence[str],
-    out: Path,
-    options: Options,
-    say: Callable[[str], object],
+    predictor: DrivingPredictor, found: _Found, out: Path, options: Options, say: Callable[[str], object]
 ) -> int:
     done = _answered(out / _LINES)
-    left = [frame_id for frame_id in ids if frame_id.replace("/", "_") not in done]
-    say(f"{root}: {len(ids)} frames, {len(ids) - len(left)} of them answered before")
+    before = len(done) if found.names is None else len(done & found.names)
+    say(f"{found.root}: {found.total} frames, {before} of them answered before")
     refused, doubtful, last = 0, 0, "none"
 
-    def read(frame_id: str) -> Prepared:
-        return predictor.prepare(read_frame(root, frame_id, labelled=False, device=predictor.device), options)
+    def read(frame: _Unread) -> Prepared:
+        return predictor.prepare(frame.read(), options)
 
     def finish(computed: Computed) -> tuple[dict[str, Any], str | None]:
         """The frame's line of JSON, and its KITTI result file where it has a camera."""
@@ -88,10 +127,11 @@ def _go_on(
         text = kitti_results.write(output.boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
         return frame_line(frame, output), text
 
+    left = (frame for frame in found.frames if frame.name not in done)
     answers = overlapped(left, read, predictor.compute, finish, device=predictor.device)
     with (out / _LINES).open("a", encoding="utf-8") as lines, closing(answers):
         try:
-            for number, (frame_id, answer) in enumerate(answers, 1):
+            for number, (frame, answer) in enumerate(answers, 1):
                 try:
                     line, text = answer.result()
                 except InvalidInputError as refusal:
@@ -102,13 +142,13 @@ def _go_on(
                     write_whole(out / f"{line['name']}.txt", text)
                 lines.write(json.dumps(line, allow_nan=False) + "\n")
                 lines.flush()
-                last = frame_id
+                last = frame.name
                 if "remarks" in line:
                     doubtful += 1
                     if doubtful == 1:
-                        say(f"{frame_id}: {line['remarks'][0]}")
+                        say(f"{frame.name}: {line['remarks'][0]}")
                 if number % _SAY_EVERY == 0:
-                    say(f"{number} of {len(left)} frames, the last {frame_id}")
+                    say(f"{number} of {found.total - before} frames, the last {frame.name}")
         except KeyboardInterrupt:
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from apps.driving.models import IMPORTED, MODELS
 from shared.errors import InvalidInputError
 
-_OPTIONS = ("model", "score")
+_OPTIONS = ("model", "score", "topic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """``model`` to be used, by default the first that has what it needs; ``score``, the least for every class.
 
-    Without ``score`` the least of each class is what the model's calibration found.
+    Without ``score`` the least of each class is what the model's calibration found. ``topic`` is that of the sweeps in
+    a ROS bag; it may be left out where there is one alone.
     """
 
     model: str | None = None
     score: float | None = None
+    topic: str | None = None
 
     def __post_init__(self) -> None:
         if self.model is not None and self.model not in (*MODELS, *IMPORTED):
@@ -32,8 +34,12 @@ class Options:
 def read_options(options: Mapping[str, str]) -> Options:
     """A request's options, in their types; refuses unknown ones and scores that are none."""
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise InvalidInputError(f"there is no option {unknown[0]}; there are {' and '.join(_OPTIONS)}")
-    return Options(model=options.get("model") or None, score=_score(options.get("score") or None))
+        raise InvalidInputError(f"there is no option {unknown[0]}; there are {', '.join(_OPTIONS)}")
+    return Options(
+        model=options.get("model") or None,
+        score=_score(options.get("score") or None),
+        topic=options.get("topic") or None,
+    )
 
 
 def _score(text: str | None) -> float | None:

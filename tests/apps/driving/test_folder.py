@@ -165,7 +165,7 @@ def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     for app, inputs, words in (
         ("driving", [tmp_path / "empty"], "empty holds neither a folder velodyne nor image_2"),
         ("driving", [split, split], "--each takes one folder"),
-        ("driving", [split / "velodyne" / "000000.bin"], "--each takes one folder"),
+        ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),
         ("finance", [split], "finance does not go through folders one by one; leave --each out"),
     ):
         assert cli.main(["predict", app, *map(str, inputs), "--each", "--out", str(tmp_path / "out")]) == 2
