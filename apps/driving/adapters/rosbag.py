@@ -92,7 +92,7 @@ def bag_files(paths: Sequence[Path]) -> list[Path]:
 
 def is_bag(path: Path) -> bool:
     """Whether the file is called as bags are."""
-    return _BAG.search(path.name) is not None
+    return _BAG.search(path.name) is not None and not path.name.startswith(".")
 
 
 def read(paths: Sequence[Path], topic: str | None = None) -> list[Frame]:

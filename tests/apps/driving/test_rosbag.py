@@ -1,14 +1,19 @@
 """ROS bags: a bag of a sweep gives what its .bin gives; topics, layouts of clouds, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
 from apps.driving.adapters.point_files import read_points
 from apps.driving.adapters.registry import read_frames
+from apps.driving.inference.folder import predict_folder
+from apps.driving.predictor import Options
 from shared.deploy.predictor import Request
-from tests.apps.driving.bag_files import cloud, write_ros1, write_ros2
+from shared.errors import InvalidInputError
+from tests.apps.driving.bag_files import CLOUD, XYZI, cloud, serialized, write_ros1, write_ros2
 
-STAMP = 1_700_000_000_000_000_000
+STAMP, STAMP_OF_CLOUD = 1_700_000_000_000_000_000, 10**18
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +62,162 @@ def test_a_bag_gives_what_its_sweeps_give(ask, sweeps, tmp_path):
     for path in (read[0], read[3]):
         result = ask(Request(files=(path,), options={"score": "0.2"})).result
         assert [frame["boxes"] for frame in result["frames"]] == expected
+
+
+def one(tmp_path, message, *, ros1=False, name="one"):
+    """The frame of a bag with one cloud."""
+    messages = [("/lidar", STAMP, message)]
+    path = tmp_path / f"{name}{'.bag' if ros1 else ''}"
+    (frame,) = read_frames([write_ros1(path, messages) if ros1 else write_ros2(path, messages)])
+    return frame
+
+
+POINTS = np.array([[1, 2, 3, 0.5], [4, 5, 6, 0.25], [7, 8, 9, 1], [-1, -2, -3, 0]], np.float32)
+
+
+@pytest.mark.parametrize("ros1", [True, False])
+def test_fields_are_found_by_name_offset_and_type(ros1, tmp_path):
+    velodyne = [*XYZI, ("ring", "u2"), ("time", "f4")]
+    wide = np.column_stack([POINTS, [1, 2, 3, 4], [0, 0.1, 0.2, 0.3]])
+    layouts = {
+        "velodyne": cloud(wide, ros1=ros1, fields=velodyne, offsets=[0, 4, 8, 16, 20, 24], step=32),
+        "rows": cloud(POINTS, ros1=ros1, rows=2, pad=13),
+        "doubles": cloud(POINTS[:, [3, 2, 1, 0]], ros1=ros1, fields=[(name, "f8") for name in ("I", "Z", "Y", "X")]),
+        "big": cloud(POINTS, ros1=ros1, rows=2, pad=3, big=True, offsets=[1, 6, 11, 16], step=21),
+        "loose": cloud(POINTS, ros1=ros1, rows=2, row_step=0),
+    }
+    for name, message in layouts.items():
+        frame = one(tmp_path, message, ros1=ros1, name=name)
+        assert np.array_equal(frame.points_lidar_m, POINTS), name
+        assert frame.remarks == (), name
+
+
+def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
+    of_bytes = POINTS * np.array([1, 1, 1, 200], np.float32)
+    fields = [*XYZI[:3], ("reflectivity", "u2")]
+    frame = one(tmp_path, cloud(of_bytes, fields=fields), name="bytes")
+    assert np.allclose(frame.points_lidar_m[:, 3], of_bytes[:, 3] / 255) and frame.remarks == ()
+    frame = one(tmp_path, cloud(POINTS[:, :3], fields=XYZI[:3]), name="without")
+    assert (frame.points_lidar_m[:, 3] == 0).all() and "has no intensity: 0 is taken" in frame.remarks[0]
+    missed = np.where([[False], [True], [False], [True]], np.float32(np.nan), POINTS)
+    frame = one(tmp_path, cloud(missed, rows=2), name="missed")
+    assert np.array_equal(frame.points_lidar_m, POINTS[::2])
+    assert frame.remarks == (
+        f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were left out: they are not finite numbers.",
+    )
+    frame = one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
+    assert "in the frame base_link, which is not a LiDAR's" in frame.remarks[0]
+    # Without a stamp in the header the recording's is taken.
+    assert one(tmp_path, cloud(POINTS, stamp=0), name="unstamped").time_ns == STAMP
+
+
+def bad_clouds():
+    """A message, and what is said of it."""
+    yield cloud(POINTS, data=np.zeros(63, np.uint8)), "states 1 x 4 points of 16 bytes in rows of 64, and has 63 bytes"
+    yield cloud(POINTS, width=5), "states 1 x 5 points"
+    yield cloud(POINTS, height=2**31, width=2**31), "at most 2000000 are taken"
+    yield cloud(POINTS, rows=2, row_step=31), "points of 16 bytes in rows of 31"
+    yield cloud(POINTS, point_step=15), "the field intensity lies outside of a point's 15 bytes"
+    yield cloud(POINTS, point_step=0), "the field x lies outside of a point's 0 bytes"
+    yield (
+        cloud(POINTS, fields=[("a", "f4"), ("y", "f4"), ("z", "f4"), ("i", "f4")]),
+        "has no field x; it has a, y, z, i",
+    )
+    yield cloud(POINTS[:0]), "holds no point"
+    yield cloud(POINTS * np.nan), "holds 4 points that are not finite numbers, and no other"
+    yield cloud(POINTS * 1000), "points over 1 km away"
+    yield serialized(cloud(POINTS))[:100], "is no PointCloud2, or is damaged"
+    yield b"", "is no PointCloud2, or is damaged"
+    many = serialized(cloud(POINTS)).replace(b"\4\0\0\0\2\0\0\0x\0", b"\xff\xff\xff\xff\2\0\0\0x\0")
+    yield many, "has 4294967295 fields; at most 1000 are read"
+
+
+def test_faulty_clouds_are_refused_in_a_sentence_and_left_out_of_a_drive(predictor, tmp_path):
+    found = list(bad_clouds())
+    for number, (message, said) in enumerate(found):
+        path = write_ros2(tmp_path / str(number), [(f"{CLOUD} /lidar", STAMP, message)])
+        with pytest.raises(InvalidInputError, match=f"^{number}.mcap: lidar/\\d+") as refusal:
+            read_frames([path])
+        assert said in str(refusal.value)
+    messages = [(f"{CLOUD} /lidar", STAMP + number, message) for number, (message, _) in enumerate(found)]
+    drive = write_ros2(tmp_path / "drive", [*messages, ("/lidar", STAMP + 100, cloud(POINTS))])
+    said = []
+    assert predict_folder(predictor, drive, tmp_path / "out", Options(), said.append) == len(found)
+    assert sum(line.startswith("left out: drive.mcap: lidar/") for line in said) == len(found)
+    assert len((tmp_path / "out" / "frames.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_path):
+    front, top = cloud(POINTS), cloud(POINTS[:2])
+    two = [("/front", STAMP, front), ("/top", STAMP, top), ("/top", STAMP + 1, top), ("/say", STAMP, "hello")]
+    path = write_ros2(tmp_path / "two", two)
+    with pytest.raises(InvalidInputError, match=r"on 2 topics: /front \(1 messages\), /top \(2 messages\); choose one"):
+        read_frames([path])
+    assert [len(frame.points_lidar_m) for frame in read_frames([path], "/top")] == [2, 2]
+    assert [frame.name for frame in read_frames([path], "/top")] == [f"top/{10**18}", f"top/{10**18}-1"]
+    result = ask(Request(files=(path / "two.mcap",), options={"topic": "/front"})).result
+    assert [frame["name"] for frame in result["frames"]] == [f"front/{10**18}"]
+    with pytest.raises(InvalidInputError, match=r"no PointCloud2 on /say, but on /front \(1 messages\), /top"):
+        read_frames([path], "/say")
+    POINTS.tofile(tmp_path / "sweep.bin")
+    with pytest.raises(InvalidInputError, match="the option topic names one of a ROS bag, and sweep"):
+        read_frames([tmp_path / "sweep.bin"], "/top")
+
+
+@pytest.mark.parametrize("ros1", [True, False])
+def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
+    raw, image = "velodyne_msgs/msg/VelodyneScan /velodyne_packets", "sensor_msgs/msg/Image /camera"
+    for name, messages, said in (
+        ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "but /velodyne_packets (velodyne_msgs/"
+         "VelodyneScan, 1 messages); play it through the LiDAR's driver and record that"),
+        ("camera", [(image, STAMP, b"image")], "but /camera (sensor_msgs/Image, 1 messages); record that of"),
+        ("nothing", [], "holds no messages"),
+    ):  # fmt: skip
+        path = write_ros1(tmp_path / f"{name}.bag", messages) if ros1 else write_ros2(tmp_path / name, messages)
+        with pytest.raises(InvalidInputError) as refusal:
+            read_frames([path])
+        assert said in str(refusal.value)
+
+
+def test_a_drive_of_many_sweeps_goes_on_where_it_was_stopped(predictor, tmp_path):
+    messages = [("/lidar", STAMP + number, cloud(POINTS, ros1=True, stamp=STAMP + number)) for number in range(201)]
+    path = write_ros1(tmp_path / "drive.bag", messages, chunk=1000)
+    with pytest.raises(InvalidInputError, match="holds 201 frames; at most 200 are taken at a time"):
+        read_frames([path])
+    said, out = [], tmp_path / "out"
+    assert predict_folder(predictor, path, out, Options(), said.append) == 0
+    lines = (out / "frames.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["name"] for line in lines] == [f"lidar/{STAMP + number}" for number in range(201)]
+    (out / "frames.jsonl").write_text("".join(lines[:150]) + lines[150][:10])
+    assert predict_folder(predictor, path, out, Options(), said.append) == 0
+    assert (out / "frames.jsonl").read_text() == "".join(lines)
+    assert any("201 frames, 150 of them answered before" in line for line in said)
+    with pytest.raises(InvalidInputError, match="name another directory"):
+        predict_folder(predictor, path, out, Options(score=0.5), said.append)
+    with pytest.raises(InvalidInputError, match="the option topic names one of a ROS bag"):
+        (tmp_path / "velodyne").mkdir()
+        POINTS.tofile(tmp_path / "velodyne" / "0.bin")
+        path.unlink()
+        predict_folder(predictor, tmp_path, out, Options(topic="/lidar"), said.append)
+
+
+def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    for number in (0, 2, 10):
+        stamp = STAMP + number
+        write_ros1(folder / f"drive_{number}.bag", [("/lidar", stamp, cloud(POINTS, ros1=True, stamp=stamp))])
+    assert [frame.time_ns - STAMP for frame in read_frames([folder])] == [0, 2, 10]
+    write_ros1(folder / "other.bag", [("/lidar", STAMP, cloud(POINTS, ros1=True))])
+    with pytest.raises(InvalidInputError, match=r"there are 2 ROS bags \(drive_0.bag, drive_10.bag.*hand in one"):
+        read_frames([folder])
+    POINTS.tofile(tmp_path / "sweep.bin")
+    with pytest.raises(InvalidInputError, match=r"other\.bag is a ROS bag; hand it in without other files"):
+        read_frames([folder / "other.bag", tmp_path / "sweep.bin"])
+    (tmp_path / "points").mkdir()
+    (folder / "other.bag").rename(tmp_path / "points" / "other.bag")
+    POINTS.tofile(tmp_path / "points" / "0.bin")
+    with pytest.raises(
+        InvalidInputError, match=r"other\.bag is a ROS bag, of any number of sweeps; hand it in by itse"
+    ):
+        read_frames([tmp_path])
