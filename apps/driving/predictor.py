@@ -149,6 +149,11 @@ class DrivingPredictor:
                 return name
         return None
 
+    def asks_camera(self, asked: str | None) -> bool:
+        """Whether the model for frames with both a sweep and images looks at the images."""
+        name = asked or self.preferred_model({"lidar": True, "camera": True})
+        return name in self.detectors and self.detectors[name].sensor == "camera"
+
     def detect(self, frame: Frame, model: str | None = None) -> Boxes3D:
         """All boxes that a network finds, of whatever score, overlapping or not: what average precision is taken of."""
         return self.detectors[self.choose_model(frame, model)].detect(frame)

@@ -184,7 +184,8 @@ class Frame:
 
     ``points_lidar_m`` (N, 4) is x, y, z, intensity in [0, 1]; None without LiDAR. Other numbers than float32 are
     converted; another shape is refused. ``earlier_sweeps`` are those before it, the latest first, where they are known.
-    ``time_ns`` is UTC, or None. ``remarks`` say what was left out or is doubtful of the files that it was read from.
+    ``time_ns`` is UTC, or None. ``lidar_to_global`` (4, 4) is rigid; None but of nuScenes, which has a global frame.
+    ``remarks`` say what was left out or is doubtful of the files that it was read from.
     """
 
     name: str
@@ -194,6 +195,7 @@ class Frame:
     time_ns: int | None = None
     earlier_sweeps: tuple[EarlierSweep, ...] = ()
     ignore_boxes_2d: Mapping[str, Floats] = field(default_factory=dict)
+    lidar_to_global: NDArray[np.float64] | None = None
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
@@ -37,6 +38,11 @@ def read(path: Path) -> list[Frame]:
         content = json.loads(info.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidInputError(f"{info.name} is not JSON: {error}") from error
+    if isinstance(content, list):
+        raise InvalidInputError(
+            f"{info.parent.name}/{info.name} is a table of nuScenes' own; the command line goes through the data set: "
+            "trivium predict driving NUSCENES --each --out DIR"
+        )
     try:
         names = class_names(content)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
@@ -65,6 +71,11 @@ def _refuse_repeats(samples: list[dict[str, Any]], name: str) -> None:
             if file in named:
                 raise InvalidInputError(f"{name} names {file} twice; an image or a sweep is of one frame")
             named.add(file)
+
+
+def name_of(sample: dict[str, Any]) -> str:
+    """The token of a described key frame, or its number where it has none."""
+    return str(sample.get("token", sample.get("sample_idx", "frame")))
 
 
 def class_names(content: dict[str, Any]) -> dict[int, str]:
@@ -129,14 +140,29 @@ def read_described(
         )
     instances = sample.get("instances")
     return Frame(
-        name=str(sample.get("token", sample.get("sample_idx", "frame"))),
+        name=name_of(sample),
         points_lidar_m=points,
         cameras=cameras,
         truth=None if instances is None else _boxes(instances, names),
         time_ns=round(sample["timestamp"] * 1e6) * 1000 if "timestamp" in sample else None,
         earlier_sweeps=() if earlier is None else tuple(_earlier_sweeps(sample, find, earlier)),
+        lidar_to_global=_to_global(sample),
         remarks=remarks,
     )
+
+
+def _to_global(sample: dict[str, Any]) -> NDArray[np.float64] | None:
+    """Where the LiDAR was (4, 4), from ``Frame``'s LiDAR frame; None where a description does not say so."""
+    ego, mount = sample.get("ego2global"), (sample.get("lidar_points") or {}).get("lidar2ego")
+    if ego is None or mount is None:
+        return None
+    try:
+        pose: NDArray[np.float64] = np.array(ego, np.float64).reshape(4, 4) @ np.array(mount, np.float64).reshape(4, 4)
+        refuse_not_rigid(pose, "ego2global")
+    except (ValueError, TypeError, InvalidInputError):
+        return None
+    pose[:3, :3] = pose[:3, :3] @ _TURN.T
+    return pose
 
 
 def _earlier_sweeps(

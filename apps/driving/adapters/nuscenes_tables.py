@@ -106,7 +106,11 @@ def _description(
     return {
         "token": sample["token"],
         "timestamp": sample["timestamp"] / 1e6,
-        "lidar_points": {"lidar_path": held[LIDAR]["filename"]},
+        "ego2global": _pose(held[LIDAR], tables).tolist(),
+        "lidar_points": {
+            "lidar_path": held[LIDAR]["filename"],
+            "lidar2ego": _mount(held[LIDAR], tables).tolist(),
+        },
         "lidar_sweeps": list(_sweeps_before(held[LIDAR], lidar, tables)),
         "images": images,
         "instances": instances,
@@ -130,8 +134,17 @@ def _sweeps_before(
 
 def _to_global(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
     """The sensor's frame in the global one, at the moment of this recording."""
-    pose, mount = tables["ego_pose"][row["ego_pose_token"]], tables["calibrated_sensor"][row["calibrated_sensor_token"]]
-    return _transform(pose["rotation"], pose["translation"]) @ _transform(mount["rotation"], mount["translation"])
+    return _pose(row, tables) @ _mount(row, tables)
+
+
+def _pose(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
+    pose = tables["ego_pose"][row["ego_pose_token"]]
+    return _transform(pose["rotation"], pose["translation"])
+
+
+def _mount(row: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Matrix:
+    mount = tables["calibrated_sensor"][row["calibrated_sensor_token"]]
+    return _transform(mount["rotation"], mount["translation"])
 
 
 def _transform(rotation_wxyz: list[float], translation: list[float]) -> Matrix:

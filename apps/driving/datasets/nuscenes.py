@@ -17,7 +17,7 @@ from apps.driving.types import Frame
 from shared.data.build_cache import get_or_build
 from shared.errors import InvalidInputError
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,11 @@ class NuScenes(FrameData):
         if not len(found):
             raise InvalidInputError(f"no scene of {self.root} is left for {split}; see --data.validation-scenes")
         return found
+
+    def all_frames(self) -> DescribedFrames:
+        """The frames of all scenes, with the sweeps before each."""
+        index = DescribedFrames(root=self.root, index=self._index(), numbers=(), with_sweeps=True)
+        return replace(index, numbers=tuple(range(len(index.all_scenes))))
 
     def _of_split(self, split: Split) -> DescribedFrames:
         index = DescribedFrames(root=self.root, index=self._index(), numbers=())
@@ -94,10 +99,10 @@ class NuScenes(FrameData):
         def make(folder: Path) -> None:
             described = self._from_tables() if tables.is_dir() else _from_infos(sources)
             end = 0
-            with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.txt").open("w") as table:
+            with (folder / "frames.jsonl").open("wb") as lines, (folder / "scenes.jsonl").open("w") as table:
                 for scene, description in described:
                     end += lines.write(json.dumps(description).encode() + b"\n")
-                    table.write(f"{end} {scene}\n")
+                    table.write(json.dumps([end, nuscenes.name_of(description), scene]) + "\n")
 
         return get_or_build(f"driving-nuscenes-{key}", make)
 
@@ -136,15 +141,20 @@ class DescribedFrames:
         return len(self.numbers)
 
     @cached_property
-    def _table(self) -> tuple[list[int], list[str]]:
-        """Where each description ends, and its scene."""
-        rows = [line.split(" ", 1) for line in (self.index / "scenes.txt").read_text().splitlines()]
-        return [int(end) for end, _ in rows], [scene for _, scene in rows]
+    def _table(self) -> tuple[list[int], list[str], list[str]]:
+        """Where each description ends, its frame's name, and its scene."""
+        rows = [json.loads(line) for line in (self.index / "scenes.jsonl").read_text().splitlines()]
+        return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     @property
     def all_scenes(self) -> list[str]:
         """The scene of every frame in the index."""
-        return self._table[1]
+        return self._table[2]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Those of the frames: tokens of samples."""
+        return [self._table[1][number] for number in self.numbers]
 
     @property
     def scenes(self) -> Sequence[str]:

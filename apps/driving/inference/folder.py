@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apps.driving.adapters import custom, kitti, rosbag
 from apps.driving.adapters.kitti_layouts import frame_root
+from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.video import overlapped
 from apps.driving.outputs import kitti as kitti_results
+from apps.driving.outputs import nuscenes
 from apps.driving.outputs.result import frame_line
 from shared.atomic_files import file_lock, write_whole
 from shared.errors import InvalidInputError
@@ -39,7 +41,12 @@ def predict_folder(
     Returns how many could not be read. ``say`` is told how far it is. Raises ``InvalidInputError`` where nothing can be
     read, or ``out`` holds answers to another folder or of other weights or options.
     """
-    found = _of_bag(folder, options.topic) if rosbag.bag_files([folder]) else _of_folder(folder, predictor.device)
+    if rosbag.bag_files([folder]):
+        found = _of_bag(folder, options.topic)
+    elif versions := sorted(found.parent for at in ("", "v1.0-*/") for found in folder.glob(f"{at}sample_data.json")):
+        found = _of_nuscenes(versions, images=predictor.asks_camera(options.model))
+    else:
+        found = _of_folder(folder, predictor.device)
     if options.topic and found.topic is None:
         raise InvalidInputError(f"the option topic names one of a ROS bag, and {folder.name} is none; leave it out")
     settings = {
@@ -68,13 +75,17 @@ class _Unread(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Frames to be read one after the other, how many there should be, and their names where these are known before."""
+    """Frames to be read one after the other, how many there should be, and their names where these are known before.
+
+    ``posed`` where it is known where in the world they were taken.
+    """
 
     root: Path
     frames: Iterable[_Unread]
     total: int
     names: set[str] | None = None
     topic: str | None = None
+    posed: bool = False
 
 
 def _of_folder(folder: Path, device: str) -> _Found:
@@ -103,6 +114,18 @@ def _of_bag(path: Path, topic: str | None) -> _Found:
             yield _Unread("", partial(_refuse, damage))
 
     return _Found(path, frames(), bag.count, topic=bag.topic)
+
+
+def _of_nuscenes(versions: list[Path], *, images: bool) -> _Found:
+    """``versions`` are the folders of tables that there are."""
+    if len(versions) > 1:
+        names = ", ".join(version.name for version in versions)
+        raise InvalidInputError(f"{versions[0].parent.name} holds {names}; name one of these folders")
+    described = NuScenes(root=versions[0].parent, version=versions[0].name).all_frames()
+    frames = [
+        _Unread(name, partial(described.read, number, images=images)) for number, name in enumerate(described.names)
+    ]
+    return _Found(versions[0], frames, len(frames), set(described.names), posed=True)
 
 
 def _refuse(damage: InvalidInputError) -> Frame:
@@ -153,9 +176,20 @@ def _go_on(
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise
     say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
+    if found.posed:
+        _write_submission(out)
+        say(f"Wrote {out / nuscenes.FILE}, a submission of the frames answered so far")
     if doubtful:
         say(f"{doubtful} frames carry such a remark in {_LINES}")
     return refused
+
+
+def _write_submission(out: Path) -> None:
+    """nuScenes' file of all frames that are answered, from their lines."""
+    aside = out / f".{nuscenes.FILE}"
+    with (out / _LINES).open(encoding="utf-8") as lines, aside.open("w", encoding="utf-8") as file:
+        file.writelines(nuscenes.submission(json.loads(line) for line in lines))
+    aside.replace(out / nuscenes.FILE)
 
 
 def _same(file: Path, settings: Mapping[str, Any]) -> None:

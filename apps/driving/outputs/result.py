@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apps.driving.outputs import nuscenes
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared.app import Table
 
@@ -25,8 +26,9 @@ def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> dict[str, 
 
 
 def frame_line(frame: Frame, output: Detections) -> dict[str, Any]:
-    """One frame: its name, the model that answered, its boxes, and remarks where its sweep is hardly one for it."""
+    """One frame: its name, the model that answered, its boxes, where it was, if known, and remarks if there are any."""
     line: dict[str, Any] = {"name": frame.name, "model": output.model, "boxes": describe(output.boxes)}
+    line |= nuscenes.pose(frame)
     return line | ({"remarks": list(output.remarks)} if output.remarks else {})
 
 

@@ -256,7 +256,7 @@ def write_tables(content, root):
             for name, (_, _, file) in sensors.items()
         ],
         "category": [{"token": name} for name in (*names.values(), "other")],
-        "instance": [], "sample_annotation": [],
+        "instance": [], "sample_annotation": [], "attribute": [],
     }  # fmt: skip
     for number, item in enumerate(sample["instances"]):
         x, y, z, length, width, height, yaw = item["bbox_3d"]
@@ -270,6 +270,7 @@ def write_tables(content, root):
             {
                 "sample_token": "s", "instance_token": f"i{number}", "translation": box[:3, 3].tolist(),
                 "size": [width, length, height], "rotation": quaternion(box), "num_lidar_pts": item["num_lidar_pts"],
+                "token": f"a{number}", "prev": "", "next": "", "attribute_tokens": [], "num_radar_pts": 0,
             }
         )  # fmt: skip
     categories = {

@@ -1,0 +1,85 @@
+"""A submission to nuScenes' detection task: boxes by sample in the global frame, as nuscenes-devkit evaluates them.
+
+The layout is that of the devkit's python-sdk/nuscenes/eval/detection/README.md. Sizes are width, length, height. The
+networks state no velocities and no attributes: those are 0 and empty, which the devkit takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.driving.adapters.nuscenes_tables import DETECTION_NAMES
+from apps.driving.types import Frame
+
+FILE = "results_nusc.json"
+MOST_BOXES = 500
+_NAMES = {name: name for name in DETECTION_NAMES.values()} | {"cyclist": "bicycle"}
+"""Classes of the networks as the task calls them; a bicycle's box holds its rider. Others are left out."""
+
+
+def pose(frame: Frame) -> dict[str, Any]:
+    """What a frame's line of results says of where it was taken: ``lidar_to_global`` (4, 4), where that is known."""
+    return {} if frame.lidar_to_global is None else {"lidar_to_global": frame.lidar_to_global.tolist()}
+
+
+def submission(lines: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The text, piece by piece, of frames as ``result.frame_line`` describes them, by name; those without pose are left
+    out."""
+    models: set[str] = set()
+    yield '{"results": {'
+    for line in lines:
+        if "lidar_to_global" in line:
+            yield f"{', ' if models else ''}{json.dumps(line['name'])}: {json.dumps(_boxes(line))}"
+            models.add(line["model"])
+    camera = any(name in ("fcos3d", "mmdet3d_camera") for name in models)
+    lidar = any(name in ("pointpillars", "mmdet3d_lidar") for name in models)
+    used = {"use_camera": camera, "use_lidar": lidar, "use_radar": False, "use_map": False, "use_external": True}
+    yield f'}}, "meta": {json.dumps(used)}}}\n'
+
+
+def _boxes(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The best boxes of a frame, from the best score down."""
+    to_global = np.array(line["lidar_to_global"], np.float64)
+    turn = _quaternion(to_global[:3, :3])
+    named = [box for box in line["boxes"] if box["name"] in _NAMES]
+    best = sorted(named, key=lambda box: -box["score"])[:MOST_BOXES]
+    return [
+        {
+            "sample_token": line["name"],
+            "translation": (to_global[:3, :3] @ box["centre_lidar_m"] + to_global[:3, 3]).tolist(),
+            "size": [box["size_m"][1], box["size_m"][0], box["size_m"][2]],
+            "rotation": _turned(turn, box["yaw"]),
+            "velocity": [0.0, 0.0],
+            "detection_name": _NAMES[box["name"]],
+            "detection_score": box["score"],
+            "attribute_name": "",
+        }
+        for box in best
+    ]
+
+
+def _turned(wxyz: NDArray[np.float64], yaw: float) -> list[float]:
+    """The quaternion of a turn about z by ``yaw``, and then of ``wxyz``."""
+    w, x, y, z = wxyz.tolist()
+    cosine, sine = float(np.cos(yaw / 2)), float(np.sin(yaw / 2))
+    return [w * cosine - z * sine, x * cosine + y * sine, y * cosine - x * sine, z * cosine + w * sine]
+
+
+def _quaternion(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(4,) scalar first, of a rotation matrix (3, 3) (Bar-Itzhack 2000: it need not be exactly orthogonal)."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
+    of_turn = np.array(
+        [
+            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
+            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
+            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
+            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+        ]
+    )
+    found: NDArray[np.float64] = np.linalg.eigh(of_turn)[1][:, -1]
+    return found if found[0] >= 0 else -found
