@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    import threading
+
     from fastapi import APIRouter
     from torch import Tensor, nn
 
     from shared.deploy.artifact import Artifact
     from shared.deploy.predictor import Codec, Predictor
+    from shared.job_client import JobClient
     from shared.recipe import DataConfig, Recipe
     from shared.serve.service import Service
 
@@ -115,6 +118,16 @@ class Imported:
     calibration: Mapping[str, Any]
 
 
+class Gateway(Protocol):
+    """What brings cases from the domain's own network to a running server, and its answers back.
+
+    A dataclass: its fields are settings of ``trivium gateway APP``, and its docstring is their help.
+    """
+
+    def run(self, jobs: JobClient, folder: Path, stop: threading.Event) -> None:
+        """Runs until ``stop`` is set; what waits lies in ``folder``, so that it goes on when it is started again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class App:
     """One vertical. Every function imports what it needs when it is called, so that finding an app costs nothing.
@@ -149,6 +162,7 @@ class App:
     router       routes of the domain under /api/<name>, besides those that every app has; or None
     predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
                  options, who is told how far it is; returns how many cases were left out. Or None
+    gateway      the class of its gateway: see ``Gateway``. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
     sample_jobs  whether samples are as large, so that the form hands them in as jobs and shows the stage
@@ -187,6 +201,7 @@ class App:
     predict_folder: (
         Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None
     ) = None
+    gateway: Callable[[], type[Gateway]] | None = None
     kinds: tuple[str, ...] | None = None
 
     @property

@@ -12,6 +12,7 @@ from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
 if TYPE_CHECKING:
     from torch import nn
 
+    from apps.medical.adapters.gateway import DicomGateway
     from apps.medical.predictor import NodulePredictor
     from apps.medical.service import MedicalCodec
     from shared.deploy.artifact import Artifact
@@ -129,6 +130,12 @@ def _samples() -> Sequence[Sample]:
     return samples()
 
 
+def _gateway() -> type[DicomGateway]:
+    from apps.medical.adapters.gateway import DicomGateway
+
+    return DicomGateway
+
+
 def _reproduce(quick: bool) -> Table:
     from apps.medical.reproduce import reproduce
 
@@ -163,5 +170,6 @@ app = App(
     served_with=_served_with,
     samples=_samples,
     reproduce=_reproduce,
+    gateway=_gateway,
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),
 )

@@ -11,6 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from shared.cli.server_arguments import Backup as Backup
 from shared.cli.server_arguments import Device as Device
 from shared.cli.server_arguments import Folder as Folder
+from shared.cli.server_arguments import Gateway as Gateway
 from shared.cli.server_arguments import ProgramName as ProgramName
 from shared.cli.server_arguments import Purge as Purge
 from shared.cli.server_arguments import Restore as Restore
@@ -333,6 +334,7 @@ Command: TypeAlias = (
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Models, subcommand("models")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Gateway, subcommand("gateway")]
     | Annotated[Backup, subcommand("backup")]
     | Annotated[Restore, subcommand("restore")]
     | Annotated[Purge, subcommand("purge")]

@@ -17,7 +17,10 @@ from shared.cli import arguments as commands
 from shared.errors import InvalidInputError
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
-_TAKE_SETTINGS = (commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize)
+_TAKE_SETTINGS = (
+    *(commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize),
+    commands.Gateway,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +100,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import serve
 
             return serve.run(command)
+        case commands.Gateway():
+            from shared.cli import gateway
+
+            return gateway.run(command, settings)
         case commands.Backup() | commands.Restore() | commands.Purge():
             from shared.cli import store
 

@@ -39,6 +39,25 @@ class Serve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """Bring cases from the domain's own network to a running server, and its answers back, with nobody at hand.
+
+    medical: CT series by DICOM C-STORE, reports back by C-STORE; they name the patient as the images do.
+    `trivium gateway medical -- --help` lists its settings. Where the server stands behind a proxy that wants to know
+    who asks, TRIVIUM_AUTHORIZATION holds what is sent as the header Authorization, as in "Bearer TOKEN".
+
+    Example: trivium gateway medical --server http://127.0.0.1:8000 --aet TRIVIUM --to PACS@pacs.hospital:104
+    """
+
+    app: Annotated[Positional[str], arg(metavar="APP")]
+    """The application."""
+    server: Annotated[str, arg(metavar="URL")] = "http://127.0.0.1:8000"
+    """The server that answers."""
+    spool: Annotated[Path, arg(metavar="DIR")] = Path("spool")
+    """The folder of what waits: images of patients, for this account alone, deleted as soon as they are answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backup:
     """Write a server's cases and jobs, with their files, to one file. The server may go on meanwhile.
 

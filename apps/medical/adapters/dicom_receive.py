@@ -1,0 +1,211 @@
+"""A DICOM storage SCP for CT (PS3.4 B): what is sent to it by C-STORE lies in the spool before it is acknowledged.
+
+Whoever sends is taken for what it may be: broken, or hostile. Each connection has threads of its own; what is read of
+it at a time, how many there are, and how many from one address, is bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import weakref
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from apps.medical.adapters.dicom_spool import Spool, SpoolFull
+from shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pynetdicom.events import Event
+    from pynetdicom.transport import ThreadedAssociationServer
+
+log = logging.getLogger("trivium.gateway")
+
+CT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.2{ending}" for ending in ("", ".1", ".2"))
+"""CT Image Storage, Enhanced CT Image Storage, Legacy Converted Enhanced CT Image Storage."""
+_VERIFICATION = "1.2.840.10008.1.1"
+TRANSFER_SYNTAXES = (
+    *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
+    *(f"1.2.840.10008.1.2.4.{ending}" for ending in (50, 51, 57, 70, 80, 81, 90, 91)),
+    "1.2.840.10008.1.2.5",
+)
+"""Those that ``adapters/pixels`` reads: uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE."""
+
+SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
+"""Of C-STORE (PS3.4 B.2.3)."""
+LARGEST_OBJECT = 1 << 30
+_LARGEST_PDU = 1 << 20
+_HEADER_BYTES = 4 << 20
+_IDLE_S, _NEGOTIATION_S = 60, 30
+_STUDY, _SERIES = 0x0020000D, 0x0020000E
+
+
+def receive(
+    address: tuple[str, int],
+    title: str,
+    spool: Spool,
+    *,
+    callers: Sequence[str] = (),
+    associations: int = 20,
+    tls: ssl.SSLContext | None = None,
+) -> ThreadedAssociationServer:
+    """Starts to listen under the AE title, on threads of its own; ``shutdown`` of what is returned ends it.
+
+    ``callers`` are the AE titles that may send; any where none is named. Raises ``InvalidInputError`` where the address
+    cannot be listened at.
+    """
+    from pynetdicom import AE, evt
+
+    entity = AE(ae_title=title)
+    for image in CT_IMAGES:
+        entity.add_supported_context(image, list(TRANSFER_SYNTAXES))
+    entity.add_supported_context(_VERIFICATION)
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(callers)
+    entity.maximum_associations = associations
+    entity.maximum_pdu_size = _LARGEST_PDU // 4
+    entity.network_timeout, entity.acse_timeout, entity.dimse_timeout = _IDLE_S, _NEGOTIATION_S, _NEGOTIATION_S
+    refused = _Refused(title)
+    handlers: list[Any] = [
+        (evt.EVT_C_STORE, _store, [spool]),
+        (evt.EVT_C_ECHO, lambda event: SUCCESS),
+        (evt.EVT_REJECTED, refused.tell),
+    ]
+    try:
+        server = entity.make_server(
+            address, evt_handlers=handlers, ssl_context=tls, server_class=_server_class(associations)
+        )
+    except OSError as error:
+        raise InvalidInputError(f"port {address[1]} of {address[0]} cannot be listened at: {error.strerror}") from error
+    entity._servers.append(server)
+    threading.Thread(target=server.serve_forever, name="receive", daemon=True).start()
+    return server
+
+
+def read_header(content: BytesIO, syntax: str, last: int) -> Dataset:
+    """The elements of a dataset up to the one with the tag ``last``, and of one that is deflated no more than 4 MiB."""
+    from pydicom import config
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID
+
+    config.settings.reading_validation_mode = config.IGNORE  # its warnings cite values, which may name the patient
+    uid = UID(syntax)
+    content.seek(0)
+    if uid.is_deflated:
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        content = BytesIO(unpacker.decompress(content.read(), _HEADER_BYTES))
+    return read_dataset(content, uid.is_implicit_VR, uid.is_little_endian, stop_when=lambda tag, vr, length: tag > last)
+
+
+def _store(event: Event, spool: Spool) -> int:
+    """Keeps an image; the status that its sender is told."""
+    from pynetdicom.dsutils import encode_file_meta
+
+    request: Any = event.request
+    association: Any = event.assoc
+    content: BytesIO = request.DataSet
+    size = content.getbuffer().nbytes
+    association.dul.socket.unread -= size
+    if request.AffectedSOPClassUID != event.context.abstract_syntax:
+        return OTHER_CLASS
+    try:
+        header = read_header(content, event.context.transfer_syntax, _SERIES)
+        study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
+        image = str(request.AffectedSOPInstanceUID or "")
+        if not (study and series and image):
+            return CANNOT_UNDERSTAND
+        meta = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
+    except Exception:
+        return CANNOT_UNDERSTAND
+    try:
+        spool.store(study, series, image, [meta, content.getbuffer()], association)
+    except SpoolFull as error:
+        log.warning("an image was refused (0xA700): %s", error)
+        return OUT_OF_RESOURCES
+    except OSError as error:
+        log.error("an image was refused (0xA700): it cannot be written (%s)", error.strerror)
+        return OUT_OF_RESOURCES
+    return SUCCESS
+
+
+class _Refused:
+    """Says once of each address that it was refused, and why, for the first hundred."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._told = title, set[str]()
+
+    def tell(self, event: Event) -> None:
+        address = str(event.assoc.remote.get("address"))
+        if address not in self._told and len(self._told) < 100:
+            self._told.add(address)
+            log.warning(
+                "an association from %s was refused: it must call %s, be one of --from where titles are named there, "
+                "and there may not be too many at a time",
+                address,
+                self._title,
+            )
+
+
+def _server_class(associations: int) -> type[ThreadedAssociationServer]:
+    from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+    class Connection(AssociationSocket):
+        """Drops who sends more at a time than anybody needs to, before it is in memory."""
+
+        unread = 0
+
+        def recv(self, nr_bytes: int) -> bytearray:
+            self.unread += nr_bytes
+            if nr_bytes > _LARGEST_PDU or self.unread > LARGEST_OBJECT:
+                raise ConnectionAbortedError("more than is taken at a time")
+            return super().recv(nr_bytes)
+
+    class Handler(RequestHandler):
+        def _create_association(self) -> Any:
+            made = super()._create_association()
+            made.dul.socket.__class__ = Connection  # it is made by name in there
+            return made
+
+    class Server(ThreadedAssociationServer):
+        """Has at most twice as many connections as associations, and half as many from one address.
+
+        Above the number of associations one is refused as the standard has it; above these it is closed at once.
+        """
+
+        daemon_threads = True
+        request_queue_size = 64
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            self._open: list[tuple[str, weakref.ref[socket.socket]]] = []
+            super().__init__(*given, **{**named, "request_handler": Handler})
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            assert self.socket is not None
+            connection, address = self.socket.accept()
+            connection.settimeout(_IDLE_S)
+            if self.ssl_context is not None:  # the handshake is its own thread's, at the first that it reads
+                connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            return connection, address
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self._open = [(host, held) for host, held in self._open if _is_open(held())]
+            hosts = [host for host, _ in self._open]
+            host = str(client_address[0])
+            if len(hosts) >= 2 * associations or hosts.count(host) >= max(1, associations // 2):
+                return False
+            self._open.append((host, weakref.ref(request)))
+            return True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            log.warning("a connection could not be served")
+
+    return Server
+
+
+def _is_open(connection: socket.socket | None) -> bool:
+    return connection is not None and connection.fileno() != -1

@@ -1,0 +1,245 @@
+"""Series that were received and are not answered yet, and reports that are not sent yet: files in a folder.
+
+Names are digests of DICOM's unique identifiers, never what a sender says. All is for the owner alone:
+
+    series/DIGEST/DIGEST.dcm   the images; beside them ``job``, where the series was handed in to the server
+    reports/DIGEST-NAME.dcm    reports that the archive has not got yet
+    aside/DIGEST/              series, and reports, that were tried too often
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+_LONGER = 10
+"""So many times as long is waited for a series whose sender has not released its association."""
+_JOB = "job"
+
+
+class SpoolFull(Exception):
+    """There is no room for another image."""
+
+
+class Sender(Protocol):
+    """The association that an image came over."""
+
+    def is_alive(self) -> bool:
+        """Whether it is still open."""
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it was ended as the standard has it, rather than broken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A series as it was when it was taken to be answered; ``number`` tells whether anything came since."""
+
+    series: str
+    files: Sequence[Path]
+    number: int
+    job: str | None
+
+
+@dataclass(slots=True)
+class _Series:
+    number: int = 0
+    last: float = 0.0
+    senders: list[Sender] = field(default_factory=list)
+    broken_off: bool = False
+
+
+class Spool:
+    """The folder, for one process; its methods may be called by any thread.
+
+    ``most_bytes`` bounds what lies in it. A series is ready ``quiet_s`` after its last image where all its associations
+    were released, and ten times as long after it where one is open or was broken off: its sender will go on, or send
+    it again. So it is with all that lies there at the start.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int, quiet_s: float) -> None:
+        self._lock = threading.Lock()
+        self._most, self._quiet_s = most_bytes, quiet_s
+        self._incoming, self._reports, self._aside = (folder / name for name in ("series", "reports", "aside"))
+        for place in (folder, self._incoming, self._reports, self._aside):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (self._incoming, self._reports, self._aside):
+            place.chmod(0o700)
+        for torn in folder.rglob("*.part"):
+            torn.unlink()
+        now = time.monotonic()
+        self._known = {
+            place.name: _Series(last=now, broken_off=not (place / _JOB).exists()) for place in self._incoming.iterdir()
+        }
+        self._bytes = _size(self._incoming) + _size(self._reports) + _size(self._aside)
+
+    def store(
+        self, study_uid: str, series_uid: str, image_uid: str, parts: Sequence[bytes | memoryview], sender: Sender
+    ) -> None:
+        """Writes an image, whose file is the ``parts`` one after the other; it is on the disk when this returns.
+
+        Raises ``SpoolFull`` where there is no room, and ``OSError``.
+        """
+        series, name = digest(f"{study_uid}/{series_uid}"), f"{digest(image_uid)}.dcm"
+        size = sum(len(part) for part in parts)
+        with self._lock:
+            self._make_room(size)
+            self._bytes += size
+        aside = self._incoming.parent / f"{name}.{threading.get_ident()}.part"
+        try:
+            _write(aside, parts)
+            with self._lock:
+                home = self._incoming / series
+                home.mkdir(mode=0o700, exist_ok=True)
+                (home / _JOB).unlink(missing_ok=True)
+                earlier = (home / name).stat().st_size if (home / name).exists() else 0
+                aside.replace(home / name)
+                self._bytes -= earlier
+                known = self._known.setdefault(series, _Series())
+                known.number, known.last = known.number + 1, time.monotonic()
+                if sender not in known.senders:
+                    known.senders = [*(other for other in known.senders if other.is_alive()), sender]
+                    known.broken_off = False
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            with self._lock:
+                self._bytes -= size
+            raise
+        _flush(home)
+
+    def ready(self, passed_over: Mapping[str, float]) -> str | None:
+        """The series that has waited longest of those that are ready; ``passed_over`` says until when some are not."""
+        now = time.monotonic()
+        with self._lock:
+            for series, known in self._known.items():
+                ended = [sender for sender in known.senders if not sender.is_alive()]
+                known.broken_off |= any(not sender.is_released for sender in ended)
+                known.senders = [sender for sender in known.senders if sender not in ended]
+                waits_s = self._quiet_s * (_LONGER if known.senders or known.broken_off else 1)
+                if now >= max(known.last + waits_s, passed_over.get(series, 0.0)):
+                    return series
+        return None
+
+    def take(self, series: str) -> Taken:
+        """The series as it is now."""
+        with self._lock:
+            home = self._incoming / series
+            job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
+            return Taken(series, sorted(home.glob("*.dcm")), self._known[series].number, job)
+
+    def is_as(self, taken: Taken) -> bool:
+        """Whether nothing came of the series since it was taken."""
+        return self._known[taken.series].number == taken.number
+
+    def note_job(self, taken: Taken, job: str | None) -> None:
+        """Keeps where on the server the series is answered, so that it is not handed in twice; or that it is not."""
+        with self._lock:
+            if not self.is_as(taken):
+                return
+            place = self._incoming / taken.series / _JOB
+            place.unlink(missing_ok=True)
+            if job is not None:
+                _write(place, [job.encode()])
+
+    def answered(self, taken: Taken, reports: Mapping[str, bytes]) -> bool:
+        """Keeps the reports until they are sent, and deletes the series. False, and nothing, where more came of it."""
+        with self._lock:
+            if not self.is_as(taken):
+                return False
+            for name, content in reports.items():
+                final = self._reports / f"{taken.series}-{digest(name)}.dcm"
+                aside = final.with_suffix(".part")
+                _write(aside, [content])
+                aside.replace(final)
+                self._bytes += len(content)
+            self._remove(taken.series)
+            return True
+
+    def remove(self, taken: Taken) -> None:
+        """Deletes a series that cannot be answered, unless more came of it."""
+        with self._lock:
+            if self.is_as(taken):
+                self._remove(taken.series)
+
+    def put_aside(self, taken: Taken) -> None:
+        """Keeps a series out of the way, for somebody to look at it; it is deleted when its room is needed."""
+        with self._lock:
+            if not self.is_as(taken):
+                return
+            place = self._aside / taken.series
+            self._delete(place)
+            (self._incoming / taken.series).rename(place)
+            os.utime(place)
+            del self._known[taken.series]
+
+    def reports(self) -> list[Path]:
+        """Those that are not sent yet, the oldest first."""
+        return sorted(self._reports.glob("*.dcm"), key=lambda path: path.stat().st_mtime_ns)
+
+    def sent(self, report: Path) -> None:
+        """Deletes a report that was sent."""
+        with self._lock:
+            self._delete(report)
+
+    def put_report_aside(self, report: Path) -> None:
+        """Keeps a report that the archive does not take, as ``put_aside`` does a series."""
+        with self._lock:
+            self._delete(self._aside / report.name)
+            report.rename(self._aside / report.name)
+
+    def _make_room(self, size: int) -> None:
+        """Deletes the oldest of what was put aside until there is room. Raises ``SpoolFull`` where there is none."""
+        while self._bytes + size > self._most:
+            put_aside = sorted(self._aside.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            if not put_aside:
+                raise SpoolFull(f"the spool holds {self._bytes:,} of {self._most:,} bytes")
+            self._delete(put_aside[0])
+
+    def _remove(self, series: str) -> None:
+        self._delete(self._incoming / series)
+        del self._known[series]
+
+    def _delete(self, place: Path) -> None:
+        self._bytes -= _size(place)
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
+
+def digest(text: str) -> str:
+    """What stands for an identifier in names of files and in the log."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _size(place: Path) -> int:
+    """Of the DICOM files there, or of the one that it is."""
+    files = place.rglob("*.dcm") if place.is_dir() else [place] if place.exists() else []
+    return sum(file.stat().st_size for file in files)
+
+
+def _flush(folder: Path) -> None:
+    """Writes the folder's names to the disk. It may be gone already: then nothing is left to be written."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,106 @@
+"""The gateway of the medical application, as its command line sets it up: from a PACS to a server, and back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from apps.medical.adapters.dicom_receive import receive
+from apps.medical.adapters.dicom_spool import Spool
+from apps.medical.adapters.series_answering import Answering
+from apps.medical.outputs.dicom_send import is_title, read_archive
+from apps.medical.outputs.report_sending import Sending
+from shared.atomic_files import file_lock
+from shared.errors import InvalidInputError
+from shared.growing_pauses import GrowingPauses
+from shared.job_client import JobClient
+
+log = logging.getLogger("trivium.gateway")
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomGateway:
+    """Receive CT series by C-STORE, have the server answer them, and send the reports by C-STORE.
+
+    Reports name the patient as the images do (patient=yes): an archive files one without a patient as another's. What
+    lies in the spool are images of patients; a series is deleted as soon as it is answered. For research, not for
+    diagnosis.
+
+    Example: trivium gateway medical --server http://127.0.0.1:8000 --to PACS@pacs.hospital:104
+    """
+
+    to: Annotated[str, arg(metavar="AET@HOST:PORT")]
+    """The archive that gets the reports."""
+    aet: Annotated[str, arg(metavar="AET")] = "TRIVIUM"
+    """The gateway's own AE title, which senders must call."""
+    host: Annotated[str, arg(metavar="ADDRESS")] = "0.0.0.0"
+    """The address to listen on; every one of this machine by default."""
+    port: Annotated[int, arg(metavar="PORT")] = 11112
+    """The port to listen on."""
+    from_: Annotated[tuple[str, ...], arg(name="from", metavar="AET [AET ...]")] = ()
+    """The AE titles that may send; any by default."""
+    quiet_seconds: Annotated[float, arg(metavar="S")] = 30.0
+    """A series is whole when its associations are released and nothing of it came for so long; ten times as long where
+    one stays open or was broken off."""
+    spool_bytes: Annotated[int, arg(metavar="N")] = 20_000_000_000
+    """The most bytes that wait; beyond them senders are told that there is no room (0xA700)."""
+    associations: Annotated[int, arg(metavar="N")] = 20
+    """The most associations at a time, half of them from one address."""
+
+    def __post_init__(self) -> None:
+        read_archive(self.to)
+        for title in (self.aet, *self.from_):
+            if not is_title(title):
+                raise InvalidInputError(f"{title!r} is no AE title: 1 to 16 characters")
+        if not 0 <= self.port < 1 << 16:
+            raise InvalidInputError(f"--port is {self.port}; it must be at most 65535")
+        for name, value in (("quiet-seconds", self.quiet_seconds), ("associations", self.associations)):
+            if not value > 0:
+                raise InvalidInputError(f"--{name} is {value}; it must be above 0")
+
+    def run(self, jobs: JobClient, folder: Path, stop: threading.Event, pauses: tuple[float, float] = (5, 300)) -> None:
+        """Runs until ``stop`` is set. Raises ``InvalidInputError`` where folder or port cannot be had."""
+        _hide_values()
+        archive = read_archive(self.to)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with file_lock(folder / "lock", wait=False):
+                spool = Spool(folder, self.spool_bytes, self.quiet_seconds)
+                answering = Answering(spool, jobs, stop, GrowingPauses(*pauses))
+                sending = Sending(spool, self.aet, archive, stop, GrowingPauses(*pauses))
+                server = receive(
+                    (self.host, self.port), self.aet, spool, callers=self.from_, associations=self.associations
+                )
+                log.info(
+                    "listening on %s:%d as %s, for %s; answers come from %s, reports go to %s",
+                    *(*server.server_address[:2], self.aet, ", ".join(self.from_) or "any AE title"),
+                    *(jobs.server, archive),
+                )
+                threads = [threading.Thread(target=loop.run, daemon=True) for loop in (answering, sending)]
+                for thread in threads:
+                    thread.start()
+                stop.wait()
+                jobs.stop.set()
+                server.ae.shutdown()
+                for thread in threads:
+                    thread.join(_PATIENCE_S)
+        except BlockingIOError as error:
+            raise InvalidInputError(f"{folder} is another gateway's spool; name another with --spool") from error
+        except OSError as error:
+            raise InvalidInputError(f"{folder} cannot be used as a spool: {error.strerror}") from error
+        log.info("ended")
+
+
+def _hide_values() -> None:
+    """Has the libraries log nothing: what they say cites values, which may name a patient."""
+    from pynetdicom import _config
+
+    _config.LOG_HANDLER_LEVEL = "none"
+    for name in ("pynetdicom", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -1,0 +1,155 @@
+"""Series of the spool to the server, one after the other, each as a job; its reports go back into the spool."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from apps.medical.adapters.dicom_spool import Spool, Taken
+from apps.medical.types import PATIENT_KEYWORDS
+from shared.growing_pauses import GrowingPauses
+from shared.job_client import JobClient, JobFailed, JobGone, ServerAway
+
+log = logging.getLogger("trivium.gateway")
+
+MOST_TRIES = 5
+_LOOK_S = 0.5
+_SHORT = 12
+
+
+class Answering:
+    """Has the server answer what is ready in the spool, until ``stop`` is set.
+
+    While the server cannot be reached, a series is kept and tried again, after pauses that grow. What the server
+    refuses is deleted, and the log says why; what it fails at ``MOST_TRIES`` times is put aside.
+    """
+
+    def __init__(self, spool: Spool, jobs: JobClient, stop: threading.Event, pauses: GrowingPauses) -> None:
+        self._spool, self._jobs, self._stop, self._pauses = spool, jobs, stop, pauses
+        self._failures: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Answers series until it is told to stop."""
+        while not self._stop.is_set():
+            try:
+                series = self._spool.ready(self._pauses.until)
+                if series is not None:
+                    self._try(self._spool.take(series))
+                    continue
+            except Exception as error:  # whatever it is, what comes later is answered all the same
+                log.error("the spool cannot be looked at: %s", type(error).__name__)
+            self._stop.wait(_LOOK_S)
+
+    def _try(self, taken: Taken) -> None:
+        name = short(taken.series)
+        try:
+            self._answer(taken)
+        except ServerAway as error:
+            if not self._stop.is_set():
+                log.warning("series %s waits: %s; next try in %.0f s", name, error, self._pauses.grow(taken.series))
+            return
+        except JobGone:
+            self._spool.note_job(taken, None)
+            self._failed(taken, "its job, or its answer, was deleted on the server")
+            return
+        except JobFailed as error:
+            self._spool.note_job(taken, None)
+            if not error.is_refusal:
+                self._failed(taken, f"the server failed ({error.status})")
+                return
+            log.warning("series %s refused (%d), and deleted: %s", name, error.status, in_words(error, taken))
+            self._spool.remove(taken)
+        except Exception as error:  # a full disk, a series that somebody took away
+            log.error("series %s waits: %s", name, type(error).__name__)
+            self._pauses.grow(taken.series)
+            return
+        self._pauses.forget(taken.series)
+        del self._failures[taken.series]
+
+    def _failed(self, taken: Taken, why: str) -> None:
+        self._failures[taken.series] += 1
+        if self._failures[taken.series] < MOST_TRIES:
+            pause_s = self._pauses.grow(taken.series)
+            log.warning("series %s waits: %s; next try in %.0f s", short(taken.series), why, pause_s)
+            return
+        log.error("series %s put aside after %d tries: %s", short(taken.series), MOST_TRIES, why)
+        self._spool.put_aside(taken)
+        self._pauses.forget(taken.series)
+        del self._failures[taken.series]
+
+    def _answer(self, taken: Taken) -> None:
+        name, job = short(taken.series), taken.job
+        if job is None:
+            job = self._jobs.submit(taken.files, {"patient": "yes"})
+            self._spool.note_job(taken, job)
+            log.info("series %s: %d files handed in", name, len(taken.files))
+        state = self._jobs.job(job)
+        while state["state"] in ("queued", "running"):
+            if self._stop.wait(_LOOK_S):
+                raise ServerAway("the gateway ends")
+            if not self._spool.is_as(taken):
+                log.info("series %s: more came of it, so that it is answered anew", name)
+                self._jobs.cancel(job)
+                return
+            state = self._jobs.job(job)
+        if state["state"] == "cancelled":
+            log.warning("series %s: its job was cancelled on the server, and it is deleted", name)
+            self._spool.remove(taken)
+            return
+        if state["state"] == "failed":
+            raise JobFailed(str(state.get("problem")), int(state.get("status") or 500))
+        case = self._jobs.case(str(state["case"]))
+        files: dict[str, str] = case["files"]
+        reports = {file: self._jobs.file(path) for file, path in files.items() if file.endswith(".dcm")}
+        if not self._spool.answered(taken, reports):
+            log.info("series %s: more came of it, so that it is answered anew", name)
+        elif reports:
+            log.info("series %s: answered, case %s; its report is sent", name, case["case"])
+        else:
+            log.info("series %s: answered, case %s; no report, for %s", name, case["case"], _why_none(case["result"]))
+
+
+def short(series: str) -> str:
+    """What a series is called in the log."""
+    return series[:_SHORT]
+
+
+def in_words(refusal: JobFailed, taken: Taken) -> str:
+    """The server's sentence in one line, without what the series says of the patient, and without names of files."""
+    sentence = " ".join(str(refusal).split())
+    hidden = {path.name for path in taken.files} | {part for file in taken.files[:1] for part in _of_patient(file)}
+    for word in sorted(hidden, key=len, reverse=True):
+        sentence = re.sub(re.escape(word), "...", sentence, flags=re.IGNORECASE)
+    return sentence[:500]
+
+
+def _of_patient(file: Path) -> set[str]:
+    """What a file says of the patient and the study, and the parts of it; of one that cannot be read nothing."""
+    from apps.medical.adapters.dicom_receive import read_header
+
+    try:
+        from pydicom.filereader import read_file_meta_info
+
+        content = file.read_bytes()
+        meta = read_file_meta_info(file)
+        start = 144 + int(meta.FileMetaInformationGroupLength)
+        header = read_header(BytesIO(content[start:]), str(meta.TransferSyntaxUID), 0x0020FFFF)
+        values = [str(header.get(keyword) or "") for keyword in PATIENT_KEYWORDS]
+    except Exception:
+        return set()
+    parts = {part for value in values for part in [value, *re.split(r"[\s^=,\\]+", value)]}
+    return {part for part in parts if len(part) > 2}
+
+
+def _why_none(result: dict[str, Any]) -> str:
+    if result.get("lungs") is None:
+        return "no lungs were found, and nothing was searched"
+    operating = result.get("operating_score", 0.0)
+    if any(finding.get("above_operating_score") for finding in result.get("findings", [])):
+        return "its images lack unique identifiers of their own"
+    return f"nothing reaches the operating score ({operating:.3f})"

@@ -1,0 +1,86 @@
+"""Reports of the spool to the archive, as soon as it takes them."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from apps.medical.adapters.dicom_spool import Spool
+from apps.medical.outputs.dicom_send import Archive, ArchiveAway, send
+from shared.growing_pauses import GrowingPauses
+
+log = logging.getLogger("trivium.gateway")
+
+MOST_TRIES = 5
+_LOOK_S = 0.5
+_TOGETHER = 20
+_SHORT = 12
+
+
+class Sending:
+    """Sends what the spool has for the archive as the AE ``title``, until ``stop`` is set.
+
+    While the archive cannot be reached, reports are kept and tried again, after pauses that grow. One that it refuses
+    ``MOST_TRIES`` times is put aside.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        title: str,
+        archive: Archive,
+        stop: threading.Event,
+        pauses: GrowingPauses,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._spool, self._title, self._archive, self._tls = spool, title, archive, tls
+        self._stop, self._pauses = stop, pauses
+        self._refusals: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Sends reports until it is told to stop."""
+        while not self._stop.is_set():
+            try:
+                now = time.monotonic()
+                due = [path for path in self._spool.reports() if self._pauses.until.get(path.name, 0.0) <= now]
+                if due:
+                    self._send(due[:_TOGETHER])
+            except Exception as error:  # whatever it is, what comes later is sent all the same
+                log.error("reports cannot be sent: %s", type(error).__name__)
+            self._stop.wait(_LOOK_S)
+
+    def _send(self, due: list[Path]) -> None:
+        left = list(due)
+        try:
+            for path, refusal in send(due, self._title, self._archive, self._tls):
+                left.remove(path)
+                name = path.name[:_SHORT]
+                if refusal is None:
+                    self._spool.sent(path)
+                    log.info("series %s: its report is in the archive", name)
+                    self._forget(path)
+                    continue
+                self._refusals[path.name] += 1
+                if self._refusals[path.name] < MOST_TRIES:
+                    pause_s = self._pauses.grow(path.name)
+                    log.warning("the report of series %s waits: %s; next try in %.0f s", name, refusal, pause_s)
+                else:
+                    log.error("the report of series %s put aside after %d tries: %s", name, MOST_TRIES, refusal)
+                    self._spool.put_report_aside(path)
+                    self._forget(path)
+        except ArchiveAway as away:
+            if left:
+                pause_s = max(self._pauses.grow(path.name) for path in left)
+                log.warning("%d reports wait: %s; next try in %.0f s", len(left), away, pause_s)
+        except OSError:
+            for path in left:
+                self._pauses.grow(path.name)
+            raise
+
+    def _forget(self, path: Path) -> None:
+        self._pauses.forget(path.name)
+        del self._refusals[path.name]

@@ -1,0 +1,42 @@
+"""``trivium gateway``: cases from the domain's own network to a running server, and answers back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+
+import tyro
+
+from shared.app import find
+from shared.cli.arguments import Gateway
+from shared.errors import InvalidInputError
+from shared.job_client import JobClient
+
+_AUTHORIZATION = "TRIVIUM_AUTHORIZATION"
+
+
+def run(command: Gateway, settings: Sequence[str]) -> int:
+    """Runs the application's gateway until it is interrupted."""
+    app = find(command.app)
+    if app.gateway is None:
+        raise InvalidInputError(
+            f"{app.name} has no gateway; hand its cases to a server over HTTP, as docs/integrators.md says"
+        )
+    try:
+        kind = app.gateway()
+        gateway = tyro.cli(kind, args=list(settings), prog=f"trivium gateway {app.name}")
+        jobs = JobClient(command.server, app.name, os.environ.get(_AUTHORIZATION))
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        warnings.simplefilter("ignore")  # those of libraries cite values, which may name a person
+        gateway.run(jobs, command.spool, stop)
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"the gateway needs the package {error.name}; install trivium[{app.name}]") from error
+    return 0

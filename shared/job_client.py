@@ -1,0 +1,176 @@
+"""A client of a running server's jobs, for programs that hand in cases by themselves. Needs Python alone."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import ssl
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from shared.errors import InvalidInputError
+
+_CHUNK = 1 << 20
+_LONGEST_ANSWER = 256 << 20
+_PATIENCE_S = 60.0
+_REFUSED = (413, 422)
+_FAILED = (400, 500, 504)
+
+
+class ServerAway(Exception):
+    """The server cannot be asked now, or not by this client: what was to be done may be tried again later."""
+
+
+class JobFailed(Exception):
+    """The server cannot answer this case; ``status`` says whether for the input (413, 422) or by a fault of its own.
+
+    The words are the server's: they name files as they were handed in.
+    """
+
+    def __init__(self, words: str, status: int) -> None:
+        super().__init__(words)
+        self.status = status
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the input is at fault, so that the same answer would come again."""
+        return self.status in _REFUSED
+
+
+class JobGone(Exception):
+    """The server does not know the job, the case or the file any more, or somebody cancelled the job."""
+
+
+class JobClient:
+    """The jobs of the application ``app`` on the server at ``server``, which may stand behind a proxy.
+
+    ``authorization`` is sent as the header of that name, for such a proxy. Once ``stop`` is set, an upload is broken
+    off with ``ServerAway``.
+    """
+
+    def __init__(self, server: str, app: str, authorization: str | None = None) -> None:
+        try:
+            parts = urlsplit(server)
+            port = parts.port
+        except ValueError as error:
+            raise InvalidInputError(f"{server} is no address of a server ({error})") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise InvalidInputError(f"{server} is no address of a server; write it as http://127.0.0.1:8000")
+        if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
+            raise InvalidInputError("TRIVIUM_AUTHORIZATION holds what no header can; write it as Bearer TOKEN")
+        self.server, self.app, self.stop = server.rstrip("/"), app, threading.Event()
+        self._host, self._port, self._root = parts.hostname, port, parts.path.rstrip("/")
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._headers = {} if authorization is None else {"Authorization": authorization}
+
+    def submit(self, files: Sequence[Path], options: Mapping[str, str]) -> str:
+        """Hands in a job, its files streamed from the disk; returns the job's path on the server."""
+        boundary = secrets.token_hex(16)
+        fields = [(_field(boundary, name, value), None) for name, value in options.items()]
+        parts = [*fields, *((_file(boundary, path), path) for path in files)]
+        end = f"--{boundary}--\r\n".encode()
+        size = sum(len(head) + (0 if path is None else path.stat().st_size + 2) for head, path in parts) + len(end)
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Content-Length": str(size)}
+        answer = self._ask("POST", f"/api/{self.app}/jobs", headers, self._body(parts, end))
+        return str(_json(answer)["url"])
+
+    def job(self, path: str) -> dict[str, Any]:
+        """How far the job at this path is, as docs/integrators.md says."""
+        return _json(self._ask("GET", path))
+
+    def cancel(self, path: str) -> None:
+        """Cancels the job, where it has not ended."""
+        self._ask("DELETE", path)
+
+    def case(self, path: str) -> dict[str, Any]:
+        """An answered case."""
+        return _json(self._ask("GET", path))
+
+    def file(self, path: str) -> bytes:
+        """The content of a case's file."""
+        return self._ask("GET", path)
+
+    def _body(self, parts: Sequence[tuple[bytes, Path | None]], end: bytes) -> Iterator[bytes]:
+        for head, path in parts:
+            yield head
+            if path is not None:
+                with path.open("rb") as file:
+                    while chunk := file.read(_CHUNK):
+                        if self.stop.is_set():
+                            raise ServerAway("the gateway ends")
+                        yield chunk
+                yield b"\r\n"
+        yield end
+
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Iterator[bytes] | None = None
+    ) -> bytes:
+        """The content of the answer. Raises ``ServerAway``, ``JobFailed`` or ``JobGone`` for any that is no success."""
+        connection = self._connect()
+        try:
+            connection.putrequest(method, self._root + path)
+            for name, value in {**self._headers, **(headers or {})}.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            try:
+                for chunk in body or ():
+                    connection.send(chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has answered before it read all
+            response = connection.getresponse()
+            content = response.read(_LONGEST_ANSWER + 1)
+        except (OSError, HTTPException) as error:
+            raise ServerAway(f"the server at {self.server} does not answer ({_words(error)})") from error
+        finally:
+            connection.close()
+        if 200 <= response.status < 300 and len(content) <= _LONGEST_ANSWER:
+            return content
+        raise self._problem(method, response, content)
+
+    def _problem(self, method: str, response: HTTPResponse, content: bytes) -> Exception:
+        status = response.status
+        if status in (404, 410) and method == "GET":
+            return JobGone("it is gone from the server")
+        if status in _FAILED or (status in _REFUSED and method == "POST"):
+            return JobFailed(_sentence(content), status)
+        hint = {401: "; TRIVIUM_AUTHORIZATION holds what it wants", 404: "; is that address Trivium's?"}.get(status, "")
+        return ServerAway(f"the server at {self.server} answers {status}{hint}")
+
+    def _connect(self) -> HTTPConnection:
+        if self._tls is None:
+            return HTTPConnection(self._host, self._port, timeout=_PATIENCE_S)
+        return HTTPSConnection(self._host, self._port, timeout=_PATIENCE_S, context=self._tls)
+
+
+def _field(boundary: str, name: str, value: str) -> bytes:
+    return f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+def _file(boundary: str, path: Path) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="files"; filename="{path.name}"'
+    return f"--{boundary}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ServerAway("what answers is no server of Trivium")
+    return found
+
+
+def _sentence(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return "it gives no reason"
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

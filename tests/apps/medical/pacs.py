@@ -1,0 +1,218 @@
+"""What stands around a gateway in tests: a PACS that sends and takes, a server that answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pynetdicom import AE, evt
+
+from apps.medical.adapters.gateway import DicomGateway
+from apps.medical.outputs.report import report_source, structured_report
+from apps.medical.types import Nodule
+from shared.job_client import JobClient
+from tests.apps.medical.chests import chest, dicom_slice, found
+
+CT, SR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.34"
+PATIENT = {"PatientName": "Doe^Jane^Quincy", "PatientID": "PID4711", "AccessionNumber": "ACC99"}
+QUIET_S = 0.3
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """What the condition gives as soon as it is true of it."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Dataset]:
+    """So many images of a chest, which name their patient."""
+    volume = chest()
+    made = [dicom_slice(volume, k, SeriesInstanceUID=series, **{**PATIENT, **tags}) for k in range(count)]
+    return [dcmread(BytesIO(content)) for content in made]
+
+
+def report(series: str = "1.2.3") -> bytes:
+    """The report of a nodule in that series."""
+    import tempfile
+
+    from apps.medical.adapters.dicom import read_series
+
+    volume = chest()
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for k in range(len(volume.voxels_zyx)):
+            files.append(Path(folder) / f"{k}.dcm")
+            files[-1].write_bytes(dicom_slice(volume, k, SeriesInstanceUID=series, **PATIENT))
+        read = read_series(files, patient=True)
+    nodule = Nodule(
+        centre_lps_mm=(-60.0, 0.0, -350.0), mean_diameter_mm=12.0, score=0.9, box_lps_mm=(-66, -6, -356, -54, 6, -344)
+    )
+    source = report_source(read, found(nodule), {"lung_nodules": 6})
+    assert source is not None
+    return structured_report(source)
+
+
+def send(port: int, datasets: Sequence[Dataset], title: str = "SCANNER", called: str = "TRIVIUM") -> list[int]:
+    """Sends images over one association; the statuses, none where the association is refused."""
+    entity = AE(ae_title=title)
+    for syntax in {dataset.file_meta.TransferSyntaxUID for dataset in datasets}:
+        entity.add_requested_context(CT, syntax)
+    association = entity.associate("127.0.0.1", port, ae_title=called)
+    if not association.is_established:
+        return []
+    statuses = [association.send_c_store(dataset).get("Status", -1) for dataset in datasets]
+    association.release()
+    return statuses
+
+
+class Archive:
+    """A PACS that keeps what it gets; ``status`` is what it says to the next."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.got: list[Dataset] = []
+        self.status = 0x0000
+        entity = AE(ae_title="PACS")
+        entity.add_supported_context(SR)
+        self._server = entity.start_server(
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+        )
+        self.port = int(self._server.server_address[1])
+
+    def _store(self, event: evt.Event) -> int:
+        if self.status == 0:
+            dataset = event.dataset
+            dataset.file_meta = event.file_meta
+            self.got.append(dataset)
+        return self.status
+
+    def close(self) -> None:
+        self._server.ae.shutdown()
+
+
+class StubServer:
+    """Answers the job interface: of each job what ``answer`` says of its number, as state, problem and status.
+
+    ``status`` other than 202 is what a job is answered with when it is handed in. ``bodies`` are the forms.
+    """
+
+    def __init__(self, port: int = 0, report: bytes | None = None) -> None:
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+        self.cancelled: list[str] = []
+        self.status = 202
+        self.report = report
+        self.answer: Callable[[int], dict[str, Any]] = lambda number: {"state": "done"}
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                stub.headers.append(dict(self.headers.items()))
+                if stub.status == 202:
+                    stub.bodies.append(body)
+                self._say(stub.status, {"url": f"/api/medical/jobs/{len(stub.bodies)}", "detail": "no"})
+
+            def do_DELETE(self) -> None:
+                stub.cancelled.append(self.path)
+                self._say(200, {})
+
+            def do_GET(self) -> None:
+                *_, kind, number = self.path.split("/")
+                if kind == "jobs":
+                    case = f"/api/medical/cases/{number}"
+                    self._say(200, {"case": case, "problem": None, "status": None, **stub.answer(int(number))})
+                elif kind == "cases":
+                    files = {"result.json": "/nowhere"}
+                    if stub.report is not None:
+                        files["findings.sr.dcm"] = f"/report/{number}"
+                    self._say(200, {"case": number, "files": files, "result": {"lungs": {}, "operating_score": 0.5}})
+                else:
+                    self._send(200, stub.report or b"")
+
+            def _say(self, status: int, content: dict[str, Any]) -> None:
+                self._send(status, json.dumps(content).encode())
+
+            def _send(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = int(self._server.server_address[1])
+        self.address = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def names(self, body: int) -> list[str]:
+        """What the files of a form are called."""
+        return re.findall(r'filename="([^"]*)"', self.bodies[body].decode("latin-1"))
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def gateway(folder: Path, server: str, archive: int, **settings: Any) -> Iterator[int]:
+    """A gateway on a thread; gives its port."""
+    port = free_port()
+    made = DicomGateway(
+        to=f"PACS@127.0.0.1:{archive}",
+        **{"host": "127.0.0.1", "port": port, "quiet_seconds": QUIET_S, **settings},
+    )
+    stop = threading.Event()
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.run(JobClient(server, "medical"), folder, stop, (0.05, 0.2))
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=run, name="gateway", daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: faults or _listens(port))
+        assert not faults, faults
+        yield port
+    finally:
+        stop.set()
+        thread.join(15)
+        assert not thread.is_alive() and not faults, faults
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def waiting(spool: Path) -> list[str]:
+    """The files of series and reports that wait in a spool."""
+    return [
+        path.relative_to(spool).as_posix() for place in ("series", "reports") for path in (spool / place).rglob("*")
+    ]

@@ -1,0 +1,117 @@
+"""A CT that a PACS sends to the gateway is answered by the server, and its report is in the PACS."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+
+from tests.apps.medical.pacs import PATIENT, Archive, StubServer, gateway, images, report, send, wait_for, waiting
+
+
+@pytest.fixture(scope="module")
+def made_report() -> bytes:
+    return report()
+
+
+@pytest.fixture
+def stub(made_report: bytes) -> Iterator[StubServer]:
+    found = StubServer(report=made_report)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    found = Archive()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    return caplog
+
+
+def test_the_report_of_a_series_comes_into_the_archive(tmp_path, stub, archive, log):
+    spool = tmp_path / "spool"
+    with gateway(spool, stub.address, archive.port) as port:
+        assert send(port, images()) == [0, 0, 0, 0]
+        held = [path for path in spool.rglob("*") if path.name != "lock"]
+        wait_for(lambda: archive.got)
+        wait_for(lambda: not waiting(spool))
+    (got,) = archive.got
+    assert (got.PatientName, got.PatientID, got.StudyInstanceUID) == ("Doe^Jane^Quincy", "PID4711", "1.2")
+    (body,) = stub.bodies
+    assert b'name="patient"\r\n\r\nyes\r\n' in body and len(set(stub.names(0))) == 4
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in held if path.exists())
+    said = "\n".join([log.text, *map(str, held), *stub.names(0)])
+    assert "its report is in the archive" in said
+    assert not any(part in said for part in (*PATIENT.values(), "Doe", "Jane", "1.2.3"))
+
+
+def test_a_series_may_come_in_one_association_for_each_image(tmp_path, stub, archive):
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        assert [send(port, [image]) for image in images()] == [[0]] * 4
+        wait_for(lambda: archive.got)
+    assert [len(stub.names(n)) for n in range(len(stub.bodies))] == [4]
+
+
+def test_a_series_that_is_sent_again_is_answered_again(tmp_path, stub, archive):
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        for number in (1, 2):
+            send(port, images())
+            wait_for(lambda number=number: len(archive.got) == number)
+    first, second = archive.got
+    assert first.SOPInstanceUID == second.SOPInstanceUID
+
+
+def test_two_series_of_one_study_are_two_jobs(tmp_path, stub, archive):
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, [*images("1.2.3"), *images("1.2.4", 3)])
+        wait_for(lambda: len(archive.got) == 2)
+    assert sorted(len(stub.names(n)) for n in (0, 1)) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless]
+)
+def test_what_the_reader_decodes_is_taken_as_it_is(tmp_path, stub, archive, syntax):
+    (image,) = images(count=1)
+    if syntax == RLELossless:
+        image.compress(syntax)
+    else:
+        image.file_meta.TransferSyntaxUID = syntax
+        image["PixelData"].VR = "OW"
+        if syntax == ExplicitVRBigEndian:
+            image.PixelData = np.frombuffer(image.PixelData, "<u2").astype(">u2").tobytes()
+        image.set_original_encoding(syntax.is_implicit_VR, syntax.is_little_endian)
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        assert send(port, [image]) == [0]
+        wait_for(lambda: archive.got)
+    assert syntax.encode() in stub.bodies[0]
+
+
+def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stub, archive, log):
+    stub.report = None
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: "no report, for nothing reaches the operating score (0.500)" in log.text)
+        wait_for(lambda: not waiting(tmp_path))
+    assert archive.got == []
+
+
+def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_path, stub, archive):
+    stub.answer = lambda number: {"state": "running" if number == 1 else "done"}
+    first, *others = images()
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, [first])
+        wait_for(lambda: stub.bodies)
+        send(port, others)
+        wait_for(lambda: archive.got)
+    assert [len(stub.names(n)) for n in (0, 1)] == [1, 4] and stub.cancelled == ["/api/medical/jobs/1"]
