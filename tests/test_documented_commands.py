@@ -51,6 +51,8 @@ def test_a_documented_command_is_one_that_the_command_line_takes(page, command):
             *("--submission", "--annotations", "--excluded", "--series"),
             *("--results", "--labels", "--frames", "--scores"),
         }
+    elif isinstance(parsed, commands.Gateway):
+        tyro.cli(find(parsed.app).gateway(), prog="trivium gateway", args=settings)
     else:
         assert not settings
 

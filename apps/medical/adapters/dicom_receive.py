@@ -6,10 +6,12 @@ it at a time, how many there are, and how many from one address, is bounded.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import ssl
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -41,7 +43,7 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 LARGEST_OBJECT = 1 << 30
 _LARGEST_PDU = 1 << 20
 _HEADER_BYTES = 4 << 20
-_IDLE_S, _NEGOTIATION_S = 60, 30
+_IDLE_S, _NEGOTIATION_S, _COLLECT_S, _TELL_AGAIN_S = 60, 30, 30, 60
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
 
 
@@ -72,7 +74,7 @@ def receive(
     entity.network_timeout, entity.acse_timeout, entity.dimse_timeout = _IDLE_S, _NEGOTIATION_S, _NEGOTIATION_S
     refused = _Refused(title)
     handlers: list[Any] = [
-        (evt.EVT_C_STORE, _store, [spool]),
+        (evt.EVT_C_STORE, _Storing(spool).store),
         (evt.EVT_C_ECHO, lambda event: SUCCESS),
         (evt.EVT_REJECTED, refused.tell),
     ]
@@ -102,35 +104,46 @@ def read_header(content: BytesIO, syntax: str, last: int) -> Dataset:
     return read_dataset(content, uid.is_implicit_VR, uid.is_little_endian, stop_when=lambda tag, vr, length: tag > last)
 
 
-def _store(event: Event, spool: Spool) -> int:
-    """Keeps an image; the status that its sender is told."""
-    from pynetdicom.dsutils import encode_file_meta
+class _Storing:
+    """Keeps images in the spool. Of those that are refused for one reason the log tells once a minute."""
 
-    request: Any = event.request
-    association: Any = event.assoc
-    content: BytesIO = request.DataSet
-    size = content.getbuffer().nbytes
-    association.dul.socket.unread -= size
-    if request.AffectedSOPClassUID != event.context.abstract_syntax:
-        return OTHER_CLASS
-    try:
-        header = read_header(content, event.context.transfer_syntax, _SERIES)
-        study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
-        image = str(request.AffectedSOPInstanceUID or "")
-        if not (study and series and image):
-            return CANNOT_UNDERSTAND
-        meta = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
-    except Exception:
-        return CANNOT_UNDERSTAND
-    try:
-        spool.store(study, series, image, [meta, content.getbuffer()], association)
-    except SpoolFull as error:
-        log.warning("an image was refused (0xA700): %s", error)
-        return OUT_OF_RESOURCES
-    except OSError as error:
-        log.error("an image was refused (0xA700): it cannot be written (%s)", error.strerror)
-        return OUT_OF_RESOURCES
-    return SUCCESS
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._told: dict[int, float] = {}
+
+    def store(self, event: Event) -> int:
+        """Keeps an image; the status that its sender is told."""
+        from pynetdicom.dsutils import encode_file_meta
+
+        request: Any = event.request
+        association: Any = event.assoc
+        content: BytesIO = request.DataSet
+        association.dul.socket.unread -= content.getbuffer().nbytes
+        if request.AffectedSOPClassUID != event.context.abstract_syntax:
+            return self._refuse(OTHER_CLASS, "its class is not that of its presentation context")
+        try:
+            header = read_header(content, event.context.transfer_syntax, _SERIES)
+            study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
+            image = str(request.AffectedSOPInstanceUID or "")
+            if not (study and series and image):
+                raise KeyError
+            meta = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
+        except Exception:
+            return self._refuse(CANNOT_UNDERSTAND, "it is torn, or lacks the identifiers of study, series or image")
+        try:
+            self._spool.store(study, series, image, [meta, content.getbuffer()], association)
+        except SpoolFull as error:
+            return self._refuse(OUT_OF_RESOURCES, str(error))
+        except OSError as error:
+            return self._refuse(OUT_OF_RESOURCES, f"it cannot be written ({error.strerror})")
+        return SUCCESS
+
+    def _refuse(self, status: int, why: str) -> int:
+        now = time.monotonic()
+        if now > self._told.get(status, -_TELL_AGAIN_S) + _TELL_AGAIN_S:
+            self._told[status] = now
+            log.warning("an image was refused (0x%04X): %s", status, why)
+        return status
 
 
 class _Refused:
@@ -182,6 +195,7 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
 
         def __init__(self, *given: Any, **named: Any) -> None:
             self._open: list[tuple[str, weakref.ref[socket.socket]]] = []
+            self._collected = time.monotonic()
             super().__init__(*given, **{**named, "request_handler": Handler})
 
         def get_request(self) -> tuple[socket.socket, Any]:
@@ -200,6 +214,11 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
                 return False
             self._open.append((host, weakref.ref(request)))
             return True
+
+        def service_actions(self) -> None:
+            if time.monotonic() > self._collected + _COLLECT_S:  # ended associations are circles
+                gc.collect()
+                self._collected = time.monotonic()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             log.warning("a connection could not be served")

@@ -5,6 +5,7 @@ Names are digests of DICOM's unique identifiers, never what a sender says. All i
     series/DIGEST/DIGEST.dcm   the images; beside them ``job``, where the series was handed in to the server
     reports/DIGEST-NAME.dcm    reports that the archive has not got yet
     aside/DIGEST/              series, and reports, that were tried too often
+    arriving/                  what is being written
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ class Spool:
         self._lock = threading.Lock()
         self._most, self._quiet_s = most_bytes, quiet_s
         self._incoming, self._reports, self._aside = (folder / name for name in ("series", "reports", "aside"))
-        for place in (folder, self._incoming, self._reports, self._aside):
+        self._arriving = folder / "arriving"
+        for place in (self._incoming, self._reports, self._aside, self._arriving):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for place in (self._incoming, self._reports, self._aside):
             place.chmod(0o700)
-        for torn in folder.rglob("*.part"):
+        for torn in self._arriving.iterdir():
             torn.unlink()
         now = time.monotonic()
         self._known = {
-            place.name: _Series(last=now, broken_off=not (place / _JOB).exists()) for place in self._incoming.iterdir()
+            place.name: _Series(last=now, broken_off=not (place / _JOB).exists())
+            for place in self._incoming.iterdir()
+            if place.is_dir()
         }
         self._bytes = _size(self._incoming) + _size(self._reports) + _size(self._aside)
 
@@ -94,7 +97,7 @@ class Spool:
         with self._lock:
             self._make_room(size)
             self._bytes += size
-        aside = self._incoming.parent / f"{name}.{threading.get_ident()}.part"
+        aside = self._arriving / f"{name}.{threading.get_ident()}"
         try:
             _write(aside, parts)
             with self._lock:
@@ -157,7 +160,7 @@ class Spool:
                 return False
             for name, content in reports.items():
                 final = self._reports / f"{taken.series}-{digest(name)}.dcm"
-                aside = final.with_suffix(".part")
+                aside = self._arriving / final.name
                 _write(aside, [content])
                 aside.replace(final)
                 self._bytes += len(content)
@@ -219,6 +222,11 @@ class Spool:
 def digest(text: str) -> str:
     """What stands for an identifier in names of files and in the log."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def short(name: str) -> str:
+    """What a series, or its report, is called in the log."""
+    return name[:12]
 
 
 def _size(place: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,12 @@ class DicomGateway:
     """The most bytes that wait; beyond them senders are told that there is no room (0xA700)."""
     associations: Annotated[int, arg(metavar="N")] = 20
     """The most associations at a time, half of them from one address."""
+    tls_cert: Annotated[Path | None, arg(metavar="FILE")] = None
+    """The gateway's certificate (PEM): with it, its key and the authority, both directions are TLS alone."""
+    tls_key: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Its private key (PEM, without a password)."""
+    tls_ca: Annotated[Path | None, arg(metavar="FILE")] = None
+    """The authority (PEM) that has signed the certificates of senders and archive; names of hosts are not compared."""
 
     def __post_init__(self) -> None:
         read_archive(self.to)
@@ -60,6 +67,8 @@ class DicomGateway:
                 raise InvalidInputError(f"{title!r} is no AE title: 1 to 16 characters")
         if not 0 <= self.port < 1 << 16:
             raise InvalidInputError(f"--port is {self.port}; it must be at most 65535")
+        if len({self.tls_cert is None, self.tls_key is None, self.tls_ca is None}) > 1:
+            raise InvalidInputError("give all of --tls-cert, --tls-key and --tls-ca, or none")
         for name, value in (("quiet-seconds", self.quiet_seconds), ("associations", self.associations)):
             if not value > 0:
                 raise InvalidInputError(f"--{name} is {value}; it must be above 0")
@@ -67,15 +76,20 @@ class DicomGateway:
     def run(self, jobs: JobClient, folder: Path, stop: threading.Event, pauses: tuple[float, float] = (5, 300)) -> None:
         """Runs until ``stop`` is set. Raises ``InvalidInputError`` where folder or port cannot be had."""
         _hide_values()
-        archive = read_archive(self.to)
+        archive, listening, calling = read_archive(self.to), *self._tls()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with file_lock(folder / "lock", wait=False):
                 spool = Spool(folder, self.spool_bytes, self.quiet_seconds)
                 answering = Answering(spool, jobs, stop, GrowingPauses(*pauses))
-                sending = Sending(spool, self.aet, archive, stop, GrowingPauses(*pauses))
+                sending = Sending(spool, self.aet, archive, stop, GrowingPauses(*pauses), calling)
                 server = receive(
-                    (self.host, self.port), self.aet, spool, callers=self.from_, associations=self.associations
+                    (self.host, self.port),
+                    self.aet,
+                    spool,
+                    callers=self.from_,
+                    associations=self.associations,
+                    tls=listening,
                 )
                 log.info(
                     "listening on %s:%d as %s, for %s; answers come from %s, reports go to %s",
@@ -87,7 +101,8 @@ class DicomGateway:
                     thread.start()
                 stop.wait()
                 jobs.stop.set()
-                server.ae.shutdown()
+                threads.append(threading.Thread(target=server.ae.shutdown, daemon=True))
+                threads[-1].start()
                 for thread in threads:
                     thread.join(_PATIENCE_S)
         except BlockingIOError as error:
@@ -95,6 +110,23 @@ class DicomGateway:
         except OSError as error:
             raise InvalidInputError(f"{folder} cannot be used as a spool: {error.strerror}") from error
         log.info("ended")
+
+    def _tls(self) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+        """What secures connections from senders, and to the archive: each side shows a certificate (PS3.15 B.12)."""
+        if self.tls_cert is None:
+            return None, None
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        made[1].check_hostname = False
+        for context in made:
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_cert_chain(self.tls_cert, self.tls_key, password=lambda: "")
+                context.load_verify_locations(self.tls_ca)
+            except (OSError, ValueError) as error:
+                raise InvalidInputError(
+                    f"the certificate, its key or the authority cannot be used: {error}; all three are PEM files"
+                ) from error
+        return made
 
 
 def _hide_values() -> None:

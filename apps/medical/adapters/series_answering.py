@@ -10,16 +10,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from apps.medical.adapters.dicom_spool import Spool, Taken
+from apps.medical.adapters.dicom_spool import Spool, Taken, short
 from apps.medical.types import PATIENT_KEYWORDS
 from shared.growing_pauses import GrowingPauses
 from shared.job_client import JobClient, JobFailed, JobGone, ServerAway
 
 log = logging.getLogger("trivium.gateway")
 
-MOST_TRIES = 5
-_LOOK_S = 0.5
-_SHORT = 12
+MOST_TRIES = 3
+_LOOK_S, _ASK_S = 0.2, 0.5
 
 
 class Answering:
@@ -90,7 +89,7 @@ class Answering:
             log.info("series %s: %d files handed in", name, len(taken.files))
         state = self._jobs.job(job)
         while state["state"] in ("queued", "running"):
-            if self._stop.wait(_LOOK_S):
+            if self._stop.wait(_ASK_S):
                 raise ServerAway("the gateway ends")
             if not self._spool.is_as(taken):
                 log.info("series %s: more came of it, so that it is answered anew", name)
@@ -112,11 +111,6 @@ class Answering:
             log.info("series %s: answered, case %s; its report is sent", name, case["case"])
         else:
             log.info("series %s: answered, case %s; no report, for %s", name, case["case"], _why_none(case["result"]))
-
-
-def short(series: str) -> str:
-    """What a series is called in the log."""
-    return series[:_SHORT]
 
 
 def in_words(refusal: JobFailed, taken: Taken) -> str:

@@ -57,7 +57,7 @@ def send(
 
     Raises ``ArchiveAway`` where it cannot be reached or ends the association; ``OSError`` where a file cannot be read.
     """
-    from pynetdicom import AE
+    from pynetdicom import AE, evt
 
     datasets = {}
     for path in reports:
@@ -72,13 +72,20 @@ def send(
         entity.add_requested_context(kind, _UNCOMPRESSED)
     entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
     entity.dimse_timeout = entity.network_timeout = _ANSWER_S
+    connected: list[object] = []
     tls_args: Any = None if tls is None else (tls, archive.host)
     try:
-        association = entity.associate(archive.host, archive.port, ae_title=archive.title, tls_args=tls_args)
+        association = entity.associate(
+            archive.host,
+            archive.port,
+            ae_title=archive.title,
+            tls_args=tls_args,
+            evt_handlers=[(evt.EVT_CONN_OPEN, connected.append)],
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise ArchiveAway(f"{archive} cannot be reached") from error
     if not association.is_established:
-        raise ArchiveAway(_why(association, archive))
+        raise ArchiveAway(_why(association, archive) if connected else f"{archive} cannot be reached")
     try:
         for number, (path, dataset) in enumerate(datasets.items(), start=1):
             yield path, _store(association, dataset, number, archive)
@@ -108,9 +115,7 @@ def _why(association: Any, archive: Archive) -> str:
         answer = association.acceptor.primitive
         words = "too many associations" if answer.result_source == 3 else "does it know our AE title, and is its right?"
         return f"{archive} rejects the association ({words})"
-    if association.is_aborted:
-        return f"{archive} cannot be reached, or takes no objects of this class"
-    return f"{archive} cannot be reached"
+    return f"{archive} accepts no association for reports (structured reports, SR)"
 
 
 def _read(path: Path) -> Any:

@@ -9,16 +9,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from apps.medical.adapters.dicom_spool import Spool
+from apps.medical.adapters.dicom_spool import Spool, short
 from apps.medical.outputs.dicom_send import Archive, ArchiveAway, send
 from shared.growing_pauses import GrowingPauses
 
 log = logging.getLogger("trivium.gateway")
 
-MOST_TRIES = 5
-_LOOK_S = 0.5
+MOST_TRIES = 3
+_LOOK_S = 0.2
 _TOGETHER = 20
-_SHORT = 12
 
 
 class Sending:
@@ -58,7 +57,7 @@ class Sending:
         try:
             for path, refusal in send(due, self._title, self._archive, self._tls):
                 left.remove(path)
-                name = path.name[:_SHORT]
+                name = short(path.name)
                 if refusal is None:
                     self._spool.sent(path)
                     log.info("series %s: its report is in the archive", name)

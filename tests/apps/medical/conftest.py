@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,13 @@ from apps.medical.types import ChestInput
 @pytest.fixture
 def medical_data(data_root: Path) -> Path:
     return data_root / "medical"
+
+
+@pytest.fixture(scope="module")
+def collected_at_the_end() -> Iterator[None]:
+    """Nothing of the module's tests is left to be collected in those of another."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="package")

@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from tests.apps.medical.pacs import PATIENT, Archive, StubServer, gateway, images, report, send, wait_for, waiting
+from tests.apps.medical.pacs import (
+    PATIENT,
+    UNCLOSED_SOCKETS,
+    Archive,
+    StubServer,
+    gateway,
+    images,
+    report,
+    send,
+    wait_for,
+    waiting,
+)
+
+pytestmark = UNCLOSED_SOCKETS
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,218 @@
+"""Whatever one sender does, the gateway goes on and the others are served."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from io import BytesIO
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+
+from apps.medical.adapters import dicom_receive
+from apps.medical.adapters.dicom_receive import receive
+from apps.medical.adapters.dicom_spool import Spool
+from tests.apps.medical.pacs import CT, UNCLOSED_SOCKETS, images, send, wait_for
+
+pytestmark = UNCLOSED_SOCKETS
+MR = "1.2.840.10008.5.1.4.1.1.4"
+
+
+class Receiver:
+    """An SCP over a spool in a folder."""
+
+    def __init__(self, folder, most_bytes: int = 10**9, **settings) -> None:
+        self.folder = folder
+        self.spool = Spool(folder, most_bytes, 0.2)
+        self.server = receive(("127.0.0.1", 0), "TRIVIUM", self.spool, **settings)
+        self.port = self.server.server_address[1]
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "series").rglob("*.dcm"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.ae.shutdown()
+
+
+def associate(port: int, title: str = "SCANNER", called: str = "TRIVIUM", classes: tuple[str, ...] = (CT,)):
+    entity = AE(ae_title=title)
+    for one in classes:
+        entity.add_requested_context(one, ExplicitVRLittleEndian)
+    return entity.associate("127.0.0.1", port, ae_title=called)
+
+
+def send_bytes(port: int, content: bytes, **command: str) -> int:
+    """Sends a dataset as it is; its command may say another class or instance."""
+    association = associate(port)
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID = command.get("kind", CT)
+    request.AffectedSOPInstanceUID = command.get("instance", "1.2.3.99")
+    request.DataSet = BytesIO(content)
+    association._reactor_checkpoint.clear()  # or its own loop takes the answer
+    wait_for(lambda: association._is_paused)
+    association.dimse.send_msg(request, 1)
+    _, answer = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    association.release()
+    return int(answer.Status)
+
+
+def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+    return struct.pack("<HH2sH", group, number, kind, len(value)) + value
+
+
+def test_an_echo_is_answered(tmp_path):
+    with Receiver(tmp_path) as receiver:
+        association = associate(receiver.port, classes=("1.2.840.10008.1.1",))
+        assert association.send_c_echo().Status == 0
+        association.release()
+
+
+def test_torn_and_nameless_datasets_are_refused_one_by_one(tmp_path):
+    study, series = element(0x20, 0xD, b"UI", b"1.2\0"), element(0x20, 0xE, b"UI", b"1.2.3\0")
+    with Receiver(tmp_path) as receiver:
+        refused = [
+            send_bytes(receiver.port, b"\x08"),
+            send_bytes(receiver.port, b"\xff" * 4000),
+            send_bytes(receiver.port, study),
+            send_bytes(receiver.port, series),
+            send_bytes(receiver.port, study[:-2]),
+            send_bytes(receiver.port, element(0x08, 0x5, b"SQ", b"") * 3),
+        ]
+        assert set(refused) == {dicom_receive.CANNOT_UNDERSTAND} and receiver.files() == []
+        assert send_bytes(receiver.port, study + series, kind=MR) in (0x0122, dicom_receive.OTHER_CLASS)
+        # What follows the identifiers is for the reader to judge, which says what is wrong.
+        assert send_bytes(receiver.port, study + series + b"torn") == 0
+        assert send(receiver.port, images()) == [0] * 4
+        assert len(receiver.files()) == 5
+
+
+def test_no_name_comes_from_a_sender(tmp_path):
+    study, series = element(0x20, 0xD, b"UI", b"../../x\0"), element(0x20, 0xE, b"UI", b"/etc/passwd\0")
+    with Receiver(tmp_path) as receiver:
+        assert send_bytes(receiver.port, study + series, instance="1.2.3") == 0
+        (file,) = receiver.files()
+        (folder,) = (tmp_path / "series").iterdir()
+    assert len(file) == 36 and len(folder.name) == 32 and (file[:-4] + folder.name).isalnum()
+
+
+def test_other_classes_titles_and_callers_get_no_association(tmp_path, caplog):
+    with Receiver(tmp_path, callers=["SCANNER"]) as receiver:
+        assert not associate(receiver.port, classes=(MR,)).is_established
+        assert associate(receiver.port, called="OTHER").is_rejected
+        assert associate(receiver.port, title="STRANGER").is_rejected
+        assert "from 127.0.0.1 was refused" in caplog.text and "STRANGER" not in caplog.text
+        assert send(receiver.port, images()) == [0] * 4
+
+
+def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, caplog):
+    first, *_ = made = images()
+    size = len(first.PixelData) + 3000
+    with Receiver(tmp_path, most_bytes=2 * size) as receiver:
+        assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
+        assert send(receiver.port, made[:1]) == [0xA700]
+        assert "no room" in caplog.text or "bytes" in caplog.text
+        series = wait_for(lambda: receiver.spool.ready({}))
+        receiver.spool.put_aside(receiver.spool.take(series))
+        # What was put aside goes where room is needed.
+        assert send(receiver.port, made) == [0, 0, 0xA700, 0xA700]
+        assert not list((tmp_path / "aside").iterdir())
+
+
+def test_a_connection_that_dies_within_an_object_leaves_nothing(tmp_path):
+    with Receiver(tmp_path) as receiver:
+        association = associate(receiver.port)
+        connection = association.dul.socket.socket
+        connection.sendall(struct.pack(">BBLLBB", 4, 0, 60_000, 59_996, 1, 0) + bytes(30_000))
+        connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        association.kill()
+        assert send(receiver.port, images()) == [0] * 4
+        wait_for(lambda: not receiver.server.active_associations)
+        assert len(receiver.files()) == 4
+
+
+def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path):
+    with Receiver(tmp_path) as receiver:
+        association = associate(receiver.port)
+        first, *others = images()
+        assert association.send_c_store(first).Status == 0
+        association.abort()
+        wait_for(lambda: not receiver.server.active_associations)
+        began = time.monotonic()
+        while time.monotonic() < began + 0.6:
+            assert receiver.spool.ready({}) is None
+            time.sleep(0.05)
+        assert send(receiver.port, others) == [0] * 3
+        series = wait_for(lambda: receiver.spool.ready({}))
+        assert time.monotonic() < began + 2 and len(receiver.spool.take(series).files) == 4
+
+
+def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_receive, "LARGEST_OBJECT", 1 << 16)
+    with Receiver(tmp_path) as receiver:
+        (image,) = images(count=1)
+        assert send(receiver.port, [image] * 9) == [0] * 9  # what is in the spool is counted no more
+        image.PixelData = bytes(1 << 17)
+        assert send(receiver.port, [image]) == [-1]
+        association = associate(receiver.port)
+        association.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 0xFFFFFFFF))
+        wait_for(lambda: not receiver.server.active_associations)
+        association.kill()
+
+
+def test_five_hundred_connections_from_one_address_do_not_keep_others_out(tmp_path):
+    with Receiver(tmp_path, associations=4) as receiver:
+        held = []
+        before = threading.active_count()
+        for _ in range(500):
+            connection = socket.create_connection(("127.0.0.1", receiver.port), timeout=5)
+            held.append(connection)
+        wait_for(lambda: len(receiver.server.active_associations) == 2)
+        assert threading.active_count() < before + 20
+        assert send_from("127.0.0.2", receiver.port) == [0] * 4
+        for connection in held:
+            connection.close()
+        wait_for(lambda: send(receiver.port, images()) == [0] * 4)
+
+
+def send_from(address: str, port: int) -> list[int]:
+    entity = AE(ae_title="OTHER")
+    entity.add_requested_context(CT, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title="TRIVIUM", bind_address=(address, 0))
+    statuses = [association.send_c_store(image).Status for image in images()]
+    association.release()
+    return statuses
+
+
+def test_what_a_spool_holds_is_there_after_a_restart(tmp_path):
+    with Receiver(tmp_path) as receiver:
+        send(receiver.port, images())
+        (tmp_path / "arriving" / "x").write_bytes(b"torn")
+    again = Spool(tmp_path, 10**9, 0.02)
+    assert again.ready({}) is None  # its sender may have been cut off
+    assert len(again.take(wait_for(lambda: again.ready({}))).files) == 4
+    assert not list((tmp_path / "arriving").iterdir())
+
+
+@pytest.mark.parametrize("syntax", dicom_receive.TRANSFER_SYNTAXES)
+def test_every_transfer_syntax_of_the_reader_is_accepted(receiver_of_module, syntax):
+    entity = AE(ae_title="SCANNER")
+    entity.add_requested_context(CT, syntax)
+    association = entity.associate("127.0.0.1", receiver_of_module.port, ae_title="TRIVIUM")
+    assert [str(context.transfer_syntax[0]) for context in association.accepted_contexts] == [syntax]
+    association.release()
+
+
+@pytest.fixture(scope="module")
+def receiver_of_module(tmp_path_factory):
+    with Receiver(tmp_path_factory.mktemp("spool")) as found:
+        yield found

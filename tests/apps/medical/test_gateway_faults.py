@@ -1,0 +1,230 @@
+"""What goes wrong at the server or at the archive: nothing is lost, nothing blocks what comes after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apps.medical.adapters.gateway import DicomGateway
+from shared.cli import main
+from shared.errors import InvalidInputError
+from shared.job_client import JobClient
+from tests.apps.medical.pacs import (
+    PATIENT,
+    UNCLOSED_SOCKETS,
+    Archive,
+    StubServer,
+    free_port,
+    gateway,
+    images,
+    report,
+    send,
+    wait_for,
+    waiting,
+)
+
+pytestmark = UNCLOSED_SOCKETS
+
+
+@pytest.fixture(scope="module")
+def made_report() -> bytes:
+    return report()
+
+
+@pytest.fixture
+def around(made_report):
+    """A server and an archive."""
+    stub, archive = StubServer(report=made_report), Archive()
+    yield stub, archive
+    stub.close()
+    archive.close()
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    return caplog
+
+
+def fail(status: int, problem: str = "it cannot be read"):
+    return {"state": "failed", "problem": problem, "status": status}
+
+
+def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_restarts(tmp_path, made_report, log):
+    server, archive = free_port(), free_port()
+    with gateway(tmp_path, f"http://127.0.0.1:{server}", archive) as port:
+        assert send(port, images()) == [0] * 4
+        wait_for(lambda: log.text.count("does not answer") >= 2)
+    stub = StubServer(server, made_report)
+    with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
+        wait_for(lambda: log.text.count("cannot be reached") >= 2)
+        assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]
+    stub.close()
+    pacs = Archive(archive)
+    with gateway(tmp_path, stub.address, archive):
+        wait_for(lambda: pacs.got)
+        wait_for(lambda: not waiting(tmp_path))
+    pacs.close()
+    assert len(stub.bodies) == 1
+
+
+def test_a_job_that_runs_is_found_again_after_a_restart(tmp_path, around):
+    stub, archive = around
+    stub.answer = lambda number: {"state": "running"}
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: any(name.endswith("/job") for name in waiting(tmp_path)))
+    stub.answer = lambda number: {"state": "done"}
+    with gateway(tmp_path, stub.address, archive.port):
+        wait_for(lambda: archive.got)
+    assert len(stub.bodies) == 1 and stub.cancelled == []
+
+
+def test_a_refusal_is_logged_without_names_and_the_series_deleted(tmp_path, around, log):
+    stub, archive = around
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        stub.answer = lambda number: fail(
+            422, f"{stub.names(0)[0]} has no RescaleSlope (invalid literal 'Doe^Jane', PID4711, acc99); export it again"
+        )
+        send(port, images())
+        wait_for(lambda: "refused (422)" in log.text)
+        wait_for(lambda: not waiting(tmp_path))
+        assert "has no RescaleSlope" in log.text and "export it again" in log.text
+    hidden = (*PATIENT.values(), "Doe", "Jane", "acc99", stub.names(0)[0])
+    assert not any(word in log.text for word in hidden) and archive.got == []
+
+
+def test_what_the_server_fails_at_is_put_aside_and_blocks_nothing(tmp_path, around, log):
+    stub, archive = around
+    stub.answer = lambda number: fail(500) if len(stub.names(number - 1)) == 3 else {"state": "done"}
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images("1.2.9", 3))
+        send(port, images())
+        wait_for(lambda: archive.got)
+        wait_for(lambda: "put aside after 3 tries" in log.text)
+        wait_for(lambda: not waiting(tmp_path))
+    assert log.text.count("ERROR") == 1 and len(stub.bodies) == 4
+    assert len(list((tmp_path / "aside").rglob("*.dcm"))) == 3
+
+
+def test_a_server_that_takes_nothing_now_is_asked_again(tmp_path, around, log):
+    stub, archive = around
+    stub.status = 503
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        for status, words in ((503, "answers 503"), (401, "TRIVIUM_AUTHORIZATION"), (404, "Trivium's")):
+            stub.status = status
+            wait_for(lambda words=words: log.text.count(words) > 1)
+        stub.status = 202
+        wait_for(lambda: archive.got)
+    assert not list((tmp_path / "aside").iterdir())
+
+
+def test_a_case_that_was_deleted_on_the_server_is_answered_anew(tmp_path, around):
+    stub, archive = around
+    stub.answer = lambda number: (
+        {"state": "done", "case": "/api/medical/cases/gone/away"} if number == 1 else {"state": "done"}
+    )
+    stub.gone = {"/api/medical/cases/gone/away"}
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: archive.got)
+    assert len(stub.bodies) == 2
+
+
+def test_a_job_that_somebody_cancelled_is_not_begun_again(tmp_path, around, log):
+    stub, archive = around
+    stub.answer = lambda number: {"state": "cancelled"}
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: "cancelled" in log.text)
+        wait_for(lambda: not waiting(tmp_path))
+    assert len(stub.bodies) == 1
+
+
+def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
+    stub, archive = around
+    archive.status = 0xA700  # no room, which passes
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: log.text.count("0xA700") > 2)
+        archive.status = 0xC000
+        wait_for(lambda: "put aside after 3 tries" in log.text)
+        archive.status = 0
+        send(port, images())
+        wait_for(lambda: archive.got)
+    assert len(list((tmp_path / "aside").glob("*.dcm"))) == 1
+
+
+def test_two_gateways_do_not_share_a_spool(tmp_path, around):
+    stub, archive = around
+    made = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=free_port())
+    with (
+        gateway(tmp_path, stub.address, archive.port) as port,
+        pytest.raises(InvalidInputError, match="another gateway's spool"),
+    ):
+        made.run(JobClient(stub.address, "medical"), tmp_path, None)
+    taken = DicomGateway(to=f"PACS@127.0.0.1:{archive.port}", host="127.0.0.1", port=archive.port)
+    with pytest.raises(InvalidInputError, match=f"port {archive.port} .* cannot be listened at"):
+        taken.run(JobClient(stub.address, "medical"), tmp_path, None)
+    assert port != archive.port
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--to", "PACS"], "TITLE@HOST:PORT"),
+        (["--to", "P@h:104", "--aet", "LONGER_THAN_A_TITLE"], "no AE title"),
+        (["--to", "P@h:104", "--server", "ftp://x"], "no address of a server"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(words, expected, capsys):
+    assert main(["gateway", "medical", *words]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_an_application_without_a_gateway_says_so(capsys):
+    assert main(["gateway", "finance"]) == 2
+    assert "finance has no gateway" in capsys.readouterr().err
+
+
+def test_the_command_needs_no_torch_and_ends_cleanly(tmp_path, around):
+    stub, archive = around
+    port = free_port()
+    words = ["gateway", "medical", "--server", stub.address, "--spool", str(tmp_path / "spool"), "--host", "127.0.0.1"]
+    words += [
+        "--port",
+        str(port),
+        "--to",
+        f"PACS@127.0.0.1:{archive.port}",
+        "--quiet-seconds",
+        "0.2",
+        "--from",
+        "CT",
+        "MR",
+    ]
+    program = (
+        "import sys\nfrom shared.cli import main\n"
+        f"code = main({words!r})\nassert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    environment = {**os.environ, "TRIVIUM_AUTHORIZATION": "Bearer secret"}
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, env=environment, cwd=root
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        assert f"listening on 127.0.0.1:{port} as TRIVIUM, for CT, MR" in said
+        assert send(port, images(), title="CT") == [0] * 4
+        wait_for(lambda: archive.got)
+        process.send_signal(signal.SIGTERM)
+        said += process.stderr.read().decode()
+        assert process.wait(15) == 0
+    assert "INFO ended" in said and "secret" not in said
+    assert stub.headers[0]["Authorization"] == "Bearer secret"

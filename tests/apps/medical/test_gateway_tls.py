@@ -1,0 +1,73 @@
+"""DICOM over TLS: senders and archive show certificates of one authority, and nobody else is let in."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+from pynetdicom import AE
+
+from apps.medical.adapters.gateway import DicomGateway
+from shared.errors import InvalidInputError
+from tests.apps.medical.pacs import CT, UNCLOSED_SOCKETS, Archive, StubServer, gateway, images, report, wait_for
+
+pytestmark = [
+    *UNCLOSED_SOCKETS,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``ca``, ``own`` that it has signed, and ``strange`` that it has not, as .pem and .key."""
+    folder = tmp_path_factory.mktemp("keys")
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    for name, more in (("ca", []), ("own", ["-CA", "ca.pem", "-CAkey", "ca.key"]), ("strange", [])):
+        words = [*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *more]
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def context(keys: Path, name: str, kind: int) -> ssl.SSLContext:
+    made = ssl.SSLContext(kind)
+    made.check_hostname = False
+    made.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
+    made.load_verify_locations(keys / "ca.pem")
+    made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def settings(keys: Path) -> dict[str, Path]:
+    return {"tls_cert": keys / "own.pem", "tls_key": keys / "own.key", "tls_ca": keys / "ca.pem"}
+
+
+def test_both_directions_are_secured(tmp_path, keys):
+    stub = StubServer(report=report())
+    archive = Archive(tls=context(keys, "own", ssl.PROTOCOL_TLS_SERVER))
+    with gateway(tmp_path, stub.address, archive.port, **settings(keys)) as port:
+        silent = socket.create_connection(("127.0.0.1", port))  # begins no handshake, and holds nobody up
+        entity = AE(ae_title="SCANNER")
+        entity.add_requested_context(CT, images(count=1)[0].file_meta.TransferSyntaxUID)
+        for name, accepted in (("strange", False), ("own", True)):
+            secured = context(keys, name, ssl.PROTOCOL_TLS_CLIENT), "127.0.0.1"
+            association = entity.associate("127.0.0.1", port, ae_title="TRIVIUM", tls_args=secured)
+            assert association.is_established is accepted
+        assert [association.send_c_store(image).Status for image in images()] == [0] * 4
+        association.release()
+        assert not entity.associate("127.0.0.1", port, ae_title="TRIVIUM").is_established
+        wait_for(lambda: archive.got)
+        silent.close()
+    archive.close()
+    stub.close()
+
+
+def test_half_of_the_settings_and_wrong_files_are_refused(tmp_path, keys):
+    with pytest.raises(InvalidInputError, match="all of --tls-cert"):
+        DicomGateway(to="PACS@pacs:104", tls_cert=keys / "own.pem")
+    given = {**settings(keys), "tls_key": keys / "strange.key"}
+    with pytest.raises(InvalidInputError, match="cannot be used"):
+        DicomGateway(to="PACS@pacs:104", **given).run(None, tmp_path, None)
