@@ -220,6 +220,15 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
                 gc.collect()
                 self._collected = time.monotonic()
 
+        def shutdown(self) -> None:
+            """Ends associations too; a connection that has asked for none yet is closed, as it cannot be aborted."""
+            super().shutdown()
+            for association in self.active_associations:
+                if association.is_established:
+                    association.abort()
+                elif association.dul.socket is not None:
+                    association.dul.socket.close()
+
         def handle_error(self, request: Any, client_address: Any) -> None:
             log.warning("a connection could not be served")
 

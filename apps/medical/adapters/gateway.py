@@ -101,7 +101,7 @@ class DicomGateway:
                     thread.start()
                 stop.wait()
                 jobs.stop.set()
-                threads.append(threading.Thread(target=server.ae.shutdown, daemon=True))
+                threads.append(threading.Thread(target=server.shutdown, daemon=True))
                 threads[-1].start()
                 for thread in threads:
                     thread.join(_PATIENCE_S)

@@ -13,6 +13,7 @@ from shared.errors import InvalidInputError
 _CONNECT_S, _ANSWER_S = 15, 60
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _LONGEST_TITLE = 16
+_VERIFICATION, _SEGMENTATION = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 class ArchiveAway(Exception):
@@ -21,6 +22,10 @@ class ArchiveAway(Exception):
 
 class ReportRefused(Exception):
     """The archive does not take this report; the words say its status."""
+
+
+class ClassNotTaken(ReportRefused):
+    """The archive takes no segmentations, or none that are sent like this: what it takes is the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ def send(
     if not datasets:
         return
     entity = AE(ae_title=title)
+    entity.add_requested_context(_VERIFICATION)  # so that what the archive does not take is told from its being away
     for kind in sorted({str(dataset.SOPClassUID) for dataset in datasets.values()}):
         entity.add_requested_context(kind, _UNCOMPRESSED)
     entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
@@ -98,6 +104,8 @@ def _store(association: Any, dataset: Any, number: int, archive: Archive) -> Rep
     try:
         status = association.send_c_store(dataset, msg_id=number).get("Status")
     except ValueError as error:  # no context of this class, or it cannot be encoded in the one that there is
+        if dataset.SOPClassUID == _SEGMENTATION:
+            return ClassNotTaken(f"{archive} takes no segmentations")
         raise ArchiveAway(f"{archive} takes no objects of this class (SOP class {dataset.SOPClassUID})") from error
     except RuntimeError as error:
         raise ArchiveAway(f"{archive} has ended the association") from error

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from apps.medical.adapters.dicom_spool import Spool, short
-from apps.medical.outputs.dicom_send import Archive, ArchiveAway, send
+from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ClassNotTaken, send
 from shared.growing_pauses import GrowingPauses
 
 log = logging.getLogger("trivium.gateway")
@@ -60,7 +60,12 @@ class Sending:
                 name = short(path.name)
                 if refusal is None:
                     self._spool.sent(path)
-                    log.info("series %s: its report is in the archive", name)
+                    log.info("series %s: its report or segmentation is in the archive", name)
+                    self._forget(path)
+                    continue
+                if isinstance(refusal, ClassNotTaken):
+                    self._spool.sent(path)
+                    log.warning("the segmentation of series %s is not sent: %s", name, refusal)
                     self._forget(path)
                     continue
                 self._refusals[path.name] += 1

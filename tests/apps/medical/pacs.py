@@ -126,6 +126,7 @@ class StubServer:
         self.cancelled: list[str] = []
         self.status = 202
         self.report = report
+        self.segmentation: bytes | None = None
         self.gone: set[str] = set()
         self.answer: Callable[[int], dict[str, Any]] = lambda number: {"state": "done"}
         stub = self
@@ -155,9 +156,11 @@ class StubServer:
                     files = {"result.json": "/nowhere"}
                     if stub.report is not None:
                         files["findings.sr.dcm"] = f"/report/{number}"
+                    if stub.segmentation is not None:
+                        files["findings.seg.dcm"] = f"/segmentation/{number}"
                     self._say(200, {"case": number, "files": files, "result": {"lungs": {}, "operating_score": 0.5}})
                 else:
-                    self._send(200, stub.report or b"")
+                    self._send(200, (stub.segmentation if kind == "segmentation" else stub.report) or b"")
 
             def _say(self, status: int, content: dict[str, Any]) -> None:
                 self._send(status, json.dumps(content).encode())

@@ -38,7 +38,7 @@ class Receiver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.ae.shutdown()
+        self.server.shutdown()
 
 
 def associate(port: int, title: str = "SCANNER", called: str = "TRIVIUM", classes: tuple[str, ...] = (CT,)):

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from apps.medical.adapters.gateway import DicomGateway
 from shared.cli import main
@@ -17,6 +19,7 @@ from shared.errors import InvalidInputError
 from shared.job_client import JobClient
 from tests.apps.medical.pacs import (
     PATIENT,
+    SR,
     UNCLOSED_SOCKETS,
     Archive,
     StubServer,
@@ -30,6 +33,7 @@ from tests.apps.medical.pacs import (
 )
 
 pytestmark = UNCLOSED_SOCKETS
+SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +164,21 @@ def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
         send(port, images())
         wait_for(lambda: archive.got)
     assert len(list((tmp_path / "aside").glob("*.dcm"))) == 1
+
+
+def test_an_archive_without_segmentations_gets_the_report_alone(tmp_path, around, log):
+    stub, archive = around
+    other = dcmread(BytesIO(stub.report))
+    other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = SEG
+    made = BytesIO()
+    other.save_as(made)
+    stub.segmentation = made.getvalue()
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: archive.got and "takes no segmentations" in log.text)
+        wait_for(lambda: not list((tmp_path / "reports").iterdir()))
+    assert [dataset.SOPClassUID for dataset in archive.got] == [SR]
+    assert not list((tmp_path / "aside").iterdir())
 
 
 def test_two_gateways_do_not_share_a_spool(tmp_path, around):
