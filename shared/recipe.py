@@ -5,7 +5,7 @@ A named recipe is a plain function that returns one. A setting builds its own co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -144,6 +144,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InvalidInputError(f"ema_decay is {self.ema_decay}; it must be above 0 and below 1")
+        for name in ("model", "data", "task", "optimizer", "schedule"):
+            part, method = getattr(self, name), "train" if name == "data" else "build"
+            if isinstance(part, type) or not is_dataclass(part) or not hasattr(part, method):
+                kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+                raise InvalidInputError(
+                    f"the recipe's {name} is {kind}; it must be an instance of a dataclass with {method}(...), whose "
+                    "fields are the settings that the run records"
+                )
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)

@@ -53,3 +53,15 @@ def ended(history: Sequence[Entry], limits: Limits, *, late: bool) -> str | None
     if late and history:
         return "minutes"
     return "early" if early_stopping_state(history, limits).stale >= limits.patience else None
+
+
+def how_to_go_on(reason: str, limits: Limits) -> str:
+    """In words why a run ended (``Result.reason``), and with which setting the same command goes on."""
+    if reason == "early":
+        times = "1 evaluation" if limits.patience == 1 else f"{limits.patience} evaluations"
+        return (
+            f"{limits.monitor} has not improved by {limits.min_delta:g} in {times}; a larger --limits.patience goes on"
+        )
+    if reason == "minutes":
+        return f"its {limits.minutes:g} minutes are over; more --limits.minutes goes on"
+    return f"its --limits.{reason} {getattr(limits, reason)} are done; more goes on from here"

@@ -10,7 +10,7 @@ from torch import Tensor
 from shared.comms.joining import shorten_timeouts
 from shared.data.loader import Step
 from shared.engine.divergence import DivergenceError
-from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries
+from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries, how_to_go_on
 from shared.engine.evaluate import evaluate
 from shared.engine.interruption import Interruption, StopWatch, end_as_by
 from shared.engine.losses import count_factors, total, weighted_terms
@@ -139,7 +139,7 @@ def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:
     """Reads the loss and the norm from the device, and notes them."""
     progress = training.progress
     value, learning_rate = training.group.mean(loss).item(), float(training.schedule.get_last_lr()[0])
-    rate = progress.step / max(progress.seconds, 1e-9)
+    rate = training.log.pace(progress.step, progress.seconds)
     training.events.write("train", progress.step, loss=value, norm=norm.item(), lr=learning_rate, steps_per_s=rate)
     training.log.step(progress.step, value, learning_rate, rate)
     if communication := training.timer.report(training.run.path if training.group.leader else None):
@@ -187,4 +187,5 @@ def finish(training: Training, reason: str) -> Result:
     if training.group.leader:
         result.save(training.run.result_file)
     training.events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
+    training.log.say(f"ended after step {progress.step}: {how_to_go_on(reason, training.recipe.limits)}")
     return result

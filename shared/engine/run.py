@@ -24,6 +24,9 @@ class Run:
     app: str
     recipe_name: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # Python's users name it by a string, too
+
     @property
     def recipe_file(self) -> Path:
         return self.path / "recipe.yaml"

@@ -150,6 +150,12 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
 
     total = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
+    warmup = getattr(recipe.schedule, "warmup_steps", 0)
+    if warmup >= total:
+        notes.append(
+            f"schedule.warmup_steps is {warmup} and the run has {total} steps: the learning rate never reaches its "
+            "full height; say --schedule.warmup-steps N with fewer"
+        )
     counts = {"training samples": len(train), "steps": total, "validation samples": len(validation)}
     group.refuse_differences({f"the number of {name}": count for name, count in counts.items()})
     training = Training(
@@ -180,6 +186,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     )
     if latest is not None:
         training.progress = checkpoints.load(latest, training.state)
+        notes.append(f"going on from {latest.name}, of {total} steps")
         _restore_own_state(strategy, checkpoints, latest, group, notes)
     progress = training.progress
     if progress.samples != len(train):
@@ -200,7 +207,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
     for note in notes:
         log.say(note)
-    log.begin(training.total, progress.step)
+    log.begin(training.total, progress.step, progress.seconds, order.steps_per_epoch)
     return training
 
 
@@ -261,11 +268,11 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
     if found and document.get("digest") != checkpoints.recipe_digest:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise InvalidInputError(
-            f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with the settings in its "
-            "recipe.yaml, or name a new run"
+            f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with its own settings "
+            f"(--recipe {run.recipe_file}), or name a new run, which --init {run.path} starts from its weights"
         )
     if torn:
-        notes.append(f"{names} is torn or was altered: going on from {latest.name}")
+        notes.append(f"{names} is torn or was altered, and is passed over")
     return latest
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -14,27 +16,34 @@ class TrainingLog:
     """Speaks on the leader, unless ``quiet``."""
 
     def __init__(self, title: str, *, enabled: bool) -> None:
-        self._title, self._enabled, self._total = title, enabled, 0
+        self._title, self._enabled = title, enabled
+        self._total, self._epoch, self._first, self._seconds = 0, 1, 0, 0.0
         console = Console()
         self._bar: Progress | None = None
         if enabled and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[loss]}"), console=console)
+            columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[last]}"), console=console)
 
-    def begin(self, total: int, done: int) -> None:
-        """The run has ``total`` steps, of which ``done`` are done."""
-        self._total = total
+    def begin(self, total: int, done: int, seconds: float, steps_per_epoch: int) -> None:
+        """The run has ``total`` steps, of which ``done`` are done, and have taken ``seconds``."""
+        self._total, self._epoch, self._first, self._seconds = total, steps_per_epoch, done, seconds
         if self._bar is not None:
-            self._bar.add_task(self._title, total=total, completed=done, loss="")
+            self._bar.add_task(self._title, total=total, completed=done, last="")
 
-    def step(self, done: int, loss: float, learning_rate: float, steps_per_second: float) -> None:
+    def pace(self, done: int, seconds: float) -> float:
+        """Steps a second since this process began; those before may have been done on another machine."""
+        return (done - self._first) / max(seconds - self._seconds, 1e-9)
+
+    def step(self, done: int, loss: float, learning_rate: float, pace: float) -> None:
         """A logging step."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {loss:.4f}")
+            self._bar.update(self._bar.task_ids[0], completed=done, last=f"loss {loss:.4f}, {pace:.3g} steps/s")
         else:
+            epochs = f"epoch {math.ceil(done / self._epoch)}/{math.ceil(self._total / self._epoch)}"
+            left = timedelta(seconds=round((self._total - done) / max(pace, 1e-9)))
             self.say(
-                f"step {done}/{self._total}: loss {loss:.4f}, learning rate {learning_rate:.3g}, "
-                f"{steps_per_second:.3g} steps/s"
+                f"step {done}/{self._total}, {epochs}: loss {loss:.4f}, learning rate {learning_rate:.3g}, "
+                f"{pace:.3g} steps/s, {left} left"
             )
 
     def say(self, text: str) -> None:
