@@ -26,7 +26,7 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
             f"name a data set: trivium calibrate {app.name} --data NAME; `trivium models` lists them"
         )
     kind = named_data_set(app, command.data)
-    data = parse_data(kind, settings, f"trivium calibrate {app.name} --data {command.data}")
+    data = parse_data(kind, settings, f"trivium calibrate {app.name} --data {command.data} --")
     from shared.deploy.artifact import load_weights, open_artifact
     from shared.deploy.writing import write_recalibrated
 

@@ -21,7 +21,7 @@ def run(command: Import, settings: Sequence[str]) -> int:
     data = None
     if command.data is not None:
         kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data}")
+        data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data} --")
     imported = importer.load(arguments, data)
     from shared.deploy.imported import write_imported
 

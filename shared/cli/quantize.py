@@ -24,7 +24,7 @@ def run(command: Quantize, settings: Sequence[str]) -> int:
             raise InvalidInputError(f"{path} does not exist; name files of the domain to calibrate on")
     if command.data is not None:
         kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium quantize --data {command.data}")
+        data = parse_data(kind, settings, f"trivium quantize --data {command.data} --")
     else:
         data = recipe_of(app, artifact.recipe()).data
     from shared.deploy.quantize import quantize

@@ -24,7 +24,9 @@ def run(command: Train, settings: Sequence[str]) -> int:
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
     strategy = None if command.strategy is None else STRATEGIES[command.strategy]
-    recipe = with_imported_network(app, parse_recipe(base, data, settings, f"trivium train {app.name}", strategy))
+    chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
+    prog = f"trivium train {app.name} {chosen} --"
+    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, strategy))
     from shared.comms.watch import LostProcessError
     from shared.engine.loop import fit
     from shared.engine.run import Run

@@ -78,6 +78,32 @@ def test_a_run_on_a_data_set_is_trained_on_evaluated_and_exported(app, capsys):
     assert open_artifact(Path("models/line/1")).manifest.data["description"] == "points in points"
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--limits.epoch", "3"], "--limits.epoch; there is --limits.epochs;"),
+        (["--epochs=3"], "--epochs=3; there is --limits.epochs;"),
+        (["--optimizer.lr", "1e-4"], "--optimizer.lr; there is --optimizer.learning-rate;"),
+        (
+            ["--optimizer.momentum", "0.9"],
+            "there is --optimizer.learning-rate, --optimizer.weight-decay, --optimizer.betas;",
+        ),
+        (["--output", "there"], "--output; there is --out;"),
+        (["--data.root", "there"], "those of another data set need --data NAME"),
+        (["--data", "folder", "--data.root", "there", "--data.counts", "3"], "--data.counts; there is --data.count;"),
+    ],
+)
+def test_a_setting_that_is_not_there_is_refused_with_the_one_that_was_meant(words, hint, app, capsys):
+    assert train(*words) == 2
+    told = capsys.readouterr().err
+    assert hint in told and not Path("run").exists()
+    command = "trivium train line --recipe tiny" + (" --data folder" if "folder" in words else "") + " -- --help"
+    assert f"`{command}` lists all" in told
+    with pytest.raises(SystemExit):
+        cli.main(command.split()[1:])
+    assert "--limits.epochs" in capsys.readouterr().out
+
+
 def test_a_recipe_file_trains_the_same_run(app):
     assert train("--limits.batch", "5") == 0
     words = ["train", "line", "--recipe", "run/recipe.yaml", "--out", "again", "--device", "cpu"]
