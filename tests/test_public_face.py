@@ -36,6 +36,7 @@ EXPORTS = [
     "export",
     "fit",
     "load",
+    "read_weights",
     "serve",
 ]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shared.data.dataset import Dataset
     from shared.deploy.artifact import Artifact
     from shared.deploy.predictor import Codec, Predictor
+    from shared.engine.initial_weights import read_weights
     from shared.engine.loop import fit
     from shared.engine.run import Run
     from shared.engine.task import Task, WeightedLoss
@@ -38,6 +39,7 @@ __all__ = [
     "export",
     "fit",
     "load",
+    "read_weights",
     "serve",
 ]
 
@@ -51,6 +53,7 @@ _HOMES = {
     "Task": "shared.engine.task",
     "WeightedLoss": "shared.engine.task",
     "fit": "shared.engine.loop",
+    "read_weights": "shared.engine.initial_weights",
 }
 
 

@@ -31,7 +31,7 @@ def run(command: Evaluate, settings: Sequence[str]) -> int:
         raise InvalidInputError(f"--limit is {command.limit}; it must be at least 1")
     if command.data is not None:
         kind = named_data_set(app, command.data)
-        data = parse_data(kind, settings, f"trivium evaluate {app.name} --data {command.data}")
+        data = parse_data(kind, settings, f"trivium evaluate {app.name} --data {command.data} --")
         if app.evaluate is None:
             return _by_task(app, command, data)
         _by_protocol(app.evaluate, app, command, data)
@@ -88,7 +88,7 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
     """Scores as training does: on the validation part of the recipe's data, or of ``data``."""
     from shared.comms.joining import join
     from shared.deploy.artifact import open_artifact
-    from shared.engine.checkpoint import Checkpoints, model_state
+    from shared.engine.checkpoint import best_weights
     from shared.engine.evaluate import evaluate
     from shared.engine.run import Run
     from shared.precision import autocast_dtype
@@ -100,11 +100,9 @@ def _by_task(app: App, command: Evaluate, data: DataConfig | None) -> int:
     if command.run is not None:
         run = Run(command.run, app.name, "")
         document = read_recipe_file(run.recipe_file)
-        checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
-        checkpoint = checkpoints.best() or checkpoints.latest()
-        if checkpoint is None:
+        if (best := best_weights(command.run)) is None:
             raise InvalidInputError(f"{command.run} has no checkpoint yet")
-        weights, title = model_state(checkpoint), str(command.run)
+        weights, title = best, str(command.run)
     else:
         artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
         artifact.must_belong_to(app.name)

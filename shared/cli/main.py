@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trivium: interrupted; a training goes on from its last checkpoint when started again", file=sys.stderr)
         code = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"trivium: no space is left on the disk{where}; free some and start the same command again: a training "
+            "goes on from its newest checkpoint",
+            file=sys.stderr,
+        )
+        code = 1
     if arguments is None:
         _leave_loading(code)
     return code

@@ -27,6 +27,8 @@ def run(command: Train, settings: Sequence[str]) -> int:
     chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
     prog = f"trivium train {app.name} {chosen} --"
     recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, strategy))
+    from torch import OutOfMemoryError
+
     from shared.comms.watch import LostProcessError
     from shared.engine.loop import fit
     from shared.engine.run import Run
@@ -39,6 +41,15 @@ def run(command: Train, settings: Sequence[str]) -> int:
         result = fit(recipe, training, device=command.device)
     except (FloatingPointError, LostProcessError) as error:
         print(f"trivium: {error}", file=sys.stderr)
+        return 1
+    except OutOfMemoryError as error:
+        at_once = recipe.limits.micro_batch or recipe.limits.batch
+        print(
+            f"trivium: the GPU's memory is too small for this training: {str(error).split('. ')[0]}. Give it fewer "
+            f"samples at once with --limits.micro-batch N (at most {at_once} so far); the run then goes on from its "
+            "newest checkpoint, in the same batches",
+            file=sys.stderr,
+        )
         return 1
     if leader:
         title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
 from shared.deploy.programs.making import Examples
 from shared.deploy.writing import write_artifact
-from shared.engine.checkpoint import Checkpoints, model_state, read_progress
+from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress, read_while_training
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.recipe_file import digest, read_recipe_file
@@ -43,22 +44,10 @@ def export(
     run = Run(run_dir, app.name, "")
     document = read_recipe_file(run.recipe_file)
     recipe = recipe_of(app, document)
-    checkpoints = Checkpoints(run.checkpoints, recipe_digest=document["digest"])
-    latest = checkpoints.latest()
-    if latest is None:
-        raise InvalidInputError(f"{run_dir} has no checkpoint yet; `trivium train {app.name}` writes one")
-    if not (best := read_progress(latest).best_step):
-        raise InvalidInputError(
-            f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps"
-        )
-    if (checkpoint := checkpoints.best()) is None:
-        raise InvalidInputError(
-            f"the best checkpoint of {run_dir}, that of step {best}, is missing or torn; train further"
-        )
+    best, progress = read_while_training(lambda: _best(run))
     model = recipe.model.build(recipe.input)
-    model.load_state_dict(model_state(checkpoint))
+    model.load_state_dict(best)
     model.eval()
-    progress = read_progress(checkpoint)
     calibration: dict[str, Any] = app.calibrate(recipe, model) if app.calibrate is not None else {}
     earlier = began_from(recipe.init)
     manifest = Manifest(
@@ -97,6 +86,23 @@ def export(
     return write_artifact(
         registry, manifest, weights=weights, recipe=text, dense=dense, programs=programs, examples=examples
     )
+
+
+def _best(run: Run) -> tuple[dict[str, Tensor], Progress]:
+    """The weights of the best checkpoint, and what the run knew when it wrote it."""
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest="")
+    latest = checkpoints.latest()
+    if latest is None:
+        raise InvalidInputError(f"{run.path} has no checkpoint yet; `trivium train {run.app}` writes one")
+    if not (best := read_progress(latest).best_step):
+        raise InvalidInputError(
+            f"{latest} has not been evaluated yet; train to the end of an epoch, or to --limits.steps"
+        )
+    if (checkpoint := checkpoints.best()) is None:
+        raise InvalidInputError(
+            f"the best checkpoint of {run.path}, that of step {best}, is missing or torn; train further"
+        )
+    return model_state(checkpoint), read_progress(checkpoint)
 
 
 def _examples(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples | None:

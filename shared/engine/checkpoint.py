@@ -6,15 +6,17 @@ A checkpoint is a directory: a safetensors file for the tensors of each part of 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,6 +27,8 @@ from shared.comms.sharded_state import gathered, is_spread, spread_as, spread_op
 from shared.errors import InvalidInputError
 
 _STATE, _DIGESTS = "state.json", "digests.json"
+_LOOKS = 20
+Read = TypeVar("Read")
 
 
 @runtime_checkable
@@ -89,11 +93,15 @@ class Checkpoints:
             self.group.barrier()
         if not self.writes:
             return
-        outlines = {name: _write_tensors(aside, name, values) for name, values in states.items()}
-        document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": outlines}
-        (aside / _STATE).write_text(json.dumps(document), encoding="utf-8")
-        digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
-        (aside / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        try:
+            outlines = {name: _write_tensors(aside, name, values) for name, values in states.items()}
+            document = {"recipe_digest": self.recipe_digest, "progress": vars(progress), "state": outlines}
+            (aside / _STATE).write_text(json.dumps(document), encoding="utf-8")
+            digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
+            (aside / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint would fill what is left of a full disk
+            raise
         final = self._at(progress.step)
         # What stands at this step or a later one was torn, or the run would have gone on from there.
         for beyond in self._steps():
@@ -174,6 +182,27 @@ def read_progress(path: Path) -> Progress:
     return Progress(**json.loads((path / _STATE).read_text(encoding="utf-8"))["progress"])
 
 
+def read_while_training(read: Callable[[], Read]) -> Read:
+    """``read()`` of a run's checkpoints, again where a training that goes on has removed one meanwhile."""
+    for _ in range(_LOOKS):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
+
+
+def best_weights(path: Path) -> dict[str, Tensor] | None:
+    """The weights of the best checkpoint of the run at ``path``, or of its newest one; None where none is whole."""
+    checkpoints = Checkpoints(path / "checkpoints", recipe_digest="")
+
+    def read() -> dict[str, Tensor] | None:
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        return None if checkpoint is None else model_state(checkpoint)
+
+    return read_while_training(read)
+
+
 def _own_name(rank: int) -> str:
     return f"process-{rank:05d}"
 
@@ -183,7 +212,13 @@ def _write_tensors(folder: Path, name: str, values: Any) -> Any:
     tensors: dict[str, Tensor] = {}
     outline = _outline(values, tensors, "")
     if tensors:
-        save_file({key: _detached(value) for key, value in tensors.items()}, folder / f"{name}.safetensors")
+        file = folder / f"{name}.safetensors"
+        try:
+            save_file({key: _detached(value) for key, value in tensors.items()}, file)
+        except SafetensorError as error:
+            # Its own kind of error, whose number stands in its text alone.
+            number = next((one for one in (errno.ENOSPC, errno.EDQUOT) if f"os error {one})" in str(error)), errno.EIO)
+            raise OSError(number, str(error), str(file)) from error
     return outline
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.engine.checkpoint import Checkpoints, model_state
+from shared.engine.checkpoint import best_weights
 from shared.errors import InvalidInputError
 from shared.recipe import InputSpec
 from shared.recipe_file import read_recipe_file
@@ -101,19 +101,18 @@ def _class_names(classes: Sequence[Any]) -> list[str]:
     return [str(kind["name"] if isinstance(kind, Mapping) else getattr(kind, "name", kind)) for kind in classes or ()]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors by name in an artifact's directory, a run's (its best checkpoint), or a file of weights.
 
     Files are safetensors, or what ``torch.load`` reads with ``weights_only=True``.
     """
+    path = Path(path)
     if path.is_dir():
         if (path / _WEIGHTS).is_file():
             return read_weights(path / _WEIGHTS)
-        checkpoints = Checkpoints(path / "checkpoints", recipe_digest="")
-        checkpoint = checkpoints.best() or checkpoints.latest()
-        if checkpoint is None:
+        if (best := best_weights(path)) is None:
             raise InvalidInputError(f"{path} is neither an artifact ({_WEIGHTS}) nor a run with a whole checkpoint")
-        return model_state(checkpoint)
+        return best
     if not path.is_file():
         raise InvalidInputError(f"{path} does not exist; name an artifact, a run or a file of weights")
     try:

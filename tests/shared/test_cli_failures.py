@@ -1,0 +1,94 @@
+"""What a training says that fails for want of disk or memory, and what is read of a run while it trains."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import trivium
+from shared import cli
+from shared.deploy.export import export
+from shared.engine import checkpoint as checkpoints
+from tests.shared.engine import line
+from tests.shared.line_app import make_app
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    made = make_app(tmp_path / "line")
+    monkeypatch.setattr("shared.app.installed", lambda: {"line": made})
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def train(*words: str) -> int:
+    return cli.main(["train", "line", "--recipe", "tiny", "--out", "run", "--device", "cpu", *words])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=["of the tensors' file", "of another file"],
+)
+def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_later(error, app, capsys, monkeypatch):
+    def full(tensors: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save_file", full)
+        assert train() == 1
+    told = capsys.readouterr().err
+    assert "trivium: no space is left on the disk" in told and "start the same command again" in told
+    assert list(Path("run/checkpoints").iterdir()) == []
+    assert train() == 0
+
+
+def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, monkeypatch):
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(line.Regression, "loss", too_much)
+        assert train() == 1
+    told = capsys.readouterr().err
+    assert "CUDA out of memory. Give it fewer samples at once with --limits.micro-batch N (at most 4 so far)" in told
+    assert train("--limits.micro-batch", "2") == 0
+
+
+@pytest.mark.parametrize("read", ["export", "weights"])
+def test_a_checkpoint_that_the_training_removes_meanwhile_is_read_as_the_next_best(read, app, monkeypatch):
+    assert train() == 0
+    removed = []
+    load = checkpoints.load_file
+
+    def gone_once(file: Path) -> dict[str, torch.Tensor]:
+        if not removed:
+            removed.append(file)
+            shutil.copytree(file.parent, "kept")
+            shutil.rmtree(file.parent)
+            try:
+                return load(file)
+            finally:
+                shutil.move("kept", file.parent)
+        return load(file)
+
+    monkeypatch.setattr(checkpoints, "load_file", gone_once)
+    if read == "export":
+        assert export(Path("run"), app, Path("models"), network=False).manifest.version == 1
+    else:
+        line.Network().build().load_state_dict(trivium.read_weights("run"))
+    assert removed
