@@ -25,6 +25,8 @@ _NEARLY = (
     r"(?: ?(?:[A-Z]{3}|bps?|Mrd|Mio|[$€£¥%]))?$"
 )
 """An amount with its currency or unit, or in brackets."""
+_IN_BRACKETS = r"^\(([$€£¥￥]?\d[\d.,'’ ]*)\)$"
+"""A negative amount, as in accounts."""
 _LARGEST = 1e100  # larger ones nobody measured, and their squares and sums are no numbers any more
 
 
@@ -44,6 +46,7 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
         text = column.fill_null("").str.replace_all(_SPACES, " ").str.strip_chars()
         lower = text.str.to_lowercase()
         missing = lower.is_in(_MISSING) | lower.str.starts_with(_NO_ANSWER)
+        text = text.str.replace(_IN_BRACKETS, "-${1}")
         text = text.str.replace(r"^([+-]?)[$€£¥￥]", "${1}").str.replace(r" ?[%€]$", "").str.replace(r"^\+", "")
         ends = text.str.extract(_SUFFIX, 2).str.to_lowercase()
         factor = ends.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64).to_numpy()

@@ -55,9 +55,10 @@ def to_contents(
         raise InvalidInputError(f"{name} has {'a single row' if len(lines) else 'no rows'}; a series needs two")
     frame, time = _with_times(frame.filter(filled), options.time, name, notes)
     end = frame[time].tail(11)  # up to ten rows may follow the last: a total, where the data come from
-    words = int(end.fill_null("0").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
+    words = int(end.fill_null("").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
     if words and frame.height - words > 1:
-        notes.append(f"what follows from line {lines[-words]} on was left out: {end[-words]!r} is no time")
+        first = "an empty cell" if end[-words] is None else repr(end[-words])
+        notes.append(f"what follows from line {lines[-words]} on was left out: {first} is no time")
         frame, lines = frame.head(-words), lines[:-words]
     for twin in (one for one in frame.columns if re.fullmatch(re.escape(time) + r" \(\d+\)", one)):
         # As where a sheet holds two securities side by side, each with its dates.

@@ -29,6 +29,8 @@ _CALENDAR = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 
 _UNIT_NS = {"s": SECOND_NS, "ms": 10**6, "us": 10**3, "ns": 1, "days": DAY_NS, "excel": DAY_NS}
 _LEAST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 """The least number of each unit since 1970: from March 1973 on, no two units overlap."""
+_QUARTERS = {r"(?i)^(\d{4})[ /-]Q([1-4])$": "${1}Q${2}", r"(?i)^Q([1-4])[ /-]?(\d{4})$": "${2}Q${1}"}
+"""1960-Q1 and Q1 1960, as pandas reads them."""
 _SEASON_NS = 60 * DAY_NS
 """No clock is put back for the winter twice within so long."""
 _FAR = "is not between 1900 and 2200; correct the date, or delete the row"
@@ -85,6 +87,8 @@ def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
     if kind != pl.String:
         raise InvalidInputError(f"{column.place} holds {kind}, which is no time; write times as 2024-01-31 09:30:00")
     text = cells.str.strip_chars(" \"'")
+    for pattern, quarter in _QUARTERS.items():
+        text = text.str.replace(pattern, quarter)
     rounded = text.str.contains(_ROUNDED)
     if rounded.sum() == text.str.contains(r"(?i)^\d[.,]?\d*e").sum():
         how = "format the column as a number without decimals where it is still whole, and save again"

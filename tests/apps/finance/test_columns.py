@@ -230,7 +230,7 @@ def test_trades_at_several_exchanges_are_one_series_and_closes_of_several_need_t
 @pytest.mark.parametrize(
     "cell",
     [
-        "({}.76)",
+        "(USD {}.76)",
         "USD {},000.50",
         "{}.50 USD",
         "$ {}.50",

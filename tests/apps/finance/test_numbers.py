@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from apps.finance.adapters.numbers import read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.types import Series
 from shared.errors import InvalidInputError
@@ -86,3 +88,17 @@ def test_a_second_column_of_dates_is_no_column_of_numbers(tmp_path, later):
     series = read(tmp_path, cells, head="Datum von;Datum bis;Preis")
     assert list(series.values) == ["Preis"]
     assert not any("Datum bis" in note for note in series.notes)
+
+
+@pytest.mark.parametrize(
+    ("cells", "european"),
+    [
+        (("1,234.50", "(1,234.50)", "($0.25)"), False),
+        (("1.234,50", "(1.234,50)", "(0,25)"), True),
+        (("(1234.50)", "(1234.50)", "(0.25)"), False),
+    ],
+)
+def test_amounts_in_brackets_are_negative(cells, european):
+    numbers, fault = read_column(pl.Series("pnl", cells), np.arange(2, 5), None, european)
+    assert fault == "" and numbers is not None
+    assert numbers[1:].tolist() == [-1234.5, -0.25]

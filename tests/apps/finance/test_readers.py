@@ -209,7 +209,7 @@ def test_a_comma_that_can_be_either_is_refused_unless_semicolons_tell(tmp_path):
         ("timestamp\n2024-01-01\n", "single column"),
         ("a,b\n1.5,2\n2.5,3\n", "no column of times among .*'a', 'b'"),
         ("timestamp,value\n2024-01-01,1\nyesterday,2\n", "line 3: 'yesterday' is not a time"),
-        ("timestamp,value\n2024-01-01,1\n,2\n", "line 3: 'None' is no time; fill in the cell"),
+        ("timestamp,value\n2024-01-01,1\n,2\n2024-01-02,2\n", "line 3: 'None' is no time; fill in the cell"),
         ("timestamp,value\n2024-01-01,1\n2024-01-02,abc\n2024-01-03,3\n", "'value' holds 'abc' in line 3"),
         ("timestamp,value\n2024-01-01,\n2024-01-02,\n", "'value' holds no number"),
         ("timestamp,word\n2024-01-01,a\n2024-01-02,b\n", "no column of numbers"),

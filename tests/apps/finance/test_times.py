@@ -304,3 +304,10 @@ def test_times_that_a_spreadsheet_has_rounded_are_refused_with_how_to_save_them_
 @pytest.mark.parametrize("number", ["1.7066916e+18", "1.706691600000000000e+09"])
 def test_times_with_an_exponent_and_all_their_digits_are_read(number):
     assert times_of([number, number])[0] == "2024-01-31T09:00:00Z"
+
+
+@pytest.mark.parametrize("form", ["{}-Q{}", "{}Q{}", "{} Q{}", "Q{1} {0}", "q{1}/{0}", "Q{1}-{0}"])
+def test_quarters_are_their_first_days(form):
+    texts = [form.format(1960 + number // 4, number % 4 + 1) for number in range(5)]
+    days = ["1960-01-01", "1960-04-01", "1960-07-01", "1960-10-01", "1961-01-01"]
+    assert times_of(texts) == [f"{day}T00:00:00Z" for day in days]
