@@ -18,11 +18,11 @@ def publish(aside: Path, final: Path) -> None:
     _flush(final.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that replaces the one of its name at once."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, a text in UTF-8, that replaces the one of its name at once."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         _flush(aside)
         aside.replace(path)
     except BaseException:

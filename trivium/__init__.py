@@ -123,6 +123,17 @@ class LoadedModel:
         outputs = list(self.predictor.predict(decoded.inputs, decoded.options))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def monitor(self, begin: Any, **options: Any) -> Any:
+        """Predicts on an input that grows, for an application that can: finance, with a ``Series`` of its history.
+
+        ``begin`` is the input so far, or the file that a monitor's ``save`` wrote; ``options`` those of ``predict``.
+        """
+        from shared.errors import InvalidInputError
+
+        if not hasattr(self.predictor, "monitor"):
+            raise InvalidInputError(f"{self.app.name} has no monitor: its inputs do not grow; call predict for each")
+        return self.predictor.monitor(begin, _options(self.predictor, options))
+
     def read(self, *paths: str | Path, **options: object) -> list[Any]:
         """The inputs in files, as ``predict`` takes them."""
         from shared.deploy.predictor import Request

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.finance.inference.calibration import default_stride, from_manifest
-from apps.finance.inference.conformal import Budget, report
+from apps.finance.inference.conformal import report
 from apps.finance.inference.corporate_actions import continued, corporate_actions
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.examples import example_windows
 from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
 from apps.finance.inference.gaps import gaps
+from apps.finance.inference.monitor import Monitor
+from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import Calibration, combine, improbability, published
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
@@ -21,31 +24,13 @@ from apps.finance.types import Detection, FinanceInput, Series
 from shared.deploy.artifact import Artifact
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
+from shared.errors import InvalidInputError
 from shared.progress import report_each
 
 if TYPE_CHECKING:
     from apps.finance.models.library_tft import LibraryForecaster
     from apps.finance.models.tft import Forecaster
     from shared.app import DenseNetwork
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """How many events are wanted; all None for the model's own budget.
-
-    ``events_per_1000_rows`` or ``events_per_day`` is kept to by a threshold that follows the series. ``threshold``, in
-    (0, 1], is one that stays, whatever number of events that makes.
-    """
-
-    threshold: float | None = None
-    events_per_1000_rows: float | None = None
-    events_per_day: float | None = None
-
-    def budget(self, calibration: Calibration) -> Budget:
-        """The budget that is asked for, or the calibration's."""
-        if self.events_per_1000_rows is None and self.events_per_day is None:
-            return calibration.budget()
-        return Budget(per_1000_rows=self.events_per_1000_rows, per_day=self.events_per_day)
 
 
 class FinancePredictor:
@@ -105,8 +90,22 @@ class FinancePredictor:
 
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecasts, scores and events of each series; what one gets does not depend on the others."""
-        with _one_thread() if self.device == "cpu" else nullcontext():
+        with self.threads():
             return [self._detect(series, options or Options()) for series in report_each(batch, "series")]
+
+    def monitor(self, begin: Series | str | Path, options: Options | None = None) -> Monitor:
+        """A monitor of a series that goes on: from its history, or from the file that another one's ``save`` wrote."""
+        if isinstance(begin, Series):
+            return Monitor.begin(self, begin, options or Options())
+        if not isinstance(begin, str | Path):
+            raise InvalidInputError(
+                "a monitor is of one series: hand in a Series or the file of a state, and make one for each instrument"
+            )
+        return Monitor.resume(self, Path(begin), options)
+
+    def threads(self) -> AbstractContextManager[Any]:
+        """What the network is computed in: on a CPU with one thread."""
+        return _one_thread() if self.device == "cpu" else nullcontext()
 
     def _detect(self, series: Series, options: Options) -> Detection:
         actions = corporate_actions(series)

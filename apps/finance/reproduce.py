@@ -25,6 +25,7 @@ from apps.finance.inference.detectors import DETECTORS
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.evaluation import SEARCHED
 from apps.finance.inference.offline_peers import LEVELS, Fracast, installed, pyod_scores
+from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import Calibration, combine, score
 from apps.finance.inference.skill import relative_loss
 from apps.finance.inference.trial import Trial, long_walk, run_trial, strongest_rows, trial_sets
@@ -41,7 +42,7 @@ from apps.finance.metrics.nab import (
 )
 from apps.finance.models.stored import stored_settings
 from apps.finance.models.tft import Forecaster
-from apps.finance.predictor import FinancePredictor, Options
+from apps.finance.predictor import FinancePredictor
 from apps.finance.samples import minute_bars
 from apps.finance.types import Floats
 from shared.app import Table

@@ -13,13 +13,14 @@ from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
+from apps.finance.inference.options import Options
 from apps.finance.outputs import files
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_rows
 from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
-from apps.finance.predictor import FinancePredictor, Options
+from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Series, Window, iso_utc
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
@@ -221,12 +222,8 @@ def read_options(options: Mapping[str, str]) -> tuple[TableOptions, Options]:
 
 
 def _wanted_events(options: Mapping[str, str]) -> Options:
-    """How many events are wanted; refuses two ways of saying so."""
-    names = ("events_per_day", "events_per_1000_rows", "threshold")
-    said = [name for name in names if options.get(name, "").strip()]
-    if len(said) > 1:
-        raise InvalidInputError(f"{said[0]} and {said[1]} both say how many events are wanted; give one of them")
-    by_day, by_rows = (_budget(name, options.get(name, "")) for name in names[:2])
+    """How many events are wanted."""
+    by_day, by_rows = (_budget(name, options.get(name, "")) for name in ("events_per_day", "events_per_1000_rows"))
     return Options(
         threshold=_threshold(options.get("threshold", "")), events_per_day=by_day, events_per_1000_rows=by_rows
     )
@@ -249,23 +246,17 @@ def _budget(name: str, text: str) -> float | None:
     if not text.strip():
         return None
     try:
-        value = float(text.replace(",", "."))
+        return float(text.replace(",", "."))
     except ValueError as error:
         raise InvalidInputError(f"{name} is {text!r}, which is not a number; give one above 0, such as 0.5") from error
-    if not 0 < value < float("inf"):
-        raise InvalidInputError(f"{name} is {value:g}; give a number above 0, such as 0.5")
-    return value
 
 
 def _threshold(text: str) -> float | None:
     if not text.strip():
         return None
     try:
-        value = float(text.replace(",", "."))
+        return float(text.replace(",", "."))
     except ValueError as error:
         raise InvalidInputError(
             f"the threshold {text!r} is not a number; give one above 0 and at most 1, such as 0.3"
         ) from error
-    if not 0 < value <= 1:
-        raise InvalidInputError(f"the threshold {value:g} is not above 0 and at most 1")
-    return value

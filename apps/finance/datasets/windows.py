@@ -89,31 +89,35 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
     return Covariates(rows)
 
 
-def trailing_interval_ns(times: Times) -> Floats:
+def trailing_interval_ns(times: Times, first: int = 0) -> Floats:
     """(N,) the usual time between rows as each row can know it: the median of up to 2000 steps until it, at least 1 ns.
 
-    Renewed every 64 rows, and at every row of the first 64.
+    Renewed every 64 rows, and at every row of the first 64. Only rows from ``first`` on are sure to be there.
     """
     steps, length = np.diff(times).astype(np.float64), len(times)
     usual = np.ones(length)
     if length > 1 and np.all(steps == steps[0]):
         usual[1:] = steps[0]
         return np.maximum(usual, 1.0)
-    for row in range(1, min(_BLOCK, length)):
+    for row in range(max(first, 1), min(_BLOCK, length)):
         usual[row] = _middle_of_repeated(steps[:row])
-    for start in range(_BLOCK, length, _BLOCK):
+    for start in range(max(first // _BLOCK * _BLOCK, _BLOCK), length, _BLOCK):
         usual[start : start + _BLOCK] = _middle_of_repeated(steps[max(0, start - _HISTORY) : start])
     return np.maximum(usual, 1.0)
 
 
 def same_time_before(
-    series: Series, *, horizon: int, lag_ns: int = DAY_NS, count: int = _DAYS
+    series: Series, *, horizon: int, lag_ns: int = DAY_NS, count: int = _DAYS, first: int = 0
 ) -> tuple[Floats, Floats]:
-    """(N,) the median of the values one to ``count`` lags before, and (N,) the share of those that there are."""
+    """The median of the values one to ``count`` lags before the rows from ``first`` on, and the share that there is.
+
+    Both (N - first,).
+    """
     values = series.target
     missing = ~np.isfinite(values)
     smooth = _smooth(_fill(values, missing))
-    return _lagged(smooth, series.times_ns, lag_ns, count, horizon, trailing_interval_ns(series.times_ns))
+    interval = trailing_interval_ns(series.times_ns, first)
+    return _lagged(smooth, series.times_ns, lag_ns, count, horizon, interval, first)
 
 
 def _smooth(values: Floats) -> Floats:
@@ -138,25 +142,25 @@ def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
 
 
 def _lagged(
-    smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: Floats
+    smooth: Floats, times: Times, lag_ns: int, count: int, horizon: int, interval_ns: Floats, first: int = 0
 ) -> tuple[Floats, Floats]:
-    """(N,) median of the values one to ``count`` lags ago, and (N,) the share of those that there are."""
+    """(N - first,) median of the values one to ``count`` lags ago, and (N - first,) the share of them that there is."""
     length = len(smooth)
-    found = np.full((count, length), np.nan)
-    row = np.arange(length)
+    found = np.full((count, length - first), np.nan)
+    row = np.arange(first, length)
     for index in range(count):
-        wanted = times - (index + 1) * lag_ns
+        wanted = times[first:] - (index + 1) * lag_ns
         right = np.clip(np.searchsorted(times, wanted), 1, length - 1) if length > 1 else np.zeros(length, int)
         near = np.where(np.abs(times[right] - wanted) <= np.abs(times[right - 1] - wanted), right, right - 1)
         # The neighbour after it went into the smoothed value, so that one must be past as well.
-        good = (np.abs(times[near] - wanted) <= 2 * interval_ns) & (near + 1 <= row - horizon)
+        good = (np.abs(times[near] - wanted) <= 2 * interval_ns[first:]) & (near + 1 <= row - horizon)
         found[index, good] = smooth[near[good]]
     known = np.isfinite(found).mean(axis=0)
     ordered = np.sort(found, axis=0)  # NaN last
     number = (known * count).round().astype(int)
     low, high = np.maximum(number - 1, 0) // 2, number // 2
     high = np.minimum(high, np.maximum(number - 1, 0))
-    median = (ordered[low, row] + ordered[high, row]) / 2
+    median = (ordered[low, row - first] + ordered[high, row - first]) / 2
     return np.where(number > 0, median, 0.0), known
 
 

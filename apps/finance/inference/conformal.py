@@ -46,18 +46,21 @@ class Budget:
         steps = np.diff(series.times_ns[: _FIRST_STEPS + 1])
         return 1000 * self.per_day * (float(np.median(steps)) if len(steps) else 0.0) / DAY_NS
 
-    def expected(self, series: Series) -> Floats:
-        """(N,) how many events are due until each row, since the first. A gap counts as one day at the most."""
-        if self.per_day is None:
-            return self.due(len(series))
-        steps = np.diff(series.times_ns, prepend=series.times_ns[:1])
-        due: Floats = np.cumsum(np.minimum(steps, DAY_NS)) * (self.per_day / DAY_NS)
-        return due
+    def expected(self, series: Series, before: int = 0, due: float = 0.0) -> Floats:
+        """(N,) how many events are due until each row, since the first. A gap counts as one day at the most.
 
-    def due(self, rows: int) -> Floats:
+        Where ``series`` is the end of a longer one, there are ``before`` rows before it, and ``due`` at its first row.
+        """
+        if self.per_day is None:
+            return self.due(len(series), before)
+        steps = np.diff(series.times_ns, prepend=series.times_ns[:1])
+        later: Floats = np.cumsum(np.minimum(steps, DAY_NS)) * (self.per_day / DAY_NS)
+        return due + later
+
+    def due(self, rows: int, before: int = 0) -> Floats:
         """(rows,) the same of a budget by rows."""
         assert self.per_1000_rows is not None
-        return np.arange(rows) * self.per_1000_rows / 1000
+        return np.arange(before, before + rows) * self.per_1000_rows / 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,31 +86,48 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a control stands after a row: ``level`` is the threshold that the last event left, when ``due`` events
+    times the step were due; ``held`` the score that is held; ``quiet`` how many rows ago the last report was."""
+
+    level: float
+    due: float
+    held: float | None
+    quiet: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """(N,) the scores at which an event is reported, 0 elsewhere, and (N,) the threshold at each row.
 
-    ``renewed`` (N,) marks those of them that begin an event of their own while an earlier one goes on.
+    ``renewed`` (N,) marks those of them that begin an event of their own while an earlier one goes on. ``standing`` is
+    how the control goes on from the last row.
     """
 
     scores: Floats
     thresholds: Floats
     renewed: NDArray[np.bool_]
+    standing: Standing | None = None
 
 
-def report(scores: Floats, expected: Floats, control: Control) -> Reported:
+def report(
+    scores: Floats, expected: Floats, control: Control, *, first: int = 0, standing: Standing | None = None
+) -> Reported:
     """The rows that are reported. Causal: what is said of a row depends on it and earlier ones.
 
-    ``scores`` (N,); ``expected`` (N,) from ``Budget.expected``.
+    ``scores`` (N,); ``expected`` (N,) from ``Budget.expected``. Where the control goes on from ``standing``, only what
+    it says of rows from ``first`` on counts.
     """
     length, reported, renewed = len(scores), np.zeros(len(scores)), np.zeros(len(scores), bool)
     values, due = scores.tolist(), (control.step * expected).tolist()
-    level, since, last = control.start, 0, -ONE_EVENT - 1
-    raised: list[tuple[int, float]] = [(0, control.start)]
+    if standing is None:
+        standing = Standing(control.start, due[0] if due else 0.0, None, ONE_EVENT + 1)
+    level, since, held, last = standing.level, standing.due, standing.held, first - standing.quiet
+    raised: list[tuple[int, float, float]] = [(first, level, since)]
     leak = math.exp(-1 / control.hold_rows)
     floor = min(control.least, control.start)
-    held: float | None = None
-    candidates = np.flatnonzero(scores >= floor).tolist()
-    row = number = 0
+    candidates = (first + np.flatnonzero(scores[first:] >= floor)).tolist()
+    row, number = first, 0
     while row < length:
         if held is None:
             while number < len(candidates) and candidates[number] < row:
@@ -116,7 +136,7 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
                 break
             row = candidates[number]
         value = values[row]
-        threshold = max(floor, level - (due[row] - due[since]))
+        threshold = max(floor, level - (due[row] - since))
         if value >= threshold and held is not None and row - last > SETTLED:
             settled = max(values[row - SETTLED : row])
             if settled < threshold or row - last > _LASTS:
@@ -125,22 +145,21 @@ def report(scores: Floats, expected: Floats, control: Control) -> Reported:
             reported[row] = held = value
             if row - last > ONE_EVENT:
                 level = threshold + (control.step if value < threshold + control.strong else 0.0)
-                since = row
-                raised.append((row + 1, level))
+                since = due[row]
+                raised.append((row + 1, level, since))
             last = row
         elif held is not None:
             held = max(value, value + (held - value) * leak)
             if held < threshold:
                 held = None
         row += 1
-    return Reported(reported, _thresholds(raised, control.step * expected, floor), renewed)
+    thresholds = _thresholds(raised, control.step * expected, floor)
+    return Reported(reported, thresholds, renewed, Standing(level, since, held, length - last))
 
 
-def _thresholds(raised: list[tuple[int, float]], due: Floats, floor: float) -> Floats:
-    """(N,) the threshold as it falls from each of the levels to which it was raised, (row, level)."""
-    rows = np.arange(len(due))
-    first = np.array([row for row, _ in raised])
-    part = np.searchsorted(first, rows, side="right") - 1
-    levels = np.array([level for _, level in raised])[part]
-    falling: Floats = np.maximum(floor, levels - (due - due[np.maximum(first[part] - 1, 0)]))
+def _thresholds(raised: list[tuple[int, float, float]], due: Floats, floor: float) -> Floats:
+    """(N,) the threshold as it falls from each of the levels to which it was raised, (row, level, due by then)."""
+    rows, levels, since = (np.array(values) for values in zip(*raised, strict=True))
+    part = np.searchsorted(rows, np.arange(len(due)), side="right") - 1
+    falling: Floats = np.maximum(floor, levels[part] - (due - since[part]))
     return falling

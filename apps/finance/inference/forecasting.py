@@ -36,9 +36,15 @@ _Batch: TypeAlias = tuple[Rows, Floats, Floats]
 
 
 def forecast(
-    model: AnyForecaster, series: Sequence[Series], *, stride: int, device: str = "cpu", batch: int | None = None
+    model: AnyForecaster,
+    series: Sequence[Series],
+    *,
+    stride: int,
+    device: str = "cpu",
+    batch: int | None = None,
+    first: int = 0,
 ) -> list[Forecast]:
-    """Forecasts each of ``series`` with a trained network, one window every ``stride`` rows.
+    """Forecasts each of ``series`` from its row ``first`` on with a trained network, one window every ``stride`` rows.
 
     A row is forecast by ``horizon / stride`` windows. Its quantiles are those of the latest one; ``surprise`` (N, K)
     has the normal score of the observed value for each of them, the latest first; NaN where there is none, as in
@@ -52,16 +58,17 @@ def forecast(
         raise ValueError(f"the stride {stride} does not divide the horizon {horizon}")
     made = []
     for one in series:
-        library = _library(model)
+        library = library_network(model)
         if library is not None:
-            levels, batches = library.quantiles, _library_batches(library, one, stride, device, batch)
+            levels, batches = library.quantiles, _library_batches(library, one, stride, device, batch, first)
         else:
-            levels, batches = QUANTILES, _batches(model, one, stride, device, batch)
+            levels, batches = QUANTILES, _batches(model, one, stride, device, batch, first)
         made.append(_assemble(batches, len(one), levels, horizon=horizon, stride=stride))
     return made
 
 
-def _library(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecaster | None:
+def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecaster | None:
+    """The network, where it is the library's own and takes the library's covariates."""
     if isinstance(model, ProgramForecaster):
         return None
     if isinstance(model, ProgramLibraryForecaster):
@@ -71,7 +78,9 @@ def _library(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryForecast
     return model if isinstance(model, LibraryForecaster) else None
 
 
-def _batches(model: AnyForecaster, series: Series, stride: int, device: str, batch: int) -> Iterator[_Batch]:
+def _batches(
+    model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int
+) -> Iterator[_Batch]:
     context, horizon = model.context, model.horizon
     table = tabulate(series, context=context, horizon=horizon)
     tail = np.zeros((horizon - 1, table.rows.shape[1]))
@@ -79,7 +88,8 @@ def _batches(model: AnyForecaster, series: Series, stride: int, device: str, bat
     padded = Covariates(np.concatenate([table.rows, tail]))
     windows = Windows([padded], context=context, horizon=horizon, stride=stride)
     observed = np.flatnonzero(np.isfinite(series.target))
-    windows.starts = windows.starts[windows.starts > (observed[0] if len(observed) else len(series))]
+    known = observed[0] if len(observed) else len(series)
+    windows.starts = windows.starts[windows.starts > max(int(known), first - horizon)]
     for start in report_each(range(0, len(windows), batch), "forecasting, part"):
         indices = np.arange(start, min(start + batch, len(windows)))
         part = windows.arrays(indices)
@@ -103,7 +113,12 @@ def _quantiles(model: AnyForecaster, windows: Arrays, device: str) -> Floats:
 
 
 def _library_batches(
-    model: LibraryForecaster | ProgramLibraryForecaster, series: Series, stride: int, device: str, batch: int
+    model: LibraryForecaster | ProgramLibraryForecaster,
+    series: Series,
+    stride: int,
+    device: str,
+    batch: int,
+    earliest: int,
 ) -> Iterator[_Batch]:
     """Forecasts by a network of the library: from rows that have a whole context before them."""
     import torch
@@ -112,6 +127,7 @@ def _library_batches(
 
     windows = LibraryWindows(series, model.settings, context=model.context, horizon=model.horizon)
     starts = np.arange(model.context, len(series), stride, dtype=np.int64)
+    starts = starts[starts > earliest - model.horizon]
     values = np.concatenate([series.target, np.full(model.horizon, np.nan)])
     for start in report_each(range(0, len(starts), batch), "forecasting, part"):
         first = starts[start : start + batch]

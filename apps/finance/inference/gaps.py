@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from apps.finance.datasets.windows import trailing_interval_ns
-from apps.finance.inference.detectors.trailing import change, usual_change
+from apps.finance.inference.detectors.trailing import BLOCK, change, usual_change
 from apps.finance.inference.scoring import FULL
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS, Series, Times
 
@@ -19,6 +19,8 @@ _WEEKEND_NS, _SATURDAY = 4 * DAY_NS, 5
 _DAYS_A_PAUSE = 8
 """Pauses that come at least once in so many days are the series' rhythm."""
 _AFTER, _LASTING = 3, 48
+_MOST_PAUSES = 4096
+"""So many of the longest are remembered: enough to tell a rhythm of eight days from none through 90 years."""
 _USUAL_CHANGES = 4.0
 
 
@@ -51,7 +53,20 @@ class Gap:
         return self.ordinary and self.after <= first <= self.after + _AFTER and last - first <= _LASTING
 
 
-def gaps(series: Series) -> list[Gap]:
+@dataclass(slots=True)
+class Pauses:
+    """What the gaps to come of a series depend on: its pauses so far, sorted, and starts and lengths of those of its
+    first three days, the time of its first value, whether it had one on a Saturday, and how many it had before the
+    rows that are still at hand."""
+
+    lengths: list[int] = field(default_factory=list)
+    starts: list[tuple[int, int]] = field(default_factory=list)
+    first_ns: int | None = None
+    saturday: bool = False
+    values_before: int = 0
+
+
+def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[Gap]:
     """The gaps of a series, each known when the first value after it is there, or rows without one go on for so long.
 
     A gap is longer than five usual intervals. It is none where pauses at least half as long came before, as nights and
@@ -60,26 +75,32 @@ def gaps(series: Series) -> list[Gap]:
     only what is shorter than an eighth of the time so far can be told from a closing hour. In a column of a table only
     rows without a value make a gap. Rows without a value at the end are one that is open, not on the first day, nor up
     to four days in which a weekend may come: what follows would take such a one back.
+
+    Where ``pauses`` has what is known of a series until its row ``first``, those gaps alone that later rows tell of;
+    ``pauses`` is then brought up to date.
     """
+    past = pauses or Pauses()
     rows = np.arange(len(series)) if series.joint else np.flatnonzero(np.isfinite(series.target))
-    times = series.times_ns[rows]
-    if len(rows) <= _LEAST_ROWS:
+    # The usual interval is renewed with every so many values, from the first of the whole series on.
+    rows = rows[-past.values_before % BLOCK :]
+    if not len(rows):
         return []
-    usual = trailing_interval_ns(times)
+    earlier = -(-past.values_before // BLOCK) * BLOCK
+    times, new = series.times_ns[rows], max(int(np.searchsorted(rows, first)) - 1, 0)
+    began = past.first_ns = int(times[0]) if past.first_ns is None else past.first_ns
+    usual = trailing_interval_ns(times, new)
     saturdays = np.flatnonzero(_weekday(times) == _SATURDAY)
-    first_saturday = int(saturdays[0]) if len(saturdays) else len(times)
+    first_saturday = 0 if past.saturday else int(saturdays[0]) if len(saturdays) else len(times)
+    past.saturday = past.saturday or len(saturdays) > 0
     dead = int(rows[-1]) < len(series) - 1
     if dead:
         rows, times = np.append(rows, len(series) - 1), np.append(times, series.times_ns[-1])
     steps = np.diff(times)
-    pauses: list[int] = []
-    starts: list[tuple[int, int]] = []
-    found = []
-    for place in np.flatnonzero(steps > _PAUSE * usual[: len(steps)]).tolist():
+    lengths, starts, found = past.lengths, past.starts, []
+    for place in (new + np.flatnonzero(steps[new:] > _PAUSE * usual[new : len(steps)])).tolist():
         step, ends = int(steps[place]), dead and place == len(steps) - 1
-        before = len(pauses) - bisect_left(pauses, (step + 1) // 2)
-        if step > _LONG * usual[place] and place >= _LEAST_ROWS:
-            history = int(times[place] - times[0])
+        before, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - began
+        if step > _LONG * usual[place] and earlier + place >= _LEAST_ROWS:
             if history < 3 * DAY_NS:
                 same = [one for one in starts if one[1] >= step / 2 and _same_time(one[0], int(times[place]))]
                 needed = 0.0 if same else 3.0
@@ -90,14 +111,16 @@ def gaps(series: Series) -> list[Gap]:
             weekend = step <= _WEEKEND_NS and _has_saturday(int(times[place]), until) and place < first_saturday
             told = series.column_of_table and rows[place + 1] == rows[place] + 1
             if before < needed and not young and not weekend and not told:
-                as_long = len(pauses) - bisect_left(pauses, step)
-                score = float(np.clip(-np.log10((as_long + 1) / (place + 1)) / FULL, 0, 1))
+                as_long = len(lengths) - bisect_left(lengths, step)
+                score = float(np.clip(-np.log10((as_long + 1) / (earlier + place + 1)) / FULL, 0, 1))
                 last, next_ = int(rows[place]), int(rows[place + 1])
                 ordinary = not ends and _ordinary(series, last, next_, step / usual[place])
                 found.append(Gap(last, next_, step, round(score, 4), ordinary, ends))
-        insort(pauses, step)
-        if times[place] - times[0] < 3 * DAY_NS:
-            starts.append((int(times[place]), step))
+        if not ends:
+            insort(lengths, step)
+            if history < 3 * DAY_NS:
+                starts.append((int(times[place]), step))
+    del lengths[:-_MOST_PAUSES]
     return found
 
 

@@ -84,8 +84,12 @@ class Calibration:
 
 def improbability(series: Series, forecast: Forecast, calibration: Calibration) -> dict[str, Floats]:
     """-log10 of each detector's tail probability at each row, (N,); 0 where it cannot tell yet."""
-    one = ForecastedSeries(series, forecast)
-    table = calibration.detectors(JOINT if series.joint else DETECTORS)
+    return improbability_of(ForecastedSeries(series, forecast), calibration)
+
+
+def improbability_of(one: ForecastedSeries, calibration: Calibration) -> dict[str, Floats]:
+    """The same of a series whose first rows may have been scored before."""
+    table = calibration.detectors(JOINT if one.series.joint else DETECTORS)
     return {name: detector.score(one) for name, detector in table.items()}
 
 

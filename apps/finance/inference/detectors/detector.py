@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.finance.inference.detectors.trailing import change, usual_change
 from apps.finance.types import Floats, Forecast, Series
 
+ALIGNED = 1024
+"""What any detector knows of the past is renewed where the number of the row is a multiple of a divisor of this."""
 HIGHEST = 8.0
 """No single row counts for more than this in a mean: in standard deviations, or in usual changes."""
 
@@ -20,11 +23,22 @@ HIGHEST = 8.0
 class ForecastedSeries:
     """A series with the forecast of each of its rows, which is made from the rows before it alone.
 
-    What several detectors need of it is computed once.
+    What several detectors need of it is computed once. Rows before ``first`` have been computed already, as far as
+    ``carried`` has them by name: then ``series`` is the end of a longer one, cut off in front at a multiple of
+    ``ALIGNED`` rows, and ``history`` (H,) a longer end of it.
     """
 
     series: Series
     forecast: Forecast
+    first: int = 0
+    carried: dict[str, NDArray[Any]] = field(default_factory=dict)
+    history: Series | None = None
+
+    def extended(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """(N,) what is carried under ``name``, then ``rows`` (N - first,); carried from now on."""
+        whole = np.concatenate([self.carried[name], rows]) if self.first else rows
+        self.carried[name] = whole
+        return whole
 
     @cached_property
     def absolute_change(self) -> Floats:
@@ -34,7 +48,8 @@ class ForecastedSeries:
     @cached_property
     def usual_change(self) -> Floats:
         """(N,) the mean absolute change in up to 2,000 earlier rows; see ``trailing.usual_change``."""
-        return usual_change(self.series.target, self.absolute_change)
+        usual = usual_change(self.series.target, self.absolute_change, self.first)
+        return self.extended("usual_change", usual[self.first :])
 
     @cached_property
     def clipped_change(self) -> Floats:

@@ -6,8 +6,8 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import HIGHEST, ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import change, trailing_mean, usual_change
-from apps.finance.types import Floats, Series
+from apps.finance.inference.detectors.trailing import blocks, change, trailing_mean, usual_change
+from apps.finance.types import Floats, Forecast, Series
 
 _ROWS = 6
 _HIGHEST = 50.0
@@ -15,6 +15,7 @@ _HIGHEST = 50.0
 _CHUNK, _LEAST_ROWS = 256, 128
 _VARIANCE = 0.9
 _RIDGE = 1e-3
+_NONE = Forecast(levels=(), quantiles=np.empty((0, 0)), surprise=np.empty((0, 0)))
 
 
 def joint(one: ForecastedSeries, memory: int) -> Floats:
@@ -25,24 +26,27 @@ def joint(one: ForecastedSeries, memory: int) -> Floats:
     them (Jackson and Mudholkar, 1979). So a column that leaves the others is seen though no column is unusual by
     itself. Each is over its mean in the past; missing values count as no change.
     """
-    changes = scaled_changes(one.series)
+    changes = scaled_changes(one)
     length, columns = changes.shape
     result = np.full(length, np.nan)
     if columns < 2:
         return result
-    for start in range(_LEAST_ROWS, length, _CHUNK):
+    for start in (_LEAST_ROWS + block for block in blocks(max(one.first - _LEAST_ROWS, 0), length, _CHUNK)):
         past = changes[max(1, start - memory) : start]
         block = slice(start, start + _CHUNK)
         result[block] = np.maximum(*_over_usual(changes[block], past))
+    result = one.extended("T² and Q", result[one.first :])
     return trailing_mean(np.minimum(result, _HIGHEST), _ROWS)
 
 
-def scaled_changes(series: Series) -> Floats:
+def scaled_changes(one: ForecastedSeries) -> Floats:
     """(N, C) the columns' changes from row to row, in usual changes, 8 at the most; 0 where one is missing."""
     scaled = []
-    for values in series.values.values():
+    for name, values in one.series.values.items():
         moved = change(values, 1)
-        scaled.append(np.clip(moved / usual_change(values, np.abs(moved)), -HIGHEST, HIGHEST))
+        usual = usual_change(values, np.abs(moved), one.first)
+        usual = one.extended(f"usual change of {name}", usual[one.first :])
+        scaled.append(np.clip(moved / usual, -HIGHEST, HIGHEST))
     return np.nan_to_num(np.stack(scaled, axis=1), nan=0.0)
 
 
@@ -72,7 +76,7 @@ def contributing(series: Series, row: int, most: int = 3) -> tuple[str, ...]:
     Each is regressed on the others over the rows before (ridge); at most ``most``, and those at least half as far off
     as the first.
     """
-    changes = scaled_changes(series)
+    changes = scaled_changes(ForecastedSeries(series, _NONE))
     names, past = list(series.values), changes[max(1, row - 2000) : row]
     if len(names) < 2 or len(past) < 2 * len(names):
         return ()

@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
 from apps.finance.types import Floats
 
 _ROWS = 8
@@ -16,7 +16,7 @@ def level(one: ForecastedSeries, memory: int) -> Floats:
     """(N,) how far the mean of the last 8 rows lies outside the middle 98 % of earlier such means, in their spreads."""
     means = trailing_mean(one.series.target, _ROWS)
     result = np.full(len(means), np.nan)
-    for start in range(0, len(means), BLOCK):
+    for start in blocks(one.first, len(means)):
         before = means[past(start, memory)]
         before = before[np.isfinite(before)]
         if len(before) < 100:

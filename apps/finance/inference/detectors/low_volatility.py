@@ -6,7 +6,7 @@ import numpy as np
 
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
 from apps.finance.types import Floats
 
 _ROWS = 12
@@ -20,7 +20,7 @@ def low_volatility(one: ForecastedSeries, memory: int) -> Floats:
     """
     calm = -np.log(trailing_mean(one.clipped_change / one.usual_change, _ROWS) + _STILL)
     result = np.full(len(calm), np.nan)
-    for start in range(0, len(calm), BLOCK):
+    for start in blocks(one.first, len(calm)):
         before = calm[past(start, memory)]
         before = before[np.isfinite(before)]
         if len(before) and np.mean(before > -np.log(1.05 * _STILL)) <= 0.05:

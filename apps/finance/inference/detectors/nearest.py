@@ -7,14 +7,14 @@ import numpy as np
 from apps.finance.datasets.windows import last_seen
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import running_range
+from apps.finance.inference.detectors.trailing import blocks, running_range
 from apps.finance.types import Floats
 
 _ROWS = 4
 _CHUNK = 512
 _LEAST_ROWS = 64
 _FEW = 1536
-"""Up to so many vectors are compared one with another: scipy.spatial takes longer to import."""
+"""A chunk and up to so many vectors are compared one with another: scipy.spatial takes longer to import."""
 
 
 def nearest(one: ForecastedSeries, memory: int) -> Floats:
@@ -30,18 +30,20 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
     first = int(np.argmax(np.isfinite(values)))
     vectors = np.lib.stride_tricks.sliding_window_view(values, _ROWS)  # vector k holds rows k to k + 3
     distance = np.full(len(vectors), np.nan)
-    for start in range(first, len(vectors), _CHUNK):
-        end = min(start + _CHUNK, len(vectors))
-        here = vectors[start:end]
+    wanted = max(first, one.first - _ROWS + 1)
+    for edge in blocks(wanted, len(vectors), _CHUNK):
+        start, end = max(edge, first), min(edge + _CHUNK, len(vectors))
+        here, new = vectors[start:end], max(wanted - start, 0)
         best = np.full(end - start, np.inf)
         old = vectors[max(first, start - memory) : start]
         if len(old) > _ROWS:
-            best[_ROWS:] = _to_nearest(here[_ROWS:], old)
+            apart = max(new, _ROWS)
+            best[apart:] = _to_nearest(here[apart:], old)
             # The first rows of a chunk overlap with the end of what came before it.
-            best[:_ROWS] = _to_nearest(here[:_ROWS], old[: 1 - _ROWS])
-        inside = np.square(here[:, None] - here[None]).sum(axis=2)
-        inside[np.arange(len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
-        distance[start:end] = np.minimum(best, np.sqrt(inside.min(axis=1)))
+            best[new:_ROWS] = _to_nearest(here[new:_ROWS], old[: 1 - _ROWS])
+        inside = np.square(here[new:, None] - here[None]).sum(axis=2)
+        inside[np.arange(new, len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
+        distance[start + new : end] = np.minimum(best[new:], np.sqrt(inside.min(axis=1)))
     distance[: first + _LEAST_ROWS] = np.nan
     result[_ROWS - 1 :] = distance / np.sqrt(_ROWS)
     low, high = running_range(values, memory)
@@ -50,7 +52,7 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
 
 def _to_nearest(here: Floats, old: Floats) -> Floats:
     """(N,) the distances from vectors (N, 4) to the nearest of others (M, 4)."""
-    if len(old) <= _FEW:
+    if len(old) * len(here) <= _FEW * _CHUNK:
         squares = np.zeros((len(here), len(old)))
         for column in range(_ROWS):
             squares += np.square(here[:, column, None] - old[None, :, column])

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.finance.inference.detectors.detector import ForecastedSeries, Ranking
-from apps.finance.inference.detectors.trailing import BLOCK, past
+from apps.finance.inference.detectors.trailing import BLOCK, blocks, past
 from apps.finance.metrics.nab import probation
 from apps.finance.types import Floats
 
@@ -52,8 +53,13 @@ class RankedStatistic:
         return replace(self, prior=tuple(prior), ranking=ranking)
 
     def score(self, series: ForecastedSeries) -> Floats:
-        values = self.statistic(series, self.ranking.memory)
-        return _tail_probability(values, self.rows, np.asarray(self.prior), self.ranking)
+        first, name = series.first, self.statistic.__name__
+        values = series.extended(name, self.statistic(series, self.ranking.memory)[first:])
+        kept = np.zeros(len(values), np.int8)
+        kept[:first] = series.carried.get(f"{name} kept", kept)[:first]
+        scores = _tail_probability(values, self.rows, np.asarray(self.prior), self.ranking, kept, first)
+        series.carried[f"{name} kept"] = kept
+        return series.extended(f"{name} score", scores[first:])
 
 
 def tabulate_prior(values: Floats) -> list[float]:
@@ -76,32 +82,41 @@ class _Tail:
         return np.where(logs > self.begin, self.share * np.exp(-beyond), 0.0)
 
 
-def _tail_probability(values: Floats, rows: int, prior: Floats, ranking: Ranking) -> Floats:
-    """(N,) -log10 of the probability that a normal row has a statistic at least this large.
+def _tail_probability(
+    values: Floats, rows: int, prior: Floats, ranking: Ranking, kept: NDArray[np.int8], first: int
+) -> Floats:
+    """(N,) -log10 of the probability that a normal row has a statistic at least this large, from the row ``first`` on.
 
     Large values enter the history once each time: of those that follow each other within ``rows`` rows only the first
-    and clearly larger ones, since the mean over so many rows repeats what it has seen.
+    and clearly larger ones, since the mean over so many rows repeats what it has seen. ``kept`` (N,), which is filled
+    from ``first`` on, says so: 1 for an ordinary value, 2 for a large one that enters, -1 for one that repeats another.
     """
     # What makes a statistic positive, so that its logarithm can be taken.
     shift = max(0.0, 0.1 - float(prior[0])) if len(prior) else 1.0
     known = np.isfinite(values)
     logs = np.log(np.maximum(np.where(known, values, 0) + shift, 1e-6))
-    usual = _by_prior(logs, np.log(np.maximum(prior + shift, 1e-6)), ranking.tail) if len(prior) else None
-    kept, last_row, last_value = known.copy(), -rows - 1, 0.0
+    usual = np.zeros(len(values))
+    if len(prior):
+        usual[first:] = _by_prior(logs[first:], np.log(np.maximum(prior + shift, 1e-6)), ranking.tail)
+    kept[first:] = known[first:]
+    large, entered = np.flatnonzero(np.abs(kept - 0.5) > 1), np.flatnonzero(kept > 1)
+    last_row = int(large[-1]) if len(large) else -rows - 1
+    last_value = float(logs[entered[-1]]) if len(entered) else 0.0
     result = np.zeros(len(values))
-    for start in range(0, len(values), BLOCK):
-        block, rows_before = slice(start, start + BLOCK), past(start, ranking.memory)
-        before = np.sort(logs[rows_before][kept[rows_before]])
+    for edge in blocks(first, len(values)):
+        block, rows_before = slice(max(edge, first), edge + BLOCK), past(edge, ranking.memory)
+        before = np.sort(logs[rows_before][kept[rows_before] > 0])
         if len(before) < _LEAST_ROWS:
-            result[block] = 0 if usual is None else usual[block]
+            result[block] = usual[block]
             continue
         tail = _fit(before, ranking.tail)
         own = _by_rank(logs[block], before, tail)
-        weight = 0.0 if usual is None else ranking.prior_rows / (ranking.prior_rows + len(before))
-        result[block] = own if usual is None else (1 - weight) * own + weight * usual[block]
-        for row in (start + np.flatnonzero(known[block] & (logs[block] > tail.begin))).tolist():
-            kept[row] = row - last_row > rows or logs[row] > last_value + _REPEATED
-            last_value = logs[row] if kept[row] else last_value
+        weight = ranking.prior_rows / (ranking.prior_rows + len(before)) if len(prior) else 0.0
+        result[block] = (1 - weight) * own + weight * usual[block]
+        for row in (block.start + np.flatnonzero(known[block] & (logs[block] > tail.begin))).tolist():
+            enters = row - last_row > rows or logs[row] > last_value + _REPEATED
+            kept[row] = 2 if enters else -1
+            last_value = logs[row] if enters else last_value
             last_row = row
     return np.where(known, result, 0)
 

@@ -9,7 +9,7 @@ import numpy as np
 from apps.finance.datasets.windows import same_time_before
 from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.inference.detectors.trailing import BLOCK, past, trailing_mean
+from apps.finance.inference.detectors.trailing import BLOCK, blocks, past, trailing_mean
 from apps.finance.types import DAY_NS, WEEK_NS, Floats
 
 _ROWS = 12
@@ -25,9 +25,10 @@ def rhythm(one: ForecastedSeries, memory: int) -> Floats:
     foretold the past best. NaN where none has: where such departures were not much smaller than those from the median.
     """
     series = one.series
-    means = [np.abs(trailing_mean(departure, _ROWS)) for departure in _departures(one, memory)]
+    departures = [one.extended(f"departure {n}", rows) for n, rows in enumerate(_departures(one, memory))]
+    means = [np.abs(trailing_mean(departure, _ROWS)) for departure in departures]
     result = np.full(len(series), np.nan)
-    for start in range(0, len(series), BLOCK):
+    for start in blocks(one.first, len(series)):
         rows = past(start, memory)
         values = series.target[rows]
         if np.isfinite(values).sum() < 100:
@@ -49,19 +50,23 @@ def _usual(before: Floats) -> float:
 
 
 def _departures(one: ForecastedSeries, memory: int) -> Iterator[Floats]:
-    """(N,) the values less what each rhythm makes of them; NaN where it has not been seen often enough."""
-    series = one.series
+    """(N - first,) the values less what each rhythm makes of them; NaN where it has not been seen often enough."""
+    values, history = one.series.target, one.history or one.series
+    first = one.first + len(history) - len(values)
     for lag, count in ((DAY_NS, 4), (WEEK_NS, 2)):
-        usual, known = same_time_before(series, horizon=1, lag_ns=lag, count=count)
-        yield np.where(known >= 0.75, series.target - usual, np.nan)
-    yield series.target - _periods_before(series.target, memory)
+        usual, known = same_time_before(history, horizon=1, lag_ns=lag, count=count, first=first)
+        yield np.where(known >= 0.75, values[one.first :] - usual, np.nan)
+    yield (values - _periods_before(values, memory, one.first))[one.first :]
 
 
-def _periods_before(values: Floats, memory: int) -> Floats:
-    """(N,) the median of the values one to three periods before; the period is found in the past's autocorrelation."""
+def _periods_before(values: Floats, memory: int, first: int) -> Floats:
+    """(N,) the median of the values one to three periods before; the period is found in the past's autocorrelation.
+
+    Only rows from ``first`` on are sure to be there.
+    """
     usual = np.full(len(values), np.nan)
     smooth = trailing_mean(values, 3)
-    for start in range(_RENEWED, len(values), _RENEWED):
+    for start in blocks(max(first, _RENEWED), len(values), _RENEWED):
         period = own_period(values[max(0, start - memory) : start])
         if period is None:
             continue

@@ -39,13 +39,18 @@ def change(values: Floats, rows: int) -> Floats:
     return changed
 
 
-def usual_change(values: Floats, absolute: Floats) -> Floats:
+def blocks(first: int, length: int, rows: int = BLOCK) -> range:
+    """Where the blocks begin that have a row from ``first`` on."""
+    return range(first // rows * rows, length, rows)
+
+
+def usual_change(values: Floats, absolute: Floats, first: int = 0) -> Floats:
     """(N,) the mean absolute change in up to 2000 earlier rows, a millionth of the mean absolute value at the least.
 
-    ``absolute`` (N,) is the absolute change from row to row.
+    ``absolute`` (N,) is the absolute change from row to row. Only rows from ``first`` on are sure to be there.
     """
     usual = np.full(len(values), np.nan)
-    for start in range(0, len(values), BLOCK):
+    for start in blocks(first, len(values)):
         rows = past(start, _MEMORY)
         seen = absolute[rows][np.isfinite(absolute[rows])]
         if len(seen) >= 30:

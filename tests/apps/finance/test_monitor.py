@@ -1,0 +1,287 @@
+"""A monitor says of each row what a prediction on the whole series until that row says, and tells each event once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import trivium
+from apps.finance.datasets.nab import Nab
+from apps.finance.datasets.synth import markets
+from apps.finance.inference.monitor import Monitor
+from apps.finance.inference.options import Options
+from apps.finance.inference.scoring import Calibration
+from apps.finance.outputs.series_csv import write_csv
+from apps.finance.types import DAY_NS, MINUTE_NS, Anomaly, Series, usual_interval_ns
+from shared.errors import InvalidInputError
+from tests.apps.finance.untrained import untrained
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+BEGAN_NS = 1_500_000_000 * 10**9
+
+
+def of(times: np.ndarray, values: dict[str, np.ndarray], **facts: bool) -> Series:
+    column = next(iter(values))
+    return Series(name="s", times_ns=times, values=values, column=column, interval_ns=usual_interval_ns(times), **facts)
+
+
+def rows_of(series: Series, first: int, last: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return series.times_ns[first:last], {name: values[first:last] for name, values in series.values.items()}
+
+
+def until(series: Series, row: int) -> Series:
+    times, values = rows_of(series, 0, row)
+    return replace(series, times_ns=times, values=values)
+
+
+def kind(event: Anomaly) -> tuple[str, int]:
+    return event.channel if event.channel in ("gap", "corporate_action") else "", event.start_ns
+
+
+def follow(model, series: Series, begin: int, options: Options, folder, seed: int, steps=(1, 2, 7, 64, 300, 700)):
+    """Hands in all rows from ``begin`` on at random cuts, and the monitor through files; what it said, cut by cut."""
+    generator = np.random.default_rng(seed)
+    monitor, row, told, scores, thresholds = model.monitor(until(series, begin), options), begin, [], [], []
+    while row < len(series):
+        end = min(row + int(generator.choice(steps)), len(series))
+        told += [(end, event) for event in monitor.update(*rows_of(series, row, end))]
+        scores.append(monitor.scores)
+        thresholds.append(monitor.thresholds)
+        row = end
+        if generator.uniform() < 0.1:
+            monitor.save(folder / "state.npz")
+            monitor = model.monitor(folder / "state.npz")
+    assert len({kind(event) for _, event in told}) == len(told), "each event once"
+    return monitor, told, np.concatenate(scores), np.concatenate(thresholds)
+
+
+def assert_as_in_the_whole(model, series, begin, options, folder, seed, **more) -> tuple[Monitor, list]:
+    (whole,) = model.predict([series], options)
+    monitor, told, scores, thresholds = follow(model, series, begin, options, folder, seed, **more)
+    np.testing.assert_allclose(scores, whole.scores[begin:], atol=1e-9)
+    np.testing.assert_allclose(thresholds, whole.thresholds[begin:], atol=1e-9)
+    later = {kind(event) for event in whole.anomalies if event.start_ns >= series.times_ns[begin]}
+    assert {kind(event) for _, event in told} == later
+    return monitor, told
+
+
+def assert_as_in_the_part(model, series: Series, options: Options, end: int, event: Anomaly) -> None:
+    """That a prediction on the rows until ``end`` has the event as it was told."""
+    (part,) = model.predict([until(series, end)], options)
+    (same,) = [other for other in part.anomalies if kind(other) == kind(event)]
+    assert (same.end_ns, same.peak_ns, same.channel, same.direction, same.observed, same.note, same.since_ns) == (
+        (event.end_ns, event.peak_ns, event.channel, event.direction, event.observed, event.note, event.since_ns)
+    )
+    said = event.score, event.low, event.expected, event.high
+    assert said == pytest.approx((same.score, same.low, same.expected, same.high), rel=1e-3)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "begin", "wanted"),
+    [
+        ("realTweets/Twitter_volume_AAPL.csv", 13_000, Options()),
+        ("realAWSCloudwatch/ec2_cpu_utilization_5f5533.csv", 900, Options(events_per_day=1.0)),
+        ("realTraffic/speed_7578.csv", 100, Options(events_per_1000_rows=5.0)),
+    ],
+)
+def test_rows_of_nab_are_told_of_as_in_the_whole_file(data_root, tmp_path, name, begin, wanted):
+    model = trivium.load("finance", device="cpu").predictor
+    series = Nab(root=data_root / "finance" / "nab").read(name).series
+    monitor, told = assert_as_in_the_whole(model, series, begin, wanted, tmp_path, 0)
+    assert len(monitor.series) < 10_240 + 300 and len(told) > 1
+    assert_as_in_the_part(model, series, wanted, *told[-1])
+
+
+def remembering(memory: int):
+    """A predictor whose detectors look back at fewer rows, so that a monitor forgets rows early."""
+    model = untrained()
+    model.calibration = Calibration(threshold=0.3, memory=memory)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("shape", "unseen", "wanted"),
+    [
+        ("bursts", 40, Options(threshold=0.4)),
+        ("counts", 600, Options(events_per_day=2.0)),
+    ],
+)
+def test_irregular_series_with_gaps_are_told_of_as_in_the_whole(tmp_path, shape, unseen, wanted):
+    length, generator = 8000, np.random.Generator(np.random.Philox(7))
+    steps = np.where(np.arange(length) < 4000, MINUTE_NS, 12 * MINUTE_NS)
+    steps = steps * np.where(generator.uniform(size=length) < 0.02, generator.integers(1, 60, length), 1)
+    values = markets.series(generator, length=length, shape=shape, anomalies=8).series.target.copy()
+    values[generator.uniform(size=length) < 0.03] = np.nan
+    values[:unseen] = values[5000:5400] = np.nan
+    series, model = of(BEGAN_NS + np.cumsum(steps), {"v": values}), remembering(1500)
+    monitor, told = assert_as_in_the_whole(model, series, 700, wanted, tmp_path, 1, steps=(3, 300, 700))
+    assert len(monitor.series) < 7500, "rows are forgotten"
+    assert "gap" in {event.channel for _, event in told} and len(told) > 3
+    assert_as_in_the_part(model, series, wanted, *told[-1])
+
+
+def test_the_same_time_two_weeks_before_is_remembered_beyond_the_rows_that_detectors_look_at(tmp_path):
+    generator, rows = np.random.default_rng(3), np.arange(15_000)
+    week = np.where(rows // 480 % 7 < 5, 20, 2) * np.sin(2 * np.pi * rows / 480)
+    values = 100 + week + generator.normal(size=len(rows))
+    values[14_000:14_020] = 100
+    series, model = of(BEGAN_NS + rows * 3 * MINUTE_NS, {"v": values}), remembering(1500)
+    monitor, told = assert_as_in_the_whole(model, series, 11_000, Options(), tmp_path, 2, steps=(300, 700))
+    assert 7200 <= len(monitor.series) < 9500 and told
+
+
+def test_columns_that_are_scored_jointly_are_followed_too(tmp_path):
+    generator = np.random.default_rng(0)
+    together = generator.normal(size=8000).cumsum()
+    values = {f"c{place}": together + 0.5 * generator.normal(size=8000).cumsum() for place in range(4)}
+    values["c2"][7000:] += np.minimum(np.arange(1000), 20) * 3
+    series, model = of(BEGAN_NS + np.arange(8000) * MINUTE_NS, values, joint=True), remembering(1500)
+    _, told = assert_as_in_the_whole(model, series, 3000, Options(), tmp_path, 3, steps=(300, 700))
+    assert any(event.columns[:1] == ("c2",) for _, event in told)
+
+
+def test_splits_are_told_where_the_volume_is_handed_in_beside_the_price(tmp_path):
+    generator = np.random.default_rng(0)
+    close, volume = 100 * np.exp(np.cumsum(generator.normal(size=2000)) * 0.01), np.full(2000, 1e6)
+    close[1500:] /= 4
+    volume[1500:] *= 4
+    close[1800] *= 1.25
+    series = of(BEGAN_NS + np.arange(2000) * DAY_NS, {"close": close, "volume": volume})
+    _, told = assert_as_in_the_whole(untrained(), series, 1000, Options(), tmp_path, 4)
+    assert [event.note for _, event in told if event.channel == "corporate_action"] == ["4-for-1 split"]
+
+
+def quiet(rows: int) -> Series:
+    return of(BEGAN_NS + np.arange(rows) * MINUTE_NS, {"v": np.random.default_rng(1).normal(size=rows)})
+
+
+def test_rows_that_come_again_are_passed_over_and_no_event_is_told_twice(tmp_path):
+    monitor = untrained().monitor(quiet(800))
+    next_ns = BEGAN_NS + 800 * MINUTE_NS
+    assert monitor.update(quiet(800).times_ns, quiet(800).target) == () and len(monitor.scores) == 0
+    (event,) = monitor.update(next_ns, 40.0)
+    assert (event.start_ns, event.direction) == (next_ns, "above") and monitor.scores[0] > monitor.thresholds[0]
+    assert monitor.update([next_ns - MINUTE_NS, next_ns, next_ns + MINUTE_NS], [0.1, 40.0, 40.0]) == ()
+    monitor.save(tmp_path / "s.npz")
+    again = untrained().monitor(tmp_path / "s.npz")
+    assert again.update([next_ns, next_ns + 2 * MINUTE_NS], [40.0, 40.0]) == ()
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        BEGAN_NS + 800 * MINUTE_NS,
+        np.datetime64(BEGAN_NS + 800 * MINUTE_NS, "ns"),
+        pd.Timestamp(BEGAN_NS + 800 * MINUTE_NS, tz="UTC").tz_convert("Asia/Tokyo"),
+        pd.DatetimeIndex([pd.Timestamp(BEGAN_NS + 800 * MINUTE_NS, tz="UTC")]).tz_convert("Asia/Tokyo"),
+        "2017-07-14T16:00:00Z",
+        "2017-07-14 16:00",
+    ],
+)
+def test_times_of_any_kind_are_read(time):
+    monitor = untrained().monitor(quiet(800))
+    monitor.update(time, [0.0])
+    assert monitor.series.times_ns[-1] == BEGAN_NS + 800 * MINUTE_NS
+
+
+@pytest.mark.parametrize(
+    ("times", "values", "sentence"),
+    [
+        (1_500_048_000, 1.0, "multiply seconds by"),
+        (1_500_048_000.5, 1.0, "is not exact"),
+        ("soon", 1.0, "cannot be read"),
+        ([pd.NaT], [1.0], "has no time"),
+        (["2020-01-02", "2020-01-01"], [1.0, 2.0], "must rise"),
+        (["2020-01-01", "2020-01-02"], [1.0], "2 times and 1 values of v"),
+        ("2020-01-01", "much", "no numbers"),
+        ("2020-01-01", {"w": 1.0}, "the columns v, of which v is missing"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused_and_change_nothing(times, values, sentence):
+    monitor = untrained().monitor(quiet(100))
+    with pytest.raises(InvalidInputError, match=sentence):
+        monitor.update(times, values)
+    assert len(monitor.series) == 100
+
+
+def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_torn(tmp_path):
+    path = tmp_path / "s.npz"
+    monitor = untrained().monitor(quiet(100), Options(events_per_day=0.5))
+    monitor.save(path)
+    assert untrained().monitor(path, Options(events_per_day=0.5)).options == Options(events_per_day=0.5)
+    with pytest.raises(InvalidInputError, match="another model or calibration than untrained"):
+        untrained(threshold=0.5).monitor(path)
+    with pytest.raises(InvalidInputError, match="leave the options out"):
+        untrained().monitor(path, Options(events_per_day=2.0))
+    path.write_bytes(path.read_bytes()[:2000])
+    for broken in (path, tmp_path / "nowhere.npz"):
+        with pytest.raises(InvalidInputError, match="no whole state of a monitor"):
+            untrained().monitor(broken)
+    with pytest.raises(InvalidInputError, match="65 rows of history"):
+        untrained().monitor(quiet(64))
+    with pytest.raises(InvalidInputError, match="one for each instrument"):
+        untrained().monitor([quiet(100)])
+
+
+def examples() -> list[str]:
+    """The examples in Python below "Live monitoring"."""
+    page = (Path(__file__).parents[3] / "docs" / "finance.md").read_text(encoding="utf-8")
+    section = page.partition("## Live monitoring")[2].partition("\n## ")[0]
+    return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def ran(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_follows_instruments_through_a_restart(tmp_path):
+    days = np.datetime_as_string(np.datetime64("2026-01-01") + np.arange(106) * np.timedelta64(1, "h"), unit="s")
+    values = 100 + np.random.default_rng(0).normal(size=106)
+    rows = [f"{day},{name},{value:.3f}" for day, value in zip(days, values, strict=True) for name in ("ACME", "B")]
+    (tmp_path / "history.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
+    code = examples()[0].replace('10:00:00Z", 101.5', '10:00:00Z", 500.0')
+    assert ran(code, tmp_path).startswith("ACME beyond_range 17676072") and ran(code, tmp_path) == ""
+    assert {path.name for path in (tmp_path / "monitors").iterdir()} == {"ACME.npz", "B.npz"}
+
+
+def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, tmp_path):
+    code = examples()[1].replace("http://127.0.0.1:8000", server)
+    series = quiet(400)
+    write_csv(tmp_path / "prices.csv", series)
+    assert ran(code, tmp_path) == "", "the history is not told"
+    times, values = np.append(series.times_ns, BEGAN_NS + 400 * MINUTE_NS), {"v": np.append(series.target, 40.0)}
+    write_csv(tmp_path / "prices.csv", replace(series, times_ns=times, values=values))
+    assert ran(code, tmp_path).startswith("new: ") and ran(code, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"events_per_day": -1.0}, "give a number above 0"),
+        ({"events_per_1000_rows": float("nan")}, "give a number above 0"),
+        ({"threshold": 5.0}, "not above 0 and at most 1"),
+        ({"threshold": 0.3, "events_per_day": 1.0}, "both say"),
+    ],
+)
+def test_from_python_too_what_cannot_be_wanted_is_refused(options, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        trivium.load("finance", device="cpu").predict(quiet(100), **options)
+
+
+def test_other_applications_say_that_they_have_no_monitor():
+    with pytest.raises(InvalidInputError, match="driving has no monitor"):
+        trivium.load("driving", device="cpu").monitor(None)
