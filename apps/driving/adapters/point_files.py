@@ -65,11 +65,23 @@ def sweep_of(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tu
 
 
 def _near(whole: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
-    """The finite points (N, 4), and the remark on others; refuses points farther than a LiDAR sees."""
+    """The finite points (N, 4) away from the sensor, and remarks on others; refuses some farther than a LiDAR sees."""
     points = finite(whole, name)
     if np.abs(points[:, :3]).max() > 1000:
         raise InvalidInputError(f"{name} holds points over 1 km away; are x, y and z in metres?")
-    return points, dropped(name, len(whole), len(points))
+    remarks = dropped(name, len(whole), len(points))
+    returned = points[:, :3].any(axis=1)
+    if not returned.any():
+        raise InvalidInputError(
+            f"{name} holds {len(points)} points at (0, 0, 0), as beams without a return have it, and no other"
+        )
+    if not returned.all():
+        remarks += (
+            f"{(~returned).sum()} of the {len(whole)} points of {name} were left out: they lie at (0, 0, 0), as beams "
+            "without a return.",
+        )
+        points = points[returned]
+    return points, remarks
 
 
 def _kitti(path: Path) -> Floats:

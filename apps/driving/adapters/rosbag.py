@@ -23,9 +23,12 @@ from shared.errors import InvalidInputError
 
 BAGS = (".bag", ".mcap", ".db3")
 _BAG = re.compile(r"\.(bag|bag\.active|(mcap|db3)(\.zstd)?)$", re.IGNORECASE)
-_SPLIT = re.compile(r"_\d+$")
-_PACKETS = re.compile(r"packet|scan|custommsg|lidar|velodyne|ouster|hesai|rslidar|livox", re.IGNORECASE)
+_SPLIT = re.compile(r"((^|_)\d{4}(-\d\d){5})?_(\d+)$")
+"""The number of a part; ROS 1 writes before it when the part was begun."""
+_PACKETS = re.compile(r"^(?!sensor_msgs/).*(packet|scan|custommsg|lidar|velodyne|ouster|hesai|livox)", re.IGNORECASE)
 """What names the types of a LiDAR's raw data: velodyne_msgs/VelodyneScan, ouster_sensor_msgs/PacketMsg."""
+_METADATA = "metadata.yaml"
+"""What ROS 2 writes beside the files of a recording; they are read without it."""
 _NOT_LIDARS = ("base_link", "base_footprint", "ego_vehicle", "vehicle", "odom", "map", "world", "earth")
 _MOST_SWEEPS = 2_000_000
 _MOST_NAMED = 8
@@ -130,7 +133,7 @@ def open_bag(paths: Sequence[Path], topic: str | None = None) -> Bag:
     if topic is None and len(clouds) > 1:
         raise InvalidInputError(
             f"{name} has PointCloud2 on {len(clouds)} topics: {_listed(clouds)}; choose one with the option topic "
-            f"(topic={_shown(next(iter(clouds)))})"
+            f"(topic={_shown(max(clouds, key=lambda each: clouds[each]))})"
         )
     chosen = topic or next(iter(clouds))
     return Bag(name=name, files=tuple(files), topic=chosen, count=clouds[chosen])
@@ -138,12 +141,14 @@ def open_bag(paths: Sequence[Path], topic: str | None = None) -> Bag:
 
 def _one_recording(paths: Sequence[Path]) -> list[Path]:
     files = bag_files(paths)
-    if len(files) < len(paths):
+    if len(files) < sum(path.name != _METADATA for path in paths):
         raise InvalidInputError(f"{files[0].name} is a ROS bag; hand it in without other files")
-    recordings = {(file.parent, _SPLIT.sub("", _BAG.sub("", file.name))) for file in files}
-    if len(recordings) > 1:
+    stems = [(file.parent, _BAG.sub("", file.name)) for file in files]
+    recordings = {(folder, _SPLIT.sub("", stem)) for folder, stem in stems}
+    parts = {(folder, _SPLIT.sub(r"_\4", stem)) for folder, stem in stems}
+    if len(recordings) > 1 or len(parts) < len(files):
         names = ", ".join(sorted(file.name for file in files)[:_MOST_NAMED])
-        raise InvalidInputError(f"there are {len(recordings)} ROS bags ({names}); hand in one at a time")
+        raise InvalidInputError(f"there are several ROS bags ({names}); hand in one at a time")
     return sorted(files, key=lambda file: (len(file.name), file.name))  # drive_9 before drive_10
 
 

@@ -105,6 +105,13 @@ def test_intensity_and_points_are_brought_to_what_networks_take(tmp_path):
     assert frame.remarks == (
         f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were left out: they are not finite numbers.",
     )
+    # Ouster's, Hesai's and Livox' drivers write zeros for beams without a return.
+    zeros = POINTS * np.array([[1], [0], [1], [0]], np.float32)
+    frame = one(tmp_path, cloud(zeros, rows=2), name="zeros")
+    assert np.array_equal(frame.points_lidar_m, POINTS[::2])
+    assert frame.remarks == (
+        f"2 of the 4 points of lidar/{STAMP_OF_CLOUD} were left out: they lie at (0, 0, 0), as beams without a return.",
+    )
     frame = one(tmp_path, cloud(POINTS, frame_id="base_link"), name="vehicle")
     assert "in the frame base_link, which is not a LiDAR's" in frame.remarks[0]
     # Without a stamp in the header the recording's is taken.
@@ -125,6 +132,7 @@ def bad_clouds():
     )
     yield cloud(POINTS[:0]), "holds no point"
     yield cloud(POINTS * np.nan), "holds 4 points that are not finite numbers, and no other"
+    yield cloud(POINTS * 0), "holds 4 points at (0, 0, 0), as beams without a return have it, and no other"
     yield cloud(POINTS * 1000), "points over 1 km away"
     yield serialized(cloud(POINTS))[:100], "is no PointCloud2, or is damaged"
     yield b"", "is no PointCloud2, or is damaged"
@@ -151,7 +159,7 @@ def test_the_topic_is_the_only_one_with_clouds_or_that_which_is_named(ask, tmp_p
     front, top = cloud(POINTS), cloud(POINTS[:2])
     two = [("/front", STAMP, front), ("/top", STAMP, top), ("/top", STAMP + 1, top), ("/say", STAMP, "hello")]
     path = write_ros2(tmp_path / "two", two)
-    with pytest.raises(InvalidInputError, match=r"on 2 topics: /front \(1 messages\), /top \(2 messages\); choose one"):
+    with pytest.raises(InvalidInputError, match=r"on 2 topics: /front \(1 messages\), /top \(2 messages\);.*c=/top\)"):
         read_frames([path])
     assert [len(frame.points_lidar_m) for frame in read_frames([path], "/top")] == [2, 2]
     assert [frame.name for frame in read_frames([path], "/top")] == [f"top/{10**18}", f"top/{10**18}-1"]
@@ -170,6 +178,7 @@ def test_bags_without_clouds_say_what_they_hold(ros1, tmp_path):
     for name, messages, said in (
         ("raw", [(raw, STAMP, b"packets"), (image, STAMP, b"image")], "but /velodyne_packets (velodyne_msgs/"
          "VelodyneScan, 1 messages); play it through the LiDAR's driver and record that"),
+        ("flat", [("sensor_msgs/msg/LaserScan /scan", STAMP, b"scan")], "LaserScan, 1 messages); record that of the"),
         ("camera", [(image, STAMP, b"image")], "but /camera (sensor_msgs/Image, 1 messages); record that of"),
         ("nothing", [], "holds no messages"),
     ):  # fmt: skip
@@ -209,7 +218,7 @@ def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
         write_ros1(folder / f"drive_{number}.bag", [("/lidar", stamp, cloud(POINTS, ros1=True, stamp=stamp))])
     assert [frame.time_ns - STAMP for frame in read_frames([folder])] == [0, 2, 10]
     write_ros1(folder / "other.bag", [("/lidar", STAMP, cloud(POINTS, ros1=True))])
-    with pytest.raises(InvalidInputError, match=r"there are 2 ROS bags \(drive_0.bag, drive_10.bag.*hand in one"):
+    with pytest.raises(InvalidInputError, match=r"there are several ROS bags \(drive_0.bag, drive_10.bag.*hand in one"):
         read_frames([folder])
     POINTS.tofile(tmp_path / "sweep.bin")
     with pytest.raises(InvalidInputError, match=r"other\.bag is a ROS bag; hand it in without other files"):
@@ -221,3 +230,20 @@ def test_a_split_recording_is_one_and_two_recordings_are_refused(tmp_path):
         InvalidInputError, match=r"other\.bag is a ROS bag, of any number of sweeps; hand it in by itse"
     ):
         read_frames([tmp_path])
+
+
+def test_parts_that_ros1_dates_are_one_recording(tmp_path):
+    for number, name in enumerate(("drive_2018-01-01-10-00-00_0", "drive_2018-01-01-10-00-30_1")):
+        stamp = STAMP + number
+        write_ros1(tmp_path / f"{name}.bag", [("/lidar", stamp, cloud(POINTS, ros1=True, stamp=stamp))])
+    assert [frame.time_ns - STAMP for frame in read_frames([tmp_path])] == [0, 1]
+    for later in ("drive_2018-01-01-11-00-00_0", "drive_2018-01-01-10-00-00"):
+        path = write_ros1(tmp_path / f"{later}.bag", [("/lidar", STAMP, cloud(POINTS, ros1=True))])
+        with pytest.raises(InvalidInputError, match="there are several ROS bags"):
+            read_frames([tmp_path])
+        path.unlink()
+
+
+def test_the_files_of_a_recording_may_be_handed_in_with_its_metadata(tmp_path):
+    folder = write_ros2(tmp_path / "drive", [("/lidar", STAMP, cloud(POINTS))])
+    assert len(read_frames(sorted(folder.iterdir()))) == 1
