@@ -99,7 +99,8 @@ class FinancePredictor:
             return Monitor.begin(self, begin, options or Options())
         if not isinstance(begin, str | Path):
             raise InvalidInputError(
-                "a monitor is of one series: hand in a Series or the file of a state, and make one for each instrument"
+                "a monitor begins with one series as model.read(FILE) gives them, or with the file of a state; make "
+                "one for each instrument"
             )
         return Monitor.resume(self, Path(begin), options)
 

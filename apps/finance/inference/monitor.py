@@ -100,7 +100,8 @@ class Monitor:
         ``times`` (M,) are UTC nanoseconds as integers, or whatever ``pandas.to_datetime`` reads, in UTC where they have
         no zone; they rise. Rows at the last one's time or before it are passed over: rows may be handed in again.
         ``values`` (M,) is of the column that is scored, NaN where there is none, or maps each column of the series to
-        (M,). One row may be two scalars. Raises ``InvalidInputError`` and changes nothing where they cannot be used.
+        (M,), as a DataFrame does. One row may be two scalars, or a time and a row of a DataFrame. Raises
+        ``InvalidInputError`` and changes nothing where they cannot be used.
         """
         times_ns, columns = self._read(times, values)
         self._state, found = self._advanced(times_ns, columns)
@@ -113,11 +114,12 @@ class Monitor:
     def _read(self, times: Any, values: Any) -> tuple[Times, dict[str, Floats]]:
         series = self._state.series
         times_ns = _nanoseconds(times)
-        given = values if isinstance(values, Mapping) else {series.column: values}
+        named = isinstance(values, Mapping) or (hasattr(values, "keys") and series.column in values)  # pandas'
+        given = values if named else {series.column: values}
         if missing := [name for name in series.values if name not in given]:
             raise InvalidInputError(
                 f"{series.name} has the columns {', '.join(series.values)}, of which {', '.join(missing)} is missing; "
-                "hand in a mapping of all of them, or begin the monitor with a series of the one column"
+                "hand in a mapping or a DataFrame with all of them, NaN where a row has none"
             )
         columns = {}
         for name in series.values:

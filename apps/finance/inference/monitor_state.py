@@ -157,6 +157,7 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
             )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InvalidInputError(
-            f"{path} is not there or is no whole state of a monitor; begin one with the history instead"
+            f"{path} is not there or is no whole state of a monitor; begin one with the history instead, one of "
+            "model.read(FILE)"
         ) from error
     return state, facts

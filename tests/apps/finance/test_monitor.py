@@ -196,6 +196,27 @@ def test_times_of_any_kind_are_read(time):
     assert monitor.series.times_ns[-1] == BEGAN_NS + 800 * MINUTE_NS
 
 
+def test_rows_of_a_data_frame_are_taken_as_they_are():
+    series = quiet(800)
+    monitor = untrained().monitor(replace(series, values={**series.values, "volume": np.ones(800)}))
+    times = pd.to_datetime(BEGAN_NS + np.arange(800, 804) * MINUTE_NS)
+    frame = pd.DataFrame({"v": [0.1, 0.2, 0.3, 0.4], "volume": 7, "time": times})
+    monitor.update(frame["time"][:2], frame[:2])
+    monitor.update(frame["time"][2], frame.iloc[2])  # one row, as a pandas Series
+    monitor.update(times[3:], {"v": frame["v"][3:], "volume": frame["volume"][3:]})
+    assert monitor.series.values["v"][-5:].tolist() == [series.target[-1], 0.1, 0.2, 0.3, 0.4]
+    assert monitor.series.values["volume"][-5:].tolist() == [1, 7, 7, 7, 7]
+    alone = untrained().monitor(series)
+    alone.update(frame["time"], frame["v"])
+    assert alone.series.target[-4:].tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("history", [pd.DataFrame({"v": [1.0]}), pd.Series([1.0]), [quiet(100)], "history.csv"])
+def test_what_is_no_history_is_refused_with_how_to_read_one(history):
+    with pytest.raises(InvalidInputError, match=r"model\.read\(FILE\)"):
+        untrained().monitor(history)
+
+
 @pytest.mark.parametrize(
     ("times", "values", "sentence"),
     [
@@ -251,9 +272,9 @@ def ran(code: str, folder: Path) -> str:
 def test_the_example_follows_instruments_through_a_restart(tmp_path):
     days = np.datetime_as_string(np.datetime64("2026-01-01") + np.arange(106) * np.timedelta64(1, "h"), unit="s")
     values = 100 + np.random.default_rng(0).normal(size=106)
-    rows = [f"{day},{name},{value:.3f}" for day, value in zip(days, values, strict=True) for name in ("ACME", "B")]
-    (tmp_path / "history.csv").write_text("\n".join(["time,ticker,close", *rows]) + "\n")
-    code = examples()[0].replace('10:00:00Z", 101.5', '10:00:00Z", 500.0')
+    rows = [f"{day},{name},{value:.3f},90" for day, value in zip(days, values, strict=True) for name in ("ACME", "B")]
+    (tmp_path / "history.csv").write_text("\n".join(["time,ticker,close,volume", *rows]) + "\n")
+    code = examples()[0].replace('"close": 101.5', '"close": 500.0')
     assert ran(code, tmp_path).startswith("ACME beyond_range 17676072") and ran(code, tmp_path) == ""
     assert {path.name for path in (tmp_path / "monitors").iterdir()} == {"ACME.npz", "B.npz"}
 
