@@ -31,6 +31,7 @@ log = logging.getLogger("trivium.gateway")
 CT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.2{ending}" for ending in ("", ".1", ".2"))
 """CT Image Storage, Enhanced CT Image Storage, Legacy Converted Enhanced CT Image Storage."""
 _VERIFICATION = "1.2.840.10008.1.1"
+_STANDARD, _STANDARD_STORAGE, _STORAGE_SERVICE = "1.2.840.10008.", "1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.4.2"
 TRANSFER_SYNTAXES = (
     *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
     *(f"1.2.840.10008.1.2.4.{ending}" for ending in (50, 51, 57, 70, 80, 81, 90, 91)),
@@ -39,7 +40,8 @@ TRANSFER_SYNTAXES = (
 """Those that ``adapters/pixels`` reads: uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE."""
 
 SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
-"""Of C-STORE (PS3.4 B.2.3)."""
+DISCARDED = 0xB006
+"""Of C-STORE (PS3.4 B.2.3); 0xB006 is a warning, which no sender stops at."""
 LARGEST_OBJECT = 1 << 30
 _LARGEST_PDU = 1 << 20
 _HEADER_BYTES = 4 << 20
@@ -74,6 +76,8 @@ def receive(
     entity.network_timeout, entity.acse_timeout, entity.dimse_timeout = _IDLE_S, _NEGOTIATION_S, _NEGOTIATION_S
     refused = _Refused(title)
     handlers: list[Any] = [
+        (evt.EVT_REQUESTED, _accept_storage),
+        (evt.EVT_SOP_COMMON, _private_classes),
         (evt.EVT_C_STORE, _Storing(spool).store),
         (evt.EVT_C_ECHO, lambda event: SUCCESS),
         (evt.EVT_REJECTED, refused.tell),
@@ -87,6 +91,37 @@ def receive(
     entity._servers.append(server)
     threading.Thread(target=server.serve_forever, name="receive", daemon=True).start()
     return server
+
+
+def _accept_storage(event: Event) -> None:
+    """Accepts every storage class that is proposed: senders of a whole study break it off at one that is not."""
+    from pynetdicom import build_context
+
+    acceptor: Any = event.assoc.acceptor
+    proposed: Any = event.assoc.requestor.primitive
+    others = {
+        str(context.abstract_syntax): build_context(context.abstract_syntax, context.transfer_syntax)
+        for context in proposed.presentation_context_definition_list
+        if _is_other_storage(str(context.abstract_syntax))
+    }
+    acceptor.supported_contexts = [*acceptor.supported_contexts, *others.values()]
+
+
+def _private_classes(event: Event) -> dict[Any, Any]:
+    """Has objects of manufacturers' own classes served as those of the storage service."""
+    from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
+
+    served = {}
+    for context in event.assoc.acceptor.supported_contexts:
+        if _is_other_storage(str(context.abstract_syntax)):
+            served[context.abstract_syntax] = item = SOPClassCommonExtendedNegotiation()
+            item.sop_class_uid, item.service_class_uid = context.abstract_syntax, _STORAGE_SERVICE
+    return served
+
+
+def _is_other_storage(uid: str) -> bool:
+    """Whether it is a storage class other than CT, or a manufacturer's own."""
+    return uid not in CT_IMAGES and (uid.startswith(_STANDARD_STORAGE) or not uid.startswith(_STANDARD))
 
 
 def read_header(content: BytesIO, syntax: str, last: int) -> Dataset:
@@ -121,6 +156,8 @@ class _Storing:
         association.dul.socket.unread -= content.getbuffer().nbytes
         if request.AffectedSOPClassUID != event.context.abstract_syntax:
             return self._refuse(OTHER_CLASS, "its class is not that of its presentation context")
+        if event.context.abstract_syntax not in CT_IMAGES:
+            return self._refuse(DISCARDED, "it is no CT image; those of its study are taken")
         try:
             header = read_header(content, event.context.transfer_syntax, _SERIES)
             study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
@@ -142,26 +179,29 @@ class _Storing:
         now = time.monotonic()
         if now > self._told.get(status, -_TELL_AGAIN_S) + _TELL_AGAIN_S:
             self._told[status] = now
-            log.warning("an image was refused (0x%04X): %s", status, why)
+            level, what = (logging.INFO, "discarded") if status == DISCARDED else (logging.WARNING, "refused")
+            log.log(level, "an object was %s (0x%04X): %s", what, status, why)
         return status
 
 
 class _Refused:
-    """Says once of each address that it was refused, and why, for the first hundred."""
+    """Says once of each address and reason that it was refused, and why, for the first hundred."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._told = title, set[str]()
+        self._title, self._told = title, set[tuple[str, str]]()
 
     def tell(self, event: Event) -> None:
         address = str(event.assoc.remote.get("address"))
-        if address not in self._told and len(self._told) < 100:
-            self._told.add(address)
-            log.warning(
-                "an association from %s was refused: it must call %s, be one of --from where titles are named there, "
-                "and there may not be too many at a time",
-                address,
-                self._title,
-            )
+        answer: Any = event.assoc.acceptor.primitive
+        reasons = {
+            (1, 3): "its own AE title is not among those of --from",
+            (1, 7): f"it calls another AE title than {self._title}",
+            (3, 2): "there are too many associations at a time (--associations)",
+        }
+        why = reasons.get((answer.result_source, answer.diagnostic), "it asks for what is not offered")
+        if (address, why) not in self._told and len(self._told) < 100:
+            self._told.add((address, why))
+            log.warning("an association from %s was refused: %s", address, why)
 
 
 def _server_class(associations: int) -> type[ThreadedAssociationServer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import threading
@@ -19,7 +20,8 @@ from apps.medical.adapters.dicom_spool import Spool
 from tests.apps.medical.pacs import CT, UNCLOSED_SOCKETS, images, send, wait_for
 
 pytestmark = UNCLOSED_SOCKETS
-MR = "1.2.840.10008.5.1.4.1.1.4"
+MR, DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.88.67"
+SECONDARY_CAPTURE, PRIVATE, FIND = "1.2.840.10008.5.1.4.1.1.7", "1.3.12.2.1107.5.9.1", "1.2.840.10008.5.1.4.1.2.2.1"
 
 
 class Receiver:
@@ -104,13 +106,28 @@ def test_no_name_comes_from_a_sender(tmp_path):
     assert len(file) == 36 and len(folder.name) == 32 and (file[:-4] + folder.name).isalnum()
 
 
-def test_other_classes_titles_and_callers_get_no_association(tmp_path, caplog):
+def test_other_services_titles_and_callers_get_no_association(tmp_path, caplog):
     with Receiver(tmp_path, callers=["SCANNER"]) as receiver:
-        assert not associate(receiver.port, classes=(MR,)).is_established
+        assert not associate(receiver.port, classes=(FIND,)).is_established
         assert associate(receiver.port, called="OTHER").is_rejected
+        assert "from 127.0.0.1 was refused: it calls another AE title than TRIVIUM" in caplog.text
         assert associate(receiver.port, title="STRANGER").is_rejected
-        assert "from 127.0.0.1 was refused" in caplog.text and "STRANGER" not in caplog.text
+        assert "from 127.0.0.1 was refused: its own AE title is not among those of --from" in caplog.text
+        assert "STRANGER" not in caplog.text and "OTHER" not in caplog.text
         assert send(receiver.port, images()) == [0] * 4
+
+
+@pytest.mark.parametrize("kind", [MR, DOSE_REPORT, SECONDARY_CAPTURE, PRIVATE])
+def test_what_is_no_ct_in_a_study_is_discarded_and_the_ct_is_kept(tmp_path, caplog, kind):
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    with Receiver(tmp_path) as receiver:
+        association = associate(receiver.port, classes=(CT, kind))
+        first, other, *rest = images()
+        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = kind
+        statuses = [association.send_c_store(one).Status for one in (first, other, *rest)]
+        association.release()
+        assert statuses == [0, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 3
+        assert "discarded (0xB006): it is no CT" in caplog.text
 
 
 def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, caplog):
