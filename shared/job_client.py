@@ -67,6 +67,13 @@ class JobClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = {} if authorization is None else {"Authorization": authorization}
 
+    def check(self) -> None:
+        """Asks whether the server knows the application. Raises ``ServerAway`` where it does not or does not answer."""
+        try:
+            self._ask("GET", f"/api/{self.app}/jobs?limit=1")
+        except JobGone as error:
+            raise ServerAway(f"the server at {self.server} knows no {self.app}; is that address Trivium's?") from error
+
     def submit(self, files: Sequence[Path], options: Mapping[str, str]) -> str:
         """Hands in a job, its files streamed from the disk; returns the job's path on the server."""
         boundary = secrets.token_hex(16)

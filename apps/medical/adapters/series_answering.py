@@ -33,7 +33,8 @@ class Answering:
         self._failures: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Answers series until it is told to stop."""
+        """Answers series until it is told to stop; says at the start where the server would not answer."""
+        self._check()
         while not self._stop.is_set():
             try:
                 series = self._spool.ready(self._pauses.until)
@@ -43,6 +44,12 @@ class Answering:
             except Exception as error:  # whatever it is, what comes later is answered all the same
                 log.error("the spool cannot be looked at: %s", type(error).__name__)
             self._stop.wait(_LOOK_S)
+
+    def _check(self) -> None:
+        try:
+            self._jobs.check()
+        except (ServerAway, JobFailed) as error:
+            log.warning("%s; series will wait until that is mended", error)
 
     def _try(self, taken: Taken) -> None:
         name = short(taken.series)

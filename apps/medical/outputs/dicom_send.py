@@ -14,6 +14,7 @@ _CONNECT_S, _ANSWER_S = 15, 60
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _LONGEST_TITLE = 16
 _VERIFICATION, _SEGMENTATION = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.66.4"
+_REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
 class ArchiveAway(Exception):
@@ -62,8 +63,6 @@ def send(
 
     Raises ``ArchiveAway`` where it cannot be reached or ends the association; ``OSError`` where a file cannot be read.
     """
-    from pynetdicom import AE, evt
-
     datasets = {}
     for path in reports:
         try:
@@ -72,9 +71,30 @@ def send(
             yield path, ReportRefused(str(error))
     if not datasets:
         return
+    association = _associate({str(dataset.SOPClassUID) for dataset in datasets.values()}, title, archive, tls)
+    try:
+        for number, (path, dataset) in enumerate(datasets.items(), start=1):
+            yield path, _store(association, dataset, number, archive)
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def check(title: str, archive: Archive, tls: ssl.SSLContext | None = None) -> None:
+    """Asks whether the archive takes reports from the AE ``title``. Raises ``ArchiveAway`` where it does not."""
+    association = _associate({_REPORT}, title, archive, tls)
+    association.release()
+    if not any(context.abstract_syntax == _REPORT for context in association.accepted_contexts):
+        raise ArchiveAway(f"{archive} takes no reports (Comprehensive 3D SR Storage)")
+
+
+def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContext | None) -> Any:
+    """An association for these SOP classes. Raises ``ArchiveAway``."""
+    from pynetdicom import AE, evt
+
     entity = AE(ae_title=title)
     entity.add_requested_context(_VERIFICATION)  # so that what the archive does not take is told from its being away
-    for kind in sorted({str(dataset.SOPClassUID) for dataset in datasets.values()}):
+    for kind in sorted(kinds):
         entity.add_requested_context(kind, _UNCOMPRESSED)
     entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
     entity.dimse_timeout = entity.network_timeout = _ANSWER_S
@@ -92,12 +112,7 @@ def send(
         raise ArchiveAway(f"{archive} cannot be reached") from error
     if not association.is_established:
         raise ArchiveAway(_why(association, archive) if connected else f"{archive} cannot be reached")
-    try:
-        for number, (path, dataset) in enumerate(datasets.items(), start=1):
-            yield path, _store(association, dataset, number, archive)
-    finally:
-        if association.is_established:
-            association.release()
+    return association
 
 
 def _store(association: Any, dataset: Any, number: int, archive: Archive) -> ReportRefused | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from apps.medical.adapters.dicom_spool import Spool, short
-from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ClassNotTaken, send
+from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ClassNotTaken, check, send
 from shared.growing_pauses import GrowingPauses
 
 log = logging.getLogger("trivium.gateway")
@@ -41,7 +41,8 @@ class Sending:
         self._refusals: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Sends reports until it is told to stop."""
+        """Sends reports until it is told to stop; says at the start whether the archive would take one."""
+        self._check()
         while not self._stop.is_set():
             try:
                 now = time.monotonic()
@@ -51,6 +52,13 @@ class Sending:
             except Exception as error:  # whatever it is, what comes later is sent all the same
                 log.error("reports cannot be sent: %s", type(error).__name__)
             self._stop.wait(_LOOK_S)
+
+    def _check(self) -> None:
+        try:
+            check(self._title, self._archive, self._tls)
+            log.info("%s takes reports", self._archive)
+        except ArchiveAway as away:
+            log.warning("%s; reports will wait until that is mended", away)
 
     def _send(self, due: list[Path]) -> None:
         left = list(due)

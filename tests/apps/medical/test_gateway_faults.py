@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pynetdicom import AE
 
 from apps.medical.adapters.gateway import DicomGateway
 from shared.cli import main
@@ -60,6 +61,33 @@ def fail(status: int, problem: str = "it cannot be read"):
     return {"state": "failed", "problem": problem, "status": status}
 
 
+def test_the_log_says_at_the_start_that_server_and_archive_are_away(tmp_path, log):
+    server, archive = free_port(), free_port()
+    with gateway(tmp_path, f"http://127.0.0.1:{server}", archive):
+        wait_for(lambda: f"the server at http://127.0.0.1:{server} does not answer" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{archive} cannot be reached; reports will wait" in log.text)
+
+
+def test_the_log_says_at_the_start_that_another_server_answers_and_that_the_archive_takes_reports(
+    tmp_path, around, log
+):
+    stub, archive = around
+    stub.gone = {"/api/medical/jobs?limit=1"}
+    with gateway(tmp_path, stub.address, archive.port):
+        wait_for(lambda: f"the server at {stub.address} knows no medical" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{archive.port} takes reports" in log.text)
+
+
+def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, around, log):
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context("1.2.840.10008.1.1")
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    port = server.server_address[1]
+    with gateway(tmp_path, around[0].address, port):
+        wait_for(lambda: f"PACS@127.0.0.1:{port} takes no reports" in log.text)
+    entity.shutdown()
+
+
 def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_restarts(tmp_path, made_report, log):
     server, archive = free_port(), free_port()
     with gateway(tmp_path, f"http://127.0.0.1:{server}", archive) as port:
@@ -67,7 +95,7 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
         wait_for(lambda: log.text.count("does not answer") >= 2)
     stub = StubServer(server, made_report)
     with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
-        wait_for(lambda: log.text.count("cannot be reached") >= 2)
+        wait_for(lambda: log.text.count("cannot be reached; next try") >= 2)
         assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]
     stub.close()
     pacs = Archive(archive)
