@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,13 +64,14 @@ class Spool:
     """The folder, for one process; its methods may be called by any thread.
 
     ``most_bytes`` bounds what lies in it. A series is ready ``quiet_s`` after its last image where all its associations
-    were released, and ten times as long after it where one is open or was broken off: its sender will go on, or send
-    it again. So it is with all that lies there at the start.
+    were released, and ten times as long after it where one is open or was broken off, or an image that came over one
+    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start.
     """
 
     def __init__(self, folder: Path, most_bytes: int, quiet_s: float) -> None:
         self._lock = threading.Lock()
         self._most, self._quiet_s = most_bytes, quiet_s
+        self._lacking = weakref.WeakSet[Sender]()
         self._incoming, self._reports, self._aside = (folder / name for name in ("series", "reports", "aside"))
         self._arriving = folder / "arriving"
         for place in (self._incoming, self._reports, self._aside, self._arriving):
@@ -92,6 +94,15 @@ class Spool:
 
         Raises ``SpoolFull`` where there is no room, and ``OSError``.
         """
+        try:
+            self._store(study_uid, series_uid, image_uid, parts, sender)
+        except (SpoolFull, OSError):
+            self._lacking.add(sender)
+            raise
+
+    def _store(
+        self, study_uid: str, series_uid: str, image_uid: str, parts: Sequence[bytes | memoryview], sender: Sender
+    ) -> None:
         series, name = digest(f"{study_uid}/{series_uid}"), f"{digest(image_uid)}.dcm"
         size = sum(len(part) for part in parts)
         with self._lock:
@@ -125,7 +136,7 @@ class Spool:
         with self._lock:
             for series, known in self._known.items():
                 ended = [sender for sender in known.senders if not sender.is_alive()]
-                known.broken_off |= any(not sender.is_released for sender in ended)
+                known.broken_off |= any(not sender.is_released or sender in self._lacking for sender in ended)
                 known.senders = [sender for sender in known.senders if sender not in ended]
                 waits_s = self._quiet_s * (_LONGER if known.senders or known.broken_off else 1)
                 if now >= max(known.last + waits_s, passed_over.get(series, 0.0)):

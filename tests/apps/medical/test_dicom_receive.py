@@ -173,6 +173,20 @@ def test_a_series_whose_association_broke_off_is_waited_for_longer(tmp_path):
         assert time.monotonic() < began + 2 and len(receiver.spool.take(series).files) == 4
 
 
+def test_a_series_of_which_an_image_found_no_room_is_waited_for_longer(tmp_path):
+    first, *others = images()
+    size = len(first.PixelData) + 3000
+    with Receiver(tmp_path, most_bytes=2 * size) as receiver:
+        first.PixelData = bytes(2 * size)
+        assert send(receiver.port, [first, *others]) == [0xA700, 0, 0, 0xA700]
+        wait_for(lambda: not receiver.server.active_associations)
+        began = time.monotonic()
+        while time.monotonic() < began + 0.6:
+            assert receiver.spool.ready({}) is None
+            time.sleep(0.05)
+        assert wait_for(lambda: receiver.spool.ready({}))
+
+
 def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_receive, "LARGEST_OBJECT", 1 << 16)
     with Receiver(tmp_path) as receiver:
