@@ -110,14 +110,15 @@ class Answering:
         if state["state"] == "failed":
             raise JobFailed(str(state.get("problem")), int(state.get("status") or 500))
         case = self._jobs.case(str(state["case"]))
+        page = f"{self._jobs.server}/{self._jobs.app}?case={case['case']}"
         files: dict[str, str] = case["files"]
         reports = {file: self._jobs.file(path) for file, path in files.items() if file.endswith(".dcm")}
         if not self._spool.answered(taken, reports):
             log.info("series %s: more came of it, so that it is answered anew", name)
         elif reports:
-            log.info("series %s: answered, case %s; its report is sent", name, case["case"])
+            log.info("series %s: answered, %s; its report is sent", name, page)
         else:
-            log.info("series %s: answered, case %s; no report, for %s", name, case["case"], _why_none(case["result"]))
+            log.info("series %s: answered, %s; no report, for %s", name, page, _why_none(case["result"]))
 
 
 def in_words(refusal: JobFailed, taken: Taken) -> str:

@@ -119,6 +119,12 @@ def test_where_nothing_reaches_the_operating_score_the_log_says_so(tmp_path, stu
     assert archive.got == []
 
 
+def test_the_log_says_where_the_case_is_on_the_form(tmp_path, stub, archive, log):
+    with gateway(tmp_path, stub.address, archive.port) as port:
+        send(port, images())
+        wait_for(lambda: f"answered, {stub.address}/medical?case=1; its report is sent" in log.text)
+
+
 def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_path, stub, archive):
     stub.answer = lambda number: {"state": "running" if number == 1 else "done"}
     first, *others = images()
