@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ _CODE = 16
 """The most characters of a code (PS3.5, SH)."""
 SERIES = "Trivium lung nodules (for research, not for diagnosis)"
 ALGORITHM = "Trivium lung nodules"
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # below, it cites the identifiers of images
 
 
 def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:

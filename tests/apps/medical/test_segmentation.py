@@ -1,6 +1,7 @@
 """The voxels of the findings as DICOM Segmentation and NIfTI: which, where, of whom, and that others read them."""
 
 import gzip
+import logging
 import shutil
 import subprocess
 from dataclasses import replace
@@ -66,6 +67,12 @@ def written(volume: CTVolume, findings: Findings) -> bytes:
 
 def read(content: bytes) -> hd.seg.Segmentation:
     return hd.seg.segread(BytesIO(content))
+
+
+def test_no_identifier_is_logged(volume, caplog):
+    caplog.set_level(logging.INFO)
+    assert len(read(written(volume, found(nodule(volume)))).SegmentSequence) == 1
+    assert caplog.text == ""
 
 
 def places_mm(made: hd.seg.Segmentation, segment: int) -> np.ndarray:
