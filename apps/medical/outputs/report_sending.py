@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from apps.medical.adapters.dicom_spool import Spool, short
+from apps.medical.adapters.dicom_spool import Spool, digest, short
 from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ClassNotTaken, check, send
+from apps.medical.outputs.segmentation import SEGMENTATION
 from shared.growing_pauses import GrowingPauses
 
 log = logging.getLogger("trivium.gateway")
@@ -65,10 +66,10 @@ class Sending:
         try:
             for path, refusal in send(due, self._title, self._archive, self._tls):
                 left.remove(path)
-                name = short(path.name)
+                name, what = short(path.name), _kind(path)
                 if refusal is None:
                     self._spool.sent(path)
-                    log.info("series %s: its report or segmentation is in the archive", name)
+                    log.info("series %s: its %s is in the archive", name, what)
                     self._forget(path)
                     continue
                 if isinstance(refusal, ClassNotTaken):
@@ -79,9 +80,9 @@ class Sending:
                 self._refusals[path.name] += 1
                 if self._refusals[path.name] < MOST_TRIES:
                     pause_s = self._pauses.grow(path.name)
-                    log.warning("the report of series %s waits: %s; next try in %.0f s", name, refusal, pause_s)
+                    log.warning("the %s of series %s waits: %s; next try in %.0f s", what, name, refusal, pause_s)
                 else:
-                    log.error("the report of series %s put aside after %d tries: %s", name, MOST_TRIES, refusal)
+                    log.error("the %s of series %s put aside after %d tries: %s", what, name, MOST_TRIES, refusal)
                     self._spool.put_report_aside(path)
                     self._forget(path)
         except ArchiveAway as away:
@@ -96,3 +97,7 @@ class Sending:
     def _forget(self, path: Path) -> None:
         self._pauses.forget(path.name)
         del self._refusals[path.name]
+
+
+def _kind(path: Path) -> str:
+    return "segmentation" if path.stem.endswith(digest(SEGMENTATION)) else "report"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pynetdicom import AE
+from pynetdicom import AE, evt
 
 from apps.medical.adapters.gateway import DicomGateway
 from shared.cli import main
@@ -194,13 +194,32 @@ def test_a_report_that_the_archive_refuses_is_put_aside(tmp_path, around, log):
     assert len(list((tmp_path / "aside").glob("*.dcm"))) == 1
 
 
-def test_an_archive_without_segmentations_gets_the_report_alone(tmp_path, around, log):
-    stub, archive = around
-    other = dcmread(BytesIO(stub.report))
+def as_segmentation(report: bytes) -> bytes:
+    """The same object under the class of a segmentation."""
+    other = dcmread(BytesIO(report))
     other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = SEG
     made = BytesIO()
     other.save_as(made)
-    stub.segmentation = made.getvalue()
+    return made.getvalue()
+
+
+def test_the_log_tells_the_report_in_the_archive_from_the_segmentation(tmp_path, around, log):
+    stub, _ = around
+    stub.segmentation = as_segmentation(stub.report)
+    entity = AE(ae_title="PACS")
+    for kind in (SR, SEG):
+        entity.add_supported_context(kind)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
+    with gateway(tmp_path, stub.address, server.server_address[1]) as port:
+        send(port, images())
+        wait_for(lambda: log.text.count("in the archive") == 2)
+    entity.shutdown()
+    assert "its report is in the archive" in log.text and "its segmentation is in the archive" in log.text
+
+
+def test_an_archive_without_segmentations_gets_the_report_alone(tmp_path, around, log):
+    stub, archive = around
+    stub.segmentation = as_segmentation(stub.report)
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
         wait_for(lambda: archive.got and "takes no segmentations" in log.text)
