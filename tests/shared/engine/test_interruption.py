@@ -140,7 +140,7 @@ def test_a_redirected_log_has_a_line_for_every_logging_step(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "line quick: on cpu, fp32, as the recipe says"
     assert [row.split(":")[1].strip() for row in lines if " loss " in row and "/30" in row] == [
-        f"step {step}/30" for step in range(5, 31, 5)
+        f"step {step}/30, epoch {-(-step // 10)}/3" for step in range(5, 31, 5)
     ]
     assert any(row.startswith("line quick: step 10 validated, loss ") for row in lines)
 
