@@ -13,7 +13,7 @@ from shared.errors import InvalidInputError
 _CONNECT_S, _ANSWER_S = 15, 60
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _LONGEST_TITLE = 16
-_VERIFICATION, _SEGMENTATION = "1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.66.4"
+_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
@@ -82,10 +82,7 @@ def send(
 
 def check(title: str, archive: Archive, tls: ssl.SSLContext | None = None) -> None:
     """Asks whether the archive takes reports from the AE ``title``. Raises ``ArchiveAway`` where it does not."""
-    association = _associate({_REPORT}, title, archive, tls)
-    association.release()
-    if not any(context.abstract_syntax == _REPORT for context in association.accepted_contexts):
-        raise ArchiveAway(f"{archive} takes no reports (Comprehensive 3D SR Storage)")
+    _associate(set(), title, archive, tls).release()
 
 
 def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContext | None) -> Any:
@@ -93,8 +90,7 @@ def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContex
     from pynetdicom import AE, evt
 
     entity = AE(ae_title=title)
-    entity.add_requested_context(_VERIFICATION)  # so that what the archive does not take is told from its being away
-    for kind in sorted(kinds):
+    for kind in sorted({_REPORT, *kinds}):  # so that one that takes reports alone is told from one that is away
         entity.add_requested_context(kind, _UNCOMPRESSED)
     entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
     entity.dimse_timeout = entity.network_timeout = _ANSWER_S
@@ -138,7 +134,7 @@ def _why(association: Any, archive: Archive) -> str:
         answer = association.acceptor.primitive
         words = "too many associations" if answer.result_source == 3 else "does it know our AE title, and is its right?"
         return f"{archive} rejects the association ({words})"
-    return f"{archive} accepts no association for reports (structured reports, SR)"
+    return f"{archive} accepts no association for reports (Comprehensive 3D SR Storage)"
 
 
 def _read(path: Path) -> Any:

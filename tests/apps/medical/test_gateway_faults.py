@@ -84,7 +84,7 @@ def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, a
     server = entity.start_server(("127.0.0.1", 0), block=False)
     port = server.server_address[1]
     with gateway(tmp_path, around[0].address, port):
-        wait_for(lambda: f"PACS@127.0.0.1:{port} takes no reports" in log.text)
+        wait_for(lambda: f"PACS@127.0.0.1:{port} accepts no association for reports" in log.text)
     entity.shutdown()
 
 
