@@ -265,7 +265,7 @@ def refuse_many(count: int, name: str) -> None:
     if count > MOST_FRAMES:
         raise InvalidInputError(
             f"{name} holds {count} frames; at most {MOST_FRAMES} are taken at a time, since all stay in memory. "
-            "The command line takes any number, one after the other: trivium predict driving FOLDER --each --out DIR"
+            "The command line takes any number, one after the other: trivium predict driving PATH --each --out DIR"
         )
 
 

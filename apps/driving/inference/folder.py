@@ -139,7 +139,7 @@ def _go_on(
     done = _answered(out / _LINES)
     before = len(done) if found.names is None else len(done & found.names)
     say(f"{found.root}: {found.total} frames, {before} of them answered before")
-    refused, doubtful, last = 0, 0, "none"
+    refused, doubtful, beside, last = 0, 0, "", "none"
 
     def read(frame: _Unread) -> Prepared:
         return predictor.prepare(frame.read(), options)
@@ -163,6 +163,7 @@ def _go_on(
                     continue
                 if text is not None:
                     write_whole(out / f"{line['name']}.txt", text)
+                    beside = " and a result file for each frame with a camera"
                 lines.write(json.dumps(line, allow_nan=False) + "\n")
                 lines.flush()
                 last = frame.name
@@ -175,7 +176,7 @@ def _go_on(
         except KeyboardInterrupt:
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise
-    say(f"Wrote {out / _LINES} and a result file for each frame with a camera; {refused} frames were left out")
+    say(f"Wrote {out / _LINES}{beside}; {refused} frames were left out")
     if found.posed:
         _write_submission(out)
         say(f"Wrote {out / nuscenes.FILE}, a submission of the frames answered so far")
