@@ -28,6 +28,8 @@ class Options:
             first, second, *_ = said
             raise InvalidInputError(f"{first} and {second} both say how many events are wanted; give one of them")
         for name, value in said.items():
+            if not isinstance(value, int | float):
+                raise InvalidInputError(f"{name} is {value!r}, and no number; give one such as 0.5")
             if name == "threshold" and not 0 < value <= 1:
                 raise InvalidInputError(f"the threshold {value:g} is not above 0 and at most 1")
             if name != "threshold" and not 0 < value < float("inf"):

@@ -292,6 +292,7 @@ def test_the_example_over_http_tells_each_event_once_and_keeps_no_case(server, t
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"events_per_day": "0.5"}, "is '0.5', and no number"),
         ({"events_per_day": -1.0}, "give a number above 0"),
         ({"events_per_1000_rows": float("nan")}, "give a number above 0"),
         ({"threshold": 5.0}, "not above 0 and at most 1"),
