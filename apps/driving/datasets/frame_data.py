@@ -49,9 +49,13 @@ class FrameData(ABC):
     def frames(self, split: Split, input: Input | None = None) -> FrameList:
         """The frames of one split; where they are made, for ``input``."""
 
+    def of_split(self, split: Split) -> FrameList:
+        """The frames of one split, of which there may be none."""
+        return self.frames(split)
+
     def fingerprint(self) -> dict[str, Any]:
         """What is told of the data in an artifact that learnt from it."""
-        train, validation = self.frames("train"), self.frames("validation")
+        train, validation = self.of_split("train"), self.of_split("validation")
         return {
             "description": f"{len(train)} {self.called}; {len(validation)} others for validation",
             "synthetic": False,

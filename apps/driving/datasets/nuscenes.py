@@ -34,13 +34,14 @@ class NuScenes(FrameData):
     root: Path
     version: str = "v1.0-trainval"
     validation_scenes: Path | None = None
+    called: ClassVar[str] = "nuScenes key frames"
     usual: ClassVar[tuple[str, ...]] = (
         *("car", "truck", "bus", "trailer", "construction_vehicle"),
         *("pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier"),
     )
 
     def frames(self, split: Split, input: Input | None = None) -> DescribedFrames:
-        found = self._of_split(split)
+        found = self.of_split(split)
         if not len(found):
             raise InvalidInputError(f"no scene of {self.root} is left for {split}; see --data.validation-scenes")
         return found
@@ -50,7 +51,8 @@ class NuScenes(FrameData):
         index = DescribedFrames(root=self.root, index=self._index(), numbers=(), with_sweeps=True)
         return replace(index, numbers=tuple(range(len(index.all_scenes))))
 
-    def _of_split(self, split: Split) -> DescribedFrames:
+    def of_split(self, split: Split) -> DescribedFrames:
+        """The frames of one split, of which there may be none."""
         index = DescribedFrames(root=self.root, index=self._index(), numbers=())
         scenes = sorted(set(index.all_scenes))
         if self.validation_scenes is not None:
@@ -66,16 +68,6 @@ class NuScenes(FrameData):
     def cases(self) -> DescribedFrames:
         """The frames that validate, with the sweeps before each: public models of nuScenes look at those too."""
         return replace(self.frames("validation"), with_sweeps=True)
-
-    def fingerprint(self) -> dict[str, Any]:
-        train, validation = self._of_split("train"), self._of_split("validation")
-        return {
-            "description": f"{len(train)} nuScenes key frames; {len(validation)} others for validation",
-            "synthetic": False,
-            "frames": len(train),
-            "validation_frames": len(validation),
-            "digest": train.digest(),
-        }
 
     def _index(self) -> Path:
         """The folder of the joined descriptions, one line each, made once."""
