@@ -7,8 +7,8 @@ from pathlib import Path
 
 from apps.driving.adapters.registry import read_frames, sensors_named
 from apps.driving.inference.options import read_options
+from apps.driving.outputs import cityscapes3d, nuscenes, picture, view
 from apps.driving.outputs import kitti as kitti_results
-from apps.driving.outputs import nuscenes, picture, view
 from apps.driving.outputs.result import result
 from apps.driving.outputs.scene import SCENE, read_scene, scene
 from apps.driving.predictor import DrivingPredictor
@@ -41,13 +41,15 @@ class DrivingCodec:
         return [name for name in (asked, self._predictor.second_stages.get(asked or "")) if name]
 
     def encode(self, decoded: Decoded[Frame], outputs: Sequence[Detections]) -> Response:
-        """result.json, KITTI result files, a nuScenes submission, the viewer's files; later a picture of a few."""
+        """result.json, files of KITTI, nuScenes and Cityscapes 3D, the viewer's files; later a picture of a few."""
         frames, boxes = decoded.inputs, [output.boxes for output in outputs]
         files = dict(view.files(frames, boxes))
         for frame, found in zip(frames, boxes, strict=True):
             if frame.cameras:
                 text = kitti_results.write(found, next(iter(frame.cameras.values())))
                 files[f"{Path(frame.name).name}.txt"] = text.encode()
+            if (name := cityscapes3d.file_name(frame)) is not None:
+                files[name] = cityscapes3d.write(found, frame).encode()
         found_all = result(frames, outputs)
         if any(frame.lidar_to_global is not None for frame in frames):
             files[nuscenes.FILE] = "".join(nuscenes.submission(found_all["frames"])).encode()

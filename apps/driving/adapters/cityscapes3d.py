@@ -4,6 +4,10 @@
 vehicle's frame (ISO 8855: x ahead, y left, z up) to one at the camera with the same axes; ``objects`` with ``3d``
 (center, dimensions length, width, height, rotation as a quaternion, in the vehicle's frame) and ``2d`` (``modal`` and
 ``amodal``: x, y, width, height); ``ignore`` with ``2d``. The vehicle's frame stands for ``Frame``'s LiDAR frame.
+
+Images without labels, as those of the test split, are read with ``camera/SPLIT/CITY/*_camera.json`` (Cityscapes'
+csCalibration.pdf): ``intrinsic`` with fx, fy, u0, v0, and ``extrinsic``, the camera's place x, y, z in metres and its
+yaw, pitch and roll in radians, turned about x, then y, then z, in the vehicle's frame.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount
@@ -21,6 +26,10 @@ from apps.driving.adapters.nuscenes_tables import rotation_of
 from apps.driving.types import Boxes3D, Camera, Floats, Frame
 from shared.errors import InvalidInputError
 
+LABELS, IMAGE, CALIBRATION = "_gtBbox3d.json", "_leftImg8bit.png", "_camera.json"
+"""How the names of its files end, after city, sequence and frame."""
+CAMERA = "leftImg8bit"
+"""The camera of its frames."""
 _OPTICAL = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 """From x ahead, y left, z up to x right, y down, z ahead."""
 _HIDDEN = (0.2, 0.6, 0.9)
@@ -44,34 +53,98 @@ def read(labels: Path, image: Path | None) -> Frame:
             f"{type(error).__name__} {error}"
         ) from error
     return Frame(
-        name=labels.name.removesuffix("_gtBbox3d.json"),
+        name=labels.name.removesuffix(LABELS),
         points_lidar_m=None,
-        cameras={"leftImg8bit": camera},
+        cameras={CAMERA: camera},
         truth=truth,
-        ignore_boxes_2d={"leftImg8bit": ignored} if len(ignored) else {},
+        ignore_boxes_2d={CAMERA: ignored} if len(ignored) else {},
         remarks=resized(image.name, camera.image_HWC.shape, camera.intrinsics) if image else (),
     )
 
 
+def read_unlabelled(image: Path, calibration: Path) -> Frame:
+    """The frame of an image with its ``*_camera.json``, or with its label file, of whose boxes none are read."""
+    try:
+        content = json.loads(calibration.read_text(encoding="utf-8"))
+        if calibration.name.endswith(LABELS):
+            camera = _camera(content, calibration.name, image)
+        else:
+            to_sensor = np.linalg.inv(_pose(content["extrinsic"], calibration.name)).astype(np.float64)
+            camera = _calibrated(read_image(image), content["intrinsic"], to_sensor, calibration.name)
+    except OSError as error:
+        raise InvalidInputError(f"{calibration.name} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidInputError(f"{calibration.name} is not JSON: {error}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InvalidInputError(
+            f"{calibration.name} is no calibration of Cityscapes (intrinsic with fx, fy, u0, v0; extrinsic with x, y, "
+            f"z, yaw, pitch, roll): {type(error).__name__} {error}"
+        ) from error
+    return Frame(
+        name=image.name.removesuffix(IMAGE),
+        points_lidar_m=None,
+        cameras={CAMERA: camera},
+        remarks=resized(image.name, camera.image_HWC.shape, camera.intrinsics),
+    )
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The images of a data set: ``leftImg8bit`` in ``folder``, or ``folder`` itself where it lies in one. Sorted."""
+    tree = folder / CAMERA
+    if not tree.is_dir() and CAMERA not in folder.resolve().parts:
+        return []
+    return sorted((tree if tree.is_dir() else folder).rglob(f"*{IMAGE}"))
+
+
+def calibration_of(image: Path) -> Path:
+    """The ``*_camera.json`` of an image, else its label file: beside it or in the data set's tree."""
+    folders = [image.parent]
+    if CAMERA in image.parts:
+        at = len(image.parts) - 1 - image.parts[::-1].index(CAMERA)
+        root, below = Path(*image.parts[:at]), Path(*image.parts[at + 1 : -1])
+        folders += [root / "camera" / below, root / "gtBbox3d" / below]
+    names = [image.name.replace(IMAGE, ending) for ending in (CALIBRATION, LABELS)]
+    found = [file for folder in folders for name in names if (file := folder / name).is_file()]
+    if not found:
+        raise InvalidInputError(
+            f"{image.name} has no {names[0]}; unpack Cityscapes' camera_trainvaltest.zip beside {CAMERA}"
+        )
+    return found[0]
+
+
 def _camera(content: dict[str, Any], name: str, image: Path | None) -> Camera:
-    sensor = content["sensor"]
     to_sensor = np.eye(4)
-    to_sensor[:3] = np.array(sensor["sensor_T_ISO_8855"], np.float64)[:3]
-    mount = _OPTICAL @ to_sensor
-    refuse_mount(mount, f"sensor_T_ISO_8855 of {name}")
+    to_sensor[:3] = np.array(content["sensor"]["sensor_T_ISO_8855"], np.float64)[:3]
     if image is None:
         size = int(content["imgHeight"]), int(content["imgWidth"]), 3
         pixels = np.broadcast_to(np.zeros((), np.uint8), size)
     else:
         pixels = read_image(image)
-    intrinsics = np.array([[sensor["fx"], 0, sensor["u0"]], [0, sensor["fy"], sensor["v0"]], [0, 0, 1]], np.float32)
+    return _calibrated(pixels, content["sensor"], to_sensor, name)
+
+
+def _calibrated(pixels: NDArray[np.uint8], values: dict[str, Any], to_sensor: NDArray[np.float64], name: str) -> Camera:
+    """``values`` has fx, fy, u0, v0; ``to_sensor`` (4, 4) leads from the vehicle to x ahead of the camera."""
+    mount = _OPTICAL @ to_sensor
+    refuse_mount(mount, f"the camera's place in {name}")
+    intrinsics = np.array([[values["fx"], 0, values["u0"]], [0, values["fy"], values["v0"]], [0, 0, 1]], np.float32)
     if not np.isfinite(intrinsics).all() or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0:
-        raise InvalidInputError(f"sensor of {name} is not a camera's: fx and fy must be above 0, and all finite")
-    return Camera(
-        image_HWC=pixels,
-        intrinsics=intrinsics,
-        lidar_to_camera=mount.astype(np.float32),
-    )
+        raise InvalidInputError(f"{name} is not of a camera: fx and fy must be above 0, and all finite")
+    return Camera(image_HWC=pixels, intrinsics=intrinsics, lidar_to_camera=mount.astype(np.float32))
+
+
+def _pose(extrinsic: dict[str, Any], name: str) -> NDArray[np.float64]:
+    """(4, 4), from x ahead of the camera to the vehicle."""
+    x, y, z, yaw, pitch, roll = box_numbers(
+        [extrinsic[key] for key in ("x", "y", "z", "yaw", "pitch", "roll")], name
+    ).tolist()
+    turns = [(yaw, 2), (pitch, 1), (roll, 0)]
+    halves = [[np.cos(angle / 2), *(np.sin(angle / 2) * np.eye(3)[axis])] for angle, axis in turns]
+    about_z, about_y, about_x = rotation_of(np.array(halves))
+    pose = np.eye(4)
+    pose[:3, :3] = about_z @ about_y @ about_x
+    pose[:3, 3] = x, y, z
+    return pose
 
 
 def _boxes(objects: list[dict[str, Any]], name: str) -> Boxes3D:

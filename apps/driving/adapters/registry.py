@@ -44,16 +44,21 @@ def _own_sweeps(root: Path) -> list[Frame]:
 
 
 def _city_image(labels: Path) -> list[Frame]:
-    image = labels.with_name(labels.name.replace("_gtBbox3d.json", "_leftImg8bit.png"))
+    image = labels.with_name(labels.name.replace(cityscapes3d.LABELS, cityscapes3d.IMAGE))
     if not image.is_file():
         raise InvalidInputError(f"{image.name} is not beside {labels.name}; hand in both")
     return [cityscapes3d.read(labels, image)]
 
 
+def _city_image_alone(image: Path) -> list[Frame]:
+    return [cityscapes3d.read_unlabelled(image, cityscapes3d.calibration_of(image))]
+
+
 READERS: tuple[Reader, ...] = (
     Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
     Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
-    Reader(name="Cityscapes 3D image", described_by=_ending("_gtBbox3d.json"), read=_city_image),
+    Reader(name="Cityscapes 3D image", described_by=_ending(cityscapes3d.LABELS), read=_city_image),
+    Reader(name="Cityscapes image", described_by=_ending(cityscapes3d.IMAGE), read=_city_image_alone),
     Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),
 )
 """Formats that the name of a file or folder tells, and then ROS bags, of which a topic is named; everything else is

@@ -13,8 +13,6 @@ from apps.driving.datasets.split import every_fifth, listing_digest
 from apps.driving.types import Frame, LidarInput
 from shared.errors import InvalidInputError
 
-_LABELS, _IMAGE = "_gtBbox3d.json", "_leftImg8bit.png"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cityscapes3D(FrameData):
@@ -32,12 +30,12 @@ class Cityscapes3D(FrameData):
         labels = self.root / "gtBbox3d"
         parts = {"train": labels / "train", "validation": labels / "val"}
         if all(part.is_dir() for part in parts.values()):
-            files = sorted(parts[split].rglob(f"*{_LABELS}"))
+            files = sorted(parts[split].rglob(f"*{cityscapes3d.LABELS}"))
         else:
-            known = {file.name: file for file in labels.rglob(f"*{_LABELS}")}
+            known = {file.name: file for file in labels.rglob(f"*{cityscapes3d.LABELS}")}
             files = [known[name] for name in every_fifth(list(known), split)] if known else []
         if not files:
-            raise InvalidInputError(f"{self.root} has no gtBbox3d/*/*/*{_LABELS} for {split}")
+            raise InvalidInputError(f"{self.root} has no gtBbox3d/*/*/*{cityscapes3d.LABELS} for {split}")
         return CityFrames(root=self.root, files=tuple(files))
 
 
@@ -63,8 +61,10 @@ class CityFrames:
         return listing_digest(self.root, [*self.files, *map(self._image, self.files)], "cityscapes3d")
 
     def _image(self, labels: Path) -> Path:
-        below = labels.relative_to(self.root / "gtBbox3d").with_name(labels.name.replace(_LABELS, _IMAGE))
-        image = self.root / "leftImg8bit" / below
+        below = labels.relative_to(self.root / "gtBbox3d").with_name(
+            labels.name.replace(cityscapes3d.LABELS, cityscapes3d.IMAGE)
+        )
+        image = self.root / cityscapes3d.CAMERA / below
         if not image.is_file():
             raise InvalidInputError(f"{image} is not there; it comes in leftImg8bit_trainvaltest.zip")
         return image

@@ -1,7 +1,7 @@
-"""A KITTI folder, one of own sweeps or a ROS bag, of any number of frames: ``trivium predict driving FOLDER --each``.
+"""``trivium predict driving FOLDER --each``: a data set's folder, own sweeps or a ROS bag, of any number of frames.
 
 The next frames are read while a network computes, and the boxes of the one before are worked out (``video``), so that
-a few frames are in memory at a time. Each frame's KITTI result file is written when the frame is done, and its line of
+a few frames are in memory at a time. Each frame's result files are written when the frame is done, and its line of
 ``frames.jsonl`` after it; the same command goes on where it was stopped. Frames that cannot be read are named and left
 out, and tried again by the next run.
 """
@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from apps.driving.adapters import custom, kitti, rosbag
+from apps.driving.adapters import cityscapes3d, custom, kitti, rosbag
 from apps.driving.adapters.kitti_layouts import frame_root
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.video import overlapped
+from apps.driving.outputs import cityscapes3d as city_results
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs import nuscenes
 from apps.driving.outputs.result import frame_line
@@ -45,6 +46,8 @@ def predict_folder(
         found = _of_bag(folder, options.topic)
     elif versions := sorted(found.parent for at in ("", "v1.0-*/") for found in folder.glob(f"{at}sample_data.json")):
         found = _of_nuscenes(versions, images=predictor.asks_camera(options.model))
+    elif cities := cityscapes3d.images_below(folder):
+        found = _of_cityscapes(folder, cities)
     else:
         found = _of_folder(folder, predictor.device)
     if options.topic and found.topic is None:
@@ -128,6 +131,14 @@ def _of_nuscenes(versions: list[Path], *, images: bool) -> _Found:
     return _Found(versions[0], frames, len(frames), set(described.names), posed=True)
 
 
+def _of_cityscapes(folder: Path, images: list[Path]) -> _Found:
+    def read(image: Path) -> Frame:
+        return cityscapes3d.read_unlabelled(image, cityscapes3d.calibration_of(image))
+
+    frames = [_Unread(image.name.removesuffix(cityscapes3d.IMAGE), partial(read, image)) for image in images]
+    return _Found(folder, frames, len(frames), {frame.name for frame in frames})
+
+
 def _refuse(damage: InvalidInputError) -> Frame:
     """What is read of a bag from its damage on."""
     raise damage
@@ -144,11 +155,15 @@ def _go_on(
     def read(frame: _Unread) -> Prepared:
         return predictor.prepare(frame.read(), options)
 
-    def finish(computed: Computed) -> tuple[dict[str, Any], str | None]:
-        """The frame's line of JSON, and its KITTI result file where it has a camera."""
+    def finish(computed: Computed) -> tuple[dict[str, Any], dict[str, str]]:
+        """The frame's line of JSON, and by name its result files where it has a camera."""
         frame, output = computed.prepared.frame, predictor.finish(computed, options)
-        text = kitti_results.write(output.boxes, next(iter(frame.cameras.values()))) if frame.cameras else None
-        return frame_line(frame, output), text
+        files = {}
+        if frame.cameras:
+            files[f"{frame.name}.txt"] = kitti_results.write(output.boxes, next(iter(frame.cameras.values())))
+        if (name := city_results.file_name(frame)) is not None:
+            files[f"{city_results.FOLDER}/{name}"] = city_results.write(output.boxes, frame)
+        return frame_line(frame, output), files
 
     left = (frame for frame in found.frames if frame.name not in done)
     answers = overlapped(left, read, predictor.compute, finish, device=predictor.device)
@@ -156,13 +171,14 @@ def _go_on(
         try:
             for number, (frame, answer) in enumerate(answers, 1):
                 try:
-                    line, text = answer.result()
+                    line, files = answer.result()
                 except InvalidInputError as refusal:
                     refused += 1
                     say(f"left out: {refusal}")
                     continue
-                if text is not None:
-                    write_whole(out / f"{line['name']}.txt", text)
+                for name, text in files.items():
+                    (out / name).parent.mkdir(exist_ok=True)
+                    write_whole(out / name, text)
                     beside = " and a result file for each frame with a camera"
                 lines.write(json.dumps(line, allow_nan=False) + "\n")
                 lines.flush()

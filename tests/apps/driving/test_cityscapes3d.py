@@ -12,7 +12,11 @@ from apps.driving.adapters.registry import read_frames
 from apps.driving.datasets.cityscapes3d import Cityscapes3D
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.inference.folder import predict_folder
+from apps.driving.outputs import cityscapes3d as city_results
+from apps.driving.predictor import Options
 from apps.driving.types import CameraInput, LidarInput
+from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
 ALL_ROUND = LidarInput(range_m=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0))
@@ -108,3 +112,108 @@ def test_an_image_of_cityscapes_that_was_resized_is_remarked_on(tmp_path):
         image.resize((image.width // 2, image.height // 2)).save(file)
     (read,) = read_frames([Path(label), Path(file)])
     assert any("Was the image resized after it was calibrated?" in remark for remark in read.remarks)
+
+
+STUTTGART = {
+    "intrinsic": {"fx": 2262.52, "fy": 2265.3017905988554, "u0": 1096.98, "v0": 513.137},
+    "extrinsic": {"baseline": 0.209313, "pitch": 0.038, "roll": 0.0, "x": 1.7, "y": 0.1, "yaw": -0.0195, "z": 1.22},
+}
+"""A camera of Cityscapes, as its ``*_camera.json`` has it."""
+STUTTGART_TO_SENSOR = (
+    (0.9990881051503779, -0.01948468779721943, -0.03799085532693703, -1.6501524664770573),
+    (0.019498764210995674, 0.9998098810245096, 0.0, -0.1331288872611436),
+    (0.03798363254444427, -0.0007407747301939942, 0.9992780868764849, -1.2836173638418473),
+)
+"""``sensor_T_ISO_8855`` of the same camera in the labels of Cityscapes 3D."""
+
+
+def write_camera(root, name, content):
+    city = name.split("_")[0]
+    (root / "camera" / "test" / city).mkdir(parents=True, exist_ok=True)
+    file = root / "camera" / "test" / city / f"{name}_camera.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def write_image(root, name, size=(64, 32)):
+    from PIL import Image
+
+    folder = root / "leftImg8bit" / "test" / name.split("_")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(folder / f"{name}_leftImg8bit.png")
+    return folder / f"{name}_leftImg8bit.png"
+
+
+def test_a_camera_file_says_what_the_labels_say_of_the_same_camera(tmp_path):
+    image = write_image(tmp_path, "stuttgart_000000_000019", (2048, 1024))
+    write_camera(tmp_path, "stuttgart_000000_000019", STUTTGART)
+    (frame,) = read_frames([image])
+    camera = frame.cameras["leftImg8bit"]
+    to_sensor = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0]]) @ camera.lidar_to_camera.astype(np.float64)
+    assert to_sensor == pytest.approx(np.array(STUTTGART_TO_SENSOR), abs=1e-6)
+    assert camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]] == pytest.approx([2262.52, 2265.3018, 1096.98, 513.137])
+    assert frame.name == "stuttgart_000000_000019" and frame.truth is None and not frame.remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"intrinsic": {"fx": 1.0}}, "is no calibration of Cityscapes"),
+        ({"extrinsic": STUTTGART["extrinsic"] | {"yaw": "north"}}, "is no calibration of Cityscapes"),
+        ({"extrinsic": STUTTGART["extrinsic"] | {"x": float("nan")}}, "not finite"),
+        ({"intrinsic": STUTTGART["intrinsic"] | {"fx": 0}}, "fx and fy must be above 0"),
+        ({"extrinsic": STUTTGART["extrinsic"] | {"roll": 1.5}}, "camera's place in a_0_1_camera.json"),
+    ],
+)
+def test_a_camera_file_that_is_none_is_refused(tmp_path, change, match):
+    image = write_image(tmp_path, "a_0_1")
+    write_camera(tmp_path, "a_0_1", STUTTGART | change)
+    with pytest.raises(InvalidInputError, match=match):
+        read_frames([image])
+
+
+def test_an_image_without_calibration_is_told_which_archive_has_it(tmp_path):
+    image = write_image(tmp_path, "a_0_1")
+    with pytest.raises(InvalidInputError, match=r"a_0_1_camera\.json; unpack Cityscapes' camera_trainvaltest\.zip"):
+        read_frames([image])
+
+
+def test_results_are_files_of_the_benchmark(tmp_path):
+    """What is written of the truth, read as labels, is the truth in the image."""
+    frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
+    write_city(frame, tmp_path, "aachen_000000_000019")
+    read = Cityscapes3D(root=tmp_path).frames("train").read(0)
+    assert city_results.file_name(read) == "aachen_000000_000019_gtBbox3d.json"
+    assert city_results.file_name(frame) is None
+    content = json.loads(city_results.write(read.truth, read))
+    labels = json.loads((tmp_path / "gtBbox3d/train/aachen/aachen_000000_000019_gtBbox3d.json").read_text())
+    known = {(round(box["3d"]["center"][0], 3), box["label"]): box for box in labels["objects"]}
+    assert (
+        {box["label"] for box in content["objects"]} == {"car", "truck"} < {box["label"] for box in labels["objects"]}
+    )
+    for box in content["objects"]:
+        label = known[round(box["3d"]["center"][0], 3), box["label"]]
+        assert box["3d"]["center"] == pytest.approx(label["3d"]["center"], abs=1e-4)
+        assert box["3d"]["dimensions"] == pytest.approx(label["3d"]["dimensions"], abs=1e-4)
+        assert abs(np.dot(box["3d"]["rotation"], label["3d"]["rotation"])) == pytest.approx(1.0, abs=1e-6)
+        assert box["2d"]["amodal"] == pytest.approx(label["2d"]["amodal"], abs=1.0)
+
+
+def test_a_data_set_is_gone_through_image_by_image(predictor, ask, tmp_path):
+    frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0), kind="street")
+    write_city(frame, tmp_path, "aachen_000000_000019")
+    image = write_image(tmp_path, "berlin_000000_000019", (2048, 1024))
+    said = []
+    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 1
+    assert any("berlin_000000_000019_leftImg8bit.png has no berlin_000000_000019_camera.json" in line for line in said)
+    write_camera(tmp_path, "berlin_000000_000019", STUTTGART)
+    assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 0
+    written = sorted(file.name for file in (tmp_path / "out" / "cityscapes3d").iterdir())
+    assert written == ["aachen_000000_000019_gtBbox3d.json", "berlin_000000_000019_gtBbox3d.json"]
+    (tmp_path / "out2").mkdir()
+    assert predict_folder(predictor, image.parent, tmp_path / "out2", Options(score=0.02), said.append) == 0
+    assert len((tmp_path / "out2" / "frames.jsonl").read_text().splitlines()) == 1
+    response = ask(Request(files=(image,), options={"score": "0.02"}))
+    assert json.loads(response.files[written[1]]) == json.loads(
+        (tmp_path / "out/cityscapes3d" / written[1]).read_text()
+    )
