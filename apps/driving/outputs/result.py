@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ _MOST_ROWS = 10
 
 
 def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> dict[str, Any]:
-    """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks`` where there are any."""
+    """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks`` where there are any: one of a kind."""
     listed = [frame_line(frame, output) for frame, output in zip(frames, outputs, strict=True)]
-    remarks = [f"{line['name']}: {remark}" for line in listed for remark in line.get("remarks", ())]
+    remarks = _one_of_a_kind(listed)
     boxes = [
         {"name": box["name"], "score": box["score"], "frame": line["name"]}
         | {key: value for key, value in box.items() if key not in ("name", "score")}
@@ -23,6 +24,20 @@ def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> dict[str, 
         for box in line["boxes"]
     ]
     return {"frames": listed, "boxes": boxes} | ({"remarks": remarks} if remarks else {})
+
+
+def _one_of_a_kind(listed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Remarks that differ only in the names and numbers of their frames are one: the first, and how many others."""
+    by_kind: dict[str, list[str]] = {}
+    for line in listed:
+        for remark in line.get("remarks", ()):
+            kind = re.sub(r"\d+(?:\.\d+)*", "", remark.replace(line["name"], ""))
+            by_kind.setdefault(kind, []).append(f"{line['name']}: {remark}")
+    others = {1: "", 2: " One more frame carries such a remark."}
+    return [
+        said[0] + others.get(len(said), f" {len(said) - 1} more frames carry such a remark.")
+        for said in by_kind.values()
+    ]
 
 
 def frame_line(frame: Frame, output: Detections) -> dict[str, Any]:

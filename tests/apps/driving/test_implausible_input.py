@@ -13,6 +13,8 @@ from apps.driving.adapters.point_files import read_points
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors
 from apps.driving.inference.sweep_checks import remarks
+from apps.driving.outputs.result import result
+from apps.driving.types import Boxes3D, Detections, Frame
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 
@@ -70,6 +72,21 @@ def test_parts_of_nuscenes_are_refused_with_what_is_read(tmp_path):
     np.zeros((80, 5), np.float32).tofile(sweep)
     with pytest.raises(InvalidInputError, match=r"is a sweep of nuScenes .* name the folder with its sample\.json"):
         kitti.read(sweep)
+
+
+def test_remarks_of_a_kind_are_told_once():
+    def line(name, *remarks):
+        frame = Frame(name=name, points_lidar_m=None, cameras={}, truth=None)
+        return frame, Detections(boxes=Boxes3D.empty(), model="pointpillars", remarks=remarks)
+
+    made = [line("000001"), line("000002", "3 of the 10 points of 000002.bin were left out.", "It is dark.")]
+    made += [line("000003", "14 of the 20 points of 000003.bin were left out."), line("000004", "It is dark.")]
+    found = result(*zip(*made, strict=True))
+    assert found["remarks"] == [
+        "000002: 3 of the 10 points of 000002.bin were left out. One more frame carries such a remark.",
+        "000002: It is dark. One more frame carries such a remark.",
+    ]
+    assert found["frames"][3]["remarks"] == ["It is dark."]
 
 
 def test_remarks_on_sweeps_that_the_network_cannot_answer():
