@@ -43,13 +43,15 @@ def run(command: Train, settings: Sequence[str]) -> int:
         print(f"trivium: {error}", file=sys.stderr)
         return 1
     except OutOfMemoryError as error:
-        at_once = recipe.limits.micro_batch or recipe.limits.batch
-        print(
-            f"trivium: the GPU's memory is too small for this training: {str(error).split('. ')[0]}. Give it fewer "
-            f"samples at once with --limits.micro-batch N (at most {at_once} so far); the run then goes on from its "
-            "newest checkpoint, in the same batches",
-            file=sys.stderr,
+        share = -(-recipe.limits.batch // int(os.environ.get("WORLD_SIZE", "1")))
+        at_once = min(recipe.limits.micro_batch or share, share)
+        advice = " ".join(getattr(error, "__notes__", ())) or (
+            f"Give it fewer samples at once with --limits.micro-batch N (at most {at_once} so far), or with "
+            "--limits.evaluation-batch N where it was validating; the run then goes on from its newest checkpoint, in "
+            "the same batches"
         )
+        told = str(error).split(". ")[0]
+        print(f"trivium: the GPU's memory is too small for this training: {told}. {advice}", file=sys.stderr)
         return 1
     if leader:
         title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"

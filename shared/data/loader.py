@@ -51,10 +51,12 @@ class Step(NamedTuple):
 class Loader:
     """The batches of ``dataset`` in ``order`` for process ``rank`` of ``world``, ``ahead`` steps in advance.
 
-    ``micro_batch`` is the most samples that a part of a step holds; without it a step is one part. Threads, not
-    processes: a batch is a gather in numpy and torch, which release the interpreter lock, and nothing needs to be
-    copied between address spaces. Batches that take less than ``handover_s`` seconds are made where they are needed:
-    a thread that competes for the interpreter lock would slow the step more than it spares.
+    ``micro_batch`` is the most samples that a part of a step holds; without it a step is one part. It may change
+    between two steps: those that were made ahead are made anew.
+
+    Threads, not processes: a batch is a gather in numpy and torch, which release the interpreter lock, and nothing
+    needs to be copied between address spaces. Batches that take less than ``handover_s`` seconds are made where they
+    are needed: a thread that competes for the interpreter lock would slow the step more than it spares.
     """
 
     def __init__(
@@ -93,6 +95,10 @@ class Loader:
             parts = [Part(pinned(part.batch), part.weight) for part in parts]
         return Step(number, key.epoch, parts)
 
+    def step(self, number: int) -> Step:
+        """The work of step ``number``, on the device."""
+        return self._on_device(self.make(number))
+
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """The steps from ``start`` up to but not including ``stop``."""
         upcoming = iter(range(start, stop))
@@ -125,6 +131,8 @@ class Loader:
                     future.cancel()
 
     def _on_device(self, step: Step) -> Step:
+        if len(step.parts) != len(self.indices(step.number)):
+            step = self.make(step.number)  # it was made before ``micro_batch`` changed
         parts = [Part(to_device(part.batch, self.device), part.weight) for part in step.parts]
         return Step(step.number, step.epoch, parts)
 

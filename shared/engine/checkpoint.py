@@ -46,6 +46,7 @@ class Progress:
 
     ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
     evaluation, ``best_step`` that of the best of them; ``device`` is where the last steps were computed.
+    ``micro_batch`` is set where the memory was too small for ``micro_batch_asked`` samples at once (None: for all).
     """
 
     step: int = 0
@@ -54,6 +55,8 @@ class Progress:
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     device: str = ""
+    micro_batch: int | None = None
+    micro_batch_asked: int | None = None
 
 
 class Checkpoints:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from shared.engine.setup import Training
 
 
 class DivergenceError(FloatingPointError):
@@ -70,3 +74,18 @@ class FiniteGuard:
         if len(terms) > 1:
             words += f" ({', '.join(f'{n} {v:.6g}' for n, v in zip(self._names, terms, strict=True))})"
         return number, f"{words} and the norm of the gradients {norm}"
+
+
+def refuse_divergence(training: Training) -> None:
+    """Raises ``DivergenceError`` on every process where a loss or a gradient of one was not finite."""
+    fault = training.guard.fault()
+    if not training.group.agree(fault is not None):
+        return
+    message = None
+    if fault is not None:
+        number, words = fault
+        parts = [part.tolist() for part in training.loader.indices(number)]
+        samples = ", ".join(map(str, parts[0])) if len(parts) == 1 else " and ".join(map(str, parts))
+        message = f"at step {number + 1} {words}, of the samples {samples}"
+    told = next(message for message in training.group.gather(message) if message is not None)
+    raise DivergenceError(f"{told}; lower the learning rate, train in fp32, or look at these samples")

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from shared.comms.joining import shorten_timeouts
 from shared.data.loader import Step
-from shared.engine.divergence import DivergenceError
+from shared.engine.divergence import refuse_divergence
 from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries, how_to_go_on
 from shared.engine.evaluate import evaluate
 from shared.engine.interruption import Interruption, StopWatch, end_as_by
 from shared.engine.losses import count_factors, total, weighted_terms
 from shared.engine.noise import noise_seed, seed_generators
+from shared.engine.out_of_memory import within_memory
 from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
 from shared.precision import autocast
@@ -29,7 +30,8 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
     number of processes, sees the batches and the augmentations that it would have seen.
 
     Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
-    not finite. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
+    not finite, and torch's ``OutOfMemoryError`` where halving the micro-batch does not help, or there are several
+    processes. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
     """
     with join_for(recipe.strategy, device) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)
@@ -87,25 +89,11 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
 
     Averaged over the processes the loss is that of the whole batch.
     """
-    group, model, optimizer = training.group, training.model, training.optimizer
-    parts, scaler, counted = step.parts, training.scaler, training.counted
-    seed_generators(noise_seed(training.recipe.seed, step.number, group), group.device)
-    factors = [None] * len(parts) if counted is None else count_factors(counted.count, parts, group)
-    # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
-    for parameter in training.parameters:
-        parameter.grad = None
-    sums: dict[str, Tensor] = {}
-    for number, part in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else training.strategy.accumulating():
-            with autocast(training.dtype, group.device):
-                found = training.task.loss(training.trained, part.batch)
-            terms = weighted_terms(found, part.weight, group, factors[number - 1], parts=len(parts))
-            scaler.scale(total(terms)).backward()  # type: ignore[no-untyped-call]
-        for name, term in terms.items():
-            sums[name] = term.detach() if name not in sums else sums[name] + term.detach()
+    optimizer, scaler = training.optimizer, training.scaler
+    sums = within_memory(training, step, accumulate)
     if scaler.is_enabled():
         scaler.unscale_(optimizer)
-    norm = training.strategy.clip(model, training.recipe.limits.clip_norm)
+    norm = training.strategy.clip(training.model, training.recipe.limits.clip_norm)
     if scaler.is_enabled():
         # With fp16 a gradient may overflow: the scaler leaves such a step out, and takes a smaller scale.
         training.guard.note(step.number, norm, sums, judge_norm=False)
@@ -120,19 +108,24 @@ def train_step(training: Training, step: Step) -> tuple[Tensor, Tensor]:
     return total(sums), norm
 
 
-def refuse_divergence(training: Training) -> None:
-    """Raises ``DivergenceError`` on every process where a loss or a gradient of one was not finite."""
-    fault = training.guard.fault()
-    if not training.group.agree(fault is not None):
-        return
-    message = None
-    if fault is not None:
-        number, words = fault
-        parts = [part.tolist() for part in training.loader.indices(number)]
-        samples = ", ".join(map(str, parts[0])) if len(parts) == 1 else " and ".join(map(str, parts))
-        message = f"at step {number + 1} {words}, of the samples {samples}"
-    told = next(message for message in training.group.gather(message) if message is not None)
-    raise DivergenceError(f"{told}; lower the learning rate, train in fp32, or look at these samples")
+def accumulate(training: Training, step: Step) -> dict[str, Tensor]:
+    """The gradients of all parts of the batch, left in the parameters. Returns the terms of the loss by name."""
+    group, parts, counted = training.group, step.parts, training.counted
+    seed_generators(noise_seed(training.recipe.seed, step.number, group), group.device)
+    factors = [None] * len(parts) if counted is None else count_factors(counted.count, parts, group)
+    # All of the model's, not the optimizer's alone: clipping counts the gradients of those that it does not hold.
+    for parameter in training.parameters:
+        parameter.grad = None
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else training.strategy.accumulating():
+            with autocast(training.dtype, group.device):
+                found = training.task.loss(training.trained, part.batch)
+            terms = weighted_terms(found, part.weight, group, factors[number - 1], parts=len(parts))
+            training.scaler.scale(total(terms)).backward()  # type: ignore[no-untyped-call]
+        for name, term in terms.items():
+            sums[name] = term.detach() if name not in sums else sums[name] + term.detach()
+    return sums
 
 
 def log_step(training: Training, loss: Tensor, norm: Tensor) -> None:

@@ -54,8 +54,9 @@ def weighted_terms(
     late = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss) and name not in known}
     if late and parts > 1:
         raise InvalidInputError(
-            f"the loss {next(iter(late))} is a WeightedLoss that the task does not count before the forward pass: give "
-            "the task count(batch), or leave limits.micro_batch out"
+            f"the loss {next(iter(late))} is a WeightedLoss that the task does not count before the forward pass, so "
+            "that a batch cannot be taken in micro-batches: give the task count(batch), or take a smaller limits.batch "
+            "and no limits.micro_batch"
         )
     if late and group.world > 1:
         known = {**known, **_late_factors(late, group)}

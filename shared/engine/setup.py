@@ -25,6 +25,7 @@ from shared.engine.divergence import FiniteGuard
 from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
 from shared.engine.initial_weights import load_initial_weights, new_classes
+from shared.engine.out_of_memory import BufferSnapshot, resume_micro_batch
 from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
@@ -61,6 +62,7 @@ class Training:
     model: nn.Module
     trained: nn.Module
     parameters: Sequence[nn.Parameter]
+    buffers: BufferSnapshot
     strategy: Strategy
     optimizer: Optimizer
     schedule: LRScheduler
@@ -81,7 +83,7 @@ class Training:
     @property
     def evaluation_batch(self) -> int:
         limits = self.recipe.limits
-        return limits.evaluation_batch or limits.micro_batch or limits.batch
+        return limits.evaluation_batch or self.loader.micro_batch or limits.batch
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -167,6 +169,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         model=model,
         trained=trained,
         parameters=list(model.parameters()),
+        buffers=BufferSnapshot(model),
         strategy=strategy,
         optimizer=optimizer,
         schedule=schedule,
@@ -188,6 +191,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         training.progress = checkpoints.load(latest, training.state)
         notes.append(f"going on from {latest.name}, of {total} steps")
         _restore_own_state(strategy, checkpoints, latest, group, notes)
+        notes.extend(filter(None, [resume_micro_batch(training)]))
     progress = training.progress
     if progress.samples != len(train):
         raise InvalidInputError(

@@ -57,16 +57,27 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_later(error, app,
     assert train() == 0
 
 
-def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, monkeypatch):
-    def too_much(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB.")
+def too_much(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB.")
 
+
+def test_too_little_memory_on_the_gpu_names_the_setting_that_helps(app, capsys, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(line.Regression, "loss", too_much)
+        patched.setattr(line.Regression, "evaluate", too_much)
         assert train() == 1
     told = capsys.readouterr().err
     assert "CUDA out of memory. Give it fewer samples at once with --limits.micro-batch N (at most 4 so far)" in told
+    assert "--limits.evaluation-batch N where it was validating" in told
     assert train("--limits.micro-batch", "2") == 0
+
+
+def test_a_sample_that_does_not_fit_alone_is_told_so(app, capsys, monkeypatch):
+    monkeypatch.setattr(line.Regression, "loss", too_much)
+    assert train() == 1
+    said = capsys.readouterr()
+    sizes = [row.split("micro-batches of ")[1].split(";")[0] for row in said.out.splitlines() if "out of memory" in row]
+    assert sizes == ["2", "1"]
+    assert "CUDA out of memory. A single sample at once does not fit; take a smaller network" in said.err
 
 
 @pytest.mark.parametrize("read", ["export", "weights"])

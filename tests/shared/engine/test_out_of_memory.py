@@ -1,0 +1,181 @@
+"""A step that does not fit into memory is taken again in half the micro-batch: the run that had it from the start."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from shared.data.loader import Loader
+from shared.data.order import Permutation
+from shared.engine.checkpoint import Checkpoints, read_progress
+from shared.engine.loop import fit
+from shared.engine.run import Run
+from shared.engine.task import WeightedLoss
+from shared.errors import InvalidInputError
+from shared.observe.events import read_events
+from tests.shared.engine import line
+from tests.shared.engine.line import train, weights
+from tests.shared.processes import run
+
+TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+class Normalised(line.Network):
+    """Batch normalisation, whose statistics a forward pass changes, and dropout, which draws."""
+
+    def build(self, input=None):
+        layers = nn.Linear(2, self.width), nn.BatchNorm1d(self.width), nn.ReLU(), nn.Dropout(self.dropout)
+        return nn.Sequential(*layers, nn.Linear(self.width, 1))
+
+
+class Uncounted(line.Regression):
+    """A mean over the few samples that count, which lie unevenly among the parts."""
+
+    def loss(self, model, batch):
+        counts = batch["x"][:, :1] > 0.3
+        square = (model(batch["x"]) - batch["y"]).square() * counts
+        return {"square": WeightedLoss(square.sum() / counts.sum().clamp(min=1), counts.sum())}
+
+
+class Counted(Uncounted):
+    def count(self, batch):
+        return {"square": (batch["x"][:, :1] > 0.3).sum()}
+
+
+def on_a_small_device(kind, most, *, from_call=1, until_call=10**9):
+    """The task on a device that holds the activations of ``most`` samples, and what it was given at once.
+
+    It runs out after the forward pass, by when statistics are changed and random numbers drawn.
+    """
+    given = []
+
+    class Small(kind):
+        def loss(self, model, batch):
+            given.append(len(batch["x"]))
+            found = super().loss(model, batch)
+            if len(batch["x"]) > most and from_call <= len(given) < until_call:
+                raise torch.OutOfMemoryError(TOLD)
+            return found
+
+    return Small, given
+
+
+def go(path, task, network=None, **limits):
+    made = line.recipe(task, **{"batch": 8, "log_every": 1, **limits})
+    return line.run(replace(made, model=network or Normalised()), path)
+
+
+def assert_same(one, other, step):
+    for name, tensor in weights(one, step).items():
+        assert torch.equal(weights(other, step)[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", [line.Regression, Counted])
+def test_a_run_out_of_memory_is_the_run_that_had_the_smaller_micro_batch(tmp_path, kind):
+    small, given = on_a_small_device(kind, 2)
+    result = go(tmp_path / "small", small)
+    go(tmp_path / "two", kind, micro_batch=2)
+    assert given[:6] == [8, 4, 2, 2, 2, 2] and set(given[2:]) == {2}
+    assert result.steps == 15
+    assert_same(tmp_path / "small", tmp_path / "two", 15)
+    losses = [
+        [event["loss"] for event in read_events(tmp_path / name / "events.jsonl") if event["event"] == "train"]
+        for name in ("small", "two")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_steps_before_are_those_of_the_larger_micro_batch(tmp_path):
+    small, given = on_a_small_device(Counted, 5, from_call=4)
+    go(tmp_path / "small", small)
+    assert given[:6] == [8, 8, 8, 8, 4, 4]
+    go(tmp_path / "parts", Counted, steps=3)
+    go(tmp_path / "parts", Counted, micro_batch=4)
+    assert_same(tmp_path / "small", tmp_path / "parts", 15)
+
+
+def test_the_run_says_so_and_a_resumed_one_knows_it(tmp_path, capsys):
+    small, _ = on_a_small_device(line.Regression, 2, until_call=3)
+    fit(line.recipe(small, steps=7), Run(tmp_path / "run", "line", "tiny"), device="cpu")
+    told = "line tiny: out of memory at step 1: taken again, as all that follow, in micro-batches of 2"
+    assert told in capsys.readouterr().out
+    (noted,) = [one for one in read_events(tmp_path / "run" / "events.jsonl") if one["event"] == "out_of_memory"]
+    assert (noted["step"], noted["micro_batch"]) == (0, 2)
+    # It runs out no more, and nothing but the size that was found makes the parts small.
+    roomy, given = on_a_small_device(line.Regression, 100)
+    fit(line.recipe(roomy), Run(tmp_path / "run", "line", "tiny"), device="cpu")
+    assert set(given) == {2}
+    assert "in micro-batches of 2, for larger ones did not fit into the memory" in capsys.readouterr().out
+    whole, _ = on_a_small_device(line.Regression, 2, until_call=3)
+    train(tmp_path / "whole", whole)
+    assert_same(tmp_path / "run", tmp_path / "whole", 30)
+
+
+def test_another_micro_batch_on_the_command_line_is_tried_anew(tmp_path):
+    small, _ = on_a_small_device(line.Regression, 1, until_call=4)
+    train(tmp_path, small, steps=5)
+    roomy, given = on_a_small_device(line.Regression, 100)
+    train(tmp_path, roomy, micro_batch=3)
+    assert set(given) == {2}  # four samples in parts of at most three
+    assert read_progress(Checkpoints(tmp_path / "checkpoints", recipe_digest="").latest()).micro_batch is None
+
+
+def test_what_the_step_had_computed_is_freed_before_it_is_taken_again(tmp_path):
+    kept = []
+
+    class Small(line.Regression):
+        def loss(self, model, batch):
+            assert all(one() is None for one in kept)
+            found = super().loss(model, batch)
+            if len(batch["x"]) > 1:
+                kept.append(weakref.ref(found["square"]))
+                raise torch.OutOfMemoryError(TOLD)
+            return found
+
+    train(tmp_path, Small, steps=1)
+    assert len(kept) == 2
+
+
+def test_a_single_sample_that_does_not_fit_ends_the_run(tmp_path):
+    small, given = on_a_small_device(line.Regression, 0, from_call=12)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        train(tmp_path, small)
+    assert given[11:] == [4, 2, 1]
+    assert raised.value.__notes__ == ["A single sample at once does not fit; take a smaller network or smaller inputs"]
+    assert train(tmp_path).steps == 30
+
+
+def test_a_mean_that_is_not_counted_beforehand_is_not_averaged_wrongly(tmp_path):
+    small, _ = on_a_small_device(Uncounted, 2)
+    with pytest.raises(InvalidInputError, match=r"cannot be taken in micro-batches: give the task count\(batch\)"):
+        train(tmp_path, small)
+
+
+@pytest.mark.parametrize("handover_s", [0.0, 1e9], ids=["made ahead in threads", "made where they are needed"])
+def test_steps_that_were_made_ahead_are_made_anew(handover_s):
+    order = Permutation(seed=0, length=40, batch=8)
+    loader = Loader(line.Points(40), order, device=torch.device("cpu"), handover_s=handover_s)
+    sizes = []
+    for step in loader.steps(0, 12):
+        sizes.append([len(part.batch["x"]) for part in step.parts])
+        whole = line.Points(40).batch(order.indices(step.number), order.key(step.number))["x"]
+        assert torch.equal(torch.cat([part.batch["x"] for part in step.parts]), whole)
+        if step.number == 5:
+            loader.micro_batch = 3
+    assert sizes == [[8]] * 6 + [[3, 3, 2]] * 6
+
+
+def run_out_on_the_second(path):
+    small, given = on_a_small_device(line.Regression, 1, from_call=3)
+    with pytest.raises(Exception) as raised:
+        train(path, small)
+    return type(raised.value).__name__, given
+
+
+def test_of_several_processes_each_ends_with_the_error(tmp_path):
+    for name, given in run(run_out_on_the_second, tmp_path / "run"):
+        assert name == "OutOfMemoryError" and given == [2, 2, 2]
