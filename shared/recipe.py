@@ -81,7 +81,8 @@ class Limits:
     ``batch`` is the global batch, shared by all processes. ``micro_batch`` is the most samples that a process takes
     through the model at once: of a larger share of the batch the gradients are accumulated. ``steps``, where
     given, is the length of a run in place of ``epochs``; ``minutes`` ends it earlier.
-    Early stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
+    Validated is every ``validate_every`` steps, by default at the end of each epoch, and where the run ends. Early
+    stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
     """
 
     epochs: int = 10
@@ -91,6 +92,7 @@ class Limits:
     micro_batch: int | None = None
     evaluation_batch: int | None = None
     clip_norm: float = 1.0
+    validate_every: int | None = None
     monitor: str = "loss"
     mode: Literal["min", "max"] = "min"
     patience: int = 5
@@ -107,6 +109,7 @@ class Limits:
             "batch",
             "micro_batch",
             "evaluation_batch",
+            "validate_every",
             "patience",
             "log_every",
             "checkpoint_every",

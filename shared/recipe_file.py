@@ -27,6 +27,7 @@ _HOW_LONG = (
     "steps",
     "minutes",
     "micro_batch",
+    "validate_every",
     "patience",
     "log_every",
     "checkpoint_every",

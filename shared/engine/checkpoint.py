@@ -45,7 +45,8 @@ class Progress:
     """All that a run knows about itself besides the state of its parts.
 
     ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
-    evaluation, ``best_step`` that of the best of them; ``device`` is where the last steps were computed.
+    evaluation, ``best_step`` that of the best of them; ``validate_every`` how many steps lie between two, 0 for an
+    epoch's (as earlier versions wrote it); ``device`` is where the last steps were computed.
     ``micro_batch`` is set where the memory was too small for ``micro_batch_asked`` samples at once (None: for all).
     """
 
@@ -54,6 +55,7 @@ class Progress:
     seconds: float = 0.0
     best_step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    validate_every: int = 0
     device: str = ""
     micro_batch: int | None = None
     micro_batch_asked: int | None = None

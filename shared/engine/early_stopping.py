@@ -43,9 +43,13 @@ def early_stopping_state(history: Sequence[Entry], limits: Limits) -> EarlyStopp
     return EarlyStoppingState(best_step, stale)
 
 
-def epoch_end_entries(history: Sequence[Entry], steps_per_epoch: int) -> list[Entry]:
-    """The evaluations that a run would have made without having been stopped within an epoch."""
-    return [entry for entry in history if entry["step"] % steps_per_epoch == 0]
+def scheduled_entries(history: Sequence[Entry], every: int) -> list[Entry]:
+    """The evaluations that a run would have made without having been stopped: ``every`` so many steps it makes one.
+
+    Where it was stopped between two of them, the last is one more.
+    """
+    stopped_between = bool(history) and history[-1]["step"] % every != 0
+    return list(history[:-1] if stopped_between else history)
 
 
 def ended(history: Sequence[Entry], limits: Limits, *, late: bool) -> str | None:

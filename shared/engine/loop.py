@@ -10,7 +10,7 @@ from torch import Tensor
 from shared.comms.joining import shorten_timeouts
 from shared.data.loader import Step
 from shared.engine.divergence import refuse_divergence
-from shared.engine.early_stopping import early_stopping_state, ended, epoch_end_entries, how_to_go_on
+from shared.engine.early_stopping import early_stopping_state, ended, how_to_go_on, scheduled_entries
 from shared.engine.evaluate import evaluate
 from shared.engine.interruption import Interruption, StopWatch, end_as_by
 from shared.engine.losses import count_factors, total, weighted_terms
@@ -44,11 +44,12 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
 def _train(training: Training, watch: StopWatch) -> Result | int:
     """The steps that are left. Returns the result, or the signal by which the run was interrupted."""
     progress, limits, group = training.progress, training.recipe.limits, training.group
-    epoch, end = training.order.steps_per_epoch, training.total
+    every, end = training.validate_every, training.total
     began = time.monotonic() - progress.seconds
     late, signal = limits.minutes is not None and progress.seconds > 60 * limits.minutes, 0
     if progress.step < end and not late:
-        progress.history = epoch_end_entries(progress.history, epoch)
+        before = progress.validate_every or training.order.steps_per_epoch
+        progress.history, progress.validate_every = scheduled_entries(progress.history, before), every
     reason = ended(progress.history, limits, late=late)
     first = progress.step + 1
     read_every_step = group.world == 1 and group.device.type == "cpu"
@@ -65,7 +66,7 @@ def _train(training: Training, watch: StopWatch) -> Result | int:
 
         logging = progress.step % limits.log_every == 0 or progress.step == end
         late, signal = watch.look(progress.step, progress.seconds, logging=logging)
-        evaluating = progress.step % epoch == 0 or progress.step == end or late
+        evaluating = progress.step % every == 0 or progress.step == end or late
         saving = evaluating or bool(signal) or progress.step % limits.checkpoint_every == 0
         if read_every_step or logging or saving:
             refuse_divergence(training)
@@ -157,9 +158,8 @@ def save(training: Training) -> None:
     """Saves a checkpoint; the best one stays."""
     progress, limits = training.progress, training.recipe.limits
     progress.best_step = early_stopping_state(progress.history, limits).best_step
-    # Should the run go on after a stop within an epoch, its best is the one at the end of an epoch.
-    whole = epoch_end_entries(progress.history, training.order.steps_per_epoch)
-    resumed = early_stopping_state(whole, limits)
+    # Should the run go on after a stop between two evaluations, its best is one of those that it makes anyway.
+    resumed = early_stopping_state(scheduled_entries(progress.history, training.validate_every), limits)
     kept = {progress.best_step, resumed.best_step}
     training.checkpoints.save(training.state, progress, also=kept, own=training.own_state)
 

@@ -86,6 +86,11 @@ class Training:
         return limits.evaluation_batch or self.loader.micro_batch or limits.batch
 
     @property
+    def validate_every(self) -> int:
+        """How many steps lie between two evaluations."""
+        return self.recipe.limits.validate_every or self.order.steps_per_epoch
+
+    @property
     def state(self) -> Mapping[str, Stateful]:
         """What a checkpoint keeps."""
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.engine.early_stopping import EarlyStoppingState, early_stopping_state, ended, epoch_end_entries
+from shared.engine.early_stopping import EarlyStoppingState, early_stopping_state, ended, scheduled_entries
 from shared.errors import InvalidInputError
 from shared.recipe import Limits
 
@@ -41,7 +41,13 @@ def test_why_a_run_ends():
     assert ended(stale[:2], limits, late=False) is None
     assert ended(stale[:2], limits, late=True) == "minutes"
     assert ended([], limits, late=True) is None
-    assert epoch_end_entries(stale, 20) == [stale[1]]
+
+
+def test_an_evaluation_that_a_stop_brought_is_not_one_of_the_schedule():
+    made = history(1.0, 2.0, 2.0)
+    assert scheduled_entries(made, 10) == made
+    assert scheduled_entries(made, 20) == made[:2]
+    assert scheduled_entries([], 20) == []
 
 
 def test_a_monitor_that_the_task_does_not_score_is_refused():
