@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,21 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         raise BlockingIOError(f"{path} is held by another process") from error
     with lock:
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds ``file_lock(path)`` now. It is looked at, not held and not made."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _flush(path: Path) -> None:

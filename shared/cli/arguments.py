@@ -52,6 +52,23 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Compare runs: how far each came, its best score and last loss, how it stands, and in which settings they differ.
+
+    Reads the directories of runs, which may be training; the best score is that of limits.monitor.
+
+    Example: trivium runs
+
+    Example: trivium runs runs/first runs/second --json
+    """
+
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="[DIR ...]")] = ()
+    """Runs, or directories that hold runs; runs by default."""
+    json: bool = False
+    """Print JSON: the runs with all their settings, and those that differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Score a run or an artifact: on the validation data of its recipe, or on a data set by the field's protocol.
 
@@ -325,6 +342,7 @@ class Doctor:
 
 Command: TypeAlias = (
     Annotated[Train, subcommand("train")]
+    | Annotated[Runs, subcommand("runs")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]

@@ -75,6 +75,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import train
 
             return train.run(command, settings)
+        case commands.Runs():
+            from shared.cli import runs
+
+            return runs.run(command)
         case commands.Evaluate():
             from shared.cli import evaluate
 

@@ -36,6 +36,14 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / _LOCK
+
+    @property
     def result_file(self) -> Path:
         return self.path / "result.json"
 
@@ -54,7 +62,7 @@ class Run:
             ) from error
         with ExitStack() as stack:
             try:
-                stack.enter_context(file_lock(self.path / _LOCK, wait=False))
+                stack.enter_context(file_lock(self.lock_file, wait=False))
             except BlockingIOError as error:
                 raise InvalidInputError(
                     f"another process trains {self.path}; wait for its end, or name a new run"

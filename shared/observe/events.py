@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from shared.atomic_files import write_whole
 
+_TAIL_BYTES = 2**16
+
 
 class Events:
     """Appends to ``events.jsonl`` and to TensorBoard files in a run's directory; silent where ``path`` is None.
 
-    A run that goes on after ``step`` steps forgets what it had noted of later ones, which it will do again.
+    A run that goes on after ``step`` steps forgets what it had noted of later ones, which it will do again. An
+    error that ends it is its last event, ``end`` with the reason ``failed``.
     """
 
     def __init__(self, path: Path | None, step: int = 0) -> None:
         self._file = None
         self._board: Any = None
+        self._step = step
         if path is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -36,6 +42,7 @@ class Events:
         """Records ``event`` after ``step`` steps; numbers also become TensorBoard scalars ``event/name``."""
         if self._file is None:
             return
+        self._step = step
         line = without_nan({"time": time.time_ns(), "event": event, "step": step, **values})
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
@@ -50,18 +57,43 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
+            if error is not None:
+                self._write_end(error)
             self._file.close()
             self._board.close()
+
+    def _write_end(self, error: BaseException) -> None:
+        with suppress(OSError):  # on a full disk the error itself is what is told
+            if isinstance(error, Exception):
+                self.write("end", self._step, reason="failed", why=f"{type(error).__name__}: {error}")
+            else:
+                self.write("end", self._step, reason="interrupted")
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
     """The events in an ``events.jsonl``, without a line that a kill tore."""
+    return _parsed(file.read_bytes())
+
+
+def read_last_events(file: Path) -> list[dict[str, Any]]:
+    """The last of the events in an ``events.jsonl``, some hundreds; none where there is no file."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return _parsed(stream.read())
+    except OSError:
+        return []
+
+
+def _parsed(lines: bytes) -> list[dict[str, Any]]:
     events = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in lines.splitlines():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events
 
 

@@ -22,6 +22,7 @@ COMMANDS = (
     "import",
     "calibrate",
     "models",
+    "runs",
 )
 
 

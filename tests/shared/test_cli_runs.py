@@ -1,0 +1,191 @@
+"""``trivium runs``: runs side by side, from what their directories hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shared import cli
+from shared.atomic_files import file_lock, is_locked
+from shared.errors import InvalidInputError
+from shared.observe.events import Events, read_events, read_last_events
+from shared.optimizers import AdamW
+from tests.shared.engine import line
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    return tmp_path
+
+
+def described(capsys, *folders):
+    """The runs by name, and the comparisons, as --json has them."""
+    capsys.readouterr()
+    assert cli.main(["runs", *map(str, folders), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return {one["run"].split("/")[-1]: one for one in found["runs"]}, found["comparisons"]
+
+
+def at_rate(rate, **limits):
+    return replace(line.recipe(**limits), optimizer=AdamW(learning_rate=rate))
+
+
+def test_runs_are_compared_by_score_loss_and_the_settings_that_differ(here, capsys):
+    one = line.run(at_rate(1e-3), here / "runs" / "one")
+    other = line.run(at_rate(3e-4, steps=25), here / "runs" / "deeper" / "other")
+    runs, (comparison,) = described(capsys)
+    assert (runs["one"]["app"], runs["one"]["recipe"], runs["one"]["steps"]) == ("line", "line", 30)
+    assert runs["one"]["best"] == one.scores["loss"] and runs["one"]["best_step"] == one.best_step
+    assert runs["other"]["best"] == other.scores["loss"] and runs["other"]["steps"] == 25
+    last = [event for event in read_events(here / "runs" / "one" / "events.jsonl") if event["event"] == "train"][-1]
+    assert runs["one"]["loss"] == last["loss"]
+    assert (runs["one"]["state"], runs["one"]["why"]) == ("ended", "epochs") and runs["other"]["why"] == "steps"
+    assert comparison["runs"] == ["runs/deeper/other", "runs/one"]
+    assert comparison["settings"] == {"optimizer.learning_rate": [3e-4, 1e-3], "limits.steps": [25, None]}
+
+    assert cli.main(["runs"]) == 0
+    told = capsys.readouterr().out
+    assert f"loss {one.scores['loss']:.4g}" in told and "ended: epochs" in told
+    assert "settings that differ between runs/deeper/other / runs/one:" in told
+    assert "  optimizer.learning_rate 0.0003 / 0.001\n  limits.steps 25 / -\n" in told
+
+
+def test_the_best_score_is_the_runs_own_and_not_one_that_a_stop_brought(here, capsys):
+    from tests.shared.engine.test_loop import falling_apart
+
+    task = falling_apart({10: 1.0, 20: 2.0, 25: 0.5, 30: 3.0})
+    line.train(here / "run", task, steps=25)
+    assert described(capsys, "run")[0]["run"]["best"] == 0.5
+    line.train(here / "run", task)
+    assert (described(capsys, "run")[0]["run"]["best"], described(capsys, "run")[0]["run"]["best_step"]) == (1.0, 10)
+    shutil.rmtree(here / "run" / "checkpoints")
+    (here / "run" / "checkpoints").mkdir()
+    assert described(capsys, "run")[0]["run"]["best"] == 1.0, "result.json has it where the checkpoints are gone"
+
+
+def test_a_run_that_trains_is_running(here, capsys):
+    seen = {}
+
+    class Watched(line.Regression):
+        calls = 0
+
+        def loss(self, model, batch):
+            Watched.calls += 1
+            if Watched.calls == 12:
+                code = "import sys; from shared.cli.main import main; sys.exit(main(['runs', '.', '--json']))"
+                environment = {**os.environ, "PYTHONPATH": str(line.ROOT)}
+                done = subprocess.run(
+                    [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+                )
+                seen.update(json.loads(done.stdout)["runs"][0])
+            return super().loss(model, batch)
+
+    assert line.train(here / "run", Watched).steps == 30
+    assert (seen["state"], seen["steps"], seen["best_step"]) == ("running", 10, 10)
+    assert described(capsys, "run")[0]["run"]["state"] == "ended"
+
+
+def test_an_interrupted_and_a_killed_run_are_told_from_one_that_ended(here, capsys):
+    from tests.shared.engine.test_interruption import interrupted_at
+
+    with pytest.raises(KeyboardInterrupt):
+        line.train(here / "stopped", interrupted_at(13, signal.SIGINT))
+    line.train(here / "killed", steps=15)
+    events = (here / "killed" / "events.jsonl").read_text().splitlines()
+    (here / "killed" / "events.jsonl").write_text("\n".join(events[:-1]) + "\n" + events[-1][:9])
+    runs, _ = described(capsys, ".")
+    assert (runs["stopped"]["state"], runs["stopped"]["why"], runs["stopped"]["steps"]) == (
+        "interrupted",
+        "by a signal",
+        13,
+    )
+    assert runs["killed"]["state"] == "interrupted" and "it wrote no end (killed" in runs["killed"]["why"]
+    line.train(here / "stopped")
+    assert described(capsys, ".")[0]["stopped"]["state"] == "ended"
+
+
+def test_a_run_that_failed_says_why(here, capsys):
+    class Broken(line.Regression):
+        def loss(self, model, batch):
+            return {"square": super().loss(model, batch)["square"] * float("nan")}
+
+    with pytest.raises(FloatingPointError):
+        line.train(here / "nan", Broken)
+
+    class Large(line.Regression):
+        def loss(self, model, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        line.train(here / "memory", Large)
+    with pytest.raises(InvalidInputError, match="the task scores"):
+        line.train(here / "refused", monitor="map")
+    runs, _ = described(capsys, ".")
+    assert runs["nan"]["state"] == "failed" and "DivergenceError: at step 1 the loss is nan" in runs["nan"]["why"]
+    assert runs["memory"]["state"] == "failed" and "CUDA out of memory." in runs["memory"]["why"]
+    assert (runs["refused"]["state"], runs["refused"]["why"]) == ("interrupted", "before its first step")
+
+
+def test_an_error_is_told_although_the_disk_is_full(here, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArithmeticError, match="the one that counts"), Events(here) as events:
+        monkeypatch.setattr(events, "write", full)
+        raise ArithmeticError("the one that counts")
+
+
+def test_a_run_that_cannot_be_read_leaves_the_others(here, capsys):
+    line.train(here / "good", steps=5)
+    for name, text in {"torn": "app: [", "other": "app: line\nname: x\nrecipe: {}\n"}.items():
+        (here / name / "checkpoints").mkdir(parents=True)
+        (here / name / "recipe.yaml").write_text(text)
+    runs, comparisons = described(capsys, ".")
+    assert runs["good"]["state"] == "ended" and not comparisons
+    assert runs["torn"]["state"] == "unreadable" and "cannot be read as YAML" in runs["torn"]["why"]
+    assert runs["other"]["why"] == "its recipe.yaml lacks limits.monitor"
+    assert cli.main(["runs", "."]) == 0
+
+
+@pytest.mark.parametrize(
+    ("folders", "sentence"),
+    [((), "there is no directory runs; name runs"), (("empty",), "there is no run in empty; trivium train APP --out")],
+)
+def test_where_there_is_no_run_a_sentence_says_so(here, capsys, folders, sentence):
+    (here / "empty").mkdir()
+    assert cli.main(["runs", *folders]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_it_loads_nothing_heavy(here):
+    line.train(here / "runs" / "one", steps=5)
+    code = "import sys; from shared.cli.main import main; main(['runs']); print(*sys.modules, file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(line.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "runs/one" in done.stdout and not set(done.stderr.split()) & {"torch", "numpy", "tensorboard"}
+
+
+def test_the_end_of_a_long_file_of_events_is_read_alone(here):
+    with (here / "events.jsonl").open("w") as file:
+        for step in range(5000):
+            file.write(json.dumps({"event": "train", "step": step, "loss": 1.0}) + "\n")
+    last = read_last_events(here / "events.jsonl")
+    assert last[-1]["step"] == 4999 and 100 < len(last) < 2000
+    assert read_last_events(here / "nowhere.jsonl") == []
+
+
+def test_a_lock_is_looked_at_without_being_taken(here):
+    assert not is_locked(here / "lock") and not (here / "lock").exists()
+    with file_lock(here / "lock"):
+        assert is_locked(here / "lock")
+    assert not is_locked(here / "lock")
