@@ -66,11 +66,15 @@ class Checkpoints:
 
     ``save`` and ``load`` are called on every process of the run, for a state may be spread over them: its tensors are
     gathered one by one, and the process with ``writes`` writes whole ones. What is ``own`` each process writes into a
-    file of its own, in the directory that all share.
+    file of its own, in the directory that all share. ``digests`` are the recipe's, as this version and as earlier ones
+    computed it.
     """
 
-    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None) -> None:
+    def __init__(
+        self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None, earlier_digest: str = ""
+    ) -> None:
         self.path, self.recipe_digest, self.keep, self.group = path, recipe_digest, keep, group
+        self.digests = (recipe_digest, earlier_digest)
         self.writes = group is None or group.leader
 
     def save(
@@ -129,7 +133,7 @@ class Checkpoints:
                 f"{path} was written by an earlier version, whose runs cannot be resumed; name a new run, and start "
                 "from these weights with --init"
             )
-        if document["recipe_digest"] != self.recipe_digest:
+        if document["recipe_digest"] not in self.digests:
             raise InvalidInputError(
                 f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
             )

@@ -64,7 +64,8 @@ def how_to_go_on(reason: str, limits: Limits) -> str:
     if reason == "early":
         times = "1 evaluation" if limits.patience == 1 else f"{limits.patience} evaluations"
         return (
-            f"{limits.monitor} has not improved by {limits.min_delta:g} in {times}; a larger --limits.patience goes on"
+            f"{limits.monitor} has not improved by {limits.min_delta:g} in {times}; a larger --limits.patience or a "
+            "smaller --limits.min-delta goes on"
         )
     if reason == "minutes":
         return f"its {limits.minutes:g} minutes are over; more --limits.minutes goes on"

@@ -117,7 +117,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     _claim(run, recipe, group, stack)
     chosen = choose_precision(recipe.precision, group.device)
     notes = [f"on {group.name}, {chosen.reason}"]
-    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
+    digests = {"recipe_digest": digest(recipe), "earlier_digest": digest(recipe, earlier=True)}
+    checkpoints = Checkpoints(run.checkpoints, keep=limits.keep, group=group, **digests)
     latest = _newest(checkpoints, run, recipe, notes)
 
     torch.manual_seed(recipe.seed)
@@ -274,7 +275,7 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
         *differences(_names(component_classes(recipe)), _names(document["classes"])),
     ]
     found = [phrase for phrase in found if not phrase.startswith(HOW_COMPUTED)]
-    if found and document.get("digest") != checkpoints.recipe_digest:
+    if found and document.get("digest") not in checkpoints.digests:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise InvalidInputError(
             f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with its own settings "

@@ -99,6 +99,32 @@ def test_early_stopping(tmp_path):
     assert again.reason == "early" and again.steps == 30
 
 
+def test_a_run_that_was_stopped_early_goes_on_with_a_smaller_least_improvement(tmp_path):
+    train(tmp_path / "whole")
+    assert train(tmp_path / "run", patience=1, min_delta=10.0).reason == "early"
+    resumed = train(tmp_path / "run", patience=1, min_delta=1e-9, evaluation_batch=5)
+    assert (resumed.steps, resumed.reason) == (30, "epochs")
+    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 8), ("clip_norm", 0.5), ("monitor", "samples"), ("mode", "max")])
+def test_limits_that_decide_the_weights_or_which_are_kept_stay(tmp_path, name, value):
+    train(tmp_path, steps=5)
+    with pytest.raises(InvalidInputError, match=rf"another recipe: limits\.{name} is "):
+        train(tmp_path, **{name: value})
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    settings = {"min_delta": 0.0, "evaluation_batch": 7}
+    with monkeypatch.context() as before:
+        before.setattr("shared.engine.setup.digest", lambda recipe, **_: digest(recipe, earlier=True))
+        before.setattr("shared.recipe_file.digest", lambda recipe, **_: digest(recipe, earlier=True))
+        train(tmp_path, steps=15, **settings)
+    assert read_recipe_file(tmp_path / "recipe.yaml")["digest"] != digest(line.recipe(**settings))
+    assert train(tmp_path, steps=16, **settings).steps == 16
+    assert train(tmp_path, **settings).steps == 30
+
+
 def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_path):
     class Slow(line.Data):
         def train(self, input=None):
@@ -292,4 +318,5 @@ def test_a_recipe_with_a_wrong_value_is_refused():
 
 def test_the_digest_ignores_how_long_a_run_goes_on():
     assert digest(line.recipe(steps=7)) == digest(line.recipe())
+    assert digest(line.recipe(min_delta=0.5, evaluation_batch=3)) == digest(line.recipe())
     assert digest(line.recipe(batch=8)) != digest(line.recipe())

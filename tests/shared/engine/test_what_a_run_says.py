@@ -49,7 +49,8 @@ def test_the_pace_is_that_of_the_process_that_goes_on(capsys):
         ({"steps": 5}, "ended after step 5: its --limits.steps 5 are done; more goes on from here"),
         (
             {"patience": 1, "min_delta": 10.0},
-            "ended after step 20: loss has not improved by 10 in 1 evaluation; a larger --limits.patience goes on",
+            "ended after step 20: loss has not improved by 10 in 1 evaluation; a larger --limits.patience or a smaller "
+            "--limits.min-delta goes on",
         ),
         ({"minutes": 1e-9}, "ended after step 5: its 1e-09 minutes are over; more --limits.minutes goes on"),
     ],
