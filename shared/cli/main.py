@@ -1,7 +1,7 @@
 """Reads a command line and runs its command.
 
 Exit codes: 0 done, 1 failed, 2 refused (the input or the command line was wrong, and the message says how),
-130 interrupted, 143 terminated.
+130 interrupted, 143 terminated, 138 stopped by SIGUSR1.
 Nothing heavy is imported before a command needs it.
 """
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a run trains: a checkpoint first, then the end."""
+"""SIGTERM, SIGUSR1 and Ctrl-C while a run trains: a checkpoint first, then the end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, NoReturn, Self
 from shared.comms.group import Group
 from shared.recipe import Limits
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_S = 1.0
 """Within how many seconds a second signal is the first once more."""
 
 
 class Interruption:
-    """Within it the first SIGTERM or Ctrl-C is noted, as ``signal``; another one later ends the process as usual.
+    """Within it the first SIGTERM, SIGUSR1 or Ctrl-C is noted, as ``signal``; another later ends the process as usual.
 
     One that comes within a second of the first is the same once more: a terminal and ``torchrun`` both pass a Ctrl-C
     on. Signals reach the main thread alone; elsewhere nothing changes.
@@ -76,7 +76,10 @@ class StopWatch:
 
 
 def end_as_by(number: int) -> NoReturn:
-    """Ends as the signal asks: ``KeyboardInterrupt``, or exit code 143, by which Kubernetes and Slurm see a SIGTERM."""
+    """Ends as the signal asks: ``KeyboardInterrupt``, or exit code 128 + N, by which schedulers see a signal N.
+
+    That is 143 for SIGTERM, and 138 for SIGUSR1, which Slurm's users ask for before a time limit.
+    """
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

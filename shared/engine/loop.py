@@ -31,7 +31,8 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
 
     Refuses what would go wrong later (``InvalidInputError``); raises ``DivergenceError`` where a loss or a gradient is
     not finite, and torch's ``OutOfMemoryError`` where halving the micro-batch does not help, or there are several
-    processes. SIGTERM and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)`` and ``KeyboardInterrupt``.
+    processes. SIGTERM, SIGUSR1 and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)``, ``SystemExit(138)`` and
+    ``KeyboardInterrupt``.
     """
     with join_for(recipe.strategy, device) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, and what a redirected log says."""
+"""SIGTERM, SIGUSR1 and Ctrl-C, and what a redirected log says."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tests.shared.engine import line
 from tests.shared.engine.line import ROOT, train, weights
 from tests.shared.processes import run
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 def interrupted_at(call, number):
     """A task that receives the signal ``number`` in its loss number ``call``."""
@@ -38,25 +40,32 @@ def interrupted_at(call, number):
 @pytest.fixture(autouse=True)
 def handlers_of_a_new_process():
     """Other tests of the same process may have left other handlers, and a signal without one ends the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@pytest.mark.parametrize(("number", "ends_as"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, capsys, number, ends_as):
-    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+@pytest.mark.parametrize(
+    ("number", "ends_as", "code"),
+    [
+        (signal.SIGTERM, SystemExit, (143,)),
+        (signal.SIGUSR1, SystemExit, (138,)),
+        (signal.SIGINT, KeyboardInterrupt, ()),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(tmp_path, capsys, number, ends_as, code):
+    handlers = [signal.getsignal(one) for one in SIGNALS]
     train(tmp_path / "whole")
     with pytest.raises(ends_as) as raised:
         fit(line.recipe(interrupted_at(13, number)), Run(tmp_path / "run", "line", "line"), device="cpu")
-    if ends_as is SystemExit:
-        assert raised.value.code == 143
+    assert raised.value.args == code
     assert "stopped at step 13, which is saved; resume with the same command" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-00000013").is_dir()
-    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
     assert train(tmp_path / "run").steps == 30
     for name, tensor in weights(tmp_path / "whole", 30).items():
         assert torch.equal(weights(tmp_path / "run", 30)[name], tensor)
