@@ -1,0 +1,56 @@
+"""``shared.launch``: torchrun's arguments, and an exit code that says how the training ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REFUSED = ["trivium", "train", "finance", "--recipe", "tiny", "--limits.batch", "0"]
+
+
+def launched(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "shared.launch", *words]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(["true"], 0), (["sh", "-c", "exit 1"], 1), (["sh", "-c", "kill -9 $$$$"], 137), (REFUSED, 2)],
+    ids=["done", "failed", "killed", "refused"],
+)
+def test_the_exit_code_is_that_of_the_process_that_failed(command: list[str], code: int) -> None:
+    # torchrun reads $$ as a dollar sign.
+    process = launched("--standalone", "--nproc-per-node", "1", "--no-python", *command)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+
+
+def test_a_host_that_is_told_to_end_has_the_others_save_and_end_alike(tmp_path: Path) -> None:
+    """As on Kubernetes, where one pod of a Job is evicted."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    train = ["trivium", "train", "finance", "--recipe", "tiny", "--device", "cpu", "--limits.patience", "1000"]
+    train += ["--limits.steps", "1000", "--limits.checkpoint-every", "1000", "--out", str(tmp_path / "run")]
+    hosts = [launched(*place, "--node-rank", str(rank), "--no-python", *train) for rank in range(2)]
+    try:
+        assert hosts[0].stdout is not None
+        assert any("step 10/1000" in line for line in hosts[0].stdout)
+        hosts[1].send_signal(signal.SIGTERM)
+        output = hosts[0].communicate(timeout=120)[0]
+        hosts[1].communicate(timeout=120)
+    finally:
+        for host in hosts:
+            host.terminate()
+    assert [host.returncode for host in hosts] == [143, 143]
+    assert "which is saved; resume with the same command" in output
