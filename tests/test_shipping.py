@@ -12,18 +12,25 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import tyro
 import yaml
 from fastapi.testclient import TestClient
+from torch.distributed.run import config_from_args, parse_args
 
+from shared.app import find
+from shared.cli import arguments as commands
+from shared.cli.settings import parse_recipe
+from shared.recipes import choose_recipe
 from shared.serve.settings import Settings
 from tests.shared.serve.conftest import *  # noqa: F403 - the fixtures of a server
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "trivium.yaml").read_text()))
+TRAINING = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text()))
 SETTINGS = {f"TRIVIUM_{name.upper()}" for name in Settings.model_fields}
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest["kind"])
+@pytest.mark.parametrize("manifest", MANIFESTS + TRAINING, ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
 def test_manifests_are_valid_by_kubernetes_schemas(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, "1.33", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -74,6 +81,49 @@ def test_only_settings_that_there_are_are_set() -> None:
     for file in DEPLOY.glob("Dockerfile.*"):
         named |= set(re.findall(r"(TRIVIUM_[A-Z_]+)=", file.read_text()))
     assert len(named) > 4 and named <= SETTINGS
+
+
+def test_the_job_trains_with_a_command_that_is_taken() -> None:
+    """The arguments, for each pod, as torchrun and ``trivium train`` read them."""
+    _, service, job = TRAINING
+    pod = job["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    assert trainer["command"] == ["python", "-P", "-m", "shared.launch"]
+    for index in range(job["spec"]["completions"]):
+        words = [word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in trainer["args"]]
+        assert not [word for word in words if "$(" in word]
+        config, command, rest = config_from_args(parse_args(words))
+        assert (config.min_nodes, config.max_nodes) == (job["spec"]["parallelism"],) * 2
+        assert (config.rdzv_backend, config.rdzv_configs["rank"]) == ("static", index)
+        assert config.nproc_per_node == int(trainer["resources"]["limits"]["nvidia.com/gpu"])
+        host = config.rdzv_endpoint.removesuffix(":29500").split(".")
+        assert (
+            host == [f"{job['metadata']['name']}-0", pod["subdomain"]]
+            and pod["subdomain"] == service["metadata"]["name"]
+        )
+        assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+        assert config.signals_to_handle.startswith("SIGTERM") and config.max_restarts == 0
+        assert command == "trivium"
+        parsed, settings = tyro.cli(commands.Command, prog="trivium", args=rest, return_unknown_args=True)
+        assert isinstance(parsed, commands.Train) and parsed.out is not None
+        assert any(parsed.out.is_relative_to(mount["mountPath"]) for mount in trainer["volumeMounts"])
+        parse_recipe(choose_recipe(find(parsed.app), parsed.recipe)[1], None, settings, "trivium train")
+
+
+def test_pods_have_longer_to_end_than_torchrun_waits_for_the_training() -> None:
+    pod = TRAINING[-1]["spec"]["template"]["spec"]
+    waits_s = next(int(entry["value"]) for entry in pod["containers"][0]["env"])
+    assert 30 < waits_s < pod["terminationGracePeriodSeconds"]
+
+
+def test_only_settings_of_a_training_end_the_job() -> None:
+    """By exit code: 2 ends it, 143 and a pod that is evicted do not count, all else counts."""
+    rules = TRAINING[-1]["spec"]["podFailurePolicy"]["rules"]
+    codes = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert codes == {2: "FailJob", 143: "Ignore"}
+    (evicted,) = (rule for rule in rules if "onPodConditions" in rule)
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert TRAINING[-1]["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # the policy needs it
 
 
 def test_the_dashboard_asks_for_metrics_that_the_server_exports(echo_client: TestClient) -> None:
