@@ -12,6 +12,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,12 +56,16 @@ def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any
         "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
         "findings": [_finding(volume, nodule) for nodule in listed],
         "complete": not findings.unlisted,
+        "made": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     return json.dumps(content, sort_keys=True).encode()
 
 
 def structured_report(source: bytes) -> bytes:
-    """The report as a DICOM file. Its identifiers follow from its content: the same findings give the same ones."""
+    """The report as a DICOM file, the same from the same source, which holds its time.
+
+    Its identifiers follow from its content; that of its series from the findings alone.
+    """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -77,7 +82,7 @@ def structured_report(source: bytes) -> bytes:
     made = hd.sr.Comprehensive3DSR(
         evidence=_evidence(content),
         content=report[0],
-        series_instance_uid=unique_identifier(source + b"series"),
+        series_instance_uid=unique_identifier(untimed(source) + b"series"),
         series_number=_SERIES_NUMBER,
         sop_instance_uid=unique_identifier(source),
         instance_number=1,
@@ -86,17 +91,22 @@ def structured_report(source: bytes) -> bytes:
         series_description=SERIES,
         specific_character_set="ISO_IR 192",
     )
-    return dicom_file(made, content["patient"])
+    return dicom_file(made, content)
 
 
-def dicom_file(made: Dataset, patient: Mapping[str, str]) -> bytes:
-    """What was made, as a file of that patient: empty for none."""
+def dicom_file(made: Dataset, content: Mapping[str, Any]) -> bytes:
+    """What was made from a report's source, as a file of its time, and of its patient where it names one."""
     from pydicom.config import disable_value_validation
 
+    date, time = content["made"][:10].replace("-", ""), content["made"][11:19].replace(":", "")
+    made.InstanceCreationDate = made.ContentDate = date
+    made.InstanceCreationTime = made.ContentTime = time
+    for equipment in made.get("ContributingEquipmentSequence") or ():
+        equipment.ContributionDateTime = date + time
     written = io.BytesIO()
     with disable_value_validation():  # whose the scan is stands there as in the CT, be it as DICOM wants it or not
         for keyword in PATIENT_KEYWORDS:
-            setattr(made, keyword, patient.get(keyword, ""))
+            setattr(made, keyword, content["patient"].get(keyword, ""))
         made.save_as(written, enforce_file_format=True)
     return written.getvalue()
 
@@ -168,7 +178,12 @@ def _evidence(content: Mapping[str, Any]) -> list[Any]:
 
 def tracking(source: bytes, number: int) -> tuple[str, str]:
     """By what the finding ``number`` (from 0) of the report's ``source`` is found again: identifier and unique one."""
-    return f"Finding {number + 1}", unique_identifier(source + str(number).encode())
+    return f"Finding {number + 1}", unique_identifier(untimed(source) + str(number).encode())
+
+
+def untimed(source: bytes) -> bytes:
+    """A report's source without its time: the same whenever the same is found."""
+    return json.dumps({**json.loads(source), "made": None}, sort_keys=True).encode()
 
 
 def kind(label: str) -> Any:

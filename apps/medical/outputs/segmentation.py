@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.medical.outputs.labels import pieces
-from apps.medical.outputs.report import ALGORITHM, SERIES, dicom_file, kind, tracking, unique_identifier, versions
+from apps.medical.outputs.report import (
+    ALGORITHM,
+    SERIES,
+    dicom_file,
+    kind,
+    tracking,
+    unique_identifier,
+    untimed,
+    versions,
+)
 from apps.medical.types import PATIENT_KEYWORDS, CTVolume, Findings, Float64, Piece
 
 if TYPE_CHECKING:
@@ -48,14 +57,16 @@ def can_be_segmented(volume: CTVolume, findings: Findings) -> bool:
 def segmentation(report: bytes, source: bytes) -> bytes:
     """The segmentation as a DICOM file, from the report's source and that of the pieces.
 
-    Its identifiers follow from what it shows. A finding of which nothing could be measured has no segment.
+    Its identifiers follow from what it shows, its own from the report's time too. A finding of which nothing could be
+    measured has no segment.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     said, grid = json.loads(report), json.loads(source)
     grid["pieces"] = [one for one in grid["pieces"] if one["rank"] <= len(said["findings"])]
-    identity = report + json.dumps(grid).encode()
+    shown = json.dumps(grid).encode()
+    identity = untimed(report) + shown
     found = pieces(grid)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=ALGORITHM, family=codes.DCM.ArtificialIntelligence, version=versions(said)[:_LONG]
@@ -91,7 +102,7 @@ def segmentation(report: bytes, source: bytes) -> bytes:
         segment_descriptions=segments,
         series_instance_uid=unique_identifier(identity + b"series"),
         series_number=_SERIES_NUMBER,
-        sop_instance_uid=unique_identifier(identity),
+        sop_instance_uid=unique_identifier(report + shown),
         instance_number=1,
         manufacturer="Trivium",
         manufacturer_model_name=ALGORITHM,
@@ -106,7 +117,7 @@ def segmentation(report: bytes, source: bytes) -> bytes:
     organization = unique_identifier(identity + b"dimensions")  # highdicom draws one
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
-    return dicom_file(made, said["patient"])
+    return dicom_file(made, said)
 
 
 def _images(said: Mapping[str, Any], grid: Mapping[str, Any]) -> tuple[list[Dataset], list[int]]:

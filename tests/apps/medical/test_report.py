@@ -1,8 +1,10 @@
 """The DICOM report of the findings: what it says, where, of whom, and that others read it."""
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
+from datetime import datetime
 from io import BytesIO
 
 import highdicom as hd
@@ -119,12 +121,29 @@ def test_the_option_patient_is_yes_or_no(scan):
         codec.decode(Request(files=[scan], options={"patient": "true"}))
 
 
-def test_the_same_findings_give_the_same_identifiers_and_others_others(scan):
+def test_what_is_made_twice_of_one_answer_is_the_same_file(scan):
     volume = read_volume([scan])
-    first, again = (written(volume, found(nodule(volume, 7, 0.9))) for _ in range(2))
+    source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
+    assert source is not None and structured_report(source) == structured_report(source)
+    made = dcmread(BytesIO(structured_report(source)))
+    stated = datetime.fromisoformat(json.loads(source)["made"])
+    assert (made.ContentDate, made.ContentTime) == (f"{stated:%Y%m%d}", f"{stated:%H%M%S}")
+    assert (made.InstanceCreationDate, made.InstanceCreationTime) == (made.ContentDate, made.ContentTime)
+
+
+def test_the_same_findings_of_another_answer_are_a_report_of_its_own_in_the_same_series(scan):
+    volume = read_volume([scan])
+    source = json.loads(report_source(volume, found(nodule(volume, 7, 0.9)), {}) or "")
+    first, later = (
+        dcmread(BytesIO(structured_report(json.dumps({**source, "made": made}).encode())))
+        for made in ("2026-01-31T09:30:00+01:00", "2026-02-01T10:00:00+01:00")
+    )
+    assert (later.ContentDate, later.ContentTime) == ("20260201", "100000")
+    assert first.SOPInstanceUID != later.SOPInstanceUID
+    assert first.SeriesInstanceUID == later.SeriesInstanceUID != volume.identifiers["SeriesInstanceUID"]
+    assert groups(first)[0].tracking_uid == groups(later)[0].tracking_uid
     other = written(volume, found(nodule(volume, 8, 0.9)))
-    assert first.SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
-    assert first.SeriesInstanceUID == again.SeriesInstanceUID != volume.identifiers["SeriesInstanceUID"]
+    assert other.SeriesInstanceUID != first.SeriesInstanceUID
 
 
 def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_without_dicom(scan):

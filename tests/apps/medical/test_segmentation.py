@@ -165,7 +165,7 @@ def test_files_in_reversed_order_change_nothing(tmp_path):
         for number, content in enumerate(ordered):
             (folder / f"{number:03}.dcm").write_bytes(content)
     made = [read(written(volume, found(nodule(volume)))) for volume in (read_volume([one]), read_volume([other]))]
-    assert made[0].SOPInstanceUID == made[1].SOPInstanceUID
+    assert made[0].SeriesInstanceUID == made[1].SeriesInstanceUID
     same_places(made[1], read_volume([one]), nodule(read_volume([one])))
 
 
@@ -240,16 +240,22 @@ def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(tmp_path):
         assert WHO["PatientID"].encode() not in pieces_source(volume, found(nodule(volume)))
 
 
-def test_the_same_findings_give_the_same_identifiers_and_others_others(volume):
+def test_the_same_findings_are_in_one_series_and_others_in_others(volume):
     weak = nodule(volume, (60, 40, 12), 0.2)
     first, again, other = (
         read(written(volume, found(*nodules)))
         for nodules in ([nodule(volume)], [nodule(volume), weak], [nodule(volume, (20, 12, 7))])
     )
-    assert first.SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
     assert first.SeriesInstanceUID == again.SeriesInstanceUID != other.SeriesInstanceUID
+    assert first.SOPInstanceUID != other.SOPInstanceUID
     uids = [one.DimensionOrganizationSequence[0].DimensionOrganizationUID for one in (first, again)]
     assert uids[0] == uids[1] == first.DimensionIndexSequence[1].DimensionOrganizationUID
+
+
+def test_what_is_made_twice_of_one_answer_is_the_same_file(volume):
+    findings = found(nodule(volume))
+    report, pieces = report_source(volume, findings, {"lung_nodules": 6}), pieces_source(volume, findings)
+    assert segmentation(report, pieces) == segmentation(report, pieces)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
