@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,6 +31,7 @@ from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
+from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.precision import Precision, autocast_dtype
@@ -61,7 +62,8 @@ class NodulePredictor:
     """Finds lung nodules. Findings of at least ``operating_score`` stand apart from weaker marks.
 
     ``detector`` is the network on the grid of ``input``, computed by torch with ``precision`` for the forward pass; or
-    in its place ``program`` computes the maps, and ``decoder`` says how they become boxes.
+    in its place ``program`` computes the maps, and ``decoder`` says how they become boxes. ``digests`` are the SHA-256
+    of the weights by the model's name.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class NodulePredictor:
         program: Program | None = None,
         model: str = "lung_nodules",
         second_stage: SecondStage | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         import torch
 
@@ -90,6 +93,7 @@ class NodulePredictor:
         self.input, self.device = input, device
         self.operating_score = operating_score
         self.second_stage = second_stage
+        self.digests = dict(digests or {})
         if second_stage is not None and isinstance(second_stage[0], ProgramLogits):
             self.programs[SECOND_STAGE] = second_stage[0].program
         self.tiling = tiling or Tiling(
@@ -130,6 +134,7 @@ class NodulePredictor:
             program=program,
             model=artifact.manifest.name,
             second_stage=None if second is None else open_second_stage(second, device),
+            digests={one.manifest.name: weights_digest(one) for one in (artifact, second) if one is not None},
         )
 
     def predict(self, batch: Sequence[CTVolume], options: Options | None = None) -> list[Findings]:

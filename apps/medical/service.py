@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
+from apps.medical.outputs.fhir import FHIR, fhir_bundle
 from apps.medical.outputs.files import output_files
 from apps.medical.outputs.labels import LABELS, PIECES, label_map, pieces_source
 from apps.medical.outputs.picture import png, sheet_source
@@ -21,7 +22,7 @@ class MedicalCodec:
     """One CT a request.
 
     Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (SeriesNumber or UID), ``patient`` (yes or no: whether
-    the DICOM files say whose the scan is).
+    the DICOM files and the FHIR bundle say whose the scan is).
     """
 
     def __init__(self, predictor: object = None) -> None:
@@ -40,8 +41,10 @@ class MedicalCodec:
         made: dict[str, tuple[str, ...]] = {PICTURE: ("sheet",), SLAB: ("voxels.npz",)}
         sources = {"sheet": sheet_source(volume, findings), "voxels.npz": slab_source(volume, findings)}
         versions = {name: program.version for name, program in programs_of(self._predictor).items()}
-        if (report := report_source(volume, findings, versions)) is not None:
+        digests = getattr(self._predictor, "digests", None)
+        if (report := report_source(volume, findings, versions, digests)) is not None:
             made[REPORT], sources[REPORT_SOURCE] = (REPORT_SOURCE,), report
+            made[FHIR] = (REPORT_SOURCE,)
             if can_be_segmented(volume, findings):
                 made[SEGMENTATION] = (REPORT_SOURCE, PIECES)
         if (pieces := pieces_source(volume, findings)) is not None:
@@ -53,9 +56,11 @@ class MedicalCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the slab, the report, the segmentation, or the labels."""
+        """The picture, the slab, the report, its FHIR bundle, the segmentation, or the labels."""
         if name == REPORT:
             return structured_report(sources[REPORT_SOURCE])
+        if name == FHIR:
+            return fhir_bundle(sources[REPORT_SOURCE])
         if name == SEGMENTATION:
             return segmentation(sources[REPORT_SOURCE], sources[PIECES])
         if name == LABELS:

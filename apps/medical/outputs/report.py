@@ -13,11 +13,12 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apps.medical.outputs.result import slice_number
+from apps.medical.outputs.result import remarks, slice_number, volume_mm3
 from apps.medical.types import NODULE, PATIENT_KEYWORDS, CTVolume, Findings, Nodule
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ ALGORITHM = "Trivium lung nodules"
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # below, it cites the identifiers of images
 
 
-def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any]) -> bytes | None:
-    """What ``structured_report`` is made from, as JSON; ``models`` are versions by name.
+def report_source(
+    volume: CTVolume, findings: Findings, models: Mapping[str, Any], digests: Mapping[str, str] | None = None
+) -> bytes | None:
+    """What ``structured_report`` and ``fhir_bundle`` are made from, as JSON.
 
-    None where the CT is no DICOM whose images have unique identifiers of their own and a class of the standard's, and
-    where no finding reaches the operating score: that a program found nothing is nothing to be filed.
+    ``models`` are versions by name, ``digests`` the SHA-256 of their weights. None where the CT is no DICOM whose
+    images have unique identifiers of their own and a class of the standard's, and where no finding reaches the
+    operating score: that a program found nothing is nothing to be filed.
     """
     known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
     images = volume.images
@@ -52,7 +56,11 @@ def report_source(volume: CTVolume, findings: Findings, models: Mapping[str, Any
     content = {
         "identifiers": volume.identifiers,
         "patient": volume.patient,
+        "software": _software(),
         "models": dict(models),
+        "digests": dict(digests or {}),
+        "operating_score": findings.operating_score,
+        "remarks": remarks(volume, findings),
         "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
         "findings": [_finding(volume, nodule) for nodule in listed],
         "complete": not findings.unlisted,
@@ -121,9 +129,11 @@ def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
     low, high = np.clip([middle - half, middle + half], 0, (columns, rows, np.inf))[:, :2].round(2).tolist()
     return {
         "image": slice_number(volume, nodule) - 1,
+        "centre_lps_mm": [round(value, 2) for value in nodule.centre_lps_mm],
         "region": [low, [high[0], low[1]], high, [low[0], high[1]], low],
         "axes_mm": None if nodule.axes_mm is None else [round(value, 1) for value in nodule.axes_mm],
         "mean_diameter_mm": round(nodule.mean_diameter_mm, 1),
+        "volume_mm3": volume_mm3(volume, nodule),
         "percent": round(100 * nodule.score, 1),
         "label": nodule.label,
     }
@@ -200,7 +210,14 @@ def kind(label: str) -> Any:
 
 def versions(content: Mapping[str, Any]) -> str:
     """Which models found what is in the report's source."""
-    return ", ".join(f"{name} {version}" for name, version in content["models"].items()) or "unknown"
+    return ", ".join(f"{name} {number}" for name, number in content["models"].items()) or "unknown"
+
+
+def _software() -> str:
+    try:
+        return version("trivium")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def unique_identifier(content: bytes) -> str:

@@ -1,0 +1,196 @@
+"""The findings as a FHIR bundle: valid by HL7's schema, what it says, of whom, and that it agrees with the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import pytest
+from fhir.resources.R4B.bundle import Bundle
+from pydantic import BaseModel
+from pydicom import dcmread
+
+from apps.medical.adapters.source import read_volume
+from apps.medical.app import app
+from apps.medical.outputs.fhir import FHIR, fhir_bundle
+from apps.medical.outputs.report import REPORT, report_source, structured_report
+from apps.medical.service import MedicalCodec
+from apps.medical.types import CTVolume, Findings
+from shared.deploy.predictor import Request
+from shared.deploy.registry import shipped
+from tests.apps.medical.chests import chest, found, pack, series
+from tests.apps.medical.test_report import WHO, groups, nodule
+from tests.apps.medical.test_segmentation import nodule as measured_nodule
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **WHO))
+
+
+def source(volume: CTVolume, findings: Findings) -> bytes:
+    made = report_source(volume, findings, {"lung_nodules": 6}, {"lung_nodules": DIGEST})
+    assert made is not None
+    return made
+
+
+def resources(content: bytes, kind: str) -> list[dict[str, Any]]:
+    entries = json.loads(content)["entry"]
+    return [entry["resource"] for entry in entries if entry["resource"]["resourceType"] == kind]
+
+
+def components(observation: dict[str, Any]) -> dict[str, Any]:
+    """By code, or text where there is none, the value with its unit."""
+    found = {}
+    for one in observation["component"]:
+        code = one["code"]["coding"][0]["code"] if "coding" in one["code"] else one["code"]["text"]
+        value = one.get("valueQuantity")
+        found[code] = one.get("valueString") if value is None else (value["value"], value["code"])
+    return found
+
+
+def must_be_valid(content: bytes) -> None:
+    """By the published definitions of R4B, codes that the standard fixes too; and all references lead somewhere."""
+    bundle = Bundle.model_validate_json(content)
+    assert b"[]" not in content and b"{}" not in content  # of which FHIR has none
+    pending: list[BaseModel] = [bundle]
+    while pending:
+        one = pending.pop()
+        for name, field in type(one).model_fields.items():
+            value = getattr(one, name)
+            pending.extend(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, BaseModel))
+            fixed = (field.json_schema_extra or {}).get("enum_values")
+            assert value is None or not fixed or {*([value] if isinstance(value, str) else value)} <= {*fixed}, name
+    entries = json.loads(content)["entry"]
+    there = {entry["fullUrl"] for entry in entries}
+    for entry in entries:
+        linked = [*entry["resource"].get("result", []), entry["resource"].get("device")]
+        assert {one["reference"] for one in linked if one} <= there
+    assert len(there) == len({entry["request"]["ifNoneExist"] for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_it_is_valid_by_the_published_schema(scan, patient):
+    volume = read_volume([scan], patient=patient)
+    more = nodule(volume, 3, 0.8, label="ground glass", axes=None)
+    for findings in (found(nodule(volume, 7, 0.9)), found(nodule(volume, 7, 0.9), more, measured_nodule(volume))):
+        must_be_valid(fhir_bundle(source(volume, findings)))
+
+
+def test_what_is_not_valid_fails_the_check(scan):
+    content = json.loads(fhir_bundle(source(volume := read_volume([scan]), found(nodule(volume, 7, 0.9)))))
+    content["entry"][1]["resource"]["status"] = "guessed"
+    with pytest.raises(AssertionError, match="status"):
+        must_be_valid(json.dumps(content).encode())
+
+
+def test_a_finding_is_an_observation_with_its_codes_sizes_place_and_score(scan):
+    volume = read_volume([scan])
+    findings = found(nodule(volume, 7, 0.875), nodule(volume, 3, 0.2))
+    (one,) = resources(fhir_bundle(source(volume, findings)), "Observation")
+    assert {(code["system"], code["code"]) for code in one["code"]["coding"]} == {
+        ("http://snomed.info/sct", "786838002"),
+        ("http://radlex.org", "RID50149"),
+    }
+    assert one["bodySite"]["coding"][0]["code"] == "39607008" and one["status"] == "preliminary"
+    x, y, z = volume.to_lps_mm([20, 12, 7])
+    frame = "in the DICOM patient frame"
+    assert components(one) == {
+        "81827009": (10.0, "mm"),
+        "103339001": (12.0, "mm"),
+        "103340004": (8.0, "mm"),
+        "111012": (87.5, "%"),
+        f"Centre, x {frame} (to the patient's left)": (pytest.approx(x, abs=0.01), "mm"),
+        f"Centre, y {frame} (to the back)": (pytest.approx(y, abs=0.01), "mm"),
+        f"Centre, z {frame} (to the head)": (pytest.approx(z, abs=0.01), "mm"),
+        "121112": "urn:oid:1.2.3.8",
+    }
+
+
+def test_a_volume_is_stated_where_it_was_measured(scan):
+    volume = read_volume([scan])
+    one = measured_nodule(volume)
+    (observation,) = resources(fhir_bundle(source(volume, found(one))), "Observation")
+    assert components(observation)["118565006"] == (pytest.approx(one.piece.voxels * 45.0), "mm3")
+
+
+def test_the_report_names_the_study_and_says_that_it_is_preliminary(scan):
+    volume = read_volume([scan])
+    findings = replace(found(nodule(volume, 7, 0.9)), unlisted=3)
+    (report,) = resources(fhir_bundle(source(volume, findings)), "DiagnosticReport")
+    (study,) = report["imagingStudy"]
+    assert study["identifier"]["value"] == f"urn:oid:{volume.identifiers['StudyInstanceUID']}"
+    assert report["status"] == "preliminary" and report["code"]["coding"][0]["code"] == "24627-2"
+    assert "1 finding of software (lung_nodules 6)" in report["conclusion"]
+    assert "not for diagnosis" in report["conclusion"] and "3 more findings reach" in report["conclusion"]
+    assert report["meta"]["security"][0]["code"] == "AIAST"
+
+
+def test_the_device_is_the_software_with_its_models_and_their_digests(scan):
+    volume = read_volume([scan])
+    made = source(volume, found(nodule(volume, 7, 0.9)))
+    (device,) = resources(fhir_bundle(made), "Device")
+    assert {(one["type"]["text"], one["value"]) for one in device["version"]} >= {("model lung_nodules", "6")}
+    (digest,) = device["property"]
+    assert (digest["type"]["text"], digest["valueCode"][0]["text"]) == (
+        "SHA-256 of the weights of lung_nodules",
+        DIGEST,
+    )
+    retrained = json.dumps({**json.loads(made), "digests": {"lung_nodules": "cd" * 32}}).encode()
+    assert resources(fhir_bundle(retrained), "Device")[0]["identifier"] != device["identifier"]
+
+
+def test_the_shipped_models_state_their_digests():
+    artifacts = shipped(app)
+    stated = {one.manifest.name: one.manifest.files["weights.safetensors"]["sha256"] for one in artifacts}
+    loaded = app.predictor(artifacts, "cpu")
+    assert loaded.digests.keys() == {"lung_nodules", "lung_nodule_candidates"}
+    assert loaded.digests.items() <= stated.items()
+
+
+def test_whose_the_scan_is_stands_there_only_where_it_was_asked_for(scan):
+    for asked in (False, True):
+        volume = read_volume([scan], patient=asked)
+        content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9))))
+        assert [part in content.decode() for part in ("4711", "Müller Jürgen", "A1", "2025-03-01")] == [asked] * 4
+    for one in (*resources(content, "Observation"), *resources(content, "DiagnosticReport")):
+        assert one["subject"]["identifier"]["value"] == "4711" and one["subject"]["display"] == "Müller Jürgen"
+        assert one["basedOn"][0]["identifier"]["value"] == "A1" and one["effectiveDateTime"] == "2025-03-01"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"PatientID": " ", "PatientName": "^", "StudyDate": "20251332", "AccessionNumber": ""}, {"PatientID": "1"}],
+)
+def test_what_a_ct_does_not_say_is_left_out(scan, odd):
+    volume = replace(read_volume([scan]), patient=odd)
+    content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9))))
+    must_be_valid(content)
+    (report,) = resources(content, "DiagnosticReport")
+    assert ("subject" in report) is (odd["PatientID"] == "1") and "effectiveDateTime" not in report
+
+
+def test_it_agrees_with_the_dicom_report_and_is_the_same_when_it_is_made_twice(scan):
+    volume = read_volume([scan])
+    made = source(volume, found(nodule(volume, 7, 0.9), nodule(volume, 4, 0.8)))
+    assert fhir_bundle(made) == fhir_bundle(made)
+    structured = dcmread(BytesIO(structured_report(made)))
+    (report,) = resources(fhir_bundle(made), "DiagnosticReport")
+    assert report["identifier"][0]["value"] == f"urn:oid:{structured.SOPInstanceUID}"
+    assert report["issued"][:10].replace("-", "") == structured.ContentDate
+    tracked = [one["identifier"][1]["value"] for one in resources(fhir_bundle(made), "Observation")]
+    assert tracked == [f"urn:oid:{group.tracking_uid}" for group in groups(structured)]
+
+
+def test_the_codec_offers_it_beside_the_report(scan):
+    codec = MedicalCodec()
+    decoded = codec.decode(Request(files=[scan], options={}))
+    one = nodule(decoded.inputs[0], 7, 0.9)
+    response = codec.encode(decoded, [found(one)])
+    assert response.later.files[FHIR] == response.later.files[REPORT]
+    must_be_valid(codec.make(FHIR, response.later.sources))
+    assert FHIR not in codec.encode(decoded, [found()]).later.files
