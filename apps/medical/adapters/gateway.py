@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 import threading
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from tyro.conf import arg
 from apps.medical.adapters.dicom_receive import receive
 from apps.medical.adapters.dicom_spool import Spool
 from apps.medical.adapters.series_answering import Answering
-from apps.medical.outputs.dicom_send import is_title, read_archive
-from apps.medical.outputs.report_sending import Sending
+from apps.medical.outputs.dicom_send import StorageUser, is_title, read_archive
+from apps.medical.outputs.dicomweb_send import AUTHORIZATION, read_web_archive
+from apps.medical.outputs.report_sending import Destination, Sending
 from shared.atomic_files import file_lock
 from shared.errors import InvalidInputError
 from shared.growing_pauses import GrowingPauses
@@ -27,7 +29,7 @@ _PATIENCE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class DicomGateway:
-    """Receive CT series by C-STORE, have the server answer them, and send the reports by C-STORE.
+    """Receive CT series by C-STORE, have the server answer them, and send the reports by C-STORE or STOW-RS.
 
     Reports name the patient as the images do (patient=yes): an archive files one without a patient as another's. What
     lies in the spool are images of patients; a series is deleted as soon as it is answered. For research, not for
@@ -36,8 +38,8 @@ class DicomGateway:
     Example: trivium gateway medical --server http://127.0.0.1:8000 --to PACS@pacs.hospital:104
     """
 
-    to: Annotated[str, arg(metavar="AET@HOST:PORT")]
-    """The archive that gets the reports."""
+    to: Annotated[str, arg(metavar="AET@HOST:PORT|URL")]
+    """The archive that gets the reports: by C-STORE, or by STOW-RS at the address of its DICOMweb."""
     aet: Annotated[str, arg(metavar="AET")] = "TRIVIUM"
     """The gateway's own AE title, which senders must call."""
     host: Annotated[str, arg(metavar="ADDRESS")] = "0.0.0.0"
@@ -58,10 +60,11 @@ class DicomGateway:
     tls_key: Annotated[Path | None, arg(metavar="FILE")] = None
     """Its private key (PEM, without a password)."""
     tls_ca: Annotated[Path | None, arg(metavar="FILE")] = None
-    """The authority (PEM) that has signed the certificates of senders and archive; names of hosts are not compared."""
+    """The authority (PEM) that has signed the certificates of senders and archive; names of hosts are compared for
+    a DICOMweb alone."""
 
     def __post_init__(self) -> None:
-        read_archive(self.to)
+        self._archive(None)
         for title in (self.aet, *self.from_):
             if not is_title(title):
                 raise InvalidInputError(f"{title!r} is no AE title: 1 to 16 characters")
@@ -76,13 +79,14 @@ class DicomGateway:
     def run(self, jobs: JobClient, folder: Path, stop: threading.Event, pauses: tuple[float, float] = (5, 300)) -> None:
         """Runs until ``stop`` is set. Raises ``InvalidInputError`` where folder or port cannot be had."""
         _hide_values()
-        archive, listening, calling = read_archive(self.to), *self._tls()
+        listening, calling = self._tls()
+        archive = self._archive(calling)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with file_lock(folder / "lock", wait=False):
                 spool = Spool(folder, self.spool_bytes, self.quiet_seconds)
                 answering = Answering(spool, jobs, stop, GrowingPauses(*pauses))
-                sending = Sending(spool, self.aet, archive, stop, GrowingPauses(*pauses), calling)
+                sending = Sending(spool, archive, stop, GrowingPauses(*pauses))
                 server = receive(
                     (self.host, self.port),
                     self.aet,
@@ -110,6 +114,14 @@ class DicomGateway:
         except OSError as error:
             raise InvalidInputError(f"{folder} cannot be used as a spool: {error.strerror}") from error
         log.info("ended")
+
+    def _archive(self, tls: ssl.SSLContext | None) -> Destination:
+        """Where reports go. Raises ``InvalidInputError``."""
+        if self.to.lower().startswith(("http://", "https://")):
+            if tls is not None:
+                tls.check_hostname = True  # as on the web; of DICOM's certificates many name an AE title
+            return read_web_archive(self.to, os.environ.get(AUTHORIZATION), tls)
+        return StorageUser(self.aet, read_archive(self.to), tls)
 
     def _tls(self) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
         """What secures connections from senders, and to the archive: each side shows a certificate (PS3.15 B.12)."""

@@ -13,7 +13,7 @@ from shared.errors import InvalidInputError
 _CONNECT_S, _ANSWER_S = 15, 60
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _LONGEST_TITLE = 16
-_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
@@ -51,38 +51,49 @@ def read_archive(text: str) -> Archive:
     return Archive(title, host, int(port))
 
 
+@dataclass(frozen=True, slots=True)
+class StorageUser:
+    """Sends to the archive as the AE ``title``; ``str`` gives the archive."""
+
+    title: str
+    archive: Archive
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return str(self.archive)
+
+    def send(self, reports: Sequence[Path]) -> Iterator[tuple[Path, ReportRefused | None]]:
+        """Sends files over one association; yields each when the archive has it, or refuses it.
+
+        Raises ``ArchiveAway`` where it cannot be reached or ends the association; ``OSError`` where a file cannot be
+        read.
+        """
+        datasets = {}
+        for path in reports:
+            try:
+                datasets[path] = read_report(path)
+            except InvalidInputError as error:
+                yield path, ReportRefused(str(error))
+        if not datasets:
+            return
+        association = _associate(
+            {str(dataset.SOPClassUID) for dataset in datasets.values()}, self.title, self.archive, self.tls
+        )
+        try:
+            for number, (path, dataset) in enumerate(datasets.items(), start=1):
+                yield path, _store(association, dataset, number, self.archive)
+        finally:
+            if association.is_established:
+                association.release()
+
+    def check(self) -> None:
+        """Asks whether the archive takes reports. Raises ``ArchiveAway`` where it does not."""
+        _associate(set(), self.title, self.archive, self.tls).release()
+
+
 def is_title(text: str) -> bool:
     """Whether it can be an AE title: 1 to 16 characters, no backslash (PS3.5 6.2)."""
     return 0 < len(text.strip()) <= len(text) <= _LONGEST_TITLE and text.isascii() and "\\" not in text
-
-
-def send(
-    reports: Sequence[Path], title: str, archive: Archive, tls: ssl.SSLContext | None = None
-) -> Iterator[tuple[Path, ReportRefused | None]]:
-    """Sends files as the AE ``title``, over one association; yields each when the archive has it, or refuses it.
-
-    Raises ``ArchiveAway`` where it cannot be reached or ends the association; ``OSError`` where a file cannot be read.
-    """
-    datasets = {}
-    for path in reports:
-        try:
-            datasets[path] = _read(path)
-        except InvalidInputError as error:
-            yield path, ReportRefused(str(error))
-    if not datasets:
-        return
-    association = _associate({str(dataset.SOPClassUID) for dataset in datasets.values()}, title, archive, tls)
-    try:
-        for number, (path, dataset) in enumerate(datasets.items(), start=1):
-            yield path, _store(association, dataset, number, archive)
-    finally:
-        if association.is_established:
-            association.release()
-
-
-def check(title: str, archive: Archive, tls: ssl.SSLContext | None = None) -> None:
-    """Asks whether the archive takes reports from the AE ``title``. Raises ``ArchiveAway`` where it does not."""
-    _associate(set(), title, archive, tls).release()
 
 
 def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContext | None) -> Any:
@@ -115,7 +126,7 @@ def _store(association: Any, dataset: Any, number: int, archive: Archive) -> Rep
     try:
         status = association.send_c_store(dataset, msg_id=number).get("Status")
     except ValueError as error:  # no context of this class, or it cannot be encoded in the one that there is
-        if dataset.SOPClassUID == _SEGMENTATION:
+        if dataset.SOPClassUID == SEGMENTATION:
             return ClassNotTaken(f"{archive} takes no segmentations")
         raise ArchiveAway(f"{archive} takes no objects of this class (SOP class {dataset.SOPClassUID})") from error
     except RuntimeError as error:
@@ -137,7 +148,8 @@ def _why(association: Any, archive: Archive) -> str:
     return f"{archive} accepts no association for reports (Comprehensive 3D SR Storage)"
 
 
-def _read(path: Path) -> Any:
+def read_report(path: Path) -> Any:
+    """The dataset in a file that is to be sent. Raises ``InvalidInputError`` where it is none with identifiers."""
     from pydicom import config, dcmread
     from pydicom.errors import InvalidDicomError
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from apps.medical.adapters.dicom_spool import Spool, digest, short
-from apps.medical.outputs.dicom_send import Archive, ArchiveAway, ClassNotTaken, check, send
+from apps.medical.outputs.dicom_send import ArchiveAway, ClassNotTaken, ReportRefused
 from apps.medical.outputs.segmentation import SEGMENTATION
 from shared.growing_pauses import GrowingPauses
 
@@ -21,23 +22,23 @@ _LOOK_S = 0.2
 _TOGETHER = 20
 
 
+class Destination(Protocol):
+    """Where reports go, by whichever protocol: ``StorageUser`` and ``WebArchive``. ``str`` names it in the log."""
+
+    def send(self, reports: Sequence[Path]) -> Iterator[tuple[Path, ReportRefused | None]]: ...
+
+    def check(self) -> None: ...
+
+
 class Sending:
-    """Sends what the spool has for the archive as the AE ``title``, until ``stop`` is set.
+    """Sends what the spool has for the archive, until ``stop`` is set.
 
     While the archive cannot be reached, reports are kept and tried again, after pauses that grow. One that it refuses
     ``MOST_TRIES`` times is put aside.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        title: str,
-        archive: Archive,
-        stop: threading.Event,
-        pauses: GrowingPauses,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._spool, self._title, self._archive, self._tls = spool, title, archive, tls
+    def __init__(self, spool: Spool, archive: Destination, stop: threading.Event, pauses: GrowingPauses) -> None:
+        self._spool, self._archive = spool, archive
         self._stop, self._pauses = stop, pauses
         self._refusals: Counter[str] = Counter()
 
@@ -56,7 +57,7 @@ class Sending:
 
     def _check(self) -> None:
         try:
-            check(self._title, self._archive, self._tls)
+            self._archive.check()
             log.info("%s takes reports", self._archive)
         except ArchiveAway as away:
             log.warning("%s; reports will wait until that is mended", away)
@@ -64,7 +65,7 @@ class Sending:
     def _send(self, due: list[Path]) -> None:
         left = list(due)
         try:
-            for path, refusal in send(due, self._title, self._archive, self._tls):
+            for path, refusal in self._archive.send(due):
                 left.remove(path)
                 name, what = short(path.name), _kind(path)
                 if refusal is None:

@@ -189,11 +189,11 @@ class StubServer:
 
 
 @contextmanager
-def gateway(folder: Path, server: str, archive: int, **settings: Any) -> Iterator[int]:
-    """A gateway on a thread; gives its port."""
+def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> Iterator[int]:
+    """A gateway on a thread, to the archive at a port or at the address of its DICOMweb; gives its own port."""
     port = settings.pop("port", None) or free_port()
     made = DicomGateway(
-        to=f"PACS@127.0.0.1:{archive}",
+        to=archive if isinstance(archive, str) else f"PACS@127.0.0.1:{archive}",
         **{"host": "127.0.0.1", "port": port, "quiet_seconds": QUIET_S, **settings},
     )
     stop = threading.Event()

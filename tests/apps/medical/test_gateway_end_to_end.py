@@ -37,6 +37,7 @@ from tests.conftest import serving
 
 pytestmark = UNCLOSED_SOCKETS
 ORTHANC = shutil.which("Orthanc")
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def orthanc(tmp_path: Path) -> Iterator[tuple[str, int, int]]:
     settings = {
         "StorageDirectory": str(tmp_path / "db"),
         "IndexDirectory": str(tmp_path / "db"),
-        "Plugins": [],
+        "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [],
         "HttpPort": web,
         "DicomPort": dicom,
         "DicomAet": "PACS",
@@ -114,6 +115,27 @@ def test_orthanc_sends_a_ct_and_files_the_report_in_its_study(tmp_path, orthanc)
         assert ask(f"{address}/modalities/trivium/echo", b"{}") == {}
         sent = ask(f"{address}/modalities/trivium/store", json.dumps(stored["ParentSeries"]).encode())
         assert (sent["InstancesCount"], sent["FailedInstancesCount"]) == (4, 0)
+        series = wait_for(lambda: found if len(found := ask(study)["Series"]) == 2 else None)
+    stub.close()
+    kinds = sorted(ask(f"{address}/series/{one}")["MainDicomTags"]["Modality"] for one in series)
+    assert kinds == ["CT", "SR"] and len(ask(f"{address}/patients")) == 1
+
+
+@pytest.mark.skipif(not DICOMWEB.exists(), reason="orthanc-dicomweb is not installed")
+def test_orthanc_files_the_report_that_comes_by_dicomweb(tmp_path, orthanc, caplog):
+    caplog.set_level("INFO", "trivium.gateway")
+    address, _, known = orthanc
+    stub = StubServer(report=report())
+    made = images()
+    for image in made:
+        image.save_as(content := BytesIO(), enforce_file_format=True)
+        stored = ask(f"{address}/instances", content.getvalue())
+    study = f"{address}/studies/{stored['ParentStudy']}"
+    with gateway(tmp_path / "spool", stub.address, f"{address}/dicom-web/", port=known) as port:
+        wait_for(lambda: f"{address}/dicom-web takes reports" in caplog.text)
+        for _ in range(2):
+            assert send(port, made) == [0] * 4
+            wait_for(lambda: caplog.text.count("its report is in the archive") == len(stub.bodies) > 0)
         series = wait_for(lambda: found if len(found := ask(study)["Series"]) == 2 else None)
     stub.close()
     kinds = sorted(ask(f"{address}/series/{one}")["MainDicomTags"]["Modality"] for one in series)

@@ -14,6 +14,7 @@ from pynetdicom import AE
 from apps.medical.adapters.gateway import DicomGateway
 from shared.errors import InvalidInputError
 from tests.apps.medical.pacs import CT, UNCLOSED_SOCKETS, Archive, StubServer, gateway, images, report, wait_for
+from tests.apps.medical.test_dicomweb_send import WebPacs
 
 pytestmark = [
     *UNCLOSED_SOCKETS,
@@ -23,10 +24,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``ca``, ``own`` that it has signed, and ``strange`` that it has not, as .pem and .key."""
+    """A folder with ``ca``, ``own`` and ``elsewhere`` that it has signed, and ``strange`` that it has not."""
     folder = tmp_path_factory.mktemp("keys")
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    for name, more in (("ca", []), ("own", ["-CA", "ca.pem", "-CAkey", "ca.key"]), ("strange", [])):
+    for name, more in (
+        ("ca", []),
+        ("own", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]),
+        ("elsewhere", ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=DNS:elsewhere"]),
+        ("strange", []),
+    ):
         words = [*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *more]
         subprocess.run(words, cwd=folder, check=True, capture_output=True)
     return folder
@@ -63,6 +69,23 @@ def test_both_directions_are_secured(tmp_path, keys):
         silent.close()
     archive.close()
     stub.close()
+
+
+@pytest.mark.parametrize(("name", "taken"), [("own", True), ("elsewhere", False), ("strange", False)])
+def test_a_report_goes_to_a_dicomweb_of_the_authority_by_its_name_alone(tmp_path, keys, caplog, name, taken):
+    stub, archive = StubServer(report=report()), WebPacs(context(keys, name, ssl.PROTOCOL_TLS_SERVER))
+    with gateway(tmp_path, stub.address, archive.url, **settings(keys)):
+        said = "takes reports" if taken else "cannot be reached"
+        caplog.set_level("INFO", "trivium.gateway")
+        wait_for(lambda: f"{archive.url} {said}" in caplog.text)
+    archive.close()
+    stub.close()
+    assert bool(archive.asked) is taken
+
+
+def test_a_dicomweb_without_tls_is_refused_where_both_directions_are_to_have_it(tmp_path, keys):
+    with pytest.raises(InvalidInputError, match="write http://pacs/dicom-web as https://"):
+        DicomGateway(to="http://pacs/dicom-web", **settings(keys)).run(None, tmp_path, None)
 
 
 def test_half_of_the_settings_and_wrong_files_are_refused(tmp_path, keys):

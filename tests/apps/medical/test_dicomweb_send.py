@@ -1,0 +1,189 @@
+"""Reports by STOW-RS: what is sent, and what each answer of an archive leads to."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from apps.medical.adapters.gateway import DicomGateway
+from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused
+from apps.medical.outputs.dicomweb_send import read_web_archive
+from shared.errors import InvalidInputError
+from tests.apps.medical.pacs import UNCLOSED_SOCKETS, StubServer, free_port, gateway, images, report, send, wait_for
+
+pytestmark = UNCLOSED_SOCKETS
+
+
+class WebPacs:
+    """A DICOMweb that keeps the requests; ``status`` and ``answer`` are what it says to what is stored."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.status, self.answer = 200, b"{}"
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        pacs = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                pacs.asked.append(("POST", self.path, dict(self.headers.items()), body))
+                self._send(pacs.status, pacs.answer)
+
+            def do_GET(self) -> None:
+                pacs.asked.append(("GET", self.path, dict(self.headers.items()), b""))
+                self._send(pacs.status if pacs.status >= 400 else 200, b"[]")
+
+            def _send(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_address[1]}/dicom-web"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stored(self) -> list[bytes]:
+        """The instances of every request."""
+        found = []
+        for method, _, headers, body in self.asked:
+            if method == "POST":
+                message = BytesParser().parsebytes(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
+                assert message.get_param("type") == "application/dicom"
+                found += [part.get_payload(decode=True) for part in message.get_payload()]
+        return found
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def pacs() -> Iterator[WebPacs]:
+    found = WebPacs()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def made_report() -> bytes:
+    return report()
+
+
+@pytest.fixture
+def file(tmp_path: Path, made_report: bytes) -> Path:
+    (tmp_path / "report.dcm").write_bytes(made_report)
+    return tmp_path / "report.dcm"
+
+
+def failure(reason: int) -> bytes:
+    """The answer of an archive that did not store the instance."""
+    item = {"00081197": {"vr": "US", "Value": [reason]}}
+    return json.dumps({"00081198": {"vr": "SQ", "Value": [item]}}).encode()
+
+
+def sent(pacs: WebPacs, file: Path) -> ReportRefused | None:
+    ((path, refusal),) = read_web_archive(pacs.url).send([file])
+    assert path == file
+    return refusal
+
+
+def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_path, pacs, made_report, monkeypatch):
+    monkeypatch.setenv("TRIVIUM_ARCHIVE_AUTHORIZATION", "Bearer secret")
+    stub = StubServer(report=made_report)
+    with gateway(tmp_path, stub.address, pacs.url) as port:
+        assert send(port, images()) == [0] * 4
+        wait_for(lambda: len(pacs.asked) == 2)
+    stub.close()
+    assert [(method, path) for method, path, *_ in pacs.asked] == [
+        ("GET", "/dicom-web/studies?limit=1"),
+        ("POST", "/dicom-web/studies"),
+    ]
+    assert {headers["Authorization"] for _, _, headers, _ in pacs.asked} == {"Bearer secret"}
+    (stored,) = pacs.stored()
+    assert stored == made_report and dcmread(BytesIO(stored)).Modality == "SR"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(200, b""), (200, b"{}"), (202, b"<xml/>"), (202, b"[{}]"), (409, failure(0x0111)), (200, failure(0x0111))],
+)
+def test_what_is_stored_or_is_there_is_done(pacs, file, status, answer):
+    pacs.status, pacs.answer = status, answer
+    assert sent(pacs, file) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "words"),
+    [
+        (409, b"", "status 409"),
+        (400, b"no", "status 400"),
+        (409, failure(0xC000), "0xC000"),
+        (200, failure(0xC000), "0xC000"),
+        (202, b'[{"00081198": {"Value": [{}]}}]', "status 202"),
+        (409, failure(0x0122), "0x0122"),
+    ],
+)
+def test_what_is_refused_says_why(pacs, file, status, answer, words):
+    pacs.status, pacs.answer = status, answer
+    refusal = sent(pacs, file)
+    assert type(refusal) is ReportRefused and words in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "words"),
+    [
+        (503, b"", "answers 503"),
+        (302, b"", "answers 302"),
+        (401, b"", "401; TRIVIUM_ARCHIVE_AUTHORIZATION holds what it wants"),
+        (404, b"", "404; is that the address of its DICOMweb"),
+        (409, failure(0xA700), "takes nothing now"),
+    ],
+)
+def test_what_may_be_sent_later_waits(pacs, file, status, answer, words):
+    pacs.status, pacs.answer = status, answer
+    with pytest.raises(ArchiveAway, match=words):
+        sent(pacs, file)
+
+
+def test_an_archive_that_takes_no_segmentations_takes_the_report(pacs, file, tmp_path):
+    dataset = dcmread(file)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SEGMENTATION
+    dataset.save_as(tmp_path / "seg.dcm")
+    pacs.status, pacs.answer = 409, failure(0x0122)
+    assert isinstance(sent(pacs, tmp_path / "seg.dcm"), ClassNotTaken)
+
+
+def test_a_file_that_is_no_dicom_is_refused_and_the_next_is_sent(pacs, file, tmp_path):
+    (tmp_path / "torn.dcm").write_bytes(b"torn")
+    torn, good = read_web_archive(pacs.url).send([tmp_path / "torn.dcm", file])
+    assert isinstance(torn[1], ReportRefused) and good[1] is None
+
+
+def test_an_archive_that_is_away_or_wants_a_sign_in_is_told_at_the_start(pacs):
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ArchiveAway, match=f"{url} cannot be reached"):
+        read_web_archive(url).check()
+    read_web_archive(pacs.url).check()
+    pacs.status = 403
+    with pytest.raises(ArchiveAway, match="answers 403; TRIVIUM_ARCHIVE_AUTHORIZATION"):
+        read_web_archive(pacs.url).check()
+
+
+@pytest.mark.parametrize("to", ["https://", "http://a:b@c/d", "https://archive:port/x", "https://archive/x?y=1"])
+def test_an_address_that_is_none_is_refused(to):
+    with pytest.raises(InvalidInputError, match="is no address of a DICOMweb; write it as https://"):
+        DicomGateway(to=to)
