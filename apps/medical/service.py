@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
@@ -17,12 +18,18 @@ from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
 
+INCOMPLETE = (
+    "The series may be incomplete: its sender did not end it as DICOM has it, and nothing more of it came. Compare the "
+    "number of images, and send the series again where some are missing."
+)
+
 
 class MedicalCodec:
     """One CT a request.
 
     Options: ``score`` (0 to 1), ``most`` (1 to 100), ``series`` (SeriesNumber or UID), ``patient`` (yes or no: whether
-    the DICOM files and the FHIR bundle say whose the scan is).
+    the DICOM files and the FHIR bundle say whose the scan is), ``incomplete`` (yes or no: whether images may be
+    missing, which a remark then says).
     """
 
     def __init__(self, predictor: object = None) -> None:
@@ -33,6 +40,8 @@ class MedicalCodec:
         given = request.options
         options = read_options(given)
         volume = read_volume(request.files, series=given.get("series") or None, patient=given.get("patient") == "yes")
+        if given.get("incomplete") == "yes":
+            volume = replace(volume, remarks=(*volume.remarks, INCOMPLETE))
         return Decoded(inputs=(volume,), options=options)
 
     def encode(self, decoded: Decoded[CTVolume], outputs: Sequence[Findings]) -> Response:

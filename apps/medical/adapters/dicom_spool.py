@@ -44,12 +44,16 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A series as it was when it was taken to be answered; ``number`` tells whether anything came since."""
+    """A series as it was when it was taken to be answered; ``number`` tells whether anything came since.
+
+    ``ended`` where its senders released their associations, and none of its images found no room.
+    """
 
     series: str
     files: Sequence[Path]
     number: int
     job: str | None
+    ended: bool
 
 
 @dataclass(slots=True)
@@ -148,7 +152,8 @@ class Spool:
         with self._lock:
             home = self._incoming / series
             job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
-            return Taken(series, sorted(home.glob("*.dcm")), self._known[series].number, job)
+            known = self._known[series]
+            return Taken(series, sorted(home.glob("*.dcm")), known.number, job, not (known.senders or known.broken_off))
 
     def is_as(self, taken: Taken) -> bool:
         """Whether nothing came of the series since it was taken."""

@@ -91,9 +91,11 @@ class Answering:
     def _answer(self, taken: Taken) -> None:
         name, job = short(taken.series), taken.job
         if job is None:
-            job = self._jobs.submit(taken.files, {"patient": "yes"})
+            job = self._jobs.submit(taken.files, {"patient": "yes", "incomplete": "no" if taken.ended else "yes"})
             self._spool.note_job(taken, job)
             log.info("series %s: %d files handed in", name, len(taken.files))
+            if not taken.ended:
+                log.warning("series %s: its sender did not end it, so that images may be missing; send it again", name)
         state = self._jobs.job(job)
         while state["state"] in ("queued", "running"):
             if self._stop.wait(_ASK_S):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shared.errors import InvalidInputError
 
 MAX_FINDINGS = 100
+READING = ("series", "patient", "incomplete")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,15 +20,16 @@ class Options:
 
 
 def read_options(given: Mapping[str, str]) -> Options:
-    """A request's options ``score`` and ``most``, in their types; ``series`` and ``patient`` are for the reader.
+    """A request's options ``score`` and ``most``, in their types; those of ``READING`` are for the reader.
 
     Refuses others.
     """
     default = Options()
-    if unknown := sorted(given.keys() - {"score", "most", "series", "patient"}):
-        raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most, series and patient")
-    if (given.get("patient") or "no") not in ("yes", "no"):
-        raise InvalidInputError(f"the option patient is {given['patient']!r}; expected yes or no")
+    if unknown := sorted(given.keys() - {"score", "most", *READING}):
+        raise InvalidInputError(f"there is no option {unknown[0]}; there are score, most, {', '.join(READING)}")
+    for name in ("patient", "incomplete"):
+        if (given.get(name) or "no") not in ("yes", "no"):
+            raise InvalidInputError(f"the option {name} is {given[name]!r}; expected yes or no")
     return Options(
         min_score=_number(given, "score", default.min_score, 0, 1),
         max_findings=_whole_number(given, "most", default.max_findings, 1, MAX_FINDINGS),

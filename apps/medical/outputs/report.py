@@ -87,6 +87,10 @@ def structured_report(source: bytes) -> bytes:
         procedure_reported=hd.sr.CodedConcept("24627-2", "LN", "CT Chest"),
         imaging_measurements=[_group(number, content, source) for number in range(len(content["findings"]))],
     )
+    report[0].ContentSequence.extend(
+        hd.sr.TextContentItem(codes.DCM.Comment, remark, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)
+        for remark in content["remarks"]
+    )
     made = hd.sr.Comprehensive3DSR(
         evidence=_evidence(content),
         content=report[0],

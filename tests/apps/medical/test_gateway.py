@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 import stat
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+from pynetdicom import AE
 
 from tests.apps.medical.pacs import (
+    CT,
     PATIENT,
     UNCLOSED_SOCKETS,
     Archive,
@@ -134,3 +143,18 @@ def test_images_that_come_while_a_series_is_answered_are_answered_with_it(tmp_pa
         send(port, others)
         wait_for(lambda: archive.got)
     assert [len(stub.names(n)) for n in (0, 1)] == [1, 4] and stub.cancelled == ["/api/medical/jobs/1"]
+
+
+def test_a_series_whose_sender_did_not_end_it_is_handed_in_as_incomplete(tmp_path, stub, archive, log):
+    with gateway(tmp_path, stub.address, archive.port, quiet_seconds=0.1) as port:
+        entity = AE(ae_title="SCANNER")
+        entity.add_requested_context(CT, ExplicitVRLittleEndian)
+        association = entity.associate("127.0.0.1", port, ae_title="TRIVIUM")
+        assert association.send_c_store(images()[0]).Status == 0
+        association.abort()
+        wait_for(lambda: archive.got)
+        assert send(port, images("1.2.4")) == [0] * 4
+        wait_for(lambda: len(archive.got) == 2)
+    stated = [re.search(rb'name="incomplete"\r\n\r\n(\w+)', body)[1] for body in stub.bodies]
+    assert stated == [b"yes", b"no"]
+    assert log.text.count("did not end it, so that images may be missing; send it again") == 1

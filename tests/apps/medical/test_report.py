@@ -15,7 +15,8 @@ from pydicom.config import disable_value_validation
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.outputs.report import REPORT, report_source, structured_report
-from apps.medical.service import MedicalCodec
+from apps.medical.outputs.result import result
+from apps.medical.service import INCOMPLETE, MedicalCodec
 from apps.medical.types import Nodule
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
@@ -109,6 +110,27 @@ def test_what_a_ct_says_against_the_standard_is_copied_as_it_stands(tmp_path):
     volume = read_volume([scan], patient=True)
     report = written(volume, found(nodule(volume, 7, 0.9)))
     assert {keyword: str(report[keyword].value) for keyword in odd} == odd
+
+
+def test_the_remarks_stand_in_the_report(scan):
+    volume = replace(read_volume([scan]), remarks=("Images are missing.",))
+    report = written(volume, replace(found(nodule(volume, 7, 0.9)), unlisted=1))
+    comments = [
+        item.TextValue for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121106"
+    ]
+    assert comments[0] == "Images are missing." and comments == result(volume, replace(found(), unlisted=1))["remarks"]
+    assert len(groups(report)) == 1
+
+
+def test_an_incomplete_series_says_so_in_the_case_and_in_the_report(scan):
+    codec = MedicalCodec()
+    for options, said in (({"incomplete": "yes"}, True), ({"incomplete": "no"}, False), ({}, False)):
+        decoded = codec.decode(Request(files=(scan,), options=options))
+        response = codec.encode(decoded, [found(nodule(decoded.inputs[0], 7, 0.9))])
+        report = codec.make(REPORT, response.later.sources)
+        assert (INCOMPLETE in response.result["remarks"]) is said and (INCOMPLETE.encode() in report) is said
+    with pytest.raises(InvalidInputError, match="the option incomplete is 'maybe'; expected yes or no"):
+        codec.decode(Request(files=(scan,), options={"incomplete": "maybe"}))
 
 
 def test_the_option_patient_is_yes_or_no(scan):
