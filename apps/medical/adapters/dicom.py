@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,8 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
     scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
     if len(scales) > 1 and any(part.frame is not None and part.syntax not in UNCOMPRESSED for part in slices):
         raise InvalidInputError(f"{name} is compressed, and its frames differ in their scale; decompress it first")
-    read_hounsfield([slices[index] for index in order], voxels)
+    ordered = [slices[index] for index in order]
+    read_hounsfield(ordered, voxels)
     must_be_hounsfield(name, voxels)
     header = slices[order[0]].header
     spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
@@ -273,7 +275,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         direction=np.stack([along_i, along_j, normal], axis=1),
         identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
         images=tuple(_source(slices[index], positions[index]) for index in order),
-        remarks=(*remarks, *_lossy(slices)),
+        remarks=(*remarks, *_skipped(ordered), *_lossy(slices)),
     )
 
 
@@ -295,6 +297,23 @@ def _must_stand_straight(name: str, positions: Float64, height: Float64, normal:
         f"{name}: its slices are moved sideways against each other (ImagePositionPatient), by {jumps[worst]:.1f} mm "
         f"between {files[worst]} and {files[worst + 1]}; hand in one scan, of one position of the patient"
     )
+
+
+def _skipped(slices: Sequence[Slice]) -> list[str]:
+    """What is to be said where InstanceNumber leaves some out between all slices, as where every second one was sent.
+
+    Their distance is even then, and tells nothing. Between even slices a single number that is left out means nothing.
+    """
+    numbers = [integer(part, "InstanceNumber") for part in slices]
+    told = [number for number in numbers if number is not None]
+    steps = [after - before for before, after in pairwise(told)]
+    if len(told) < len(numbers) or min(map(abs, steps)) < 2 or min(steps) < 0 < max(steps):
+        return []
+    whole = max(told) - min(told) + 1
+    return [
+        f"Slices are missing: of the {whole} images that InstanceNumber counts from {min(told)} to {max(told)}, "
+        f"{len(told)} were handed in. Hand in the complete series: nodules between them may be missed."
+    ]
 
 
 def _lossy(slices: Sequence[Slice]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_numbers_that_tell_nothing_apart_are_not_shown(tmp_path, numbers):
     finding = found_at(volume, 9)
     assert finding["numbers"] is None and finding["image"]["sop_instance_uid"] == "1.2.3.10"
     assert finding["instance_number"] is None and finding["image"]["instance_number"] is None
+
+
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize(("kept", "said"), [(1, False), (2, True), (3, True)])
+def test_slices_that_instance_numbers_leave_out_everywhere_are_said_to_be_missing(tmp_path, step, kept, said):
+    scan = chest()
+    spread = replace(scan, voxels_zyx=scan.voxels_zyx[::kept], spacing_mm=(3.0, 3.0, 5.0 * kept))
+    made = {f"{k}": dicom_slice(spread, k, InstanceNumber=61 + step * kept * k) for k in range(len(spread.voxels_zyx))}
+    remarks = " ".join(read_volume([pack(tmp_path, made)]).remarks)
+    assert ("Slices are missing" in remarks) is said
+    if said:
+        assert f"of the {kept * (len(made) - 1) + 1} images" in remarks and f"{len(made)} were handed in" in remarks
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 4, 5], [2, 4, 3, 7], [5, 5, 5, 5], [2, 4, None, 8]])
+def test_numbers_that_leave_out_one_or_are_no_order_say_nothing(tmp_path, numbers):
+    made = {f"{k}": dicom_slice(chest(), k, InstanceNumber=number) for k, number in enumerate(numbers)}
+    assert "Slices are missing" not in " ".join(read_volume([pack(tmp_path, made)]).remarks)
 
 
 def test_other_sources_count_slices_in_their_own_order():
