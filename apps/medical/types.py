@@ -92,6 +92,7 @@ class CTVolume:
     name            what a made volume is called; readers leave it, for the name of a file may be that of a person
     identifiers     DICOM unique identifiers where the source has them; no names
     patient         who it is of, by DICOM's keywords; empty unless the reader was told to keep that
+    lossy           what DICOM has stated of lossy compression, by its keywords; empty where there was none
     images          the DICOM image of each slice, in the order of the slices; empty for other sources
     remarks         what a reader must know of how it was read
     """
@@ -103,6 +104,7 @@ class CTVolume:
     name: str = "volume"
     identifiers: dict[str, str] = field(default_factory=dict)
     patient: dict[str, str] = field(default_factory=dict)
+    lossy: dict[str, str] = field(default_factory=dict)
     images: tuple[SourceImage, ...] = ()
     remarks: tuple[str, ...] = ()
 

@@ -14,12 +14,13 @@ from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
+from apps.medical.adapters.lossy import lossy_compression, lossy_remarks
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
 from apps.medical.adapters.pixels import UNCOMPRESSED, integer, read_hounsfield
 from apps.medical.adapters.series import (
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
-"""JPEG baseline and extended."""
-_PERHAPS_LOSSY = tuple(f"1.2.840.10008.1.2.4.{ending}" for ending in (81, 91, 93, 203))
-"""Near-lossless JPEG-LS, JPEG 2000, and HTJ2K: taken to have lost unless (0028,2110) says that they have not."""
-
 MAX_ACROSS = 8192
 MAX_BESIDE_MM = 1.0
 """So far may a slice lie beside the line through the first along the normal."""
@@ -275,7 +271,8 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         direction=np.stack([along_i, along_j, normal], axis=1),
         identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
         images=tuple(_source(slices[index], positions[index]) for index in order),
-        remarks=(*remarks, *_skipped(ordered), *_lossy(slices)),
+        lossy=lossy_compression(slices),
+        remarks=(*remarks, *_skipped(ordered), *lossy_remarks(slices)),
     )
 
 
@@ -314,33 +311,6 @@ def _skipped(slices: Sequence[Slice]) -> list[str]:
         f"Slices are missing: of the {whole} images that InstanceNumber counts from {min(told)} to {max(told)}, "
         f"{len(told)} were handed in. Hand in the complete series: nodules between them may be missed."
     ]
-
-
-def _lossy(slices: Sequence[Slice]) -> list[str]:
-    """What is to be said where images were compressed with loss, now or at any time before (PS3.3 C.7.6.1.1.5)."""
-
-    def has_lost(part: Slice) -> bool:
-        stated = part.header.get("LossyImageCompression")
-        return stated == "01" or part.syntax in _LOSSY or (part.syntax in _PERHAPS_LOSSY and stated != "00")
-
-    lossy = [part for part in slices if has_lost(part)]
-    if not lossy:
-        return []
-    ratios = [_greatest(part.header.get("LossyImageCompressionRatio")) for part in lossy]
-    slopes = [abs(float(part.header.RescaleSlope)) for part in lossy]
-    ratio = f", up to {max(ratios):g} to 1" if max(ratios) > 1 else ""
-    said = f"{len(lossy)} of {len(slices)} images were compressed with loss{ratio} (0028,2110)"
-    enlarged = f"; its errors are enlarged {max(slopes):g} times by the rescale slope" if max(slopes) > 1 else ""
-    return [f"{said}: densities in HU are not exact, and small or faint nodules may be gone{enlarged}."]
-
-
-def _greatest(value: Any) -> float:
-    """Of one number or several; 0 where there is none that can be read."""
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    try:
-        return max((float(number) for number in values if number not in (None, "")), default=0.0)
-    except (TypeError, ValueError):
-        return 0.0
 
 
 def _patient(header: Dataset) -> dict[str, str]:

@@ -60,6 +60,7 @@ def report_source(
         "models": dict(models),
         "digests": dict(digests or {}),
         "operating_score": findings.operating_score,
+        "lossy": volume.lossy,
         "remarks": remarks(volume, findings),
         "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
         "findings": [_finding(volume, nodule) for nodule in listed],

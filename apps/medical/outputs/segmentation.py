@@ -114,6 +114,8 @@ def segmentation(report: bytes, source: bytes) -> bytes:
         specific_character_set="ISO_IR 192",
     )
     _put_pixels(made, list(found.values()), grid)
+    for keyword, value in said["lossy"].items():  # highdicom says that nothing was lost (PS3.3 C.7.6.1.1.5)
+        setattr(made, keyword, value)
     organization = unique_identifier(identity + b"dimensions")  # highdicom draws one
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization

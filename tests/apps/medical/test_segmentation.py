@@ -252,6 +252,28 @@ def test_the_same_findings_are_in_one_series_and_others_in_others(volume):
     assert uids[0] == uids[1] == first.DimensionIndexSequence[1].DimensionOrganizationUID
 
 
+LOST = {"LossyImageCompression": "01", "LossyImageCompressionRatio": ["4.5", "12"]}
+
+
+@pytest.mark.parametrize(
+    ("tags", "stated"),
+    [
+        ({}, ["00", None, None]),
+        ({"LossyImageCompression": "00", "LossyImageCompressionMethod": "ISO_15444_1"}, ["00", None, None]),
+        ({**LOST, "LossyImageCompressionMethod": ["ISO_10918_1", "ISO_15444_1"]}, ["01", 12, "ISO_15444_1"]),
+        ({"LossyImageCompression": "01"}, ["01", None, None]),
+    ],
+)
+def test_lossy_compression_of_the_ct_is_stated_in_both_files(tmp_path, tags, stated):
+    scan = read_volume([pack(tmp_path, series(chest(), **FRAME, **tags))])
+    findings = found(nodule(scan))
+    made = read(written(scan, findings))
+    keywords = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+    assert [made.get(keyword) for keyword in keywords] == stated
+    report = structured_report(report_source(scan, findings, {}))
+    assert (b"images were compressed with loss" in report) is (stated[0] == "01")
+
+
 def test_what_is_made_twice_of_one_answer_is_the_same_file(volume):
     findings = found(nodule(volume))
     report, pieces = report_source(volume, findings, {"lung_nodules": 6}), pieces_source(volume, findings)
