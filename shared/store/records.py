@@ -61,9 +61,11 @@ class CaseSummary(BaseModel):
 
     @property
     def label(self) -> str:
-        """The names (or kinds) of the inputs, shortened for a list."""
+        """The names (or kinds, counted) of the inputs, shortened for a list."""
         if not self.inputs:
             return self.id
+        if len(self.inputs) > 1 and len({item.name for item in self.inputs}) == 1:
+            return f"{len(self.inputs)} {self.inputs[0].name}s"
         more = f" and {len(self.inputs) - 1} more" if len(self.inputs) > 1 else ""
         return self.inputs[0].name + more
 

@@ -162,5 +162,7 @@ def case_label(content: Mapping[str, Any]) -> str:
     if content["lungs"] is None:
         return "not searched: no lung was found"
     count = sum(finding["above_operating_score"] for finding in content["findings"])
-    size = " × ".join(map(str, content["volume"]["size_ijk"]))
-    return f"{count} {'finding' if count == 1 else 'findings'}, {size} voxels"
+    columns, rows, slices = content["volume"]["size_ijk"]
+    dicom = content["volume"].get("source") == "DICOM"
+    scan = f"{slices} DICOM images" if dicom else f"{columns} × {rows} × {slices} voxels"
+    return f"{count} {'finding' if count == 1 else 'findings'}, {scan}"

@@ -26,7 +26,7 @@ from apps.medical.outputs.result import NO_LUNGS, PARTLY, case_label, result, re
 from apps.medical.outputs.slab import MAX_VOXELS, slab, slab_file, slab_source
 from apps.medical.predictor import EVERYTHING, NodulePredictor, Options, measured
 from apps.medical.service import MedicalCodec
-from apps.medical.types import ChestInput, CTVolume, Nodule
+from apps.medical.types import ChestInput, CTVolume, Nodule, SourceImage
 from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.predictor import Request, answer
 from shared.deploy.registry import shipped
@@ -282,6 +282,9 @@ def test_a_case_is_listed_by_what_was_found_in_which_scan():
         for score in (0.9, 0.2)
     ]
     assert case_label(result(chest(), found(*nodules))) == "1 finding, 100 × 80 × 20 voxels"
+    image = SourceImage(instance_number=1, sop_instance_uid="1.2", position_lps_mm=(0, 0, 0))
+    of_dicom = dataclasses.replace(chest(), images=(image,) * 20)
+    assert case_label(result(of_dicom, found(*nodules))) == "1 finding, 20 DICOM images"
     assert case_label(result(chest(), found(searched=False))) == "not searched: no lung was found"
 
 

@@ -73,7 +73,7 @@ def test_a_zip_and_a_header_that_name_a_patient_leave_no_trace(hospital, tmp_pat
     everything = kept(tmp_path / "store")
     assert case["inputs_sha256"] in everything, "the digests are kept"
     assert not leaks(everything) and not leaks(pages) and not leaks(caplog.text)
-    for label in ("(zip file", "(nii.gz file", "(file and 19 more"):
+    for label in ("(zip file", "(nii.gz file", "20 DICOM images (20 files"):
         assert label in pages
 
 

@@ -108,6 +108,9 @@ def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
         case.created,
     )
     assert entry.label == "a.csv and 1 more"
+    images = tuple(A.model_copy(update={"name": "dcm file", "sha256": f"{n:064x}"}) for n in range(111))
+    assert entry.model_copy(update={"inputs": images}).label == "111 dcm files"
+    assert entry.model_copy(update={"inputs": images[:1]}).label == "dcm file"
 
 
 def test_a_store_is_open_once_at_a_time(store: CaseStore, tmp_path: Path) -> None:
