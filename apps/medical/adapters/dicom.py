@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 import zlib
 from collections import deque
@@ -39,6 +40,7 @@ from shared.threads import compute_threads
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+_LONGEST_UID = 64
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 MAX_ACROSS = 8192
 MAX_BESIDE_MM = 1.0
@@ -269,10 +271,10 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         spacing_mm=spacing_ijk,
         origin_lps_mm=_triple(positions[order[0]]),
         direction=np.stack([along_i, along_j, normal], axis=1),
-        identifiers={key: str(header.get(key)) for key in _IDENTIFIERS if header.get(key)},
+        identifiers={key: uid for key in _IDENTIFIERS if (uid := _uid(header, key))},
         images=tuple(_source(slices[index], positions[index]) for index in order),
         lossy=lossy_compression(slices),
-        remarks=(*remarks, *_skipped(ordered), *lossy_remarks(slices)),
+        remarks=(*remarks, *_skipped(ordered), *_malformed(slices), *lossy_remarks(slices)),
     )
 
 
@@ -313,6 +315,27 @@ def _skipped(slices: Sequence[Slice]) -> list[str]:
     ]
 
 
+def _uid(header: Dataset, keyword: str) -> str:
+    """A unique identifier; empty where there is none, or what stands there is none and might be a name.
+
+    Leading zeros, against the standard (PS3.5 9.1), are left: an archive knows the study by what its images say.
+    """
+    value = str(header.get(keyword) or "")
+    return value if len(value) <= _LONGEST_UID and re.fullmatch(r"[0-9]+(\.[0-9]+)*", value) else ""
+
+
+def _malformed(slices: Sequence[Slice]) -> list[str]:
+    """What is to be said of identifiers that are none."""
+    keywords = [*_IDENTIFIERS, "SOPInstanceUID"]
+    bad = [k for k in keywords if any(part.header.get(k) and not _uid(part.header, k) for part in slices)]
+    if not bad:
+        return []
+    return [
+        f"{' and '.join(bad)} of the images left out (no unique identifier of DICOM: digits and dots, at most 64 "
+        "characters): files for the PACS that need it are not made. Have the system that made the images mend it."
+    ]
+
+
 def _patient(header: Dataset) -> dict[str, str]:
     """Of an element with several values, against the standard, the first."""
     values = {keyword: header.get(keyword) or "" for keyword in PATIENT_KEYWORDS}
@@ -324,7 +347,7 @@ def _patient(header: Dataset) -> dict[str, str]:
 def _source(part: Slice, position: Float64) -> SourceImage:
     return SourceImage(
         instance_number=integer(part, "InstanceNumber"),
-        sop_instance_uid=str(part.header.get("SOPInstanceUID") or ""),
+        sop_instance_uid=_uid(part.header, "SOPInstanceUID"),
         position_lps_mm=_triple(position),
         sop_class_uid=str(part.header.get("SOPClassUID") or ""),
         frame=part.frame,

@@ -198,6 +198,24 @@ def test_images_of_one_identifier_give_no_report(scan):
     assert report_source(replace(volume, images=alike), found(nodule(volume, 7, 0.9)), {}) is None
 
 
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("value", ["Doe^Jane", "1.2..3", "1." + "2" * 63, "1.2.x"])
+@pytest.mark.filterwarnings("ignore:(Invalid value|The value length):UserWarning")
+def test_identifiers_that_are_none_give_no_report_and_a_remark(tmp_path, keyword, value):
+    volume = read_volume([pack(tmp_path, series(chest(), **{keyword: value}))])
+    source = report_source(volume, found(nodule(volume, 7, 0.9)), {})
+    assert (source is None) is (keyword != "FrameOfReferenceUID")  # which the segmentation alone needs
+    said = json.dumps(result(volume, found(nodule(volume, 7, 0.9))))
+    assert f"{keyword} " in said and "of the images left out (no unique identifier of DICOM" in said
+    assert value not in said and value not in str(source) and keyword not in volume.identifiers
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+def test_leading_zeros_of_an_identifier_are_copied_for_the_archive_that_knows_the_study_by_them(tmp_path):
+    volume = read_volume([pack(tmp_path, series(chest(), StudyInstanceUID="1.2.03"))])
+    assert written(volume, found(nodule(volume, 7, 0.9))).StudyInstanceUID == "1.2.03"
+
+
 def test_a_report_that_leaves_findings_out_is_partial(scan):
     volume = read_volume([scan])
     some = found(nodule(volume, 7, 0.9))
