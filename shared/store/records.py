@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,14 +61,19 @@ class CaseSummary(BaseModel):
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     @property
+    def names(self) -> list[str]:
+        """The names of the inputs; kinds that stand for several are counted, as "111 dcm files"."""
+        found = Counter(item.name for item in self.inputs)
+        counted = {name: f"{count} {name}s" for name, count in found.items() if count > 1 and name.endswith("file")}
+        return [*counted.values(), *(item.name for item in self.inputs if item.name not in counted)]
+
+    @property
     def label(self) -> str:
-        """The names (or kinds, counted) of the inputs, shortened for a list."""
+        """The names of the inputs, shortened for a list."""
         if not self.inputs:
             return self.id
-        if len(self.inputs) > 1 and len({item.name for item in self.inputs}) == 1:
-            return f"{len(self.inputs)} {self.inputs[0].name}s"
-        more = f" and {len(self.inputs) - 1} more" if len(self.inputs) > 1 else ""
-        return self.inputs[0].name + more
+        first, *others = self.names
+        return f"{first} and {len(others)} more" if others else first
 
 
 class Case(CaseSummary):

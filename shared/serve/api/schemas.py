@@ -71,8 +71,7 @@ class CaseLine(BaseModel):
     @classmethod
     def of(cls, case: CaseSummary) -> CaseLine:
         """What is told of a case in a list."""
-        names = [item.name for item in case.inputs]
-        return cls(case=case.id, created=case.created, interface=case.interface, inputs=names, url=_address(case))
+        return cls(case=case.id, created=case.created, interface=case.interface, inputs=case.names, url=_address(case))
 
 
 class Cases(BaseModel):

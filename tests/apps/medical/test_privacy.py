@@ -66,6 +66,8 @@ def test_a_zip_and_a_header_that_name_a_patient_leave_no_trace(hospital, tmp_pat
         hand_in(hospital, *((f"MUELLER.{n}", content) for n, content in enumerate(slices.values())))
         hand_in(hospital, ("MUELLER.nii.gz", nifti(chest())))
     assert case["result"]["findings"] and case["inputs"][0]["name"] == "zip file"
+    listed = hospital.get("/api/medical/cases").json()["cases"]
+    assert [entry["inputs"] for entry in listed] == [["nii.gz file"], ["20 files"], ["zip file"]]
     first = case["result"]["findings"][0]
     assert first["image"]["instance_number"] == case["result"]["volume"]["instance_numbers"][first["slice"] - 1]
     assert len(case["inputs"][0]["sha256"]) == 64 and case["inputs"][0]["bytes"] == len(archive)

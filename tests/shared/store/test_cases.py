@@ -109,7 +109,10 @@ def test_a_list_of_cases_reads_no_results(store: CaseStore) -> None:
     )
     assert entry.label == "a.csv and 1 more"
     images = tuple(A.model_copy(update={"name": "dcm file", "sha256": f"{n:064x}"}) for n in range(111))
+    listed = entry.model_copy(update={"inputs": (*images, B)})
+    assert listed.names == ["111 dcm files", B.name] and listed.label == "111 dcm files and 1 more"
     assert entry.model_copy(update={"inputs": images}).label == "111 dcm files"
+    assert entry.model_copy(update={"inputs": (A, A)}).names == ["a.csv", "a.csv"]
     assert entry.model_copy(update={"inputs": images[:1]}).label == "dcm file"
 
 
