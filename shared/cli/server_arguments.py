@@ -42,7 +42,7 @@ class Serve:
 class Gateway:
     """Bring cases from the domain's own network to a running server, and its answers back, with nobody at hand.
 
-    medical: CT series by DICOM C-STORE, reports back by C-STORE; they name the patient as the images do.
+    medical: CT series by DICOM C-STORE, reports back by C-STORE or DICOMweb; they name the patient as the images do.
     `trivium gateway medical -- --help` lists its settings. Where the server stands behind a proxy that wants to know
     who asks, TRIVIUM_AUTHORIZATION holds what is sent as the header Authorization, as in "Bearer TOKEN".
 
