@@ -74,9 +74,9 @@ def test_both_directions_are_secured(tmp_path, keys):
 @pytest.mark.parametrize(("name", "taken"), [("own", True), ("elsewhere", False), ("strange", False)])
 def test_a_report_goes_to_a_dicomweb_of_the_authority_by_its_name_alone(tmp_path, keys, caplog, name, taken):
     stub, archive = StubServer(report=report()), WebPacs(context(keys, name, ssl.PROTOCOL_TLS_SERVER))
+    caplog.set_level("INFO", "trivium.gateway")
     with gateway(tmp_path, stub.address, archive.url, **settings(keys)):
         said = "takes reports" if taken else "cannot be reached"
-        caplog.set_level("INFO", "trivium.gateway")
         wait_for(lambda: f"{archive.url} {said}" in caplog.text)
     archive.close()
     stub.close()
