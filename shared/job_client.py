@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import ssl
 import threading
@@ -48,8 +49,8 @@ class JobGone(Exception):
 class JobClient:
     """The jobs of the application ``app`` on the server at ``server``, which may stand behind a proxy.
 
-    ``authorization`` is sent as the header of that name, for such a proxy. Once ``stop`` is set, an upload is broken
-    off with ``ServerAway``.
+    ``authorization`` is sent as the header of that name: a key, or what such a proxy wants. Once ``stop`` is set, an
+    upload is broken off with ``ServerAway``.
     """
 
     def __init__(self, server: str, app: str, authorization: str | None = None) -> None:
@@ -60,8 +61,6 @@ class JobClient:
             raise InvalidInputError(f"{server} is no address of a server ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise InvalidInputError(f"{server} is no address of a server; write it as http://127.0.0.1:8000")
-        if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
-            raise InvalidInputError("TRIVIUM_AUTHORIZATION holds what no header can; write it as Bearer TOKEN")
         self.server, self.app, self.stop = server.rstrip("/"), app, threading.Event()
         self._host, self._port, self._root = parts.hostname, port, parts.path.rstrip("/")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -144,13 +143,28 @@ class JobClient:
             return JobGone("it is gone from the server")
         if status in _FAILED or (status in _REFUSED and method == "POST"):
             return JobFailed(_sentence(content), status)
-        hint = {401: "; TRIVIUM_AUTHORIZATION holds what it wants", 404: "; is that address Trivium's?"}.get(status, "")
+        hint = {401: "; TRIVIUM_KEY holds the key that it wants", 404: "; is that address Trivium's?"}.get(status, "")
         return ServerAway(f"the server at {self.server} answers {status}{hint}")
 
     def _connect(self) -> HTTPConnection:
         if self._tls is None:
             return HTTPConnection(self._host, self._port, timeout=_PATIENCE_S)
         return HTTPSConnection(self._host, self._port, timeout=_PATIENCE_S, context=self._tls)
+
+
+def authorization() -> str | None:
+    """The header ``Authorization`` by TRIVIUM_KEY, a key, or by TRIVIUM_AUTHORIZATION, for a proxy before the server.
+
+    Refuses both, and what no header can hold.
+    """
+    key, whole = os.environ.get("TRIVIUM_KEY"), os.environ.get("TRIVIUM_AUTHORIZATION")
+    if key and whole:
+        raise InvalidInputError("set TRIVIUM_KEY or TRIVIUM_AUTHORIZATION: a request has one header Authorization")
+    name, found = ("TRIVIUM_KEY", f"Bearer {key}") if key else ("TRIVIUM_AUTHORIZATION", whole or "")
+    if not (found.isascii() and found.isprintable()):
+        shown = "the key as `trivium keys add` prints it" if key else "Bearer TOKEN"
+        raise InvalidInputError(f"{name} holds what no header can; write it as {shown}")
+    return found or None
 
 
 def _field(boundary: str, name: str, value: str) -> bytes:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,20 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails the test for an error in its console, an uncaught exception, or a request that failed.
+    """A page as ``watched_page`` gives it."""
+    with watched_page(browser) as found:
+        yield found
+
+
+@contextmanager
+def watched_page(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page, of a context with these options, that fails the test for an error in its console, an uncaught exception,
+    or a request that failed.
 
     A request to another host than the loopback device fails it too, whether answered or not. Where a test provokes
     an error, it says so: ``page.expected_errors.append("422")`` lets what contains the text pass.
     """
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
     found = context.new_page()
     found.set_default_timeout(30_000)
     faults: list[str] = []

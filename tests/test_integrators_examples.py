@@ -15,6 +15,10 @@ import pytest
 
 from apps.finance.datasets.synth.markets import market
 from apps.finance.outputs.series_csv import write_csv
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.store.keys import Keys
+from tests.conftest import serving
 
 PAGE = Path(__file__).parents[1] / "docs" / "integrators.md"
 SERVER = "http://127.0.0.1:8000"
@@ -49,7 +53,14 @@ def run(language: str, text: str, server: str, folder: Path) -> str:
 
 
 def test_there_are_examples_of_both_kinds() -> None:
-    assert [language for language, _ in examples()] == ["bash", "python", "bash", "python"]
+    assert [language for language, _ in examples()] == ["bash", "python", "bash", "python", "bash"]
+
+
+def test_a_request_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    application = create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", require_key=True))
+    with serving(application) as server:
+        monkeypatch.setenv("TRIVIUM_KEY", Keys(application.state.store.engine).add("anna", "user"))
+        assert "synthetic" in run(*examples()[4], server, tmp_path)
 
 
 def test_a_prediction_with_curl_and_from_python(server: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from shared.cli.server_arguments import Backup as Backup
 from shared.cli.server_arguments import Device as Device
 from shared.cli.server_arguments import Folder as Folder
 from shared.cli.server_arguments import Gateway as Gateway
+from shared.cli.server_arguments import Keys as Keys
 from shared.cli.server_arguments import ProgramName as ProgramName
 from shared.cli.server_arguments import Purge as Purge
 from shared.cli.server_arguments import Restore as Restore
@@ -356,6 +357,7 @@ Command: TypeAlias = (
     | Annotated[Backup, subcommand("backup")]
     | Annotated[Restore, subcommand("restore")]
     | Annotated[Purge, subcommand("purge")]
+    | Annotated[Keys, subcommand("keys")]
     | Annotated[Versions, subcommand("versions")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Data, subcommand("data")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -15,9 +14,7 @@ import tyro
 from shared.app import find
 from shared.cli.arguments import Gateway
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient
-
-_AUTHORIZATION = "TRIVIUM_AUTHORIZATION"
+from shared.job_client import JobClient, authorization
 
 
 def run(command: Gateway, settings: Sequence[str]) -> int:
@@ -30,7 +27,7 @@ def run(command: Gateway, settings: Sequence[str]) -> int:
     try:
         kind = app.gateway()
         gateway = tyro.cli(kind, args=list(settings), prog=f"trivium gateway {app.name}")
-        jobs = JobClient(command.server, app.name, os.environ.get(_AUTHORIZATION))
+        jobs = JobClient(command.server, app.name, authorization())
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())

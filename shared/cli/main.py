@@ -123,6 +123,10 @@ def run(command: object, settings: Sequence[str]) -> int:
             from shared.cli import store
 
             return store.run(command)
+        case commands.Keys():
+            from shared.cli import keys
+
+            return keys.run(command)
         case commands.Versions():
             from shared.cli import versions
 

@@ -43,8 +43,9 @@ class Gateway:
     """Bring cases from the domain's own network to a running server, and its answers back, with nobody at hand.
 
     medical: CT series by DICOM C-STORE, reports back by C-STORE or DICOMweb; they name the patient as the images do.
-    `trivium gateway medical -- --help` lists its settings. Where the server stands behind a proxy that wants to know
-    who asks, TRIVIUM_AUTHORIZATION holds what is sent as the header Authorization, as in "Bearer TOKEN".
+    `trivium gateway medical -- --help` lists its settings. Where the server wants a key, TRIVIUM_KEY holds it. Where a
+    proxy before it wants to know who asks instead, TRIVIUM_AUTHORIZATION holds what is sent as the header
+    Authorization, as in "Bearer TOKEN".
 
     Example: trivium gateway medical --server http://127.0.0.1:8000 --aet TRIVIUM --to PACS@pacs.hospital:104
     """
@@ -97,10 +98,36 @@ class Purge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Add, list or revoke keys: who has one is answered by a server of this store with TRIVIUM_REQUIRE_KEY=true.
+
+    add prints the key, which is kept nowhere; programs send it as `Authorization: Bearer KEY`, a browser asks for it
+    as a password. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve. The server may go on
+    meanwhile.
+
+    Example: trivium keys add pacs-gateway
+
+    Example: trivium keys add anna --role operator
+
+    Example: trivium keys list
+
+    Example: trivium keys revoke anna
+    """
+
+    action: Positional[Literal["add", "list", "revoke"]]
+    """What to do. A key that is revoked lets nobody in after two seconds."""
+    name: Annotated[Positional[str], arg(metavar="[NAME]")] = ""
+    """Whose key it is (add and revoke); the server's log names it."""
+    role: Literal["user", "operator"] = "user"
+    """A user predicts, reads cases and deletes them; an operator also changes models and reads /admin and /metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Versions:
     """List the versions of a running server's models and their stages, or change which one is live.
 
-    The new version is loaded beside the old one, which answers what it was given; no request is dropped.
+    The new version is loaded beside the old one, which answers what it was given; no request is dropped. Where the
+    server wants a key, TRIVIUM_KEY holds it.
 
     Example: trivium versions
 

@@ -23,10 +23,10 @@ def run(command: Backup | Restore | Purge) -> int:
         raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
     match command:
         case Backup():
-            with closing(_open(beside=True)) as store:
+            with closing(open_store(beside=True)) as store:
                 print(f"{command.file}: {backup(store.engine, store.folder, command.file)} cases")
         case Restore():
-            with closing(_open(beside=False)) as store:
+            with closing(open_store(beside=False)) as store:
                 print(f"{store.folder}: {restore(store.engine, store.folder, command.file)} cases")
         case Purge():
             _purge(command)
@@ -38,7 +38,7 @@ def _purge(command: Purge) -> None:
     from shared.store.jobs import JobStore
 
     days = _days(command.older_than)
-    with full_disk_named("not all that is old could be deleted"), closing(_open(beside=True)) as store:
+    with full_disk_named("not all that is old could be deleted"), closing(open_store(beside=True)) as store:
         jobs = JobStore(store.engine, store.folder, server="purge")
         known = {*store.apps(), *jobs.apps()}
         for app in sorted(known) if command.app is None else [command.app]:
@@ -48,7 +48,8 @@ def _purge(command: Purge) -> None:
             print(f"{store.folder}: no cases, no jobs")
 
 
-def _open(beside: bool) -> CaseStore:
+def open_store(beside: bool) -> CaseStore:
+    """The store that the server's settings name; ``beside`` one that is there, which a server may have."""
     from shared.serve.settings import read_settings
     from shared.store.cases import CaseStore
 

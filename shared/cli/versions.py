@@ -12,6 +12,7 @@ from shared.app import Table
 from shared.cli.arguments import Versions
 from shared.cli.printing import print_table
 from shared.errors import InvalidInputError
+from shared.job_client import authorization
 
 _LONGEST_S = 600.0
 
@@ -44,6 +45,8 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     try:
         request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+        if (asking := authorization()) is not None:
+            request.add_unredirected_header("Authorization", asking)
         with urllib.request.urlopen(request, timeout=_LONGEST_S) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:

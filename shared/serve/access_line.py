@@ -30,16 +30,24 @@ def log_answer(
     status: int,
     seconds: float,
     traceparent: str,
+    key: str,
 ) -> None:
     """Counts an answer under the pattern of its path, and logs it."""
     metrics.requested(pattern, method, status, seconds)
-    log_line(number, client, method, path, status, seconds, traceparent)
+    log_line(number, client, method, path, status, seconds, traceparent, key)
 
 
 def log_line(
-    number: str, client: str, method: str, path: str, status: int, seconds: float, traceparent: str = ""
+    number: str,
+    client: str,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    traceparent: str = "",
+    key: str = "",
 ) -> None:
-    """Logs an answer under its identifier; ``time`` is that of its end.
+    """Logs an answer under its identifier; ``time`` is that of its end, ``key`` the name of who asks, where known.
 
     ``trace`` is the trace that the request says it is part of (W3C Trace Context, traceparent), where it says one.
     """
@@ -48,4 +56,5 @@ def log_line(
         line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
         found = _TRACEPARENT.match(traceparent)
         trace = {} if found is None else {"trace": found[1]}
-        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1), **trace}))
+        asking = {"key": key} if key else {}
+        log.info("%s", json.dumps({**line, "ms": round(1000 * seconds, 1), **trace, **asking}))

@@ -25,6 +25,7 @@ from shared.serve.api import app_routes, status
 from shared.serve.api import models as models_api
 from shared.serve.api.schemas import REFUSED, PredictForm
 from shared.serve.errors import answer_errors
+from shared.serve.known_keys import KnownKeys
 from shared.serve.metrics import Metrics
 from shared.serve.middleware import add_middleware
 from shared.serve.middleware.draining import Drain
@@ -45,6 +46,7 @@ from shared.serve.worker.schemas import InferenceRequest
 from shared.store.cases import CaseStore
 from shared.store.database import empty_journal
 from shared.store.jobs import JobStore, remove_files_left
+from shared.store.keys import Keys
 from shared.store.promotions import Promotions
 
 log = logging.getLogger("trivium.serve")
@@ -111,6 +113,7 @@ def create_app(
 
     server = DescribedAPI(
         bodies=[PredictForm, InferenceRequest],
+        wants_key=settings.require_key,
         title="Trivium",
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
@@ -125,6 +128,7 @@ def create_app(
     server.state.readiness = readiness
     server.state.metrics = metrics
     server.state.store = store
+    server.state.keys = KnownKeys(Keys(store.engine)) if settings.require_key else None
     server.state.drain = Drain()
     server.state.client_places = ClientPlaces(settings.max_per_client)
     add_middleware(
@@ -135,6 +139,7 @@ def create_app(
         deadline_s=settings.deadline_s,
         places=server.state.client_places,
         metrics=metrics,
+        keys=server.state.keys,
     )
     pages = Pages(services, settings)
     answer_errors(server, pages)

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from shared.serve.middleware.key_required import PROBES
+
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -36,7 +38,7 @@ _EVERYWHERE = {
     "500": "A fault of the server's; its log has the details",
 }
 _WRITES = {
-    "403": "A write from a page of another site",
+    "403": "A write from a page of another site, or one that a user's key does not allow",
     "429": "One client has too many requests inside; see Retry-After",
     "503": "There is no room, or the server is being shut down; see Retry-After",
 }
@@ -48,9 +50,9 @@ class DescribedAPI(FastAPI):
     It states what is answered before a route is reached, too.
     """
 
-    def __init__(self, *, bodies: list[type[BaseModel]], **given: Any) -> None:
+    def __init__(self, *, bodies: list[type[BaseModel]], wants_key: bool, **given: Any) -> None:
         super().__init__(**given)
-        self._bodies = bodies
+        self._bodies, self._wants_key = bodies, wants_key
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
@@ -67,5 +69,23 @@ class DescribedAPI(FastAPI):
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
+            if self._wants_key:
+                _describe_keys(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _describe_keys(document: dict[str, Any]) -> None:
+    """States that each operation wants a key, but for the probes of the server's health."""
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "A key, as `trivium keys add NAME` prints it"}
+    }
+    document["security"] = [{"key": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path in PROBES:
+                operation["security"] = [{}, {"key": []}]
+            else:
+                error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
+                body = {"application/json": {"schema": {"$ref": error}}}
+                operation["responses"]["401"] = {"description": "No key, or one that is not known", "content": body}

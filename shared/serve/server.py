@@ -21,6 +21,7 @@ import uvicorn
 from shared.app import App
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.own_hosts import own_hosts
@@ -69,12 +70,29 @@ def _serve(settings: Settings, demo: bool) -> None:
     apps = {name: service.app for name, service in services.items()}
     server = _Server(
         config,
-        announce=lambda: announce(address, apps) if demo else log.info("open %s", address),
+        announce=lambda: say_listening(address, apps, settings, application.state.keys, demo=demo),
         drain=application.state.drain,
         drain_s=settings.drain_s,
     )
     with listener:
         server.run(sockets=[listener])
+
+
+def say_listening(
+    address: str, apps: Mapping[str, App], settings: Settings, keys: KnownKeys | None, *, demo: bool
+) -> None:
+    """Says that the server listens, and what whoever looks after it should know."""
+    if demo:
+        announce(address, apps)
+    else:
+        log.info("open %s", address)
+    if keys is None and own_hosts(settings.host) is None:
+        log.warning(
+            "no key is required: whoever reaches this machine's network address may read and delete cases and change "
+            "models; set TRIVIUM_REQUIRE_KEY=true (`trivium keys add NAME` makes a key), or have a proxy ask who it is"
+        )
+    if keys is not None and not keys.any():
+        log.warning("there is no key yet, so nobody is let in; `trivium keys add NAME --role operator` makes one")
 
 
 def log_config(*, quiet: bool, as_json: bool = False) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     grpc_port        where the Open Inference Protocol is answered over gRPC too; nowhere by default
     hosts            names under which it is asked, with commas between; the loopback device's own by default where it
                      listens there, any elsewhere
+    require_key      whether only those who have a key are answered (`trivium keys`)
     registry         folder of artifacts of one's own, which come before those that ship under the same name
     store            folder of the cases, and of uploads while they are looked at
     store_url        any SQLAlchemy address; SQLite in ``store`` by default
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     grpc_port: int | None = Field(None, ge=0, le=65535)
     hosts: str | None = None
+    require_key: bool = False
     registry: Path | None = None
     store: Path = Path("store")
     store_url: str | None = None

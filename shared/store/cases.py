@@ -48,7 +48,7 @@ class CaseStore:
         self.shared = url is not None
         self.unkept = UnkeptCases()
         self._cases = folder / "cases"
-        if beside and not (self._cases if self.shared else folder / DATABASE).exists():
+        if beside and not is_store(folder, url):
             raise InvalidInputError(f"there is no store in {folder}; name that of the server in TRIVIUM_STORE")
         with ExitStack() as held:
             try:
@@ -284,6 +284,11 @@ class CaseStore:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def is_store(folder: Path, url: str | None) -> bool:
+    """Whether there is a store in a folder, with its database there or at ``url``."""
+    return (folder / "cases" if url is not None else folder / DATABASE).exists()
 
 
 def _make_private(path: Path, mode: int) -> None:

@@ -87,3 +87,14 @@ class RetiredRow(Base):
     model: Mapped[str] = mapped_column(String(128))
     version: Mapped[int]
     retired_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class KeyRow(Base):
+    """A key that lets its holder use the server: the SHA-256 of it, and its ``role``, user or operator."""
+
+    __tablename__ = "keys"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64))
+    created_ns: Mapped[int] = mapped_column(BigInteger)

@@ -76,18 +76,17 @@ def _write(folder: Path) -> list[Path]:
     return [file]
 
 
-@contextmanager
-def medical_site(root: Path) -> Iterator[str]:
-    """The address of a server with the medical form, whose files lie in ``root``."""
+def medical_app(root: Path) -> App:
+    """The application with known nodules, whose files lie in ``root``."""
     shutil.copytree(medical.pages, root / "pages")
-    write_artifact(root / "weights", 1, "medical")
-    app = App(
+    write_artifact(root / "weights", 1, "medical", "known")
+    return App(
         name="medical",
         title=medical.title,
         summary=medical.summary,
         notice=medical.notice,
         root=root,
-        models=("echo",),
+        models=("known",),
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Known(),
@@ -98,6 +97,12 @@ def medical_site(root: Path) -> Iterator[str]:
         samples=lambda: [Sample(name="chest", title="A chest", synthetic=True, source="made here", files=_write)],
         reproduce=_unused,  # type: ignore[arg-type]
     )
+
+
+@contextmanager
+def medical_site(root: Path) -> Iterator[str]:
+    """The address of a server with the medical form, whose files lie in ``root``."""
+    app = medical_app(root)
     with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"medical": app})) as address:
         yield address
 

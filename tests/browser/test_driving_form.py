@@ -65,7 +65,7 @@ def _unused(*_: object) -> None:
     raise AssertionError("the server neither trains nor reproduces")
 
 
-def _two_frames(folder: Path) -> list[Boxes3D]:
+def write_two_frames(folder: Path) -> list[Boxes3D]:
     """Writes two synthetic frames; returns the truth of each."""
     truths = []
     for number, seed in enumerate((7, 8)):
@@ -89,20 +89,18 @@ def _made(frames: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("driving")
+def driving_app(root: Path) -> App:
+    """The application over two frames in ``root / "frames"``."""
     shutil.copytree(PAGES, root / "pages")
-    write_artifact(root / "weights", 1, "driving")
+    write_artifact(root / "weights", 1, "driving", "labels")
     frames = root / "frames"
-    truths = _two_frames(frames)
-    app = App(
+    return App(
         name="driving",
         title="Objects in 3D",
         summary="Finds cars, pedestrians and cyclists.",
         notice="For tests only.",
         root=root,
-        models=("echo",),
+        models=("labels",),
         recipes=_unused,  # type: ignore[arg-type]
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Labels(),
@@ -114,8 +112,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ],
         reproduce=_unused,  # type: ignore[arg-type]
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("driving")
+    app, truths = driving_app(root), write_two_frames(root / "frames")
     with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"driving": app})) as address:
-        yield Site(address, frames, truths)
+        yield Site(address, root / "frames", truths)
 
 
 def lit(page: Page, selector: str) -> int:

@@ -24,7 +24,7 @@ from apps.finance.outputs import files
 from apps.finance.outputs.series_csv import write_csv
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import FinanceInput
-from shared.app import Sample
+from shared.app import App, Sample
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.finance.reading import read_series
@@ -50,20 +50,25 @@ def predictor() -> FinancePredictor:
     )
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("finance")
+def finance_app(root: Path) -> App:
+    """The application with an untrained network, over a series in ``root``."""
     (root / "pages").symlink_to(PAGES)
-    write_artifact(root / "weights", 1, "finance")
+    write_artifact(root / "weights", 1, "finance", "untrained")
     file = root / "market.csv"
     made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
     write_csv(file, made.series, made.windows)
     first = predictor()
     first.predict([read_series(file)])  # the first time is slow, and the browser would wait for it
     sample = Sample(name="market", title="A market", synthetic=True, source="made here", files=lambda _: [file])
-    app = replace(
-        finance, root=root, models=("echo",), predictor=lambda artifacts, device: first, samples=lambda: [sample]
+    return replace(
+        finance, root=root, models=("untrained",), predictor=lambda artifacts, device: first, samples=lambda: [sample]
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("finance")
+    app = finance_app(root)
     settings = Settings(store=root / "store", warm=False, device="cpu")
     with serving(create_app(settings, {"finance": app})) as address:
         yield address

@@ -12,6 +12,7 @@ from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 
 from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
+from shared.serve.known_keys import require_operator
 from shared.serve.metrics import Metrics
 from shared.serve.middleware.own_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import within_upload_limits
@@ -58,10 +59,13 @@ BeforeDep = Annotated[str | None, Query(description="the last of a list, to go o
 
 
 async def get_operator(request: Request) -> None:
-    """Who may see how the server does: until there is a sign-in, who asks from its own machine; 403 for others.
+    """Who may see how the server does: an operator, or without keys who asks from its own machine; 403 for others.
 
     A proxy there is none of them: it asks for others, under another name or with a header that says so.
     """
+    if request.app.state.keys is not None:
+        await require_operator(request)
+        return
     client = request.client.host if request.client is not None else ""
     try:
         local = ip_address(client).is_loopback
@@ -70,7 +74,9 @@ async def get_operator(request: Request) -> None:
     host = request.headers.get("host", "").lower()
     own = not {host, host.rpartition(":")[0]}.isdisjoint(LOOPBACK_NAMES)
     if not (local and own) or any(name in request.headers for name in _FORWARDED):
-        raise InvalidInputError("this page is shown on the server's own machine alone", status=403)
+        raise InvalidInputError(
+            "this page is shown on the server's own machine alone, or to operators where keys are required", status=403
+        )
 
 
 def get_case(service: ServiceDep, case_id: str) -> Case:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.serve.api.schemas import Problem
+from shared.serve.known_keys import OperatorOnly
 from shared.serve.runtime.live_versions import LiveVersions
 from shared.store.promotions import Stage
 
@@ -56,21 +57,21 @@ async def models(live: LiveVersionsDep) -> Models:
     return Models(models=[await _versions(live, name) for name in live.models()])
 
 
-@router.post("/{name}/promote", operation_id="promote", responses=_PROBLEMS)
+@router.post("/{name}/promote", operation_id="promote", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def promote(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versions:
     """Makes a version the live one, once it is loaded beside the one that was, which answers what it was given."""
     await live.promote(name, wanted.version)
     return await _versions(live, name)
 
 
-@router.post("/{name}/rollback", operation_id="rollback", responses=_PROBLEMS)
+@router.post("/{name}/rollback", operation_id="rollback", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def roll_back(name: str, live: LiveVersionsDep) -> Versions:
     """Makes the version live again that was before the last promotion, or before a reload took up a newer one."""
     await live.roll_back(name)
     return await _versions(live, name)
 
 
-@router.post("/{name}/retire", operation_id="retire", responses=_PROBLEMS)
+@router.post("/{name}/retire", operation_id="retire", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def retire(name: str, wanted: Promotion, live: LiveVersionsDep) -> Versions:
     """Takes a version out of use: its workers end once they have answered, and it is not rolled back to.
 
@@ -80,7 +81,7 @@ async def retire(name: str, wanted: Promotion, live: LiveVersionsDep) -> Version
     return await _versions(live, name)
 
 
-@router.post("/{name}/reload", operation_id="reload", responses=_PROBLEMS)
+@router.post("/{name}/reload", operation_id="reload", responses=_PROBLEMS, dependencies=[OperatorOnly])
 async def reload(name: str, live: LiveVersionsDep) -> Versions:
     """Reads the registry again, and has new workers take the place of the model's, which answer what they were given.
 

@@ -190,10 +190,15 @@ class AppHealth(BaseModel):
     workers: list[WorkerHealth]
 
 
-class Health(BaseModel):
-    """Whether the server runs, and the state of each predictor."""
+class Alive(BaseModel):
+    """That the server runs."""
 
     status: Literal["ok"]
+
+
+class Health(Alive):
+    """Whether the server runs, and the state of each predictor."""
+
     version: str
     apps: dict[str, AppHealth]
     networks: dict[str, list[WorkerHealth]] = Field(description="the workers of the dense networks that are loaded")

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from shared.serve.api.deps import MetricsDep, ServicesDep
-from shared.serve.api.schemas import AppHealth, ArtifactVersion, Health, WorkerHealth
+from shared.serve.api.schemas import Alive, AppHealth, ArtifactVersion, Health, WorkerHealth
+from shared.serve.known_keys import OperatorOnly
 from shared.serve.metrics import CONTENT_TYPE
 from shared.serve.oip.networks import Networks
 from shared.serve.openapi import content
@@ -24,6 +25,7 @@ router = APIRouter(tags=["Server"])
 @router.get(
     "/metrics",
     operation_id="metrics",
+    dependencies=[OperatorOnly],
     response_class=Response,
     responses={200: content("text/plain", {"type": "string"})},
 )
@@ -54,8 +56,10 @@ def _store(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str,
 
 
 @router.get("/healthz", operation_id="healthz")
-async def health(request: Request, services: ServicesDep) -> Health:
-    """Whether the server runs, and the state of each predictor."""
+async def health(request: Request, services: ServicesDep) -> Health | Alive:
+    """Whether the server runs, and the state of each predictor; only the former without a key where one is wanted."""
+    if request.app.state.keys is not None and not hasattr(request.state, "key"):
+        return Alive(status="ok")
     apps = {name: await _state(service) for name, service in services.items()}
     networks: Networks = request.app.state.networks
     loaded = {

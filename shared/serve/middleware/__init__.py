@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping
 
 from fastapi import FastAPI
 
+from shared.serve.known_keys import KnownKeys
 from shared.serve.metrics import Metrics
 from shared.serve.middleware.access_log import AccessLog
 from shared.serve.middleware.cross_site import CrossSiteWrites
 from shared.serve.middleware.draining import Drain, Draining
 from shared.serve.middleware.early_refusal import EarlyRefusal
+from shared.serve.middleware.key_required import KeyRequired
 from shared.serve.middleware.own_hosts import OwnHosts
 from shared.serve.middleware.per_client import ClientPlaces, PerClient
 from shared.serve.middleware.security_headers import SecurityHeaders
@@ -26,8 +28,11 @@ def add_middleware(
     deadline_s: float,
     places: ClientPlaces,
     metrics: Metrics,
+    keys: KnownKeys | None,
 ) -> None:
     """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
+
+    It wants one of the ``keys``, and none where that is None.
 
     ``checks`` by path raise ``Busy`` where a request would not be admitted.
     """
@@ -38,5 +43,7 @@ def add_middleware(
     server.add_middleware(UnexpectedErrors)
     server.add_middleware(EarlyRefusal, checks=checks, deadline_s=deadline_s)
     server.add_middleware(PerClient, places=places)
+    if keys is not None:
+        server.add_middleware(KeyRequired, keys=keys)
     server.add_middleware(SecurityHeaders)
     server.add_middleware(AccessLog, metrics=metrics)

@@ -17,7 +17,8 @@ class AccessLog:
     """Logs time, method, path, status, milliseconds and identifier as JSON, and counts the latency in a histogram.
 
     The identifier is the one that the request brings in ``X-Request-Id``, where it is fit for a log, else a new one.
-    The query, which may hold names, is left out. The milliseconds are those to the answer's last byte.
+    ``key`` names the key of who asks, where one is wanted. The query, which may hold names, is left out. The
+    milliseconds are those to the answer's last byte.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -46,7 +47,9 @@ class AccessLog:
             took = time.monotonic() - began
             client = (scope.get("client") or ("",))[0]
             asked, pattern = (scope["method"], scope["path"]), _pattern(scope)
-            log_answer(self._metrics, number, client, *asked, pattern, status, took, traceparent)
+            key = scope["state"].get("key")
+            name = "" if key is None else key.name
+            log_answer(self._metrics, number, client, *asked, pattern, status, took, traceparent, name)
 
 
 def _pattern(scope: Scope) -> str:

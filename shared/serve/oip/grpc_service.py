@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote
@@ -16,7 +16,9 @@ from google.protobuf import json_format
 from pydantic import BaseModel
 
 from shared.errors import InvalidInputError
+from shared.secure.access import Key
 from shared.serve.access_line import log_answer, usable_identifier
+from shared.serve.known_keys import KnownKeys, check_operator
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import grpc_tensors, repository, routes
@@ -33,6 +35,8 @@ _MOST_MESSAGE = 64_000_000
 """gRPC holds a message in memory before it is admitted, so it may be smaller than a body over REST."""
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -45,6 +49,8 @@ _CODES = {
 _STOP_S = 1.0
 _CALLS = 10
 """For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
+_PROBES = ("ServerLive", "ServerReady")
+_OF_OPERATORS = ("RepositoryModelLoad", "RepositoryModelUnload")
 Method = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -58,6 +64,7 @@ class GrpcService:
         self._state, self._version = state, version
         self._networks: Networks = state.networks
         self._drain: Drain = state.drain
+        self._keys: KnownKeys | None = state.keys
         self._places: ClientPlaces = state.client_places
         self._coming = RequestLimit("the server", self._networks.settings.request_limit)
 
@@ -114,14 +121,18 @@ class GrpcService:
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
     def _guarded(self, name: str, method: Method, *, works: bool) -> Method:
-        """The method with what the middleware does over REST: drain, places of a client, identifier, log, errors."""
+        """The method with what the middleware does over REST: key, drain, client places, identifier, log, errors."""
 
         async def answer(requests: AsyncIterator[Any], context: Any) -> Any:
             metadata = dict(context.invocation_metadata())
             number, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
             await context.send_initial_metadata((("x-request-id", number),))
-            began, status = time.monotonic(), 499
+            began, status, key = time.monotonic(), 499, None
             try:
+                if name not in _PROBES:
+                    key = await self._key(metadata)
+                if name in _OF_OPERATORS:
+                    check_operator(key)
                 request = await self._received(requests, str(context.peer()), works=works)
                 reply = await (self._work(method, request, context) if works else method(request, context))
                 status = 200
@@ -142,9 +153,14 @@ class GrpcService:
                 took = time.monotonic() - began
                 path = f"/{_SERVICE}/{name}"
                 client = _client(context)
-                log_answer(self._state.metrics, number, client, "POST", path, path, status, took, traceparent)
+                asking = "" if key is None else key.name
+                log_answer(self._state.metrics, number, client, "POST", path, path, status, took, traceparent, asking)
 
         return answer
+
+    async def _key(self, metadata: Mapping[str, Any]) -> Key | None:
+        """The key that a call brings; refuses (401) one without, where keys are wanted."""
+        return None if self._keys is None else await self._keys.find(str(metadata.get("authorization", "")))
 
     async def _received(self, requests: AsyncIterator[Any], peer: str, *, works: bool) -> Any:
         """The message of a call, which has a place while it comes where it is one that works. Raises ``Busy``."""
@@ -226,11 +242,17 @@ class GrpcService:
         """Answers each request of a stream in turn; one that is refused does not end the stream.
 
         A stream takes the place of another call: one that brings nothing for as long as an upload may take ends.
+        So does one whose key was revoked.
         """
+        metadata = dict(context.invocation_metadata())
         seconds = self._networks.settings.upload_s
         while True:
             try:
+                await self._key(metadata)
                 request = await asyncio.wait_for(anext(requests), seconds)
+                await self._key(metadata)
+            except InvalidInputError as refusal:
+                await context.abort(_CODES[refusal.status], str(refusal))
             except StopAsyncIteration:
                 return
             except TimeoutError:

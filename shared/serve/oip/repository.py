@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 
 from shared.deploy.artifact import TensorSpec
+from shared.serve.known_keys import OperatorOnly
 from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
@@ -82,7 +83,7 @@ async def index(networks: NetworksDep, wanted: IndexRequest | None = None) -> li
     return index_of(networks, ready=wanted is not None and wanted.ready)
 
 
-@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_CHANGE)
+@router.post("/repository/models/{name}/load", operation_id="oip_load", responses=_CHANGE, dependencies=[OperatorOnly])
 async def load(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Reads the registry again for the model's versions, and loads those that are not loaded."""
     (given or RepositoryParameters()).check_load()
@@ -90,7 +91,9 @@ async def load(name: str, networks: NetworksDep, given: RepositoryParameters | N
     return {}
 
 
-@router.post("/repository/models/{name}/unload", operation_id="oip_unload", responses=_CHANGE)
+@router.post(
+    "/repository/models/{name}/unload", operation_id="oip_unload", responses=_CHANGE, dependencies=[OperatorOnly]
+)
 async def unload(name: str, networks: NetworksDep, given: RepositoryParameters | None = None) -> dict[str, Any]:
     """Ends the model's workers once they have answered what they were given; it answers again once it is loaded."""
     (given or RepositoryParameters()).check_unload()

@@ -150,7 +150,7 @@ def test_a_server_that_takes_nothing_now_is_asked_again(tmp_path, around, log):
     stub.status = 503
     with gateway(tmp_path, stub.address, archive.port) as port:
         send(port, images())
-        for status, words in ((503, "answers 503"), (401, "TRIVIUM_AUTHORIZATION"), (404, "Trivium's")):
+        for status, words in ((503, "answers 503"), (401, "TRIVIUM_KEY"), (404, "Trivium's")):
             stub.status = status
             wait_for(lambda words=words: log.text.count(words) > 1)
         stub.status = 202

@@ -1,0 +1,46 @@
+"""``trivium keys``: who may use the servers of a store."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from datetime import UTC, datetime
+
+from shared.app import Table
+from shared.cli.arguments import Keys
+from shared.cli.printing import print_table
+from shared.cli.store import open_store
+from shared.errors import InvalidInputError
+
+
+def run(command: Keys) -> int:
+    """Adds, lists or revokes; of a key that is added nothing but the key goes to the standard output."""
+    try:
+        from shared.serve.settings import read_settings
+        from shared.store.cases import is_store
+        from shared.store.keys import Keys as StoredKeys
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"the store needs the package {error.name}; install trivium[serve]") from error
+    if bool(command.name) == (command.action == "list"):
+        words = "list takes no name" if command.name else f"say whose, as in trivium keys {command.action} pacs-gateway"
+        raise InvalidInputError(words)
+    settings = read_settings()
+    # Keys may be there before the server has ever run.
+    beside = command.action != "add" or is_store(settings.store, settings.store_url)
+    with closing(open_store(beside)) as store:
+        keys = StoredKeys(store.engine)
+        match command.action:
+            case "add":
+                print(keys.add(command.name, command.role))
+                print(f"the key of {command.name}, {command.role}; it is shown only now", file=sys.stderr)
+            case "revoke":
+                keys.revoke(command.name)
+                print(f"the key of {command.name} lets nobody in any more")
+            case "list":
+                rows = [(key.name, key.role, f"{_moment(key.created_ns)} UTC") for key in keys.all()]
+                print_table(Table(title=f"{store.folder}", columns=("name", "role", "added"), rows=rows))
+    return 0
+
+
+def _moment(created_ns: int) -> str:
+    return datetime.fromtimestamp(created_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,76 @@
+"""Who asks, by the keys in the store, which are read again every two seconds at the most."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
+
+from shared.errors import InvalidInputError
+from shared.secure.access import Key, matching_key, presented_key
+from shared.store.database import is_database_gone
+from shared.store.keys import Keys
+
+_FRESH_S = 2.0
+_WANTED = (
+    "this server wants a key: send it as `Authorization: Bearer KEY`; the commands of trivium take it from TRIVIUM_KEY"
+)
+
+
+class KnownKeys:
+    """The keys that let somebody in. One that is revoked, on whichever server, does not any more after two seconds."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._known: tuple[Key, ...] = ()
+        self._read_s = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def find(self, authorization: str) -> Key:
+        """The key in a header ``Authorization``. Raises ``InvalidInputError``: 401, or 503 without the database."""
+        presented = presented_key(authorization)
+        if presented is not None:
+            await self._refresh()
+            if (key := matching_key(self._known, presented)) is not None:
+                return key
+            raise InvalidInputError(f"the key is not known, or was revoked; {_WANTED}", status=401)
+        raise InvalidInputError(_WANTED, status=401)
+
+    def any(self) -> bool:
+        """Whether there is a key at all, by the database."""
+        return bool(self._keys.all())
+
+    async def _refresh(self) -> None:
+        if time.monotonic() - self._read_s < _FRESH_S:
+            return
+        async with self._reading:
+            if time.monotonic() - self._read_s < _FRESH_S:
+                return
+            began = time.monotonic()
+            try:
+                self._known = await run_in_threadpool(self._keys.all)
+            except Exception as error:
+                if not is_database_gone(error):
+                    raise
+                sentence = "the store's database, which holds the keys, cannot be reached; try again in a few seconds"
+                raise InvalidInputError(sentence, status=503) from error
+            self._read_s = began
+
+
+def check_operator(key: Key | None) -> None:
+    """Refuses (403) a key that may not do what only operators may. None is a server that wants no keys."""
+    if key is not None and key.role != "operator":
+        raise InvalidInputError(
+            f"the key {key.name!r} is a user's; this is for operators (`trivium keys add NAME --role operator`)",
+            status=403,
+        )
+
+
+async def require_operator(request: Request) -> None:
+    """Refuses (403) the key of a user, where keys are wanted."""
+    check_operator(getattr(request.state, "key", None))
+
+
+OperatorOnly = Depends(require_operator)

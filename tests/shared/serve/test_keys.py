@@ -1,0 +1,304 @@
+"""Keys: who is let in where one is required, what each may do, and how soon a key that is revoked does not count."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+
+from shared import cli
+from shared.errors import InvalidInputError
+from shared.secure.access import digest_of
+from shared.serve import known_keys
+from shared.serve.app import create_app
+from shared.serve.known_keys import KnownKeys
+from shared.serve.oip.grpc_messages import PACKAGE, message
+from shared.serve.server import say_listening
+from shared.serve.settings import Settings
+from shared.store.backup import backup
+from shared.store.cases import CaseStore
+from shared.store.keys import Keys
+from tests.conftest import serving
+from tests.shared.postgresql import PostgreSQL
+from tests.shared.serve.echo import Echo, csv, make_app, until
+
+PROBES = ("/healthz", "/v2/health/live", "/v2/health/ready")
+
+
+@pytest.fixture
+def keyed(serve: Callable[..., TestClient], settings: Settings) -> TestClient:
+    """A client, without a key, of a server that requires one."""
+    return serve(require_key=True)
+
+
+def add(client: TestClient, name: str, role: str = "user") -> dict[str, str]:
+    """The header of a new key."""
+    return bearer(Keys(client.app.state.store.engine).add(name, role))  # type: ignore[attr-defined, arg-type]
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def basic(name: str, key: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{key}".encode()).decode()}
+
+
+def test_nothing_but_the_probes_is_answered_without_a_key(keyed: TestClient) -> None:
+    paths = [
+        *("/", "/echo", "/docs", "/openapi.json", "/admin", "/metrics", "/none", "/static/shared/case.js", "/v2"),
+        *("/api/echo/cases", "/api/echo/samples", "/api/models", "/v2/models/echo", "//healthz", "/healthz/"),
+    ]
+    named = set(keyed.app.openapi()["paths"])  # type: ignore[attr-defined]
+    assert set(PROBES) <= named and len(named) > 20
+    for path in {*paths, *named} - set(PROBES):
+        for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
+            refused = keyed.request(method, path)
+            assert refused.status_code == 401, (method, path)
+    assert refused.headers.get_list("WWW-Authenticate")[0] == 'Bearer realm="Trivium"'
+    for path in PROBES:
+        assert keyed.get(path).status_code in (200, 503)
+        assert keyed.post(path).status_code == 401
+    assert keyed.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "Bearer", "Bearer ", "Bearer x", "Basic", "Basic x", "Basic eA==", "Basic /w==", "Digest a:b", "Bearer é"],
+)
+def test_what_is_no_key_is_refused_in_a_sentence(keyed: TestClient, given: str) -> None:
+    add(keyed, "anna")
+    refused = keyed.get("/api/echo/cases", headers={"Authorization": given.encode("latin-1")})
+    assert refused.status_code == 401 and "TRIVIUM_KEY" in refused.json()["detail"]
+    assert "TRIVIUM_KEY" in keyed.get("/v2", headers={"Authorization": given.encode("latin-1")}).json()["error"]
+
+
+def test_a_user_predicts_and_reads_and_an_operator_also_changes_models(keyed: TestClient) -> None:
+    user, operator = add(keyed, "user"), add(keyed, "operator", "operator")
+    answer = keyed.post("/api/echo/predict", files=[csv(1)], headers=user)
+    assert answer.status_code == 200
+    assert keyed.get(answer.json()["picture"], headers=user).status_code == 200
+    assert keyed.get("/healthz", headers=user).json()["apps"]["echo"]["predictor"] == "loaded"
+    changes = [
+        *(("GET", "/admin", {}), ("GET", "/metrics", {})),
+        *(("POST", f"/api/models/echo/{what}", {"version": 1}) for what in ("promote", "retire", "rollback", "reload")),
+        *(("POST", f"/v2/repository/models/echo/{what}", {}) for what in ("load", "unload")),
+    ]
+    for method, path, body in changes:
+        refused = keyed.request(method, path, json=body or None, headers=user)
+        assert refused.status_code == 403 and "operator" in refused.text, path
+        assert keyed.request(method, path, json=body or None, headers=operator).status_code in (200, 409), path
+    assert keyed.get("/api/models", headers=user).status_code == 200
+
+
+def test_a_browser_gives_the_key_as_a_password_and_another_site_cannot_use_it(keyed: TestClient) -> None:
+    key = add(keyed, "anna")["Authorization"].removeprefix("Bearer ")
+    page = keyed.get("/echo", headers=basic("anna", key))
+    assert page.status_code == 200 and "<form" in page.text
+    asked = keyed.get("/echo", headers={"Accept": "text/html"})
+    assert any(one.startswith("Basic ") for one in asked.headers.get_list("WWW-Authenticate"))
+    assert asked.headers["content-type"].startswith("text/html")
+    foreign = {"Origin": "https://elsewhere.example", **basic("anna", key)}
+    assert keyed.post("/api/echo/predict", files=[csv(1)], headers=foreign).status_code == 403
+
+
+def test_the_log_names_the_key_and_never_holds_it(keyed: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    header = add(keyed, "anna")
+    with caplog.at_level(logging.INFO):
+        keyed.get("/api/echo/cases", headers=header)
+        keyed.get("/api/echo/cases")
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "trivium.access"]
+    assert [(line["status"], line.get("key")) for line in lines] == [(200, "anna"), (401, None)]
+    assert header["Authorization"].removeprefix("Bearer ") not in caplog.text
+
+
+def test_a_revoked_key_does_not_count_after_seconds_and_no_request_reads_the_database(
+    keyed: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, reads = [1000.0], []
+    whole = Keys.all
+    monkeypatch.setattr(known_keys.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Keys, "all", lambda self: reads.append(1) or whole(self))
+    header = add(keyed, "anna")
+    assert {keyed.get("/api/models", headers=header).status_code for _ in range(5)} == {200}
+    assert len(reads) == 1
+    Keys(keyed.app.state.store.engine).revoke("anna")  # type: ignore[attr-defined]
+    now[0] += 2.0
+    assert keyed.get("/api/models", headers=header).status_code == 401
+    assert len(reads) == 2
+
+
+def test_without_the_database_nobody_is_let_in_on_an_old_reading(
+    keyed: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = add(keyed, "anna")
+
+    def gone(_: Keys) -> None:
+        raise OperationalError("SELECT", {}, sqlite3.OperationalError("gone"))
+
+    monkeypatch.setattr(Keys, "all", gone)
+    refused = keyed.get("/v2/models/echo", headers=header)
+    assert refused.status_code == 503 and refused.headers["Retry-After"] and "keys" in refused.json()["error"]
+    assert keyed.get("/v2/health/live", headers=header).status_code == 200
+
+
+def test_a_key_revoked_on_one_server_does_not_count_on_another(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    url = postgresql.database()
+    with closing(CaseStore(tmp_path / "s", url)) as one, closing(CaseStore(tmp_path / "s", url)) as two:
+        key = Keys(one.engine).add("anna", "user")
+        assert Keys(two.engine).all()[0].digest == digest_of(key)
+        with pytest.raises(InvalidInputError, match="already"):
+            Keys(two.engine).add("anna", "operator")
+        Keys(two.engine).revoke("anna")
+        assert Keys(one.engine).all() == ()
+        with pytest.raises(InvalidInputError, match="no key"):
+            Keys(one.engine).revoke("anna")
+
+
+def test_the_interfaces_description_has_the_scheme_where_a_key_is_required(keyed: TestClient) -> None:
+    found = keyed.get("/openapi.json", headers=add(keyed, "anna")).json()
+    assert found["components"]["securitySchemes"]["key"] | {"description": ""} == {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "",
+    }
+    assert found["security"] == [{"key": []}] and "401" in found["paths"]["/api/echo/predict"]["post"]["responses"]
+    assert found["paths"]["/v2/health/live"]["get"]["security"] == [{}, {"key": []}]
+
+
+def test_without_the_setting_nothing_of_keys_is_asked_or_described(echo_client: TestClient) -> None:
+    assert echo_client.get("/api/models", headers=bearer("anything")).status_code == 200
+    found = echo_client.get("/openapi.json").json()
+    assert "security" not in found and "securitySchemes" not in found["components"]
+    assert echo_client.get("/healthz").json()["apps"]
+
+
+@pytest.fixture
+def over_grpc(tmp_path: Path) -> Iterator[tuple[grpc.Channel, Keys]]:
+    """A channel to a server that requires keys, and those."""
+    settings = Settings(
+        store=tmp_path / "store", device="cpu", workers=0, warm=False, grpc_port=0, require_key=True, upload_s=5
+    )
+    echo = Echo()
+    echo.gate.set()
+    application = create_app(settings, {"echo": make_app(tmp_path / "echo", echo)})
+    with serving(application), grpc.insecure_channel(f"127.0.0.1:{application.state.grpc_port}") as channel:
+        yield channel, Keys(application.state.store.engine)
+
+
+def call(channel: grpc.Channel, method: str, key: str | None = None, **fields: str) -> grpc.StatusCode:
+    """The status of a call."""
+    asked = channel.unary_unary(
+        f"/{PACKAGE}.GRPCInferenceService/{method}",
+        request_serializer=lambda one: one.SerializeToString(),
+        response_deserializer=message(f"{method}Response").FromString,
+    )
+    metadata = () if key is None else (("authorization", f"Bearer {key}"),)
+    try:
+        asked(message(f"{method}Request")(**fields), metadata=metadata, timeout=20)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_grpc_wants_the_key_in_its_metadata(
+    over_grpc: tuple[grpc.Channel, Keys], caplog: pytest.LogCaptureFixture
+) -> None:
+    channel, keys = over_grpc
+    user, operator = keys.add("user", "user"), keys.add("operator", "operator")
+    assert call(channel, "ServerLive") == grpc.StatusCode.OK
+    for key, found in ((None, "UNAUTHENTICATED"), ("trv_x", "UNAUTHENTICATED"), (user, "OK")):
+        assert call(channel, "ModelMetadata", key, name="echo").name == found
+    assert call(channel, "RepositoryModelUnload", user, model_name="echo").name == "PERMISSION_DENIED"
+    with caplog.at_level(logging.INFO, "trivium.access"):
+        assert call(channel, "RepositoryModelUnload", operator, model_name="echo").name == "OK"
+        until(lambda: any('"key": "operator"' in record.message for record in caplog.records))
+
+
+def test_a_stream_over_grpc_ends_without_a_key(over_grpc: tuple[grpc.Channel, Keys]) -> None:
+    channel, keys = over_grpc
+    stream = channel.stream_stream(
+        f"/{PACKAGE}.GRPCInferenceService/ModelStreamInfer",
+        request_serializer=lambda one: one.SerializeToString(),
+        response_deserializer=message("ModelStreamInferResponse").FromString,
+    )
+    asked = [message("ModelInferRequest")(model_name="none")]
+    with pytest.raises(grpc.RpcError) as refused:
+        list(stream(iter(asked)))
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    metadata = (("authorization", f"Bearer {keys.add('anna', 'user')}"),)
+    assert "no model" in next(stream(iter(asked), metadata=metadata)).error_message
+
+
+def test_keys_are_added_listed_and_revoked_at_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
+    assert cli.main(["keys", "list"]) == 2, "there is no store yet"
+    assert cli.main(["keys", "add", "pacs-1"]) == 0 and cli.main(["keys", "add", "anna", "--role", "operator"]) == 0
+    keys = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trv_")]
+    assert len(keys) == 2 and all(len(key) > 40 for key in keys)
+    for words in (["add", "pacs-1"], ["add", "a b"], ["add"], ["list", "anna"], ["revoke"], ["revoke", "none"]):
+        assert cli.main(["keys", *words]) == 2, words
+    assert cli.main(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "anna" in listed and "operator" in listed and not any(key in listed for key in keys)
+    assert cli.main(["keys", "revoke", "anna"]) == 0
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert not any(key.encode() in stored for key in keys) and digest_of(keys[0]).encode() in stored
+    assert digest_of(keys[1]).encode() not in stored
+
+
+def test_no_backup_holds_keys(tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "store")) as store:
+        digest = digest_of(Keys(store.engine).add("anna", "user"))
+        backup(store.engine, store.folder, tmp_path / "b.tar")
+    assert digest.encode() not in (tmp_path / "b.tar").read_bytes()
+
+
+def test_the_commands_take_the_key_from_the_environment(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = create_app(
+        settings.model_copy(update={"hosts": None, "require_key": True}), {"echo": make_app(tmp_path / "e", Echo())}
+    )
+    with serving(server) as address:
+        assert cli.main(["versions", "--server", address]) == 2
+        assert "TRIVIUM_KEY" in capsys.readouterr().err
+        monkeypatch.setenv("TRIVIUM_KEY", Keys(server.state.store.engine).add("anna", "user"))
+        assert cli.main(["versions", "--server", address]) == 0
+        assert cli.main(["versions", "echo", "--promote", "1", "--server", address]) == 2
+        assert "operators" in capsys.readouterr().err
+        monkeypatch.setenv("TRIVIUM_AUTHORIZATION", "Basic abc")
+        assert cli.main(["versions", "--server", address]) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "require", "key", "said"),
+    [
+        ("127.0.0.1", False, False, ""),
+        ("0.0.0.0", False, False, "TRIVIUM_REQUIRE_KEY"),
+        ("0.0.0.0", True, False, "trivium keys add"),
+        ("0.0.0.0", True, True, ""),
+    ],
+)
+def test_a_server_that_others_reach_without_keys_says_so_when_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str, require: bool, key: bool, said: str
+) -> None:
+    with closing(CaseStore(tmp_path / "store")) as store:
+        keys = Keys(store.engine)
+        if key:
+            keys.add("anna", "user")
+        settings = Settings(host=host, require_key=require)
+        say_listening("http://127.0.0.1:1", {}, settings, KnownKeys(keys) if require else None, demo=False)
+    warned = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == bool(said) and said in "".join(warned)
