@@ -118,7 +118,8 @@ class JobClient:
         """The content of the answer. Raises ``ServerAway``, ``JobFailed`` or ``JobGone`` for any that is no success."""
         connection = self._connect()
         try:
-            connection.putrequest(method, self._root + path)
+            # A server that knows the path it is reached under has put that before the addresses in its answers.
+            connection.putrequest(method, path if path.startswith(f"{self._root}/") else self._root + path)
             for name, value in {**self._headers, **(headers or {})}.items():
                 connection.putheader(name, value)
             connection.endheaders()

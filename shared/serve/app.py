@@ -52,6 +52,7 @@ from shared.store.promotions import Promotions
 log = logging.getLogger("trivium.serve")
 _EXPIRE_EVERY_S = 3600.0
 _EMPTY_JOURNAL_EVERY_S = 5.0
+_OWN_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
@@ -67,6 +68,10 @@ def create_app(
     if settings.registry is not None and not settings.registry.is_dir():
         raise InvalidInputError(
             f"the registry {settings.registry} is not a folder; `trivium export RUN --registry DIR` makes one"
+        )
+    if (first := settings.root.split("/")[1:2]) and first[0] in {*found, *_OWN_PATHS}:
+        raise InvalidInputError(
+            f"the server has addresses of its own under /{first[0]}; give it another path in TRIVIUM_ROOT_PATH"
         )
     webhook = webhook_of(settings)
     metrics = Metrics()
@@ -118,6 +123,7 @@ def create_app(
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
         lifespan=lifespan,
+        servers=[{"url": settings.root}] if settings.root else None,
         docs_url=None,
         redoc_url=None,
     )
@@ -140,6 +146,7 @@ def create_app(
         places=server.state.client_places,
         metrics=metrics,
         keys=server.state.keys,
+        root=settings.root,
     )
     pages = Pages(services, settings)
     answer_errors(server, pages)

@@ -41,6 +41,7 @@ class Pages:
             apps=self._apps,
             nonce=nonce,
             lang="en",
+            root=self._settings.root,
             max_upload_bytes=self._settings.max_upload_bytes,
             **context,
         )

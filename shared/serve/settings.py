@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     grpc_port        where the Open Inference Protocol is answered over gRPC too; nowhere by default
     hosts            names under which it is asked, with commas between; the loopback device's own by default where it
                      listens there, any elsewhere
+    root_path        the path that a reverse proxy shows it under, as /trivium; none by default
     require_key      whether only those who have a key are answered (`trivium keys`)
     registry         folder of artifacts of one's own, which come before those that ship under the same name
     store            folder of the cases, and of uploads while they are looked at
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     grpc_port: int | None = Field(None, ge=0, le=65535)
     hosts: str | None = None
+    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
     require_key: bool = False
     registry: Path | None = None
     store: Path = Path("store")
@@ -113,6 +115,11 @@ class Settings(BaseSettings):
             return self
         first = None if self.instances is None else f"{self.instances.partition('=')[0]}=1"
         return self.model_copy(update={"workers": 1, "instances": first})
+
+    @property
+    def root(self) -> str:
+        """What stands before every path in what is answered: ``root_path`` without a slash at its end."""
+        return self.root_path.rstrip("/")
 
     @property
     def host_names(self) -> list[str]:

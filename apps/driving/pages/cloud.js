@@ -1,7 +1,7 @@
 // The point cloud with its boxes in WebGL. Throws where the browser has no WebGL; the caller does without then.
 import * as THREE from "three";
-import { OrbitControls } from "/static/shared/vendor/three/OrbitControls.js";
-import { colourOf } from "/static/driving/views.js";
+import { OrbitControls } from "../shared/vendor/three/OrbitControls.js";
+import { colourOf } from "./views.js";
 
 const EDGES = [0, 1, 1, 2, 2, 3, 3, 0, 4, 5, 5, 6, 6, 7, 7, 4, 0, 4, 1, 5, 2, 6, 3, 7];
 

@@ -1,6 +1,6 @@
 // The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
-import { caseForm, downloads, element, picture } from "/static/shared/case.js";
-import { colourOf, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "/static/driving/views.js";
+import { caseForm, downloads, element, picture } from "../shared/case.js";
+import { colourOf, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "./views.js";
 
 const whole = new Intl.NumberFormat("en");
 let cloud = null;
@@ -104,7 +104,7 @@ async function show(answer, frame, stage) {
 /** The point cloud, where the browser has WebGL; the other views do without. */
 async function inSpace(space, points, state, choose) {
   try {
-    const { openCloud } = await import("/static/driving/cloud.js");
+    const { openCloud } = await import("./cloud.js");
     cloud = openCloud(space, points, state, (index) => choose(index, true));
     keys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
     space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom. Keys: arrows, with Shift to move, + and −, Home, Tab."));

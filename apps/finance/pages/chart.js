@@ -1,7 +1,7 @@
 // The series with its expected band, its events and the score below; moved by mouse and by keys.
-import { element } from "/static/shared/case.js";
-import { inView } from "/static/finance/view.js";
-import uPlot from "/static/shared/vendor/uplot/uPlot.esm.js";
+import { element } from "../shared/case.js";
+import { inView } from "./view.js";
+import uPlot from "../shared/vendor/uplot/uPlot.esm.js";
 
 export const seconds = (iso) => Date.parse(iso) / 1000;
 export const shortTime = (iso) => iso.replace("T", " ").replace(/(\.\d+)?Z$/, "").replace(/ 00:00:00$/, "");

@@ -1,7 +1,7 @@
 // The finance form: what was found, the list of events, then the series with its expected band, the events, the score.
-import { caseForm, element, table, downloads } from "/static/shared/case.js";
-import { readRows } from "/static/finance/view.js";
-import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "/static/finance/chart.js";
+import { caseForm, element, table, downloads } from "../shared/case.js";
+import { readRows } from "./view.js";
+import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "./chart.js";
 
 const form = document.querySelector("[data-case-form]");
 let last = null;   // the button that asked last, so that another column can be asked of the same series

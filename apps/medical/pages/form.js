@@ -1,5 +1,5 @@
 // The form of the medical application: findings first, their slices beside them.
-import { caseForm, downloads, element, picture } from "/static/shared/case.js";
+import { caseForm, downloads, element, picture } from "../shared/case.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
 

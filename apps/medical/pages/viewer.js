@@ -1,5 +1,5 @@
 // Axial slices on a canvas, with the findings circled. Needs no WebGL.
-import { element } from "/static/shared/case.js";
+import { element } from "../shared/case.js";
 import { placeLabels } from "./labels.js";
 import { outline } from "./outline.js";
 import { position, sideOf } from "./volume.js";

@@ -35,7 +35,7 @@ router = APIRouter(prefix="/cases")
 def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Cases:
     """The newest cases, or those that came before one."""
     found = service.store.recent(service.app.name, limit, before)
-    return Cases(cases=[CaseLine.of(case) for case in found])
+    return Cases(cases=[CaseLine.of(case, service.settings.root) for case in found])
 
 
 @router.get("/{case_id}", response_model=CaseAnswer, responses=_MISSING)
@@ -46,7 +46,7 @@ async def case(service: ServiceDep, case: CaseDep) -> Response:
         result = found if isinstance(found, bytes) else await run_in_threadpool(found.read_bytes)
     except FileNotFoundError:
         raise _gone(case) from None
-    return Response(case_document(case, result), media_type="application/json")
+    return Response(case_document(case, result, service.settings.root), media_type="application/json")
 
 
 @router.delete("/{case_id}", status_code=204, responses=_MISSING)

@@ -67,7 +67,7 @@ async def add_job(
     check_upload(upload)
     job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface, idempotency_key)
     service.runner.wake()
-    answer = JobAnswer.of(job)
+    answer = JobAnswer.of(job, service.settings.root)
     response.headers["Location"] = answer.url
     return answer
 
@@ -101,20 +101,20 @@ def _add(
 def jobs(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Jobs:
     """The newest jobs, or those that came before one."""
     found = service.jobs.recent(service.app.name, limit, before)
-    return Jobs(jobs=[JobAnswer.of(job) for job in found])
+    return Jobs(jobs=[JobAnswer.of(job, service.settings.root) for job in found])
 
 
 @router.get("/{job_id}", responses=_MISSING)
-def job(job: JobDep) -> JobAnswer:
+def job(service: ServiceDep, job: JobDep) -> JobAnswer:
     """How far a job is; `case` is the address of its answer once it is done."""
-    return JobAnswer.of(job)
+    return JobAnswer.of(job, service.settings.root)
 
 
 @router.delete("/{job_id}", responses=_MISSING)
 async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
     """Cancels a job, and stops what computes it; one that has ended stays as it is."""
     await service.runner.cancel(job)
-    return JobAnswer.of(await run_in_threadpool(get_job, service, job.id))
+    return JobAnswer.of(await run_in_threadpool(get_job, service, job.id), service.settings.root)
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING | _EVENTS)
@@ -126,6 +126,6 @@ async def job_events(request: Request, service: ServiceDep, job: JobDep) -> Stre
             if now is None:
                 yield ": it goes on\n\n"
             else:
-                yield f"event: {now.state}\ndata: {JobAnswer.of(now).model_dump_json()}\n\n"
+                yield f"event: {now.state}\ndata: {JobAnswer.of(now, service.settings.root).model_dump_json()}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

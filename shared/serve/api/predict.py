@@ -48,7 +48,7 @@ async def predict(
     Every other field is an option of the application.
     """
     answer = await while_connected(request, _submit(service, upload, folder, interface))
-    return Response(case_document(answer.case, answer.result), media_type="application/json")
+    return Response(case_document(answer.case, answer.result, service.settings.root), media_type="application/json")
 
 
 async def _submit(service: Service, upload: Upload, folder: Path, interface: str) -> Answer:

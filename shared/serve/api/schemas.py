@@ -69,9 +69,10 @@ class CaseLine(BaseModel):
     url: str
 
     @classmethod
-    def of(cls, case: CaseSummary) -> CaseLine:
-        """What is told of a case in a list."""
-        return cls(case=case.id, created=case.created, interface=case.interface, inputs=case.names, url=_address(case))
+    def of(cls, case: CaseSummary, root: str) -> CaseLine:
+        """What is told of a case in a list, by a server that is reached under ``root``."""
+        inputs, url = case.names, _address(case, root)
+        return cls(case=case.id, created=case.created, interface=case.interface, inputs=inputs, url=url)
 
 
 class Cases(BaseModel):
@@ -99,9 +100,12 @@ class CaseAnswer(BaseModel):
     files: dict[str, str] = Field(description="addresses of the files, by name")
 
 
-def case_document(case: Case, result: bytes) -> bytes:
-    """A ``CaseAnswer`` as JSON. ``result.json`` goes in as it is: it may be large, and nobody here need read it."""
-    home = _address(case)
+def case_document(case: Case, result: bytes, root: str) -> bytes:
+    """A ``CaseAnswer`` as JSON, of a server that is reached under ``root``.
+
+    ``result.json`` goes in as it is: it may be large, and nobody here need read it.
+    """
+    home = _address(case, root)
     head = {
         "case": case.id,
         "app": case.app,
@@ -134,9 +138,9 @@ class JobAnswer(BaseModel):
     events: str = Field(description="address of its server-sent events")
 
     @classmethod
-    def of(cls, job: Job) -> JobAnswer:
-        """What is told of a job."""
-        home = f"/api/{job.app}/jobs/{job.id}"
+    def of(cls, job: Job, root: str) -> JobAnswer:
+        """What is told of a job by a server that is reached under ``root``."""
+        home = f"{root}/api/{job.app}/jobs/{job.id}"
         return cls(
             job=job.id,
             app=job.app,
@@ -146,7 +150,7 @@ class JobAnswer(BaseModel):
             attempts=job.attempts,
             problem=job.problem,
             status=job.status,
-            case=None if job.case_id is None else f"/api/{job.app}/cases/{job.case_id}",
+            case=None if job.case_id is None else f"{root}/api/{job.app}/cases/{job.case_id}",
             url=home,
             events=f"{home}/events",
         )
@@ -204,5 +208,5 @@ class Health(Alive):
     networks: dict[str, list[WorkerHealth]] = Field(description="the workers of the dense networks that are loaded")
 
 
-def _address(case: CaseSummary) -> str:
-    return f"/api/{case.app}/cases/{case.id}"
+def _address(case: CaseSummary, root: str) -> str:
+    return f"{root}/api/{case.app}/cases/{case.id}"

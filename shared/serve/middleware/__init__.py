@@ -15,6 +15,7 @@ from shared.serve.middleware.early_refusal import EarlyRefusal
 from shared.serve.middleware.key_required import KeyRequired
 from shared.serve.middleware.own_hosts import OwnHosts
 from shared.serve.middleware.per_client import ClientPlaces, PerClient
+from shared.serve.middleware.root_path import RootPath
 from shared.serve.middleware.security_headers import SecurityHeaders
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
@@ -29,10 +30,11 @@ def add_middleware(
     places: ClientPlaces,
     metrics: Metrics,
     keys: KnownKeys | None,
+    root: str,
 ) -> None:
     """Wraps the server. It answers under the names in ``hosts``, under any where that is None.
 
-    It wants one of the ``keys``, and none where that is None.
+    It wants one of the ``keys``, and none where that is None. ``root`` is the path that it is reached under.
 
     ``checks`` by path raise ``Busy`` where a request would not be admitted.
     """
@@ -47,3 +49,5 @@ def add_middleware(
         server.add_middleware(KeyRequired, keys=keys)
     server.add_middleware(SecurityHeaders)
     server.add_middleware(AccessLog, metrics=metrics)
+    if root:
+        server.add_middleware(RootPath, root=root)

@@ -48,7 +48,7 @@ def webhook_of(settings: Settings) -> Webhook | None:
         raise InvalidInputError(
             "TRIVIUM_WEBHOOK_SECRET is not whsec_ and 24 to 64 bytes in base64; `openssl rand -base64 32` makes some"
         )
-    return Webhook(settings.webhook_url, key)
+    return Webhook(settings.webhook_url, key, settings.root)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -65,8 +65,9 @@ class Webhook:
     servers on one store one delivers it.
     """
 
-    def __init__(self, url: str, key: bytes) -> None:
-        self._url, self._key, self._opener = url, key, urllib.request.build_opener(_NoRedirects)
+    def __init__(self, url: str, key: bytes, root: str) -> None:
+        self._url, self._key, self._root = url, key, root
+        self._opener = urllib.request.build_opener(_NoRedirects)
 
     async def run(self, jobs: JobStore) -> None:
         """Delivers until it is cancelled; then it waits for nothing."""
@@ -98,7 +99,7 @@ class Webhook:
 
     def _request(self, job: Job) -> urllib.request.Request:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        data = {"app": job.app, "job": job.id, "state": job.state, "url": f"/api/{job.app}/jobs/{job.id}"}
+        data = {"app": job.app, "job": job.id, "state": job.state, "url": f"{self._root}/api/{job.app}/jobs/{job.id}"}
         body = json.dumps({"type": f"job.{job.state}", "timestamp": now, "data": data}).encode()
         moment = str(int(time.time()))
         headers = {

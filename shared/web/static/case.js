@@ -1,10 +1,13 @@
 // The standard form of an application: files or a sample in, a case out.
 //
-//   import { caseForm, element, table, downloads } from "/static/shared/case.js";
+//   import { caseForm, element, table, downloads } from "../shared/case.js";
 //   caseForm({ render(case_) { document.querySelector("#result").append(downloads(case_)); } });
 //
 // `render(case)` gets what POST /api/<app>/predict answers: { case, app, result, picture, files: {name: url},
 // inputs, artifact, created, interface }. It fills the element #result, which is empty when it is called; it may be async.
+
+/** The path that the server is reached under, as /trivium; empty where that is none. */
+const root = document.body.dataset.root ?? "";
 
 /** Makes an element: element("td", { class: "number" }, "12.5"). Text is never read as HTML. */
 export function element(tag, attributes = {}, ...children) {
@@ -147,7 +150,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     busy(true);
     showStatus("Opening the analysis …");
     try {
-      await follow(await read(`/api/${app}/jobs/${encodeURIComponent(id)}`));
+      await follow(await read(`${root}/api/${app}/jobs/${encodeURIComponent(id)}`));
     } catch (error) {
       showError(error.message);
     } finally {
@@ -164,7 +167,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     result.replaceChildren();
     busy(true);
     try {
-      const answer = await send(`/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
+      const answer = await send(`${root}/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
         started: (request) => { running = request; },
         progress: (fraction) => showStatus(`Uploading … ${Math.round(100 * fraction)} %`),
         uploaded: asJob ? () => showStatus("Uploaded …") : working,
@@ -185,7 +188,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     busy(true);
     showStatus("Opening the case …");
     try {
-      await show(await read(`/api/${app}/cases/${encodeURIComponent(id)}`));
+      await show(await read(`${root}/api/${app}/cases/${encodeURIComponent(id)}`));
     } catch (error) {
       showError(error.message);
     } finally {

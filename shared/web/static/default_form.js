@@ -1,5 +1,5 @@
 // Shows a case as it is: its picture, its result, its files.
-import { caseForm, downloads, element, picture } from "/static/shared/case.js";
+import { caseForm, downloads, element, picture } from "./case.js";
 
 caseForm({
   render(answer) {

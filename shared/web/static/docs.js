@@ -1,6 +1,6 @@
 // The API description, drawn by the vendored Swagger UI; nothing is fetched from elsewhere.
 globalThis.SwaggerUIBundle({
-  url: "/openapi.json",
+  url: `${document.body.dataset.root ?? ""}/openapi.json`,
   dom_id: "#swagger",
   deepLinking: true,
   validatorUrl: null,

@@ -1,0 +1,30 @@
+"""The forms under a path of a reverse proxy's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.browser.three_forms import go_through, three_apps
+from tests.conftest import serving
+from tests.shared.nginx import nginx
+
+pytestmark = [
+    pytest.mark.browser,
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attribute '.*' is an instance of `nn.Module`"),
+]
+
+
+def test_forms_viewers_files_and_jobs_work_behind_nginx_under_a_path(page: Page, tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "store", warm=False, device="cpu", root_path="/trivium")
+    with (
+        serving(create_app(settings, three_apps(tmp_path))) as server,
+        nginx(tmp_path / "nginx", "/trivium/", f"{server}/") as address,
+    ):
+        go_through(page, f"{address}/trivium")
