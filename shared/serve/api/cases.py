@@ -38,6 +38,7 @@ def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -
     return Cases(cases=[CaseLine.of(case, service.settings.root) for case in found])
 
 
+@router.head("/{case_id}", include_in_schema=False)
 @router.get("/{case_id}", response_model=CaseAnswer, responses=_MISSING)
 async def case(service: ServiceDep, case: CaseDep) -> Response:
     """A kept case, as it was answered."""
@@ -55,12 +56,14 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
     service.store.remove(case)
 
 
+@router.head("/{case_id}/picture.png", include_in_schema=False)
 @router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MADE | _PICTURE)
 async def picture(service: ServiceDep, case: CaseDep) -> Response:
     """The case's picture, made when it is first asked for where the application leaves it until then."""
     return await _send(service, case, PICTURE)
 
 
+@router.head("/{case_id}/files/{file}", include_in_schema=False)
 @router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MADE | _FILE)
 async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
     """A file of the case, made when it is first asked for where the application leaves it until then."""

@@ -84,7 +84,8 @@ class Cases(BaseModel):
 class CaseAnswer(BaseModel):
     """A case: what was handed in, what came out."""
 
-    case: str
+    case: str = Field(description="its identifier")
+    url: str
     app: str
     created: str = Field(description="UTC, ISO 8601")
     interface: str = Field(description="the way that the request came: form, json, or the name of a protocol")
@@ -108,6 +109,7 @@ def case_document(case: Case, result: bytes, root: str) -> bytes:
     home = _address(case, root)
     head = {
         "case": case.id,
+        "url": home,
         "app": case.app,
         "created": case.created,
         "interface": case.interface,
@@ -134,6 +136,7 @@ class JobAnswer(BaseModel):
     problem: str | None = Field(description="why it failed")
     status: int | None = Field(description="the status that `predict` would have answered with, where it failed")
     case: str | None = Field(description="address of the case, once it is done")
+    case_id: str | None = Field(description="the identifier of the case, which its answer has as `case`")
     url: str
     events: str = Field(description="address of its server-sent events")
 
@@ -151,6 +154,7 @@ class JobAnswer(BaseModel):
             problem=job.problem,
             status=job.status,
             case=None if job.case_id is None else f"{root}/api/{job.app}/cases/{job.case_id}",
+            case_id=job.case_id,
             url=home,
             events=f"{home}/events",
         )

@@ -22,6 +22,7 @@ from shared.store.database import is_database_gone
 router = APIRouter(tags=["Server"])
 
 
+@router.head("/metrics", include_in_schema=False, dependencies=[OperatorOnly])
 @router.get(
     "/metrics",
     operation_id="metrics",
@@ -55,6 +56,7 @@ def _store(store: CaseStore, services: Mapping[str, Service]) -> tuple[dict[str,
         return {}, free_bytes
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="healthz")
 async def health(request: Request, services: ServicesDep) -> Health | Alive:
     """Whether the server runs, and the state of each predictor; only the former without a key where one is wanted."""

@@ -56,12 +56,14 @@ async def server(request: Request, networks: NetworksDep) -> ServerMetadata:
     return ServerMetadata(name="trivium", version=version, extensions=list(EXTENSIONS), models=networks.names())
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", operation_id="oip_live")
 async def live() -> ServerLive:
     """Whether the server runs."""
     return ServerLive(live=True)
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get(
     "/health/ready", operation_id="oip_ready", response_model=ServerReady, responses={503: {"model": ServerReady}}
 )

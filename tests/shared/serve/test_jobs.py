@@ -55,6 +55,7 @@ def test_a_job_is_accepted_at_once_and_its_events_end_with_its_case(
     told = events(echo_client, job)
     assert told[-1]["state"] == "done" and told[-1] == echo_client.get(job["url"]).json()
     case = echo_client.get(told[-1]["case"]).json()
+    assert (told[0]["case_id"], told[-1]["case_id"]) == (None, case["case"])
     assert (
         case["result"] == {"doubled": [2, 4], "options": {"unit": "mm"}} and case["inputs"][0]["name"] == "numbers.csv"
     )
