@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.app import App, installed
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
+from shared.secure.tls import read_certificate
 from shared.serve.admin import admin_router
 from shared.serve.api import app_routes, status
 from shared.serve.api import models as models_api
@@ -175,8 +176,9 @@ async def _grpc(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
         from shared.serve.oip.grpc_service import GrpcService, stop
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"gRPC needs the package {error.name}; install trivium[grpc]") from error
+    certificate = read_certificate(settings.tls_certificate, settings.tls_key)
     grpc, server.state.grpc_port = await GrpcService(server.state, server.version).start(
-        settings.host, settings.grpc_port
+        settings.host, settings.grpc_port, certificate
     )
     log.info("gRPC listens on port %d", server.state.grpc_port)
     try:

@@ -20,6 +20,7 @@ import uvicorn
 
 from shared.app import App
 from shared.errors import InvalidInputError
+from shared.secure.tls import read_certificate
 from shared.serve.app import create_app
 from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
@@ -52,6 +53,7 @@ def run(settings: Settings, demo: bool = False) -> None:
 
 
 def _serve(settings: Settings, demo: bool) -> None:
+    certificate = read_certificate(settings.tls_certificate, settings.tls_key)
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     listener = listen(settings.host, settings.port)
@@ -64,8 +66,10 @@ def _serve(settings: Settings, demo: bool) -> None:
         ws="none",
         access_log=False,  # the middleware writes its own
         timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=None if certificate is None else certificate.chain,
+        ssl_keyfile=None if certificate is None else certificate.key,
     )
-    address = f"http://{_shown(settings.host)}:{listener.getsockname()[1]}"
+    address = f"{'http' if certificate is None else 'https'}://{_shown(settings.host)}:{listener.getsockname()[1]}"
     services: Mapping[str, Service] = application.state.services
     apps = {name: service.app for name, service in services.items()}
     server = _Server(

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from shared.errors import InvalidInputError
 from shared.secure.access import Key
+from shared.secure.tls import Certificate
 from shared.serve.access_line import log_answer, usable_identifier
 from shared.serve.known_keys import KnownKeys, check_operator
 from shared.serve.middleware.draining import Drain
@@ -68,8 +69,11 @@ class GrpcService:
         self._places: ClientPlaces = state.client_places
         self._coming = RequestLimit("the server", self._networks.settings.request_limit)
 
-    async def start(self, host: str, port: int) -> tuple[Any, int]:
-        """Listens, and gives the server and the port. Raises ``InvalidInputError`` for an address that is taken."""
+    async def start(self, host: str, port: int, certificate: Certificate | None = None) -> tuple[Any, int]:
+        """Listens, over TLS with a ``certificate``, and gives the server and the port.
+
+        Raises ``InvalidInputError`` for an address that is taken.
+        """
         size = min(self._networks.settings.max_tensor_bytes, _MOST_MESSAGE)
         server = grpc.aio.server(
             options=[
@@ -82,7 +86,11 @@ class GrpcService:
         server.add_generic_rpc_handlers((self._handlers(),))
         address = f"[{host}]" if ":" in host else host
         try:
-            found = server.add_insecure_port(f"{address}:{port}")
+            if certificate is None:
+                found = server.add_insecure_port(f"{address}:{port}")
+            else:
+                pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
+                found = server.add_secure_port(f"{address}:{port}", grpc.ssl_server_credentials([pair]))
         except RuntimeError as error:
             raise InvalidInputError(f"{host}:{port} cannot be listened on; choose another with --grpc-port") from error
         await server.start()

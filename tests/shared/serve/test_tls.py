@@ -1,0 +1,141 @@
+"""A server that answers over TLS by itself, over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx2 as httpx
+import numpy as np
+import pytest
+
+from shared import cli
+from shared.errors import InvalidInputError
+from shared.job_client import JobClient
+from shared.secure.tls import read_certificate
+from shared.serve.oip.grpc_messages import PACKAGE, message
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+_PROGRAM = """
+import sys
+from pathlib import Path
+from shared.serve.server import run
+from shared.serve.settings import Settings
+home = Path(sys.argv[1])
+run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu",
+             tls_certificate=home / "tls.crt", tls_key=home / "tls.key"))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate of this machine's, and its key."""
+    found = tmp_path_factory.mktemp("tls")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=trivium", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(found / "tls.key"), "-out", str(found / "tls.crt")]
+    subprocess.run([*made, *name, *files], check=True, capture_output=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ports(home: Path) -> Iterator[dict[str, int]]:
+    """The ports of a server of its own, by protocol."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        said, found = "", {}
+        while "https" not in found:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+            if "gRPC listens on port" in line:
+                found["grpc"] = int(line.rsplit(" ", 1)[1])
+            if "open https://127.0.0.1:" in line:
+                found["https"] = int(line.rsplit(":", 1)[1])
+        yield found
+        process.terminate()
+        process.stdout.read()
+
+
+def test_large_bodies_and_refused_ones_go_over_one_connection(home: Path, ports: dict[str, int]) -> None:
+    trusted = ssl.create_default_context(cafile=str(home / "tls.crt"))
+    with httpx.Client(base_url=f"https://127.0.0.1:{ports['https']}", verify=trusted, timeout=120) as client:
+        assert client.get("/v2/health/live").json() == {"live": True}
+        refused = client.post("/api/finance/none", content=bytes(3_000_000))
+        assert refused.status_code == 404
+        tensors = client.get("/v2/models/tft-anomaly").json()["inputs"]
+        inputs = []
+        for tensor in tensors:
+            shape = [64 if size == -1 else size for size in tensor["shape"]]
+            rows = np.zeros(int(np.prod(shape)), np.float32).tolist()
+            inputs.append({"name": tensor["name"], "shape": shape, "datatype": tensor["datatype"], "data": rows})
+        answer = client.post("/v2/models/tft-anomaly/infer", json={"inputs": inputs})
+        assert answer.status_code == 200, answer.text[:500]
+        assert len(answer.request.content) > 100_000
+        assert answer.json()["outputs"][0]["shape"][0] == 64
+
+
+def test_who_does_not_trust_the_certificate_or_speaks_plainly_gets_nothing(ports: dict[str, int]) -> None:
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"https://127.0.0.1:{ports['https']}/v2/health/live")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://127.0.0.1:{ports['https']}/v2/health/live")
+
+
+def test_grpc_is_over_tls_too(home: Path, ports: dict[str, int]) -> None:
+    trusted = grpc.ssl_channel_credentials((home / "tls.crt").read_bytes())
+    for channel, live in (
+        (grpc.secure_channel(f"127.0.0.1:{ports['grpc']}", trusted), True),
+        (grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}"), False),
+    ):
+        with channel:
+            asked = channel.unary_unary(
+                f"/{PACKAGE}.GRPCInferenceService/ServerLive",
+                request_serializer=lambda one: one.SerializeToString(),
+                response_deserializer=message("ServerLiveResponse").FromString,
+            )
+            if live:
+                assert asked(message("ServerLiveRequest")(), timeout=20).live
+            else:
+                with pytest.raises(grpc.RpcError):
+                    asked(message("ServerLiveRequest")(), timeout=20)
+
+
+def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
+    (tmp_path / "no.pem").write_text("no certificate")
+    locked = tmp_path / "locked.key"
+    encrypt = ["openssl", "pkey", "-in", str(home / "tls.key"), "-aes256", "-passout", "pass:x", "-out", str(locked)]
+    subprocess.run(encrypt, check=True, capture_output=True)
+    chain, key = home / "tls.crt", home / "tls.key"
+    for one, other, words in (
+        (chain, None, "both"),
+        (None, key, "both"),
+        (chain, tmp_path / "none", "cannot be read"),
+        (chain, chain, "no certificate and its private key"),
+        (tmp_path / "no.pem", key, "no certificate and its private key"),
+        (chain, locked, "openssl pkey"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            read_certificate(one, other)
+    assert cli.main(["serve", "--tls-certificate", str(chain), "--port", "0"]) == 2
+    assert "--tls-key" in capsys.readouterr().err
+
+
+def test_the_commands_trust_the_authority_that_the_environment_names(
+    home: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
+    assert cli.main(asked) == 2 and "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+    monkeypatch.setenv("SSL_CERT_FILE", str(home / "tls.crt"))
+    assert cli.main(asked) == 0
+    JobClient(asked[-1], "finance").check()
