@@ -44,6 +44,16 @@ def test_the_dockerfiles_pass_a_linter() -> None:
     assert len(files) == 2 and done.returncode == 0, done.stdout
 
 
+def test_images_are_built_without_what_trying_it_leaves_behind() -> None:
+    """The environment of ``make setup`` alone has 6 GB, all of which would be sent to the builder."""
+    left_out = set((DEPLOY.parent / ".dockerignore").read_text().split())
+    assert {".git", ".venv", "runs", "models", "store"} <= left_out
+    packages = subprocess.run(
+        ["git", "ls-files", "apps", "shared", "trivium"], capture_output=True, text=True, check=True
+    )
+    assert left_out.isdisjoint(path.split("/")[0] for path in packages.stdout.split())
+
+
 @pytest.mark.skipif(shutil.which("check-jsonschema") is None, reason="not installed: pip install check-jsonschema")
 def test_the_compose_file_is_one_by_its_schema(tmp_path: Path) -> None:
     def checked(path: Path) -> subprocess.CompletedProcess[str]:
