@@ -74,6 +74,18 @@ def test_the_tasks_of_an_array_have_runs_and_ports_of_their_own(
     assert len({line[line.index("--master-port") + 1] for line in lines}) == 2
 
 
+def test_each_task_of_an_array_is_queued_again_by_itself(slurm: Slurm, tmp_path: Path, stub: dict[str, str]) -> None:
+    """Slurm gives one of the tasks the number of the whole array as its SLURM_JOB_ID."""
+    job = submitted(slurm, tmp_path, "--array=1-2", "--nodes=1", WAITS="yes", **stub)
+    until(lambda: len([path for path in tmp_path.iterdir() if path.name.isdecimal()]) == 2)
+    for task, other in ((f"{job}_1", f"{job}_2"), (f"{job}_2", f"{job}_1")):
+        before = slurm.facts(other)["Restarts"]
+        slurm.tell("scancel", "--signal=TERM", task)
+        assert slurm.wait(task, restarts=1)["Restarts"] == "1"
+        assert slurm.facts(other)["Restarts"] == before
+    slurm.tell("scancel", job)
+
+
 @pytest.mark.parametrize(
     ("code", "saves", "again"),
     [(143, "", True), (138, "yes", True), (138, "", False), (2, "yes", False), (1, "yes", False), (0, "yes", False)],
