@@ -29,7 +29,8 @@ from shared.errors import InvalidInputError
 LABELS, IMAGE, CALIBRATION = "_gtBbox3d.json", "_leftImg8bit.png", "_camera.json"
 """How the names of its files end, after city, sequence and frame."""
 CAMERA = "leftImg8bit"
-"""The camera of its frames."""
+"""The camera of its frames, and the folder of its images."""
+_LABELS_TREE = "gtBbox3d"
 _OPTICAL = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 """From x ahead, y left, z up to x right, y down, z ahead."""
 _HIDDEN = (0.2, 0.6, 0.9)
@@ -89,27 +90,44 @@ def read_unlabelled(image: Path, calibration: Path) -> Frame:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The images of a data set: ``leftImg8bit`` in ``folder``, or ``folder`` itself where it lies in one. Sorted."""
+    """The images of a data set: below ``leftImg8bit`` in ``folder``, or below ``folder`` where it lies in one; else
+    those in ``folder``. Sorted."""
     tree = folder / CAMERA
     if not tree.is_dir() and CAMERA not in folder.resolve().parts:
-        return []
+        return sorted(folder.glob(f"*{IMAGE}"))
     return sorted((tree if tree.is_dir() else folder).rglob(f"*{IMAGE}"))
+
+
+def image_of(labels: Path) -> Path:
+    """The image of a label file: beside it or in the data set's tree."""
+    name = labels.name.replace(LABELS, IMAGE)
+    found = [file for folder in _folders(labels, _LABELS_TREE, CAMERA) if (file := folder / name).is_file()]
+    if not found:
+        raise InvalidInputError(
+            f"{name} is not beside {labels.name}, nor in {CAMERA} beside {_LABELS_TREE}; hand in both"
+        )
+    return found[0]
 
 
 def calibration_of(image: Path) -> Path:
     """The ``*_camera.json`` of an image, else its label file: beside it or in the data set's tree."""
-    folders = [image.parent]
-    if CAMERA in image.parts:
-        at = len(image.parts) - 1 - image.parts[::-1].index(CAMERA)
-        root, below = Path(*image.parts[:at]), Path(*image.parts[at + 1 : -1])
-        folders += [root / "camera" / below, root / "gtBbox3d" / below]
     names = [image.name.replace(IMAGE, ending) for ending in (CALIBRATION, LABELS)]
+    folders = _folders(image, CAMERA, "camera", _LABELS_TREE)
     found = [file for folder in folders for name in names if (file := folder / name).is_file()]
     if not found:
         raise InvalidInputError(
             f"{image.name} has no {names[0]}; unpack Cityscapes' camera_trainvaltest.zip beside {CAMERA}"
         )
     return found[0]
+
+
+def _folders(file: Path, tree: str, *others: str) -> list[Path]:
+    """The folder of a file, and where the file lies in ``tree`` of a data set, the same ones in its ``others``."""
+    parts = file.absolute().parts
+    if tree not in parts:
+        return [file.parent]
+    at = len(parts) - 1 - parts[::-1].index(tree)
+    return [file.parent, *(Path(*parts[:at], other, *parts[at + 1 : -1]) for other in others)]
 
 
 def _camera(content: dict[str, Any], name: str, image: Path | None) -> Camera:

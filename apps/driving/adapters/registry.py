@@ -17,11 +17,15 @@ ZIP_LIMITS = ArchiveLimits(files=5000, unpacked_bytes=1 << 30)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
-    """``described_by`` finds, among files or in a folder, those that this format begins with; ``read`` takes one."""
+    """``described_by`` finds, among files or in a folder, those that this format begins with; ``read`` takes one.
+
+    ``each`` where the command line goes through a data set of them (``--each``).
+    """
 
     name: str
     described_by: Callable[[Sequence[Path]], list[Path]]
     read: Callable[[Path], list[Frame]]
+    each: bool = False
 
 
 def _ending(suffix: str) -> Callable[[Sequence[Path]], list[Path]]:
@@ -44,10 +48,7 @@ def _own_sweeps(root: Path) -> list[Frame]:
 
 
 def _city_image(labels: Path) -> list[Frame]:
-    image = labels.with_name(labels.name.replace(cityscapes3d.LABELS, cityscapes3d.IMAGE))
-    if not image.is_file():
-        raise InvalidInputError(f"{image.name} is not beside {labels.name}; hand in both")
-    return [cityscapes3d.read(labels, image)]
+    return [cityscapes3d.read(labels, cityscapes3d.image_of(labels))]
 
 
 def _city_image_alone(image: Path) -> list[Frame]:
@@ -57,8 +58,8 @@ def _city_image_alone(image: Path) -> list[Frame]:
 READERS: tuple[Reader, ...] = (
     Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
     Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
-    Reader(name="Cityscapes 3D image", described_by=_ending(cityscapes3d.LABELS), read=_city_image),
-    Reader(name="Cityscapes image", described_by=_ending(cityscapes3d.IMAGE), read=_city_image_alone),
+    Reader(name="Cityscapes 3D image", described_by=_ending(cityscapes3d.LABELS), read=_city_image, each=True),
+    Reader(name="Cityscapes image", described_by=_ending(cityscapes3d.IMAGE), read=_city_image_alone, each=True),
     Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),
 )
 """Formats that the name of a file or folder tells, and then ROS bags, of which a topic is named; everything else is
@@ -105,8 +106,10 @@ def _read(files: Sequence[Path], name: str, topic: str | None) -> list[Frame]:
     for reader in READERS:
         described = reader.described_by(files)
         if len(described) > 1:
+            more = "; the command line takes them all: trivium predict driving PATH --each --out DIR"
             raise InvalidInputError(
-                f"{name} holds {len(described)} files {described[0].name}; hand in one {reader.name} at a time"
+                f"{name} holds {len(described)} files such as {described[0].name}; hand in one {reader.name} at a time"
+                f"{more if reader.each else ''}"
             )
         if described:
             _refuse_topic(topic, name)

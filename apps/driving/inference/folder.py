@@ -192,12 +192,14 @@ def _go_on(
         except KeyboardInterrupt:
             say(f"stopped; the last frame answered is {last}. The same command goes on after it.")
             raise
-    say(f"Wrote {out / _LINES}{beside}; {refused} frames were left out")
+    say(f"Wrote {out / _LINES}{beside}; frames left out: {refused}")
+    if (cities := out / city_results.FOLDER).is_dir():
+        say(f"Wrote {cities}, the benchmark's files of the frames answered so far")
     if found.posed:
         _write_submission(out)
         say(f"Wrote {out / nuscenes.FILE}, a submission of the frames answered so far")
     if doubtful:
-        say(f"{doubtful} frames carry such a remark in {_LINES}")
+        say(f"frames with remarks: {doubtful}; {_LINES} has them")
     return refused
 
 

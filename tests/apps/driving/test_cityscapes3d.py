@@ -94,8 +94,19 @@ def test_an_image_of_cityscapes_is_read_with_its_label_file_beside_it(tmp_path):
     with pytest.raises(InvalidInputError, match="is not beside aachen_000000_000019_gtBbox3d"):
         read_frames([tmp_path / "aachen_000000_000019_gtBbox3d.json"])
     write_city(frame, tmp_path, "aachen_000000_000020")
-    with pytest.raises(InvalidInputError, match="hand in one Cityscapes 3D image at a time"):
+    sentence = "hand in one Cityscapes 3D image at a time; .*--each"
+    with pytest.raises(InvalidInputError, match=sentence):
         read_frames([tmp_path / "gtBbox3d"])
+
+
+def test_an_image_and_its_label_file_are_handed_in_from_their_own_folders(tmp_path):
+    frame = scene(np.random.default_rng(5), sensors=Sensors(image_scale=0.5, azimuth_step_deg=1.0))
+    write_city(frame, tmp_path, "aachen_000000_000019")
+    files = [file for file in tmp_path.rglob("aachen_*") if file.is_file()]
+    (read,) = read_frames(files)
+    assert read.truth is not None and np.array_equal(
+        read.cameras["leftImg8bit"].image_HWC, frame.cameras["image_2"].image_HWC
+    )
 
 
 def test_an_image_of_cityscapes_that_was_resized_is_remarked_on(tmp_path):
@@ -155,6 +166,13 @@ def test_a_camera_file_says_what_the_labels_say_of_the_same_camera(tmp_path):
     assert frame.name == "stuttgart_000000_000019" and frame.truth is None and not frame.remarks
 
 
+def test_an_image_is_named_from_within_its_folder(tmp_path, monkeypatch):
+    image = write_image(tmp_path, "stuttgart_000000_000019", (2048, 1024))
+    write_camera(tmp_path, "stuttgart_000000_000019", STUTTGART)
+    monkeypatch.chdir(image.parent)
+    assert read_frames([Path(image.name)])[0].name == "stuttgart_000000_000019"
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -210,9 +228,13 @@ def test_a_data_set_is_gone_through_image_by_image(predictor, ask, tmp_path):
     assert predict_folder(predictor, tmp_path, tmp_path / "out", Options(score=0.02), said.append) == 0
     written = sorted(file.name for file in (tmp_path / "out" / "cityscapes3d").iterdir())
     assert written == ["aachen_000000_000019_gtBbox3d.json", "berlin_000000_000019_gtBbox3d.json"]
+    assert said[-1].endswith("cityscapes3d, the benchmark's files of the frames answered so far")
     (tmp_path / "out2").mkdir()
     assert predict_folder(predictor, image.parent, tmp_path / "out2", Options(score=0.02), said.append) == 0
     assert len((tmp_path / "out2" / "frames.jsonl").read_text().splitlines()) == 1
+    loose = shutil.copytree(image.parent, tmp_path / "loose")
+    shutil.copy(tmp_path / "camera/test/berlin/berlin_000000_000019_camera.json", loose)
+    assert predict_folder(predictor, loose, tmp_path / "out3", Options(score=0.02), said.append) == 0
     response = ask(Request(files=(image,), options={"score": "0.02"}))
     assert json.loads(response.files[written[1]]) == json.loads(
         (tmp_path / "out/cityscapes3d" / written[1]).read_text()

@@ -77,7 +77,7 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_tried_again(predictor, spli
     good = sweep.read_bytes()
     sweep.write_bytes(good[:-3])
     assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 1
-    assert any("left out: 000002.bin has" in text for text in said) and "1 frames were left out" in said[-1]
+    assert any("left out: 000002.bin has" in text for text in said) and "frames left out: 1" in said[-1]
     assert not (tmp_path / "out" / "000002.txt").exists()
     sweep.write_bytes(good)
     assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
@@ -90,7 +90,7 @@ def test_a_split_at_another_height_is_remarked_upon_once(predictor, split, tmp_p
     said = []
     assert predict_folder(predictor, split, tmp_path / "out", Options(), said.append) == 0
     assert sum("The lowest points ahead lie at z" in text for text in said) == 1
-    assert said[-1] == "4 frames carry such a remark in frames.jsonl"
+    assert said[-1] == "frames with remarks: 4; frames.jsonl has them"
     assert all(line["remarks"] for line in lines(tmp_path / "out"))
 
 
