@@ -63,8 +63,8 @@ class Runs:
     Example: trivium runs runs/first runs/second --json
     """
 
-    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="[DIR ...]")] = ()
-    """Runs, or directories that hold runs; runs by default."""
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="[DIR ...]")] = (Path("runs"),)
+    """Runs, or directories that hold runs."""
     json: bool = False
     """Print JSON: the runs with all their settings, and those that differ."""
 

@@ -54,8 +54,13 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    for name, folders, files in os.walk(folder):
-        if "recipe.yaml" in files and "checkpoints" in folders:
+    seen = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(name)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if "recipe.yaml" in files and ("checkpoints" in folders or "events.jsonl" in files):
             yield Path(name)
             folders.clear()
         folders.sort()
@@ -72,14 +77,15 @@ def summarise(path: Path) -> RunSummary:
         return RunSummary(path, "", "", None, "", None, None, None, "unreadable", why, {})
     events = read_last_events(run.events_file)
     progress = _progress(run)
+    steps = max([progress.get("step", 0), *(event["step"] for event in events)])
     step = progress.get("best_step") or None
     best = next((entry.get(monitor) for entry in progress.get("history", ()) if entry.get("step") == step), None)
-    state, why = _state(run, events)
+    state, why = _state(run, events, steps)
     return RunSummary(
         run=path,
         app=str(document["app"]),
         recipe=str(document["name"]),
-        steps=max([progress.get("step", 0), *(event["step"] for event in events)]),
+        steps=steps,
         monitor=monitor,
         best=best,
         best_step=step,
@@ -104,12 +110,12 @@ def _progress(run: Run) -> Mapping[str, Any]:
         return {}
 
 
-def _state(run: Run, events: Sequence[Mapping[str, Any]]) -> tuple[State, str]:
+def _state(run: Run, events: Sequence[Mapping[str, Any]], steps: int) -> tuple[State, str]:
     """How the run stands, and why in words."""
     if is_locked(run.lock_file):
         return "running", ""
     if not events:
-        return "interrupted", "before its first step"
+        return ("unreadable", "its events.jsonl is gone") if steps else ("interrupted", "before its first step")
     if (last := events[-1])["event"] != "end":
         return "interrupted", "it wrote no end (killed, or training on another machine)"
     reason = str(last.get("reason"))

@@ -56,8 +56,39 @@ def test_runs_are_compared_by_score_loss_and_the_settings_that_differ(here, caps
     assert cli.main(["runs"]) == 0
     told = capsys.readouterr().out
     assert f"loss {one.scores['loss']:.4g}" in told and "ended: epochs" in told
-    assert "settings that differ between runs/deeper/other / runs/one:" in told
-    assert "  optimizer.learning_rate 0.0003 / 0.001\n  limits.steps 25 / -\n" in told
+    assert "settings that differ between the 2 runs of line with " in told
+    assert "  optimizer.learning_rate 0.0003 (runs/deeper/other), 0.001 (runs/one)\n" in told
+    assert "  limits.steps 25 (runs/deeper/other), - (runs/one)\n" in told
+
+
+def test_runs_that_share_a_value_are_named_beside_it(here, capsys):
+    for name, rate in {"a": 1e-3, "b": 3e-4, "c": 1e-3, "d": 3e-4}.items():
+        line.run(at_rate(rate, steps=5), here / "runs" / name)
+    assert cli.main(["runs"]) == 0
+    assert "  optimizer.learning_rate 0.001 (runs/a, runs/c), 0.0003 (runs/b, runs/d)\n" in capsys.readouterr().out
+    shutil.rmtree(here / "runs" / "d")
+    assert cli.main(["runs"]) == 0
+    assert "  optimizer.learning_rate 0.0003 (runs/b), else 0.001\n" in capsys.readouterr().out
+
+
+def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
+    line.train(here / "runs" / "no-checkpoints", steps=5)
+    shutil.rmtree(here / "runs" / "no-checkpoints" / "checkpoints")
+    line.train(here / "runs" / "no-events", steps=5)
+    (here / "runs" / "no-events" / "events.jsonl").unlink()
+    runs, _ = described(capsys)
+    assert (runs["no-checkpoints"]["state"], runs["no-checkpoints"]["steps"]) == ("ended", 5)
+    assert runs["no-checkpoints"]["best"] == runs["no-events"]["best"] is not None
+    assert (runs["no-events"]["state"], runs["no-events"]["why"]) == ("unreadable", "its events.jsonl is gone")
+
+
+def test_links_to_runs_on_another_disk_are_followed_once(here, capsys):
+    line.train(here / "disk" / "one", steps=5)
+    (here / "runs").mkdir()
+    (here / "runs" / "linked").symlink_to(here / "disk" / "one")
+    (here / "runs" / "same").symlink_to(here / "disk")
+    (here / "runs" / "loop").symlink_to(here / "runs")
+    assert list(described(capsys)[0]) == ["linked"]
 
 
 def test_the_best_score_is_the_runs_own_and_not_one_that_a_stop_brought(here, capsys):
