@@ -81,7 +81,7 @@ class Limits:
     ``batch`` is the global batch, shared by all processes. ``micro_batch`` is the most samples that a process takes
     through the model at once: of a larger share of the batch the gradients are accumulated. ``steps``, where
     given, is the length of a run in place of ``epochs``; ``minutes`` ends it earlier.
-    Validated is every ``validate_every`` steps, by default at the end of each epoch, and where the run ends. Early
+    A run is validated every ``validate_every`` steps, by default at the end of each epoch, and where it ends. Early
     stopping follows ``monitor``, a name in the scores of the validation (``loss`` is always there).
     """
 

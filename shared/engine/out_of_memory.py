@@ -75,8 +75,8 @@ def _halved(training: Training, number: int, micro_batch: int) -> Step:
     progress = training.progress
     progress.micro_batch, progress.micro_batch_asked = micro_batch, training.recipe.limits.micro_batch
     training.log.say(
-        f"out of memory at step {number + 1}: taken again, as all that follow, in micro-batches of {micro_batch}; "
-        f"--limits.micro-batch {micro_batch} begins with them"
+        f"out of memory at step {number + 1}: it is taken again, and all further ones are, in micro-batches of "
+        f"{micro_batch}; another run begins with them by --limits.micro-batch {micro_batch}"
     )
     training.events.write("out_of_memory", progress.step, micro_batch=micro_batch)
     return training.loader.step(number)

@@ -263,6 +263,8 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
                 f"no checkpoint of {run.path} is whole ({names}): restore one of them, or name a new run; this one is "
                 "not started over"
             )
+        if run.events_file.exists():
+            notes.append(f"{run.path} holds no checkpoint: it begins again with its first step")
         return None
     document = read_recipe_file(run.recipe_file)
     if "classes" not in document:

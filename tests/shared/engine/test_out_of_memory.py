@@ -101,7 +101,7 @@ def test_the_steps_before_are_those_of_the_larger_micro_batch(tmp_path):
 def test_the_run_says_so_and_a_resumed_one_knows_it(tmp_path, capsys):
     small, _ = on_a_small_device(line.Regression, 2, until_call=3)
     fit(line.recipe(small, steps=7), Run(tmp_path / "run", "line", "tiny"), device="cpu")
-    told = "line tiny: out of memory at step 1: taken again, as all that follow, in micro-batches of 2"
+    told = "line tiny: out of memory at step 1: it is taken again, and all further ones are, in micro-batches of 2"
     assert told in capsys.readouterr().out
     (noted,) = [one for one in read_events(tmp_path / "run" / "events.jsonl") if one["event"] == "out_of_memory"]
     assert (noted["step"], noted["micro_batch"]) == (0, 2)

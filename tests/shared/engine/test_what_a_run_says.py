@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def said(path: Path, capsys: pytest.CaptureFixture[str], recipe: Recipe | None =
 def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
     assert not any("going on" in row for row in said(tmp_path, capsys, steps=15))
     assert "going on from step-00000015, of 30 steps" in said(tmp_path, capsys)
+
+
+def test_a_run_whose_checkpoints_were_deleted_says_that_it_begins_again(tmp_path, capsys):
+    assert not any("holds no checkpoint" in line for line in said(tmp_path / "run", capsys, steps=10))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    told = f"{tmp_path / 'run'} holds no checkpoint: it begins again with its first step"
+    assert any(told in line for line in said(tmp_path / "run", capsys, steps=10))
 
 
 def test_a_logging_step_tells_the_epoch_the_pace_and_what_is_left(tmp_path, capsys):
