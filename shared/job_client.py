@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import ssl
 import threading
@@ -11,15 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from shared.errors import InvalidInputError
+from shared.secure.access import PREFIX
 
 _CHUNK = 1 << 20
 _LONGEST_ANSWER = 256 << 20
 _PATIENCE_S = 60.0
 _REFUSED = (413, 422)
 _FAILED = (400, 500, 504)
+_OTHER = "; is that address Trivium's?"
+_HINTS = {401: "; TRIVIUM_KEY holds the key that it wants", 404: _OTHER}
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+"""X509_verify_cert's errors of a certificate whose authority is not among those that are trusted."""
 
 
 class ServerAway(Exception):
@@ -131,7 +138,7 @@ class JobClient:
             response = connection.getresponse()
             content = response.read(_LONGEST_ANSWER + 1)
         except (OSError, HTTPException) as error:
-            raise ServerAway(f"the server at {self.server} does not answer ({_words(error)})") from error
+            raise ServerAway(f"the server at {self.server} does not answer ({connection_problem(error)})") from error
         finally:
             connection.close()
         if 200 <= response.status < 300 and len(content) <= _LONGEST_ANSWER:
@@ -139,13 +146,17 @@ class JobClient:
         raise self._problem(method, response, content)
 
     def _problem(self, method: str, response: HTTPResponse, content: bytes) -> Exception:
-        status = response.status
+        status, sentence = response.status, _sentence(content)
+        if sentence is None:
+            # A proxy's, which says nothing of the case: 413 may be its own limit of a body.
+            led = response.getheader("Location")
+            hint = f"; give --server the address that it leads to, {led}" if led else _OTHER
+            return ServerAway(f"the server at {self.server} answers {status}{_HINTS.get(status, hint)}")
         if status in (404, 410) and method == "GET":
             return JobGone("it is gone from the server")
         if status in _FAILED or (status in _REFUSED and method == "POST"):
-            return JobFailed(_sentence(content), status)
-        hint = {401: "; TRIVIUM_KEY holds the key that it wants", 404: "; is that address Trivium's?"}.get(status, "")
-        return ServerAway(f"the server at {self.server} answers {status}{hint}")
+            return JobFailed(sentence, status)
+        return ServerAway(f"the server at {self.server} answers {status}{_HINTS.get(status, '')}")
 
     def _connect(self) -> HTTPConnection:
         if self._tls is None:
@@ -158,14 +169,28 @@ def authorization() -> str | None:
 
     Refuses both, and what no header can hold.
     """
-    key, whole = os.environ.get("TRIVIUM_KEY"), os.environ.get("TRIVIUM_AUTHORIZATION")
+    key, whole = (os.environ.get(name, "").strip() for name in ("TRIVIUM_KEY", "TRIVIUM_AUTHORIZATION"))
     if key and whole:
         raise InvalidInputError("set TRIVIUM_KEY or TRIVIUM_AUTHORIZATION: a request has one header Authorization")
-    name, found = ("TRIVIUM_KEY", f"Bearer {key}") if key else ("TRIVIUM_AUTHORIZATION", whole or "")
-    if not (found.isascii() and found.isprintable()):
-        shown = "the key as `trivium keys add` prints it" if key else "Bearer TOKEN"
-        raise InvalidInputError(f"{name} holds what no header can; write it as {shown}")
-    return found or None
+    if key and not re.fullmatch(rf"{PREFIX}[\w-]+", key, re.ASCII):
+        raise InvalidInputError(f"TRIVIUM_KEY holds no key; write it as `trivium keys add` prints it: {PREFIX}...")
+    if not (whole.isascii() and whole.isprintable()):
+        raise InvalidInputError("TRIVIUM_AUTHORIZATION holds what no header can; write it as Bearer TOKEN")
+    return f"Bearer {key}" if key else whole or None
+
+
+def connection_problem(error: Exception) -> str:
+    """Why a server cannot be asked, and what to do where its certificate or TLS itself is the cause."""
+    cause = error.reason if isinstance(error, URLError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        unknown = cause.verify_code in _UNKNOWN_AUTHORITY
+        hint = "; name its authority's file in SSL_CERT_FILE" if unknown else ""
+        return f"its certificate is not trusted: {cause.verify_message.rstrip('.')}{hint}"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "it does not answer over TLS; write its address with http://"
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused; is the server running?"
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 def _field(boundary: str, name: str, value: str) -> bytes:
@@ -187,12 +212,9 @@ def _json(content: bytes) -> dict[str, Any]:
     return found
 
 
-def _sentence(content: bytes) -> str:
+def _sentence(content: bytes) -> str | None:
+    """The sentence of a refusal of Trivium's; None where the answer is none of its."""
     try:
         return str(json.loads(content)["detail"])
     except (ValueError, KeyError, TypeError):
-        return "it gives no reason"
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ from shared.app import Table
 from shared.cli.arguments import Versions
 from shared.cli.printing import print_table
 from shared.errors import InvalidInputError
-from shared.job_client import authorization
+from shared.job_client import authorization, connection_problem
 
 _LONGEST_S = 600.0
 
@@ -24,6 +25,8 @@ def run(command: Versions) -> int:
         raise InvalidInputError("give one of --promote, --roll-back, --retire and --reload")
     if any(wanted) and not command.model:
         raise InvalidInputError("name the model, as in trivium versions pointpillars --promote 2")
+    if not command.server.lower().startswith(("http://", "https://")):
+        raise InvalidInputError(f"{command.server} is no address of a server; write it as http://127.0.0.1:8000")
     place = f"{command.server.rstrip('/')}/api/models"
     home = f"{place}/{quote(command.model, safe='')}"
     if command.promote is not None:
@@ -51,13 +54,13 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
-            raise InvalidInputError(f"{address}: {_sentence(error.read(), error.reason)}") from error
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{address} cannot be asked ({error}); is the server running?") from error
+            raise InvalidInputError(f"{error.url}: {_sentence(error.read(), error)}") from error
+    except (OSError, ValueError, HTTPException) as error:
+        raise InvalidInputError(f"{address} cannot be asked: {connection_problem(error)}") from error
 
 
-def _sentence(content: bytes, otherwise: str) -> str:
+def _sentence(content: bytes, error: urllib.error.HTTPError) -> str:
     try:
         return str(json.loads(content)["detail"])
     except (ValueError, KeyError, TypeError):
-        return otherwise
+        return f"{error.code} {error.reason}; is --server Trivium's address, with its path where it has one?"

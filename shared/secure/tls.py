@@ -37,7 +37,6 @@ def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, no_passphrase)
     except (OSError, ValueError) as error:  # TLS's own errors are OSErrors
-        raise InvalidInputError(
-            f"{chain} and {key} are no certificate and its private key in PEM ({getattr(error, 'reason', error)})"
-        ) from error
+        why = getattr(error, "reason", None) or error
+        raise InvalidInputError(f"{chain} and {key} are no certificate and its private key in PEM ({why})") from error
     return Certificate(chain, key)

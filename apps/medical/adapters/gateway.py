@@ -120,7 +120,7 @@ class DicomGateway:
         if self.to.lower().startswith(("http://", "https://")):
             if tls is not None:
                 tls.check_hostname = True  # as on the web; of DICOM's certificates many name an AE title
-            return read_web_archive(self.to, os.environ.get(AUTHORIZATION), tls)
+            return read_web_archive(self.to, os.environ.get(AUTHORIZATION, "").strip() or None, tls)
         return StorageUser(self.aet, read_archive(self.to), tls)
 
     def _tls(self) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:

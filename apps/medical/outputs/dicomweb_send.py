@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused, read_report
 from shared.errors import InvalidInputError
+from shared.job_client import connection_problem
 
 AUTHORIZATION = "TRIVIUM_ARCHIVE_AUTHORIZATION"
 _PATIENCE_S = 60.0
@@ -89,8 +90,7 @@ class WebArchive:
             response = connection.getresponse()
             return response.status, response.read(_LONGEST_ANSWER)
         except (OSError, HTTPException) as error:
-            why = getattr(error, "strerror", None) or type(error).__name__
-            raise ArchiveAway(f"{self} cannot be reached ({why})") from error
+            raise ArchiveAway(f"{self} cannot be reached ({connection_problem(error)})") from error
         finally:
             connection.close()
 

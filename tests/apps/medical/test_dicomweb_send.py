@@ -102,7 +102,7 @@ def sent(pacs: WebPacs, file: Path) -> ReportRefused | None:
 
 
 def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_path, pacs, made_report, monkeypatch):
-    monkeypatch.setenv("TRIVIUM_ARCHIVE_AUTHORIZATION", "Bearer secret")
+    monkeypatch.setenv("TRIVIUM_ARCHIVE_AUTHORIZATION", "Bearer secret\n")
     stub = StubServer(report=made_report)
     with gateway(tmp_path, stub.address, pacs.url) as port:
         assert send(port, images()) == [0] * 4

@@ -16,7 +16,7 @@ import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient
+from shared.job_client import JobClient, ServerAway
 from shared.secure.tls import read_certificate
 from shared.serve.oip.grpc_messages import PACKAGE, message
 
@@ -122,6 +122,7 @@ def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
         (None, key, "both"),
         (chain, tmp_path / "none", "cannot be read"),
         (chain, chain, "no certificate and its private key"),
+        (key, chain, r"\(\[SSL\]"),
         (tmp_path / "no.pem", key, "no certificate and its private key"),
         (chain, locked, "openssl pkey"),
     ):
@@ -135,7 +136,13 @@ def test_the_commands_trust_the_authority_that_the_environment_names(
     home: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["versions", "tft-anomaly", "--server", f"https://127.0.0.1:{ports['https']}"]
-    assert cli.main(asked) == 2 and "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+    assert cli.main(asked) == 2 and "SSL_CERT_FILE" in capsys.readouterr().err
+    with pytest.raises(ServerAway, match="SSL_CERT_FILE"):
+        JobClient(asked[-1], "finance").check()
     monkeypatch.setenv("SSL_CERT_FILE", str(home / "tls.crt"))
     assert cli.main(asked) == 0
     JobClient(asked[-1], "finance").check()
+    for wrong, words in (("https://localhost", "mismatch"), ("localhost", "write it as http://")):
+        assert cli.main([*asked[:-1], f"{wrong}:{ports['https']}"]) == 2
+        said = capsys.readouterr().err
+        assert words in said and "SSL_CERT_FILE" not in said

@@ -1,0 +1,91 @@
+"""What a client of the jobs makes of answers that are not Trivium's, and of the key in the environment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from shared import cli
+from shared.errors import InvalidInputError
+from shared.job_client import JobClient, JobFailed, JobGone, ServerAway, authorization
+
+KEY = "trv_8qP4GWBRQVgbmtsJC5uRfyoRomeg3oRqzclNvtcsI-U"
+PROXY, TRIVIUM = b"<html>nginx</html>", b'{"detail": "no"}'
+
+
+@contextmanager
+def answering(status: int, content: bytes, headers: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of what gives this answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 500, 504])
+def test_what_a_proxy_answers_says_nothing_of_the_case(tmp_path: Path, status: int) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"1")
+    with answering(status, PROXY) as address:
+        for ask in (lambda one: one.submit([tmp_path / "a.dcm"], {}), lambda one: one.job("/api/echo/jobs/1")):
+            with pytest.raises(ServerAway, match=f"{status}.*Trivium"):
+                ask(JobClient(address, "echo"))
+
+
+def test_what_the_server_answers_does(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"1")
+    with answering(413, TRIVIUM) as address, pytest.raises(JobFailed, match="no") as failed:
+        JobClient(address, "echo").submit([tmp_path / "a.dcm"], {})
+    assert failed.value.is_refusal
+    with answering(404, TRIVIUM) as address, pytest.raises(JobGone):
+        JobClient(address, "echo").job("/api/echo/jobs/1")
+
+
+def test_a_redirection_names_the_address_to_give() -> None:
+    with (
+        answering(301, PROXY, {"Location": "https://hospital.example/trivium/"}) as address,
+        pytest.raises(ServerAway, match=r"--server .*https://hospital\.example/trivium/"),
+    ):
+        JobClient(address, "echo").check()
+
+
+def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(404, PROXY) as address:
+        assert cli.main(["versions", "--server", address]) == 2
+    assert "404" in (said := capsys.readouterr().err) and "--server" in said
+
+
+@pytest.mark.parametrize("written", [KEY, f"{KEY}\n", f" {KEY}\r\n"])
+def test_the_end_of_a_line_is_not_of_the_key(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("TRIVIUM_KEY", written)
+    assert authorization() == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("written", [f"Bearer {KEY}", f'"{KEY}"', "/etc/trivium/key", f"{KEY}\n{KEY}", "trv_é", "trv_"])
+def test_what_is_no_key_is_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("TRIVIUM_KEY", written)
+    with pytest.raises(InvalidInputError, match="trivium keys add"):
+        authorization()
