@@ -11,7 +11,7 @@ from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.browser.three_forms import go_through, three_apps
 from tests.conftest import serving
-from tests.shared.nginx import nginx
+from tests.shared.nginx import documented, nginx
 
 pytestmark = [
     pytest.mark.browser,
@@ -25,6 +25,6 @@ def test_forms_viewers_files_and_jobs_work_behind_nginx_under_a_path(page: Page,
     settings = Settings(store=tmp_path / "store", warm=False, device="cpu", root_path="/trivium")
     with (
         serving(create_app(settings, three_apps(tmp_path))) as server,
-        nginx(tmp_path / "nginx", "/trivium/", f"{server}/") as address,
+        nginx(tmp_path / "nginx", documented(server)) as address,
     ):
         go_through(page, f"{address}/trivium")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,24 +29,26 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    proxy_set_header Host $http_host;
-    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    proxy_set_header X-Forwarded-Proto $scheme;
-    client_max_body_size 2g;
-    proxy_read_timeout 150s;
     server {{
         listen 127.0.0.1:{port};
-        location {location} {{
-            proxy_pass {upstream};
-        }}
+        {directives}
     }}
 }}
 """
 
 
+def documented(upstream: str) -> str:
+    """What docs/integrators.md has nginx do for a server at ``upstream`` under the path /trivium."""
+    page = (Path(__file__).parents[2] / "docs" / "integrators.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    whole, under = (block for block in blocks if "proxy_pass" in block)
+    found: str = whole.partition("location")[0] + under
+    return found.replace("http://127.0.0.1:8000", upstream)
+
+
 @contextmanager
-def nginx(folder: Path, location: str, upstream: str) -> Iterator[str]:
-    """The address of an nginx that passes what comes under ``location`` on to ``upstream``."""
+def nginx(folder: Path, directives: str) -> Iterator[str]:
+    """The address of an nginx with these ``directives`` in its server."""
     if NGINX is None:
         pytest.skip("there is no nginx on this machine")
     with socket.socket() as free:
@@ -53,7 +56,7 @@ def nginx(folder: Path, location: str, upstream: str) -> Iterator[str]:
         port = free.getsockname()[1]
     folder.mkdir()
     file = folder / "nginx.conf"
-    file.write_text(_CONFIGURATION.format(folder=folder, port=port, location=location, upstream=upstream))
+    file.write_text(_CONFIGURATION.format(folder=folder, port=port, directives=directives))
     with subprocess.Popen([NGINX, "-p", str(folder), "-c", str(file)], stderr=subprocess.PIPE) as process:
         try:
             while True:

@@ -18,7 +18,7 @@ from shared.job_client import JobClient
 from shared.serve.app import create_app
 from shared.serve.settings import Settings, read_settings
 from tests.conftest import serving
-from tests.shared.nginx import nginx
+from tests.shared.nginx import documented, nginx
 from tests.shared.serve.echo import csv, until
 
 ROOT = "/hospital/trivium"
@@ -88,7 +88,7 @@ def test_a_path_that_the_server_has_itself_is_refused(settings: Settings, echo_a
         create_app(settings.model_copy(update={"root_path": path}), {"echo": echo_app})
 
 
-@pytest.mark.parametrize("passed", ["/", "/trivium/"])
+@pytest.mark.parametrize("passed", ["", "/"])
 def test_jobs_are_handed_in_and_answers_fetched_behind_nginx(
     settings: Settings, echo_app: App, tmp_path: Path, passed: str
 ) -> None:
@@ -96,7 +96,9 @@ def test_jobs_are_handed_in_and_answers_fetched_behind_nginx(
     (tmp_path / "a.csv").write_text("1,2")
     with (
         serving(create_app(given, {"echo": echo_app})) as server,
-        nginx(tmp_path / "nginx", "/trivium/", server + passed) as proxy,
+        nginx(
+            tmp_path / "nginx", documented(server).partition("location ~")[0].replace(server, server + passed)
+        ) as proxy,
     ):
         for base in (f"{proxy}/trivium", server):  # a gateway on the server's own machine asks it directly
             client = JobClient(base, "echo")
@@ -108,3 +110,21 @@ def test_jobs_are_handed_in_and_answers_fetched_behind_nginx(
             assert httpx.get(urljoin(base, case["picture"])).content.startswith(b"\x89PNG")
         page = httpx.get(f"{proxy}/trivium/echo/", follow_redirects=True)
         assert page.status_code == 200 and str(page.url) == f"{proxy}/trivium/echo"
+
+
+def test_the_documented_nginx_keeps_what_operators_may_for_their_network_however_it_is_written(
+    settings: Settings, echo_app: App, tmp_path: Path
+) -> None:
+    given = settings.model_copy(update={"hosts": None, "root_path": "/trivium"})
+    with serving(create_app(given, {"echo": echo_app})) as server, nginx(tmp_path / "n", documented(server)) as proxy:
+        assert httpx.get(f"{proxy}/trivium/api/models").status_code == 200
+        for path in ("metrics", "healthz", "admin", "api/models/echo/reload", "v2/repository/models/echo/unload"):
+            first, _, rest = path.partition("/")
+            for written in (
+                *(f"/trivium/{path}", f"/trivium//{path}", f"/trivium/{path}/", f"/trivium/trivium/{path}"),
+                *(f"//trivium//trivium/{path}", f"/trivium/x/..%2f{path}", f"/trivium%2f{path}", f"/{path}"),
+                *(f"/trivium/%{ord(first[0]):x}{path[1:]}", f"/trivium/{first}%2f{rest}"),
+            ):
+                for method in ("GET", "POST"):
+                    found = httpx.request(method, proxy + written, follow_redirects=True).status_code
+                    assert found in (403, 404, 405), (method, written)
