@@ -26,19 +26,21 @@ def run(command: Keys) -> int:
         raise InvalidInputError(words)
     settings = read_settings()
     # Keys may be there before the server has ever run.
-    beside = command.action != "add" or is_store(settings.store, settings.store_url)
-    with closing(open_store(beside)) as store:
-        keys = StoredKeys(store.engine)
+    there = is_store(settings.store, settings.store_url)
+    with closing(open_store(beside=command.action != "add" or there)) as store:
+        keys, folder = StoredKeys(store.engine), store.folder.absolute()
         match command.action:
             case "add":
                 print(keys.add(command.name, command.role))
-                print(f"the key of {command.name}, {command.role}; it is shown only now", file=sys.stderr)
+                print(f"the key of {command.name}, {command.role}, in {folder}; it is shown only now", file=sys.stderr)
+                if not there:
+                    print("that store is new: only a server whose TRIVIUM_STORE it is knows the key", file=sys.stderr)
             case "revoke":
                 keys.revoke(command.name)
                 print(f"the key of {command.name} lets nobody in any more")
             case "list":
                 rows = [(key.name, key.role, f"{_moment(key.created_ns)} UTC") for key in keys.all()]
-                print_table(Table(title=f"{store.folder}", columns=("name", "role", "added"), rows=rows))
+                print_table(Table(title=f"{folder}", columns=("name", "role", "added"), rows=rows))
     return 0
 
 

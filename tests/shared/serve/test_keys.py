@@ -244,9 +244,14 @@ def test_keys_are_added_listed_and_revoked_at_the_command_line(
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
     assert cli.main(["keys", "list"]) == 2, "there is no store yet"
-    assert cli.main(["keys", "add", "pacs-1"]) == 0 and cli.main(["keys", "add", "anna", "--role", "operator"]) == 0
-    keys = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trv_")]
-    assert len(keys) == 2 and all(len(key) > 40 for key in keys)
+    assert cli.main(["keys", "add", "pacs-1"]) == 0
+    first = capsys.readouterr()
+    assert str(tmp_path / "store") in first.err and "store is new" in first.err
+    assert cli.main(["keys", "add", "anna", "--role", "operator"]) == 0
+    second = capsys.readouterr()
+    assert str(tmp_path / "store") in second.err and "new" not in second.err
+    keys = (first.out + second.out).split()
+    assert len(keys) == 2 and all(key.startswith("trv_") and len(key) > 40 for key in keys)
     for words in (["add", "pacs-1"], ["add", "a b"], ["add"], ["list", "anna"], ["revoke"], ["revoke", "none"]):
         assert cli.main(["keys", *words]) == 2, words
     assert cli.main(["keys", "list"]) == 0
