@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import InvalidInputError
+
+# Browsers take the segments . and .. off a path.
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*/?")
 
 
 class Settings(BaseSettings):
@@ -63,7 +67,7 @@ class Settings(BaseSettings):
     hosts: str | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    root_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$")
+    root_path: str = ""
     require_key: bool = False
     registry: Path | None = None
     store: Path = Path("store")
@@ -95,6 +99,13 @@ class Settings(BaseSettings):
     drain_s: float = Field(20.0, ge=0)
     log_json: bool = False
     warm: bool = True
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, path: str) -> str:
+        if not _ROOT_PATH.fullmatch(path):
+            raise ValueError("write the path alone, as /trivium")
+        return path
 
     @property
     def request_limit(self) -> int:
@@ -136,5 +147,7 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        faults = "; ".join(f"TRIVIUM_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        faults = "; ".join(
+            f"TRIVIUM_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise InvalidInputError(f"the server's settings cannot be used: {faults}") from error

@@ -76,10 +76,15 @@ def test_a_path_with_a_slash_too_many_is_led_back_under_the_path(under: TestClie
     assert (led.status_code, led.headers["Location"]) == (307, f"{ROOT}/echo?case=1")
 
 
-@pytest.mark.parametrize("path", ["trivium", "/a b", "//", '/"', "/a//b"])
+@pytest.mark.parametrize("path", ["trivium", "/a b", "//", '/"', "/a//b", "https://a/b", "/..", "/a/./b", "/a\n"])
 def test_what_is_no_path_is_refused(path: str) -> None:
-    with pytest.raises(InvalidInputError, match="TRIVIUM_ROOT_PATH"):
+    with pytest.raises(InvalidInputError, match=r"TRIVIUM_ROOT_PATH: write the path alone, as /trivium$"):
         read_settings(root_path=path)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/trivium", "/trivium/", "/a/.b/..c"])
+def test_what_is_a_path_is_taken(path: str) -> None:
+    assert read_settings(root_path=path).root == path.rstrip("/")
 
 
 @pytest.mark.parametrize("path", ["/echo", "/api/trivium", "/static/"])
