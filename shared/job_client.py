@@ -24,7 +24,8 @@ _PATIENCE_S = 60.0
 _REFUSED = (413, 422)
 _FAILED = (400, 500, 504)
 _OTHER = "; is that address Trivium's?"
-_HINTS = {401: "; TRIVIUM_KEY holds the key that it wants", 404: _OTHER}
+_NO_KEY = "; TRIVIUM_KEY holds the key that it wants"
+_WRONG_KEY = "; the key that was sent is not known, or was revoked"
 _UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 """X509_verify_cert's errors of a certificate whose authority is not among those that are trusted."""
 
@@ -147,16 +148,17 @@ class JobClient:
 
     def _problem(self, method: str, response: HTTPResponse, content: bytes) -> Exception:
         status, sentence = response.status, _sentence(content)
+        hints = {401: _WRONG_KEY if self._headers else _NO_KEY, 404: _OTHER}
         if sentence is None:
             # A proxy's, which says nothing of the case: 413 may be its own limit of a body.
             led = response.getheader("Location")
             hint = f"; give --server the address that it leads to, {led}" if led else _OTHER
-            return ServerAway(f"the server at {self.server} answers {status}{_HINTS.get(status, hint)}")
+            return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, hint)}")
         if status in (404, 410) and method == "GET":
             return JobGone("it is gone from the server")
         if status in _FAILED or (status in _REFUSED and method == "POST"):
             return JobFailed(sentence, status)
-        return ServerAway(f"the server at {self.server} answers {status}{_HINTS.get(status, '')}")
+        return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, '')}")
 
     def _connect(self) -> HTTPConnection:
         if self._tls is None:

@@ -72,6 +72,12 @@ def test_a_redirection_names_the_address_to_give() -> None:
         JobClient(address, "echo").check()
 
 
+@pytest.mark.parametrize(("key", "words"), [(None, "TRIVIUM_KEY holds the key"), (f"Bearer {KEY}", "was revoked")])
+def test_a_key_that_was_revoked_is_told_from_none(key: str | None, words: str) -> None:
+    with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
+        JobClient(address, "echo", key).check()
+
+
 def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(404, PROXY) as address:
         assert cli.main(["versions", "--server", address]) == 2
