@@ -219,7 +219,7 @@ class Quantize:
     by default on what --data has to learn from; scored on what --data has to validate on, together with what the
     artifact is served with. --data is by default the recipe's own.
 
-    Example: trivium quantize apps/driving/weights/pointpillars/3 --cases 64
+    Example: trivium quantize apps/driving/weights/pointpillars/4 --cases 64
     """
 
     artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]

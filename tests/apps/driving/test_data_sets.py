@@ -41,7 +41,7 @@ def kitti_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("kitti")
     sensors = Sensors(image_scale=1.0, azimuth_step_deg=0.5)
     for number in range(6):
-        frame = scene(np.random.default_rng(number), sensors=sensors, kind="street")
+        frame = scene(np.random.default_rng(20 + number), sensors=sensors, kind="street")
         write_frame(frame, root / "training", f"{number:06d}")
     return root
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from apps.driving.datasets.synth.sensors import Sizes
-from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, cylinder, ellipsoid, prism
+from apps.driving.datasets.synth.shapes import INDEX, Part, Shape, block, bulged, cylinder, ellipsoid, prism, tucked
 
 PAINTS = [
     INDEX[name] for name in ("paint white", "paint silver", "paint black", "paint red", "paint blue", "paint grey")
@@ -93,7 +93,7 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
     belt = height * generator.uniform(0.56, 0.66)
     hood = height * generator.uniform(0.46, 0.53)
     glass, clearance = INDEX["glass"], 0.18
-    nose = generator.uniform(0.04, 0.12)
+    nose = generator.uniform(0.08, 0.2)
     cowl = length * (generator.uniform(0.24, 0.31) if kind == "carrier" else generator.uniform(0.17, 0.23))
     deck = belt * (0.97 if kind in ("saloon", "pickup") else 1.0)
     body = prism(
@@ -102,14 +102,20 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
             (rear, hood * 0.72),
             (rear + 0.05, deck),
             (cowl - 0.05, belt),
-            (front - nose - 0.05, hood),
-            (front, hood * 0.7),
+            (front - nose - 0.2, hood),
+            (front - nose, hood * 0.92),
+            (front - 0.3 * nose, hood * 0.75),
+            (front, hood * 0.55),
             (front - 0.1, clearance),
         ],
-        [paint] * 7,
+        [paint] * 9,
         width / 2,
         paint,
     )
+    # How far the ends of the bumpers lie behind their middle, and the ends of the windows.
+    bumpers = (generator.uniform(0.2, 0.45), generator.uniform(0.08, 0.25), generator.uniform(2.5, 4.0))
+    windows = (generator.uniform(0.1, 0.25), generator.uniform(0.05, 0.2), 2.0)
+    body = tucked(bulged(body, width / 2, *bumpers), width / 2, hood * 0.6, generator.uniform(0.05, 0.25))
     slant = height * (generator.uniform(0.3, 0.42) if kind == "pickup" else generator.uniform(0.55, 0.75))
     tail, rake = _REAR[kind][0] * length, _REAR[kind][1] * height
     inset = (0.05, 0.05) if kind == "pickup" else (0.3, 0.25)
@@ -133,15 +139,18 @@ def _car(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         taper=generator.uniform(0.22, 0.38),
         pivot=belt,
     )
-    ends: list[Part] = [
-        block((rear, -0.26, hood * 0.66), (rear + 0.06, 0.26, hood * 0.66 + 0.12), INDEX["plate"]),
-        block((front - 0.06, -0.26, 0.38), (front - 0.01, 0.26, 0.48), INDEX["plate"]),
-    ]
+    cabin = bulged(cabin, width / 2, *windows)
     lamp = hood * 0.8
+    plates_and_lamps = [
+        block((rear, -0.26, hood * 0.66), (rear + 0.2, 0.26, hood * 0.66 + 0.12), INDEX["plate"]),
+        block((front - 0.2, -0.26, 0.38), (front - 0.01, 0.26, 0.48), INDEX["plate"]),
+    ]
     for side in (-1, 1):
         low, high = sorted((side * (width / 2 - 0.02), side * (width / 2 - 0.34)))
-        ends.append(block((rear, low, lamp - 0.06), (rear + 0.09, high, lamp + 0.08), INDEX["lamp red"]))
-        ends.append(block((front - 0.14, low, lamp - 0.07), (front - 0.03, high, lamp + 0.03), INDEX["lamp"]))
+        plates_and_lamps.append(block((rear, low, lamp - 0.06), (rear + 0.5, high, lamp + 0.08), INDEX["lamp red"]))
+        ahead = front - 0.4 * nose
+        plates_and_lamps.append(block((front - 0.6, low, lamp - 0.07), (ahead, high, lamp + 0.03), INDEX["lamp"]))
+    ends = [bulged(part, width / 2, *bumpers) for part in plates_and_lamps]
     pillars: list[Part] = [
         prism(
             [
@@ -185,6 +194,7 @@ def _van(size: tuple[float, float, float], paint: int, generator: np.random.Gene
         taper=0.05,
         pivot=0.25,
     )
+    body = bulged(body, width / 2, generator.uniform(0.15, 0.4), generator.uniform(0.02, 0.12))
     windows: list[Part] = [
         prism(
             [(low, belt + 0.1), (low, height * 0.85), (high, height * 0.85), (high, belt + 0.1)],
@@ -207,11 +217,16 @@ def _truck(size: tuple[float, float, float], paint: int, generator: np.random.Ge
     cargo = int(generator.choice(PAINTS[:2]))
     parts: list[Part] = [
         block((rear, -width / 2, 0.95), (cab - 0.3, width / 2, height), cargo),
-        prism(
-            [(cab, 0.4), (cab, cab_height), (front - 0.25, cab_height), (front, cab_height * 0.5), (front, 0.4)],
-            [paint, paint, INDEX["glass"], paint, paint],
-            width / 2 - 0.03,
-            paint,
+        bulged(
+            prism(
+                [(cab, 0.4), (cab, cab_height), (front - 0.25, cab_height), (front, cab_height * 0.5), (front, 0.4)],
+                [paint, paint, INDEX["glass"], paint, paint],
+                width / 2 - 0.03,
+                paint,
+            ),
+            width / 2,
+            front_m=generator.uniform(0.05, 0.2),
+            rear_m=0.0,
         ),
         block((rear, -0.4, 0.55), (front - 0.2, 0.4, 1.0), INDEX["metal"]),
         *_wheels(size, 0.5, (-0.38, -0.26, 0.36)),

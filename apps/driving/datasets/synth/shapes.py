@@ -89,6 +89,47 @@ def prism(
     )
 
 
+def bulged(part: Polytope, half_width: float, front_m: float, rear_m: float, power: float = 3.0) -> Polytope:
+    """The part with its front and its rear rounded as seen from above, where it is at most 2 ``half_width`` wide.
+
+    At the sides the front lies ``front_m`` behind where it is in the middle, in between as |y|^power, and the rear
+    ``rear_m`` before it. Each face that looks ahead or behind becomes seven, which touch that curve.
+    """
+    normals, offsets, materials = [part.normals], [part.offsets], [part.materials]
+    for way, depth in ((1.0, front_m), (-1.0, rear_m)):
+        facing = way * part.normals[:, 0] > 0.35
+        ahead = np.abs(part.normals[facing, 0])
+        for at in (0.5, 0.8, 1.0):
+            aside = ahead * depth * power * at ** (power - 1) / half_width
+            moved = part.offsets[facing] + ahead * depth * (power - 1) * at**power
+            length = np.sqrt(1 + aside**2)
+            for side in (1.0, -1.0):
+                turned = part.normals[facing].copy()
+                turned[:, 1] += side * aside
+                normals.append(turned / length[:, None])
+                offsets.append(moved / length)
+                materials.append(part.materials[facing])
+    return Polytope(
+        np.concatenate(normals).astype(np.float32),
+        np.concatenate(offsets).astype(np.float32),
+        np.concatenate(materials),
+        part.porosity,
+    )
+
+
+def tucked(part: Polytope, half_width: float, below_m: float, inset: float) -> Polytope:
+    """The part with sides that draw in by ``inset`` metres per metre below the height ``below_m``."""
+    sides = np.array([[0, 1, -inset], [0, -1, -inset]]) / np.hypot(1, inset)
+    reach = (half_width - inset * below_m) / np.hypot(1, inset)
+    side = np.nonzero(np.abs(part.normals[:, 1]) > 0.5)[0][0]
+    return replace(
+        part,
+        normals=np.concatenate([part.normals, sides]).astype(np.float32),
+        offsets=np.append(part.offsets, [reach] * 2).astype(np.float32),
+        materials=np.append(part.materials, [part.materials[side]] * 2),
+    )
+
+
 def block(low: Sequence[float], high: Sequence[float], material: int, porosity: float = 0.0) -> Polytope:
     """An axis-aligned box between two corners."""
     eye = np.eye(3, dtype=np.float32)

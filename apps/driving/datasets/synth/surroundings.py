@@ -96,6 +96,17 @@ def street_tree(generator: np.random.Generator) -> Shape:
     return Shape(parts, (2.5 * spread, 2.5 * spread, clear + 1.4 * height), footprint=(2 * radius, 2 * radius))
 
 
+def branches(generator: np.random.Generator) -> Shape:
+    """Leaves that hang down over a vehicle from a tree that stands elsewhere."""
+    low = float(generator.uniform(1.4, 2.4))
+    parts: list[Part] = []
+    for _ in range(int(generator.integers(2, 6))):
+        wide, high = float(generator.uniform(0.4, 1.4)), float(generator.uniform(0.2, 0.8))
+        place = (generator.normal() * 0.9, generator.normal() * 0.7, low + high + generator.uniform(0, 0.8))
+        parts.append(ellipsoid(place, (wide, wide, high), INDEX["leaves"], float(generator.uniform(0.2, 0.7))))
+    return Shape(parts, (6.0, 6.0, 5.0), footprint=(0.2, 0.2))
+
+
 def bush(generator: np.random.Generator) -> Shape:
     """A low blob of leaves; some are of the size of a car or a person, as in life."""
     length, width = float(generator.uniform(0.6, 3.5)), float(generator.uniform(0.6, 1.8))
