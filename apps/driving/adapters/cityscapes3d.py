@@ -13,6 +13,8 @@ yaw, pitch and roll in radians, turned about x, then y, then z, in the vehicle's
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +41,13 @@ _HIDDEN = (0.2, 0.6, 0.9)
 
 def read(labels: Path, image: Path | None) -> Frame:
     """The frame of a label file; without ``image`` its camera is black, in the right size."""
-    try:
+    with _refusing(labels.name, "label file of Cityscapes 3D (sensor, objects with 2d and 3d)"):
         content = json.loads(labels.read_text(encoding="utf-8"))
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
             camera = _camera(content, labels.name, image)
         objects = [item for item in content["objects"] if "3d" in item]
         truth = _boxes(objects, labels.name)
         ignored = np.array([_edges(_region(item["2d"]), labels.name) for item in content.get("ignore", ())], np.float32)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InvalidInputError(f"{labels.name} is not JSON: {error}") from error
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise InvalidInputError(
-            f"{labels.name} is no label file of Cityscapes 3D (sensor, objects with 2d and 3d): "
-            f"{type(error).__name__} {error}"
-        ) from error
     return Frame(
         name=labels.name.removesuffix(LABELS),
         points_lidar_m=None,
@@ -65,28 +60,33 @@ def read(labels: Path, image: Path | None) -> Frame:
 
 def read_unlabelled(image: Path, calibration: Path) -> Frame:
     """The frame of an image with its ``*_camera.json``, or with its label file, of whose boxes none are read."""
-    try:
+    name = calibration.name
+    with _refusing(name, "calibration of Cityscapes (intrinsic with fx, fy, u0, v0; extrinsic with x, y, z, yaw, ...)"):
         content = json.loads(calibration.read_text(encoding="utf-8"))
-        if calibration.name.endswith(LABELS):
-            camera = _camera(content, calibration.name, image)
+        if name.endswith(LABELS):
+            camera = _camera(content, name, image)
         else:
-            to_sensor = np.linalg.inv(_pose(content["extrinsic"], calibration.name)).astype(np.float64)
-            camera = _calibrated(read_image(image), content["intrinsic"], to_sensor, calibration.name)
-    except OSError as error:
-        raise InvalidInputError(f"{calibration.name} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InvalidInputError(f"{calibration.name} is not JSON: {error}") from error
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise InvalidInputError(
-            f"{calibration.name} is no calibration of Cityscapes (intrinsic with fx, fy, u0, v0; extrinsic with x, y, "
-            f"z, yaw, pitch, roll): {type(error).__name__} {error}"
-        ) from error
+            to_sensor = np.linalg.inv(_pose(content["extrinsic"], name)).astype(np.float64)
+            camera = _calibrated(read_image(image), content["intrinsic"], to_sensor, name)
     return Frame(
         name=image.name.removesuffix(IMAGE),
         points_lidar_m=None,
         cameras={CAMERA: camera},
         remarks=resized(image.name, camera.image_HWC.shape, camera.intrinsics),
     )
+
+
+@contextmanager
+def _refusing(name: str, kind: str) -> Iterator[None]:
+    """Refuses a file that cannot be read or is no JSON, and one whose content is no ``kind``."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInputError(f"{name} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidInputError(f"{name} is not JSON: {error}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InvalidInputError(f"{name} is no {kind}: {type(error).__name__} {error}") from error
 
 
 def images_below(folder: Path) -> list[Path]:

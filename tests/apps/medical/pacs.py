@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -114,6 +115,58 @@ class Archive:
         self._server.ae.shutdown()
 
 
+class QuietHandler(BaseHTTPRequestHandler):
+    """A handler that logs nothing."""
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class WebPacs:
+    """A DICOMweb that keeps the requests; ``status`` and ``answer`` are what it says to what is stored."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.status, self.answer = 200, b"{}"
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        pacs = self
+
+        class Handler(QuietHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                pacs.asked.append(("POST", self.path, dict(self.headers.items()), body))
+                self.answer(pacs.status, pacs.answer)
+
+            def do_GET(self) -> None:
+                pacs.asked.append(("GET", self.path, dict(self.headers.items()), b""))
+                self.answer(pacs.status if pacs.status >= 400 else 200, b"[]")
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_address[1]}/dicom-web"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stored(self) -> list[bytes]:
+        """The instances of every request."""
+        found = []
+        for method, _, headers, body in self.asked:
+            if method == "POST":
+                message = BytesParser().parsebytes(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
+                assert message.get_param("type") == "application/dicom"
+                found += [part.get_payload(decode=True) for part in message.get_payload()]
+        return found
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class StubServer:
     """Answers the job interface: of each job what ``answer`` says of its number, as state, problem and status.
 
@@ -131,7 +184,7 @@ class StubServer:
         self.answer: Callable[[int], dict[str, Any]] = lambda number: {"state": "done"}
         stub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -160,19 +213,10 @@ class StubServer:
                         files["findings.seg.dcm"] = f"/segmentation/{number}"
                     self._say(200, {"case": number, "files": files, "result": {"lungs": {}, "operating_score": 0.5}})
                 else:
-                    self._send(200, (stub.segmentation if kind == "segmentation" else stub.report) or b"")
+                    self.answer(200, (stub.segmentation if kind == "segmentation" else stub.report) or b"")
 
             def _say(self, status: int, content: dict[str, Any]) -> None:
-                self._send(status, json.dumps(content).encode())
-
-            def _send(self, status: int, content: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
+                self.answer(status, json.dumps(content).encode())
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.port = int(self._server.server_address[1])

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import ssl
-import threading
 from collections.abc import Iterator
-from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -18,57 +14,19 @@ from apps.medical.adapters.gateway import DicomGateway
 from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused
 from apps.medical.outputs.dicomweb_send import read_web_archive
 from shared.errors import InvalidInputError
-from tests.apps.medical.pacs import UNCLOSED_SOCKETS, StubServer, free_port, gateway, images, report, send, wait_for
+from tests.apps.medical.pacs import (
+    UNCLOSED_SOCKETS,
+    StubServer,
+    WebPacs,
+    free_port,
+    gateway,
+    images,
+    report,
+    send,
+    wait_for,
+)
 
 pytestmark = UNCLOSED_SOCKETS
-
-
-class WebPacs:
-    """A DICOMweb that keeps the requests; ``status`` and ``answer`` are what it says to what is stored."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self.status, self.answer = 200, b"{}"
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-        pacs = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                pacs.asked.append(("POST", self.path, dict(self.headers.items()), body))
-                self._send(pacs.status, pacs.answer)
-
-            def do_GET(self) -> None:
-                pacs.asked.append(("GET", self.path, dict(self.headers.items()), b""))
-                self._send(pacs.status if pacs.status >= 400 else 200, b"[]")
-
-            def _send(self, status: int, content: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_address[1]}/dicom-web"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def stored(self) -> list[bytes]:
-        """The instances of every request."""
-        found = []
-        for method, _, headers, body in self.asked:
-            if method == "POST":
-                message = BytesParser().parsebytes(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
-                assert message.get_param("type") == "application/dicom"
-                found += [part.get_payload(decode=True) for part in message.get_payload()]
-        return found
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

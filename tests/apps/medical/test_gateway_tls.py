@@ -13,8 +13,17 @@ from pynetdicom import AE
 
 from apps.medical.adapters.gateway import DicomGateway
 from shared.errors import InvalidInputError
-from tests.apps.medical.pacs import CT, UNCLOSED_SOCKETS, Archive, StubServer, gateway, images, report, wait_for
-from tests.apps.medical.test_dicomweb_send import WebPacs
+from tests.apps.medical.pacs import (
+    CT,
+    UNCLOSED_SOCKETS,
+    Archive,
+    StubServer,
+    WebPacs,
+    gateway,
+    images,
+    report,
+    wait_for,
+)
 
 pytestmark = [
     *UNCLOSED_SOCKETS,
