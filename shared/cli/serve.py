@@ -18,7 +18,7 @@ def run(command: Serve) -> int:
         host=command.host,
         port=command.port,
         grpc_port=command.grpc_port,
-        tls_certificate=command.tls_certificate,
+        tls_cert=command.tls_cert,
         tls_key=command.tls_key,
         registry=command.registry,
         device=command.device,

@@ -28,8 +28,8 @@ class Serve:
     """The port to listen on; TRIVIUM_PORT, or 8000."""
     grpc_port: Annotated[int | None, arg(metavar="PORT")] = None
     """Answer the Open Inference Protocol over gRPC on this port too; TRIVIUM_GRPC_PORT, or not at all."""
-    tls_certificate: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Answer over TLS with this certificate and those that lead to its authority, PEM; TRIVIUM_TLS_CERTIFICATE."""
+    tls_cert: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Answer over TLS with this certificate and those that lead to its authority, PEM; TRIVIUM_TLS_CERT."""
     tls_key: Annotated[Path | None, arg(metavar="FILE")] = None
     """Its private key, PEM; TRIVIUM_TLS_KEY."""
     registry: Folder = None

@@ -22,9 +22,7 @@ def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None
     if chain is None and key is None:
         return None
     if chain is None or key is None:
-        raise InvalidInputError(
-            "TLS needs both --tls-certificate and --tls-key (TRIVIUM_TLS_CERTIFICATE, TRIVIUM_TLS_KEY)"
-        )
+        raise InvalidInputError("TLS needs both --tls-cert and --tls-key (TRIVIUM_TLS_CERT, TRIVIUM_TLS_KEY)")
 
     def no_passphrase() -> bytes:
         raise InvalidInputError(f"{key} asks for a passphrase; `openssl pkey -in {key}` writes the key without one")

@@ -119,7 +119,7 @@ def create_app(
 
     server = DescribedAPI(
         bodies=[PredictForm, InferenceRequest],
-        wants_key=settings.require_key,
+        requires_key=settings.require_key,
         title="Trivium",
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
@@ -176,7 +176,7 @@ async def _grpc(server: FastAPI, settings: Settings) -> AsyncIterator[None]:
         from shared.serve.oip.grpc_service import GrpcService, stop
     except ModuleNotFoundError as error:
         raise InvalidInputError(f"gRPC needs the package {error.name}; install trivium[grpc]") from error
-    certificate = read_certificate(settings.tls_certificate, settings.tls_key)
+    certificate = read_certificate(settings.tls_cert, settings.tls_key)
     grpc, server.state.grpc_port = await GrpcService(server.state, server.version).start(
         settings.host, settings.grpc_port, certificate
     )

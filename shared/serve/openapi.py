@@ -50,9 +50,9 @@ class DescribedAPI(FastAPI):
     It states what is answered before a route is reached, too.
     """
 
-    def __init__(self, *, bodies: list[type[BaseModel]], wants_key: bool, **given: Any) -> None:
+    def __init__(self, *, bodies: list[type[BaseModel]], requires_key: bool, **given: Any) -> None:
         super().__init__(**given)
-        self._bodies, self._wants_key = bodies, wants_key
+        self._bodies, self._requires_key = bodies, requires_key
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
@@ -69,7 +69,7 @@ class DescribedAPI(FastAPI):
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
-            if self._wants_key:
+            if self._requires_key:
                 _describe_keys(document)
         assert self.openapi_schema is not None
         return self.openapi_schema

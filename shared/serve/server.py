@@ -53,7 +53,7 @@ def run(settings: Settings, demo: bool = False) -> None:
 
 
 def _serve(settings: Settings, demo: bool) -> None:
-    certificate = read_certificate(settings.tls_certificate, settings.tls_key)
+    certificate = read_certificate(settings.tls_cert, settings.tls_key)
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     listener = listen(settings.host, settings.port)

@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     grpc_port        where the Open Inference Protocol is answered over gRPC too; nowhere by default
     hosts            names under which it is asked, with commas between; the loopback device's own by default where it
                      listens there, any elsewhere
-    tls_certificate  the certificate, with those that lead to its authority, by which it answers over TLS; PEM
+    tls_cert         the certificate, with those that lead to its authority, by which it answers over TLS; PEM
     tls_key          its private key
     root_path        the path that a reverse proxy shows it under, as /trivium; none by default
     require_key      whether only those who have a key are answered (`trivium keys`)
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     grpc_port: int | None = Field(None, ge=0, le=65535)
     hosts: str | None = None
-    tls_certificate: Path | None = None
+    tls_cert: Path | None = None
     tls_key: Path | None = None
     root_path: str = ""
     require_key: bool = False

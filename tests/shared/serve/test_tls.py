@@ -28,7 +28,7 @@ from shared.serve.server import run
 from shared.serve.settings import Settings
 home = Path(sys.argv[1])
 run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu",
-             tls_certificate=home / "tls.crt", tls_key=home / "tls.key"))
+             tls_cert=home / "tls.crt", tls_key=home / "tls.key"))
 """
 
 
@@ -128,7 +128,7 @@ def test_what_is_no_certificate_and_key_is_refused_in_a_sentence(
     ):
         with pytest.raises(InvalidInputError, match=words):
             read_certificate(one, other)
-    assert cli.main(["serve", "--tls-certificate", str(chain), "--port", "0"]) == 2
+    assert cli.main(["serve", "--tls-cert", str(chain), "--port", "0"]) == 2
     assert "--tls-key" in capsys.readouterr().err
 
 
