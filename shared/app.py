@@ -118,6 +118,14 @@ class Imported:
     calibration: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schemas:
+    """Typed dictionaries of a request's options and of ``result.json``, which the HTTP interface is described by."""
+
+    options: type
+    result: type
+
+
 class Gateway(Protocol):
     """What brings cases from the domain's own network to a running server, and its answers back.
 
@@ -145,6 +153,7 @@ class App:
     codec        what decodes requests for a predictor and encodes its outputs
     read_options what a request's options say, as the codec reads them, without its files; refuses unknown and bad ones.
                  So that a job is refused before it waits. Or None
+    schemas      what describes options and result.json where clients are made from the OpenAPI document; or None
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
@@ -182,6 +191,7 @@ class App:
     samples: Callable[[], Sequence[Sample]] = tuple
     reproduce: Callable[[bool], Table] | None = None
     read_options: Callable[[Mapping[str, str]], object] | None = None
+    schemas: Callable[[], Schemas] | None = None
     partners: Mapping[str, Callable[[Artifact, Artifact], bool]] = field(default_factory=dict)
     job_bytes: int = 20_000_000
     sample_jobs: bool = False

@@ -37,6 +37,7 @@ ROOMS = {
     "recipes.py",
     "reproduce.py",
     "samples.py",
+    "schemas.py",
     "service.py",
     "task.py",
     "types.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.driving.models import IMPORTED, MODELS, SECOND_STAGE
-from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Schemas, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +75,12 @@ def _predict_folder(
     from apps.driving.inference.options import read_options
 
     return predict_folder(predictor, folder, out, read_options(options), say)
+
+
+def _schemas() -> Schemas:
+    from apps.driving.schemas import DrivingOptions, DrivingResult
+
+    return Schemas(options=DrivingOptions, result=DrivingResult)
 
 
 def _read_options(options: Mapping[str, str]) -> Any:
@@ -158,6 +164,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     read_options=_read_options,
+    schemas=_schemas,
     predict_folder=_predict_folder,
     score_files=_score_files,
     result_table=_result_table,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Schemas, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,6 +90,12 @@ def _score(predictor: Predictor[Any, Any], data: DataConfig, limit: int | None) 
     return score(predictor, data, limit)
 
 
+def _schemas() -> Schemas:
+    from apps.finance.schemas import FinanceOptions, FinanceResult
+
+    return Schemas(options=FinanceOptions, result=FinanceResult)
+
+
 def _read_options(options: Mapping[str, str]) -> Any:
     from apps.finance.service import read_options
 
@@ -122,6 +128,7 @@ app = App(
     predictor=_predictor,
     codec=_codec,
     read_options=_read_options,
+    schemas=_schemas,
     data_sets=_data_sets,
     importers=_importers,
     score_files=_score_files,

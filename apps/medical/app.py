@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.medical.models import MODELS
-from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Table
+from shared.app import App, DenseNetwork, DomainScore, Importer, Sample, Schemas, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,6 +106,12 @@ def _training_cases(data: DataConfig, input: Any, most: int) -> Iterator[Any]:
     return training_volumes(data, most)
 
 
+def _schemas() -> Schemas:
+    from apps.medical.schemas import MedicalOptions, MedicalResult
+
+    return Schemas(options=MedicalOptions, result=MedicalResult)
+
+
 def _read_options(options: Mapping[str, str]) -> Any:
     from apps.medical.inference.options import read_options
 
@@ -151,6 +157,7 @@ app = App(
     models=MODELS,
     partners={MODELS[1]: _belongs_to},
     read_options=_read_options,
+    schemas=_schemas,
     job_bytes=12_000_000,
     sample_jobs=True,
     recipes=_recipes,

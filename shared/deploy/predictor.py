@@ -54,7 +54,7 @@ class Response:
     an application has several. What costs time and may not be wanted, the picture too, is left for ``later``.
     """
 
-    result: dict[str, Any]
+    result: Mapping[str, object]
     picture: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     model: str | None = None

@@ -119,6 +119,7 @@ def create_app(
 
     server = DescribedAPI(
         bodies=[PredictForm, InferenceRequest],
+        apps={name: service.app.schemas() for name, service in services.items() if service.app.schemas is not None},
         requires_key=settings.require_key,
         title="Trivium",
         version=_version(),

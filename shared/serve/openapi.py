@@ -6,12 +6,14 @@ A body that is streamed is no parameter of its route; its pydantic model is name
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from shared.app import Schemas
 from shared.serve.middleware.key_required import PROBES
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -33,6 +35,8 @@ def file_content(content_type: str) -> dict[str, Any]:
     return content(content_type, {"type": "string", "format": "binary"})
 
 
+_FORM, _ANSWER = "PredictForm", "CaseAnswer"
+"""What a request of any application is, and its answer, in ``shared.serve.api.schemas``."""
 _EVERYWHERE = {
     "421": "The server is not known by this `Host`",
     "500": "A fault of the server's; its log has the details",
@@ -47,12 +51,15 @@ _WRITES = {
 class DescribedAPI(FastAPI):
     """A server whose description heads each route with its docstring's first line and holds the ``bodies``.
 
-    It states what is answered before a route is reached, too.
+    It states what is answered before a route is reached, too, and for each application, by its name in ``apps``, what
+    its options and its result are.
     """
 
-    def __init__(self, *, bodies: list[type[BaseModel]], requires_key: bool, **given: Any) -> None:
+    def __init__(
+        self, *, bodies: list[type[BaseModel]], apps: Mapping[str, Schemas], requires_key: bool, **given: Any
+    ) -> None:
         super().__init__(**given)
-        self._bodies, self._requires_key = bodies, requires_key
+        self._bodies, self._apps, self._requires_key = bodies, apps, requires_key
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
@@ -69,10 +76,50 @@ class DescribedAPI(FastAPI):
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
+            for name, described in self._apps.items():
+                _describe_app(document, name, described)
             if self._requires_key:
                 _describe_keys(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _describe_app(document: dict[str, Any], name: str, described: Schemas) -> None:
+    """Gives the application's routes a form with its options, and an answer with its result."""
+    schemas = document["components"]["schemas"]
+    options, result = (
+        TypeAdapter(kind).json_schema(ref_template=_REFERENCE) for kind in (described.options, described.result)
+    )
+    for schema in (options, result):
+        schemas |= schema.pop("$defs", {})
+    schemas[described.result.__name__] = result
+    form, answer = (schemas[general] for general in (_FORM, _ANSWER))
+    own = {general: f"{name.title().replace('_', '')}{general}" for general in (_FORM, _ANSWER)}
+    schemas[own[_FORM]] = form | {
+        "title": own[_FORM],
+        "description": "Files, or the name of a sample instead, and options; one left empty is not said.",
+        "properties": form["properties"] | options["properties"],
+        "additionalProperties": False,
+    }
+    of_result = {"$ref": _REFERENCE.format(model=described.result.__name__)}
+    schemas[own[_ANSWER]] = answer | {
+        "title": own[_ANSWER],
+        "properties": answer["properties"] | {"result": of_result},
+    }
+    for path, operations in document["paths"].items():
+        if path.startswith(f"/api/{name}/"):
+            document["paths"][path] = _renamed(operations, own)
+
+
+def _renamed(part: Any, names: Mapping[str, str]) -> Any:
+    """A part of the document whose references to the schemas among ``names`` are to those that they name."""
+    if isinstance(part, dict):
+        references = {_REFERENCE.format(model=old): _REFERENCE.format(model=new) for old, new in names.items()}
+        return {
+            key: references.get(value, value) if key == "$ref" else _renamed(value, names)
+            for key, value in part.items()
+        }
+    return [_renamed(one, names) for one in part] if isinstance(part, list) else part
 
 
 def _describe_keys(document: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from apps.driving.predictor import Computed, DrivingPredictor, Options, Prepared
+    from apps.driving.schemas import DrivingFrame
     from apps.driving.types import Frame
 
 _SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
@@ -155,7 +156,7 @@ def _go_on(
     def read(frame: _Unread) -> Prepared:
         return predictor.prepare(frame.read(), options)
 
-    def finish(computed: Computed) -> tuple[dict[str, Any], dict[str, str]]:
+    def finish(computed: Computed) -> tuple[DrivingFrame, dict[str, str]]:
         """The frame's line of JSON, and by name its result files where it has a camera."""
         frame, output = computed.prepared.frame, predictor.finish(computed, options)
         files = {}

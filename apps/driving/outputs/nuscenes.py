@@ -7,14 +7,16 @@ networks state no velocities and no attributes: those are 0 and empty, which the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.driving.adapters.nuscenes_tables import DETECTION_NAMES
-from apps.driving.types import Frame
+
+if TYPE_CHECKING:
+    from apps.driving.schemas import DrivingFrame
 
 FILE = "results_nusc.json"
 MOST_BOXES = 500
@@ -22,12 +24,7 @@ _NAMES = {name: name for name in DETECTION_NAMES.values()} | {"cyclist": "bicycl
 """Classes of the networks as the task calls them; a bicycle's box holds its rider. Others are left out."""
 
 
-def pose(frame: Frame) -> dict[str, Any]:
-    """What a frame's line of results says of where it was taken: ``lidar_to_global`` (4, 4), where that is known."""
-    return {} if frame.lidar_to_global is None else {"lidar_to_global": frame.lidar_to_global.tolist()}
-
-
-def submission(lines: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def submission(lines: Iterable[DrivingFrame]) -> Iterator[str]:
     """The text, piece by piece, of frames as ``result.frame_line`` describes them, by name; those without pose are left
     out."""
     models: set[str] = set()
@@ -42,7 +39,7 @@ def submission(lines: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield f'}}, "meta": {json.dumps(used)}}}\n'
 
 
-def _boxes(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _boxes(line: DrivingFrame) -> list[dict[str, Any]]:
     """The best boxes of a frame, from the best score down."""
     to_global = np.array(line["lidar_to_global"], np.float64)
     turn = _quaternion(to_global[:3, :3])

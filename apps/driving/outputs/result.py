@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apps.driving.outputs import nuscenes
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared.app import Table
+
+if TYPE_CHECKING:
+    from apps.driving.schemas import DrivingBox, DrivingFrame, DrivingFrameBox, DrivingResult
 
 _MOST_ROWS = 10
 
 
-def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> dict[str, Any]:
+def result(frames: Sequence[Frame], outputs: Sequence[Detections]) -> DrivingResult:
     """``frames`` with their boxes, ``boxes`` of all frames, and ``remarks`` where there are any: one of a kind."""
     listed = [frame_line(frame, output) for frame, output in zip(frames, outputs, strict=True)]
     remarks = _one_of_a_kind(listed)
-    boxes = [
-        {"name": box["name"], "score": box["score"], "frame": line["name"]}
-        | {key: value for key, value in box.items() if key not in ("name", "score")}
+    boxes: list[DrivingFrameBox] = [
+        {
+            "name": box["name"],
+            "score": box["score"],
+            "frame": line["name"],
+            "centre_lidar_m": box["centre_lidar_m"],
+            "size_m": box["size_m"],
+            "yaw": box["yaw"],
+        }
         for line in listed
         for box in line["boxes"]
     ]
-    return {"frames": listed, "boxes": boxes} | ({"remarks": remarks} if remarks else {})
+    found: DrivingResult = {"frames": listed, "boxes": boxes}
+    if remarks:
+        found["remarks"] = remarks
+    return found
 
 
-def _one_of_a_kind(listed: Sequence[Mapping[str, Any]]) -> list[str]:
+def _one_of_a_kind(listed: Sequence[DrivingFrame]) -> list[str]:
     """Remarks that differ only in the names and numbers of their frames are one: the first, and how many others."""
     by_kind: dict[str, list[str]] = {}
     for line in listed:
@@ -40,14 +51,17 @@ def _one_of_a_kind(listed: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def frame_line(frame: Frame, output: Detections) -> dict[str, Any]:
+def frame_line(frame: Frame, output: Detections) -> DrivingFrame:
     """One frame: its name, the model that answered, its boxes, where it was, if known, and remarks if there are any."""
-    line: dict[str, Any] = {"name": frame.name, "model": output.model, "boxes": describe(output.boxes)}
-    line |= nuscenes.pose(frame)
-    return line | ({"remarks": list(output.remarks)} if output.remarks else {})
+    line: DrivingFrame = {"name": frame.name, "model": output.model, "boxes": describe(output.boxes)}
+    if frame.lidar_to_global is not None:
+        line["lidar_to_global"] = frame.lidar_to_global.tolist()
+    if output.remarks:
+        line["remarks"] = list(output.remarks)
+    return line
 
 
-def describe(boxes: Boxes3D) -> list[dict[str, Any]]:
+def describe(boxes: Boxes3D) -> list[DrivingBox]:
     """Boxes from the best score down."""
     assert boxes.scores is not None
     return [

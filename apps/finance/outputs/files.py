@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apps.finance.datasets.labels import window_rows
 from apps.finance.types import Anomaly, Detection, Floats, Series, Window, iso_utc
+
+if TYPE_CHECKING:
+    from apps.finance.schemas import (
+        FinanceEvent,
+        FinanceResult,
+        FinanceScored,
+        FinanceTrueWindow,
+    )
 
 MOST_POINTS = 50_000
 SCORE = (
@@ -21,25 +29,34 @@ SCORE = (
 
 def result(
     detection: Detection, *, model: str, notes: Sequence[str] = (), truth: Sequence[Window] = ()
-) -> dict[str, Any]:
+) -> FinanceResult:
     """The content of result.json: the events, and what was scored; of a synthetic series also what is true of it."""
-    series = detection.series
-    content = {
+    series, scored = detection.series, series_entry(detection)
+    content: FinanceResult = {
         "events": [event_entry(anomaly) for anomaly in detection.anomalies],
         "series": {
-            **series_entry(detection),
+            "name": scored["name"],
+            "rows": scored["rows"],
+            "missing": scored["missing"],
+            "start": scored["start"],
+            "end": scored["end"],
+            "threshold_at_the_end": scored["threshold_at_the_end"],
             "column": series.column,
             "columns": list(series.values),
             "interval_s": series.interval_ns / 1e9,
             "notes": [*notes, *series.notes],
         },
-        **threshold_entry(detection),
+        "threshold": round(detection.threshold, 4),
+        "score": SCORE,
+        "band": outer_levels(detection),
         "model": model,
     }
-    return {**content, "synthetic_truth": [_window_entry(window) for window in truth]} if truth else content
+    if truth:
+        content["synthetic_truth"] = [_window_entry(window) for window in truth]
+    return content
 
 
-def series_entry(detection: Detection) -> dict[str, Any]:
+def series_entry(detection: Detection) -> FinanceScored:
     """What there is of a series: its name, its rows and its time, and where its threshold has gone."""
     series = detection.series
     return {
@@ -52,19 +69,15 @@ def series_entry(detection: Detection) -> dict[str, Any]:
     }
 
 
-def threshold_entry(detection: Detection) -> dict[str, Any]:
-    """What the scores and the band are, which a model gives to all series alike."""
-    return {
-        "threshold": round(detection.threshold, 4),
-        "score": SCORE,
-        "band": [detection.forecast.levels[0], detection.forecast.levels[-1]],
-    }
+def outer_levels(detection: Detection) -> list[float]:
+    """The levels of the quantiles between which the forecast's band lies."""
+    return [detection.forecast.levels[0], detection.forecast.levels[-1]]
 
 
-def event_entry(anomaly: Anomaly) -> dict[str, Any]:
+def event_entry(anomaly: Anomaly) -> FinanceEvent:
     """An event: the value observed as it was read, the forecast to a ten-thousandth of its band."""
     digits = _decimals(anomaly.low, anomaly.high)
-    return {
+    event: FinanceEvent = {
         "start": iso_utc(anomaly.start_ns),
         "end": iso_utc(anomaly.end_ns),
         "peak": iso_utc(anomaly.peak_ns),
@@ -75,10 +88,14 @@ def event_entry(anomaly: Anomaly) -> dict[str, Any]:
         "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
         "channel": anomaly.channel,
-        **({"since": iso_utc(anomaly.since_ns)} if anomaly.since_ns is not None else {}),
-        **({"columns": list(anomaly.columns)} if anomaly.columns else {}),
-        **({"note": anomaly.note} if anomaly.note else {}),
     }
+    if anomaly.since_ns is not None:
+        event["since"] = iso_utc(anomaly.since_ns)
+    if anomaly.columns:
+        event["columns"] = list(anomaly.columns)
+    if anomaly.note:
+        event["note"] = anomaly.note
+    return event
 
 
 def series_json(detection: Detection) -> bytes:
@@ -132,7 +149,7 @@ def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = (
     return "\n".join(lines) + "\n"
 
 
-def _window_entry(window: Window) -> dict[str, str]:
+def _window_entry(window: Window) -> FinanceTrueWindow:
     return {"start": iso_utc(window.start_ns), "end": iso_utc(window.end_ns), "kind": window.kind}
 
 

@@ -6,24 +6,28 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from apps.finance.outputs.files import (
     MOST_POINTS,
+    SCORE,
     drawing,
     event_entry,
+    outer_levels,
     scores_csv,
     series_entry,
-    threshold_entry,
 )
 from apps.finance.types import Detection, iso_utc
+
+if TYPE_CHECKING:
+    from apps.finance.schemas import FinanceResult
 
 _LEAST_POINTS = 500
 
 
 def several_result(
     detections: Sequence[Detection], *, name: str, series_column: str, notes: Sequence[str], model: str
-) -> dict[str, Any]:
+) -> FinanceResult:
     """The content of result.json: events with the name of their series, what was scored together and one by one.
 
     ``name`` is the file's, ``series_column`` the column that names its series.
@@ -53,7 +57,9 @@ def several_result(
             }
             for one in detections
         ],
-        **threshold_entry(detections[0]),
+        "threshold": round(detections[0].threshold, 4),
+        "score": SCORE,
+        "band": outer_levels(detections[0]),
         "model": model,
     }
 

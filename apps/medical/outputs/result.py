@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apps.medical.types import NODULE, CTVolume, Findings, Nodule
 from shared.app import Table
+
+if TYPE_CHECKING:
+    from apps.medical.schemas import MedicalImage, MedicalResult
 
 NO_LUNGS = "No aerated lung was found in this scan, and so no nodule was looked for. Is it a CT of the chest?"
 LITTLE_ML = 500.0
@@ -17,7 +20,7 @@ LITTLE_ML = 500.0
 PARTLY = "The image ends within the lungs: nodules beyond its edge cannot be found."
 
 
-def result(volume: CTVolume, findings: Findings) -> dict[str, Any]:
+def result(volume: CTVolume, findings: Findings) -> MedicalResult:
     """The findings in JSON types. Lengths are in mm in the DICOM patient frame (LPS); slices count from 1."""
     return {
         "findings": [
@@ -141,7 +144,7 @@ def instance_number(volume: CTVolume, k: int) -> int | None:
     return None if numbers is None else numbers[k]
 
 
-def _image(volume: CTVolume, k: int) -> dict[str, Any] | None:
+def _image(volume: CTVolume, k: int) -> MedicalImage | None:
     if not volume.images:
         return None
     image = volume.images[k]

@@ -22,7 +22,9 @@ from shared.store.records import Case
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {200: file_content("image/png")}
-_FILE: dict[int | str, dict[str, Any]] = {200: file_content("*/*")}
+_BYTES, _ANY = file_content("application/octet-stream"), file_content("*/*")
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {**_BYTES["content"], **_ANY["content"]}}}
+"""Of any type; generators of clients know what to do with the first."""
 _MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
     503: {"model": Problem, "description": "It is not made yet, and there is no room to make it; see Retry-After"},

@@ -1,0 +1,60 @@
+"""What a request may ask for and what ``result.json`` holds, as the description of the HTTP interface states it.
+
+Metres and radians in the LiDAR frame: x ahead, y to the left, z up. A frame without a sweep is in that frame by its
+camera's calibration.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from shared.result_schema import ComputedWith
+
+Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class DrivingOptions(TypedDict, total=False):
+    """The options of a request; what is left out has its default."""
+
+    model: Annotated[str, Field(description="the model, such as pointpillars; the first that has what it needs")]
+    score: Annotated[
+        float, Field(ge=0, le=1, description="the least score of every class; that of the calibration without it")
+    ]
+    topic: Annotated[str, Field(description="the topic of the sweeps in a ROS bag that has several")]
+
+
+class DrivingBox(TypedDict):
+    """An object."""
+
+    name: Annotated[str, Field(description="its class")]
+    score: Annotated[float, Field(ge=0, le=1)]
+    centre_lidar_m: Annotated[Triple, Field(description="the middle of the box, not of its bottom")]
+    size_m: Annotated[Triple, Field(description="length, width, height")]
+    yaw: Annotated[float, Field(description="from x towards y, in [-pi, pi); 0 looks along x")]
+
+
+class DrivingFrameBox(DrivingBox):
+    """An object, and the frame that it is in."""
+
+    frame: str
+
+
+class DrivingFrame(TypedDict):
+    """A frame."""
+
+    name: str
+    model: Annotated[str, Field(description="the model that answered")]
+    boxes: Annotated[list[DrivingBox], Field(description="the highest score first")]
+    lidar_to_global: NotRequired[Annotated[list[list[float]], Field(description="4 x 4, where the pose is known")]]
+    remarks: NotRequired[Annotated[list[str], Field(description="what is to be known before the boxes are used")]]
+
+
+class DrivingResult(ComputedWith):
+    """``result.json``: the objects by frame, and once more all of them."""
+
+    frames: list[DrivingFrame]
+    boxes: Annotated[list[DrivingFrameBox], Field(description="of all frames, frame by frame")]
+    remarks: NotRequired[Annotated[list[str], Field(description="those of the frames, one of a kind")]]

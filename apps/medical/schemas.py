@@ -1,0 +1,94 @@
+"""What a request may ask for and what ``result.json`` holds, as the description of the HTTP interface states it.
+
+Lengths are in mm, places in the DICOM patient frame (LPS: to the left, to the back, up).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from shared.result_schema import ComputedWith
+
+Point = Annotated[list[float], Field(min_length=3, max_length=3)]
+Box = Annotated[list[float], Field(min_length=6, max_length=6, description="two corners: x, y, z, x, y, z; LPS, mm")]
+
+
+class MedicalOptions(TypedDict, total=False):
+    """The options of a request; what is left out has its default."""
+
+    score: Annotated[float, Field(ge=0, le=1, description="the least score of a listed finding; 0.05 without it")]
+    most: Annotated[int, Field(ge=1, le=100, description="the most findings that are listed; 10 without it")]
+    series: Annotated[str, Field(description="SeriesNumber or SeriesInstanceUID, where files of several were sent")]
+    patient: Annotated[
+        Literal["yes", "no"], Field(description="yes: the DICOM and FHIR files name the patient; no without it")
+    ]
+    incomplete: Annotated[
+        Literal["yes", "no"], Field(description="yes: a series that lacks images is searched as well; no without it")
+    ]
+
+
+class MedicalImage(TypedDict):
+    """The image of a DICOM series on which a finding is largest."""
+
+    label: Annotated[str, Field(description="as a person looks it up: image 83 of 120")]
+    instance_number: int | None
+    sop_instance_uid: str
+    position_lps_mm: Annotated[Point, Field(description="ImagePositionPatient")]
+
+
+class MedicalFinding(TypedDict):
+    """A finding."""
+
+    rank: Annotated[int, Field(description="from 1, the highest score first")]
+    centre_lps_mm: Point
+    mean_diameter_mm: Annotated[
+        float, Field(description="mean of the long axis and the short one across it, on the slice where it is largest")
+    ]
+    axes_mm: Annotated[
+        list[float] | None, Field(description="the long and the short axis; null where it was not measured")
+    ]
+    volume_mm3: Annotated[float | None, Field(description="of its voxels, each counted whole; null as axes_mm")]
+    score: Annotated[float, Field(ge=0, le=1, description="how sure the detector is; not a probability of malignancy")]
+    box_lps_mm: Box
+    index_ijk: Annotated[Point, Field(description="its centre in voxels: column, row, slice, from 0")]
+    slice: Annotated[int, Field(description="the slice of its centre, from 1")]
+    instance_number: Annotated[
+        int | None, Field(description="InstanceNumber of that slice; null without DICOM, or where they are not unique")
+    ]
+    image: MedicalImage | None
+    label: Annotated[str, Field(description="its class: nodule, or one of those of an imported model")]
+    above_operating_score: bool
+
+
+class MedicalVolume(TypedDict):
+    """The image that was searched."""
+
+    size_ijk: Annotated[list[int], Field(description="columns, rows, slices")]
+    spacing_mm: Annotated[Point, Field(description="between columns, rows and slices")]
+    origin_lps_mm: Annotated[Point, Field(description="centre of the first voxel")]
+    direction: Annotated[list[Point], Field(description="rows of the matrix whose columns are the axes of i, j and k")]
+    identifiers: Annotated[dict[str, str], Field(description="DICOM's unique identifiers, where there are any")]
+    source: Literal["DICOM", "file"]
+    instance_numbers: list[int] | None
+
+
+class MedicalLungs(TypedDict):
+    """What was taken for lungs."""
+
+    box_lps_mm: Box
+    aerated_ml: float
+
+
+class MedicalResult(ComputedWith):
+    """``result.json``: the findings, and the image that they are in."""
+
+    findings: list[MedicalFinding]
+    operating_score: Annotated[
+        float, Field(description="the score at which the calibrating scans had one false finding each")
+    ]
+    volume: MedicalVolume
+    lungs: Annotated[MedicalLungs | None, Field(description="null where no lung was found, and nothing was searched")]
+    remarks: Annotated[list[str], Field(description="sentences that a reader must see before the findings")]
