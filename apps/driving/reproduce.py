@@ -19,7 +19,7 @@ import torch
 from apps.driving.adapters import argoverse2, kitti, nuscenes
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
-from apps.driving.inference.detect import Detector, shown_boxes
+from apps.driving.inference.detect import Detector, LidarDetector, shown_boxes
 from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
 from apps.driving.metrics.matching import Counts, count, match
@@ -197,11 +197,28 @@ def found_in_real(
             counts.append(counted)
             parts.append(f"{label}: {counted.true_positives} of {counted.objects}, {counted.false_positives} false")
         if counted.objects + counted.detections:
+            if beyond := beyond_range(detector, frames, kind):
+                parts.append(f"{beyond} of the objects lie beyond the range")
             if kind == "car" and detector.sensor == "lidar":
                 parts += bar_of_real(where, *counts)
             yield f"{kind}, {where}, frames: {len(frames)}", "; ".join(parts)
     own = sum(at_own_vehicle(boxes) for boxes in found)
     yield f"boxes on the own vehicle, {where}", str(own)
+
+
+def beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
+    """How many of the objects that count lie where a LiDAR network does not look."""
+    if not isinstance(detector, LidarDetector):
+        return 0
+    number = 0
+    for frame in frames:
+        truth = frame.truth
+        assert truth is not None
+        counted = np.array([name == kind for name in truth.names], bool)
+        if truth.point_counts is not None:
+            counted &= truth.point_counts >= FEWEST_POINTS
+        number += int((counted & ~detector.in_range(frame, truth)).sum())
+    return number
 
 
 def bar_of_real(where: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apps.driving.adapters.projection import to_lidar_boxes
@@ -82,7 +83,7 @@ class LidarDetector:
     def detect(self, frame: Frame) -> Boxes3D:
         assert frame.points_lidar_m is not None
         points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
-        if not frame.all_round or self.input.range_m[0] < _AHEAD_M:
+        if not self._looks_twice(frame):
             return self._placed(_boxes(*self._look(points), self.input.classes), frame.points_lidar_m)
         ahead = self._look(points, _OVERLAP_M)
         about = points.copy()
@@ -92,6 +93,18 @@ class LidarDetector:
         both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
         found = _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
         return self._placed(found, frame.points_lidar_m)
+
+    def in_range(self, frame: Frame, boxes: Boxes3D) -> NDArray[np.bool_]:
+        """(N,) which of the boxes have their centre where a frame such as this is looked at."""
+        x, y, _, *end = self.input.range_m
+        along, across = boxes.centre_lidar_m[:, 0], boxes.centre_lidar_m[:, 1]
+        if self._looks_twice(frame):
+            along = np.abs(along)
+            x, end[0] = 0.0, end[0] - _OVERLAP_M
+        return np.asarray((along >= x) & (along < end[0]) & (across >= y) & (across < end[1]))
+
+    def _looks_twice(self, frame: Frame) -> bool:
+        return frame.all_round and self.input.range_m[0] >= _AHEAD_M
 
     def _placed(self, found: Boxes3D, points: Floats) -> Boxes3D:
         if not isinstance(self.network, LidarNetwork):

@@ -7,10 +7,11 @@ import pytest
 
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
+from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
-from apps.driving.reproduce import against, asked, found_in_real, found_in_synthetic
-from apps.driving.types import Boxes3D, LidarInput
+from apps.driving.reproduce import against, asked, beyond_range, found_in_real, found_in_synthetic
+from apps.driving.types import Boxes3D, Frame, LidarInput
 
 
 class Told:
@@ -89,3 +90,28 @@ def test_classes_of_other_data_sets_are_called_what_is_learnt(frames):
     names = ("regular_vehicle", "box_truck") + frames[0].truth.names[2:]
     called = asked(replace(frames[0], truth=replace(frames[0].truth, names=names, occlusion=None)))
     assert called.truth.names[:2] == ("car", "truck")
+
+
+@pytest.mark.parametrize(
+    ("all_round", "place", "seen"),
+    [
+        (True, (66.0, 39.0), True),
+        (True, (-66.0, -39.0), True),
+        (True, (67.0, 0.0), False),
+        (True, (0.0, 40.0), False),
+        (False, (68.0, 0.0), True),
+        (False, (-1.0, 0.0), False),
+    ],
+)
+def test_objects_where_a_network_does_not_look_are_told_of(frames, all_round, place, seen):
+    detector = LidarDetector(network=None, input=LidarInput())
+    centre = np.array([[*place, -1]], np.float32)
+    truth = frames[0].truth.take(np.array([0]))
+    truth = replace(truth, centre_lidar_m=centre, names=("car",), point_counts=np.array([9]))
+    ahead, behind = np.float32([[20, 0, -1, 0]]), np.float32([[-20, 0, -1, 0]])
+    points = np.concatenate([ahead, behind] if all_round else [ahead])
+    frame = Frame(name="a", cameras={}, points_lidar_m=points, truth=truth)
+    assert detector.in_range(frame, truth).tolist() == [seen]
+    assert beyond_range(detector, [frame], "car") == int(not seen) and beyond_range(detector, [frame], "cyclist") == 0
+    few = replace(frame, truth=replace(truth, point_counts=np.array([4])))
+    assert beyond_range(detector, [few], "car") == 0 and beyond_range(Told(), [frame], "car") == 0
