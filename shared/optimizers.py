@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,3 +118,39 @@ class Constant:
         from torch.optim.lr_scheduler import LambdaLR
 
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """A linear warm-up, then a learning rate that is multiplied by ``factor`` at each of the ``milestones``, in epochs.
+
+    ``gamma`` and ``milestones`` of ``MultiStepLR``.
+    """
+
+    warmup_steps: int = 0
+    milestones: tuple[float, ...] = (8.0, 11.0)
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or not 0 < self.factor <= 1 or any(at <= 0 for at in self.milestones):
+            raise InvalidInputError(
+                "schedule: warmup_steps must be at least 0, factor above 0 and at most 1, and milestones above 0"
+            )
+
+    def build(self, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+        from torch.optim.lr_scheduler import LambdaLR
+
+        def share(step: int) -> float:
+            passed = sum(step >= round(at * steps_per_epoch) for at in self.milestones)
+            return min(1.0, (step + 1) / (self.warmup_steps + 1)) * self.factor**passed
+
+        return LambdaLR(optimizer, share)
+
+
+OPTIMIZERS: Mapping[str, type[AdamW | SGD]] = {"adamw": AdamW, "sgd": SGD}
+SCHEDULES: Mapping[str, type[CosineRestarts | Constant | Steps]] = {
+    "cosine": CosineRestarts,
+    "constant": Constant,
+    "steps": Steps,
+}
+"""By what ``trivium train`` calls them."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from shared.app import App
 from shared.errors import InvalidInputError
-from shared.optimizers import SGD, AdamW, Constant, CosineRestarts
+from shared.optimizers import OPTIMIZERS, SCHEDULES
 from shared.recipe import DataConfig, Recipe
 from shared.recipe_file import class_mismatch, class_name, from_mapping, read_recipe_file
 from shared.strategy import DDP, FSDP, Auto
 
 _COMPONENTS: dict[str, tuple[type[Any], ...]] = {
-    "optimizer": (AdamW, SGD),
-    "schedule": (CosineRestarts, Constant),
+    "optimizer": tuple(OPTIMIZERS.values()),
+    "schedule": tuple(SCHEDULES.values()),
     "strategy": (Auto, DDP, FSDP),
 }
 """What may be recorded in place of the class that the named recipe has, besides the application's data sets."""

@@ -12,6 +12,7 @@ import tyro
 from shared.app import find, installed
 from shared.cli import arguments as commands
 from shared.cli.settings import parse_data, parse_recipe
+from shared.cli.train import named_components
 from shared.recipes import choose_recipe, named_data_set
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,8 @@ def test_a_documented_command_is_one_that_the_command_line_takes(page, command):
     if isinstance(parsed, commands.Train):
         app = find(parsed.app)
         data = None if parsed.data is None else named_data_set(app, parsed.data)
-        parse_recipe(choose_recipe(app, parsed.recipe)[1], data, settings, "trivium train")
+        recipe = choose_recipe(app, parsed.recipe)[1]
+        parse_recipe(recipe, data, settings, "trivium train", named_components(parsed))
     elif isinstance(parsed, commands.Quantize) and parsed.data is not None:
         # Its application is the artifact's.
         apps = [app for app in installed().values() if parsed.data in app.data_sets()]

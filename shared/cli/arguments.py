@@ -46,6 +46,10 @@ class Train:
     """Train on this data set in place of the recipe's; `trivium models APP` lists them."""
     out: Folder = None
     """The run's directory; runs/APP-RECIPE by default."""
+    optimizer: Annotated[Literal["adamw", "sgd"] | None, arg(metavar="adamw|sgd")] = None
+    """Another optimizer than the recipe's, with its own learning rate."""
+    schedule: Annotated[Literal["cosine", "constant", "steps"] | None, arg(metavar="cosine|constant|steps")] = None
+    """Another learning-rate schedule than the recipe's."""
     strategy: Annotated[Literal["ddp", "fsdp"] | None, arg(metavar="ddp|fsdp")] = None
     """Over several processes: the whole model on each (ddp, the default), or spread over them (fsdp)."""
     device: Device = None

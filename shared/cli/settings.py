@@ -11,12 +11,11 @@ import tyro
 
 from shared.errors import InvalidInputError
 from shared.recipe import DataConfig, Recipe
-from shared.strategy import StrategyConfig
 
 Settings = TypeVar("Settings")
 # A component was chosen already; its settings are settings like any other.
 _FLAT = (tyro.conf.AvoidSubcommands,)
-_TRAIN = ("recipe", "data", "out", "strategy", "device")
+_TRAIN = ("recipe", "data", "out", "optimizer", "schedule", "strategy", "device")
 """What ``trivium train`` takes beside settings."""
 _ELSEWHERE = {"lr": "learning-rate", "num-workers": "loader-threads"}
 """What other frameworks call a setting."""
@@ -27,15 +26,16 @@ def parse_recipe(
     data: type[DataConfig] | None,
     words: Sequence[str],
     prog: str,
-    strategy: type[StrategyConfig] | None = None,
+    others: Mapping[str, type[Any]] | None = None,
 ) -> Recipe:
     """``recipe`` with the settings in ``words``, and with its data set replaced by one of class ``data``.
 
-    So its strategy, where another class than the recipe's is given.
+    So are ``others`` of its components, by name, where another class than the recipe's is given.
     """
     chosen = {} if data is None else {"data": _unset(data)}
-    if strategy is not None and strategy is not type(recipe.strategy):
-        chosen["strategy"] = strategy()
+    for name, other in (others or {}).items():
+        if other is not type(getattr(recipe, name)):
+            chosen[name] = other()
     kind, hints = type(recipe), get_type_hints(type(recipe))
     values = {one.name: chosen.get(one.name, getattr(recipe, one.name)) for one in fields(kind)}
     parsed = _parse(kind, hints, values, words, prog, beside=_TRAIN)

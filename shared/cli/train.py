@@ -13,6 +13,7 @@ from shared.app import find
 from shared.cli.arguments import Train
 from shared.cli.printing import print_line, print_scores
 from shared.cli.settings import parse_recipe
+from shared.optimizers import OPTIMIZERS, SCHEDULES
 from shared.recipe import Recipe, resolve
 from shared.recipes import choose_recipe, named_data_set, with_imported_network
 from shared.strategy import STRATEGIES
@@ -23,10 +24,9 @@ def run(command: Train, settings: Sequence[str]) -> int:
     app = find(command.app)
     name, base = choose_recipe(app, command.recipe)
     data = None if command.data is None else named_data_set(app, command.data)
-    strategy = None if command.strategy is None else STRATEGIES[command.strategy]
     chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
     prog = f"trivium train {app.name} {chosen} --"
-    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, strategy))
+    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, named_components(command)))
     from torch import OutOfMemoryError
 
     from shared.comms.watch import LostProcessError
@@ -57,6 +57,16 @@ def run(command: Train, settings: Sequence[str]) -> int:
         title = f"{training.path}: {result.steps} steps, ended by {result.reason}, best at {result.best_step}"
         print_scores(title, result.scores)
     return 0
+
+
+def named_components(command: Train) -> dict[str, type]:
+    """The classes of the recipe's components that the command names, by the field of the recipe."""
+    asked: dict[str, tuple[str | None, Mapping[str, type]]] = {
+        "optimizer": (command.optimizer, OPTIMIZERS),
+        "schedule": (command.schedule, SCHEDULES),
+        "strategy": (command.strategy, STRATEGIES),
+    }
+    return {part: known[word] for part, (word, known) in asked.items() if word is not None}
 
 
 def print_facts(recipe: Recipe) -> None:

@@ -8,6 +8,9 @@ import time
 import pytest
 
 from shared import cli
+from shared.app import find
+from shared.optimizers import SGD, Steps
+from shared.recipes import choose_recipe
 from tests.shared.serve.echo import write_artifact
 
 COMMANDS = (
@@ -116,6 +119,21 @@ def test_settings_of_the_optimizer_are_settings_like_any_other(tmp_path):
     assert cli.main([*arguments, "--optimizer.learning-rate", "3e-4", "--out", str(out)]) == 0
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())["recipe"]
     assert recipe["optimizer"]["learning_rate"] == 3e-4 and recipe["limits"]["batch"] == 16
+
+
+def test_another_optimizer_and_schedule_are_named_with_their_settings_and_go_on(tmp_path):
+    chosen = ["--optimizer", "sgd", "--optimizer.momentum", "0.8", "--schedule", "steps", "--schedule.milestones", "1"]
+    train = ["train", "finance", "--recipe", "tiny", "--device", "cpu", *chosen]
+    assert cli.main([*train, "--out", str(tmp_path / "whole")]) == 0
+    for steps in (["--limits.steps", "3"], []):
+        assert cli.main([*train, "--out", str(tmp_path / "parts"), *steps]) == 0
+    runs = [choose_recipe(find("finance"), str(tmp_path / name / "recipe.yaml"))[1] for name in ("whole", "parts")]
+    assert runs[0].optimizer == runs[1].optimizer == SGD(momentum=0.8)
+    assert runs[0].schedule == runs[1].schedule == Steps(milestones=(1.0,))
+    whole, parts = (
+        max((tmp_path / name / "checkpoints").glob("step-*")) / "model.safetensors" for name in ("whole", "parts")
+    )
+    assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_what_a_result_says_is_shown_although_nothing_was_found():

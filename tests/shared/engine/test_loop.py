@@ -12,7 +12,7 @@ import torch
 from shared.engine.checkpoint import Checkpoints
 from shared.errors import InvalidInputError
 from shared.observe.events import Events
-from shared.optimizers import AdamW, CosineRestarts
+from shared.optimizers import AdamW, CosineRestarts, Steps
 from shared.recipe import Limits
 from shared.recipe_file import digest, from_mapping, read_recipe_file, to_mapping
 from tests.shared.engine import line
@@ -302,6 +302,25 @@ def test_warm_restarts_follow_torch():
         assert ours.factor(step, 1) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
+
+
+def test_steps_follow_torch():
+    def rates(make):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = make(optimizer)
+        for _ in range(60):
+            yield schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+
+    ours = list(rates(lambda optimizer: Steps(milestones=(2, 4.5), factor=0.2).build(optimizer, 10)))
+    theirs = rates(lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 45], gamma=0.2))
+    assert ours == pytest.approx(list(theirs)) and ours[19:21] == pytest.approx([1.0, 0.2])
+    warmed = list(rates(lambda optimizer: Steps(warmup_steps=3, milestones=(2,)).build(optimizer, 10)))
+    assert warmed[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0]) and warmed[20] == pytest.approx(0.1)
+    for wrong in ({"factor": 0.0}, {"milestones": (0.0,)}, {"warmup_steps": -1}):
+        with pytest.raises(InvalidInputError, match="schedule: "):
+            Steps(**wrong)
 
 
 def test_a_recipe_survives_its_file():
