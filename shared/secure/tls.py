@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import InvalidInputError
+
+log = logging.getLogger("trivium")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,36 @@ def read_certificate(chain: Path | None, key: Path | None) -> Certificate | None
         why = getattr(error, "reason", None) or error
         raise InvalidInputError(f"{chain} and {key} are no certificate and its private key in PEM ({why})") from error
     return Certificate(chain, key)
+
+
+class Renewals:
+    """Takes up a certificate whose files are replaced while a server listens, as they are before it expires."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._certificate = certificate
+        self._seen = self._stamps()
+
+    def take_up(self, use: Callable[[Certificate], None]) -> None:
+        """Calls ``use`` where there is another pair since the last time. One that cannot be used is logged once."""
+        found = self._stamps()
+        if found == self._seen:
+            return
+        self._seen = found
+        try:
+            read_certificate(self._certificate.chain, self._certificate.key)
+            use(self._certificate)
+        except (InvalidInputError, OSError) as error:
+            log.error("the new certificate cannot be used, and the one before stays: %s", error)
+        else:
+            log.info("the certificate in %s was replaced, and is used from now on", self._certificate.chain)
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(file) for file in (self._certificate.chain, self._certificate.key)]
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -20,7 +20,7 @@ import uvicorn
 
 from shared.app import App
 from shared.errors import InvalidInputError
-from shared.secure.tls import read_certificate
+from shared.secure.tls import Certificate, Renewals, read_certificate
 from shared.serve.app import create_app
 from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
@@ -39,6 +39,8 @@ _COLLECT_AFTER = 50_000
 
 _COLLECT_TICKS = 600
 """It looks for them every minute as well; uvicorn ticks ten times a second."""
+_RENEW_TICKS = 100
+"""And every ten seconds for a new certificate."""
 
 
 def run(settings: Settings, demo: bool = False) -> None:
@@ -77,6 +79,7 @@ def _serve(settings: Settings, demo: bool) -> None:
         announce=lambda: say_listening(address, apps, settings, application.state.keys, demo=demo),
         drain=application.state.drain,
         drain_s=settings.drain_s,
+        renewals=None if certificate is None else Renewals(certificate),
     )
     with listener:
         server.run(sockets=[listener])
@@ -146,9 +149,17 @@ class _Server(uvicorn.Server):
     Meanwhile it listens still, so that who asks is told to come again. A second signal ends the wait.
     """
 
-    def __init__(self, config: uvicorn.Config, *, announce: Callable[[], None], drain: Drain, drain_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        announce: Callable[[], None],
+        drain: Drain,
+        drain_s: float,
+        renewals: Renewals | None,
+    ) -> None:
         super().__init__(config)
-        self._announce, self._drain, self._drain_s = announce, drain, drain_s
+        self._announce, self._drain, self._drain_s, self._renewals = announce, drain, drain_s, renewals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts, and says so."""
@@ -158,10 +169,19 @@ class _Server(uvicorn.Server):
             self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end. Frees what refers to itself now and then: it comes so slowly that memory grew for hours."""
+        """Whether to end. Frees what refers to itself now and then: it comes so slowly that memory grew for hours.
+
+        A certificate that was renewed is shown to who connects from then on.
+        """
         if counter and counter % _COLLECT_TICKS == 0:
             gc.collect()
+        if self._renewals is not None and counter % _RENEW_TICKS == 0:
+            self._renewals.take_up(self._show)
         return await super().on_tick(counter)
+
+    def _show(self, certificate: Certificate) -> None:
+        assert self.config.ssl is not None
+        self.config.ssl.load_cert_chain(certificate.chain, certificate.key)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what was accepted, then closes."""

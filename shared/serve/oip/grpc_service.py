@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from shared.errors import InvalidInputError
 from shared.secure.access import Key
-from shared.secure.tls import Certificate
+from shared.secure.tls import Certificate, Renewals
 from shared.serve.access_line import log_answer, usable_identifier
 from shared.serve.known_keys import KnownKeys, check_operator
 from shared.serve.middleware.draining import Drain
@@ -89,8 +89,7 @@ class GrpcService:
             if certificate is None:
                 found = server.add_insecure_port(f"{address}:{port}")
             else:
-                pair = (certificate.key.read_bytes(), certificate.chain.read_bytes())
-                found = server.add_secure_port(f"{address}:{port}", grpc.ssl_server_credentials([pair]))
+                found = server.add_secure_port(f"{address}:{port}", _credentials(certificate))
         except RuntimeError as error:
             raise InvalidInputError(f"{host}:{port} cannot be listened on; choose another with --grpc-port") from error
         await server.start()
@@ -277,6 +276,22 @@ class GrpcService:
 async def stop(server: Any) -> None:
     """Ends a server: what is computed still has a second."""
     await server.stop(_STOP_S)
+
+
+def _credentials(certificate: Certificate) -> Any:
+    """Shows the certificate that is in its files when a client connects."""
+    renewals = Renewals(certificate)
+    shown: list[Any] = []
+
+    def read(pair: Certificate) -> None:
+        shown[:] = [grpc.ssl_server_certificate_configuration([(pair.key.read_bytes(), pair.chain.read_bytes())])]
+
+    def newest() -> Any:
+        renewals.take_up(read)
+        return shown[0]
+
+    read(certificate)
+    return grpc.dynamic_ssl_server_credentials(shown[0], newest, require_client_authentication=False)
 
 
 def _client(context: Any) -> str:

@@ -6,6 +6,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,11 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl
 _PROGRAM = """
 import sys
 from pathlib import Path
-from shared.serve.server import run
+from shared.serve import server
 from shared.serve.settings import Settings
 home = Path(sys.argv[1])
-run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu",
+server._RENEW_TICKS = 2
+server.run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu",
              tls_cert=home / "tls.crt", tls_key=home / "tls.key"))
 """
 
@@ -36,11 +38,18 @@ run(Settings(store=home / "store", port=0, grpc_port=0, warm=False, device="cpu"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a certificate of this machine's, and its key."""
     found = tmp_path_factory.mktemp("tls")
+    make_pair(found)
+    return found
+
+
+def make_pair(folder: Path) -> None:
+    """Writes a new certificate and its key into a folder, each as a whole."""
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=trivium", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(found / "tls.key"), "-out", str(found / "tls.crt")]
+    files = ["-keyout", str(folder / "new.key"), "-out", str(folder / "new.crt")]
     subprocess.run([*made, *name, *files], check=True, capture_output=True)
-    return found
+    (folder / "new.key").rename(folder / "tls.key")
+    (folder / "new.crt").rename(folder / "tls.crt")
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +155,22 @@ def test_the_commands_trust_the_authority_that_the_environment_names(
         assert cli.main([*asked[:-1], f"{wrong}:{ports['https']}"]) == 2
         said = capsys.readouterr().err
         assert words in said and "SSL_CERT_FILE" not in said
+
+
+def test_a_renewed_certificate_is_shown_to_who_connects_next(home: Path, ports: dict[str, int]) -> None:
+    def shown() -> set[str]:
+        """What a client sees on the two ports."""
+        return {ssl.get_server_certificate(("127.0.0.1", port), timeout=20) for port in ports.values()}
+
+    before = (home / "tls.crt").read_text()
+    assert shown() == {before}
+    (home / "tls.key").write_text("half of a renewal")
+    time.sleep(1)
+    assert shown() == {before}
+    make_pair(home)
+    after = (home / "tls.crt").read_text()
+    until = time.monotonic() + 20
+    while shown() != {after}:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert after != before
