@@ -34,7 +34,7 @@ THREAD, THREAD_MM = 1 / 3, 8.0
 """What is thinner than this share of the box, or than this, hangs on and is no part of the nodule: a vessel."""
 
 HALO_MM, HALO_HU, HALO_REACH = (1.2, 3.2), 150.0, 1.15
-"""So far around the solid piece there is ground glass if it is so much denser than the lung; and its ``REACH``."""
+"""So far beside the solid piece there is ground glass if it is so much denser than the lung; and its ``REACH``."""
 
 SMOOTH_MM = 0.5
 """Noise is smoothed over so much, as a standard deviation."""
@@ -89,8 +89,7 @@ def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm:
     found = denser(level, REACH)
     if not found.any():
         return None
-    away_mm = ndimage.distance_transform_edt(~found, sampling=spacing_mm)
-    halo = part[(away_mm > HALO_MM[0]) & (away_mm < HALO_MM[1]) & (distance < 1)]
+    halo = part[_around(found, spacing_mm) & (distance < 1)]
     if halo.size and lung + HALO_HU < (dense := float(np.median(halo))) < level:
         whole = denser(lung + SHARE * (dense - lung), HALO_REACH)
         found = whole if whole.any() else found
@@ -101,6 +100,19 @@ def measure(hu_xyz: NDArray[np.floating | np.integer], box: Float64, spacing_mm:
         box=np.concatenate([first + low, last + low]).astype(np.float64),
         mask_xyz=found[first[0] : last[0], first[1] : last[1], first[2] : last[2]],
     )
+
+
+def _around(found: Mask, spacing_mm: Float64) -> Mask:
+    """What lies ``HALO_MM`` beside the piece, in the slice where it is largest.
+
+    Elsewhere its surface slants or ends within a slice, and what is half in it is as grey as ground glass.
+    """
+    k = int(found.sum((0, 1)).argmax())
+    to_centres_mm = ndimage.distance_transform_edt(~found[:, :, k], sampling=spacing_mm[:2])
+    away_mm = to_centres_mm - spacing_mm[:2].mean() / 2
+    near = np.zeros_like(found)
+    near[:, :, k] = (away_mm > HALO_MM[0]) & (away_mm < HALO_MM[1])
+    return near
 
 
 def _disc(spacing_mm: Float64, radius_mm: float) -> Mask:

@@ -65,6 +65,23 @@ def test_the_ground_glass_of_a_part_solid_nodule_is_measured(core):
     assert measure(image, box((14.0, 14.0, 14.0)), SPACING) == pytest.approx(15.0, abs=1.2)
 
 
+@pytest.mark.parametrize("thickness", [1.25, 2.5])
+@pytest.mark.parametrize("size", [8.0, 14.0])
+@pytest.mark.parametrize("lies", [0.0, 0.25, 0.5])
+def test_what_is_half_in_a_slice_is_no_ground_glass(thickness, size, lies):
+    """A solid sphere as a scanner takes it: each slice is the mean over its thickness; ``lies`` in slices."""
+    spacing, parts = np.array([0.7, 0.7, thickness]), 4
+    shape = np.ceil((size + 20) / spacing).astype(int)
+    centre = shape / 2 * spacing + np.array([0, 0, lies * thickness])
+    fine = np.indices(shape * parts).transpose(1, 2, 3, 0)
+    depth = np.linalg.norm((fine + 0.5) * spacing / parts - centre, axis=3) / (size / 2)
+    image = np.where(depth < 1, 30.0, -850.0).reshape(*(n for k in shape for n in (k, parts))).mean((1, 3, 5))
+    image = ndimage.gaussian_filter(image, (0.8, 0.8, 0))
+    half = size / 2 / spacing
+    found = measure(image, np.concatenate([centre / spacing - half, centre / spacing + half]), spacing)
+    assert found == pytest.approx(size, abs=0.5)
+
+
 def test_a_lobe_of_a_mass_belongs_to_it():
     """An opening by a third of the box would take off what is 12 mm thick."""
     spacing = np.array([1.0, 1.0, 2.0])

@@ -345,9 +345,9 @@ def test_a_piece_names_the_voxels_of_the_scan_as_it_was_handed_in(order, signs):
     assert piece.voxels == mask.sum()
 
 
-@pytest.mark.parametrize(("size_mm", "most"), [(6.0, 0.40), (10.0, 0.25), (20.0, 0.12)])
+@pytest.mark.parametrize(("size_mm", "most"), [(6.0, 0.21), (10.0, 0.08), (20.0, 0.03)])
 def test_the_volume_of_a_sphere(size_mm, most):
-    """Wherever its middle lies between the voxels. Each counts whole, so that small ones differ by more."""
+    """Wherever its middle lies between the voxels: too small by nearly the same, and by more where it is small."""
     spacing = np.array([0.7, 0.7, 1.25])
     errors = []
     for shift in np.random.default_rng(1).random((12, 3)):
@@ -363,7 +363,7 @@ def test_the_volume_of_a_sphere(size_mm, most):
         assert measured is not None
         assert measured.mask_xyz.shape == tuple((measured.box[3:] - measured.box[:3]).astype(int))
         errors.append(measured.mask_xyz.sum() * spacing.prod() / (np.pi / 6 * size_mm**3) - 1)
-    assert np.abs(errors).max() < most and np.abs(np.mean(errors)) < 0.1
+    assert -most < min(errors) and max(errors) < min(errors) + 0.06 <= 0.06
 
 
 def test_a_scan_s_findings_have_their_voxels_and_files(untrained: NodulePredictor, tmp_path):
