@@ -227,3 +227,47 @@ def test_a_job_is_cancelled_and_one_that_fails_says_why(page: Page, address: str
     page.get_by_label("Files").set_input_files(tmp_path / "bad.csv")
     page.get_by_role("button", name="Analyse").click()
     expect(page.get_by_role("alert")).to_contain_text("the file is not a CSV of numbers")
+
+
+def test_back_leads_to_the_case_before(page: Page, address: str, tmp_path: Path) -> None:
+    page.goto(f"{address}/echo")
+    result = page.get_by_role("region", name="Result")
+    for number in ("1", "7"):
+        (tmp_path / f"{number}.csv").write_text(number)
+        if number == "7":
+            page.get_by_role("button", name="Another analysis").click()
+        page.get_by_label("Files").set_input_files(tmp_path / f"{number}.csv")
+        page.get_by_role("button", name="Analyse").click()
+        expect(result.locator("pre")).to_contain_text(str(2 * int(number)))
+    page.go_back()
+    expect(result.locator("pre")).to_contain_text("2")
+    expect(result.locator("pre")).not_to_contain_text("14")
+    page.go_forward()
+    expect(result.locator("pre")).to_contain_text("14")
+
+
+def test_a_job_says_that_the_server_is_gone_and_goes_on_when_it_is_back(
+    page: Page, address: str, echo: Echo, tmp_path: Path
+) -> None:
+    (tmp_path / "large.csv").write_text(",".join(["7"] * 1000))
+    echo.gate.clear()
+    page.expected_errors.append("ERR_")  # type: ignore[attr-defined]
+    page.goto(f"{address}/echo")
+    page.route("**/events", lambda route: route.abort("connectionrefused"))
+    page.get_by_label("Files").set_input_files(tmp_path / "large.csv")
+    page.get_by_role("button", name="Analyse").click()
+    status = page.locator("[data-status]")
+    expect(status).to_have_text("The server cannot be reached. Trying again …")
+    page.unroute("**/events")
+    expect(status).to_contain_text("Doubling", timeout=15_000)
+    echo.gate.set()
+    expect(page.get_by_role("region", name="Result").locator("pre")).to_contain_text("14")
+
+
+def test_a_case_that_cannot_be_fetched_says_what_to_do(page: Page, address: str) -> None:
+    page.expected_errors.append("ERR_")  # type: ignore[attr-defined]
+    page.route("**/cases/*", lambda route: route.abort("connectionrefused"))
+    page.goto(f"{address}/echo?case=any")
+    expect(page.get_by_role("alert")).to_have_text(
+        "The server could not be reached. Is it still running? Reload the page to try again."
+    )

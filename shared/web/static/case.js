@@ -56,11 +56,20 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let dropped = [];
   let running = null;
   let clock = 0;
+  let address = location.search;
 
   const showStatus = (text) => { part("status").textContent = text; };
   const showError = (text) => { part("error").textContent = text; part("error").hidden = !text; if (text) fold(false); };
   /** Leaves one button of the form, so that a result comes first. */
   const fold = (on) => { form.classList.toggle("folded", on); part("again").hidden = !on; };
+
+  /** Shows a case or a job in the address; Back leads to the case that was there before. */
+  function remember(query) {
+    history[new URLSearchParams(location.search).has("case") ? "pushState" : "replaceState"](null, "", query);
+    address = location.search;
+  }
+  // A link within the page moves through the history too, and leaves the address as it is.
+  addEventListener("popstate", () => { if (location.search !== address) location.reload(); });
 
   function showChosen() {
     const files = dropped.length ? dropped : [...input.files];
@@ -113,13 +122,14 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 
   /** Shows how far a job is until it has ended, then its case. The server goes on whether this page is open or not. */
   async function follow(job) {
-    history.replaceState(null, "", `?job=${encodeURIComponent(job.job)}`);
+    remember(`?job=${encodeURIComponent(job.job)}`);
     const began = Date.parse(job.created);
     let said = "";
+    let lost = false;
     const say = (now) => {
       const stage = now.state === "queued" ? "waiting for its turn" : now.stage || "starting";
       // What counts on changes often: a screen reader is told the stage, the numbers stand beside it.
-      const text = `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - began) / 1000))} s. It goes on if you close this page.`;
+      const text = lost ? "The server cannot be reached. Trying again …" : `${stage[0].toUpperCase()}${stage.slice(1)} … ${Math.max(0, Math.round((Date.now() - began) / 1000))} s. It goes on if you close this page.`;
       if (text !== said) showStatus(said = text);
     };
     running = { abort: () => fetch(job.url, { method: "DELETE", headers: { Accept: "application/json" } }).catch(() => showError("The server could not be reached.")) };
@@ -134,14 +144,19 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       };
       for (const state of ["queued", "running", "done", "failed", "cancelled"]) events.addEventListener(state, hear);
       // A connection that broke is taken up again by the browser; one that is refused is not.
-      events.onerror = () => { if (events.readyState === EventSource.CLOSED) end(reject, new Error("The server could not be reached. Open this page again to see how far the analysis is.")); };
+      events.onerror = () => {
+        lost = true;
+        say(latest);
+        if (events.readyState === EventSource.CLOSED) end(reject, new Error("The server could not be reached. Open this page again to see how far the analysis is."));
+      };
+      events.onopen = () => { lost = false; say(latest); };
       say(latest);
       clock = setInterval(() => say(latest), 5000);
     });
-    if (ended.state === "cancelled") { history.replaceState(null, "", location.pathname); throw new Error("Cancelled."); }
+    if (ended.state === "cancelled") { remember(location.pathname); throw new Error("Cancelled."); }
     if (ended.state === "failed") throw new Error(ended.problem);
     const answer = await read(ended.case);
-    history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
+    remember(`?case=${encodeURIComponent(answer.case)}`);
     await show(answer);
   }
 
@@ -173,7 +188,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
         uploaded: asJob ? () => showStatus("Uploaded …") : working,
       });
       if (asJob) { await follow(answer); return; }
-      history.replaceState(null, "", `?case=${encodeURIComponent(answer.case)}`);
+      remember(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
       showError(error.message);
@@ -246,7 +261,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
 }
 
 async function read(url) {
-  const response = await fetch(url, { headers: { Accept: "application/json" } });
+  const response = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => { throw new Error("The server could not be reached. Is it still running? Reload the page to try again."); });
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
   return answer;
