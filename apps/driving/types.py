@@ -150,6 +150,19 @@ class Camera:
         return bool(self.lidar_to_camera[2, 0] > np.sqrt(0.5))
 
 
+def left_to_right(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
+    """The cameras as they are laid out for people: those that look ahead from left to right, then those behind, the
+    left one first: nuScenes' FRONT_LEFT, FRONT, FRONT_RIGHT, BACK_LEFT, BACK, BACK_RIGHT."""
+
+    def place(name: str) -> tuple[bool, float]:
+        ahead, left = cameras[name].lidar_to_camera[2, :2]
+        behind = bool(ahead < 0)
+        azimuth = float(np.arctan2(left, ahead))
+        return behind, azimuth % (2 * np.pi) if behind else -azimuth
+
+    return {name: cameras[name] for name in sorted(cameras, key=place)}
+
+
 _NEAR_M, _SHARE_BEHIND = 5.0, 0.1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from apps.driving.adapters.projection import edge_pixels
-from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from apps.driving.types import Boxes3D, Camera, Floats, Frame, left_to_right
 
 WIDTH = 1242
 PLAN_HEIGHT = 700
@@ -36,7 +36,7 @@ def _paint(frame: Frame, boxes: Boxes3D) -> Image.Image:
 
     Boxes in the colour of their class with class and score; truth, where it is known, in thin white.
     """
-    views = [_view(camera, boxes, frame.truth) for camera in frame.cameras.values()]
+    views = [_view(camera, boxes, frame.truth) for camera in left_to_right(frame.cameras).values()]
     strips = _rows(views)
     if frame.points_lidar_m is not None or not strips:
         strips.append(_plan(frame, boxes))

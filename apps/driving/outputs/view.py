@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from apps.driving.adapters.projection import edge_pixels
-from apps.driving.types import Boxes3D, Camera, Floats, Frame
+from apps.driving.types import Boxes3D, Camera, Floats, Frame, left_to_right
 
 MOST_POINTS = 60_000
 
@@ -37,7 +37,7 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
                 "points_drawn": None if drawn is None else len(drawn),
                 "points_file": points_file,
                 "all_round": frame.all_round,
-                "cameras": [_image(name, images[name], camera) for name, camera in frame.cameras.items()],
+                "cameras": [_image(name, images[name], one) for name, one in left_to_right(frame.cameras).items()],
                 "boxes": _boxes(frame, found),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }

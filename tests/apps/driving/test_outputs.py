@@ -112,6 +112,24 @@ def test_several_frames_have_files_of_their_own(frame, found):
     assert listed[1]["points_file"] is None
 
 
+def test_cameras_are_laid_out_as_they_look(frame, found):
+    """In nuScenes' own order the left camera stands to the right of the one ahead."""
+
+    def looking(degrees):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        about_z = np.array([[c, s, 0, 0], [-s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
+        ahead = frame.cameras["image_2"]
+        return replace(ahead, lidar_to_camera=ahead.lidar_to_camera @ about_z)
+
+    degrees = {"FRONT": 0, "FRONT_RIGHT": -56, "FRONT_LEFT": 55, "BACK": 180, "BACK_LEFT": 108, "BACK_RIGHT": -111}
+    around = replace(frame, cameras={name: looking(turn) for name, turn in degrees.items()})
+    listed = json.loads(view.files([around], [found])["boxes.json"])["frames"][0]["cameras"]
+    assert [camera["name"] for camera in listed] == [
+        *("FRONT_LEFT", "FRONT", "FRONT_RIGHT"),
+        *("BACK_LEFT", "BACK", "BACK_RIGHT"),
+    ]
+
+
 def test_a_sweep_is_thinned_once_for_an_answer(frame, found, monkeypatch):
     thinned, thin = [], view.thin
     monkeypatch.setattr(view, "thin", lambda points: thinned.append(len(points)) or thin(points))
