@@ -288,7 +288,7 @@ def test_the_focus_is_seen(page: Page, site: Site) -> None:
     canvas = page.locator("canvas[aria-label^='Objects and LiDAR']")
     expect(canvas).to_be_visible()
     page.wait_for_load_state("networkidle")
-    page.get_by_role("checkbox", name="Labels").focus()
+    page.get_by_text("Filter").focus()
     page.keyboard.press("Tab")
     expect(canvas).to_be_focused()
     assert canvas.evaluate("canvas => getComputedStyle(canvas).outlineStyle") == "solid"

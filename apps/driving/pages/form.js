@@ -1,9 +1,12 @@
 // The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
-import { colourOf, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "./views.js";
+import { filterControls, freshChoices, passes } from "./filter.js";
+import { frameSwitcher } from "./frames.js";
+import { colourOf, dragPlan, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "./views.js";
 
 const whole = new Intl.NumberFormat("en");
 let cloud = null;
+let asked = null;   // the frame that was asked for last: one that is loaded later than it was asked for is not shown
 
 caseForm({ render });
 
@@ -17,22 +20,16 @@ async function render(answer) {
   }
   const { frames } = await load(answer.files["boxes.json"], "json");
   const stage = element("div");
-  if (frames.length > 1) result.append(switcher(frames, (frame) => show(answer, frame, stage)));
+  const choices = freshChoices();
+  if (frames.length > 1) result.append(frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => refuse(stage, frame, error))));
   result.append(stage, details(answer));
-  await show(answer, frames[0], stage);
+  await show(answer, frames[0], stage, choices);
 }
 
-/** One button a frame. */
-function switcher(frames, choose) {
-  const buttons = frames.map((frame, index) => element("button", {
-    type: "button",
-    "aria-pressed": String(index === 0),
-    onclick: (event) => {
-      for (const button of buttons) button.setAttribute("aria-pressed", String(button === event.currentTarget));
-      choose(frame);
-    },
-  }, frame.frame));
-  return element("div", { class: "frames", role: "group", "aria-label": "Frames" }, buttons);
+function refuse(stage, frame, error) {
+  if (frame !== asked) return;
+  console.error(error);
+  stage.replaceChildren(element("p", { class: "error", role: "alert" }, `The frame ${frame.frame} could not be shown: ${error.message}. Choose it once more, or reload the page.`));
 }
 
 /** What is one click away: every file, and the picture for a report. */
@@ -40,17 +37,21 @@ function details(answer) {
   return element("details", {}, element("summary", {}, "Files and picture"), downloads(answer, "Files"), picture(answer, "Boxes in the image and from above"));
 }
 
-async function show(answer, frame, stage) {
+async function show(answer, frame, stage, choices) {
+  asked = frame;
   const remarks = answer.result.frames?.find?.(({ name }) => name === frame.frame)?.remarks ?? [];
   cloud?.dispose();
   cloud = null;
   // The sample that is made on the spot brings its truth, which is exact; labels of real frames are shown when asked for.
   const synthetic = frame.frame === "synthetic";
-  const state = { frame, chosen: -1, truth: synthetic && Boolean(frame.truth?.length), plan: wholePlan() };
+  const filtered = () => ({ ...frame, boxes: frame.boxes.filter((box) => passes(box, choices)) });
+  // `frame` of the state holds the boxes that are looked at, `whole` all of them.
+  const state = { frame: filtered(), whole: frame, chosen: -1, truth: Boolean(frame.truth?.length) && (choices.truth ?? synthetic), plan: wholePlan() };
   const [images, points] = await Promise.all([
     Promise.all(frame.cameras.map((camera) => load(answer.files[camera.file], "image"))),
     frame.points_file ? load(answer.files[frame.points_file], "points") : null,
   ]);
+  if (frame !== asked) return;
   const plan = element("canvas", { tabindex: "0", role: "application", "aria-label": "Objects and LiDAR points seen from above. Arrow keys move, plus and minus zoom, Home resets, Tab steps through the boxes, Escape ends that." });
   const views = images.map((image, index) => ({
     image, camera: frame.cameras[index], canvas: element("canvas", { role: "img", "aria-label": `Camera ${frame.cameras[index].name} with boxes` }),
@@ -70,10 +71,9 @@ async function show(answer, frame, stage) {
     redraw();
   }
 
-  for (const view of views) {
-    view.canvas.addEventListener("click", (event) => choose(pickImage(view.canvas, view.camera, state, event), true));
-  }
-  plan.addEventListener("click", (event) => choose(pickPlan(plan, state, event), true));
+  for (const view of views) pointing(view.canvas, (event) => pickImage(view.canvas, view.camera, state, event), choose);
+  const dragged = dragPlan(plan, state, () => drawPlan(plan, points, state));
+  pointing(plan, (event) => (dragged() ? state.chosen : pickPlan(plan, state, event)), choose);
   keys(plan, state, choose, (event) => {
     if (!movePlan(state, event.key)) return false;
     drawPlan(plan, points, state);
@@ -82,10 +82,17 @@ async function show(answer, frame, stage) {
 
   const controls = element("div", { class: "controls" });
   if (frame.truth?.length) {
-    const box = element("input", { type: "checkbox", checked: state.truth, onchange: () => { state.truth = box.checked; redraw(); } });
+    const box = element("input", { type: "checkbox", checked: state.truth, onchange: () => { state.truth = choices.truth = box.checked; redraw(); } });
     const what = synthetic ? "Synthetic truth" : "Labels that came with the frame";
     controls.append(element("label", {}, box, ` ${what} (${frame.truth.length}, white and dashed)`));
   }
+  const filter = filterControls(frame.boxes, choices, () => {
+    state.frame = filtered();
+    state.chosen = -1;
+    list.fill();
+    redraw();
+  });
+  if (filter) controls.append(filter);
   const space = element("figure", { class: "figure cloud" });
   stage.replaceChildren(
     element("h2", { class: "found" }, sentence(frame)),
@@ -93,7 +100,7 @@ async function show(answer, frame, stage) {
     controls,
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
-      figure(plan, "From above; the vehicle looks up, rings every 20 m. Keys: arrows, + and −, Home, Tab."),
+      figure(plan, "From above; the vehicle looks up, rings every 20 m. Drag to move, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
       element("div", { class: "objects" }, list.node)),
     ...(points ? [space] : []),
   );
@@ -101,10 +108,21 @@ async function show(answer, frame, stage) {
   if (points) await inSpace(space, points, state, choose);
 }
 
+/** Pointing at a box with a mouse chooses it, and so does a click; a click beside every box lets go. */
+function pointing(canvas, pick, choose) {
+  canvas.addEventListener("click", (event) => choose(pick(event), true));
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.pointerType !== "mouse" || event.buttons) return;
+    const index = pick(event);
+    if (index >= 0) choose(index, true);
+  });
+}
+
 /** The point cloud, where the browser has WebGL; the other views do without. */
 async function inSpace(space, points, state, choose) {
   try {
     const { openCloud } = await import("./cloud.js");
+    if (state.whole !== asked) return;
     cloud = openCloud(space, points, state, (index) => choose(index, true));
     keys(cloud.canvas, state, (index) => choose(index, true), cloud.key);
     space.append(element("figcaption", {}, "Point cloud. Drag to turn, right-drag to move, wheel to zoom. Keys: arrows, with Shift to move, + and −, Home, Tab."));
@@ -150,9 +168,14 @@ function figure(canvas, caption) {
   return element("figure", { class: "figure" }, canvas, caption ? element("figcaption", {}, caption) : null);
 }
 
+/** Where a box is, from the LiDAR, in words. */
+function bearing([x, y]) {
+  return `${Math.abs(x).toFixed(1)} m ${x < 0 ? "behind" : "ahead"}, ${Math.abs(y).toFixed(1)} m to the ${y < 0 ? "right" : "left"}`;
+}
+
 /** The table of boxes; hovering or focusing a row lights its box up in every view. */
 function objects(state, choose) {
-  const rows = state.frame.boxes.map((box, index) => {
+  const row = (box, index) => {
     const name = element("button", { type: "button", onfocus: () => choose(index), onclick: () => choose(index) },
       element("span", { class: "swatch", style: `background:${colourOf(box.class)}` }), box.class.replaceAll("_", " "));
     return element("tr", { onmouseenter: () => choose(index), onclick: () => choose(index) },
@@ -161,27 +184,31 @@ function objects(state, choose) {
       element("td", { class: "number" }, `${box.distance_m.toFixed(1)} m`),
       element("td", { class: "number nobreak" }, box.size_m.map((side) => side.toFixed(1)).join(" × ")),
       element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`));
-  });
+  };
   const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading"];
   const { points, points_drawn: drawn } = state.frame;
   const note = points === null ? "" : drawn < points ? `${whole.format(drawn)} of ${whole.format(points)} LiDAR points are drawn.` : `${whole.format(points)} LiDAR points.`;
   const told = element("p", { class: "small", role: "status" }, "");
-  const node = element("div", {},
-    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
-      element("table", {},
-        element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
-        element("tbody", {}, rows))),
-    told,
+  const body = element("tbody", {});
+  const frame = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Objects" },
+    element("table", {},
+      element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
+      body));
+  const node = element("div", {}, frame, told,
     element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${note}`));
-  const frame = () => node.querySelector(".scroll");
   function select(index, scroll) {
-    rows.forEach((row, at) => row.setAttribute("aria-selected", String(at === index)));
+    [...body.rows].forEach((row, at) => row.setAttribute("aria-selected", String(at === index)));
     const box = state.frame.boxes[index];
-    told.textContent = box ? `Chosen: ${box.class.replaceAll("_", " ")}, ${box.distance_m.toFixed(1)} m away, ${index + 1} of ${rows.length} by distance.` : "";
+    told.textContent = box ? `Chosen: ${box.class.replaceAll("_", " ")}, ${box.distance_m.toFixed(1)} m away (${bearing(box.centre_lidar_m)}), ${index + 1} of ${body.rows.length} by distance.` : "";
     // Within the table alone, so that the view with the focus stays where it is.
-    if (box && scroll) frame().scrollTop = rows[index].offsetTop - frame().clientHeight / 2;
+    if (box && scroll) frame.scrollTop = body.rows[index].offsetTop - frame.clientHeight / 2;
   }
-  return { node, select };
+  function fill() {
+    body.replaceChildren(...state.frame.boxes.map(row));
+    told.textContent = "";
+  }
+  fill();
+  return { node, select, fill };
 }
 
 async function load(url, kind) {

@@ -11,7 +11,9 @@ export function drawImage(canvas, image, camera, state) {
   canvas.height = camera.height;
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, camera.width, camera.height);
-  const line = Math.max(1.5, camera.width / 600);
+  // Pixels of the image for one of the screen: six cameras abreast are drawn at a quarter of their size.
+  const pixel = camera.width / (canvas.clientWidth || camera.width);
+  const line = Math.max(camera.width / 600, 1.5 * pixel);
   if (state.truth) {
     pen.setLineDash([4 * line, 3 * line]);
     for (const box of state.frame.truth) edges(pen, box, camera, TRUTH, line * 0.7);
@@ -27,9 +29,10 @@ export function drawImage(canvas, image, camera, state) {
   const extent = extentOf(chosen, camera);
   if (!extent) return;
   const text = `${chosen.class}${chosen.score === null ? "" : ` ${chosen.score.toFixed(2)}`} · ${chosen.distance_m.toFixed(1)} m`;
-  pen.font = `600 ${Math.round(camera.width / 75)}px system-ui, sans-serif`;
+  const letters = Math.max(camera.width / 75, 13 * pixel);
+  pen.font = `600 ${Math.round(letters)}px system-ui, sans-serif`;
   const width = pen.measureText(text).width + 10;
-  const height = camera.width / 55;
+  const height = 1.4 * letters;
   const x = Math.min(Math.max(extent[0], 0), camera.width - width);
   const y = Math.max(extent[1] - height - 4, 0);
   pen.fillStyle = "rgb(0 0 0 / .75)";
@@ -75,9 +78,10 @@ export function pickImage(canvas, camera, state, event) {
 // From above: ahead is up. KITTI is labelled ahead alone, so a frame with one camera ahead shows what lies before it.
 function frameOf(state) {
   const around = state.frame.cameras.length !== 1 || state.frame.all_round;
-  const far = Math.max(30, ...state.frame.boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
+  const { boxes } = state.whole;
+  const far = Math.max(30, ...boxes.map((box) => Math.hypot(box.centre_lidar_m[0], box.centre_lidar_m[1]) + 6));
   const reach = Math.min(far, REACH_M);
-  const aside = around ? reach : Math.min(reach, Math.max(18, ...state.frame.boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));
+  const aside = around ? reach : Math.min(reach, Math.max(18, ...boxes.map((box) => Math.abs(box.centre_lidar_m[1]) + 5)));
   const width = 900;
   const scale = width / (2 * aside);
   const height = Math.min(Math.round(around ? width : (reach + 5) * scale), 1100);
@@ -103,6 +107,38 @@ export function movePlan(state, key) {
   else if (key === "Home") state.plan = wholePlan();
   else return false;
   return true;
+}
+
+/** Moves the view from above by dragging, and scales it by the wheel about the pointer once it has the focus; says
+ *  whether the pointer was last dragged rather than clicked. */
+export function dragPlan(canvas, state, moved) {
+  let from = null;
+  let dragged = false;
+  canvas.addEventListener("pointerdown", (event) => { from = event.button === 0 && event.pointerType === "mouse" ? at(canvas, event) : null; dragged = false; });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!from || !(event.buttons & 1)) return;
+    const here = at(canvas, event);
+    if (!dragged && Math.hypot(here[0] - from[0], here[1] - from[1]) < 6) return;
+    const { scale } = frameOf(state);
+    state.plan.left += (here[0] - from[0]) / scale;
+    state.plan.ahead += (here[1] - from[1]) / scale;
+    [from, dragged] = [here, true];
+    moved();
+  });
+  canvas.addEventListener("wheel", (event) => {
+    if (document.activeElement !== canvas) return;
+    event.preventDefault();
+    const [column, row] = at(canvas, event);
+    const before = frameOf(state);
+    const plan = state.plan;
+    plan.zoom = Math.min(Math.max(plan.zoom * 1.25 ** (-event.deltaY / 100), 0.5), 20);
+    const { scale } = frameOf(state);
+    // What is under the pointer stays there.
+    plan.left += (column - before.width / 2) * (1 / scale - 1 / before.scale);
+    plan.ahead += (row - before.height / 2) * (1 / scale - 1 / before.scale);
+    moved();
+  }, { passive: false });
+  return () => dragged;
 }
 
 const place = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];

@@ -1,0 +1,174 @@
+"""The driving form in a browser: going from frame to frame, and choosing what of a frame is looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.browser.test_driving_form import Site, driving_app, lit, write_two_frames
+from tests.conftest import serving
+from tests.shared.serve.echo import until
+
+pytestmark = pytest.mark.browser
+PLAN = "canvas[aria-label^='Objects and LiDAR']"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("driving")
+    app, truths = driving_app(root), write_two_frames(root / "frames")
+    with serving(create_app(Settings(store=root / "store", warm=False, device="cpu"), {"driving": app})) as address:
+        yield Site(address, root / "frames", truths)
+
+
+def drawn(page: Page) -> str:
+    """What the view from above shows."""
+    page.wait_for_timeout(200)
+    return str(page.locator(PLAN).evaluate("canvas => canvas.toDataURL()"))
+
+
+def open_sample(page: Page, site: Site, name: str) -> None:
+    page.goto(f"{site.address}/driving")
+    page.get_by_role("button", name=name).click()
+    expect(page.locator(".objects tbody tr").first).to_be_visible()
+    page.wait_for_load_state("networkidle")
+
+
+def test_a_frame_that_comes_late_does_not_take_the_place_of_the_one_asked_for_last(page: Page, site: Site) -> None:
+    open_sample(page, site, "Two frames")
+    first = page.locator("h2.found").inner_text()
+    held: list[Route] = []
+    page.route("**/000001_points.bin", lambda route: held.append(route))
+    page.get_by_role("button", name="000001").click()
+    until(lambda: page.wait_for_timeout(50) is None and bool(held))
+    page.get_by_role("button", name="000000").click()
+    page.wait_for_timeout(500)
+    held[0].continue_()
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(500)
+    expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("h2.found")).to_have_text(first)
+
+
+def test_a_frame_that_cannot_be_loaded_says_so_and_can_be_chosen_again(page: Page, site: Site) -> None:
+    open_sample(page, site, "Two frames")
+    page.expected_errors.append("ERR_FAILED")  # type: ignore[attr-defined]
+    page.expected_errors.append("Failed to fetch")  # type: ignore[attr-defined]
+    page.route("**/000001_points.bin", lambda route: route.abort())
+    page.get_by_role("button", name="000001").click()
+    expect(page.locator("#result [role=alert]")).to_contain_text("The frame 000001 could not be shown")
+    page.unroute("**/000001_points.bin")
+    page.get_by_role("button", name="000001").click()
+    expect(page.locator(".objects tbody tr").first).to_be_visible()
+
+
+def test_keys_step_through_frames_and_what_is_looked_at_stays(page: Page, site: Site) -> None:
+    open_sample(page, site, "Two frames")
+    labels = page.get_by_role("checkbox", name="Labels that came with the frame")
+    labels.check()
+    page.get_by_text("Filter").click()
+    page.get_by_label("Score of at least").fill("0.7")
+    page.get_by_text("Filter").focus()
+    page.keyboard.press("n")
+    expect(page.get_by_role("button", name="000001")).to_have_attribute("aria-pressed", "true")
+    expect(labels).to_be_checked()
+    expect(page.get_by_label("Score of at least")).to_have_value("0.7")
+    page.locator("main h1").click()
+    page.keyboard.press("p")
+    expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
+    # In a field a letter is a letter.
+    page.get_by_label("Score of at least").press("n")
+    expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
+
+
+def test_many_frames_are_a_list(page: Page, site: Site) -> None:
+    page.goto(f"{site.address}/driving")
+    shown = page.evaluate(
+        """async () => {
+          const { frameSwitcher } = await import("/static/driving/frames.js");
+          const asked = [];
+          const frames = [...Array(200).keys()].map((n) => ({ frame: `f${n}` }));
+          const node = frameSwitcher(frames, (frame) => asked.push(frame.frame));
+          document.querySelector("#result").append(node);
+          const [before, next] = node.querySelectorAll("button");
+          before.click(); next.click(); next.click();
+          return [node.querySelectorAll("button").length, node.querySelector("select").value, asked];
+        }"""
+    )
+    assert shown == [2, "2", ["f1", "f2"]]
+
+
+def test_boxes_are_filtered_by_score_and_class_in_every_view(page: Page, site: Site) -> None:
+    open_sample(page, site, "One frame")
+    rows = page.locator(".objects tbody tr")
+    every = rows.count()
+    scores = [float(text) for text in page.locator(".objects tbody td:nth-child(2)").all_inner_texts()]
+    before = drawn(page)
+    page.get_by_text("Filter").click()
+    page.get_by_label("Score of at least").fill("0.75")
+    expect(rows).to_have_count(sum(score >= 0.75 for score in scores))
+    expect(page.get_by_text(f"Filter: {rows.count()} of {every} boxes are shown")).to_be_visible()
+    assert drawn(page) != before
+    page.get_by_label("Score of at least").fill("")
+    page.get_by_role("checkbox", name="car", exact=True).uncheck()
+    expect(rows.filter(has_text="car")).to_have_count(0)
+    page.get_by_role("checkbox", name="car", exact=True).check()
+    expect(rows).to_have_count(every)
+    page.locator("main h1").hover()
+    assert drawn(page) == before
+
+
+def test_pointing_at_a_box_says_where_it_is(page: Page, site: Site) -> None:
+    open_sample(page, site, "One frame")
+    plan, chosen = page.locator(PLAN), page.locator(".objects tr[aria-selected=true]")
+    page.locator(".objects tbody tr").first.hover()
+    expect(page.locator(".objects [role=status]")).to_have_text(
+        re.compile(
+            r"Chosen: \w+, [\d.]+ m away \([\d.]+ m ahead, [\d.]+ m to the (left|right)\), 1 of \d+ by distance\."
+        )
+    )
+    page.locator("canvas[aria-label^='Camera']").click(position={"x": 5, "y": 5})
+    expect(chosen).to_have_count(0)
+    plan.scroll_into_view_if_needed()
+    box = plan.bounding_box()
+    assert box is not None
+    for step in range(0, 100, 2):
+        page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * (1 - step / 100))
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * (1 - step / 100))
+        page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * (1 - step / 100))
+        if chosen.count():
+            break
+    expect(chosen).to_have_count(1)
+    assert lit(page, PLAN) > 0
+
+
+def test_the_view_from_above_is_dragged_and_scaled_by_the_wheel_once_it_has_the_focus(page: Page, site: Site) -> None:
+    open_sample(page, site, "One frame")
+    plan = page.locator(PLAN)
+    plan.scroll_into_view_if_needed()
+    box = plan.bounding_box()
+    assert box is not None
+    # A corner without a box, so that nothing is chosen.
+    x, y = box["x"] + 8, box["y"] + box["height"] - 8
+    page.mouse.move(x, y)
+    whole = drawn(page)
+    top = page.evaluate("scrollY")
+    page.mouse.wheel(0, 40)
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") != top and drawn(page) == whole
+    page.evaluate("top => scrollTo(0, top)", top)
+    page.mouse.down()
+    page.mouse.move(x + 60, y - 60, steps=5)
+    page.mouse.up()
+    moved = drawn(page)
+    assert moved != whole
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") == top and drawn(page) != moved
+    plan.press("Home")
+    assert drawn(page) == whole
