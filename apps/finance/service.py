@@ -15,6 +15,7 @@ from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.inference.options import Options
 from apps.finance.outputs import files
+from apps.finance.outputs.events_csv import events_csv
 from apps.finance.outputs.files import result, scores_csv, series_json
 from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
@@ -93,7 +94,8 @@ class FinanceCodec:
         else:
             (one,) = outputs
             found = result(one, model=self.model, notes=context.notes, truth=context.truth)
-        names = [PICTURE, "series.json", "scores.csv", *([ROWS] if has_rows_file(outputs, _most(outputs)) else [])]
+        names = [PICTURE, "events.csv", "scores.csv", "series.json"]
+        names += [ROWS] if has_rows_file(outputs, _most(outputs)) else []
         return Response(
             result=found,
             later=Later(
@@ -103,10 +105,12 @@ class FinanceCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, what the viewer draws, the scores of all rows, or all rows for the viewer."""
+        """The picture, the events, what the viewer draws, the scores of all rows, or all rows for the viewer."""
         found, file, several = read_scored_rows(sources[SOURCE])
         if name == PICTURE:
             return draw_several(found, file) if several else draw(found[0])
+        if name == "events.csv":
+            return events_csv(found, several=several)
         if name == "series.json":
             return several_series_json(found) if several else series_json(found[0])
         if name == "scores.csv":

@@ -136,6 +136,32 @@ def test_many_events_are_sorted_and_filtered_by_their_strength(page: Page, site:
     assert strengths()[:3] == by_strength[:3]
 
 
+def test_keys_go_through_the_events_as_they_are_listed_and_call_them_by_their_start(page: Page, site: str) -> None:
+    page.goto(f"{site}/finance")
+    page.get_by_label("Events wanted in 1,000 rows").fill("8")
+    page.get_by_role("button", name="A market").click()
+    rows = page.locator(".events tbody tr")
+    expect(rows.nth(6)).to_be_visible(timeout=PATIENCE_MS)
+    page.locator(".tools select").first.select_option("strength")
+    start = rows.first.get_by_role("button").inner_text()
+    expect(page.locator("#result .finding")).to_contain_text(f"The strongest: {start} UTC")
+    chart = page.get_by_role("group", name=re.compile("Chart of close"))
+    chart.focus()
+    said = page.get_by_role("status").filter(has_text="Event")
+    for place in range(3):
+        page.keyboard.press("ArrowDown")
+        expect(rows.nth(place)).to_have_class("current")
+        start = rows.nth(place).get_by_role("button").inner_text()
+        expect(said).to_contain_text(f"Event {place + 1} of {rows.count()}: {start} UTC")
+    second = rows.nth(1).locator("td[data-label=Score]").inner_text()
+    page.get_by_label("with a score of at least").fill(second)
+    left = page.locator(".events tbody tr:not([hidden])").count()
+    chart.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowDown")
+    expect(said).to_contain_text(f"Event {left} of {left}: ")
+
+
 def test_another_column_of_the_same_series_is_a_choice_away(page: Page, site: str) -> None:
     page.goto(f"{site}/finance")
     page.get_by_role("button", name="A market").click()

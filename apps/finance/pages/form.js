@@ -32,10 +32,12 @@ function lasting(event) {
   return length < 172800 ? `${(length / 3600).toFixed(1)} h` : `${(length / 86400).toFixed(1)} d`;
 }
 
-/** An event in a sentence, for the finding and for who listens. */
+/** An event in a sentence, for the finding and for who listens: called by its start, as in the list; the values are of its peak. */
 function told(event) {
   const channel = event.channel ? `; ${what(event)}` : "";
-  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.peak)} UTC: ${number(event.observed, decimals(event))}, ${WHERE[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
+  const sameDay = event.peak.slice(0, 10) === event.start.slice(0, 10);
+  const peak = event.peak === event.start ? "" : `, strongest at ${sameDay ? event.peak.slice(11).replace(/(\.\d+)?Z$/, "") : shortTime(event.peak)}`;
+  return `${event.series ? `${event.series}, ` : ""}${shortTime(event.start)} UTC${peak}: ${number(event.observed, decimals(event))}, ${WHERE[event.direction]} (${number(event.low)} to ${number(event.high)})${channel}; score ${event.score}`;
 }
 
 function finding(result) {
@@ -177,6 +179,8 @@ caseForm({
     const list = element("div", {});
     const home = frame(hint.id);
 
+    /** The events as they are listed: in their order there, without those that are left out. */
+    const listed = () => [...list.querySelectorAll(".events tbody tr:not([hidden])")].map((row) => Number(row.dataset.place));
     const mark = (index) => list.querySelectorAll(".events tbody tr").forEach((row) => {
       const here = Number(row.dataset.place) === index;
       row.classList.toggle("current", here);
@@ -187,11 +191,14 @@ caseForm({
       shown = index;
       chart?.show(events[index]);
       mark(index);
-      said.textContent = `Event ${index + 1} of ${events.length}: ${told({ ...events[index], series: "" })}`;
+      const order = listed();
+      said.textContent = `Event ${order.indexOf(index) + 1} of ${order.length}: ${told({ ...events[index], series: "" })}`;
       home.scrollIntoView({ block: "nearest" });
     };
     const step = (by) => {
-      if (events.length) jump(Math.min(Math.max(shown < 0 ? (by > 0 ? 0 : events.length - 1) : shown + by, 0), events.length - 1));
+      const order = listed();
+      const from = order.indexOf(shown);
+      if (order.length) jump(order[from < 0 ? (by > 0 ? 0 : order.length - 1) : Math.min(Math.max(from + by, 0), order.length - 1)]);
     };
     const whole = () => { shown = -1; chart?.all(); mark(-1); said.textContent = "The whole series"; };
     const choose = (index) => {

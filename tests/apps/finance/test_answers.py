@@ -102,6 +102,22 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     assert lines[0] == ["series", "timestamp", "value", "anomaly_score", "label"] and len(lines) == 1 + 4 * ROWS
     assert lines[1 + 2 * ROWS][:3] == ['A "B", C', "2023-11-14 22:13:20", str(walk(2)[0])]
     assert answered.picture.startswith(b"\x89PNG")
+    events = list(csv.DictReader(io.StringIO(answered.files["events.csv"].decode())))
+    assert len(events) == len(result["events"]) and {event["series"] for event in events} == set(names)
+
+
+def test_the_events_are_a_table_too(predictor, tmp_path):
+    response = ask(predictor, Request(files=(several(tmp_path),), options={"instrument": "600519"}))
+    rows = list(csv.DictReader(io.StringIO(response.files["events.csv"].decode())))
+    assert rows and len(rows) == len(response.result["events"])
+    for row, event in zip(rows, response.result["events"], strict=True):
+        assert {name: row[name] for name in ("start", "end", "peak", "direction", "channel")} == {
+            name: event[name] for name in ("start", "end", "peak", "direction", "channel")
+        }
+        assert [float(row[name]) for name in ("score", "observed", "low", "high")] == [
+            event[name] for name in ("score", "observed", "low", "high")
+        ]
+        assert row["note"] == event.get("note", "") and row["series"] == "600519"
 
 
 def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_path):

@@ -71,6 +71,8 @@ def test_a_file_becomes_events_a_picture_and_files(predictor, file):
     assert response.picture.startswith(b"\x89PNG")
     viewer = json.loads(response.files["series.json"])
     assert {len(viewer[name]) for name in ("times", "values", "low", "median", "high", "score")} == {1200}
+    events = response.files["events.csv"].decode().splitlines()
+    assert events[0].startswith("start,end,peak,score,") and len(events) == 1 + len(response.result["events"])
     lines = response.files["scores.csv"].decode().splitlines()
     assert lines[0] == "timestamp,value,anomaly_score,label" and len(lines) == 1201
 
