@@ -1,5 +1,6 @@
 // The form of the medical application: findings first, their slices beside them.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
+import { copyButton, label, reportText } from "./report.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
 
@@ -20,6 +21,9 @@ async function render(answer) {
   const place = element("div", { "aria-busy": "true" }, element("p", {}, "Loading the slices …"));
   const above = findings.filter((finding) => finding.above_operating_score).length;
   const others = findings.length - above;
+  const found = findings.length > 0;
+  // What a reader rejects is unticked; a weaker mark is taken in by its tick.
+  const ticks = new Map(findings.map((finding) => [finding, element("input", { type: "checkbox", checked: finding.above_operating_score, title: "Copied and printed", "aria-label": `Finding ${finding.rank} is copied and printed` })]));
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
     element("h2", {}, headline(answer.result, above)),
@@ -30,13 +34,14 @@ async function render(answer) {
         findings.length > 1 ? element("p", { class: "small order" }, element("label", {}, "Order: ", order)) : null,
         others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(3)}.`) : null,
         list,
+        found ? copyButton(() => reportText(answer.result, listed.filter((finding) => ticks.get(finding).checked), identity(answer))) : null,
         element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
     downloads(answer));
   const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
   const arrange = () => {
     listed.sort(ORDERS[order.value]);
     list.setAttribute("aria-label", `Findings, ${order.value}`);
-    list.replaceChildren(...listed.map((finding) => element("li", {}, buttons.get(finding))));
+    list.replaceChildren(...listed.map((finding) => element("li", {}, ticks.get(finding), buttons.get(finding))));
   };
   order.addEventListener("change", arrange);
   arrange();
@@ -48,7 +53,7 @@ async function render(answer) {
       labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
       onFinding: (finding) => { for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding)); },
     });
-    for (const [finding, button] of buttons) button.addEventListener("click", () => viewer.show(finding));
+    for (const [finding, button] of buttons) button.addEventListener("click", () => { viewer.show(finding); viewer.node.scrollIntoView({ block: "nearest" }); });
     place.replaceChildren(viewer.node);
     if (findings.length) viewer.show(findings[0]);
     else viewer.draw();
@@ -91,8 +96,8 @@ function row(finding, volume) {
   const axes = finding.axes_mm ? `${finding.axes_mm.map((v) => v.toFixed(1)).join(" × ")} mm axial · ` : "";
   return element("button", { type: "button", class: finding.above_operating_score ? null : "weak" },
     element("span", { class: "rank" }, String(finding.rank)),
-    element("span", { class: "size" }, `${finding.mean_diameter_mm.toFixed(1)} mm`),
+    element("span", { class: "size" }, `${label(finding)}${finding.mean_diameter_mm.toFixed(1)} mm`),
     element("span", { class: "score" }, element("meter", { min: 0, max: 1, value: finding.score, "aria-hidden": "true" }), ` score ${finding.score.toFixed(3)}`),
     element("span", { class: "where" }, `${axes}${tall} mm from head to feet${volumeOf(finding)}`),
-    element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · ${position(finding.centre_lps_mm)}`));
+    element("span", { class: "where" }, `${sliceName(volume, finding.slice - 1)} · `, element("span", { class: "nobreak" }, position(finding.centre_lps_mm))));
 }

@@ -6,13 +6,14 @@ import { position, sideOf } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
 const ZOOM = 3;
+const NOTCH_PX = 50;
 
 /** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
  *  called, `order()` the findings as they are listed, `labels()` fetches their voxels, where there are some. Returns { node, show(finding), draw() }. */
 export function sliceViewer(volume, whole, findings, { name, order = () => findings, labels = null, onFinding = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
+  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
   // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
@@ -25,13 +26,21 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   const label = element("output", {});
   const readout = element("output", { "aria-live": "off" });
   const windows = Object.entries(WINDOWS).map(([name, [level, wide]]) =>
-    element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => { state.window = name; draw(); } }, name));
+    element("button", { type: "button", title: `level ${level}, width ${wide} HU`, onclick: () => choose(name) }, name));
   const zoom = element("button", { type: "button", title: "Key Z", onclick: () => toggleZoom() }, "Zoom");
 
   const outlines = labels && element("button", { type: "button", title: "The voxels that were measured. Key O", "aria-pressed": "false", onclick: () => toggleOutlines() }, "Outline");
 
+  /** Level and width in HU: those of the window that was chosen, or that the right button dragged to. */
+  const window = () => state.own ?? WINDOWS[state.window];
+
+  function choose(name) {
+    [state.window, state.own] = [name, null];
+    draw();
+  }
+
   function slab() {
-    const [level, wide] = WINDOWS[state.window];
+    const [level, wide] = window();
     const low = level - wide / 2;
     const plane = volume.voxels.subarray(state.slice * width * height, (state.slice + 1) * width * height);
     const words = new Uint32Array(pixels.data.buffer);
@@ -101,10 +110,13 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     const middle = volume.toLps([(width - 1) / 2, (height - 1) / 2, state.slice]);
     const hint = called.startsWith("image") ? " (instance number)" : "";
     label.textContent = `${called[0].toUpperCase()}${called.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
-    canvas.setAttribute("aria-label", `Axial CT, ${called}, ${state.window.toLowerCase()} window`);
+    const [level, wide] = window();
+    const windowed = state.own ? `window level ${level}, width ${wide} HU` : `${state.window.toLowerCase()} window`;
+    canvas.setAttribute("aria-label", `Axial CT, ${called}, ${windowed}`);
+    outlined(pen, unit, `L ${level}  W ${wide}`, 8 * unit, canvas.height - 8 * unit, "#fff");
     readout.textContent = words();
     slider.value = state.slice;
-    windows.forEach((button, n) => button.setAttribute("aria-pressed", String(Object.keys(WINDOWS)[n] === state.window)));
+    windows.forEach((button, n) => button.setAttribute("aria-pressed", String(!state.own && Object.keys(WINDOWS)[n] === state.window)));
     zoom.setAttribute("aria-pressed", String(state.zoom));
   }
 
@@ -143,7 +155,10 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     pen.moveTo(...a);
     pen.lineTo(...b);
     pen.stroke();
-    outlined(pen, unit, `${length(state.ruler).toFixed(1)} mm`, b[0] + 6 * unit, b[1] - 6 * unit, "#7dff9b");
+    const text = `${length(state.ruler).toFixed(1)} mm`;
+    const across = pen.measureText(text).width + 6 * unit;
+    const [x, y] = [Math.min(b[0] + 6 * unit, canvas.width - across), Math.max(b[1] - 6 * unit, 18 * unit)];
+    outlined(pen, unit, text, x, y, "#7dff9b");
   }
 
   function outlined(pen, unit, text, x, y, colour) {
@@ -219,12 +234,17 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key in moves) go(state.slice + moves[key]);
     else if (key in keys) keys[key]();
-    else if (key in { 1: 0, 2: 0, 3: 0 }) { state.window = Object.keys(WINDOWS)[key - 1]; draw(); } else return;
+    else if (key in { 1: 0, 2: 0, 3: 0 }) choose(Object.keys(WINDOWS)[key - 1]); else return;
     event.preventDefault();
   });
+  let turned = 0;
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    go(state.slice + (event.deltaY < 0 ? 1 : -1));
+    // A notch of a wheel is a slice; a touchpad tells small steps, which are summed up.
+    turned = event.deltaMode || Math.abs(event.deltaY) >= NOTCH_PX ? Math.sign(event.deltaY) * NOTCH_PX : turned + event.deltaY;
+    if (Math.abs(turned) < NOTCH_PX) return;
+    go(state.slice - Math.sign(turned));
+    turned = 0;
   }, { passive: false });
   function clear() {
     state.cross = state.ruler = null;
@@ -242,11 +262,23 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   }
 
   let pressed = null;
+  let windowing = null;   // where the right button was pressed, and the window then
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("pointerdown", (event) => {
+    windowing = event.button === 2 ? [event.clientX, event.clientY, ...window()] : null;
+    if (windowing) canvas.setPointerCapture(event.pointerId);
     pressed = event.button === 0 ? pointed(event) : null;
     if (pressed) canvas.setPointerCapture(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
+    if (windowing) {
+      const [x, y, level, wide] = windowing;
+      // To the right is wider, down is darker, as in other viewers; faster where the window is wide.
+      const step = Math.max(wide / 400, 0.5);
+      state.own = [Math.round(level + (event.clientY - y) * step), Math.max(1, Math.round(wide + 2 * (event.clientX - x) * step))];
+      draw();
+      return;
+    }
     const at = pointed(event);
     if (pressed && at && length([pressed, at]) > 1.5) {
       state.ruler = [pressed, at];
@@ -263,7 +295,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       state.cross = [...at, state.slice];
       draw();
     }
-    pressed = null;
+    pressed = windowing = null;
   });
   canvas.addEventListener("pointerleave", () => { readout.textContent = words(); });
   slider.addEventListener("input", () => go(Number(slider.value)));
@@ -274,7 +306,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither.`));
+    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.`));
   return { node, show, draw };
 }
 

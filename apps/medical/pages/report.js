@@ -1,0 +1,41 @@
+// The findings as text, to be put into a report.
+import { element } from "../shared/case.js";
+import { position, sliceName } from "./volume.js";
+
+/** A line for each of `findings` (result.json's), under what was looked at and above what limits the reading. */
+export function reportText({ volume, remarks }, findings, identity) {
+  const lines = findings.map((finding, n) => {
+    const axes = finding.axes_mm ? ` (${finding.axes_mm.map((v) => v.toFixed(1)).join(" x ")} mm axial)` : "";
+    const cubic = finding.volume_mm3 ? `, ${finding.volume_mm3.toFixed(0)} mm3` : "";
+    return `${n + 1}. ${label(finding)}${finding.mean_diameter_mm.toFixed(1)} mm mean diameter${axes}${cubic}; ${sliceName(volume, finding.slice - 1)}, ${position(finding.centre_lps_mm)}; score ${finding.score.toFixed(3)}`;
+  });
+  return [
+    "Lung nodules in chest CT: automatic marks, for research, not verified.",
+    ...(lines.length ? lines : ["No finding is listed. This does not mean that there is no nodule."]),
+    ...remarks,
+    identity,
+  ].join("\n");
+}
+
+/** The class of a finding, where the model knows other classes than nodules. */
+export const label = (finding) => (finding.label && finding.label !== "nodule" ? `${finding.label}, ` : "");
+
+/** A button that copies what `text()` gives, and says so; where the browser does not allow that, the text itself. */
+export function copyButton(text) {
+  const said = element("span", { role: "status" });
+  const area = element("textarea", { readonly: true, rows: 8, hidden: true, "aria-label": "Findings as text" });
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      said.textContent = " Copied.";
+    } catch {
+      // Over http a browser gives no access to the clipboard, but on the machine itself.
+      area.value = text();
+      area.hidden = false;
+      area.select();
+      said.textContent = " Copy the text below.";
+    }
+  };
+  const button = element("button", { type: "button", title: "The ticked findings, to be put into a report; the printed page has the same. The files keep all.", onclick: copy }, "Copy as text");
+  return element("div", { class: "copy" }, button, said, area);
+}
