@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.medical_site import medical_site
 
@@ -113,6 +113,9 @@ def test_what_is_ticked_is_copied_for_a_report(page: Page, site: str) -> None:
     # A finding that the reader rejects stays out, a weaker mark that he shares comes in.
     page.get_by_label("Finding 1 is copied and printed").uncheck()
     page.get_by_label("Finding 2 is copied and printed").check()
+    # The keys of the viewer work from a tick, too.
+    page.keyboard.press("n")
+    expect(page.locator(".findings button[aria-current=true] .rank")).to_have_text("2")
     copy.click()
     page.wait_for_function("async () => (await navigator.clipboard.readText()).includes('score 0.300')")
     assert "score 0.900" not in page.evaluate("navigator.clipboard.readText()")
@@ -130,6 +133,22 @@ def test_what_is_printed_is_what_is_ticked_without_the_controls(page: Page, site
     expect(page.locator(".findings button").nth(1)).to_be_hidden()
     for name in ("Lung", "Copy as text"):
         expect(page.get_by_role("button", name=name, exact=True)).to_be_hidden()
+
+
+def test_a_scan_that_was_not_searched_names_no_model_that_found_something(page: Page, site: str) -> None:
+    open_chest(page, site)
+
+    def without_lungs(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["result"] |= {"lungs": None, "findings": [], "versions": {"known": 1}}
+        route.fulfill(json=answer)
+
+    page.route(re.compile(r"/api/medical/cases/[0-9a-f]+$"), without_lungs)
+    page.reload()
+    expect(page.get_by_role("heading", name="Not searched")).to_be_visible()
+    expect(page.locator(".reading")).to_contain_text("voxels of")
+    expect(page.locator("#result")).not_to_contain_text("Found by")
+    expect(page.get_by_role("button", name="Copy as text")).to_have_count(0)
 
 
 @pytest.mark.parametrize("width", [1366, 600])

@@ -83,7 +83,7 @@ function advice(found, synthetic) {
 function identity(answer) {
   const series = answer.result.volume.identifiers.SeriesInstanceUID;
   const models = Object.entries(answer.result.versions ?? {}).map(([name, version]) => `${name} version ${version}`);
-  const by = models.length ? ` Found by ${models.join(" and ")}.` : "";
+  const by = models.length && answer.result.lungs !== null ? ` Found by ${models.join(" and ")}.` : "";
   return (series ? `Series ${series}.` : `Input ${answer.inputs_sha256.slice(0, 12)} (SHA-256).`) + by;
 }
 

@@ -314,7 +314,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
 function isTaken(event, slider, canvas) {
   if (event.target === canvas) return false;
   if (event.target === slider) return event.key.length > 1;
-  return event.target.matches("input, select, textarea, [contenteditable]") || /^(Page|Home|End)/.test(event.key);
+  return event.target.matches("input:not([type=checkbox]), select, textarea, [contenteditable]") || /^(Page|Home|End)/.test(event.key);
 }
 
 /** The slices that a finding's box touches. */
