@@ -156,7 +156,7 @@ class _Server(uvicorn.Server):
         announce: Callable[[], None],
         drain: Drain,
         drain_s: float,
-        renewals: Renewals | None,
+        renewals: Renewals | None = None,
     ) -> None:
         super().__init__(config)
         self._announce, self._drain, self._drain_s, self._renewals = announce, drain, drain_s, renewals
