@@ -50,7 +50,8 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> Any:
         request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
         if (asking := authorization()) is not None:
             request.add_unredirected_header("Authorization", asking)
-        with urllib.request.urlopen(request, timeout=_LONGEST_S) as answer:
+        # Of its own, for urlopen's keeps the certificates that its first call found.
+        with urllib.request.build_opener().open(request, timeout=_LONGEST_S) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
