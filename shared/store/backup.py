@@ -21,7 +21,7 @@ from shared.store.jobs import FINAL
 from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
-_MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/[^/]+)+\Z")
+_MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
 # Jobs before cases: of a job that is done by then its case is there.
 _TABLES = {"jobs": JobRow, "cases": CaseRow, "promotions": PromotionRow, "retired_versions": RetiredRow}
 _FOLDERS = ("cases", "jobs")
