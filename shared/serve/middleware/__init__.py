@@ -17,6 +17,7 @@ from shared.serve.middleware.own_hosts import OwnHosts
 from shared.serve.middleware.per_client import ClientPlaces, PerClient
 from shared.serve.middleware.root_path import RootPath
 from shared.serve.middleware.security_headers import SecurityHeaders
+from shared.serve.middleware.small_bodies import SmallBodies
 from shared.serve.middleware.unexpected_errors import UnexpectedErrors
 
 
@@ -39,6 +40,7 @@ def add_middleware(
     ``checks`` by path raise ``Busy`` where a request would not be admitted.
     """
     # The last that is added is the outermost.
+    server.add_middleware(SmallBodies)
     server.add_middleware(CrossSiteWrites)
     server.add_middleware(OwnHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)

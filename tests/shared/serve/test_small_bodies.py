@@ -1,0 +1,74 @@
+"""Bodies that change models, which are read whole."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.app import App
+from shared.secure.access import Role
+from shared.serve.app import create_app
+from shared.serve.middleware import small_bodies
+from shared.serve.runtime.protocol import with_header_deadline
+from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+from shared.store.keys import Keys
+from tests.conftest import serving
+
+CHANGES = [
+    *("/api/models/echo/promote", "/api/models/echo/retire"),
+    *("/v2/repository/index", "/v2/repository/models/echo/load"),
+]
+
+
+def key(settings: Settings, role: Role) -> dict[str, str]:
+    store = CaseStore(settings.store, settings.store_url)
+    made = Keys(store.engine).add(role, role)
+    store.close()
+    return {"Authorization": f"Bearer {made}"}
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_of_a_large_body_that_changes_models_no_more_than_64_kib_is_read(
+    serve: Callable[..., TestClient], settings: Settings, path: str
+) -> None:
+    asked, sent = key(settings, "user"), 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 100 << 20:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    answer = serve(require_key=True).post(path, content=endless(), headers=asked)
+    assert answer.status_code == 413 and "larger than the 64 KiB that are taken here" in answer.text
+
+
+def test_a_small_body_changes_models_as_ever(serve: Callable[..., TestClient], settings: Settings) -> None:
+    asked = key(settings, "operator")
+    answer = serve(require_key=True).post("/api/models/echo/promote", json={"version": 1}, headers=asked)
+    assert answer.status_code == 200 and answer.json()["versions"]["1"] == "live"
+
+
+def sending(address: str, head: bytes) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    sent = socket.create_connection((host, int(port)))
+    sent.settimeout(20)
+    sent.sendall(head)
+    return sent
+
+
+def test_a_body_that_changes_models_and_does_not_come_is_given_up(
+    settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_bodies, "_LONGEST_S", 0.2)
+    server = create_app(settings.model_copy(update={"hosts": None}), {"echo": echo_app})
+    head = b"POST /api/models/echo/promote HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+    with serving(server, http=with_header_deadline(10)) as address, sending(address, head) as sent:
+        answer = HTTPResponse(sent)
+        answer.begin()
+        assert answer.status == 408 and b"send it again" in answer.read()
