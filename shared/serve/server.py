@@ -7,6 +7,7 @@ import copy
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -43,6 +44,11 @@ _RENEW_TICKS = 100
 """And every ten seconds for a new certificate."""
 
 
+_MOST_FILES = 1 << 16
+_BACKLOG = 2048
+"""Connections that are accepted at once, at the most: asyncio takes all that wait before any is looked at."""
+
+
 def run(settings: Settings, demo: bool = False) -> None:
     """Serves until interrupted or told to end. With ``demo``, says in the terminal what to open and is quiet otherwise.
 
@@ -59,12 +65,14 @@ def _serve(settings: Settings, demo: bool) -> None:
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     listener = listen(settings.host, settings.port)
+    files = allow_files()
     application = create_app(settings, hosts=own_hosts(settings.host))
     config = uvicorn.Config(
         application,
         log_config=log_config(quiet=demo, as_json=settings.log_json),
         log_level="warning" if demo else "info",
-        http=with_header_deadline(settings.header_s),
+        http=with_header_deadline(settings.header_s, most=files // 2),
+        backlog=min(_BACKLOG, files // 4),
         ws="none",
         access_log=False,  # the middleware writes its own
         timeout_graceful_shutdown=_GRACE_S,
@@ -192,6 +200,21 @@ class _Server(uvicorn.Server):
         while self._drain.inside and time.monotonic() < end and len(self._captured_signals) < 2:
             await asyncio.sleep(_POLL_S)
         await super().shutdown(sockets)
+
+
+def allow_files() -> int:
+    """How many files and connections this process may have open: as many as it may allow itself, up to 65,536.
+
+    Half of them are for connections, a quarter for those that are just accepted, the rest for all else. Out of them,
+    asyncio would fill the log (a thousand lines a second), and neither files nor the database could be opened.
+    """
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with suppress(OSError, ValueError):  # a system may allow less than it states
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            now = wanted
+    return _MOST_FILES if now == resource.RLIM_INFINITY else now
 
 
 def collect_rarely() -> None:

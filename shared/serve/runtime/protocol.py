@@ -10,23 +10,35 @@ from shared.serve.access_line import log_line, usable_identifier
 from shared.serve.runtime.large_bodies import LargeBodyProtocol
 
 MOST_HEADER_BYTES = 1 << 16
+REST_S, REST_BYTES = 30.0, 100_000
+"""So much must come in so many seconds of a body that was answered before it was there; of a chunked one, all."""
 
 
-def with_header_deadline(seconds: float) -> type[LargeBodyProtocol]:
+def with_header_deadline(seconds: float, most: int | None = None) -> type[LargeBodyProtocol]:
     """uvicorn's protocol, which closes a connection that has not sent a request's whole header in so many seconds.
 
     They count from the connection's start, and after an answer from the first byte of the next request; until that
-    comes uvicorn's ``timeout_keep_alive`` holds. A header of more than 64 KiB is refused (431).
+    comes uvicorn's ``timeout_keep_alive`` holds. A header of more than 64 KiB is refused (431). A connection that goes
+    on to send a body without end after its answer is closed, too.
+
+    Of more than ``most`` connections, the one that has been without a request for longest gives way to the newest.
     """
+    without_request: dict[HeaderDeadlineProtocol, None] = {}
 
     class HeaderDeadlineProtocol(LargeBodyProtocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _rest_timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _in_body = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._await_header()
+            without_request[self] = None
+            if most is not None and len(self.connections) > most:
+                oldest = next(iter(without_request))
+                del without_request[oldest]
+                oldest.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             if not self._in_body:
@@ -58,16 +70,43 @@ def with_header_deadline(seconds: float) -> type[LargeBodyProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_rest_timer()
+            without_request.pop(self, None)
             super().connection_lost(exc)
 
         def on_headers_complete(self) -> None:
             self._in_body, self._header_bytes = True, 0
             self._stop_timer()
+            without_request.pop(self, None)
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             self._in_body = False
+            self._stop_rest_timer()
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._in_body:
+                self._await_rest()
+            elif not self.transport.is_closing():
+                without_request[self] = None
+
+        def _await_rest(self) -> None:
+            left = 0 if self._receiver is None else self._receiver.left
+            self._stop_rest_timer()
+            self._rest_timer = self.loop.call_later(REST_S, self._rest_is_late, left)
+
+        def _rest_is_late(self, left: int) -> None:
+            if self._receiver is None or left - self._receiver.left < REST_BYTES:
+                self.transport.close()
+            else:
+                self._await_rest()
+
+        def _stop_rest_timer(self) -> None:
+            if self._rest_timer is not None:
+                self._rest_timer.cancel()
+                self._rest_timer = None
 
         def _await_header(self) -> None:
             if self._header_timer is None:

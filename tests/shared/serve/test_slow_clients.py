@@ -16,7 +16,7 @@ import pytest
 
 from shared.app import App
 from shared.serve.app import create_app
-from shared.serve.runtime import connection
+from shared.serve.runtime import connection, protocol
 from shared.serve.runtime.protocol import with_header_deadline
 from shared.serve.settings import Settings
 from tests.conftest import serving
@@ -204,3 +204,30 @@ def test_a_request_that_computes_longer_than_its_header_may_take_is_answered(
     whole = request % (PREDICT.encode(), kind, len(body), body)
     sent = connect(stack, start(stack, settings, echo_app, header_s=0.1), whole)
     assert read(sent)[0] == 200
+
+
+def is_closed(sent: socket.socket, piece: bytes, seconds: float = 10) -> bool:
+    """Whether the connection ends while a piece is sent every 20 ms; what comes back is read."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            if select.select([sent], [], [], 0.02)[0] and not sent.recv(1 << 16):
+                return True
+            sent.sendall(piece)
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_body_that_goes_on_after_the_answer_does_not_keep_its_connection(
+    stack: ExitStack, settings: Settings, echo_app: App, monkeypatch: pytest.MonkeyPatch, chunked: bool, method: str
+) -> None:
+    monkeypatch.setattr(protocol, "REST_S", 0.3)
+    size = "Transfer-Encoding: chunked" if chunked else "Content-Length: 2000000000"
+    asked = f"{method} {PREDICT} HTTP/1.1\r\nHost: a\r\n{size}\r\n\r\n".encode()
+    sent = connect(stack, start(stack, settings, echo_app, require_key=True), asked)
+    # Enough at first that it counts as one that goes on.
+    sent.sendall(b"10000\r\n" + b"a" * 65536 + b"\r\n" if chunked else b"a" * 3_000_000)
+    assert is_closed(sent, b"1\r\na\r\n" if chunked else b"a")
