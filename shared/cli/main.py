@@ -53,9 +53,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         code = 1
+    except Exception as error:
+        if (problem := _database_problem(error)) is None:
+            raise
+        print(f"trivium: {problem}", file=sys.stderr)
+        code = 1
     if arguments is None:
         _leave_loading(code)
     return code
+
+
+def _database_problem(error: Exception) -> str | None:
+    """What is the matter with the store's database, where the error is one of that."""
+    library = sys.modules.get("sqlalchemy.exc")
+    if library is None or not isinstance(error, library.DBAPIError):
+        return None
+    reason = str(error.orig)
+    locked = "locked" in reason or "busy" in reason
+    do = (
+        "another program holds it: start this again when that has ended"
+        if locked
+        else "where it is damaged, `trivium restore` brings a backup into an empty store"
+    )
+    return f"the store's database cannot be used ({reason}); {do}"
 
 
 def _leave_loading(code: int) -> None:

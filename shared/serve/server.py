@@ -64,32 +64,31 @@ def _serve(settings: Settings, demo: bool) -> None:
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
     if settings.grpc_port:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
-    listener = listen(settings.host, settings.port)
-    files = allow_files()
-    application = create_app(settings, hosts=own_hosts(settings.host))
-    config = uvicorn.Config(
-        application,
-        log_config=log_config(quiet=demo, as_json=settings.log_json),
-        log_level="warning" if demo else "info",
-        http=with_header_deadline(settings.header_s, most=files // 2),
-        backlog=min(_BACKLOG, files // 4),
-        ws="none",
-        access_log=False,  # the middleware writes its own
-        timeout_graceful_shutdown=_GRACE_S,
-        ssl_certfile=None if certificate is None else certificate.chain,
-        ssl_keyfile=None if certificate is None else certificate.key,
-    )
-    address = f"{'http' if certificate is None else 'https'}://{_shown(settings.host)}:{listener.getsockname()[1]}"
-    services: Mapping[str, Service] = application.state.services
-    apps = {name: service.app for name, service in services.items()}
-    server = _Server(
-        config,
-        announce=lambda: say_listening(address, apps, settings, application.state.keys, demo=demo),
-        drain=application.state.drain,
-        drain_s=settings.drain_s,
-        renewals=None if certificate is None else Renewals(certificate),
-    )
-    with listener:
+    with listen(settings.host, settings.port) as listener:
+        files = allow_files()
+        application = create_app(settings, hosts=own_hosts(settings.host))
+        config = uvicorn.Config(
+            application,
+            log_config=log_config(quiet=demo, as_json=settings.log_json),
+            log_level="warning" if demo else "info",
+            http=with_header_deadline(settings.header_s, most=files // 2),
+            backlog=min(_BACKLOG, files // 4),
+            ws="none",
+            access_log=False,  # the middleware writes its own
+            timeout_graceful_shutdown=_GRACE_S,
+            ssl_certfile=None if certificate is None else certificate.chain,
+            ssl_keyfile=None if certificate is None else certificate.key,
+        )
+        address = f"{'http' if certificate is None else 'https'}://{_shown(settings.host)}:{listener.getsockname()[1]}"
+        services: Mapping[str, Service] = application.state.services
+        apps = {name: service.app for name, service in services.items()}
+        server = _Server(
+            config,
+            announce=lambda: say_listening(address, apps, settings, application.state.keys, demo=demo),
+            drain=application.state.drain,
+            drain_s=settings.drain_s,
+            renewals=None if certificate is None else Renewals(certificate),
+        )
         server.run(sockets=[listener])
 
 

@@ -41,8 +41,9 @@ def connect(address: str) -> Engine:
         url = make_url(address)
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+pg8000")
-        # A database that was started again has ended the connections that are held.
-        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+        # A database that was started again has ended the connections that are held. Errors go to the log, and without
+        # what was to be written: names of files may be those of patients.
+        engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite", hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise InvalidInputError(
             f"TRIVIUM_STORE_URL is no address of a database that SQLAlchemy knows: {error}"

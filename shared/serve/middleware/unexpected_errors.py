@@ -46,23 +46,29 @@ class UnexpectedErrors:
             if not started:
                 await json_error(scope["path"], "the server is being shut down", 503)(scope, receive, send)
         except ClientDisconnect:
-            log.info("%s %s was broken off by its client", scope["method"], scope["path"])
+            log.info("%s was broken off by its client", _asked(scope))
         except Exception as error:
             if is_disk_full(error) and not started:
-                log.error("%s %s: the disk of the store is full", scope["method"], scope["path"])
+                log.error("%s: the disk of the store is full", _asked(scope))
                 full = DiskFull("nothing was kept")
                 await error_answer(scope, str(full), full.status)(scope, receive, send)
                 return
             if is_database_gone(error) and not started:
-                log.error("%s %s: the store's database cannot be reached: %s", scope["method"], scope["path"], error)
+                log.error("%s: the store's database cannot be reached: %s", _asked(scope), error)
                 refusal = error_answer(scope, _NO_DATABASE, 503)
                 refusal.headers["Retry-After"] = str(_RETRY_AFTER_S)
                 await refusal(scope, receive, send)
                 return
             number = secrets.token_hex(4)
             request = scope["state"]["request_id"]
-            log.exception("error %s in %s %s, request %s", number, scope["method"], scope["path"], request)
+            log.exception("error %s in %s, request %s", number, _asked(scope), request)
             if started:
                 raise
             sentence = f"Something went wrong in the server (error {number}). Its log holds the details."
             await error_answer(scope, sentence, 500)(scope, receive, send)
+
+
+def _asked(scope: Scope) -> str:
+    """Method and path in one line of the log, whatever characters the path holds."""
+    path = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in scope["path"])
+    return f"{scope['method']} {path}"
