@@ -15,6 +15,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ SUCCESS, OUT_OF_RESOURCES, OTHER_CLASS, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA9
 DISCARDED = 0xB006
 """Of C-STORE (PS3.4 B.2.3); 0xB006 is a warning, which no sender stops at."""
 LARGEST_OBJECT = 1 << 30
+MOST_UNREAD = 1 << 31
+"""Of objects that all senders together have begun to send; they are in memory until they are whole."""
 _LARGEST_PDU = 1 << 20
 _HEADER_BYTES = 4 << 20
 _IDLE_S, _NEGOTIATION_S, _COLLECT_S, _TELL_AGAIN_S = 60, 30, 30, 60
@@ -207,8 +210,25 @@ class _Refused:
 def _server_class(associations: int) -> type[ThreadedAssociationServer]:
     from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+    lock, connections = threading.Lock(), weakref.WeakSet[Any]()
+
+    def make_room() -> None:
+        for collected in (False, True):
+            with lock:
+                if sum(one.unread for one in connections) <= MOST_UNREAD:
+                    return
+                largest = max(connections, key=lambda one: int(one.unread))
+                if collected:
+                    largest.unread = 0
+            gc.collect()  # connections that are closed hold what they read until then
+        with suppress(OSError, AttributeError):  # it was closed meanwhile
+            largest.socket.shutdown(socket.SHUT_RDWR)
+
     class Connection(AssociationSocket):
-        """Drops who sends more at a time than anybody needs to, before it is in memory."""
+        """Drops who sends more at a time than anybody needs to, before it is in memory.
+
+        Where all together have begun to send more than they may, it is the one that has sent most.
+        """
 
         unread = 0
 
@@ -216,12 +236,15 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
             self.unread += nr_bytes
             if nr_bytes > _LARGEST_PDU or self.unread > LARGEST_OBJECT:
                 raise ConnectionAbortedError("more than is taken at a time")
+            make_room()
             return super().recv(nr_bytes)
 
     class Handler(RequestHandler):
         def _create_association(self) -> Any:
             made = super()._create_association()
             made.dul.socket.__class__ = Connection  # it is made by name in there
+            with lock:
+                connections.add(made.dul.socket)
             return made
 
     class Server(ThreadedAssociationServer):

@@ -12,6 +12,7 @@ from io import BytesIO
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
 from apps.medical.adapters import dicom_receive
@@ -198,6 +199,36 @@ def test_an_object_or_a_pdu_larger_than_any_ct_ends_its_association(tmp_path, mo
         association.dul.socket.socket.sendall(struct.pack(">BBL", 4, 0, 0xFFFFFFFF))
         wait_for(lambda: not receiver.server.active_associations)
         association.kill()
+
+
+def begin_object(association, size: int) -> None:
+    """Sends so much of an image, and not its end."""
+    (context,) = association.accepted_contexts
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, request.DataSet = CT, "1.2.3.99", BytesIO(b"x")
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    command = next(iter(message.encode_msg(context.context_id, 1 << 14))).presentation_data_value_list[0][1]
+    for part in (command, *[bytes(1 + (1 << 14))] * (size >> 14)):
+        item = struct.pack(">IB", len(part) + 1, context.context_id) + part
+        association.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, len(item)) + item)
+
+
+def test_of_senders_that_have_begun_more_than_fits_in_memory_the_largest_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_receive, "MOST_UNREAD", 1 << 20)
+    with Receiver(tmp_path) as receiver:
+        other, growing = associate(receiver.port), associate(receiver.port)
+        begin_object(growing, 1 << 18)
+        begin_object(other, 1 << 19)
+        assert send(receiver.port, images()) == [0] * 4
+        begin_object(growing, 1 << 18)
+        begin_object(growing, 1 << 18)
+        assert send(receiver.port, images()) == [0] * 4, "who sends little is served"
+        wait_for(lambda: len(receiver.server.active_associations) == 1)
+        for association in (growing, other):
+            association.dul.socket.socket.close()
+        wait_for(lambda: not receiver.server.active_associations)
 
 
 def test_five_hundred_connections_from_one_address_do_not_keep_others_out(tmp_path):
