@@ -1,4 +1,4 @@
-"""Tables and sentences on the terminal."""
+"""Tables and sentences on the terminal, where names out of files are neither markup nor commands to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from shared.app import Table
 
@@ -15,7 +16,7 @@ console = Console()
 
 def print_line(text: str) -> None:
     """One line as it is, however long."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    console.print(_plain(text), soft_wrap=True, highlight=False)
 
 
 def print_table(table: Table) -> None:
@@ -24,12 +25,12 @@ def print_table(table: Table) -> None:
         print_line(table.title)
     shown = RichTable()
     for column in table.columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(_plain(column), overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(_plain, row))
     (console if sys.stdout.isatty() else Console(width=150)).print(shown)
     for note in table.notes:
-        console.print(note, soft_wrap=True)
+        print_line(note)
     for further in table.further:
         print_table(further)
 
@@ -38,3 +39,8 @@ def print_scores(title: str, scores: Mapping[str, float]) -> None:
     """Scores by name."""
     rows = [(name, f"{value:.4g}") for name, value in scores.items()]
     print_table(Table(title=title, columns=("score", "value"), rows=rows))
+
+
+def _plain(text: str) -> Text:
+    """The text without the control characters by which it could move the cursor or name the window."""
+    return Text("".join(letter for letter in text if letter.isprintable() or letter == "\n"))

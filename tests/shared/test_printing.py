@@ -1,0 +1,21 @@
+"""Names out of files on the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.app import Table
+from shared.cli.printing import print_line, print_table
+
+HOSTILE = ["[/foo]", "[bold]AAPL[/bold]", "\x1b]0;owned\x07\x1b[31mred", "[link=http://evil]y"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_shown_letter_by_letter_and_tells_the_terminal_nothing(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(Table(title=name, columns=("series", name), rows=[[name, "1"]], notes=[name]))
+    print_line(name)
+    shown = capsys.readouterr().out
+    visible = name.replace("\x1b", "").replace("\x07", "")
+    assert shown.count(visible) == 5 and "\x1b" not in shown and "\x07" not in shown
