@@ -8,6 +8,7 @@ more than it states. The message definitions that a bag holds are not read: rosb
 from __future__ import annotations
 
 import bz2
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def _damage_named(file: Path) -> Iterator[None]:
     try:
         yield
     except InvalidInputError as refusal:
-        raise InvalidInputError(f"{file.name}: {refusal}") from refusal
+        raise InvalidInputError(f"{file.name}: {refusal}", status=refusal.status) from refusal
     except Exception as error:  # rosbags raises whatever it meets in a damaged file
         said = " ".join(str(error).split())[:200] if isinstance(error, ros1.ReaderError | Ros2Error) else ""
         mending = next((hint for suffix, hint in _MENDING.items() if suffix in file.name.lower()), "")
@@ -128,10 +129,17 @@ def _whole(file: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         whole, most = Path(folder) / file.stem, max(_ALWAYS_BYTES, _EXPANSION * file.stat().st_size)
+        room = shutil.disk_usage(folder).free // 2
         with zstd.open(file, "rb") as packed, whole.open("wb") as unpacked:
             while piece := packed.read(1 << 20):
                 if unpacked.write(piece) and unpacked.tell() > most:
                     raise InvalidInputError(f"it would be inflated to more than {_EXPANSION} times its size")
+                if unpacked.tell() > room:
+                    raise InvalidInputError(
+                        f"it would be inflated to more than {room >> 20} MiB, half of what is free under "
+                        f"{tempfile.gettempdir()}; inflate it elsewhere (zstd -d), and hand in what comes of it",
+                        status=413,
+                    )
         yield whole
 
 

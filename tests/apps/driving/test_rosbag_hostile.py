@@ -5,6 +5,7 @@ import sqlite3
 import sys
 import tracemalloc
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_a_chunk_is_not_inflated_to_more_than_it_states(tmp_path):
     for folder, said in ((one_by_one, "inflated to more than it states"), (whole, "more than 200 times its size")):
         with pytest.raises(InvalidInputError, match=said):
             read_frames([folder])
+
+
+def test_a_recording_is_not_inflated_to_more_than_half_of_what_is_free_on_the_disk(tmp_path, monkeypatch):
+    messages = [("/lidar", STAMP, cloud(POINTS))] * 20
+    folder = write_ros2(tmp_path / "file", messages, "sqlite3", "file")
+    assert len(list(folder.rglob("*.zstd"))) == 1
+    free = SimpleNamespace(free=100_000)
+    monkeypatch.setattr(rosbag_storage.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(InvalidInputError, match=r"half of what is free under .*; inflate it elsewhere") as refused:
+        read_frames([folder])
+    assert refused.value.status == 413
+    free.free = 10_000_000
+    assert len(read_frames([folder])) == 20
 
 
 def test_a_database_of_queries_is_refused(bags):
