@@ -27,6 +27,7 @@ from shared.serve.known_keys import KnownKeys
 from shared.serve.log_lines import JsonLines
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.own_hosts import own_hosts
+from shared.serve.runtime.listener import Listener
 from shared.serve.runtime.protocol import with_header_deadline
 from shared.serve.service import Service
 from shared.serve.settings import Settings
@@ -66,12 +67,13 @@ def _serve(settings: Settings, demo: bool) -> None:
         listen(settings.host, settings.grpc_port, "--grpc-port").close()  # refused in a sentence, before models load
     with listen(settings.host, settings.port) as listener:
         files = allow_files()
+        listener.most = files // 2
         application = create_app(settings, hosts=own_hosts(settings.host))
         config = uvicorn.Config(
             application,
             log_config=log_config(quiet=demo, as_json=settings.log_json),
             log_level="warning" if demo else "info",
-            http=with_header_deadline(settings.header_s, most=files // 2),
+            http=with_header_deadline(settings.header_s, listener.idle),
             backlog=min(_BACKLOG, files // 4),
             ws="none",
             access_log=False,  # the middleware writes its own
@@ -204,8 +206,8 @@ class _Server(uvicorn.Server):
 def allow_files() -> int:
     """How many files and connections this process may have open: as many as it may allow itself, up to 65,536.
 
-    Half of them are for connections, a quarter for those that are just accepted, the rest for all else. Out of them,
-    asyncio would fill the log (a thousand lines a second), and neither files nor the database could be opened.
+    Beyond half of them, idle connections give way; a quarter is for those that are just accepted, the rest for all
+    else. Out of them, neither files nor the database could be opened.
     """
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
@@ -241,11 +243,11 @@ def announce(address: str, apps: Mapping[str, App]) -> None:
     Console().print(Panel(rows, title="Trivium is running", subtitle="Ctrl+C stops it", expand=False))
 
 
-def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+def listen(host: str, port: int, option: str = "--port") -> Listener:
     """A bound socket; refuses an address that cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sends small answers at once (TCP_NODELAY); otherwise each waits for 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

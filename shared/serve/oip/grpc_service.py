@@ -80,6 +80,7 @@ class GrpcService:
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", round(1000 * self._networks.settings.header_s)),
             ],
             maximum_concurrent_rpcs=_CALLS * self._networks.settings.request_limit,
         )

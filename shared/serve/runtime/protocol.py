@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from http import HTTPStatus
 
 from shared.serve.access_line import log_line, usable_identifier
@@ -14,31 +15,29 @@ REST_S, REST_BYTES = 30.0, 100_000
 """So much must come in so many seconds of a body that was answered before it was there; of a chunked one, all."""
 
 
-def with_header_deadline(seconds: float, most: int | None = None) -> type[LargeBodyProtocol]:
+def with_header_deadline(seconds: float, idle: dict[int, socket.socket] | None = None) -> type[LargeBodyProtocol]:
     """uvicorn's protocol, which closes a connection that has not sent a request's whole header in so many seconds.
 
     They count from the connection's start, and after an answer from the first byte of the next request; until that
     comes uvicorn's ``timeout_keep_alive`` holds. A header of more than 64 KiB is refused (431). A connection that goes
     on to send a body without end after its answer is closed, too.
 
-    Of more than ``most`` connections, the one that has been without a request for longest gives way to the newest.
+    ``idle`` are those of a ``Listener`` that have no request.
     """
-    without_request: dict[HeaderDeadlineProtocol, None] = {}
+    without_request: dict[int, socket.socket] = {} if idle is None else idle
 
     class HeaderDeadlineProtocol(LargeBodyProtocol):
         _header_timer: asyncio.TimerHandle | None = None
         _rest_timer: asyncio.TimerHandle | None = None
-        _header_bytes = 0
+        _asking: socket.socket | None = None
+        _header_bytes, _number = 0, -1
         _in_body = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._await_header()
-            without_request[self] = None
-            if most is not None and len(self.connections) > most:
-                oldest = next(iter(without_request))
-                del without_request[oldest]
-                oldest.transport.abort()
+            own = transport.get_extra_info("socket")
+            self._number = -1 if own is None else own.fileno()
 
         def data_received(self, data: bytes) -> None:
             if not self._in_body:
@@ -71,13 +70,13 @@ def with_header_deadline(seconds: float, most: int | None = None) -> type[LargeB
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
             self._stop_rest_timer()
-            without_request.pop(self, None)
+            without_request.pop(self._number, None)
             super().connection_lost(exc)
 
         def on_headers_complete(self) -> None:
             self._in_body, self._header_bytes = True, 0
             self._stop_timer()
-            without_request.pop(self, None)
+            self._asking = without_request.pop(self._number, None)
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
@@ -89,8 +88,8 @@ def with_header_deadline(seconds: float, most: int | None = None) -> type[LargeB
             super().on_response_complete()
             if self._in_body:
                 self._await_rest()
-            elif not self.transport.is_closing():
-                without_request[self] = None
+            elif self._asking is not None and not self.transport.is_closing():
+                without_request[self._number] = self._asking
 
         def _await_rest(self) -> None:
             left = 0 if self._receiver is None else self._receiver.left

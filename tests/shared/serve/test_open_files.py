@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 _SERVER = """
 import sys
@@ -38,14 +40,19 @@ def limited(program: str, soft: int, hard: int, *words: str) -> subprocess.Popen
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with limited(_SERVER, 256, 256, str(tmp_path)) as process:
-        assert process.stdout is not None
-        found = None
-        while found is None:
-            line = process.stdout.readline()
-            assert line, "it ended"
-            found = re.search(r"open (http://127\.0\.0\.1:\d+)", line)
-        yield process, found[1]
+        yield process, address_of(process)
         process.kill()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Where the process says that it listens."""
+    assert process.stdout is not None
+    found = None
+    while found is None:
+        line = process.stdout.readline()
+        assert line, "it ended"
+        found = re.search(r"open (https?://127\.0\.0\.1:\d+)", line)
+    return found[1]
 
 
 def test_idle_connections_give_way_to_those_that_ask(server: tuple[subprocess.Popen[str], str]) -> None:
@@ -68,11 +75,39 @@ def test_a_request_that_is_answered_keeps_its_connection_before_idle_ones(
     host, port = server[1].removeprefix("http://").split(":")
     with ExitStack() as stack:
         first = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
-        first.sendall(b"POST /api/finance/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
+        head = b"Host: localhost\r\nExpect: 100-continue\r\nContent-Type: multipart/form-data; boundary=x"
+        first.sendall(b"POST /api/finance/predict HTTP/1.1\r\n" + head + b"\r\nContent-Length: 5\r\n\r\n")
+        assert first.recv(1000).startswith(b"HTTP/1.1 100"), "its body is waited for"
         for _ in range(400):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
         first.sendall(b"12345")
-        assert first.recv(1000).startswith(b"HTTP/1.1 415")
+        assert first.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+def test_connections_that_do_not_go_through_with_tls_give_way(tmp_path: Path) -> None:
+    chain, key = str(tmp_path / "server.crt"), str(tmp_path / "server.key")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", chain]
+    subprocess.run(made, check=True, capture_output=True)
+    program = _SERVER.replace("header_s=60", "tls_cert=sys.argv[2], tls_key=sys.argv[3]")
+    with limited(program, 256, 256, str(tmp_path / "store"), chain, key) as process, ExitStack() as stack:
+        port = address_of(process).rpartition(":")[2]
+        for _ in range(600):
+            stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=20))
+        trusted = ssl.create_default_context(cafile=chain)
+        asked = f"https://localhost:{port}/v2/health/live"
+        with urllib.request.urlopen(asked, timeout=20, context=trusted) as answer:
+            assert answer.status == 200
+        process.terminate()
+        assert process.stdout is not None and "out of system resource" not in process.stdout.read()
+
+
+def test_a_grpc_connection_that_says_nothing_is_closed(serve: Callable[..., TestClient]) -> None:
+    client = serve(grpc_port=0, header_s=0.3)
+    port = client.app.state.grpc_port  # type: ignore[attr-defined]
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+        while silent.recv(1000):
+            pass
 
 
 def test_the_server_may_have_as_many_files_open_as_it_may_allow_itself() -> None:
