@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.errors import InvalidInputError
@@ -138,7 +139,7 @@ class Gateway(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class App:
-    """One vertical. Every function imports what it needs when it is called, so that finding an app costs nothing.
+    """One vertical. Its functions are imported when they are called (``on_use``), so that finding an app costs nothing.
 
     notice       what it must not be used for
     root         the app's folder: ``pages/`` (form.html, form.js), ``weights/``, ``datasets/registry.json``
@@ -225,6 +226,15 @@ class App:
     @property
     def data_registry(self) -> Path:
         return self.root / "datasets" / "registry.json"
+
+
+def on_use(place: str) -> Callable[..., Any]:
+    """What calls the function at ``place``, as in ``package.module:function``, and imports its module then."""
+    return partial(_use, place)
+
+
+def _use(place: str, *arguments: Any) -> Any:
+    return resolve_name(place)(*arguments)
 
 
 @cache

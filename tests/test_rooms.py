@@ -7,8 +7,10 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -71,6 +73,15 @@ def imported(path: Path) -> Iterator[str]:
 def test_an_application_has_exactly_these_rooms(app):
     found = {entry.name for entry in (ROOT / "apps" / app).iterdir() if entry.name != "__pycache__"}
     assert found == ROOMS
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_what_an_application_imports_on_use_is_there(app):
+    fields = [getattr(find(app), field.name) for field in dataclasses.fields(find(app))]
+    places = [one.args[0] for one in (*fields, *find(app).partners.values()) if isinstance(one, partial)]
+    assert len(places) > 10 and all(place.startswith(f"apps.{app}.") for place in places)
+    for place in places:
+        resolve_name(place)
 
 
 @pytest.mark.parametrize("app", APPS)

@@ -11,6 +11,7 @@ from typing import Annotated, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from shared.app import Schemas
 from shared.result_schema import ComputedWith
 
 Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -58,3 +59,6 @@ class DrivingResult(ComputedWith):
     frames: list[DrivingFrame]
     boxes: Annotated[list[DrivingFrameBox], Field(description="of all frames, frame by frame")]
     remarks: NotRequired[Annotated[list[str], Field(description="those of the frames, one of a kind")]]
+
+
+SCHEMAS = Schemas(options=DrivingOptions, result=DrivingResult)

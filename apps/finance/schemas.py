@@ -11,6 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from apps.finance.types import Direction
+from shared.app import Schemas
 from shared.result_schema import ComputedWith
 
 Time = Annotated[str, Field(description="UTC, ISO 8601")]
@@ -110,3 +111,6 @@ class FinanceResult(ComputedWith):
     band: Annotated[list[float], Field(description="the lowest and the highest quantile of the forecast's band")]
     model: str
     synthetic_truth: NotRequired[Annotated[list[FinanceTrueWindow], Field(description="of a synthetic series")]]
+
+
+SCHEMAS = Schemas(options=FinanceOptions, result=FinanceResult)

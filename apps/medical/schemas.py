@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from shared.app import Schemas
 from shared.result_schema import ComputedWith
 
 Point = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -92,3 +93,6 @@ class MedicalResult(ComputedWith):
     volume: MedicalVolume
     lungs: Annotated[MedicalLungs | None, Field(description="null where no lung was found, and nothing was searched")]
     remarks: Annotated[list[str], Field(description="sentences that a reader must see before the findings")]
+
+
+SCHEMAS = Schemas(options=MedicalOptions, result=MedicalResult)

@@ -15,6 +15,6 @@ DATA_SETS: Mapping[str, type[DataConfig]] = {"luna16": Luna16, "marks": Marks, "
 """By the name that ``--data`` takes."""
 
 
-def training_volumes(data: Any, most: int) -> Iterator[CTVolume]:
-    """The scans that one of the data sets has to learn from, at most ``most``, one at a time."""
+def training_volumes(data: Any, input: object, most: int) -> Iterator[CTVolume]:
+    """The scans that one of the data sets has to learn from, at most ``most``, one at a time, whatever the input."""
     return (scan.volume for scan in data.training_scans(most))

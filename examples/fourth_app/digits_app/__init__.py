@@ -1,15 +1,8 @@
 """Handwritten digits as an application of Trivium. Only what an application is: its parts are imported on use."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from shared.app import App
-
-
-def _part(name: str) -> Any:
-    return getattr(import_module("digits_app.parts"), name)
-
+from shared.app import App, on_use
 
 app = App(
     name="digits",
@@ -18,8 +11,8 @@ app = App(
     notice="An example.",
     root=Path(__file__).parent,
     models=("digits",),
-    recipes=lambda: {"small": _part("small")},
-    dense=lambda recipe, network: _part("dense")(network),
-    predictor=lambda artifacts, device: _part("DigitPredictor")(artifacts[0], device),
-    codec=lambda predictor: _part("DigitCodec")(),
+    recipes=lambda: {"small": on_use("digits_app.parts:small")},
+    dense=on_use("digits_app.parts:dense"),
+    predictor=on_use("digits_app.parts:DigitPredictor"),
+    codec=lambda predictor: on_use("digits_app.parts:DigitCodec")(),
 )

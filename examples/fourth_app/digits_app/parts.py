@@ -87,7 +87,7 @@ def small() -> Recipe:
     return Recipe(model=Network(), data=Digits(), task=Classify(), optimizer=optimizer, limits=limits)
 
 
-def dense(network: nn.Module) -> DenseNetwork:
+def dense(recipe: Recipe, network: nn.Module) -> DenseNetwork:
     """What is exported as ONNX: the whole network."""
     return DenseNetwork(module=network, inputs={"image": torch.rand(2, 64)}, outputs=("logits",))
 
@@ -95,7 +95,8 @@ def dense(network: nn.Module) -> DenseNetwork:
 class DigitPredictor:  # a Predictor: images (64,) in, digits and their probabilities out
     batching = True  # several together take little longer than one: requests that wait are predicted at once
 
-    def __init__(self, artifact: Artifact, device: str) -> None:
+    def __init__(self, artifacts: Sequence[Artifact], device: str) -> None:
+        artifact = artifacts[0]
         settings = artifact.recipe()["recipe"]["model"]
         self.network, self.device = load_weights(Network(width=settings["width"]).build(), artifact, device), device
 
