@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from shared.app import Table, installed
+from shared.cli.arguments import Doctor
 from shared.cli.printing import print_table
 from shared.data.registry import read_registry
 from shared.deploy.artifact import Artifact, open_artifact
@@ -17,7 +18,7 @@ from shared.observe.doctor import Check, examine
 _LARGE_CACHE = 5e9
 
 
-def run() -> int:
+def run(command: Doctor) -> int:
     """Prints what was found on this machine; fails where something needs a remedy."""
     checks = [*examine(), *_cache(), *_server(), *_applications()]
     rows = [("ok" if check.ok else "fault", check.name, check.found, check.remedy) for check in checks]

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import tyro
 
@@ -19,9 +20,13 @@ from shared.errors import InvalidInputError
 
 _DESCRIPTION = "Lung nodules in chest CT, 3D object detection, anomalies in financial time series: one runtime."
 _TAKE_SETTINGS = (
-    *(commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize),
-    commands.Gateway,
+    *(commands.Train, commands.Evaluate, commands.Calibrate, commands.Import, commands.Quantize, commands.Gateway),
 )
+_MODULES: dict[type, str] = {
+    commands.Import: "import_",
+    **dict.fromkeys((commands.Backup, commands.Restore, commands.Purge), "store"),
+}
+"""The file of a command where that has not the command's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return_unknown_args=True,
     )
     try:
-        if rest and not isinstance(command, _TAKE_SETTINGS):
+        if rest and type(command) not in _TAKE_SETTINGS:
             raise InvalidInputError(f"unknown argument {rest[0]}; see trivium {type(command).__name__.lower()} --help")
         return run(command, [word for word in rest if word != "--"])
     except InvalidInputError as refusal:
@@ -90,86 +95,7 @@ def _leave_loading(code: int) -> None:
 
 def run(command: object, settings: Sequence[str]) -> int:
     """Runs ``command``; ``settings`` are the words of the command line that it does not name itself."""
-    match command:
-        case commands.Train():
-            from shared.cli import train
-
-            return train.run(command, settings)
-        case commands.Runs():
-            from shared.cli import runs
-
-            return runs.run(command)
-        case commands.Evaluate():
-            from shared.cli import evaluate
-
-            return evaluate.run(command, settings)
-        case commands.Calibrate():
-            from shared.cli import calibrate
-
-            return calibrate.run(command, settings)
-        case commands.Import():
-            from shared.cli import import_
-
-            return import_.run(command, settings)
-        case commands.Models():
-            from shared.cli import models
-
-            return models.run(command)
-        case commands.Predict():
-            from shared.cli import predict
-
-            return predict.run(command)
-        case commands.Export():
-            from shared.cli import export
-
-            return export.run(command)
-        case commands.Programs():
-            from shared.cli import programs
-
-            return programs.run(command)
-        case commands.Quantize():
-            from shared.cli import quantize
-
-            return quantize.run(command, settings)
-        case commands.Serve():
-            from shared.cli import serve
-
-            return serve.run(command)
-        case commands.Gateway():
-            from shared.cli import gateway
-
-            return gateway.run(command, settings)
-        case commands.Backup() | commands.Restore() | commands.Purge():
-            from shared.cli import store
-
-            return store.run(command)
-        case commands.Keys():
-            from shared.cli import keys
-
-            return keys.run(command)
-        case commands.Versions():
-            from shared.cli import versions
-
-            return versions.run(command)
-        case commands.Reproduce():
-            from shared.cli import reproduce
-
-            return reproduce.run(command)
-        case commands.Data():
-            from shared.cli import data
-
-            return data.run(command)
-        case commands.Topology():
-            from shared.cli import topology
-
-            return topology.run(command)
-        case commands.Plan():
-            from shared.cli import plan
-
-            return plan.run(command)
-        case commands.Doctor():
-            from shared.cli import doctor
-
-            return doctor.run()
-        case _:
-            raise TypeError(f"{command!r} is not a command")
+    kind = type(command)
+    module = import_module(f"shared.cli.{_MODULES.get(kind, kind.__name__.lower())}")
+    code: int = module.run(command, settings) if kind in _TAKE_SETTINGS else module.run(command)
+    return code
