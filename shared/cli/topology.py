@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.app import Table
 from shared.cli.arguments import Topology
 from shared.cli.printing import print_line, print_table
-from shared.comms.topology import hosts_in_order, launcher_order, natural_key, ring_crossings
+from shared.comms.topology import hosts_in_order, natural_key, ring_crossings
 from shared.comms.topology_files import expand_hosts, read_topology
 
 
@@ -14,7 +14,8 @@ def run(command: Topology) -> int:
     tree = read_topology(command.file)
     hosts = expand_hosts(command.hosts) if command.hosts else tree.leaves()
     ours = hosts_in_order(hosts, tree)
-    launched = sorted(hosts, key=natural_key) if tree.of_gpus else launcher_order(hosts)
+    # torchrun numbers hosts by their names as text, node10 before node2 (elastic/rendezvous/dynamic_rendezvous.py).
+    launched = sorted(hosts, key=natural_key) if tree.of_gpus else sorted(hosts)
     for line in tree.lines():
         print_line(line)
     print_line(f"launcher's order: {' '.join(launched)}")

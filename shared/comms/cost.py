@@ -5,7 +5,6 @@ N the nodes, L = P / N. Adding what arrived costs ``gamma`` seconds a byte.
 
 - ring all-reduce: ``2 (P - 1) alpha + 2 (P - 1) / P S / beta + (P - 1) / P S gamma`` (Patarasuk and Yuan, 2009);
   reduce-scatter and all-gather are its halves;
-- Rabenseifner (2004; Thakur, Rabenseifner and Gropp, 2005): ``2 log2 P alpha``, the same bytes;
 - double binary tree (Sanders, Speck and Träff, 2009; NCCL's tree): ``2 log2 P alpha + 2 S / beta``;
 - hierarchical (Cho et al., BlueConnect, 2019): reduce-scatter and all-gather of S inside, all-reduce of S / L across,
   by L processes at once that share the node's links.
@@ -112,16 +111,6 @@ def ring_half(size: float, processes: int, link: Link, gamma_s: float = 0.0) -> 
 def ring_all_reduce(size: float, processes: int, link: Link, gamma_s: float = 0.0) -> float:
     """Seconds of an all-reduce around a ring on one kind of link."""
     return ring_half(size, processes, link, gamma_s) + ring_half(size, processes, link)
-
-
-def rabenseifner_all_reduce(size: float, processes: int, link: Link, gamma_s: float = 0.0) -> float:
-    """Seconds of recursive halving and doubling, for any number of processes (an odd rest costs one more message)."""
-    if processes == 1:
-        return 0.0
-    rounds = math.floor(math.log2(processes))
-    share = (processes - 1) / processes * size
-    extra = 0.0 if 2**rounds == processes else 2 * link.seconds(size)
-    return 2 * rounds * link.alpha_s + share * (2 / link.bytes_s + gamma_s) + extra
 
 
 def tree_all_reduce(size: float, processes: int, link: Link, gamma_s: float = 0.0) -> float:

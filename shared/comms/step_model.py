@@ -74,7 +74,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """A step by one way. ``share`` is the exposed communication's part of it, ``hidden_s`` what computing hides.
+    """A step by one way. ``share`` is the exposed communication's part of it.
 
     ``link_bytes`` are sent by a node in a step; ``memory_bytes`` are a process's parameters, gradients, optimizer
     state, buffers and activations.
@@ -91,10 +91,6 @@ class Prediction:
     @property
     def share(self) -> float:
         return self.exposed_s / self.step_s
-
-    @property
-    def hidden_s(self) -> float:
-        return self.communication_s - self.exposed_s
 
 
 def predict(workload: Workload, cluster: Cluster, way: Way) -> Prediction:

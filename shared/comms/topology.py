@@ -47,14 +47,6 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part)
 
 
-def launcher_order(hosts: Sequence[str]) -> list[str]:
-    """The order that ``torchrun`` gives hosts at a c10d rendezvous: by name as text, so node10 before node2.
-
-    Source: ``torch/distributed/elastic/rendezvous/dynamic_rendezvous.py``, which numbers ``sorted(participants)``.
-    """
-    return sorted(hosts)
-
-
 def hosts_in_order(hosts: Sequence[str], tree: Tree | None) -> list[str]:
     """The hosts so that those below one switch are neighbours, at every level of the tree.
 

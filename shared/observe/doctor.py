@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shared.threads import usable_cores
+
 _PACKAGES = ("torch", "monai", "mmdet3d", "pytorch-forecasting", "fastapi", "onnxruntime")
 _COMPROMISED = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", "2.6.3"}}
 
@@ -32,8 +34,7 @@ def examine() -> list[Check]:
 def _python() -> Iterator[Check]:
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     yield Check("Python", supported, platform.python_version(), "" if supported else "install Python 3.11 to 3.13")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("processor", True, f"{platform.machine()}, {cores} usable cores")
+    yield Check("processor", True, f"{platform.machine()}, {usable_cores()} usable cores")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         enough = gigabytes > 7

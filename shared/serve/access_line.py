@@ -6,9 +6,9 @@ import json
 import logging
 import re
 import secrets
-from datetime import UTC, datetime
+import time
 
-from shared.serve.metrics import Metrics
+from shared.utc_time import iso_utc
 
 log = logging.getLogger("trivium.access")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?\Z")
@@ -18,23 +18,6 @@ _USABLE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}\Z")
 def usable_identifier(given: str) -> str:
     """The identifier that a request brings, where it is fit for a log, else a new one."""
     return given if _USABLE.match(given) else secrets.token_hex(8)
-
-
-def log_answer(
-    metrics: Metrics,
-    number: str,
-    client: str,
-    method: str,
-    path: str,
-    pattern: str,
-    status: int,
-    seconds: float,
-    traceparent: str,
-    key: str,
-) -> None:
-    """Counts an answer under the pattern of its path, and logs it."""
-    metrics.requested(pattern, method, status, seconds)
-    log_line(number, client, method, path, status, seconds, traceparent, key)
 
 
 def log_line(
@@ -52,8 +35,8 @@ def log_line(
     ``trace`` is the trace that the request says it is part of (W3C Trace Context, traceparent), where it says one.
     """
     if log.isEnabledFor(logging.INFO):
-        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"time": moment, "request": number, "client": client, "method": method, "path": path, "status": status}
+        now = iso_utc(time.time())
+        line = {"time": now, "request": number, "client": client, "method": method, "path": path, "status": status}
         found = _TRACEPARENT.match(traceparent)
         trace = {} if found is None else {"trace": found[1]}
         asking = {"key": key} if key else {}

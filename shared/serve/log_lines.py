@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime
+
+from shared.utc_time import iso_utc
 
 
 class JsonLines(logging.Formatter):
@@ -16,7 +17,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        moment = iso_utc(record.created)
         line = {"time": moment, "level": record.levelname, **self._worker, "message": record.getMessage()}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from shared.errors import InvalidInputError
 from shared.store.inputs import describe_inputs, digest_of_all
 from shared.store.paging import newest_first
 from shared.store.tables import JobRow
+from shared.utc_time import iso_utc
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINAL = ("done", "failed", "cancelled")
@@ -55,8 +55,7 @@ class Job(BaseModel):
     @property
     def created(self) -> str:
         """The time of the job in ISO 8601, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso_utc(self.created_ns / 1e9)
 
 
 def without_names(problem: str, files: Sequence[str], members: Sequence[str] = ()) -> str:

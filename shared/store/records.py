@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
+
+from shared.utc_time import iso_utc
 
 Bytes = bytes | bytearray | memoryview
 
@@ -57,8 +58,7 @@ class CaseSummary(BaseModel):
     @property
     def created(self) -> str:
         """The time of the case in ISO 8601, UTC, to the millisecond."""
-        moment = datetime.fromtimestamp(self.created_ns / 1e9, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return iso_utc(self.created_ns / 1e9)
 
     @property
     def names(self) -> list[str]:

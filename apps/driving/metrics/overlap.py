@@ -29,11 +29,6 @@ def corners(rectangles_N5: Doubles) -> Doubles:
     return np.stack([x, y], axis=-1) + rectangles_N5[:, None, :2]
 
 
-def intersection_area(first_N5: Doubles, second_M5: Doubles) -> Doubles:
-    """(N, M) areas that rectangles x, y, length, width, yaw have in common."""
-    return _all_pairs(paired_intersection_area, first_N5, second_M5)
-
-
 def bev_iou(first_N5: Doubles, second_M5: Doubles) -> Doubles:
     """(N, M) intersection over union of rectangles x, y, length, width, yaw."""
     return _all_pairs(paired_bev_iou, first_N5, second_M5)
@@ -53,7 +48,7 @@ def image_iou(first_N4: Doubles, second_M4: Doubles, *, of_first: bool = False) 
 
 
 def paired_intersection_area(first_K5: Doubles, second_K5: Doubles) -> Doubles:
-    """(K,) areas that the rectangles of each row have in common."""
+    """(K,) areas that the rectangles x, y, length, width, yaw of each row have in common."""
     area = np.zeros(len(first_K5))
     reach = np.hypot(first_K5[:, 2], first_K5[:, 3]) / 2 + np.hypot(second_K5[:, 2], second_K5[:, 3]) / 2
     near = np.nonzero(np.hypot(*(first_K5[:, :2] - second_K5[:, :2]).T) < reach)[0]

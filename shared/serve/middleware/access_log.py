@@ -7,7 +7,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.serve.access_line import log_answer, usable_identifier
+from shared.serve.access_line import log_line, usable_identifier
 from shared.serve.metrics import Metrics
 
 _HEADER = "X-Request-Id"
@@ -46,10 +46,10 @@ class AccessLog:
         finally:
             took = time.monotonic() - began
             client = (scope.get("client") or ("",))[0]
-            asked, pattern = (scope["method"], scope["path"]), _pattern(scope)
             key = scope["state"].get("key")
             name = "" if key is None else key.name
-            log_answer(self._metrics, number, client, *asked, pattern, status, took, traceparent, name)
+            self._metrics.requested(_pattern(scope), scope["method"], status, took)
+            log_line(number, client, scope["method"], scope["path"], status, took, traceparent, name)
 
 
 def _pattern(scope: Scope) -> str:

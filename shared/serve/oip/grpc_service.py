@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from shared.errors import InvalidInputError
 from shared.secure.access import Key
 from shared.secure.tls import Certificate, Renewals
-from shared.serve.access_line import log_answer, usable_identifier
+from shared.serve.access_line import log_line, usable_identifier
 from shared.serve.known_keys import KnownKeys, check_operator
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
@@ -162,7 +162,8 @@ class GrpcService:
                 path = f"/{_SERVICE}/{name}"
                 client = _client(context)
                 asking = "" if key is None else key.name
-                log_answer(self._state.metrics, number, client, "POST", path, path, status, took, traceparent, asking)
+                self._state.metrics.requested(path, "POST", status, took)
+                log_line(number, client, "POST", path, status, took, traceparent, asking)
 
         return answer
 

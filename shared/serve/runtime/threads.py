@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
+
+from shared.threads import usable_cores
 
 Result = TypeVar("Result")
 
@@ -16,8 +17,7 @@ class Threads:
     """As many as usable cores unless a number is given."""
 
     def __init__(self, name: str, number: int | None = None) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(number or cores, thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(number or usable_cores(), thread_name_prefix=name)
 
     async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
         """What the function returns. When cancelled, what has not begun is not begun."""

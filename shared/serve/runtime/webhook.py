@@ -13,7 +13,6 @@ import json
 import logging
 import time
 import urllib.request
-from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from shared.errors import InvalidInputError
 from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
 from shared.store.jobs import Job, JobStore
+from shared.utc_time import iso_utc
 
 log = logging.getLogger("trivium.serve")
 _PREFIX, _KEY_BYTES = "whsec_", range(24, 65)
@@ -98,7 +98,7 @@ class Webhook:
         return True
 
     def _request(self, job: Job) -> urllib.request.Request:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = iso_utc(time.time())
         data = {"app": job.app, "job": job.id, "state": job.state, "url": f"{self._root}/api/{job.app}/jobs/{job.id}"}
         body = json.dumps({"type": f"job.{job.state}", "timestamp": now, "data": data}).encode()
         moment = str(int(time.time()))

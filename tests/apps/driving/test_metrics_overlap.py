@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import Polygon
 
-from apps.driving.metrics.overlap import bev_iou, box_iou, corners, image_iou, intersection_area
+from apps.driving.metrics.overlap import bev_iou, box_iou, corners, image_iou, paired_intersection_area
 
 rectangles = st.tuples(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.1, 8), st.floats(0.1, 8), st.floats(-7, 7)).map(
     np.array
@@ -20,7 +20,7 @@ def test_half_and_turned_overlaps_by_hand():
     # A unit square and one turned by 45 degrees meet in a regular octagon of inradius 1/2: area 8 tan(22.5 deg) / 4.
     unit = np.array([[0.0, 0, 1, 1, 0]])
     octagon = 2 * np.tan(np.pi / 8)
-    assert intersection_area(unit, [[0.0, 0, 1, 1, np.pi / 4]]) == pytest.approx(octagon)
+    assert paired_intersection_area(unit, np.array([[0.0, 0, 1, 1, np.pi / 4]])) == pytest.approx(octagon)
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.3, np.pi / 2, np.pi, -2.0, 1e-9])
@@ -47,7 +47,7 @@ def test_height_counts_in_space():
 def test_matches_shapely(first, second):
     one, other = (Polygon(corners(r[None])[0]) for r in (first, second))
     expected = one.intersection(other).area
-    assert intersection_area(first[None], second[None])[0, 0] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert paired_intersection_area(first[None], second[None])[0] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,6 @@ from shared.comms.cost import (
     Link,
     hierarchical_seconds,
     node_bytes,
-    rabenseifner_all_reduce,
     ring_all_reduce,
     route_seconds,
     tree_all_reduce,
@@ -42,7 +41,6 @@ def test_networks_have_their_published_sizes():
 def test_formulas_at_known_points():
     # Eight processes, 25 MB: 2 * 7 / 8 * 25 MB at 12.5 MB/s, and 14 messages.
     assert ring_all_reduce(25e6, 8, SLOW) == pytest.approx(14e-4 + 3.5)
-    assert rabenseifner_all_reduce(25e6, 8, SLOW) == pytest.approx(6e-4 + 3.5)
     assert tree_all_reduce(25e6, 8, SLOW) == pytest.approx(6e-4 + 4.0)
     assert hierarchical_seconds(25e6, TWO_BY_FOUR, pipelined=True) == pytest.approx(2.0002)
     assert node_bytes("flat", 25e6, TWO_BY_FOUR) == 43.75e6
@@ -74,7 +72,7 @@ def test_a_step_hides_what_is_through_before_the_backward_pass_ends():
     slow_links = Cluster(nodes=4, per_node=8, intra=LINKS["nvlink4"], inter=LINKS["ethernet-1g"])
     slow = predict(workload, slow_links, PLAIN)
     assert quick.share < 0.1 < 0.8 < slow.share
-    assert quick.hidden_s > 0 and slow.communication_s == pytest.approx(slow.hidden_s + slow.exposed_s)
+    assert quick.communication_s > quick.exposed_s and slow.communication_s > slow.exposed_s
     halved = predict(workload, slow_links, replace(PLAIN, compression="bf16"))
     assert halved.communication_s == pytest.approx(slow.communication_s / 2, rel=0.01)
     waiting = predict(replace(workload, jitter=0.05), slow_links, PLAIN)
