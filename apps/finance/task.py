@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apps.finance.models.quantile_loss import quantile_loss
-from apps.finance.models.tft import Forecaster
+from apps.finance.models.tft import Forecaster, library_loss
 from apps.finance.types import QUANTILES
 from shared.data.dataset import Batch
 from shared.engine.task import WeightedLoss
@@ -52,7 +51,7 @@ class ForecastTask:
         """The library's quantile loss for the quantiles of a network."""
         levels = _levels(model)
         if levels not in self._metrics:
-            self._metrics[levels] = quantile_loss(levels)
+            self._metrics[levels] = library_loss(levels)
         return self._metrics[levels]
 
     def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:

@@ -23,7 +23,7 @@ def run(command: Import, settings: Sequence[str]) -> int:
         kind = named_data_set(app, command.data)
         data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data} --")
     imported = importer.load(arguments, data)
-    from shared.deploy.imported import write_imported
+    from shared.deploy.writing import write_imported
 
     artifact = write_imported(app, name, imported, command.registry)
     for key, value in artifact.manifest.source.items():

@@ -13,12 +13,7 @@ from shared.cli.printing import print_line, print_table
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from shared.app import DenseNetwork
     from shared.deploy.artifact import Artifact, ProgramEntry
-    from shared.deploy.programs.making import Examples
-
-_COMPARED = 3
-"""Inputs on which each program is compared with torch."""
 
 
 def run(command: Programs) -> int:
@@ -44,7 +39,8 @@ def run(command: Programs) -> int:
 
 def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
     """Makes the programs one by one; says of one that cannot be made why, and returns whether all were."""
-    from shared.deploy.programs.making import make_programs
+    from shared.deploy.calibration_inputs import compared_examples
+    from shared.deploy.programs.making import make_programs, random_examples
     from shared.deploy.programs.of_artifact import dense_network
     from shared.deploy.programs.program import ProgramError
     from shared.deploy.programs.store import keep, weights_digest
@@ -54,7 +50,7 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
     except NotImplementedError as error:
         print_line(f"{artifact.manifest.name}: {error}")
         return True
-    whole, examples = True, _examples(app, artifact, dense)
+    whole, examples = True, compared_examples(app, artifact) or random_examples(dense)
     with tempfile.TemporaryDirectory(prefix="trivium-programs-") as folder:
         made: dict[str, ProgramEntry] = {}
         for name in names:
@@ -72,17 +68,6 @@ def _make(app: App, artifact: Artifact, names: list[str]) -> bool:
                 whole = False
         keep(artifact, Path(folder), made)
     return whole
-
-
-def _examples(app: App, artifact: Artifact, dense: DenseNetwork) -> Examples:
-    """What the network sees of the application's samples; its own example where it sees nothing of them."""
-    from shared.deploy.calibration_inputs import calibration_inputs
-    from shared.deploy.programs.making import random_examples
-
-    try:
-        return calibration_inputs(app, artifact, least=1, most=_COMPARED)
-    except InvalidInputError:
-        return random_examples(dense)
 
 
 def _listed(app: App, artifacts: Sequence[Artifact], device: str | None) -> Table:

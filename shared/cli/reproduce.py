@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from shared.app import App, find
 from shared.cli.arguments import Reproduce
 from shared.cli.printing import print_line, print_table
@@ -22,7 +25,21 @@ def run(command: Reproduce) -> int:
 def shipped_trainings(app: App) -> list[str]:
     """How long each shipped model was trained, the newest version of each."""
     from shared.deploy.registry import shipped
-    from shared.deploy.training_record import trained_for
 
     manifests = [artifact.manifest for artifact in shipped(app)]
     return [f"{one.name} {one.version} was trained for {trained_for(one.training)}." for one in manifests]
+
+
+def trained_for(training: Mapping[str, Any]) -> str:
+    """Steps and hours of each training, the last first: ``9,600 steps in 0.6 h (cpu), after 11,200 in 1.0 h (cpu)``."""
+    parts: list[str] = []
+    record: Any = training
+    while isinstance(record, Mapping):
+        if "steps" in record:
+            hours = float(record.get("seconds", 0)) / 3600
+            what = "steps in" if not parts else "in"
+            parts.append(f"{int(record['steps']):,} {what} {hours:.1f} h ({record.get('device', 'device unknown')})")
+        elif "artifact" in record or "file" in record:
+            parts.append(f"weights of {record.get('artifact', record.get('file'))}")
+        record = record.get("began_from")
+    return ", after ".join(parts)

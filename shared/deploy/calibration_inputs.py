@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LEAST_ROWS, MOST_ROWS, MOST_CALLS = 8, 64, 64
 CALLS_OF_A_CASE = 8
 """Of a case in which the network is called often, such as a scan in tiles, so many calls are taken, drawn evenly."""
+COMPARED = 3
+"""Calls of the network on whose inputs programs are compared with torch."""
 
 
 @dataclass(slots=True)
@@ -114,6 +116,19 @@ def calibration_inputs(
         if len(values) == 1:
             raise InvalidInputError(f"all that the network sees as {name} in {said} is {values.pop():g}")
     return Examples(kept.calls, f"{kept.rows} inputs of {said}")
+
+
+def compared_examples(app: App, artifact: Artifact, files: Sequence[Path] = ()) -> Examples | None:
+    """What programs are compared with torch on: what the network sees of ``files``, or of the samples.
+
+    None where it sees nothing of the samples, or is in no predictor alone.
+    """
+    try:
+        return calibration_inputs(app, artifact, files, least=1, most=COMPARED)
+    except InvalidInputError:
+        if files:
+            raise
+        return None
 
 
 def _looks(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.app import App, DenseNetwork
 from shared.deploy.artifact import Artifact, Manifest, open_artifact
-from shared.deploy.programs.making import Examples
+from shared.deploy.calibration_inputs import compared_examples
 from shared.deploy.writing import write_artifact
 from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress, read_while_training
 from shared.engine.run import Run
@@ -20,8 +20,6 @@ from shared.errors import InvalidInputError
 from shared.recipe_file import digest, read_recipe_file
 from shared.recipes import recipe_of
 
-COMPARED = 3
-"""Calls of the network on whose inputs programs are compared with torch."""
 _STATED = ("recipe", "steps", "seconds", "device", "began_from")
 
 
@@ -82,7 +80,7 @@ def export(
     if dense is not None and programs:
         with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
             without = write_artifact(Path(folder), manifest, weights=weights, recipe=text, dense=None)
-            examples = _examples(app, without, files)
+            examples = compared_examples(app, without, files)
     return write_artifact(
         registry, manifest, weights=weights, recipe=text, dense=dense, programs=programs, examples=examples
     )
@@ -103,18 +101,6 @@ def _best(run: Run) -> tuple[dict[str, Tensor], Progress]:
             f"the best checkpoint of {run.path}, that of step {best}, is missing or torn; train further"
         )
     return model_state(checkpoint), read_progress(checkpoint)
-
-
-def _examples(app: App, artifact: Artifact, files: Sequence[Path]) -> Examples | None:
-    """What the network sees of the domain; None where it sees nothing of the samples, or is in no predictor alone."""
-    from shared.deploy.calibration_inputs import calibration_inputs
-
-    try:
-        return calibration_inputs(app, artifact, files, least=1, most=COMPARED)
-    except InvalidInputError:
-        if files:
-            raise
-        return None
 
 
 def began_from(initial: Path | None, within: tuple[Path, ...] = ()) -> dict[str, Any] | None:

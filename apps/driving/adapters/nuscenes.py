@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from apps.driving.adapters.box_values import box_numbers
 from apps.driving.adapters.calibration import refuse_mount, refuse_not_rigid
 from apps.driving.adapters.image_files import read_image, resized
+from apps.driving.adapters.nuscenes_tables import MOST_SWEEPS
 from apps.driving.adapters.point_files import dropped, finite
 from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
 
 COLUMNS = 5
-MOST_SWEEPS = 10
-"""Of the sweeps before a key frame, the latest that are read: the models of nuScenes learnt from as many."""
 _TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
 """nuScenes LiDAR to ``Frame``'s LiDAR frame."""
 

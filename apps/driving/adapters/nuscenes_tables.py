@@ -19,7 +19,7 @@ from shared.errors import InvalidInputError
 
 LIDAR = "LIDAR_TOP"
 MOST_SWEEPS = 10
-"""How many of the sweeps before a key frame are described."""
+"""Of the sweeps before a key frame, the latest that are read: the models of nuScenes learnt from as many."""
 DETECTION_NAMES = {
     "movable_object.barrier": "barrier",
     "movable_object.trafficcone": "traffic_cone",

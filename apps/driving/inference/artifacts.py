@@ -12,7 +12,7 @@ from apps.driving.inference.detect import CameraDetector, Detector, LidarDetecto
 from apps.driving.inference.examples import example_boxes, example_frame
 from apps.driving.inference.second_stage import BATCH, SecondStage
 from apps.driving.inference.upload import image_at_focal_length
-from apps.driving.models.builders import model_configs
+from apps.driving.models import model_configs
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.dense import dense_boxes, dense_camera, dense_heads, dense_pillars
 from apps.driving.models.lidar_rcnn import INPUTS, OUTPUT, LidarRCNN

@@ -7,6 +7,7 @@ comes in with the library's classes and is not used: to the engine the network i
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 _FORMER_REAL = ".unrest."
 """In the names of weights of earlier artifacts: the static real ``volatility``."""
+
+
+def library_loss(levels: Sequence[float]) -> Any:
+    """pytorch-forecasting's ``QuantileLoss`` at the quantile ``levels``."""
+    from pytorch_forecasting.metrics import QuantileLoss
+
+    return QuantileLoss(list(levels))
 
 
 def build_tft(settings: FinanceModel, input: FinanceInput) -> nn.Module:

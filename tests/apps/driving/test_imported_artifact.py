@@ -20,10 +20,10 @@ from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
-from shared.deploy.imported import write_imported
 from shared.deploy.predictor import programs_of
 from shared.deploy.programs.choosing import asked_program
 from shared.deploy.registry import Registry
+from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
 from shared.recipe_file import to_mapping
 from shared.recipes import recipe_of

@@ -25,9 +25,9 @@ from apps.finance.task import ForecastTask
 from shared.app import Imported
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
-from shared.deploy.imported import write_imported
 from shared.deploy.predictor import Request, answer, programs_of
 from shared.deploy.programs.choosing import asked_program
+from shared.deploy.writing import write_imported
 from shared.errors import InvalidInputError
 
 pytestmark = [

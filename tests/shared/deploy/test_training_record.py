@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.app import App
+from shared.cli.reproduce import trained_for
 from shared.deploy.export import began_from, export
-from shared.deploy.training_record import trained_for
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from tests.shared.deploy.test_export import app  # noqa: F401
