@@ -55,7 +55,7 @@ def _server() -> list[Check]:
         return [Check("server", True, f"models compute in its own process: {why}", remedy)]
     most = settings.worker_memory_bytes or half_of_memory()
     limit = "" if most is None else f", each of at most {most / 1e9:.1f} GB"
-    return [Check("server", True, f"{len(settings.places)} worker process for each model{limit}")]
+    return [Check("server", True, f"{len(settings.worker_devices)} worker process for each model{limit}")]
 
 
 def _artifacts(what: str, registry: Path) -> list[Check]:

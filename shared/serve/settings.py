@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         return self.queue_length + self.max_batch
 
     @property
-    def places(self) -> list[tuple[str, int | None]]:
+    def worker_devices(self) -> list[tuple[str, int | None]]:
         """The device of each worker process of a model, and which of the server's GPUs, where that is set."""
         if self.instances is None:
             return [(self.device, None)] * self.workers
@@ -125,8 +125,8 @@ class Settings(BaseSettings):
         return found
 
     def with_one_worker(self) -> Settings:
-        """The same for a single worker, at the first of its places; without workers, without."""
-        if not self.places:
+        """The same for a single worker, at the first of its devices; without workers, without."""
+        if not self.worker_devices:
             return self
         first = None if self.instances is None else f"{self.instances.partition('=')[0]}=1"
         return self.model_copy(update={"workers": 1, "instances": first})

@@ -24,13 +24,13 @@ class Promotions:
     def live(self) -> dict[str, int]:
         """The live version of each model of which one was promoted."""
         with Session(self._engine) as session:
-            rows = session.scalars(_standing().order_by(PromotionRow.promoted_ns)).all()
+            rows = session.scalars(_in_force().order_by(PromotionRow.promoted_ns)).all()
         return {row.model: row.version for row in rows}
 
     def before(self, model: str) -> int | None:
         """The version that rolling a model back makes live again, or None; a retired one is not."""
         with Session(self._engine) as session:
-            found = session.scalars(_standing(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
+            found = session.scalars(_in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(2)).all()
             retired = session.scalars(_retired(model)).all()
         return found[1].version if len(found) == 2 and found[1].version not in retired else None
 
@@ -38,7 +38,7 @@ class Promotions:
         """Makes a version live; ``instead_of`` is the one that was, so that the first promotion can be rolled back."""
         with Session(self._engine) as session, session.begin():
             session.execute(delete(RetiredRow).where(RetiredRow.model == model, RetiredRow.version == version))
-            last = session.scalars(_standing(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
+            last = session.scalars(_in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)).first()
             versions = [version] if last is not None else [instead_of, version]
             for number, one in enumerate(versions):
                 if last is None or last.version != one:
@@ -54,7 +54,7 @@ class Promotions:
 
     def roll_back(self, model: str) -> None:
         """Takes the last promotion of a model back."""
-        newest = _standing(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
+        newest = _in_force(model).order_by(PromotionRow.promoted_ns.desc()).limit(1)
         with Session(self._engine) as session, session.begin():
             if (row := session.scalars(newest).first()) is not None:
                 session.execute(update(PromotionRow).where(PromotionRow.id == row.id).values(rolled_back=True))
@@ -85,7 +85,7 @@ class Promotions:
         return {version: stage(version) for version in versions}
 
 
-def _standing(model: str | None = None) -> Select[PromotionRow]:
+def _in_force(model: str | None = None) -> Select[PromotionRow]:
     query = select(PromotionRow).where(PromotionRow.rolled_back.is_(False))
     return query if model is None else query.where(PromotionRow.model == model)
 

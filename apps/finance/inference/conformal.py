@@ -86,7 +86,7 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ControlState:
     """Where a control stands after a row: ``level`` is the threshold that the last event left, when ``due`` events
     times the step were due; ``held`` the score that is held; ``quiet`` how many rows ago the last report was."""
 
@@ -100,29 +100,29 @@ class Standing:
 class Reported:
     """(N,) the scores at which an event is reported, 0 elsewhere, and (N,) the threshold at each row.
 
-    ``renewed`` (N,) marks those of them that begin an event of their own while an earlier one goes on. ``standing`` is
+    ``renewed`` (N,) marks those of them that begin an event of their own while an earlier one goes on. ``state`` is
     how the control goes on from the last row.
     """
 
     scores: Floats
     thresholds: Floats
     renewed: NDArray[np.bool_]
-    standing: Standing | None = None
+    state: ControlState | None = None
 
 
 def report(
-    scores: Floats, expected: Floats, control: Control, *, first: int = 0, standing: Standing | None = None
+    scores: Floats, expected: Floats, control: Control, *, first: int = 0, state: ControlState | None = None
 ) -> Reported:
     """The rows that are reported. Causal: what is said of a row depends on it and earlier ones.
 
-    ``scores`` (N,); ``expected`` (N,) from ``Budget.expected``. Where the control goes on from ``standing``, only what
+    ``scores`` (N,); ``expected`` (N,) from ``Budget.expected``. Where the control goes on from ``state``, only what
     it says of rows from ``first`` on counts.
     """
     length, reported, renewed = len(scores), np.zeros(len(scores)), np.zeros(len(scores), bool)
     values, due = scores.tolist(), (control.step * expected).tolist()
-    if standing is None:
-        standing = Standing(control.start, due[0] if due else 0.0, None, ONE_EVENT + 1)
-    level, since, held, last = standing.level, standing.due, standing.held, first - standing.quiet
+    if state is None:
+        state = ControlState(control.start, due[0] if due else 0.0, None, ONE_EVENT + 1)
+    level, since, held, last = state.level, state.due, state.held, first - state.quiet
     raised: list[tuple[int, float, float]] = [(first, level, since)]
     leak = math.exp(-1 / control.hold_rows)
     floor = min(control.least, control.start)
@@ -154,7 +154,7 @@ def report(
                 held = None
         row += 1
     thresholds = _thresholds(raised, control.step * expected, floor)
-    return Reported(reported, thresholds, renewed, Standing(level, since, held, length - last))
+    return Reported(reported, thresholds, renewed, ControlState(level, since, held, length - last))
 
 
 def _thresholds(raised: list[tuple[int, float, float]], due: Floats, floor: float) -> Floats:

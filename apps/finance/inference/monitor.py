@@ -156,7 +156,7 @@ class Monitor:
         combined, budget = combine(channels), self.options.budget(predictor.calibration)
         due = budget.expected(raw, old.before, old.due)
         control = predictor.calibration.control(old.rate, fixed=fixed)
-        said = report(combined, due, control, first=first, standing=old.standing)
+        said = report(combined, due, control, first=first, state=old.control_state)
         reported = Reported(
             one.extended("reported", said.scores[first:]),
             one.extended("threshold", said.thresholds[first:]),
@@ -181,7 +181,7 @@ class Monitor:
             series=held,
             factor=factor,
             carried=one.carried,
-            standing=said.standing,
+            control_state=said.state,
             pauses=pauses,
             gaps=tuple(gap for gap in breaks if gap.after >= recent and not gap.open),
             told=frozenset(key for key in (*old.told, *(_key(event) for event in told)) if key[1] >= raw.times_ns[0]),

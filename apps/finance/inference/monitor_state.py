@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.finance.inference.conformal import Standing
+from apps.finance.inference.conformal import ControlState
 from apps.finance.inference.detectors.detector import ALIGNED
 from apps.finance.inference.gaps import Gap, Pauses
 from apps.finance.types import DAY_NS, Floats, Series, Times
@@ -36,9 +36,9 @@ class SeriesState:
 
     ``series`` (H,) are those rows as they came, ``factor`` (H,) what corporate actions have made of its values.
     ``carried`` has what was computed of the last W of them, by name (W,). ``before`` rows were before those, ``due``
-    events were due at the first of them. ``standing`` is that of the threshold, which began for ``rate`` events a 1,000
-    rows; ``pauses`` and ``gaps`` are what is known of gaps; ``told`` are the events that have been told, by kind and
-    start.
+    events were due at the first of them. ``control_state`` is that of the threshold, which began for ``rate`` events a
+    1,000 rows; ``pauses`` and ``gaps`` are what is known of gaps; ``told`` are the events that have been told, by kind
+    and start.
     """
 
     series: Series
@@ -47,7 +47,7 @@ class SeriesState:
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     before: int = 0
     due: float = 0.0
-    standing: Standing | None = None
+    control_state: ControlState | None = None
     pauses: Pauses = field(default_factory=Pauses)
     gaps: tuple[Gap, ...] = ()
     told: frozenset[tuple[str, int]] = frozenset()
@@ -118,7 +118,7 @@ def write_state(path: Path, state: SeriesState, settings: Mapping[str, Any]) -> 
         "rate": state.rate,
         "before": state.before,
         "due": state.due,
-        "standing": None if state.standing is None else asdict(state.standing),
+        "standing": None if state.control_state is None else asdict(state.control_state),
         "pauses": asdict(state.pauses),
         "gaps": [asdict(gap) for gap in state.gaps],
         "told": sorted(state.told),
@@ -150,7 +150,7 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
                 carried=carried,
                 before=facts.pop("before"),
                 due=facts.pop("due"),
-                standing=None if standing is None else Standing(**standing),
+                control_state=None if standing is None else ControlState(**standing),
                 pauses=Pauses(**pauses),
                 gaps=tuple(Gap(**gap) for gap in facts.pop("gaps")),
                 told=frozenset((kind, start) for kind, start in facts.pop("told")),

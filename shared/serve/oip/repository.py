@@ -181,7 +181,7 @@ def _entry(network: NetworkModel) -> IndexEntry:
 
 def _instance_groups(name: str, settings: Settings) -> list[dict[str, Any]]:
     """Triton's instance groups: how many workers of a model there are on each device."""
-    groups = Counter(settings.places or [(settings.device, None)])
+    groups = Counter(settings.worker_devices or [(settings.device, None)])
     return [
         {
             "name": name if len(groups) == 1 else f"{name}_{number}",

@@ -47,7 +47,7 @@ def network_workers(artifact: Path, settings: Settings) -> list[Worker]:
 
 def processes_wanted(settings: Settings) -> bool:
     """Whether models compute in processes of their own."""
-    return bool(settings.places) and SUPPORTED
+    return bool(settings.worker_devices) and SUPPORTED
 
 
 def entry_point(app: App) -> str | None:
@@ -71,10 +71,10 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
 
 
 def _processes(work: Work, settings: Settings) -> list[Worker]:
-    threads = compute_threads(len(settings.places))
+    threads = compute_threads(len(settings.worker_devices))
     return [
         WorkerProcess(replace(work, number=number, threads=threads, device=device, gpu=gpu))
-        for number, (device, gpu) in enumerate(settings.places)
+        for number, (device, gpu) in enumerate(settings.worker_devices)
     ]
 
 

@@ -49,12 +49,12 @@ class _Entry:
     answer: asyncio.Future[Message]
     stage: Callable[[str], None] | None
     runs: int = 0
-    place: _Place | None = None
+    slot: _Slot | None = None
     timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
+class _Slot:
     """A worker, what it computes, and what became of those before it."""
 
     worker: Worker
@@ -92,7 +92,7 @@ class WorkerPool:
         self._longest_batch_s, self._each_s = longest_batch_s, 0.0
         self._batch, self._share = Spread(), Spread()
         self._what, self._capacity, self._metrics = what, capacity, metrics
-        self._places = [_Place(worker) for worker in workers]
+        self._slots = [_Slot(worker) for worker in workers]
         self._queue: deque[_Entry] = deque()
         self._first: asyncio.Future[None] | None = None
         self._closed = False
@@ -100,8 +100,8 @@ class WorkerPool:
     async def start(self) -> None:
         """Has the workers load, and waits for the first. Raises ``InvalidInputError`` (503) where none can."""
         self._first = asyncio.get_running_loop().create_future()
-        for place in self._places:
-            self._load(place)
+        for slot in self._slots:
+            self._load(slot)
         try:
             await asyncio.shield(self._first)
         except BaseException:
@@ -130,7 +130,7 @@ class WorkerPool:
         entry = _Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage)
         self._queue.append(entry)
         self._give_out()
-        if entry.place is None:
+        if entry.slot is None:
             self._await_deadline(entry)
         try:
             reply = await entry.answer
@@ -138,13 +138,13 @@ class WorkerPool:
             self._is_left(entry)
             raise
         finally:
-            if entry.place is None and entry.timer is not None:
+            if entry.slot is None and entry.timer is not None:
                 entry.timer.cancel()
         return result(reply, self._what)
 
     async def drain(self) -> None:
         """Waits until everything that it was given is answered, which the deadlines bound."""
-        inside = [*self._queue, *(entry for place in self._places for entry in place.batch)]
+        inside = [*self._queue, *(entry for slot in self._slots for entry in slot.batch)]
         if waiting := {entry.answer for entry in inside if not entry.answer.done()}:
             await asyncio.wait(waiting)
 
@@ -158,14 +158,14 @@ class WorkerPool:
     def close(self) -> None:
         """Takes nothing more, refuses what waits or is computed, and ends the workers."""
         self._closed = True
-        for entry in (*self._queue, *(entry for place in self._places for entry in place.batch)):
+        for entry in (*self._queue, *(entry for slot in self._slots for entry in slot.batch)):
             if entry.timer is not None:
                 entry.timer.cancel()
             if not entry.answer.done():
                 entry.answer.set_exception(Busy(self._what))
         self._queue.clear()
-        for place in self._places:
-            place.worker.close()
+        for slot in self._slots:
+            slot.worker.close()
 
     def states(self) -> list[dict[str, Any]]:
         """The workers' states, process ids, memory, how often they were replaced, and why they cannot compute.
@@ -174,13 +174,13 @@ class WorkerPool:
         """
         return [
             {
-                "state": place.state,
-                **place.worker.describe(),
-                "restarts": place.restarts,
-                "failure": place.failure,
-                "programs": place.worker.programs,
+                "state": slot.state,
+                **slot.worker.describe(),
+                "restarts": slot.restarts,
+                "failure": slot.failure,
+                "programs": slot.worker.programs,
             }
-            for place in self._places
+            for slot in self._slots
         ]
 
     @property
@@ -191,37 +191,37 @@ class WorkerPool:
     @property
     def most(self) -> int:
         """How many requests all workers take together at once."""
-        return sum(place.worker.most for place in self._places)
+        return sum(slot.worker.most for slot in self._slots)
 
     @property
     def usable(self) -> bool:
         """Whether a worker has loaded."""
-        return any(place.state in ("idle", "busy") for place in self._places)
+        return any(slot.state in ("idle", "busy") for slot in self._slots)
 
     def is_ready(self, worker: Worker) -> None:
         """A worker has loaded."""
-        place = self._place(worker)
-        place.state, place.failure = "idle", None
+        slot = self._slot(worker)
+        slot.state, slot.failure = "idle", None
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
         self._give_out()
 
     def has_stage(self, worker: Worker, stage: str) -> None:
         """A worker says what it does."""
-        for entry in self._place(worker).batch:
+        for entry in self._slot(worker).batch:
             if entry.stage is not None:
                 entry.stage(stage)
 
     def has_replied(self, worker: Worker, replies: Sequence[Message]) -> None:
         """A worker computed what it was given."""
-        place = self._place(worker)
-        batch, place.batch = place.batch, []
-        place.state = "idle"
-        took = time.monotonic() - place.began
-        if place.warm:  # what is loaded and allocated with a worker's first batch does not come again
+        slot = self._slot(worker)
+        batch, slot.batch = slot.batch, []
+        slot.state = "idle"
+        took = time.monotonic() - slot.began
+        if slot.warm:  # what is loaded and allocated with a worker's first batch does not come again
             self._batch.add(took)
             self._share.add(took / max(1, len(batch)))
-        place.warm = True
+        slot.warm = True
         if len(replies) != len(batch):
             log.error("%s: a worker gave %d replies to %d requests", self._what, len(replies), len(batch))
             replies = [Message({"fault": "wrong number of replies", "number": "0"})] * len(batch)
@@ -232,23 +232,23 @@ class WorkerPool:
             self._metrics.executed(
                 inferences=sum(head["inferences"] for head in done),
                 executions=sum(head["executions"] for head in done),
-                waited_s=sum(place.began - entry.arrived for entry in batch),
+                waited_s=sum(slot.began - entry.arrived for entry in batch),
                 computed_s=sum(head["infer_s"] for head in done),
             )
         for entry, reply in zip(batch, replies, strict=True):
             self._settle(entry)
             if not entry.answer.done():
-                reply.head["waited_s"] = place.began - entry.arrived
+                reply.head["waited_s"] = slot.began - entry.arrived
                 entry.answer.set_result(reply)
         self._refuse_late()
         self._give_out()
 
     def has_ended(self, worker: Worker, why: str, *, refused: bool) -> None:
         """A worker is gone: what it computed is answered, or waits again, and another takes its place."""
-        place = self._place(worker)
-        batch, place.batch = place.batch, []
-        loading, again = place.state == "loading", place.again
-        place.again = False
+        slot = self._slot(worker)
+        batch, slot.batch = slot.batch, []
+        loading, again = slot.state == "loading", slot.again
+        slot.again = False
         for entry in reversed(batch):
             self._settle(entry)
             if entry.answer.done():
@@ -261,20 +261,20 @@ class WorkerPool:
         if self._closed:
             return
         if loading or refused:
-            self._has_failed(place, why if refused else f"its worker ended while it loaded ({why})")
+            self._has_failed(slot, why if refused else f"its worker ended while it loaded ({why})")
             return
         if not again:
             log.error("a worker of %s ended (%s); another takes its place", self._what, why)
-        place.restarts += 1
-        self._load(place)
+        slot.restarts += 1
+        self._load(slot)
 
-    def _load(self, place: _Place) -> None:
-        place.state, place.warm = "loading", False
-        place.worker.start(self)
+    def _load(self, slot: _Slot) -> None:
+        slot.state, slot.warm = "loading", False
+        slot.worker.start(self)
 
-    def _has_failed(self, place: _Place, why: str) -> None:
-        place.state, place.failure, place.failed_at = "failed", why, time.monotonic()
-        if any(other.state != "failed" for other in self._places):
+    def _has_failed(self, slot: _Slot, why: str) -> None:
+        slot.state, slot.failure, slot.failed_at = "failed", why, time.monotonic()
+        if any(other.state != "failed" for other in self._slots):
             return
         refusal = InvalidInputError(why, status=503)
         if self._first is not None and not self._first.done():
@@ -287,25 +287,25 @@ class WorkerPool:
 
     def _try_loading_again(self) -> None:
         """Has workers that could not load try again; raises where that was tried a moment ago and none is left."""
-        failed = [place for place in self._places if place.state == "failed"]
-        for place in failed:
-            if time.monotonic() - place.failed_at >= _RETRY_LOADING_S:
-                self._load(place)
-        if len(failed) == len(self._places) and all(place.state == "failed" for place in self._places):
+        failed = [slot for slot in self._slots if slot.state == "failed"]
+        for slot in failed:
+            if time.monotonic() - slot.failed_at >= _RETRY_LOADING_S:
+                self._load(slot)
+        if len(failed) == len(self._slots) and all(slot.state == "failed" for slot in self._slots):
             raise InvalidInputError(str(failed[0].failure), status=503)
 
     def _give_out(self) -> None:
-        for place in self._places:
-            if place.state != "idle" or not self._queue or self._closed:
+        for slot in self._slots:
+            if slot.state != "idle" or not self._queue or self._closed:
                 continue
-            number = min(place.worker.most, len(self._queue), self._most_together(), self._most_in_time())
-            place.batch = [self._queue.popleft() for _ in range(number)]
-            place.state, place.began = "busy", time.monotonic()
-            for entry in place.batch:
-                entry.place = place
+            number = min(slot.worker.most, len(self._queue), self._most_together(), self._most_in_time())
+            slot.batch = [self._queue.popleft() for _ in range(number)]
+            slot.state, slot.began = "busy", time.monotonic()
+            for entry in slot.batch:
+                entry.slot = slot
                 entry.runs += 1
                 self._await_deadline(entry)
-            place.again = not place.worker.begin([entry.request for entry in place.batch])
+            slot.again = not slot.worker.begin([entry.request for entry in slot.batch])
         self._metrics.pending.set(len(self._queue))
 
     def _most_together(self) -> int:
@@ -321,30 +321,30 @@ class WorkerPool:
         return max(1, int(left_s / self._share.bound_s)) if self._share.bound_s else self._capacity
 
     def _is_late(self, entry: _Entry) -> None:
-        if entry.place is None:
+        if entry.slot is None:
             if not entry.answer.done():
                 entry.answer.set_exception(Busy(self._what, "no worker free to answer before the deadline"))
             self._drop(entry)
             return
         if not entry.answer.done():
-            waited_s = entry.place.began - entry.arrived
-            entry.answer.set_exception(too_late(self._what, waited_s, time.monotonic() - entry.place.began))
-        if not entry.place.again and entry.place.worker.stop():
-            entry.place.again = True
+            waited_s = entry.slot.began - entry.arrived
+            entry.answer.set_exception(too_late(self._what, waited_s, time.monotonic() - entry.slot.began))
+        if not entry.slot.again and entry.slot.worker.stop():
+            entry.slot.again = True
             log.warning("a worker of %s computed past a deadline; it is ended and replaced", self._what)
 
     def _is_left(self, entry: _Entry) -> None:
-        if entry.place is None:
+        if entry.slot is None:
             self._drop(entry)
             return
         # To stop it costs the loading of another worker.
-        entry.deadline = min(entry.deadline, time.monotonic() + entry.place.worker.load_s)
+        entry.deadline = min(entry.deadline, time.monotonic() + entry.slot.worker.load_s)
         self._await_deadline(entry)
 
     def _await_deadline(self, entry: _Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
-        latest = entry.deadline if entry.place is not None else entry.deadline - entry.finish_s - self._bound_s()
+        latest = entry.deadline if entry.slot is not None else entry.deadline - entry.finish_s - self._bound_s()
         left = max(0.0, latest - time.monotonic())
         entry.timer = asyncio.get_running_loop().call_later(left, self._is_late, entry)
 
@@ -365,9 +365,9 @@ class WorkerPool:
             self._metrics.pending.set(len(self._queue))
 
     def _settle(self, entry: _Entry) -> None:
-        entry.place = None
+        entry.slot = None
         if entry.timer is not None:
             entry.timer.cancel()
 
-    def _place(self, worker: Worker) -> _Place:
-        return next(place for place in self._places if place.worker is worker)
+    def _slot(self, worker: Worker) -> _Slot:
+        return next(slot for slot in self._slots if slot.worker is worker)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from apps.driving.datasets.synth import surroundings
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Ground, Quadric, cast
 from apps.driving.datasets.synth.image import camera_rays
-from apps.driving.datasets.synth.layout import KINDS, SCATTERED, Standing, Street, lay_out
+from apps.driving.datasets.synth.layout import KINDS, SCATTERED, PlacedShape, Street, lay_out
 from apps.driving.datasets.synth.road_users import cyclist, pedestrian, vehicle
 from apps.driving.datasets.synth.scenes import FEWEST_POINTS, returns, scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors, beams, lidar_rays
@@ -99,7 +99,7 @@ def test_light_that_glass_lets_through_returns_from_within_the_car():
         car = vehicle("car", draw)
         looking = rays(field_of_view_deg=180)
         hits = cast(looking, FLAT, [place(car, 0.5, 4.0, -1.73, yaw, 0)], draw, 80)
-        points, instances = returns(looking, hits, [Standing(car, 0.5, 4.0, yaw)], Sensors(), draw)
+        points, instances = returns(looking, hits, [PlacedShape(car, 0.5, 4.0, yaw)], Sensors(), draw)
         size = np.array(car.size, np.float32)
         box = Boxes3D(
             centre_lidar_m=np.array([[0.5, 4.0, -1.73 + size[2] / 2]], np.float32),
@@ -301,9 +301,9 @@ def test_hedges_come_near_cars_and_grow_through_none():
     gaps = []
     for seed in range(20):
         generator = np.random.default_rng(seed)
-        standing = lay_out("alley", FLAT_LANE, generator, -3.0, 80.0)
-        cars = [one for one in standing if one.shape.name == "car"]
-        hedges = [one for one in standing if one.shape.name is None and (one.shape.footprint or (0, 0))[1] > 0.95]
+        placed = lay_out("alley", FLAT_LANE, generator, -3.0, 80.0)
+        cars = [one for one in placed if one.shape.name == "car"]
+        hedges = [one for one in placed if one.shape.name is None and (one.shape.footprint or (0, 0))[1] > 0.95]
         for car in cars:
             places = [corners(one) for one in hedges]
             gaps += [min((distance(corners(car), place) for place in places), default=np.inf)]
@@ -336,10 +336,10 @@ def test_barriers_of_a_road_works_stand_in_a_line_and_are_not_labelled():
     for seed in range(12):
         street = Street(FLAT_LANE, np.random.default_rng(seed), -3.0, 80.0)
         street.works(1, 3.0)
-        assert all(one.shape.name is None for one in street.standing)
-        tops = [one.shape.size[2] for one in street.standing]
+        assert all(one.shape.name is None for one in street.placed)
+        tops = [one.shape.size[2] for one in street.placed]
         assert len(tops) >= 3 and min(tops) > 0.4 and max(tops) < 1.25
-        places = np.array([(one.x, one.y) for one in street.standing])
+        places = np.array([(one.x, one.y) for one in street.placed])
         # Along the road one follows the other; across it they keep to a slowly leaving line.
         lines.append(np.ptp(places[:, 0]) / (np.ptp(places[:, 1]) + 0.5))
         assert np.abs(np.diff(places[:, 1])).max() < 3.5

@@ -16,7 +16,7 @@ from apps.medical.datasets.synth.frame import Frame
 from apps.medical.datasets.synth.nodules import KINDS, catalogue, paint, place, shape
 from apps.medical.datasets.synth.pack import PackSettings, open_pack, sample
 from apps.medical.datasets.synth.phantom import patch, volume
-from apps.medical.datasets.synth.placing import Wish, put_nodules, scan_wishes
+from apps.medical.datasets.synth.placing import NoduleSpec, put_nodules, scan_nodules
 from apps.medical.datasets.synth.scanner import Scanner, acquire
 from apps.medical.datasets.synth.tissue import tissue
 from apps.medical.types import ChestInput
@@ -75,8 +75,8 @@ def test_a_nodule_stands_out_where_the_box_says(chest):
 
 def test_nodules_lie_in_the_lung_and_apart(chest):
     low = np.array([-chest.half_width, -chest.half_depth, chest.base], np.float32)
-    wishes = [Wish(diameter_mm=diameter, kind="solid") for diameter in (6.0, 7.0, 9.0, 11.0, 13.0, 16.0)]
-    placed = put_nodules(np.random.default_rng(5), chest, HERE, low, -low, wishes)
+    specs = [NoduleSpec(diameter_mm=diameter, kind="solid") for diameter in (6.0, 7.0, 9.0, 11.0, 13.0, 16.0)]
+    placed = put_nodules(np.random.default_rng(5), chest, HERE, low, -low, specs)
     assert len(placed) >= 3
     for n, nodule in enumerate(placed):
         assert chest.lung_depth(*nodule.centre_mm[:, None])[0] > -1
@@ -154,12 +154,12 @@ def test_a_whole_phantom_has_lungs_tissue_and_truth():
 
 
 def test_phantoms_have_nodules_of_all_sizes_and_kinds():
-    wishes = [wish for seed in range(60) for wish in scan_wishes(np.random.default_rng(seed))]
-    sizes = np.array([wish.diameter_mm for wish in wishes])
+    specs = [spec for seed in range(60) for spec in scan_nodules(np.random.default_rng(seed))]
+    sizes = np.array([spec.diameter_mm for spec in specs])
     assert sizes.min() < 3.5 and sizes.max() > 70 and np.all((sizes >= 3) & (sizes <= 80))
     assert 25 < (sizes > 30).sum() < 55
-    assert {wish.kind for wish in wishes} == set(KINDS)
-    assert all(wish.diameter_mm < 45 for wish in wishes if wish.kind == "ground glass")
+    assert {spec.kind for spec in specs} == set(KINDS)
+    assert all(spec.diameter_mm < 45 for spec in specs if spec.kind == "ground glass")
 
 
 @pytest.mark.parametrize(("kind", "diameter"), [("cavity", 40.0), ("consolidation", 70.0), ("solid", 60.0)])

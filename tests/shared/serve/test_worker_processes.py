@@ -306,9 +306,10 @@ def test_instances_are_placed_on_the_devices_that_are_named(serve: Callable[...,
 
 def test_instances_say_which_gpu_a_process_may_use() -> None:
     settings = read_settings(instances="cuda:1=2,cpu=1")
-    assert settings.places == [("cuda", 1), ("cuda", 1), ("cpu", None)]
-    assert settings.with_one_worker().places == [("cuda", 1)]
-    assert Settings(device="cuda", workers=2).places == [("cuda", None)] * 2 and not Settings(workers=0).places
+    assert settings.worker_devices == [("cuda", 1), ("cuda", 1), ("cpu", None)]
+    assert settings.with_one_worker().worker_devices == [("cuda", 1)]
+    assert Settings(device="cuda", workers=2).worker_devices == [("cuda", None)] * 2
+    assert not Settings(workers=0).worker_devices
     assert [only_gpu(1, visible) for visible in (None, "4,5", "GPU-a", "")] == ["1", "5", "", ""]
     for wrong in ("gpu=1", "cuda:0=0", "cuda=1", "cpu", "cpu=1,", "cuda:-1=1"):
         with pytest.raises(InvalidInputError, match="TRIVIUM_INSTANCES"):

@@ -54,7 +54,7 @@ _APART_M = 0.12
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PlacedShape:
     """A shape at (x, y) of the LiDAR frame, turned by ``yaw``."""
 
     shape: Shape
@@ -71,7 +71,7 @@ class Street:
     ) -> None:
         self.ground, self.generator, self.sizes = ground, generator, sizes
         self.behind, self.reach = behind, reach
-        self.standing: list[Standing] = []
+        self.placed: list[PlacedShape] = []
         # The car that carries the sensors takes its own place.
         self._objects = np.array([[0.3, 0.0, 1.3], [-1.2, 0.0, 1.3], [1.6, 0, 1.3]], np.float32)
         self._outlines = self._objects
@@ -89,7 +89,7 @@ class Street:
         yaw = float((heading + turn + np.pi) % (2 * np.pi) - np.pi)
         return self._stand(shape, x, y, yaw)
 
-    def put_beside(self, item: Standing, shape: Shape, ahead: float, left: float, turn: float) -> bool:
+    def put_beside(self, item: PlacedShape, shape: Shape, ahead: float, left: float, turn: float) -> bool:
         """Stands ``shape`` so many metres ahead of an object's middle and to its left, however near to it or into it.
 
         False where another object is in the way.
@@ -101,7 +101,7 @@ class Street:
         others = self._outlines[~(self._outlines[:, None] == own).all(axis=2).any(axis=1)]
         if _meet(_outline(shape, x, y, yaw), others):
             return False
-        self.standing.append(Standing(shape, x, y, yaw))
+        self.placed.append(PlacedShape(shape, x, y, yaw))
         return True
 
     def _stand(self, shape: Shape, x: float, y: float, yaw: float) -> bool:
@@ -119,7 +119,7 @@ class Street:
             if _meet(discs, self._objects):
                 return False
             self._surroundings = np.concatenate([self._surroundings, discs])
-        self.standing.append(Standing(shape, x, y, yaw))
+        self.placed.append(PlacedShape(shape, x, y, yaw))
         return True
 
     def row(self, v: float, turn: float, spacing: tuple[float, float], share: float, spread: float = 0.15) -> None:
@@ -233,7 +233,7 @@ class Street:
 
 def lay_out(
     kind: str, ground: Ground, generator: np.random.Generator, behind: float, reach: float, sizes: Sizes = "kitti"
-) -> list[Standing]:
+) -> list[PlacedShape]:
     """A scene of ``kind`` from ``behind`` to ``reach`` metres along the road, with vehicles of ``sizes``."""
     street = Street(ground, generator, behind, reach, sizes)
     draw, half = generator, ground.half_width
@@ -321,7 +321,7 @@ def lay_out(
         if draw.random() < 0.15:
             street.works(side, half + draw.uniform(-1.5, 1.0))
     crowd(street)
-    return street.standing
+    return street.placed
 
 
 def crowd(street: Street) -> None:
@@ -330,7 +330,7 @@ def crowd(street: Street) -> None:
     In the frames of KITTI, nuScenes and Argoverse 2 that are at hand four cars of ten have something within 1.2 m.
     """
     draw = street.generator
-    for item in [one for one in street.standing if one.shape.name in ("car", "van", "truck")]:
+    for item in [one for one in street.placed if one.shape.name in ("car", "van", "truck")]:
         if draw.random() < 0.45:
             continue
         for _ in range(int(draw.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))):

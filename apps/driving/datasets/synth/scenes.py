@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from apps.driving.adapters.projection import image_boxes
 from apps.driving.datasets.synth.casting import GROUND, NOTHING, Bank, Floats, Ground, Hits, Rays, Solid, cast
 from apps.driving.datasets.synth.image import blank, photograph
-from apps.driving.datasets.synth.layout import KIND_SHARES, KINDS, Standing, lay_out
+from apps.driving.datasets.synth.layout import KIND_SHARES, KINDS, PlacedShape, lay_out
 from apps.driving.datasets.synth.sensors import STEEP_DEG, STEEP_SHARES, Sensors, lidar_rays
 from apps.driving.datasets.synth.shapes import INDEX, MATERIALS, place
 from apps.driving.datasets.synth.surroundings import own_vehicle
@@ -40,21 +40,21 @@ def scene(
     kind = kind or str(generator.choice(KINDS, p=KIND_SHARES))
     ground = _ground(kind, sensors, generator)
     behind = -sensors.reach_m if sensors.field_of_view_deg > 180 else -3.0
-    standing = lay_out(kind, ground, generator, behind, sensors.reach_m, sensors.sizes)
+    placed = lay_out(kind, ground, generator, behind, sensors.reach_m, sensors.sizes)
     if sensors.own_vehicle:
-        standing.append(Standing(own_vehicle(generator), 0.3, 0.0, 0.0))
-    solids, heights = _solids(standing, ground)
+        placed.append(PlacedShape(own_vehicle(generator), 0.3, 0.0, 0.0))
+    solids, heights = _solids(placed, ground)
     looks = [(rays, cast(rays, ground, solids, generator, sensors.reach_m)) for rays in lidar_rays(sensors, generator)]
-    returned = [returns(rays, hits, standing, sensors, generator) for rays, hits in looks]
+    returned = [returns(rays, hits, placed, sensors, generator) for rays, hits in looks]
     points, instances = (np.concatenate(part) for part in zip(*returned, strict=True))
-    counts = np.bincount(instances[instances >= 0], minlength=len(standing))
+    counts = np.bincount(instances[instances >= 0], minlength=len(placed))
     lidar_to_camera = _mounting(generator)
     if sensors.image_scale:
         camera, seen = photograph(ground, solids, lidar_to_camera, sensors.image_scale, generator)
     else:
         camera = blank(lidar_to_camera)
         seen = _seen([hits for _, hits in looks], counts)
-    truth = _truth(standing, heights, counts, seen, camera)
+    truth = _truth(placed, heights, counts, seen, camera)
     return Frame(name=name, points_lidar_m=points, cameras={"image_2": camera}, truth=truth)
 
 
@@ -105,19 +105,19 @@ def _bank(side: int, half_width: float, generator: np.random.Generator) -> Bank:
     return Bank(side, half_width + float(generator.uniform(0.5, 6)), float(generator.uniform(0.04, 0.5)), rise)
 
 
-def _solids(standing: Sequence[Standing], ground: Ground) -> tuple[list[Solid], Floats]:
-    x = np.array([item.x for item in standing], np.float32)
-    y = np.array([item.y for item in standing], np.float32)
+def _solids(placed: Sequence[PlacedShape], ground: Ground) -> tuple[list[Solid], Floats]:
+    x = np.array([item.x for item in placed], np.float32)
+    y = np.array([item.y for item in placed], np.float32)
     heights = ground.elevation(x, y).astype(np.float32)
     solids = [
         place(item.shape, item.x, item.y, float(z), item.yaw, number)
-        for number, (item, z) in enumerate(zip(standing, heights, strict=True))
+        for number, (item, z) in enumerate(zip(placed, heights, strict=True))
     ]
     return solids, heights
 
 
 def returns(
-    rays: Rays, hits: Hits, standing: Sequence[Standing], sensors: Sensors, generator: np.random.Generator
+    rays: Rays, hits: Hits, placed: Sequence[PlacedShape], sensors: Sensors, generator: np.random.Generator
 ) -> tuple[Floats, NDArray[np.int16]]:
     """Points (N, 4) and the instance of each, after loss and noise, ring by ring as the sensor writes them."""
     met = hits.instance != NOTHING
@@ -136,7 +136,7 @@ def returns(
     # Part of the light that glass lets through returns from inside of the car; what leaves it again is not seen.
     glass = kept & (material == INDEX["glass"]) & (generator.random(len(distance), np.float32) < 0.45)
     deeper = distance + generator.uniform(0.3, 1.2, len(distance)).astype(np.float32)
-    glass[glass] = _inside(direction[glass] * deeper[glass, None], instance[glass], standing)
+    glass[glass] = _inside(direction[glass] * deeper[glass, None], instance[glass], placed)
     distance = np.where(glass, deeper, distance)
     distance = distance + sensors.range_noise_m * generator.normal(0, 1, len(distance)).astype(np.float32)
     # The sensor makes up for distance and for most of the angle; a part of its intensities is nought.
@@ -151,9 +151,9 @@ def returns(
     return points[kept].astype(np.float32), instance[kept]
 
 
-def _inside(points: Floats, instance: NDArray[np.int16], standing: Sequence[Standing]) -> NDArray[np.bool_]:
+def _inside(points: Floats, instance: NDArray[np.int16], placed: Sequence[PlacedShape]) -> NDArray[np.bool_]:
     """(N,) whether points (N, 3) lie above the outline of the object that each belongs to, 5 cm within its sides."""
-    table = np.array([[item.x, item.y, item.yaw, *item.shape.size] for item in standing], np.float32)[instance]
+    table = np.array([[item.x, item.y, item.yaw, *item.shape.size] for item in placed], np.float32)[instance]
     away = points[:, :2] - table[:, :2]
     cosine, sine = np.cos(table[:, 2]), np.sin(table[:, 2])
     along, across = away[:, 0] * cosine + away[:, 1] * sine, away[:, 1] * cosine - away[:, 0] * sine
@@ -175,7 +175,7 @@ def _mounting(generator: np.random.Generator) -> Floats:
 
 
 def _truth(
-    standing: Sequence[Standing],
+    placed: Sequence[PlacedShape],
     heights: Floats,
     counts: NDArray[np.int64],
     seen: dict[int, tuple[int, int]],
@@ -189,17 +189,17 @@ def _truth(
     """
     kept = [
         number
-        for number, item in enumerate(standing)
+        for number, item in enumerate(placed)
         if item.shape.name and (counts[number] > 0 or seen.get(number, (0, 0))[1] > 0)
     ]
-    size = np.array([standing[i].shape.size for i in kept], np.float32).reshape(-1, 3)
-    centre = np.array([[standing[i].x, standing[i].y, heights[i]] for i in kept], np.float32).reshape(-1, 3)
+    size = np.array([placed[i].shape.size for i in kept], np.float32).reshape(-1, 3)
+    centre = np.array([[placed[i].x, placed[i].y, heights[i]] for i in kept], np.float32).reshape(-1, 3)
     centre[:, 2] += size[:, 2] / 2
     boxes = Boxes3D(
         centre_lidar_m=centre,
         size_m=size,
-        yaw=np.array([standing[i].yaw for i in kept], np.float32),
-        names=tuple(str(standing[i].shape.name) for i in kept),
+        yaw=np.array([placed[i].yaw for i in kept], np.float32),
+        names=tuple(str(placed[i].shape.name) for i in kept),
         point_counts=counts[kept].astype(np.int64),
     )
     height, width = camera.image_HWC.shape[:2]

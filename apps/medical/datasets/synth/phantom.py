@@ -16,7 +16,7 @@ from apps.medical.datasets.synth.anatomy import Anatomy, draw, spread
 from apps.medical.datasets.synth.fields import Array, on_grid, open_grid
 from apps.medical.datasets.synth.frame import Frame
 from apps.medical.datasets.synth.nodules import diameter_mm, paint
-from apps.medical.datasets.synth.placing import Wish, patch_wishes, put_nodules, scan_wishes
+from apps.medical.datasets.synth.placing import NoduleSpec, patch_nodules, put_nodules, scan_nodules
 from apps.medical.datasets.synth.scanner import Scanner, acquire
 from apps.medical.datasets.synth.tissue import tissue
 from apps.medical.types import AnnotatedScan, CTVolume, Nodule
@@ -77,8 +77,8 @@ def patch(
         image, lung = tissue(anatomy, (body[0], body[1], body[2]), random)
     else:
         image, lung = chest.cut(frame, grid, coarse), on_grid(lambda *at: frame.lung_depth(anatomy, *at), grid, 3.0)
-    wishes = patch_wishes(random, coarse)
-    placed = put_nodules(random, anatomy, frame, low + 3 * coarse, -low - 3 * coarse, wishes)
+    specs = patch_nodules(random, coarse)
+    placed = put_nodules(random, anatomy, frame, low + 3 * coarse, -low - 3 * coarse, specs)
     boxes = []
     for nodule in placed:
         corners = paint(image, grid, nodule, lung)
@@ -152,8 +152,8 @@ def volume(
 ) -> tuple[CTVolume, list[Nodule]]:
     """A whole chest with ``nodules`` nodules of these sizes and their truth; half a minute at the network's spacing."""
     low, high = np.log(diameters_mm)
-    wishes = [Wish(diameter_mm=float(np.exp(random.uniform(low, high))), kind=None) for _ in range(nodules)]
-    scan = scan_with(random, wishes, spacing_mm=spacing_mm, name=name)
+    specs = [NoduleSpec(diameter_mm=float(np.exp(random.uniform(low, high))), kind=None) for _ in range(nodules)]
+    scan = scan_with(random, specs, spacing_mm=spacing_mm, name=name)
     return scan.volume, list(scan.nodules)
 
 
@@ -161,13 +161,13 @@ def phantom(
     random: np.random.Generator, *, spacing_mm: tuple[float, float, float], name: str, nodules: int = 5
 ) -> AnnotatedScan:
     """A whole chest with nodules of all sizes, 3 to 80 mm, and kinds."""
-    return scan_with(random, scan_wishes(random, nodules), spacing_mm=spacing_mm, name=name)
+    return scan_with(random, scan_nodules(random, nodules), spacing_mm=spacing_mm, name=name)
 
 
 def scan_with(
-    random: np.random.Generator, wishes: Sequence[Wish], *, spacing_mm: tuple[float, float, float], name: str
+    random: np.random.Generator, specs: Sequence[NoduleSpec], *, spacing_mm: tuple[float, float, float], name: str
 ) -> AnnotatedScan:
-    """A whole chest with those of the wished nodules that find room, as a scanner takes it."""
+    """A whole chest with those of the nodules that find room, as a scanner takes it."""
     anatomy = draw(random)
     width = anatomy.half_width + anatomy.wall + anatomy.breast * 0.4 + 18
     front = anatomy.half_depth + anatomy.wall + anatomy.breast + 18
@@ -176,7 +176,7 @@ def scan_with(
     high = np.array([width, back, max(anatomy.top) + 14], np.float32)
     count = np.ceil((high - low) / spacing_mm).astype(int)
     scanner = Scanner.draw(random, spacing_mm=spacing_mm[2]).aligned()
-    placed = put_nodules(random, anatomy, Frame(np.zeros(3, np.float32)), low, high, wishes)
+    placed = put_nodules(random, anatomy, Frame(np.zeros(3, np.float32)), low, high, specs)
     axes = [low[n] + spacing_mm[n] * (np.arange(count[n], dtype=np.float32) + 0.5) for n in range(3)]
     voxels = np.empty(tuple(count[::-1]), np.int16)
     corners: dict[int, list[Array]] = {}

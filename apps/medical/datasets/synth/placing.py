@@ -19,32 +19,32 @@ SUBSOLID_MM = 45.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
+class NoduleSpec:
     """A nodule that is to be placed: its diameter in mm, and its kind; None leaves either to LIDC-IDRI's outlines."""
 
     diameter_mm: float | None
     kind: str | None
 
 
-def scan_wishes(random: np.random.Generator, nodules: int = 5) -> list[Wish]:
+def scan_nodules(random: np.random.Generator, nodules: int = 5) -> list[NoduleSpec]:
     """What a whole phantom has: ``nodules`` of 3 to 30 mm, and in two of three a mass of 30 to 80 mm."""
-    wishes = [_sized(random, 3.0, MASS_MM) for _ in range(nodules)]
-    return [_sized(random, MASS_MM, 80.0), *wishes] if random.random() < 2 / 3 else wishes
+    specs = [_sized(random, 3.0, MASS_MM) for _ in range(nodules)]
+    return [_sized(random, MASS_MM, 80.0), *specs] if random.random() < 2 / 3 else specs
 
 
-def patch_wishes(random: np.random.Generator, coarse: int) -> list[Wish]:
+def patch_nodules(random: np.random.Generator, coarse: int) -> list[NoduleSpec]:
     """What a training patch has: none to three, of about 4 to 80 voxels across."""
     count = int(random.choice([0, 1, 2, 3], p=[0.2, 0.4, 0.27, 0.13]))
-    wishes = []
+    specs = []
     for _ in range(count):
         if coarse == 1 and random.random() < 0.3:
-            wishes.append(Wish(diameter_mm=None, kind=None))
+            specs.append(NoduleSpec(diameter_mm=None, kind=None))
         else:
-            wishes.append(_sized(random, 3.0, 55.0) if coarse == 1 else _sized(random, 6.5, 85.0))
-    return sorted(wishes, key=lambda wish: -(wish.diameter_mm or 10.0))
+            specs.append(_sized(random, 3.0, 55.0) if coarse == 1 else _sized(random, 6.5, 85.0))
+    return sorted(specs, key=lambda spec: -(spec.diameter_mm or 10.0))
 
 
-def _sized(random: np.random.Generator, least_mm: float, most_mm: float) -> Wish:
+def _sized(random: np.random.Generator, least_mm: float, most_mm: float) -> NoduleSpec:
     """Evenly spread over the logarithm of the diameter; of a kind that comes in that size."""
     diameter = float(np.exp(random.uniform(np.log(least_mm), np.log(most_mm))))
     shares = {
@@ -56,7 +56,7 @@ def _sized(random: np.random.Generator, least_mm: float, most_mm: float) -> Wish
         "consolidation": 0.12 if diameter > CONSOLIDATION_MM else 0.0,
     }
     weights = np.array(list(shares.values()))
-    return Wish(diameter_mm=diameter, kind=str(random.choice(list(shares), p=weights / weights.sum())))
+    return NoduleSpec(diameter_mm=diameter, kind=str(random.choice(list(shares), p=weights / weights.sum())))
 
 
 def put_nodules(
@@ -65,15 +65,15 @@ def put_nodules(
     frame: Frame,
     low_mm: Array,
     high_mm: Array,
-    wishes: Sequence[Wish],
+    specs: Sequence[NoduleSpec],
 ) -> list[Placed]:
-    """Those of ``wishes`` that find room with their centres in the box of ``frame``, apart from each other."""
+    """Those of ``specs`` that find room with their centres in the box of ``frame``, apart from each other."""
     placed: list[Placed] = []
     tries = np.asarray(random.uniform(low_mm, high_mm, size=(500, 3)), np.float32)
     depth = frame.lung_depth(anatomy, *tries.T)
     ends = frame.from_chest(anatomy.arteries.end)
-    for wish in wishes:
-        nodule = place(random, np.zeros(3, np.float32), wish.diameter_mm, wish.kind)
+    for spec in specs:
+        nodule = place(random, np.zeros(3, np.float32), spec.diameter_mm, spec.kind)
         radius = nodule.shape.diameter_mm / 2 / np.cbrt(np.abs(np.linalg.det(nodule.turn)))
         where = random.random()
         if radius > MASS_MM / 2 or nodule.kind == "consolidation":
