@@ -25,10 +25,10 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_compute_threads(workers: int = 1) -> int:
-    """Gives torch its threads, as ``compute_threads`` says; returns their number."""
+def set_compute_threads() -> int:
+    """Gives torch the threads of a process by itself, as ``compute_threads`` says; returns their number."""
     import torch
 
-    threads = compute_threads(workers)
+    threads = compute_threads()
     torch.set_num_threads(threads)
     return threads

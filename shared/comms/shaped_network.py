@@ -67,14 +67,11 @@ def missing_rights() -> str | None:
 
 
 @contextmanager
-def shaped_network(hosts: int, mbit_s: float, *, names: Sequence[str] = ()) -> Iterator[list[Host]]:
+def shaped_network(hosts: int, mbit_s: float) -> Iterator[list[Host]]:
     """``hosts`` hosts on a bridge, each with ``mbit_s`` Mbit/s in either direction; called node0, node1 and so on."""
     prefix = f"trivium{os.getpid()}n{next(_numbers)}"
     bridge = f"{prefix}b"
-    made = [
-        Host(names[number] if names else f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}")
-        for number in range(hosts)
-    ]
+    made = [Host(f"node{number}", f"{prefix}h{number}", f"10.213.0.{number + 1}") for number in range(hosts)]
     # The queue holds 200 ms, as a switch's does: shorter ones drop what several connections send at once. A larger
     # burst lets small messages pass faster than the rate.
     shape = ("tbf", "rate", f"{mbit_s}mbit", "burst", "32kb", "latency", "200ms")

@@ -76,10 +76,10 @@ def thin(points_lidar_m: Floats, most: int = MOST_POINTS) -> Floats:
     return thinned
 
 
-def jpeg(camera: Camera, quality: int = 85) -> bytes:
+def jpeg(camera: Camera) -> bytes:
     """The camera's picture as JPEG."""
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(camera.image_HWC)).save(out, "JPEG", quality=quality)
+    Image.fromarray(np.ascontiguousarray(camera.image_HWC)).save(out, "JPEG", quality=85)
     return out.getvalue()
 
 

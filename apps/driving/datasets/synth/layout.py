@@ -133,14 +133,14 @@ class Street:
                 self.put(vehicle(name, draw, self.sizes), s, v + draw.normal() * spread, way + draw.normal() * 0.03)
             s += draw.uniform(*spacing)
 
-    def traffic(self, v: float, turn: float, gap: float, spread: float = 0.3) -> None:
+    def traffic(self, v: float, turn: float, gap: float) -> None:
         """Moving vehicles and bicycles in one lane, ``gap`` metres apart on average."""
         draw = self.generator
         s = self.behind + draw.exponential(gap)
         while s < self.reach:
             name = str(draw.choice(["car", "van", "truck", "cyclist"], p=[0.8, 0.08, 0.05, 0.07]))
             shape = cyclist(draw) if name == "cyclist" else vehicle(name, draw, self.sizes)
-            self.put(shape, s, v + draw.normal() * spread, turn + draw.normal() * 0.04)
+            self.put(shape, s, v + draw.normal() * 0.3, turn + draw.normal() * 0.04)
             s += 5 + draw.exponential(gap)
 
     def people(self, count: int, low: float, high: float) -> None:

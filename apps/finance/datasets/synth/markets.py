@@ -110,10 +110,10 @@ def _inject(
     return values, tuple(windows)
 
 
-def market(generator: np.random.Generator, *, length: int = 4000, interval_ns: int = 5 * MINUTE_NS) -> LabelledSeries:
-    """Bars (open, high, low, close, volume) of a market with a pump and dump, a jump, a burst and a halt."""
+def market(generator: np.random.Generator, *, length: int = 4000) -> LabelledSeries:
+    """5-minute bars (open, high, low, close, volume) of a market with a pump and dump, a jump, a burst and a halt."""
     start = int(generator.integers(18_262, 20_000)) * DAY_NS
-    times = start + np.arange(length, dtype=np.int64) * interval_ns
+    times = start + np.arange(length, dtype=np.int64) * 5 * MINUTE_NS
     returns = 0.001 * generator.standard_normal(length) * volatility(generator, length)
     log_close = np.cumsum(returns)
     log_volume = 8 + 1.2 * daily(generator, times) + 0.3 * generator.standard_normal(length)
@@ -147,5 +147,5 @@ def market(generator: np.random.Generator, *, length: int = 4000, interval_ns: i
         "close": close,
         "volume": np.round(np.exp(log_volume)),
     }
-    made = Series(name="synthetic market", times_ns=times, values=values, column="close", interval_ns=interval_ns)
+    made = Series(name="synthetic market", times_ns=times, values=values, column="close", interval_ns=5 * MINUTE_NS)
     return LabelledSeries(series=made, windows=tuple(windows))

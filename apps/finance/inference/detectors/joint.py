@@ -70,10 +70,10 @@ def _over_usual(rows: Floats, past: Floats) -> tuple[Floats, Floats]:
     return t_squared / max(float(usual_t.mean()), 1e-9), q / max(float(usual_q.mean()), least)
 
 
-def contributing(series: Series, row: int, most: int = 3) -> tuple[str, ...]:
+def contributing(series: Series, row: int) -> tuple[str, ...]:
     """The columns whose change at ``row`` departs most from what the other columns' changes make of it, by name.
 
-    Each is regressed on the others over the rows before (ridge); at most ``most``, and those at least half as far off
+    Each is regressed on the others over the rows before (ridge); at most three, and those at least half as far off
     as the first.
     """
     changes = scaled_changes(ForecastedSeries(series, _NONE))
@@ -85,7 +85,7 @@ def contributing(series: Series, row: int, most: int = 3) -> tuple[str, ...]:
     # The residual of the regression of a column on the others, in its deviations, is its row of the precision matrix.
     off = np.abs(precision @ changes[row]) / np.sqrt(np.diag(precision))
     order = np.argsort(-off)
-    return tuple(names[place] for place in order[:most].tolist() if off[place] >= 0.5 * off[order[0]])
+    return tuple(names[place] for place in order[:3].tolist() if off[place] >= 0.5 * off[order[0]])
 
 
 DETECTOR = RankedStatistic(word="joint", statistic=joint, rows=_ROWS, echo=_ROWS - 1)

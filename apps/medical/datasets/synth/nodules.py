@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -96,14 +96,14 @@ def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Arra
     return mean_axial_diameter_mm(inside, (step, step))
 
 
-@lru_cache(maxsize=4)
-def catalogue(least_mm: float = MIN_MM, most_mm: float = MAX_MM) -> tuple[Annotation, ...]:
+@cache
+def catalogue() -> tuple[Annotation, ...]:
     """The outlines that shapes are drawn from: at least three slices, in-plane size within the limits."""
     kept = []
     for annotation in read_annotations():
         width, height, depth = annotation.extent_mm
         levels = {z for z, included, _ in annotation.contours if included}
-        if len(levels) >= 3 and least_mm <= (width + height) / 2 <= most_mm and depth <= 1.8 * max(width, height):
+        if len(levels) >= 3 and MIN_MM <= (width + height) / 2 <= MAX_MM and depth <= 1.8 * max(width, height):
             kept.append(annotation)
     return tuple(kept)
 
