@@ -17,6 +17,11 @@ def window_rows(times_ns: Times, windows: tuple[Window, ...]) -> Rows:
     return np.asarray(bounds, np.int64).reshape(-1, 2)
 
 
+def scored_windows(item: LabelledSeries, *, synthetic: bool) -> Rows:
+    """(W, 2) the windows to score with: the labels; the exact ones of synthetic series as NAB has them."""
+    return benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
+
+
 def benchmark_windows(item: LabelledSeries) -> Rows:
     """(W, 2) windows of rows as the NAB labels have them: a tenth of the series in all, about each anomaly's start."""
     length, number = len(item.series), len(item.windows)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from apps.finance.datasets.labels import benchmark_windows, window_rows
+from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
@@ -68,11 +68,7 @@ def calibrate(
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
     scored = [
-        (
-            score(item.series, calibration),
-            benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows),
-        )
-        for item in (*normal, *labelled)
+        (score(item.series, calibration), scored_windows(item, synthetic=synthetic)) for item in (*normal, *labelled)
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
     starts = ((other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate}))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from apps.finance.datasets.labels import benchmark_windows, window_rows
+from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.calibration import counted_rows, reported_scores
 from apps.finance.inference.conformal import REPORTED
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
+from apps.finance.metrics.quantile_loss import quantile_loss
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Floats, LabelledSeries
 from shared.app import DomainScore, Table
@@ -47,15 +48,10 @@ class ForecastQuality:
 
 def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -> Table:
     """The scores of a predictor on a data set; ``limit`` is the most series that are scored."""
-    if not isinstance(data, EvaluationData):
-        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
-    synthetic = bool(data.fingerprint()["synthetic"])
     cases: list[LabelledSeries] = []
     scored: list[tuple[Floats, Rows]] = []
     qualities: list[ForecastQuality] = []
-    for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
-        (detection,) = predictor.predict([item.series])
-        windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
+    for item, detection, windows in _detections(predictor, data, limit):
         cases.append(replace(item, series=replace(item.series, values={item.series.column: item.series.target})))
         scored.append((detection.scores, windows))
         share = getattr(data, "validation_share", None)
@@ -75,7 +71,7 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
         "changes of the series. Persistence forecasts the value of the row before, which the model, that forecasts "
         "several rows at once, has not always seen."
     )
-    if synthetic:
+    if data.fingerprint()["synthetic"]:
         notes.append("The series are synthetic.")
     first = f" (the first {limit})" if limit is not None and len(cases) == limit else ""
     title = f"{predictor.name} on {data.fingerprint()['description']}{first}"
@@ -84,18 +80,13 @@ def evaluate(predictor: FinancePredictor, data: DataConfig, limit: int | None) -
 
 def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = None) -> tuple[DomainScore, ...]:
     """The mean quantile loss on the later part of each series, and NAB's standard score where windows are labelled."""
-    if not isinstance(data, EvaluationData):
-        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
-    description, scored, qualities = data.fingerprint(), [], []
-    for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
-        (detection,) = predictor.predict([item.series])
-        synthetic = bool(description["synthetic"])
-        windows = benchmark_windows(item) if synthetic else window_rows(item.series.times_ns, item.windows)
+    scored, qualities = [], []
+    for item, detection, windows in _detections(predictor, data, limit):
         scored.append((detection.scores, windows))
         qualities.append(forecast_quality(detection, probation(len(item.series))))
     rows = sum(one.rows for one in qualities)
     loss = sum(one.loss * one.rows for one in qualities) / max(rows, 1)
-    of = str(description["description"])
+    of = str(data.fingerprint()["description"])
     scores = [
         DomainScore(name="quantile loss", value=loss, count=f"{rows} rows", data=of, higher_is_better=False),
     ]
@@ -105,6 +96,18 @@ def score(predictor: FinancePredictor, data: DataConfig, limit: int | None = Non
         standard = score_corpus(corpus, STANDARD, REPORTED).normalised
         scores.append(DomainScore(name="NAB standard score", value=standard, count=f"{found} windows", data=of))
     return tuple(scores)
+
+
+def _detections(
+    predictor: FinancePredictor, data: DataConfig, limit: int | None
+) -> Iterator[tuple[LabelledSeries, Detection, Rows]]:
+    """The series of a data set, at most ``limit``, with what is found in each and its labelled windows."""
+    if not isinstance(data, EvaluationData):
+        raise InvalidInputError(f"{type(data).__name__} has no series to score on")
+    synthetic = bool(data.fingerprint()["synthetic"])
+    for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
+        (detection,) = predictor.predict([item.series])
+        yield item, detection, scored_windows(item, synthetic=synthetic)
 
 
 def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredictor) -> list[tuple[str, str]]:
@@ -137,7 +140,7 @@ def _detection_rows(scored: list[tuple[Floats, Rows]], predictor: FinancePredict
 def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
     """The quality of the forecasts of the rows from ``first_row`` on that have a value and a forecast."""
     values, quantiles = detection.series.target, detection.forecast.quantiles
-    levels = np.asarray(detection.forecast.levels)
+    levels = detection.forecast.levels
     before = np.concatenate([[np.nan], values[:-1]])
     scale = float(np.nanmean(np.abs(values - before))) if np.isfinite(values - before).any() else 0.0
     good = np.isfinite(values) & np.isfinite(before) & np.isfinite(quantiles).all(axis=1)
@@ -146,8 +149,7 @@ def forecast_quality(detection: Detection, first_row: int) -> ForecastQuality:
         return ForecastQuality(0, 0.0, 0.0, 0.0, 0.0)
 
     def loss(forecast: Floats) -> float:
-        error = values[good, None] - forecast
-        return float(np.maximum(levels * error, (levels - 1) * error).mean()) / scale
+        return quantile_loss(values[good], forecast, levels) / scale
 
     inside = (values[good] >= quantiles[good, 0]) & (values[good] <= quantiles[good, -1])
     return ForecastQuality(

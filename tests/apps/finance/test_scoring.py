@@ -13,8 +13,8 @@ from apps.finance.inference.detectors.detector import ForecastedSeries
 from apps.finance.inference.detectors.low_volatility import low_volatility
 from apps.finance.inference.detectors.ranked import tabulate_prior
 from apps.finance.inference.scoring import Calibration, combine, improbability
-from apps.finance.inference.skill import quantile_loss
 from apps.finance.inference.trial import changes_over_deviation, price_with_a_tick, run_trial
+from apps.finance.metrics.quantile_loss import quantile_loss
 from apps.finance.types import MINUTE_NS, Forecast, Series
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)

@@ -1,0 +1,16 @@
+"""The quantile loss of forecasts, also called pinball loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apps.finance.types import Floats
+
+
+def quantile_loss(values: Floats, quantiles: Floats, levels: Sequence[float]) -> float:
+    """The mean over all and over ``levels`` of max(q e, (q - 1) e) for errors e of ``quantiles`` (..., Q)."""
+    error = values[..., None] - quantiles
+    level = np.asarray(levels)
+    return float(np.maximum(level * error, (level - 1) * error).mean())
