@@ -103,12 +103,6 @@ def test_the_domain_library_is_imported_where_it_belongs(app):
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_metrics_and_types_need_no_torch(app):
-    rooms = [ROOT / "apps" / app / "types.py", *sources(ROOT / "apps" / app / "metrics")]
-    assert [path for path in rooms if "torch" in imported(path)] == []
-
-
-@pytest.mark.parametrize("app", APPS)
 def test_an_application_offers_what_the_commands_ask_for(app):
     made = find(app)
     for name in ("codec", "data_sets", "importers", "evaluate", "calibrate", "result_table"):

@@ -1,4 +1,4 @@
-"""Scoring files needs neither torch nor a domain library: whoever has results may score them."""
+"""Scoring files, and an application's types, need neither torch nor a domain library: whoever has results may score."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ APPS = Path(__file__).parents[2] / "apps"
 
 
 @pytest.mark.parametrize("app", ["medical", "driving", "finance"])
-def test_the_metrics_of_an_application_import_no_torch(app):
+def test_the_metrics_and_types_of_an_application_import_no_torch(app):
     modules = [
         f"apps.{app}.metrics.{file.stem}"
         for file in sorted((APPS / app / "metrics").glob("*.py"))
         if not file.stem.startswith("__")
     ]
     assert modules
+    modules.append(f"apps.{app}.types")
     script = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -223,19 +220,3 @@ def test_half_precision_works_on_every_cpu(dtype):
         found = model.raw(*inputs)
     assert bool(torch.isfinite(found).all())
     torch.testing.assert_close(found.float(), model.raw(*inputs), atol=0.05, rtol=0.05)
-
-
-def test_shared_imports_no_lightning_and_the_app_nothing_heavy():
-    code = (
-        "import sys, shared.engine.loop, shared.deploy.artifact, shared.app; "
-        "import apps.finance.app; "
-        "heavy = ('lightning', 'pytorch_lightning', 'pytorch_forecasting'); "
-        "print([n for n in sys.modules if n.split('.')[0] in heavy])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
-    light = (
-        "import sys, apps.finance.app; print('torch' in sys.modules, 'polars' in sys.modules, 'numpy' in sys.modules)"
-    )
-    answer = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False False False"

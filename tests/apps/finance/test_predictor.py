@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,15 +211,3 @@ def test_the_profiles_are_the_benchmarks_own(data_root):
             costs["fnWeight"],
             costs["fpWeight"],
         )
-
-
-def test_an_artifact_is_opened_and_answers_without_the_engine(file):
-    code = (
-        "import sys; from pathlib import Path; from apps.finance.app import app; "
-        "from shared.deploy.registry import shipped; "
-        "from shared.deploy.predictor import Request, answer; p = app.predictor(shipped(app), 'cpu'); "
-        f"r = answer(p, Request(files=(Path({str(file)!r}),)), app.codec(p)); "
-        "print(len(r.result['events']) > 0, [n for n in sys.modules if n.startswith('shared.engine')])"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True []"

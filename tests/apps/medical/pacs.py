@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.parser import BytesParser
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -61,6 +62,7 @@ def images(series: str = "1.2.3", count: int = 4, **tags: object) -> list[Datase
     return [dcmread(BytesIO(content)) for content in made]
 
 
+@cache
 def report(series: str = "1.2.3") -> bytes:
     """The report of a nodule in that series."""
     volume = chest()

@@ -36,14 +36,9 @@ def pacs() -> Iterator[WebPacs]:
     found.close()
 
 
-@pytest.fixture(scope="module")
-def made_report() -> bytes:
-    return report()
-
-
 @pytest.fixture
-def file(tmp_path: Path, made_report: bytes) -> Path:
-    (tmp_path / "report.dcm").write_bytes(made_report)
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "report.dcm").write_bytes(report())
     return tmp_path / "report.dcm"
 
 
@@ -59,9 +54,9 @@ def sent(pacs: WebPacs, file: Path) -> ReportRefused | None:
     return refusal
 
 
-def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_path, pacs, made_report, monkeypatch):
+def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_path, pacs, monkeypatch):
     monkeypatch.setenv("TRIVIUM_ARCHIVE_AUTHORIZATION", "Bearer secret\n")
-    stub = StubServer(report=made_report)
+    stub = StubServer(report=report())
     with gateway(tmp_path, stub.address, pacs.url) as port:
         assert send(port, images()) == [0] * 4
         wait_for(lambda: len(pacs.asked) == 2)
@@ -72,7 +67,7 @@ def test_a_gateway_stores_the_report_with_what_the_archive_wants_to_be_told(tmp_
     ]
     assert {headers["Authorization"] for _, _, headers, _ in pacs.asked} == {"Bearer secret"}
     (stored,) = pacs.stored()
-    assert stored == made_report and dcmread(BytesIO(stored)).Modality == "SR"
+    assert stored == report() and dcmread(BytesIO(stored)).Modality == "SR"
 
 
 @pytest.mark.parametrize(

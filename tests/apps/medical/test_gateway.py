@@ -35,14 +35,9 @@ from tests.apps.medical.pacs import (
 pytestmark = UNCLOSED_SOCKETS
 
 
-@pytest.fixture(scope="module")
-def made_report() -> bytes:
-    return report()
-
-
 @pytest.fixture
-def stub(made_report: bytes) -> Iterator[StubServer]:
-    found = StubServer(report=made_report)
+def stub() -> Iterator[StubServer]:
+    found = StubServer(report=report())
     yield found
     found.close()
 

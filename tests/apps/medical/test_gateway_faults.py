@@ -37,15 +37,10 @@ pytestmark = UNCLOSED_SOCKETS
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
-@pytest.fixture(scope="module")
-def made_report() -> bytes:
-    return report()
-
-
 @pytest.fixture
-def around(made_report):
+def around():
     """A server and an archive."""
-    stub, archive = StubServer(report=made_report), Archive()
+    stub, archive = StubServer(report=report()), Archive()
     yield stub, archive
     stub.close()
     archive.close()
@@ -88,12 +83,12 @@ def test_the_log_says_at_the_start_that_the_archive_takes_no_reports(tmp_path, a
     entity.shutdown()
 
 
-def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_restarts(tmp_path, made_report, log):
+def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_restarts(tmp_path, log):
     server, archive = free_port(), free_port()
     with gateway(tmp_path, f"http://127.0.0.1:{server}", archive) as port:
         assert send(port, images()) == [0] * 4
         wait_for(lambda: log.text.count("does not answer") >= 2)
-    stub = StubServer(server, made_report)
+    stub = StubServer(server, report())
     with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
         wait_for(lambda: log.text.count("cannot be reached; next try") >= 2)
         assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]

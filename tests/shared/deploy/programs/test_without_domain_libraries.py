@@ -23,6 +23,7 @@ response = answer(opened.predictor, Request(files=(Path({file!r}),)), opened.cod
 assert response.result["programs"] == {programs}, response.result["programs"]
 assert response.result["program_reasons"] == dict.fromkeys({programs}, "it was asked for")
 imported = {unwanted} & set(sys.modules)
+imported |= {{name for name in sys.modules if name.startswith({rooms})}}
 assert not imported, imported
 """
 
@@ -38,7 +39,8 @@ def test_a_forecast_imports_no_torch(tmp_path: Path) -> None:
     file.write_text("\n".join(["time,value", *lines]) + "\n")
     unwanted = TRAINING | COMPILER | {"torch"}
     programs = {"tft-anomaly": "onnx"}
-    _run(SCRIPT.format(app="finance", file=str(file), programs=programs, unwanted=unwanted))
+    rooms = ("shared.engine", "shared.comms", "apps.finance.task")
+    _run(SCRIPT.format(app="finance", file=str(file), programs=programs, unwanted=unwanted, rooms=rooms))
 
 
 def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
@@ -46,7 +48,9 @@ def test_a_sweep_loads_the_lidar_model_alone(tmp_path: Path) -> None:
     points = random.uniform((0, -20, -1.8, 0), (60, 20, -1.6, 1), (4000, 4))
     points.astype("<f4").tofile(file)
     programs = {"pointpillars": "onnx", "lidar_rcnn": "onnx"}
-    _run(SCRIPT.format(app="driving", file=str(file), programs=programs, unwanted=TRAINING | COMPILER))
+    unwanted = TRAINING | COMPILER
+    rooms = ("shared.engine", "shared.comms", "apps.driving.datasets", "apps.driving.task")
+    _run(SCRIPT.format(app="driving", file=str(file), programs=programs, unwanted=unwanted, rooms=rooms))
 
 
 def test_the_medical_predictor_and_codec_import_no_training_library() -> None:
