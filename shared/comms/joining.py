@@ -177,7 +177,7 @@ def _publish(store: Any, world: int, topology: Path | None) -> dict[str, Any]:
     found = _there(store, world)
     told: dict[str, Any] = {"round": uuid.uuid4().hex, "numbers": [number for number, _ in found]}
     try:
-        told["members"] = _in_order([Member(*member) for _, member in found], topology)
+        told["members"] = members_in_order([Member(*member) for _, member in found], topology)
     except InvalidInputError as error:
         told["refused"] = str(error)
     store.set("trivium/round", json.dumps(told))
@@ -201,7 +201,7 @@ def _all_agree(store: Any, world: int, told: dict[str, Any]) -> bool:
     return False
 
 
-def _in_order(members: list[Member], topology: Path | None) -> list[Member]:
+def members_in_order(members: list[Member], topology: Path | None) -> list[Member]:
     """The processes host by host, beginning with the launcher's first; a ring is as short from there on."""
     tree = None if topology is None else read_topology(topology)
     if tree is not None and tree.of_gpus:

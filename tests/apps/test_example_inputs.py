@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.driving.inference.artifacts import _image, _pseudo_image
+from apps.driving.inference.examples import example_image, example_pseudo_image
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.pillars import pillar_encoder
 from apps.driving.models.pointpillars import PointPillars
@@ -36,10 +36,10 @@ def test_the_pseudo_image_and_the_image_are_those_of_a_frame():
     layer = "voxel_encoder.pfn_layers.0."
     norm = {f"{layer}norm.{name}": torch.ones(64) for name in ("weight", "bias", "running_mean", "running_var")}
     weights = {f"{layer}linear.weight": torch.rand(64, 10), **norm}
-    pseudo_image = _pseudo_image(pillar_encoder(model, input, weights), input)
+    pseudo_image = example_pseudo_image(pillar_encoder(model, input, weights), input)
     occupied = (pseudo_image != 0).any(dim=1).float().mean()
     assert pseudo_image.shape == (1, 64, 496, 432) and 0.001 < occupied < 0.5
-    image = _image(CameraInput(), Normalisation())
+    image = example_image(CameraInput(), Normalisation())
     assert image.shape[:2] == (1, 3) and all(side % 32 == 0 for side in image.shape[2:]) and 0.1 < image.std() < 3
 
 

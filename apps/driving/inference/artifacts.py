@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from apps.driving.inference.detect import CameraDetector, Detector, LidarDetector, PublicCameraDetector
-from apps.driving.inference.examples import example_boxes, example_frame
+from apps.driving.inference.examples import example_boxes, example_image, example_pseudo_image
 from apps.driving.inference.second_stage import BATCH, SecondStage
-from apps.driving.inference.upload import image_at_focal_length
 from apps.driving.models import model_configs
-from apps.driving.models.decoding import Normalisation
 from apps.driving.models.dense import dense_boxes, dense_camera, dense_heads, dense_pillars
 from apps.driving.models.lidar_rcnn import INPUTS, OUTPUT, LidarRCNN
-from apps.driving.models.pillars import PillarEncoder, ProgramPillars, pillar_encoder
+from apps.driving.models.pillars import ProgramPillars, pillar_encoder
 from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.deploy.artifact import RECIPE, WEIGHTS, Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from apps.driving.models.configurations import MMDet3DModel
-    from apps.driving.models.detectors import PointLayout
 
 
 def open_detector(artifact: Artifact, device: str) -> Detector:
@@ -52,7 +48,7 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
         network = Network(
             artifact=artifact,
             build=lambda: dense_pillars(load_weights(model.build(seen), artifact, device), model, seen),
-            example=lambda: {"pseudo_image": _pseudo_image(pillar_encoder(model, seen, weights), seen)},
+            example=lambda: {"pseudo_image": example_pseudo_image(pillar_encoder(model, seen, weights), seen)},
             varying={},
         )
         program = open_program(network, device)
@@ -62,7 +58,7 @@ def open_detector(artifact: Artifact, device: str) -> Detector:
     network = Network(
         artifact=artifact,
         build=lambda: dense_camera(load_weights(model.build(looked_at), artifact, device)),
-        example=lambda: {"image": _image(looked_at, model.colours)},
+        example=lambda: {"image": example_image(looked_at, model.colours)},
         varying={"image": (2, 3)},
     )
     return CameraDetector(open_program(network, device), looked_at, device, colours=model.colours)
@@ -132,26 +128,10 @@ def _imported(
     network = Network(
         artifact=artifact,
         build=lambda: dense_heads(detector),
-        example=lambda: {"pseudo_image": _pseudo_image(encoder_of(detector), input, point_layout(model))},
+        example=lambda: {"pseudo_image": example_pseudo_image(encoder_of(detector), input, point_layout(model))},
         varying={},
     )
     return imported_detector(model, input, detector, device, open_program(network, device))
-
-
-@torch.inference_mode()
-def _pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: PointLayout | None = None) -> Tensor:
-    """What the dense network is given of a sweep of the samples."""
-    frame = example_frame("lidar")
-    assert frame.points_lidar_m is not None
-    points = torch.from_numpy(input.crop(frame.points_lidar_m if layout is None else layout.points(frame)))
-    pseudo_image: Tensor = encoder.cpu()(points if layout is None else layout.to_network(points))
-    return pseudo_image
-
-
-def _image(input: CameraInput, colours: Normalisation) -> Tensor:
-    """What the network is given of an image of the samples."""
-    camera = next(iter(example_frame("camera").cameras.values()))
-    return colours([image_at_focal_length(camera, input.training_focal_px, "cpu")[0]])
 
 
 def imported_detector(

@@ -32,7 +32,7 @@ def calibrate(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     if isinstance(recipe.model, MMDet3DModel):
         return _operating_point(recipe, *_score_imported(recipe, recipe.model, model))
     if isinstance(recipe.input, BoxInput):
-        return _operating_point(recipe, *_score_second_stage(recipe, recipe.input, model))
+        return _operating_point(recipe, *score_second_stage(recipe, recipe.input, model))
     task, dataset = recipe.task.build(), recipe.data.validation(recipe.input)
     scores: Any = task.scores()
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_SAMPLES, len(dataset))).round().astype(np.int64))
@@ -47,7 +47,7 @@ def calibrate_second(recipe: Recipe, model: nn.Module, detector: Artifact) -> di
     """The same of a second stage together with the detector whose boxes it corrects."""
     assert isinstance(recipe.input, BoxInput)
     input = replace(recipe.input, detector=detector.path)
-    return _operating_point(recipe, *_score_second_stage(recipe, input, model))
+    return _operating_point(recipe, *score_second_stage(recipe, input, model))
 
 
 def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _operating_point(recipe: Recipe, scores: DetectionScores, scenes: int) -> di
     }
 
 
-def _score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tuple[DetectionScores, int]:
+def score_second_stage(recipe: Recipe, input: BoxInput, model: nn.Module) -> tuple[DetectionScores, int]:
     """The scores of a second stage together with the detector whose boxes it corrects, and on how many sweeps."""
     from apps.driving.datasets.found_boxes import found_in_pack
     from apps.driving.inference.second_stage import SecondStage

@@ -1,4 +1,4 @@
-"""Frames of the samples: what the programs of the networks are timed and compared on."""
+"""Inputs out of frames of the samples: what the programs of the networks are timed and compared on."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
 from apps.driving.adapters.registry import read_frames
+from apps.driving.inference.upload import image_at_focal_length
+from apps.driving.models.decoding import Normalisation
+from apps.driving.models.pillars import PillarEncoder
 from apps.driving.samples import samples
-from apps.driving.types import Boxes3D, BoxInput, Frame
+from apps.driving.types import Boxes3D, BoxInput, CameraInput, Frame, LidarInput
 from shared.deploy.sample_inputs import read_sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from apps.driving.models.detectors import PointLayout
 
-def example_frame(sensor: Literal["lidar", "camera"]) -> Frame:
+
+def _frame(sensor: Literal["lidar", "camera"]) -> Frame:
     """A frame of the samples that has a sweep, or an image; a real one where one is at hand."""
 
     def read(files: Sequence[Path]) -> Frame | None:
@@ -29,11 +35,27 @@ def example_frame(sensor: Literal["lidar", "camera"]) -> Frame:
     return read_sample(samples(), read)
 
 
+@torch.inference_mode()
+def example_pseudo_image(encoder: PillarEncoder, input: LidarInput, layout: PointLayout | None = None) -> Tensor:
+    """What the dense network is given of a sweep."""
+    frame = _frame("lidar")
+    assert frame.points_lidar_m is not None
+    points = torch.from_numpy(input.crop(frame.points_lidar_m if layout is None else layout.points(frame)))
+    pseudo_image: Tensor = encoder.cpu()(points if layout is None else layout.to_network(points))
+    return pseudo_image
+
+
+def example_image(input: CameraInput, colours: Normalisation) -> Tensor:
+    """What the network is given of an image."""
+    camera = next(iter(_frame("camera").cameras.values()))
+    return colours([image_at_focal_length(camera, input.training_focal_px, "cpu")[0]])
+
+
 def example_boxes(input: BoxInput, count: int) -> dict[str, Tensor]:
     """So many boxes of any class and score about points of a sweep, as the second stage is given them."""
     from apps.driving.inference.second_stage import network_inputs
 
-    points = example_frame("lidar").points_lidar_m
+    points = _frame("lidar").points_lidar_m
     assert points is not None
     random = np.random.default_rng(0)
     labels = random.integers(0, len(input.classes), count)

@@ -19,7 +19,7 @@ from apps.driving.datasets.found_boxes import FoundBoxes, detector_of, fitted, m
 from apps.driving.datasets.packing import CLASS
 from apps.driving.datasets.synthetic import Synthetic
 from apps.driving.inference.box_codes import box_features, decode_boxes, encode_boxes
-from apps.driving.inference.calibration import _score_second_stage
+from apps.driving.inference.calibration import score_second_stage
 from apps.driving.inference.second_stage import SecondStage, points_about, spread
 from apps.driving.models import SECOND_STAGE
 from apps.driving.models.lidar_rcnn import LidarRCNN
@@ -192,7 +192,7 @@ def test_an_all_round_sweep_is_judged_where_its_labels_are_asked_for(tmp_path, m
     data = Synthetic(scenes=1, validation_scenes=1, field_of_view_deg=360.0)
     recipe = dataclasses.replace(RECIPES["second_stage"](), data=data, input=fitted(BoxInput()))
     torch.manual_seed(0)
-    scores, number = _score_second_stage(recipe, recipe.input, recipe.model.build(recipe.input))
+    scores, number = score_second_stage(recipe, recipe.input, recipe.model.build(recipe.input))
     ((found, confidence, _, objects, _),) = scores.frames.values()
     assert number == 1 and len(found) == len(confidence) > 5 and len(objects) > 0
     assert found[:, 0].min() >= 0 and objects[:, 0].min() >= 0

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.cli.main import main
-from shared.comms.joining import _in_order
+from shared.comms.joining import members_in_order
 from shared.comms.topology import Tree, hosts_in_order, ring_crossings, tree_from_latency
 from shared.comms.topology_files import (
     expand_hosts,
@@ -152,7 +152,7 @@ def test_the_gpus_of_a_host_come_by_their_switches(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "launcher's order: gpu0 gpu1 gpu2" in shown and "CUDA_VISIBLE_DEVICES=0,2,1" in shown
     with pytest.raises(InvalidInputError, match=r"nccl\.xml tells the GPUs of one host"):
-        _in_order([Member("node0", 0, 1, 0)], file)
+        members_in_order([Member("node0", 0, 1, 0)], file)
 
 
 @pytest.mark.parametrize("source", ["topology.conf", "nodes.json", "latency.csv"])
@@ -177,7 +177,7 @@ def test_hosts_of_every_source_come_in_the_order_of_their_switches(tmp_path, cap
     assert ring_crossings(hosts_in_order(hosts, tree), tree)[0].most == 1
     assert ring_crossings(sorted(hosts), tree)[0].most > 3
     members = [Member(host, local, 1, 2 * n + local) for n, host in enumerate(sorted(hosts)) for local in (0, 1)]
-    assert [m.host for m in _in_order(members, file)][::2] == [*hosts[::2], *hosts[1::2]]
+    assert [m.host for m in members_in_order(members, file)][::2] == [*hosts[::2], *hosts[1::2]]
 
 
 def test_the_plan_ranks_ways_and_ends_in_one_line_of_json(capsys, tmp_path):
