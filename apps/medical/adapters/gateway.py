@@ -19,8 +19,8 @@ from apps.medical.outputs.dicom_send import StorageUser, is_title, read_archive
 from apps.medical.outputs.dicomweb_send import AUTHORIZATION, read_web_archive
 from apps.medical.outputs.report_sending import Destination, Sending
 from shared.atomic_files import file_lock
+from shared.backoff import Backoff
 from shared.errors import InvalidInputError
-from shared.growing_pauses import GrowingPauses
 from shared.job_client import JobClient
 
 log = logging.getLogger("trivium.gateway")
@@ -85,8 +85,8 @@ class DicomGateway:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with file_lock(folder / "lock", wait=False):
                 spool = Spool(folder, self.spool_bytes, self.quiet_seconds)
-                answering = Answering(spool, jobs, stop, GrowingPauses(*pauses))
-                sending = Sending(spool, archive, stop, GrowingPauses(*pauses))
+                answering = Answering(spool, jobs, stop, Backoff(*pauses))
+                sending = Sending(spool, archive, stop, Backoff(*pauses))
                 server = receive(
                     (self.host, self.port),
                     self.aet,

@@ -12,7 +12,7 @@ from typing import Any
 
 from apps.medical.adapters.dicom_spool import Spool, Taken, short
 from apps.medical.types import PATIENT_KEYWORDS
-from shared.growing_pauses import GrowingPauses
+from shared.backoff import Backoff
 from shared.job_client import JobClient, JobFailed, JobGone, ServerAway
 
 log = logging.getLogger("trivium.gateway")
@@ -28,8 +28,8 @@ class Answering:
     refuses is deleted, and the log says why; what it fails at ``MOST_TRIES`` times is put aside.
     """
 
-    def __init__(self, spool: Spool, jobs: JobClient, stop: threading.Event, pauses: GrowingPauses) -> None:
-        self._spool, self._jobs, self._stop, self._pauses = spool, jobs, stop, pauses
+    def __init__(self, spool: Spool, jobs: JobClient, stop: threading.Event, backoff: Backoff) -> None:
+        self._spool, self._jobs, self._stop, self._backoff = spool, jobs, stop, backoff
         self._failures: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -37,7 +37,7 @@ class Answering:
         self._check()
         while not self._stop.is_set():
             try:
-                series = self._spool.ready(self._pauses.until)
+                series = self._spool.ready(self._backoff.until)
                 if series is not None:
                     self._try(self._spool.take(series))
                     continue
@@ -57,7 +57,7 @@ class Answering:
             self._answer(taken)
         except ServerAway as error:
             if not self._stop.is_set():
-                log.warning("series %s waits: %s; next try in %.0f s", name, error, self._pauses.grow(taken.series))
+                log.warning("series %s waits: %s; next try in %.0f s", name, error, self._backoff.failed(taken.series))
             return
         except JobGone:
             self._spool.note_job(taken, None)
@@ -72,20 +72,20 @@ class Answering:
             self._spool.remove(taken)
         except Exception as error:  # a full disk, a series that somebody took away
             log.error("series %s waits: %s", name, type(error).__name__)
-            self._pauses.grow(taken.series)
+            self._backoff.failed(taken.series)
             return
-        self._pauses.forget(taken.series)
+        self._backoff.forget(taken.series)
         del self._failures[taken.series]
 
     def _failed(self, taken: Taken, why: str) -> None:
         self._failures[taken.series] += 1
         if self._failures[taken.series] < MOST_TRIES:
-            pause_s = self._pauses.grow(taken.series)
+            pause_s = self._backoff.failed(taken.series)
             log.warning("series %s waits: %s; next try in %.0f s", short(taken.series), why, pause_s)
             return
         log.error("series %s put aside after %d tries: %s", short(taken.series), MOST_TRIES, why)
         self._spool.put_aside(taken)
-        self._pauses.forget(taken.series)
+        self._backoff.forget(taken.series)
         del self._failures[taken.series]
 
     def _answer(self, taken: Taken) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from apps.medical.adapters.dicom_spool import Spool, digest, short
 from apps.medical.outputs.dicom_send import ArchiveAway, ClassNotTaken, ReportRefused
 from apps.medical.outputs.segmentation import SEGMENTATION
-from shared.growing_pauses import GrowingPauses
+from shared.backoff import Backoff
 
 log = logging.getLogger("trivium.gateway")
 
@@ -37,9 +37,9 @@ class Sending:
     ``MOST_TRIES`` times is put aside.
     """
 
-    def __init__(self, spool: Spool, archive: Destination, stop: threading.Event, pauses: GrowingPauses) -> None:
+    def __init__(self, spool: Spool, archive: Destination, stop: threading.Event, backoff: Backoff) -> None:
         self._spool, self._archive = spool, archive
-        self._stop, self._pauses = stop, pauses
+        self._stop, self._backoff = stop, backoff
         self._refusals: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -48,7 +48,7 @@ class Sending:
         while not self._stop.is_set():
             try:
                 now = time.monotonic()
-                due = [path for path in self._spool.reports() if self._pauses.until.get(path.name, 0.0) <= now]
+                due = [path for path in self._spool.reports() if self._backoff.until.get(path.name, 0.0) <= now]
                 if due:
                     self._send(due[:_TOGETHER])
             except Exception as error:  # whatever it is, what comes later is sent all the same
@@ -80,7 +80,7 @@ class Sending:
                     continue
                 self._refusals[path.name] += 1
                 if self._refusals[path.name] < MOST_TRIES:
-                    pause_s = self._pauses.grow(path.name)
+                    pause_s = self._backoff.failed(path.name)
                     log.warning("the %s of series %s waits: %s; next try in %.0f s", what, name, refusal, pause_s)
                 else:
                     log.error("the %s of series %s put aside after %d tries: %s", what, name, MOST_TRIES, refusal)
@@ -88,15 +88,15 @@ class Sending:
                     self._forget(path)
         except ArchiveAway as away:
             if left:
-                pause_s = max(self._pauses.grow(path.name) for path in left)
+                pause_s = max(self._backoff.failed(path.name) for path in left)
                 log.warning("%d reports wait: %s; next try in %.0f s", len(left), away, pause_s)
         except OSError:
             for path in left:
-                self._pauses.grow(path.name)
+                self._backoff.failed(path.name)
             raise
 
     def _forget(self, path: Path) -> None:
-        self._pauses.forget(path.name)
+        self._backoff.forget(path.name)
         del self._refusals[path.name]
 
 
