@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-REFUSED = ["trivium", "train", "finance", "--recipe", "tiny", "--limits.batch", "0"]
+ENDS = {
+    "done": (["true"], 0),
+    "failed": (["sh", "-c", "exit 1"], 1),
+    "killed": (["sh", "-c", "kill -9 $$$$"], 137),  # torchrun reads $$ as a dollar sign
+    "refused": (["trivium", "train", "finance", "--recipe", "tiny", "--limits.batch", "0"], 2),
+}
 
 
 def launched(*words: str) -> subprocess.Popen[str]:
@@ -22,16 +27,19 @@ def launched(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [(["true"], 0), (["sh", "-c", "exit 1"], 1), (["sh", "-c", "kill -9 $$$$"], 137), (REFUSED, 2)],
-    ids=["done", "failed", "killed", "refused"],
-)
-def test_the_exit_code_is_that_of_the_process_that_failed(command: list[str], code: int) -> None:
-    # torchrun reads $$ as a dollar sign.
-    process = launched("--standalone", "--nproc-per-node", "1", "--no-python", *command)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+@pytest.fixture(scope="module")
+def launches() -> dict[str, subprocess.Popen[str]]:
+    """A launch of each command in ``ENDS``, all at once: each takes seconds, of which most are waited."""
+    words = ("--standalone", "--nproc-per-node", "1", "--no-python")
+    return {name: launched(*words, *command) for name, (command, _) in ENDS.items()}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_exit_code_is_that_of_the_process_that_failed(
+    launches: dict[str, subprocess.Popen[str]], name: str
+) -> None:
+    _, errors = launches[name].communicate(timeout=120)
+    assert launches[name].returncode == ENDS[name][1], errors
     assert "Traceback" not in errors
 
 

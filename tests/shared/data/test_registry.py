@@ -25,7 +25,7 @@ def public(tmp_path):
     folder.mkdir()
     (folder / "prices.csv").write_bytes(b"time,price\n1,2\n")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         content = (folder / "prices.csv").read_bytes()
         entry = {
