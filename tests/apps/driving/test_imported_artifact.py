@@ -53,6 +53,18 @@ def registry(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pointpillars(tmp_path_factory):
+    """KITTI's PointPillars with random weights, raised likewise: what was imported, and its artifact."""
+    folder = tmp_path_factory.mktemp("pointpillars")
+    torch.manual_seed(1)
+    detector = MMDet3DModel(config=KITTI).build()
+    detector.bbox_head.conv_cls.bias.data += 2.6
+    torch.save({"state_dict": detector.state_dict()}, folder / "a.pth")
+    imported = IMPORTERS["mmdet3d"].load([KITTI, str(folder / "a.pth")], None)
+    return imported, write_imported(app, "mmdet3d", imported, folder / "registry")
+
+
+@pytest.fixture(scope="module")
 def frame():
     points = np.random.default_rng(0).uniform([-50, -50, -3, 0], [50, 50, 1, 1], (20000, 4)).astype(np.float32)
     return Frame(name="random", points_lidar_m=points, cameras={"front": random_camera()})
@@ -147,13 +159,8 @@ def test_the_dense_network_of_an_imported_pointpillars_is_that_of_its_detector()
         app.dense(replace(recipe, model=MMDet3DModel(config=SMOKE)), MMDet3DModel(config=SMOKE).build())
 
 
-def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_finds(tmp_path):
-    torch.manual_seed(1)
-    detector = MMDet3DModel(config=KITTI).build()
-    detector.bbox_head.conv_cls.bias.data += 2.6
-    torch.save({"state_dict": detector.state_dict()}, tmp_path / "a.pth")
-    imported = IMPORTERS["mmdet3d"].load([KITTI, str(tmp_path / "a.pth")], None)
-    artifact = write_imported(app, "mmdet3d", imported, tmp_path / "registry")
+def test_an_imported_pointpillars_is_served_by_a_program_that_finds_what_torch_finds(pointpillars):
+    imported, artifact = pointpillars
     assert artifact.manifest.programs.keys() == {"onnx"} and "without_onnx" not in artifact.manifest.source
     sweep = random_sweep(imported.recipe.input)
     with torch.inference_mode():
@@ -185,13 +192,10 @@ def test_a_network_on_a_gpu_finds_what_it_finds_on_the_cpu(config):
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
 
 
-def test_an_imported_pointpillars_has_a_second_stage_of_its_own(registry, frame, tmp_path, monkeypatch, capsys):
-    torch.manual_seed(1)
-    detector = MMDet3DModel(config=KITTI).build()
-    detector.bbox_head.conv_cls.bias.data += 5.0
-    torch.save({"state_dict": detector.state_dict()}, tmp_path / "a.pth")
-    write_imported(app, "mmdet3d", IMPORTERS["mmdet3d"].load([KITTI, str(tmp_path / "a.pth")], None), tmp_path / "own")
-    path = tmp_path / "own" / "mmdet3d_lidar" / "1"
+def test_an_imported_pointpillars_has_a_second_stage_of_its_own(
+    registry, pointpillars, frame, tmp_path, monkeypatch, capsys
+):
+    path = pointpillars[1].path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # What weights of chance find touches an object at most.
     monkeypatch.setattr("apps.driving.datasets.found_boxes.MEANT", 0.0)
