@@ -24,6 +24,7 @@ from shared.engine.compilation import compile_in_place
 from shared.engine.divergence import FiniteGuard
 from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
+from shared.engine.host_memory import keep_freed_memory
 from shared.engine.initial_weights import load_initial_weights, new_classes
 from shared.engine.out_of_memory import BufferSnapshot, resume_micro_batch
 from shared.engine.run import Run
@@ -115,6 +116,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     limits = recipe.limits
     log = stack.enter_context(TrainingLog(f"{run.app} {run.recipe_name}", enabled=group.leader and not quiet))
     _claim(run, recipe, group, stack)
+    if group.device.type == "cpu":
+        stack.enter_context(keep_freed_memory())
     chosen = choose_precision(recipe.precision, group.device)
     notes = [f"on {group.name}, {chosen.reason}"]
     digests = {"recipe_digest": digest(recipe), "earlier_digest": digest(recipe, earlier=True)}

@@ -1,0 +1,40 @@
+"""Memory that is freed stays with the process while a run trains, and goes back to the system afterwards."""
+
+import resource
+
+import pytest
+import torch
+
+from shared.engine.host_memory import keep_freed_memory
+
+BLOCK, TIMES = 64 << 20, 8
+
+
+def faults():
+    """How many pages the system gives while so many blocks are taken one after the other."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(TIMES):
+        torch.ones(BLOCK, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.fixture
+def glibc(monkeypatch):
+    for name in ("MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_freed_blocks_are_used_again_within_and_given_back_afterwards(glibc):
+    outside = faults()
+    with keep_freed_memory():
+        faults()
+        within = faults()
+    assert within < outside / 4
+    assert faults() > 4 * within
+
+
+def test_the_users_own_settings_hold(glibc, monkeypatch):
+    outside = faults()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    with keep_freed_memory():
+        assert faults() > outside / 2
