@@ -134,7 +134,7 @@ class FastPointPillars(nn.Module):
         self.encode = encoder_of(detector, every_point=every_point)
         self.heads: nn.Module = FoldedHeads(detector) if program is None else ProgramHeads(program)
         self.bbox_head = copy.deepcopy(detector.bbox_head).eval()
-        self.bbox_head.prior_generator = _RememberingAnchors(self.bbox_head.prior_generator)
+        self.bbox_head.prior_generator = RememberingAnchors(self.bbox_head.prior_generator)
 
     def predict(self, points_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``structures.predict`` gives for one sweep with at least one point in range."""
@@ -147,7 +147,7 @@ class FastPointPillars(nn.Module):
         )
 
 
-class _RememberingAnchors:
+class RememberingAnchors:
     """An anchor generator that makes the anchors of a grid once."""
 
     def __init__(self, generator: Any) -> None:
@@ -159,6 +159,8 @@ class _RememberingAnchors:
         return made
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # as copying asks for before there is a generator
+            raise AttributeError(name)
         return getattr(self._generator, name)
 
 
