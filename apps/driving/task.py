@@ -63,6 +63,9 @@ class LidarDetection:
         scatter = detector.middle_encoder
         self._shape = (scatter.in_channels, scatter.ny, scatter.nx)
         use_nearby_targets(detector.bbox_head)
+        if next(detector.parameters()).device.type == "cpu":
+            # Convolutions are a tenth faster with the channels innermost; the values are the same but for rounding.
+            detector.to(memory_format=torch.channels_last)
 
     def count(self, batch: Batch) -> dict[str, float]:
         """The weight of each loss of a batch."""

@@ -79,5 +79,7 @@ def test_a_detector_that_trains_can_be_copied_and_computes_the_librarys_losses()
     for one in (copy.deepcopy(model), model):
         found = task.loss(one, batch)
         for name, loss in expected.items():
+            # Convolutions with the channels innermost add in another order.
             torch.testing.assert_close(found[name].mean, loss.mean, rtol=1e-5, atol=1e-6)
             assert float(found[name].weight) == float(loss.weight)
+    assert model.backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
