@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NO_SCRIPTS = ("__init__", "__main__", "report", "serve_peers")
+NO_SCRIPTS = ("__init__", "__main__", "report", "serve_peers", "train_peers")
 SCRIPTS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_SCRIPTS)
 
 
