@@ -138,7 +138,7 @@ class JobClient:
                 pass  # it has answered before it read all
             response = connection.getresponse()
             content = response.read(_LONGEST_ANSWER + 1)
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
             raise ServerAway(f"the server at {self.server} does not answer ({connection_problem(error)})") from error
         finally:
             connection.close()
@@ -151,7 +151,7 @@ class JobClient:
         hints = {401: _WRONG_KEY if self._headers else _NO_KEY, 404: _OTHER}
         if sentence is None:
             # A proxy's, which says nothing of the case: 413 may be its own limit of a body.
-            led = response.getheader("Location")
+            led = in_one_line(response.getheader("Location", ""))
             hint = f"; give --server the address that it leads to, {led}" if led else _OTHER
             return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, hint)}")
         if status in (404, 410) and method == "GET":
@@ -192,7 +192,12 @@ def connection_problem(error: Exception) -> str:
         return "it does not answer over TLS; write its address with http://"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused; is the server running?"
-    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return getattr(cause, "strerror", None) or in_one_line(str(cause)) or type(cause).__name__
+
+
+def in_one_line(text: str) -> str:
+    """The first 200 characters of what another machine says, so that it can be logged: nothing that moves a cursor."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text[:200]).split())
 
 
 def _field(boundary: str, name: str, value: str) -> bytes:
@@ -207,7 +212,7 @@ def _file(boundary: str, path: Path) -> bytes:
 def _json(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ServerAway("what answers is no server of Trivium")
@@ -218,5 +223,5 @@ def _sentence(content: bytes) -> str | None:
     """The sentence of a refusal of Trivium's; None where the answer is none of its."""
     try:
         return str(json.loads(content)["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

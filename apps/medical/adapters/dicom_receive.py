@@ -46,7 +46,6 @@ DISCARDED = 0xB006
 LARGEST_OBJECT = 1 << 30
 MOST_UNREAD = 1 << 31
 """Of objects that all senders together have begun to send; they are in memory until they are whole."""
-_LARGEST_PDU = 1 << 20
 _HEADER_BYTES = 4 << 20
 _IDLE_S, _NEGOTIATION_S, _COLLECT_S, _TELL_AGAIN_S = 60, 30, 30, 60
 _STUDY, _SERIES = 0x0020000D, 0x0020000E
@@ -68,6 +67,8 @@ def receive(
     """
     from pynetdicom import AE, evt
 
+    from apps.medical.adapters.dicom_connection import LARGEST_PDU
+
     entity = AE(ae_title=title)
     for image in CT_IMAGES:
         entity.add_supported_context(image, list(TRANSFER_SYNTAXES))
@@ -75,7 +76,7 @@ def receive(
     entity.require_called_aet = True
     entity.require_calling_aet = list(callers)
     entity.maximum_associations = associations
-    entity.maximum_pdu_size = _LARGEST_PDU // 4
+    entity.maximum_pdu_size = LARGEST_PDU // 4
     entity.network_timeout, entity.acse_timeout, entity.dimse_timeout = _IDLE_S, _NEGOTIATION_S, _NEGOTIATION_S
     refused = _Refused(title)
     handlers: list[Any] = [
@@ -208,7 +209,9 @@ class _Refused:
 
 
 def _server_class(associations: int) -> type[ThreadedAssociationServer]:
-    from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+    from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+    from apps.medical.adapters.dicom_connection import BoundedSocket
 
     lock, connections = threading.Lock(), weakref.WeakSet[Any]()
 
@@ -224,18 +227,12 @@ def _server_class(associations: int) -> type[ThreadedAssociationServer]:
         with suppress(OSError, AttributeError):  # it was closed meanwhile
             largest.socket.shutdown(socket.SHUT_RDWR)
 
-    class Connection(AssociationSocket):
-        """Drops who sends more at a time than anybody needs to, before it is in memory.
+    class Connection(BoundedSocket):
+        """Of all that have begun to send more than they may together, it is the one that has sent most that goes."""
 
-        Where all together have begun to send more than they may, it is the one that has sent most.
-        """
-
-        unread = 0
+        most_bytes = LARGEST_OBJECT
 
         def recv(self, nr_bytes: int) -> bytearray:
-            self.unread += nr_bytes
-            if nr_bytes > _LARGEST_PDU or self.unread > LARGEST_OBJECT:
-                raise ConnectionAbortedError("more than is taken at a time")
             make_room()
             return super().recv(nr_bytes)
 

@@ -11,6 +11,8 @@ from typing import Any
 from shared.errors import InvalidInputError
 
 _CONNECT_S, _ANSWER_S = 15, 60
+_LONGEST_ANSWERS = 16 << 20
+"""Bytes that an archive may answer over one association; a report's answer is some hundred."""
 _UNCOMPRESSED = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _LONGEST_TITLE = 16
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -100,12 +102,21 @@ def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContex
     """An association for these SOP classes. Raises ``ArchiveAway``."""
     from pynetdicom import AE, evt
 
+    from apps.medical.adapters.dicom_connection import BoundedSocket
+
     entity = AE(ae_title=title)
     for kind in sorted({_REPORT, *kinds}):  # so that one that takes reports alone is told from one that is away
         entity.add_requested_context(kind, _UNCOMPRESSED)
     entity.connection_timeout, entity.acse_timeout = _CONNECT_S, _ANSWER_S
     entity.dimse_timeout = entity.network_timeout = _ANSWER_S
     connected: list[object] = []
+
+    def bound(event: Any) -> None:  # pynetdicom itself waits without end for the rest of what has begun
+        connected.append(event)
+        connection = event.assoc.dul.socket
+        connection.__class__, connection.most_bytes = BoundedSocket, _LONGEST_ANSWERS
+        connection.socket.settimeout(_ANSWER_S)
+
     tls_args: Any = None if tls is None else (tls, archive.host)
     try:
         association = entity.associate(
@@ -113,7 +124,7 @@ def _associate(kinds: set[str], title: str, archive: Archive, tls: ssl.SSLContex
             archive.port,
             ae_title=archive.title,
             tls_args=tls_args,
-            evt_handlers=[(evt.EVT_CONN_OPEN, connected.append)],
+            evt_handlers=[(evt.EVT_CONN_OPEN, bound)],
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ArchiveAway(f"{archive} cannot be reached") from error
@@ -145,6 +156,8 @@ def _why(association: Any, archive: Archive) -> str:
         answer = association.acceptor.primitive
         words = "too many associations" if answer.result_source == 3 else "does it know our AE title, and is its right?"
         return f"{archive} rejects the association ({words})"
+    if association.acceptor.primitive is None:
+        return f"{archive} does not answer as DICOM does; is that its address and port?"
     return f"{archive} accepts no association for reports (Comprehensive 3D SR Storage)"
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -17,8 +20,9 @@ from shared.errors import InvalidInputError
 from shared.job_client import connection_problem
 
 AUTHORIZATION = "TRIVIUM_ARCHIVE_AUTHORIZATION"
-_PATIENCE_S = 60.0
-_LONGEST_ANSWER = 16 << 20
+_PATIENCE_S, _LONGEST_S = 60.0, 600.0
+"""How long nothing may come, and how long one request may take altogether."""
+_LONGEST_ANSWER = 1 << 20
 _REFUSED = (400, 406, 409, 413, 415, 422)
 _HINTS = {401: f"; {AUTHORIZATION} holds what it wants", 404: "; is that the address of its DICOMweb?"}
 _HINTS[403] = _HINTS[401]
@@ -86,13 +90,18 @@ class WebArchive:
             connection = HTTPSConnection(parts.hostname, parts.port, timeout=_PATIENCE_S, context=tls)
         allowed = {} if self.authorization is None else {"Authorization": self.authorization}
         try:
-            connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **allowed})
-            response = connection.getresponse()
-            return response.status, response.read(_LONGEST_ANSWER)
-        except (OSError, HTTPException) as error:
+            connection.connect()
+            with _broken_off(connection.sock, _LONGEST_S):
+                connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **allowed})
+                response = connection.getresponse()
+                content = response.read(_LONGEST_ANSWER + 1)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
             raise ArchiveAway(f"{self} cannot be reached ({connection_problem(error)})") from error
         finally:
             connection.close()
+        if len(content) > _LONGEST_ANSWER:
+            raise ArchiveAway(f"{self} answers with more than {_LONGEST_ANSWER >> 20} MiB; is that its DICOMweb?")
+        return response.status, content
 
 
 def read_web_archive(text: str, authorization: str | None = None, tls: ssl.SSLContext | None = None) -> WebArchive:
@@ -122,9 +131,27 @@ def _failure(answer: bytes) -> tuple[bool, int | None]:
         found: Any = json.loads(answer)
         (found,) = found if isinstance(found, list) else [found]
         failed = found.get("00081198", {}).get("Value", [])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False, None
     try:
-        return bool(failed), int(failed[0]["00081197"]["Value"][0])
-    except (ValueError, TypeError, LookupError):
-        return bool(failed), None
+        reason = failed[0]["00081197"]["Value"][0]
+    except (TypeError, LookupError):
+        reason = None
+    return bool(failed), reason if isinstance(reason, int) and 0 <= reason < 1 << 16 else None
+
+
+@contextmanager
+def _broken_off(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Ends a connection after so long, however little comes at a time: what reads from it gets an end or an error."""
+
+    def end() -> None:
+        with suppress(OSError):  # it has ended by itself
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # an SSLSocket's own would drop its TLS and read on
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -90,7 +90,7 @@ class Sending:
             if left:
                 pause_s = max(self._backoff.failed(path.name) for path in left)
                 log.warning("%d reports wait: %s; next try in %.0f s", len(left), away, pause_s)
-        except OSError:
+        except Exception:
             for path in left:
                 self._backoff.failed(path.name)
             raise

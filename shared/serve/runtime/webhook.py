@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import InvalidInputError
+from shared.job_client import in_one_line
 from shared.serve.runtime.threads import Threads
 from shared.serve.settings import Settings
 from shared.store.jobs import Job, JobStore
@@ -92,9 +93,10 @@ class Webhook:
         try:
             with self._opener.open(self._request(job), timeout=_TIMEOUT_S):
                 jobs.was_told(job)
-        except (OSError, HTTPException) as error:  # urllib's errors, timeouts and TLS's are OSErrors
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirection to what is no address
             words = "it is told no more" if last else "it is told again later"
-            log.log(logging.ERROR if last else logging.WARNING, "the webhook and job %s: %s; %s", job.id, error, words)
+            level, why = logging.ERROR if last else logging.WARNING, in_one_line(str(error))
+            log.log(level, "the webhook and job %s: %s; %s", job.id, why, words)
         return True
 
     def _request(self, job: Job) -> urllib.request.Request:

@@ -7,11 +7,13 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +114,30 @@ def test_it_is_told_again_until_it_takes_it_and_no_redirection_is_followed(
     assert {(path, headers["webhook-id"]) for path, headers, _ in receiver.received} == {
         ("/hook", receiver.received[0][1]["webhook-id"])
     }
+
+
+@pytest.mark.parametrize("answer", [b"302 T\r\nLocation: http://[bad", b"500 \x1b[31m" + b"A" * 60_000])
+def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    class Jobs:
+        def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
+            return SimpleNamespace(id="1", app="echo", state="done"), False
+
+    def serve_one() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve_one, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
+        jobs: Any = Jobs()
+        assert webhook.Webhook(url, KEY, "")._deliver_one(jobs)
+        thread.join(10)
+    (record,) = caplog.records
+    assert "it is told again later" in record.message
+    assert record.message.isprintable() and len(record.message) < 300
 
 
 def test_what_was_not_delivered_outlasts_the_server(serve: Serve, receiver: Receiver, settings: Settings) -> None:
