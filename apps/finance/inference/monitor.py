@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from apps.finance.inference.conformal import Reported, report
 from apps.finance.inference.corporate_actions import corporate_actions
@@ -81,7 +82,10 @@ class Monitor:
                 f"{path} is the state of a monitor with another model or calibration than {predictor.name}; load that "
                 "one, or begin a monitor with the history"
             )
-        saved = Options(**settings.pop("options"))
+        try:
+            saved = TypeAdapter(Options).validate_python(settings.pop("options", None))
+        except ValidationError as error:
+            raise InvalidInputError(f"{path} has no options of a monitor; begin one with the history") from error
         if options is not None and options != saved:
             raise InvalidInputError(
                 f"{path} goes on with {saved}, and not with {options}; leave the options out, or begin a monitor with "

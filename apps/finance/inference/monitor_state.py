@@ -6,15 +6,15 @@ All of it is numbers and names: a NumPy archive without pickles, with a text in 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 
 from apps.finance.inference.conformal import ControlState
 from apps.finance.inference.detectors.detector import ALIGNED
@@ -28,6 +28,39 @@ _DAYS, _MOST_ROWS = 15, 1_300_000
 as rows by the second are."""
 _LEAST_REACH = 5 * ALIGNED
 _FORMAT = 1
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SeriesFacts:
+    name: str
+    column: str
+    interval_ns: _Count
+    joint: bool
+    column_of_table: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    """What the text of a state must hold, with its types."""
+
+    format: int
+    series: _SeriesFacts
+    columns: list[str]
+    carried: list[str]
+    rate: _Number
+    before: _Count
+    due: _Number
+    standing: ControlState | None
+    pauses: Pauses
+    gaps: tuple[Gap, ...]
+    told: frozenset[tuple[str, int]]
+
+
+_FACTS = tuple(one.name for one in fields(_Facts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,29 +168,46 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
     """What ``write_state`` wrote: the state, and all that is there besides, as the settings."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            facts = json.loads(archive["facts"].tobytes())
-            if facts.pop("format") != _FORMAT:
+            if any(entry.compress_type for entry in archive.zip.infolist()):  # never by us: it could be any size
+                raise ValueError
+            found = json.loads(archive["facts"].tobytes())
+            if found["format"] != _FORMAT:
                 raise InvalidInputError(f"{path} is of another version; begin a monitor with the history instead")
-            columns = {name: archive[f"column{number}"] for number, name in enumerate(facts.pop("columns"))}
-            carried = {name: archive[f"carried{number}"] for number, name in enumerate(facts.pop("carried"))}
-            series = Series(times_ns=archive["times"], values=columns, **facts.pop("series"))
-            pauses, standing = facts.pop("pauses"), facts.pop("standing")
-            pauses["starts"] = [(start, length) for start, length in pauses["starts"]]
-            state = SeriesState(
-                series=series,
-                factor=archive["factor"],
-                rate=facts.pop("rate"),
-                carried=carried,
-                before=facts.pop("before"),
-                due=facts.pop("due"),
-                control_state=None if standing is None else ControlState(**standing),
-                pauses=Pauses(**pauses),
-                gaps=tuple(Gap(**gap) for gap in facts.pop("gaps")),
-                told=frozenset((kind, start) for kind, start in facts.pop("told")),
-            )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            facts = TypeAdapter(_Facts).validate_python({name: found.pop(name) for name in _FACTS})
+            columns = {name: archive[f"column{number}"] for number, name in enumerate(facts.columns)}
+            carried = {name: archive[f"carried{number}"] for number, name in enumerate(facts.carried)}
+            times, factor = archive["times"], archive["factor"]
+        _must_fit(facts, times, [factor, *columns.values()], list(carried.values()))
+        state = SeriesState(
+            series=Series(times_ns=times, values=columns, **asdict(facts.series)),
+            factor=factor,
+            carried=carried,
+            control_state=facts.standing,
+            **{name: getattr(facts, name) for name in ("rate", "before", "due", "pauses", "gaps", "told")},
+        )
+    except InvalidInputError:
+        raise
+    except Exception as error:  # what numpy, zipfile and tokenize raise at a damaged file are a dozen kinds
         raise InvalidInputError(
             f"{path} is not there or is no whole state of a monitor; begin one with the history instead, one of "
             "model.read(FILE)"
         ) from error
-    return state, facts
+    return state, found
+
+
+def _must_fit(facts: _Facts, times: Times, held: list[NDArray[Any]], carried: list[NDArray[Any]]) -> None:
+    """Raises ``ValueError`` where the arrays are not of one series."""
+    rows = {numbers.shape for numbers in carried}
+    if (
+        facts.series.column not in facts.columns
+        or times.dtype != np.int64
+        or times.ndim != 1
+        or not len(times)
+        or (np.diff(times) <= 0).any()
+        or any(numbers.shape != times.shape or numbers.dtype != np.float64 for numbers in held)
+        or any(numbers.dtype.kind not in "bif" for numbers in carried)
+        or len(rows) != 1
+        or rows.pop() > times.shape
+        or any(np.isinf(numbers).any() for numbers in held)
+    ):
+        raise ValueError("the arrays are not of one series")

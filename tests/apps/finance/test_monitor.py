@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import warnings
 from dataclasses import replace
@@ -236,6 +237,55 @@ def test_rows_that_cannot_be_used_are_refused_and_change_nothing(times, values, 
     with pytest.raises(InvalidInputError, match=sentence):
         monitor.update(times, values)
     assert len(monitor.series) == 100
+
+
+def _changed(path: Path, change) -> None:
+    """Writes the state anew, its text and arrays as ``change`` leaves them."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    facts = json.loads(arrays.pop("facts").tobytes())
+    change(facts, arrays)
+    np.savez(path, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts, arrays: facts.update(rate="x"),
+        lambda facts, arrays: facts.update(before=10**400),
+        lambda facts, arrays: facts.update(due=float("nan")),
+        lambda facts, arrays: facts["pauses"].update(lengths=None),
+        lambda facts, arrays: facts["series"].update(column="another"),
+        lambda facts, arrays: facts.update(options=None),
+        lambda facts, arrays: arrays.update(times=arrays["times"][:10]),
+        lambda facts, arrays: arrays.update(times=arrays["times"][::-1]),
+        lambda facts, arrays: arrays.update(factor=arrays["factor"].astype(str)),
+        lambda facts, arrays: arrays.update(column0=np.full(len(arrays["times"]), np.inf)),
+        lambda facts, arrays: arrays.update(carried1=arrays["carried1"][:3]),
+    ],
+)
+def test_a_state_that_somebody_changed_is_refused_before_a_row_comes(tmp_path, change):
+    path = tmp_path / "s.npz"
+    untrained().monitor(quiet(100)).save(path)
+    _changed(path, change)
+    with pytest.raises(InvalidInputError, match=r"no (whole state|options) of a monitor"):
+        untrained().monitor(path)
+
+
+def test_a_state_that_is_no_state_or_would_grow_is_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    untrained().monitor(quiet(100)).save(path)
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez_compressed(path, **arrays)
+    contents = [path.read_bytes(), b"", b"\x93NUMPY\x01\x00\x76\x00" + b"{" * 200]
+    for text in (b"[" * 200_000, b'"x"', b"1"):
+        np.savez(path, **{**arrays, "facts": np.frombuffer(text, np.uint8)})
+        contents.append(path.read_bytes())
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(InvalidInputError, match="no whole state of a monitor"):
+            untrained().monitor(path)
 
 
 def test_a_state_is_refused_by_another_model_with_other_options_and_when_it_is_torn(tmp_path):
