@@ -94,15 +94,24 @@ def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:
     write_whole(path, yaml.safe_dump(document, sort_keys=False))
 
 
+class _NoAliases(yaml.SafeLoader):
+    """Reads no aliases: by them a few lines stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds aliases (*name), which are not read; write out what they stand for")
+        return super().compose_node(parent, index)
+
+
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest``, ``recipe`` and ``classes``, in JSON types."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"{path} does not exist; a run's directory holds recipe.yaml once training has begun"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
         raise InvalidInputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not {"app", "name", "recipe"} <= document.keys():
         raise InvalidInputError(f"{path} is not a recipe file; expected the keys app, name, digest, recipe")

@@ -21,7 +21,7 @@ from apps.finance.inference.scoring import Calibration, combine, improbability, 
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
 from apps.finance.types import Detection, FinanceInput, Series
-from shared.deploy.artifact import Artifact
+from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
 from shared.errors import InvalidInputError
@@ -55,8 +55,8 @@ class FinancePredictor:
 
         def build() -> Forecaster | LibraryForecaster:
             built = settings.build(input)
-            built.load_state_dict(artifact.weights())
-            return built.eval()
+            load_weights(built, artifact, "cpu")
+            return built
 
         def dense_network() -> DenseNetwork:
             from apps.finance.models.tft import dense

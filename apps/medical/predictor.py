@@ -189,11 +189,13 @@ def open_detector(artifact: Artifact, device: str = "cpu") -> RetinaNetDetector:
     """MONAI's detector with an artifact's weights, for evaluation."""
     import torch
 
+    from shared.deploy.artifact import load_weights
+
     model, input = _settings(artifact)
     with torch.random.fork_rng():
         detector = model.build(input)
-    detector.load_state_dict(artifact.weights())
-    return detector.to(device).eval()
+    loaded: RetinaNetDetector = load_weights(detector, artifact, device)
+    return loaded
 
 
 def served_with(artifact: Artifact, *registries: Path) -> list[Artifact]:
@@ -218,14 +220,14 @@ def _ranked_by(second: Artifact) -> Artifact:
 
 def open_second_stage(artifact: Artifact, device: str = "cpu") -> SecondStage:
     """The second stage's network with an artifact's weights, and the size of its patches."""
+    from shared.deploy.artifact import load_weights
     from shared.recipe_file import from_mapping
 
     settings = from_mapping(CandidateClassifier, artifact.recipe()["recipe"]["model"])
 
     def build() -> DenseNetwork:
         network = settings.build(ChestInput())
-        network.load_state_dict(artifact.weights())
-        return dense_classifier(settings, network.to(device))
+        return dense_classifier(settings, load_weights(network, artifact, device))
 
     program = open_program(
         Network(

@@ -96,10 +96,19 @@ class Artifact:
         return read_recipe_file(self._verified(RECIPE))
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict, on the CPU."""
+        """The state dict, on the CPU. Refuses a file that is damaged, and weights that are not finite."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return dict(load_file(self._verified(WEIGHTS)))
+        path = self._verified(WEIGHTS)
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InvalidInputError(f"{path} cannot be read as a safetensors file: {error}") from error
+        for name, tensor in found.items():
+            if not tensor.isfinite().all():
+                raise InvalidInputError(f"{path}: {name} is not finite; train or import the model anew")
+        return found
 
     @property
     def network(self) -> Path:
@@ -145,7 +154,7 @@ def open_artifact(path: Path) -> Artifact:
     """Opens the artifact in directory ``path``; refuses one that is incomplete or was altered."""
     try:
         manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise InvalidInputError(
             f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one"
         ) from error

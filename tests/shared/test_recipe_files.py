@@ -108,7 +108,14 @@ def test_a_file_without_classes_is_still_read(tmp_path):
     assert recipe_of(APP, found) == line.recipe()
 
 
-@pytest.mark.parametrize("text", ["a: [", "\t", "just words", yaml.safe_dump({"app": "line"})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "\t", "just words", yaml.safe_dump({"app": "line"})),
+        *("app: 2001-99-99", "app: " + "9" * 5000, "app: " + "{a: " * 1000, "app: !!python/name:os.system"),
+        "a: &a [x, x]\napp: *a\nname: *a\nrecipe: {}",
+    ],
+)
 def test_what_is_no_recipe_file_is_refused(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InvalidInputError, match=r"recipe\.yaml (cannot be read as YAML|is not a recipe file)"):

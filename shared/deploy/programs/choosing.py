@@ -37,6 +37,7 @@ from shared.deploy.programs.program import (
 from shared.deploy.programs.store import Found, folder_of, found_programs, is_accepted, is_refused
 from shared.deploy.programs.table import RUNTIMES, find_program
 from shared.deploy.programs.timing import measure
+from shared.errors import InvalidInputError
 from shared.precision import cpu_has_bf16
 from shared.progress import report_stage
 from shared.threads import compute_threads, set_compute_threads
@@ -311,6 +312,8 @@ def _fastest(
     for name, remark in _wrong(outputs).items():
         del programs[name]
         passed_over.append(remark)
+    if not programs:
+        raise InvalidInputError(f"{network.artifact.path} cannot be used: {'; '.join(passed_over)}")
     # On a machine where others compute, the time on the wall tells which program was interrupted least.
     milliseconds = measure(programs, example, time.process_time if place.device == "cpu" else time.perf_counter)
     best = _best(milliseconds, loading)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from apps import finance
 from shared.deploy.artifact import Manifest, describe_file, load_weights, open_artifact, write_manifest
 from shared.errors import InvalidInputError
 
@@ -70,3 +72,49 @@ def test_weights_load_into_their_model_and_into_no_other(make: Callable[..., Pat
     assert not model.training and model(torch.ones(1, 2)).item() == 2
     with pytest.raises(InvalidInputError, match=r"weights\.safetensors does not fit the model"):
         load_weights(torch.nn.Linear(3, 1), artifact, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ((2 << 30).to_bytes(8, "little") + b"{}" * 50, "cannot be read as a safetensors file"),
+        (b"junk", "cannot be read as a safetensors file"),
+        (save({"weight": torch.tensor([[1.0, float("nan")]])}), "weight is not finite"),
+    ],
+)
+def test_weights_that_are_damaged_or_not_finite_are_refused(
+    make: Callable[..., Path], content: bytes, words: str
+) -> None:
+    path = make("weights.safetensors")
+    (path / "weights.safetensors").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["weights.safetensors"] = describe_file(path / "weights.safetensors")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInputError, match=words):
+        open_artifact(path).weights()
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_none(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
+        open_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("asked", [None, "torch"])
+def test_an_artifact_with_weights_of_another_network_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    import trivium
+
+    monkeypatch.delenv("TRIVIUM_PROGRAM", raising=False)
+    if asked:
+        monkeypatch.setenv("TRIVIUM_PROGRAM", asked)
+
+    shipped = next((Path(finance.__file__).parent / "weights").glob("*/*/manifest.json")).parent
+    path = Path(shutil.copytree(shipped, tmp_path / "1"))
+    save_file({"weight": torch.zeros(3)}, path / "weights.safetensors")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["weights.safetensors"] = describe_file(path / "weights.safetensors")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInputError, match="does not fit the model that"):
+        trivium.load("finance", artifact=path)
