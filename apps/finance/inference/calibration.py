@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from pydantic import TypeAdapter, ValidationError
+
 from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
@@ -15,6 +17,7 @@ from apps.finance.inference.forecasting import AnyForecaster, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
 from apps.finance.types import Floats, LabelledSeries
+from shared.errors import InvalidInputError
 from shared.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -111,10 +114,19 @@ def default_stride(horizon: int) -> int:
 
 
 def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
-    """The calibration in a manifest."""
-    names = Calibration.__dataclass_fields__.keys() & mapping.keys()
-    prior = {_FORMER_NAMES.get(name, name): values for name, values in mapping.get("prior", {}).items()}
-    return Calibration(**{**{name: mapping[name] for name in names}, "prior": prior})
+    """The calibration in a manifest. Refuses one of other types."""
+    known = {name: mapping[name] for name in Calibration.__dataclass_fields__.keys() & mapping.keys()}
+    if isinstance(prior := known.get("prior"), Mapping):
+        known["prior"] = {_FORMER_NAMES.get(name, name): values for name, values in prior.items()}
+    try:
+        return TypeAdapter(Calibration).validate_python(known)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise InvalidInputError(
+            f"the model's calibration cannot be used: {where}: {wrong['msg'].lower()}; `trivium calibrate finance "
+            "--artifact DIR` makes it anew"
+        ) from error
 
 
 def reported_scores(scored: ScoredRows, control: Control, rate: float) -> list[Scored]:

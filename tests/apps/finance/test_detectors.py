@@ -16,6 +16,7 @@ from apps.finance.inference.detectors.detector import Detector, ForecastedSeries
 from apps.finance.inference.detectors.ranked import RankedStatistic
 from apps.finance.models.stored import stored_settings
 from apps.finance.types import MINUTE_NS, Forecast, Series
+from shared.errors import InvalidInputError
 
 ALL = {**DETECTORS, **CANDIDATES, **ANCHORS}
 ROWS = 700
@@ -83,6 +84,20 @@ def test_the_manifests_of_earlier_artifacts_are_read_by_their_former_names():
     found = from_manifest(former)
     assert found.prior == {"high_volatility": [1.0], "low_volatility": [2.0], "jump": [3.0]}
     assert found.threshold == 0.31
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        ({"prior": None}, "prior"),
+        ({"prior": {"level": "high"}}, "prior.level"),
+        ({"tail": [1]}, "tail"),
+        ({"memory": "x"}, "memory"),
+    ],
+)
+def test_a_calibration_of_other_types_is_refused_in_a_sentence(wrong, where):
+    with pytest.raises(InvalidInputError, match=f"calibration cannot be used: {where}"):
+        from_manifest(wrong)
 
 
 def test_the_recipes_of_earlier_artifacts_are_read_with_their_context_in_the_model():
