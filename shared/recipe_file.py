@@ -39,6 +39,7 @@ _HOW_LONG = (
 _ONCE_FIXED = ("evaluation_batch", "min_delta")
 HOW_COMPUTED = ("strategy", "compile")
 """Settings by which a run computes the same in another way; it may be resumed with others."""
+_MOST_ALIASES = 100
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -94,19 +95,33 @@ def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:
     write_whole(path, yaml.safe_dump(document, sort_keys=False))
 
 
-class _NoAliases(yaml.SafeLoader):
-    """Reads no aliases: by them a few lines stand for gigabytes."""
+class _FewAliases(yaml.SafeLoader):
+    """Reads aliases, as PyYAML writes them for what stands twice, but none of what holds others, and at most a hundred.
+
+    By such a few lines stand for gigabytes.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._aliases = self._named = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it holds aliases (*name), which are not read; write out what they stand for")
-        return super().compose_node(parent, index)
+            self._aliases += 1
+            if self._named or self._aliases > _MOST_ALIASES:
+                raise yaml.YAMLError("it holds aliases (*name) of aliases, or too many; write out what they stand for")
+            return super().compose_node(parent, index)
+        named = self.peek_event().anchor is not None  # type: ignore[no-untyped-call]
+        self._named += named
+        node = super().compose_node(parent, index)
+        self._named -= named
+        return node
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """The document in a ``recipe.yaml``: ``app``, ``name``, ``digest``, ``recipe`` and ``classes``, in JSON types."""
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
+        document = yaml.load(path.read_text(encoding="utf-8"), _FewAliases)
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"{path} does not exist; a run's directory holds recipe.yaml once training has begun"

@@ -113,7 +113,7 @@ def test_a_file_without_classes_is_still_read(tmp_path):
     [
         *("a: [", "\t", "just words", yaml.safe_dump({"app": "line"})),
         *("app: 2001-99-99", "app: " + "9" * 5000, "app: " + "{a: " * 1000, "app: !!python/name:os.system"),
-        "a: &a [x, x]\napp: *a\nname: *a\nrecipe: {}",
+        "a: &a [x, x]\napp: &b [*a, *a]\nname: *b\nrecipe: {}",
     ],
 )
 def test_what_is_no_recipe_file_is_refused(tmp_path, text):
