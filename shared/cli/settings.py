@@ -87,7 +87,7 @@ def _refuse_unknown(word: str, known: Sequence[str], prog: str) -> NoReturn:
     beside = [flag for flag in known if group and flag.startswith(f"{group}.")]
     ends = {flag: flag.rpartition(".")[2] for flag in beside or known}
     near = get_close_matches(_ELSEWHERE.get(last, last), ends.values(), n=2)
-    close = get_close_matches(name, known, cutoff=0.8)
+    close = get_close_matches(name, [flag for flag in known if ("." in flag) == bool(group)], cutoff=0.8)
     meant = close or [flag for flag, end in ends.items() if end in near] or beside
     hint = f"; there is --{', --'.join(meant)}" if meant else ""
     if group == "data" and not close:

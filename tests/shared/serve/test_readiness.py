@@ -72,6 +72,6 @@ def test_a_model_that_was_unloaded_and_loaded_again_is_looked_after(serve: Serve
     assert client.get(READY).json() == {"ready": True}
     assert client.post("/v2/repository/models/echo/load").status_code == 200
     pool = client.app.state.networks.find("echo", "2").model.value  # type: ignore[attr-defined]
-    pool._places[0].state = "failed"
+    pool._slots[0].state = "failed"
     answer = client.get(READY)
     assert answer.status_code == 503 and "the model echo" in answer.json()["reason"]
