@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from apps.driving.adapters.kitti import to_rectified
 from apps.driving.datasets.kitti import KittiFrames
 from apps.driving.models.library import load
-from apps.medical.models.retinanet import ANCHOR_SCALES, RETURNED_LAYERS, STRIDE, RetinaNet3D
+from apps.medical.models.retinanet import ANCHOR_SCALES, RetinaNet3D, build_network
 from apps.medical.types import ChestInput
 from shared.optimizers import AdamW
 
@@ -149,37 +149,9 @@ def monai_transforms(input: ChestInput, patches: int, *, tutorial: bool) -> tupl
 def monai_detector(settings: RetinaNet3D, weights: Mapping[str, Tensor]) -> Any:
     """The detector that the tutorial builds, in the sizes of ``settings``, with the weights of its network."""
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-    from monai.apps.detection.networks.retinanet_network import RetinaNet
     from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
-    from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
-    from monai.networks.nets.resnet import ResNet
 
-    planes = [settings.planes * 2**n for n in range(4)]
-    backbone = ResNet(
-        block=settings.block,
-        layers=list(settings.layers),
-        block_inplanes=planes,
-        spatial_dims=3,
-        n_input_channels=1,
-        conv1_t_size=(settings.stem,) * 3,
-        conv1_t_stride=STRIDE,
-        feed_forward=False,
-    )
-    wide = 4 if settings.block == "bottleneck" else 1
-    extractor = BackboneWithFPN(
-        backbone,
-        return_layers={f"layer{layer}": str(n) for n, layer in enumerate(RETURNED_LAYERS)},
-        in_channels_list=[planes[layer - 1] * wide for layer in RETURNED_LAYERS],
-        out_channels=settings.features,
-        spatial_dims=3,
-    )
-    network = RetinaNet(
-        spatial_dims=3,
-        num_classes=1,
-        num_anchors=len(settings.anchors_voxels),
-        feature_extractor=extractor,
-        size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in STRIDE],
-    )
+    network = build_network(settings)
     network.load_state_dict(dict(weights))
     anchors = AnchorGeneratorWithAnchorShape(
         feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=settings.anchors_voxels

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.networks.retinanet_network import RetinaNet
     from torch import nn
 
     from apps.medical.types import ChestInput
@@ -59,16 +60,11 @@ def full() -> RetinaNet3D:
     return RetinaNet3D(block="bottleneck", layers=(3, 4, 6, 3), planes=64, features=256)
 
 
-def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
-    """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
-    import torch
-    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+def build_network(settings: RetinaNet3D, classes: int = 1) -> RetinaNet:
+    """MONAI's network, as it is; what ``build`` makes a detector of."""
     from monai.apps.detection.networks.retinanet_network import RetinaNet
-    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
     from monai.networks.blocks.backbone_fpn_utils import BackboneWithFPN
     from monai.networks.nets.resnet import ResNet
-
-    from apps.medical.models.group_norm import use_fast_group_norm
 
     logging.getLogger("monai").setLevel(logging.WARNING)
     planes = [settings.planes * 2**n for n in range(4)]
@@ -90,13 +86,24 @@ def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
         out_channels=settings.features,
         spatial_dims=3,
     )
-    network = RetinaNet(
+    return RetinaNet(
         spatial_dims=3,
         num_classes=classes,
         num_anchors=len(settings.anchors_voxels),
         feature_extractor=pyramid,
         size_divisible=[2 * s * 2 ** max(RETURNED_LAYERS) for s in STRIDE],
     )
+
+
+def build(settings: RetinaNet3D, classes: int = 1) -> RetinaNetDetector:
+    """The detector, ready to train and to detect; ``detector.network`` holds all its parameters."""
+    import torch
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+
+    from apps.medical.models.group_norm import use_fast_group_norm
+
+    network = build_network(settings, classes)
     anchors = AnchorGeneratorWithAnchorShape(
         feature_map_scales=ANCHOR_SCALES, base_anchor_shapes=settings.anchors_voxels
     )
