@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -45,6 +46,13 @@ def programs_of_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIVIUM_PROGRAM", os.environ.get("TRIVIUM_PROGRAM", "torch"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def log_that_pytest_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ran in this process in an earlier test has left its own configuration of the log."""
+    for name in ("trivium", "trivium.access"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 @pytest.fixture(scope="session")

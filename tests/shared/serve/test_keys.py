@@ -299,14 +299,11 @@ def test_the_commands_take_the_key_from_the_environment(
 def test_a_server_that_others_reach_without_keys_says_so_when_it_starts(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     host: str,
     require: bool,
     key: bool,
     said: str,
 ) -> None:
-    # A server that ran in this process before has its log kept from pytest.
-    monkeypatch.setattr(logging.getLogger("trivium"), "propagate", True)
     with closing(CaseStore(tmp_path / "store")) as store:
         keys = Keys(store.engine)
         if key:
