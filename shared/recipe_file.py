@@ -36,7 +36,6 @@ _HOW_LONG = (
     "keep",
     "loader_threads",
 )
-_ONCE_FIXED = ("evaluation_batch", "min_delta")
 HOW_COMPUTED = ("strategy", "compile")
 """Settings by which a run computes the same in another way; it may be resumed with others."""
 _MOST_ALIASES = 100
@@ -53,17 +52,16 @@ def component_classes(recipe: Recipe) -> dict[str, str]:
     return {path: f"{type(part).__module__}.{type(part).__qualname__}" for path, part in _components(recipe, "")}
 
 
-def digest(recipe: Recipe, *, earlier: bool = False) -> str:
+def digest(recipe: Recipe) -> str:
     """SHA-256 of what decides the weights: all settings but how long the run goes on, when and in which portions it is
     validated, in how many parts it computes and whether it is compiled.
 
     The names of the components' classes are among it, for equal settings of two classes make two things; the modules
-    are not, so that a class may move. ``earlier`` versions had two of the settings of validation among it.
+    are not, so that a class may move.
     """
     mapping = to_mapping(recipe)
     for name in _HOW_LONG:
-        if not (earlier and name in _ONCE_FIXED):
-            mapping["limits"].pop(name)
+        mapping["limits"].pop(name)
     for name in HOW_COMPUTED:
         mapping.pop(name)
     if mapping["ema_decay"] is None:

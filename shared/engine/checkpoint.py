@@ -45,8 +45,8 @@ class Progress:
     """All that a run knows about itself besides the state of its parts.
 
     ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
-    evaluation, ``best_step`` that of the best of them; ``validate_every`` how many steps lie between two, 0 for an
-    epoch's (as earlier versions wrote it); ``device`` is where the last steps were computed.
+    evaluation, ``best_step`` that of the best of them; ``validate_every`` how many steps lie between two;
+    ``device`` is where the last steps were computed.
     ``micro_batch`` is set where the memory was too small for ``micro_batch_asked`` samples at once (None: for all).
     """
 
@@ -66,15 +66,11 @@ class Checkpoints:
 
     ``save`` and ``load`` are called on every process of the run, for a state may be spread over them: its tensors are
     gathered one by one, and the process with ``writes`` writes whole ones. What is ``own`` each process writes into a
-    file of its own, in the directory that all share. ``digests`` are the recipe's, as this version and as earlier ones
-    computed it.
+    file of its own, in the directory that all share.
     """
 
-    def __init__(
-        self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None, earlier_digest: str = ""
-    ) -> None:
+    def __init__(self, path: Path, *, recipe_digest: str, keep: int = 2, group: Group | None = None) -> None:
         self.path, self.recipe_digest, self.keep, self.group = path, recipe_digest, keep, group
-        self.digests = (recipe_digest, earlier_digest)
         self.writes = group is None or group.leader
 
     def save(
@@ -125,15 +121,10 @@ class Checkpoints:
     def load(self, path: Path, state: Mapping[str, Stateful]) -> Progress:
         """Restores every part of ``state`` in place and returns the progress.
 
-        Refuses a checkpoint of another recipe, one of another layout, and one with other parts.
+        Refuses a checkpoint of another recipe, and one with other parts.
         """
         document = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if "state" not in document:
-            raise InvalidInputError(
-                f"{path} was written by an earlier version, whose runs cannot be resumed; name a new run, and start "
-                "from these weights with --init"
-            )
-        if document["recipe_digest"] not in self.digests:
+        if document["recipe_digest"] != self.recipe_digest:
             raise InvalidInputError(
                 f"{path} was written by another recipe; go on with the settings in recipe.yaml, or name a new run"
             )
@@ -256,13 +247,9 @@ def model_state(path: Path) -> dict[str, Tensor]:
 
 def _complete(path: Path) -> bool:
     try:
-        if (path / _DIGESTS).exists():
-            digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
-        else:
-            # As earlier versions wrote them: the digests of the tensors within state.json.
-            digests = json.loads((path / _STATE).read_text(encoding="utf-8"))["sha256"]
+        digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
         return bool(digests) and all(_digest(path / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -49,8 +49,8 @@ def _train(training: Training, watch: StopWatch) -> Result | int:
     began = time.monotonic() - progress.seconds
     late, signal = limits.minutes is not None and progress.seconds > 60 * limits.minutes, 0
     if progress.step < end and not late:
-        before = progress.validate_every or training.order.steps_per_epoch
-        progress.history, progress.validate_every = scheduled_entries(progress.history, before), every
+        progress.history = scheduled_entries(progress.history, progress.validate_every)
+        progress.validate_every = every
     reason = ended(progress.history, limits, late=late)
     first = progress.step + 1
     read_every_step = group.world == 1 and group.device.type == "cpu"

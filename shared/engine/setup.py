@@ -120,8 +120,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         stack.enter_context(keep_freed_memory())
     chosen = choose_precision(recipe.precision, group.device)
     notes = [f"on {group.name}, {chosen.reason}"]
-    digests = {"recipe_digest": digest(recipe), "earlier_digest": digest(recipe, earlier=True)}
-    checkpoints = Checkpoints(run.checkpoints, keep=limits.keep, group=group, **digests)
+    checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
     latest = _newest(checkpoints, run, recipe, notes)
 
     torch.manual_seed(recipe.seed)
@@ -270,17 +269,12 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
             notes.append(f"{run.path} holds no checkpoint: it begins again with its first step")
         return None
     document = read_recipe_file(run.recipe_file)
-    if "classes" not in document:
-        raise InvalidInputError(
-            f"{run.path} was begun by an earlier version, whose runs cannot be resumed; name a new run, and start from "
-            "its weights with --init"
-        )
     found = [
         *differences(to_mapping(recipe), document["recipe"]),
-        *differences(_names(component_classes(recipe)), _names(document["classes"])),
+        *differences(_names(component_classes(recipe)), _names(document.get("classes", {}))),
     ]
     found = [phrase for phrase in found if not phrase.startswith(HOW_COMPUTED)]
-    if found and document.get("digest") not in checkpoints.digests:
+    if found and document.get("digest") != checkpoints.recipe_digest:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise InvalidInputError(
             f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with its own settings "

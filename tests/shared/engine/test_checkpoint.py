@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.comms.group import Group
-from shared.engine.checkpoint import Checkpoints, Progress, model_state, read_progress
+from shared.engine.checkpoint import Checkpoints, Progress, model_state
 from shared.errors import InvalidInputError
 from shared.optimizers import AdamW
 from tests.shared.engine.line import train, weights
@@ -123,20 +123,4 @@ def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path):
     for file in (tmp_path / "checkpoints").glob("step-*/state.json"):
         file.write_text(file.read_text()[:-9])
     with pytest.raises(InvalidInputError, match=r"no checkpoint of .* is whole \(step-00000015, step-00000010, step-"):
-        train(tmp_path)
-
-
-def test_a_checkpoint_of_an_earlier_version_is_read_but_not_resumed(tmp_path):
-    """Its digests of the tensors stood in state.json, beside progress, groups and extra."""
-    train(tmp_path, steps=5)
-    home = tmp_path / "checkpoints" / "step-00000005"
-    digests = json.loads((home / "digests.json").read_text())
-    state = json.loads((home / "state.json").read_text())
-    old = {key: state[key] for key in ("recipe_digest", "progress")} | {"groups": [], "extra": {}}
-    del digests["state.json"]
-    (home / "state.json").write_text(json.dumps(old | {"sha256": digests}))
-    (home / "digests.json").unlink()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", recipe_digest=state["recipe_digest"])
-    assert read_progress(checkpoints.latest()).step == 5 and model_state(checkpoints.best())
-    with pytest.raises(InvalidInputError, match="earlier version, whose runs cannot be resumed"):
         train(tmp_path)

@@ -114,17 +114,6 @@ def test_limits_that_decide_the_weights_or_which_are_kept_stay(tmp_path, name, v
         train(tmp_path, **{name: value})
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
-    settings = {"min_delta": 0.0, "evaluation_batch": 7}
-    with monkeypatch.context() as before:
-        before.setattr("shared.engine.setup.digest", lambda recipe, **_: digest(recipe, earlier=True))
-        before.setattr("shared.recipe_file.digest", lambda recipe, **_: digest(recipe, earlier=True))
-        train(tmp_path, steps=15, **settings)
-    assert read_recipe_file(tmp_path / "recipe.yaml")["digest"] != digest(line.recipe(**settings))
-    assert train(tmp_path, steps=16, **settings).steps == 16
-    assert train(tmp_path, **settings).steps == 30
-
-
 def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_path):
     class Slow(line.Data):
         def train(self, input=None):
