@@ -27,7 +27,6 @@ from apps.medical.models.dense import (
     dense_network,
     fold_batch_norm,
 )
-from apps.medical.models.settings import current_layout
 from apps.medical.types import ChestInput, CTVolume, Findings, Nodule
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
@@ -260,7 +259,7 @@ def _settings(artifact: Artifact) -> tuple[RetinaNet3D, ChestInput]:
     from apps.medical.models.retinanet import RetinaNet3D
     from shared.recipe_file import from_mapping
 
-    settings = current_layout(artifact.recipe()["recipe"])
+    settings = artifact.recipe()["recipe"]
     return from_mapping(RetinaNet3D, settings["model"]), from_mapping(ChestInput, settings["input"])
 
 

@@ -29,8 +29,6 @@ ScoredRows: TypeAlias = Sequence[tuple[Floats, Rows]]
 _BUDGETS = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0, 5.0)
 """Further budgets for which a calibration finds the threshold to begin with, in events a 1,000 rows."""
 _HALVINGS = 12
-_FORMER_NAMES = {"unrest": "high_volatility", "calm": "low_volatility"}
-"""Detectors as the manifests of earlier artifacts call them."""
 
 
 @runtime_checkable
@@ -116,8 +114,6 @@ def default_stride(horizon: int) -> int:
 def from_manifest(mapping: Mapping[str, Any]) -> Calibration:
     """The calibration in a manifest. Refuses one of other types."""
     known = {name: mapping[name] for name in Calibration.__dataclass_fields__.keys() & mapping.keys()}
-    if isinstance(prior := known.get("prior"), Mapping):
-        known["prior"] = {_FORMER_NAMES.get(name, name): values for name, values in prior.items()}
     try:
         return TypeAdapter(Calibration).validate_python(known)
     except ValidationError as error:

@@ -54,13 +54,15 @@ class _Facts:
     rate: _Number
     before: _Count
     due: _Number
-    standing: ControlState | None
+    control_state: ControlState | None
     pauses: Pauses
     gaps: tuple[Gap, ...]
     told: frozenset[tuple[str, int]]
 
 
 _FACTS = tuple(one.name for one in fields(_Facts))
+_CARRIED_OVER = ("rate", "before", "due", "control_state", "pauses", "gaps", "told")
+"""Those that are a ``SeriesState``'s by the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +153,7 @@ def write_state(path: Path, state: SeriesState, settings: Mapping[str, Any]) -> 
         "rate": state.rate,
         "before": state.before,
         "due": state.due,
-        "standing": None if state.control_state is None else asdict(state.control_state),
+        "control_state": None if state.control_state is None else asdict(state.control_state),
         "pauses": asdict(state.pauses),
         "gaps": [asdict(gap) for gap in state.gaps],
         "told": sorted(state.told),
@@ -182,8 +184,7 @@ def read_state(path: Path) -> tuple[SeriesState, dict[str, Any]]:
             series=Series(times_ns=times, values=columns, **asdict(facts.series)),
             factor=factor,
             carried=carried,
-            control_state=facts.standing,
-            **{name: getattr(facts, name) for name in ("rate", "before", "due", "pauses", "gaps", "told")},
+            **{name: getattr(facts, name) for name in _CARRIED_OVER},
         )
     except InvalidInputError:
         raise

@@ -11,10 +11,5 @@ from shared.recipe_file import from_mapping
 
 
 def stored_settings(recipe: Mapping[str, Any]) -> tuple[FinanceModel, FinanceInput]:
-    """The model's and the input's settings in the key ``recipe`` of a ``recipe.yaml``.
-
-    Before there was an input, the model had ``context`` and ``horizon``; later what the library's network takes.
-    """
-    model = dict(recipe["model"])
-    before = {name: model.pop(name) for name in ("context", "horizon", "library") if name in model}
-    return from_mapping(FinanceModel(), model), from_mapping(FinanceInput(), {**before, **(recipe.get("input") or {})})
+    """The model's and the input's settings in the key ``recipe`` of a ``recipe.yaml``."""
+    return from_mapping(FinanceModel(), recipe["model"]), from_mapping(FinanceInput(), recipe["input"])

@@ -22,9 +22,6 @@ from shared.app import DenseNetwork
 if TYPE_CHECKING:
     from apps.finance.models.settings import FinanceModel
 
-_FORMER_REAL = ".unrest."
-"""In the names of weights of earlier artifacts: the static real ``volatility``."""
-
 
 def library_loss(levels: Sequence[float]) -> Any:
     """pytorch-forecasting's ``QuantileLoss`` at the quantile ``levels``."""
@@ -73,7 +70,6 @@ class Forecaster(nn.Module):
     def __init__(self, tft: nn.Module, *, context: int, horizon: int, fast: bool) -> None:
         super().__init__()
         self.tft, self.context, self.horizon, self.fast = tft, context, horizon, fast
-        self.register_load_state_dict_pre_hook(_renamed)  # type: ignore[no-untyped-call]
 
     def forward(self, encoder_cont: Tensor, decoder_cont: Tensor, static: Tensor) -> Tensor:
         """``encoder_cont`` (B, context, 11), ``decoder_cont`` (B, horizon, 11), ``static`` (B, 3)."""
@@ -85,12 +81,6 @@ class Forecaster(nn.Module):
             return forecast_windows(self.tft, encoder_cont, decoder_cont[..., len(UNKNOWN) :], static)
         prediction: Tensor = self.tft(tft_inputs(encoder_cont, decoder_cont, static))["prediction"]
         return prediction
-
-
-def _renamed(module: nn.Module, weights: dict[str, Any], *rest: object) -> None:
-    """Gives weights of earlier artifacts the names that they have now."""
-    for name in [name for name in weights if _FORMER_REAL in name]:
-        weights[name.replace(_FORMER_REAL, ".volatility.")] = weights.pop(name)
 
 
 def example_input(input: FinanceInput, batch: int) -> dict[str, Tensor]:

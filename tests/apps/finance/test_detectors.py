@@ -7,14 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 
 from apps.finance.datasets.synth import markets
 from apps.finance.inference.calibration import from_manifest
 from apps.finance.inference.detectors import ANCHORS, CANDIDATES, DETECTORS, amplitude, nearest
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.inference.detectors.ranked import RankedStatistic
-from apps.finance.models.stored import stored_settings
 from apps.finance.types import MINUTE_NS, Forecast, Series
 from shared.errors import InvalidInputError
 
@@ -79,10 +77,9 @@ def test_a_detector_that_looks_ahead_is_caught():
         assert_causal(RankedStatistic(word="ahead", statistic=ahead))
 
 
-def test_the_manifests_of_earlier_artifacts_are_read_by_their_former_names():
-    former = {"prior": {"unrest": [1.0], "calm": [2.0], "jump": [3.0]}, "threshold": 0.31, "stride": 4}
-    found = from_manifest(former)
-    assert found.prior == {"high_volatility": [1.0], "low_volatility": [2.0], "jump": [3.0]}
+def test_a_calibration_is_read_from_a_manifest_that_says_more():
+    found = from_manifest({"prior": {"high_volatility": [1.0], "jump": [3.0]}, "threshold": 0.31, "stride": 4})
+    assert found.prior == {"high_volatility": [1.0], "jump": [3.0]}
     assert found.threshold == 0.31
 
 
@@ -98,12 +95,6 @@ def test_the_manifests_of_earlier_artifacts_are_read_by_their_former_names():
 def test_a_calibration_of_other_types_is_refused_in_a_sentence(wrong, where):
     with pytest.raises(InvalidInputError, match=f"calibration cannot be used: {where}"):
         from_manifest(wrong)
-
-
-def test_the_recipes_of_earlier_artifacts_are_read_with_their_context_in_the_model():
-    former = yaml.safe_load("{model: {name: a, context: 48, horizon: 4, hidden: 32, fast: true}, data: {context: 48}}")
-    model, input = stored_settings(former)
-    assert (model.hidden, input.context, input.horizon) == (32, 48, 4)
 
 
 def test_amplitude_is_measured_from_where_the_series_began():

@@ -27,9 +27,7 @@ EXACT = 1e-6
 def test_the_shipped_weights_forecast_the_same_on_the_fast_path_as_in_the_library():
     artifact = shipped(app)[0]
     settings, input = stored_settings(artifact.recipe()["recipe"])
-    # Under the names that they have now: the shipped artifact was made before a static real was renamed.
-    names = {name: name.removeprefix("tft.").replace(".unrest.", ".volatility.") for name in artifact.weights()}
-    weights = {names[name]: value for name, value in artifact.weights().items()}
+    weights = {name.removeprefix("tft."): value for name, value in artifact.weights().items()}
     original = build_tft(settings, input).eval()
     original.load_state_dict(weights)
     fast = accelerate(build_tft(settings, input), context=input.context, horizon=input.horizon)
