@@ -69,7 +69,7 @@ def tabulate(series: Series, *, context: int, horizon: int) -> Covariates:
     """
     values = series.target
     missing = ~np.isfinite(values)
-    filled = _fill(values, missing)
+    filled = fill_missing(values)
     times, length = series.times_ns, len(series)
     interval = trailing_interval_ns(times)
     rows = np.zeros((context + length, _SCALE + 1))
@@ -113,9 +113,7 @@ def same_time_before(
 
     Both (N - first,).
     """
-    values = series.target
-    missing = ~np.isfinite(values)
-    smooth = _smooth(_fill(values, missing))
+    smooth = _smooth(fill_missing(series.target))
     interval = trailing_interval_ns(series.times_ns, first)
     return _lagged(smooth, series.times_ns, lag_ns, count, horizon, interval, first)
 
@@ -131,14 +129,15 @@ def last_seen(values: Floats) -> Floats:
     return np.where(row >= 0, values[row], np.nan)
 
 
-def _fill(values: Floats, missing: NDArray[np.bool_]) -> Floats:
-    """Missing values take the last one before them; leading ones the first that there is."""
-    if not missing.any():
+def fill_missing(values: Floats) -> Floats:
+    """(N,) missing values take the last one before them; leading ones the first that there is, or 0 where none is."""
+    there = np.isfinite(values)
+    if there.all():
         return values
-    if missing.all():
+    if not there.any():
         return np.zeros_like(values)
-    filled = last_seen(values)
-    return np.where(np.isnan(filled), values[int(np.argmin(missing))], filled)
+    seen = last_seen(values)
+    return np.where(np.isnan(seen), values[int(np.argmax(there))], seen)
 
 
 def _lagged(

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from apps.finance.datasets.windows import fill_missing
 from apps.finance.models.calendar import CALENDAR
-from apps.finance.models.library_tft import (
-    LibraryForecaster,
-    LibraryWindows,
-    build_library_tft,
-    covariate,
-    filled,
-)
+from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft, covariate
 from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
@@ -235,7 +230,7 @@ def library_frame(settings: LibraryTFT, items: Sequence[LabelledSeries], names: 
     parts = []
     for item in items:
         columns: dict[str, Any] = {settings.group: item.series.name, settings.time_idx: np.arange(len(item.series))}
-        columns[settings.target] = filled(item.series.target)
+        columns[settings.target] = fill_missing(item.series.target)
         columns.update({name: covariate(item.series, name, settings) for name in names})
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)

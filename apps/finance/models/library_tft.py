@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.finance.datasets.labels import window_rows
+from apps.finance.datasets.windows import fill_missing
 from apps.finance.models.calendar import CALENDAR
 from apps.finance.types import FinanceInput, Floats, LabelledSeries, LibraryTFT, Series
 from shared.app import DenseNetwork
@@ -124,7 +125,7 @@ class LibraryWindows:
         self.settings, self.context, self.horizon = settings, context, horizon
         self.names = list(settings.network["x_reals"])
         # Beyond the end covariates go on as they are; what they are there is asked for by no row that is kept.
-        target = filled(series.target)
+        target = fill_missing(series.target)
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
         for place, name in enumerate(self.names):
@@ -230,21 +231,12 @@ def _library_normalizer(settings: LibraryTFT) -> Any:
     return EncoderNormalizer(method=settings.method, center=settings.center, transformation=settings.transformation)
 
 
-def filled(values: Floats) -> Floats:
-    """Missing values take the last one before them; leading ones the first that there is."""
-    from apps.finance.datasets.windows import last_seen
-
-    seen = last_seen(values)
-    first = values[np.isfinite(values)][:1]
-    return np.where(np.isnan(seen), first[0] if len(first) else 0.0, seen)
-
-
 def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     """(N,) a real covariate: the row's number, a column of the series, or what its times tell."""
     if name == settings.time_idx:
         return np.arange(len(series), dtype=np.float64)
     if name in series.values:
-        return filled(series.values[name])
+        return fill_missing(series.values[name])
     if name in CALENDAR:
         return CALENDAR[name](series.times_ns).astype(np.float64)
     raise InvalidInputError(
