@@ -44,14 +44,8 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
     numbers, beside = column.cast(pl.Float64, strict=False), None
     if column.dtype == pl.String and (european or decimal == "," or numbers.null_count() > missing.sum()):
         text = column.fill_null("").str.replace_all(_SPACES, " ").str.strip_chars()
-        lower = text.str.to_lowercase()
-        missing = lower.is_in(_MISSING) | lower.str.starts_with(_NO_ANSWER)
-        text = text.str.replace(_IN_BRACKETS, "-${1}")
-        text = text.str.replace(r"^([+-]?)[$€£¥￥]", "${1}").str.replace(r" ?[%€]$", "").str.replace(r"^\+", "")
-        ends = text.str.extract(_SUFFIX, 2).str.to_lowercase()
-        factor = ends.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64).to_numpy()
-        text = text.str.replace(_SUFFIX, "${1}")
-        text = text.str.replace_all("[ '’]", "").zip_with(text.str.contains(_GROUPED), text)
+        missing = _is_missing(text)
+        text, factor = _bare(text)
         digits = text.str.contains(_DIGITS)
         odd = {mark: digits & ~text.str.contains(form) for mark, form in _FORMS.items()}
         marks = [mark for mark in _FORMS if not odd[mark].any()]
@@ -80,6 +74,22 @@ def read_column(column: pl.Series, lines: Rows, decimal: str | None, european: b
     return values, ""
 
 
+def _is_missing(text: pl.Series) -> pl.Series:
+    """(N,) which cells say that there is no value."""
+    lower = text.str.to_lowercase()
+    return lower.is_in(_MISSING) | lower.str.starts_with(_NO_ANSWER)
+
+
+def _bare(text: pl.Series) -> tuple[pl.Series, Floats]:
+    """(N,) cells without brackets, currency signs, suffixes, and spaces between digits; and their factors, (N,)."""
+    text = text.str.replace(_IN_BRACKETS, "-${1}")
+    text = text.str.replace(r"^([+-]?)[$€£¥￥]", "${1}").str.replace(r" ?[%€]$", "").str.replace(r"^\+", "")
+    ends = text.str.extract(_SUFFIX, 2).str.to_lowercase()
+    factor = ends.replace_strict(_SUFFIXES, default=1.0, return_dtype=pl.Float64).to_numpy()
+    text = text.str.replace(_SUFFIX, "${1}")
+    return text.str.replace_all("[ '’]", "").zip_with(text.str.contains(_GROUPED), text), factor
+
+
 def has_decimal_commas(column: pl.Series) -> bool:
     """Whether the numbers in a column of text have a decimal comma, or points between thousands, for certain."""
     if column.dtype != pl.String:
@@ -94,7 +104,6 @@ def nearly_a_number(column: pl.Series) -> str | None:
     if column.dtype != pl.String:
         return None
     cells = column.drop_nulls().str.strip_chars()
-    lower = cells.str.to_lowercase()
-    cells = cells.filter(~lower.is_in(_MISSING) & ~lower.str.starts_with(_NO_ANSWER))
+    cells = cells.filter(~_is_missing(cells))
     amounts = cells.filter(cells.str.contains(_NEARLY) & ~cells.str.contains(_DATE))
     return str(amounts[0]) if len(cells) and len(amounts) > len(cells) / 2 else None

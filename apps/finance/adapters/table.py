@@ -46,48 +46,23 @@ def to_contents(
     the same time the last is kept, and what follows the last row is left out; the notes say so.
     """
     notes: list[str] = []
-    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String).str.strip_chars().replace("", None)
-    frame = frame.with_columns(texts)
-    frame = frame[[one for one in frame.columns if columns.plain(one) or frame[one].null_count() < frame.height]]
-    filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series() if frame.width else pl.Series([False])
-    lines = (np.arange(2, frame.height + 2) if lines is None else lines)[filled.to_numpy()[: frame.height]]
-    if len(lines) < 2:
-        raise InvalidInputError(f"{name} has {'a single row' if len(lines) else 'no rows'}; a series needs two")
-    frame, time = _with_times(frame.filter(filled), options.time, name, notes)
-    end = frame[time].tail(11)  # up to ten rows may follow the last: a total, where the data come from
-    words = int(end.fill_null("").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
-    if words and frame.height - words > 1:
-        first = "an empty cell" if end[-words] is None else repr(end[-words])
-        notes.append(f"what follows from line {lines[-words]} on was left out: {first} is no time")
-        frame, lines = frame.head(-words), lines[:-words]
-    for twin in (one for one in frame.columns if re.fullmatch(re.escape(time) + r" \(\d+\)", one)):
-        # As where a sheet holds two securities side by side, each with its dates.
-        if not frame[twin].cast(pl.String).eq_missing(frame[time].cast(pl.String)).all():
-            raise InvalidInputError(
-                f"{name} has two columns of times that differ, {time!r} and {twin!r}, and does not say which values "
-                "belong to which; hand in one security at a time, or all with the same dates"
-            )
-        frame = frame.drop(twin)
+    frame, lines = _without_empty(frame, lines, name)
+    frame, time = _with_times(frame, options.time, name, notes)
+    frame, lines = _without_footer(frame, lines, time, notes)
+    frame = _with_one_column_of_times(frame, time, name)
     column = Column(frame[time], f"{name}, column {time!r}", lines)
     clock = read_times(column, options)
     notes += [f"column {time!r}: {clock.said}"] if clock.said else []
     labels = _named(frame, options.labels, "labels", name) if options.labels else TRUTH
     rest = frame.drop(time, labels, strict=False)
-    european = mark == ";" or any(has_decimal_commas(rest[one].head(_LOOKED_AT)) for one in rest.columns)
-    if mark in "\t|" and frame[time].dtype == pl.String:  # between commas Dukascopy writes such dates beside 1.234
-        european |= bool(frame[time].head(_LOOKED_AT).str.contains(r"^\d{1,2}\.\d{1,2}\.\d{4}").all())
-    values, faults = _values(rest, lines, options.decimal, european, notes)
+    values, faults = _values(rest, lines, options.decimal, _is_european(rest, frame[time], mark), notes)
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
     refused = [label for label, fault in faults.items() if fault != _EMPTY and not fault.endswith(_AS_WRITTEN)]
     order = [label for label in rest.columns if label in values or label in refused]
     scored = _scored_column(order, values, faults, options, name, notes)
-    parts = [(name, np.arange(frame.height))]
-    if key:
-        table = rest.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))
-        table = table.group_by(key, maintain_order=True).agg(" row")
-        parts = [(part, rows.to_numpy()) for part, rows in zip(table[key], table[" row"], strict=True)]
+    parts = _rows_by_series(rest, key) if key else [(name, np.arange(frame.height))]
     if options.labels and len(frame) and (_marks(frame[labels]) != "").all():
         raise InvalidInputError(f"labels in {labels!r} mark every row; leave them empty, or 0, where nothing is wrong")
     zone = options.zone or zone_in_header(column, time, clock)
@@ -109,6 +84,57 @@ def to_contents(
     notes += [f"{whose} were not in the order of time and have been sorted"] if put_right["sorted"] else []
     notes += [f"{dropped} rows had the time of another; the last of each was kept"] if dropped else []
     return Contents(tuple(series), key or "", tuple(notes), tuple(windows))
+
+
+def _without_empty(frame: pl.DataFrame, lines: Rows | None, name: str) -> tuple[pl.DataFrame, Rows]:
+    """The table without columns and rows in which nothing is, its text stripped, and the lines of its rows."""
+    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String).str.strip_chars().replace("", None)
+    frame = frame.with_columns(texts)
+    frame = frame[[one for one in frame.columns if columns.plain(one) or frame[one].null_count() < frame.height]]
+    filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series() if frame.width else pl.Series([False])
+    lines = (np.arange(2, frame.height + 2) if lines is None else lines)[filled.to_numpy()[: frame.height]]
+    if len(lines) < 2:
+        raise InvalidInputError(f"{name} has {'a single row' if len(lines) else 'no rows'}; a series needs two")
+    return frame.filter(filled), lines
+
+
+def _without_footer(frame: pl.DataFrame, lines: Rows, time: str, notes: list[str]) -> tuple[pl.DataFrame, Rows]:
+    """Without up to ten rows that follow the last: a total, where the data come from."""
+    end = frame[time].tail(11)
+    words = int(end.fill_null("").str.contains(r"\d").reverse().arg_max() or 0) if end.dtype == pl.String else 0
+    if not words or frame.height - words <= 1:
+        return frame, lines
+    first = "an empty cell" if end[-words] is None else repr(end[-words])
+    notes.append(f"what follows from line {lines[-words]} on was left out: {first} is no time")
+    return frame.head(-words), lines[:-words]
+
+
+def _with_one_column_of_times(frame: pl.DataFrame, time: str, name: str) -> pl.DataFrame:
+    """The table without its further columns of times: a sheet may hold securities side by side, each with its dates."""
+    for twin in (one for one in frame.columns if re.fullmatch(re.escape(time) + r" \(\d+\)", one)):
+        if not frame[twin].cast(pl.String).eq_missing(frame[time].cast(pl.String)).all():
+            raise InvalidInputError(
+                f"{name} has two columns of times that differ, {time!r} and {twin!r}, and does not say which values "
+                "belong to which; hand in one security at a time, or all with the same dates"
+            )
+        frame = frame.drop(twin)
+    return frame
+
+
+def _is_european(values: pl.DataFrame, times: pl.Series, mark: str) -> bool:
+    """Whether 1,5 has a decimal comma: the table is parted by semicolons, has such numbers, or German dates."""
+    if mark == ";" or any(has_decimal_commas(values[one].head(_LOOKED_AT)) for one in values.columns):
+        return True
+    if mark not in "\t|" or times.dtype != pl.String:  # between commas Dukascopy writes German dates beside 1.234
+        return False
+    return bool(times.head(_LOOKED_AT).str.contains(r"^\d{1,2}\.\d{1,2}\.\d{4}").all())
+
+
+def _rows_by_series(frame: pl.DataFrame, key: str) -> list[tuple[str, Rows]]:
+    """Each series that the column ``key`` names, and its rows."""
+    table = frame.select(pl.col(key).cast(pl.String).fill_null("(no name)"), pl.int_range(pl.len()).alias(" row"))
+    table = table.group_by(key, maintain_order=True).agg(" row")
+    return [(part, rows.to_numpy()) for part, rows in zip(table[key], table[" row"], strict=True)]
 
 
 def _marks(labels: pl.Series) -> pl.Series:
