@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,18 @@ def _at(entry: Entry, files: Callable[[Path], Sequence[Path]]) -> Callable[[Path
 
 
 def _phantom(folder: Path) -> list[Path]:
+    file = folder / "phantom.nii.gz"
+    file.write_bytes(_phantom_nifti())
+    return [file]
+
+
+@cache
+def _phantom_nifti() -> bytes:
+    """The phantom's file: 11 MB, which take a core seven seconds to make, so it is made once a process."""
     from apps.medical.adapters.nifti import nifti
     from apps.medical.datasets.synth.phantom import volume
 
     made, _ = volume(
         np.random.default_rng(PHANTOM_SEED), spacing_mm=(1.2, 1.2, 3.0), nodules=4, diameters_mm=(7, 22), name="phantom"
     )
-    file = folder / "phantom.nii.gz"
-    file.write_bytes(nifti(made))
-    return [file]
+    return nifti(made)
