@@ -14,11 +14,13 @@ import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import load_file
 
+from apps.medical.datasets import synthetic
 from shared import cli
 from shared.app import find
 from shared.deploy.registry import Registry
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
+from tests.apps.medical.chests import annotated_chests
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -28,7 +30,8 @@ RECIPES = [("medical", "tiny"), ("driving", "tiny"), ("driving", "fcos3d_tiny"),
 
 
 @pytest.mark.parametrize(("app", "recipe"), RECIPES)
-def test_from_recipe_to_answer(app, recipe, tmp_path, capsys):
+def test_from_recipe_to_answer(app, recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(synthetic, "phantoms", annotated_chests)  # on which an exported detector is calibrated
     run, models = tmp_path / "run", tmp_path / "models"
     assert cli.main(["train", app, "--recipe", recipe, "--out", str(run)]) == 0
     result = json.loads((run / "result.json").read_text())

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from apps.medical.datasets import synthetic
-from apps.medical.types import AnnotatedScan, Nodule
 from shared import cli
 from shared.app import find
 from shared.deploy.opening import open_predictor
 from shared.deploy.registry import shipped
-from tests.apps.medical.chests import chest
+from tests.apps.medical.chests import annotated_chests
 
 DATA = {
     "medical": ["--limit", "1"],
@@ -20,15 +19,6 @@ DATA = {
     "finance": ["--data.series", "1", "--data.rows", "1000", "--limit", "1"],
 }
 SCORES = {"medical": "CPM", "driving": "AP R40", "finance": "NAB standard"}
-
-
-def chests(seed, count):
-    """In place of whole phantoms, which take a core twenty seconds each: a small chest with one nodule."""
-    volume = chest()
-    x, y, z = volume.to_lps_mm((29.5, 39.5, 9.5)).tolist()
-    box = (x - 6, y - 6, z - 5, x + 6, y + 6, z + 5)
-    nodule = Nodule(centre_lps_mm=(x, y, z), mean_diameter_mm=12.0, score=1.0, box_lps_mm=box)
-    return iter([AnnotatedScan(name="one", volume=volume, nodules=(nodule,))])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +34,7 @@ def chests(seed, count):
     ],
 )
 def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, capsys, monkeypatch):
-    monkeypatch.setattr(synthetic, "phantoms", chests)
+    monkeypatch.setattr(synthetic, "phantoms", annotated_chests)
     monkeypatch.setattr("apps.medical.predictor.served_with", lambda artifact, *registries: [])
     artifact = next(one for one in shipped(find(app)) if one.manifest.name == model)
     words = ["evaluate", app, "--artifact", str(artifact.path), "--device", "cpu", "--program", program]
