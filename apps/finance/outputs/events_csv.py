@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from apps.finance.outputs.files import event_entry
+from apps.finance.outputs.text_cell import text_cell
 from apps.finance.types import Detection
 
 _COLUMNS = ("start", "end", "peak", "score", "observed", "expected", "low", "high", "direction", "channel", "since")
@@ -14,13 +15,14 @@ _COLUMNS = ("start", "end", "peak", "score", "observed", "expected", "low", "hig
 
 def events_csv(detections: Sequence[Detection], *, several: bool) -> bytes:
     """A row for each event, as ``event_entry`` has it; empty where there is no value. Of several series the first
-    column names them; ``columns`` are joined by a space."""
+    column names them; ``columns`` are joined by a space. Texts of the user's file are no formulas (``text_cell``)."""
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow([*(["series"] if several else []), *_COLUMNS, "columns", "note"])
     for one in detections:
         for event in map(event_entry, one.anomalies):
             cells = [event.get(name) for name in _COLUMNS]
-            columns = " ".join(event.get("columns", ()))
-            rows.writerow([*([one.series.name] if several else []), *cells, columns, event.get("note", "")])
+            columns = text_cell(" ".join(event.get("columns", ())))
+            name = [text_cell(one.series.name)] if several else []
+            rows.writerow([*name, *cells, columns, event.get("note", "")])
     return out.getvalue().encode()

@@ -17,6 +17,7 @@ from apps.finance.outputs.files import (
     scores_csv,
     series_entry,
 )
+from apps.finance.outputs.text_cell import text_cell
 from apps.finance.types import Detection, iso_utc
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ def most_points(series: int) -> int:
 
 
 def several_scores_csv(detections: Sequence[Detection]) -> bytes:
-    """NAB's layout with the name of the series in front."""
+    """NAB's layout with the name of the series in front, as ``text_cell`` has it."""
     lines = ["series,timestamp,value,anomaly_score,label"]
     for one in detections:
         name = io.StringIO()
-        csv.writer(name, lineterminator="").writerow([one.series.name])
+        csv.writer(name, lineterminator="").writerow([text_cell(one.series.name)])
         lines += [f"{name.getvalue()},{line}" for line in scores_csv(one).decode().splitlines()[1:]]
     return ("\n".join(lines) + "\n").encode()

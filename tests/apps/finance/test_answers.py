@@ -106,6 +106,26 @@ def test_several_series_are_scored_one_by_one_and_keep_their_names(answered):
     assert len(events) == len(result["events"]) and {event["series"] for event in events} == set(names)
 
 
+def test_a_spreadsheet_computes_no_name_of_a_users_file(predictor, tmp_path):
+    shown = {
+        '=HYPERLINK("http://a")': '\'=HYPERLINK("http://a")',
+        "-5Y": "'-5Y",
+        "A;=1+1": "A;'=1+1",
+        "-5": "-5",
+        "BRK-B": "BRK-B",
+    }
+    rows = [["time", "ticker", "close"]]
+    rows += [[str(1_700_000_000 + 300 * n), name, str(walk(0)[n])] for name in shown for n in range(ROWS)]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    response = ask(predictor, Request(files=(tmp_path / "a.csv",)))
+    assert [part["name"] for part in response.result["parts"]] == list(shown)
+    for name in ("events.csv", "scores.csv"):
+        table = list(csv.DictReader(io.StringIO(response.files[name].decode())))
+        assert {row["series"] for row in table} == set(shown.values())
+    assert {row["value"] for row in table} == {str(value) for value in walk(0)}
+
+
 def test_the_events_are_a_table_too(predictor, tmp_path):
     response = ask(predictor, Request(files=(several(tmp_path),), options={"instrument": "600519"}))
     rows = list(csv.DictReader(io.StringIO(response.files["events.csv"].decode())))
