@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from shared.errors import InvalidInputError
-from shared.secure.access import PREFIX
+from shared.secure.access import API_KEY_HEADER, PREFIX
 
 _CHUNK = 1 << 20
 _LONGEST_ANSWER = 256 << 20
@@ -57,11 +57,11 @@ class JobGone(Exception):
 class JobClient:
     """The jobs of the application ``app`` on the server at ``server``, which may stand behind a proxy.
 
-    ``authorization`` is sent as the header of that name: a key, or what such a proxy wants. Once ``stop`` is set, an
-    upload is broken off with ``ServerAway``.
+    ``credentials`` are headers that say who asks, for the server and for such a proxy. Once ``stop`` is set, an upload
+    is broken off with ``ServerAway``.
     """
 
-    def __init__(self, server: str, app: str, authorization: str | None = None) -> None:
+    def __init__(self, server: str, app: str, credentials: Mapping[str, str] | None = None) -> None:
         try:
             parts = urlsplit(server)
             port = parts.port
@@ -72,7 +72,7 @@ class JobClient:
         self.server, self.app, self.stop = server.rstrip("/"), app, threading.Event()
         self._host, self._port, self._root = parts.hostname, port, parts.path.rstrip("/")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._headers = {} if authorization is None else {"Authorization": authorization}
+        self._headers = dict(credentials or {})
 
     def check(self) -> None:
         """Asks whether the server knows the application. Raises ``ServerAway`` where it does not or does not answer."""
@@ -166,19 +166,19 @@ class JobClient:
         return HTTPSConnection(self._host, self._port, timeout=_PATIENCE_S, context=self._tls)
 
 
-def authorization() -> str | None:
-    """The header ``Authorization`` by TRIVIUM_KEY, a key, or by TRIVIUM_AUTHORIZATION, for a proxy before the server.
+def credentials() -> dict[str, str]:
+    """The headers by TRIVIUM_KEY, a key, and by TRIVIUM_AUTHORIZATION, what a proxy before the server wants.
 
-    Refuses both, and what no header can hold.
+    With both the key goes in ``X-Api-Key``. Refuses what is no key, and what no header can hold.
     """
     key, whole = (os.environ.get(name, "").strip() for name in ("TRIVIUM_KEY", "TRIVIUM_AUTHORIZATION"))
-    if key and whole:
-        raise InvalidInputError("set TRIVIUM_KEY or TRIVIUM_AUTHORIZATION: a request has one header Authorization")
     if key and not re.fullmatch(rf"{PREFIX}[\w-]+", key, re.ASCII):
         raise InvalidInputError(f"TRIVIUM_KEY holds no key; write it as `trivium keys add` prints it: {PREFIX}...")
     if not (whole.isascii() and whole.isprintable()):
         raise InvalidInputError("TRIVIUM_AUTHORIZATION holds what no header can; write it as Bearer TOKEN")
-    return f"Bearer {key}" if key else whole or None
+    if key and whole:
+        return {"Authorization": whole, API_KEY_HEADER: key}
+    return {"Authorization": f"Bearer {key}" if key else whole} if key or whole else {}
 
 
 def connection_problem(error: Exception) -> str:

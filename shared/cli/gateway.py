@@ -14,7 +14,7 @@ import tyro
 from shared.app import find
 from shared.cli.arguments import Gateway
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient, authorization
+from shared.job_client import JobClient, credentials
 
 
 def run(command: Gateway, settings: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def run(command: Gateway, settings: Sequence[str]) -> int:
     try:
         kind = app.gateway()
         gateway = tyro.cli(kind, args=list(settings), prog=f"trivium gateway {app.name}")
-        jobs = JobClient(command.server, app.name, authorization())
+        jobs = JobClient(command.server, app.name, credentials())
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())

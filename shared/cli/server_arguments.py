@@ -48,8 +48,8 @@ class Gateway:
 
     medical: CT series by DICOM C-STORE, reports back by C-STORE or DICOMweb; they name the patient as the images do.
     `trivium gateway medical -- --help` lists its settings. Where the server wants a key, TRIVIUM_KEY holds it. Where a
-    proxy before it wants to know who asks instead, TRIVIUM_AUTHORIZATION holds what is sent as the header
-    Authorization, as in "Bearer TOKEN".
+    proxy before it wants to know who asks, TRIVIUM_AUTHORIZATION holds what is sent as the header Authorization, as in
+    "Bearer TOKEN"; the key then goes in X-Api-Key.
 
     Example: trivium gateway medical --server http://127.0.0.1:8000 --aet TRIVIUM --to PACS@pacs.hospital:104
     """
@@ -105,9 +105,9 @@ class Purge:
 class Keys:
     """Add, list or revoke keys: who has one is answered by a server of this store with TRIVIUM_REQUIRE_KEY=true.
 
-    add prints the key, which is kept nowhere; programs send it as `Authorization: Bearer KEY`, a browser asks for it
-    as a password. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve. The server may go on
-    meanwhile.
+    add prints the key, which is kept nowhere; programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, a
+    browser asks for it as a password. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve. The
+    server may go on meanwhile.
 
     Example: trivium keys add pacs-gateway
 

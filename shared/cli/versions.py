@@ -13,7 +13,7 @@ from shared.app import Table
 from shared.cli.arguments import Versions
 from shared.cli.printing import print_table
 from shared.errors import InvalidInputError
-from shared.job_client import authorization, connection_problem
+from shared.job_client import connection_problem, credentials
 
 _LONGEST_S = 600.0
 
@@ -48,8 +48,8 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     try:
         request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-        if (asking := authorization()) is not None:
-            request.add_unredirected_header("Authorization", asking)
+        for name, value in credentials().items():
+            request.add_unredirected_header(name, value)
         # Of its own, for urlopen's keeps the certificates that its first call found.
         with urllib.request.build_opener().open(request, timeout=_LONGEST_S) as answer:
             return json.load(answer)

@@ -6,11 +6,12 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 PREFIX = "trv_"
+API_KEY_HEADER = "X-Api-Key"
 _BYTES = 32
 Role = Literal["user", "operator"]
 """A user predicts and reads and deletes cases; an operator also changes models and reads metrics."""
@@ -36,9 +37,15 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def presented_key(authorization: str) -> str | None:
-    """The key in a header ``Authorization``: ``Bearer KEY``, or the password of ``Basic``, whoever it names."""
-    scheme, _, value = authorization.partition(" ")
+def presented_key(headers: Mapping[str, Any]) -> str | None:
+    """The key in a request's headers, by their names in small letters.
+
+    ``X-Api-Key``, where it is there: then ``Authorization`` is a proxy's. Else ``Authorization``: ``Bearer KEY``, or
+    the password of ``Basic``, whoever it names.
+    """
+    if own := str(headers.get(API_KEY_HEADER.lower(), "")).strip():
+        return own
+    scheme, _, value = str(headers.get("authorization", "")).partition(" ")
     match scheme.lower():
         case "bearer":
             return value.strip() or None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,7 +17,8 @@ from shared.store.keys import Keys
 
 _FRESH_S = 2.0
 _WANTED = (
-    "this server wants a key: send it as `Authorization: Bearer KEY`; the commands of trivium take it from TRIVIUM_KEY"
+    "this server wants a key: send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; the commands of trivium take "
+    "it from TRIVIUM_KEY"
 )
 
 
@@ -28,9 +31,12 @@ class KnownKeys:
         self._read_s = float("-inf")
         self._reading = asyncio.Lock()
 
-    async def find(self, authorization: str) -> Key:
-        """The key in a header ``Authorization``. Raises ``InvalidInputError``: 401, or 503 without the database."""
-        presented = presented_key(authorization)
+    async def find(self, headers: Mapping[str, Any]) -> Key:
+        """The key in a request's headers (``presented_key``).
+
+        Raises ``InvalidInputError``: 401, or 503 without the database.
+        """
+        presented = presented_key(headers)
         if presented is not None:
             await self._refresh()
             if (key := matching_key(self._known, presented)) is not None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from shared.app import Schemas
+from shared.secure.access import API_KEY_HEADER
 from shared.serve.middleware.key_required import PROBES
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -125,13 +126,19 @@ def _renamed(part: Any, names: Mapping[str, str]) -> Any:
 def _describe_keys(document: dict[str, Any]) -> None:
     """States that each operation wants a key, but for the probes of the server's health."""
     document["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "A key, as `trivium keys add NAME` prints it"}
+        "key": {"type": "http", "scheme": "bearer", "description": "A key, as `trivium keys add NAME` prints it"},
+        "header": {
+            "type": "apiKey",
+            "in": "header",
+            "name": API_KEY_HEADER,
+            "description": "The same key, where a proxy wants the header Authorization for itself",
+        },
     }
-    document["security"] = [{"key": []}]
+    document["security"] = [{"key": []}, {"header": []}]
     for path, operations in document["paths"].items():
         for operation in operations.values():
             if path in PROBES:
-                operation["security"] = [{}, {"key": []}]
+                operation["security"] = [{}, *document["security"]]
             else:
                 error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
                 body = {"application/json": {"schema": {"$ref": error}}}

@@ -12,7 +12,7 @@ import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
-from shared.job_client import JobClient, JobFailed, JobGone, ServerAway, authorization
+from shared.job_client import JobClient, JobFailed, JobGone, ServerAway, credentials
 
 KEY = "trv_8qP4GWBRQVgbmtsJC5uRfyoRomeg3oRqzclNvtcsI-U"
 PROXY, TRIVIUM = b"<html>nginx</html>", b'{"detail": "no"}'
@@ -72,10 +72,10 @@ def test_a_redirection_names_the_address_to_give() -> None:
         JobClient(address, "echo").check()
 
 
-@pytest.mark.parametrize(("key", "words"), [(None, "TRIVIUM_KEY holds the key"), (f"Bearer {KEY}", "was revoked")])
+@pytest.mark.parametrize(("key", "words"), [(None, "TRIVIUM_KEY holds the key"), (KEY, "was revoked")])
 def test_a_key_that_was_revoked_is_told_from_none(key: str | None, words: str) -> None:
     with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
-        JobClient(address, "echo", key).check()
+        JobClient(address, "echo", {} if key is None else {"Authorization": f"Bearer {key}"}).check()
 
 
 def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,11 +87,13 @@ def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.Capture
 @pytest.mark.parametrize("written", [KEY, f"{KEY}\n", f" {KEY}\r\n"])
 def test_the_end_of_a_line_is_not_of_the_key(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TRIVIUM_KEY", written)
-    assert authorization() == f"Bearer {KEY}"
+    assert credentials() == {"Authorization": f"Bearer {KEY}"}
+    monkeypatch.setenv("TRIVIUM_AUTHORIZATION", "Basic abc")
+    assert credentials() == {"Authorization": "Basic abc", "X-Api-Key": KEY}
 
 
 @pytest.mark.parametrize("written", [f"Bearer {KEY}", f'"{KEY}"', "/etc/trivium/key", f"{KEY}\n{KEY}", "trv_é", "trv_"])
 def test_what_is_no_key_is_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     monkeypatch.setenv("TRIVIUM_KEY", written)
     with pytest.raises(InvalidInputError, match="trivium keys add"):
-        authorization()
+        credentials()

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.errors import InvalidInputError
+from shared.secure.access import API_KEY_HEADER
 from shared.serve.known_keys import KnownKeys
 from shared.serve.middleware.error_answers import error_answer
 from shared.serve.runtime.connection import drain_body
@@ -30,11 +31,12 @@ class KeyRequired:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("authorization", "")
+        headers = Headers(scope=scope)
+        given = "authorization" in headers or API_KEY_HEADER in headers
         probe = scope["path"] in PROBES and scope["method"] in _READING
         try:
             if given or not probe:
-                scope["state"]["key"] = await self._keys.find(given)
+                scope["state"]["key"] = await self._keys.find(headers)
         except InvalidInputError as refusal:
             if not probe:
                 await drain_body(Request(scope, receive))

@@ -169,7 +169,7 @@ class GrpcService:
 
     async def _key(self, metadata: Mapping[str, Any]) -> Key | None:
         """The key that a call brings; refuses (401) one without, where keys are wanted."""
-        return None if self._keys is None else await self._keys.find(str(metadata.get("authorization", "")))
+        return None if self._keys is None else await self._keys.find(metadata)
 
     async def _received(self, requests: AsyncIterator[Any], peer: str, *, works: bool) -> Any:
         """The message of a call, which has a place while it comes where it is one that works. Raises ``Busy``."""
