@@ -331,7 +331,8 @@ class WorkerPool:
             entry.answer.set_exception(too_late(self._what, waited_s, time.monotonic() - entry.slot.began))
         if not entry.slot.again and entry.slot.worker.stop():
             entry.slot.again = True
-            log.warning("a worker of %s computed past a deadline; it is ended and replaced", self._what)
+            why = "what nobody waits for any more" if entry.answer.cancelled() else "past a deadline"
+            log.warning("a worker of %s computed %s; it is ended and replaced", self._what, why)
 
     def _is_left(self, entry: _Entry) -> None:
         if entry.slot is None:

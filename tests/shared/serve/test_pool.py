@@ -225,7 +225,9 @@ def test_a_worker_s_first_batch_does_not_say_how_long_others_take() -> None:
     play(script, Scripted())
 
 
-def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worker_needs() -> None:
+def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worker_needs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def script(pool: WorkerPool, worker: Scripted) -> None:
         computed, waiting = await ask(pool, 1, 2)
         waiting.cancel()
@@ -238,6 +240,7 @@ def test_what_its_client_left_is_dropped_or_else_gets_no_longer_than_a_new_worke
         assert worker.batches == [[1]]
 
     play(script, Scripted(load_s=0.001))
+    assert "nobody waits for" in caplog.text and "deadline" not in caplog.text
 
 
 def test_refusals_and_faults_reach_only_the_request_that_they_are_for() -> None:
