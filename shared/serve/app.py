@@ -53,6 +53,8 @@ from shared.store.promotions import Promotions
 log = logging.getLogger("trivium.serve")
 _EXPIRE_EVERY_S = 3600.0
 _EMPTY_JOURNAL_EVERY_S = 5.0
+_MOST_EVENT_STREAMS = 1000
+"""Each reads its job from the database every two seconds."""
 _OWN_PATHS = ("admin", "api", "docs", "healthz", "metrics", "openapi.json", "static", "v2")
 _MEDIA_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
@@ -139,6 +141,7 @@ def create_app(
     server.state.keys = KnownKeys(Keys(store.engine)) if settings.require_key else None
     server.state.drain = Drain()
     server.state.client_places = ClientPlaces(settings.max_per_client)
+    server.state.event_streams = ClientPlaces(settings.max_per_client, most_of_all=_MOST_EVENT_STREAMS)
     add_middleware(
         server,
         hosts=settings.host_names or hosts,

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error, wants_page
+from shared.serve.middleware.per_client import TooMany
 from shared.serve.pages import Pages
 from shared.serve.runtime.connection import drain_body
 from shared.serve.runtime.limits import Busy
@@ -34,7 +35,7 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
     @server.exception_handler(InvalidInputError)
     async def invalid_input(request: Request, error: InvalidInputError) -> Response:
         await drain_body(request)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else None
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy | TooMany) else None
         return answer(request, str(error), error.status, headers)
 
     @server.exception_handler(HTTPException)

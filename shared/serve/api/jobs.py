@@ -14,13 +14,18 @@ from shared.errors import InvalidInputError
 from shared.serve.api.deps import BeforeDep, InterfaceDep, JobFolderDep, JobUploadDep, LimitDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
+from shared.serve.middleware.draining import Drain
 from shared.serve.openapi import content, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.jobs import Job, identifier_of
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
-_EVENTS: dict[int | str, dict[str, Any]] = {200: content("text/event-stream")}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: content("text/event-stream"),
+    429: {"model": Problem, "description": "This client follows as many jobs as it may; see Retry-After"},
+    503: {"model": Problem, "description": "As many jobs are followed as can be; see Retry-After"},
+}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
@@ -43,6 +48,13 @@ def get_job(service: ServiceDep, job_id: str) -> Job:
 
 
 JobDep = Annotated[Job, Depends(get_job)]
+
+
+async def get_stream_place(request: Request) -> AsyncIterator[None]:
+    """The place of a stream of events until it ends; refuses (429, 503) where there is none."""
+    client = request.client.host if request.client is not None else "local"
+    with request.app.state.event_streams.take(client):
+        yield
 
 
 @router.post(
@@ -117,12 +129,22 @@ async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
     return JobAnswer.of(await run_in_threadpool(get_job, service, job.id), service.settings.root)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse, responses=_MISSING | _EVENTS)
+@router.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    responses=_MISSING | _EVENTS,
+    dependencies=[Depends(get_stream_place)],
+)
 async def job_events(request: Request, service: ServiceDep, job: JobDep) -> StreamingResponse:
-    """Server-sent events: the job now and whenever it has changed, until it has ended; comments in between."""
+    """Server-sent events: the job now and whenever it has changed, until it has ended; comments in between.
+
+    They end where the server does: ask again.
+    """
+
+    drain: Drain = request.app.state.drain
 
     async def events() -> AsyncIterator[str]:
-        async for now in service.runner.follow(job):
+        async for now in service.runner.follow(job, lambda: drain.begun):
             if now is None:
                 yield ": it goes on\n\n"
             else:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error
+from shared.serve.runtime.limits import Busy
 
 _READING = ("GET", "HEAD", "OPTIONS")
 _RETRY_AFTER_S = 1
@@ -18,21 +19,27 @@ _RETRY_AFTER_S = 1
 class TooMany(InvalidInputError):
     """A client has as many requests inside as it may (429)."""
 
+    retry_after_s = _RETRY_AFTER_S
+
 
 class ClientPlaces:
     """At most ``most`` requests of one address at a time, over HTTP and gRPC together; None is no limit.
+
+    ``most_of_all`` is that of all addresses together.
 
     Behind a reverse proxy it is the address that its X-Forwarded-For states, where uvicorn trusts it
     (FORWARDED_ALLOW_IPS).
     """
 
-    def __init__(self, most: int | None) -> None:
-        self._most = most
+    def __init__(self, most: int | None, most_of_all: int | None = None) -> None:
+        self._most, self._most_of_all = most, most_of_all
         self._inside: Counter[str] = Counter()
 
     @contextmanager
     def take(self, address: str) -> Iterator[None]:
-        """Counts a request while the block lasts. Raises ``TooMany``."""
+        """Counts a request while the block lasts. Raises ``TooMany``, or ``Busy`` (503) where all have too many."""
+        if self._most_of_all is not None and self._inside.total() >= self._most_of_all:
+            raise Busy("the server")
         if self._most is not None and self._inside[address] >= self._most:
             raise TooMany(
                 f"{address} has {self._most} requests here already (TRIVIUM_MAX_PER_CLIENT); wait for an answer",

@@ -23,6 +23,7 @@ _BEAT_S = 10.0
 _LOST_AFTER_S = 60.0
 _MOST_ATTEMPTS = 3
 _READ_AGAIN_S = 2.0
+_LOOK_WHETHER_ENDED_S = 0.25
 _WRITE_AGAIN_S = 1.0
 _QUIET_S = 15.0
 """Proxies close a connection over which nothing comes for so long as a minute."""
@@ -74,17 +75,15 @@ class JobRunner:
         await self._tell()
         return cancelled
 
-    async def follow(self, job: Job) -> AsyncIterator[Job | None]:
+    async def follow(self, job: Job, ends: Callable[[], bool]) -> AsyncIterator[Job | None]:
         """The job, and again whenever it has changed, until it has ended or is gone; None where nothing did for long.
 
-        While the database is away, nothing changes.
+        It stops soon after ``ends`` says so. While the database is away, nothing changes.
         """
         yield job
         told = time.monotonic()
-        while job.state not in FINAL:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_READ_AGAIN_S), self._changed:
-                    await self._changed.wait()
+        while job.state not in FINAL and not ends():
+            await self._wait_for_change(ends)
             now: Job | None = job
             try:
                 now = await run_in_threadpool(self._jobs.get, job.app, job.id)
@@ -97,6 +96,15 @@ class JobRunner:
                 yield now if now != job else None
                 told = time.monotonic()
             job = now
+
+    async def _wait_for_change(self, ends: Callable[[], bool]) -> None:
+        """Returns when a job here has changed, or after two seconds: another server may have changed it."""
+        until = time.monotonic() + _READ_AGAIN_S
+        while time.monotonic() < until and not ends():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_WHETHER_ENDED_S), self._changed:
+                    await self._changed.wait()
+                return
 
     async def _run(self) -> None:
         while True:

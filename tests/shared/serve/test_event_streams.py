@@ -1,0 +1,67 @@
+"""Streams of events: how many there may be, and their end with the server's."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from shared.app import App
+from shared.serve import app as building
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.conftest import serving
+from tests.shared.serve.echo import Echo, until
+from tests.shared.serve.test_draining import Process
+
+JOBS = "/api/echo/jobs"
+
+
+@pytest.fixture
+def address(settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server where one address may follow two jobs, and all together three."""
+    monkeypatch.setattr(building, "_MOST_EVENT_STREAMS", 3)
+    echo.gate.clear()
+    server = create_app(settings.model_copy(update={"hosts": None, "max_per_client": 2}), {"echo": echo_app})
+    with serving(server, proxy_headers=True) as found:
+        yield found
+        echo.gate.set()
+
+
+def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
+    job = httpx.post(address + JOBS, data={"sample": "three"}).json()
+    url = address + job["events"]
+    with ExitStack() as stack:
+
+        def follow(client: str) -> httpx.Response:
+            headers = {"X-Forwarded-For": client}
+            return stack.enter_context(httpx.stream("GET", url, headers=headers, timeout=20))
+
+        first, second = follow("10.0.0.1"), follow("10.0.0.1")
+        refused = follow("10.0.0.1")
+        assert refused.status_code == 429 and int(refused.headers["Retry-After"]) > 0
+        assert "TRIVIUM_MAX_PER_CLIENT" in json.loads(refused.read())["detail"]
+        assert [one.status_code for one in (first, second, follow("10.0.0.2"))] == [200] * 3
+        refused = follow("10.0.0.3")
+        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) > 0
+        first.close()
+        until(lambda: follow("10.0.0.3").status_code == 200)
+    assert httpx.get(address + job["url"]).status_code == 200
+
+
+def test_the_events_of_a_job_end_with_the_server_and_without_an_error(tmp_path: Path) -> None:
+    server = Process(tmp_path, drain_s=60)
+    job = httpx.post(server.address + JOBS, data={"sample": "three"}).json()
+    with httpx.stream("GET", server.address + job["events"], timeout=20) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("event: ")
+        server.process.send_signal(signal.SIGTERM)
+        for _ in lines:
+            pass
+    server.compute()
+    assert "ERROR" not in server.end()
