@@ -169,7 +169,8 @@ class App:
     case_label   what stands for a ``result.json`` in a list of cases, beside the time and size of its inputs; or None
     models_table the public models that it runs or refuses, with what was tested: what ``trivium models`` prints
     samples      the cases that the form offers; only those whose files are at hand
-    router       routes of the domain under /api/<name>, besides those that every app has; or None
+    router       routes of the domain under /api/<name>, besides those that every app has; or None. The JSON that they
+                 take is bounded by TRIVIUM_MAX_JSON_BYTES; a form of theirs is theirs to bound
     predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
                  options, who is told how far it is; returns how many cases were left out. Or None
     gateway      the class of its gateway: see ``Gateway``. Or None

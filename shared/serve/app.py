@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -13,9 +14,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi.params import Form
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.routing import compile_path
 
 from shared.app import App, installed
 from shared.deploy.registry import Registry
@@ -142,12 +146,15 @@ def create_app(
     server.state.drain = Drain()
     server.state.client_places = ClientPlaces(settings.max_per_client)
     server.state.event_streams = ClientPlaces(settings.max_per_client, most_of_all=_MOST_EVENT_STREAMS)
+    json_routes: list[re.Pattern[str]] = []
     add_middleware(
         server,
         hosts=settings.host_names or hosts,
         drain=server.state.drain,
         checks=_room_checks(services, networks),
         deadline_s=settings.deadline_s,
+        json_routes=json_routes,
+        most_json_bytes=settings.max_json_bytes,
         places=server.state.client_places,
         metrics=metrics,
         keys=server.state.keys,
@@ -157,7 +164,7 @@ def create_app(
     answer_errors(server, pages)
     add_infer_routes(server)
     for service in services.values():
-        _add_routes(server, service)
+        json_routes += _add_routes(server, service)
     server.include_router(repository.router)  # before a model's own routes: "stats" is no name there
     server.include_router(oip.router)
     server.include_router(pages.router())
@@ -219,8 +226,12 @@ def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[st
     return checks
 
 
-def _add_routes(server: FastAPI, service: Service) -> None:
-    """The routes that every application has, those of its domain, and the files of its pages."""
+def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
+    """The routes that every application has, those of its domain, and the files of its pages.
+
+    Returns what matches the paths of those of its domain of which FastAPI reads a body whole.
+    """
+    whole = []
     app = service.app
     server.include_router(app_routes(service))
     if app.router is not None:
@@ -229,9 +240,15 @@ def _add_routes(server: FastAPI, service: Service) -> None:
         except Exception:
             log.exception("the routes of %s are left out", app.name)
         else:
-            server.include_router(domain, prefix=f"/api/{app.name}", tags=[app.title], responses=REFUSED)
+            prefix = f"/api/{app.name}"
+            server.include_router(domain, prefix=prefix, tags=[app.title], responses=REFUSED)
+            for route in domain.routes:
+                field = route.body_field if isinstance(route, APIRoute) else None
+                if isinstance(route, APIRoute) and field is not None and not isinstance(field.field_info, Form):
+                    whole.append(compile_path(prefix + route.path)[0])
     if app.pages.is_dir():
         server.mount(f"/static/{app.name}", StaticFiles(directory=app.pages))
+    return whole
 
 
 def _registry(settings: Settings, apps: Iterable[App], live: Live) -> Registry:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fastapi import FastAPI
 
@@ -28,6 +29,8 @@ def add_middleware(
     drain: Drain,
     checks: Mapping[str, Callable[[], None]],
     deadline_s: float,
+    json_routes: Sequence[re.Pattern[str]],
+    most_json_bytes: int,
     places: ClientPlaces,
     metrics: Metrics,
     keys: KnownKeys | None,
@@ -37,10 +40,13 @@ def add_middleware(
 
     It wants one of the ``keys``, and none where that is None. ``root`` is the path that it is reached under.
 
+    ``json_routes`` match the paths of applications' own routes that take JSON, of ``most_json_bytes``; there may come
+    more until it serves.
+
     ``checks`` by path raise ``Busy`` where a request would not be admitted.
     """
     # The last that is added is the outermost.
-    server.add_middleware(SmallBodies)
+    server.add_middleware(SmallBodies, own=json_routes, most_bytes=most_json_bytes, longest_s=deadline_s)
     server.add_middleware(CrossSiteWrites)
     server.add_middleware(OwnHosts, hosts=hosts)
     server.add_middleware(Draining, drain=drain)

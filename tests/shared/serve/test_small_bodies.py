@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPResponse
+from typing import Annotated
 
 import pytest
+from fastapi import APIRouter, Body, UploadFile
 from fastapi.testclient import TestClient
 
 from shared.app import App
@@ -46,6 +49,48 @@ def test_of_a_large_body_that_changes_models_no_more_than_64_kib_is_read(
 
     answer = serve(require_key=True).post(path, content=endless(), headers=asked)
     assert answer.status_code == 413 and "larger than the 64 KiB that are taken here" in answer.text
+
+
+@pytest.fixture
+def own_routes(settings: Settings, echo_app: App) -> Iterator[TestClient]:
+    """A client of a server whose application has a route of its own that takes JSON, and one that takes a form."""
+
+    def router(service: object) -> APIRouter:
+        found = APIRouter()
+
+        @found.put("/limits/{name}")
+        def put(name: str, values: Annotated[list[int], Body()]) -> int:
+            return len(values)
+
+        @found.post("/table")
+        def post(table: UploadFile) -> int:
+            return table.size or 0
+
+        return found
+
+    server = create_app(
+        settings.model_copy(update={"max_json_bytes": 50_000}), {"echo": replace(echo_app, router=router)}
+    )
+    with TestClient(server) as client:
+        yield client
+
+
+def test_of_a_large_body_for_a_route_of_an_application_s_own_no_more_is_read_than_of_json(
+    own_routes: TestClient,
+) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 100 << 20:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    path = "/api/echo/limits/a"
+    answer = own_routes.put(path, content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and "larger than the 50000 bytes that are taken here" in answer.json()["detail"]
+    assert own_routes.put(path, json=[1, 2, 3]).json() == 3
+    assert own_routes.post("/api/echo/table", files={"table": ("a.csv", b"1" * 60_000)}).json() == 60_000
 
 
 def test_a_small_body_changes_models_as_ever(serve: Callable[..., TestClient], settings: Settings) -> None:
