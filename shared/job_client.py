@@ -9,18 +9,20 @@ import secrets
 import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
+from shared.bounded_connection import BoundedConnection, bounded_connection
 from shared.errors import InvalidInputError
 from shared.secure.access import API_KEY_HEADER, PREFIX
 
 _CHUNK = 1 << 20
 _LONGEST_ANSWER = 256 << 20
-_PATIENCE_S = 60.0
+_PATIENCE_S, _LONGEST_S = 60.0, 3600.0
+"""How long nothing may come, and how long one request may take altogether, its upload included."""
 _REFUSED = (413, 422)
 _FAILED = (400, 500, 504)
 _OTHER = "; is that address Trivium's?"
@@ -141,7 +143,7 @@ class JobClient:
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
             raise ServerAway(f"the server at {self.server} does not answer ({connection_problem(error)})") from error
         finally:
-            connection.close()
+            connection.end()
         if 200 <= response.status < 300 and len(content) <= _LONGEST_ANSWER:
             return content
         raise self._problem(method, response, content)
@@ -160,10 +162,8 @@ class JobClient:
             return JobFailed(sentence, status)
         return ServerAway(f"the server at {self.server} answers {status}{hints.get(status, '')}")
 
-    def _connect(self) -> HTTPConnection:
-        if self._tls is None:
-            return HTTPConnection(self._host, self._port, timeout=_PATIENCE_S)
-        return HTTPSConnection(self._host, self._port, timeout=_PATIENCE_S, context=self._tls)
+    def _connect(self) -> BoundedConnection:
+        return bounded_connection(self._host, self._port, timeout_s=_PATIENCE_S, longest_s=_LONGEST_S, tls=self._tls)
 
 
 def credentials() -> dict[str, str]:

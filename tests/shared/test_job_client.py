@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import cli
+from shared import cli, job_client
 from shared.errors import InvalidInputError
 from shared.job_client import JobClient, JobFailed, JobGone, ServerAway, credentials
 
@@ -76,6 +77,29 @@ def test_a_redirection_names_the_address_to_give() -> None:
 def test_a_key_that_was_revoked_is_told_from_none(key: str | None, words: str) -> None:
     with answering(401, TRIVIUM) as address, pytest.raises(ServerAway, match=words):
         JobClient(address, "echo", {} if key is None else {"Authorization": f"Bearer {key}"}).check()
+
+
+def test_a_server_that_answers_in_drops_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_client, "_LONGEST_S", 0.3)
+    left = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            try:
+                for _ in range(2000):
+                    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    left.wait(0.01)
+            except OSError:
+                left.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        with pytest.raises(ServerAway, match="does not answer"):
+            JobClient(f"http://127.0.0.1:{listening.getsockname()[1]}", "echo").check()
+        thread.join(30)
+    assert left.is_set()
 
 
 def test_versions_names_the_address_that_is_not_trivium_s(capsys: pytest.CaptureFixture[str]) -> None:

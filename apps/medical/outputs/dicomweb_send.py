@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from apps.medical.outputs.dicom_send import SEGMENTATION, ArchiveAway, ClassNotTaken, ReportRefused, read_report
+from shared.bounded_connection import bounded_connection
 from shared.errors import InvalidInputError
 from shared.job_client import connection_problem
 
@@ -84,21 +82,19 @@ class WebArchive:
         """Status and content of the answer. Raises ``ArchiveAway`` where there is none."""
         parts = urlsplit(self.url)
         assert parts.hostname is not None
-        connection = HTTPConnection(parts.hostname, parts.port, timeout=_PATIENCE_S)
-        if parts.scheme == "https":
-            tls = self.tls or ssl.create_default_context()
-            connection = HTTPSConnection(parts.hostname, parts.port, timeout=_PATIENCE_S, context=tls)
+        tls = (self.tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        connection = bounded_connection(
+            parts.hostname, parts.port, timeout_s=_PATIENCE_S, longest_s=_LONGEST_S, tls=tls
+        )
         allowed = {} if self.authorization is None else {"Authorization": self.authorization}
         try:
-            connection.connect()
-            with _broken_off(connection.sock, _LONGEST_S):
-                connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **allowed})
-                response = connection.getresponse()
-                content = response.read(_LONGEST_ANSWER + 1)
+            connection.request(method, parts.path.rstrip("/") + path, body, {**headers, **allowed})
+            response = connection.getresponse()
+            content = response.read(_LONGEST_ANSWER + 1)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a chunk of negative length
             raise ArchiveAway(f"{self} cannot be reached ({connection_problem(error)})") from error
         finally:
-            connection.close()
+            connection.end()
         if len(content) > _LONGEST_ANSWER:
             raise ArchiveAway(f"{self} answers with more than {_LONGEST_ANSWER >> 20} MiB; is that its DICOMweb?")
         return response.status, content
@@ -138,20 +134,3 @@ def _failure(answer: bytes) -> tuple[bool, int | None]:
     except (TypeError, LookupError):
         reason = None
     return bool(failed), reason if isinstance(reason, int) and 0 <= reason < 1 << 16 else None
-
-
-@contextmanager
-def _broken_off(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Ends a connection after so long, however little comes at a time: what reads from it gets an end or an error."""
-
-    def end() -> None:
-        with suppress(OSError):  # it has ended by itself
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # an SSLSocket's own would drop its TLS and read on
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -13,10 +13,12 @@ import json
 import logging
 import time
 import urllib.request
+from functools import partial
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+from shared.bounded_connection import BoundedConnection, BoundedTLSConnection
 from shared.errors import InvalidInputError
 from shared.job_client import in_one_line
 from shared.serve.runtime.threads import Threads
@@ -52,6 +54,33 @@ def webhook_of(settings: Settings) -> Webhook | None:
     return Webhook(settings.webhook_url, key, settings.root)
 
 
+class _Bounded(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Connections that take no longer than the time-out altogether. ``end`` them afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[BoundedConnection] = []
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        """The answer."""
+        return self.do_open(partial(self._make, BoundedConnection), req)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        """The answer over TLS."""
+        return self.do_open(partial(self._make, BoundedTLSConnection), req)
+
+    def _make(self, kind: type[BoundedConnection], *given: Any, **named: Any) -> BoundedConnection:
+        connection = kind(*given, **named)
+        connection.longest_s = _TIMEOUT_S
+        self._made.append(connection)
+        return connection
+
+    def end(self) -> None:
+        """Closes the connections."""
+        for connection in self._made:
+            connection.end()
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """The operator allowed one address, not those that it leads to."""
 
@@ -68,7 +97,6 @@ class Webhook:
 
     def __init__(self, url: str, key: bytes, root: str) -> None:
         self._url, self._key, self._root = url, key, root
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     async def run(self, jobs: JobStore) -> None:
         """Delivers until it is cancelled; then it waits for nothing."""
@@ -90,13 +118,17 @@ class Webhook:
         if claimed is None:
             return False
         job, last = claimed
+        bounded = _Bounded()
+        opener = urllib.request.build_opener(_NoRedirects, bounded)
         try:
-            with self._opener.open(self._request(job), timeout=_TIMEOUT_S):
+            with opener.open(self._request(job), timeout=_TIMEOUT_S):
                 jobs.was_told(job)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirection to what is no address
             words = "it is told no more" if last else "it is told again later"
             level, why = logging.ERROR if last else logging.WARNING, in_one_line(str(error))
             log.log(level, "the webhook and job %s: %s; %s", job.id, why, words)
+        finally:
+            bounded.end()
         return True
 
     def _request(self, job: Job) -> urllib.request.Request:

@@ -140,6 +140,37 @@ def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, ca
     assert record.message.isprintable() and len(record.message) < 300
 
 
+def test_an_answer_that_comes_in_drops_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhook, "_TIMEOUT_S", 0.3)
+
+    class Jobs:
+        def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
+            return SimpleNamespace(id="1", app="echo", state="done"), False
+
+    broken_off = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            try:
+                for _ in range(2000):
+                    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    broken_off.wait(0.01)
+            except OSError:
+                broken_off.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
+        jobs: Any = Jobs()
+        assert webhook.Webhook(url, KEY, "")._deliver_one(jobs)
+        thread.join(30)
+    assert broken_off.is_set() and "it is told again later" in caplog.text
+
+
 def test_what_was_not_delivered_outlasts_the_server(serve: Serve, receiver: Receiver, settings: Settings) -> None:
     receiver.statuses = [503] * 1000
     first = serve_with(serve, receiver)
