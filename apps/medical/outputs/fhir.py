@@ -97,7 +97,7 @@ def _observation(number: int, content: Mapping[str, Any], source: bytes, device:
             _coded((f"{_HL7}/observation-category", "imaging", "Imaging")),
             _coded((_DCM, "125007", "Measurement Group")),
         ],
-        "code": nodule if label == NODULE else {"text": label.strip() or "unnamed"},
+        "code": nodule if label == NODULE else {"text": _text(label) or "unnamed"},
         "issued": content["made"],
         "bodySite": _coded((_SCT, "39607008", "Lung"), (_RADLEX, "RID1301", "lung")),
         "device": _reference(device),
@@ -139,7 +139,7 @@ def _of_study(content: Mapping[str, Any], *elements: str) -> dict[str, Any]:
     """The study by its unique identifier, in these elements; and whose it is, where the source says that."""
     kind = {"type": _coded((_DCM, "110180", "Study Instance UID"))}
     study = {"type": "ImagingStudy", "identifier": {**kind, **_dicom_uid(content["identifiers"]["StudyInstanceUID"])}}
-    patient = {keyword: value.strip() for keyword, value in content["patient"].items()}
+    patient = {keyword: _text(value) for keyword, value in content["patient"].items()}
     said: dict[str, Any] = {element: [study] for element in elements}
     who: dict[str, Any] = {}
     if number := patient.get("PatientID"):
@@ -154,6 +154,14 @@ def _of_study(content: Mapping[str, Any], *elements: str) -> dict[str, Any]:
     if taken := re.fullmatch(r"(\d{4})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", patient.get("StudyDate", "")):
         said["effectiveDateTime"] = "-".join(taken.groups())
     return said
+
+
+def _text(value: str) -> str:
+    """A text without control characters, which FHIR has none of (R4, datatypes, string) and servers refuse.
+
+    A name whose character set is not the one that it states has some: what is left of ISO 2022's escapes.
+    """
+    return re.sub(r"[\x00-\x1f\x7f]", "", value).strip()
 
 
 def _quantity(code: dict[str, Any], value: float | None, unit: str) -> dict[str, Any]:

@@ -73,6 +73,19 @@ def must_be_valid(content: bytes) -> None:
     assert len(there) == len({entry["request"]["ifNoneExist"] for entry in entries}) == len(entries)
 
 
+def test_control_characters_of_a_name_are_left_out_which_a_server_would_refuse(tmp_path):
+    # An escape of ISO 2022 that is none, and what a broken interface leaves in numbers.
+    who = {"PatientName": "Doe^Ja\x1b$Zne", "PatientID": "12\x00\x1b3", "AccessionNumber": "A\x01"}
+    scan = pack(tmp_path, series(chest(), SpecificCharacterSet="ISO_IR 192", **who))
+    volume = read_volume([scan], patient=True)
+    content = fhir_bundle(source(volume, found(nodule(volume, 7, 0.9, label="ground\x07 glass"))))
+    must_be_valid(content)
+    (observation,) = resources(content, "Observation")
+    assert observation["subject"]["identifier"]["value"] == "123" and observation["code"]["text"] == "ground glass"
+    assert (observation["subject"]["display"], observation["basedOn"][0]["identifier"]["value"]) == ("Doe Ja$Zne", "A")
+    assert not any(ord(letter) < 0x20 for letter in json.dumps(json.loads(content), ensure_ascii=False))
+
+
 @pytest.mark.parametrize("patient", [False, True])
 def test_it_is_valid_by_the_published_schema(scan, patient):
     volume = read_volume([scan], patient=patient)
