@@ -15,7 +15,8 @@ def write(boxes: Boxes3D, camera: Camera) -> str:
     """The text of a result file (16 columns), or of a label file (15) where the boxes have no scores.
 
     2D boxes and truncation are projected where the boxes bring none; a box that the image does not show is left out, as
-    the benchmark asks for what is in the image. Occlusion is -1 where unknown.
+    the benchmark asks for what is in the image. Occlusion is -1 where unknown. A blank in a class, which would end its
+    column, is written as an underscore.
     """
     location, rotation = to_rectified(boxes, camera)
     size = (camera.image_HWC.shape[0], camera.image_HWC.shape[1])
@@ -32,7 +33,7 @@ def write(boxes: Boxes3D, camera: Camera) -> str:
         occlusion = -1 if boxes.occlusion is None else int(boxes.occlusion[index])
         values = [*box_2d[index], height, width, length, *location[index], rotation[index]]
         columns = [
-            _SPELLING.get(name, name.capitalize()),
+            _SPELLING.get(name, "_".join(name.split()).capitalize()),
             f"{truncation[index]:.2f}",
             str(occlusion),
             f"{alpha[index]:.4f}",

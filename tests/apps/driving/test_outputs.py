@@ -70,6 +70,13 @@ def test_result_files_read_back_as_the_same_boxes(frame, found, tmp_path):
     assert results.write(Boxes3D.empty(), camera) == ""
 
 
+def test_a_class_of_several_words_is_one_column_of_a_result_file(frame, found):
+    named = replace(found, names=("traffic light",) * len(found))
+    lines = results.write(named, frame.cameras["image_2"]).splitlines()
+    assert lines and {len(line.split()) for line in lines} == {16}
+    assert {line.split()[0] for line in lines} == {"Traffic_light"}
+
+
 def test_the_viewer_gets_points_image_and_boxes(frame, found):
     files = view.files([frame], [found])
     assert set(files) == {"boxes.json", "points.bin", "image.jpg"}
