@@ -67,7 +67,15 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 
 def summarise(path: Path) -> RunSummary:
-    """Reads what there is of the run at ``path``, which may be training."""
+    """Reads what there is of the run at ``path``, which may be training. One that is damaged is unreadable."""
+    try:
+        return _summary(path)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        why = "a file of it is damaged; bring it back from a copy"
+        return RunSummary(path, "", "", None, "", None, None, None, "unreadable", why, {})
+
+
+def _summary(path: Path) -> RunSummary:
     run = Run(path, "", "")
     try:
         document = read_recipe_file(run.recipe_file)
@@ -87,13 +95,18 @@ def summarise(path: Path) -> RunSummary:
         recipe=str(document["name"]),
         steps=steps,
         monitor=monitor,
-        best=best,
+        best=_number(best),
         best_step=step,
-        loss=next((event["loss"] for event in reversed(events) if event["event"] == "train"), None),
+        loss=_number(next((event.get("loss") for event in reversed(events) if event["event"] == "train"), None)),
         state=state,
         why=why,
         settings=dict(_settings(document)),
     )
+
+
+def _number(value: Any) -> float | None:
+    """The value where it is a number. Raises ``TypeError`` for what a damaged file has in the place of one."""
+    return None if value is None else value + 0.0
 
 
 def _progress(run: Run) -> Mapping[str, Any]:
@@ -101,7 +114,7 @@ def _progress(run: Run) -> Mapping[str, Any]:
     for path in sorted(run.checkpoints.glob("step-*/state.json"), reverse=True):
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))["progress"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     try:
         result = json.loads(run.result_file.read_text(encoding="utf-8"))

@@ -71,7 +71,7 @@ class Events:
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """The events in an ``events.jsonl``, without a line that a kill tore."""
+    """The events in an ``events.jsonl``, without a line that a kill tore or a disk damaged."""
     return _parsed(file.read_bytes())
 
 
@@ -90,9 +90,9 @@ def _parsed(lines: bytes) -> list[dict[str, Any]]:
     for line in lines.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict):
+        if isinstance(event, dict) and isinstance(event.get("event"), str) and type(event.get("step")) is int:
             events.append(event)
     return events
 

@@ -71,6 +71,50 @@ def test_runs_that_share_a_value_are_named_beside_it(here, capsys):
     assert "  optimizer.learning_rate 0.0003 (runs/b), else 0.001\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line_",
+    [
+        b"null",
+        b"{}",
+        b'{"event": "end"}',
+        b'{"event": "end", "step": "7"}',
+        b'{"event": ["end"], "step": 1}',
+        b'{"event": "end", "step": NaN}',
+        b'{"event": "end", "step": true}',
+        b"\0" * 4096,
+        b"\xff\xfe",
+        b"[" * 60_000,
+    ],
+)
+def test_a_damaged_line_of_the_events_is_left_out(here, capsys, line_):
+    line.train(here / "runs" / "one", steps=5)
+    with (here / "runs" / "one" / "events.jsonl").open("ab") as file:
+        file.write(line_ + b"\n")
+    runs, _ = described(capsys)
+    assert (runs["one"]["state"], runs["one"]["steps"]) == ("ended", 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("events.jsonl", '{"event": "train", "step": 1}\n{"event": "end", "step": 1}\n'),
+        ("events.jsonl", '{"event": "train", "step": 1, "loss": "x"}\n{"event": "end", "step": 1}\n'),
+        ("state.json", '{"progress": {"step": "5", "best_step": 5, "history": [1]}}'),
+        ("state.json", '{"progress": {"step": 5, "best_step": [], "history": 7}}'),
+        ("state.json", '{"progress": ' + "[" * 60_000),
+        ("recipe.yaml", "app: a\nname: b\nrecipe: {limits: {monitor: loss}}\nclasses: 7\n"),
+    ],
+)
+def test_a_damaged_run_does_not_hide_the_others(here, capsys, file, content):
+    for name in ("bad", "good"):
+        line.train(here / "runs" / name, steps=5)
+    for path in (here / "runs" / "bad").rglob(file):
+        path.write_text(content)
+    runs, _ = described(capsys)
+    assert runs["good"]["state"] == "ended" and runs["bad"]["state"] in ("ended", "unreadable")
+    assert cli.main(["runs"]) == 0
+
+
 def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
     line.train(here / "runs" / "no-checkpoints", steps=5)
     shutil.rmtree(here / "runs" / "no-checkpoints" / "checkpoints")
