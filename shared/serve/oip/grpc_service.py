@@ -158,14 +158,16 @@ class GrpcService:
                 words = f"Something went wrong in the server (error {error}). Its log holds the details."
                 await context.abort(grpc.StatusCode.INTERNAL, words)
             finally:
-                took = time.monotonic() - began
-                path = f"/{_SERVICE}/{name}"
-                client = _client(context)
-                asking = "" if key is None else key.name
-                self._state.metrics.requested(path, "POST", status, took)
-                log_line(number, client, "POST", path, status, took, traceparent, asking)
+                self._log(name, context, number, traceparent, began, status, key)
 
         return answer
+
+    def _log(
+        self, name: str, context: Any, number: str, traceparent: str, began: float, status: int, key: Key | None
+    ) -> None:
+        took, path = time.monotonic() - began, f"/{_SERVICE}/{name}"
+        self._state.metrics.requested(path, "POST", status, took)
+        log_line(number, _client(context), "POST", path, status, took, traceparent, "" if key is None else key.name)
 
     async def _key(self, metadata: Mapping[str, Any]) -> Key | None:
         """The key that a call brings; refuses (401) one without, where keys are wanted."""
@@ -251,27 +253,45 @@ class GrpcService:
         """Answers each request of a stream in turn; one that is refused does not end the stream.
 
         A stream takes the place of another call: one that brings nothing for as long as an upload may take ends.
-        So does one whose key was revoked.
+        So does one whose key was revoked. The log has a line for each request, and one for what ends the stream.
         """
         metadata = dict(context.invocation_metadata())
+        number, traceparent = usable_identifier(metadata.get("x-request-id", "")), metadata.get("traceparent", "")
+        await context.send_initial_metadata((("x-request-id", number),))
+        key: Key | None = None
+
+        def log_request(status: int) -> None:
+            self._log("ModelStreamInfer", context, number, traceparent, began, status, key)
+
         seconds = self._networks.settings.upload_s
         while True:
+            began = time.monotonic()
             try:
-                await self._key(metadata)
+                key = await self._key(metadata)
                 request = await asyncio.wait_for(anext(requests), seconds)
-                await self._key(metadata)
+                began = time.monotonic()
+                key = await self._key(metadata)
             except InvalidInputError as refusal:
+                log_request(refusal.status)
                 await context.abort(_CODES[refusal.status], str(refusal))
             except StopAsyncIteration:
                 return
             except TimeoutError:
+                log_request(408)
                 words = f"nothing came over the stream for {seconds:g} seconds; begin another"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, words)
-            made = message("ModelStreamInferResponse")()
+            made, status = message("ModelStreamInferResponse")(), 499
             try:
                 made.infer_response.CopyFrom(await self._work(self._infer, request, context))
+                status = 200
             except InvalidInputError as refusal:
+                status = refusal.status
                 made.error_message, made.infer_response.id = str(refusal), request.id
+            except Exception:
+                status = 500
+                raise
+            finally:
+                log_request(status)
             yield made
 
 

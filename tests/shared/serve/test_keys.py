@@ -256,7 +256,10 @@ def test_grpc_wants_the_key_in_its_metadata(
         until(lambda: any('"key": "operator"' in record.message for record in caplog.records))
 
 
-def test_a_stream_over_grpc_ends_without_a_key(over_grpc: tuple[grpc.Channel, Keys]) -> None:
+def test_a_stream_over_grpc_ends_without_a_key_and_each_request_of_it_is_logged(
+    over_grpc: tuple[grpc.Channel, Keys], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trivium.access")
     channel, keys = over_grpc
     stream = channel.stream_stream(
         f"/{PACKAGE}.GRPCInferenceService/ModelStreamInfer",
@@ -268,7 +271,11 @@ def test_a_stream_over_grpc_ends_without_a_key(over_grpc: tuple[grpc.Channel, Ke
         list(stream(iter(asked)))
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
     metadata = (("authorization", f"Bearer {keys.add('anna', 'user')}"),)
-    assert "no model" in next(stream(iter(asked), metadata=metadata)).error_message
+    answers = list(stream(iter(asked * 2), metadata=(*metadata, ("x-request-id", "r7"))))
+    assert len(answers) == 2 and all("no model" in answer.error_message for answer in answers)
+    lines = [json.loads(record.message) for record in caplog.records if "ModelStreamInfer" in record.message]
+    assert [(line["status"], line.get("key")) for line in lines] == [(401, None), (404, "anna"), (404, "anna")]
+    assert [line["request"] for line in lines[1:]] == ["r7", "r7"]
 
 
 def test_keys_are_added_listed_and_revoked_at_the_command_line(
