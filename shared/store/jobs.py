@@ -107,6 +107,8 @@ class JobStore:
 
     def __init__(self, engine: Engine, folder: Path, server: str, *, told: bool = False) -> None:
         self._engine, self._jobs, self._server, self._told = engine, folder / "jobs", server, told
+        self._seen: dict[str, dict[tuple[str, int], float]] = {}
+        """Of each application's running jobs the last sign of the server, and when it was first seen (monotonic)."""
         self._jobs.mkdir(mode=0o700, exist_ok=True)
 
     def add(
@@ -193,14 +195,20 @@ class JobStore:
     def claim(self, app: str, lost_after_s: float, most_attempts: int) -> Job | None:
         """The oldest job that waits, or whose server has not said for ``lost_after_s`` that it runs it; or None.
 
-        It is this server's now. One that was begun ``most_attempts`` times has failed.
+        It is this server's now. One that was begun ``most_attempts`` times has failed. How long a server was silent
+        counts from when this one saw its last sign: clocks differ between servers, and are set.
         """
-        lost = JobRow.changed_ns < time.time_ns() - round(lost_after_s * _NS)
-        free = or_(JobRow.state == "queued", (JobRow.state == "running") & lost)
-        query = select(JobRow.id, JobRow.attempts).where(JobRow.app == app, free).order_by(JobRow.created_ns)
+        columns = JobRow.id, JobRow.attempts, JobRow.state, JobRow.changed_ns
+        wanted = JobRow.app == app, JobRow.state.in_(("queued", "running"))
         with Session(self._engine) as session:
-            candidates = session.execute(query).all()
-        for job_id, attempts in candidates:
+            candidates = session.execute(select(*columns).where(*wanted).order_by(JobRow.created_ns)).all()
+        now, seen = time.monotonic(), self._seen.get(app, {})
+        signs = [(job_id, changed_ns) for job_id, _, state, changed_ns in candidates if state == "running"]
+        since = self._seen[app] = {sign: seen.get(sign, now) for sign in signs}
+        for job_id, attempts, state, changed_ns in candidates:
+            if state == "running" and now - since[job_id, changed_ns] < lost_after_s:
+                continue
+            free = (JobRow.state == state) & (JobRow.changed_ns == changed_ns)
             if attempts >= most_attempts:
                 words = f"it was begun {attempts} times, and whoever computed it ended each time"
                 self._finish(job_id, state="failed", problem=words, status=500, only_if=free)
@@ -239,15 +247,19 @@ class JobStore:
         is called; for the last time when ``most_s`` have passed.
         """
         now = time.time_ns()
+        # A job that ended later than now did so before the clock was set back.
+        due = or_(JobRow.tell_ns <= now, JobRow.changed_ns > now + round(least_s * _NS))
+        waiting = select(JobRow).where(JobRow.tell_ns.is_not(None), due).order_by(JobRow.tell_ns).limit(1)
         with Session(self._engine) as session, session.begin():
-            row = session.scalar(select(JobRow).where(JobRow.tell_ns <= now).order_by(JobRow.tell_ns).limit(1))
+            row = session.scalar(waiting)
             if row is None:
                 return None
-            job, passed = Job.model_validate(row), now - row.changed_ns
+            ended = min(row.changed_ns, now)
+            job, passed = Job.model_validate(row), now - ended
             last = passed >= most_s * _NS
             again = None if last else now + max(passed, round(least_s * _NS))
             same = JobRow.id == row.id, JobRow.tell_ns == row.tell_ns
-            done = session.execute(update(JobRow).where(*same).values(tell_ns=again))
+            done = session.execute(update(JobRow).where(*same).values(tell_ns=again, changed_ns=ended))
         return (job, last) if done.rowcount else None  # type: ignore[attr-defined]
 
     def was_told(self, job: Job) -> None:

@@ -1,0 +1,105 @@
+"""Jobs while a clock is set: NTP after a start without it, or servers whose clocks differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from shared.store import jobs as module
+from shared.store.cases import CaseStore
+from shared.store.jobs import Job, JobStore
+
+HOUR_S = 3600.0
+
+
+class Clock:
+    """The clock of the system, which is set, and that which nobody sets, both in seconds."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.monotonic_s = 1_800_000_000.0, 1000.0
+
+    def passes(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.monotonic_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    shown = SimpleNamespace(
+        time=lambda: made.wall_s, time_ns=lambda: round(made.wall_s * 1e9), monotonic=lambda: made.monotonic_s
+    )
+    assert module.time is time
+    monkeypatch.setattr(module, "time", shown)
+    return made
+
+
+@pytest.fixture
+def servers(tmp_path: Path, clock: Clock) -> Iterator[tuple[JobStore, JobStore]]:
+    """The jobs as two servers on one store have them."""
+    with closing(CaseStore(tmp_path / "store")) as store:
+        yield tuple(JobStore(store.engine, store.folder, name, told=True) for name in ("one", "two"))  # type: ignore[misc]
+
+
+def add(jobs: JobStore, folder: Path) -> Job:
+    (folder / "upload").mkdir()
+    return jobs.add(app="echo", interface="json", uploads=folder / "upload", files=[], options={}, sample="three")
+
+
+def test_a_clock_that_is_set_forward_takes_no_job_from_a_server_that_runs_it(
+    servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
+) -> None:
+    one, two = servers
+    job = add(one, tmp_path)
+    assert one.claim("echo", 60, 3) is not None and two.claim("echo", 60, 3) is None
+    clock.wall_s += HOUR_S
+    assert two.claim("echo", 60, 3) is None
+    for _ in range(10):
+        clock.passes(30)
+        assert one.beat(job) and two.claim("echo", 60, 3) is None
+
+
+@pytest.mark.parametrize("step_s", [0.0, -HOUR_S, HOUR_S])
+def test_a_job_is_missed_a_minute_after_the_last_sign_whatever_the_clock_says(
+    servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path, step_s: float
+) -> None:
+    one, two = servers
+    job = add(one, tmp_path)
+    assert one.claim("echo", 60, 3) is not None
+    clock.wall_s += step_s
+    assert two.claim("echo", 60, 3) is None
+    clock.passes(59)
+    assert two.claim("echo", 60, 3) is None
+    clock.passes(2)
+    claimed = two.claim("echo", 60, 3)
+    assert claimed is not None and (claimed.id, claimed.attempts) == (job.id, 2) and not one.beat(job)
+
+
+def test_a_server_that_has_the_store_alone_takes_its_job_up_at_once_after_a_start_with_an_old_clock(
+    servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
+) -> None:
+    one, two = servers
+    add(one, tmp_path)
+    assert one.claim("echo", 60, 3) is not None
+    clock.wall_s -= HOUR_S
+    assert two.claim("echo", 0, 3) is not None
+
+
+def test_a_webhook_is_told_again_soon_after_the_clock_was_set_back(
+    servers: tuple[JobStore, JobStore], clock: Clock, tmp_path: Path
+) -> None:
+    one, _ = servers
+    job = add(one, tmp_path)
+    assert one.claim("echo", 60, 3) is not None and one.done(job, "c" * 32)
+    assert one.claim_to_tell(15, 86_400) is not None and one.claim_to_tell(15, 86_400) is None
+    clock.wall_s -= 3 * HOUR_S
+    told = one.claim_to_tell(15, 86_400)
+    assert told is not None and told[0].id == job.id and not told[1]
+    assert one.claim_to_tell(15, 86_400) is None, "it is told of again after fifteen seconds, not at every look"
+    clock.passes(16)
+    assert one.claim_to_tell(15, 86_400) is not None
