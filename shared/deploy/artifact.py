@@ -92,8 +92,13 @@ class Artifact:
     manifest: Manifest
 
     def recipe(self) -> dict[str, Any]:
-        """The document in ``recipe.yaml``; its key ``recipe`` holds the settings."""
-        return read_recipe_file(self._verified(RECIPE))
+        """The document in ``recipe.yaml``; its key ``recipe`` holds the settings, among them the model's."""
+        document = read_recipe_file(self._verified(RECIPE))
+        settings = document["recipe"]
+        parts = (settings.get("model"), settings.get("input") or {}) if isinstance(settings, dict) else (None,)
+        if not all(isinstance(part, dict) for part in parts):
+            raise InvalidInputError(f"{self.path / RECIPE} holds no settings of a model; export or import it again")
+        return document
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict, on the CPU. Refuses a file that is damaged, and weights that are not finite."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from shared.deploy.artifact import RECIPE
 from shared.deploy.programs.choices import Choice, read_choice, write_choice
 from shared.deploy.programs.machine import machine
 from shared.deploy.programs.program import (
@@ -146,7 +147,7 @@ def _unopened(inputs: Tensors) -> dict[str, Tensor]:
 def _opened(network: Network, device: str, asked: str | None, at: Found | None) -> Program:
     place = _placement(network, device)
     candidates, remarks = _candidates(network, place)
-    build = _once(network.build)
+    build = _once(network)
     if asked is not None:
         if at is not None:
             candidates[asked] = at
@@ -375,12 +376,19 @@ def _why(best: str, milliseconds: Mapping[str, float]) -> str:
     return f"{behind:.0%} slower than the fastest here, and quicker to start"
 
 
-def _once(build: Callable[[], DenseNetwork]) -> Callable[[], DenseNetwork]:
+def _once(network: Network) -> Callable[[], DenseNetwork]:
+    """Builds the network once. Refuses settings by which torch, or the domain's library, cannot build one."""
     made: list[DenseNetwork] = []
 
     def build_once() -> DenseNetwork:
         if not made:
-            made.append(build())
+            try:
+                made.append(network.build())
+            except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+                    raise
+                why = f"no network that can be built: {' '.join(str(error).split())[:200]}"
+                raise InvalidInputError(f"{network.artifact.path / RECIPE} describes {why}") from error
         return made[0]
 
     return build_once

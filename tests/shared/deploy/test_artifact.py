@@ -94,6 +94,37 @@ def test_weights_that_are_damaged_or_not_finite_are_refused(
         open_artifact(path).weights()
 
 
+@pytest.mark.parametrize("recipe", ["7", "{}", "{model: 7}", "{model: null}", "{model: [1]}", "{model: {}, input: 7}"])
+def test_a_recipe_without_settings_of_a_model_is_refused(make: Callable[..., Path], recipe: str) -> None:
+    path = make("recipe.yaml")
+    (path / "recipe.yaml").write_text(f"app: line\nname: line\nrecipe: {recipe}\n")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["recipe.yaml"] = describe_file(path / "recipe.yaml")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInputError, match=r"recipe\.yaml .*settings of a model"):
+        open_artifact(path).recipe()
+
+
+@pytest.mark.parametrize("hidden", ["-1", "1000000000000000"])
+def test_an_artifact_whose_network_cannot_be_built_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    import trivium
+
+    monkeypatch.setenv("TRIVIUM_PROGRAM", "torch")
+    shipped = next((Path(finance.__file__).parent / "weights").glob("*/*/manifest.json")).parent
+    path = Path(shutil.copytree(shipped, tmp_path / "1"))
+    text = (path / "recipe.yaml").read_text()
+    assert "hidden: 16\n" in text
+    (path / "recipe.yaml").write_text(text.replace("hidden: 16\n", f"hidden: {hidden}\n"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["recipe.yaml"] = describe_file(path / "recipe.yaml")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInputError, match="no network that can be built") as refused:
+        trivium.load("finance", artifact=path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
 def test_a_folder_in_the_place_of_a_manifest_is_none(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
