@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from apps.driving.adapters.box_values import box_numbers
+from apps.driving.adapters.box_values import box_numbers, refuse_other_units
 from apps.driving.adapters.calibration import text_of
 from apps.driving.adapters.kitti_layouts import FOREIGN, TEXTS, foreign, named
 from apps.driving.adapters.point_files import SWEEPS, read_sweep
@@ -96,6 +96,7 @@ def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:
             raise InvalidInputError(f"{path.name}, line {number}: {words[-1]} has a size that is not positive")
         if abs(row[6]) > _MOST_YAW:
             raise InvalidInputError(f"{path.name}, line {number}: a yaw of {row[6]:g}; expected radians, not degrees")
+        refuse_other_units(words[-1], row[3:6], row[:3], f"{path.name}, line {number}")
         names.append(words[-1].lower())
     table = np.array(rows, np.float64).reshape(-1, len(_COLUMNS))
     if origin == "bottom":

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from apps.driving.adapters.box_values import refuse_other_units
 from apps.driving.adapters.calibration import RAW_MOUNTS, STARTS, Calibration, lines, read_calibration
 from apps.driving.adapters.image_files import read_image, resized
 from apps.driving.adapters.kitti_layouts import (
@@ -147,6 +148,8 @@ def read_labels(path: Path, camera: Calibration | Camera, frame: int | None = No
             continue
         if min(row[7:10]) <= 0:
             raise InvalidInputError(f"{path.name}, line {number}: {name} has a size that is not positive")
+        if len(values) == 14:  # a detector may find what it likes
+            refuse_other_units(name, row[9:6:-1], row[10:13], f"{path.name}, line {number}")
         names.append(name.lower())
         rows.append(row + [np.nan] * (15 - len(row)))
     table = np.array(rows, np.float64).reshape(-1, 15)

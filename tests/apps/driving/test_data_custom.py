@@ -125,6 +125,9 @@ def test_what_is_no_label_is_refused_by_its_line(root):
         ("Car 0 0 0 1 2 3 4 1 2 3 4 5 6 7", "15 columns; .* these are KITTI's, which belong into label_2"),
         ("1 2 3 4 2 1.5 north Car", r"line 1: could not convert string to float: 'north'"),
         ("1 2 nan 4 2 1.5 0 Car", "numbers that are not finite"),
+        ("1 2 3 4200 1800 1500 0 Car", "line 1: a Car of 4200 x 1800 x 1500 metres; labels are in metres"),
+        ("1 2 3 60 60 175 0 Person", "a Person of 60 x 60 x 175 metres; .* look like millimetres or centimetres"),
+        ("15000 2000 -500 4.2 1.8 1.5 0 Car", r"a Car at \(15000, 2000, -500\) metres; labels are in metres from"),
     ):
         file.write_text(text)
         with pytest.raises(InvalidInputError, match=said):

@@ -219,6 +219,8 @@ def test_bad_calibrations_and_labels_are_refused(synthetic, tmp_path):
         (row.rsplit(" ", 2)[0], "line 1: 13 columns|line 1: 14 columns"),
         (row.replace(row.split()[4], "left"), "could not convert"),
         (row.replace(row.split()[11], "nan"), "not a finite number"),
+        ("Car 0 0 0 1 2 3 4 1500 1800 4200 2 1 20 0", "line 1: a Car of 4200 x 1800 x 1500 metres; labels"),
+        ("Car 0 0 0 1 2 3 4 1.5 1.8 4.2 2000 1500 20000 0", r"a Car at \(2000, 1500, 20000\) metres"),
     ):
         labels.write_text(text + "\n")
         with pytest.raises(InvalidInputError, match=sentence):
