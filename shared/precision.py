@@ -23,6 +23,13 @@ class ChosenPrecision(NamedTuple):
     dtype: torch.dtype | None
     reason: str
 
+    @property
+    def name(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``."""
+        import torch
+
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
 
 @cache
 def cpu_has_bf16() -> bool:
@@ -46,8 +53,12 @@ def cpu_gains_from_bf16() -> bool:
     return cpu_has_bf16() and bool(found.get("amx_bf16") or "Intel" not in str(found.get("cpu_name")))
 
 
-def choose_precision(precision: Precision, device: torch.device) -> ChosenPrecision:
-    """The format of the forward pass for ``precision`` on ``device``. Refuses fp16 on a CPU, where it is emulated."""
+def choose_precision(precision: Precision, device: torch.device, begun: str = "") -> ChosenPrecision:
+    """The format of the forward pass for ``precision`` on ``device``. Refuses fp16 on a CPU, where it is emulated.
+
+    ``begun`` is the format in which the run took its first steps, where it goes on: ``auto`` keeps to it on a device
+    that would choose another, for another would make another run.
+    """
     import torch
 
     if precision == "fp16" and device.type == "cpu":
@@ -55,6 +66,17 @@ def choose_precision(precision: Precision, device: torch.device) -> ChosenPrecis
     if precision != "auto":
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         return ChosenPrecision(dtype, f"{precision}, as the recipe says")
+    chosen = _fastest(device)
+    if begun in ("", chosen.name):
+        return chosen
+    dtype = torch.bfloat16 if begun == "bf16" else None
+    return ChosenPrecision(dtype, f"{begun}, in which the run began ({chosen.name} would be chosen for a new one here)")
+
+
+def _fastest(device: torch.device) -> ChosenPrecision:
+    """What ``auto`` is on the device."""
+    import torch
+
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return ChosenPrecision(torch.bfloat16, "bf16, which this GPU computes in")

@@ -78,7 +78,6 @@ def small() -> Recipe:
         input=LidarInput(intensity=False),
         task=LidarTask(),
         limits=Limits(epochs=5, batch=2, monitor="map", mode="max", patience=100, log_every=20, minutes=60),
-        precision="fp32",
         optimizer=_adamw(2e-3),
         schedule=_one_cosine(5, 60),
     )
@@ -119,7 +118,6 @@ def medium() -> Recipe:
         ),
         task=LidarTask(),
         limits=Limits(epochs=12, batch=2, clip_norm=20.0, monitor="map", mode="max", patience=100, log_every=50),
-        precision="fp32",
         optimizer=_adamw(2e-3),
         schedule=_one_cosine(12, 500),
         ema_decay=0.999,
@@ -137,7 +135,6 @@ def second_stage() -> Recipe:
         input=BoxInput(),
         task=BoxTask(),
         limits=Limits(epochs=8, batch=128, evaluation_batch=512, clip_norm=5.0, patience=100, log_every=200),
-        precision="fp32",
         optimizer=AdamW(learning_rate=2e-3, weight_decay=0.02),
         schedule=_one_cosine(8, 300),
         ema_decay=0.999,
@@ -152,7 +149,6 @@ def large() -> Recipe:
         input=LidarInput(intensity=False),
         task=LidarTask(),
         limits=_minutes_on_a_gpu(epochs=6, batch=8),
-        precision="fp32",
         optimizer=_adamw(1.5e-3),
         schedule=_one_cosine(6, 200),
     )
@@ -168,7 +164,6 @@ def full() -> Recipe:
         limits=Limits(
             epochs=80, batch=16, evaluation_batch=8, monitor="map", mode="max", patience=100, loader_threads=8
         ),
-        precision="fp32",
         optimizer=_adamw(1e-3),
         schedule=_one_cosine(80, 1000),
     )

@@ -46,7 +46,7 @@ class Progress:
 
     ``step`` is the number of steps done, ``samples`` the length of the training data, ``history`` one entry for each
     evaluation, ``best_step`` that of the best of them; ``validate_every`` how many steps lie between two;
-    ``device`` is where the last steps were computed.
+    ``device`` is where the last steps were computed, ``precision`` in which format all of them were.
     ``micro_batch`` is set where the memory was too small for ``micro_batch_asked`` samples at once (None: for all).
     """
 
@@ -57,6 +57,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     validate_every: int = 0
     device: str = ""
+    precision: str = ""
     micro_batch: int | None = None
     micro_batch_asked: int | None = None
 

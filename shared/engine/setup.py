@@ -18,7 +18,7 @@ from shared.comms.timing import CommunicationTimer
 from shared.data.dataset import Dataset
 from shared.data.loader import Loader
 from shared.data.order import Order, Permutation
-from shared.engine.checkpoint import Checkpoints, Progress, Stateful
+from shared.engine.checkpoint import Checkpoints, Progress, Stateful, read_progress
 from shared.engine.checks import refuse_different_processes, refuse_impure_batches
 from shared.engine.compilation import compile_in_place
 from shared.engine.divergence import FiniteGuard
@@ -32,7 +32,7 @@ from shared.engine.task import Counted, Prepared, Task
 from shared.engine.training_log import TrainingLog
 from shared.errors import InvalidInputError
 from shared.observe.events import Events
-from shared.precision import choose_precision, refuse_unsupported, widen_small_convolutions
+from shared.precision import ChosenPrecision, choose_precision, refuse_unsupported, widen_small_convolutions
 from shared.recipe import Recipe, resolve
 from shared.recipe_file import (
     HOW_COMPUTED,
@@ -118,10 +118,11 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     _claim(run, recipe, group, stack)
     if group.device.type == "cpu":
         stack.enter_context(keep_freed_memory())
-    chosen = choose_precision(recipe.precision, group.device)
-    notes = [f"on {group.name}, {chosen.reason}"]
+    notes: list[str] = []
     checkpoints = Checkpoints(run.checkpoints, recipe_digest=digest(recipe), keep=limits.keep, group=group)
     latest = _newest(checkpoints, run, recipe, notes)
+    chosen = _precision(recipe, latest, group)
+    notes.insert(0, f"on {group.name}, {chosen.reason}")
 
     torch.manual_seed(recipe.seed)
     model = recipe.model.build(recipe.input)
@@ -205,7 +206,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         raise InvalidInputError(
             f"{run.path} began with {progress.samples} samples and there are {len(train)}; name a new run"
         )
-    progress.device = group.name
+    progress.device, progress.precision = group.name, chosen.name
     if progress.step < training.total:
         few = loader.indices(progress.step)[0][:4]
         refuse_impure_batches(train, few, order.key(progress.step))
@@ -221,6 +222,13 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         log.say(note)
     log.begin(training.total, progress.step, progress.seconds, order.steps_per_epoch)
     return training
+
+
+def _precision(recipe: Recipe, latest: Path | None, group: Group) -> ChosenPrecision:
+    """The format of every process: that in which the run began, else what is chosen for the leader's device."""
+    begun = "" if latest is None else read_progress(latest).precision
+    here = choose_precision(recipe.precision, group.device, begun)
+    return choose_precision(recipe.precision, group.device, group.gather(here.name)[0])
 
 
 def _restore_own_state(
