@@ -70,14 +70,21 @@ def load_initial_weights(model: nn.Module, path: Path) -> LoadedWeights:
 
 
 def new_classes(path: Path, input: InputSpec) -> str | None:
-    """In words which classes begin with the weights of others, where the artifact or run at ``path`` tells as many
-    apart as ``input`` (``classes`` of it); None where there are none.
+    """A sentence on the classes of ``input`` that the artifact or run at ``path`` has not learnt in their places; None
+    where it has learnt all, or does not say which.
 
-    A head has its classes by their places. Refuses a class that both know, and that stands in another place.
+    A head has its classes by their places, and is another where their number is. Refuses a class that both know, and
+    that stands in another place.
     """
     names, own = _class_names(getattr(input, "classes", ())), _classes_of(path)
-    if len(own) != len(names) or own == names:
+    if not own or not names or own == names:
         return None
+    if len(own) != len(names):
+        kept = f"; --data.classes {' '.join(own)} keeps it" if set(own) <= set(names) else ""
+        return (
+            f"it learnt the classes {', '.join(own)}, and this run has {', '.join(names)}: their number differs, so "
+            f"that the last layers learn all of them from the beginning{kept}"
+        )
     if any(name in own and own.index(name) != place for place, name in enumerate(names)):
         fresh = iter([name for name in names if name not in own])
         order = [name if name in names else next(fresh) for name in own]
@@ -85,7 +92,8 @@ def new_classes(path: Path, input: InputSpec) -> str | None:
             f"{path} learnt the classes {', '.join(own)} in this order, and this run has {', '.join(names)}: a class "
             f"would begin with another's weights. Name them in the order {' '.join(order)}"
         )
-    return ", ".join(f"{new} in place of {old}" for new, old in zip(names, own, strict=True) if new != old)
+    replaced = ", ".join(f"{new} in place of {old}" for new, old in zip(names, own, strict=True) if new != old)
+    return f"classes that begin with the weights of others: {replaced}"
 
 
 def _classes_of(path: Path) -> list[str]:

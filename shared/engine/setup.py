@@ -130,8 +130,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
     if recipe.init is not None and latest is None:
         notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
-        if replaced := new_classes(recipe.init, recipe.input):
-            notes.append(f"classes that begin with the weights of others: {replaced}")
+        notes.extend(filter(None, [new_classes(recipe.init, recipe.input)]))
     model = model.to(group.device)
     widen_small_convolutions(model, chosen.dtype, group.device)
     if recipe.compile:
