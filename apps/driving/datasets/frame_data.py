@@ -32,9 +32,9 @@ class FrameData(ABC):
     """Labelled frames, for LiDAR networks as sweeps, for camera networks as images, for the second stage as the boxes
     of a detector: the input decides.
 
-    ``classes`` are what is learnt; empty for the data set's usual ones, or where it has none those of the recipe.
-    ``merge`` names classes to be learnt as another: (("van", "car"),). ``sweeps`` and ``images`` say what of them is
-    learnt, and how they are varied. ``called`` is what the frames are in a sentence.
+    ``classes`` are what is learnt; empty for the data set's usual ones and those that are merged into, or where it has
+    none those of the recipe. ``merge`` names classes to be learnt as another: (("van", "car"),). ``sweeps`` and
+    ``images`` say what of them is learnt, and how they are varied. ``called`` is what the frames are in a sentence.
     """
 
     classes: tuple[str, ...] = ()
@@ -88,7 +88,9 @@ class FrameData(ABC):
             return fitted(input)
         tables = self._tables(self.pack("train", input))
         known = {kind.name: kind for kind in input.classes}
-        names = self.classes or tuple(name for name in self.usual if name in known or name in tables)
+        # What others are merged into is meant to be learnt, whatever the data set usually calls it.
+        meant = (*self.usual, *(name for _, name in self.merge if self.usual and name in tables))
+        names = self.classes or tuple(name for name in dict.fromkeys(meant) if name in known or name in tables)
         if missing := [name for name in names if name not in known and name not in tables]:
             counts = ", ".join(f"{name} ({len(table)})" for name, table in tables.items())
             raise InvalidInputError(f"data.classes names {missing[0]}, of which there is no label; there are {counts}")

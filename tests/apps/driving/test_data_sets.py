@@ -359,3 +359,14 @@ def test_the_command_line_names_classes_and_what_is_merged(kitti_root):
     chosen = parse_recipe(RECIPES["tiny"](), Kitti, words, "test")
     assert chosen.data == Kitti(root=kitti_root, classes=("car", "van"), merge=(("truck", "car"),))
     assert parse_recipe(RECIPES["tiny"](), Kitti, [*words[:2], "--data.merge"], "test").data.merge == ()
+
+
+@pytest.mark.realdata
+def test_a_name_that_classes_are_merged_into_is_learnt(data_root):
+    """Argoverse 2 knows no car; who calls its vehicles so wants them learnt."""
+    data = Argoverse2(
+        root=data_root / "driving" / "av2_7fab2350", merge=(("regular_vehicle", "car"), ("bicycle", "cycle"))
+    )
+    names = [kind.name for kind in data.fit_input(RECIPES["medium"]().input).classes]
+    assert {"car", "cycle", "pedestrian"} <= set(names) and not {"regular_vehicle", "bicycle"} & set(names)
+    assert len(names) == len(set(names))
