@@ -129,7 +129,7 @@ def judged(
 
 
 def found_in_synthetic(detector: Detector, frames: Sequence[Frame]) -> Iterator[tuple[str, str]]:
-    """AP R40 of each class, and how many of the cars are turned the right way."""
+    """AP R40 of each class, and how many of the cars and of the cyclists are turned the right way."""
     found = [detector.detect(frame) for frame in progress_bar(frames, len(frames), "detecting in synthetic scenes")]
     scores = evaluate(frames, [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)])
     for kind in _CLASSES:
@@ -140,16 +140,25 @@ def found_in_synthetic(detector: Detector, frames: Sequence[Frame]) -> Iterator[
                 bar = _BARS.get((kind, measure)) if detector.sensor == "lidar" else None
                 text = f"{value:.1f} ({objects} objects{against(value, bar)})"
                 yield f"{kind}, AP R40 {title}, synthetic", text
-    right = turned = 0
+    for kind in ("car", "cyclist"):
+        right, turned = turned_right(frames, found, kind)
+        if turned:
+            yield (
+                f"{kind}s turned the right way, synthetic",
+                f"{100 * right / turned:.0f} % of {turned} with 20 returns",
+            )
+
+
+def turned_right(frames: Sequence[Frame], found: Sequence[Boxes3D], kind: str) -> tuple[int, int]:
+    """How many of a class are found within 1 m and turned less than a right angle from how they stand, and how many are
+    found; of those with 20 returns and more."""
+    right = number = 0
     for frame, boxes in zip(frames, found, strict=True):
         assert frame.truth is not None
-        for truth, claim in match(
-            frame, boxes, "car", criterion="centre", threshold=1.0, fewest_points=20
-        ).true_positives:
-            right += int(np.cos(frame.truth.yaw[truth] - boxes.yaw[claim]) > 0)
-            turned += 1
-    if turned:
-        yield "cars turned the right way, synthetic", f"{100 * right / turned:.0f} % of {turned} with 20 returns"
+        pairs = match(frame, boxes, kind, criterion="centre", threshold=1.0, fewest_points=20).true_positives
+        right += int((np.cos(frame.truth.yaw[pairs[:, 0]] - boxes.yaw[pairs[:, 1]]) > 0).sum())
+        number += len(pairs)
+    return right, number
 
 
 def against(value: float, bar: float | None) -> str:

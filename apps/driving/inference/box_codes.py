@@ -17,6 +17,10 @@ LEAST_M = 0.05
 """Sides are taken as so long at least."""
 MOST_GROWTH = 0.7
 """The logarithm of the factor by which a side may change, at most."""
+FLIPPED = 8
+"""The column of the network's outputs that says whether a box is turned about."""
+_COSINE, _SINE_OF_TWICE = 8, 11
+"""The columns of what is known that change their sign where a box is seen from its other end in a mirror."""
 
 
 def box_features(
@@ -42,6 +46,14 @@ def box_features(
     return np.concatenate([np.stack(facts, axis=1), np.eye(classes)[labels_N]], axis=1).astype(np.float32)
 
 
+def from_the_other_end(points_NK3: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """The points of boxes and what is known of them as they are in a mirror across the boxes: with front and back
+    exchanged, left and right not. A box that was turned about is not, and the other way round."""
+    points_NK3, known = points_NK3 * np.array([-1, 1, 1], np.float32), known.copy()
+    known[:, [_COSINE, _SINE_OF_TWICE]] *= -1
+    return points_NK3, known
+
+
 def decode_boxes(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
     """The boxes (N, 7) as the network's outputs (N, ``OUTPUTS``) correct them, and their scores (N,)."""
     cosine, sine = np.cos(boxes_N7[:, 6]), np.sin(boxes_N7[:, 6])
@@ -51,7 +63,7 @@ def decode_boxes(boxes_N7: Floats, found: Floats) -> tuple[Floats, Floats]:
     boxes[:, 1] += sine * along + cosine * across
     boxes[:, 2] += up
     boxes[:, 3:6] *= np.exp(np.clip(found[:, 4:7], -MOST_GROWTH, MOST_GROWTH))
-    boxes[:, 6] += found[:, 7] + np.where(found[:, 8] > 0, math.pi, 0)
+    boxes[:, 6] += found[:, 7] + np.where(found[:, FLIPPED] > 0, math.pi, 0)
     boxes[:, 6] = np.mod(boxes[:, 6] + math.pi, 2 * math.pi) - math.pi
     return boxes, (0.5 + 0.5 * np.tanh(found[:, 0].astype(np.float64) / 2)).astype(np.float32)
 

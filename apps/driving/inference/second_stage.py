@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.driving.inference.box_codes import box_features, decode_boxes
+from apps.driving.inference.box_codes import FLIPPED, box_features, decode_boxes, from_the_other_end
 from apps.driving.models.lidar_rcnn import INPUTS
 from apps.driving.types import Boxes3D, BoxInput, Floats, within
 from shared.deploy.programs.program import Program
@@ -17,6 +18,13 @@ BATCH = 32
 CELL_M, MOST_CELLS = 2.0, 500
 """Side of the cells by which the points near a box are found, and how many there are along an axis at most."""
 LONGEST_M = 60.0
+FROM_BOTH_ENDS, LIKELY = ("cyclist",), 0.1
+"""Boxes of these classes and of such scores are looked at from their other end, too, for which way they face.
+
+The network has learnt from boxes of which most were the right way round, and leaves many of a cyclist as they are: of
+295 in 600 synthetic scenes 42 faced the wrong way by one look, and 13 by both. Of 3,654 cars it were 201 and 195; so
+those are spared it, as are pedestrians, whose points do not tell.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +45,25 @@ class SecondStage:
         found, inputs = network_inputs(found, points_N4, self.input)
         if not len(found):
             return found
-        given = [inputs[name].to(self.device) for name in INPUTS]
-        parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(found), BATCH)]
-        boxes, scores = decode_boxes(found.array, torch.cat(parts).float().cpu().numpy())
+        outputs = self._outputs(inputs)
+        _, scores = decode_boxes(found.array, outputs)
+        rows = np.flatnonzero(np.isin(found.names, FROM_BOTH_ENDS) & (scores >= LIKELY))
+        if len(rows):
+            points, known = from_the_other_end(inputs["points"].numpy()[rows], inputs["known"].numpy()[rows])
+            seen = {"points": torch.from_numpy(points), "size": inputs["size"][rows], "known": torch.from_numpy(known)}
+            outputs[rows, FLIPPED] = (outputs[rows, FLIPPED] - self._outputs(seen)[:, FLIPPED]) / 2
+        boxes, scores = decode_boxes(found.array, outputs)
         better = replace(found, centre_lidar_m=boxes[:, :3], size_m=boxes[:, 3:6], yaw=boxes[:, 6], scores=scores)
         better = better.take(np.flatnonzero(np.isfinite(np.column_stack([boxes, scores])).all(axis=1)))
         assert better.scores is not None
         return better.take(np.argsort(-better.scores, kind="stable"))
+
+    def _outputs(self, inputs: Mapping[str, Tensor]) -> Floats:
+        """What the network gives for boxes (N, ``OUTPUTS``)."""
+        given = [inputs[name].to(self.device) for name in INPUTS]
+        parts = [self.network(*(one[n : n + BATCH] for one in given)) for n in range(0, len(given[0]), BATCH)]
+        found: Floats = torch.cat(parts).float().cpu().numpy()
+        return found
 
 
 def network_inputs(found: Boxes3D, points_N4: Floats, input: BoxInput) -> tuple[Boxes3D, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.evaluation import in_image
 from apps.driving.metrics.kitti_ap import evaluate
-from apps.driving.reproduce import against, asked, beyond_range, found_in_real, found_in_synthetic
+from apps.driving.reproduce import against, asked, beyond_range, found_in_real, found_in_synthetic, turned_right
 from apps.driving.types import Boxes3D, Frame, LidarInput
 
 
@@ -49,6 +49,8 @@ def test_bars_are_met_or_missed_by_what_is_said(frames):
     assert rows["cars turned the right way, synthetic"].startswith("100 % of")
     about = dict(found_in_synthetic(Told(turned), frames))
     assert about["cars turned the right way, synthetic"].startswith("0 % of")
+    right, ridden = turned_right(frames, [Told().detect(frame) for frame in frames], "cyclist")
+    assert right == ridden > 0
     assert against(70.0, 70.0) == "; bar 70 met" and against(66.6, 70.0) == "; bar 70 missed by 3.4"
 
 
