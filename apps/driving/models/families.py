@@ -238,7 +238,9 @@ def family_of(configuration: str) -> Family:
         if configuration.startswith(beginnings):
             raise InvalidInputError(f"the configuration {configuration} of mmdet3d does not run here: {reason}")
     raise InvalidInputError(
-        f"{configuration!r} is no configuration that mmdet3d 1.4.0 ships; `trivium models driving` lists those that run"
+        f"{configuration!r} is no configuration that mmdet3d 1.4.0 ships: `trivium models driving` lists those that "
+        "run. One of your own is a program and is not executed: name the one that it derives from, if network, range "
+        "and classes are the same"
     )
 
 
