@@ -14,9 +14,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import trivium
+from apps.driving.app import app as driving_app
+from apps.driving.predictor import DrivingPredictor
 from tests.shared import line_app
 from tests.shared.engine import line
 
@@ -158,3 +161,15 @@ def test_what_cannot_be_loaded_or_used_is_refused(tmp_path):
     )
     with pytest.raises(trivium.InvalidInputError, match="the options often cannot be used; there are times"):
         model.predict((1.0, 2.0), often=3)
+
+
+def test_what_is_no_typed_input_is_refused_with_what_is(tmp_path):
+    driving = trivium.LoadedModel(
+        app=driving_app, artifact="", predictor=DrivingPredictor(detectors={}, least_scores={}), codec=None
+    )
+    said = r"takes apps\.driving\.types\.Frame\(name, points_lidar_m, cameras\), .* and not a {}; predict_files"
+    for given, kind in ((np.zeros((9, 4), np.float32), "ndarray"), ("sweep.bin", "str"), ([tmp_path], "PosixPath")):
+        with pytest.raises(trivium.InvalidInputError, match=said.format(kind)):
+            driving.predict(given)
+    with pytest.raises(trivium.InvalidInputError, match=r"finance\.types\.Series\(.*\), of finance, .* not a list"):
+        trivium.load("finance", device="cpu").predict([[1.0, 2.0, 3.0]])

@@ -103,12 +103,15 @@ class LoadedModel:
     def predict(self, inputs: Any, **options: Any) -> Any:
         """The findings in one input (a ``CTVolume``, ``Frame``, ``Series``), or in each input of a list.
 
-        ``options`` are fields of the application's ``Options``, which stands beside its predictor.
+        ``options`` are fields of the application's ``Options``, which stands beside its predictor. Raises
+        ``InvalidInputError`` for what is no such input: a path, an array.
         """
         chosen = _options(self.predictor, options)
-        if isinstance(inputs, list):
-            return list(self.predictor.predict(inputs, chosen))
-        return self.predictor.predict([inputs], chosen)[0]
+        several = isinstance(inputs, list)
+        batch = inputs if several else [inputs]
+        _refuse_other_types(self.app.name, self.predictor, batch)
+        outputs = list(self.predictor.predict(batch, chosen))
+        return outputs if several else outputs[0]
 
     def predict_files(self, *paths: str | Path, **options: object) -> Any:
         """The findings in files: of one input, or a list where the files hold several.
@@ -140,6 +143,22 @@ class LoadedModel:
 
         request = Request(files=_existing(paths), options={name: str(value) for name, value in options.items()})
         return list(self.codec.decode(request).inputs)
+
+
+def _refuse_other_types(app: str, predictor: Predictor[Any, Any], batch: list[Any]) -> None:
+    from dataclasses import MISSING, fields
+
+    from shared.errors import InvalidInputError
+
+    kind = getattr(predictor, "takes", None)
+    other = None if kind is None else next((one for one in batch if not isinstance(one, kind)), None)
+    if kind is None or other is None:
+        return
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    raise InvalidInputError(
+        f"predict takes {kind.__module__}.{kind.__name__}({', '.join(needed)}), of {app}, or a list of them, and not a "
+        f"{type(other).__name__}; predict_files takes paths, and read makes such inputs of files"
+    )
 
 
 def load(

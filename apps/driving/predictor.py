@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
@@ -55,6 +55,8 @@ class DrivingPredictor:
     synthetic data alone: in images, which do not transfer as sweeps do, another camera model comes before them, and
     their answers say so. ``manifests`` are those of the detectors, then of what corrects their boxes.
     """
+
+    takes: ClassVar[type[Frame]] = Frame
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from apps.finance.inference.calibration import default_stride, from_manifest
 from apps.finance.inference.conformal import report
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 class FinancePredictor:
     """Finds anomalies in series with a trained forecaster; see ``inference``."""
+
+    takes: ClassVar[type[Series]] = Series
 
     def __init__(self, *, model: AnyForecaster, calibration: Calibration, stride: int, device: str, name: str) -> None:
         self.model: AnyForecaster = model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -64,6 +64,8 @@ class NodulePredictor:
     in its place ``program`` computes the maps, and ``decoder`` says how they become boxes. ``digests`` are the SHA-256
     of the weights by the model's name.
     """
+
+    takes: ClassVar[type[CTVolume]] = CTVolume
 
     def __init__(
         self,

@@ -81,8 +81,9 @@ class Predictor(Protocol[Input_contra, Output_co]):
     ``options=None`` are the application's defaults. A predictor whose networks are programs has them in ``programs``,
     by the model's name: see ``programs_of``; where a second one takes part in the answers of a model, ``second_stages``
     has its name by that of the model. One that uses other artifacts than it was given has their manifests in
-    ``manifests``, the default first. One that is faster on the inputs of several requests together has an
-    attribute ``batching`` that is True; others are given one request at a time.
+    ``manifests``, the default first; the type of its inputs is in ``takes`` where ``trivium`` is to refuse others. One
+    that is faster on the inputs of several requests together has an attribute ``batching`` that is True; others are
+    given one request at a time.
     """
 
     def predict(self, batch: Sequence[Input_contra], options: Any = None) -> Sequence[Output_co]: ...
