@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shared.deploy.predictor import Codec, Predictor
     from shared.job_client import JobClient
     from shared.recipe import DataConfig, Recipe
+    from shared.review import Reviewing
     from shared.serve.service import Service
 
 GROUP = "trivium.apps"
@@ -121,10 +122,14 @@ class Imported:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schemas:
-    """Typed dictionaries of a request's options and of ``result.json``, which the HTTP interface is described by."""
+    """Typed dictionaries of a request's options and of ``result.json``, which the HTTP interface is described by.
+
+    ``missed`` is that of a finding that a reviewer says was missed; None where reviews are verdicts and a note alone.
+    """
 
     options: type
     result: type
+    missed: type | None = None
 
 
 class Gateway(Protocol):
@@ -154,7 +159,8 @@ class App:
     codec        what decodes requests for a predictor and encodes its outputs
     read_options what a request's options say, as the codec reads them, without its files; refuses unknown and bad ones.
                  So that a job is refused before it waits. Or None
-    schemas      what describes options and result.json where clients are made from the OpenAPI document; or None
+    schemas      what describes options, result.json and missed findings, for clients made from the OpenAPI document;
+                 or None
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
@@ -173,6 +179,7 @@ class App:
                  take is bounded by TRIVIUM_MAX_JSON_BYTES; a form of theirs is theirs to bound
     predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
                  options, who is told how far it is; returns how many cases were left out. Or None
+    reviewing    how its cases are reviewed; None for what ``shared.review.IN_GENERAL`` says
     gateway      the class of its gateway: see ``Gateway``. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
@@ -213,6 +220,7 @@ class App:
     predict_folder: (
         Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None
     ) = None
+    reviewing: Callable[[], Reviewing] | None = None
     gateway: Callable[[], type[Gateway]] | None = None
     kinds: tuple[str, ...] | None = None
 

@@ -76,6 +76,28 @@ def test_answers_are_as_they_are_described(client: TestClient, document: dict[st
             jsonschema.validate(answer | {"result": answer["result"] | {"more": 1}}, described)
 
 
+MISSED = {
+    "medical": {"centre_lps_mm": [0.0, 0.0, 0.0], "diameter_mm": 5.0},
+    "driving": {"frame": "a", "name": "car", "centre_lidar_m": [9.0, 0.0, 0.0], "size_m": [4.0, 2.0, 1.5], "yaw": 0.0},
+    "finance": {"start": "2024-01-01T00:00:00Z", "end": "2024-01-01T00:00:00Z"},
+}
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_reviews_are_described_with_what_of_a_missed_finding_is_taken(document: dict[str, Any], app: str) -> None:
+    operations = document["paths"][f"/api/{app}/cases/{{case_id}}/review"]
+    body = operations["put"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    answer = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+    said = {"verdicts": {"1": "accepted"}, "missed": [MISSED[app]], "note": ""}
+    jsonschema.validate(said, schema(document, body.rsplit("/", 1)[1]))
+    read = {"case": "c", "reviewer": None, "reviews": [said | {"reviewer": "Ada", "reviewed": "2024-01-01T00:00:00Z"}]}
+    jsonschema.validate(read, schema(document, answer.rsplit("/", 1)[1]))
+    read["reviews"][0]["missed"] = [{}]  # type: ignore[index]
+    for wrong, name in ((said | {"missed": [{}]}, body), (read, answer)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema(document, name.rsplit("/", 1)[1]))
+
+
 @pytest.mark.parametrize("app", APPS)
 @pytest.mark.parametrize("route", ["predict", "jobs"])
 def test_options_are_described_and_there_are_no_others(document: dict[str, Any], app: str, route: str) -> None:

@@ -25,6 +25,7 @@ app = App(
     codec=on_use("apps.driving.service:DrivingCodec"),
     read_options=on_use("apps.driving.inference.options:read_options"),
     schemas=partial(resolve_name, "apps.driving.schemas:SCHEMAS"),
+    reviewing=partial(resolve_name, "apps.driving.outputs.reviews:REVIEWING"),
     predict_folder=lambda predictor, folder, out, options, say: on_use("apps.driving.inference.folder:predict_folder")(
         predictor, folder, out, on_use("apps.driving.inference.options:read_options")(options), say
     ),

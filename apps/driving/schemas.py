@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, NotRequired
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from shared.app import Schemas
@@ -61,4 +61,19 @@ class DrivingResult(ComputedWith):
     remarks: NotRequired[Annotated[list[str], Field(description="those of the frames, one of a kind")]]
 
 
-SCHEMAS = Schemas(options=DrivingOptions, result=DrivingResult)
+Metres = Annotated[float, Field(ge=-1000, le=1000)]
+Side = Annotated[float, Field(gt=0, le=100)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class DrivingMissed(TypedDict):
+    """An object that a reviewer says was missed."""
+
+    frame: Annotated[str, Field(max_length=500, description="the name of its frame in `frames`")]
+    name: Annotated[str, Field(pattern=r"^[^\s\x00]{1,64}$", description="its class, one word")]
+    centre_lidar_m: Annotated[list[Metres], Field(min_length=3, max_length=3, description="the middle of the box")]
+    size_m: Annotated[list[Side], Field(min_length=3, max_length=3, description="length, width, height")]
+    yaw: Annotated[float, Field(ge=-6.2832, le=6.2832, description="from x towards y; 0 looks along x")]
+
+
+SCHEMAS = Schemas(options=DrivingOptions, result=DrivingResult, missed=DrivingMissed)

@@ -23,6 +23,7 @@ app = App(
     codec=on_use("apps.finance.service:FinanceCodec"),
     read_options=on_use("apps.finance.service:read_options"),
     schemas=partial(resolve_name, "apps.finance.schemas:SCHEMAS"),
+    reviewing=partial(resolve_name, "apps.finance.outputs.reviews:REVIEWING"),
     data_sets=partial(resolve_name, "apps.finance.datasets:DATA_SETS"),
     importers=partial(resolve_name, "apps.finance.models.imports:IMPORTERS"),
     score_files=on_use("apps.finance.metrics.nab_files:score_files"),

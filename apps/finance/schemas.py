@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from apps.finance.types import Direction
@@ -113,4 +113,15 @@ class FinanceResult(ComputedWith):
     synthetic_truth: NotRequired[Annotated[list[FinanceTrueWindow], Field(description="of a synthetic series")]]
 
 
-SCHEMAS = Schemas(options=FinanceOptions, result=FinanceResult)
+@with_config(ConfigDict(extra="forbid", strict=True))
+class FinanceMissed(TypedDict):
+    """A stretch of a series that a reviewer says was an event, and was missed."""
+
+    series: NotRequired[
+        Annotated[str, Field(max_length=500, description="its name in `parts`, where there are several")]
+    ]
+    start: Annotated[str, Field(max_length=40, description="its first row; UTC, ISO 8601, as in events")]
+    end: Annotated[str, Field(max_length=40, description="its last row; UTC, ISO 8601")]
+
+
+SCHEMAS = Schemas(options=FinanceOptions, result=FinanceResult, missed=FinanceMissed)

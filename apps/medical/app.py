@@ -19,6 +19,7 @@ app = App(
     partners={MODELS[1]: on_use("apps.medical.inference.partners:belongs_to")},
     read_options=on_use("apps.medical.inference.options:read_options"),
     schemas=partial(resolve_name, "apps.medical.schemas:SCHEMAS"),
+    reviewing=partial(resolve_name, "apps.medical.outputs.reviews:REVIEWING"),
     job_bytes=12_000_000,
     sample_jobs=True,
     recipes=partial(resolve_name, "apps.medical.recipes:RECIPES"),

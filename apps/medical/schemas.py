@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from shared.app import Schemas
@@ -95,4 +95,15 @@ class MedicalResult(ComputedWith):
     remarks: Annotated[list[str], Field(description="sentences that a reader must see before the findings")]
 
 
-SCHEMAS = Schemas(options=MedicalOptions, result=MedicalResult)
+Coordinate = Annotated[float, Field(ge=-10_000, le=10_000)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class MedicalMissed(TypedDict):
+    """A nodule that a reviewer says was missed."""
+
+    centre_lps_mm: Annotated[list[Coordinate], Field(min_length=3, max_length=3, description="within the scan")]
+    diameter_mm: Annotated[float, Field(gt=0, le=300)]
+
+
+SCHEMAS = Schemas(options=MedicalOptions, result=MedicalResult, missed=MedicalMissed)

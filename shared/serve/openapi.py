@@ -38,6 +38,8 @@ def file_content(content_type: str) -> dict[str, Any]:
 
 _FORM, _ANSWER = "PredictForm", "CaseAnswer"
 """What a request of any application is, and its answer, in ``shared.serve.api.schemas``."""
+_REVIEWS = ("ReviewBody", "ReviewAnswer", "Reviews")
+"""What a review of any application is, its answer, and those of a case."""
 _EVERYWHERE = {
     "421": "The server is not known by this `Host`",
     "500": "A fault of the server's; its log has the details",
@@ -95,7 +97,8 @@ def _describe_app(document: dict[str, Any], name: str, described: Schemas) -> No
         schemas |= schema.pop("$defs", {})
     schemas[described.result.__name__] = result
     form, answer = (schemas[general] for general in (_FORM, _ANSWER))
-    own = {general: f"{name.title().replace('_', '')}{general}" for general in (_FORM, _ANSWER)}
+    prefix = name.title().replace("_", "")
+    own = {general: f"{prefix}{general}" for general in (_FORM, _ANSWER)}
     schemas[own[_FORM]] = form | {
         "title": own[_FORM],
         "description": "Files, or the name of a sample instead, and options; one left empty is not said.",
@@ -107,9 +110,28 @@ def _describe_app(document: dict[str, Any], name: str, described: Schemas) -> No
         "title": own[_ANSWER],
         "properties": answer["properties"] | {"result": of_result},
     }
+    own |= _describe_missed(schemas, prefix, described.missed)
     for path, operations in document["paths"].items():
         if path.startswith(f"/api/{name}/"):
             document["paths"][path] = _renamed(operations, own)
+
+
+def _describe_missed(schemas: dict[str, Any], prefix: str, missed: type | None) -> dict[str, str]:
+    """Gives reviews what the application says of missed findings; returns the names of its own schemas."""
+    own = {general: f"{prefix}{general}" for general in _REVIEWS}
+    if missed is None:
+        listed: dict[str, Any] = {"maxItems": 0}
+    else:
+        described = TypeAdapter(missed).json_schema(ref_template=_REFERENCE)
+        schemas |= described.pop("$defs", {})
+        schemas[missed.__name__] = described
+        listed = {"items": {"$ref": _REFERENCE.format(model=missed.__name__)}}
+    for general, name in own.items():
+        made = _renamed(schemas[general], own) | {"title": name}
+        if "missed" in made["properties"]:
+            made["properties"]["missed"] |= listed
+        schemas[name] = made
+    return own
 
 
 def _renamed(part: Any, names: Mapping[str, str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from shared.serve.service import Service
 from shared.serve.settings import Settings
 from shared.store.cases import RESULT
 from shared.store.records import CaseSummary
+from shared.store.reviews import ReviewLine
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 _RECENT = 5
@@ -99,14 +100,26 @@ def _label(service: Service, case: CaseSummary) -> str:
     return f"{service.app.case_label(json.loads(found.read_bytes()))} ({label})"
 
 
+def _reviewed(reviews: Iterable[ReviewLine]) -> str:
+    """By whom a case was reviewed, in words; empty for none."""
+    found = list(reviews)
+    if not found:
+        return ""
+    names = [one.reviewer for one in found if one.reviewer is not None]
+    return f"reviewed by {', '.join(names)}" if names else "reviewed"
+
+
 def _entry(service: Service) -> dict[str, Any]:
+    recent = service.store.recent(service.app.name, _RECENT)
+    reviews = service.store.reviews.lines(case.id for case in recent)
     cases = [
         {
             "id": case.id,
             "label": _label(service, case),
             "created": case.created,
             "created_short": f"{case.created[:10]} {case.created[11:16]} UTC",
+            "reviewed": _reviewed(reviews.get(case.id, ())),
         }
-        for case in service.store.recent(service.app.name, _RECENT)
+        for case in recent
     ]
     return {"app": service.app, "artifacts": service.manifests, "cases": cases}

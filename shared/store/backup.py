@@ -18,20 +18,26 @@ from sqlalchemy.orm import Session
 
 from shared.errors import InvalidInputError
 from shared.store.jobs import FINAL
-from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow
+from shared.store.tables import Base, CaseRow, JobRow, PromotionRow, RetiredRow, ReviewRow
 
 ROWS, FORMAT = "rows.jsonl", "trivium-store-1"
 _MEMBER = re.compile(r"(cases|jobs)/[0-9a-f]{32}(/(?!\.\.?(/|\Z))[^/]+)+\Z")
-# Jobs before cases: of a job that is done by then its case is there.
-_TABLES = {"jobs": JobRow, "cases": CaseRow, "promotions": PromotionRow, "retired_versions": RetiredRow}
+# Jobs before cases: of a job that is done by then its case is there. Reviews after cases, which they refer to.
+_TABLES = {
+    "jobs": JobRow,
+    "cases": CaseRow,
+    "reviews": ReviewRow,
+    "promotions": PromotionRow,
+    "retired_versions": RetiredRow,
+}
 _FOLDERS = ("cases", "jobs")
 
 
 def backup(engine: Engine, folder: Path, target: Path) -> int:
     """Writes all cases and jobs with their files to ``target``, whole or not at all; returns how many cases.
 
-    The server may go on meanwhile: a case that is deleted while it is written is left out, and a job that ends is
-    written as one that has ended, with its case.
+    Reviews go with their cases. The server may go on meanwhile: a case that is deleted while it is written is left out,
+    and a job that ends is written as one that has ended, with its case.
     """
     if target.exists():
         raise InvalidInputError(f"{target} exists; name a new file")
@@ -51,8 +57,11 @@ def backup(engine: Engine, folder: Path, target: Path) -> int:
 
 def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
     """Writes the files and then the rows; returns how many cases."""
-    lines, cases = [json.dumps({"format": FORMAT, "created_s": round(time.time())})], 0
+    lines = [json.dumps({"format": FORMAT, "created_s": round(time.time())})]
+    cases: set[str] = set()
     for table, row in _rows(engine):
+        if table == "reviews" and row["case_id"] not in cases:
+            continue
         if table == "cases" and not _add(archive, folder / table / str(row["id"]), f"{table}/{row['id']}"):
             continue
         if table == "jobs" and row["state"] not in FINAL:
@@ -62,12 +71,13 @@ def _write(engine: Engine, folder: Path, archive: tarfile.TarFile) -> int:
                 continue
             row = now
         lines.append(json.dumps({"table": table, "row": row}))
-        cases += table == "cases"
+        if table == "cases":
+            cases.add(str(row["id"]))
     text = "\n".join(lines).encode()
     member = tarfile.TarInfo(ROWS)
     member.size, member.mode = len(text), 0o600
     archive.addfile(member, io.BytesIO(text))
-    return cases
+    return len(cases)
 
 
 def _add(archive: tarfile.TarFile, home: Path, name: str) -> bool:

@@ -23,6 +23,7 @@ from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
 from shared.store.paging import newest_first
 from shared.store.records import Bytes, Case, CaseSummary, InputFile, Outputs
+from shared.store.reviews import ReviewStore
 from shared.store.tables import CaseRow
 from shared.store.unkept import UnkeptCases
 
@@ -71,6 +72,7 @@ class CaseStore:
                 (folder / DATABASE).touch(mode=0o600)
                 _make_private(folder / DATABASE, 0o600)
             self.engine = connect(url or sqlite_url(folder / DATABASE))
+            self.reviews = ReviewStore(self.engine)
             self._held = held.pop_all()
         if not beside:
             self._remove_what_was_begun()

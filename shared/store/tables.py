@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, String, Text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -31,6 +31,19 @@ class CaseRow(Base):
     artifact_version: Mapped[int]
     files: Mapped[list[Any]]
     bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class ReviewRow(Base):
+    """What a reviewer says of a case; ``reviewer`` is empty where nobody was named. Deleted with the case."""
+
+    __tablename__ = "reviews"
+
+    case_id: Mapped[str] = mapped_column(String(32), ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True)
+    reviewer: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reviewed_ns: Mapped[int] = mapped_column(BigInteger)
+    verdicts: Mapped[dict[str, Any]]
+    missed: Mapped[list[Any]]
+    note: Mapped[str] = mapped_column(Text)
 
 
 class JobRow(Base):

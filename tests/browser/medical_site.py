@@ -91,6 +91,8 @@ def medical_app(root: Path) -> App:
         dense=_unused,  # type: ignore[arg-type]
         predictor=lambda artifacts, device: Known(),
         codec=MedicalCodec,
+        schemas=medical.schemas,
+        reviewing=medical.reviewing,
         kinds=medical.kinds,
         case_label=medical.case_label,
         sample_jobs=medical.sample_jobs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
 
-from shared.serve.api import cases, jobs, predict
+from shared.serve.api import cases, jobs, predict, reviews
 from shared.serve.api.deps import use
 from shared.serve.api.schemas import REFUSED
 from shared.serve.service import Service
@@ -27,5 +27,6 @@ def app_routes(service: Service) -> APIRouter:
     )
     router.include_router(predict.router)
     router.include_router(cases.router)
+    router.include_router(reviews.router)
     router.include_router(jobs.router)
     return router

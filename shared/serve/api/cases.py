@@ -37,7 +37,8 @@ router = APIRouter(prefix="/cases")
 def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Cases:
     """The newest cases, or those that came before one."""
     found = service.store.recent(service.app.name, limit, before)
-    return Cases(cases=[CaseLine.of(case, service.settings.root) for case in found])
+    reviews = service.store.reviews.lines(case.id for case in found)
+    return Cases(cases=[CaseLine.of(case, reviews.get(case.id, ()), service.settings.root) for case in found])
 
 
 @router.head("/{case_id}", include_in_schema=False)
@@ -54,7 +55,7 @@ async def case(service: ServiceDep, case: CaseDep) -> Response:
 
 @router.delete("/{case_id}", status_code=204, responses=_MISSING)
 def delete_case(service: ServiceDep, case: CaseDep) -> None:
-    """Deletes a kept case and its files."""
+    """Deletes a kept case, its files and its reviews."""
     service.store.remove(case)
 
 

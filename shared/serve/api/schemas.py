@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -10,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from shared.app import Sample
 from shared.deploy.artifact import Manifest
+from shared.review import Review, Verdict
 from shared.store.cases import PICTURE, RESULT
 from shared.store.jobs import Job, JobState
 from shared.store.records import Case, CaseSummary, InputFile
+from shared.store.reviews import ReviewLine
 
 UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 
@@ -59,6 +62,13 @@ class ArtifactVersion(BaseModel):
         return cls(name=manifest.name, version=manifest.version)
 
 
+class CaseReviewer(BaseModel):
+    """Who reviewed a case, and when."""
+
+    reviewer: str | None = Field(description="null where nobody was named")
+    reviewed: str = Field(description="UTC, ISO 8601")
+
+
 class CaseLine(BaseModel):
     """A line in the list of cases."""
 
@@ -66,13 +76,20 @@ class CaseLine(BaseModel):
     created: str
     interface: str
     inputs: list[str]
+    reviews: list[CaseReviewer] = Field(description="by whom it was reviewed, the newest first")
     url: str
 
     @classmethod
-    def of(cls, case: CaseSummary, root: str) -> CaseLine:
+    def of(cls, case: CaseSummary, reviews: Iterable[ReviewLine], root: str) -> CaseLine:
         """What is told of a case in a list, by a server that is reached under ``root``."""
-        inputs, url = case.names, _address(case, root)
-        return cls(case=case.id, created=case.created, interface=case.interface, inputs=inputs, url=url)
+        return cls(
+            case=case.id,
+            created=case.created,
+            interface=case.interface,
+            inputs=case.names,
+            reviews=[CaseReviewer(reviewer=one.reviewer, reviewed=one.reviewed) for one in reviews],
+            url=_address(case, root),
+        )
 
 
 class Cases(BaseModel):
@@ -122,6 +139,57 @@ def case_document(case: Case, result: bytes, root: str) -> bytes:
         "files": {name: f"{home}/files/{quote(name)}" for name in (RESULT, *case.files)},
     }
     return json.dumps(head).encode()[:-1] + b', "result": ' + result.strip() + b"}"
+
+
+MOST_MISSED = 1000
+Reviewer = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
+Number = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+
+
+class ReviewBody(BaseModel):
+    """What a reviewer says of a case, in place of what the same reviewer said before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reviewer: Reviewer | None = Field(
+        default=None, description="who says it; where the server requires keys that is the name of the key"
+    )
+    verdicts: dict[Number, Verdict] = Field(
+        default={}, description="by the finding's number in `result`, from 1; what is left out is undecided"
+    )
+    missed: list[dict[str, JsonValue]] = Field(
+        default=[], max_length=MOST_MISSED, description="findings that should have been made"
+    )
+    note: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
+
+
+class ReviewAnswer(BaseModel):
+    """What a reviewer said of a case."""
+
+    reviewer: str | None = Field(description="null where nobody was named")
+    reviewed: str = Field(description="UTC, ISO 8601")
+    verdicts: dict[str, Verdict] = Field(description="by the finding's number in `result`, from 1")
+    missed: list[dict[str, JsonValue]]
+    note: str
+
+    @classmethod
+    def of(cls, review: Review) -> ReviewAnswer:
+        """What is told of a review."""
+        return cls(
+            reviewer=review.reviewer,
+            reviewed=review.reviewed,
+            verdicts={str(number): verdict for number, verdict in review.verdicts.items()},
+            missed=[dict(one) for one in review.missed],
+            note=review.note,
+        )
+
+
+class Reviews(BaseModel):
+    """The reviews of a case, one of each reviewer."""
+
+    case: str
+    reviewer: str | None = Field(description="as whom who asks would review it, where the server requires keys")
+    reviews: list[ReviewAnswer] = Field(description="the newest first")
 
 
 class JobAnswer(BaseModel):

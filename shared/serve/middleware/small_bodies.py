@@ -15,11 +15,14 @@ from shared.serve.runtime.connection import drain_body
 
 _READING = ("GET", "HEAD", "OPTIONS")
 _PATHS = ("/api/models/", "/v2/repository/")
-_MOST_BYTES, _LONGEST_S = 1 << 16, 10.0
+_REVIEW = re.compile(r"/api/[^/]+/cases/[^/]+/review\Z")
+_MOST_BYTES, _MOST_REVIEW_BYTES, _LONGEST_S = 1 << 16, 1 << 20, 10.0
 
 
 class SmallBodies:
-    """Reads the body of what changes models, and refuses one above 64 KiB (413) or not there in ten seconds (408).
+    """Reads the body of what changes models, or of a review, and refuses one that is too large or comes too slowly.
+
+    That is above 64 KiB, of a review above 1 MiB (413), or not there in ten seconds (408).
 
     The same holds for routes of an application's own that take JSON, whose paths ``own`` match, with ``most_bytes``
     and ``longest_s``. FastAPI would hold all of it, however large, before it is known who asks.
@@ -60,6 +63,8 @@ class SmallBodies:
             return None
         if scope["method"] == "POST" and scope["path"].startswith(_PATHS):
             return _MOST_BYTES, _LONGEST_S
+        if scope["method"] == "PUT" and _REVIEW.match(scope["path"]):
+            return _MOST_REVIEW_BYTES, _LONGEST_S
         return self._limits_of_own if any(path.match(scope["path"]) for path in self._own) else None
 
 
@@ -68,6 +73,6 @@ async def _body(request: Request, most_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > most_bytes:
-            most = "64 KiB" if most_bytes == _MOST_BYTES else f"{most_bytes} bytes"
+            most = f"{most_bytes} bytes" if most_bytes % 1024 else f"{most_bytes >> 10} KiB"
             raise InvalidInputError(f"the request is larger than the {most} that are taken here", status=413)
     return bytes(body)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +14,7 @@ import pytest
 
 from shared import cli
 from shared.errors import InvalidInputError
+from shared.review import Review
 from shared.store.backup import ROWS, backup, restore
 from shared.store.cases import CaseStore
 from shared.store.jobs import Job, JobStore
@@ -45,6 +48,19 @@ def test_a_backup_of_a_store_in_use_is_restored_whole(
     capsys.readouterr()
     assert cli.main(["restore", str(tmp_path / "all.tar")]) == 2
     assert "holds cases or jobs" in capsys.readouterr().err
+
+
+def test_a_backup_holds_the_reviews_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Review(reviewer="Ada", reviewed_ns=7, verdicts={2: "rejected"}, missed=[{"x": 1.5}], note="blurred")
+    with closing(CaseStore(tmp_path / "store")) as store:
+        kept, gone = keep(store), keep(store)
+        for case in (kept, gone):
+            store.reviews.put(case.id, said)
+        shutil.rmtree(tmp_path / "store" / "cases" / gone.id)  # as one that is deleted meanwhile
+        assert backup(store.engine, store.folder, tmp_path / "all.tar") == 1
+    with closing(CaseStore(tmp_path / "other")) as store:
+        assert restore(store.engine, store.folder, tmp_path / "all.tar") == 1
+        assert store.reviews.of_app("echo") == {kept.id: [replace(said, missed=({"x": 1.5},))]}
 
 
 def add_job(jobs: JobStore, folder: Path) -> Job:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shared.errors import InvalidInputError
+from shared.review import Review
 from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
 from shared.store.jobs import JobStore
@@ -49,6 +51,19 @@ def test_cases_are_kept_listed_and_found_again(server: str, tmp_path: Path) -> N
         found = again.file(first, "out.csv")
     assert found is not None and found.read_bytes() == b"1"
     assert not (tmp_path / "store" / "trivium.sqlite").exists()
+
+
+def test_reviews_are_kept_replaced_and_gone_with_their_case(server: str, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path, server)) as store:
+        case = keep(store, app="reviewed")
+        first = Review(reviewer="Ada", reviewed_ns=7, verdicts={1: "accepted"}, note="\u00e9")
+        for review in (first, replace(first, reviewer=None, reviewed_ns=8), replace(first, reviewed_ns=9)):
+            store.reviews.put(case.id, review)
+        assert [one.reviewed_ns for one in store.reviews.of_case(case.id)] == [9, 8]
+        store.remove(case)
+        assert store.reviews.of_app("reviewed") == {} == store.reviews.lines([case.id])
+        with pytest.raises(InvalidInputError, match="is gone from the store"):
+            store.reviews.put(case.id, first)
 
 
 def test_a_wrong_password_is_refused_without_being_told(server: str, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Reviews: what readers say of cases.
+
+They go with their case by its foreign key: a later step that makes the table ``cases`` anew, as SQLite's batches do,
+has to keep them aside.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0009", "0008"
+
+
+def upgrade() -> None:
+    """Makes the table."""
+    op.create_table(
+        "reviews",
+        sa.Column("case_id", sa.String(32), sa.ForeignKey("cases.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("reviewer", sa.String(64), primary_key=True),
+        sa.Column("reviewed_ns", sa.BigInteger, nullable=False),
+        sa.Column("verdicts", sa.JSON, nullable=False),
+        sa.Column("missed", sa.JSON, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+    )

@@ -1,0 +1,154 @@
+"""Reviews of cases over HTTP: kept, replaced, listed, and gone with their case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.store.keys import Keys
+from tests.browser.medical_site import medical_app
+from tests.shared.serve.echo import csv
+
+
+def new_case(client: TestClient) -> str:
+    """The address of a new case's review."""
+    return f"/api/echo/cases/{client.post('/api/echo/predict', files=[csv(1, 2)]).json()['case']}/review"
+
+
+def test_a_review_is_kept_and_the_reviewers_next_takes_its_place(echo_client: TestClient) -> None:
+    home = new_case(echo_client)
+    assert echo_client.get(home).json()["reviews"] == []
+    first = echo_client.put(home, json={"reviewer": " Ada ", "verdicts": {"1": "rejected"}, "note": "noise"})
+    assert first.status_code == 200
+    assert echo_client.put(home, json={"verdicts": {"1": "accepted"}}).json()["reviewer"] is None
+    second = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}}).json()
+    assert second["verdicts"] == {} and second["note"] == ""
+    found = echo_client.get(home).json()
+    assert found["reviews"][0] == second and found["reviewer"] is None
+    assert [(one["reviewer"], one["verdicts"]) for one in found["reviews"]] == [("Ada", {}), (None, {"1": "accepted"})]
+    (line,) = echo_client.get("/api/echo/cases").json()["cases"]
+    assert line["reviews"] == [{"reviewer": one["reviewer"], "reviewed": one["reviewed"]} for one in found["reviews"]]
+    assert "reviewed by Ada" in echo_client.get("/").text
+    assert echo_client.delete(home, params={"reviewer": "Ada"}).status_code == 204
+    assert [one["reviewer"] for one in echo_client.get(home).json()["reviews"]] == [None]
+
+
+def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
+    client = serve(require_key=True)
+    keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
+    ada, grace = ({"Authorization": f"Bearer {keys.add(name, 'user')}"} for name in ("ada", "grace"))
+    client.headers.update(ada)
+    home = new_case(client)
+    assert client.put(home, json={"verdicts": {"1": "rejected"}}).json()["reviewer"] == "ada"
+    client.headers.update(grace)
+    refused = client.put(home, json={"reviewer": "ada", "verdicts": {}})
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "the reviewer is the name of the key, 'grace'; leave reviewer out"
+    assert client.delete(home, params={"reviewer": "ada"}).status_code == 422
+    assert client.put(home, json={"verdicts": {"1": "accepted"}}).json()["reviewer"] == "grace"
+    found = client.get(home).json()
+    assert found["reviewer"] == "grace"
+    assert [one["reviewer"] for one in found["reviews"]] == ["grace", "ada"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ('{"verdicts": {"2": "accepted"}}', "the case has no finding 2; it has one finding, number 1"),
+        ('{"verdicts": {"0": "accepted"}}', "body.verdicts.0"),
+        ('{"verdicts": {"1": "maybe"}}', "body.verdicts.1"),
+        ('{"missed": [{"x": 1}]}', "echo takes verdicts and a note, and no missed findings"),
+        ('{"reviewer": "a\\u0000b"}', "body.reviewer"),
+        ('{"reviewer": "' + "a" * 65 + '"}', "body.reviewer"),
+        ('{"note": "' + "a" * 2001 + '"}', "body.note"),
+        ('{"note": "\\ud800"}', "body.note"),
+        ('{"verdict": {}}', "body.verdict"),
+        ("[", "body"),
+    ],
+)
+def test_what_is_no_review_is_refused_in_a_sentence(echo_client: TestClient, body: str, sentence: str) -> None:
+    home = new_case(echo_client)
+    refused = echo_client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+    assert echo_client.get(home).json()["reviews"] == []
+
+
+def test_a_body_larger_than_a_review_is_cut_off(echo_client: TestClient) -> None:
+    refused = echo_client.put(new_case(echo_client), content=b" " * (1 << 20) + b"{}")
+    assert refused.status_code == 413 and "1024 KiB" in refused.json()["detail"]
+
+
+def test_reviews_go_with_their_case(echo_client: TestClient, settings: Settings) -> None:
+    for way in ("deleted", "expired"):
+        home = new_case(echo_client)
+        assert echo_client.put(home, json={"verdicts": {"1": "accepted"}}).status_code == 200
+        if way == "deleted":
+            assert echo_client.delete(home.removesuffix("/review")).status_code == 204
+        else:
+            echo_client.app.state.store.expire("echo", number=0)  # type: ignore[attr-defined]
+        assert echo_client.get(home).status_code == echo_client.put(home, json={}).status_code == 404
+        with closing(sqlite3.connect(settings.store / "trivium.sqlite")) as database:
+            assert database.execute("SELECT COUNT(*) FROM reviews").fetchone() == (0,)
+
+
+def test_a_case_that_is_not_kept_is_not_reviewed(serve: Callable[..., TestClient]) -> None:
+    client = serve(keep_bytes=1)
+    refused = client.put(new_case(client), json={"verdicts": {"1": "accepted"}})
+    assert refused.status_code == 409 and "the case cannot be reviewed: the answer was" in refused.json()["detail"]
+
+
+def test_a_case_whose_result_is_gone_is_not_reviewed(echo_client: TestClient, settings: Settings) -> None:
+    home = new_case(echo_client)
+    for folder in (settings.store / "cases").iterdir():
+        shutil.rmtree(folder)
+    refused = echo_client.put(home, json={})
+    assert refused.status_code == 404 and "is gone from the store" in refused.json()["detail"]
+
+
+@pytest.fixture(scope="module")
+def medical(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, str]]:
+    """A server whose predictor finds two nodules, and the address of such a case's review."""
+    root = tmp_path_factory.mktemp("medical")
+    settings = Settings(store=root / "store", device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, {"medical": medical_app(root)})) as client:
+        case = client.post("/api/medical/predict", data={"sample": "chest"}).json()["case"]
+        yield client, f"/api/medical/cases/{case}/review"
+
+
+def test_an_application_says_what_of_a_missed_finding_is_taken(medical: tuple[TestClient, str]) -> None:
+    client, home = medical
+    missed = [{"centre_lps_mm": [10, 20.5, -350], "diameter_mm": 6.5}]
+    review = {"verdicts": {"2": "rejected", "1": "accepted"}, "missed": missed}
+    assert client.put(home, json=review).json()["missed"] == missed
+    (found,) = client.get(home).json()["reviews"]
+    assert found["missed"] == missed and found["verdicts"] == {"1": "accepted", "2": "rejected"}
+
+
+@pytest.mark.parametrize(
+    ("missed", "sentence"),
+    [
+        ({"centre_lps_mm": [0, 0], "diameter_mm": 5}, "missed.centre_lps_mm: List should have at least 3"),
+        ({"centre_lps_mm": [0, 0, -350], "diameter_mm": 0}, "missed.diameter_mm"),
+        ({"centre_lps_mm": [0, 0, -350], "diameter_mm": float("nan")}, "missed.diameter_mm"),
+        ({"centre_lps_mm": [0, 0, 1e300], "diameter_mm": 5}, "missed.centre_lps_mm.2"),
+        ({"centre_lps_mm": [0, 0, "-350"], "diameter_mm": 5}, "missed.centre_lps_mm.2"),
+        ({"centre_lps_mm": [0, 0, -350], "diameter_mm": 5, "name": "A^B"}, "missed.name"),
+        ({"centre_lps_mm": [0, 0, 350], "diameter_mm": 5}, "nodule at 0, 0, 350 mm lies outside of the scan"),
+    ],
+)
+def test_a_missed_finding_that_is_none_is_refused(
+    medical: tuple[TestClient, str], missed: dict[str, Any], sentence: str
+) -> None:
+    client, home = medical
+    body = json.dumps({"missed": [missed]})
+    refused = client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422 and sentence in refused.json()["detail"]
