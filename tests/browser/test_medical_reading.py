@@ -96,12 +96,10 @@ def test_the_label_of_a_measurement_stays_within_the_slice(page: Page, site: str
     assert left >= 0 and right <= width
 
 
-def test_what_is_ticked_is_copied_for_a_report(page: Page, site: str) -> None:
+def test_what_is_accepted_is_copied_for_a_report(page: Page, site: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     open_chest(page, site)
-    copy, ticks = page.get_by_role("button", name="Copy as text"), page.locator(".findings input")
-    expect(ticks.nth(0)).to_be_checked()
-    expect(ticks.nth(1)).not_to_be_checked()
+    copy = page.get_by_role("button", name="Copy as text")
     copy.click()
     expect(page.locator(".copy [role=status]")).to_have_text("Copied.")
     text = page.evaluate("navigator.clipboard.readText()")
@@ -111,9 +109,9 @@ def test_what_is_ticked_is_copied_for_a_report(page: Page, site: str) -> None:
     )
     assert "not verified" in text and "score 0.300" not in text
     # A finding that the reader rejects stays out, a weaker mark that he shares comes in.
-    page.get_by_label("Finding 1 is copied and printed").uncheck()
-    page.get_by_label("Finding 2 is copied and printed").check()
-    # The keys of the viewer work from a tick, too.
+    page.get_by_label("Reject finding 1").check()
+    page.get_by_label("Accept finding 2").check()
+    # The keys of the viewer work from a verdict, too.
     page.keyboard.press("n")
     expect(page.locator(".findings button[aria-current=true] .rank")).to_have_text("2")
     copy.click()
@@ -122,10 +120,10 @@ def test_what_is_ticked_is_copied_for_a_report(page: Page, site: str) -> None:
     # Without access to the clipboard, as over http, the text itself is shown.
     page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     copy.click()
-    expect(page.get_by_label("Findings as text")).to_have_value(re.compile("1. 9.0 mm .*score 0.300"))
+    expect(page.get_by_label("Findings as text")).to_have_value(re.compile("1. 9.0 mm .*score 0.300; accepted"))
 
 
-def test_what_is_printed_is_what_is_ticked_without_the_controls(page: Page, site: str) -> None:
+def test_what_is_printed_is_what_is_copied_without_the_controls(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     page.emulate_media(media="print")
     expect(canvas).to_be_visible()

@@ -75,6 +75,16 @@ def test_a_file_is_chosen_analysed_and_its_case_opened_again(page: Page, address
     expect(result.locator("pre")).to_contain_text("10")
 
 
+def test_a_result_of_an_application_that_says_nothing_of_reviews_is_accepted(page: Page, address: str) -> None:
+    page.goto(f"{address}/echo")
+    page.get_by_role("button", name="Three numbers").click()
+    with page.expect_response(lambda response: response.request.method == "PUT"):
+        page.get_by_label("Accept the result").check()
+    page.reload()
+    expect(page.get_by_label("Accept the result")).to_be_checked()
+    expect(page.locator(".review")).to_contain_text("1 accepted")
+
+
 def test_the_form_works_with_the_keyboard_alone_and_says_what_it_does(page: Page, address: str, echo: Echo) -> None:
     page.goto(f"{address}/echo")
     page.keyboard.press("Tab")

@@ -1,5 +1,7 @@
 // The form of the medical application: findings first, their slices beside them.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
+import { openReview, verdictBoxes } from "../shared/review.js";
+import { missedList } from "./missed.js";
 import { copyButton, label, reportText } from "./report.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
@@ -21,9 +23,13 @@ async function render(answer) {
   const place = element("div", { "aria-busy": "true" }, element("p", {}, "Loading the slices …"));
   const above = findings.filter((finding) => finding.above_operating_score).length;
   const others = findings.length - above;
-  const found = findings.length > 0;
-  // What a reader rejects is unticked; a weaker mark is taken in by its tick.
-  const ticks = new Map(findings.map((finding) => [finding, element("input", { type: "checkbox", checked: finding.above_operating_score, title: "Copied and printed", "aria-label": `Finding ${finding.rank} is copied and printed` })]));
+  let viewer = null;
+  const review = openReview(answer, { changed: () => update() });
+  const verdicts = new Map(findings.map((finding) => [finding, verdictBoxes(review, finding.rank)]));
+  /** What is copied and printed: what a reader accepts, and what the model is sure of unless a reader rejects it. */
+  const taken = (finding) => (review.verdict(finding.rank) ?? (finding.above_operating_score ? "accepted" : "rejected")) === "accepted";
+  const copy = copyButton(() => reportText(answer.result, listed.filter(taken), identity(answer), review));
+  const missed = missedList(review, { volume, viewer: () => viewer });
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
     element("h2", {}, headline(answer.result, above)),
@@ -33,23 +39,41 @@ async function render(answer) {
       element("div", {},
         findings.length > 1 ? element("p", { class: "small order" }, element("label", {}, "Order: ", order)) : null,
         others ? element("p", { class: "small" }, `Dashed: ${others} weaker ${others === 1 ? "mark" : "marks"}, below the model's operating score of ${answer.result.operating_score.toFixed(3)}.`) : null,
-        list,
-        found ? copyButton(() => reportText(answer.result, listed.filter((finding) => ticks.get(finding).checked), identity(answer))) : null,
+        list, missed.node, review.node,
+        copy,
         element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
     downloads(answer));
   const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
+  const items = new Map(findings.map((finding) => [finding, element("li", {}, verdicts.get(finding).node, buttons.get(finding))]));
+  const update = () => {
+    for (const [finding, item] of items) {
+      verdicts.get(finding).update();
+      item.classList.toggle("left-out", !taken(finding));
+    }
+    missed.update();
+    copy.hidden = !findings.length && !review.state.missed.length;
+    viewer?.draw();
+  };
   const arrange = () => {
     listed.sort(ORDERS[order.value]);
     list.setAttribute("aria-label", `Findings, ${order.value}`);
-    list.replaceChildren(...listed.map((finding) => element("li", {}, ticks.get(finding), buttons.get(finding))));
+    list.replaceChildren(...listed.map((finding) => items.get(finding)));
   };
   order.addEventListener("change", arrange);
   arrange();
+  update();
+  const decide = (verdict) => () => {
+    const number = viewer.chosen()?.rank;
+    if (number) review.decide(number, review.verdict(number) === verdict ? null : verdict);
+  };
   try {
     const slices = await loadVolume(answer.files["slab.nii.gz"]);
-    const viewer = sliceViewer(slices, statedGeometry(volume), findings, {
+    viewer = sliceViewer(slices, statedGeometry(volume), findings, {
       name: (k) => sliceName(volume, k),
       order: () => listed,
+      missed: () => review.state.missed,
+      keys: { a: decide("accepted"), r: decide("rejected"), m: missed.add },
+      onPoint: missed.update,
       labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
       onFinding: (finding) => { for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding)); },
     });

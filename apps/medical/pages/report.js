@@ -1,14 +1,17 @@
 // The findings as text, to be put into a report.
 import { element } from "../shared/case.js";
-import { position, sliceName } from "./volume.js";
+import { position, sliceName, statedGeometry } from "./volume.js";
 
-/** A line for each of `findings` (result.json's), under what was looked at and above what limits the reading. */
-export function reportText({ volume, remarks }, findings, identity) {
+/** A line for each of `findings` (result.json's) and of what `review` adds, under what was looked at and above what limits the reading. */
+export function reportText({ volume, remarks }, findings, identity, review) {
+  const whole = statedGeometry(volume);
+  const slice = (lps) => Math.min(Math.max(Math.round(whole.toIndex(lps)[2]), 0), volume.size_ijk[2] - 1);
   const lines = findings.map((finding, n) => {
     const axes = finding.axes_mm ? ` (${finding.axes_mm.map((v) => v.toFixed(1)).join(" x ")} mm axial)` : "";
     const cubic = finding.volume_mm3 ? `, ${finding.volume_mm3.toFixed(0)} mm3` : "";
-    return `${n + 1}. ${label(finding)}${finding.mean_diameter_mm.toFixed(1)} mm mean diameter${axes}${cubic}; ${sliceName(volume, finding.slice - 1)}, ${position(finding.centre_lps_mm)}; score ${finding.score.toFixed(3)}`;
+    return `${n + 1}. ${label(finding)}${finding.mean_diameter_mm.toFixed(1)} mm mean diameter${axes}${cubic}; ${sliceName(volume, finding.slice - 1)}, ${position(finding.centre_lps_mm)}; score ${finding.score.toFixed(3)}${review.verdict(finding.rank) === "accepted" ? "; accepted by a reader" : ""}`;
   });
+  lines.push(...review.state.missed.map((one, n) => `${lines.length + n + 1}. ${one.diameter_mm.toFixed(1)} mm; ${sliceName(volume, slice(one.centre_lps_mm))}, ${position(one.centre_lps_mm)}; added by a reader`));
   return [
     "Lung nodules in chest CT: automatic marks, for research, not verified.",
     ...(lines.length ? lines : ["No finding is listed. This does not mean that there is no nodule."]),
@@ -36,6 +39,6 @@ export function copyButton(text) {
       said.textContent = " Copy the text below.";
     }
   };
-  const button = element("button", { type: "button", title: "The ticked findings, to be put into a report; the printed page has the same. The files keep all.", onclick: copy }, "Copy as text");
+  const button = element("button", { type: "button", title: "Findings that are accepted, or sure and not rejected, to be put into a report; the printed page has the same. The files keep all.", onclick: copy }, "Copy as text");
   return element("div", { class: "copy" }, button, said, area);
 }

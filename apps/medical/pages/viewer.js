@@ -9,8 +9,10 @@ const ZOOM = 3;
 const NOTCH_PX = 50;
 
 /** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
- *  called, `order()` the findings as they are listed, `labels()` fetches their voxels, where there are some. Returns { node, show(finding), draw() }. */
-export function sliceViewer(volume, whole, findings, { name, order = () => findings, labels = null, onFinding = () => {} }) {
+ *  called, `order()` the findings as they are listed, `missed()` nodules that a reader added, `labels()` fetches the
+ *  findings' voxels, where there are some; `keys` are further keys, `onPoint()` hears of a cross or a measured line.
+ *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear() }. */
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, keys: more = {}, onFinding = () => {}, onPoint = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
   const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
@@ -102,6 +104,15 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     labels.sort((a, b) => b.chosen - a.chosen);
     const places = placeLabels(labels, 18 * unit, [canvas.width, canvas.height]);
     labels.forEach((one, n) => outlined(pen, unit, one.text, places[n].x, places[n].y, one.colour));
+    for (const one of missed()) {
+      const [i, j, k] = volume.toIndex(one.centre_lps_mm);
+      if (Math.abs(k - state.slice) * volume.spacing[2] > Math.max(one.diameter_mm / 2, volume.spacing[2] / 2)) continue;
+      pen.strokeStyle = "#7dff9b";
+      pen.lineWidth = 2 * unit;
+      pen.beginPath();
+      pen.arc((i + 0.5) * sx + dx, (j + 0.5) * sy + dy, Math.max(one.diameter_mm / 2 * Math.abs(sx) / volume.spacing[0] + 5 * unit, 10 * unit), 0, 2 * Math.PI);
+      pen.stroke();
+    }
     crosshair(pen, unit, [sx, sy, dx, dy]);
     ruler(pen, unit, [sx, sy, dx, dy]);
     letters(pen, unit);
@@ -185,6 +196,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     state.slice = Math.max(0, Math.min(depth - 1, slice));
     state.ruler = null;
     draw();
+    onPoint();
   }
 
   function toggleZoom() {
@@ -227,7 +239,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   }
 
   const moves = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 5, PageDown: -5 };
-  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear };
+  const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...more };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
@@ -249,6 +261,24 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   function clear() {
     state.cross = state.ruler = null;
     draw();
+    onPoint();
+  }
+
+  /** Shows a place of the scan with the cross on it. */
+  function look(lps) {
+    const [i, j, k] = volume.toIndex(lps);
+    state.centre = [i, j];
+    state.cross = [i, j, Math.max(0, Math.min(depth - 1, Math.round(k)))];
+    go(state.cross[2]);
+  }
+
+  /** Where a reader points: at the cross, or at the middle of the line that was measured, whose length is the diameter. */
+  function marked() {
+    if (state.ruler) {
+      const [[i, j], [x, y]] = state.ruler;
+      return { lps: volume.toLps([(i + x) / 2, (j + y) / 2, state.slice]), diameter_mm: length(state.ruler) };
+    }
+    return state.cross && { lps: volume.toLps(state.cross), diameter_mm: null };
   }
 
   /** The voxel under the pointer, in fractions; null beside the image. */
@@ -295,6 +325,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       state.cross = [...at, state.slice];
       draw();
     }
+    if (pressed) onPoint();
     pressed = windowing = null;
   });
   canvas.addEventListener("pointerleave", () => { readout.textContent = words(); });
@@ -306,8 +337,8 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window. Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.`));
-  return { node, show, draw };
+    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${more.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.`));
+  return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen };
 }
 
 /** Whether a key belongs to what has the focus: a field takes all, the slider its own, and the page scrolls by pages. */

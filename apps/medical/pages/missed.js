@@ -1,0 +1,49 @@
+// Nodules that a reader adds to those that were found: where the cross is, or along the line that was measured.
+import { element } from "../shared/case.js";
+import { position, sliceName, statedGeometry } from "./volume.js";
+
+const LEAST_MM = 0.5;
+
+/** The list of missed nodules in `review`, and what adds one. `viewer()` is the viewer of the slices, once there is one. */
+export function missedList(review, { volume, viewer }) {
+  const whole = statedGeometry(volume);
+  const rows = element("ol", { class: "findings missed", "aria-label": "Missed nodules" });
+  const diameter = element("input", { type: "number", min: LEAST_MM, max: 300, step: 0.5, value: 6, "aria-label": "Diameter of a missed nodule in mm" });
+  const button = element("button", { type: "button", title: "Key M", onclick: () => add() }, "Add");
+  const where = element("span", {});
+  const adding = element("p", { class: "small adding" }, "Missed a nodule? ", where, diameter, " mm ", button);
+
+  function add() {
+    const pointed = viewer()?.pointed();
+    const size = Number(diameter.value);
+    if (!pointed || !(size >= LEAST_MM && size <= 300)) return;
+    review.add({ centre_lps_mm: pointed.lps.map((v) => Number(v.toFixed(2))), diameter_mm: size });
+    viewer().clear();
+  }
+
+  function row(one) {
+    const slice = Math.min(Math.max(Math.round(whole.toIndex(one.centre_lps_mm)[2]), 0), volume.size_ijk[2] - 1);
+    return element("li", {},
+      element("button", { type: "button", class: "remove", title: "Remove", "aria-label": `Remove the missed nodule in ${sliceName(volume, slice)}`, onclick: () => review.remove(one) }, "−"),
+      element("button", { type: "button", onclick: () => viewer()?.look(one.centre_lps_mm) },
+        element("span", { class: "rank" }, "+"), element("span", { class: "size" }, `${one.diameter_mm.toFixed(1)} mm`), element("span", { class: "score" }, "missed"),
+        element("span", { class: "where" }, `${sliceName(volume, slice)} · `, element("span", { class: "nobreak" }, position(one.centre_lps_mm)))));
+  }
+
+  let shown = null;
+  let measured = null;
+  function update() {
+    if (review.state.missed !== shown) {
+      shown = review.state.missed;
+      rows.replaceChildren(...shown.map(row));
+      rows.hidden = !shown.length;
+    }
+    const pointed = viewer()?.pointed() ?? null;
+    button.disabled = !pointed;
+    where.textContent = pointed ? "" : "Click it in the slice, or drag across it: ";
+    // A line that was drawn across it is its diameter.
+    if (pointed?.diameter_mm && pointed.diameter_mm !== measured) diameter.value = pointed.diameter_mm.toFixed(1);
+    measured = pointed?.diameter_mm ?? null;
+  }
+  return { node: element("div", {}, rows, adding), add, update };
+}

@@ -1,0 +1,171 @@
+"""Reviewing at the medical form: verdicts beside the findings, and nodules that were missed, saved at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.medical_site import AT_MM, medical_site
+from tests.browser.test_medical_reading import middle, open_chest
+
+pytestmark = pytest.mark.browser
+_SAVED = re.compile(r"/review$")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with medical_site(tmp_path_factory.mktemp("medical")) as address:
+        yield address
+
+
+def reviews(page: Page, site: str) -> list[dict[str, Any]]:
+    """The reviews of the case that is shown."""
+    case = re.search(r"case=([0-9a-f]+)", page.url)
+    assert case is not None
+    found: list[dict[str, Any]] = page.request.get(f"{site}/api/medical/cases/{case[1]}/review").json()["reviews"]
+    return found
+
+
+def is_save(response: Any) -> bool:
+    return response.request.method == "PUT" and bool(_SAVED.search(response.url))
+
+
+def test_verdicts_are_saved_at_once_and_shown_when_the_case_is_opened_again(page: Page, site: str) -> None:
+    open_chest(page, site)
+    assert reviews(page, site) == []
+    with page.expect_response(is_save):
+        page.get_by_label("Reject finding 2").check()
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 2").check()
+    expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
+    expect(page.locator(".review")).to_contain_text(
+        re.compile(r"Reviewed at 20\d\d-\d\d-\d\d \d\d:\d\d UTC: 1 accepted")
+    )
+    page.reload()
+    expect(page.get_by_label("Accept finding 2")).to_be_checked()
+    expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 2").uncheck()
+    assert [one["verdicts"] for one in reviews(page, site)] == [{}]
+
+
+def test_keys_accept_and_reject_the_finding_that_is_shown(page: Page, site: str) -> None:
+    open_chest(page, site)
+    for key in ("a", "n", "r"):
+        page.keyboard.press(key)
+    expect(page.get_by_label("Accept finding 1")).to_be_checked()
+    expect(page.get_by_label("Reject finding 2")).to_be_checked()
+    expect(page.locator(".review")).to_contain_text("1 accepted, 1 rejected")
+    assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
+    page.keyboard.press("r")
+    expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
+    # A letter in the note is no key.
+    page.get_by_text("Reviewer and note").click()
+    page.get_by_label("Note").press_sequentially("rr")
+    expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
+
+
+def test_a_missed_nodule_is_added_where_the_cross_is_and_taken_away(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    add = page.get_by_role("button", name="Add", exact=True)
+    expect(add).to_be_disabled()
+    x, y = middle(canvas)
+    page.mouse.click(x, y)
+    position = page.locator(".slices output").nth(1).inner_text()
+    page.get_by_label("Diameter of a missed nodule in mm").fill("8")
+    with page.expect_response(is_save):
+        add.click()
+    (one,) = reviews(page, site)[0]["missed"]
+    assert one["diameter_mm"] == 8 and one["centre_lps_mm"][2] == AT_MM[0][2]
+    rows = page.locator(".findings.missed li")
+    expect(rows).to_contain_text("8.0 mm")
+    assert position.split(" at ")[1] in rows.inner_text()
+    page.reload()
+    expect(rows).to_have_count(1)
+    page.keyboard.press("n")
+    rows.get_by_role("button").nth(1).click()
+    expect(canvas).to_have_attribute("aria-label", re.compile("slice 10 of 20"))
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Remove the missed nodule in slice 10 of 20 in the file").click()
+    expect(rows).to_have_count(0)
+    assert reviews(page, site)[0]["missed"] == []
+
+
+def test_a_line_across_a_missed_nodule_is_its_centre_and_its_diameter(page: Page, site: str) -> None:
+    canvas = open_chest(page, site)
+    x, y = middle(canvas)
+    page.mouse.move(x - 20, y)
+    page.mouse.down()
+    page.mouse.move(x + 20, y, steps=4)
+    page.mouse.up()
+    measured = float(page.locator(".slices output").nth(1).inner_text().split(" mm")[0])
+    with page.expect_response(is_save):
+        page.keyboard.press("m")
+    (one,) = reviews(page, site)[0]["missed"]
+    assert one["diameter_mm"] == measured > 5
+    page.mouse.click(x, y)
+    across = page.locator(".slices output").nth(1).inner_text()
+    # The middle of the line, to a screen's pixel.
+    side = "R" if one["centre_lps_mm"][0] < 0 else "L"
+    told = float(re.search(rf"{side} (\d+\.\d)", across)[1])  # type: ignore[index]
+    assert abs(told - abs(one["centre_lps_mm"][0])) < 1.5
+
+
+def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, site: str) -> None:
+    open_chest(page, site)
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 1").check()
+    page.get_by_text("Reviewer and note").click()
+    name = page.get_by_label("Reviewer", exact=True)
+    name.fill("Ada")
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        name.press("Enter")
+    expect(page.locator(".review")).to_contain_text("Reviewed by Ada at")
+    (one,) = reviews(page, site)
+    assert one["reviewer"] == "Ada" and one["verdicts"] == {"1": "accepted"}
+    # Another reader begins anew, and each sees that the other was there.
+    name.fill("Grace")
+    name.press("Enter")
+    expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
+    with page.expect_response(is_save):
+        page.get_by_label("Reject finding 1").check()
+    page.reload()
+    expect(page.get_by_label("Reject finding 1")).to_be_checked()
+    expect(page.locator(".review .reviewers p")).to_have_count(2)
+    page.goto(site)
+    expect(page.locator(".recent")).to_contain_text("reviewed by Grace, Ada")
+
+
+def test_a_case_without_findings_is_marked_as_reviewed_and_that_is_taken_back(page: Page, site: str) -> None:
+    open_chest(page, site)
+    page.get_by_text("Reviewer and note").click()
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Mark as reviewed").click()
+    assert [one["verdicts"] for one in reviews(page, site)] == [{}]
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.get_by_role("button", name="Take the review back").click()
+    expect(page.locator(".review")).not_to_contain_text("Reviewed at")
+    assert reviews(page, site) == []
+
+
+def test_a_review_that_cannot_be_saved_says_so(page: Page, site: str) -> None:
+    page.expected_errors += ["507"]  # type: ignore[attr-defined]
+    open_chest(page, site)
+
+    def full(route: Route) -> None:
+        if route.request.method == "PUT":
+            route.fulfill(status=507, json={"detail": "the review is not kept: the disk of the store is full"})
+        else:
+            route.fallback()
+
+    page.route(_SAVED, full)
+    page.get_by_label("Accept finding 1").check()
+    expect(page.locator(".review [role=alert]")).to_contain_text("could not be saved: the review is not kept: the disk")
+    page.unroute(_SAVED)
+    page.get_by_label("Accept finding 2").check()
+    expect(page.locator(".review [role=alert]")).to_be_hidden()
+    assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "accepted"}
