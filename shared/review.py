@@ -53,17 +53,14 @@ class ReviewedCase:
     result: Mapping[str, Any]
     file: Callable[[str], bytes | Mapping[str, bytes] | None]
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether there are findings to judge, and the review neither judges one nor adds one."""
+        return not (self.review.verdicts or self.review.missed)
+
     def numbers(self, verdict: Verdict) -> list[int]:
         """The numbers of the findings with a verdict, in their order."""
         return sorted(number for number, said in self.review.verdicts.items() if said == verdict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exported:
-    """What an export wrote: how many cases, and sentences for who trains on it."""
-
-    cases: int
-    remarks: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +69,13 @@ class Reviewing:
 
     count    how many findings a ``result.json`` has
     check    refuses findings that were missed, ``Schemas.missed``, for which a ``result.json`` has no place
-    export   writes reviewed cases, the oldest first, as training data into an empty folder; None where it cannot
+    export   writes reviewed cases, the oldest first, as training data into an empty folder; returns sentences for who
+             trains on it: what was left out, and the command. None where it cannot
     """
 
     count: Callable[[Mapping[str, Any]], int]
     check: Callable[[Sequence[Any], Mapping[str, Any]], None] | None = None
-    export: Callable[[Sequence[ReviewedCase], Path], Exported] | None = None
+    export: Callable[[Sequence[ReviewedCase], Path], Sequence[str]] | None = None
 
 
 def _count_in_general(result: Mapping[str, Any]) -> int:

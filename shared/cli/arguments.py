@@ -16,6 +16,7 @@ from shared.cli.server_arguments import Keys as Keys
 from shared.cli.server_arguments import ProgramName as ProgramName
 from shared.cli.server_arguments import Purge as Purge
 from shared.cli.server_arguments import Restore as Restore
+from shared.cli.server_arguments import Reviews as Reviews
 from shared.cli.server_arguments import Serve as Serve
 from shared.cli.server_arguments import Versions as Versions
 
@@ -361,6 +362,7 @@ Command: TypeAlias = (
     | Annotated[Backup, subcommand("backup")]
     | Annotated[Restore, subcommand("restore")]
     | Annotated[Purge, subcommand("purge")]
+    | Annotated[Reviews, subcommand("reviews")]
     | Annotated[Keys, subcommand("keys")]
     | Annotated[Versions, subcommand("versions")]
     | Annotated[Reproduce, subcommand("reproduce")]

@@ -87,6 +87,28 @@ class Restore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reviews:
+    """Write a server's reviewed cases as training data, which train, evaluate and calibrate read.
+
+    Of a case counts the newest review, and of several analyses of one input the one that was reviewed last. The server
+    may go on meanwhile. TRIVIUM_STORE and TRIVIUM_STORE_URL name the store, as they do for serve.
+
+    Example: trivium reviews medical --out reviewed
+
+    Example: trivium reviews driving --store store --out reviewed --reviewer anna
+    """
+
+    app: Annotated[Positional[str], arg(metavar="APP")]
+    """The application."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """The folder to write, which must be new or empty."""
+    store: Folder = None
+    """The folder of the store; TRIVIUM_STORE, or store."""
+    reviewer: Annotated[str | None, arg(metavar="NAME")] = None
+    """Only the reviews of this reviewer; of each case the newest by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Purge:
     """Delete a server's old cases with their files, and jobs that ended before. The server may go on meanwhile.
 

@@ -10,6 +10,8 @@ from shared.cli.arguments import Backup, Purge, Restore
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shared.store.cases import CaseStore
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([dh])\Z")
@@ -48,12 +50,15 @@ def _purge(command: Purge) -> None:
             print(f"{store.folder}: no cases, no jobs")
 
 
-def open_store(beside: bool) -> CaseStore:
-    """The store that the server's settings name; ``beside`` one that is there, which a server may have."""
+def open_store(beside: bool, folder: Path | None = None) -> CaseStore:
+    """The store that the server's settings name; ``beside`` one that is there, which a server may have.
+
+    ``folder`` takes the place of that in the settings.
+    """
     from shared.serve.settings import read_settings
     from shared.store.cases import CaseStore
 
-    settings = read_settings()
+    settings = read_settings(store=folder)
     return CaseStore(settings.store, settings.store_url, beside=beside)
 
 

@@ -1,18 +1,34 @@
-"""Reviewed cases: what an analyst says of the events is checked against the series."""
+"""Reviewed cases as tables with labels, and what an analyst says of the events checked against the series.
+
+A file a series with the columns timestamp (UTC), value and label, which is 1 in the rows of events that are accepted or
+missed: what ``--data table`` reads.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.finance.types import SECOND_NS
+import numpy as np
+
+from apps.finance.datasets.labels import window_rows
+from apps.finance.outputs.files import scores_csv
+from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows
+from apps.finance.outputs.several import several_scores_csv
+from apps.finance.types import SECOND_NS, Window
 from shared.errors import InvalidInputError
-from shared.review import Reviewing
+from shared.review import ReviewedCase, Reviewing
 
 if TYPE_CHECKING:
     from apps.finance.schemas import FinanceMissed
+
+_ALL_COLUMNS = "column"
+"""The name of the series' column where every column is a series, the first of them all columns together."""
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
@@ -29,6 +45,72 @@ def time_ns(text: str) -> int:
     return int(moment.timestamp()) * SECOND_NS + int((found[2] or "0").ljust(9, "0"))
 
 
+def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
+    """Writes the series that are reviewed whole into the folder ``series``; returns what is to be said.
+
+    These are the series whose events are each accepted or rejected. A series without an event is one of them where the
+    case is reviewed whole, or an event was added. The rows of a rejected event are labelled as ordinary ones.
+    """
+    (out / "series").mkdir()
+    written = undecided = joint = 0
+    for case in cases:
+        whole = len(case.review.verdicts) == len(case.result["events"])
+        for place, (name, rows) in enumerate(_rows(case).items()):
+            numbers = [n for n, event in enumerate(case.result["events"], 1) if event.get("series", name) == name]
+            missed = [one for one in case.review.missed if one.get("series", name) == name]
+            verdicts = [case.review.verdicts.get(number) for number in numbers]
+            if place == 0 and case.result["series"].get("series_column") == _ALL_COLUMNS:
+                joint += 1
+                continue
+            if None in verdicts or not (whole or verdicts or missed):
+                undecided += 1
+                continue
+            events = [case.result["events"][number - 1] for number in numbers]
+            accepted = [one for one, verdict in zip(events, verdicts, strict=True) if verdict == "accepted"]
+            windows = (
+                Window(start_ns=time_ns(one["start"]), end_ns=time_ns(one["end"])) for one in (*accepted, *missed)
+            )
+            _write(out / "series" / f"{case.id[:12]}-{place:04d}.csv", rows, tuple(windows))
+            written += 1
+    remarks = []
+    if undecided:
+        remarks.append(f"Left out, series not reviewed whole: {undecided}. Accept or reject each of their events.")
+    if joint:
+        remarks.append(f"Left out, all columns together: of {joint} cases. Each column is a series of its own.")
+    if written:
+        where = f"--data.path {out / 'series'} --data.labels label"
+        remarks.append(f"Series written: {written}. trivium evaluate finance --data table {where}")
+    return remarks
+
+
+def _rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
+    """Times and values of each series by its name, as they were scored."""
+    kept = case.file("scores.csv")
+    if kept is None:
+        raise InvalidInputError(f"the rows of case {case.id} are gone from the store; delete it, or run it again")
+    if isinstance(kept, Mapping):
+        found, _, several = read_scored_rows(kept[SOURCE])
+        kept = several_scores_csv(found) if several else scores_csv(found[0])
+    series: dict[str, list[tuple[str, str]]] = {}
+    for row in csv.DictReader(io.StringIO(kept.decode())):
+        name = row.get("series", case.result["series"]["name"])
+        series.setdefault(name, []).append((row["timestamp"], row["value"]))
+    return series
+
+
+def _write(file: Path, rows: Sequence[tuple[str, str]], windows: tuple[Window, ...]) -> None:
+    """The rows with their labels; a missing value is an empty cell."""
+    times_ns = np.array([time for time, _ in rows], "datetime64[ns]").astype(np.int64)
+    labels = np.zeros(len(rows), np.int64)
+    for first, last in window_rows(times_ns, windows).tolist():
+        labels[first : last + 1] = 1
+    with file.open("w", newline="") as content:
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow(("timestamp", "value", "label"))
+        for (time, value), label in zip(rows, labels.tolist(), strict=True):
+            writer.writerow((time, "" if value == "nan" else value, label))
+
+
 def _count(result: Mapping[str, Any]) -> int:
     return len(result["events"])
 
@@ -39,7 +121,8 @@ def _check(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
     for one in missed:
         name = one.get("series")
         if parts and name not in parts:
-            raise InvalidInputError(f"the case has no series {name!r}; name that of a missed event as in parts")
+            which = "several series" if name is None else f"no series {name!r}"
+            raise InvalidInputError(f"the case has {which}; name that of a missed event as in parts")
         if not parts and name not in (None, result["series"]["name"]):
             raise InvalidInputError(f"the case has one series, and not {name!r}; leave series out")
         series = parts[str(name)] if parts else result["series"]
@@ -51,4 +134,4 @@ def _check(missed: Sequence[FinanceMissed], result: Mapping[str, Any]) -> None:
             )
 
 
-REVIEWING = Reviewing(count=_count, check=_check)
+REVIEWING = Reviewing(count=_count, check=_check, export=export)

@@ -76,18 +76,21 @@ def slab_source(volume: CTVolume, findings: Findings) -> bytes:
     return content.getvalue()
 
 
-def slab_file(source: bytes) -> bytes:
-    """What ``slab_source`` holds as ``.nii.gz``."""
+def slab_volume(source: bytes) -> CTVolume:
+    """The volume that ``slab_source`` holds."""
     with np.load(io.BytesIO(source), allow_pickle=False) as held:
         size_z, size_y, size_x = (int(size) for size in held["size_zyx"])
-        return nifti(
-            CTVolume(
-                voxels_zyx=_inflated(held["deflated"].tobytes(), (size_z, size_y, size_x)),
-                spacing_mm=_three(held["spacing_mm"]),
-                origin_lps_mm=_three(held["origin_lps_mm"]),
-                direction=held["direction"],
-            )
+        return CTVolume(
+            voxels_zyx=_inflated(held["deflated"].tobytes(), (size_z, size_y, size_x)),
+            spacing_mm=_three(held["spacing_mm"]),
+            origin_lps_mm=_three(held["origin_lps_mm"]),
+            direction=held["direction"],
         )
+
+
+def slab_file(source: bytes) -> bytes:
+    """What ``slab_source`` holds as ``.nii.gz``."""
+    return nifti(slab_volume(source))
 
 
 def _deflated(voxels_zyx: NDArray[np.int16]) -> bytes:

@@ -1,0 +1,129 @@
+"""From reviews over HTTP to sweeps with labels, on which a detector is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from apps.driving.adapters.custom import frame_ids, read_frame
+from apps.driving.service import DrivingCodec
+from apps.driving.types import Boxes3D, Detections, Frame
+from shared import cli
+from shared.app import find
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+
+BOX = {"centre_lidar_m": [12.0, 3.0, -0.8], "size_m": [4.2, 1.8, 1.5], "yaw": 0.25}
+MISSED = {"frame": "b", "name": "van", "centre_lidar_m": [9.0, -4.0, -0.5], "size_m": [5.0, 2.0, 2.2], "yaw": 1.5}
+
+
+class Known:
+    """Finds two boxes in every frame but one, which is empty."""
+
+    second_stages: dict[str, str] = {}  # noqa: RUF012 - as the predictor has it
+
+    def choose_model(self, frame: Frame, wanted: str | None = None) -> str:
+        return "pointpillars"
+
+    def preferred_model(self, sensors: object) -> str:
+        return "pointpillars"
+
+    def predict(self, batch: Sequence[Frame], options: object = None) -> list[Detections]:
+        made = []
+        for frame in batch:
+            count = 0 if frame.name == "empty" else 2
+            boxes = Boxes3D(
+                centre_lidar_m=np.array([BOX["centre_lidar_m"], [30.0, 0.0, -0.8]], np.float32)[:count],
+                size_m=np.array([BOX["size_m"]] * 2, np.float32)[:count],
+                yaw=np.array([BOX["yaw"]] * 2, np.float32)[:count],
+                names=("car", "car")[:count],
+                scores=np.array([0.9, 0.4], np.float32)[:count],
+            )
+            made.append(Detections(boxes=boxes, model="pointpillars"))
+        return made
+
+
+def sweep(seed: int, count: int = 500) -> np.ndarray:
+    points = np.random.default_rng(seed).uniform((0, -20, -2, 0), (40, 20, 1, 1), (count, 4)).astype("<f4")
+    points[:80, :3] = np.asarray(BOX["centre_lidar_m"]) + points[:80, :3] % 0.5
+    return points
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
+    known = replace(find("driving"), predictor=lambda artifacts, device: Known(), codec=DrivingCodec)
+    with TestClient(create_app(settings, {"driving": known})) as made:
+        yield made
+
+
+def hand_in(client: TestClient, **sweeps: np.ndarray) -> tuple[str, dict[str, Any]]:
+    """The address of the review of a case with these sweeps, and its result."""
+    files = [("files", (f"{name}.bin", points.tobytes())) for name, points in sweeps.items()]
+    answer = client.post("/api/driving/predict", files=files)
+    assert answer.status_code == 200, answer.text
+    return f"/api/driving/cases/{answer.json()['case']}/review", answer.json()["result"]
+
+
+@pytest.mark.parametrize(
+    ("missed", "sentence"),
+    [
+        ({"frame": "z"}, "the case has no frame 'z'"),
+        ({"name": "a van"}, "missed.name"),
+        ({"size_m": [1, 2, 0]}, "missed.size_m.2"),
+        ({"yaw": float("inf")}, "missed.yaw"),
+    ],
+)
+def test_an_object_that_has_no_place_is_refused(client: TestClient, missed: dict[str, Any], sentence: str) -> None:
+    home, _ = hand_in(client, b=sweep(1))
+    body = json.dumps({"missed": [MISSED | missed]})
+    refused = client.put(home, content=body, headers={"Content-Type": "application/json"})
+    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+    refused = client.put(home, json={"verdicts": {"3": "accepted"}})
+    assert refused.json()["detail"] == "the case has no finding 3; it has findings 1 to 2"
+
+
+def test_reviewed_frames_are_trained_on(client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home, result = hand_in(client, a=sweep(2), b=sweep(3), c=sweep(4), empty=sweep(5))
+    assert [box["frame"] for box in result["boxes"]] == ["a", "a", "b", "b", "c", "c"]
+    said = {"1": "accepted", "2": "rejected", "3": "rejected", "4": "rejected", "5": "accepted"}
+    assert client.put(home, json={"verdicts": said, "missed": [MISSED]}).status_code == 200
+    alone, _ = hand_in(client, empty=sweep(6))
+    assert client.put(alone, json={}).status_code == 200
+    words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
+    assert cli.main(["reviews", "driving", *words]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    # Of the first case c has a box without a verdict, and the empty frame is not known to be looked at.
+    assert "frames not reviewed whole: 2." in told and "Frames written: 3." in told
+    frames = [read_frame(tmp_path / "out", name) for name in frame_ids(tmp_path / "out")]
+    truth = {len(frame.truth): frame for frame in frames if frame.truth is not None and frame.truth.names != ("van",)}
+    (van,) = (frame for frame in frames if frame.truth is not None and frame.truth.names == ("van",))
+    assert truth.keys() == {0, 1}
+    assert np.allclose(truth[1].truth.centre_lidar_m, [BOX["centre_lidar_m"]])  # type: ignore[union-attr]
+    assert truth[1].truth.names == ("car",) and np.array_equal(truth[1].points_lidar_m, sweep(2))  # type: ignore[union-attr]
+    assert np.allclose(van.truth.size_m, [MISSED["size_m"]]) and np.allclose(van.truth.yaw, 1.5)  # type: ignore[union-attr]
+    data = ["--data", "custom", "--data.root", str(tmp_path / "out")]
+    few = ["--limits.steps", "1", "--limits.batch", "1", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(["train", "driving", "--recipe", "tiny", *data, *few]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_a_sweep_that_the_store_has_thinned_is_said(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, _ = hand_in(client, large=sweep(7, 70_000))
+    said = {"reviewer": "Ada", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(home, json=said).status_code == 200
+    words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
+    assert cli.main(["reviews", "driving", *words, "--reviewer", "Ada"]) == 0
+    assert "keeps 60,000 points: 1." in " ".join(capsys.readouterr().out.split())
+    (name,) = frame_ids(tmp_path / "out")
+    points = read_frame(tmp_path / "out", name).points_lidar_m
+    assert points is not None and 50_000 < len(points) <= 60_000

@@ -1,0 +1,125 @@
+"""From reviews over HTTP to tables with labels, on which a forecaster is trained and scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from apps.finance.datasets.table import Table
+from apps.finance.types import iso_utc
+from shared import cli
+from shared.app import find
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+
+HOURS = 400
+SPIKES = {"A": (200, 300), "B": (250,), "C": ()}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    settings = Settings(store=tmp_path_factory.mktemp("store"), device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, {"finance": find("finance")})) as made:
+        yield made
+
+
+def time(hour: int) -> str:
+    return iso_utc((1_704_067_200 + 3600 * hour) * 10**9)
+
+
+def table(spikes: dict[str, tuple[int, ...]], missing: int = 7) -> str:
+    """Hourly values of each series, quiet but for its spikes, one of them missing."""
+    rows = [] if len(spikes) == 1 else [f"{name},{time(h)},{value}" for name, h, value in _values(spikes, missing)]
+    rows = rows or [f"{time(h)},{value}" for _, h, value in _values(spikes, missing)]
+    return "\n".join([("ticker,time,close" if len(spikes) > 1 else "time,close"), *rows]) + "\n"
+
+
+def _values(spikes: dict[str, tuple[int, ...]], missing: int) -> Iterator[tuple[str, int, str]]:
+    for name, at in spikes.items():
+        for hour in range(HOURS):
+            value = 100 + (hour * 37 % 11) / 10 + 60 * (hour in at)
+            yield name, hour, "" if hour == missing else f"{value:.2f}"
+
+
+def hand_in(client: TestClient, spikes: dict[str, tuple[int, ...]], missing: int = 7) -> tuple[str, dict[str, Any]]:
+    """The address of the review of a case with these series, and its result."""
+    file = {"files": ("prices.csv", table(spikes, missing))}
+    answer = client.post("/api/finance/predict", files=file, data={"events_per_1000_rows": "10"})
+    assert answer.status_code == 200, answer.text
+    return f"/api/finance/cases/{answer.json()['case']}/review", answer.json()["result"]
+
+
+def export(client: TestClient, out: Path, *words: str) -> int:
+    store = ["--store", str(client.app.state.store.folder)]  # type: ignore[attr-defined]
+    return cli.main(["reviews", "finance", *store, "--out", str(out), *words])
+
+
+@pytest.mark.parametrize(
+    ("missed", "sentence"),
+    [
+        ({"start": time(3), "end": time(2)}, "does not lie in its series, which goes from 2024-01-01T00:00:00Z"),
+        ({"start": time(3), "end": time(HOURS)}, "does not lie in its series"),
+        ({"start": "yesterday", "end": time(3)}, "'yesterday' is no time as events have it"),
+        ({"start": "2024-02-31T00:00:00Z", "end": time(3)}, "is no time as events have it"),
+        ({"start": time(3), "end": time(3), "series": "Z"}, "the case has one series, and not 'Z'"),
+        ({"start": time(3)}, "missed.end: Field required"),
+    ],
+)
+def test_an_event_that_has_no_place_is_refused(client: TestClient, missed: dict[str, Any], sentence: str) -> None:
+    home, _ = hand_in(client, {"A": (200,)})
+    refused = client.put(home, json={"missed": [missed]})
+    assert refused.status_code == 422 and sentence in refused.json()["detail"]
+
+
+def test_reviewed_series_are_trained_and_scored_on(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, result = hand_in(client, SPIKES)
+    events = result["events"]
+    assert {event["series"] for event in events} >= {"A", "B"}
+    of_none = {"missed": [{"start": time(3), "end": time(3)}]}
+    assert "the case has several series; name" in client.put(home, json=of_none).json()["detail"]
+    first = next(n for n, event in enumerate(events, 1) if event["series"] == "A")
+    said = {
+        str(n): "accepted" if n == first else "rejected" for n, event in enumerate(events, 1) if event["series"] != "B"
+    }
+    missed = [{"series": "A", "start": time(50), "end": time(52)}]
+    assert client.put(home, json={"verdicts": said, "missed": missed}).status_code == 200
+    assert export(client, tmp_path / "out") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    series = tmp_path / "out" / "series"
+    left_out = sum(all(str(n) not in said for n, e in enumerate(events, 1) if e["series"] == name) for name in SPIKES)
+    assert f"series not reviewed whole: {left_out}." in told
+    rows = list(csv.DictReader(min(series.iterdir()).read_text().splitlines()))
+    assert len(rows) == HOURS and rows[7]["value"] == "" and float(rows[200]["value"]) == 160.8
+    marked = {n for n, row in enumerate(rows) if row["label"] == "1"}
+    event = events[first - 1]
+    found = {hour for hour in range(HOURS) if event["start"] <= time(hour) <= event["end"]}
+    assert found and marked == found | {50, 51, 52}
+    windows = Table(path=str(series), labels="label").cases()[0].windows
+    assert (iso_utc(windows[0].start_ns), iso_utc(windows[0].end_ns)) == (time(50), time(52))
+    data = ["--data", "table", "--data.path", str(series), "--data.labels", "label"]
+    assert cli.main(["evaluate", "finance", *data, "--device", "cpu"]) == 0
+    few = ["--limits.steps", "1", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(["train", "finance", "--recipe", "tiny", *data, *few]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def test_a_series_is_exported_after_all_files_of_its_case_were_asked_for(client: TestClient, tmp_path: Path) -> None:
+    """The rows that the files are made from are gone then; those of scores.csv are the same."""
+    home, result = hand_in(client, {"A": (150,)}, missing=9)
+    verdicts = {str(n): "accepted" for n in range(1, len(result["events"]) + 1)}
+    assert client.put(home, json={"reviewer": "Ada", "verdicts": verdicts}).status_code == 200
+    assert export(client, tmp_path / "before", "--reviewer", "Ada") == 0
+    case = client.get(home.removesuffix("/review")).json()
+    for address in (case["picture"], *case["files"].values()):
+        assert client.get(address).status_code == 200
+    assert export(client, tmp_path / "after", "--reviewer", "Ada") == 0
+    one, other = (next((tmp_path / name / "series").iterdir()) for name in ("before", "after"))
+    assert one.read_bytes() == other.read_bytes() and one.read_text().count(",1\n") > 0

@@ -1,0 +1,176 @@
+"""From reviews over HTTP to LUNA16's layout, on which a detector is trained and scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from apps.medical.adapters.images import read_image
+from apps.medical.datasets.luna16 import Luna16
+from shared import cli
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.medical.chests import pack, series
+from tests.browser.medical_site import AT_MM, chest, medical_app
+
+UIDS = ("1.2.826.0.1.3680043.1", "1.2.826.0.1.3680043.2", "1.2.826.0.1.3680043.3")
+MISSED = {"centre_lps_mm": [-55.0, 10.0, -340.0], "diameter_mm": 7.5}
+REVIEWS = (
+    {"verdicts": {"1": "accepted", "2": "rejected"}, "note": "Doe^John again"},
+    {"verdicts": {"1": "accepted"}, "missed": [MISSED]},
+    {"note": "not looked at yet"},
+)
+"""Of three scans of two studies: the second leaves a finding undecided, the third says nothing."""
+
+
+def hand_in(client: TestClient, folder: Path, uid: str, study: str) -> str:
+    """The address of the review of a new case."""
+    tags = {"SeriesInstanceUID": uid, "StudyInstanceUID": study, "PatientName": "Doe^John", "PatientID": "4711"}
+    file = pack(folder, series(chest(), **tags), f"Doe-{uid}.zip")
+    answer = client.post(
+        "/api/medical/predict", files={"files": (file.name, file.read_bytes())}, data={"patient": "yes"}
+    )
+    assert answer.status_code == 200, answer.text
+    return f"/api/medical/cases/{answer.json()['case']}/review"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The store of a server that is running, with the reviewed cases."""
+    root = tmp_path_factory.mktemp("medical")
+    settings = Settings(store=root / "store", device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, {"medical": medical_app(root)})) as client:
+        for uid, study, review in zip(UIDS, ("1.2.1", "1.2.2", "1.2.2"), REVIEWS, strict=True):
+            home = hand_in(client, root, uid, study)
+            # An earlier review of the same reader, and an older one of another, do not count.
+            for other in (
+                {"reviewer": "Grace", "verdicts": {"1": "rejected"}},
+                {"verdicts": {"2": "accepted"}},
+                review,
+            ):
+                assert client.put(home, json=other).status_code == 200
+        yield settings.store
+
+
+@pytest.fixture(scope="module")
+def exported(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "reviewed"
+    assert cli.main(["reviews", "medical", "--store", str(store), "--out", str(out)]) == 0
+    return out
+
+
+def rows(file: Path) -> list[list[str]]:
+    return list(csv.reader(file.read_text().splitlines()))
+
+
+def test_the_tables_hold_each_finding_by_what_was_said_of_it(exported: Path) -> None:
+    one, two = ([f"{value:.1f}" for value in centre] for centre in AT_MM)
+    missed = [str(value) for value in MISSED["centre_lps_mm"]]  # type: ignore[attr-defined]
+    assert rows(exported / "annotations.csv") == [
+        ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"],
+        [UIDS[0], *one, "9.0"],
+        [UIDS[1], *one, "9.0"],
+        [UIDS[1], *missed, "7.5"],
+    ]
+    assert rows(exported / "annotations_excluded.csv")[1:] == [[UIDS[1], *two, "9.0"]]
+    assert rows(exported / "candidates.csv")[1:] == [
+        [UIDS[0], *one, "1"],
+        [UIDS[0], *two, "0"],
+        [UIDS[1], *one, "1"],
+        [UIDS[1], *missed, "1"],
+    ]
+    heading, *cases = rows(exported / "cases.csv")
+    assert heading[-4:] == ["accepted", "rejected", "undecided", "missed"]
+    assert [case[2:4] + case[-4:] for case in cases] == [
+        ["known", "1", "1", "1", "0", "0"],
+        ["known", "1", "1", "0", "1", "1"],
+        ["known", "1", "0", "0", "2", "0"],
+    ]
+
+
+def test_the_scans_are_those_that_the_store_keeps_in_their_place(exported: Path) -> None:
+    files = sorted(file.relative_to(exported).as_posix() for file in exported.rglob("*.mhd"))
+    assert files == [f"subset0/{UIDS[0]}.mhd", f"subset1/{UIDS[1]}.mhd"]
+    scan, whole = read_image([exported / files[0]]), chest()
+    for centre in AT_MM:
+        at, place = (np.rint(one.to_index_ijk(centre)).astype(int) for one in (scan, whole))
+        assert scan.voxels_zyx[tuple(at[::-1])] == whole.voxels_zyx[tuple(place[::-1])] == 60
+    assert scan.spacing_mm == whole.spacing_mm
+    assert exported.stat().st_mode & 0o077 == 0
+
+
+def test_nobody_is_named(exported: Path) -> None:
+    for file in exported.rglob("*"):
+        assert "Doe" not in file.name and "4711" not in file.name
+        content = file.read_bytes() if file.is_file() else b""
+        assert not [name for name in (b"Doe", b"4711", b"Grace", b"again") if name in content], file
+
+
+def test_the_data_set_has_the_marks(exported: Path) -> None:
+    split = Luna16(root=exported).split()
+    (training,), (validation,) = split.training, split.validation
+    assert [mark.centre for mark in validation.nodules] == [AT_MM[0]]
+    assert validation.candidates == (AT_MM[1],)
+    assert [mark.diameter_mm for mark in training.nodules] == [9.0, 7.5]
+    assert [mark.centre for mark in training.excluded] == [AT_MM[1]]
+
+
+def test_a_detector_is_trained_and_scored_on_it(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", "luna16", "--data.root", str(exported)]
+    words = ["--recipe", "small", "--out", str(tmp_path / "run"), "--device", "cpu", "--limits.steps", "1"]
+    few = ["--data.train-patches", "1", "--data.validation-patches", "1", "--limits.batch", "1"]
+    assert cli.main(["train", "medical", *words, *data, *few]) == 0
+    assert "nodules: 2 to learn from, 1 to validate on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--reviewer", "nobody"], "holds no case of medical that was reviewed by nobody"),
+        (["--out", "."], "is there already; name a new folder with --out"),
+        (["--store", "none"], "there is no store in none"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    store: Path,
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert cli.main(["reviews", "medical", "--store", str(store), "--out", "new", *words]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_one_reviewers_reviews_are_exported(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--store", str(store), "--out", str(tmp_path / "out"), "--reviewer", "Grace"]
+    assert cli.main(["reviews", "medical", *words]) == 0
+    assert len(rows(tmp_path / "out" / "annotations.csv")) == 1
+    assert [row[-1] for row in rows(tmp_path / "out" / "candidates.csv")[1:]] == ["0"] * 3
+    assert "several reviewers" not in capsys.readouterr().out
+
+
+def test_of_a_scan_that_is_kept_at_a_lower_resolution_the_rows_alone_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.medical.outputs.slab.MAX_VOXELS", 20_000)
+    settings = Settings(store=tmp_path / "store", device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, {"medical": medical_app(tmp_path)})) as client:
+        home = hand_in(client, tmp_path, UIDS[0], "1.2.1")
+        assert client.put(home, json=REVIEWS[0]).status_code == 200
+        out = tmp_path / "out"
+        assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
+    assert "no voxels at their own resolution: 1." in " ".join(capsys.readouterr().out.split())
+    assert len(rows(out / "annotations.csv")) == 2 and not list(out.glob("subset*"))
