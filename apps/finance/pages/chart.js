@@ -31,7 +31,7 @@ const CLOCK = [
 ];
 
 // Shades the events behind the lines; what is known of a synthetic series is a strip along the top.
-function shade(events, truth, current) {
+function shade(events, truth, missed, current) {
   return { hooks: { drawClear: [(plot) => {
     const { ctx, bbox } = plot;
     const span = (one) => {
@@ -49,6 +49,12 @@ function shade(events, truth, current) {
       ctx.globalAlpha = event === current.event ? 0.55 : 0.3;
       ctx.fillRect(left, bbox.top, right - left, bbox.height);
     }
+    ctx.fillStyle = colour("--third");
+    ctx.globalAlpha = 0.35;
+    for (const one of missed()) {
+      const [left, right] = span(one);
+      if (right > left) ctx.fillRect(left, bbox.top, right - left, bbox.height);
+    }
     ctx.fillStyle = colour("--fourth");
     ctx.globalAlpha = 0.7;
     for (const window of truth) {
@@ -60,10 +66,10 @@ function shade(events, truth, current) {
 }
 
 /**
- * Draws a series of series.json into `home`; returns what moves the view. `events` and `truth` have start and end.
+ * Draws a series of series.json into `home`; returns what moves the view. `events`, `truth` and `missed()` have start and end.
  * `load` gives all `total` rows of a thinned series, once somebody looks closer; `drawn(every)` hears of how many one is drawn.
  */
-export function drawChart(home, thinned, { events, truth = [], interval, total = 0, load = null, drawn = () => {} }) {
+export function drawChart(home, thinned, { events, truth = [], missed = () => [], interval, total = 0, load = null, drawn = () => {} }) {
   let data = thinned;   // what is drawn: of a thinned series the rows in view are replaced as it is moved
   const axis = (extra = {}) => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, size: 70, ...extra });
   const group = uPlot.sync("finance");
@@ -101,7 +107,7 @@ export function drawChart(home, thinned, { events, truth = [], interval, total =
   };
   const show = (_, value) => number(value, value !== null && Math.abs(value) < 1 ? 6 : 3);
   const band = { stroke: colour("--line"), width: 0.5, points: { show: false }, value: show };
-  const marks = shade(events, truth, current);
+  const marks = shade(events, truth, missed, current);
   const value = new uPlot({
     ...time, height: 360, plugins: [marks, follow],
     scales: { x: { time: true }, y: { range: (plot) => range(plot) } },
@@ -179,19 +185,20 @@ export function drawChart(home, thinned, { events, truth = [], interval, total =
     },
     edge(end) { const [min, max] = view(); if (end) look(last - (max - min), last); else look(first, first + (max - min)); },
     view,
+    redraw() { for (const plot of plots) plot.redraw(); },
     destroy() { gone = true; watching.disconnect(); for (const plot of plots) plot.destroy(); },
   };
 }
 
-export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series.";
+export const KEYS = "With the chart focused: ↑ ↓ previous and next event, ← → move, + − zoom, Home and End to the edges, 0 the whole series, A and R accept and reject the event.";
 
-/** Makes `home` answer to keys; `step(by)` goes to another event, `whole()` shows all. */
-export function keyboard(home, chart, { step, whole }) {
+/** Makes `home` answer to keys; `step(by)` goes to another event, `whole()` shows all; `more` are further keys. */
+export function keyboard(home, chart, { step, whole, more = {} }) {
   const actions = {
     ArrowUp: () => step(-1), ArrowDown: () => step(1), PageUp: () => step(-1), PageDown: () => step(1),
     ArrowLeft: () => chart().pan(-0.25), ArrowRight: () => chart().pan(0.25),
     "+": () => chart().zoom(0.5), "=": () => chart().zoom(0.5), "-": () => chart().zoom(2), "_": () => chart().zoom(2),
-    Home: () => chart().edge(false), End: () => chart().edge(true), "0": whole, Escape: whole,
+    Home: () => chart().edge(false), End: () => chart().edge(true), "0": whole, Escape: whole, ...more,
   };
   home.addEventListener("keydown", (event) => {
     const action = actions[event.key];

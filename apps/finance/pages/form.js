@@ -1,5 +1,7 @@
 // The finance form: what was found, the list of events, then the series with its expected band, the events, the score.
 import { caseForm, element, table, downloads } from "../shared/case.js";
+import { openReview } from "../shared/review.js";
+import { seriesReview } from "./review.js";
 import { readRows } from "./view.js";
 import { KEYS, decimals, drawChart, frame, keyboard, number, seconds, shortTime } from "./chart.js";
 
@@ -63,13 +65,13 @@ function rate(result) {
 }
 
 /** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
-function eventTable(events, jump) {
+function eventTable(events, jump, cell) {
   const channels = events.some((event) => event.channel);
-  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["What"] : [])];
+  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["What"] : []), "Right?"];
   const rows = events.map((event, index) => [
     element("button", { type: "button", onclick: () => jump(index) }, shortTime(event.start)),
     lasting(event), event.score, number(event.observed, decimals(event)),
-    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [what(event)] : []),
+    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [what(event)] : []), cell(event),
   ]);
   const list = table(columns, rows, "Choose an event to see it in the chart");
   list.classList.add("events");
@@ -171,6 +173,9 @@ caseForm({
     let chosen = -1;
     let events = [];
     let shown = -1;
+    let reviewed = null;   // the review of the series that is shown
+    const review = openReview(answer, { changed: () => reviewed?.update() });
+    const reviewPlace = element("div", {});
 
     const hint = element("p", { class: "small", id: "chart-hint" }, "Drag over the chart to zoom. ", element("span", { class: "keys" }, KEYS));
     const said = element("p", { class: "said", role: "status", "aria-live": "polite" });
@@ -207,7 +212,10 @@ caseForm({
       const part = parts[index];
       events = result.parts ? result.events.filter((event) => event.series === part.name) : result.events;
       name.textContent = result.parts ? `${part.name}: ${many(events.length, "event")}` : part.name;
-      list.replaceChildren(...(events.length ? [eventTable(events, jump)] : []));
+      reviewed = seriesReview(review, result, part, events, { chart: () => chart, times: () => drawings?.[index].times ?? [] });
+      reviewPlace.replaceChildren(reviewed.node);
+      list.replaceChildren(...(events.length ? [eventTable(events, jump, reviewed.cell)] : []));
+      reviewed.update();
       said.textContent = "";
       home.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${many(events.length, "event")}`);
       several?.mark(index);
@@ -217,7 +225,7 @@ caseForm({
       thinning.textContent = "";
       const before = parts.slice(0, index).reduce((sum, one) => sum + one.rows, 0);
       const load = answer.files["rows.bin"] ? async () => readRows(await everyRow(), before, part.rows) : null;
-      chart = drawChart(home, drawings[index], { events, truth, interval: part.interval_s || 1, total: part.rows, load, drawn });
+      chart = drawChart(home, drawings[index], { events, truth, missed: reviewed.missed, interval: part.interval_s || 1, total: part.rows, load, drawn });
     };
     let loading = null;
     const everyRow = () => {
@@ -229,14 +237,15 @@ caseForm({
     };
     const several = result.parts ? partList(result, choose) : null;
     const turn = (by) => choose(several.order.at((several.order.indexOf(chosen) + by) % several.order.length));
-    keyboard(home, () => chart, { step, whole });
+    const decide = (verdict) => () => reviewed.decide(events[shown], verdict);
+    keyboard(home, () => chart, { step, whole, more: { a: decide("accepted"), r: decide("rejected") } });
     const tools = element("div", { class: "tools" }, columnChoice(result),
       several && parts.length > 1 ? [element("button", { type: "button", onclick: () => turn(-1) }, "Previous series"), element("button", { type: "button", onclick: () => turn(1) }, "Next series")] : null,
       element("button", { type: "button", onclick: whole }, "Whole series"));
     place.append(...finding(result), ...(several?.nodes ?? []).filter(Boolean),
       // One series: its events come first; of several, each one's stand under its name.
       ...(several ? [name, tools, list] : [list, name, tools]),
-      said, home, thinning, hint, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
+      said, home, thinning, hint, reviewPlace, review.node, ...[truthList(truth)].filter(Boolean), ...facts(result), downloads(answer));
     choose(several ? several.order[0] : 0);
     const response = await fetch(answer.files["series.json"]);
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);

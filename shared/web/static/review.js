@@ -131,6 +131,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
       return save();
     },
     add(missed) { state.missed = [...state.missed, missed]; return save(); },
+    save,
     remove(missed) { state.missed = state.missed.filter((one) => one !== missed); return save(); },
     get loaded() { return loaded; },
   };
