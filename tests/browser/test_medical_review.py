@@ -152,6 +152,42 @@ def test_a_case_without_findings_is_marked_as_reviewed_and_that_is_taken_back(pa
     assert reviews(page, site) == []
 
 
+def test_a_verdict_before_the_earlier_review_is_there_takes_nothing_of_it_away(page: Page, site: str) -> None:
+    open_chest(page, site)
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 1").check()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.method == "GET":
+            held.append(route)
+        else:
+            route.fallback()
+
+    page.route(_SAVED, hold)
+    page.reload()
+    page.get_by_label("Reject finding 2").check()
+    with page.expect_response(is_save):
+        held[0].continue_()
+    assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
+
+
+def test_nothing_is_saved_over_a_review_that_could_not_be_read(page: Page, site: str) -> None:
+    page.expected_errors += ["503"]  # type: ignore[attr-defined]
+    open_chest(page, site)
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 1").check()
+    page.route(_SAVED, lambda route: route.fulfill(status=503, json={"detail": "the server is being shut down"}))
+    page.reload()
+    expect(page.locator(".review [role=alert]")).to_contain_text(
+        "could not be read, and so none is saved: the server is"
+    )
+    page.get_by_label("Reject finding 2").click()
+    expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
+    page.unroute(_SAVED)
+    assert reviews(page, site)[0]["verdicts"] == {"1": "accepted"}
+
+
 def test_a_review_that_cannot_be_saved_says_so(page: Page, site: str) -> None:
     page.expected_errors += ["507"]  # type: ignore[attr-defined]
     open_chest(page, site)

@@ -13,7 +13,7 @@ export function seriesReview(review, result, part, events, { chart, times }) {
   const field = (label) => element("input", { type: "text", size: 24, maxlength: 40, placeholder: part.start, "aria-label": label, oninput: () => offer() });
   const [start, end] = [field("Start of the missed event"), field("End of the missed event")];
   const add = element("button", { type: "button", disabled: true, onclick: () => put() }, "Add");
-  const others = element("button", { type: "button", title: "Each event of this series without a verdict", onclick: () => acceptOthers() }, "Accept the others");
+  const others = element("button", { type: "button", title: "Each event of this series without a verdict", onclick: () => review.acceptOthers(events.map(number)) }, "Accept the others");
   const listed = element("ul", { "aria-label": "Missed events" });
   const mine = (one) => !result.parts || one.series === part.name;
   const missed = () => review.state.missed.filter(mine);
@@ -38,11 +38,6 @@ export function seriesReview(review, result, part, events, { chart, times }) {
     review.add({ ...(result.parts ? { series: part.name } : {}), start: start.value.trim(), end: end.value.trim() });
     start.value = end.value = "";
     offer();
-  }
-
-  function acceptOthers() {
-    for (const event of events) if (review.verdict(number(event)) === null) review.state.verdicts.set(number(event), "accepted");
-    review.save();
   }
 
   function update() {

@@ -19,15 +19,14 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const state = { verdicts: new Map(), missed: [], note: "" };
   let key = null;                // the name of the key, where the server requires keys
   let reviews = [];
-  let loaded = false;
   let called = recall();         // as whom it was saved last
   let saving = Promise.resolve();
 
   const said = element("div", { class: "small reviewers" });
   const fault = element("p", { class: "error", role: "alert", hidden: true });
   const name = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: called ?? "", onchange: () => rename() });
-  const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => { state.note = note.value; save(); } });
-  const mark = element("button", { type: "button", title: "Also where there is nothing to accept, reject or add", onclick: () => save() }, "Mark as reviewed");
+  const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => change(() => { state.note = note.value; }) });
+  const mark = element("button", { type: "button", title: "Also where there is nothing to accept, reject or add", onclick: () => change() }, "Mark as reviewed");
   const back = element("button", { type: "button", hidden: true, onclick: () => withdraw() }, "Take the review back");
   const named = element("label", {}, "Reviewer ", name);
   const more = element("details", { class: "small" }, element("summary", {}, "Reviewer and note"), named, element("label", {}, "Note ", note), element("p", {}, mark, " ", back));
@@ -65,14 +64,22 @@ export function openReview(answer, { changed = () => {} } = {}) {
   async function load() {
     try {
       const found = await ask("GET", address);
-      [key, reviews, loaded] = [found.reviewer, found.reviews, true];
+      [key, reviews] = [found.reviewer, found.reviews];
       named.hidden = key !== null;
-      // What was said before the answer came is not taken away.
-      if (!state.verdicts.size && !state.missed.length) take(own());
+      take(own());
       show();
+      return true;
     } catch (error) {
-      say(`The reviews of this case could not be read: ${error.message}`);
+      say(`The reviews of this case could not be read, and so none is saved: ${error.message} Reload the page to try again.`);
+      return false;
     }
+  }
+
+  /** Changes the review and saves it, once the earlier one is there: what was said before must not be lost. */
+  async function change(apply = () => {}) {
+    if (!(await ready)) { changed(); return; }
+    apply();
+    await save();
   }
 
   /** Saves what is said now, after what is being saved already. */
@@ -109,6 +116,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
 
   /** Another name: that reader's review where there is one; what was said without a name goes under the new one. */
   async function rename() {
+    await ready;
     remember(name.value.trim());
     const [before, mine] = [called, own()];
     if (mine) take(mine);
@@ -120,20 +128,16 @@ export function openReview(answer, { changed = () => {} } = {}) {
     show();
   }
 
-  if (kept) load();
+  const ready = kept ? load() : Promise.resolve(true);
   return {
     node, state,
     verdict: (number) => state.verdicts.get(number) ?? null,
     /** Accepts or rejects a finding; null leaves it undecided. */
-    decide(number, verdict) {
-      if (verdict === null) state.verdicts.delete(number);
-      else state.verdicts.set(number, verdict);
-      return save();
-    },
-    add(missed) { state.missed = [...state.missed, missed]; return save(); },
-    save,
-    remove(missed) { state.missed = state.missed.filter((one) => one !== missed); return save(); },
-    get loaded() { return loaded; },
+    decide: (number, verdict) => change(() => (verdict === null ? state.verdicts.delete(number) : state.verdicts.set(number, verdict))),
+    /** Accepts those of the findings that have no verdict. */
+    acceptOthers: (numbers) => change(() => { for (const number of numbers) if (!state.verdicts.has(number)) state.verdicts.set(number, "accepted"); }),
+    add: (missed) => change(() => { state.missed = [...state.missed, missed]; }),
+    remove: (missed) => change(() => { state.missed = state.missed.filter((one) => one !== missed); }),
   };
 }
 
