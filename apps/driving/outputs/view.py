@@ -20,10 +20,10 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
     """``boxes.json``, and for each frame ``points.bin`` and ``image.jpg`` (further cameras under their own names).
 
     ``points.bin`` is float32 little-endian x, y, z, intensity. With several frames, all names but ``boxes.json`` begin
-    with the frame's name; ``boxes.json`` says which file is whose, and of each box, the nearest first, class, score,
-    size, place, corners in the LiDAR frame, and edges in each image (pixels).
+    with the frame's name; ``boxes.json`` says which file is whose, and of each box, the nearest first, its number in
+    ``result.json``, class, score, size, place, corners in the LiDAR frame, and edges in each image (pixels).
     """
-    views, made = [], {}
+    views, made, number = [], {}, 0
     for frame, found in zip(frames, boxes, strict=True):
         points_file, images = file_names(frame, many=len(frames) > 1)
         drawn = None if frame.points_lidar_m is None else thin(frame.points_lidar_m)
@@ -38,10 +38,11 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
                 "points_file": points_file,
                 "all_round": frame.all_round,
                 "cameras": [_image(name, images[name], one) for name, one in left_to_right(frame.cameras).items()],
-                "boxes": _boxes(frame, found),
+                "boxes": _boxes(frame, found, number),
                 "truth": None if frame.truth is None else _boxes(frame, frame.truth),
             }
         )
+        number += len(found)
     return {"boxes.json": json.dumps({"frames": views}, separators=(",", ":")).encode(), **made}
 
 
@@ -83,12 +84,14 @@ def jpeg(camera: Camera) -> bytes:
     return out.getvalue()
 
 
-def _boxes(frame: Frame, boxes: Boxes3D) -> list[dict[str, Any]]:
+def _boxes(frame: Frame, boxes: Boxes3D, before: int | None = None) -> list[dict[str, Any]]:
+    """The boxes, the nearest first; those that were found with their number after ``before`` of other frames."""
     distance = np.hypot(boxes.centre_lidar_m[:, 0], boxes.centre_lidar_m[:, 1])
     corners = boxes.corners_lidar_m()
     edges = {name: _edges(boxes, camera) for name, camera in frame.cameras.items()}
     return [
         {
+            **({} if before is None else {"number": before + int(index) + 1}),
             "class": boxes.names[index],
             "score": None if boxes.scores is None else round(float(boxes.scores[index]), 4),
             "distance_m": round(float(distance[index]), 2),

@@ -1,11 +1,14 @@
 // The form of the driving application: boxes in the image, from above, in the point cloud and in a table, all linked.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
 import { filterControls, freshChoices, passes } from "./filter.js";
+import { openReview } from "../shared/review.js";
 import { frameSwitcher } from "./frames.js";
-import { colourOf, dragPlan, drawImage, drawPlan, movePlan, pickImage, pickPlan, wholePlan } from "./views.js";
+import { frameReview } from "./review.js";
+import { colourOf, dragPlan, drawImage, drawPlan, movePlan, pickImage, pickPlan, pointPlan, wholePlan } from "./views.js";
 
 const whole = new Intl.NumberFormat("en");
 let cloud = null;
+let reviewed = null;   // the review of the frame that is shown
 let asked = null;   // the frame that was asked for last: one that is loaded later than it was asked for is not shown
 
 caseForm({ render });
@@ -21,8 +24,12 @@ async function render(answer) {
   const { frames } = await load(answer.files["boxes.json"], "json");
   const stage = element("div");
   const choices = freshChoices();
+  // Boxes of cases of earlier versions have no numbers, by which a review knows them.
+  const numbered = Array.isArray(answer.result.boxes) && frames.every((frame) => frame.boxes.every((box) => box.number));
+  reviewed = null;
+  choices.review = numbered ? openReview(answer, { changed: () => reviewed?.update() }) : null;
   if (frames.length > 1) result.append(frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => refuse(stage, frame, error))));
-  result.append(stage, details(answer));
+  result.append(stage, ...(choices.review ? [choices.review.node] : []), details(answer));
   await show(answer, frames[0], stage, choices);
 }
 
@@ -56,7 +63,9 @@ async function show(answer, frame, stage, choices) {
   const views = images.map((image, index) => ({
     image, camera: frame.cameras[index], canvas: element("canvas", { role: "img", "aria-label": `Camera ${frame.cameras[index].name} with boxes` }),
   }));
-  const list = objects(state, choose);
+  const review = choices.review && frameReview(choices.review, frame, state, () => drawPlan(plan, points, state));
+  reviewed = review;
+  const list = objects(state, choose, review);
 
   function redraw() {
     for (const view of views) drawImage(view.canvas, view.image, view.camera, state);
@@ -74,6 +83,8 @@ async function show(answer, frame, stage, choices) {
   for (const view of views) pointing(view.canvas, (event) => pickImage(view.canvas, view.camera, state, event), choose);
   const dragged = dragPlan(plan, state, () => drawPlan(plan, points, state));
   pointing(plan, (event) => (dragged() ? state.chosen : pickPlan(plan, state, event)), choose);
+  if (review) plan.addEventListener("click", (event) => { if (!dragged() && pickPlan(plan, state, event) < 0) review.point(pointPlan(plan, state, event)); });
+  if (review) verdictKeys(plan, review);
   keys(plan, state, choose, (event) => {
     if (!movePlan(state, event.key)) return false;
     drawPlan(plan, points, state);
@@ -101,10 +112,11 @@ async function show(answer, frame, stage, choices) {
     ...(views.length ? [element("div", { class: views.length === 1 ? "cameras one" : "cameras" }, views.map((view) => figure(view.canvas, views.length > 1 ? view.camera.name : null)))] : []),
     element("div", { class: "split" },
       figure(plan, "From above; the vehicle looks up, rings every 20 m. Drag to move, wheel to zoom once clicked. Keys: arrows, + and −, Home, Tab."),
-      element("div", { class: "objects" }, list.node)),
+      element("div", { class: "objects" }, list.node, review?.node ?? null)),
     ...(points ? [space] : []),
   );
   redraw();
+  review?.update();
   if (points) await inSpace(space, points, state, choose);
 }
 
@@ -153,6 +165,15 @@ function keys(canvas, state, choose, own) {
   });
 }
 
+/** A and R accept and reject the chosen box, while the page shows its frame. */
+function verdictKeys(plan, review) {
+  document.addEventListener("keydown", function pressed(event) {
+    if (!plan.isConnected) { document.removeEventListener("keydown", pressed); return; }
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox]), select, textarea")) return;
+    if (review.key(event.key.toLowerCase())) event.preventDefault();
+  });
+}
+
 function sentence(frame) {
   const counts = new Map();
   for (const box of frame.boxes) counts.set(box.class, (counts.get(box.class) ?? 0) + 1);
@@ -174,7 +195,7 @@ function bearing([x, y]) {
 }
 
 /** The table of boxes; hovering or focusing a row lights its box up in every view. */
-function objects(state, choose) {
+function objects(state, choose, review) {
   const row = (box, index) => {
     const name = element("button", { type: "button", onfocus: () => choose(index), onclick: () => choose(index) },
       element("span", { class: "swatch", style: `background:${colourOf(box.class)}` }), box.class.replaceAll("_", " "));
@@ -183,9 +204,10 @@ function objects(state, choose) {
       element("td", { class: "number" }, box.score === null ? "" : box.score.toFixed(2)),
       element("td", { class: "number" }, `${box.distance_m.toFixed(1)} m`),
       element("td", { class: "number nobreak" }, box.size_m.map((side) => side.toFixed(1)).join(" × ")),
-      element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`));
+      element("td", { class: "number" }, `${Math.round((box.yaw * 180) / Math.PI)}°`),
+      review && element("td", {}, review.cell(box)));
   };
-  const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading"];
+  const head = ["Class", "Score", "Distance", "L × W × H, m", "Heading", ...(review ? ["Right?"] : [])];
   const { points, points_drawn: drawn } = state.frame;
   const note = points === null ? "" : drawn < points ? `${whole.format(drawn)} of ${whole.format(points)} LiDAR points are drawn.` : `${whole.format(points)} LiDAR points.`;
   const told = element("p", { class: "small", role: "status" }, "");
@@ -195,7 +217,7 @@ function objects(state, choose) {
       element("thead", {}, element("tr", {}, head.map((text, index) => element("th", { scope: "col", class: index ? "number" : null }, text)))),
       body));
   const node = element("div", {}, frame, told,
-    element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${note}`));
+    element("p", { class: "small" }, `L × W × H: length, width, height. Heading is counter-clockwise from straight ahead. ${review ? "A, R: accept or reject the chosen box. " : ""}${note}`));
   function select(index, scroll) {
     [...body.rows].forEach((row, at) => row.setAttribute("aria-selected", String(at === index)));
     const box = state.frame.boxes[index];

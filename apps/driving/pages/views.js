@@ -141,6 +141,12 @@ export function dragPlan(canvas, state, moved) {
   return () => dragged;
 }
 
+/** The corners of a box's base, front left first, as boxes.json has them. */
+function baseOf({ centre_lidar_m: [x, y], size_m: [length, width], yaw }) {
+  const [c, s] = [Math.cos(yaw), Math.sin(yaw)];
+  return [[1, 1], [-1, 1], [-1, -1], [1, -1]].map(([ahead, left]) => [x + (c * ahead * length - s * left * width) / 2, y + (s * ahead * length + c * left * width) / 2]);
+}
+
 const place = (view, x, y) => [view.x0 - y * view.scale, view.y0 - x * view.scale];
 
 export function drawPlan(canvas, points, state) {
@@ -168,6 +174,12 @@ export function drawPlan(canvas, points, state) {
     const front = [(base[0][0] + base[3][0]) / 2, (base[0][1] + base[3][1]) / 2];
     outline(pen, view, [box.centre_lidar_m, front], chosen ? "#ffffff" : colourOf(box.class), 3);
   });
+  for (const one of state.missed ?? []) outline(pen, view, baseOf(one), "#7dff9b", 3);
+  if (state.point) {
+    const [column, row] = place(view, ...state.point);
+    outline(pen, view, [[state.point[0] - 9 / view.scale, state.point[1]], [state.point[0] + 9 / view.scale, state.point[1]]], "#7dff9b", 2);
+    pen.strokeRect(column - 9, row, 18, 0);
+  }
   // Above the boxes, which would cover the labels that they agree with.
   if (state.truth) for (const box of state.frame.truth) label(pen, view, box.corners_lidar_m.slice(0, 4));
 }
@@ -203,11 +215,15 @@ function outline(pen, view, corners, colour, width) {
   pen.stroke();
 }
 
-export function pickPlan(canvas, state, event) {
+/** Where the view from above is pointed at: metres ahead and to the left. */
+export function pointPlan(canvas, state, event) {
   const view = frameOf(state);
   const [column, row] = at(canvas, event);
-  const x = (view.y0 - row) / view.scale;
-  const y = (view.x0 - column) / view.scale;
+  return [(view.y0 - row) / view.scale, (view.x0 - column) / view.scale];
+}
+
+export function pickPlan(canvas, state, event) {
+  const [x, y] = pointPlan(canvas, state, event);
   const away = state.frame.boxes.map((box) => {
     const dx = x - box.centre_lidar_m[0];
     const dy = y - box.centre_lidar_m[1];

@@ -1,0 +1,96 @@
+"""Reviewing at the driving form: verdicts on the boxes of a frame, and objects that were missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from apps.driving.service import DrivingCodec
+from shared.app import find
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.driving.test_reviews import Known, sweep
+from tests.browser.test_medical_review import is_save
+from tests.conftest import serving
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = Settings(store=tmp_path_factory.mktemp("store"), warm=False, device="cpu", workers=0)
+    known = replace(find("driving"), predictor=lambda artifacts, device: Known(), codec=DrivingCodec)
+    with serving(create_app(settings, {"driving": known})) as address:
+        yield address
+
+
+def open_frames(page: Page, site: str, folder: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        (folder / f"{name}.bin").write_bytes(sweep(number).tobytes())
+    page.goto(f"{site}/driving")
+    page.get_by_label("Sweep or image").set_input_files([str(folder / "a.bin"), str(folder / "b.bin")])
+    page.get_by_role("button", name="Find objects").click()
+    expect(page.locator(".objects tbody tr")).to_have_count(2)
+    page.wait_for_load_state("networkidle")
+
+
+def review(page: Page, site: str) -> dict[str, Any]:
+    """The one review of the newest case."""
+    case = page.request.get(f"{site}/api/driving/cases?limit=1").json()["cases"][0]
+    (found,) = page.request.get(f"{site}{case['url']}/review").json()["reviews"]
+    return dict(found)
+
+
+def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tmp_path: Path) -> None:
+    open_frames(page, site, tmp_path)
+    with page.expect_response(is_save):
+        page.get_by_label("Reject car at 30.0 m").check()
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Accept the others").click()
+    expect(page.get_by_label("Accept car at 12.4 m")).to_be_checked()
+    expect(page.get_by_role("button", name="Accept the others")).to_be_hidden()
+    assert review(page, site)["verdicts"] == {"1": "accepted", "2": "rejected"}
+    page.get_by_role("button", name="b", exact=True).click()
+    expect(page.get_by_label("Accept car at 12.4 m")).not_to_be_checked()
+    page.locator(".objects tbody button").first.click()
+    with page.expect_response(is_save):
+        page.keyboard.press("r")
+    assert review(page, site)["verdicts"] == {"1": "accepted", "2": "rejected", "3": "rejected"}
+    page.reload()
+    expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
+
+
+def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
+    page: Page, site: str, tmp_path: Path
+) -> None:
+    open_frames(page, site, tmp_path)
+    plan = page.get_by_role("application", name="Objects and LiDAR points seen from above")
+    plan.scroll_into_view_if_needed()
+    box = plan.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2 + 40, box["y"] + box["height"] / 2)
+    ahead, left = (float(page.get_by_label(name).input_value()) for name in ("Ahead, m", "Left, m"))
+    assert left < 0
+    page.get_by_label("Class of the missed object").select_option("pedestrian")
+    page.get_by_label("Heading, °").fill("270")
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Add", exact=True).click()
+    (missed,) = review(page, site)["missed"]
+    assert missed["frame"] == "a" and missed["name"] == "pedestrian" and missed["size_m"] == [0.8, 0.6, 1.8]
+    assert missed["centre_lidar_m"][:2] == [ahead, left] and missed["yaw"] == -1.5708
+    # Its bottom is that of the frame's boxes: -0.8 - 1.5 / 2.
+    assert abs(missed["centre_lidar_m"][2] - (-1.55 + 0.9)) < 0.06
+    page.reload()
+    row = page.get_by_role("list", name="Missed objects").get_by_role("listitem")
+    expect(row).to_contain_text("missed: pedestrian")
+    page.get_by_role("button", name="b", exact=True).click()
+    expect(row).to_have_count(0)
+    page.get_by_role("button", name="a", exact=True).click()
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Remove the missed pedestrian").click()
+    assert review(page, site)["missed"] == []
