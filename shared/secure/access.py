@@ -14,7 +14,7 @@ PREFIX = "trv_"
 API_KEY_HEADER = "X-Api-Key"
 _BYTES = 32
 Role = Literal["user", "operator"]
-"""A user predicts and reads and deletes cases; an operator also changes models and reads metrics."""
+"""A user predicts and reads, reviews and deletes cases; an operator also changes models and reads metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
