@@ -26,12 +26,15 @@ _FOLDERS = ("", "CSVFILES", "annotations", "evaluationScript/annotations")
 """Where LUNA16's archives put the tables, below the folder that they are unpacked into."""
 
 _ANNOTATIONS, _EXCLUDED = "annotations.csv", "annotations_excluded.csv"
+_REVIEWED = "cases.csv"
+"""What `trivium reviews` writes beside tables and subsets: then the scans are those of its user."""
+
 _CANDIDATES = ("candidates_V2.csv", "candidates.csv")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Luna16(ScanData):
-    """LUNA16 as it is published: scans, annotations and folds.
+    """LUNA16 as it is published: scans, annotations and folds; also what `trivium reviews` writes in its layout.
 
     The folder ``root`` holds ``subset0`` to ``subset9``, or some of them, and the tables.
 
@@ -47,9 +50,10 @@ class Luna16(ScanData):
 
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()
+        source = "reviewed cases" if (self.root / _REVIEWED).is_file() else "LUNA16 (LIDC-IDRI)"
         tables = [table for name in (_ANNOTATIONS, _EXCLUDED, *_CANDIDATES) if (table := self._table(name))]
         return {
-            "description": f"LUNA16 (LIDC-IDRI), validated on subset {self.fold}",
+            "description": f"{source}, validated on subset {self.fold}",
             "synthetic": False,
             "fold": self.fold,
             "scans": [len(split.training), len(split.validation)],
