@@ -25,6 +25,9 @@ QUICK, WHOLE = 15, 60
 """Phantoms: some minutes on two cores, and an hour or more."""
 
 SIZES_MM = ((3.0, 6.0), (6.0, 10.0), (10.0, 20.0), (20.0, 30.0), (30.0, 100.0))
+FOLLOWED_MM, LUNA16_SLICES_MM = 6.0, 2.5
+"""From this size on Lung-RADS v2022 follows a solid nodule; LUNA16 has no scan of thicker slices."""
+
 PEER = "MONAI, LUNA16, 10 folds"
 BARS = (92.0, 0.88)
 """Of sensitivity at one false positive a scan, in %, and of CPM; and of the former model's misses half at most."""
@@ -50,7 +53,7 @@ def reproduce(quick: bool) -> Table:
         for found, predictor in zip(scores, predictors, strict=True):
             add_scan(found, predictor, scan)
     rows = _headline(scores[0], predictors[0].operating_score, device)
-    rows += _by_size_and_kind(scores[0])
+    rows += _by_size_kind_and_slices(scores[0])
     if len(scores) > 1:
         rows.append(_former(scores[1], artifacts[1].manifest.version, scores[0]))
     rows.append(_real(predictors[0]))
@@ -116,8 +119,8 @@ def _figures(found: ScanScores) -> tuple[Froc, Interval, Interval]:
     return froc(found.marks, found.truths, scans=found.scans), at_one, mean
 
 
-def _by_size_and_kind(found: ScanScores) -> list[list[str]]:
-    """Of each size and kind, what is found at the score that has one false positive a scan over all."""
+def _by_size_kind_and_slices(found: ScanScores) -> list[list[str]]:
+    """What is found of each group at the score that has one false positive a scan over all."""
     from apps.medical.inference.evaluation import sensitivity_among
 
     score = score_at(froc(found.marks, found.truths, scans=found.scans), 1.0)
@@ -126,6 +129,13 @@ def _by_size_and_kind(found: ScanScores) -> list[list[str]]:
         for low, high in SIZES_MM
     ]
     groups += [(kind, _of_kind(kind)) for kind in sorted({kind for _, kind in found.kinds})]
+    groups += [(f"in slices {mm:g} mm apart", _in_slices(found, mm, mm)) for mm in sorted({*found.slices_mm.values()})]
+    groups.append(
+        (
+            f"{FOLLOWED_MM:g} mm and more in slices up to {LUNA16_SLICES_MM:g} mm",
+            _in_slices(found, 0, LUNA16_SLICES_MM, FOLLOWED_MM),
+        )
+    )
     rows = []
     for name, chosen in groups:
         hits, count = sensitivity_among(found, chosen, score)
@@ -142,6 +152,10 @@ def _of_size(low: float, high: float) -> Callable[[Truth, str], bool]:
 
 def _of_kind(kind: str) -> Callable[[Truth, str], bool]:
     return lambda _, this: this == kind
+
+
+def _in_slices(found: ScanScores, low: float, high: float, least_mm: float = 0.0) -> Callable[[Truth, str], bool]:
+    return lambda truth, _: low <= found.slices_mm[truth.scan] <= high and truth.diameter_mm >= least_mm
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:

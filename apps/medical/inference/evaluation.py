@@ -25,7 +25,7 @@ class ScanScores:
 
     ``diameters_mm`` has the true one, the measured one and the mean of the box's sides of each nodule that was found;
     ``labels`` the marks of each class, and the nodules, those of other classes excluded; ``kinds`` the nodules whose
-    sort is known, with it.
+    sort is known, with it; ``slices_mm`` how far apart the slices of each scan are.
     """
 
     scans: int = 0
@@ -35,6 +35,7 @@ class ScanScores:
     diameters_mm: list[tuple[float, float, float]] = field(default_factory=list)
     labels: dict[str, tuple[list[Mark], list[Truth]]] = field(default_factory=dict)
     kinds: list[tuple[Truth, str]] = field(default_factory=list)
+    slices_mm: dict[str, float] = field(default_factory=dict)
 
 
 def find_timed(predictor: NodulePredictor, volume: CTVolume) -> tuple[tuple[Nodule, ...], float]:
@@ -57,6 +58,7 @@ def add_scan(scores: ScanScores, predictor: NodulePredictor, scan: AnnotatedScan
     found, took = find_timed(predictor, scan.volume)
     scores.scans += 1
     scores.seconds.append(took)
+    scores.slices_mm[scan.name] = scan.volume.spacing_mm[2]
     scores.marks.extend(Mark(scan.name, nodule.centre_lps_mm, nodule.score) for nodule in found)
     scores.truths.extend(_truth(scan, nodule) for nodule in scan.nodules)
     scores.kinds.extend((_truth(scan, n), kind) for n, kind in zip(scan.nodules, scan.kinds, strict=False))
