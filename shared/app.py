@@ -180,6 +180,8 @@ class App:
     predict_folder  goes through a folder, or a file of many cases, one by one: predictor, folder, where results go,
                  options, who is told how far it is; returns how many cases were left out. Or None
     reviewing    how its cases are reviewed; None for what ``shared.review.IN_GENERAL`` says
+    compare      two folders that ``trivium predict`` wrote, the newer first, on what is the same at two times, and the
+                 days between them or None: content in JSON types, and its table. Or None
     gateway      the class of its gateway: see ``Gateway``. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
@@ -221,6 +223,7 @@ class App:
         Callable[[Predictor[Any, Any], Path, Path, Mapping[str, str], Callable[[str], object]], int] | None
     ) = None
     reviewing: Callable[[], Reviewing] | None = None
+    compare: Callable[[Path, Path, float | None], tuple[Mapping[str, Any], Table]] | None = None
     gateway: Callable[[], type[Gateway]] | None = None
     kinds: tuple[str, ...] | None = None
 

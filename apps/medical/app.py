@@ -39,6 +39,8 @@ app = App(
     served_with=on_use("apps.medical.predictor:served_with"),
     samples=on_use("apps.medical.samples:samples"),
     reproduce=on_use("apps.medical.reproduce:reproduce"),
+    router=on_use("apps.medical.service:router"),
+    compare=on_use("apps.medical.outputs.comparison:compare_folders"),
     gateway=partial(resolve_name, "apps.medical.adapters.gateway:DicomGateway"),
     kinds=(".zip", ".dcm", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".zraw", ".gz"),
 )

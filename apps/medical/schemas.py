@@ -106,4 +106,56 @@ class MedicalMissed(TypedDict):
     diameter_mm: Annotated[float, Field(gt=0, le=300)]
 
 
+class MedicalEarlier(TypedDict):
+    """A finding of the earlier scan."""
+
+    rank: Annotated[int, Field(description="in the earlier scan")]
+    mean_diameter_mm: float
+
+
+class MedicalChange(TypedDict):
+    """What became of a finding since the earlier scan."""
+
+    rank: int
+    change: Annotated[
+        Literal["new", "larger", "smaller", "stable"],
+        Field(
+            description="by more than 1.5 mm of the mean diameter; new: no listed finding of the earlier scan is there"
+        ),
+    ]
+    mean_diameter_mm: float
+    earlier: MedicalEarlier | None
+    diameter_change_mm: float | None
+    volume_change_percent: Annotated[int | None, Field(description="null where one of the volumes is")]
+    doubling_days: Annotated[
+        int | None, Field(description="of the volume; null unless that grew by a quarter or more, and days are given")
+    ]
+    place_lps_mm: Annotated[Point, Field(description="where it lies, or would lie, in the earlier scan")]
+    place_slice: Annotated[
+        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends")
+    ]
+    distance_mm: Annotated[float | None, Field(description="from that place to the earlier finding")]
+
+
+class MedicalGone(MedicalEarlier):
+    """A finding of the earlier scan of which none is listed now."""
+
+    place_lps_mm: Annotated[Point, Field(description="where it would lie in the scan")]
+    place_slice: Annotated[
+        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends")
+    ]
+
+
+class MedicalComparison(TypedDict):
+    """The findings beside those of an earlier scan of the same patient."""
+
+    days: Annotated[float | None, Field(description="between the scans, as given")]
+    correlation: Annotated[float, Field(description="of the two images around the lungs, aligned: how well they fit")]
+    findings: Annotated[list[MedicalChange], Field(description="above the operating score, now or before")]
+    gone: Annotated[list[MedicalGone], Field(description="above the operating score then, and not listed now")]
+    weaker: Annotated[int, Field(description="findings left out: below the operating score, now and before")]
+    weaker_gone: Annotated[int, Field(description="the same of the earlier scan, of which none is listed now")]
+    remarks: Annotated[list[str], Field(description="what limits the comparison")]
+
+
 SCHEMAS = Schemas(options=MedicalOptions, result=MedicalResult, missed=MedicalMissed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
@@ -18,10 +20,18 @@ from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
 
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from shared.serve.service import Service
+
 INCOMPLETE = (
     "The series may be incomplete: its sender did not end it as DICOM has it, and nothing more of it came. Compare the "
     "number of images, and send the series again where some are missing."
 )
+
+
+COMPARISON = "comparison.json"
 
 
 class MedicalCodec:
@@ -65,7 +75,7 @@ class MedicalCodec:
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the slab, the report, its FHIR bundle, the segmentation, or the labels."""
+        """The picture, the slab, the report, its FHIR bundle, the segmentation, the labels, or a comparison."""
         if name == REPORT:
             return structured_report(sources[REPORT_SOURCE])
         if name == FHIR:
@@ -74,4 +84,39 @@ class MedicalCodec:
             return segmentation(sources[REPORT_SOURCE], sources[PIECES])
         if name == LABELS:
             return label_map(sources[PIECES])
+        if name == COMPARISON:
+            # With it comes SimpleITK.
+            from apps.medical.outputs.comparison import comparison_file
+
+            return comparison_file(sources)
         return png(sources["sheet"]) if name == PICTURE else slab_file(sources["voxels.npz"])
+
+
+def router(service: Service) -> APIRouter:
+    """A case beside that of an earlier scan: what became of the findings."""
+    from fastapi import APIRouter, Query, Response
+    from fastapi.concurrency import run_in_threadpool
+
+    from apps.medical.schemas import MedicalComparison
+    from shared.store.cases import RESULT
+
+    routes = APIRouter()
+    # As defaults, for FastAPI reads annotations where this function's imports are not known.
+    earlier = Query(description="the case of the earlier scan")
+    between = Query(default=None, description="the days between the two scans, for the doubling time")
+
+    @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison)
+    async def comparison(
+        case_id: str,
+        prior: str = earlier,
+        days: float | None = between,
+    ) -> Response:
+        """The findings of a case beside those of an earlier scan of the same patient."""
+        sources: dict[str, Path | bytes] = {"days": b"" if days is None else repr(days).encode()}
+        for side, asked in (("now", case_id), ("before", prior)):
+            case = await run_in_threadpool(service.case, asked)
+            for name in (RESULT, SLAB):
+                sources[f"{side}/{name}"] = await service.file(case, name)
+        return Response(await service.make(COMPARISON, sources), media_type="application/json")
+
+    return routes

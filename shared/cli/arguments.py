@@ -178,6 +178,25 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """What became of the findings since an earlier scan: two answers of `trivium predict`, the newer first (medical).
+
+    Example: trivium compare medical out out_before --days 183
+    """
+
+    app: AppName
+    """The application."""
+    now: Annotated[Positional[Path], arg(metavar="DIR")]
+    """What `trivium predict` wrote."""
+    before: Annotated[Positional[Path], arg(metavar="EARLIER_DIR")]
+    """The same of the earlier scan."""
+    days: Annotated[float | None, arg(metavar="DAYS")] = None
+    """The days between them, for the doubling time."""
+    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write it as JSON, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Export a run's best checkpoint: safetensors, ONNX and a manifest, as the next version in a registry.
 
@@ -351,6 +370,7 @@ Command: TypeAlias = (
     | Annotated[Runs, subcommand("runs")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Programs, subcommand("programs")]
     | Annotated[Quantize, subcommand("quantize")]

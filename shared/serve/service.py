@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -281,6 +281,12 @@ class Service:
         sources = await run_in_threadpool(self.store.sources, case, name)
         if sources is None:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
+        made = await self.make(name, sources)
+        await run_in_threadpool(self.store.keep, case, name, made)
+        return made
+
+    async def make(self, name: str, sources: Mapping[str, Path | bytes]) -> bytes:
+        """What the application's codec makes of ``sources`` in a worker. Raises as ``submit`` does."""
         deadline = time.monotonic() + self.settings.deadline_s
         with self.admit():
             there = self.model.value or self.job_model.value  # the one that is loaded draws at once
@@ -289,9 +295,7 @@ class Service:
             inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
             head = {"make": name, "paths": paths, "inline": list(inline)}
             reply = await model.workers.answer(Message(head, list(inline.values())), deadline)
-        made = bytes(reply.blobs[0])
-        await run_in_threadpool(self.store.keep, case, name, made)
-        return made
+        return bytes(reply.blobs[0])
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:

@@ -17,6 +17,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "compare",
     "export",
     "serve",
     "reproduce",

@@ -1,0 +1,218 @@
+"""A scan beside an earlier one: places are found again, findings paired, and what became of them told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from fastapi.testclient import TestClient
+from scipy.ndimage import map_coordinates
+
+from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
+from apps.medical.app import app
+from apps.medical.inference.follow_up import Followed, Sized, follow
+from apps.medical.inference.grid import reorient_to_lps
+from apps.medical.inference.lungs import find_lungs
+from apps.medical.inference.registration import Alignment, align
+from apps.medical.types import CTVolume, Float64
+from shared.cli import main
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.store.cases import CaseStore
+from shared.store.records import Outputs
+
+TURNED = np.array([[0.9976, -0.0698, 0.0], [0.0698, 0.9976, 0.0], [0.0, 0.0, 1.0]])
+"""Four degrees around the body's axis."""
+
+BREATH_MM = 12.0
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> CTVolume:
+    (phantom,) = [sample for sample in app.samples() if sample.name == "phantom"]
+    return reorient_to_lps(read_volume([*phantom.files(tmp_path_factory.mktemp("phantom"))]))
+
+
+@pytest.fixture(scope="module")
+def later(earlier: CTVolume) -> CTVolume:
+    """The same chest turned, breathed out, in thinner slices, elsewhere in the scanner."""
+    made = CTVolume(
+        voxels_zyx=np.zeros((120, *earlier.voxels_zyx.shape[1:]), np.int16),
+        spacing_mm=(1.2, 1.2, 2.5),
+        origin_lps_mm=(earlier.origin_lps_mm[0] + 15, earlier.origin_lps_mm[1] - 20, 120.0),
+    )
+    k, j, i = np.indices(made.voxels_zyx.shape)
+    places = place_before(made.to_lps_mm(np.stack([i, j, k], -1).reshape(-1, 3)), earlier)
+    index = earlier.to_index_ijk(places)[:, ::-1].T
+    values = map_coordinates(earlier.voxels_zyx, index, np.int16, order=1, cval=-1000).reshape(i.shape)
+    noise = np.random.default_rng(0).normal(0, 20, i.shape)
+    made.voxels_zyx[:] = np.clip(values + noise, -1024, 2000)
+    return made
+
+
+def place_before(places: Float64, earlier: CTVolume) -> Float64:
+    """Where places of ``later`` are in ``earlier``."""
+    middle = earlier.to_lps_mm((np.array(earlier.size_ijk) - 1) / 2)
+    moved = (places - [15.0, -20.0, 120.0 - earlier.origin_lps_mm[2]] - middle) @ TURNED.T + middle
+    height = (moved[:, 2] - earlier.origin_lps_mm[2]) / (earlier.size_ijk[2] * earlier.spacing_mm[2])
+    moved[:, 2] += BREATH_MM * (1 - height) ** 2
+    return np.asarray(moved)
+
+
+def lung_box(volume: CTVolume) -> Float64:
+    lungs = find_lungs(volume)
+    assert lungs is not None
+    ends = volume.to_lps_mm([lungs.low_ijk, np.array(lungs.high_ijk) - 1])
+    return np.concatenate([ends.min(axis=0), ends.max(axis=0)])
+
+
+def test_a_place_is_found_again_where_the_patient_lay_and_breathed_otherwise(
+    earlier: CTVolume, later: CTVolume
+) -> None:
+    found = align(later, lung_box(later), earlier, lung_box(earlier))
+    lungs = find_lungs(later)
+    assert lungs is not None
+    box = lung_box(later)
+    places = np.random.default_rng(1).uniform(box[:3], box[3:], (500, 3))
+    places = places[lungs.contain(later.to_index_ijk(places))]
+    true = place_before(places, earlier)
+    error = np.linalg.norm(found.moved(places) - true, axis=1)
+    unmoved = np.linalg.norm(places - true, axis=1)
+    assert np.median(unmoved) > 50
+    assert np.median(error) < 2.5 and np.percentile(error, 90) < 8
+    assert found.correlation > 0.95
+    back = np.linalg.norm(found.moved_back(true) - places, axis=1)
+    assert np.median(back) < 3
+
+
+def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, above: bool = True) -> Sized:
+    return Sized(rank=rank, centre_lps_mm=(x, 0.0, 0.0), mean_diameter_mm=diameter, volume_mm3=volume, is_above=above)
+
+
+@pytest.fixture(scope="module")
+def shifted() -> Alignment:
+    """The earlier scan lies 100 mm to the left of the later one."""
+    return Alignment(SimpleITK.TranslationTransform(3, (100.0, 0.0, 0.0)), 1.0)
+
+
+def test_each_finding_is_paired_with_what_lies_at_its_place(shifted: Alignment) -> None:
+    now = [sized(1, 0, 10), sized(2, 50, 6), sized(3, 200, 5), sized(4, 300, 6)]
+    before = [sized(1, 152, 5.8), sized(2, 103, 8.4), sized(3, 500, 7), sized(4, 400, 7.6)]
+    followed, gone = follow(now, before, shifted)
+    pairs = [(one.finding.rank, one.earlier.rank if one.earlier else None, one.change) for one in followed]
+    assert pairs == [(1, 2, "larger"), (2, 1, "stable"), (3, None, "new"), (4, 4, "smaller")]
+    assert followed[0].place_lps_mm == (100, 0, 0) and followed[0].distance_mm == 3
+    assert [one.earlier.rank for one in gone] == [3]
+    assert gone[0].place_lps_mm == pytest.approx((400, 0, 0), abs=0.1)
+
+
+def test_of_two_neighbours_each_is_paired_with_that_of_its_size(shifted: Alignment) -> None:
+    followed, gone = follow([sized(1, 0, 12), sized(2, 7, 4)], [sized(1, 103, 4), sized(2, 104, 12)], shifted)
+    assert [one.earlier and one.earlier.rank for one in followed] == [2, 1] and not gone
+
+
+@pytest.mark.parametrize("now, before", [([], []), ([], [1]), ([1], [])])
+def test_a_scan_without_findings_is_compared_too(shifted: Alignment, now: list[int], before: list[int]) -> None:
+    followed, gone = follow([sized(n, 0, 5) for n in now], [sized(n, 0, 5) for n in before], shifted)
+    assert [one.change for one in followed] == ["new"] * len(now) and len(gone) == len(before)
+
+
+@pytest.mark.parametrize(
+    "volume, earlier, days",
+    [(200.0, 100.0, 100.0), (400.0, 100.0, 50.0), (124.0, 100.0, None), (100.0, 200.0, None), (None, 100.0, None)],
+)
+def test_the_doubling_time_is_that_of_exponential_growth(
+    volume: float | None, earlier: float, days: float | None
+) -> None:
+    one = Followed(
+        finding=sized(1, 0, 8, volume), place_lps_mm=(0, 0, 0), earlier=sized(1, 0, 6, earlier), distance_mm=0.0
+    )
+    assert one.doubling_days(100) == (None if days is None else pytest.approx(days))
+
+
+@pytest.fixture(scope="module")
+def answers(
+    earlier: CTVolume, later: CTVolume, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Path]]:
+    """What ``trivium predict`` writes of both scans."""
+    folder = tmp_path_factory.mktemp("answers")
+    for name, volume in (("now", later), ("before", earlier)):
+        (folder / f"{name}.nii.gz").write_bytes(nifti(volume))
+        assert main(["predict", "medical", str(folder / f"{name}.nii.gz"), "--out", str(folder / name)]) == 0
+    yield folder / "now", folder / "before"
+
+
+def test_the_phantoms_nodules_are_the_same_in_both_scans(
+    answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "comparison.json"
+    assert main(["compare", "medical", *map(str, answers), "--days", "100", "--out", str(out)]) == 0
+    assert "Findings beside the earlier scan" in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    large = [one for one in content["findings"] if one["mean_diameter_mm"] > 8]
+    assert len(large) == 4, "the sample has four nodules"
+    assert [one["change"] for one in large] == ["stable"] * 4
+    assert all(one["distance_mm"] < 5 for one in large)
+    assert not [one for one in content["gone"] if one["mean_diameter_mm"] > 8]
+    assert content["correlation"] > 0.95 and content["days"] == 100
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda now: (now / "slab.nii.gz").unlink(), "has no result.json or no slab.nii.gz"),
+        (lambda now: (now / "result.json").write_text("{}"), "not one of the medical application's"),
+        (lambda now: _change_result(now, lungs=None), "no lung was found"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(
+    answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change, said: str
+) -> None:
+    now = tmp_path / "now"
+    now.mkdir()
+    for name in ("result.json", "slab.nii.gz"):
+        (now / name).write_bytes((answers[0] / name).read_bytes())
+    change(now)
+    assert main(["compare", "medical", str(now), str(answers[1])]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["compare", "finance", str(now), str(answers[1])]) == 2
+    assert "does not compare" in capsys.readouterr().err
+
+
+def _change_result(folder: Path, **changes: object) -> None:
+    file = folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_server_compares_two_of_its_cases(answers: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "store", warm=False, device="cpu", workers=0)
+    cases = []
+    with closing(CaseStore(settings.store)) as store:
+        for folder in answers:
+            outputs = Outputs(
+                result=(folder / "result.json").read_bytes(),
+                picture=b"",
+                files={"slab.nii.gz": (folder / "slab.nii.gz").read_bytes()},
+            )
+            case = store.add(
+                app="medical", interface="json", inputs=(), options={}, artifact=("lung_nodules", 1), outputs=outputs
+            )
+            cases.append(case.id)
+    with TestClient(create_app(settings, {"medical": app})) as client:
+        at = f"/api/medical/cases/{cases[0]}/comparison"
+        given = client.get(at, params={"prior": cases[1], "days": 100})
+        assert given.status_code == 200
+        assert [one["change"] for one in given.json()["findings"][:4]] == ["stable"] * 4
+        described = client.get("/openapi.json").json()
+        assert "MedicalComparison" in described["components"]["schemas"]
+        missing = client.get(at, params={"prior": "0" * 32})
+        assert missing.status_code == 404 and "has no case" in missing.text
+        for days in ("-3", "nan", "1e9"):
+            refused = client.get(at, params={"prior": cases[1], "days": days})
+            assert refused.status_code in (400, 422) and "days" in refused.text
