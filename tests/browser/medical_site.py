@@ -93,6 +93,7 @@ def medical_app(root: Path) -> App:
         codec=MedicalCodec,
         schemas=medical.schemas,
         reviewing=medical.reviewing,
+        router=medical.router,
         kinds=medical.kinds,
         case_label=medical.case_label,
         sample_jobs=medical.sample_jobs,

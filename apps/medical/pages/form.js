@@ -1,6 +1,7 @@
 // The form of the medical application: findings first, their slices beside them.
 import { caseForm, downloads, element, picture } from "../shared/case.js";
 import { openReview, verdictBoxes } from "../shared/review.js";
+import { earlierScan } from "./earlier.js";
 import { missedList } from "./missed.js";
 import { copyButton, label, reportText } from "./report.js";
 import { sliceViewer } from "./viewer.js";
@@ -30,6 +31,8 @@ async function render(answer) {
   const taken = (finding) => (review.verdict(finding.rank) ?? (finding.above_operating_score ? "accepted" : "rejected")) === "accepted";
   const copy = copyButton(() => reportText(answer.result, listed.filter(taken), identity(answer), review));
   const missed = missedList(review, { volume, viewer: () => viewer });
+  let slices = null;
+  const earlier = earlierScan(answer, { slices: () => slices });
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
   result.append(
     element("h2", {}, headline(answer.result, above)),
@@ -42,6 +45,7 @@ async function render(answer) {
         list, missed.node, review.node,
         copy,
         element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
+    answer.result.lungs && !answer.remark ? earlier : null,
     downloads(answer));
   const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
   const items = new Map(findings.map((finding) => [finding, element("li", {}, verdicts.get(finding).node, buttons.get(finding))]));
@@ -67,7 +71,7 @@ async function render(answer) {
     if (number) review.decide(number, review.verdict(number) === verdict ? null : verdict);
   };
   try {
-    const slices = await loadVolume(answer.files["slab.nii.gz"]);
+    slices = await loadVolume(answer.files["slab.nii.gz"]);
     viewer = sliceViewer(slices, statedGeometry(volume), findings, {
       name: (k) => sliceName(volume, k),
       order: () => listed,

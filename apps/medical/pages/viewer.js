@@ -10,9 +10,10 @@ const NOTCH_PX = 50;
 
 /** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
  *  called, `order()` the findings as they are listed, `missed()` nodules that a reader added, `labels()` fetches the
- *  findings' voxels, where there are some; `keys` are further keys, `onPoint()` hears of a cross or a measured line.
- *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear() }. */
-export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, keys: more = {}, onFinding = () => {}, onPoint = () => {} }) {
+ *  findings' voxels, where there are some; `keys` are further keys, and without `keyboard` there are none, `onPoint()` hears of a cross or a measured line,
+ *  `onSlice()` of another slice.
+ *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear(), slice(), go(slice) }. */
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, keys: more = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
   const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
@@ -197,6 +198,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     state.ruler = null;
     draw();
     onPoint();
+    onSlice();
   }
 
   function toggleZoom() {
@@ -242,7 +244,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
   const keys = { Home: () => go(0), End: () => go(depth - 1), z: toggleZoom, o: toggleOutlines, n: () => step(1), p: () => step(-1), Escape: clear, ...more };
   document.addEventListener("keydown", function pressed(event) {
     if (!node.isConnected) { document.removeEventListener("keydown", pressed); return; }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
+    if (!keyboard || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || isTaken(event, slider, canvas)) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key in moves) go(state.slice + moves[key]);
     else if (key in keys) keys[key]();
@@ -337,8 +339,8 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     element("div", { class: "bar" }, readout),
     canvas,
     element("div", { class: "bar" }, slider),
-    element("p", { class: "small" }, `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${more.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.`));
-  return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen };
+    element("p", { class: "small" }, keyboard ? `Scroll or ↑ ↓: slices. N, P: next and previous finding. Z: zoom.${labels ? " O: outlines." : ""} 1, 2, 3: window.${more.a ? " A, R: accept or reject the finding. M: add a missed one." : ""} Click: place a cross and read its position; drag: measure; Esc: neither. Right-drag: level and width.` : "Scroll: slices. Click: place a cross and read its position; drag: measure. Right-drag: level and width."));
+  return { node, show, draw, look, clear, pointed: marked, chosen: () => state.chosen, slice: () => state.slice, go };
 }
 
 /** Whether a key belongs to what has the focus: a field takes all, the slider its own, and the page scrolls by pages. */

@@ -1,0 +1,57 @@
+"""A case beside that of an earlier scan at the medical form: what became of the findings, and the earlier slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.medical_site import medical_site
+from tests.browser.test_medical_reading import open_chest
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with medical_site(tmp_path_factory.mktemp("medical")) as address:
+        yield address
+
+
+def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
+    open_chest(page, site)
+    page.get_by_text("Beside an earlier scan").click()
+    expect(page.get_by_text("There is no other case.")).to_be_visible()
+    open_chest(page, site)
+    page.get_by_text("Beside an earlier scan").click()
+    cases = page.get_by_label("The case of the earlier scan")
+    expect(cases.locator("option")).to_have_count(1)
+    page.get_by_label("Days between the scans").fill("183")
+    page.get_by_role("button", name="Compare").click()
+    compared = page.get_by_label("Findings beside the earlier scan").get_by_role("listitem")
+    expect(compared).to_have_count(1, timeout=60_000)
+    expect(compared).to_contain_text("9.0 → 9.0 mm")
+    expect(compared).to_contain_text("stable")
+    expect(page.get_by_text("Left out: 1 weaker mark of")).to_be_visible()
+    slices = page.get_by_role("img", name="Axial CT")
+    expect(slices).to_have_count(3)
+    shown = "Axial CT, slice {} of 20 in the file, {}, lung window"
+    expect(slices.nth(1)).to_have_attribute("aria-label", shown.format(10, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", shown.format(10, "before"))
+    page.locator(".earlier").get_by_label("Slice", exact=True).first.fill("12")
+    expect(slices.nth(1)).to_have_attribute("aria-label", shown.format(13, "now"))
+    expect(slices.nth(2)).to_have_attribute("aria-label", shown.format(13, "before"))
+
+
+def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
+    open_chest(page, site)
+    open_chest(page, site)
+    page.get_by_text("Beside an earlier scan").click()
+    gone = page.get_by_label("The case of the earlier scan").locator("option").first
+    expect(gone).to_be_attached()
+    page.expected_errors.append("404")  # type: ignore[attr-defined]
+    page.request.delete(f"{site}/api/medical/cases/{gone.get_attribute('value')}")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator(".earlier").get_by_role("alert")).to_contain_text("has no case")
+    expect(page.get_by_role("button", name="Compare")).to_be_enabled()
