@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from apps.medical.adapters.nifti import read_nifti
 from apps.medical.inference.follow_up import Followed, Gone, Sized, follow
 from apps.medical.inference.registration import align
 from apps.medical.outputs.slab import SLAB
+from apps.medical.schemas import MedicalChange, MedicalComparison, MedicalGone, MedicalResult, MedicalVolume
 from apps.medical.types import CTVolume
 from shared.app import Table
 from shared.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from apps.medical.schemas import MedicalChange, MedicalComparison, MedicalGone
 
 SOURCES = ("result.json", SLAB)
 """Of each answer, in this order."""
@@ -61,8 +60,9 @@ def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: floa
     if days is not None and not 0 < days <= MOST_DAYS:
         raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, and a century at most")
     result, earlier = (_result(one[0]) for one in (now, before))
+    box, earlier_box = _lung_box(result), _lung_box(earlier)
     slab, earlier_slab = (_volume(one[1]) for one in (now, before))
-    alignment = align(slab, result["lungs"]["box_lps_mm"], earlier_slab, earlier["lungs"]["box_lps_mm"])
+    alignment = align(slab, box, earlier_slab, earlier_box)
     followed, gone = follow(_sized(result), _sized(earlier), alignment)
     told = [one for one in followed if one.finding.is_above or (one.earlier is not None and one.earlier.is_above)]
     missing = [one for one in gone if one.earlier.is_above]
@@ -109,18 +109,23 @@ def _row(one: Mapping[str, Any]) -> list[str]:
     return [str(one["rank"]), f"{one['mean_diameter_mm']:.1f}", str(earlier["rank"]), *sizes, doubling, one["change"]]
 
 
-def _result(content: bytes) -> dict[str, Any]:
+def _result(content: bytes) -> MedicalResult:
     try:
-        result: dict[str, Any] = json.loads(content)
-        searched = result["lungs"] is not None
-        _sized(result), result["volume"]["spacing_mm"]
-    except (ValueError, KeyError, TypeError) as error:
+        result: MedicalResult = TypeAdapter(MedicalResult).validate_json(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "the whole"
         raise InvalidInputError(
-            "a result.json is not one of the medical application's; predict on the scan again"
+            f"a result.json is not one of the medical application's ({where}: {fault['msg']}); predict on the scan "
+            "again"
         ) from error
-    if not searched:
-        raise InvalidInputError("no lung was found in one of the scans: there is nothing to compare")
     return result
+
+
+def _lung_box(result: MedicalResult) -> list[float]:
+    if result["lungs"] is None:
+        raise InvalidInputError("no lung was found in one of the scans: there is nothing to compare")
+    return result["lungs"]["box_lps_mm"]
 
 
 def _volume(content: bytes) -> CTVolume:
@@ -130,11 +135,11 @@ def _volume(content: bytes) -> CTVolume:
         return read_nifti(file, {})
 
 
-def _sized(result: Mapping[str, Any]) -> list[Sized]:
+def _sized(result: MedicalResult) -> list[Sized]:
     return [
         Sized(
             rank=one["rank"],
-            centre_lps_mm=tuple(one["centre_lps_mm"]),
+            centre_lps_mm=_point(one["centre_lps_mm"]),
             mean_diameter_mm=one["mean_diameter_mm"],
             volume_mm3=one["volume_mm3"],
             is_above=one["above_operating_score"],
@@ -143,7 +148,12 @@ def _sized(result: Mapping[str, Any]) -> list[Sized]:
     ]
 
 
-def _change(one: Followed, earlier_volume: Mapping[str, Any], days: float | None) -> MedicalChange:
+def _point(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return x, y, z
+
+
+def _change(one: Followed, earlier_volume: MedicalVolume, days: float | None) -> MedicalChange:
     ratio, doubling = one.volume_ratio, None if days is None else one.doubling_days(days)
     return {
         "rank": one.finding.rank,
@@ -163,7 +173,7 @@ def _change(one: Followed, earlier_volume: Mapping[str, Any], days: float | None
     }
 
 
-def _gone(one: Gone, volume: Mapping[str, Any]) -> MedicalGone:
+def _gone(one: Gone, volume: MedicalVolume) -> MedicalGone:
     return {
         "rank": one.earlier.rank,
         "mean_diameter_mm": one.earlier.mean_diameter_mm,
@@ -172,14 +182,14 @@ def _gone(one: Gone, volume: Mapping[str, Any]) -> MedicalGone:
     }
 
 
-def _slice(place_lps_mm: tuple[float, float, float], volume: Mapping[str, Any]) -> int | None:
+def _slice(place_lps_mm: tuple[float, float, float], volume: MedicalVolume) -> int | None:
     """The slice of a place in a scan, from 1; None where it lies beyond its ends."""
     offset = np.subtract(place_lps_mm, volume["origin_lps_mm"])
     k = round(float(offset @ np.array(volume["direction"])[:, 2]) / volume["spacing_mm"][2])
     return k + 1 if 0 <= k < volume["size_ijk"][2] else None
 
 
-def _remarks(result: Mapping[str, Any], earlier: Mapping[str, Any], correlation: float) -> list[str]:
+def _remarks(result: MedicalResult, earlier: MedicalResult, correlation: float) -> list[str]:
     said = []
     series = [one["volume"]["identifiers"].get("SeriesInstanceUID") for one in (result, earlier)]
     if series[0] is not None and series[0] == series[1]:
