@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import ColumnElement, Engine, delete, select, update
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,10 @@ from shared.utc_time import iso_utc
 
 _NOBODY = ""
 """The reviewer in the table where nobody was named: a primary key takes no null."""
+
+_NOT_KEPT = "the review is not kept"
+_NO_CASE = (IntegrityError, ProgrammingError)
+"""What a row is refused by whose case, or whose place, is gone; the latter is pg8000's word for the former."""
 
 
 class ReviewLine(NamedTuple):
@@ -34,26 +38,50 @@ class ReviewStore:
 
     def put(self, case_id: str, review: Review) -> None:
         """Keeps a review in place of the reviewer's earlier one. Refuses (404) where the case is gone."""
-        reviewer = review.reviewer or _NOBODY
-        row = ReviewRow(
-            case_id=case_id,
-            reviewer=reviewer,
-            reviewed_ns=review.reviewed_ns,
-            verdicts={str(number): verdict for number, verdict in sorted(review.verdicts.items())},
-            missed=[dict(one) for one in review.missed],
-            note=review.note,
-        )
+        row = _row(case_id, review)
         try:
             self._merge(row)
-        except (IntegrityError, ProgrammingError):  # the latter is pg8000's word for a foreign key without its row
-            with Session(self._engine) as session:
-                if session.get(CaseRow, case_id) is None:
-                    raise InvalidInputError(f"the case {case_id} is gone from the store", status=404) from None
+        except _NO_CASE:
+            self._refuse_gone(case_id)
             self._merge(row)  # the reviewer's first review came at the same moment, from elsewhere
 
+    def put_over(self, case_id: str, review: Review, earlier: str | None) -> None:
+        """Keeps a review in place of the reviewer's one of the time ``earlier``, or where that is None as the first.
+
+        Refuses where the reviewer's review is another one (412) or the case is gone (404).
+        """
+        row = _row(case_id, review)
+        try:
+            with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
+                held = session.get(ReviewRow, (case_id, row.reviewer))
+                if (None if held is None else _review(held).reviewed) != earlier:
+                    raise _changed()
+                if held is None:
+                    session.add(row)
+                    return
+                # Whoever came between the reading and this changed the time.
+                one = (*_of(case_id, row.reviewer), ReviewRow.reviewed_ns == held.reviewed_ns)
+                said = {
+                    "reviewed_ns": row.reviewed_ns,
+                    "verdicts": row.verdicts,
+                    "missed": row.missed,
+                    "note": row.note,
+                }
+                taken = session.execute(update(ReviewRow).where(*one).values(said).returning(ReviewRow.case_id)).all()
+                if not taken:
+                    raise _changed()
+        except _NO_CASE:
+            self._refuse_gone(case_id)
+            raise _changed() from None
+
     def _merge(self, row: ReviewRow) -> None:
-        with full_disk_named("the review is not kept"), Session(self._engine) as session, session.begin():
+        with full_disk_named(_NOT_KEPT), Session(self._engine) as session, session.begin():
             session.merge(row)
+
+    def _refuse_gone(self, case_id: str) -> None:
+        with Session(self._engine) as session:
+            if session.get(CaseRow, case_id) is None:
+                raise InvalidInputError(f"the case {case_id} is gone from the store", status=404) from None
 
     def of_case(self, case_id: str) -> list[Review]:
         """The reviews of a case, the newest first."""
@@ -87,9 +115,28 @@ class ReviewStore:
 
     def remove(self, case_id: str, reviewer: str | None) -> None:
         """Deletes a reviewer's review of a case; one that is gone already is no error."""
-        one = (ReviewRow.case_id == case_id, ReviewRow.reviewer == (reviewer or _NOBODY))
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(ReviewRow).where(*one))
+            session.execute(delete(ReviewRow).where(*_of(case_id, reviewer or _NOBODY)))
+
+
+def _of(case_id: str, reviewer: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Whose row of which case."""
+    return ReviewRow.case_id == case_id, ReviewRow.reviewer == reviewer
+
+
+def _changed() -> InvalidInputError:
+    return InvalidInputError("the reviewer has reviewed the case meanwhile; read that review first", status=412)
+
+
+def _row(case_id: str, review: Review) -> ReviewRow:
+    return ReviewRow(
+        case_id=case_id,
+        reviewer=review.reviewer or _NOBODY,
+        reviewed_ns=review.reviewed_ns,
+        verdicts={str(number): verdict for number, verdict in sorted(review.verdicts.items())},
+        missed=[dict(one) for one in review.missed],
+        note=review.note,
+    )
 
 
 def _review(row: ReviewRow) -> Review:

@@ -25,6 +25,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body cannot be read"},
     408: {"model": Problem, "description": "The body did not come"},
     409: {"model": Problem, "description": "The case could not be kept, and is only held for a while"},
+    412: {"model": Problem, "description": "The reviewer's review is not the one that `replaces` names"},
     413: {"model": Problem, "description": "Too large"},
     507: {"model": Problem, "description": "The disk is full"},
 }
@@ -58,7 +59,10 @@ async def review(service: ServiceDep, case: CaseDep, key_name: KeyNameDep, body:
         raise InvalidInputError(f"the case cannot be reviewed: {case.remark}", status=409)
     reviewer, found = _reviewer(key_name, body.reviewer), await service.file(case, RESULT)
     given = await run_in_threadpool(_checked, body, service.app, found, reviewer)
-    await run_in_threadpool(service.store.reviews.put, case.id, given)
+    if "replaces" in body.model_fields_set:
+        await run_in_threadpool(service.store.reviews.put_over, case.id, given, body.replaces)
+    else:
+        await run_in_threadpool(service.store.reviews.put, case.id, given)
     return ReviewAnswer.of(given)
 
 

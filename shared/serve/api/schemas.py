@@ -161,6 +161,12 @@ class ReviewBody(BaseModel):
         default=[], max_length=MOST_MISSED, description="findings that should have been made"
     )
     note: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
+    replaces: str | None = Field(
+        default=None,
+        max_length=64,
+        description="`reviewed` of the reviewer's review that was read before, null for none; where it is another one "
+        "by now, this is refused (412). Left out, the review takes the place of whichever there is",
+    )
 
 
 class ReviewAnswer(BaseModel):

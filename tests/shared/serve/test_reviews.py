@@ -42,6 +42,26 @@ def test_a_review_is_kept_and_the_reviewers_next_takes_its_place(echo_client: Te
     assert [one["reviewer"] for one in echo_client.get(home).json()["reviews"]] == [None]
 
 
+def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient) -> None:
+    home = new_case(echo_client)
+    first = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "accepted"}, "replaces": None})
+    assert first.status_code == 200
+    read = first.json()["reviewed"]
+    for replaces in (None, "2020-01-01T00:00:00.000Z"):
+        refused = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {}, "replaces": replaces})
+        assert refused.status_code == 412
+        assert refused.json()["detail"] == "the reviewer has reviewed the case meanwhile; read that review first"
+    # Another's review is nothing that this one takes the place of.
+    assert echo_client.put(home, json={"reviewer": "Grace", "replaces": None}).status_code == 200
+    second = echo_client.put(home, json={"reviewer": "Ada", "verdicts": {"1": "rejected"}, "replaces": read})
+    assert second.status_code == 200
+    said = {one["reviewer"]: one["verdicts"] for one in echo_client.get(home).json()["reviews"]}
+    assert said == {"Ada": {"1": "rejected"}, "Grace": {}}
+    assert echo_client.put(home, json={"reviewer": "Ada", "replaces": 5}).status_code == 422
+    assert echo_client.delete(home, params={"reviewer": "Ada"}).status_code == 204
+    assert echo_client.put(home, json={"reviewer": "Ada", "replaces": read}).status_code == 412
+
+
 def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
     client = serve(require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
