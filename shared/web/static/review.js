@@ -8,6 +8,13 @@
 import { element } from "./case.js";
 
 const NAME = "trivium-reviewer";
+const AGAIN_MS = 4000;
+
+const empty = () => ({ verdicts: new Map(), missed: [], note: "" });
+const copied = ({ verdicts, missed, note }) => ({ verdicts: new Map(verdicts), missed: [...missed], note });
+const stated = (answer) => (answer ? copied({ ...answer, verdicts: Object.entries(answer.verdicts).map(([number, verdict]) => [Number(number), verdict]) }) : empty());
+/** What was missed as a text, whatever the order of its parts: a review that was read again has others than the page. */
+const spelt = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
 
 /**
  * The reader's own review of a case, and who else reviewed it. `changed()` is called when it was loaded and whenever it
@@ -16,16 +23,22 @@ const NAME = "trivium-reviewer";
 export function openReview(answer, { changed = () => {} } = {}) {
   const address = `${answer.url}/review`;
   const kept = !answer.remark;   // a case that could not be kept takes no review: verdicts stay on the page
-  const state = { verdicts: new Map(), missed: [], note: "" };
+  const state = empty();         // what the page shows: what was saved last, and the changes that wait
+  let saved = empty();
+  const waiting = [];            // changes of a review that are not saved yet, the oldest first
   let key = null;                // the name of the key, where the server requires keys
   let reviews = [];
-  let called = recall();         // as whom it was saved last
-  let saving = Promise.resolve();
+  let reviewer = recall();
+  let saving = null;
+  let later = 0;
+  let told = "";                 // the note as it was put into its field
 
   const said = element("div", { class: "small reviewers" });
-  const fault = element("p", { class: "error", role: "alert", hidden: true });
-  const name = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: called ?? "", onchange: () => rename() });
-  const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => change(() => { state.note = note.value; }) });
+  const why = element("span");
+  const again = element("button", { type: "button", onclick: () => save() }, "Try again");
+  const fault = element("p", { class: "error", role: "alert", hidden: true }, why, " ", again);
+  const name = element("input", { type: "text", maxlength: 64, autocomplete: "name", value: reviewer ?? "", onchange: () => rename() });
+  const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => write() });
   const mark = element("button", { type: "button", title: "Also where there is nothing to accept, reject or add", onclick: () => change() }, "Mark as reviewed");
   const back = element("button", { type: "button", hidden: true, onclick: () => withdraw() }, "Take the review back");
   const named = element("label", {}, "Reviewer ", name);
@@ -33,82 +46,118 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const node = element("section", { class: "review", "aria-label": "Review" }, said, fault, more);
   node.hidden = !kept;
 
-  const who = () => key ?? (name.value.trim() || null);
-  const own = () => reviews.find((one) => one.reviewer === who());
+  const who = () => key ?? reviewer;
+  const by = (one) => reviews.find((review) => review.reviewer === one);
 
   function show() {
     const lines = reviews.map((one) => {
       const verdicts = Object.values(one.verdicts);
       const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [one.missed.length, "missed"]];
       const what = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
-      const by = one.reviewer === null ? "" : ` by ${one.reviewer}`;
-      return element("p", {}, `Reviewed${by} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`);
+      const whose = one.reviewer === null ? "" : ` by ${one.reviewer}`;
+      return element("p", {}, `Reviewed${whose} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`);
     });
     said.replaceChildren(...lines);
-    back.hidden = !own();
-    note.value = state.note;
+    back.hidden = !by(who());
+    // A note that is being written stays as it is.
+    if (note.value === told) note.value = state.note;
+    told = state.note;
     changed();
   }
 
-  function say(text) {
-    fault.textContent = text;
+  function say(text, tryAgain = false) {
+    why.textContent = text;
+    again.hidden = !tryAgain;
     fault.hidden = !text;
   }
 
+  /** Takes `review` as what was saved last; what waits is said of it anew. */
   function take(review) {
-    state.verdicts = new Map(Object.entries(review?.verdicts ?? {}).map(([number, verdict]) => [Number(number), verdict]));
-    state.missed = review?.missed ?? [];
-    state.note = review?.note ?? "";
+    saved = stated(review);
+    Object.assign(state, copied(saved));
+    for (const apply of waiting) apply(state);
+    show();
   }
 
   async function load() {
-    try {
-      const found = await ask("GET", address);
-      [key, reviews] = [found.reviewer, found.reviews];
-      named.hidden = key !== null;
-      take(own());
-      show();
-      return true;
-    } catch (error) {
-      say(`The reviews of this case could not be read, and so none is saved: ${error.message} Reload the page to try again.`);
-      return false;
-    }
+    const found = await ask("GET", address);
+    [key, reviews] = [found.reviewer, found.reviews];
+    named.hidden = key !== null;
+    take(by(who()));
   }
 
   /** Changes the review and saves it, once the earlier one is there: what was said before must not be lost. */
   async function change(apply = () => {}) {
     if (!(await ready)) { changed(); return; }
-    apply();
+    apply(state);
+    if (kept) waiting.push(apply);
+    changed();
     await save();
   }
 
-  /** Saves what is said now, after what is being saved already. */
+  function write() {
+    const text = told = note.value;
+    return change((to) => { to.note = text; });
+  }
+
+  /** Saves what waits, after what is being saved already. */
   function save() {
-    changed();
-    if (!kept) return saving;
-    saving = saving.then(async () => {
-      const body = { verdicts: Object.fromEntries(state.verdicts), missed: state.missed, note: state.note };
-      if (key === null && who()) body.reviewer = who();
-      try {
-        const made = await ask("PUT", address, body);
-        reviews = [made, ...reviews.filter((one) => one.reviewer !== made.reviewer)];
-        called = made.reviewer;
-        say("");
-        show();
-      } catch (error) {
-        say(`The review could not be saved: ${error.message} Change it once more to try again.`);
-      }
-    });
+    saving ??= send().finally(() => { saving = null; });
     return saving;
   }
 
-  async function withdraw(reviewer = who()) {
+  async function send() {
+    clearTimeout(later);
+    for (let most = Infinity; waiting.length;) {
+      const now = waiting.slice(0, most);
+      const { verdicts, missed, note: text } = now.reduce((to, apply) => { apply(to); return to; }, copied(saved));
+      // Another window may have saved since: then its review is read, and what waits is said of that one.
+      const body = { verdicts: Object.fromEntries(verdicts), missed, note: text, replaces: by(who())?.reviewed ?? null };
+      if (key === null && who()) body.reviewer = who();
+      try {
+        const made = await ask("PUT", address, body);
+        waiting.splice(0, now.length);
+        saved = stated(made);
+        reviews = [made, ...reviews.filter((one) => one.reviewer !== made.reviewer)];
+        say("");
+        show();
+      } catch (refusal) {
+        let error = refusal;
+        try {
+          if (error.status === 412) { await load(); continue; }
+        } catch (unread) { error = unread; }
+        if (error.status === 422 || error.status === 413) {
+          // What the server will never take must not hold up the rest; one of several is found one by one.
+          if (now.length > 1) { most = 1; continue; }
+          waiting.shift();
+          Object.assign(state, copied(saved));
+          for (const apply of waiting) apply(state);
+          show();
+          say(`This could not be saved, and is taken back: ${error.message}`);
+          if (waiting.length) continue;
+        } else if (error.status === 404) {
+          waiting.length = 0;
+          say(`The review could not be saved: ${error.message}`);
+        } else {
+          const passing = !error.status || error.status >= 500 || error.status === 408 || error.status === 429;
+          say(`The review could not be saved: ${error.message} ${passing ? "It is tried again every few seconds; leave this page open." : ""}`, true);
+          if (passing) later = setTimeout(save, AGAIN_MS);
+        }
+        return;
+      }
+    }
+  }
+
+  async function withdraw(whose = who()) {
     await saving;
     try {
-      await ask("DELETE", key === null && reviewer ? `${address}?reviewer=${encodeURIComponent(reviewer)}` : address);
-      reviews = reviews.filter((one) => one.reviewer !== reviewer);
-      if (reviewer === who()) take(null);
-      show();
+      await ask("DELETE", key === null && whose ? `${address}?reviewer=${encodeURIComponent(whose)}` : address);
+      reviews = reviews.filter((one) => one.reviewer !== whose);
+      if (whose !== who()) { show(); return; }
+      waiting.length = 0;
+      clearTimeout(later);
+      say("");
+      take(null);
     } catch (error) {
       say(`The review could not be taken back: ${error.message}`);
     }
@@ -116,28 +165,47 @@ export function openReview(answer, { changed = () => {} } = {}) {
 
   /** Another name: that reader's review where there is one; what was said without a name goes under the new one. */
   async function rename() {
-    await ready;
-    remember(name.value.trim());
-    const [before, mine] = [called, own()];
-    if (mine) take(mine);
-    else if (before === null && who() !== null && reviews.some((one) => one.reviewer === null)) {
-      await save();
-      if (own()) await withdraw(null);
-    } else if (before !== null) take(null);
-    called = who();
-    show();
+    const given = name.value.trim() || null;
+    if (!(await ready)) return;
+    await save();
+    const before = reviewer;
+    if (given === before) return;
+    // What waits was said by the reader before.
+    if (waiting.length && before !== null) { name.value = before; return; }
+    reviewer = given;
+    remember(given ?? "");
+    const nobodys = before === null && !by(given) ? by(null) : undefined;
+    if (nobodys) {
+      const from = stated(nobodys);
+      waiting.unshift((to) => {
+        for (const [number, verdict] of from.verdicts) if (!to.verdicts.has(number)) to.verdicts.set(number, verdict);
+        to.missed = [...to.missed, ...from.missed];
+        to.note ||= from.note;
+      });
+    }
+    take(by(given));
+    await save();
+    if (nobodys && by(given)) await withdraw(null);
   }
 
-  const ready = kept ? load() : Promise.resolve(true);
+  // What is written or waits would be lost with the page.
+  addEventListener("beforeunload", (event) => { if (waiting.length || (node.isConnected && note.value !== told)) event.preventDefault(); });
+  const ready = !kept ? Promise.resolve(true) : load().then(() => true, (error) => {
+    say(`The reviews of this case could not be read, and so none is saved: ${error.message} Reload the page to try again.`);
+    return false;
+  });
   return {
     node, state,
     verdict: (number) => state.verdicts.get(number) ?? null,
     /** Accepts or rejects a finding; null leaves it undecided. */
-    decide: (number, verdict) => change(() => (verdict === null ? state.verdicts.delete(number) : state.verdicts.set(number, verdict))),
+    decide: (number, verdict) => change((to) => (verdict === null ? to.verdicts.delete(number) : to.verdicts.set(number, verdict))),
     /** Accepts those of the findings that have no verdict. */
-    acceptOthers: (numbers) => change(() => { for (const number of numbers) if (!state.verdicts.has(number)) state.verdicts.set(number, "accepted"); }),
-    add: (missed) => change(() => { state.missed = [...state.missed, missed]; }),
-    remove: (missed) => change(() => { state.missed = state.missed.filter((one) => one !== missed); }),
+    acceptOthers: (numbers) => change((to) => { for (const number of numbers) if (!to.verdicts.has(number)) to.verdicts.set(number, "accepted"); }),
+    add: (missed) => change((to) => { to.missed = [...to.missed, missed]; }),
+    remove: (missed) => change((to) => {
+      const at = to.missed.findIndex((one) => spelt(one) === spelt(missed));
+      if (at >= 0) to.missed = to.missed.filter((one, place) => place !== at);
+    }),
   };
 }
 
@@ -157,7 +225,7 @@ async function ask(method, url, body) {
   const response = await fetch(url, { method, headers: { Accept: "application/json", "Content-Type": "application/json" }, ...given })
     .catch(() => { throw new Error("the server could not be reached."); });
   const answer = response.status === 204 ? {} : await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(`${answer.detail ?? `the server answered ${response.status}`}.`);
+  if (!response.ok) throw Object.assign(new Error(`${answer.detail ?? `the server answered ${response.status}`}.`), { status: response.status });
   return answer;
 }
 
