@@ -29,11 +29,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def open_frames(page: Page, site: str, folder: Path) -> None:
-    for number, name in enumerate(("a", "b")):
+def open_frames(page: Page, site: str, folder: Path, names: tuple[str, ...] = ("a", "b")) -> None:
+    for number, name in enumerate(names):
         (folder / f"{name}.bin").write_bytes(sweep(number).tobytes())
     page.goto(f"{site}/driving")
-    page.get_by_label("Sweep or image").set_input_files([str(folder / "a.bin"), str(folder / "b.bin")])
+    page.get_by_label("Sweep or image").set_input_files([str(folder / f"{name}.bin") for name in names])
     page.get_by_role("button", name="Find objects").click()
     expect(page.locator(".objects tbody tr")).to_have_count(2)
     page.wait_for_load_state("networkidle")
@@ -69,6 +69,11 @@ def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     page: Page, site: str, tmp_path: Path
 ) -> None:
     open_frames(page, site, tmp_path)
+    page.get_by_text("Missed an object?").click()
+    add = page.get_by_role("button", name="Add", exact=True)
+    # It has no place yet.
+    expect(add).to_be_disabled()
+    page.get_by_text("Missed an object?").click()
     plan = page.get_by_role("application", name="Objects and LiDAR points seen from above")
     plan.scroll_into_view_if_needed()
     box = plan.bounding_box()
@@ -79,7 +84,9 @@ def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     page.get_by_label("Class of the missed object").select_option("pedestrian")
     page.get_by_label("Heading, °").fill("270")
     with page.expect_response(is_save):
-        page.get_by_role("button", name="Add", exact=True).click()
+        add.click()
+    # A second click does not add it twice.
+    expect(add).to_be_disabled()
     (missed,) = review(page, site)["missed"]
     assert missed["frame"] == "a" and missed["name"] == "pedestrian" and missed["size_m"] == [0.8, 0.6, 1.8]
     assert missed["centre_lidar_m"][:2] == [ahead, left] and missed["yaw"] == -1.5708
@@ -94,3 +101,16 @@ def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     with page.expect_response(is_save):
         page.get_by_role("button", name="Remove the missed pedestrian").click()
     assert review(page, site)["missed"] == []
+
+
+def test_a_missed_object_of_a_class_of_several_words_is_written(page: Page, site: str, tmp_path: Path) -> None:
+    open_frames(page, site, tmp_path, ("lights",))
+    page.get_by_text("Missed an object?").click()
+    page.get_by_label("Class of the missed object").select_option("traffic light")
+    page.get_by_label("Ahead, m").fill("20")
+    page.get_by_label("Left, m").fill("-3")
+    with page.expect_response(is_save):
+        page.get_by_role("button", name="Add", exact=True).click()
+    (missed,) = review(page, site)["missed"]
+    assert missed["name"] == "traffic_light" and missed["centre_lidar_m"][:2] == [20, -3]
+    expect(page.get_by_role("list", name="Missed objects")).to_contain_text("missed: traffic light, 20.2 m away")

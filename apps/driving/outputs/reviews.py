@@ -82,8 +82,9 @@ def _numbered(frames: Sequence[Any]) -> Iterator[tuple[Any, list[int]]]:
 
 
 def _label(box: Mapping[str, Any]) -> str:
+    """A row of a label file, whose class is one word."""
     values = (*box["centre_lidar_m"], *box["size_m"], box["yaw"])
-    return " ".join((*(f"{value:.4f}" for value in values), box["name"])) + "\n"
+    return " ".join((*(f"{value:.4f}" for value in values), "_".join(box["name"].split()))) + "\n"
 
 
 def _count(result: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ export function frameReview(review, frame, state, changed) {
   const verdicts = new Map(frame.boxes.map((box) => [box, verdictBoxes(review, box.number, `${box.class.replaceAll("_", " ")} at ${box.distance_m.toFixed(1)} m`)]));
   const bottoms = frame.boxes.map((box) => box.centre_lidar_m[2] - box.size_m[2] / 2).sort((a, b) => a - b);
   const number = (label, value, step, attributes = {}) => {
-    const input = element("input", { type: "number", step, value, ...attributes });
+    const input = element("input", { type: "number", step, value, oninput: () => offer(), ...attributes });
     return [input, element("label", {}, `${label} `, input)];
   };
   const names = [...new Set([...frame.boxes.map((box) => box.class), ...Object.keys(USUAL)])];
@@ -23,7 +23,7 @@ export function frameReview(review, frame, state, changed) {
   const [bottom, bottomLabel] = number("Bottom, m", (bottoms[Math.floor(bottoms.length / 2)] ?? GROUND_M).toFixed(1), 0.1);
   const sides = ["Length, m", "Width, m", "Height, m"].map((label) => number(label, "", 0.1, { min: 0.1, max: 100 }));
   const [heading, headingLabel] = number("Heading, °", 0, 5);
-  const add = element("button", { type: "button", onclick: () => put() }, "Add");
+  const add = element("button", { type: "button", disabled: true, onclick: () => put() }, "Add");
   const listed = element("ul", { "aria-label": "Missed objects" });
   const others = element("button", { type: "button", title: "Each box of this frame without a verdict", onclick: () => review.acceptOthers(frame.boxes.map((box) => box.number)) }, "Accept the others");
   const adding = element("details", { class: "adding" }, element("summary", {}, "Missed an object?"),
@@ -35,22 +35,29 @@ export function frameReview(review, frame, state, changed) {
     const same = frame.boxes.filter((box) => box.class === name.value);
     const size = same.length ? [0, 1, 2].map((side) => same.reduce((sum, box) => sum + box.size_m[side], 0) / same.length) : USUAL[name.value];
     size.forEach((value, side) => { sides[side][0].value = value.toFixed(1); });
+    offer();
+  }
+
+  /** An object can be added once it has a place, a heading and sides. */
+  function offer() {
+    const whole = [ahead, left, bottom, heading].every((field) => field.value !== "");
+    add.disabled = !whole || sides.some(([input]) => !(Number(input.value) > 0));
   }
 
   function put() {
     const size = sides.map(([input]) => Number(input.value));
-    const fields = [ahead, left, bottom, heading];
-    if (fields.some((field) => field.value === "") || size.some((side) => !(side > 0))) return;
-    const [x, y, z, degrees] = fields.map((field) => Number(field.value));
+    const [x, y, z, degrees] = [ahead, left, bottom, heading].map((field) => Number(field.value));
     // As the server has angles: between -180 and 180 degrees.
     const yaw = Math.atan2(Math.sin((degrees * Math.PI) / 180), Math.cos((degrees * Math.PI) / 180));
-    review.add({ frame: frame.frame, name: name.value, centre_lidar_m: [x, y, z + size[2] / 2].map((v) => Number(v.toFixed(3))), size_m: size, yaw: Number(yaw.toFixed(4)) });
+    review.add({ frame: frame.frame, name: name.value.replace(/\s+/g, "_"), centre_lidar_m: [x, y, z + size[2] / 2].map((v) => Number(v.toFixed(3))), size_m: size, yaw: Number(yaw.toFixed(4)) });
+    ahead.value = left.value = "";
     point(null);
   }
 
   function point(at) {
     state.point = at;
     if (at) [ahead.value, left.value, adding.open] = [at[0].toFixed(1), at[1].toFixed(1), true];
+    offer();
     changed();
   }
 

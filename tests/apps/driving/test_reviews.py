@@ -43,7 +43,7 @@ class Known:
                 centre_lidar_m=np.array([BOX["centre_lidar_m"], [30.0, 0.0, -0.8]], np.float32)[:count],
                 size_m=np.array([BOX["size_m"]] * 2, np.float32)[:count],
                 yaw=np.array([BOX["yaw"]] * 2, np.float32)[:count],
-                names=("car", "car")[:count],
+                names=(("traffic light" if frame.name == "lights" else "car",) * 2)[:count],
                 scores=np.array([0.9, 0.4], np.float32)[:count],
             )
             made.append(Detections(boxes=boxes, model="pointpillars"))
@@ -113,6 +113,21 @@ def test_reviewed_frames_are_trained_on(client: TestClient, tmp_path: Path, caps
     few = ["--limits.steps", "1", "--limits.batch", "1", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert cli.main(["train", "driving", "--recipe", "tiny", *data, *few]) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def export(client: TestClient, out: Path, *words: str) -> int:
+    store = str(client.app.state.store.folder)  # type: ignore[attr-defined]
+    return cli.main(["reviews", "driving", "--store", store, "--out", str(out), *words])
+
+
+def test_a_class_of_several_words_is_one_column_of_a_label(client: TestClient, tmp_path: Path) -> None:
+    home, _ = hand_in(client, lights=sweep(8))
+    said = {"reviewer": "Lin", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(home, json=said).status_code == 200
+    assert export(client, tmp_path / "out", "--reviewer", "Lin") == 0
+    (name,) = frame_ids(tmp_path / "out")
+    truth = read_frame(tmp_path / "out", name).truth
+    assert truth is not None and truth.names == ("traffic_light",) * 2
 
 
 def test_a_sweep_that_the_store_has_thinned_is_said(
