@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -40,19 +41,33 @@ def run(command: Reviews) -> int:
     with closing(store):
         cases, remarks = _reviewed(store, app.name, command.reviewer)
         if not cases:
-            whose = "" if command.reviewer is None else f" by {command.reviewer}"
-            raise InvalidInputError(f"the store {store.folder} holds no case of {app.name} that was reviewed{whose}")
+            raise InvalidInputError(f"the store {store.folder} holds no case of {app.name} {_whose(store, command)}")
         # What is in it may be of patients.
         command.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        exported = reviewing.export([case for case, _ in cases], command.out)
         rows = [_row(case, sha256, reviewing) for case, sha256 in cases]
-    with (command.out / "cases.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
+        try:
+            exported = reviewing.export([case for case, _ in cases], command.out)
+            with (command.out / "cases.csv").open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
+        except BaseException:
+            # Half of a data set would be trained on as if it were whole.
+            for begun in command.out.iterdir():
+                shutil.rmtree(begun) if begun.is_dir() else begun.unlink()
+            raise
     counts = [str(sum(int(row[column]) for row in rows)) for column in range(len(_COLUMNS) - 4, len(_COLUMNS))]
     print_table(Table(title=f"Reviewed cases in {command.out}: {len(rows)}", columns=_COLUMNS[-4:], rows=[counts]))
     for remark in (*remarks, *exported):
         print_line(remark)
     return 0
+
+
+def _whose(store: CaseStore, command: Reviews) -> str:
+    """Whose reviews were asked for, and whose there are."""
+    if command.reviewer is None:
+        return "that was reviewed"
+    reviewers = {one.reviewer for reviews in store.reviews.of_app(command.app).values() for one in reviews}
+    names = ", ".join(sorted(filter(None, reviewers)))
+    return f"that was reviewed by {command.reviewer}{f'; reviewers are {names}' if names else ''}"
 
 
 def _reviewed(store: CaseStore, app: str, reviewer: str | None) -> tuple[list[tuple[ReviewedCase, str]], list[str]]:

@@ -130,6 +130,24 @@ def test_a_class_of_several_words_is_one_column_of_a_label(client: TestClient, t
     assert truth is not None and truth.names == ("traffic_light",) * 2
 
 
+def test_an_export_that_ends_early_leaves_nothing(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, _ = hand_in(client, a=sweep(9))
+    torn, _ = hand_in(client, a=sweep(10))
+    for home in (whole, torn):
+        said = {"reviewer": "Kim", "verdicts": {"1": "accepted", "2": "accepted"}}
+        assert client.put(home, json=said).status_code == 200
+    (client.app.state.store.folder / "cases" / torn.split("/")[4] / "boxes.json").unlink()  # type: ignore[attr-defined]
+    (tmp_path / "empty").mkdir()
+    for out in ("new", "empty"):
+        assert export(client, tmp_path / out, "--reviewer", "Kim") == 2
+        assert "has no boxes.json; delete it" in capsys.readouterr().err
+        assert not list((tmp_path / out).glob("*"))
+    assert client.delete(torn.removesuffix("/review")).status_code == 204
+    assert export(client, tmp_path / "new", "--reviewer", "Kim") == 0
+
+
 def test_a_sweep_that_the_store_has_thinned_is_said(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,7 +138,7 @@ def test_a_detector_is_trained_and_scored_on_it(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--reviewer", "nobody"], "holds no case of medical that was reviewed by nobody"),
+        (["--reviewer", "nobody"], "holds no case of medical that was reviewed by nobody; reviewers are Grace"),
         (["--out", "."], "is there already; name a new folder with --out"),
         (["--store", "none"], "there is no store in none"),
     ],
