@@ -17,6 +17,8 @@ from shared.serve.runtime.connection import drain_body
 from shared.serve.runtime.limits import Busy
 
 _HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+"""What tools send a body as where they are not told."""
 
 
 def answer_errors(server: FastAPI, pages: Pages) -> None:
@@ -46,5 +48,10 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
 
     @server.exception_handler(RequestValidationError)
     async def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+        if any(tuple(fault["loc"]) == ("body",) for fault in error.errors()):
+            kind = request.headers.get("content-type", "")
+            if kind.partition(";")[0].strip().lower() in _FORMS:
+                sentence = f"the request cannot be read: its body is sent as {kind}; send JSON as application/json"
+                return answer(request, sentence, 422)
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         return answer(request, f"the request cannot be read: {faults}", 422)

@@ -22,6 +22,7 @@ from shared.store.reviews import ReviewLine
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 _RECENT = 5
+_REVIEWERS = 3
 
 
 class Pages:
@@ -106,7 +107,10 @@ def _reviewed(reviews: Iterable[ReviewLine]) -> str:
     if not found:
         return ""
     names = [one.reviewer for one in found if one.reviewer is not None]
-    return f"reviewed by {', '.join(names)}" if names else "reviewed"
+    if not names:
+        return "reviewed"
+    others = len(names) - _REVIEWERS
+    return f"reviewed by {', '.join(names[:_REVIEWERS])}{f' and {others} more' if others > 0 else ''}"
 
 
 def _entry(service: Service) -> dict[str, Any]:

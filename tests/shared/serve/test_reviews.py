@@ -62,6 +62,22 @@ def test_a_review_over_one_that_was_not_read_is_refused(echo_client: TestClient)
     assert echo_client.put(home, json={"reviewer": "Ada", "replaces": read}).status_code == 412
 
 
+def test_a_body_that_is_not_sent_as_json_is_refused_by_what_it_was_sent_as(echo_client: TestClient) -> None:
+    kind = "application/x-www-form-urlencoded"  # as curl -d has it
+    refused = echo_client.put(new_case(echo_client), content='{"verdicts": {}}', headers={"Content-Type": kind})
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == (
+        f"the request cannot be read: its body is sent as {kind}; send JSON as application/json"
+    )
+
+
+def test_the_overview_names_the_newest_of_many_reviewers(echo_client: TestClient) -> None:
+    home = new_case(echo_client)
+    for name in ("Ada", "Grace", "Lin", "Kim", "Sam"):
+        assert echo_client.put(home, json={"reviewer": name}).status_code == 200
+    assert "reviewed by Sam, Kim, Lin and 2 more" in echo_client.get("/").text
+
+
 def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
     client = serve(require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
