@@ -1,10 +1,12 @@
 """Reviewed cases in the layout of ``--data custom``; what an annotator says of the boxes is checked against the frames.
 
 ``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed; metres in the LiDAR frame.
+``frames.csv`` says which frame of which case each is.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from apps.driving.schemas import DrivingMissed
 
 
+_FRAMES = ("file", "case", "frame", "points", "points_kept")
+
+
 def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     """Writes the sweeps and labels of the frames that are reviewed whole; returns what is to be said.
 
@@ -26,7 +31,8 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     """
     for folder in ("points", "labels"):
         (out / folder).mkdir()
-    written = thinned = without_sweep = undecided = 0
+    rows: list[tuple[object, ...]] = []
+    thinned = without_sweep = undecided = 0
     for case in cases:
         views = _views(case)
         whole = len(case.review.verdicts) == len(case.result["boxes"])
@@ -45,9 +51,11 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             boxes = [box for box, verdict in zip(frame["boxes"], verdicts, strict=True) if verdict == "accepted"]
             (out / "points" / f"{name}.bin").write_bytes(points)
             (out / "labels" / f"{name}.txt").write_text("".join(map(_label, (*boxes, *missed))))
-            written += 1
+            rows.append((name, case.id, frame["name"], view["points"], view["points_drawn"]))
             thinned += view["points_drawn"] < view["points"]
-    return _remarks(out, written, thinned, without_sweep, undecided)
+    with (out / "frames.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
+    return _remarks(out, len(rows), thinned, without_sweep, undecided)
 
 
 def _remarks(out: Path, written: int, thinned: int, without_sweep: int, undecided: int) -> list[str]:
@@ -58,7 +66,8 @@ def _remarks(out: Path, written: int, thinned: int, without_sweep: int, undecide
         remarks.append(f"Left out, frames of images alone: {without_sweep}. This layout holds sweeps.")
     if thinned:
         remarks.append(
-            f"Sweeps of which the store keeps 60,000 points: {thinned}. Put the sweeps themselves in their place."
+            f"Sweeps of which the store keeps 60,000 points: {thinned}. Put the sweeps themselves in their place, "
+            "by the names in frames.csv."
         )
     if written:
         remarks.append(f"Frames written: {written}. trivium train driving --data custom --data.root {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -160,3 +161,7 @@ def test_a_sweep_that_the_store_has_thinned_is_said(
     (name,) = frame_ids(tmp_path / "out")
     points = read_frame(tmp_path / "out", name).points_lidar_m
     assert points is not None and 50_000 < len(points) <= 60_000
+    # Which sweep is to be put in its place.
+    (row,) = csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines())
+    case = home.split("/")[4]
+    assert row == {"file": name, "case": case, "frame": "large", "points": "70000", "points_kept": str(len(points))}
