@@ -79,6 +79,21 @@ def test_what_a_failing_server_did_not_take_is_saved_once_it_answers(page: Page,
     assert reviews(page, site)[0]["verdicts"] == {"1": "accepted", "2": "rejected"}
 
 
+def test_a_page_that_has_not_read_the_review_yet_asks_before_it_is_left(page: Page, site: str) -> None:
+    open_chest(page, site)
+    held: list[Route] = []
+    page.route(_SAVED, lambda route: held.append(route) if route.request.method == "GET" else route.fallback())
+    page.reload()
+    page.get_by_label("Accept finding 1").check()
+    with page.expect_event("dialog") as asked:
+        page.on("dialog", lambda dialog: dialog.dismiss())
+        page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    with page.expect_response(is_save):
+        held[0].continue_()
+    assert reviews(page, site)[0]["verdicts"] == {"1": "accepted"}
+
+
 def test_what_waits_stays_with_the_reader_who_said_it(page: Page, site: str) -> None:
     open_chest(page, site)
     page.get_by_text("Reviewer and note").click()

@@ -26,6 +26,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const state = empty();         // what the page shows: what was saved last, and the changes that wait
   let saved = empty();
   const waiting = [];            // changes of a review that are not saved yet, the oldest first
+  let early = 0;                 // how many changes wait for the earlier review to be read
   let key = null;                // the name of the key, where the server requires keys
   let reviews = [];
   let reviewer = recall();
@@ -88,7 +89,10 @@ export function openReview(answer, { changed = () => {} } = {}) {
 
   /** Changes the review and saves it, once the earlier one is there: what was said before must not be lost. */
   async function change(apply = () => {}) {
-    if (!(await ready)) { changed(); return; }
+    early += 1;
+    const read = await ready;
+    early -= 1;
+    if (!read) { changed(); return; }
     apply(state);
     if (kept) waiting.push(apply);
     changed();
@@ -189,7 +193,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
   }
 
   // What is written or waits would be lost with the page.
-  addEventListener("beforeunload", (event) => { if (waiting.length || (node.isConnected && note.value !== told)) event.preventDefault(); });
+  addEventListener("beforeunload", (event) => { if (early || waiting.length || (node.isConnected && note.value !== told)) event.preventDefault(); });
   const ready = !kept ? Promise.resolve(true) : load().then(() => true, (error) => {
     say(`The reviews of this case could not be read, and so none is saved: ${error.message} Reload the page to try again.`);
     return false;
