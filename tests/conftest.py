@@ -49,10 +49,12 @@ def programs_of_tests() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def log_that_pytest_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that ran in this process in an earlier test has left its own configuration of the log."""
+def log_that_pytest_reads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A server or a library in this process may have changed the log in an earlier test."""
     for name in ("trivium", "trivium.access"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    logging.getLogger("trivium").setLevel(logging.NOTSET)  # loggers forget which levels they found to be off, too
+    caplog.handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -53,14 +53,14 @@ def run(language: str, text: str, server: str, folder: Path) -> str:
 
 
 def test_there_are_examples_of_both_kinds() -> None:
-    assert [language for language, _ in examples()] == ["bash", "python", "bash", "python", "bash"]
+    assert [language for language, _ in examples()] == ["bash", "python", "bash", "bash", "python", "bash"]
 
 
 def test_a_request_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     application = create_app(Settings(store=tmp_path / "store", warm=False, device="cpu", require_key=True))
     with serving(application) as server:
         monkeypatch.setenv("TRIVIUM_KEY", Keys(application.state.store.engine).add("anna", "user"))
-        assert "synthetic" in run(*examples()[4], server, tmp_path)
+        assert "synthetic" in run(*examples()[5], server, tmp_path)
 
 
 def test_a_prediction_with_curl_and_from_python(server: str, folder: Path) -> None:
@@ -72,13 +72,20 @@ def test_a_prediction_with_curl_and_from_python(server: str, folder: Path) -> No
     assert (folder / "scores.csv").read_text().startswith("timestamp,value,anomaly_score,label\n")
 
 
+def test_a_review_with_curl(server: str, folder: Path) -> None:
+    run(*examples()[0], server, folder)
+    case = json.loads((folder / "answer.json").read_text())["case"]
+    language, text = examples()[2]
+    assert json.loads(run(language, text.replace("/ID/", f"/{case}/"), server, folder))["verdicts"] == {"1": "accepted"}
+
+
 def test_a_job_is_followed_to_its_end(server: str, folder: Path) -> None:
-    said = run(*examples()[2], server, folder)
+    said = run(*examples()[3], server, folder)
     assert re.findall(r"^event: (\w+)", said, re.MULTILINE)[-1] == "done", said
 
 
 def test_tensors_through_the_client_of_triton(server: str, folder: Path) -> None:
-    assert run(*examples()[3], server, folder).strip() == "(4, 8, 7)"
+    assert run(*examples()[4], server, folder).strip() == "(4, 8, 7)"
 
 
 def test_an_int8_program_is_written_for_triton_s_openvino_backend(folder: Path) -> None:

@@ -21,9 +21,10 @@ SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"
 TRAINING = "finance --recipe tiny --device cpu --limits.patience 1000 --limits.steps 300 --limits.checkpoint-every 1000"
 # In the place of python: notes what it was started with, and does what the job's variables say.
 STUB = """#!/bin/bash
+if [ -n "${WAITS:-}" ]; then trap 'exit 143' TERM; fi
 echo "$SLURM_PROCID ${OMP_NUM_THREADS:-} $RUN $*" >> "$NOTES/$SLURM_JOB_ID"
 if [ -n "${SAVES:-}" ]; then mkdir -p "$RUN/checkpoints/step-$RANDOM$RANDOM"; fi
-if [ -n "${WAITS:-}" ]; then trap 'exit 143' TERM; sleep 60 & wait; fi
+if [ -n "${WAITS:-}" ]; then sleep 60 & wait; fi
 exit "${ENDS_WITH:-0}"
 """
 

@@ -28,3 +28,4 @@ def test_forms_viewers_files_and_jobs_work_behind_nginx_under_a_path(page: Page,
         nginx(tmp_path / "nginx", documented(server)) as address,
     ):
         go_through(page, f"{address}/trivium")
+        page.wait_for_load_state("networkidle")

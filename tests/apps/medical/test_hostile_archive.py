@@ -35,7 +35,7 @@ def file(tmp_path_factory) -> Path:
 
 @contextmanager
 def peer(answer: Callable[[Connection], object]) -> Iterator[int]:
-    """Reads what comes at once of each connection, answers it, and closes it; gives the port."""
+    """Reads what comes at once of each connection, answers it, and closes it after the rest; gives the port."""
 
     def serve() -> None:
         while True:
@@ -47,6 +47,11 @@ def peer(answer: Callable[[Connection], object]) -> Iterator[int]:
                 try:
                     connection.recv(1 << 16)
                     answer(connection)
+                    # Closed with bytes unread, the connection would be reset, and the answer be lost.
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(1)
+                    while connection.recv(1 << 16):
+                        pass
                 except OSError:
                     pass
 

@@ -6,13 +6,11 @@ import dataclasses
 import gzip
 import io
 import json
-import shutil
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from apps.medical.adapters.nifti import nifti
@@ -22,10 +20,9 @@ from apps.medical.inference.candidates import Candidates
 from apps.medical.inference.grid import Grid
 from apps.medical.outputs.result import NO_LUNGS, PARTLY, case_label, result, result_table
 from apps.medical.outputs.slab import MAX_VOXELS, slab, slab_file, slab_source
-from apps.medical.predictor import EVERYTHING, NodulePredictor, Options, measured
+from apps.medical.predictor import EVERYTHING, Options, measured
 from apps.medical.service import MedicalCodec
 from apps.medical.types import ChestInput, CTVolume, Nodule, SourceImage
-from shared.deploy.artifact import describe_file, open_artifact
 from shared.deploy.predictor import Request, answer
 from shared.deploy.registry import shipped
 from shared.errors import InvalidInputError
@@ -201,24 +198,6 @@ def test_findings_are_readable_where_they_are_printed():
         "nodule, 9.4 mm, score 0.750, LPS 1.0, -2.5, 3.0 mm",
     ]
     assert str(found(searched=False)) == "not searched: no lung was found"
-
-
-def test_an_artifact_that_stated_the_grid_twice_still_opens(tmp_path):
-    """Before ``input``, spacing stood in model and data, and the patch's size in data."""
-    shipped_one = shipped(app)[0]
-    old = tmp_path / "1"
-    shutil.copytree(shipped_one.path, old)
-    document = yaml.safe_load((old / "recipe.yaml").read_text())
-    grid = document["recipe"].pop("input")
-    document["recipe"]["model"]["spacing_mm"] = grid["spacing_mm"]
-    document["recipe"]["data"] |= {"spacing_mm": grid["spacing_mm"], "size": grid["patch_size"]}
-    (old / "recipe.yaml").write_text(yaml.safe_dump(document))
-    manifest = json.loads((old / "manifest.json").read_text())
-    manifest["files"]["recipe.yaml"] = describe_file(old / "recipe.yaml")
-    (old / "manifest.json").write_text(json.dumps(manifest))
-    predictor = NodulePredictor.load([open_artifact(old)], "cpu")
-    assert predictor.input == ChestInput(patch_size=tuple(grid["patch_size"]))
-    assert predictor.operating_score == NodulePredictor.load([shipped_one], "cpu").operating_score
 
 
 def test_the_command_line_s_table_has_the_image_s_number_where_the_source_is_dicom():
