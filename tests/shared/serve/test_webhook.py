@@ -116,25 +116,29 @@ def test_it_is_told_again_until_it_takes_it_and_no_redirection_is_followed(
     }
 
 
-@pytest.mark.parametrize("answer", [b"302 T\r\nLocation: http://[bad", b"500 \x1b[31m" + b"A" * 60_000])
-def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def tell_one_job(receive: Callable[[socket.socket], None]) -> None:
+    """Has a webhook tell of one job to what ``receive`` makes of the connection."""
+
     class Jobs:
         def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
             return SimpleNamespace(id="1", app="echo", state="done"), False
 
-    def serve_one() -> None:
-        connection, _ = listening.accept()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=lambda: receive(listening.accept()[0]), daemon=True)
+        thread.start()
+        jobs: Any = Jobs()
+        assert webhook.Webhook(f"http://127.0.0.1:{listening.getsockname()[1]}/hook", KEY, "")._deliver_one(jobs)
+        thread.join(30)
+
+
+@pytest.mark.parametrize("answer", [b"302 T\r\nLocation: http://[bad", b"500 \x1b[31m" + b"A" * 60_000])
+def test_an_answer_that_cannot_be_read_is_told_in_a_short_line(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    def serve_one(connection: socket.socket) -> None:
         with connection:
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\n\r\n")
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve_one, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
-        jobs: Any = Jobs()
-        assert webhook.Webhook(url, KEY, "")._deliver_one(jobs)
-        thread.join(10)
+    tell_one_job(serve_one)
     (record,) = caplog.records
     assert "it is told again later" in record.message
     assert record.message.isprintable() and len(record.message) < 300
@@ -145,14 +149,9 @@ def test_an_answer_that_comes_in_drops_is_broken_off(
 ) -> None:
     monkeypatch.setattr(webhook, "_TIMEOUT_S", 0.3)
 
-    class Jobs:
-        def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
-            return SimpleNamespace(id="1", app="echo", state="done"), False
-
     broken_off = threading.Event()
 
-    def drip() -> None:
-        connection, _ = listening.accept()
+    def drip(connection: socket.socket) -> None:
         with connection:
             try:
                 for _ in range(2000):
@@ -161,13 +160,7 @@ def test_an_answer_that_comes_in_drops_is_broken_off(
             except OSError:
                 broken_off.set()
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=drip, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
-        jobs: Any = Jobs()
-        assert webhook.Webhook(url, KEY, "")._deliver_one(jobs)
-        thread.join(30)
+    tell_one_job(drip)
     assert broken_off.is_set() and "it is told again later" in caplog.text
 
 
