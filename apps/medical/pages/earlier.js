@@ -1,5 +1,6 @@
 // The case beside that of an earlier scan of the same patient: what became of the findings, and the earlier slices.
 import { element } from "../shared/case.js";
+import { ask } from "../shared/review.js";
 import { label } from "./report.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, sliceName, statedGeometry } from "./volume.js";
@@ -19,13 +20,13 @@ export function earlierScan(answer, { slices }) {
 
   async function list() {
     try {
-      const { cases: recent } = await ask(`${answer.url.slice(0, answer.url.lastIndexOf("/"))}?limit=100`);
+      const { cases: recent } = await ask("GET", `${answer.url.slice(0, answer.url.lastIndexOf("/"))}?limit=100`);
       const others = recent.filter((one) => one.case !== answer.case);
       cases.replaceChildren(...others.map((one) => element("option", { value: one.case }, `${one.created.slice(0, 16).replace("T", " ")} UTC, ${one.inputs.join(", ")}`)));
       button.disabled = !others.length;
       say(others.length ? "" : "There is no other case. Hand in the earlier scan first, then open this case again.");
     } catch (error) {
-      say(error.message);
+      say(`The cases could not be listed: ${error.message}`);
     }
   }
 
@@ -35,12 +36,12 @@ export function earlierScan(answer, { slices }) {
     found.replaceChildren(element("p", {}, "Aligning the two scans …"));
     try {
       const query = new URLSearchParams({ prior: cases.value, ...(days.value ? { days: days.value } : {}) });
-      const compared = await ask(`${answer.url}/comparison?${query}`);
-      const earlier = await ask(`${answer.url.slice(0, answer.url.lastIndexOf("/"))}/${cases.value}`);
+      const compared = await ask("GET", `${answer.url}/comparison?${query}`);
+      const earlier = await ask("GET", `${answer.url.slice(0, answer.url.lastIndexOf("/"))}/${cases.value}`);
       await show(compared, earlier);
     } catch (error) {
       found.replaceChildren();
-      say(error.message);
+      say(`The scans could not be compared: ${error.message}`);
     }
     button.disabled = false;
   }
@@ -102,11 +103,4 @@ function words(one, volume) {
 
 function place(slice, volume) {
   return slice === null ? "beyond the ends" : sliceName(volume, slice - 1);
-}
-
-async function ask(url) {
-  const response = await fetch(url, { headers: { Accept: "application/json" } }).catch(() => { throw new Error("The server could not be reached."); });
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(`${answer.detail ?? `The server answered ${response.status}`}.`);
-  return answer;
 }

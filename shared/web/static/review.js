@@ -224,7 +224,8 @@ export function verdictBoxes(review, number, called = `finding ${number}`) {
   return { node, update() { for (const [verdict, input] of inputs) input.checked = review.verdict(number) === verdict; } };
 }
 
-async function ask(method, url, body) {
+/** What the server answers, as JSON; throws with its sentence where it refuses. */
+export async function ask(method, url, body) {
   const given = body === undefined ? {} : { body: JSON.stringify(body) };
   const response = await fetch(url, { method, headers: { Accept: "application/json", "Content-Type": "application/json" }, ...given })
     .catch(() => { throw new Error("the server could not be reached."); });
