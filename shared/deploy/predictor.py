@@ -36,11 +36,13 @@ class Later:
     """Files of a response that are made when somebody asks for them, by the codec's ``make``.
 
     ``files`` says for each, ``picture.png`` too, what it is made from: names in ``sources``, or of files that the
-    response has. A server keeps a source until everything is made from it.
+    response has. A server keeps a source until everything is made from it, those in ``lasting`` as long as the case:
+    the application's own routes make more from them.
     """
 
     files: Mapping[str, tuple[str, ...]]
     sources: Mapping[str, bytes] = field(default_factory=dict)
+    lasting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

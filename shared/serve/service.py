@@ -355,6 +355,7 @@ class Service:
                 files=dict(zip(head["files"], files, strict=True)),
                 later=head["later"],
                 sources=dict(zip(head["sources"], sources, strict=True)),
+                lasting=head["lasting"],
             ),
             most_bytes=self.settings.keep_bytes,
         )

@@ -220,6 +220,10 @@ class CaseStore:
             return self.unkept.sources(case.id, name)
         return later_files.sources(self._cases / case.id, name)
 
+    def lasting(self, case: Case, name: str) -> Path | None:
+        """Where a source of a case lies that stays as long as the case; None where there is none of that name."""
+        return later_files.lasting(self._cases / case.id, name)
+
     def keep(self, case: Case, name: str, content: Bytes) -> None:
         """Keeps a file that was made now. Where that cannot be, as on a full disk, it is made again when asked for."""
         if self.unkept.get(case.id) is not None:

@@ -10,16 +10,19 @@ from pathlib import Path
 
 from shared.store.records import Bytes, Outputs
 
-_LIST, _SOURCE = ".later.json", ".source-"
+_LIST, _SOURCE, _LASTING = ".later.json", ".source-", ".lasting-"
 _MUCH = 1_000_000
 
 
 def write(folder: Path, outputs: Outputs) -> None:
-    """Writes the sources of a new case, and which file is made from which; nothing where none is left for later."""
+    """Writes the sources of a new case, and which file is made from which; no list where none is left for later."""
+    for name, content in outputs.sources.items():
+        if name in outputs.lasting:
+            write_private(folder / f"{_LASTING}{name}", content)
+        elif outputs.later:
+            write_private(folder / f"{_SOURCE}{name}", content)
     if not outputs.later:
         return
-    for name, content in outputs.sources.items():
-        write_private(folder / f"{_SOURCE}{name}", content)
     write_private(folder / _LIST, json.dumps({name: list(found) for name, found in outputs.later.items()}).encode())
 
 
@@ -30,6 +33,12 @@ def sources(folder: Path, name: str) -> dict[str, Path | bytes] | None:
         return None
     found: dict[str, Path | bytes] = {one: _place(folder, one) for one in wanted}
     return found if all(Path(str(path)).is_file() for path in found.values()) else None
+
+
+def lasting(folder: Path, name: str) -> Path | None:
+    """Where a source lies that stays as long as its case; None where there is none of that name."""
+    source = folder / f"{_LASTING}{name}"
+    return source if source.is_file() else None
 
 
 def keep(folder: Path, name: str, content: Bytes) -> int:
@@ -79,4 +88,4 @@ def _later(folder: Path) -> Mapping[str, Sequence[str]]:
 
 def _place(folder: Path, name: str) -> Path:
     source = folder / f"{_SOURCE}{name}"
-    return source if source.is_file() else folder / name
+    return source if source.is_file() else lasting(folder, name) or folder / name

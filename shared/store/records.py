@@ -18,7 +18,7 @@ class Outputs:
     """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name.
 
     ``later`` says of files that are made when they are asked for, ``picture.png`` too, what they are made from: names
-    in ``sources`` or in ``files``.
+    in ``sources`` or in ``files``. Those of ``sources`` that are in ``lasting`` stay as long as the case.
     """
 
     result: Bytes
@@ -26,6 +26,7 @@ class Outputs:
     files: Mapping[str, Bytes] = field(default_factory=dict)
     later: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Mapping[str, Bytes] = field(default_factory=dict)
+    lasting: Sequence[str] = ()
 
 
 class InputFile(BaseModel):

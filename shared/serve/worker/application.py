@@ -149,6 +149,7 @@ class ApplicationHandler:
                 "model": response.model,
                 "files": list(response.files),
                 "sources": list(later.sources),
+                "lasting": list(later.lasting),
                 "later": {name: list(sources) for name, sources in later.files.items()},
                 "inferences": len(work.decoded.inputs),
                 "executions": work.executions,

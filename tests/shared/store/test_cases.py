@@ -336,6 +336,38 @@ def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: C
     assert taken < store.used_bytes("echo") < 2 * len(large)
 
 
+def test_a_lasting_source_stays_when_all_is_made_from_it_and_goes_with_its_case(store: CaseStore) -> None:
+    case = store.add(
+        app="echo",
+        interface="json",
+        inputs=[],
+        options={},
+        artifact=("echo", 1),
+        outputs=Outputs(
+            result=b"{}",
+            later={"made.bin": ("lasting", "passing")},
+            sources={"lasting": b"stays", "passing": b"goes"},
+            lasting=("lasting",),
+        ),
+    )
+    assert case.files == ("made.bin",), "a source is no file of the case"
+    sources = store.sources(case, "made.bin")
+    assert sources is not None and {Path(str(path)).read_bytes() for path in sources.values()} == {b"stays", b"goes"}
+    store.keep(case, "made.bin", b"made")
+    lasting = store.lasting(case, "lasting")
+    assert lasting is not None and lasting.read_bytes() == b"stays"
+    assert store.lasting(case, "passing") is None and store.sources(case, "made.bin") is None
+    store.remove(case)
+    assert store.lasting(case, "lasting") is None
+
+
+def test_a_lasting_source_needs_no_file_that_is_made_later(store: CaseStore) -> None:
+    outputs = Outputs(result=b"{}", sources={"lasting": b"stays", "unused": b"goes"}, lasting=("lasting",))
+    case = store.add(app="echo", interface="json", inputs=[], options={}, artifact=("echo", 1), outputs=outputs)
+    lasting = store.lasting(case, "lasting")
+    assert lasting is not None and lasting.read_bytes() == b"stays" and store.lasting(case, "unused") is None
+
+
 def test_a_case_that_alone_is_too_large_does_not_take_others_with_it(store: CaseStore) -> None:
     small = keep(store, picture=bytes(1000))
     large = keep(store, picture=bytes(5000))
