@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from apps.medical.adapters.source import read_volume
 from apps.medical.inference.options import read_options
@@ -15,14 +15,24 @@ from apps.medical.outputs.labels import LABELS, PIECES, label_map, pieces_source
 from apps.medical.outputs.picture import png, sheet_source
 from apps.medical.outputs.report import REPORT, REPORT_SOURCE, report_source, structured_report
 from apps.medical.outputs.result import result
+from apps.medical.outputs.reviewed import (
+    REVIEW,
+    REVIEWED_FHIR,
+    REVIEWED_REPORT,
+    reviewed_report,
+    reviewed_source,
+    stated_review,
+)
 from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, segmentation
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
+from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+    from shared.review import Review
     from shared.serve.service import Service
 
 INCOMPLETE = (
@@ -30,8 +40,13 @@ INCOMPLETE = (
     "number of images, and send the series again where some are missing."
 )
 
-
 COMPARISON = "comparison.json"
+_ORGANIZATION = r"^[^\\\x00-\x1f\x7f]*[^\s\\\x00-\x1f\x7f][^\\\x00-\x1f\x7f]*$"
+"""A long string of DICOM's that is not blank (PS3.5 6.2)."""
+NO_REPORT = (
+    "there is no DICOM report of the case: it is of no DICOM series, or of one whose study, series or images lack "
+    "unique identifiers or a class that the standard names, or an earlier version kept it: then analyse the CT again"
+)
 
 
 class MedicalCodec:
@@ -62,8 +77,9 @@ class MedicalCodec:
         versions = {name: program.version for name, program in programs_of(self._predictor).items()}
         digests = getattr(self._predictor, "digests", None)
         if (report := report_source(volume, findings, versions, digests)) is not None:
-            made[REPORT], sources[REPORT_SOURCE] = (REPORT_SOURCE,), report
-            made[FHIR] = (REPORT_SOURCE,)
+            sources[REPORT_SOURCE] = report
+        if report is not None and any(one.score >= findings.operating_score for one in findings.nodules):
+            made[REPORT] = made[FHIR] = (REPORT_SOURCE,)
             if can_be_segmented(volume, findings):
                 made[SEGMENTATION] = (REPORT_SOURCE, PIECES)
         if (pieces := pieces_source(volume, findings)) is not None:
@@ -71,11 +87,11 @@ class MedicalCodec:
         return Response(
             result=result(volume, findings),
             files=output_files(volume, findings),
-            later=Later(files=made, sources=sources),
+            later=Later(files=made, sources=sources, lasting=() if report is None else (REPORT_SOURCE,)),
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
-        """The picture, the slab, the report, its FHIR bundle, the segmentation, the labels, or a comparison."""
+        """The picture, the slab, the report, its FHIR bundle, the segmentation, the labels, or what a route gives."""
         if name == REPORT:
             return structured_report(sources[REPORT_SOURCE])
         if name == FHIR:
@@ -84,6 +100,9 @@ class MedicalCodec:
             return segmentation(sources[REPORT_SOURCE], sources[PIECES])
         if name == LABELS:
             return label_map(sources[PIECES])
+        if name in (REVIEWED_REPORT, REVIEWED_FHIR):
+            reviewed = reviewed_source(sources[REPORT_SOURCE], sources["result.json"], sources[REVIEW])
+            return reviewed_report(reviewed) if name == REVIEWED_REPORT else fhir_bundle(reviewed)
         if name == COMPARISON:
             # With it comes SimpleITK.
             from apps.medical.outputs.comparison import comparison_file
@@ -93,11 +112,12 @@ class MedicalCodec:
 
 
 def router(service: Service) -> APIRouter:
-    """A case beside that of an earlier scan: what became of the findings."""
+    """A case beside that of an earlier scan, and its report as a reader left it."""
     from fastapi import APIRouter, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
     from apps.medical.schemas import MedicalComparison
+    from shared.serve.openapi import content, file_content
     from shared.store.cases import RESULT
 
     routes = APIRouter()
@@ -119,4 +139,76 @@ def router(service: Service) -> APIRouter:
                 sources[f"{side}/{name}"] = await service.file(case, name)
         return Response(await service.make(COMPARISON, sources), media_type="application/json")
 
+    for name, body, words in (
+        (REVIEWED_REPORT, file_content("application/dicom"), "a DICOM structured report"),
+        (REVIEWED_FHIR, content("application/fhir+json", {"type": "object"}), "a FHIR bundle"),
+    ):
+        _add_reviewed(routes, service, name, body, f"The findings as a reader left them, as {words}.")
     return routes
+
+
+def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str, Any], described: str) -> None:
+    """A route to what is made of a case and its review. ``body`` is how the OpenAPI document has the answer."""
+    from fastapi import Query, Response
+    from fastapi.concurrency import run_in_threadpool
+
+    from shared.serve.api.schemas import Problem
+    from shared.store.cases import RESULT
+
+    whose = Query(default=None, description="whose review; empty for one without a name; the newest where left out")
+    asked = Query(default="no", description="yes: the reviewer attests to the report, which is then VERIFIED")
+    answers_to = Query(
+        default=None, min_length=1, max_length=64, pattern=_ORGANIZATION, description="of a verified report: whose"
+    )
+    (media_type,) = body["content"]
+    saved_as = name.rpartition("/")[2].replace(".", ".reviewed.", 1)
+    responses: dict[int | str, dict[str, Any]] = {
+        200: body,
+        404: {"model": Problem, "description": "There is no such case, or no such review of it"},
+        409: {"model": Problem, "description": "There is no report of the case, or of this review"},
+        503: {"model": Problem, "description": "There is no room to make it; see Retry-After"},
+        504: {"model": Problem, "description": "It could not be made before the deadline"},
+    }
+
+    async def reviewed(
+        case_id: str,
+        reviewer: str | None = whose,
+        verified: Literal["yes", "no"] = asked,
+        organization: str | None = answers_to,
+    ) -> Response:
+        if (verified == "yes") is (organization is None):
+            raise InvalidInputError("a verified report needs both verified=yes and organization, another has neither")
+        case = await run_in_threadpool(service.case, case_id)
+        review = _review(await run_in_threadpool(service.store.reviews.of_case, case.id), reviewer)
+        if organization is not None and review.reviewer is None:
+            raise InvalidInputError("the review names no reviewer, and so nobody verifies its report", status=409)
+        report = await run_in_threadpool(service.store.lasting, case, REPORT_SOURCE)
+        if report is None:
+            raise InvalidInputError(NO_REPORT, status=409)
+        sources = {REPORT_SOURCE: report, RESULT: await service.file(case, RESULT)}
+        made = await service.make(name, {**sources, REVIEW: stated_review(review, organization)})
+        headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
+        return Response(made, media_type=media_type, headers=headers)
+
+    for method in ("GET", "HEAD"):
+        routes.add_api_route(
+            f"/cases/{{case_id}}/{name}",
+            reviewed,
+            methods=[method],
+            description=described,
+            response_class=Response,
+            response_model=None,
+            responses=responses,
+            include_in_schema=method == "GET",
+        )
+
+
+def _review(reviews: Sequence[Review], reviewer: str | None) -> Review:
+    """The reviewer's among a case's reviews, or the newest. Refuses (404) where there is none."""
+    if not reviews:
+        raise InvalidInputError("the case has no review", status=404)
+    for review in reviews:
+        if reviewer is None or (review.reviewer or "") == reviewer.strip():
+            return review
+    names = ", ".join(one.reviewer or "somebody without a name" for one in reviews)
+    raise InvalidInputError(f"the case was not reviewed by {reviewer!r}; it was by {names}", status=404)

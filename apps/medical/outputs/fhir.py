@@ -27,7 +27,9 @@ _CENTRE = (("x", "to the patient's left"), ("y", "to the back"), ("z", "to the h
 
 
 def fhir_bundle(source: bytes) -> bytes:
-    """The bundle as JSON, from the report's source. Study, images and patient are referred to by their identifiers.
+    """The bundle as JSON, from the source of the report or of the reviewed one, which says who reviewed it.
+
+    Study, images and patient are referred to by their identifiers.
 
     A FHIR server takes it as it is (POST to its base), once however often it is sent: each resource is created unless
     there is one with its identifier.
@@ -37,13 +39,15 @@ def fhir_bundle(source: bytes) -> bytes:
     observations = [_observation(number, content, source, device) for number in range(len(content["findings"]))]
     report = {
         "resourceType": "DiagnosticReport",
-        "meta": _AI,
+        **_asserted(*content["findings"]),
         "identifier": [_dicom_uid(unique_identifier(source))],
         **_of_study(content, "imagingStudy"),
-        "status": _STATUS,
+        "status": _status(content),
         "category": [_coded((f"{_HL7}/v2-0074", "RAD", "Radiology"), (_LOINC, "LP29684-5", "Radiology"))],
         "code": _coded((_LOINC, "24627-2", "CT Chest")),
         "issued": content["made"],
+        **_organization(content),
+        **_reader(content, "resultsInterpreter"),
         "result": [_reference(one) for one in observations],
         "conclusion": _conclusion(content),
     }
@@ -57,7 +61,7 @@ def fhir_bundle(source: bytes) -> bytes:
                 "ifNoneExist": "identifier={system}|{value}".format(**one["identifier"][0]),
             },
         }
-        for one in (device, *observations, report)
+        for one in (*([device] if "meta" in report else []), *observations, report)
     ]
     bundle = {"resourceType": "Bundle", "type": "transaction", "timestamp": content["made"], "entry": entries}
     return (json.dumps(bundle, indent=1, ensure_ascii=False) + "\n").encode()
@@ -66,11 +70,13 @@ def fhir_bundle(source: bytes) -> bytes:
 def _observation(number: int, content: Mapping[str, Any], source: bytes, device: Mapping[str, Any]) -> dict[str, Any]:
     """One finding: sizes, place and score as components."""
     finding = content["findings"][number]
+    is_added = "added" in finding
     _, image, frame = content["images"][finding["image"]]
     identifier, uid = tracking(source, number)
     long, short = finding["axes_mm"] or (None, None)
+    mean = None if is_added else "Mean diameter"
     measured = [
-        _quantity(_coded((_SCT, "81827009", "Diameter"), text="Mean diameter"), finding["mean_diameter_mm"], "mm"),
+        _quantity(_coded((_SCT, "81827009", "Diameter"), text=mean), finding["mean_diameter_mm"], "mm"),
         _quantity(_coded((_SCT, "103339001", "Long axis")), long, "mm"),
         _quantity(_coded((_SCT, "103340004", "Short axis")), short, "mm"),
         _quantity(_coded((_SCT, "118565006", "Volume")), finding["volume_mm3"], "mm3"),
@@ -86,21 +92,22 @@ def _observation(number: int, content: Mapping[str, Any], source: bytes, device:
     nodule = _coded((_SCT, "786838002", "Nodule of lung"), (_RADLEX, "RID50149", "pulmonary nodule"))
     return {
         "resourceType": "Observation",
-        "meta": _AI,
+        **_asserted(finding),
         "identifier": [
             _dicom_uid(unique_identifier(source + f"observation {number}".encode())),
             {"type": _coded((_DCM, "112040", "Tracking Unique Identifier"), text=identifier), **_dicom_uid(uid)},
         ],
         **_of_study(content, "partOf", "derivedFrom"),
-        "status": _STATUS,
+        "status": _status(content),
         "category": [
             _coded((f"{_HL7}/observation-category", "imaging", "Imaging")),
             _coded((_DCM, "125007", "Measurement Group")),
         ],
         "code": nodule if label == NODULE else {"text": _text(label) or "unnamed"},
         "issued": content["made"],
+        **_reader(content, "performer"),
         "bodySite": _coded((_SCT, "39607008", "Lung"), (_RADLEX, "RID1301", "lung")),
-        "device": _reference(device),
+        **({} if is_added else {"device": _reference(device)}),
         "component": [*(one for one in measured if one["valueQuantity"]["value"] is not None), where],
     }
 
@@ -129,10 +136,38 @@ def _device(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conclusion(content: Mapping[str, Any]) -> str:
+    if "review" in content:
+        review = content["review"]
+        verified = "" if review["organization"] is None else f" Verified for {review['organization']}."
+        heading = f"{review['summary']}{verified} For research, not for diagnosis."
+        note = _text(" ".join(review["note"].split()))
+        return "\n".join([_text(heading), *([note] if note else []), *content["remarks"]])
     count = len(content["findings"])
     marked = f"{count} {'finding' if count == 1 else 'findings'} of software ({versions(content)})"
     said = f"{marked} at its operating score of {content['operating_score']:.3f} or above. For research, not for "
     return " ".join([f"{said}diagnosis; verified by nobody.", *content["remarks"]])
+
+
+def _status(content: Mapping[str, Any]) -> str:
+    """Final where somebody verified the report (R4, observation-status)."""
+    return _STATUS if content.get("review", {}).get("organization") is None else "final"
+
+
+def _asserted(*findings: Mapping[str, Any]) -> dict[str, Any]:
+    """The label of what artificial intelligence asserts, where one of the findings is not a reader's."""
+    return {} if all("added" in finding for finding in findings) else {"meta": _AI}
+
+
+def _reader(content: Mapping[str, Any], element: str) -> dict[str, Any]:
+    """The reviewer in an element, where the findings were reviewed and the reviewer is named."""
+    name = _person(content.get("review", {}).get("reviewer") or "")
+    return {element: [{"type": "Practitioner", "display": name}]} if name else {}
+
+
+def _organization(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Who answers for a verified report."""
+    name = content.get("review", {}).get("organization")
+    return {} if name is None else {"performer": [{"type": "Organization", "display": _text(name)}]}
 
 
 def _of_study(content: Mapping[str, Any], *elements: str) -> dict[str, Any]:
@@ -144,7 +179,7 @@ def _of_study(content: Mapping[str, Any], *elements: str) -> dict[str, Any]:
     who: dict[str, Any] = {}
     if number := patient.get("PatientID"):
         who["identifier"] = {"type": _coded((f"{_HL7}/v2-0203", "MR", "Medical record number")), "value": number}
-    if name := " ".join(patient.get("PatientName", "").split("=")[0].replace("^", " ").split()):
+    if name := _person(patient.get("PatientName", "")):
         who["display"] = name
     if who:
         said["subject"] = {"type": "Patient", **who}
@@ -154,6 +189,11 @@ def _of_study(content: Mapping[str, Any], *elements: str) -> dict[str, Any]:
     if taken := re.fullmatch(r"(\d{4})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", patient.get("StudyDate", "")):
         said["effectiveDateTime"] = "-".join(taken.groups())
     return said
+
+
+def _person(name: str) -> str:
+    """A name of DICOM's, as text."""
+    return " ".join(_text(name).split("=")[0].replace("^", " ").split())
 
 
 def _text(value: str) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -39,20 +39,19 @@ logging.getLogger("highdicom").setLevel(logging.WARNING)  # below, it cites the 
 def report_source(
     volume: CTVolume, findings: Findings, models: Mapping[str, Any], digests: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """What ``structured_report`` and ``fhir_bundle`` are made from, as JSON.
+    """What ``structured_report``, ``fhir_bundle`` and ``reviewed_source`` are made from, as JSON.
 
-    ``models`` are versions by name, ``digests`` the SHA-256 of their weights. None where the CT is no DICOM whose
-    images have unique identifiers of their own and a class of the standard's, and where no finding reaches the
-    operating score: that a program found nothing is nothing to be filed.
+    ``models`` are versions by name, ``digests`` the SHA-256 of their weights. Findings below the operating score are
+    apart, as ``weaker``: only where a reader accepts them are they filed. None where the CT is no DICOM whose images
+    have unique identifiers of their own and a class of the standard's.
     """
     known = {"StudyInstanceUID", "SeriesInstanceUID"} <= volume.identifiers.keys()
     images = volume.images
     named = {(image.sop_instance_uid, image.frame) for image in images if image.sop_class_uid.startswith(_IMAGES)}
     if not (known and images and len(named) == len(images) and all(uid for uid, _ in named)):
         return None
-    listed = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
-    if not listed:
-        return None
+    above = [nodule for nodule in findings.nodules if nodule.score >= findings.operating_score]
+    weaker = [nodule for nodule in findings.nodules if nodule.score < findings.operating_score]
     content = {
         "identifiers": volume.identifiers,
         "patient": volume.patient,
@@ -63,7 +62,8 @@ def report_source(
         "lossy": volume.lossy,
         "remarks": remarks(volume, findings),
         "images": [[image.sop_class_uid, image.sop_instance_uid, image.frame] for image in images],
-        "findings": [_finding(volume, nodule) for nodule in listed],
+        "findings": [_finding(volume, nodule) for nodule in above],
+        "weaker": [_finding(volume, nodule) for nodule in weaker],
         "complete": not findings.unlisted,
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
@@ -71,38 +71,69 @@ def report_source(
 
 
 def structured_report(source: bytes) -> bytes:
-    """The report as a DICOM file, the same from the same source, which holds its time.
+    """The report of the findings as a DICOM file, the same from the same source, which holds its time.
 
-    Its identifiers follow from its content; that of its series from the findings alone.
+    There must be findings in it: that a program found nothing is nothing to be filed. Its identifiers follow from its
+    content; that of its series from the findings alone.
+    """
+    import highdicom as hd
+
+    content = json.loads(source)
+    return report_file(
+        content,
+        context=hd.sr.ObservationContext(observer_device_context=device_observer()),
+        groups=[measurement_group(number, content, source) for number in range(len(content["findings"]))],
+        comments=content["remarks"],
+        series_instance_uid=series_uid(source),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=unique_identifier(source),
+        is_complete=content["complete"],
+        series_description=SERIES,
+    )
+
+
+def series_uid(source: bytes) -> str:
+    """The series of the report of a ``source``."""
+    return unique_identifier(untimed(source) + b"series")
+
+
+def device_observer() -> Any:
+    """Trivium as who observed (TID 1004)."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=unique_identifier(b"trivium"), name="Trivium", manufacturer_name="Trivium"
+    )
+    return hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+
+
+def report_file(
+    content: Mapping[str, Any], *, context: Any, groups: Sequence[Any], comments: Iterable[str], **stated: Any
+) -> bytes:
+    """A measurement report (TID 1500) of one or more ``groups`` as a DICOM file.
+
+    ``content`` is that of a report's source, ``context`` says who observed, ``stated`` is what else highdicom is told.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    content = json.loads(source)
-    device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=unique_identifier(b"trivium"), name="Trivium", manufacturer_name="Trivium"
-    )
-    observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     report = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        observation_context=context,
         procedure_reported=hd.sr.CodedConcept("24627-2", "LN", "CT Chest"),
-        imaging_measurements=[_group(number, content, source) for number in range(len(content["findings"]))],
+        imaging_measurements=groups,
     )
     report[0].ContentSequence.extend(
-        hd.sr.TextContentItem(codes.DCM.Comment, remark, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)
-        for remark in content["remarks"]
+        hd.sr.TextContentItem(codes.DCM.Comment, comment, relationship_type=hd.sr.RelationshipTypeValues.CONTAINS)
+        for comment in comments
     )
     made = hd.sr.Comprehensive3DSR(
         evidence=_evidence(content),
         content=report[0],
-        series_instance_uid=unique_identifier(untimed(source) + b"series"),
-        series_number=_SERIES_NUMBER,
-        sop_instance_uid=unique_identifier(source),
         instance_number=1,
         manufacturer="Trivium",
-        is_complete=content["complete"],
-        series_description=SERIES,
         specific_character_set="ISO_IR 192",
+        **stated,
     )
     return dicom_file(made, content)
 
@@ -116,6 +147,8 @@ def dicom_file(made: Dataset, content: Mapping[str, Any]) -> bytes:
     made.InstanceCreationTime = made.ContentTime = time
     for equipment in made.get("ContributingEquipmentSequence") or ():
         equipment.ContributionDateTime = date + time
+    for observer in made.get("VerifyingObserverSequence") or ():
+        observer.VerificationDateTime = date + time
     written = io.BytesIO()
     with disable_value_validation():  # whose the scan is stands there as in the CT, be it as DICOM wants it or not
         for keyword in PATIENT_KEYWORDS:
@@ -144,15 +177,16 @@ def _finding(volume: CTVolume, nodule: Nodule) -> dict[str, Any]:
     }
 
 
-def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
-    """One finding as a measurement group."""
+def measurement_group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
+    """One finding as a measurement group; of one that a reader added no algorithm is stated, and no certainty."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     finding = content["findings"][number]
+    is_added = "added" in finding
     sop_class, sop_instance, frame = content["images"][finding["image"]]
     identifier, uid = tracking(source, number)
-    lengths = [(codes.SCT.Diameter, finding["mean_diameter_mm"], codes.SCT.Mean)]
+    lengths = [(codes.SCT.Diameter, finding["mean_diameter_mm"], None if is_added else codes.SCT.Mean)]
     if finding["axes_mm"] is not None:
         long, short = finding["axes_mm"]
         lengths += [(codes.SCT.LongAxis, long, None), (codes.SCT.ShortAxis, short, None)]
@@ -160,18 +194,21 @@ def _group(number: int, content: Mapping[str, Any], source: bytes) -> Any:
         hd.sr.Measurement(name=name, value=value, unit=codes.UCUM.Millimeter, derivation=derivation)
         for name, value, derivation in lengths
     ]
-    certainty = hd.sr.Measurement(name=codes.DCM.CertaintyOfFinding, value=finding["percent"], unit=codes.UCUM.Percent)
+    if not is_added:
+        name, percent = codes.DCM.CertaintyOfFinding, finding["percent"]
+        measurements.append(hd.sr.Measurement(name=name, value=percent, unit=codes.UCUM.Percent))
+    algorithm = hd.sr.AlgorithmIdentification(name=ALGORITHM, version=versions(content))
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=uid, identifier=identifier),
         referenced_region=hd.sr.ImageRegion(
-            graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
+            graphic_type=hd.sr.GraphicTypeValues(finding.get("shape", "POLYLINE")),
             graphic_data=np.array(finding["region"], np.float64),
             source_image=hd.sr.SourceImageForRegion(sop_class, sop_instance, None if frame is None else [frame + 1]),
         ),
         finding_type=kind(finding["label"]),
         finding_sites=[hd.sr.FindingSite(anatomic_location=codes.SCT.Lung)],
-        algorithm_id=hd.sr.AlgorithmIdentification(name=ALGORITHM, version=versions(content)),
-        measurements=[*measurements, certainty],
+        algorithm_id=None if is_added else algorithm,
+        measurements=measurements,
     )
 
 
@@ -192,13 +229,20 @@ def _evidence(content: Mapping[str, Any]) -> list[Any]:
 
 
 def tracking(source: bytes, number: int) -> tuple[str, str]:
-    """By what the finding ``number`` (from 0) of the report's ``source`` is found again: identifier and unique one."""
+    """By what the finding ``number`` (from 0) of the report's ``source`` is found again: identifier and unique one.
+
+    In the order of their ranks: after those that the report has come the weaker ones.
+    """
+    if "tracking" in (finding := (json.loads(source)["findings"][number:] or [{}])[0]):
+        identifier, uid = finding["tracking"]
+        return identifier, uid
     return f"Finding {number + 1}", unique_identifier(untimed(source) + str(number).encode())
 
 
 def untimed(source: bytes) -> bytes:
-    """A report's source without its time: the same whenever the same is found."""
-    return json.dumps({**json.loads(source), "made": None}, sort_keys=True).encode()
+    """A report's source without its time and what it leaves out: the same whenever the same is found."""
+    content = {name: value for name, value in json.loads(source).items() if name != "weaker"}
+    return json.dumps({**content, "made": None}, sort_keys=True).encode()
 
 
 def kind(label: str) -> Any:

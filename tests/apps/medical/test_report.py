@@ -169,10 +169,20 @@ def test_the_same_findings_of_another_answer_are_a_report_of_its_own_in_the_same
 
 
 def test_there_is_none_without_a_finding_that_reaches_the_operating_score_or_without_dicom(scan):
-    volume = read_volume([scan])
+    codec = MedicalCodec()
+    decoded = codec.decode(Request(files=[scan], options={}))
+    (volume,) = decoded.inputs
     for findings in (found(), found(nodule(volume, 7, 0.2)), found(searched=False)):
-        assert report_source(volume, findings, {}) is None
+        assert REPORT not in codec.encode(decoded, [findings]).later.files
     assert report_source(chest(), found(nodule(volume, 7, 0.9)), {}) is None
+
+
+def test_weaker_findings_make_no_other_series_and_no_other_tracking_identifiers(scan):
+    volume = read_volume([scan])
+    sure, weak = nodule(volume, 7, 0.9), nodule(volume, 3, 0.2)
+    one, two = written(volume, found(sure)), written(volume, found(sure, weak))
+    assert one.SeriesInstanceUID == two.SeriesInstanceUID
+    assert groups(one)[0].tracking_uid == groups(two)[0].tracking_uid
 
 
 @pytest.mark.parametrize("degrees", [10, 30, 45])

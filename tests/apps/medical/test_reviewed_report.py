@@ -1,0 +1,356 @@
+"""The report of a case as its reader left it, over HTTP: what it holds, who observed it, and that others read it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from highdicom.sr import GraphicTypeValues
+from pydicom import Dataset, dcmread
+from pydicom.sr.codedict import codes
+
+from apps.medical.adapters.nifti import nifti
+from apps.medical.adapters.source import read_volume
+from apps.medical.outputs.report import report_source
+from apps.medical.outputs.result import result
+from apps.medical.outputs.reviewed import reviewed_report, reviewed_source, stated_review
+from shared.errors import InvalidInputError
+from shared.review import Review
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.medical.chests import found, pack, series
+from tests.apps.medical.test_enhanced import enhanced
+from tests.apps.medical.test_fhir import components, must_be_valid, resources
+from tests.apps.medical.test_report import nodule
+from tests.browser.medical_site import AT_MM, chest, medical_app
+
+WHO = {"PatientName": "Müller^Jürgen", "PatientID": "4711", "SpecificCharacterSet": "ISO_IR 192"}
+MISSED = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
+REPORT, FHIR = "findings.sr.dcm", "findings.fhir.json"
+Case = str
+"""Its address."""
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    root = tmp_path_factory.mktemp("medical")
+    settings = Settings(store=root / "store", device="cpu", workers=0, warm=False, hosts="testserver")
+    with TestClient(create_app(settings, {"medical": medical_app(root)})) as made:
+        yield made
+
+
+@pytest.fixture
+def case(client: TestClient, tmp_path: Path) -> Case:
+    """Two findings: the first, 60 mm to the right, reaches the operating score."""
+    return hand_in(client, pack(tmp_path, series(chest(), **WHO)), patient="yes")
+
+
+def hand_in(client: TestClient, file: Path, **options: str) -> Case:
+    answer = client.post("/api/medical/predict", files={"files": (file.name, file.read_bytes())}, data=options)
+    assert answer.status_code == 200, answer.text
+    return f"/api/medical/cases/{answer.json()['case']}"
+
+
+def review(client: TestClient, case: Case, **said: Any) -> None:
+    answer = client.put(f"{case}/review", json=said)
+    assert answer.status_code == 200, answer.text
+
+
+def report(client: TestClient, case: Case, **asked: str) -> Dataset:
+    answer = client.get(f"{case}/review/{REPORT}", params=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    return dcmread(BytesIO(answer.content))
+
+
+def refused(client: TestClient, case: Case, status: int, **asked: str) -> str:
+    for name in (REPORT, FHIR):
+        answer = client.get(f"{case}/review/{name}", params=asked)
+        assert answer.status_code == status, answer.text
+    return str(answer.json()["detail"])
+
+
+def groups(made: Dataset) -> list[Any]:
+    return hd.sr.Comprehensive3DSR.from_dataset(made).content.get_planar_roi_measurement_groups()
+
+
+def observers(items: Any) -> list[str]:
+    """Who observed, by what is stated in a sequence of content items."""
+    names = {codes.DCM.PersonObserverName.value, codes.DCM.DeviceObserverName.value}
+    found = [item for item in items if item.ConceptNameCodeSequence[0].CodeValue in names]
+    assert all(item.RelationshipType == "HAS OBS CONTEXT" for item in found)
+    return [str(item.get("PersonName") or item.TextValue) for item in found]
+
+
+def comments(made: Dataset) -> list[str]:
+    return [item.TextValue for item in made.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "121106"]
+
+
+def tracked(made: Dataset) -> list[tuple[str, str]]:
+    return [(group.tracking_identifier, group.tracking_uid) for group in groups(made)]
+
+
+def test_what_was_accepted_and_added_is_in_it_and_what_was_rejected_is_not(client: TestClient, case: Case) -> None:
+    note = "2 is a nodule.\nKnötchen"
+    verdicts = {"1": "rejected", "2": "accepted"}
+    review(client, case, reviewer="Ada", verdicts=verdicts, missed=[MISSED], note=note)
+    made = report(client, case)
+    found, added = groups(made)
+    # The one that was accepted is below the operating score.
+    assert found.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.15"
+    assert [(m.name.meaning, m.value) for m in found.get_measurements()] == [
+        ("Diameter", 9.0),
+        ("Long axis", 9.5),
+        ("Short axis", 8.5),
+        ("Certainty of Finding", 30.0),
+    ]
+    assert added.roi.graphic_type == GraphicTypeValues.CIRCLE
+    centre, edge = added.roi.value
+    index_ijk = chest().to_index_ijk(MISSED["centre_lps_mm"])
+    assert centre == pytest.approx(index_ijk[:2] + 0.5, abs=0.01)
+    assert abs(edge - centre) * 3.0 == pytest.approx([3.75, 0.0], abs=0.05)
+    assert added.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.13"
+    assert [(m.name.meaning, m.value, m.derivation) for m in added.get_measurements()] == [("Diameter", 7.5, None)]
+    assert added.finding_type.meaning == "Nodule" and added.finding_sites[0].value.meaning == "Lung"
+    assert observers(made.ContentSequence) == ["Ada^", "Trivium"]
+    containers = made.ContentSequence[-1 - len(comments(made))].ContentSequence
+    assert [observers(group.ContentSequence) for group in containers] == [["Trivium"], ["Ada^"]]
+    assert "known" not in str(containers[1]) and "Algorithm" not in str(containers[1])
+    said, noted, *_ = comments(made)
+    assert re.match(r"Reviewed by Ada on 20\d\d-\d\d-\d\d at \d\d:\d\d UTC: 1 finding of software accepted, ", said)
+    assert "1 rejected, 1 nodule added by the reader." in said
+    assert noted == "2 is a nodule.\r\nKnötchen"
+    assert (str(made.PatientName), made.PatientID, made.StudyInstanceUID) == ("Müller^Jürgen", "4711", "1.2")
+    assert (made.VerificationFlag, made.CompletionFlag, made.PreliminaryFlag) == (
+        "UNVERIFIED",
+        "COMPLETE",
+        "PRELIMINARY",
+    )
+    assert "reviewed" in made.SeriesDescription and "VerifyingObserverSequence" not in made
+
+
+def test_it_stays_where_all_files_of_the_case_are_made_and_refers_to_the_report_before(
+    client: TestClient, case: Case
+) -> None:
+    review(client, case, verdicts={"1": "accepted"}, missed=[MISSED])
+    for url in client.get(case).json()["files"].values():
+        assert client.get(url).status_code == 200
+    earlier = dcmread(BytesIO(client.get(f"{case}/files/{REPORT}").content))
+    made = report(client, case)
+    assert tracked(made)[0] == tracked(earlier)[0] and len(set(tracked(made))) == 2
+    assert made.SeriesInstanceUID != earlier.SeriesInstanceUID and made.SeriesNumber != earlier.SeriesNumber
+    (before,) = made.PredecessorDocumentsSequence
+    (of_series,) = before.ReferencedSeriesSequence
+    assert of_series.SeriesInstanceUID == earlier.SeriesInstanceUID
+    assert of_series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == earlier.SOPInstanceUID
+
+
+def test_it_is_the_same_until_the_review_is_another_and_then_one_more_of_the_series(
+    client: TestClient, case: Case
+) -> None:
+    review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
+    first, again = (client.get(f"{case}/review/{REPORT}").content for _ in range(2))
+    assert first == again
+    one = dcmread(BytesIO(first))
+    other = {**MISSED, "diameter_mm": 4.0}
+    review(client, case, reviewer="Ada", verdicts={"2": "accepted"}, missed=[other, MISSED])
+    two = report(client, case)
+    assert one.SOPInstanceUID != two.SOPInstanceUID and one.SeriesInstanceUID == two.SeriesInstanceUID
+    # A nodule that was added is the same one wherever it stands in the list.
+    uids = [[uid for _, uid in tracked(made)] for made in (one, two)]
+    assert uids[0][1] == uids[1][2] and len({*uids[0], *uids[1]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("reviewer", "written"),
+    [
+        ("Doe^John", "Doe^John"),
+        ("Müller", "Müller^"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("a\\b", "a/b^"),
+        ("a=b=c=d", "a b c d^"),
+        ("N" * 64, "N" * 63 + "^"),
+        (None, "Unnamed reader^"),
+    ],
+)
+def test_the_reviewer_is_named_as_dicom_has_names(
+    client: TestClient, case: Case, reviewer: str | None, written: str
+) -> None:
+    review(client, case, reviewer=reviewer, missed=[MISSED])
+    made = report(client, case)
+    assert observers(made.ContentSequence) == [written, "Trivium"]
+    person = made.ContentSequence[-1 - len(comments(made))].ContentSequence[0].ContentSequence
+    assert observers(person) == [written]
+
+
+def test_a_frame_of_an_enhanced_ct_is_named_by_its_number(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "enhanced.dcm").write_bytes(enhanced(chest()))
+    case = hand_in(client, tmp_path / "enhanced.dcm")
+    finding = client.get(case).json()["result"]["findings"][0]
+    review(client, case, verdicts={"1": "accepted"}, missed=[{**MISSED, "centre_lps_mm": list(AT_MM[0])}])
+    images = [group.roi.ContentSequence[0].ReferencedSOPSequence[0] for group in groups(report(client, case))]
+    assert [image.ReferencedFrameNumber for image in images] == [finding["instance_number"]] * 2
+    assert {image.ReferencedSOPClassUID for image in images} == {"1.2.840.10008.5.1.4.1.1.2.1"}
+
+
+def test_whose_review_is_chosen_and_is_the_newest_where_nobody_is_named(client: TestClient, case: Case) -> None:
+    review(client, case, verdicts={"1": "accepted", "2": "accepted"})
+    review(client, case, reviewer="Ada", verdicts={"1": "accepted"}, missed=[MISSED])
+    review(client, case, reviewer="Grace", verdicts={"2": "accepted"})
+    for asked, who, count in (
+        ({}, "Grace", 1),
+        ({"reviewer": "Ada"}, "Ada", 2),
+        ({"reviewer": ""}, "an unnamed reader", 2),
+    ):
+        made = report(client, case, **asked)
+        assert len(groups(made)) == count and comments(made)[0].startswith(f"Reviewed by {who} on ")
+    assert "not reviewed by 'Eve'; it was by Grace, Ada, somebody without a name" in refused(
+        client, case, 404, reviewer="Eve"
+    )
+
+
+def test_there_is_one_of_what_a_reader_added_where_nothing_was_found(client: TestClient, tmp_path: Path) -> None:
+    case = hand_in(client, pack(tmp_path, series(chest())), score="0.95")
+    assert REPORT not in client.get(case).json()["files"]
+    assert refused(client, case, 404) == "the case has no review"
+    review(client, case, reviewer="Ada", note="nothing")
+    assert "neither accepts a finding nor adds one" in refused(client, case, 409)
+    review(client, case, reviewer="Ada", missed=[MISSED])
+    made = report(client, case)
+    assert len(groups(made)) == 1 and "PredecessorDocumentsSequence" not in made
+
+
+def test_a_case_without_dicom_has_none(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "chest.nii.gz").write_bytes(nifti(chest()))
+    case = hand_in(client, tmp_path / "chest.nii.gz")
+    review(client, case, verdicts={"1": "accepted"})
+    assert "of no DICOM series" in refused(client, case, 409)
+
+
+def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_reader(
+    client: TestClient, case: Case
+) -> None:
+    asked = {"verified": "yes", "organization": "Klinikum Süd"}
+    review(client, case, missed=[MISSED])
+    assert "names no reviewer" in refused(client, case, 409, **asked)
+    review(client, case, reviewer="Doe^John", missed=[MISSED])
+    assert "findings that reach the operating score (1)" in refused(client, case, 409, **asked)
+    assert report(client, case).CompletionFlag == "PARTIAL"
+    review(client, case, reviewer="Doe^John", verdicts={"1": "accepted"})
+    for part in ({"verified": "yes"}, {"organization": "Klinikum Süd"}):
+        assert "needs both" in refused(client, case, 422, **part)
+    for organization in ("", "  ", "a\\b", "a\nb", "o" * 65):
+        assert "organization" in refused(client, case, 422, verified="yes", organization=organization)
+    made = report(client, case, **asked)
+    assert (made.VerificationFlag, made.CompletionFlag) == ("VERIFIED", "COMPLETE")
+    (observer,) = made.VerifyingObserverSequence
+    assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Doe^John", "Klinikum Süd")
+    assert observer.VerificationDateTime == made.ContentDate + made.ContentTime
+    unverified = report(client, case)
+    assert unverified.VerificationFlag == "UNVERIFIED" and unverified.SOPInstanceUID != made.SOPInstanceUID
+
+
+def test_more_than_is_listed_cannot_be_verified(tmp_path: Path) -> None:
+    volume = read_volume([pack(tmp_path, series(chest()))])
+    findings = replace(found(nodule(volume, 7, 0.9)), unlisted=3)
+    report, said = report_source(volume, findings, {}), json.dumps(result(volume, findings)).encode()
+    assert report is not None
+    one = Review(reviewer="Ada", reviewed_ns=0, verdicts={1: "accepted"})
+    source = reviewed_source(report, said, stated_review(one, None))
+    assert dcmread(BytesIO(reviewed_report(source))).CompletionFlag == "PARTIAL"
+    with pytest.raises(InvalidInputError, match="more findings reach the operating score than are listed"):
+        reviewed_source(report, said, stated_review(one, "Klinikum"))
+
+
+def test_a_circle_begins_within_the_image_and_is_an_ellipse_where_pixels_are_not_square(
+    client: TestClient, tmp_path: Path
+) -> None:
+    oblong = replace(chest(), spacing_mm=(3.0, 2.0, 5.0))
+    regions = []
+    for volume in (chest(), oblong):
+        case = hand_in(client, pack(tmp_path, series(volume)))
+        place = volume.to_lps_mm([98.5, 20, 4]).tolist()
+        review(client, case, missed=[{"centre_lps_mm": place, "diameter_mm": 12.0}])
+        regions += [group.roi for group in groups(report(client, case))]
+    circle, ellipse = regions
+    assert circle.graphic_type == GraphicTypeValues.CIRCLE
+    assert circle.value == pytest.approx(np.array([[99, 20.5], [97, 20.5]]), abs=0.01)
+    assert ellipse.graphic_type == GraphicTypeValues.ELLIPSE
+    # The ends of the axis that is longer in pixels come first (PS3.3 C.18.6.1.2).
+    assert ellipse.value - [99, 20.5] == pytest.approx(np.array([[0, -3], [0, 3], [-2, 0], [2, 0]]), abs=0.01)
+
+
+def test_as_a_bundle_it_is_valid_and_says_who_reviewed_it(client: TestClient, case: Case) -> None:
+    review(
+        client, case, reviewer="Doe^John", verdicts={"1": "accepted"}, missed=[MISSED], note="first\nline\x07 Knötchen"
+    )
+    answer = client.get(f"{case}/review/{FHIR}")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/fhir+json"
+    must_be_valid(answer.content)
+    assert answer.json() == client.get(f"{case}/review/{FHIR}").json()
+    structured = report(client, case)
+    (whole,) = resources(answer.content, "DiagnosticReport")
+    assert whole["identifier"][0]["value"] == f"urn:oid:{structured.SOPInstanceUID}" and len(whole["result"]) == 2
+    reader = [{"type": "Practitioner", "display": "Doe John"}]
+    assert whole["status"] == "preliminary" and whole["resultsInterpreter"] == reader and "performer" not in whole
+    assert "1 nodule added by the reader" in whole["conclusion"] and "first line Knötchen" in whole["conclusion"]
+    found, added = resources(answer.content, "Observation")
+    assert found["performer"] == added["performer"] == reader
+    assert "device" in found and found["meta"] == whole["meta"] and not {"device", "meta"} & added.keys()
+    assert components(added)["81827009"] == (7.5, "mm") and "111012" not in components(added)
+    assert components(added)["121112"] == "urn:oid:1.2.3.13"
+    assert [one["identifier"][1]["value"] for one in (found, added)] == [
+        f"urn:oid:{uid}" for _, uid in tracked(structured)
+    ]
+    asked = {"verified": "yes", "organization": "Klinikum Süd"}
+    verified = client.get(f"{case}/review/{FHIR}", params=asked).content
+    must_be_valid(verified)
+    (whole,) = resources(verified, "DiagnosticReport")
+    assert whole["status"] == "final" and whole["performer"] == [{"type": "Organization", "display": "Klinikum Süd"}]
+
+
+def test_a_bundle_of_what_a_reader_added_names_no_software(client: TestClient, case: Case) -> None:
+    review(client, case, verdicts={"1": "rejected"}, missed=[MISSED])
+    made = client.get(f"{case}/review/{FHIR}").content
+    must_be_valid(made)
+    assert not resources(made, "Device") and b"AIAST" not in made and b"Practitioner" not in made
+
+
+def test_it_is_saved_under_another_name_than_the_report_before(client: TestClient, case: Case) -> None:
+    review(client, case, verdicts={"1": "accepted"})
+    for name, saved in ((REPORT, "findings.reviewed.sr.dcm"), (FHIR, "findings.reviewed.fhir.json")):
+        answer = client.head(f"{case}/review/{name}")
+        assert answer.status_code == 200
+        assert answer.headers["content-disposition"] == f'attachment; filename="{saved}"'
+
+
+def test_the_description_has_its_types_and_its_problems(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for name, kind in ((REPORT, "application/dicom"), (FHIR, "application/fhir+json")):
+        answers = paths[f"/api/medical/cases/{{case_id}}/review/{name}"]["get"]["responses"]
+        assert list(answers["200"]["content"]) == [kind]
+        for status in ("404", "409", "422", "503", "504"):
+            assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+@pytest.mark.parametrize("asked", [{}, {"verified": "yes", "organization": "Klinikum Süd"}])
+def test_dicom3tools_finds_no_fault_in_it(
+    client: TestClient, case: Case, tmp_path: Path, asked: dict[str, str]
+) -> None:
+    review(client, case, reviewer="Müller^Jürgen", verdicts={"1": "accepted"}, missed=[MISSED], note="one\nnote")
+    (tmp_path / REPORT).write_bytes(client.get(f"{case}/review/{REPORT}", params=asked).content)
+    said = subprocess.run(["dciodvfy", str(tmp_path / REPORT)], capture_output=True, text=True, timeout=60)
+    assert "Comprehensive3DSR" in said.stdout + said.stderr
+    assert "Error" not in said.stdout + said.stderr
