@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+from pydicom import dcmread
 
-from tests.browser.medical_site import AT_MM, medical_site
+from tests.apps.medical.chests import pack, series
+from tests.browser.medical_site import AT_MM, chest, hand_in, medical_site
 from tests.browser.test_medical_reading import middle, open_chest
 
 pytestmark = pytest.mark.browser
@@ -138,6 +141,51 @@ def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, si
     expect(page.locator(".review .reviewers p")).to_have_count(2)
     page.goto(site)
     expect(page.locator(".recent")).to_contain_text("reviewed by Grace, Ada")
+
+
+def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_report(
+    page: Page, site: str, tmp_path: Path
+) -> None:
+    hand_in(page, site, pack(tmp_path, series(chest())))
+    link = page.locator(".downloads").get_by_role("link", name="Reviewed report (DICOM)")
+    with page.expect_response(is_save):
+        page.get_by_label("Reject finding 1").check()
+    expect(page.locator(".review")).to_contain_text("1 rejected")
+    expect(link).to_be_hidden()
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 2").check()
+    page.get_by_text("Reviewer and note").click()
+    page.get_by_label("Reviewer", exact=True).fill("Doe^Jörg & Söhne")
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.get_by_label("Reviewer", exact=True).press("Enter")
+    # Another's review that came since is not what this reader sees, nor what is saved here.
+    case = re.search(r"case=([0-9a-f]+)", page.url)
+    assert case is not None
+    other = page.request.put(
+        f"{site}/api/medical/cases/{case[1]}/review", data={"reviewer": "Grace", "verdicts": {"1": "accepted"}}
+    )
+    assert other.ok
+    page.reload()
+    with page.expect_download() as download:
+        link.click()
+    assert download.value.suggested_filename == "findings.reviewed.sr.dcm"
+    saved = dcmread(download.value.path())
+    (said,) = [item.TextValue for item in saved.ContentSequence if "Reviewed by" in item.get("TextValue", "")]
+    assert said.startswith("Reviewed by Doe^Jörg & Söhne on ") and "1 finding of software accepted, 1 rejected." in said
+    page.get_by_text("Reviewer and note").click()
+    page.get_by_label("Reviewer", exact=True).fill("Eve")
+    page.get_by_label("Reviewer", exact=True).press("Enter")
+    expect(page.get_by_label("Accept finding 2")).not_to_be_checked()
+    expect(link).to_have_attribute("href", re.compile(r"reviewer=Grace$"))
+
+
+def test_what_is_no_dicom_has_no_reviewed_report(page: Page, site: str) -> None:
+    open_chest(page, site)
+    with page.expect_response(is_save):
+        page.get_by_label("Accept finding 1").check()
+    expect(page.locator(".review")).to_contain_text("1 accepted")
+    expect(page.locator(".downloads").get_by_role("link", name="findings.csv")).to_be_visible()
+    expect(page.locator(".downloads").get_by_role("link", name="Reviewed report")).to_be_hidden()
 
 
 def test_a_case_without_findings_is_marked_as_reviewed_and_that_is_taken_back(page: Page, site: str) -> None:

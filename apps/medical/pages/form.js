@@ -3,7 +3,7 @@ import { caseForm, downloads, element, picture } from "../shared/case.js";
 import { openReview, verdictBoxes } from "../shared/review.js";
 import { earlierScan } from "./earlier.js";
 import { missedList } from "./missed.js";
-import { copyButton, label, reportText } from "./report.js";
+import { copyButton, label, reportText, reviewedReport } from "./report.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, position, sliceName, statedGeometry } from "./volume.js";
 
@@ -31,6 +31,9 @@ async function render(answer) {
   const taken = (finding) => (review.verdict(finding.rank) ?? (finding.above_operating_score ? "accepted" : "rejected")) === "accepted";
   const copy = copyButton(() => reportText(answer.result, listed.filter(taken), identity(answer), review));
   const missed = missedList(review, { volume, viewer: () => viewer });
+  const reviewed = reviewedReport(answer, review);
+  const files = downloads(answer);
+  files.querySelector("ul").append(reviewed.node);
   let slices = null;
   const earlier = earlierScan(answer, { slices: () => slices });
   const order = element("select", {}, Object.keys(ORDERS).map((name) => element("option", {}, name)));
@@ -46,7 +49,7 @@ async function render(answer) {
         copy,
         element("p", { class: "small" }, `${volume.size_ijk.join(" × ")} voxels of ${volume.spacing_mm.map((v) => +v.toFixed(3)).join(" × ")} mm. ${identity(answer)}`))),
     answer.result.lungs && !answer.remark ? earlier : null,
-    downloads(answer));
+    files);
   const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
   const items = new Map(findings.map((finding) => [finding, element("li", {}, verdicts.get(finding).node, buttons.get(finding))]));
   const update = () => {
@@ -55,6 +58,7 @@ async function render(answer) {
       item.classList.toggle("left-out", !taken(finding));
     }
     missed.update();
+    reviewed.update();
     copy.hidden = !findings.length && !review.state.missed.length;
     viewer?.draw();
   };

@@ -42,3 +42,20 @@ export function copyButton(text) {
   const button = element("button", { type: "button", title: "Findings that are accepted, or sure and not rejected, to be put into a report; the printed page has the same. The files keep all.", onclick: copy }, "Copy as text");
   return element("div", { class: "copy" }, button, said, area);
 }
+
+/** Among the files, the report as the reader's review leaves it: there once a review accepts or adds something. */
+export function reviewedReport({ result }, review) {
+  const link = element("a", {}, "Reviewed report (DICOM)");
+  const node = element("li", { hidden: true }, link);
+  const { StudyInstanceUID: study, SeriesInstanceUID: series } = result.volume.identifiers;
+  return {
+    node,
+    update() {
+      const saved = review.saved();
+      node.hidden = !(study && series && saved && (saved.missed.length || Object.values(saved.verdicts).includes("accepted")));
+      if (node.hidden) return;
+      link.title = saved.reviewer === null ? "" : `As ${saved.reviewer} left it`;
+      link.href = `${review.address}/findings.sr.dcm?reviewer=${encodeURIComponent(saved.reviewer ?? "")}`;
+    },
+  };
+}

@@ -200,6 +200,9 @@ export function openReview(answer, { changed = () => {} } = {}) {
   });
   return {
     node, state,
+    address,
+    /** The reader's own review as it was saved, or the newest one; null where nobody reviewed the case. */
+    saved: () => by(who()) ?? reviews[0] ?? null,
     verdict: (number) => state.verdicts.get(number) ?? null,
     /** Accepts or rejects a finding; null leaves it undecided. */
     decide: (number, verdict) => change((to) => (verdict === null ? to.verdicts.delete(number) : to.verdicts.set(number, verdict))),
