@@ -149,9 +149,10 @@ def router(service: Service) -> APIRouter:
 
 def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str, Any], described: str) -> None:
     """A route to what is made of a case and its review. ``body`` is how the OpenAPI document has the answer."""
-    from fastapi import Query, Response
+    from fastapi import Depends, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
+    from shared.serve.api.reviews import get_key_name
     from shared.serve.api.schemas import Problem
     from shared.store.cases import RESULT
 
@@ -160,10 +161,12 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
     answers_to = Query(
         default=None, min_length=1, max_length=64, pattern=_ORGANIZATION, description="of a verified report: whose"
     )
+    asking = Depends(get_key_name)
     (media_type,) = body["content"]
     saved_as = name.rpartition("/")[2].replace(".", ".reviewed.", 1)
     responses: dict[int | str, dict[str, Any]] = {
         200: body,
+        403: {"model": Problem, "description": "It is to be verified, and the key is not its reviewer's"},
         404: {"model": Problem, "description": "There is no such case, or no such review of it"},
         409: {"model": Problem, "description": "There is no report of the case, or of this review"},
         503: {"model": Problem, "description": "There is no room to make it; see Retry-After"},
@@ -175,11 +178,16 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
         reviewer: str | None = whose,
         verified: Literal["yes", "no"] = asked,
         organization: str | None = answers_to,
+        key_name: str | None = asking,
     ) -> Response:
         if (verified == "yes") is (organization is None):
             raise InvalidInputError("a verified report needs both verified=yes and organization, another has neither")
         case = await run_in_threadpool(service.case, case_id)
+        if organization is not None and reviewer is None:
+            reviewer = key_name
         review = _review(await run_in_threadpool(service.store.reviews.of_case, case.id), reviewer)
+        if organization is not None and key_name not in (None, review.reviewer):
+            raise InvalidInputError("a report is verified by the key of its reviewer, and this is another", status=403)
         if organization is not None and review.reviewer is None:
             raise InvalidInputError("the review names no reviewer, and so nobody verifies its report", status=409)
         report = await run_in_threadpool(service.store.lasting, case, REPORT_SOURCE)

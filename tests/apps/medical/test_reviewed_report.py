@@ -29,6 +29,7 @@ from shared.errors import InvalidInputError
 from shared.review import Review
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
+from shared.store.keys import Keys
 from tests.apps.medical.chests import found, pack, series
 from tests.apps.medical.test_enhanced import enhanced
 from tests.apps.medical.test_fhir import components, must_be_valid, resources
@@ -259,6 +260,25 @@ def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_r
     assert observer.VerificationDateTime == made.ContentDate + made.ContentTime
     unverified = report(client, case)
     assert unverified.VerificationFlag == "UNVERIFIED" and unverified.SOPInstanceUID != made.SOPInstanceUID
+
+
+def test_where_keys_are_required_only_the_reviewer_verifies(tmp_path: Path) -> None:
+    settings = Settings(
+        store=tmp_path / "store", device="cpu", workers=0, warm=False, hosts="testserver", require_key=True
+    )
+    with TestClient(create_app(settings, {"medical": medical_app(tmp_path)})) as client:
+        keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
+        ada, grace = ({"Authorization": f"Bearer {keys.add(name, 'user')}"} for name in ("ada", "grace"))
+        client.headers.update(ada)
+        case = hand_in(client, pack(tmp_path, series(chest(), **WHO)))
+        review(client, case, verdicts={"1": "accepted"})
+        client.headers.update(grace)
+        review(client, case, verdicts={"1": "accepted"}, missed=[MISSED])
+        asked = {"verified": "yes", "organization": "Klinikum"}
+        assert "by the key of its reviewer" in refused(client, case, 403, reviewer="ada", **asked)
+        assert report(client, case, reviewer="ada").VerificationFlag == "UNVERIFIED"
+        client.headers.update(ada)  # whose review is no longer the newest
+        assert report(client, case, **asked).VerifyingObserverSequence[0].VerifyingObserverName == "ada^"
 
 
 def test_more_than_is_listed_cannot_be_verified(tmp_path: Path) -> None:
