@@ -28,8 +28,9 @@ from apps.finance.inference.monitor_state import (
 )
 from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import combine, improbability_of, published, without_forecast
-from apps.finance.types import Anomaly, Floats, Forecast, Series, Times
+from apps.finance.types import DAY_NS, Anomaly, Floats, Forecast, Series, Times
 from shared.errors import InvalidInputError
+from shared.utc_time import iso_utc
 
 if TYPE_CHECKING:
     from apps.finance.predictor import FinancePredictor
@@ -39,6 +40,8 @@ LEAST_HISTORY = 65
 _RECENT = 192
 """An event is told at most so many rows after its beginning: one in the wake of a gap when it has lasted."""
 _EARLIEST_NS = 10**16
+_FURTHEST_NS = 366 * DAY_NS
+"""A row so long after the one before has a wrong time: were it taken, all rows until then would be passed over."""
 
 
 class Monitor:
@@ -137,6 +140,13 @@ class Monitor:
         if (np.diff(times_ns) <= 0).any():
             raise InvalidInputError(f"the times of the rows of {series.name} must rise; sort them, one row a time")
         new = times_ns > series.times_ns[-1]
+        steps = np.diff(times_ns[new], prepend=series.times_ns[-1])
+        if (far := np.flatnonzero(steps > _FURTHEST_NS)).size:
+            raise InvalidInputError(
+                f"the row at {iso_utc(times_ns[new][far[0]] / 1e9)} of {series.name} is {steps[far[0]] / DAY_NS:,.0f} "
+                "days after the one before; correct its time or leave it out, or where the series did pause so long, "
+                "begin a monitor with the history"
+            )
         return times_ns[new], {name: numbers[new] for name, numbers in columns.items()}
 
     def _advanced(self, times_ns: Times, values: Mapping[str, Floats]) -> tuple[SeriesState, tuple[Anomaly, ...]]:

@@ -230,6 +230,7 @@ def test_what_is_no_history_is_refused_with_how_to_read_one(history):
         (["2020-01-01", "2020-01-02"], [1.0], "2 times and 1 values of v"),
         ("2020-01-01", "much", "no numbers"),
         ("2020-01-01", {"w": 1.0}, "the columns v, of which v is missing"),
+        (["2017-07-15", "2071-07-15"], [1.0, 1.0], "2071-07-15.*19,7.* days after the one before; correct its time"),
     ],
 )
 def test_rows_that_cannot_be_used_are_refused_and_change_nothing(times, values, sentence):
