@@ -35,7 +35,7 @@ _VERIFICATION = "1.2.840.10008.1.1"
 _STANDARD, _STANDARD_STORAGE, _STORAGE_SERVICE = "1.2.840.10008.", "1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.4.2"
 TRANSFER_SYNTAXES = (
     *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
-    *(f"1.2.840.10008.1.2.4.{ending}" for ending in (50, 51, 57, 70, 80, 81, 90, 91)),
+    *(f"1.2.840.10008.1.2.4.{ending}" for ending in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
     "1.2.840.10008.1.2.5",
 )
 """Those that ``adapters/pixels`` reads: uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,12 @@ from apps.medical.adapters.series import Slice
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+HIGH_THROUGHPUT = tuple(f"1.2.840.10008.1.2.4.{ending}" for ending in (201, 202, 203))
+"""HTJ2K, as AWS HealthImaging and web viewers' archives keep images; GDCM does not read it, OpenJPEG does."""
 _HEADER_BYTES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
 """Of an element's tag and length in implicit and in explicit little endian, before its value."""
 
@@ -97,7 +102,7 @@ def _is_padding(part: Slice, first: int, hounsfield: NDArray[Any]) -> NDArray[np
 
 def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32] | NDArray[np.int32]:
     """The image in HU, an array of its own; of whole numbers where it is stored so, and its scale is."""
-    plain = part.syntax in UNCOMPRESSED
+    plain = is_stored_as_read(part)
     values = unpacked.get(part.digest)
     if values is None:
         values = _stored(part) if plain else _decompressed(part)
@@ -118,6 +123,11 @@ def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.floa
     return np.array(values, np.float32)
 
 
+def is_stored_as_read(part: Slice) -> bool:
+    """Whether what reads the pixels leaves their scale to us, which may then differ from frame to frame."""
+    return part.syntax in UNCOMPRESSED or part.syntax in HIGH_THROUGHPUT
+
+
 def _is_short(value: float) -> bool:
     """Whether it is a whole number, with which 16 bits make no more than 32."""
     return value.is_integer() and abs(value) < 1 << 14
@@ -131,9 +141,28 @@ def _stored(part: Slice) -> NDArray[Any]:
     if (found := _plain(part, content)) is not None:
         return found
     try:
-        return dcmread(BytesIO(content), force=True).pixel_array
+        data = dcmread(BytesIO(content), force=True)
+        if part.syntax in HIGH_THROUGHPUT:
+            _check_size(part, data)
+        return data.pixel_array
+    except InvalidInputError:
+        raise
     except Exception as error:
         raise InvalidInputError(f"{part.file}: its pixels cannot be read ({error})") from error
+
+
+def _check_size(part: Slice, data: Dataset) -> None:
+    """Refuses HTJ2K, before it is unpacked, whose frames have another size than the header says."""
+    from openjpeg.utils import get_parameters
+    from pydicom.encaps import generate_frames
+
+    size = integer(part, "Rows"), integer(part, "Columns"), 1
+    for frame in generate_frames(data.PixelData, number_of_frames=int(data.get("NumberOfFrames") or 1)):
+        found = get_parameters(frame)
+        if (found["rows"], found["columns"], found["samples_per_pixel"]) != size:
+            raise InvalidInputError(
+                f"{part.file}: its compressed image has another size than its header; export it again"
+            )
 
 
 def _plain(part: Slice, content: bytes) -> NDArray[np.integer] | None:

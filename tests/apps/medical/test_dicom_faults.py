@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000, DeflatedExplicitVRLittleEndian
+from pydicom.uid import JPEG2000, DeflatedExplicitVRLittleEndian, HTJ2KLossless
 
 from apps.medical.adapters import dicom
 from apps.medical.adapters.source import read_volume
@@ -216,6 +216,44 @@ def test_jpeg_2000_has_lost_nothing_where_the_images_say_so(scan, tmp_path, stat
     images = {name: packed(content) for name, content in members(scan, **tags).items()}
     volume = read_volume([pack(tmp_path, images)])
     assert any("compressed with loss" in remark for remark in volume.remarks) is told
+
+
+def high_throughput(scan, stream: bytes) -> dict[str, bytes]:
+    """The scan's images with one HTJ2K codestream as the pixels of each, 48 by 48."""
+    made = {}
+    for name, content in members(scan).items():
+        data, out = dcmread(io.BytesIO(content)), io.BytesIO()
+        data.Rows = data.Columns = 48
+        data.PixelRepresentation, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 16, 16, 15
+        data.RescaleSlope, data.RescaleIntercept = 1, -100
+        data.PixelData = encapsulate([stream])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = HTJ2KLossless
+        data.save_as(out, enforce_file_format=True)
+        made[name] = out.getvalue()
+    return made
+
+
+def test_high_throughput_jpeg_2000_is_read_as_it_was_stored(scan, tmp_path):
+    stream = (Path(__file__).parents[2] / "data" / "waves.j2c").read_bytes()
+    volume = read_volume([pack(tmp_path, high_throughput(scan, stream))])
+    x, y = np.meshgrid(np.arange(48), np.arange(48))
+    stored = np.rint(800 * np.sin(x / 7) * np.cos(y / 5) - 200)
+    assert (volume.voxels_zyx == np.maximum(stored - 100, -1024)).all() and volume.remarks == ()
+
+
+def test_high_throughput_jpeg_2000_of_another_size_or_torn_is_refused(scan, tmp_path):
+    stream = (Path(__file__).parents[2] / "data" / "waves.j2c").read_bytes()
+    huge = bytearray(stream)
+    huge[8:16] = huge[24:32] = (60_000).to_bytes(
+        4, "big"
+    ) * 2  # SIZ: the image's and the tile's (ISO/IEC 15444-1 A.5.1)
+    for content, sentence in (
+        (bytes(huge), "another size than its header"),
+        (stream[:40], "its pixels cannot be read"),
+    ):
+        with pytest.raises(InvalidInputError, match=sentence):
+            read_volume([pack(tmp_path, high_throughput(scan, content))])
 
 
 def deflated(content: bytes, more: int) -> bytes:
