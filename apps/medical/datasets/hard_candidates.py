@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shared.deploy.artifact import Artifact
 
 WEIGHTS, DETECTOR = Path(__file__).parents[1] / "weights", "lung_nodules"
-VERSION = 4
+VERSION = 5
 PARTS = ("patches", "facts", "labels")
 NEAR_MM = 5.0
 """A mark that misses a nodule by less than this is neither right nor wrong."""

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from apps.medical.datasets.lidc import read_annotations
 from apps.medical.datasets.patches import mirror
@@ -103,6 +104,18 @@ def test_fissures_are_thin_sheets_in_the_lung(chest):
     higher = with_fissures - without
     assert higher.min() > -1 and higher.max() > 100
     assert 0 < (higher > 50).mean() < 0.15
+
+
+@pytest.mark.parametrize("diameter_mm", [20.0, 35.0, 55.0, 70.0])
+def test_a_consolidation_is_in_one_piece(diameter_mm):
+    for seed in range(3):
+        nodule = place(np.random.default_rng(seed), np.zeros(3, np.float32), diameter_mm, "consolidation")
+        step = max(1.2, nodule.radius_mm / 25)
+        axis = np.arange(-1.6 * nodule.radius_mm, 1.6 * nodule.radius_mm, step, dtype=np.float32)
+        inside = nodule.depth(*open_grid(axis, axis, axis)) > 0
+        pieces = np.bincount(ndimage.label(inside)[0].ravel())[1:]
+        assert pieces.sum() - pieces.max() < 0.001 * pieces.max() + 3
+        assert np.abs(axis[np.stack(np.nonzero(inside))]).max() < nodule.reach_mm + 2 * step
 
 
 def test_subsolid_nodules_are_drawn_from_such_outlines():

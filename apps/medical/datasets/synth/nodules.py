@@ -26,6 +26,9 @@ FINE_MM = 0.4
 MASS_MM = 30.0
 """Larger ones are masses (Fleischner Society's glossary, Radiology 246(3), 2008)."""
 
+_PIECES_MM, _PIECES_CELLS, _PIECES_REACH = 1.0, 40, 1.5
+"""The least step of the grid on which a nodule's pieces are told apart, its cells to a radius, and its radii."""
+
 BEYOND_PLEURA_MM = -1.5
 """A nodule reaches so far into the pleura, as a depth in the lung."""
 
@@ -45,12 +48,30 @@ class Shape:
 KINDS = ("solid", "calcified", "part-solid", "ground glass", "cavity", "consolidation")
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Depth in mm (n, n, n) around a nodule's centre, on a grid of ``step_mm`` along the phantom's axes, in one piece.
+
+    Nothing of it lies further than ``reach_mm`` from the centre along any axis.
+    """
+
+    depth_mm: Array
+    step_mm: float
+    reach_mm: float
+
+    def at(self, offset_mm: Array) -> Array:
+        """The depth at offsets (3, ...) from the centre."""
+        index = offset_mm / np.float32(self.step_mm) + np.float32((len(self.depth_mm) - 1) / 2)
+        return np.asarray(ndimage.map_coordinates(self.depth_mm, index, np.float32, order=1, mode="nearest"))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
     """A nodule in a phantom. ``turn`` takes offsets from the centre into the shape's own frame (mm to mm).
 
     ``kind`` is one of ``KINDS``. ``wall_mm`` is how thick the wall of a cavity is, and ``lobes`` what is added to the
     depth of a mass. ``spicules`` are rays from the centre, and ``airways`` pieces of open bronchus in a consolidation.
+    ``whole`` is the depth of a nodule of which the lobes would cut pieces off.
     """
 
     kind: str
@@ -66,6 +87,7 @@ class Placed:
     lobes: Waves
     wall_mm: float
     airways: Tubes
+    whole: Whole | None = None
 
     @property
     def radius_mm(self) -> float:
@@ -73,9 +95,16 @@ class Placed:
         corner = np.linalg.norm(np.array(self.shape.depth_mm.shape) - 1) / 2 * STEP_MM
         return float(min(corner, 0.95 * self.shape.diameter_mm) / np.cbrt(np.abs(np.linalg.det(self.turn))))
 
+    @property
+    def reach_mm(self) -> float:
+        """Beyond this distance from the centre, along any axis, nothing is painted of the nodule, spicules apart."""
+        return max(self.radius_mm, self.whole.reach_mm if self.whole is not None else 0.0)
+
     def depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth in mm on a grid in the phantom's frame."""
         offset = np.stack(np.broadcast_arrays(x - self.centre_mm[0], y - self.centre_mm[1], z - self.centre_mm[2]))
+        if self.whole is not None:
+            return self.whole.at(offset)
         own = np.tensordot(self.turn, offset, 1)
         middle = (np.array(self.shape.depth_mm.shape) - 1) / 2
         index = own / np.float32(STEP_MM) + middle[:, None, None, None]
@@ -89,7 +118,7 @@ class Placed:
 
 def diameter_mm(nodule: Placed, lung_depth: Callable[[Array, Array, Array], Array]) -> float:
     """The mean of the nodule's two axes in the axial slice where it is largest, of what lies in the lung."""
-    reach = nodule.radius_mm + 2
+    reach = nodule.reach_mm + 2
     step = max(FINE_MM, reach / 60)
     grid = open_grid(*(np.arange(at - reach, at + reach, step) for at in nodule.centre_mm))
     inside = (nodule.depth(*grid) > 0) & (on_grid(lung_depth, grid) > BEYOND_PLEURA_MM)
@@ -207,7 +236,7 @@ def place(
     lengths = min(size, 40.0) * random.uniform(0.6, 1.1, size=(rays, 1))
     lobed = (0.14 if kind == "consolidation" else 0.05) * size if size > 18 or kind == "consolidation" else 0.0
     rough = random.uniform(15, 45) if kind == "consolidation" else random.uniform(8, 30)
-    return Placed(
+    made = Placed(
         kind=kind,
         shape=drawn,
         centre_mm=np.asarray(centre_mm, np.float32),
@@ -222,6 +251,27 @@ def place(
         wall_mm=wall,
         airways=airways,
     )
+    return replace(made, whole=_in_one_piece(made)) if lobed else made
+
+
+def _in_one_piece(nodule: Placed) -> Whole | None:
+    """The depth of a nodule's largest piece, and the distance to it elsewhere; None where it is one piece already.
+
+    A piece apart would look like a nodule that the truth does not know, and the two would share one box.
+    """
+    step = max(_PIECES_MM, nodule.radius_mm / _PIECES_CELLS)
+    half = int(np.ceil(_PIECES_REACH * nodule.radius_mm / step))
+    axis = np.arange(-half, half + 1, dtype=np.float32) * np.float32(step)
+    depth = nodule.depth(*open_grid(*(axis + at for at in nodule.centre_mm)))
+    # What hangs together by less than a voxel's width would come apart between the grid's points.
+    pieces, count = ndimage.label(depth > step / 2)
+    if count < 2:
+        return None
+    core = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    largest = ndimage.binary_dilation(core, iterations=2, mask=depth > 0)
+    outside = ndimage.distance_transform_edt(~largest, step).astype(np.float32)
+    reach = float(np.abs(np.stack(np.nonzero(largest)) - half).max() + 1) * step
+    return Whole(np.where(largest, depth, np.minimum(depth, -outside)), step, reach)
 
 
 def _kind(random: np.random.Generator, drawn: Shape) -> str:
@@ -256,7 +306,7 @@ def paint(image: Array, grid: Coordinates, nodule: Placed, lung_depth: Array) ->
 
     ``lung_depth`` is the depth in the lung on the same grid: a nodule at the pleura ends there.
     """
-    reach = nodule.radius_mm + 3
+    reach = nodule.reach_mm + 3
     window = []
     for axis, centre in zip((grid[0].ravel(), grid[1].ravel(), grid[2].ravel()), nodule.centre_mm, strict=True):
         first, last = np.searchsorted(axis, (centre - reach, centre + reach))

@@ -23,7 +23,7 @@ from apps.medical.types import ChestInput
 from shared.data.build_cache import get_or_build, parallel_map
 
 MAX_BOXES = 6
-VERSION = 5
+VERSION = 6
 COARSE_EVERY = 4
 """Where the network looks twice, one patch in so many is of the second, coarser look."""
 
