@@ -198,17 +198,9 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
         headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
         return Response(made, media_type=media_type, headers=headers)
 
-    for method in ("GET", "HEAD"):
-        routes.add_api_route(
-            f"/cases/{{case_id}}/{name}",
-            reviewed,
-            methods=[method],
-            description=described,
-            response_class=Response,
-            response_model=None,
-            responses=responses,
-            include_in_schema=method == "GET",
-        )
+    path = f"/cases/{{case_id}}/{name}"
+    routes.head(path, include_in_schema=False, response_model=None)(reviewed)
+    routes.get(path, description=described, response_class=Response, response_model=None, responses=responses)(reviewed)
 
 
 def _review(reviews: Sequence[Review], reviewer: str | None) -> Review:

@@ -23,7 +23,7 @@ from apps.medical.adapters.enhanced import frames, is_enhanced
 from apps.medical.adapters.hounsfield import must_be_hounsfield
 from apps.medical.adapters.lossy import lossy_compression, lossy_remarks
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
-from apps.medical.adapters.pixels import integer, is_stored_as_read, read_hounsfield
+from apps.medical.adapters.pixels import gives_stored_values, integer, read_hounsfield
 from apps.medical.adapters.series import (
     AXIAL,
     MIN_SLICES,
@@ -259,7 +259,7 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         )
     voxels = np.empty((len(slices), rows, columns), np.int16)
     scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
-    if len(scales) > 1 and any(part.frame is not None and not is_stored_as_read(part) for part in slices):
+    if len(scales) > 1 and any(part.frame is not None and not gives_stored_values(part) for part in slices):
         raise InvalidInputError(f"{name} is compressed, and its frames differ in their scale; decompress it first")
     ordered = [slices[index] for index in order]
     read_hounsfield(ordered, voxels)

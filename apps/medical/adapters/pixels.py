@@ -102,7 +102,7 @@ def _is_padding(part: Slice, first: int, hounsfield: NDArray[Any]) -> NDArray[np
 
 def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.float32] | NDArray[np.int32]:
     """The image in HU, an array of its own; of whole numbers where it is stored so, and its scale is."""
-    plain = is_stored_as_read(part)
+    plain = gives_stored_values(part)
     values = unpacked.get(part.digest)
     if values is None:
         values = _stored(part) if plain else _decompressed(part)
@@ -123,8 +123,8 @@ def _values(part: Slice, unpacked: dict[bytes, NDArray[Any]]) -> NDArray[np.floa
     return np.array(values, np.float32)
 
 
-def is_stored_as_read(part: Slice) -> bool:
-    """Whether what reads the pixels leaves their scale to us, which may then differ from frame to frame."""
+def gives_stored_values(part: Slice) -> bool:
+    """Whether its decoder gives stored values, not yet rescaled, so that the scale may differ from frame to frame."""
     return part.syntax in UNCOMPRESSED or part.syntax in HIGH_THROUGHPUT
 
 

@@ -316,14 +316,7 @@ def test_the_oldest_go_when_an_application_has_more_bytes_than_it_may(store: Cas
 def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: CaseStore) -> None:
     later = {"large.bin": ("seed",), "small.bin": ("own",), "first.bin": ("both",), "second.bin": ("both",)}
     sources = {"seed": b"seed", "own": b"own", "both": b"both"}
-    case = store.add(
-        app="echo",
-        interface="json",
-        inputs=[],
-        options={},
-        artifact=("echo", 1),
-        outputs=Outputs(result=b"{}", picture=b"PNG", later=later, sources=sources),
-    )
+    case = keep(store, later=later, sources=sources)
     taken = store.used_bytes("echo")
     large = bytes(1_100_000)
     for name in ("large.bin", "small.bin", "first.bin"):
@@ -337,22 +330,11 @@ def test_a_file_much_larger_than_what_it_alone_is_made_from_is_not_kept(store: C
 
 
 def test_a_lasting_source_stays_when_all_is_made_from_it_and_goes_with_its_case(store: CaseStore) -> None:
-    case = store.add(
-        app="echo",
-        interface="json",
-        inputs=[],
-        options={},
-        artifact=("echo", 1),
-        outputs=Outputs(
-            result=b"{}",
-            later={"made.bin": ("lasting", "passing")},
-            sources={"lasting": b"stays", "passing": b"goes"},
-            lasting=("lasting",),
-        ),
-    )
-    assert case.files == ("made.bin",), "a source is no file of the case"
-    sources = store.sources(case, "made.bin")
-    assert sources is not None and {Path(str(path)).read_bytes() for path in sources.values()} == {b"stays", b"goes"}
+    later, sources = {"made.bin": ("lasting", "passing")}, {"lasting": b"stays", "passing": b"goes"}
+    case = keep(store, later=later, sources=sources, lasting=("lasting",))
+    assert set(case.files) == {"out.csv", "made.bin"}, "a source is no file of the case"
+    found = store.sources(case, "made.bin")
+    assert found is not None and {Path(str(path)).read_bytes() for path in found.values()} == {b"stays", b"goes"}
     store.keep(case, "made.bin", b"made")
     lasting = store.lasting(case, "lasting")
     assert lasting is not None and lasting.read_bytes() == b"stays"
@@ -362,8 +344,7 @@ def test_a_lasting_source_stays_when_all_is_made_from_it_and_goes_with_its_case(
 
 
 def test_a_lasting_source_needs_no_file_that_is_made_later(store: CaseStore) -> None:
-    outputs = Outputs(result=b"{}", sources={"lasting": b"stays", "unused": b"goes"}, lasting=("lasting",))
-    case = store.add(app="echo", interface="json", inputs=[], options={}, artifact=("echo", 1), outputs=outputs)
+    case = keep(store, sources={"lasting": b"stays", "unused": b"goes"}, lasting=("lasting",))
     lasting = store.lasting(case, "lasting")
     assert lasting is not None and lasting.read_bytes() == b"stays" and store.lasting(case, "unused") is None
 

@@ -49,8 +49,8 @@ KINDS = ("solid", "calcified", "part-solid", "ground glass", "cavity", "consolid
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """Depth in mm (n, n, n) around a nodule's centre, on a grid of ``step_mm`` along the phantom's axes, in one piece.
+class DepthGrid:
+    """Depth in mm (n, n, n) around a nodule's centre, on a grid of ``step_mm`` along the phantom's axes.
 
     Nothing of it lies further than ``reach_mm`` from the centre along any axis.
     """
@@ -71,7 +71,7 @@ class Placed:
 
     ``kind`` is one of ``KINDS``. ``wall_mm`` is how thick the wall of a cavity is, and ``lobes`` what is added to the
     depth of a mass. ``spicules`` are rays from the centre, and ``airways`` pieces of open bronchus in a consolidation.
-    ``whole`` is the depth of a nodule of which the lobes would cut pieces off.
+    ``largest_component`` is the depth of a nodule of which the lobes would cut pieces off.
     """
 
     kind: str
@@ -87,7 +87,7 @@ class Placed:
     lobes: Waves
     wall_mm: float
     airways: Tubes
-    whole: Whole | None = None
+    largest_component: DepthGrid | None = None
 
     @property
     def radius_mm(self) -> float:
@@ -98,13 +98,13 @@ class Placed:
     @property
     def reach_mm(self) -> float:
         """Beyond this distance from the centre, along any axis, nothing is painted of the nodule, spicules apart."""
-        return max(self.radius_mm, self.whole.reach_mm if self.whole is not None else 0.0)
+        return max(self.radius_mm, self.largest_component.reach_mm if self.largest_component is not None else 0.0)
 
     def depth(self, x: Array, y: Array, z: Array) -> Array:
         """Depth in mm on a grid in the phantom's frame."""
         offset = np.stack(np.broadcast_arrays(x - self.centre_mm[0], y - self.centre_mm[1], z - self.centre_mm[2]))
-        if self.whole is not None:
-            return self.whole.at(offset)
+        if self.largest_component is not None:
+            return self.largest_component.at(offset)
         own = np.tensordot(self.turn, offset, 1)
         middle = (np.array(self.shape.depth_mm.shape) - 1) / 2
         index = own / np.float32(STEP_MM) + middle[:, None, None, None]
@@ -251,11 +251,11 @@ def place(
         wall_mm=wall,
         airways=airways,
     )
-    return replace(made, whole=_in_one_piece(made)) if lobed else made
+    return replace(made, largest_component=_largest_component(made)) if lobed else made
 
 
-def _in_one_piece(nodule: Placed) -> Whole | None:
-    """The depth of a nodule's largest piece, and the distance to it elsewhere; None where it is one piece already.
+def _largest_component(nodule: Placed) -> DepthGrid | None:
+    """A nodule's depth in its largest connected component, minus the distance to that elsewhere; None where it has one.
 
     A piece apart would look like a nodule that the truth does not know, and the two would share one box.
     """
@@ -271,7 +271,7 @@ def _in_one_piece(nodule: Placed) -> Whole | None:
     largest = ndimage.binary_dilation(core, iterations=2, mask=depth > 0)
     outside = ndimage.distance_transform_edt(~largest, step).astype(np.float32)
     reach = float(np.abs(np.stack(np.nonzero(largest)) - half).max() + 1) * step
-    return Whole(np.where(largest, depth, np.minimum(depth, -outside)), step, reach)
+    return DepthGrid(np.where(largest, depth, np.minimum(depth, -outside)), step, reach)
 
 
 def _kind(random: np.random.Generator, drawn: Shape) -> str:
