@@ -59,7 +59,8 @@ def open_store(beside: bool, folder: Path | None = None) -> CaseStore:
     from shared.store.cases import CaseStore
 
     settings = read_settings(store=folder)
-    return CaseStore(settings.store, settings.store_url, beside=beside)
+    setting = "TRIVIUM_STORE" if folder is None else "--store"
+    return CaseStore(settings.store, settings.store_url, beside=beside, setting=setting)
 
 
 def _days(age: str) -> float:

@@ -40,17 +40,20 @@ class CaseStore:
     """Cases in a database (SQLite in ``folder`` unless ``url`` names another), their files under ``folder/cases``.
 
     On SQLite a folder has one server at a time, and a second is refused; on another database several servers may share
-    folder and database. ``beside`` opens a store that is there, and that a server may have, to look after it. What it
-    makes is private to the account that it runs under: cases may be of patients.
+    folder and database. ``beside`` opens a store that is there, and that a server may have, to look after it.
+    ``setting`` is what named the folder, for sentences that refuse it. What it makes is private to the account that it
+    runs under: cases may be of patients.
     """
 
-    def __init__(self, folder: Path, url: str | None = None, *, beside: bool = False) -> None:
+    def __init__(
+        self, folder: Path, url: str | None = None, *, beside: bool = False, setting: str = "TRIVIUM_STORE"
+    ) -> None:
         self.folder = folder
         self.shared = url is not None
         self.unkept = UnkeptCases()
         self._cases = folder / "cases"
         if beside and not is_store(folder, url):
-            raise InvalidInputError(f"there is no store in {folder}; name that of the server in TRIVIUM_STORE")
+            raise InvalidInputError(f"there is no store in {folder}; name that of the server in {setting}")
         with ExitStack() as held:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ class CaseStore:
                 ) from error
             except OSError as error:
                 raise InvalidInputError(
-                    f"the store {folder} cannot be written ({error.strerror}); name another folder in TRIVIUM_STORE"
+                    f"the store {folder} cannot be written ({error.strerror}); name another folder in {setting}"
                 ) from error
             if url is None:
                 # SQLite gives its journal the permissions of the database.

@@ -157,6 +157,20 @@ def test_what_cannot_be_exported_is_refused(
     assert sentence in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("words", "setting"), [(["--store", "nowhere"], "--store"), ([], "TRIVIUM_STORE")])
+def test_a_store_that_is_not_there_is_named_by_the_setting_that_names_it(
+    words: list[str],
+    setting: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRIVIUM_STORE", "nowhere")
+    assert cli.main(["reviews", "medical", "--out", "new", *words]) == 2
+    assert f"there is no store in nowhere; name that of the server in {setting}" in capsys.readouterr().err
+
+
 def test_one_reviewers_reviews_are_exported(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--store", str(store), "--out", str(tmp_path / "out"), "--reviewer", "Grace"]
     assert cli.main(["reviews", "medical", *words]) == 0
