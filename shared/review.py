@@ -43,7 +43,8 @@ class ReviewedCase:
     """A case with the review that counts, as it goes into training data.
 
     ``result`` is ``result.json``. ``file`` gives a file of the case, or where it was not made yet what it is made from
-    by name; None where there is neither.
+    by name; None where there is neither. ``input`` gives what was analysed, whole, by the application's name for it in
+    ``Later.inputs``; None where it was not kept.
     """
 
     id: str
@@ -52,6 +53,7 @@ class ReviewedCase:
     review: Review
     result: Mapping[str, Any]
     file: Callable[[str], bytes | Mapping[str, bytes] | None]
+    input: Callable[[str], bytes | None]
 
     @property
     def says_nothing(self) -> bool:

@@ -103,6 +103,10 @@ def _case(store: CaseStore, case: Case, review: Review) -> ReviewedCase | None:
             return None
         return {one: held if isinstance(held, bytes) else held.read_bytes() for one, held in sources.items()}
 
+    def kept_input(name: str) -> bytes | None:
+        path = store.kept_input(case, name)
+        return None if path is None else path.read_bytes()
+
     result = file(RESULT)
     if not isinstance(result, bytes):
         return None
@@ -113,6 +117,7 @@ def _case(store: CaseStore, case: Case, review: Review) -> ReviewedCase | None:
         review=review,
         result=json.loads(result),
         file=file,
+        input=kept_input,
     )
 
 

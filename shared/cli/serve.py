@@ -23,6 +23,7 @@ def run(command: Serve) -> int:
         registry=command.registry,
         device=command.device,
         program=command.program,
+        keep_inputs=command.keep_inputs or None,
     )
     serve(settings, demo=command.demo)
     return 0

@@ -38,6 +38,8 @@ class Serve:
     """Where to compute; TRIVIUM_DEVICE, or the GPU where there is one."""
     program: ProgramName = None
     """Compute with this program rather than the fastest; TRIVIUM_PROGRAM."""
+    keep_inputs: bool = False
+    """Keep what was analysed whole with its case, for `trivium reviews`; TRIVIUM_KEEP_INPUTS, or not."""
     demo: bool = False
     """Say in the terminal what to open."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -38,11 +38,16 @@ class Later:
     ``files`` says for each, ``picture.png`` too, what it is made from: names in ``sources``, or of files that the
     response has. A server keeps a source until everything is made from it, those in ``lasting`` as long as the case:
     the application's own routes make more from them.
+
+    ``inputs`` makes what was analysed, whole and under names of its own, for ``trivium reviews``. It is called only
+    where a server keeps inputs (``TRIVIUM_KEEP_INPUTS``), which then stay as long as the case. It may hold nothing that
+    tells of a person and that the other files do not tell.
     """
 
     files: Mapping[str, tuple[str, ...]]
     sources: Mapping[str, bytes] = field(default_factory=dict)
     lasting: tuple[str, ...] = ()
+    inputs: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

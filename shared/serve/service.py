@@ -341,7 +341,8 @@ class Service:
 
     def _keep(self, request: Request, interface: str, reply: Message, model: Model) -> Case:
         head, (result, picture, *rest) = reply.head, reply.blobs
-        files, sources = rest[: len(head["files"])], rest[len(head["files"]) :]
+        blobs = iter(rest)
+        files, sources, inputs = ({name: next(blobs) for name in head[part]} for part in ("files", "sources", "inputs"))
         manifest = model.manifest(head["model"])
         case = self.store.add(
             app=self.app.name,
@@ -352,10 +353,11 @@ class Service:
             outputs=Outputs(
                 result=result,
                 picture=picture,
-                files=dict(zip(head["files"], files, strict=True)),
+                files=files,
                 later=head["later"],
-                sources=dict(zip(head["sources"], sources, strict=True)),
+                sources=sources,
                 lasting=head["lasting"],
+                inputs=inputs,
             ),
             most_bytes=self.settings.keep_bytes,
         )

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     keep_days        cases that are older are deleted; none by default
     keep_cases       of each application, the most cases that are kept, the newest; all by default
     keep_bytes       of each application, the most bytes of cases that are kept, the newest; all by default
+    keep_inputs      whether what was analysed is kept whole with its case, for `trivium reviews`
     max_upload_bytes the largest request body with files; 413 above it
     max_tensor_bytes the largest request body of the Open Inference Protocol, which is held in memory
     max_json_bytes   the most JSON in it, which takes twenty times its size in memory to read; and of tensors that are
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
     keep_days: float | None = Field(None, gt=0)
     keep_cases: int | None = Field(None, ge=1)
     keep_bytes: int | None = Field(None, ge=1)
+    keep_inputs: bool = False
     max_upload_bytes: int = Field(2_000_000_000, ge=1)
     max_tensor_bytes: int = Field(256_000_000, ge=1)
     max_json_bytes: int = Field(16_000_000, ge=1)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import delete, func, select, update
@@ -18,7 +19,7 @@ from shared.atomic_files import file_lock, publish
 from shared.errors import InvalidInputError
 from shared.store import later_files
 from shared.store.database import connect, is_database_gone, sqlite_url
-from shared.store.disk import DiskFull, disk_fault, full_disk_named, is_disk_full
+from shared.store.disk import DiskFull, disk_fault, full_disk_named, has_space, is_disk_full
 from shared.store.inputs import digest_of_all
 from shared.store.later_files import write_private
 from shared.store.paging import newest_first
@@ -93,8 +94,8 @@ class CaseStore:
     ) -> Case:
         """Keeps a case. Its folder appears whole, before the row that makes it known.
 
-        Where the disk is full, or the case alone takes more than ``most_bytes``, it has a ``remark`` that says so, and
-        is held in memory for a while instead.
+        Where the disk is full, or the case alone takes more than ``most_bytes``, it is kept without its inputs. Where
+        that is too much as well it has a ``remark`` that says so, and is held in memory for a while instead.
         """
         given = tuple(inputs)
         case = Case(
@@ -108,8 +109,13 @@ class CaseStore:
             artifact_name=artifact[0],
             artifact_version=artifact[1],
             files=(*outputs.files, *(name for name in outputs.later if name != PICTURE)),
-            bytes=sum(map(len, (outputs.result, outputs.picture, *outputs.files.values(), *outputs.sources.values()))),
+            bytes=outputs.bytes,
         )
+        if outputs.inputs:
+            if self._write_with_inputs(case, outputs, most_bytes):
+                return case
+            outputs = replace(outputs, inputs={})
+            case = case.model_copy(update={"bytes": outputs.bytes})
         if most_bytes is not None and case.bytes > most_bytes:
             sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases together may take {most_bytes / 1e6:.1f} MB"
             return self._hold(case, outputs, f"{_NOT_KEPT}: {sizes} (TRIVIUM_KEEP_BYTES)")
@@ -119,6 +125,22 @@ class CaseStore:
         except DiskFull as full:
             return self._hold(case, outputs, str(full))
         return case
+
+    def _write_with_inputs(self, case: Case, outputs: Outputs, most_bytes: int | None) -> bool:
+        """Keeps a case whole; False, and a line in the log, where there is no room for what was analysed."""
+        if most_bytes is not None and case.bytes > most_bytes:
+            why = f"the case would take {case.bytes / 1e6:.1f} MB (TRIVIUM_KEEP_BYTES)"
+        elif not has_space(self.folder, case.bytes):
+            why = "the disk of the store would be full"
+        else:
+            try:
+                with full_disk_named("not all of it found space"):
+                    self._write(case, outputs)
+                return True
+            except DiskFull as full:
+                why = str(full)
+        log.warning("what was analysed is not kept with case %s: %s", case.id, why)
+        return False
 
     def keep_held(self, case: Case) -> Case | None:
         """Keeps a case that found no space, where there is some now: then it has no remark; None where it is gone."""
@@ -227,6 +249,10 @@ class CaseStore:
         """Where a source of a case lies that stays as long as the case; None where there is none of that name."""
         return later_files.lasting(self._cases / case.id, name)
 
+    def kept_input(self, case: Case, name: str) -> Path | None:
+        """Where what was analysed lies, by the application's name for it; None where it was not kept."""
+        return later_files.kept_input(self._cases / case.id, name)
+
     def keep(self, case: Case, name: str, content: Bytes) -> None:
         """Keeps a file that was made now. Where that cannot be, as on a full disk, it is made again when asked for."""
         if self.unkept.get(case.id) is not None:
@@ -283,7 +309,7 @@ class CaseStore:
         aside = self._cases / f"{_PARTIAL}{case_id}"
         aside.mkdir(mode=0o700)
         try:
-            for name in (*outputs.files, *outputs.later, *outputs.sources):
+            for name in (*outputs.files, *outputs.later, *outputs.sources, *outputs.inputs):
                 if not _is_free_name(name) and not (name == PICTURE and name in outputs.later):
                     raise ValueError(f"{name!r} is no name for a file of a case: it must have no folder and be its own")
             for name, content in file_contents(outputs).items():

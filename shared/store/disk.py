@@ -45,6 +45,11 @@ def full_disk_named(what: str) -> Iterator[None]:
         raise
 
 
+def has_space(folder: Path, count: int) -> bool:
+    """Whether the disk of a folder has space for ``count`` bytes, and is not full with them."""
+    return shutil.disk_usage(folder).free - count >= LEAST_FREE_BYTES
+
+
 def disk_fault(folder: Path) -> str | None:
     """Why nothing can be kept in a folder, found by writing a little there; None where it can be."""
     try:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from shared.store.records import Bytes, Outputs
 
-_LIST, _SOURCE, _LASTING = ".later.json", ".source-", ".lasting-"
+_LIST, _SOURCE, _LASTING, _INPUT = ".later.json", ".source-", ".lasting-", ".input-"
 _MUCH = 1_000_000
 
 
 def write(folder: Path, outputs: Outputs) -> None:
-    """Writes the sources of a new case, and which file is made from which; no list where none is left for later."""
+    """Writes inputs and sources of a new case, and which file is made from which; no list where none is for later."""
+    for name, content in outputs.inputs.items():
+        write_private(folder / f"{_INPUT}{name}", content)
     for name, content in outputs.sources.items():
         if name in outputs.lasting:
             write_private(folder / f"{_LASTING}{name}", content)
@@ -39,6 +41,12 @@ def lasting(folder: Path, name: str) -> Path | None:
     """Where a source lies that stays as long as its case; None where there is none of that name."""
     source = folder / f"{_LASTING}{name}"
     return source if source.is_file() else None
+
+
+def kept_input(folder: Path, name: str) -> Path | None:
+    """Where what was analysed lies; None where it was not kept."""
+    place = folder / f"{_INPUT}{name}"
+    return place if place.is_file() else None
 
 
 def keep(folder: Path, name: str, content: Bytes) -> int:

@@ -18,7 +18,8 @@ class Outputs:
     """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name.
 
     ``later`` says of files that are made when they are asked for, ``picture.png`` too, what they are made from: names
-    in ``sources`` or in ``files``. Those of ``sources`` that are in ``lasting`` stay as long as the case.
+    in ``sources`` or in ``files``. Those of ``sources`` that are in ``lasting`` stay as long as the case, and so does
+    what was analysed, ``inputs``, where it is to be kept at all.
     """
 
     result: Bytes
@@ -27,6 +28,13 @@ class Outputs:
     later: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Mapping[str, Bytes] = field(default_factory=dict)
     lasting: Sequence[str] = ()
+    inputs: Mapping[str, Bytes] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """What all of it takes."""
+        kept = (*self.files.values(), *self.sources.values(), *self.inputs.values())
+        return sum(map(len, (self.result, self.picture, *kept)))
 
 
 class InputFile(BaseModel):

@@ -65,6 +65,7 @@ def _work(artifacts: Sequence[Path], settings: Settings) -> Work:
         program=settings.program,
         max_batch=settings.max_batch,
         max_json_bytes=settings.max_json_bytes,
+        keep_inputs=settings.keep_inputs,
         memory_bytes=settings.worker_memory_bytes or half_of_memory(),
         log_json=settings.log_json,
     )

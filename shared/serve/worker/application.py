@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from shared.progress import listening
 from shared.serve.worker.handler import Stage, fault
 from shared.serve.worker.messages import Blob, Message
 
+log = logging.getLogger("trivium.serve")
+
 
 @dataclass(slots=True)
 class _Work:
@@ -43,10 +46,13 @@ class _Work:
 class ApplicationHandler:
     """Decodes, predicts and encodes. Requests with equal options are predicted together where the predictor batches.
 
-    Inputs that are predicted together number at most ``max_batch``; a request with more goes alone.
+    Inputs that are predicted together number at most ``max_batch``; a request with more goes alone. With
+    ``keep_inputs`` replies hold the inputs as well, as the codec's ``Later.inputs`` makes them.
     """
 
-    def __init__(self, app: App, artifacts: Sequence[Artifact], device: str, max_batch: int) -> None:
+    def __init__(
+        self, app: App, artifacts: Sequence[Artifact], device: str, max_batch: int, keep_inputs: bool = False
+    ) -> None:
         from shared.device import choose_device
 
         self._app = app
@@ -54,10 +60,11 @@ class ApplicationHandler:
         self._codec: Codec[Any, Any] = app.codec(self._predictor)
         self.programs = described_programs(self._predictor)
         self._max_batch = max_batch
+        self._keep_inputs = keep_inputs
         self.most = max_batch if getattr(self._predictor, "batching", False) else 1
 
     def handle(self, requests: Sequence[Message], stage: Stage) -> list[Message]:
-        """Replies whose blobs are the result as JSON, the picture, then files and sources as their names come."""
+        """Replies whose blobs are the result as JSON, the picture, then files, sources and inputs by their names."""
         stage("reading")
         works = [self._make(request) if "make" in request.head else self._decode(request) for request in requests]
         stage("computing")
@@ -143,6 +150,8 @@ class ApplicationHandler:
             blobs += later.sources.values()
         except Exception as error:
             return self._fault(error)
+        inputs = self._inputs(later)
+        blobs += inputs.values()
         return Message(
             {
                 "paths": work.paths,
@@ -150,6 +159,7 @@ class ApplicationHandler:
                 "files": list(response.files),
                 "sources": list(later.sources),
                 "lasting": list(later.lasting),
+                "inputs": list(inputs),
                 "later": {name: list(sources) for name, sources in later.files.items()},
                 "inferences": len(work.decoded.inputs),
                 "executions": work.executions,
@@ -159,6 +169,17 @@ class ApplicationHandler:
             },
             blobs,
         )
+
+    def _inputs(self, later: Later) -> dict[str, bytes]:
+        """What was analysed, where it is to be kept. That it cannot be made, for want of memory, costs no answer."""
+        if not self._keep_inputs:
+            return {}
+        try:
+            return {name: make() for name, make in later.inputs.items()}
+        except Exception as error:
+            # Its words may name a person.
+            log.error("%s: what was analysed is not kept: %s", self._app.title, type(error).__name__)
+            return {}
 
     def _fault(self, error: Exception) -> Message:
         return fault(error, self._app.title, withhold=self._app.kinds is not None)

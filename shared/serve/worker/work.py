@@ -21,7 +21,7 @@ class Work:
     ``number`` tells the workers of one model apart, which go to GPUs in turn where ``gpu`` does not say to which.
     ``memory_bytes`` bounds a process's data (setrlimit(2), RLIMIT_DATA); ``threads`` is how many it computes with, its
     share of the server's where a model has several workers. ``background`` is for what nobody waits for;
-    ``log_json`` has it log in JSON.
+    ``keep_inputs`` has an application give its inputs out with its answers; ``log_json`` has it log in JSON.
     """
 
     artifacts: tuple[str, ...]
@@ -35,6 +35,7 @@ class Work:
     gpu: int | None = None
     threads: int | None = None
     background: bool = False
+    keep_inputs: bool = False
     log_json: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -54,4 +55,4 @@ def make_handler(work: Work, app: App | None = None) -> Handler:
 
     found: App = app or EntryPoint(name="app", value=str(work.app), group=GROUP).load()
     with asked_program(work.program):
-        return ApplicationHandler(found, artifacts, work.device, work.max_batch)
+        return ApplicationHandler(found, artifacts, work.device, work.max_batch, work.keep_inputs)

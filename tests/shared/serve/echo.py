@@ -36,7 +36,8 @@ class Numbers:
 class Echo:
     """The predictor, and its codec. ``batches`` are the sizes that ``predict`` was called with, ``units`` its options.
 
-    ``made`` are the files that were left for later and asked for. ``gate`` holds it up when cleared.
+    ``made`` are the files that were left for later and asked for, ``wrote_inputs`` how often its inputs were asked for.
+    ``gate`` holds it up when cleared.
     The option ``unit`` must be equal for requests that are computed together.
     """
 
@@ -46,6 +47,7 @@ class Echo:
     entered: threading.Event = field(default_factory=threading.Event)
     batching: bool = True
     made: list[str] = field(default_factory=list)
+    wrote_inputs: int = 0
 
     def decode(self, request: Request) -> Decoded[Numbers]:
         numbers = []
@@ -81,13 +83,17 @@ class Echo:
             return Response(
                 result={"doubled": outputs[0]},
                 files={"doubled.csv": table.encode()},
-                later=Later(files=files, sources=sources),
+                later=Later(files=files, sources=sources, inputs={"given": lambda: self._given(decoded.inputs[0])}),
             )
         return Response(
             result={"doubled": outputs[0], "options": decoded.context},
             picture=picture.getvalue(),
             files={"doubled.csv": table.encode(), "report.html": b"<script>alert(1)</script><p>two</p>"},
         )
+
+    def _given(self, numbers: Numbers) -> bytes:
+        self.wrote_inputs += 1
+        return json.dumps(numbers.values).encode()
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:
         self.made.append(name)

@@ -110,10 +110,12 @@ def test_a_job_is_handed_in_and_its_end_told_of_once_by_two_servers(postgresql: 
 
 def test_a_backup_goes_from_sqlite_to_postgresql(server: str, tmp_path: Path) -> None:
     with closing(CaseStore(tmp_path / "small")) as small:
-        case = keep(small, app="moved")
+        case = keep(small, app="moved", inputs={"given": b"whole"})
         backup(small.engine, small.folder, tmp_path / "all.tar")
     with closing(CaseStore(tmp_path / "large", server)) as large:
         for app in large.apps():
             large.expire(app, number=0)
         assert restore(large.engine, large.folder, tmp_path / "all.tar") == 1
         assert large.get("moved", case.id) == case and large.file(case, "out.csv") is not None
+        given = large.kept_input(case, "given")
+        assert given is not None and given.read_bytes() == b"whole"
