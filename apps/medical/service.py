@@ -25,6 +25,7 @@ from apps.medical.outputs.reviewed import (
 )
 from apps.medical.outputs.segmentation import SEGMENTATION, can_be_segmented, segmentation
 from apps.medical.outputs.slab import SLAB, slab_file, slab_source
+from apps.medical.outputs.whole_scan import SCAN, whole_scan
 from apps.medical.types import CTVolume, Findings
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response, programs_of
 from shared.errors import InvalidInputError
@@ -87,7 +88,12 @@ class MedicalCodec:
         return Response(
             result=result(volume, findings),
             files=output_files(volume, findings),
-            later=Later(files=made, sources=sources, lasting=() if report is None else (REPORT_SOURCE,)),
+            later=Later(
+                files=made,
+                sources=sources,
+                lasting=() if report is None else (REPORT_SOURCE,),
+                inputs={SCAN: lambda: whole_scan(volume)},
+            ),
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.medical.outputs.slab import SLAB, slab_volume
+from apps.medical.outputs.whole_scan import SCAN, read_whole_scan
 from shared.errors import InvalidInputError
 from shared.review import ReviewedCase, Reviewing
 
@@ -33,13 +34,14 @@ _COLUMNS = {
 
 
 def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
-    """Writes the tables, and the scans that the store keeps at their own resolution into ``subset0`` to ``subset9``.
+    """Writes the tables, and the scans into ``subset0`` to ``subset9``: whole where the store keeps them so, else those
+    that the viewer has at their own resolution.
 
     Series of one study go into one subset, studies in turn by their first cases. Returns what is to be said.
     """
     rows: dict[str, list[Sequence[object]]] = {name: [columns] for name, columns in _COLUMNS.items()}
     subsets: dict[str, int] = {}
-    written = coarse = silent = 0
+    whole = cut = coarse = silent = 0
     latest = {_series(case): case for case in sorted(cases, key=lambda case: case.review.reviewed_ns)}
     for case in cases:
         uid = _series(case)
@@ -51,21 +53,22 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
         for name, row in _marks(case):
             rows[name].append((uid, *row))
         study = case.result["volume"]["identifiers"].get("StudyInstanceUID", uid)
-        volume = _scan(case)
+        kept = case.input(SCAN)
+        volume = _viewed(case) if kept is None else read_whole_scan(kept)
         if volume is None:
             coarse += 1
             continue
         subset = subsets.setdefault(study, len(subsets) % SUBSETS)
         _write_scan(volume, out / f"subset{subset}" / f"{uid}.mhd")
-        written += 1
+        whole, cut = whole + (kept is not None), cut + (kept is None)
     for name, table in rows.items():
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(table)
         (out / name).write_text(text.getvalue())
-    return _remarks(out, written, coarse, silent, again=len(cases) - len(latest))
+    return _remarks(out, whole, cut, coarse, silent, again=len(cases) - len(latest))
 
 
-def _remarks(out: Path, written: int, coarse: int, silent: int, again: int) -> list[str]:
+def _remarks(out: Path, whole: int, cut: int, coarse: int, silent: int, again: int) -> list[str]:
     remarks = []
     if again:
         remarks.append(f"Left out, further cases of the same series: {again}. The one that was reviewed last counts.")
@@ -75,13 +78,14 @@ def _remarks(out: Path, written: int, coarse: int, silent: int, again: int) -> l
         remarks.append(
             f"Scans of which the store keeps no voxels at their own resolution: {coarse}. Their rows are written; "
             "put the scans themselves into subset0 to subset9 as SERIESUID.mhd, or name their folder with --data marks "
-            "(docs/medical.md)."
+            "(docs/medical.md). A server with TRIVIUM_KEEP_INPUTS=true keeps the scans of its next cases whole."
         )
-    if written:
-        remarks.append(
-            f"Scans written: {written}, as the store keeps them, in and around the lungs and in steps of 4 HU. "
-            f"trivium evaluate medical --data luna16 --data.root {out}"
-        )
+    if cut:
+        remarks.append(f"Scans written as the viewer has them, in and around the lungs and in steps of 4 HU: {cut}.")
+    if whole:
+        remarks.append(f"Scans written whole, as they were analysed: {whole}.")
+    if whole or cut:
+        remarks.append(f"trivium evaluate medical --data luna16 --data.root {out}")
     return remarks
 
 
@@ -108,8 +112,8 @@ def _marks(case: ReviewedCase) -> list[tuple[str, tuple[object, ...]]]:
     return found
 
 
-def _scan(case: ReviewedCase) -> CTVolume | None:
-    """The voxels that the store keeps; None where it has none, or averages of several."""
+def _viewed(case: ReviewedCase) -> CTVolume | None:
+    """The voxels that the store keeps for the viewer; None where it has none, or averages of several."""
     kept = case.file(SLAB)
     if kept is None:
         return None

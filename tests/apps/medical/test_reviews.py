@@ -13,6 +13,8 @@ from fastapi.testclient import TestClient
 
 from apps.medical.adapters.images import read_image
 from apps.medical.datasets.luna16 import Luna16
+from apps.medical.outputs.whole_scan import read_whole_scan, whole_scan
+from apps.medical.types import CTVolume
 from shared import cli
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
@@ -191,3 +193,37 @@ def test_of_a_scan_that_is_kept_at_a_lower_resolution_the_rows_alone_are_written
         assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
     assert "no voxels at their own resolution: 1." in " ".join(capsys.readouterr().out.split())
     assert len(rows(out / "annotations.csv")) == 2 and not list(out.glob("subset*"))
+
+
+def test_a_scan_that_the_server_keeps_is_written_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.medical.outputs.slab.MAX_VOXELS", 20_000)
+    settings = Settings(store=tmp_path / "store", device="cpu", workers=0, warm=False, hosts="testserver")
+    app, out = medical_app(tmp_path), tmp_path / "out"
+    for keep_inputs, uid in zip((False, True), UIDS[:2], strict=True):
+        own = settings.model_copy(update={"keep_inputs": keep_inputs})
+        with TestClient(create_app(own, {"medical": app})) as client:
+            assert client.put(hand_in(client, tmp_path, uid, uid), json=REVIEWS[0]).status_code == 200
+    assert cli.main(["reviews", "medical", "--store", str(settings.store), "--out", str(out)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Scans written whole, as they were analysed: 1." in told
+    assert "no voxels at their own resolution: 1." in told and "as the viewer has them" not in told
+    (file,) = out.rglob("*.mhd")
+    scan, given = read_image([file]), chest()
+    assert file.stem == UIDS[1] and np.array_equal(scan.voxels_zyx, given.voxels_zyx)
+    assert np.array_equal(scan.to_lps_mm([3, 5, 7]), given.to_lps_mm([3, 5, 7]))
+    (kept,) = settings.store.rglob(".input-*")
+    content = kept.read_bytes()
+    assert not [word for word in ("Doe", "4711", *UIDS, "1.2.840") if word.encode() in content]
+
+
+@pytest.mark.parametrize("high", [32767, 60])
+def test_a_whole_scan_comes_back_to_the_last_bit(high: int) -> None:
+    voxels = np.random.default_rng(high).integers(-32768, high, (3, 5, 7), np.int16, endpoint=True)
+    voxels[0, 0, :4] = -32768, high, -1, 0
+    turned = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+    given = CTVolume(voxels_zyx=voxels, spacing_mm=(0.7, 0.6, 1.25), origin_lps_mm=(-3.5, 2.0, 1e-3), direction=turned)
+    found = read_whole_scan(whole_scan(given))
+    assert np.array_equal(found.voxels_zyx, voxels) and np.array_equal(found.direction, turned)
+    assert (found.spacing_mm, found.origin_lps_mm) == (given.spacing_mm, given.origin_lps_mm)
