@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from apps.driving.adapters.registry import read_frames, sensors_named
@@ -11,6 +12,7 @@ from apps.driving.outputs import cityscapes3d, nuscenes, picture, view
 from apps.driving.outputs import kitti as kitti_results
 from apps.driving.outputs.result import result
 from apps.driving.outputs.scene import SCENE, read_scene, scene
+from apps.driving.outputs.whole_frame import input_name, whole_frame
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.types import Detections, Frame
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
@@ -59,7 +61,11 @@ class DrivingCodec:
             result=found_all,
             files=files,
             model=models.pop() if len(models) == 1 else None,
-            later=Later(files={PICTURE: drawn_from}, sources={SCENE: content}),
+            later=Later(
+                files={PICTURE: drawn_from},
+                sources={SCENE: content},
+                inputs={input_name(place): partial(whole_frame, frame) for place, frame in enumerate(frames)},
+            ),
         )
 
     def make(self, name: str, sources: Mapping[str, bytes]) -> bytes:

@@ -1,7 +1,8 @@
-"""Reviewed cases in the layout of ``--data custom``; what an annotator says of the boxes is checked against the frames.
+"""Reviewed cases as training data; what an annotator says of the boxes is checked against the frames.
 
-``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed; metres in the LiDAR frame.
-``frames.csv`` says which frame of which case each is.
+``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed, in the layout of ``--data custom``;
+metres in the LiDAR frame. Images, where the store keeps them whole, in KITTI's: ``training/image_2``, ``calib`` and
+``label_2``. ``frames.csv`` says which frame of which case each is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from apps.driving.outputs import kitti
+from apps.driving.outputs.view import plain
+from apps.driving.outputs.whole_frame import input_name, png, read_whole_frame
+from apps.driving.types import Boxes3D, Camera, Frame
 from shared.errors import InvalidInputError
 from shared.review import ReviewedCase, Reviewing
 
@@ -20,11 +27,11 @@ if TYPE_CHECKING:
     from apps.driving.schemas import DrivingMissed
 
 
-_FRAMES = ("file", "case", "frame", "points", "points_kept")
+_FRAMES = ("file", "case", "frame", "points", "points_kept", "images")
 
 
 def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
-    """Writes the sweeps and labels of the frames that are reviewed whole; returns what is to be said.
+    """Writes sweeps, images and labels of the frames that are reviewed whole; returns what is to be said.
 
     These are the frames each of whose boxes is accepted or rejected. A frame without a box is one where the case is
     reviewed whole, or where an object was added. A rejected box is background, as what no label holds.
@@ -32,7 +39,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     for folder in ("points", "labels"):
         (out / folder).mkdir()
     rows: list[tuple[object, ...]] = []
-    thinned = without_sweep = undecided = 0
+    sweeps = whole_sweeps = thinned = nothing = undecided = images = 0
     for case in cases:
         views = _views(case)
         whole = len(case.review.verdicts) == len(case.result["boxes"])
@@ -42,36 +49,97 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             if None in verdicts or not (whole or verdicts or missed):
                 undecided += 1
                 continue
-            view = views[place]
-            points = view["points_file"] and case.file(view["points_file"])
-            if not isinstance(points, bytes):
-                without_sweep += 1
+            view, content, name = views[place], case.input(input_name(place)), f"{case.id[:12]}-{place:04d}"
+            kept = None if content is None else read_whole_frame(content, name)
+            points = _viewed(case, view) if kept is None else _bytes(kept)
+            cameras = {} if kept is None else kept.cameras
+            if points is None and not cameras:
+                nothing += 1
                 continue
-            name = f"{case.id[:12]}-{place:04d}"
-            boxes = [box for box, verdict in zip(frame["boxes"], verdicts, strict=True) if verdict == "accepted"]
-            (out / "points" / f"{name}.bin").write_bytes(points)
-            (out / "labels" / f"{name}.txt").write_text("".join(map(_label, (*boxes, *missed))))
-            rows.append((name, case.id, frame["name"], view["points"], view["points_drawn"]))
-            thinned += view["points_drawn"] < view["points"]
+            accepted = [box for box, verdict in zip(frame["boxes"], verdicts, strict=True) if verdict == "accepted"]
+            boxes = (*accepted, *missed)
+            if points is not None:
+                (out / "points" / f"{name}.bin").write_bytes(points)
+                (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)))
+                sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept is not None)
+                thinned += len(points) < view["points"] * _POINT_BYTES
+            for camera, one in cameras.items():
+                _write_image(one, boxes, out / "training", name if len(cameras) == 1 else f"{name}-{plain(camera)}")
+            images += len(cameras)
+            count_kept = None if points is None else len(points) // _POINT_BYTES
+            rows.append((name, case.id, frame["name"], view["points"], count_kept, len(cameras)))
     with (out / "frames.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
-    return _remarks(out, len(rows), thinned, without_sweep, undecided)
+    remarks = [f"Frames written: {len(rows)}."] if rows else []
+    return [*_left_out(nothing, undecided), *remarks, *_written(out, sweeps, whole_sweeps, thinned, images)]
 
 
-def _remarks(out: Path, written: int, thinned: int, without_sweep: int, undecided: int) -> list[str]:
+def _left_out(nothing: int, undecided: int) -> list[str]:
     remarks = []
     if undecided:
         remarks.append(f"Left out, frames not reviewed whole: {undecided}. Accept or reject each of their boxes.")
-    if without_sweep:
-        remarks.append(f"Left out, frames of images alone: {without_sweep}. This layout holds sweeps.")
+    if nothing:
+        remarks.append(
+            f"Left out, frames of images alone: {nothing}. The store does not keep these images whole; a server with "
+            "TRIVIUM_KEEP_INPUTS=true keeps those of its next cases."
+        )
+    return remarks
+
+
+def _written(out: Path, sweeps: int, whole: int, thinned: int, images: int) -> list[str]:
+    remarks = []
     if thinned:
         remarks.append(
             f"Sweeps of which the store keeps 60,000 points: {thinned}. Put the sweeps themselves in their place, "
-            "by the names in frames.csv."
+            "by the names in frames.csv; a server with TRIVIUM_KEEP_INPUTS=true keeps those of its next cases whole."
         )
-    if written:
-        remarks.append(f"Frames written: {written}. trivium train driving --data custom --data.root {out}")
+    if sweeps:
+        remarks.append(
+            f"Sweeps written: {sweeps}, of these as they were analysed {whole}, as the viewer has them "
+            f"{sweeps - whole}. trivium train driving --data custom --data.root {out}"
+        )
+    if images:
+        remarks.append(
+            f"Images written, as they were analysed: {images}. "
+            f"trivium train driving --recipe fcos3d_small --data kitti --data.root {out}"
+        )
     return remarks
+
+
+_POINT_BYTES = 16
+
+
+def _viewed(case: ReviewedCase, view: Mapping[str, Any]) -> bytes | None:
+    """The points that the viewer has, as they lie in a file; None where the frame has none."""
+    points = view["points_file"] and case.file(view["points_file"])
+    return points if isinstance(points, bytes) else None
+
+
+def _bytes(frame: Frame) -> bytes | None:
+    return None if frame.points_lidar_m is None else frame.points_lidar_m.astype("<f4").tobytes()
+
+
+def _write_image(camera: Camera, boxes: Sequence[Mapping[str, Any]], training: Path, name: str) -> None:
+    """An image, its calibration and the boxes that it shows, in KITTI's layout."""
+    found = Boxes3D(
+        centre_lidar_m=np.array([box["centre_lidar_m"] for box in boxes], np.float32).reshape(-1, 3),
+        size_m=np.array([box["size_m"] for box in boxes], np.float32).reshape(-1, 3),
+        yaw=np.array([box["yaw"] for box in boxes], np.float32),
+        names=tuple(box["name"] for box in boxes),
+    )
+    calibration = {
+        "P2": np.hstack([camera.intrinsics, np.zeros((3, 1))]),
+        "R0_rect": np.eye(3),
+        "Tr_velo_to_cam": camera.lidar_to_camera[:3],
+    }
+    rows = "".join(f"{key}: {' '.join(f'{value:.9g}' for value in m.ravel())}\n" for key, m in calibration.items())
+    for folder, file, content in (
+        ("image_2", f"{name}.png", png(camera)),
+        ("calib", f"{name}.txt", rows.encode()),
+        ("label_2", f"{name}.txt", kitti.write(found, camera).encode()),
+    ):
+        (training / folder).mkdir(parents=True, exist_ok=True)
+        (training / folder / file).write_bytes(content)
 
 
 def _views(case: ReviewedCase) -> list[dict[str, Any]]:

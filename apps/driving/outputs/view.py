@@ -48,9 +48,9 @@ def files(frames: Sequence[Frame], boxes: Sequence[Boxes3D]) -> dict[str, bytes]
 
 def file_names(frame: Frame, *, many: bool) -> tuple[str | None, dict[str, str]]:
     """The viewer's file of a frame's points, None where it has none, and those of its images by camera."""
-    prefix = f"{_plain(frame.name)}_" if many else ""
+    prefix = f"{plain(frame.name)}_" if many else ""
     images = {
-        name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{_plain(name).lower()}.jpg"
+        name: f"{prefix}image.jpg" if number == 0 else f"{prefix}{plain(name).lower()}.jpg"
         for number, name in enumerate(frame.cameras)
     }
     return None if frame.points_lidar_m is None else f"{prefix}points.bin", images
@@ -61,7 +61,8 @@ def _image(name: str, file: str, camera: Camera) -> dict[str, Any]:
     return {"name": name, "file": file, "width": int(width), "height": int(height)}
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name as a part of a file's."""
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from apps.driving.adapters.custom import frame_ids, read_frame
+from apps.driving.datasets.kitti import Kitti
 from apps.driving.service import DrivingCodec
 from apps.driving.types import Boxes3D, Detections, Frame
 from shared import cli
@@ -164,4 +168,66 @@ def test_a_sweep_that_the_store_has_thinned_is_said(
     # Which sweep is to be put in its place.
     (row,) = csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines())
     case = home.split("/")[4]
-    assert row == {"file": name, "case": case, "frame": "large", "points": "70000", "points_kept": str(len(points))}
+    counts = {"points": "70000", "points_kept": str(len(points)), "images": "0"}
+    assert row == {"file": name, "case": case, "frame": "large", **counts}
+
+
+CALIBRATION = "P2: 700 0 620 0 0 700 187 0 0 0 1 0\nR0_rect: 1 0 0 0 1 0 0 0 1\n"
+MOUNT = "Tr_velo_to_cam: 0 -1 0 0.1 0 0 -1 -0.2 1 0 0 -0.3\n"
+
+
+def kitti_zip(points: np.ndarray | None, image: np.ndarray) -> tuple[str, bytes]:
+    """A frame of KITTI's layout, 000007, in a zip."""
+    packed, picture = io.BytesIO(), io.BytesIO()
+    Image.fromarray(image).save(picture, "PNG")
+    with zipfile.ZipFile(packed, "w") as archive:
+        if points is not None:
+            archive.writestr("velodyne/000007.bin", points.tobytes())
+        archive.writestr("image_2/000007.png", picture.getvalue())
+        archive.writestr("calib/000007.txt", CALIBRATION + MOUNT)
+    return "frame.zip", packed.getvalue()
+
+
+def test_what_the_server_keeps_whole_is_trained_on_whole(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points, image = sweep(11, 70_000), np.random.default_rng(1).integers(0, 256, (375, 1242, 3), np.uint8)
+    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
+    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    out, verdicts = tmp_path / "out", {"1": "accepted", "2": "rejected"}
+    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
+        for cloud in (points, None):
+            answer = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
+            missed = [MISSED | {"frame": "000007"}]
+            said = keeping.put(
+                f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed}
+            )
+            assert said.status_code == 200, said.text
+        assert export(keeping, out) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Sweeps written: 1, of these as they were analysed 1, as the viewer has them 0." in told
+    assert "Images written, as they were analysed: 2." in told and "60,000" not in told
+    (name,) = frame_ids(out)
+    assert np.array_equal(read_frame(out, name).points_lidar_m, points)
+    frames = Kitti(root=out).frames("train")
+    frame = replace(frames, ids=(*frames.ids, *Kitti(root=out).frames("validation").ids)).read(1)
+    camera = frame.cameras["image_2"]
+    assert np.array_equal(camera.image_HWC, image)
+    assert np.allclose(camera.lidar_to_camera[:3], np.array(MOUNT.split()[1:], float).reshape(3, 4))
+    assert frame.truth is not None and frame.truth.names == ("car", "van")
+    assert np.allclose(frame.truth.centre_lidar_m, [BOX["centre_lidar_m"], MISSED["centre_lidar_m"]], atol=1e-3)
+    assert np.allclose(frame.truth.yaw, [BOX["yaw"], MISSED["yaw"]], atol=1e-3)
+
+
+def test_images_that_the_store_does_not_keep_are_left_out(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = client.post(
+        "/api/driving/predict", files=[("files", kitti_zip(None, np.zeros((375, 1242, 3), np.uint8)))]
+    ).json()
+    said = {"reviewer": "Eva", "verdicts": {"1": "accepted", "2": "accepted"}}
+    assert client.put(f"/api/driving/cases/{answer['case']}/review", json=said).status_code == 200
+    assert export(client, tmp_path / "out", "--reviewer", "Eva") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "frames of images alone: 1." in told and "TRIVIUM_KEEP_INPUTS" in told
+    assert not (tmp_path / "out" / "training").exists()

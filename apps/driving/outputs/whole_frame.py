@@ -1,0 +1,52 @@
+"""A frame whole: all points, images and calibration, as a server keeps it where it is to keep inputs."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from apps.driving.types import Camera, Frame
+
+
+def input_name(place: int) -> str:
+    """What the frame at a place in its request, from 0, is kept under."""
+    return f"frame-{place:04d}.npz"
+
+
+def whole_frame(frame: Frame) -> bytes:
+    """Points as float32, images as PNG and their cameras, as NumPy's archive; no truth and no earlier sweeps."""
+    arrays: dict[str, Any] = {"cameras": np.frombuffer(json.dumps(list(frame.cameras)).encode(), np.uint8)}
+    if frame.points_lidar_m is not None:
+        arrays["points"] = frame.points_lidar_m.astype("<f4")
+    for number, camera in enumerate(frame.cameras.values()):
+        arrays[f"{number} image"] = np.frombuffer(png(camera), np.uint8)
+        arrays[f"{number} intrinsics"] = camera.intrinsics
+        arrays[f"{number} lidar_to_camera"] = camera.lidar_to_camera
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def read_whole_frame(content: bytes, name: str) -> Frame:
+    """The frame that ``whole_frame`` was given, under a name."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        cameras = {
+            camera: Camera(
+                image_HWC=np.asarray(Image.open(io.BytesIO(arrays[f"{number} image"].tobytes()))),
+                intrinsics=arrays[f"{number} intrinsics"],
+                lidar_to_camera=arrays[f"{number} lidar_to_camera"],
+            )
+            for number, camera in enumerate(json.loads(arrays["cameras"].tobytes()))
+        }
+        return Frame(name=name, points_lidar_m=arrays.get("points"), cameras=cameras)
+
+
+def png(camera: Camera) -> bytes:
+    """The image without loss, packed as fast as it can be."""
+    content = io.BytesIO()
+    Image.fromarray(camera.image_HWC).save(content, "PNG", compress_level=1)
+    return content.getvalue()
