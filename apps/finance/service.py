@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from apps.finance.outputs.picture import draw, draw_several
 from apps.finance.outputs.rows_file import ROWS, has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_rows
 from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
+from apps.finance.outputs.whole_series import COLUMNS, has_other_columns, whole_series
 from apps.finance.predictor import FinancePredictor
 from apps.finance.types import Detection, Series, Window, iso_utc
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
@@ -101,6 +103,7 @@ class FinanceCodec:
             later=Later(
                 files=dict.fromkeys(names, (SOURCE,)),
                 sources={SOURCE: scored_rows(outputs, context.name, several=several)},
+                inputs={COLUMNS: partial(whole_series, decoded.inputs)} if has_other_columns(decoded.inputs) else {},
             ),
         )
 

@@ -1,7 +1,7 @@
 """Reviewed cases as tables with labels, and what an analyst says of the events checked against the series.
 
 A file a series with the columns timestamp (UTC), value and label, which is 1 in the rows of events that are accepted or
-missed: what ``--data table`` reads.
+missed: what ``--data table`` reads. Where the store keeps the table whole, its columns take the place of value.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +21,15 @@ from apps.finance.datasets.labels import window_rows
 from apps.finance.outputs.files import scores_csv
 from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows
 from apps.finance.outputs.several import several_scores_csv
-from apps.finance.types import SECOND_NS, Window
+from apps.finance.outputs.whole_series import COLUMNS, read_whole_series
+from apps.finance.types import SECOND_NS, Series, Window, iso_utc
 from shared.errors import InvalidInputError
 from shared.review import ReviewedCase, Reviewing
 
 if TYPE_CHECKING:
     from apps.finance.schemas import FinanceMissed
 
+_TIMESTAMP, _VALUE, _LABEL = "timestamp", "value", "label"
 _ALL_COLUMNS = "column"
 """The name of the series' column where every column is a series, the first of them all columns together."""
 
@@ -52,9 +55,11 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     case is reviewed whole, or an event was added. The rows of a rejected event are labelled as ordinary ones.
     """
     (out / "series").mkdir()
-    written = undecided = joint = 0
+    written = undecided = joint = whole_tables = 0
+    scored: set[str] = set()
     for case in cases:
         whole = len(case.review.verdicts) == len(case.result["events"])
+        kept = _whole(case)
         for place, (name, rows) in enumerate(_rows(case).items()):
             numbers = [n for n, event in enumerate(case.result["events"], 1) if event.get("series", name) == name]
             missed = [one for one in case.review.missed if one.get("series", name) == name]
@@ -70,17 +75,43 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             windows = (
                 Window(start_ns=time_ns(one["start"]), end_ns=time_ns(one["end"])) for one in (*accepted, *missed)
             )
-            _write(out / "series" / f"{case.id[:12]}-{place:04d}.csv", rows, tuple(windows))
-            written += 1
+            times, columns = _columns(kept[name]) if name in kept else _columns_of(rows)
+            scored.add(kept[name].column if name in kept else _VALUE)
+            _write(out / "series" / f"{case.id[:12]}-{place:04d}.csv", times, columns, tuple(windows))
+            written, whole_tables = written + 1, whole_tables + (name in kept)
     remarks = []
     if undecided:
         remarks.append(f"Left out, series not reviewed whole: {undecided}. Accept or reject each of their events.")
     if joint:
         remarks.append(f"Left out, all columns together: of {joint} cases. Each column is a series of its own.")
     if written:
-        where = f"--data.path {out / 'series'} --data.labels label"
-        remarks.append(f"Series written: {written}. trivium evaluate finance --data table {where}")
+        where = f"--data.path {out / 'series'} --data.labels {_LABEL}"
+        if scored != {_VALUE} and len(scored) == 1:
+            where += f" --data.value {shlex.quote(*scored)}"
+        with_columns = f", {whole_tables} of them with all columns of their table" if whole_tables else ""
+        remarks.append(f"Series written: {written}{with_columns}. trivium evaluate finance --data table {where}")
+    if len(scored) > 1:
+        names = ", ".join(sorted(scored))
+        remarks.append(f"Columns that were scored: {names}. Name one with --data.value where another would be guessed.")
     return remarks
+
+
+def _whole(case: ReviewedCase) -> dict[str, Series]:
+    """The series with all columns of their table, by name, where the store keeps them and a file can hold them."""
+    content = case.input(COLUMNS)
+    found = [] if content is None else read_whole_series(content)
+    return {one.name: one for one in found if not {_TIMESTAMP, _LABEL} & one.values.keys()}
+
+
+def _columns(series: Series) -> tuple[list[str], dict[str, list[str]]]:
+    """Times and columns of a series as a file has them."""
+    times = [iso_utc(time).replace("T", " ").removesuffix("Z") for time in series.times_ns.tolist()]
+    return times, {name: [repr(value) for value in values.tolist()] for name, values in series.values.items()}
+
+
+def _columns_of(rows: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """The same of the rows that were scored."""
+    return [time for time, _ in rows], {_VALUE: [value for _, value in rows]}
 
 
 def _rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
@@ -98,17 +129,17 @@ def _rows(case: ReviewedCase) -> dict[str, list[tuple[str, str]]]:
     return series
 
 
-def _write(file: Path, rows: Sequence[tuple[str, str]], windows: tuple[Window, ...]) -> None:
+def _write(file: Path, times: Sequence[str], columns: Mapping[str, Sequence[str]], windows: tuple[Window, ...]) -> None:
     """The rows with their labels; a missing value is an empty cell."""
-    times_ns = np.array([time for time, _ in rows], "datetime64[ns]").astype(np.int64)
-    labels = np.zeros(len(rows), np.int64)
+    times_ns = np.array(times, "datetime64[ns]").astype(np.int64)
+    labels = np.zeros(len(times), np.int64)
     for first, last in window_rows(times_ns, windows).tolist():
         labels[first : last + 1] = 1
     with file.open("w", newline="") as content:
         writer = csv.writer(content, lineterminator="\n")
-        writer.writerow(("timestamp", "value", "label"))
-        for (time, value), label in zip(rows, labels.tolist(), strict=True):
-            writer.writerow((time, "" if value == "nan" else value, label))
+        writer.writerow((_TIMESTAMP, *columns, _LABEL))
+        for time, *values, label in zip(times, *columns.values(), labels.tolist(), strict=True):
+            writer.writerow((time, *("" if value == "nan" else value for value in values), label))
 
 
 def _count(result: Mapping[str, Any]) -> int:

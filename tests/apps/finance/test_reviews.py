@@ -123,3 +123,36 @@ def test_a_series_is_exported_after_all_files_of_its_case_were_asked_for(client:
     assert export(client, tmp_path / "after", "--reviewer", "Ada") == 0
     one, other = (next((tmp_path / name / "series").iterdir()) for name in ("before", "after"))
     assert one.read_bytes() == other.read_bytes() and one.read_text().count(",1\n") > 0
+
+
+def bars(named: str = "note") -> str:
+    """Hourly bars with a spike and a column that is not scored."""
+    rows = [f"{time(h)},{100 + (h * 37 % 11) / 10 + 60 * (h == 200):.2f},{h * 7 % 13},{h}" for h in range(HOURS)]
+    rows[9] = f"{time(9)},,{9 * 7 % 13},9"
+    return "\n".join([f"time,close,volume,{named}", *rows]) + "\n"
+
+
+def test_a_table_that_the_server_keeps_is_written_whole(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = client.app.state.services["finance"]  # type: ignore[attr-defined]
+    own = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own, {"finance": service.app})) as keeping:
+        for text in (bars(), table({"A": (200,)}), bars("label")):
+            answer = keeping.post("/api/finance/predict", files={"files": ("bars.csv", text)}).json()
+            verdicts = {str(n): "accepted" for n in range(1, len(answer["result"]["events"]) + 1)}
+            said = keeping.put(f"/api/finance/cases/{answer['case']}/review", json={"verdicts": verdicts})
+            assert said.status_code == 200 and verdicts
+        assert export(keeping, tmp_path / "out") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Series written: 3, 1 of them with all columns of their table." in told
+    assert "Columns that were scored: close, value." in told
+    texts = [file.read_text() for file in sorted((tmp_path / "out" / "series").iterdir())]
+    heads = ["timestamp,close,volume,note,label", "timestamp,value,label", "timestamp,value,label"]
+    assert sorted(text.partition("\n")[0] for text in texts) == heads
+    (whole,) = (text for text in texts if "volume" in text)
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert [row["volume"] for row in rows] == [f"{float(h * 7 % 13)}" for h in range(HOURS)]
+    assert rows[9]["close"] == "" and rows[200]["close"] == "160.8" and rows[200]["label"] == "1"
+    names = {one.series.column for one in Table(path=str(tmp_path / "out" / "series"), labels="label").cases()}
+    assert names == {"close", "value"}

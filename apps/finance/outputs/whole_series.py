@@ -1,0 +1,49 @@
+"""Series whole, with every column of their table: what a server keeps where it is to keep inputs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from apps.finance.types import Series
+
+COLUMNS = "columns.npz"
+
+
+def has_other_columns(series: Sequence[Series]) -> bool:
+    """Whether the table has columns that are not scored, and so in no other file of the case."""
+    return any(len(one.values) > 1 and not one.joint for one in series)
+
+
+def whole_series(series: Sequence[Series]) -> bytes:
+    """Times and all columns as NumPy's archive."""
+    parts = [
+        {"name": one.name, "column": one.column, "columns": list(one.values), "interval_ns": one.interval_ns}
+        for one in series
+    ]
+    arrays: dict[str, Any] = {"series": np.frombuffer(json.dumps(parts).encode(), np.uint8)}
+    for number, one in enumerate(series):
+        arrays[f"{number} times"] = one.times_ns
+        arrays |= {f"{number} {column}": values for column, values in enumerate(one.values.values())}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def read_whole_series(content: bytes) -> list[Series]:
+    """The series that ``whole_series`` was given, without their notes."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return [
+            Series(
+                name=part["name"],
+                times_ns=arrays[f"{number} times"],
+                values={name: arrays[f"{number} {column}"] for column, name in enumerate(part["columns"])},
+                column=part["column"],
+                interval_ns=part["interval_ns"],
+            )
+            for number, part in enumerate(json.loads(arrays["series"].tobytes()))
+        ]
