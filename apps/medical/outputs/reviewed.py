@@ -167,7 +167,8 @@ def _missed(volume: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]
 def reviewed_report(source: bytes) -> bytes:
     """The report of a ``reviewed_source`` as a DICOM file, the same from the same source.
 
-    VERIFIED where the source names an organization, by the reviewer at the time of the review; else UNVERIFIED.
+    VERIFIED and FINAL where the source names an organization, by the reviewer at the time of the review; else
+    UNVERIFIED and PRELIMINARY.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -185,7 +186,12 @@ def reviewed_report(source: bytes) -> bytes:
         groups.append(group)
     stated: dict[str, Any] = {}
     if organization is not None:
-        stated = {"is_verified": True, "verifying_observer_name": name, "verifying_organization": organization}
+        stated = {
+            "is_verified": True,
+            "is_final": True,  # or it would not count as the prevailing final version (PS3.3 C.17.2)
+            "verifying_observer_name": name,
+            "verifying_organization": organization,
+        }
     if content["predecessor"] is not None:
         stated["previous_versions"] = [_predecessor(content)]
     return report_file(

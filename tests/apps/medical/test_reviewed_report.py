@@ -254,12 +254,13 @@ def test_it_is_verified_only_where_that_is_asked_for_a_whole_review_of_a_named_r
     for organization in ("", "  ", "a\\b", "a\nb", "o" * 65):
         assert "organization" in refused(client, case, 422, verified="yes", organization=organization)
     made = report(client, case, **asked)
-    assert (made.VerificationFlag, made.CompletionFlag) == ("VERIFIED", "COMPLETE")
+    assert (made.VerificationFlag, made.CompletionFlag, made.PreliminaryFlag) == ("VERIFIED", "COMPLETE", "FINAL")
     (observer,) = made.VerifyingObserverSequence
     assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Doe^John", "Klinikum Süd")
     assert observer.VerificationDateTime == made.ContentDate + made.ContentTime
     unverified = report(client, case)
-    assert unverified.VerificationFlag == "UNVERIFIED" and unverified.SOPInstanceUID != made.SOPInstanceUID
+    assert (unverified.VerificationFlag, unverified.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+    assert unverified.SOPInstanceUID != made.SOPInstanceUID
 
 
 def test_where_keys_are_required_only_the_reviewer_verifies(tmp_path: Path) -> None:
