@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from apps.medical.adapters.nifti import nifti
 from apps.medical.outputs.slab import slab
@@ -346,3 +346,22 @@ def test_a_case_is_listed_with_its_size_and_findings(page: Page, site: str) -> N
     expect(page.get_by_role("heading", name="1 finding")).to_be_visible()
     page.goto(site)
     expect(page.locator(".recent a").first).to_contain_text("1 finding, 100 × 80 × 20 voxels (nii.gz file")
+
+
+def test_what_is_being_done_and_what_went_wrong_are_in_view(page: Page, site: str, tmp_path: Path) -> None:
+    page.expected_errors += ["422"]  # type: ignore[attr-defined]
+    page.set_viewport_size({"width": 1280, "height": 400})
+    page.goto(f"{site}/medical")
+    (tmp_path / "scan.nii.gz").write_bytes(b"no scan")
+    page.get_by_label("Chest CT").set_input_files(tmp_path / "scan.nii.gz")
+    held: list[Route] = []
+    page.route(re.compile("/api/medical/(predict|jobs)$"), lambda route: held.append(route))
+    # The button is the last that is seen.
+    page.get_by_role("button", name="Find nodules").evaluate(
+        "one => { one.scrollIntoView({ block: 'end' }); one.click(); }"
+    )
+    expect(page.locator("[data-status]")).to_have_text(re.compile("Working|Uploaded|Uploading"))
+    expect(page.locator("[data-status]")).to_be_in_viewport(ratio=1)
+    held[0].continue_()
+    expect(page.locator("[data-error]")).to_contain_text("scan.nii.gz")
+    expect(page.locator("[data-error]")).to_be_in_viewport(ratio=1)

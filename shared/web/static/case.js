@@ -58,8 +58,19 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
   let clock = 0;
   let address = location.search;
 
-  const showStatus = (text) => { part("status").textContent = text; };
-  const showError = (text) => { part("error").textContent = text; part("error").hidden = !text; if (text) fold(false); };
+  function showStatus(text) {
+    const began = text && !part("status").textContent;
+    part("status").textContent = text;
+    // Below the fields it may be out of sight.
+    if (began) part("status").scrollIntoView({ block: "nearest" });
+  }
+  function showError(text) {
+    part("error").textContent = text;
+    part("error").hidden = !text;
+    if (!text) return;
+    fold(false);
+    part("error").scrollIntoView({ block: "nearest" });
+  }
   /** Leaves one button of the form, so that a result comes first. */
   const fold = (on) => { form.classList.toggle("folded", on); part("again").hidden = !on; };
 
@@ -181,6 +192,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     showError("");
     result.replaceChildren();
     busy(true);
+    showStatus("Uploading …");
     try {
       const answer = await send(`${root}/api/${app}/${asJob ? "jobs" : "predict"}`, body, {
         started: (request) => { running = request; },
