@@ -143,6 +143,31 @@ def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, si
     expect(page.locator(".recent")).to_contain_text("reviewed by Grace, Ada")
 
 
+def test_of_a_case_that_an_earlier_version_kept_the_form_says_that_there_is_no_report(
+    page: Page, tmp_path: Path
+) -> None:
+    page.expected_errors += ["409"]  # type: ignore[attr-defined]
+    with medical_site(tmp_path) as site:
+        hand_in(page, site, pack(tmp_path, series(chest())))
+        (kept,) = tmp_path.glob("store/cases/*/.lasting-report.json")
+        kept.unlink()
+        page.get_by_label("Accept finding 2").check()
+        files = page.locator(".downloads")
+        expect(files).to_contain_text("There is no DICOM report of the case")
+        expect(files).to_contain_text("then analyse the CT again")
+        expect(files.get_by_role("link", name="Reviewed report")).to_be_hidden()
+
+
+def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site: str, tmp_path: Path) -> None:
+    hand_in(page, site, pack(tmp_path, series(chest())))
+    page.get_by_label("Accept finding 2").check()
+    files = page.locator(".downloads")
+    expect(files).to_contain_text("Reviewed report (DICOM) partial: nothing is said of 1")
+    page.get_by_label("Reject finding 1").check()
+    expect(files).not_to_contain_text("partial")
+    expect(files.get_by_role("link", name="Reviewed report (DICOM)")).to_be_visible()
+
+
 def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_report(
     page: Page, site: str, tmp_path: Path
 ) -> None:

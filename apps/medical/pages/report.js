@@ -1,5 +1,6 @@
 // The findings as text, to be put into a report.
 import { element } from "../shared/case.js";
+import { ask } from "../shared/review.js";
 import { position, sliceName, statedGeometry } from "./volume.js";
 
 /** A line for each of `findings` (result.json's) and of what `review` adds, under what was looked at and above what limits the reading. */
@@ -46,16 +47,30 @@ export function copyButton(text) {
 /** Among the files, the report as the reader's review leaves it: there once a review accepts or adds something. */
 export function reviewedReport({ result }, review) {
   const link = element("a", {}, "Reviewed report (DICOM)");
-  const node = element("li", { hidden: true }, link);
+  const partial = element("span", { class: "small" });
+  const node = element("li", { hidden: true }, link, partial);
   const { StudyInstanceUID: study, SeriesInstanceUID: series } = result.volume.identifiers;
+  let asked = false;
+
+  /** A case may have none all the same, as one that an earlier version kept: then the server's reason stands there. */
+  async function check(href) {
+    const answer = await fetch(href, { method: "HEAD" }).catch(() => null);
+    if (answer?.status !== 409) return;
+    await ask("GET", href).catch((refusal) => node.replaceChildren(`${refusal.message[0].toUpperCase()}${refusal.message.slice(1)}`));
+  }
+
   return {
     node,
     update() {
       const saved = review.saved();
       node.hidden = !(study && series && saved && (saved.missed.length || Object.values(saved.verdicts).includes("accepted")));
       if (node.hidden) return;
+      const undecided = result.findings.filter((finding) => finding.above_operating_score && !saved.verdicts[finding.rank]).map((finding) => finding.rank);
+      partial.textContent = undecided.length ? ` partial: nothing is said of ${undecided.join(", ")}` : "";
       link.title = saved.reviewer === null ? "" : `As ${saved.reviewer} left it`;
       link.href = `${review.address}/findings.sr.dcm?reviewer=${encodeURIComponent(saved.reviewer ?? "")}`;
+      if (!asked) check(link.href);
+      asked = true;
     },
   };
 }
