@@ -143,6 +143,63 @@ def test_what_was_said_without_a_name_goes_under_the_readers_name(page: Page, si
     expect(page.locator(".recent")).to_contain_text("reviewed by Grace, Ada")
 
 
+def say(page: Page, site: str, **said: Any) -> None:
+    """Another reader's review of the case that is shown, from elsewhere."""
+    case = re.search(r"case=([0-9a-f]+)", page.url)
+    assert case is not None
+    answer = page.request.put(f"{site}/api/medical/cases/{case[1]}/review", data=said)
+    assert answer.ok, answer.text()
+
+
+def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str) -> None:
+    open_chest(page, site)
+    missed = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
+    say(page, site, reviewer="Grace", verdicts={"1": "rejected"}, missed=[missed], note="1 is a vessel")
+    say(page, site, reviewer="Ada", verdicts={"1": "accepted", "2": "accepted"})
+    page.reload()
+    rows = page.locator(".findings").first.locator("li")
+    expect(rows.first).to_contain_text("Accepted by Ada, rejected by Grace")
+    expect(rows.nth(1)).to_contain_text("Accepted by Ada")
+    expect(page.get_by_role("group", name="Verdict on finding 1: accepted by Ada, rejected by Grace")).to_be_visible()
+    expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
+    added = page.locator(".findings.missed li")
+    expect(added).to_contain_text("missed, by Grace")
+    expect(added.get_by_role("button")).to_have_count(1)  # to look at, not to take away
+    expect(page.locator(".review")).to_contain_text("1 rejected, 1 missed. “1 is a vessel”")
+    # A reader's own are no other's.
+    page.get_by_text("Reviewer and note").click()
+    page.get_by_label("Reviewer", exact=True).fill("Grace")
+    page.get_by_label("Reviewer", exact=True).press("Enter")
+    expect(page.get_by_text("Reviewer and note (Grace)")).to_be_visible()
+    expect(page.get_by_label("Reject finding 1")).to_be_checked()
+    expect(rows.first).to_contain_text("Accepted by Ada")
+    expect(rows.first).not_to_contain_text("Grace")
+    expect(added.get_by_role("button")).to_have_count(2)
+
+
+def test_a_review_without_a_name_that_was_there_is_taken_over_on_request_alone(page: Page, site: str) -> None:
+    open_chest(page, site)
+    say(page, site, verdicts={"1": "accepted"}, note="whose?")
+    page.reload()
+    expect(page.get_by_label("Accept finding 1")).to_be_checked()
+    with page.expect_response(is_save):
+        page.get_by_label("Reject finding 2").check()
+    page.get_by_text("Reviewer and note").click()
+    with page.expect_response(is_save):
+        page.get_by_label("Reviewer", exact=True).fill("Ada")
+        page.get_by_label("Reviewer", exact=True).press("Enter")
+    expect(page.locator(".review")).to_contain_text("Reviewed by Ada")
+    expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
+    said = {one["reviewer"]: (one["verdicts"], one["note"]) for one in reviews(page, site)}
+    assert said == {"Ada": ({"2": "rejected"}, ""), None: ({"1": "accepted", "2": "rejected"}, "whose?")}
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.get_by_role("button", name="Take it over").click()
+    expect(page.get_by_label("Accept finding 1")).to_be_checked()
+    (one,) = reviews(page, site)
+    assert one["reviewer"] == "Ada" and one["verdicts"] == {"1": "accepted", "2": "rejected"}
+    assert one["note"] == "whose?"
+
+
 def test_of_a_case_that_an_earlier_version_kept_the_form_says_that_there_is_no_report(
     page: Page, tmp_path: Path
 ) -> None:
@@ -166,6 +223,16 @@ def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site
     page.get_by_label("Reject finding 1").check()
     expect(files).not_to_contain_text("partial")
     expect(files.get_by_role("link", name="Reviewed report (DICOM)")).to_be_visible()
+
+
+def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 520})
+    open_chest(page, site)
+    row = page.get_by_label("Findings, surest first").locator("li").nth(1)
+    expect(row).not_to_be_in_viewport(ratio=1)
+    page.keyboard.press("n")
+    expect(row.locator("[aria-current=true]")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport()
 
 
 def test_the_reviewed_report_is_among_the_files_once_there_is_something_to_report(

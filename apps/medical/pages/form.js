@@ -51,7 +51,7 @@ async function render(answer) {
     answer.result.lungs && !answer.remark ? earlier : null,
     files);
   const buttons = new Map(findings.map((finding) => [finding, row(finding, volume)]));
-  const items = new Map(findings.map((finding) => [finding, element("li", {}, verdicts.get(finding).node, buttons.get(finding))]));
+  const items = new Map(findings.map((finding) => [finding, element("li", {}, verdicts.get(finding).node, buttons.get(finding), verdicts.get(finding).others)]));
   const update = () => {
     for (const [finding, item] of items) {
       verdicts.get(finding).update();
@@ -83,7 +83,11 @@ async function render(answer) {
       keys: { a: decide("accepted"), r: decide("rejected"), m: missed.add },
       onPoint: missed.update,
       labels: answer.files["findings.nii.gz"] && (() => loadVolume(answer.files["findings.nii.gz"])),
-      onFinding: (finding) => { for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding)); },
+      onFinding: (finding) => {
+        for (const [one, button] of buttons) button.setAttribute("aria-current", String(one === finding));
+        // Beside a list that is longer than the window the slices stay; above one they would be scrolled away.
+        if (list.getBoundingClientRect().left >= place.getBoundingClientRect().right) items.get(finding).scrollIntoView({ block: "nearest" });
+      },
     });
     for (const [finding, button] of buttons) button.addEventListener("click", () => { viewer.show(finding); viewer.node.scrollIntoView({ block: "nearest" }); });
     place.replaceChildren(viewer.node);

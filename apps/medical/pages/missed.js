@@ -21,22 +21,34 @@ export function missedList(review, { volume, viewer }) {
     viewer().clear();
   }
 
+  const sliceOf = (one) => sliceName(volume, Math.min(Math.max(Math.round(whole.toIndex(one.centre_lps_mm)[2]), 0), volume.size_ijk[2] - 1));
+
   function row(one) {
-    const slice = Math.min(Math.max(Math.round(whole.toIndex(one.centre_lps_mm)[2]), 0), volume.size_ijk[2] - 1);
     return element("li", {},
-      element("button", { type: "button", class: "remove", title: "Remove", "aria-label": `Remove the missed nodule in ${sliceName(volume, slice)}`, onclick: () => review.remove(one) }, "−"),
-      element("button", { type: "button", onclick: () => viewer()?.look(one.centre_lps_mm) },
-        element("span", { class: "rank" }, "+"), element("span", { class: "size" }, `${one.diameter_mm.toFixed(1)} mm`), element("span", { class: "score" }, "missed"),
-        element("span", { class: "where" }, `${sliceName(volume, slice)} · `, element("span", { class: "nobreak" }, position(one.centre_lps_mm)))));
+      element("button", { type: "button", class: "remove", title: "Remove", "aria-label": `Remove the missed nodule in ${sliceOf(one)}`, onclick: () => review.remove(one) }, "−"),
+      place(one, {}, "missed"));
+  }
+
+  /** What another reader added: to look at, and no part of this reader's review. */
+  function othersRow({ missed, reader }) {
+    return element("li", { class: "left-out" }, element("span", { class: "remove" }), place(missed, { class: "weak" }, `missed, by ${reader}`));
+  }
+
+  function place(one, attributes, said) {
+    return element("button", { type: "button", ...attributes, onclick: () => viewer()?.look(one.centre_lps_mm) },
+      element("span", { class: "rank" }, "+"), element("span", { class: "size" }, `${one.diameter_mm.toFixed(1)} mm`), element("span", { class: "score" }, said),
+      element("span", { class: "where" }, `${sliceOf(one)} · `, element("span", { class: "nobreak" }, position(one.centre_lps_mm))));
   }
 
   let shown = null;
   let measured = null;
   function update() {
-    if (review.state.missed !== shown) {
-      shown = review.state.missed;
-      rows.replaceChildren(...shown.map(row));
-      rows.hidden = !shown.length;
+    const others = review.othersMissed();
+    const now = JSON.stringify([review.state.missed, others]);
+    if (now !== shown) {
+      shown = now;
+      rows.replaceChildren(...review.state.missed.map(row), ...others.map(othersRow));
+      rows.hidden = !rows.childElementCount;
     }
     const pointed = viewer()?.pointed() ?? null;
     button.disabled = !pointed;

@@ -13,6 +13,7 @@ const AGAIN_MS = 4000;
 const empty = () => ({ verdicts: new Map(), missed: [], note: "" });
 const copied = ({ verdicts, missed, note }) => ({ verdicts: new Map(verdicts), missed: [...missed], note });
 const stated = (answer) => (answer ? copied({ ...answer, verdicts: Object.entries(answer.verdicts).map(([number, verdict]) => [Number(number), verdict]) }) : empty());
+const named = (reviewer) => reviewer ?? "a reader without a name";
 /** What was missed as a text, whatever the order of its parts: a review that was read again has others than the page. */
 const spelt = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
 
@@ -27,6 +28,8 @@ export function openReview(answer, { changed = () => {} } = {}) {
   let saved = empty();
   const waiting = [];            // changes of a review that are not saved yet, the oldest first
   let early = 0;                 // how many changes wait for the earlier review to be read
+  let unnamed = [];              // changes that were made on this page while it had no name of a reader
+  let found = false;             // whether there is a review without a name that this page did not begin
   let key = null;                // the name of the key, where the server requires keys
   let reviews = [];
   let reviewer = recall();
@@ -42,13 +45,15 @@ export function openReview(answer, { changed = () => {} } = {}) {
   const note = element("textarea", { rows: 2, maxlength: 2000, onchange: () => write() });
   const mark = element("button", { type: "button", title: "Also where there is nothing to accept, reject or add", onclick: () => change() }, "Mark as reviewed");
   const back = element("button", { type: "button", hidden: true, onclick: () => withdraw() }, "Take the review back");
-  const named = element("label", {}, "Reviewer ", name);
-  const more = element("details", { class: "small" }, element("summary", {}, "Reviewer and note"), named, element("label", {}, "Note ", note), element("p", {}, mark, " ", back));
+  const field = element("label", {}, "Reviewer ", name);
+  const summary = element("summary", {}, "Reviewer and note");
+  const more = element("details", { class: "small" }, summary, field, element("label", {}, "Note ", note), element("p", {}, mark, " ", back));
   const node = element("section", { class: "review", "aria-label": "Review" }, said, fault, more);
   node.hidden = !kept;
 
   const who = () => key ?? reviewer;
   const by = (one) => reviews.find((review) => review.reviewer === one);
+  const others = () => reviews.filter((review) => review.reviewer !== who());
 
   function show() {
     const lines = reviews.map((one) => {
@@ -56,9 +61,15 @@ export function openReview(answer, { changed = () => {} } = {}) {
       const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [one.missed.length, "missed"]];
       const what = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
       const whose = one.reviewer === null ? "" : ` by ${one.reviewer}`;
-      return element("p", {}, `Reviewed${whose} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`);
+      const isOwn = one.reviewer === who();
+      return element("p", {}, `Reviewed${whose} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`,
+        one.note && !isOwn ? ` “${one.note}”` : null,
+        // With a key, whose name the server takes, there is none to be taken over.
+        one.reviewer === null && !isOwn && key === null ? [" ", element("button", { type: "button", title: "Puts what was said without a name under yours, where you said nothing else", onclick: () => takeOver() }, "Take it over")] : null);
     });
     said.replaceChildren(...lines);
+    // On a computer that several read at, the name of the one before may still be there.
+    summary.textContent = `Reviewer and note${who() ? ` (${who()})` : ""}`;
     back.hidden = !by(who());
     // A note that is being written stays as it is.
     if (note.value === told) note.value = state.note;
@@ -81,9 +92,10 @@ export function openReview(answer, { changed = () => {} } = {}) {
   }
 
   async function load() {
-    const found = await ask("GET", address);
-    [key, reviews] = [found.reviewer, found.reviews];
-    named.hidden = key !== null;
+    const read = await ask("GET", address);
+    [key, reviews] = [read.reviewer, read.reviews];
+    found ||= by(null) !== undefined;
+    field.hidden = key !== null;
     take(by(who()));
   }
 
@@ -95,6 +107,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
     if (!read) { changed(); return; }
     apply(state);
     if (kept) waiting.push(apply);
+    if (kept && who() === null) unnamed.push(apply);
     changed();
     await save();
   }
@@ -133,7 +146,8 @@ export function openReview(answer, { changed = () => {} } = {}) {
         if (error.status === 422 || error.status === 413) {
           // What the server will never take must not hold up the rest; one of several is found one by one.
           if (now.length > 1) { most = 1; continue; }
-          waiting.shift();
+          const refused = waiting.shift();
+          unnamed = unnamed.filter((one) => one !== refused);
           Object.assign(state, copied(saved));
           for (const apply of waiting) apply(state);
           show();
@@ -157,6 +171,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
     try {
       await ask("DELETE", key === null && whose ? `${address}?reviewer=${encodeURIComponent(whose)}` : address);
       reviews = reviews.filter((one) => one.reviewer !== whose);
+      if (whose === null) [unnamed, found] = [[], false];
       if (whose !== who()) { show(); return; }
       waiting.length = 0;
       clearTimeout(later);
@@ -167,7 +182,7 @@ export function openReview(answer, { changed = () => {} } = {}) {
     }
   }
 
-  /** Another name: that reader's review where there is one; what was said without a name goes under the new one. */
+  /** Another name: that reader's review; what was said on this page without a name goes under it. */
   async function rename() {
     const given = name.value.trim() || null;
     if (!(await ready)) return;
@@ -178,18 +193,24 @@ export function openReview(answer, { changed = () => {} } = {}) {
     if (waiting.length && before !== null) { name.value = before; return; }
     reviewer = given;
     remember(given ?? "");
-    const nobodys = before === null && !by(given) ? by(null) : undefined;
-    if (nobodys) {
-      const from = stated(nobodys);
-      waiting.unshift((to) => {
-        for (const [number, verdict] of from.verdicts) if (!to.verdicts.has(number)) to.verdicts.set(number, verdict);
-        to.missed = [...to.missed, ...from.missed];
-        to.note ||= from.note;
-      });
-    }
+    const mine = before === null && given !== null ? unnamed.splice(0) : [];
+    if (mine.length) waiting.splice(0, waiting.length, ...mine);
     take(by(given));
     await save();
-    if (nobodys && by(given)) await withdraw(null);
+    // Another reader may have begun the review without a name: then it stays.
+    if (mine.length && !found && !waiting.length && by(null)) await withdraw(null);
+  }
+
+  /** Puts what was said without a name under the reader's own, where the reader said nothing else. */
+  async function takeOver() {
+    const from = stated(by(null));
+    await change((to) => {
+      for (const [number, verdict] of from.verdicts) if (!to.verdicts.has(number)) to.verdicts.set(number, verdict);
+      const there = new Set(to.missed.map(spelt));
+      to.missed = [...to.missed, ...from.missed.filter((one) => !there.has(spelt(one)))];
+      to.note ||= from.note;
+    });
+    if (!waiting.length) await withdraw(null);
   }
 
   // What is written or waits would be lost with the page.
@@ -204,6 +225,10 @@ export function openReview(answer, { changed = () => {} } = {}) {
     /** The reader's own review as it was saved, or the newest one; null where nobody reviewed the case. */
     saved: () => by(who()) ?? reviews[0] ?? null,
     verdict: (number) => state.verdicts.get(number) ?? null,
+    /** What other readers said of a finding: "accepted by Ada, rejected by Grace"; empty where none did. */
+    others: (number) => others().filter((one) => one.verdicts[number]).map((one) => `${one.verdicts[number]} by ${named(one.reviewer)}`).join(", "),
+    /** What other readers missed, each with who did. */
+    othersMissed: () => others().flatMap((one) => one.missed.map((missed) => ({ missed, reader: named(one.reviewer) }))),
     /** Accepts or rejects a finding; null leaves it undecided. */
     decide: (number, verdict) => change((to) => (verdict === null ? to.verdicts.delete(number) : to.verdicts.set(number, verdict))),
     /** Accepts those of the findings that have no verdict. */
@@ -216,15 +241,31 @@ export function openReview(answer, { changed = () => {} } = {}) {
   };
 }
 
-/** Two boxes that accept and reject a finding, of which at most one is ticked. `called` is what it is called: "finding 1". */
+/**
+ * Two boxes that accept and reject a finding, of which at most one is ticked, as `node`. `called` is what it is called:
+ * "finding 1". What other readers said of it is the tip of the boxes, and the line `others` for where there is room.
+ */
 export function verdictBoxes(review, number, called = `finding ${number}`) {
   const boxes = { accepted: ["✓", "Accept"], rejected: ["✗", "Reject"] };
   const inputs = Object.entries(boxes).map(([verdict, [sign, word]]) => {
     const input = element("input", { type: "checkbox", "aria-label": `${word} ${called}`, onchange: () => review.decide(number, input.checked ? verdict : null) });
-    return [verdict, input, element("label", { class: `verdict ${verdict}`, title: word }, input, element("span", { "aria-hidden": "true" }, sign))];
+    return [verdict, input, element("label", { class: `verdict ${verdict}` }, input, element("span", { "aria-hidden": "true" }, sign)), word];
   });
-  const node = element("span", { class: "verdicts", role: "group", "aria-label": `Verdict on ${called}` }, inputs.map(([, , label]) => label));
-  return { node, update() { for (const [verdict, input] of inputs) input.checked = review.verdict(number) === verdict; } };
+  const node = element("span", { class: "verdicts", role: "group" }, inputs.map(([, , label]) => label));
+  const others = element("span", { class: "others", hidden: true });
+  return {
+    node, others,
+    update() {
+      const said = review.others(number);
+      node.setAttribute("aria-label", `Verdict on ${called}${said ? `: ${said}` : ""}`);
+      for (const [verdict, input, label, word] of inputs) {
+        input.checked = review.verdict(number) === verdict;
+        label.title = said ? `${word}; ${said}` : word;
+      }
+      others.textContent = said && `${said[0].toUpperCase()}${said.slice(1)}`;
+      others.hidden = !said;
+    },
+  };
 }
 
 /** What the server answers, as JSON; throws with its sentence where it refuses. */
