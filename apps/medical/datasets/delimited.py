@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 
 from shared.errors import InvalidInputError
 
@@ -32,9 +33,8 @@ def read_columns(file: Path, columns: dict[str, str]) -> Iterator[tuple[int, dic
     rows = read_cells(file)
     heading = [cell.lower() for cell in next(rows, [])]
     if missing := [name for name in columns.values() if name.lower() not in heading]:
-        raise InvalidInputError(
-            f"{file.name} has no column {', '.join(missing)}; its columns are {', '.join(heading) or 'none'}"
-        )
+        there = shorten(", ".join(heading), 300) or "none"  # of a file that is no table the first line may be all of it
+        raise InvalidInputError(f"{file.name} has no column {', '.join(missing)}; its columns are {there}")
     places = {key: heading.index(name.lower()) for key, name in columns.items()}
     for number, cells in enumerate(rows, start=2):
         if any(cells):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apps.medical.adapters.images import suffix
 from apps.medical.adapters.members import first_few
+from apps.medical.datasets.datalist import read_datalist
 from apps.medical.datasets.delimited import read_columns
 from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
@@ -23,9 +25,9 @@ _TRAINING, _VALIDATION = ("train", "training"), ("validation", "valid", "val", "
 class Marks(ScanData):
     """CTs of your own with a table of marks.
 
-    CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV).
+    CTs below ``root`` (DICOM series, NIfTI, NRRD, MetaImage, zips) and the table ``marks`` (CSV, or MONAI's data list).
 
-    marks              relative to ``root``, or where the command runs
+    marks              relative to ``root``, or where the command runs; a .json file is a data list of MONAI
     scan_column        which scan: a path below ``root``, a file's name with or without its ending, a folder's, or a
                        SeriesInstanceUID
     x_column, y_column, z_column, diameter_column   centre, and diameter in mm
@@ -35,7 +37,8 @@ class Marks(ScanData):
     split_column       train or validation; by default patients are drawn by ``seed``
     validation_share   of the patients, where there is no ``split_column``
 
-    A scan without a row has no nodule. A row whose scan is not there is refused.
+    A scan without a row has no nodule. A row whose scan is not there is refused. Of a data list, whose split is kept,
+    the images that it lists are taken alone, by their path or by their name; ``class_column`` may be ``label``.
     """
 
     root: Path
@@ -56,8 +59,7 @@ class Marks(ScanData):
         """The table's classes, in the order of their names, in place of the one that is there by default."""
         if self.class_column is None:
             return input
-        columns = {"class": self.class_column}
-        return replace(input, classes=tuple(sorted({row["class"] for _, row in read_columns(self._table(), columns)})))
+        return replace(input, classes=tuple(sorted({row["class"] for _, row in self._rows() if "class" in row})))
 
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()
@@ -77,13 +79,19 @@ class Marks(ScanData):
         marks: dict[ScanFile, list[Mark]] = {scan: [] for scan in named.values()}
         patients: dict[ScanFile, str] = {}
         parts: dict[ScanFile, str] = {}
+        listed: dict[ScanFile, str] = {}
         unknown = []
-        for number, row in read_columns(self._table(), self._columns()):
-            scan = named.get(row["scan"])
+        for number, row in self._rows():
+            scan = next((named[name] for name in self._names(row["scan"]) if name in named), None)
             if scan is None:
                 unknown.append(f"{row['scan']!r} (row {number})")
                 continue
-            marks[scan].append(self._mark(number, row))
+            if self._is_list() and listed.setdefault(scan, row["scan"]) != row["scan"]:
+                raise InvalidInputError(
+                    f"{self.marks.name} lists {listed[scan]} and {row['scan']}, and {self.root} holds one file for both"
+                )
+            if "x" in row:
+                marks[scan].append(self._mark(number, row))
             for column, known in (("patient", patients), ("split", parts)):
                 if column in row and known.setdefault(scan, row[column]) != row[column]:
                     raise InvalidInputError(f"{self.marks.name}, row {number}: its scan has another {column} above")
@@ -95,8 +103,9 @@ class Marks(ScanData):
         scans = [
             replace(scan, nodules=tuple(found), coordinates=self.coordinates, patient=patients.get(scan, scan.patient))
             for scan, found in sorted(marks.items(), key=lambda item: (item[0].path, item[0].name))
+            if not self._is_list() or scan in listed
         ]
-        if self.split_column is None:
+        if not parts:
             return self._drawn(scans)
         return self._as_stated(scans, {_key(scan): part for scan, part in parts.items()})
 
@@ -135,12 +144,37 @@ class Marks(ScanData):
             )
         return Mark(centre=(x, y, z), diameter_mm=diameter_mm, label=row.get("class", NODULE))
 
+    def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """The rows of the table, by what they hold rather than by its columns."""
+        if not self._is_list():
+            yield from read_columns(self._table(), self._columns())
+            return
+        if self.class_column not in (None, "label"):
+            raise InvalidInputError(f"a data list has its classes in label, not in {self.class_column}")
+        for number, row in read_datalist(self._table()):
+            yield number, row if self.class_column else {key: cell for key, cell in row.items() if key != "class"}
+
+    def _is_list(self) -> bool:
+        return self.marks.suffix.lower() == ".json"
+
+    def _names(self, scan: str) -> tuple[str, ...]:
+        """What a scan may be called below ``root``. A data list may have been made for another folder or format."""
+        if not self._is_list():
+            return (scan,)
+        path = Path(scan)
+        return scan, path.name, path.name.removesuffix(suffix(path) or "")
+
     def _columns(self) -> dict[str, str]:
         names = ("scan", "x", "y", "z", "diameter", "class", "patient", "split")
         columns = {name: getattr(self, f"{name}_column") for name in names}
         return {name: column for name, column in columns.items() if column is not None}
 
     def _table(self) -> Path:
+        if self.marks.suffix.lower() == ".xml":
+            raise InvalidInputError(
+                f"{self.marks} is no table, and LIDC-IDRI's XML is not read; LUNA16's annotations.csv has its nodules "
+                "by SeriesInstanceUID (--data.scan-column seriesuid --data.x-column coordX and so on)"
+            )
         found = next((path for path in (self.root / self.marks, self.marks) if path.is_file()), None)
         if found is None:
             raise InvalidInputError(f"{self.marks} is neither in {self.root} nor here; name it with --data.marks")
