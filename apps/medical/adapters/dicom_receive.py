@@ -148,7 +148,7 @@ class _Storing:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._told: dict[int, float] = {}
+        self._told: dict[tuple[int, str], float] = {}
 
     def store(self, event: Event) -> int:
         """Keeps an image; the status that its sender is told."""
@@ -165,12 +165,16 @@ class _Storing:
         try:
             header = read_header(content, event.context.transfer_syntax, _SERIES)
             study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
+            is_scout = "LOCALIZER" in list(header.get("ImageType") or ())
             image = str(request.AffectedSOPInstanceUID or "")
             if not (study and series and image):
                 raise KeyError
             meta = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
         except Exception:
             return self._refuse(CANNOT_UNDERSTAND, "it is torn, or lacks the identifiers of study, series or image")
+        if is_scout:
+            # Every study has one, mostly as a series of its own, which as a CT would be refused each time.
+            return self._refuse(DISCARDED, "it is a scout")
         try:
             self._spool.store(study, series, image, [meta, content.getbuffer()], association)
         except SpoolFull as error:
@@ -181,8 +185,8 @@ class _Storing:
 
     def _refuse(self, status: int, why: str) -> int:
         now = time.monotonic()
-        if now > self._told.get(status, -_TELL_AGAIN_S) + _TELL_AGAIN_S:
-            self._told[status] = now
+        if now > self._told.get((status, why), -_TELL_AGAIN_S) + _TELL_AGAIN_S:
+            self._told[status, why] = now
             level, what = (logging.INFO, "discarded") if status == DISCARDED else (logging.WARNING, "refused")
             log.log(level, "an object was %s (0x%04X): %s", what, status, why)
         return status

@@ -131,6 +131,20 @@ def test_what_is_no_ct_in_a_study_is_discarded_and_the_ct_is_kept(tmp_path, capl
         assert "discarded (0xB006): it is no CT" in caplog.text
 
 
+def test_a_scout_is_discarded_and_the_log_tells_it_from_what_is_no_ct(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    with Receiver(tmp_path) as receiver:
+        association = associate(receiver.port, classes=(CT, DOSE_REPORT))
+        scout, dose, *rest = images()
+        scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"]
+        dose.SOPClassUID = dose.file_meta.MediaStorageSOPClassUID = DOSE_REPORT
+        statuses = [association.send_c_store(one).Status for one in (scout, dose, *rest)]
+        association.release()
+        assert statuses == [dicom_receive.DISCARDED, dicom_receive.DISCARDED, 0, 0] and len(receiver.files()) == 2
+        assert "discarded (0xB006): it is a scout" in caplog.text
+        assert "discarded (0xB006): it is no CT image" in caplog.text
+
+
 def test_beyond_the_limit_of_bytes_there_is_no_room_until_there_is(tmp_path, caplog):
     first, *_ = made = images()
     size = len(first.PixelData) + 3000
