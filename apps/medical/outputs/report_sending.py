@@ -89,7 +89,13 @@ class Sending:
         except ArchiveAway as away:
             if left:
                 pause_s = max(self._backoff.failed(path.name) for path in left)
-                log.warning("%d reports wait: %s; next try in %.0f s", len(left), away, pause_s)
+                log.warning(
+                    "the reports of series %s wait: %s; next try in %.0f s (waiting in all: %d)",
+                    ", ".join(dict.fromkeys(short(path.name) for path in left)),
+                    away,
+                    pause_s,
+                    len(self._spool.reports()),
+                )
         except Exception:
             for path in left:
                 self._backoff.failed(path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
     stub = StubServer(server, report())
     with gateway(tmp_path, stub.address, archive, quiet_seconds=0.05):
         wait_for(lambda: log.text.count("cannot be reached; next try") >= 2)
+        assert re.search(r"the reports of series [0-9a-f]{12} wait: PACS@.* \(waiting in all: 1\)", log.text)
         assert [name.partition("/")[0] for name in waiting(tmp_path)] == ["reports"]
     stub.close()
     pacs = Archive(archive)
