@@ -163,7 +163,7 @@ def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str
     expect(page.get_by_role("group", name="Verdict on finding 1: accepted by Ada, rejected by Grace")).to_be_visible()
     expect(page.get_by_label("Accept finding 1")).not_to_be_checked()
     added = page.locator(".findings.missed li")
-    expect(added).to_contain_text("missed, by Grace")
+    expect(added).to_contain_text("Added by Grace")
     expect(added.get_by_role("button")).to_have_count(1)  # to look at, not to take away
     expect(page.locator(".review")).to_contain_text("1 rejected, 1 missed. “1 is a vessel”")
     # A reader's own are no other's.
@@ -175,6 +175,13 @@ def test_what_other_readers_said_stands_beside_the_finding(page: Page, site: str
     expect(rows.first).to_contain_text("Accepted by Ada")
     expect(rows.first).not_to_contain_text("Grace")
     expect(added.get_by_role("button")).to_have_count(2)
+    # The longest name stays within the list.
+    say(page, site, reviewer="Prof. Dr. med. " + "x" * 49, verdicts={"1": "accepted"}, missed=[missed])
+    page.reload()
+    expect(page.get_by_text("Added by Prof.")).to_be_visible()
+    beyond = """list => [...list.querySelectorAll("*")].filter(
+        one => one.getBoundingClientRect().right > list.getBoundingClientRect().right + 1).length"""
+    assert [one.evaluate(beyond) for one in page.locator(".findings").all()] == [0, 0]
 
 
 def test_a_review_without_a_name_that_was_there_is_taken_over_on_request_alone(page: Page, site: str) -> None:

@@ -26,17 +26,17 @@ export function missedList(review, { volume, viewer }) {
   function row(one) {
     return element("li", {},
       element("button", { type: "button", class: "remove", title: "Remove", "aria-label": `Remove the missed nodule in ${sliceOf(one)}`, onclick: () => review.remove(one) }, "−"),
-      place(one, {}, "missed"));
+      place(one, {}));
   }
 
   /** What another reader added: to look at, and no part of this reader's review. */
   function othersRow({ missed, reader }) {
-    return element("li", { class: "left-out" }, element("span", { class: "remove" }), place(missed, { class: "weak" }, `missed, by ${reader}`));
+    return element("li", { class: "left-out" }, element("span", { class: "remove" }), place(missed, { class: "weak" }), element("span", { class: "others" }, `Added by ${reader}`));
   }
 
-  function place(one, attributes, said) {
+  function place(one, attributes) {
     return element("button", { type: "button", ...attributes, onclick: () => viewer()?.look(one.centre_lps_mm) },
-      element("span", { class: "rank" }, "+"), element("span", { class: "size" }, `${one.diameter_mm.toFixed(1)} mm`), element("span", { class: "score" }, said),
+      element("span", { class: "rank" }, "+"), element("span", { class: "size" }, `${one.diameter_mm.toFixed(1)} mm`), element("span", { class: "score" }, "missed"),
       element("span", { class: "where" }, `${sliceOf(one)} · `, element("span", { class: "nobreak" }, position(one.centre_lps_mm))));
   }
 
