@@ -226,10 +226,26 @@ def test_the_form_says_of_what_the_reviewed_report_says_nothing(page: Page, site
     hand_in(page, site, pack(tmp_path, series(chest())))
     page.get_by_label("Accept finding 2").check()
     files = page.locator(".downloads")
-    expect(files).to_contain_text("Reviewed report (DICOM) partial: nothing is said of 1")
+    expect(files).to_contain_text("Reviewed report (DICOM) names no patient; partial: nothing is said of 1")
     page.get_by_label("Reject finding 1").check()
     expect(files).not_to_contain_text("partial")
     expect(files.get_by_role("link", name="Reviewed report (DICOM)")).to_be_visible()
+
+
+def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page, site: str, tmp_path: Path) -> None:
+    file = pack(tmp_path, series(chest(), PatientName="Doe^Jane", PatientID="4711"))
+    page.goto(f"{site}/medical")
+    page.get_by_label("Chest CT").set_input_files(file)
+    page.get_by_label("Name the patient in the DICOM and FHIR files").check()
+    page.get_by_role("button", name="Find nodules").click()
+    page.get_by_label("Accept finding 1").check()
+    files = page.locator(".downloads")
+    for name in ("findings.sr.dcm", "Reviewed report (DICOM)"):
+        with page.expect_download() as download:
+            files.get_by_role("link", name=name).click()
+        saved = dcmread(download.value.path())
+        assert (saved.PatientName, saved.PatientID) == ("Doe^Jane", "4711"), name
+    expect(files).not_to_contain_text("names no patient")
 
 
 def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:

@@ -45,10 +45,10 @@ export function copyButton(text) {
 }
 
 /** Among the files, the report as the reader's review leaves it: there once a review accepts or adds something. */
-export function reviewedReport({ result }, review) {
+export function reviewedReport({ result, options }, review) {
   const link = element("a", {}, "Reviewed report (DICOM)");
-  const partial = element("span", { class: "small" });
-  const node = element("li", { hidden: true }, link, partial);
+  const lacks = element("span", { class: "small" });
+  const node = element("li", { hidden: true }, link, lacks);
   const { StudyInstanceUID: study, SeriesInstanceUID: series } = result.volume.identifiers;
   let asked = false;
 
@@ -66,7 +66,10 @@ export function reviewedReport({ result }, review) {
       node.hidden = !(study && series && saved && (saved.missed.length || Object.values(saved.verdicts).includes("accepted")));
       if (node.hidden) return;
       const undecided = result.findings.filter((finding) => finding.above_operating_score && !saved.verdicts[finding.rank]).map((finding) => finding.rank);
-      partial.textContent = undecided.length ? ` partial: nothing is said of ${undecided.join(", ")}` : "";
+      lacks.textContent = [
+        options.patient === "yes" ? "" : " names no patient",
+        undecided.length ? ` partial: nothing is said of ${undecided.join(", ")}` : "",
+      ].filter(Boolean).join(";");
       link.title = saved.reviewer === null ? "" : `As ${saved.reviewer} left it`;
       link.href = `${review.address}/findings.sr.dcm?reviewer=${encodeURIComponent(saved.reviewer ?? "")}`;
       if (!asked) check(link.href);
