@@ -29,6 +29,9 @@ _ANNOTATIONS, _EXCLUDED = "annotations.csv", "annotations_excluded.csv"
 _REVIEWED = "cases.csv"
 """What `trivium reviews` writes beside tables and subsets: then the scans are those of its user."""
 
+_LIDC = "1.3.6.1.4.1.14519.5.2.1.6279.6001."
+"""How LIDC-IDRI's SeriesInstanceUIDs begin, and no other's."""
+
 _CANDIDATES = ("candidates_V2.csv", "candidates.csv")
 
 
@@ -50,7 +53,9 @@ class Luna16(ScanData):
 
     def fingerprint(self) -> dict[str, Any]:
         split = self.split()
-        source = "reviewed cases" if (self.root / _REVIEWED).is_file() else "LUNA16 (LIDC-IDRI)"
+        names = [scan.name for part in (split.training, split.validation) for scan in part]
+        source = "LUNA16 (LIDC-IDRI)" if all(name.startswith(_LIDC) for name in names) else "scans in LUNA16's layout"
+        source = "reviewed cases" if (self.root / _REVIEWED).is_file() else source
         tables = [table for name in (_ANNOTATIONS, _EXCLUDED, *_CANDIDATES) if (table := self._table(name))]
         return {
             "description": f"{source}, validated on subset {self.fold}",

@@ -114,6 +114,16 @@ def test_nobody_is_named(exported: Path) -> None:
         assert not [name for name in (b"Doe", b"4711", b"Grace", b"again") if name in content], file
 
 
+def test_scans_of_others_in_its_layout_are_not_called_luna16(tmp_path: Path) -> None:
+    (tmp_path / "annotations.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n")
+    for subset, uid in enumerate(("1.3.6.1.4.1.14519.5.2.1.6279.6001.1", "1.2.3")):
+        (tmp_path / f"subset{subset}").mkdir()
+        (tmp_path / f"subset{subset}" / f"{uid}.mhd").touch()
+    assert Luna16(root=tmp_path).fingerprint()["description"] == "scans in LUNA16's layout, validated on subset 0"
+    (tmp_path / "subset1" / "1.2.3.mhd").rename(tmp_path / "subset1" / "1.3.6.1.4.1.14519.5.2.1.6279.6001.2.mhd")
+    assert Luna16(root=tmp_path).fingerprint()["description"] == "LUNA16 (LIDC-IDRI), validated on subset 0"
+
+
 def test_the_data_set_has_the_marks(exported: Path) -> None:
     data = Luna16(root=exported)
     # What learnt from it does not say that it learnt from LUNA16.
