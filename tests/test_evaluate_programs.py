@@ -47,6 +47,21 @@ def test_the_score_of_a_program_is_printed_with_its_name(app, program, model, ca
         assert f"pointpillars version {detector.manifest.version} was computed with torch: it was asked for" in said
 
 
+def test_a_run_is_computed_with_torch_which_nobody_asked_for(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert (
+        cli.main(["train", "finance", "--recipe", "tiny", "--limits.steps", "1", "--out", run, "--device", "cpu"]) == 0
+    )
+    capsys.readouterr()
+    data = ["--data", "synthetic", *DATA["finance"]]
+    for program, reason in (
+        ([], "a run has no other unless one is named"),
+        (["--program", "torch"], "it was asked for"),
+    ):
+        assert cli.main(["evaluate", "finance", "--run", run, "--device", "cpu", *data, *program]) == 0
+        assert f"tft-anomaly was computed with torch: {reason}." in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_program_is_for_a_protocol_alone(capsys):
     assert cli.main(["evaluate", "finance", "--program", "onnx"]) == 2
     assert "--program goes with --data NAME" in capsys.readouterr().err

@@ -56,7 +56,9 @@ def _by_protocol(
     )
     table, programs = evaluate(opened.predictor, data, command.limit), described_programs(opened.predictor)
     used = [
-        f"{one.name} version {one.version} was computed with {programs.get(one.name, _NO_PROGRAM)}."
+        # A run is no version of a model.
+        f"{one.name}{'' if command.run else f' version {one.version}'} was computed with "
+        f"{programs.get(one.name, _NO_PROGRAM)}."
         for one in opened.manifests
     ]
     print_table(replace(table, notes=(*table.notes, *used)))

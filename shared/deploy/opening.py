@@ -60,6 +60,8 @@ def open_predictor(
         opened = _open(app, [export(run, app, Path(folder), network=False)], place)
     for one in programs_of(opened.predictor).values():
         one.version = None  # it is of no registry
+        if program is None:  # of a run no other was made beforehand
+            one.reason = "a run has no other unless one is named"
     return opened
 
 
