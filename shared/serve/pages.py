@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,11 +12,10 @@ from fastapi.responses import HTMLResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from shared.app import App
+from shared.serve.case_line import case_line
 from shared.serve.middleware.security_headers import page_policy
 from shared.serve.service import Service
 from shared.serve.settings import Settings
-from shared.store.cases import RESULT
-from shared.store.records import CaseSummary
 from shared.store.reviews import ReviewLine
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -88,19 +86,6 @@ def _environment(*folders: Path) -> Environment:
     )
 
 
-def _label(service: Service, case: CaseSummary) -> str:
-    """The files and their size, and what was found in them where the app puts that into words."""
-    megabytes = sum(item.bytes for item in case.inputs) / 1e6
-    label = f"{case.label}, {megabytes:.3g} MB" if megabytes >= 0.1 else case.label
-    if service.app.case_label is None:
-        return label
-    whole = service.store.get(service.app.name, case.id)
-    found = None if whole is None else service.store.file(whole, RESULT)
-    if found is None:
-        return label
-    return f"{service.app.case_label(json.loads(found.read_bytes()))} ({label})"
-
-
 def _reviewed(reviews: Iterable[ReviewLine]) -> str:
     """By whom a case was reviewed, in words; empty for none."""
     found = list(reviews)
@@ -119,7 +104,7 @@ def _entry(service: Service) -> dict[str, Any]:
     cases = [
         {
             "id": case.id,
-            "label": _label(service, case),
+            "label": case_line(service, case),
             "created": case.created,
             "created_short": f"{case.created[:10]} {case.created[11:16]} UTC",
             "reviewed": _reviewed(reviews.get(case.id, ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,9 @@ def test_a_case_is_compared_with_an_earlier_one(page: Page, site: str) -> None:
     page.get_by_text("Beside an earlier scan").click()
     cases = page.get_by_label("The case of the earlier scan")
     expect(cases.locator("option")).to_have_count(1)
+    expect(cases.locator("option")).to_have_text(
+        re.compile(r"^20\d\d-\d\d-\d\d \d\d:\d\d UTC: 1 finding, 100 × 80 × 20 voxels \(.+\)$")
+    )
     page.get_by_label("Days between the scans").fill("183")
     page.get_by_role("button", name="Compare").click()
     compared = page.get_by_label("Findings beside the earlier scan").get_by_role("listitem")

@@ -22,7 +22,7 @@ export function earlierScan(answer, { slices }) {
     try {
       const { cases: recent } = await ask("GET", `${answer.url.slice(0, answer.url.lastIndexOf("/"))}?limit=100`);
       const others = recent.filter((one) => one.case !== answer.case);
-      cases.replaceChildren(...others.map((one) => element("option", { value: one.case }, `${one.created.slice(0, 16).replace("T", " ")} UTC, ${one.inputs.join(", ")}`)));
+      cases.replaceChildren(...others.map((one) => element("option", { value: one.case }, `${one.created.slice(0, 16).replace("T", " ")} UTC: ${one.label}${reviewers(one)}`)));
       button.disabled = !others.length;
       say(others.length ? "" : "There is no other case. Hand in the earlier scan first, then open this case again.");
     } catch (error) {
@@ -90,6 +90,12 @@ export function earlierScan(answer, { slices }) {
   }
 
   return node;
+}
+
+/** By whom a case was reviewed, to tell it from others in a list: it names no patient. */
+function reviewers({ reviews }) {
+  const names = reviews.map((one) => one.reviewer).filter(Boolean);
+  return names.length ? `, reviewed by ${names.join(", ")}` : "";
 }
 
 function words(one, volume) {

@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from shared.errors import InvalidInputError
 from shared.serve.api.deps import BeforeDep, CaseDep, LimitDep, ServiceDep
 from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_document
+from shared.serve.case_line import case_line
 from shared.serve.middleware.security_headers import FILE_POLICY
 from shared.serve.openapi import file_content
 from shared.serve.service import Service
@@ -38,7 +39,8 @@ def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -
     """The newest cases, or those that came before one."""
     found = service.store.recent(service.app.name, limit, before)
     reviews = service.store.reviews.lines(case.id for case in found)
-    return Cases(cases=[CaseLine.of(case, reviews.get(case.id, ()), service.settings.root) for case in found])
+    root = service.settings.root
+    return Cases(cases=[CaseLine.of(case, case_line(service, case), reviews.get(case.id, ()), root) for case in found])
 
 
 @router.head("/{case_id}", include_in_schema=False)

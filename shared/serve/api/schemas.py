@@ -76,17 +76,19 @@ class CaseLine(BaseModel):
     created: str
     interface: str
     inputs: list[str]
+    label: str = Field(description="what was handed in, and what was found where the application has words for it")
     reviews: list[CaseReviewer] = Field(description="by whom it was reviewed, the newest first")
     url: str
 
     @classmethod
-    def of(cls, case: CaseSummary, reviews: Iterable[ReviewLine], root: str) -> CaseLine:
+    def of(cls, case: CaseSummary, label: str, reviews: Iterable[ReviewLine], root: str) -> CaseLine:
         """What is told of a case in a list, by a server that is reached under ``root``."""
         return cls(
             case=case.id,
             created=case.created,
             interface=case.interface,
             inputs=case.names,
+            label=label,
             reviews=[CaseReviewer(reviewer=one.reviewer, reviewed=one.reviewed) for one in reviews],
             url=_address(case, root),
         )

@@ -37,6 +37,7 @@ def test_a_review_is_kept_and_the_reviewers_next_takes_its_place(echo_client: Te
     assert [(one["reviewer"], one["verdicts"]) for one in found["reviews"]] == [("Ada", {}), (None, {"1": "accepted"})]
     (line,) = echo_client.get("/api/echo/cases").json()["cases"]
     assert line["reviews"] == [{"reviewer": one["reviewer"], "reviewed": one["reviewed"]} for one in found["reviews"]]
+    assert line["label"].startswith(line["inputs"][0])
     assert "reviewed by Ada" in echo_client.get("/").text
     assert echo_client.delete(home, params={"reviewer": "Ada"}).status_code == 204
     assert [one["reviewer"] for one in echo_client.get(home).json()["reviews"]] == [None]
