@@ -58,11 +58,13 @@ def receive(
     *,
     callers: Sequence[str] = (),
     associations: int = 20,
+    most_slice_mm: float | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> ThreadedAssociationServer:
     """Starts to listen under the AE title, on threads of its own; ``shutdown`` of what is returned ends it.
 
-    ``callers`` are the AE titles that may send; any where none is named. Raises ``InvalidInputError`` where the address
+    ``callers`` are the AE titles that may send; any where none is named. Images of slices thicker than
+    ``most_slice_mm`` are discarded. Raises ``InvalidInputError`` where the address
     cannot be listened at.
     """
     from pynetdicom import AE, evt
@@ -82,7 +84,7 @@ def receive(
     handlers: list[Any] = [
         (evt.EVT_REQUESTED, _accept_storage),
         (evt.EVT_SOP_COMMON, _private_classes),
-        (evt.EVT_C_STORE, _Storing(spool).store),
+        (evt.EVT_C_STORE, _Storing(spool, most_slice_mm).store),
         (evt.EVT_C_ECHO, lambda event: SUCCESS),
         (evt.EVT_REJECTED, refused.tell),
     ]
@@ -146,8 +148,8 @@ def read_header(content: BytesIO, syntax: str, last: int) -> Dataset:
 class _Storing:
     """Keeps images in the spool. Of those that are refused for one reason the log tells once a minute."""
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, spool: Spool, most_slice_mm: float | None) -> None:
+        self._spool, self._most_slice_mm = spool, most_slice_mm
         self._told: dict[tuple[int, str], float] = {}
 
     def store(self, event: Event) -> int:
@@ -166,6 +168,7 @@ class _Storing:
             header = read_header(content, event.context.transfer_syntax, _SERIES)
             study, series = (str(header[tag].value or "") for tag in (_STUDY, _SERIES))
             is_scout = "LOCALIZER" in list(header.get("ImageType") or ())
+            slice_mm = _number(header.get("SliceThickness"))
             image = str(request.AffectedSOPInstanceUID or "")
             if not (study and series and image):
                 raise KeyError
@@ -175,6 +178,10 @@ class _Storing:
         if is_scout:
             # Every study has one, mostly as a series of its own, which as a CT would be refused each time.
             return self._refuse(DISCARDED, "it is a scout")
+        if self._most_slice_mm is not None and slice_mm > self._most_slice_mm:
+            return self._refuse(
+                DISCARDED, f"its slices are thicker than {self._most_slice_mm:g} mm (--most-slice-thickness-mm)"
+            )
         try:
             self._spool.store(study, series, image, [meta, content.getbuffer()], association)
         except SpoolFull as error:
@@ -190,6 +197,14 @@ class _Storing:
             level, what = (logging.INFO, "discarded") if status == DISCARDED else (logging.WARNING, "refused")
             log.log(level, "an object was %s (0x%04X): %s", what, status, why)
         return status
+
+
+def _number(value: Any) -> float:
+    """A number of a header; 0 where there is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 class _Refused:

@@ -51,6 +51,9 @@ class DicomGateway:
     quiet_seconds: Annotated[float, arg(metavar="S")] = 30.0
     """A series is whole when its associations are released and nothing of it came for so long; ten times as long where
     one stays open or was broken off."""
+    most_slice_thickness_mm: Annotated[float | None, arg(metavar="MM")] = None
+    """Images of thicker slices (0018,0050) are discarded, so that a study's thick reconstructions bring no reports of
+    their own; by default all are taken."""
     spool_bytes: Annotated[int, arg(metavar="N")] = 20_000_000_000
     """The most bytes that wait; beyond them senders are told that there is no room (0xA700)."""
     associations: Annotated[int, arg(metavar="N")] = 20
@@ -72,8 +75,13 @@ class DicomGateway:
             raise InvalidInputError(f"--port is {self.port}; it must be at most 65535")
         if len({self.tls_cert is None, self.tls_key is None, self.tls_ca is None}) > 1:
             raise InvalidInputError("give all of --tls-cert, --tls-key and --tls-ca, or none")
-        for name, value in (("quiet-seconds", self.quiet_seconds), ("associations", self.associations)):
-            if not value > 0:
+        positive = {
+            "quiet-seconds": self.quiet_seconds,
+            "associations": self.associations,
+            "most-slice-thickness-mm": self.most_slice_thickness_mm,
+        }
+        for name, value in positive.items():
+            if value is not None and not value > 0:
                 raise InvalidInputError(f"--{name} is {value}; it must be above 0")
 
     def run(self, jobs: JobClient, folder: Path, stop: threading.Event, pauses: tuple[float, float] = (5, 300)) -> None:
@@ -93,6 +101,7 @@ class DicomGateway:
                     spool,
                     callers=self.from_,
                     associations=self.associations,
+                    most_slice_mm=self.most_slice_thickness_mm,
                     tls=listening,
                 )
                 log.info(
