@@ -307,6 +307,18 @@ def test_the_heading_and_the_whole_slice_are_in_view(page: Page, site: str, size
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_in_a_low_window_a_finding_takes_three_lines(page: Page, site: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(f"{site}/medical")
+    page.get_by_role("button", name="A chest").click()
+    line = (
+        page.locator(".findings button .where").filter(has_text="9.5 × 8.5 mm axial · 9.0 mm from head to feet").first
+    )
+    expect(line).to_be_visible()
+    assert line.evaluate("one => one.clientHeight") < 30
+    expect(page.get_by_role("img", name="Axial CT")).to_be_in_viewport(ratio=1)
+
+
 def test_labels_of_neighbouring_marks_stand_apart(page: Page, site: str) -> None:
     page.goto(f"{site}/medical")
     marks = [{"x": x, "y": y, "radius": 20, "width": 70} for x, y in ((300, 300), (306, 304), (296, 296), (690, 300))]

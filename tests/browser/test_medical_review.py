@@ -249,7 +249,7 @@ def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page,
 
 
 def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:
-    page.set_viewport_size({"width": 1280, "height": 520})
+    page.set_viewport_size({"width": 1280, "height": 420})
     open_chest(page, site)
     row = page.get_by_label("Findings, surest first").locator("li").nth(1)
     expect(row).not_to_be_in_viewport(ratio=1)
