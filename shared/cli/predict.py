@@ -65,7 +65,7 @@ def run(command: Predict) -> int:
         print_line(sentence)
     if (table := result_table(app, response.result)) is not None:
         print_table(table) if table.rows else print_line(table.title)
-    print_line(f"Wrote {command.out / 'result.json'}, {command.out / 'picture.png'}")
+    print_line(f"Wrote into {command.out}: {', '.join(('result.json', 'picture.png', *response.files))}")
     return 0
 
 

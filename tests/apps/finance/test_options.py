@@ -117,6 +117,8 @@ def test_options_of_the_command_line_add_up_and_none_is_given_twice(tmp_path, ca
     (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
     words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]
     assert main([*words, "--option", "value=other", "--option", "zone=Europe/Berlin"]) == 0
+    said = "".join(capsys.readouterr().out.splitlines()[-3:])
+    assert all(file.name in said.partition("Wrote into")[2] for file in (tmp_path / "out").iterdir())
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     series = result["series"]
     assert series["column"] == "other" and series["start"].startswith("2024-06-30T22:00")
