@@ -179,13 +179,14 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
         504: {"model": Problem, "description": "It could not be made before the deadline"},
     }
 
-    async def reviewed(
+    async def read(
         case_id: str,
         reviewer: str | None = whose,
         verified: Literal["yes", "no"] = asked,
         organization: str | None = answers_to,
         key_name: str | None = asking,
-    ) -> Response:
+    ) -> dict[str, Any]:
+        """What it is made from, by name."""
         if (verified == "yes") is (organization is None):
             raise InvalidInputError("a verified report needs both verified=yes and organization, another has neither")
         case = await run_in_threadpool(service.case, case_id)
@@ -199,14 +200,33 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
         report = await run_in_threadpool(service.store.lasting, case, REPORT_SOURCE)
         if report is None:
             raise InvalidInputError(NO_REPORT, status=409)
-        sources = {REPORT_SOURCE: report, RESULT: await service.file(case, RESULT)}
-        made = await service.make(name, {**sources, REVIEW: stated_review(review, organization)})
-        headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
-        return Response(made, media_type=media_type, headers=headers)
+        stated = stated_review(review, organization)
+        return {REPORT_SOURCE: report, RESULT: await service.file(case, RESULT), REVIEW: stated}
+
+    sources = Depends(read)
+    headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
+
+    async def reviewed(given: dict[str, Any] = sources) -> Response:
+        return Response(await service.make(name, given), media_type=media_type, headers=headers)
+
+    async def checked(given: dict[str, Any] = sources) -> Response:
+        """Refuses what GET refuses, and makes nothing: the form asks each time that a reviewed case is opened."""
+        await run_in_threadpool(_reviewed_source, given)
+        answer = Response(media_type=media_type, headers=headers)
+        del answer.headers["Content-Length"]  # which is not known yet (RFC 9110, 9.3.2)
+        return answer
 
     path = f"/cases/{{case_id}}/{name}"
-    routes.head(path, include_in_schema=False, response_model=None)(reviewed)
+    routes.head(path, include_in_schema=False, response_model=None)(checked)
     routes.get(path, description=described, response_class=Response, response_model=None, responses=responses)(reviewed)
+
+
+def _reviewed_source(sources: Mapping[str, Path | bytes]) -> bytes:
+    report, result, review = (
+        found if isinstance(found := sources[name], bytes) else found.read_bytes()
+        for name in (REPORT_SOURCE, "result.json", REVIEW)
+    )
+    return reviewed_source(report, result, review)
 
 
 def _review(reviews: Sequence[Review], reviewer: str | None) -> Review:

@@ -351,9 +351,25 @@ def test_a_bundle_of_what_a_reader_added_names_no_software(client: TestClient, c
 def test_it_is_saved_under_another_name_than_the_report_before(client: TestClient, case: Case) -> None:
     review(client, case, verdicts={"1": "accepted"})
     for name, saved in ((REPORT, "findings.reviewed.sr.dcm"), (FHIR, "findings.reviewed.fhir.json")):
-        answer = client.head(f"{case}/review/{name}")
-        assert answer.status_code == 200
-        assert answer.headers["content-disposition"] == f'attachment; filename="{saved}"'
+        for answer in (client.head(f"{case}/review/{name}"), client.get(f"{case}/review/{name}")):
+            assert answer.status_code == 200
+            assert answer.headers["content-disposition"] == f'attachment; filename="{saved}"'
+
+
+def test_whether_there_is_one_is_asked_without_its_being_made(
+    client: TestClient, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: object) -> bytes:
+        raise AssertionError("nothing is to be made")
+
+    monkeypatch.setattr("apps.medical.service.MedicalCodec.make", make)
+    assert client.head(f"{case}/review/{REPORT}").status_code == 404
+    review(client, case, reviewer="Ada", verdicts={"1": "rejected"})
+    assert client.head(f"{case}/review/{REPORT}").status_code == 409
+    review(client, case, reviewer="Ada", verdicts={"1": "accepted"})
+    answer = client.head(f"{case}/review/{REPORT}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom")
+    assert "content-length" not in answer.headers
 
 
 def test_the_description_has_its_types_and_its_problems(client: TestClient) -> None:
