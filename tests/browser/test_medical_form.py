@@ -178,6 +178,7 @@ def test_the_readout_gives_hounsfield_units_in_the_patient_s_frame(page: Page, s
     expect(canvas).to_be_visible()
     canvas.focus()
     page.keyboard.press("z")
+    canvas.scroll_into_view_if_needed()  # waits until the page has come to rest
     box = canvas.bounding_box()
     assert box is not None
     # Zoomed, the chosen finding lies in the middle.
