@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from apps.driving.inference.point_cells import PointCells
 from apps.driving.types import Floats
 
 AROUND_M = 1.0
@@ -24,16 +25,23 @@ def set_on_ground(boxes_N7: Floats, points_N3: Floats) -> Floats:
     A box without enough points at its foot is left as it is.
     """
     placed = boxes_N7.copy()
-    x_N, y_N, z_N = points_N3[np.argsort(points_N3[:, 0]), :3].T.copy()
-    for number, (x, y, z, length, width, height, _) in enumerate(boxes_N7.astype(np.float64)):
-        reach = np.hypot(length, width) / 2 + AROUND_M
-        first, last = np.searchsorted(x_N, np.array((x - reach, x + reach), x_N.dtype))
-        bottom, top = z - height / 2, z + height / 2
-        low = z_N[first:last]
-        low = low[(np.abs(y_N[first:last] - y) < reach) & (np.abs(low - bottom) < MOST_MOVED_M)]
+    if not len(boxes_N7):
+        return placed
+    x_N, y_N, z_N, length_N, width_N, height_N, _ = boxes_N7.astype(np.float64).T
+    reach_N, bottom_N = np.hypot(length_N, width_N) / 2 + AROUND_M, z_N - height_N / 2
+    begin = np.stack([x_N - reach_N, y_N - reach_N], axis=1).astype(np.float32)
+    end = np.stack([x_N + reach_N, y_N + reach_N], axis=1).astype(np.float32)
+    # A millimetre more: what is near enough is judged below.
+    room_m = MOST_MOVED_M + 0.001
+    cells = PointCells(points_N3, begin - 0.001, end + 0.001, bottom_N.min() - room_m, bottom_N.max() + room_m)
+    for number, (y, z, height, reach, bottom) in enumerate(zip(y_N, z_N, height_N, reach_N, bottom_N, strict=True)):
+        near = cells.near(number)
+        inside = (near[:, 0] >= begin[number, 0]) & (near[:, 0] < end[number, 0]) & (np.abs(near[:, 1] - y) < reach)
+        low = near[inside, 2]
+        low = low[np.abs(low - bottom) < MOST_MOVED_M]
         if len(low) >= FEWEST:
-            bottom = _quantile(low, QUANTILE)
-            placed[number, 2], placed[number, 5] = (bottom + top) / 2, top - bottom
+            ground, top = _quantile(low, QUANTILE), z + height / 2
+            placed[number, 2], placed[number, 5] = (ground + top) / 2, top - ground
     return placed
 
 

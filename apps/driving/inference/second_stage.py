@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from apps.driving.inference.box_codes import FLIPPED, box_features, decode_boxes, from_the_other_end
+from apps.driving.inference.point_cells import PointCells
 from apps.driving.models.lidar_rcnn import INPUTS
-from apps.driving.types import Boxes3D, BoxInput, Floats, within
+from apps.driving.types import Boxes3D, BoxInput, Floats
 from shared.deploy.programs.program import Program
 
 BATCH = 32
-CELL_M, MOST_CELLS = 2.0, 500
-"""Side of the cells by which the points near a box are found, and how many there are along an axis at most."""
 LONGEST_M = 60.0
 FROM_BOTH_ENDS, LIKELY = ("cyclist",), 0.1
 """Boxes of these classes and of such scores are looked at from their other end, too, for which way they face.
@@ -96,28 +95,10 @@ def points_about(boxes_N7: Floats, points_N4: Floats, input: BoxInput) -> list[F
     cosine, sine = np.abs(np.cos(boxes_N7[:, 6:])), np.abs(np.sin(boxes_N7[:, 6:]))
     reach = np.concatenate([cosine * half[:, :1] + sine * half[:, 1:], sine * half[:, :1] + cosine * half[:, 1:]], 1)
     begin, end = boxes_N7[:, :2] - reach, boxes_N7[:, :2] + reach
-    low, high = begin.min(axis=0), end.max(axis=0)
-    # Sorted into square cells, of which a box touches few.
-    cell_m = np.float32(max(CELL_M, float((high - low).max()) / MOST_CELLS))
-    rows, columns = (int(count) + 1 for count in (high - low) // cell_m)
     height = boxes_N7[:, 5] / 2
     lowest, highest = (boxes_N7[:, 2] - height).min() - input.below_m, (boxes_N7[:, 2] + height).max() + input.above_m
-    high = low + np.array((rows, columns), np.float32) * cell_m
-    points_N3 = points_N4[within(points_N4, (*low, lowest, *high, highest)), :3]
-    place = ((points_N3[:, :2] - low) / cell_m).astype(np.int32)
-    cells = np.minimum(place[:, 0], rows - 1) * columns + np.minimum(place[:, 1], columns - 1)
-    points_N3 = points_N3[np.argsort(cells, kind="stable")]
-    ends = np.concatenate([[0], np.cumsum(np.bincount(cells, minlength=rows * columns))]).tolist()
-    first, last = (((edge - low) / cell_m).astype(int).tolist() for edge in (begin, end))
-    found = []
-    for box, (row, column), (last_row, last_column) in zip(boxes_N7, first, last, strict=True):
-        spans = [
-            (ends[number * columns + column], ends[number * columns + min(last_column, columns - 1) + 1])
-            for number in range(row, min(last_row, rows - 1) + 1)
-        ]
-        near = np.concatenate([points_N3[start:stop] for start, stop in spans])
-        found.append(_in_frame(near, box, input))
-    return found
+    cells = PointCells(points_N4, begin, end, lowest, highest)
+    return [_in_frame(cells.near(number), box, input) for number, box in enumerate(boxes_N7)]
 
 
 def _in_frame(points_M3: Floats, box_7: Floats, input: BoxInput) -> Floats:
