@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from shared.errors import InvalidInputError
 
@@ -18,6 +21,24 @@ def compute_threads(workers: int = 1) -> int:
                 raise InvalidInputError(f"{name} is {text!r}; expected a number of threads from 1 up")
             return max(1, int(text) // workers)
     return max(1, usable_cores() // workers)
+
+
+@contextmanager
+def compute_threads_divided(workers: int) -> Iterator[None]:
+    """Within it each of ``workers`` threads of this process computes with its share of the process's threads.
+
+    It holds for programs that are opened within it. For a command, which has its process to itself.
+    """
+    before, share = os.environ.get("TRIVIUM_THREADS"), compute_threads(workers)
+    os.environ["TRIVIUM_THREADS"] = str(share)
+    try:
+        yield
+    finally:
+        del os.environ["TRIVIUM_THREADS"]
+        if before is not None:
+            os.environ["TRIVIUM_THREADS"] = before
+        if "torch" in sys.modules:
+            set_compute_threads()
 
 
 def usable_cores() -> int:

@@ -41,7 +41,10 @@ class Prepared(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What the network gave for a frame: maps of its images, or boxes where its detector decodes them itself."""
+    """What the network gave for a frame: maps of its images, or boxes where its detector decodes them itself.
+
+    Those of a sweep are not yet corrected.
+    """
 
     prepared: Prepared
     found: list[dict[str, Tensor]] | Boxes3D
@@ -171,15 +174,19 @@ class DrivingPredictor:
         detector = self.detectors[prepared.model]
         if isinstance(detector, CameraDetector):
             return Computed(prepared, detector.compute(prepared.images))
+        if isinstance(detector, LidarDetector):
+            return Computed(prepared, detector.compute(prepared.frame))
         return Computed(prepared, detector.detect(prepared.frame))
 
     def finish(self, computed: Computed, options: Options) -> Detections:
-        """The third: boxes, those that are shown, and remarks."""
+        """The third: boxes, as they are corrected and those of them that are shown, and remarks."""
         (frame, model, images), found = computed
         detector = self.detectors[model]
         if not isinstance(found, Boxes3D):
             assert isinstance(detector, CameraDetector)
             found = detector.boxes(frame, images, found)
+        elif isinstance(detector, LidarDetector):
+            found = detector.corrected(found, frame)
         least = self.least_scores.get(model, {}) if options.score is None else options.score
         said = [*frame.remarks, *([_RENDERED.format(model)] if model in self._rendered else [])]
         if isinstance(detector, LidarDetector) and frame.points_lidar_m is not None:

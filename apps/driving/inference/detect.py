@@ -61,7 +61,8 @@ class LidarDetector:
     """A LiDAR network. One that looks ahead sees a frame that shows all round once more, turned about.
 
     Boxes of a network of ours are set on the ground, and one that holds the LiDAR is left out: it is the vehicle that
-    carries it. Those of an imported network are its own. A ``second_stage`` corrects what is found.
+    carries it. Those of an imported network are its own. A ``second_stage`` corrects what is found. ``detect`` is its
+    two steps, one after the other: ``compute``, ``corrected``.
     """
 
     network: ProgramPillars | LidarNetwork
@@ -79,20 +80,31 @@ class LidarDetector:
         """How many sweeps before a frame's own the network learnt from."""
         return self.network.layout.earlier_sweeps if isinstance(self.network, LidarNetwork) else 0
 
-    @torch.inference_mode()
     def detect(self, frame: Frame) -> Boxes3D:
+        return self.corrected(self.compute(frame), frame)
+
+    @torch.inference_mode()
+    def compute(self, frame: Frame) -> Boxes3D:
+        """What the network finds, before ``corrected``."""
         assert frame.points_lidar_m is not None
         points = self.network.layout.points(frame) if isinstance(self.network, LidarNetwork) else frame.points_lidar_m
         if not self._looks_twice(frame):
-            return self._placed(_boxes(*self._look(points), self.input.classes), frame.points_lidar_m)
+            return _boxes(*self._look(points), self.input.classes)
         ahead = self._look(points, _OVERLAP_M)
         about = points.copy()
         about[:, :2] *= -1
         boxes, scores, labels = self._look(about, _OVERLAP_M)
         boxes = torch.cat([-boxes[:, :2], boxes[:, 2:6], structures.wrap(boxes[:, 6:] + torch.pi)], dim=1)
         both = [torch.cat(pair) for pair in zip(ahead, (boxes, scores, labels), strict=True)]
-        found = _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
-        return self._placed(found, frame.points_lidar_m)
+        return _boxes(*_unique(both[0], both[1], both[2], 0.01), self.input.classes)
+
+    def corrected(self, found: Boxes3D, frame: Frame) -> Boxes3D:
+        """The boxes that the network found in a frame, on the ground and corrected by the second stage."""
+        points = frame.points_lidar_m
+        assert points is not None
+        if not isinstance(self.network, LidarNetwork):
+            found = self._standing(found, points)
+        return found if self.second_stage is None else self.second_stage.refined(found, points)
 
     def in_range(self, frame: Frame, boxes: Boxes3D) -> NDArray[np.bool_]:
         """(N,) which of the boxes have their centre where a frame such as this is looked at."""
@@ -105,11 +117,6 @@ class LidarDetector:
 
     def _looks_twice(self, frame: Frame) -> bool:
         return frame.all_round and self.input.range_m[0] >= _AHEAD_M
-
-    def _placed(self, found: Boxes3D, points: Floats) -> Boxes3D:
-        if not isinstance(self.network, LidarNetwork):
-            found = self._standing(found, points)
-        return found if self.second_stage is None else self.second_stage.refined(found, points)
 
     def _standing(self, found: Boxes3D, points: Floats) -> Boxes3D:
         at_sensor = found.centre_lidar_m * np.array([0, 0, 1], np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from apps.driving.adapters import cityscapes3d, custom, kitti, rosbag
 from apps.driving.adapters.kitti_layouts import frame_root
 from apps.driving.datasets.nuscenes import NuScenes
+from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.video import overlapped
 from apps.driving.outputs import cityscapes3d as city_results
 from apps.driving.outputs import kitti as kitti_results
@@ -25,6 +26,7 @@ from apps.driving.outputs import nuscenes
 from apps.driving.outputs.result import frame_line
 from shared.atomic_files import file_lock, write_whole
 from shared.errors import InvalidInputError
+from shared.threads import compute_threads_divided
 
 if TYPE_CHECKING:
     from apps.driving.predictor import Computed, DrivingPredictor, Options, Prepared
@@ -66,7 +68,8 @@ def predict_folder(
     try:
         with file_lock(out / _LOCK, wait=False):
             _same(out / _SETTINGS, settings)
-            return _go_on(predictor, found, out, options, say)
+            with _threads_for(predictor, options):
+                return _go_on(predictor, found, out, options, say)
     except BlockingIOError as error:
         raise InvalidInputError(
             f"another process is writing into {out}; wait for it, or name another directory"
@@ -143,6 +146,18 @@ def _of_cityscapes(folder: Path, images: list[Path]) -> _Found:
 def _refuse(damage: InvalidInputError) -> Frame:
     """What is read of a bag from its damage on."""
     raise damage
+
+
+def _threads_for(predictor: DrivingPredictor, options: Options) -> AbstractContextManager[None]:
+    """Half of the threads for the network, half for the second stage, which takes about as long, on a CPU.
+
+    So neither waits for threads of the other: on two cores that compute for others as well, with two threads for each,
+    a sweep took two to three times the processor's time.
+    """
+    model = options.model or predictor.preferred_model({"lidar": True, "camera": True})
+    detector = predictor.detectors.get(model or "")
+    corrected = isinstance(detector, LidarDetector) and detector.second_stage is not None
+    return compute_threads_divided(2) if corrected and predictor.device == "cpu" else nullcontext()
 
 
 def _go_on(

@@ -9,14 +9,18 @@ import weakref
 import numpy as np
 import pytest
 
+import trivium
 from apps.driving.adapters import kitti
 from apps.driving.adapters.point_files import read_points
 from apps.driving.inference import video
+from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.folder import predict_folder
+from apps.driving.inference.second_stage import SecondStage
 from apps.driving.predictor import Options
 from shared import cli
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
+from shared.threads import compute_threads
 
 
 @pytest.fixture
@@ -170,3 +174,30 @@ def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     ):
         assert cli.main(["predict", app, *map(str, inputs), "--each", "--out", str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_the_threads(split, tmp_path, monkeypatch):
+    shipped = trivium.load("driving").predictor
+    shutil.rmtree(split / "image_2")
+    begun, threads = [threading.Event() for _ in range(5)], []
+    begun[4].set()  # there is no fifth
+    compute, refined = LidarDetector.compute, SecondStage.refined
+
+    def noted(self, frame):
+        begun[int(frame.name)].set()
+        threads.append(compute_threads())
+        return compute(self, frame)
+
+    names = iter(range(4))
+
+    def only_beside_the_next(self, found, points):
+        assert begun[next(names) + 1].wait(timeout=60)
+        threads.append(compute_threads())
+        return refined(self, found, points)
+
+    monkeypatch.setattr(LidarDetector, "compute", noted)
+    monkeypatch.setattr(SecondStage, "refined", only_beside_the_next)
+    monkeypatch.setenv("TRIVIUM_THREADS", "6")
+    assert predict_folder(shipped, split, tmp_path / "out", Options(), print) == 0
+    assert threads == [3] * 8 and compute_threads() == 6
+    assert any(line["boxes"] for line in lines(tmp_path / "out"))
