@@ -46,6 +46,9 @@ from shared.recipe_file import (
 )
 from shared.strategy import OwnState, Strategy
 
+_LONGEST_WARM_UP = 0.3
+"""The part of a run that may warm up unremarked, as in torch's ``OneCycleLR`` (its ``pct_start``)."""
+
 
 @dataclass(slots=True)
 class Training:
@@ -160,12 +163,7 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         raise InvalidInputError(f"the recipe's optimizer or schedule cannot be built: {error}") from error
 
     total = limits.steps if limits.steps is not None else limits.epochs * order.steps_per_epoch
-    warmup = getattr(recipe.schedule, "warmup_steps", 0)
-    if warmup >= total:
-        notes.append(
-            f"schedule.warmup_steps is {warmup} and the run has {total} steps: the learning rate never reaches its "
-            "full height; say --schedule.warmup-steps N with fewer"
-        )
+    notes.extend(filter(None, [_long_warm_up(recipe, total)]))
     counts = {"training samples": len(train), "steps": total, "validation samples": len(validation)}
     group.refuse_differences({f"the number of {name}": count for name, count in counts.items()})
     training = Training(
@@ -260,6 +258,20 @@ def _claim(run: Run, recipe: Recipe, group: Group, stack: ExitStack) -> None:
             refused = str(error)
     if (told := group.gather(refused)[0]) is not None:
         raise InvalidInputError(told)
+
+
+def _long_warm_up(recipe: Recipe, total: int) -> str | None:
+    """A sentence on a warm-up that takes more of the run's steps than ``_LONGEST_WARM_UP``; None otherwise.
+
+    It is told and not shortened: a run may be lengthened, and is then what it would have been at that length from the
+    first step on.
+    """
+    warmup = getattr(recipe.schedule, "warmup_steps", 0)
+    if warmup <= _LONGEST_WARM_UP * total:
+        return None
+    much = "the learning rate never reaches its full height" if warmup >= total else f"{warmup / total:.0%} of them"
+    fewer = f"; --schedule.warmup-steps {total // 10} is a tenth"
+    return f"schedule.warmup_steps is {warmup} and the run has {total} steps: {much}{fewer}"
 
 
 def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]) -> Path | None:

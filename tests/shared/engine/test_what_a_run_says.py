@@ -77,10 +77,17 @@ def test_other_settings_are_refused_with_the_two_ways_to_go_on(tmp_path):
         line.run(other, tmp_path / "run")
 
 
-def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path, capsys):
-    short = line.recipe(steps=3)
-    words = "schedule.warmup_steps is 3 and the run has 3 steps: the learning rate never reaches its full height"
-    assert any(row.startswith(words) for row in said(tmp_path, capsys, short))
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (3, "and the run has 3 steps: the learning rate never reaches its full height; --schedule.warmup-steps 0 is"),
+        (9, "and the run has 9 steps: 33% of them; --schedule.warmup-steps 0 is a tenth"),
+        (10, None),
+    ],
+)
+def test_a_warm_up_that_takes_much_of_the_run_is_told(steps, words, tmp_path, capsys):
+    rows = [row for row in said(tmp_path, capsys, line.recipe(steps=steps)) if row.startswith("schedule.warmup_steps")]
+    assert rows == [] if words is None else rows[0].startswith(f"schedule.warmup_steps is 3 {words}")
 
 
 class Plain:
