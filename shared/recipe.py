@@ -5,9 +5,10 @@ A named recipe is a plain function that returns one. A setting builds its own co
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from shared.errors import InvalidInputError
 from shared.optimizers import AdamW, CosineRestarts
@@ -33,6 +34,24 @@ class ModelConfig(Protocol):
     """Settings that build the network for inputs as ``input`` says, with weights from torch's global generator."""
 
     def build(self, input: Any) -> nn.Module: ...
+
+
+class Axis(NamedTuple):
+    """One axis of a tensor, and what stands at each of its places; a place of a class has the class's name in it."""
+
+    number: int
+    places: Sequence[Hashable]
+
+
+ClassAxes: TypeAlias = Mapping[str, Axis]
+"""The axes along which a network keeps its classes, by the tensor's name."""
+
+
+@runtime_checkable
+class Classed(Protocol):
+    """A model's config that says where its network keeps what it learns of each class, so that it is carried over."""
+
+    def class_axes(self, classes: Sequence[str]) -> ClassAxes: ...
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shared.engine.checkpoint import best_weights
 from shared.errors import InvalidInputError
-from shared.recipe import InputSpec
+from shared.recipe import ClassAxes, Classed, InputSpec, ModelConfig
 from shared.recipe_file import read_recipe_file
 
 _WEIGHTS = "weights.safetensors"
@@ -26,59 +26,118 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """What wrapping for several processes and compiling put before every name."""
 
 
+class SharedClasses(NamedTuple):
+    """The axes by class of the weights that are there and of the model that begins with them."""
+
+    found: ClassAxes
+    own: ClassAxes
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
-    """Which of a model's weights were found, by name; those of ``missing`` and ``other_shape`` keep their values."""
+    """Which of a model's weights were found, by name; those of ``missing`` and ``other_shape`` keep their values.
+
+    Those ``by_class`` have the values of the classes that both know.
+    """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     other_shape: tuple[str, ...]
+    by_class: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """What was loaded, and what was not, for the log."""
-        total = len(self.loaded) + len(self.missing) + len(self.other_shape)
+        total = len(self.loaded) + len(self.by_class) + len(self.missing) + len(self.other_shape)
         parts = [f"{len(self.loaded)} of {total} tensors start from these weights"]
-        for title, names in (("missing", self.missing), ("extra", self.extra), ("of another shape", self.other_shape)):
+        listed = {
+            "of the classes that both know": self.by_class,
+            "missing": self.missing,
+            "extra": self.extra,
+            "of another shape": self.other_shape,
+        }
+        for title, names in listed.items():
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 parts.append(f"{title}: {', '.join(names[:5])}{more}")
         return "; ".join(parts)
 
 
-def load_initial_weights(model: nn.Module, path: Path) -> LoadedWeights:
+def load_initial_weights(model: nn.Module, path: Path, classes: SharedClasses | None = None) -> LoadedWeights:
     """Gives ``model`` the weights at ``path``, by name, and says which were not found.
 
-    A new head is allowed: what is missing or of another shape keeps the values that it has. Refuses a file in which
-    no name and shape fits.
+    A new head is allowed: what is missing or of another shape keeps the values that it has. With ``classes`` the
+    tensors that they name are given the values of the classes that both know. Refuses a file in which no name and
+    shape fits.
     """
     found = {_bare(name): value for name, value in read_weights(path).items()}
     own = model.state_dict()
-    fits = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    by_class = {} if classes is None else _by_class(found, own, classes)
+    # A tensor by class has the places of others where its shape is the same.
+    placed = found if classes is None else {name: value for name, value in found.items() if name not in classes.own}
+    fits = {name: value for name, value in placed.items() if name in own and own[name].shape == value.shape}
     if not fits:
         raise InvalidInputError(
             f"{path}: none of its {len(found)} tensors fits this model; it has names such as "
             f"{', '.join(list(found)[:3])}, and the model such as {', '.join(list(own)[:3])}"
         )
-    model.load_state_dict(fits, strict=False)
+    model.load_state_dict(fits | by_class, strict=False)
     return LoadedWeights(
         loaded=tuple(fits),
         missing=tuple(name for name in own if name not in found),
         extra=tuple(name for name in found if name not in own),
-        other_shape=tuple(name for name in found if name in own and name not in fits),
+        other_shape=tuple(name for name in found if name in own and name not in fits and name not in by_class),
+        by_class=tuple(by_class),
     )
 
 
-def new_classes(path: Path, input: InputSpec) -> str | None:
-    """A sentence on the classes of ``input`` that the artifact or run at ``path`` has not learnt in their places; None
-    where it has learnt all, or does not say which.
+def _by_class(found: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: SharedClasses) -> dict[str, Tensor]:
+    """The model's tensors that keep classes, with the values of those that both know; others keep their own."""
+    carried = {}
+    for name, axis in classes.own.items():
+        if name not in found or name not in own or name not in classes.found:
+            continue
+        value, theirs, mine = own[name].clone(), found[name], classes.found[name]
+        expected = list(value.shape)
+        expected[axis.number] = len(mine.places)
+        if list(theirs.shape) != expected or value.shape[axis.number] != len(axis.places):
+            continue
+        at = {place: number for number, place in enumerate(mine.places)}
+        pairs = [(to, at[place]) for to, place in enumerate(axis.places) if place in at]
+        if pairs:
+            to, source = (torch.tensor(numbers) for numbers in zip(*pairs, strict=True))
+            value.index_copy_(axis.number, to, theirs.index_select(axis.number, source).to(value.dtype))
+            carried[name] = value
+    return carried
 
-    A head has its classes by their places, and is another where their number is. Refuses a class that both know, and
-    that stands in another place.
+
+def shared_classes(path: Path, model: ModelConfig, input: InputSpec) -> SharedClasses | None:
+    """Where the weights at ``path`` and the network of ``model`` keep their classes, if these differ and both say
+    which they are; None where they are the same, or not known."""
+    own, found = _class_names(getattr(input, "classes", ())), _classes_of(path)
+    if not isinstance(model, Classed) or not own or not found or own == found:
+        return None
+    return SharedClasses(model.class_axes(found), model.class_axes(own))
+
+
+def new_classes(path: Path, input: InputSpec, *, by_name: bool = False) -> str | None:
+    """A sentence on the classes of ``input`` that the artifact or run at ``path`` has not learnt in their places; None
+    where it has learnt all, or does not say which. ``by_name`` where those that both know were carried over.
+
+    A head that is not carried over by name has its classes by their places, and is another where their number is;
+    then a class that both know, and that stands in another place, is refused.
     """
     names, own = _class_names(getattr(input, "classes", ())), _classes_of(path)
     if not own or not names or own == names:
         return None
+    if by_name:
+        told = {
+            "goes on with": [name for name in names if name in own],
+            "learns anew": [name for name in names if name not in own],
+            "leaves out": [name for name in own if name not in names],
+        }
+        listed = "; ".join(f"{what} {', '.join(which)}" for what, which in told.items() if which)
+        return f"it learnt the classes {', '.join(own)}: this run {listed}"
     if len(own) != len(names):
         kept = f"; --data.classes {' '.join(own)} keeps it" if set(own) <= set(names) else ""
         return (

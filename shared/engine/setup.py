@@ -25,7 +25,7 @@ from shared.engine.divergence import FiniteGuard
 from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
 from shared.engine.host_memory import keep_freed_memory
-from shared.engine.initial_weights import load_initial_weights, new_classes
+from shared.engine.initial_weights import load_initial_weights, new_classes, shared_classes
 from shared.engine.out_of_memory import BufferSnapshot, resume_micro_batch
 from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
@@ -132,8 +132,10 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     refuse_unsupported(model, chosen.dtype, group.device)
     refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
     if recipe.init is not None and latest is None:
-        notes.append(f"{recipe.init}: {load_initial_weights(model, recipe.init).summary()}")
-        notes.extend(filter(None, [new_classes(recipe.init, recipe.input)]))
+        classes = shared_classes(recipe.init, recipe.model, recipe.input)
+        loaded = load_initial_weights(model, recipe.init, classes)
+        notes.append(f"{recipe.init}: {loaded.summary()}")
+        notes.extend(filter(None, [new_classes(recipe.init, recipe.input, by_name=bool(loaded.by_class))]))
     model = model.to(group.device)
     widen_small_convolutions(model, chosen.dtype, group.device)
     if recipe.compile:

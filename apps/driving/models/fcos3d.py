@@ -7,6 +7,7 @@ velocity nor attributes, so a box is 7 numbers. For the published weights see ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.types import CameraInput
+from shared.recipe import Axis
 
 _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
 
@@ -108,6 +110,10 @@ class FCOS3D:
     def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """Backbone, neck and head."""
         return dense_parts(model)
+
+    def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
+        """The head's scores; what else it gives has no class."""
+        return {f"bbox_head.conv_cls.{part}": Axis(0, classes) for part in ("weight", "bias")}
 
 
 class ImageToHeads(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from apps.driving.types import BoxInput
 from shared.errors import InvalidInputError
+from shared.recipe import Axis
 
 INPUTS, OUTPUT = ("points", "size", "known"), "refined"
 FACTS = 12
@@ -42,6 +43,10 @@ class LidarRCNN:
     def build(self, input: BoxInput) -> nn.Module:
         """The network with weights of chance."""
         return BoxNetwork(self, len(input.classes))
+
+    def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
+        """What is known of a box ends with its class."""
+        return {"head.0.weight": Axis(1, [*range(self.widths[-1] + FACTS), *classes])}
 
 
 class BoxNetwork(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from apps.driving.models.library import build, dense_parts, shipped_config
 from apps.driving.types import LidarInput, ObjectClass
 from shared.errors import InvalidInputError
+from shared.recipe import Axis
 
 _CONFIG = "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py"
 _STRIDE = 8
@@ -113,6 +116,17 @@ class PointPillars:
     def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """Backbone, neck and head."""
         return dense_parts(model)
+
+    def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
+        """The head's outputs: for each class's anchors, at two headings, a score of every class, seven numbers of the
+        box and two of its direction."""
+        anchors = list(product(classes, range(2)))
+        outputs = {"conv_cls": classes, "conv_reg": range(7), "conv_dir_cls": range(2)}
+        return {
+            f"bbox_head.{layer}.{part}": Axis(0, list(product(anchors, values)))
+            for layer, values in outputs.items()
+            for part in ("weight", "bias")
+        }
 
 
 def _is_long(kind: ObjectClass) -> bool:

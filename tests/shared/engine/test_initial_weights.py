@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from shared.engine.initial_weights import load_initial_weights
+from shared.engine.initial_weights import load_initial_weights, new_classes, shared_classes
 from shared.errors import InvalidInputError
-from shared.recipe import InputSpec
+from shared.recipe import Axis, ClassAxes, InputSpec
 from tests.shared.engine import line
 from tests.shared.engine.line import train, weights
 
@@ -137,3 +139,41 @@ def test_no_class_begins_with_the_weights_of_another_that_both_know(tmp_path, st
     more = begun("more", ("pedestrian", "cyclist", "car", "tram"), init)
     assert said.format("pedestrian, cyclist, car, tram") in more
     assert "from the beginning; --data.classes pedestrian cyclist car keeps it" in more
+
+
+class Rows(NamedTuple):
+    """A model's settings that keep the rows of a layer by class, with a row of their own for what is none."""
+
+    def class_axes(self, classes: Sequence[str]) -> ClassAxes:
+        return {"2.weight": Axis(0, [*classes, 0]), "2.bias": Axis(0, [*classes, 0])}
+
+    def build(self, input: InputSpec) -> nn.Module:
+        return network(outputs=4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("tram", "car", "pedestrian", "cyclist"), "goes on with car, pedestrian, cyclist; learns anew tram"),
+        (("car", "pedestrian"), "goes on with car, pedestrian; leaves out cyclist"),
+        (("car", "tram", "pedestrian"), "goes on with car, pedestrian; learns anew tram; leaves out cyclist"),
+    ],
+    ids=["more", "fewer", "others"],
+)
+def test_classes_are_carried_over_by_name_where_a_model_says_where_it_keeps_them(tmp_path, classes, said):
+    line.run(replace(line.recipe(steps=1), input=Classes(classes=("pedestrian", "cyclist", "car"))), tmp_path / "run")
+    old, new = network(outputs=4).state_dict(), network(outputs=len(classes) + 1)
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    init = tmp_path / "artifact" / "weights.safetensors"
+    init.parent.mkdir()
+    save_file(old, init)
+    shutil.copy(tmp_path / "run" / "recipe.yaml", init.parent)
+    input = Classes(classes=classes)
+    found = load_initial_weights(new, init, shared_classes(init, Rows(), input))
+    assert found.by_class == ("2.weight", "2.bias") and not found.missing + found.other_shape
+    assert new_classes(init, input, by_name=True).endswith(f"this run {said}")
+    for name in found.by_class:
+        for row, kind in enumerate([*classes, 0]):
+            known = ["pedestrian", "cyclist", "car", 0]
+            expected = old[name][known.index(kind)] if kind in known else before[name][row]
+            assert torch.equal(new.state_dict()[name][row], expected)

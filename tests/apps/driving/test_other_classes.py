@@ -1,0 +1,94 @@
+"""Networks for other classes than shipped weights know begin with what these learnt of the classes that both have."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from apps.driving.models import fcos3d, pointpillars
+from apps.driving.models.lidar_rcnn import FACTS
+from apps.driving.predictor import WEIGHTS
+from apps.driving.recipes import RECIPES
+from apps.driving.types import ObjectClass
+from shared.engine.initial_weights import load_initial_weights, new_classes, shared_classes
+from shared.recipe_file import from_mapping, read_recipe_file
+
+TRUCK = ObjectClass(name="truck", size_m=(8.0, 2.6, 3.0), bottom_m=-1.78)
+
+
+@pytest.fixture
+def both(request):
+    """The networks of shipped weights: as they are, and for a car, a truck, and the first class of theirs.
+
+    With each the names of its classes, their settings, and the sentences on what was loaded.
+    """
+    recipe_name, version = request.param
+    path, recipe = WEIGHTS / version, RECIPES[recipe_name]()
+    recorded = read_recipe_file(path / "recipe.yaml")["recipe"]
+    model = from_mapping(type(recipe.model), recorded["model"])
+    input = from_mapping(type(recipe.input), recorded["input"])
+    by_name = {kind.name: kind for kind in input.classes}
+    networks, names, said = [], [], []
+    for classes in (input.classes, (by_name["car"], TRUCK, input.classes[0])):
+        seen = replace(input, classes=classes)
+        network = model.build(seen)
+        found = load_initial_weights(network, path, shared_classes(path, model, seen))
+        assert not found.missing + found.extra + found.other_shape
+        networks.append(network.eval())
+        names.append([kind.name for kind in classes])
+        said.append(new_classes(path, seen, by_name=bool(found.by_class)))
+    assert said[0] is None and "goes on with car, pedestrian; learns anew truck; leaves out cyclist" in said[1]
+    return networks, names, model, input
+
+
+@pytest.mark.parametrize("both", [("medium", "pointpillars/4")], indirect=True)
+def test_pointpillars_sees_a_class_at_its_anchors_as_before(both):
+    networks, names, model, input = both
+    image = pointpillars.example_input(model, input)[:1]
+    with torch.inference_mode():
+        scores, boxes, directions = zip(*(pointpillars.PillarsToHeads(one)(image) for one in networks), strict=True)
+    rows, columns = scores[0].shape[2:]
+    for kind in ("pedestrian", "car"):
+        # mmdet3d's own layout of a cell: by anchor, of a class at two headings, and then by what is said of it.
+        cells = [
+            torch.cat([
+                part[0].permute(1, 2, 0).reshape(rows, columns, len(own), 2, -1)[:, :, own.index(kind)][..., chosen]
+                for part, chosen in (
+                    (score, [own.index("pedestrian"), own.index("car")]), (box, range(7)), (direction, range(2))
+                )
+            ], -1)
+            for score, box, direction, own in zip(scores, boxes, directions, names, strict=True)
+        ]  # fmt: skip
+        torch.testing.assert_close(*cells)
+    anchors = networks[1].bbox_head.prior_generator.single_level_grid_anchors((rows, columns), 1, device="cpu")
+    lengths = [kind.size_m[0] for kind in (input.classes[names[0].index("car")], TRUCK, input.classes[0])]
+    assert anchors.reshape(rows, columns, 3, 2, 7)[0, 0, :, 0, 3].tolist() == pytest.approx(lengths)
+
+
+@pytest.mark.parametrize("both", [("fcos3d_small", "fcos3d/1")], indirect=True)
+def test_fcos3d_scores_a_class_as_before(both):
+    networks, names, _, _ = both
+    image = fcos3d.example_image(64, 128)[:1]
+    with torch.inference_mode():
+        before, after = (fcos3d.ImageToHeads(one)(image) for one in networks)
+    for name, one, other in zip(fcos3d.OUTPUTS, before, after, strict=True):
+        if name.startswith("scores"):
+            one, other = (
+                part[:, [own.index("pedestrian"), own.index("car")]]
+                for part, own in zip((one, other), names, strict=True)
+            )
+        if not name.startswith("boxes"):  # sizes are relative to those of the likeliest class, which a new one may be
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("both", [("second_stage", "lidar_rcnn/2")], indirect=True)
+def test_the_second_stage_corrects_a_class_as_before(both):
+    networks, names, _, input = both
+    torch.manual_seed(0)
+    points, size, facts = torch.randn(2, input.points, 3), torch.rand(2, 3) + 1, torch.randn(2, FACTS)
+    answers = []
+    for network, own in zip(networks, names, strict=True):
+        kinds = torch.eye(3)[[own.index("pedestrian"), own.index("car")]]
+        with torch.inference_mode():
+            answers.append(network(points, size, torch.cat([facts, kinds], 1)))
+    torch.testing.assert_close(*answers)
