@@ -74,6 +74,7 @@ def test_keys_step_through_frames_and_what_is_looked_at_stays(page: Page, site: 
     page.get_by_text("Filter").click()
     page.get_by_label("Score of at least").fill("0.7")
     page.get_by_text("Filter").focus()
+    first = page.locator("h2.found").inner_text()
     page.keyboard.press("n")
     expect(page.get_by_role("button", name="000001")).to_have_attribute("aria-pressed", "true")
     expect(labels).to_be_checked()
@@ -81,26 +82,61 @@ def test_keys_step_through_frames_and_what_is_looked_at_stays(page: Page, site: 
     page.locator("main h1").click()
     page.keyboard.press("p")
     expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
-    # In a field a letter is a letter.
+    # In a field a letter is a letter; the field is another when the frame has been loaded.
+    expect(page.locator("h2.found")).to_have_text(first)
     page.get_by_label("Score of at least").press("n")
     expect(page.get_by_role("button", name="000000")).to_have_attribute("aria-pressed", "true")
 
 
-def test_many_frames_are_a_list(page: Page, site: Site) -> None:
+def test_many_frames_are_a_list_with_the_boxes_of_each_in_their_order_or_the_fullest_first(
+    page: Page, site: Site
+) -> None:
     page.goto(f"{site.address}/driving")
     shown = page.evaluate(
         """async () => {
           const { frameSwitcher } = await import("/static/driving/frames.js");
           const asked = [];
-          const frames = [...Array(200).keys()].map((n) => ({ frame: `f${n}` }));
-          const node = frameSwitcher(frames, (frame) => asked.push(frame.frame));
+          let least = 0;
+          const boxes = (n) => Array(n % 7).fill({ score: 1 - n / 200 });
+          const frames = [...Array(200).keys()].map((n) => ({ frame: `f${n}`, boxes: boxes(n) }));
+          const counted = (box) => box.score >= least;
+          const { node, update } = frameSwitcher(frames, (frame) => asked.push(frame.frame), counted);
           document.querySelector("#result").append(node);
           const [before, next] = node.querySelectorAll("button");
+          const texts = ["label > span", "option"];
+          const said = () => texts.map((one) => node.querySelector(one).textContent);
+          const first = said();
           before.click(); next.click(); next.click();
-          return [node.querySelectorAll("button").length, node.querySelector("select").value, asked];
+          node.querySelector("input").click();
+          const fullest = said();
+          next.click();
+          least = 0.5;
+          update();
+          const filtered = said();
+          next.click();
+          return [node.querySelectorAll("button").length, first, fullest, filtered, asked];
         }"""
     )
-    assert shown == [2, "2", ["f1", "f2"]]
+    total, upper = sum(n % 7 for n in range(200)), sum(n % 7 for n in range(101))
+    assert shown == [
+        2,
+        [f"200 frames, {total} boxes: ", "f0 (0 boxes)"],
+        [f"200 frames, {total} boxes: ", "f6 (6 boxes)"],
+        [f"200 frames, {upper} boxes: ", "f6 (6 boxes)"],
+        # f2 has two boxes: after it comes the next that has two.
+        ["f1", "f2", "f9", "f16"],
+    ]
+
+
+def test_the_boxes_of_each_frame_are_counted_as_they_are_filtered(page: Page, site: Site) -> None:
+    open_sample(page, site, "Two frames")
+    buttons = page.locator(".frames button")
+    expect(buttons).to_have_text([f"00000{n} {len(truth)}" for n, truth in enumerate(site.truths)])
+    page.get_by_text("Filter").click()
+    page.get_by_label("Score of at least").fill("0.75")
+    left = page.locator(".objects tbody tr").count()
+    assert left < len(site.truths[0])
+    expect(buttons.first).to_have_text(f"000000 {left}")
 
 
 def test_boxes_are_filtered_by_score_and_class_in_every_view(page: Page, site: Site) -> None:

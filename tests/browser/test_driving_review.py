@@ -65,6 +65,21 @@ def test_boxes_of_each_frame_are_accepted_and_rejected(page: Page, site: str, tm
     expect(page.get_by_label("Reject car at 30.0 m")).to_be_checked()
 
 
+def test_boxes_that_the_filter_hides_are_not_accepted_with_the_others(page: Page, site: str, tmp_path: Path) -> None:
+    open_frames(page, site, tmp_path)
+    scores = [float(text) for text in page.locator(".objects tbody td:nth-child(2)").all_inner_texts()]
+    page.get_by_text("Filter").click()
+    page.get_by_label("Score of at least").fill(str(max(scores)))
+    expect(page.locator(".objects tbody tr")).to_have_count(1)
+    others = page.get_by_role("button", name="Accept the others")
+    with page.expect_response(is_save):
+        others.click()
+    expect(others).to_be_hidden()
+    assert list(review(page, site)["verdicts"].values()) == ["accepted"]
+    page.get_by_label("Score of at least").fill("")
+    expect(others).to_be_visible()
+
+
 def test_an_object_that_was_missed_is_put_where_the_view_from_above_was_clicked(
     page: Page, site: str, tmp_path: Path
 ) -> None:

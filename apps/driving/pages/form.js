@@ -28,7 +28,11 @@ async function render(answer) {
   const numbered = Array.isArray(answer.result.boxes) && frames.every((frame) => frame.boxes.every((box) => box.number));
   reviewed = null;
   choices.review = numbered ? openReview(answer, { changed: () => reviewed?.update() }) : null;
-  if (frames.length > 1) result.append(frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => refuse(stage, frame, error))));
+  if (frames.length > 1) {
+    const switcher = frameSwitcher(frames, (frame) => show(answer, frame, stage, choices).catch((error) => refuse(stage, frame, error)), (box) => passes(box, choices));
+    choices.changed = switcher.update;
+    result.append(switcher.node);
+  }
   result.append(stage, ...(choices.review ? [choices.review.node] : []), details(answer));
   await show(answer, frames[0], stage, choices);
 }
@@ -100,8 +104,10 @@ async function show(answer, frame, stage, choices) {
   const filter = filterControls(frame.boxes, choices, () => {
     state.frame = filtered();
     state.chosen = -1;
+    choices.changed?.();
     list.fill();
     redraw();
+    review?.update();
   });
   if (filter) controls.append(filter);
   const space = element("figure", { class: "figure cloud" });

@@ -6,8 +6,9 @@ const USUAL = { car: [4.2, 1.8, 1.5], pedestrian: [0.8, 0.6, 1.75], cyclist: [1.
 const GROUND_M = -1.7;   // below the LiDAR, where a frame has no box to tell it
 
 /**
- * The review of one `frame` of boxes.json. `changed()` is called when what is drawn changes: `state.missed`, and
- * `state.point`, [x, y] in metres, at which an object is added. `cell(box)` holds the verdict on a box.
+ * The review of one `frame` of boxes.json, of which `state.frame` has the boxes that are shown. `changed()` is called
+ * when what is drawn changes: `state.missed`, and `state.point`, [x, y] in metres, at which an object is added.
+ * `cell(box)` holds the verdict on a box.
  */
 export function frameReview(review, frame, state, changed) {
   const verdicts = new Map(frame.boxes.map((box) => [box, verdictBoxes(review, box.number, `${box.class.replaceAll("_", " ")} at ${box.distance_m.toFixed(1)} m`)]));
@@ -25,7 +26,7 @@ export function frameReview(review, frame, state, changed) {
   const [heading, headingLabel] = number("Heading, °", 0, 5);
   const add = element("button", { type: "button", disabled: true, onclick: () => put() }, "Add");
   const listed = element("ul", { "aria-label": "Missed objects" });
-  const others = element("button", { type: "button", title: "Each box of this frame without a verdict", onclick: () => review.acceptOthers(frame.boxes.map((box) => box.number)) }, "Accept the others");
+  const others = element("button", { type: "button", title: "Each box of this frame that is shown and has no verdict", onclick: () => review.acceptOthers(state.frame.boxes.map((box) => box.number)) }, "Accept the others");
   const adding = element("details", { class: "adding" }, element("summary", {}, "Missed an object?"),
     element("p", { class: "small" }, "Click where it is in the view from above, or write it. Metres from the LiDAR; the heading is counter-clockwise from straight ahead."),
     element("div", { class: "controls" }, element("label", {}, "Class ", name), aheadLabel, leftLabel, bottomLabel, ...sides.map(([, label]) => label), headingLabel, add));
@@ -67,7 +68,7 @@ export function frameReview(review, frame, state, changed) {
     listed.replaceChildren(...state.missed.map((one) => element("li", {},
       element("button", { type: "button", onclick: () => review.remove(one), "aria-label": `Remove the missed ${one.name}` }, "−"),
       ` missed: ${one.name.replaceAll("_", " ")}, ${Math.hypot(...one.centre_lidar_m.slice(0, 2)).toFixed(1)} m away`)));
-    others.hidden = !frame.boxes.some((box) => review.verdict(box.number) === null);
+    others.hidden = !state.frame.boxes.some((box) => review.verdict(box.number) === null);
     changed();
   }
 
