@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -61,25 +61,49 @@ def evaluate(predictor: DrivingPredictor, data: FrameData, limit: int | None = N
 
 
 def score(predictor: DrivingPredictor, data: FrameData, limit: int | None = None) -> tuple[DomainScore, ...]:
-    """By model: the mean over its classes of KITTI's AP R40, 3D, moderate, on the frames that validate."""
+    """By model: the mean over its classes of KITTI's AP R40, 3D, moderate, on the frames that validate.
+
+    On data without what KITTI's labels have of the image, of AP by the distance of centres. Refuses data in which no
+    class of a model is labelled.
+    """
     scores = []
     for name, detector in predictor.detectors.items():
-        frames = list(labelled_frames(data, detector, limit))
-        if not frames:
+        seen = list(labelled_frames(data, detector, limit))
+        if not seen:
             continue
-        found = [in_image(frame, detector.detect(frame)) for frame in frames]
-        judged = kitti_ap.evaluate([_light(frame) for frame in frames], found)
-        classes = [kind.name for kind in detector.input.classes if f"{kind.name}/3d/moderate" in judged]
-        objects = sum(int(judged[f"{kind}/objects/moderate"]) for kind in classes)
+        frames, found = [_light(frame) for frame in seen], [detector.detect(frame) for frame in seen]
+        if data.protocol == "kitti":
+            measure = "mean AP R40, 3D, moderate"
+            found = [in_image(frame, boxes) for frame, boxes in zip(frames, found, strict=True)]
+            judged = kitti_ap.evaluate(frames, found)
+            classes = [kind.name for kind in detector.input.classes if f"{kind.name}/3d/moderate" in judged]
+            value, counted = _mean(judged[f"{kind}/3d/moderate"] for kind in classes), "objects/moderate"
+        else:
+            measure, counted = "mean AP by the distance of centres", "objects"
+            frames = _with_merged(frames, dict(data.merge))
+            classes = _labelled(detector, frames)
+            judged = _by_centres(frames, found, classes) if classes else {"map_present": 0.0}
+            value = judged["map_present"]
+        if not classes:
+            known = ", ".join(kind.name for kind in detector.input.classes)
+            raise InvalidInputError(
+                f"none of the classes of {name} ({known}) is labelled in the frames that validate; --data.merge says "
+                "what your labels call them"
+            )
         scores.append(
             DomainScore(
-                name=f"{name}: mean AP R40, 3D, moderate",
-                value=float(np.mean([judged[f"{kind}/3d/moderate"] for kind in classes])),
-                count=f"{objects} objects in {len(frames)} frames",
+                name=f"{name}: {measure}",
+                value=value,
+                count=f"{sum(int(judged[f'{kind}/{counted}']) for kind in classes)} objects in {len(frames)} frames",
                 data=data.fingerprint()["description"],
             )
         )
     return tuple(scores)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return float(np.mean(listed)) if listed else 0.0
 
 
 def kitti_rows(
@@ -105,16 +129,13 @@ def centre_rows(
     model: str, detector: Detector, frames: Sequence[Frame], found: Sequence[Boxes3D], merge: Mapping[str, str]
 ) -> tuple[list[Sequence[str]], list[str]]:
     """By class of the network that is labelled at all: objects, AP, and the errors of what was hit at 2 m."""
-    truth = [replace(frame, truth=_merged(frame, merge)) for frame in frames]
-    labelled = {name for frame in truth if frame.truth is not None for name in frame.truth.names}
-    names = [kind.name for kind in detector.input.classes if kind.name in labelled]
+    truth = _with_merged(frames, merge)
+    names = _labelled(detector, truth)
     if not names:
+        labelled = sorted({name for frame in truth if frame.truth is not None for name in frame.truth.names})
         known = ", ".join(kind.name for kind in detector.input.classes)
-        return [], [f"none of its classes ({known}) is labelled; the labels have {', '.join(sorted(labelled))}."]
-    ranges = {name: nuscenes_detection.RANGES_M.get(name, RANGE_M) for name in names}
-    scores = nuscenes_detection.evaluate(
-        DetectionBoxes.of_frames(truth), DetectionBoxes.of_detections(found), ranges_m=ranges
-    )
+        return [], [f"none of its classes ({known}) is labelled; the labels have {', '.join(labelled)}."]
+    scores = _by_centres(truth, found, names)
     rows: list[Sequence[str]] = [
         (
             *(model, name, f"{scores[f'{name}/objects']:.0f}", f"{scores[f'{name}/ap']:.3f}"),
@@ -124,7 +145,24 @@ def centre_rows(
         for name in names
     ]
     said = [f"mean AP {scores['map_present']:.3f} over the classes that occur."]
-    return rows, said + _unseen(detector, truth, names, ranges)
+    return rows, said + _unseen(detector, truth, names)
+
+
+def _labelled(detector: Detector, frames: Sequence[Frame]) -> list[str]:
+    """The classes of a network that are labelled at all."""
+    labelled = {name for frame in frames if frame.truth is not None for name in frame.truth.names}
+    return [kind.name for kind in detector.input.classes if kind.name in labelled]
+
+
+def _by_centres(frames: Sequence[Frame], found: Sequence[Boxes3D], names: Sequence[str]) -> dict[str, float]:
+    """nuScenes' scores of the classes, each judged as far from the vehicle as nuScenes does or ``RANGE_M``."""
+    return nuscenes_detection.evaluate(
+        DetectionBoxes.of_frames(frames), DetectionBoxes.of_detections(found), ranges_m=_ranges(names)
+    )
+
+
+def _ranges(names: Sequence[str]) -> dict[str, float]:
+    return {name: nuscenes_detection.RANGES_M.get(name, RANGE_M) for name in names}
 
 
 def in_image(frame: Frame, boxes: Boxes3D) -> Boxes3D:
@@ -171,18 +209,21 @@ def _light(frame: Frame) -> Frame:
     return replace(bare_frame, cameras={name: bare(one) for name, one in frame.cameras.items()})
 
 
-def _merged(frame: Frame, merge: Mapping[str, str]) -> Boxes3D:
-    assert frame.truth is not None
-    return replace(frame.truth, names=tuple(merge.get(name, name) for name in frame.truth.names))
+def _with_merged(frames: Sequence[Frame], merge: Mapping[str, str]) -> list[Frame]:
+    """The frames with their labels called what they are learnt as."""
+
+    def merged(frame: Frame) -> Boxes3D:
+        assert frame.truth is not None
+        return replace(frame.truth, names=tuple(merge.get(name, name) for name in frame.truth.names))
+
+    return [replace(frame, truth=merged(frame)) for frame in frames]
 
 
-def _unseen(
-    detector: Detector, frames: Sequence[Frame], names: Sequence[str], ranges_m: Mapping[str, float]
-) -> list[str]:
+def _unseen(detector: Detector, frames: Sequence[Frame], names: Sequence[str]) -> list[str]:
     """A sentence where objects that are judged lie where a LiDAR network does not look."""
     if not isinstance(detector.input, LidarInput):
         return []
-    outside = judged = 0
+    ranges_m, outside, judged = _ranges(names), 0, 0
     for frame in frames:
         assert frame.truth is not None
         place = frame.truth.centre_lidar_m

@@ -8,13 +8,14 @@ import torch
 
 from apps.driving.app import app
 from apps.driving.datasets.argoverse2 import Argoverse2
+from apps.driving.datasets.custom import Custom
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.datasets.synth.export import write_frame
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import Sensors
 from apps.driving.datasets.synthetic import Synthetic
-from apps.driving.inference.evaluation import evaluate
+from apps.driving.inference.evaluation import evaluate, score
 from apps.driving.predictor import DrivingPredictor
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Boxes3D, CameraInput, LidarInput
@@ -93,6 +94,36 @@ def test_kitti_is_scored_by_ap_r40_with_its_counts(kitti_root):
     assert cells(missed, **{"class": "car", "_": "3D"})["hard"] == "0.00"
     few = evaluate(predictor_of(Told(perfect)), Kitti(root=kitti_root), 2)
     assert "2 frames" in few.notes[0] and "5 frames" in table.notes[0]
+
+
+def test_a_model_has_one_score_on_sweeps_of_ones_own_and_on_kitti(kitti_root, tmp_path):
+    (tmp_path / "points").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(2):
+        frame = scene(np.random.default_rng(number), kind="street")
+        frame.points_lidar_m.tofile(tmp_path / "points" / f"{number}.bin")
+        rows = [
+            " ".join([*(f"{value:.4f}" for value in box), {"car": "saloon"}.get(name, name)])
+            for box, name in zip(frame.truth.array, frame.truth.names, strict=True)
+        ]
+        (tmp_path / "labels" / f"{number}.txt").write_text("\n".join(rows))
+    data = Custom(root=tmp_path, merge=(("saloon", "car"),))
+
+    def as_cars(frame):
+        found = perfect(frame)
+        return dataclasses.replace(found, names=tuple({"saloon": "car"}.get(name, name) for name in found.names))
+
+    (own,) = score(predictor_of(Told(as_cars)), data)
+    assert own.name == "told: mean AP by the distance of centres" and own.value > 0.99
+    assert int(own.count.partition(" ")[0]) > 3 and own.count.endswith("objects in 1 frames")
+    (none,) = score(predictor_of(Told(lambda frame: as_cars(frame).take(np.zeros(0, np.int64)))), data)
+    assert none.value == 0
+    (kitti,) = score(predictor_of(Told(perfect)), Kitti(root=kitti_root))
+    assert kitti.name == "told: mean AP R40, 3D, moderate" and kitti.value > 10
+    tram = LidarInput(classes=(dataclasses.replace(LidarInput().classes[0], name="tram"),))
+    for labelled in (data, Kitti(root=kitti_root)):
+        with pytest.raises(InvalidInputError, match=r"none of the classes of told \(tram\) is labelled"):
+            score(predictor_of(Told(perfect, tram)), labelled)
 
 
 @pytest.mark.realdata
