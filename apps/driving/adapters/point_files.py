@@ -17,15 +17,16 @@ MOST_POINTS = 2_000_000
 SWEEPS = (".bin", ".pcd", ".npy")
 """Files of one sweep each, by their ending."""
 
-_BYTES = 16
-"""Of a point in KITTI's files."""
+_BIN_COLUMNS = (4, 5, 6)
+"""How many float32 a point may have in a .bin: KITTI's four; with the ring or the time of the point behind them, as
+mmdet3d's ``load_dim`` says it."""
 _PLACE = ("x", "y", "z")
 _COLUMNS = (*_PLACE, "intensity")
 _MOST_COLUMNS = 32
 """An array with more has its points side by side."""
 _INTENSITY = ("intensity", "i", "reflectivity", "remission", "scalar_intensity")
 """What PCD files and structured arrays call it, the usual name first."""
-_MOST_INTENSITY = 255.0
+_MOST_INTENSITY, _FARTHEST_M = 255.0, 1000.0
 
 
 def read_points(path: Path) -> Floats:
@@ -36,9 +37,10 @@ def read_points(path: Path) -> Floats:
 def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
     """(N, 4) x, y, z in metres and intensity in [0, 1] of the finite points of a sweep, and what is to be remarked.
 
-    A .bin holds float32 x, y, z, intensity; a .npy an array (N, 3 or more) whose columns begin so, or one with fields
-    of these names; a .pcd has such fields. Intensity of 0 to 255 is scaled in the two latter, and 0 where there is
-    none. Raises ``InvalidInputError`` for truncated and otherwise laid out files.
+    A .bin holds float32 x, y, z, intensity, and one or two columns more where its numbers make sense so alone; a .npy
+    an array (N, 3 or more) whose columns begin so, or one with fields of these names; a .pcd has such fields.
+    Intensity of 0 to 255 is scaled; in the two latter it is 0 where there is none. Raises ``InvalidInputError`` for
+    truncated and otherwise laid out files.
     """
     kind = path.suffix.lower()
     if kind == ".pcd":
@@ -47,13 +49,14 @@ def read_sweep(path: Path) -> tuple[Floats, tuple[str, ...]]:
         return points, said + remarks
     if kind != ".bin":
         return sweep_of(_array(path), path.name)
-    points, remarks = _near(_kitti(path), path.name)
-    if points[:, 3].min() < 0 or points[:, 3].max() > 1.0001:
+    whole, said = _bin(path)
+    points, remarks = _near(whole, path.name)
+    if points[:, 3].min() < 0 or points[:, 3].max() > _MOST_INTENSITY:
         raise InvalidInputError(
             f"{path.name}: the fourth column runs from {points[:, 3].min():.3g} to {points[:, 3].max():.3g}, but "
-            "intensity lies in [0, 1]; scale it, or check the number of columns (KITTI has four)"
+            "intensity lies in [0, 1] or [0, 255]; scale it, or check the number of columns (KITTI has four)"
         )
-    return points, remarks
+    return _scaled(points, path.name)[0], said + remarks
 
 
 def sweep_of(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tuple[str, ...]]:
@@ -67,7 +70,7 @@ def sweep_of(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[Floats, tu
 def _near(whole: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
     """The finite points (N, 4) away from the sensor, and remarks on others; refuses some farther than a LiDAR sees."""
     points = finite(whole, name)
-    if np.abs(points[:, :3]).max() > 1000:
+    if np.abs(points[:, :3]).max() > _FARTHEST_M:
         raise InvalidInputError(f"{name} holds points over 1 km away; are x, y and z in metres?")
     remarks = dropped(name, len(whole), len(points))
     returned = points[:, :3].any(axis=1)
@@ -84,7 +87,8 @@ def _near(whole: Floats, name: str) -> tuple[Floats, tuple[str, ...]]:
     return points, remarks
 
 
-def _kitti(path: Path) -> Floats:
+def _bin(path: Path) -> tuple[Floats, tuple[str, ...]]:
+    """The first four columns (N, 4) of float32 numbers, and a remark where there are more."""
     content = path.read_bytes()
     if path.name.lower().endswith(".pcd.bin"):
         raise InvalidInputError(
@@ -93,12 +97,33 @@ def _kitti(path: Path) -> Floats:
         )
     if not content:
         raise InvalidInputError(f"{path.name} is empty; a LiDAR sweep holds 16 bytes a point")
-    if len(content) % _BYTES:
-        hint = " It may have five columns, as nuScenes does." if len(content) % 20 == 0 else " It may be truncated."
-        raise InvalidInputError(
-            f"{path.name} has {len(content)} bytes, not a multiple of 16 (float32 x, y, z, intensity).{hint}"
+    numbers = np.frombuffer(content, "<f4", count=len(content) // 4)
+    fitting = [columns for columns in _BIN_COLUMNS if len(content) % (4 * columns) == 0]
+    for columns in fitting:
+        points = numbers.reshape(-1, columns)[:, :4].astype(np.float32)
+        if _is_sweep(points):
+            more = (
+                f"{path.name} was read as {columns} columns: x, y, z, intensity, and {columns - 4} that are not used."
+            )
+            return points, () if columns == 4 else (more,)
+    if _BIN_COLUMNS[0] in fitting:
+        return numbers.reshape(-1, 4).astype(np.float32), ()
+    hint = "five or six columns, which do not begin so" if fitting else "been truncated"
+    raise InvalidInputError(
+        f"{path.name} has {len(content)} bytes, not a multiple of 16 (float32 x, y, z, intensity). It may have {hint}."
+    )
+
+
+def _is_sweep(points_N4: Floats) -> bool:
+    """Whether columns hold what they should; of points that are taken apart at another number of columns the fourth
+    has coordinates, of which some are below 0."""
+    with np.errstate(invalid="ignore"):
+        known = points_N4[np.isfinite(points_N4).all(axis=1)]
+        return len(known) > 0 and bool(
+            np.abs(known[:, :3]).max() <= _FARTHEST_M
+            and known[:, 3].min() >= 0
+            and known[:, 3].max() <= _MOST_INTENSITY
         )
-    return np.frombuffer(content, "<f4").reshape(-1, 4).astype(np.float32)
 
 
 def _array(path: Path) -> Mapping[str, NDArray[Any]]:

@@ -189,10 +189,10 @@ def test_bad_sweeps_are_refused(tmp_path):
     for name, content, sentence in (
         ("short.bin", good.ravel()[:-1], "76 bytes, not a multiple of 16"),
         ("empty.bin", [], "is empty"),
-        ("five.bin", np.ones((3, 5)), "five columns"),
+        ("five.bin", -np.ones((3, 5)), "60 bytes, not a multiple of 16.*five or six columns"),
         ("nan.bin", np.full((2, 4), np.nan), "2 points that are not finite"),
         ("far.bin", np.full((2, 4), 5e4), "over 1 km away"),
-        ("bright.bin", good + [0, 0, 0, 199], "intensity lies in"),
+        ("bright.bin", good + [0, 0, 0, 299], "intensity lies in"),
     ):
         with pytest.raises(InvalidInputError, match=sentence) as refused:
             kitti.read(write(tmp_path / name, content))

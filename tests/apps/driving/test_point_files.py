@@ -63,6 +63,22 @@ def test_arrays_are_read_by_columns_or_by_fields(points, tmp_path):
     assert np.array_equal(found[:, :3], points[:, :3]) and "no intensity" in remarks[0]
 
 
+@pytest.mark.parametrize("columns", [4, 5, 6])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_float32_sweeps_have_a_ring_and_a_time_behind_their_intensity_or_none(tmp_path, columns, scale):
+    generator = np.random.default_rng(columns)
+    # As many points as can be taken apart at each of the numbers of columns.
+    points = np.column_stack([generator.uniform(-60, 60, (120, 2)), generator.uniform(-2, 3, 120), np.ones(120) / 2])
+    points = points.astype(np.float32)
+    behind = np.column_stack([np.arange(120) % 32, generator.uniform(0, 0.1, 120)])[:, : columns - 4]
+    file = tmp_path / "sweep.bin"
+    np.column_stack([points * [1, 1, 1, scale], behind]).astype("<f4").tofile(file)
+    found, remarks = read_sweep(file)
+    np.testing.assert_allclose(found, points, rtol=1e-6)
+    more = f"sweep.bin was read as {columns} columns: x, y, z, intensity, and {columns - 4} that are not used."
+    assert remarks == (() if columns == 4 else (more,))
+
+
 def test_intensity_beyond_a_byte_is_cut_with_a_remark(points, tmp_path):
     # Ouster's signal photons, for one.
     np.save(tmp_path / "sweep.npy", points * np.float32([1, 1, 1, 3000]))
