@@ -36,10 +36,11 @@ class KittiFiles:
 def read_folders(label_dir: Path, result_dir: Path, frames: Path | None = None) -> KittiFiles:
     """The units that have a result file, or those that the file ``frames`` names, one a line (ImageSets, seqmaps).
 
+    Labels lie in ``label_dir``, or in the folder of labels of the benchmark's training part, where it is that.
     Raises InvalidInputError for folders without text files, files that are not in KITTI's layout, results without
     scores, results of object files beside labels of tracking, and units without labels.
     """
-    labels, results = _files(label_dir), _files(result_dir)
+    labels, results = _files(_label_folder(label_dir)), _files(result_dir)
     names = sorted(results) if frames is None else _names(frames)
     if unknown := [name for name in names if name not in labels]:
         source = results[unknown[0]].name if frames is None else unknown[0]
@@ -111,6 +112,12 @@ class _Rows:
         if not np.isfinite(values).all():
             raise InvalidInputError(f"{path.name}, line {number}: a value is not a finite number")
         return frame, words[lead], values if scored else [*values, 0.0]
+
+
+def _label_folder(folder: Path) -> Path:
+    """The folder of labels in a folder of the benchmark's, beside images and calibrations; else the folder itself."""
+    below = (folder / part / name for part in ("", "training") for name in ("label_2", "label_02"))
+    return next((found for found in below if found.is_dir()), folder)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -56,6 +56,14 @@ def test_labels_against_themselves_score_100(folders):
     assert found == {measure: ["100.00"] * 3 for measure in MEASURES}
 
 
+def test_labels_are_found_in_the_benchmarks_own_folders(folders, tmp_path):
+    labels, results = folders
+    training = tmp_path / "kitti" / "training"
+    shutil.copytree(labels, training / "label_2")
+    shutil.copytree(labels, training / "calib")
+    assert score(training, results) == score(training.parent, results) == score(labels, results)
+
+
 def test_what_is_not_found_and_what_is_moved_costs(folders):
     labels, results = folders
     for file in sorted(results.iterdir())[:10]:
