@@ -38,11 +38,18 @@ def folders(files: Sequence[Path]) -> list[Path]:
 
 def frame_ids(root: Path) -> list[str]:
     """The ids of the sweeps, sorted. Refuses sweeps that would be passed over."""
-    files = [file for file in sorted((root / POINTS).glob("*")) if not file.name.startswith(".")]
+    return sweep_ids(root / POINTS)
+
+
+def sweep_ids(folder: Path) -> list[str]:
+    """The names of the sweeps in a folder without their endings, sorted. Refuses sweeps that would be passed over."""
+    files = [file for file in sorted(folder.glob("*")) if not file.name.startswith(".")]
     sweeps: dict[str, Path] = {}
     for file in files:
         if file.is_dir() and any(inside.suffix.lower() in SWEEPS for inside in file.iterdir()):
-            raise InvalidInputError(f"{POINTS} holds the folder {file.name} with sweeps; put them into {POINTS} itself")
+            raise InvalidInputError(
+                f"{folder.name} holds the folder {file.name} with sweeps; put them into {folder.name} itself"
+            )
         if file.suffix.lower() in FOREIGN:
             raise InvalidInputError(foreign(file))
         if file.suffix.lower() in SWEEPS and sweeps.setdefault(file.stem, file) != file:
@@ -59,15 +66,22 @@ def read_frame(
 
     There is nothing to compute on ``device``. Raises ``InvalidInputError``.
     """
-    sweep = named(root / POINTS, frame_id, SWEEPS)
-    if sweep is None:
-        raise InvalidInputError(f"{root.name} has no sweep {POINTS}/{frame_id} (.bin, .npy, .pcd)")
-    points, remarks = read_sweep(sweep)
+    frame = read_unlabelled(root / POINTS, frame_id)
     labels = named(root / LABELS, frame_id, TEXTS) if labelled else None
-    truth = None if labels is None else read_labels(labels, origin)
-    if truth is not None:
-        truth = replace(truth, point_counts=truth.inside(points).sum(axis=1))
-    return Frame(name=frame_id, points_lidar_m=points, cameras={}, truth=truth, remarks=remarks)
+    if labels is None:
+        return frame
+    truth, points = read_labels(labels, origin), frame.points_lidar_m
+    assert points is not None
+    return replace(frame, truth=replace(truth, point_counts=truth.inside(points).sum(axis=1)))
+
+
+def read_unlabelled(folder: Path, frame_id: str) -> Frame:
+    """The frame of a sweep in a folder, by its name without its ending. Raises ``InvalidInputError``."""
+    sweep = named(folder, frame_id, SWEEPS)
+    if sweep is None:
+        raise InvalidInputError(f"{folder.parent.name} has no sweep {folder.name}/{frame_id} (.bin, .npy, .pcd)")
+    points, remarks = read_sweep(sweep)
+    return Frame(name=frame_id, points_lidar_m=points, cameras={}, remarks=remarks)
 
 
 def read_labels(path: Path, origin: BoxOrigin = "centre") -> Boxes3D:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apps.driving.adapters import cityscapes3d, custom, kitti, rosbag
-from apps.driving.adapters.kitti_layouts import frame_root
+from apps.driving.adapters.kitti_layouts import frame_root, frame_roots
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.video import overlapped
@@ -103,11 +103,26 @@ def _of_folder(folder: Path, device: str) -> _Found:
         )
     if not folder.is_dir():
         raise InvalidInputError(f"--each takes a folder or a ROS bag, and {folder.name} is neither; leave --each out")
+    if not own and not frame_roots(folder):
+        return _of_sweeps(folder)
     root = own[0] if own else frame_root(folder)
     ids = custom.frame_ids(root) if own else kitti.frame_ids(root)
     read = partial(custom.read_frame if own else kitti.read_frame, root, labelled=False, device=device)
     frames = [_Unread(frame_id.replace("/", "_"), partial(read, frame_id)) for frame_id in ids]
     return _Found(root, frames, len(frames), {frame.name for frame in frames})
+
+
+def _of_sweeps(folder: Path) -> _Found:
+    """Sweeps that lie in a folder itself."""
+    ids = custom.sweep_ids(folder)
+    if not ids:
+        raise InvalidInputError(
+            f"{folder.name} holds no sweep (.bin, .pcd, .npy), and neither a folder velodyne, image_2 or points nor "
+            "nuScenes' tables or images of Cityscapes, which --each goes through; a single key frame of nuScenes or an "
+            "Argoverse 2 log is read without --each"
+        )
+    frames = [_Unread(frame_id, partial(custom.read_unlabelled, folder, frame_id)) for frame_id in ids]
+    return _Found(folder, frames, len(frames), set(ids))
 
 
 def _of_bag(path: Path, topic: str | None) -> _Found:

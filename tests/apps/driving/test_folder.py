@@ -164,10 +164,25 @@ def test_the_command_goes_through_a_folder(split, tmp_path, capsys):
     assert len(lines(tmp_path / "out")) == 3
 
 
+def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, tmp_path, capsys):
+    (split / "velodyne" / "notes.md").write_text("of the drive")
+    np.save(split / "velodyne" / "000009.npy", read_points(split / "velodyne" / "000000.bin"))
+    command = ["predict", "driving", str(split / "velodyne"), "--each", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert "5 frames, 0 of them answered before" in capsys.readouterr().out
+    names = [line["name"] for line in lines(tmp_path / "out")]
+    assert names == ["000000", "000001", "000002", "000003", "000009"]
+    shutil.copy(split / "velodyne" / "000003.bin", split / "velodyne" / "000009.bin")
+    assert cli.main(command) == 2
+    assert "two files would be the sweep 000009" in capsys.readouterr().err
+
+
 def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "log" / "sensors" / "lidar").mkdir(parents=True)
     for app, inputs, words in (
-        ("driving", [tmp_path / "empty"], "empty holds neither a folder velodyne nor image_2"),
+        ("driving", [tmp_path / "empty"], "empty holds no sweep (.bin, .pcd, .npy)"),
+        ("driving", [tmp_path / "log"], "an Argoverse 2 log is read without --each"),
         ("driving", [split, split], "--each takes one folder"),
         ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),
         ("finance", [split], "finance does not go through folders one by one; leave --each out"),
