@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -48,6 +49,10 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _STOP_S = 1.0
+_IDLE_S = 60.0
+"""A connection that has no call for so long is closed; clients begin another with their next call by themselves."""
+
+_MOST_CONNECTIONS = 8192
 _CALLS = 10
 """For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
 _PROBES = ("ServerLive", "ServerReady")
@@ -80,6 +85,8 @@ class GrpcService:
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", _most_connections()),
+                ("grpc.max_connection_idle_ms", round(1000 * _IDLE_S)),
                 ("grpc.server_handshake_timeout_ms", round(1000 * self._networks.settings.header_s)),
             ],
             maximum_concurrent_rpcs=_CALLS * self._networks.settings.request_limit,
@@ -298,6 +305,12 @@ class GrpcService:
 async def stop(server: Any) -> None:
     """Ends a server: what is computed still has a second."""
     await server.stop(_STOP_S)
+
+
+def _most_connections() -> int:
+    """An eighth of the files that this process may have open: the connections of HTTP leave a quarter."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(files // 8, _MOST_CONNECTIONS))
 
 
 def _credentials(certificate: Certificate) -> Any:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from shared.serve.oip import grpc_service
+
 _SERVER = """
 import sys
 from pathlib import Path
@@ -23,6 +25,8 @@ from shared.serve.server import run
 from shared.serve.settings import Settings
 run(Settings(store=Path(sys.argv[1]), port=0, warm=False, header_s=60))
 """
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What begins a connection over HTTP/2: the preface, and settings of which there are none."""
 _LIMITS = """
 import resource, sys
 from shared.serve.server import allow_files
@@ -107,6 +111,35 @@ def test_a_grpc_connection_that_says_nothing_is_closed(serve: Callable[..., Test
     port = client.app.state.grpc_port  # type: ignore[attr-defined]
     with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
         while silent.recv(1000):
+            pass
+
+
+def test_connections_over_grpc_leave_files_for_others(tmp_path: Path) -> None:
+    program = _SERVER.replace("warm=False", "grpc_port=0, warm=False")
+    with limited(program, 256, 256, str(tmp_path)) as process, ExitStack() as stack:
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        port = None
+        while port is None:
+            port = re.search(r"gRPC listens on port (\d+)", process.stdout.readline())
+        address = address_of(process)
+        for _ in range(400):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=20))
+            connection.sendall(_HTTP2)
+        for path in ("/v2/health/live", "/api/finance/cases"):
+            with urllib.request.urlopen(f"{address}{path}", timeout=20) as answer:
+                assert answer.status == 200
+
+
+def test_a_grpc_connection_without_calls_is_closed(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_service, "_IDLE_S", 0.3)
+    client = serve(grpc_port=0)
+    port = client.app.state.grpc_port  # type: ignore[attr-defined]
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
+        idle.sendall(_HTTP2)
+        while idle.recv(1000):
             pass
 
 
