@@ -119,10 +119,12 @@ class MedicalCodec:
 
 def router(service: Service) -> APIRouter:
     """A case beside that of an earlier scan, and its report as a reader left it."""
-    from fastapi import APIRouter, Query, Response
+    from fastapi import APIRouter, Depends, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
     from apps.medical.schemas import MedicalComparison
+    from shared.serve.api.cases import MADE
+    from shared.serve.known_keys import get_group
     from shared.serve.openapi import content, file_content
     from shared.store.cases import RESULT
 
@@ -130,17 +132,19 @@ def router(service: Service) -> APIRouter:
     # As defaults, for FastAPI reads annotations where this function's imports are not known.
     earlier = Query(description="the case of the earlier scan")
     between = Query(default=None, description="the days between the two scans, for the doubling time")
+    of_group = Depends(get_group)
 
-    @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison)
+    @routes.get("/cases/{case_id}/comparison", response_model=MedicalComparison, responses=MADE)
     async def comparison(
         case_id: str,
         prior: str = earlier,
         days: float | None = between,
+        group: str | None = of_group,
     ) -> Response:
         """The findings of a case beside those of an earlier scan of the same patient."""
         sources: dict[str, Path | bytes] = {"days": b"" if days is None else repr(days).encode()}
-        for side, asked in (("now", case_id), ("before", prior)):
-            case = await run_in_threadpool(service.case, asked)
+        cases = [await run_in_threadpool(service.case, asked, group) for asked in (case_id, prior)]
+        for side, case in zip(("now", "before"), cases, strict=True):
             for name in (RESULT, SLAB):
                 sources[f"{side}/{name}"] = await service.file(case, name)
         return Response(await service.make(COMPARISON, sources), media_type="application/json")
@@ -160,6 +164,7 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
 
     from shared.serve.api.reviews import get_key_name
     from shared.serve.api.schemas import Problem
+    from shared.serve.known_keys import get_group
     from shared.store.cases import RESULT
 
     whose = Query(default=None, description="whose review; empty for one without a name; the newest where left out")
@@ -167,7 +172,7 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
     answers_to = Query(
         default=None, min_length=1, max_length=64, pattern=_ORGANIZATION, description="of a verified report: whose"
     )
-    asking = Depends(get_key_name)
+    asking, of_group = Depends(get_key_name), Depends(get_group)
     (media_type,) = body["content"]
     saved_as = name.rpartition("/")[2].replace(".", ".reviewed.", 1)
     responses: dict[int | str, dict[str, Any]] = {
@@ -185,11 +190,12 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
         verified: Literal["yes", "no"] = asked,
         organization: str | None = answers_to,
         key_name: str | None = asking,
+        group: str | None = of_group,
     ) -> dict[str, Any]:
         """What it is made from, by name."""
         if (verified == "yes") is (organization is None):
             raise InvalidInputError("a verified report needs both verified=yes and organization, another has neither")
-        case = await run_in_threadpool(service.case, case_id)
+        case = await run_in_threadpool(service.case, case_id, group)
         if organization is not None and reviewer is None:
             reviewer = key_name
         review = _review(await run_in_threadpool(service.store.reviews.of_case, case.id), reviewer)

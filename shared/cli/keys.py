@@ -31,16 +31,17 @@ def run(command: Keys) -> int:
         keys, folder = StoredKeys(store.engine), store.folder.absolute()
         match command.action:
             case "add":
-                print(keys.add(command.name, command.role))
-                print(f"the key of {command.name}, {command.role}, in {folder}; it is shown only now", file=sys.stderr)
+                print(keys.add(command.name, command.role, command.group))
+                who = command.role if command.group is None else f"{command.role} of the group {command.group}"
+                print(f"the key of {command.name}, {who}, in {folder}; it is shown only now", file=sys.stderr)
                 if not there:
                     print("that store is new: only a server whose TRIVIUM_STORE it is knows the key", file=sys.stderr)
             case "revoke":
                 keys.revoke(command.name)
                 print(f"the key of {command.name} lets nobody in any more")
             case "list":
-                rows = [(key.name, key.role, f"{_moment(key.created_ns)} UTC") for key in keys.all()]
-                print_table(Table(title=f"{folder}", columns=("name", "role", "added"), rows=rows))
+                rows = [(key.name, key.role, key.group or "", f"{_moment(key.created_ns)} UTC") for key in keys.all()]
+                print_table(Table(title=f"{folder}", columns=("name", "role", "group", "added"), rows=rows))
     return 0
 
 

@@ -137,6 +137,8 @@ class Keys:
 
     Example: trivium keys add anna --role operator
 
+    Example: trivium keys add desk-1 --group desk
+
     Example: trivium keys list
 
     Example: trivium keys revoke anna
@@ -148,6 +150,8 @@ class Keys:
     """Whose key it is (add and revoke); the server's log names it."""
     role: Literal["user", "operator"] = "user"
     """A user predicts, reads cases and deletes them; an operator also changes models and reads /admin and /metrics."""
+    group: Annotated[str | None, arg(metavar="GROUP")] = None
+    """It sees only the cases and jobs that keys of this group hand in; those of all unless it is given (add)."""
 
 
 @dataclass(frozen=True, kw_only=True)

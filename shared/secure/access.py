@@ -19,12 +19,16 @@ Role = Literal["user", "operator"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """A key as it is kept: never itself, but its digest."""
+    """A key as it is kept: never itself, but its digest.
+
+    ``group`` are the keys whose cases and jobs it sees, and no others; None sees those of all.
+    """
 
     name: str
     role: Role
     digest: str
     created_ns: int
+    group: str | None = None
 
 
 def new_key() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
@@ -63,6 +63,15 @@ class KnownKeys:
                 sentence = "the store's database, which holds the keys, cannot be reached; try again in a few seconds"
                 raise InvalidInputError(sentence, status=503) from error
             self._read_s = began
+
+
+async def get_group(request: Request) -> str | None:
+    """The group whose cases and jobs who asks may see; None may see all, as every server's without keys."""
+    key: Key | None = getattr(request.state, "key", None)
+    return None if key is None else key.group
+
+
+GroupDep = Annotated[str | None, Depends(get_group)]
 
 
 def check_operator(key: Key | None) -> None:

@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from shared.app import App
 from shared.serve.case_line import case_line
+from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.security_headers import page_policy
 from shared.serve.service import Service
 from shared.serve.settings import Settings
@@ -56,8 +57,8 @@ class Pages:
         router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
         @router.api_route("/", methods=["GET", "HEAD"])
-        def overview() -> HTMLResponse:
-            entries = [_entry(service) for service in self._services.values()]
+        def overview(group: GroupDep) -> HTMLResponse:
+            entries = [_entry(service, group) for service in self._services.values()]
             return self.render("index.html", here="overview", entries=entries)
 
         @router.api_route("/docs", methods=["GET", "HEAD"])
@@ -98,8 +99,8 @@ def _reviewed(reviews: Iterable[ReviewLine]) -> str:
     return f"reviewed by {', '.join(names[:_REVIEWERS])}{f' and {others} more' if others > 0 else ''}"
 
 
-def _entry(service: Service) -> dict[str, Any]:
-    recent = service.store.recent(service.app.name, _RECENT)
+def _entry(service: Service, group: str | None) -> dict[str, Any]:
+    recent = service.store.recent(service.app.name, _RECENT, group=group)
     reviews = service.store.reviews.lines(case.id for case in recent)
     cases = [
         {

@@ -35,7 +35,7 @@ from shared.store.cases import CaseStore
 from shared.store.disk import full_disk_named
 from shared.store.inputs import describe_inputs
 from shared.store.jobs import Job, JobStore
-from shared.store.records import Case, Outputs
+from shared.store.records import Case, Origin, Outputs
 
 log = logging.getLogger("trivium.serve")
 _UPLOADS_LEFT_S = 86_400.0
@@ -137,7 +137,7 @@ class Service:
     async def submit(
         self,
         request: Request,
-        interface: str,
+        origin: Origin,
         *,
         sample: str | None = None,
         folder: Path | None = None,
@@ -156,7 +156,7 @@ class Service:
         if model.workers.closed and self.model.value is not None:
             model = self.model.value  # it was replaced while this waited for it
         with model.metrics.failures(), self._limit.computing():
-            return await self._answer(model, request, interface, sample, folder, arrived, deadline, stage)
+            return await self._answer(model, request, origin, sample, folder, arrived, deadline, stage)
 
     async def run_job(self, job: Job, stage: Callable[[str], None]) -> str:
         """Answers a job in a worker of its own, and returns its case's id. Raises as ``submit`` does."""
@@ -168,9 +168,8 @@ class Service:
             stage("loading the model")
         model = await self.job_model.get()
         with model.metrics.failures():
-            answer = await self._answer(
-                model, request, job.interface, job.sample, folder, arrived, arrived + seconds, stage
-            )
+            origin = Origin(job.interface, job.group)
+            answer = await self._answer(model, request, origin, job.sample, folder, arrived, arrived + seconds, stage)
         await self._wait_for_space(answer.case, arrived + seconds, stage)
         return answer.case.id
 
@@ -224,7 +223,7 @@ class Service:
         self,
         model: Model,
         request: Request,
-        interface: str,
+        origin: Origin,
         sample: str | None,
         folder: Path | None,
         arrived: float,
@@ -243,7 +242,7 @@ class Service:
         reply = await model.workers.answer(message, deadline, stage, finish_s=self._kept.bound_s)
         computed, waited_s = time.monotonic(), reply.head["waited_s"]
         async with until(deadline, lambda: too_late(self.app.title, waited_s, deadline - arrived - waited_s)):
-            keep = partial(self._keep, request, interface, reply, model)
+            keep = partial(self._keep, request, origin, reply, model)
             case = await self._storing.run_or_undo(keep, self.store.remove)
         done, head = time.monotonic(), reply.head
         self._kept.add(done - computed)
@@ -261,9 +260,9 @@ class Service:
             )
         return samples[name]
 
-    def case(self, case_id: str) -> Case:
-        """The case; refuses an unknown one with 404."""
-        case = self.store.get(self.app.name, case_id)
+    def case(self, case_id: str, group: str | None) -> Case:
+        """The case, of a ``group`` (that of who asks, as ``get_group`` has it) one of its own; refuses others (404)."""
+        case = self.store.get(self.app.name, case_id, group)
         if case is None:
             raise InvalidInputError(f"{self.app.name} has no case {case_id!r}", status=404)
         return case
@@ -339,14 +338,15 @@ class Service:
         self._loading.close()
         self._storing.close()
 
-    def _keep(self, request: Request, interface: str, reply: Message, model: Model) -> Case:
+    def _keep(self, request: Request, origin: Origin, reply: Message, model: Model) -> Case:
         head, (result, picture, *rest) = reply.head, reply.blobs
         blobs = iter(rest)
         files, sources, inputs = ({name: next(blobs) for name in head[part]} for part in ("files", "sources", "inputs"))
         manifest = model.manifest(head["model"])
         case = self.store.add(
             app=self.app.name,
-            interface=interface,
+            interface=origin.interface,
+            group=origin.group,
             inputs=describe_inputs([Path(path) for path in head["paths"]], self.app.kinds),
             options=request.options,
             artifact=(manifest.name, manifest.version),

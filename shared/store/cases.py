@@ -91,6 +91,7 @@ class CaseStore:
         artifact: tuple[str, int],
         outputs: Outputs,
         most_bytes: int | None = None,
+        group: str | None = None,
     ) -> Case:
         """Keeps a case. Its folder appears whole, before the row that makes it known.
 
@@ -110,6 +111,7 @@ class CaseStore:
             artifact_version=artifact[1],
             files=(*outputs.files, *(name for name in outputs.later if name != PICTURE)),
             bytes=outputs.bytes,
+            group=group,
         )
         if outputs.inputs:
             if self._write_with_inputs(case, outputs, most_bytes):
@@ -160,23 +162,25 @@ class CaseStore:
         self.unkept.hold(case, outputs, file_contents(outputs))
         return case
 
-    def get(self, app: str, case_id: str) -> Case | None:
-        """The case of an application, or None."""
-        if (held := self.unkept.get(case_id)) is not None:
-            return held if held.app == app else None
-        with Session(self.engine) as session:
-            row = session.get(CaseRow, case_id)
-            return Case.model_validate(row) if row is not None and row.app == app else None
+    def get(self, app: str, case_id: str, group: str | None = None) -> Case | None:
+        """The case of an application, and of a ``group`` where one is given; or None."""
+        found = self.unkept.get(case_id)
+        if found is None:
+            with Session(self.engine) as session:
+                row = session.get(CaseRow, case_id)
+                found = None if row is None else Case.model_validate(row)
+        return found if found is not None and found.app == app and found.seen_by(group) else None
 
-    def recent(self, app: str, limit: int = 20, before: str | None = None) -> list[CaseSummary]:
+    def recent(
+        self, app: str, limit: int = 20, before: str | None = None, group: str | None = None
+    ) -> list[CaseSummary]:
         """The newest cases of an application, the newest first; of those that came ``before`` the case of that name.
 
-        Refuses (404) where there is no such case.
+        Only those of a ``group`` where one is given. Refuses (404) where there is no such case.
         """
         columns = [getattr(CaseRow, name) for name in CaseSummary.model_fields]
-        query = select(*columns).where(CaseRow.app == app).limit(limit)
         with Session(self.engine) as session:
-            query = newest_first(session, query, CaseRow, app, before)
+            query = newest_first(session, select(*columns).limit(limit), CaseRow, app, before, group)
             return [CaseSummary.model_validate(row) for row in session.execute(query)]
 
     def remove(self, case: CaseSummary) -> None:

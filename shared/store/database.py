@@ -126,7 +126,7 @@ def _migrate(connection: Connection, shown: str) -> None:
 
 def _check_first_release(connection: Connection, shown: str) -> None:
     """Refuses tables without a version that are not those of the first release, which stated none."""
-    first = {column.name for column in Base.metadata.tables["cases"].columns} - {"bytes", "interface"}
+    first = {column.name for column in Base.metadata.tables["cases"].columns} - {"bytes", "interface", "group"}
     known = first | {"door", "result"}
     present = inspect(connection).get_columns("cases")
     missing = known - {column["name"] for column in present}

@@ -51,6 +51,7 @@ class Job(BaseModel):
     case_id: str | None
     problem: str | None
     status: int | None
+    group: str | None = None
 
     @property
     def created(self) -> str:
@@ -75,12 +76,20 @@ def without_names(problem: str, files: Sequence[str], members: Sequence[str] = (
     return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: words[found[0]], problem)
 
 
-def identifier_of(app: str, key: str, files: Sequence[Path], options: Mapping[str, str], sample: str | None) -> str:
+def identifier_of(
+    app: str,
+    key: str,
+    files: Sequence[Path],
+    options: Mapping[str, str],
+    sample: str | None,
+    group: str | None = None,
+) -> str:
     """The identifier of a job that is handed in under a key of its client's: the same for the same key and form.
 
-    It reads the files. Of the key, which may name a person, nothing else is kept.
+    Another group's is another. It reads the files. Of the key, which may name a person, nothing else is kept.
     """
     form = [app, key, sorted(options.items()), sample, digest_of_all(describe_inputs(files))]
+    form += [] if group is None else [group]
     return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
 
 
@@ -121,6 +130,7 @@ class JobStore:
         options: Mapping[str, str],
         sample: str | None,
         identifier: str | None = None,
+        group: str | None = None,
     ) -> Job:
         """Keeps a job; ``uploads``, the folder of its ``files``, becomes its own.
 
@@ -146,6 +156,7 @@ class JobStore:
             state="queued",
             stage="",
             attempts=0,
+            group=group,
         )
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
@@ -163,19 +174,20 @@ class JobStore:
         """The folder of a job's files, and of what is made while it is answered."""
         return self._jobs / job.id
 
-    def get(self, app: str, job_id: str) -> Job | None:
-        """The job of an application, or None."""
+    def get(self, app: str, job_id: str, group: str | None = None) -> Job | None:
+        """The job of an application, and of a ``group`` where one is given; or None."""
         with Session(self._engine) as session:
             row = session.get(JobRow, job_id)
-            return Job.model_validate(row) if row is not None and row.app == app else None
+            seen = row is not None and row.app == app and group in (None, row.group)
+            return Job.model_validate(row) if seen else None
 
-    def recent(self, app: str, limit: int = 20, before: str | None = None) -> list[Job]:
+    def recent(self, app: str, limit: int = 20, before: str | None = None, group: str | None = None) -> list[Job]:
         """The newest jobs of an application, the newest first; of those that came ``before`` the job of that name.
 
-        Refuses (404) where there is no such job.
+        Only those of a ``group`` where one is given. Refuses (404) where there is no such job.
         """
         with Session(self._engine) as session:
-            query = newest_first(session, select(JobRow).where(JobRow.app == app).limit(limit), JobRow, app, before)
+            query = newest_first(session, select(JobRow).limit(limit), JobRow, app, before, group)
             return [Job.model_validate(row) for row in session.scalars(query)]
 
     def unanswered(self, app: str) -> dict[str, int]:

@@ -23,14 +23,20 @@ class Keys:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, name: str, role: Role) -> str:
-        """Makes a key and returns it, which nothing can afterwards. Refuses a name that is no name or is taken."""
-        if not _NAME.match(name):
-            raise InvalidInputError(
-                f"{name!r} cannot be the name of a key; take up to 64 letters, digits and . _ @ -, as in pacs-1"
-            )
+    def add(self, name: str, role: Role, group: str | None = None) -> str:
+        """Makes a key and returns it, which nothing can afterwards. Refuses a name that is no name or is taken.
+
+        With a ``group`` it sees only the cases and jobs of keys of that group, and an operator has none.
+        """
+        for given, what in ((name, "a key"), (group, "a group")):
+            if given is not None and not _NAME.match(given):
+                raise InvalidInputError(
+                    f"{given!r} cannot be the name of {what}; take up to 64 letters, digits and . _ @ -, as in pacs-1"
+                )
+        if group is not None and role == "operator":
+            raise InvalidInputError("an operator sees the cases of all; leave the group out, or make it a user's key")
         key = new_key()
-        row = KeyRow(name=name, role=role, digest=digest_of(key), created_ns=time.time_ns())
+        row = KeyRow(name=name, role=role, digest=digest_of(key), created_ns=time.time_ns(), group=group)
         try:
             with Session(self._engine) as session, session.begin():
                 session.add(row)
@@ -50,5 +56,12 @@ class Keys:
         with Session(self._engine) as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.name)).all()
         return tuple(
-            Key(name=row.name, role=cast(Role, row.role), digest=row.digest, created_ns=row.created_ns) for row in rows
+            Key(
+                name=row.name,
+                role=cast(Role, row.role),
+                digest=row.digest,
+                created_ns=row.created_ns,
+                group=row.group,
+            )
+            for row in rows
         )

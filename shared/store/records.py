@@ -13,6 +13,14 @@ from shared.utc_time import iso_utc
 Bytes = bytes | bytearray | memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from: the ``interface`` (form, json, or a protocol's name), and its key's ``group``."""
+
+    interface: str
+    group: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outputs:
     """What is kept of an answer: ``result.json`` and a PNG as their bytes, and the app's own files by name.
@@ -89,7 +97,8 @@ class Case(CaseSummary):
     """A kept case, whole. ``inputs_sha256`` is the digest of all inputs together, in whichever order they came.
 
     ``files`` are the names of the app's own files, besides ``result.json`` and ``picture.png``; ``bytes`` is what all
-    take on disk. ``remark`` says where that is so why the case is not kept.
+    take on disk. ``remark`` says where that is so why the case is not kept. ``group`` is that of the key that handed it
+    in, and None for one without.
     """
 
     inputs_sha256: str
@@ -99,3 +108,8 @@ class Case(CaseSummary):
     files: tuple[str, ...]
     bytes: int = 0
     remark: str | None = None
+    group: str | None = None
+
+    def seen_by(self, group: str | None) -> bool:
+        """Whether a key of the group may see it; None sees all."""
+        return group in (None, self.group)

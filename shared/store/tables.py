@@ -15,10 +15,16 @@ class Base(DeclarativeBase):
 
 
 class CaseRow(Base):
-    """One request that a person may look at again. Its files, the result among them, lie in ``cases/<id>``."""
+    """One request that a person may look at again. Its files, the result among them, lie in ``cases/<id>``.
+
+    ``group`` is that of the key that handed it in, null for none.
+    """
 
     __tablename__ = "cases"
-    __table_args__ = (Index("cases_by_app_and_time", "app", "created_ns"),)
+    __table_args__ = (
+        Index("cases_by_app_and_time", "app", "created_ns"),
+        Index("cases_by_app_group_and_time", "app", "group", "created_ns"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     app: Mapped[str] = mapped_column(String(64))
@@ -31,6 +37,7 @@ class CaseRow(Base):
     artifact_version: Mapped[int]
     files: Mapped[list[Any]]
     bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    group: Mapped[str | None] = mapped_column(String(64))
 
 
 class ReviewRow(Base):
@@ -51,7 +58,7 @@ class JobRow(Base):
 
     ``state`` is queued, running, done, failed or cancelled; ``stage`` what is being done; ``server`` who runs it, and
     has said at ``changed_ns`` that it still does. ``problem`` and ``status`` say why it failed. ``tell_ns`` is when the
-    webhook is to be told that it has ended; null where it was, or where there is none.
+    webhook is to be told that it has ended; null where it was, or where there is none. ``group`` is as in ``CaseRow``.
     """
 
     __tablename__ = "jobs"
@@ -76,6 +83,7 @@ class JobRow(Base):
     problem: Mapped[str | None] = mapped_column(Text)
     status: Mapped[int | None]
     tell_ns: Mapped[int | None] = mapped_column(BigInteger)
+    group: Mapped[str | None] = mapped_column(String(64))
 
 
 class PromotionRow(Base):
@@ -103,7 +111,10 @@ class RetiredRow(Base):
 
 
 class KeyRow(Base):
-    """A key that lets its holder use the server: the SHA-256 of it, and its ``role``, user or operator."""
+    """A key that lets its holder use the server: the SHA-256 of it, and its ``role``, user or operator.
+
+    With a ``group`` it sees only the cases and jobs of the keys of that group.
+    """
 
     __tablename__ = "keys"
 
@@ -111,3 +122,4 @@ class KeyRow(Base):
     role: Mapped[str] = mapped_column(String(16))
     digest: Mapped[str] = mapped_column(String(64))
     created_ns: Mapped[int] = mapped_column(BigInteger)
+    group: Mapped[str | None] = mapped_column(String(64))

@@ -14,6 +14,7 @@ from shared.errors import InvalidInputError
 from shared.serve.api.deps import BeforeDep, CaseDep, LimitDep, ServiceDep
 from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_document
 from shared.serve.case_line import case_line
+from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.security_headers import FILE_POLICY
 from shared.serve.openapi import file_content
 from shared.serve.service import Service
@@ -26,7 +27,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {200: file_content("image/png")}
 _BYTES, _ANY = file_content("application/octet-stream"), file_content("*/*")
 _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {**_BYTES["content"], **_ANY["content"]}}}
 """Of any type; generators of clients know what to do with the first."""
-_MADE: dict[int | str, dict[str, Any]] = {
+MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
     503: {"model": Problem, "description": "It is not made yet, and there is no room to make it; see Retry-After"},
     504: {"model": Problem, "description": "It could not be made before the deadline"},
@@ -35,9 +36,9 @@ router = APIRouter(prefix="/cases")
 
 
 @router.get("", responses=_MISSING)
-def cases(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Cases:
+def cases(service: ServiceDep, group: GroupDep, limit: LimitDep = 20, before: BeforeDep = None) -> Cases:
     """The newest cases, or those that came before one."""
-    found = service.store.recent(service.app.name, limit, before)
+    found = service.store.recent(service.app.name, limit, before, group)
     reviews = service.store.reviews.lines(case.id for case in found)
     root = service.settings.root
     return Cases(cases=[CaseLine.of(case, case_line(service, case), reviews.get(case.id, ()), root) for case in found])
@@ -62,14 +63,14 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
 
 
 @router.head("/{case_id}/picture.png", include_in_schema=False)
-@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=_MADE | _PICTURE)
+@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=MADE | _PICTURE)
 async def picture(service: ServiceDep, case: CaseDep) -> Response:
     """The case's picture, made when it is first asked for where the application leaves it until then."""
     return await _send(service, case, PICTURE)
 
 
 @router.head("/{case_id}/files/{file}", include_in_schema=False)
-@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=_MADE | _FILE)
+@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=MADE | _FILE)
 async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
     """A file of the case, made when it is first asked for where the application leaves it until then."""
     if file not in (RESULT, *case.files):

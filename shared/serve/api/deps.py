@@ -12,14 +12,14 @@ from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 
 from shared.errors import InvalidInputError
 from shared.serve.api.uploads import Upload, receive
-from shared.serve.known_keys import require_operator
+from shared.serve.known_keys import GroupDep, require_operator
 from shared.serve.metrics import Metrics
 from shared.serve.middleware.own_hosts import LOOPBACK_NAMES
 from shared.serve.runtime.connection import within_upload_limits
 from shared.serve.runtime.places import Place
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
-from shared.store.records import Case
+from shared.store.records import Case, Origin
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
@@ -79,20 +79,22 @@ async def get_operator(request: Request) -> None:
         )
 
 
-def get_case(service: ServiceDep, case_id: str) -> Case:
-    """The case that the path names; 404 where there is none."""
-    return service.case(case_id)
+def get_case(service: ServiceDep, case_id: str, group: GroupDep) -> Case:
+    """The case that the path names; 404 where there is none that who asks may see."""
+    return service.case(case_id, group)
 
 
 CaseDep = Annotated[Case, Depends(get_case)]
 
 
-async def get_interface(trivium_interface: Annotated[str | None, Header(include_in_schema=False)] = None) -> str:
-    """The way that a request came."""
-    return "form" if trivium_interface == "form" else "json"
+async def get_origin(
+    group: GroupDep, trivium_interface: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Origin:
+    """The way that a request came, and of which group."""
+    return Origin("form" if trivium_interface == "form" else "json", group)
 
 
-InterfaceDep = Annotated[str, Depends(get_interface)]
+OriginDep = Annotated[Origin, Depends(get_origin)]
 
 
 async def admit(service: ServiceDep) -> AsyncIterator[Place]:

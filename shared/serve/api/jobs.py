@@ -11,14 +11,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import BeforeDep, InterfaceDep, JobFolderDep, JobUploadDep, LimitDep, ServiceDep
+from shared.serve.api.deps import BeforeDep, JobFolderDep, JobUploadDep, LimitDep, OriginDep, ServiceDep
 from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
+from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.draining import Drain
 from shared.serve.openapi import content, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.jobs import Job, identifier_of
+from shared.store.records import Origin
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
 _EVENTS: dict[int | str, dict[str, Any]] = {
@@ -39,9 +41,9 @@ _KEY = "the same key with the same form answers with the job that is there alrea
 router = APIRouter(prefix="/jobs")
 
 
-def get_job(service: ServiceDep, job_id: str) -> Job:
-    """The job that the path names; 404 where there is none."""
-    job = service.jobs.get(service.app.name, job_id)
+def get_job(service: ServiceDep, job_id: str, group: GroupDep) -> Job:
+    """The job that the path names; 404 where there is none that who asks may see."""
+    job = service.jobs.get(service.app.name, job_id, group)
     if job is None:
         raise InvalidInputError(f"{service.app.name} has no job {job_id!r}", status=404)
     return job
@@ -68,7 +70,7 @@ async def add_job(
     service: ServiceDep,
     upload: JobUploadDep,
     folder: JobFolderDep,
-    interface: InterfaceDep,
+    origin: OriginDep,
     idempotency_key: Annotated[str | None, Header(description=_KEY)] = None,
 ) -> JobAnswer:
     """Accepts a prediction, as `predict` takes it, and answers at once; its address says how far it is.
@@ -77,7 +79,7 @@ async def add_job(
     as well.
     """
     check_upload(upload)
-    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, interface, idempotency_key)
+    job = await run_in_threadpool(_add, service, upload.files, upload.fields, folder, origin, idempotency_key)
     service.runner.wake()
     answer = JobAnswer.of(job, service.settings.root)
     response.headers["Location"] = answer.url
@@ -85,10 +87,10 @@ async def add_job(
 
 
 def _add(
-    service: Service, files: list[Path], fields: dict[str, str], folder: Path, interface: str, key: str | None
+    service: Service, files: list[Path], fields: dict[str, str], folder: Path, origin: Origin, key: str | None
 ) -> Job:
     options, app = {name: value for name, value in fields.items() if name != "sample"}, service.app.name
-    identifier = identifier_of(app, key, files, options, fields.get("sample")) if key else None
+    identifier = identifier_of(app, key, files, options, fields.get("sample"), origin.group) if key else None
     if identifier is not None and (known := service.jobs.get(app, identifier)) is not None:
         return known
     service.check_room_for_jobs()
@@ -100,7 +102,8 @@ def _add(
     with full_disk_named("the job cannot be taken"):
         return service.jobs.add(
             app=app,
-            interface=interface,
+            interface=origin.interface,
+            group=origin.group,
             uploads=folder,
             files=files,
             options=options,
@@ -110,9 +113,9 @@ def _add(
 
 
 @router.get("", responses=_MISSING)
-def jobs(service: ServiceDep, limit: LimitDep = 20, before: BeforeDep = None) -> Jobs:
+def jobs(service: ServiceDep, group: GroupDep, limit: LimitDep = 20, before: BeforeDep = None) -> Jobs:
     """The newest jobs, or those that came before one."""
-    found = service.jobs.recent(service.app.name, limit, before)
+    found = service.jobs.recent(service.app.name, limit, before, group)
     return Jobs(jobs=[JobAnswer.of(job, service.settings.root) for job in found])
 
 
@@ -126,7 +129,7 @@ def job(service: ServiceDep, job: JobDep) -> JobAnswer:
 async def cancel_job(service: ServiceDep, job: JobDep) -> JobAnswer:
     """Cancels a job, and stops what computes it; one that has ended stays as it is."""
     await service.runner.cancel(job)
-    return JobAnswer.of(await run_in_threadpool(get_job, service, job.id), service.settings.root)
+    return JobAnswer.of(await run_in_threadpool(get_job, service, job.id, job.group), service.settings.root)
 
 
 @router.get(

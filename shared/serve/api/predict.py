@@ -9,12 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from shared.deploy.predictor import Request as PredictorRequest
 from shared.errors import InvalidInputError
-from shared.serve.api.deps import FolderDep, InterfaceDep, ServiceDep, UploadDep
+from shared.serve.api.deps import FolderDep, OriginDep, ServiceDep, UploadDep
 from shared.serve.api.schemas import CaseAnswer, PredictForm, Problem, SampleAnswer, Samples, case_document
 from shared.serve.api.uploads import Upload
 from shared.serve.openapi import request_body
 from shared.serve.runtime.connection import while_connected
 from shared.serve.service import Answer, Service
+from shared.store.records import Origin
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The form cannot be read"},
@@ -41,22 +42,22 @@ def samples(service: ServiceDep) -> Samples:
     openapi_extra=request_body("multipart/form-data", PredictForm),
 )
 async def predict(
-    request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, interface: InterfaceDep
+    request: Request, service: ServiceDep, upload: UploadDep, folder: FolderDep, origin: OriginDep
 ) -> Response:
     """Predicts on uploaded files (field `files`, repeated) or on a sample (field `sample`), and keeps the case.
 
     Every other field is an option of the application.
     """
-    answer = await while_connected(request, _submit(service, upload, folder, interface))
+    answer = await while_connected(request, _submit(service, upload, folder, origin))
     return Response(case_document(answer.case, answer.result, service.settings.root), media_type="application/json")
 
 
-async def _submit(service: Service, upload: Upload, folder: Path, interface: str) -> Answer:
+async def _submit(service: Service, upload: Upload, folder: Path, origin: Origin) -> Answer:
     check_upload(upload)
     sample, files = upload.fields.get("sample"), tuple(upload.files)
     options = {key: value for key, value in upload.fields.items() if key != "sample"}
     wanted = PredictorRequest(files=files, options=options, seconds=service.settings.deadline_s)
-    return await service.submit(wanted, interface, sample=sample, folder=folder, arrived=upload.arrived)
+    return await service.submit(wanted, origin, sample=sample, folder=folder, arrived=upload.arrived)
 
 
 def check_upload(upload: Upload) -> None:

@@ -1,0 +1,206 @@
+"""Groups of keys: a key of a group sees the cases and jobs of that group, and nothing says that there are others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared import cli
+from shared.app import App, installed
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from shared.store.backup import backup, restore
+from shared.store.cases import CaseStore
+from shared.store.keys import Keys
+from shared.store.records import Outputs
+from tests.shared.serve.echo import csv, until
+
+PREDICT, CASES, JOBS = "/api/echo/predict", "/api/echo/cases", "/api/echo/jobs"
+Header = dict[str, str]
+
+
+@pytest.fixture
+def keyed(serve: Callable[..., TestClient]) -> TestClient:
+    """A client, without a key, of a server that requires one."""
+    return serve(require_key=True)
+
+
+def add(client: TestClient, name: str, group: str | None = None) -> Header:
+    """The header of a new user's key."""
+    return {"X-Api-Key": Keys(client.app.state.store.engine).add(name, "user", group)}  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def desk(keyed: TestClient) -> Header:
+    return add(keyed, "desk-1", "desk")
+
+
+@pytest.fixture
+def colleague(keyed: TestClient) -> Header:
+    """Another key of the same group."""
+    return add(keyed, "desk-2", "desk")
+
+
+@pytest.fixture
+def stranger(keyed: TestClient) -> Header:
+    """A key of another group."""
+    return add(keyed, "treasury-1", "treasury")
+
+
+@pytest.fixture
+def everyone(keyed: TestClient) -> Header:
+    """A key of no group, which sees all."""
+    return add(keyed, "anna")
+
+
+def predicted(client: TestClient, header: Header) -> str:
+    """The identifier of a case that the key handed in."""
+    answer = client.post(PREDICT, files=[csv(1)], headers=header)
+    assert answer.status_code == 200, answer.text
+    found: str = answer.json()["case"]
+    return found
+
+
+def done(client: TestClient, header: Header, **more: str) -> dict[str, str]:
+    """A job that the key handed in, once it is done."""
+    taken = client.post(JOBS, files=[csv(2)], headers={**header, **more})
+    assert taken.status_code == 202, taken.text
+    url = taken.json()["url"]
+    until(lambda: client.get(url, headers=header).json()["state"] == "done")
+    found: dict[str, str] = client.get(url, headers=header).json()
+    return found
+
+
+def cases(client: TestClient, header: Header) -> list[str]:
+    return [case["case"] for case in client.get(CASES, headers=header).json()["cases"]]
+
+
+def jobs(client: TestClient, header: Header) -> list[str]:
+    return [job["job"] for job in client.get(JOBS, headers=header).json()["jobs"]]
+
+
+def test_lists_hold_the_cases_and_jobs_of_the_keys_own_group(
+    keyed: TestClient, desk: Header, colleague: Header, stranger: Header, everyone: Header
+) -> None:
+    job = done(keyed, desk)
+    own, others, nobodys = job["case_id"], predicted(keyed, stranger), predicted(keyed, everyone)
+    assert cases(keyed, desk) == cases(keyed, colleague) == [own]
+    assert cases(keyed, stranger) == [others] and cases(keyed, everyone) == [nobodys, others, own]
+    assert jobs(keyed, colleague) == jobs(keyed, everyone) == [job["job"]] and jobs(keyed, stranger) == []
+    page = keyed.get("/", headers=desk).text
+    assert own in page and others not in page and nobodys not in page
+    assert others in keyed.get("/", headers=everyone).text
+
+
+def test_no_route_answers_of_another_groups_case_or_job(
+    keyed: TestClient, desk: Header, colleague: Header, stranger: Header
+) -> None:
+    job = done(keyed, desk)
+    case = job["case_id"]
+    real = {"case_id": case, "job_id": job["job"], "file": "result.json"}
+    asked = 0
+    for path, operations in keyed.app.openapi()["paths"].items():  # type: ignore[attr-defined]
+        if "{case_id}" not in path and "{job_id}" not in path:
+            continue
+        for method in operations:
+            body = {"verdicts": {}} if method == "put" else None
+            named, unknown = path.format(**real), path.format(**dict.fromkeys(real, "none"))
+            refused = keyed.request(method, named, json=body, headers=stranger)
+            assert refused.status_code == 404, (method, path)
+            nothing = keyed.request(method, unknown, json=body, headers=stranger).json()["detail"]
+            told = refused.json()["detail"].replace(case, "none").replace(job["job"], "none")
+            assert told == nothing, "it is told as one that does not exist"
+            if method == "get":
+                assert keyed.get(named, headers=colleague).status_code == 200, path
+            asked += 1
+    assert asked >= 10
+    for path, last in ((CASES, case), (JOBS, job["job"])):
+        assert keyed.get(path, params={"before": last}, headers=stranger).status_code == 404
+        assert keyed.get(path, params={"before": last}, headers=colleague).status_code == 200
+    assert cases(keyed, desk) == [case], "nobody else could delete it"
+
+
+def test_no_route_of_the_applications_answers_of_another_groups_case(settings: Settings) -> None:
+    client = TestClient(create_app(settings.model_copy(update={"require_key": True})))
+    store, stranger = client.app.state.store, add(client, "treasury-1", "treasury")  # type: ignore[attr-defined]
+    asked = []
+    for app in installed():
+        case, own = (
+            store.add(
+                app=app,
+                interface="json",
+                inputs=[],
+                options={},
+                artifact=("none", 1),
+                outputs=Outputs(result=b"{}", picture=b"x"),
+                group=group,
+            ).id
+            for group in ("desk", "treasury")
+        )
+        for path, operations in client.app.openapi()["paths"].items():  # type: ignore[attr-defined]
+            if not path.startswith(f"/api/{app}/cases/"):
+                continue
+            for method in operations:
+                body = {} if method == "put" else None
+                for first, prior in ((case, case), (own, case))[: 2 if path.endswith("/comparison") else 1]:
+                    named = path.format(case_id=first, file="result.json")
+                    refused = client.request(method, named, params={"prior": prior}, json=body, headers=stranger)
+                    assert refused.status_code == 404 and f"has no case '{case}'" in refused.text, (method, path)
+                    asked.append(path)
+    assert {"/api/medical/cases/{case_id}/comparison", "/api/driving/cases/{case_id}"} <= set(asked)
+
+
+def test_an_idempotency_key_of_one_group_is_not_that_of_another(
+    keyed: TestClient, desk: Header, colleague: Header, stranger: Header
+) -> None:
+    first = done(keyed, desk, **{"Idempotency-Key": "batch 1"})
+    assert done(keyed, colleague, **{"Idempotency-Key": "batch 1"})["job"] == first["job"]
+    assert done(keyed, stranger, **{"Idempotency-Key": "batch 1"})["job"] != first["job"]
+
+
+def test_a_case_that_is_not_kept_is_of_its_group_too(
+    serve: Callable[..., TestClient],
+) -> None:
+    client = serve(require_key=True, keep_bytes=1)
+    desk, stranger = add(client, "desk-1", "desk"), add(client, "treasury-1", "treasury")
+    case = predicted(client, desk)
+    assert client.get(f"{CASES}/{case}", headers=desk).json()["remark"]
+    assert client.get(f"{CASES}/{case}", headers=stranger).status_code == 404
+
+
+def test_without_keys_whatever_a_group_handed_in_is_seen(
+    settings: Settings, echo_app: App, tmp_path: Path, echo: object
+) -> None:
+    with TestClient(create_app(settings.model_copy(update={"require_key": True}), {"echo": echo_app})) as client:
+        case = predicted(client, add(client, "desk-1", "desk"))
+    with TestClient(create_app(settings, {"echo": echo_app})) as client:
+        assert cases(client, {}) == [case]
+
+
+def test_groups_are_in_a_backup(keyed: TestClient, desk: Header, stranger: Header, tmp_path: Path) -> None:
+    case = predicted(keyed, desk)
+    store = keyed.app.state.store  # type: ignore[attr-defined]
+    backup(store.engine, store.folder, tmp_path / "b.tar")
+    with closing(CaseStore(tmp_path / "other")) as other:
+        restore(other.engine, other.folder, tmp_path / "b.tar")
+        assert other.get("echo", case, "desk") is not None and other.get("echo", case, "treasury") is None
+
+
+def test_a_group_is_named_where_a_key_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
+    assert cli.main(["keys", "add", "desk-1", "--group", "desk"]) == 0
+    assert "user of the group desk" in capsys.readouterr().err
+    for words, why in (
+        (["--group", "a b"], "name of a group"),
+        (["--group", "desk", "--role", "operator"], "operator"),
+    ):
+        assert cli.main(["keys", "add", "desk-2", *words]) == 2
+        assert why in capsys.readouterr().err
+    assert cli.main(["keys", "list"]) == 0
+    assert "desk-1" in (listed := capsys.readouterr().out) and "group" in listed
