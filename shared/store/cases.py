@@ -201,7 +201,8 @@ class CaseStore:
     def used_bytes(self, app: str) -> int:
         """What the files of an application's cases take."""
         with Session(self.engine) as session:
-            return session.scalar(select(func.coalesce(func.sum(CaseRow.bytes), 0)).where(CaseRow.app == app)) or 0
+            # PostgreSQL's sum of BIGINT is a NUMERIC, which comes as a Decimal.
+            return int(session.scalar(select(func.sum(CaseRow.bytes)).where(CaseRow.app == app)) or 0)
 
     def expire(
         self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None

@@ -9,6 +9,8 @@ from fastapi.testclient import TestClient
 
 from shared.serve.metrics import Metrics
 from shared.serve.settings import Settings
+from shared.store.keys import Keys
+from tests.shared.postgresql import PostgreSQL
 from tests.shared.serve.echo import csv, until
 
 
@@ -46,6 +48,14 @@ def test_it_shows_models_latencies_errors_jobs_and_disk(local: TestClient, echo_
     numbers = '<td class="number">0</td><td class="number">1</td><td class="number">{}</td>'
     assert 0 < text.index(numbers.format(1)) < text.index("(jobs)") < text.index(numbers.format(0))
     assert local.get("/admin").headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_an_operator_sees_it_on_postgresql_too(serve: Callable[..., TestClient], postgresql: PostgreSQL) -> None:
+    client = serve(store_url=postgresql.database(), require_key=True)
+    key = {"X-Api-Key": Keys(client.app.state.store.engine).add("root", "operator")}  # type: ignore[attr-defined]
+    assert client.post("/api/echo/predict", files=[csv(1)], headers=key).status_code == 200
+    for path in ("/admin", "/metrics", "/healthz", "/", "/api/echo/cases", "/api/echo/jobs", "/api/models"):
+        assert client.get(path, headers=key).status_code == 200, path
 
 
 def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., TestClient]) -> None:
