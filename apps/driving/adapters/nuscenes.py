@@ -7,7 +7,7 @@ boxes and calibrations are turned by a quarter on reading, and back on writing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from apps.driving.types import Boxes3D, Camera, EarlierSweep, Floats, Frame
 from shared.errors import InvalidInputError
 
 COLUMNS = 5
+_LONGEST_NAME = 100
 _TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
 """nuScenes LiDAR to ``Frame``'s LiDAR frame."""
 
@@ -46,6 +47,7 @@ def read(path: Path) -> list[Frame]:
         names = class_names(content)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
             _refuse_repeats(content["data_list"], info.name)
+            _refuse_same_names([name_of(sample) for sample in content["data_list"]], info.name)
             earlier = cache(read_points)  # frames share the sweeps before them
             return [
                 read_described(sample, names, lambda name: _beside(info, name), earlier=earlier)
@@ -72,9 +74,27 @@ def _refuse_repeats(samples: list[dict[str, Any]], name: str) -> None:
             named.add(file)
 
 
+def _refuse_same_names(names: Sequence[str], info: str) -> None:
+    """Refuses two frames of one name: the result file of one would take the place of the other's."""
+    if len(set(names)) < len(names):
+        name = next(one for one in names if names.count(one) > 1)
+        raise InvalidInputError(f"{info} has several frames called {name!r}; give each a token of its own")
+
+
 def name_of(sample: dict[str, Any]) -> str:
-    """The token of a described key frame, or its number where it has none."""
-    return str(sample.get("token", sample.get("sample_idx", "frame")))
+    """The token of a described key frame, or its number where it has none. Refuses what cannot name a file."""
+    return _file_name(str(sample.get("token", sample.get("sample_idx", "frame"))), "the token of a key frame")
+
+
+def _file_name(name: str, what: str) -> str:
+    """The name, after which files of the answer are called. Refuses one that would lead elsewhere or be too long."""
+    plain = name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
+    if not (plain and 0 < len(name.encode()) <= _LONGEST_NAME):
+        shown = f"{name[:40]}..." if len(name) > 40 else name
+        raise InvalidInputError(
+            f"{what} is {shown!r}; files are named after it: take up to {_LONGEST_NAME} letters, digits, - and _"
+        )
+    return name
 
 
 def class_names(content: dict[str, Any]) -> dict[int, str]:
@@ -121,6 +141,7 @@ def read_described(
         remarks = dropped(sweep.name, sweep.stat().st_size // (4 * COLUMNS), len(points))
     cameras = {}
     for name, view in sample["images"].items() if with_images else ():
+        _file_name(name, "the name of a camera")
         transform = np.array(view["lidar2cam"], np.float64)
         if transform.shape != (4, 4):
             raise InvalidInputError(f"lidar2cam of {name} has the shape {transform.shape} instead of (4, 4)")

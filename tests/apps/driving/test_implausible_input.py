@@ -10,6 +10,7 @@ import pytest
 
 from apps.driving.adapters import kitti, nuscenes
 from apps.driving.adapters.point_files import read_points
+from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.datasets.synth.scenes import scene
 from apps.driving.datasets.synth.sensors import LIDARS, Sensors
 from apps.driving.inference.sweep_checks import remarks
@@ -136,6 +137,30 @@ def test_bad_cameras_of_nuscenes_are_refused(root, tmp_path, change, said):
     change(view)
     (tmp_path / "sample.json").write_text(json.dumps(sample))
     with pytest.raises(InvalidInputError, match=said):
+        nuscenes.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", ".x", "a\\b", "a\0b", "", "a\nb", "\ud800", "x" * 300])
+def test_names_of_nuscenes_that_no_file_may_have_are_refused(root, tmp_path, name):
+    shutil.copy(root / "image_2" / "synthetic.png", tmp_path / "front.png")
+    view = {
+        "img_path": "front.png",
+        "cam2img": [[1266.0, 0, 621], [0, 1266, 187], [0, 0, 1]],
+        "lidar2cam": [[1.0, 0, 0, 0], [0, 0, -1, -0.3], [0, 1, 0, -0.7], [0, 0, 0, 1]],
+    }
+    for token, camera, what in ((name, "CAM_FRONT", "the token of a key frame"), ("t", name, "the name of a camera")):
+        frame = {"token": token, "images": {camera: view}, "instances": []}
+        (tmp_path / "sample.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": [frame]}))
+        with pytest.raises(InvalidInputError, match=f"{what} is .*files are named after it"):
+            nuscenes.read(tmp_path)
+        with pytest.raises(InvalidInputError, match=f"{what} is "):
+            NuScenes(root=tmp_path).all_frames().read(0)
+
+
+def test_two_frames_of_one_name_are_refused_for_one_result_would_replace_the_other(tmp_path):
+    frames = [{"token": "t", "images": {"CAM_FRONT": {"img_path": f"{number}.png"}}} for number in (1, 2)]
+    (tmp_path / "sample.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": frames}))
+    with pytest.raises(InvalidInputError, match="several frames called 't'; give each a token"):
         nuscenes.read(tmp_path)
 
 
