@@ -22,6 +22,7 @@ from apps.driving.outputs.whole_frame import input_name, png, read_whole_frame
 from apps.driving.types import Boxes3D, Camera, Frame
 from shared.errors import InvalidInputError
 from shared.review import ReviewedCase, Reviewing
+from shared.text_cell import text_cell
 
 if TYPE_CHECKING:
     from apps.driving.schemas import DrivingMissed
@@ -67,7 +68,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 _write_image(one, boxes, out / "training", name if len(cameras) == 1 else f"{name}-{plain(camera)}")
             images += len(cameras)
             count_kept = None if points is None else len(points) // _POINT_BYTES
-            rows.append((name, case.id, frame["name"], view["points"], count_kept, len(cameras)))
+            rows.append((name, case.id, text_cell(frame["name"]), view["points"], count_kept, len(cameras)))
     with (out / "frames.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
     remarks = [f"Frames written: {len(rows)}."] if rows else []

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 
 from apps.finance.outputs.files import event_entry
-from apps.finance.outputs.text_cell import text_cell
 from apps.finance.types import Detection
+from shared.text_cell import text_cell
 
 _COLUMNS = ("start", "end", "peak", "score", "observed", "expected", "low", "high", "direction", "channel", "since")
 

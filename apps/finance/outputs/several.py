@@ -17,8 +17,8 @@ from apps.finance.outputs.files import (
     scores_csv,
     series_entry,
 )
-from apps.finance.outputs.text_cell import text_cell
 from apps.finance.types import Detection, iso_utc
+from shared.text_cell import text_cell
 
 if TYPE_CHECKING:
     from apps.finance.schemas import FinanceResult

@@ -8,6 +8,7 @@ import json
 
 from apps.medical.outputs.result import slice_label, slice_number
 from apps.medical.types import CTVolume, Findings
+from shared.text_cell import text_cell
 
 
 def output_files(volume: CTVolume, findings: Findings) -> dict[str, bytes]:
@@ -23,7 +24,7 @@ def findings_csv(volume: CTVolume, findings: Findings) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm"])
-    series = volume.identifiers.get("SeriesInstanceUID", volume.name)
+    series = text_cell(volume.identifiers.get("SeriesInstanceUID", volume.name))
     for nodule in findings.nodules:
         x, y, z = (f"{value:.3f}" for value in nodule.centre_lps_mm)
         writer.writerow([series, x, y, z, f"{nodule.score:.6f}", f"{nodule.mean_diameter_mm:.2f}"])

@@ -156,7 +156,7 @@ def test_an_export_that_ends_early_leaves_nothing(
 def test_a_sweep_that_the_store_has_thinned_is_said(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home, _ = hand_in(client, large=sweep(7, 70_000))
+    home, _ = hand_in(client, **{"=large": sweep(7, 70_000)})
     said = {"reviewer": "Ada", "verdicts": {"1": "accepted", "2": "accepted"}}
     assert client.put(home, json=said).status_code == 200
     words = ["--store", str(client.app.state.store.folder), "--out", str(tmp_path / "out")]  # type: ignore[attr-defined]
@@ -165,11 +165,11 @@ def test_a_sweep_that_the_store_has_thinned_is_said(
     (name,) = frame_ids(tmp_path / "out")
     points = read_frame(tmp_path / "out", name).points_lidar_m
     assert points is not None and 50_000 < len(points) <= 60_000
-    # Which sweep is to be put in its place.
+    # Which sweep is to be put in its place; a spreadsheet does not compute the name.
     (row,) = csv.DictReader((tmp_path / "out" / "frames.csv").read_text().splitlines())
     case = home.split("/")[4]
     counts = {"points": "70000", "points_kept": str(len(points)), "images": "0"}
-    assert row == {"file": name, "case": case, "frame": "large", **counts}
+    assert row == {"file": name, "case": case, "frame": "'=large", **counts}
 
 
 CALIBRATION = "P2: 700 0 620 0 0 700 187 0 0 0 1 0\nR0_rect: 1 0 0 0 1 0 0 0 1\n"

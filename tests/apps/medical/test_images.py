@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -332,6 +333,13 @@ def test_findings_of_a_luna16_image_are_a_submission_in_its_coordinates(tmp_path
     (mark,) = read_marks(tmp_path / "marks.csv")
     assert mark.scan == uid and mark.score == pytest.approx(0.123456, abs=1e-6)
     assert mark.centre_mm == pytest.approx(made.to_lps_mm([29.3, 39.6, 9.7]), abs=5e-4)
+
+
+def test_a_name_in_the_findings_table_is_no_formula():
+    nodule = Nodule(centre_lps_mm=(1, 2, 3), mean_diameter_mm=8.0, score=0.5, box_lps_mm=(0, 0, 0, 1, 1, 1))
+    for name, cell in (("=1+1.nii.gz", "'=1+1.nii.gz"), ("scan-1.nii.gz", "scan-1.nii.gz")):
+        row = findings_csv(replace(chest(), name=name), found(nodule)).decode().splitlines()[1]
+        assert row.split(",")[0] == cell
 
 
 def test_a_made_volume_survives_the_nifti_that_the_viewer_reads(tmp_path):
