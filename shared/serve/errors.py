@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from shared.errors import InvalidInputError
 from shared.serve.middleware.error_answers import json_error, wants_page
@@ -17,6 +18,7 @@ from shared.serve.runtime.connection import drain_body
 from shared.serve.runtime.limits import Busy
 
 _HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 """What tools send a body as where they are not told."""
 
@@ -42,6 +44,10 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
 
     @server.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405 and (allowed := _methods_of(server, request)):
+            # Starlette names those of one route alone, and a path may have several.
+            words = f"{request.url.path} takes {', '.join(allowed)}, not {request.method}"
+            return answer(request, words, 405, {"Allow": ", ".join(allowed)})
         unknown = f"there is nothing at {request.url.path}"
         sentence = unknown if error.status_code == 404 and error.detail == "Not Found" else str(error.detail)
         return answer(request, sentence, error.status_code, error.headers)
@@ -55,3 +61,9 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
                 return answer(request, sentence, 422)
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         return answer(request, f"the request cannot be read: {faults}", 422)
+
+
+def _methods_of(server: FastAPI, request: Request) -> list[str]:
+    """The methods that some route takes at the request's path."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in server.routes)]

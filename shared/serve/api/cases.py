@@ -6,9 +6,11 @@ import mimetypes
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, HTTPException, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from shared.errors import InvalidInputError
 from shared.serve.api.deps import BeforeDep, CaseDep, LimitDep, ServiceDep
@@ -23,9 +25,15 @@ from shared.store.records import Case
 
 _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "application/vnd.apache.parquet"}
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
-_PICTURE: dict[int | str, dict[str, Any]] = {200: file_content("image/png")}
-_BYTES, _ANY = file_content("application/octet-stream"), file_content("*/*")
-_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {**_BYTES["content"], **_ANY["content"]}}}
+_RANGES: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The header Range cannot be read"},
+    416: {"model": Problem, "description": "The file has no such range"},
+}
+_PART = {"description": "The part that the header Range asks for, of a file that is kept"}
+_PNG, _BYTES, _ANY = (file_content(kind) for kind in ("image/png", "application/octet-stream", "*/*"))
+_PICTURE: dict[int | str, dict[str, Any]] = {200: _PNG, 206: _PART | _PNG, **_RANGES}
+_CONTENT = {"content": {**_BYTES["content"], **_ANY["content"]}}
+_FILE: dict[int | str, dict[str, Any]] = {200: _CONTENT, 206: _PART | _CONTENT, **_RANGES}
 """Of any type; generators of clients know what to do with the first."""
 MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
@@ -88,7 +96,29 @@ async def _send(service: Service, case: Case, name: str) -> Response:
         status = await run_in_threadpool(found.stat)
     except FileNotFoundError:
         raise _gone(case) from None
-    return FileResponse(found, media_type=kind, headers=headers, stat_result=status)
+    return _KeptFile(found, media_type=kind, headers=headers, stat_result=status)
+
+
+class _KeptFile(FileResponse):
+    """A file of which ranges may be asked for; one that cannot be had is refused as all else is, in JSON."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers. Raises ``InvalidInputError`` (400) or ``HTTPException`` (416) before anything is sent."""
+        if not Headers(scope=scope).get("range", "").strip().lower().startswith("bytes="):
+            # Other units are to be passed over (RFC 9110, section 14.2).
+            scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
+
+        async def send_or_refuse(message: Message) -> None:
+            status = message.get("status")
+            if status == 400:
+                raise InvalidInputError("the header Range cannot be read; write it as bytes=0-99", status=400)
+            if status == 416:
+                size = self.headers["content-length"]
+                words = f"the file has {size} bytes, and no such range; ask for one within them, as bytes=0-99"
+                raise HTTPException(416, words, {"Content-Range": f"bytes */{size}"})
+            await send(message)
+
+        await super().__call__(scope, receive, send_or_refuse)
 
 
 def _gone(case: Case) -> InvalidInputError:

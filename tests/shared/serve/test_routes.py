@@ -167,6 +167,41 @@ def test_what_is_not_there_is_not_found(echo_client: TestClient, path: str) -> N
     assert answer.json()["detail"]
 
 
+def test_a_range_of_a_file_is_given_and_one_that_it_has_not_is_refused_in_json(echo_client: TestClient) -> None:
+    case = echo_client.post("/api/echo/predict", files=[csv(1, 2)]).json()
+    address = case["files"]["doubled.csv"]
+    whole = echo_client.get(address)
+    for asked, status in (
+        ("bytes=0-1", 206),
+        ("BYTES=0-1", 206),
+        ("lines=1-2", 200),
+        ("bytes=900-", 416),
+        ("bytes=x", 400),
+    ):
+        answer = echo_client.get(address, headers={"Range": asked})
+        assert answer.status_code == status, asked
+        if status == 206:
+            assert answer.content == whole.content[:2] and answer.headers["ETag"] == whole.headers["ETag"]
+        elif status != 200:
+            assert "bytes=0-99" in answer.json()["detail"]
+    assert echo_client.get(address, headers={"Range": "bytes=900-"}).headers["Content-Range"] == "bytes */7"
+    described = echo_client.get("/openapi.json").json()["paths"]
+    for path in ("files/{file}", "picture.png"):
+        assert {"206", "400", "416"} <= set(described[f"/api/echo/cases/{{case_id}}/{path}"]["get"]["responses"])
+
+
+def test_a_method_that_is_not_taken_is_refused_with_those_that_are(echo_client: TestClient) -> None:
+    for method, path, allowed in (
+        ("PATCH", "/api/echo/cases/none", "GET, HEAD, DELETE"),
+        ("PUT", "/api/echo/jobs", "GET, POST"),
+        ("GET", "/api/echo/predict", "POST"),
+        ("POST", "/v2/models/echo", "GET"),
+    ):
+        refused = echo_client.request(method, path)
+        assert refused.status_code == 405 and refused.headers["Allow"] == allowed
+        assert f"{path} takes {allowed}, not {method}" in refused.text
+
+
 def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_client: TestClient, echo: Echo) -> None:
     echo_client.post("/api/echo/predict", files=[csv(0)])
     echo.batches.clear()
