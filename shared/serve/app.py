@@ -127,6 +127,7 @@ def create_app(
         bodies=[PredictForm, InferenceRequest],
         apps={name: service.app.schemas() for name, service in services.items() if service.app.schemas is not None},
         requires_key=settings.require_key,
+        limits=_limits(settings),
         title="Trivium",
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
@@ -175,6 +176,18 @@ def create_app(
         mimetypes.add_type(kind, ending)
     server.mount("/static/shared", StaticFiles(directory=WEB / "static"))
     return server
+
+
+def _limits(settings: Settings) -> dict[str, str]:
+    """How much may be sent, in words, by the last part of the path."""
+    form = f"At most {settings.max_upload_bytes:,} bytes and {settings.max_files:,} files"
+    tensors = f"At most {settings.max_tensor_bytes:,} bytes, of them {settings.max_json_bytes:,} of JSON"
+    answered = f"answered within {settings.deadline_s:g} seconds of the end of the upload"
+    return {
+        "predict": f"{form}; {answered}",
+        "jobs": f"{form}; computed for {settings.job_deadline_s:g} seconds at the longest",
+        "infer": f"{tensors}; {answered}",
+    }
 
 
 @asynccontextmanager

@@ -55,14 +55,20 @@ class DescribedAPI(FastAPI):
     """A server whose description heads each route with its docstring's first line and holds the ``bodies``.
 
     It states what is answered before a route is reached, too, and for each application, by its name in ``apps``, what
-    its options and its result are.
+    its options and its result are. ``limits`` says by the last part of a path how large the body of a POST may be.
     """
 
     def __init__(
-        self, *, bodies: list[type[BaseModel]], apps: Mapping[str, Schemas], requires_key: bool, **given: Any
+        self,
+        *,
+        bodies: list[type[BaseModel]],
+        apps: Mapping[str, Schemas],
+        requires_key: bool,
+        limits: Mapping[str, str],
+        **given: Any,
     ) -> None:
         super().__init__(**given)
-        self._bodies, self._apps, self._requires_key = bodies, apps, requires_key
+        self._bodies, self._apps, self._requires_key, self._limits = bodies, apps, requires_key, limits
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
@@ -72,6 +78,8 @@ class DescribedAPI(FastAPI):
                 for method, operation in operations.items():
                     if lines := operation.get("description", "").splitlines():
                         operation["summary"] = lines[0].rstrip(".")
+                    if method == "post" and (most := self._limits.get(path.rpartition("/")[2])) is not None:
+                        operation["requestBody"]["description"] = most
                     error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
                     for status, words in (_EVERYWHERE | ({} if method == "get" else _WRITES)).items():
                         body = {"application/json": {"schema": {"$ref": error}}}

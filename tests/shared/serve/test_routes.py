@@ -202,6 +202,16 @@ def test_a_method_that_is_not_taken_is_refused_with_those_that_are(echo_client: 
         assert f"{path} takes {allowed}, not {method}" in refused.text
 
 
+def test_the_description_says_how_much_may_be_sent(echo_client: TestClient) -> None:
+    described = echo_client.get("/openapi.json").json()["paths"]
+    for path, said in (
+        ("/api/echo/predict", "At most 200,000 bytes and 5 files; answered within 20 seconds"),
+        ("/api/echo/jobs", "At most 200,000 bytes and 5 files; computed for 21600 seconds"),
+        ("/v2/models/{name}/infer", "At most 100,000 bytes, of them"),
+    ):
+        assert described[path]["post"]["requestBody"]["description"].startswith(said)
+
+
 def test_waiting_requests_are_computed_together_and_get_their_own_answers(echo_client: TestClient, echo: Echo) -> None:
     echo_client.post("/api/echo/predict", files=[csv(0)])
     echo.batches.clear()
