@@ -26,6 +26,7 @@ from shared.engine.ema import ExponentialMovingAverage
 from shared.engine.evaluate import refuse_unknown_monitor
 from shared.engine.host_memory import keep_freed_memory
 from shared.engine.initial_weights import load_initial_weights, new_classes, shared_classes
+from shared.engine.network_size import build_within_memory
 from shared.engine.out_of_memory import BufferSnapshot, resume_micro_batch
 from shared.engine.run import Run
 from shared.engine.task import Counted, Prepared, Task
@@ -128,7 +129,9 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
     notes.insert(0, f"on {group.name}, {chosen.reason}")
 
     torch.manual_seed(recipe.seed)
-    model = recipe.model.build(recipe.input)
+    model = build_within_memory(
+        lambda: recipe.model.build(recipe.input), on_cpu=group.device.type == "cpu", say=log.say
+    )
     refuse_unsupported(model, chosen.dtype, group.device)
     refuse_different_processes(recipe, model, "" if latest is None else latest.name, group)
     if recipe.init is not None and latest is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from shared.app import GROUP, App
+from shared.machine_memory import machine_memory_bytes
 from shared.serve.runtime.worker import Worker
 from shared.serve.runtime.worker_process import WorkerProcess
 from shared.serve.runtime.worker_thread import WorkerThread
@@ -81,13 +81,5 @@ def _processes(work: Work, settings: Settings) -> list[Worker]:
 
 def half_of_memory() -> int | None:
     """Half of what this machine, or its control group, has; None where that cannot be found out."""
-    try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (OSError, ValueError, AttributeError):
-        return None
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(place).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(found) // 2
+    found = machine_memory_bytes()
+    return None if found is None else found // 2
