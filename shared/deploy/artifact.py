@@ -158,6 +158,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def open_artifact(path: Path) -> Artifact:
     """Opens the artifact in directory ``path``; refuses one that is incomplete or was altered."""
     try:
+        if not (path / MANIFEST).is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
         raise InvalidInputError(

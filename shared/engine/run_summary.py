@@ -68,11 +68,18 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def summarise(path: Path) -> RunSummary:
     """Reads what there is of the run at ``path``, which may be training. One that is damaged is unreadable."""
+    run = Run(path, "", "")
+    for file in (run.recipe_file, run.events_file, run.result_file, *run.checkpoints.glob("step-*/state.json")):
+        if file.exists() and not file.is_file():  # a pipe would be waited for, and a device read for ever
+            return _unreadable(path, f"its {file.name} is no regular file")
     try:
         return _summary(path)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        why = "a file of it is damaged; bring it back from a copy"
-        return RunSummary(path, "", "", None, "", None, None, None, "unreadable", why, {})
+        return _unreadable(path, "a file of it is damaged; bring it back from a copy")
+
+
+def _unreadable(path: Path, why: str) -> RunSummary:
+    return RunSummary(path, "", "", None, "", None, None, None, "unreadable", why, {})
 
 
 def _summary(path: Path) -> RunSummary:
@@ -82,7 +89,7 @@ def _summary(path: Path) -> RunSummary:
         monitor = str(document["recipe"]["limits"]["monitor"])
     except (InvalidInputError, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, InvalidInputError) else "its recipe.yaml lacks limits.monitor"
-        return RunSummary(path, "", "", None, "", None, None, None, "unreadable", why, {})
+        return _unreadable(path, why)
     events = read_last_events(run.events_file)
     progress = _progress(run)
     steps = max([progress.get("step", 0), *(event["step"] for event in events)])

@@ -115,6 +115,17 @@ def test_a_damaged_run_does_not_hide_the_others(here, capsys, file, content):
     assert cli.main(["runs"]) == 0
 
 
+@pytest.mark.parametrize("file", ["recipe.yaml", "events.jsonl", "result.json", "state.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_of_a_run_that_is_none_is_not_read(here, capsys, file, kind):
+    line.train(here / "runs" / "bad", steps=5)
+    for path in list((here / "runs" / "bad").rglob(file)):
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    runs, _ = described(capsys)
+    assert (runs["bad"]["state"], runs["bad"]["why"]) == ("unreadable", f"its {file} is no regular file")
+
+
 def test_a_run_of_which_a_part_was_deleted_says_so(here, capsys):
     line.train(here / "runs" / "no-checkpoints", steps=5)
     shutil.rmtree(here / "runs" / "no-checkpoints" / "checkpoints")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +126,9 @@ def test_an_artifact_whose_network_cannot_be_built_says_so(
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
 
 
-def test_a_folder_in_the_place_of_a_manifest_is_none(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").mkdir()
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_in_the_place_of_a_manifest_is_none(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "manifest.json")
     with pytest.raises(InvalidInputError, match=r"no manifest\.json"):
         open_artifact(tmp_path)
 
