@@ -155,18 +155,25 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     (path / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 
 
+def manifest_bytes(path: Path) -> bytes:
+    """What ``manifest.json`` in the directory ``path`` holds. Raises ``OSError`` where it is no regular file."""
+    if not (path / MANIFEST).is_file():  # a pipe would be waited for, and a device read for ever
+        raise FileNotFoundError(f"{path / MANIFEST} is no regular file")
+    return (path / MANIFEST).read_bytes()
+
+
 def open_artifact(path: Path) -> Artifact:
     """Opens the artifact in directory ``path``; refuses one that is incomplete or was altered."""
     try:
-        if not (path / MANIFEST).is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
+        manifest = TypeAdapter(Manifest).validate_json(manifest_bytes(path))
     except OSError as error:
         raise InvalidInputError(
             f"{path} is not an artifact: it has no {MANIFEST}; `trivium export RUN` makes one"
         ) from error
     except ValidationError as error:
-        raise InvalidInputError(f"{path / MANIFEST} is not a manifest: {error}") from error
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise InvalidInputError(f"{path / MANIFEST} is not a manifest: {where}{first['msg']}; export again") from error
     if not manifest.files:
         raise InvalidInputError(f"{path / MANIFEST} states no digests, so nothing can be checked; export the run again")
     for name, stated in manifest.files.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.deploy.artifact import MANIFEST, Artifact, open_artifact
+from shared.deploy.artifact import MANIFEST, Artifact, manifest_bytes, open_artifact
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def misplaced(path: Path) -> str | None:
     A manifest that cannot be read says nothing of the kind; it is refused where the artifact is opened.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(manifest_bytes(path))
         stated = f"{manifest['name']} version {manifest['version']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if stated == f"{path.parent.name} version {int(path.name)}":
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.deploy.artifact import MANIFEST, Manifest, open_artifact
+from shared.deploy.artifact import Manifest, manifest_bytes, open_artifact
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics
@@ -192,7 +192,7 @@ class Networks:
         """Takes up the versions of a model that are not known yet."""
         for path in self._registry.versions(name).values():
             try:
-                manifest = TypeAdapter(Manifest).validate_json((path / MANIFEST).read_bytes())
+                manifest = TypeAdapter(Manifest).validate_json(manifest_bytes(path))
             except (OSError, ValidationError) as error:
                 log.warning("%s is left out: %s", path, error)
                 continue

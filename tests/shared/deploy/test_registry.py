@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
+from shared.deploy.artifact import open_artifact
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
-from tests.shared.serve.echo import write_artifact
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.shared.serve.echo import Echo, make_app, write_artifact
 
 
 @pytest.mark.parametrize("copy", ["echo/7", "other/2"])
@@ -35,3 +40,22 @@ def test_a_model_of_which_only_a_copy_is_there_has_no_version(tmp_path: Path) ->
     (tmp_path / "echo" / "1").rename(tmp_path / "echo" / "9")
     with pytest.raises(InvalidInputError, match="no version of echo"):
         Registry(tmp_path).newest("echo")
+
+
+@pytest.mark.parametrize("manifest", ["pipe", '{"name": ' + "[" * 100_000, '{"name": "echo", "version": "two"}'])
+def test_a_version_with_a_manifest_that_is_none_is_refused_in_a_line_and_does_not_stop_the_server(
+    tmp_path: Path, manifest: str
+) -> None:
+    write_artifact(tmp_path / "registry", 1)
+    broken = tmp_path / "registry" / "echo" / "2"
+    broken.mkdir()
+    os.mkfifo(broken / "manifest.json") if manifest == "pipe" else (broken / "manifest.json").write_text(manifest)
+    with pytest.raises(InvalidInputError) as refused:
+        open_artifact(broken)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300 + len(str(broken))
+    settings = Settings(
+        hosts="testserver", store=tmp_path / "store", registry=tmp_path / "registry", warm=False, workers=0
+    )
+    with TestClient(create_app(settings, {"echo": make_app(tmp_path / "app", Echo())})) as client:
+        assert client.get("/v2/models/echo/versions/1").status_code == 200
+        assert client.get("/v2/health/live").status_code == 200
