@@ -49,9 +49,9 @@ class DrivingCodec:
         for frame, found in zip(frames, boxes, strict=True):
             if frame.cameras:
                 text = kitti_results.write(found, next(iter(frame.cameras.values())))
-                files[f"{Path(frame.name).name}.txt"] = text.encode()
+                files[_not_hidden(f"{Path(frame.name).name}.txt")] = text.encode()
             if (name := cityscapes3d.file_name(frame)) is not None:
-                files[name] = cityscapes3d.write(found, frame).encode()
+                files[_not_hidden(name)] = cityscapes3d.write(found, frame).encode()
         found_all = result(frames, outputs)
         if any(frame.lidar_to_global is not None for frame in frames):
             files[nuscenes.FILE] = "".join(nuscenes.submission(found_all["frames"])).encode()
@@ -72,3 +72,8 @@ class DrivingCodec:
         """The picture, of the points and images that the viewer shows."""
         assert name == PICTURE
         return picture.draw_all(*read_scene(sources))
+
+
+def _not_hidden(name: str) -> str:
+    """The name of a result without the dots before a hidden file's: no file of a case is hidden."""
+    return name.lstrip(".")

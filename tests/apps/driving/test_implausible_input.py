@@ -157,6 +157,13 @@ def test_names_of_nuscenes_that_no_file_may_have_are_refused(root, tmp_path, nam
             NuScenes(root=tmp_path).all_frames().read(0)
 
 
+def test_the_result_of_a_hidden_image_is_not_hidden(ask, root):
+    image, calibration = root / "image_2" / "synthetic.png", root / "calib" / "synthetic.txt"
+    files = [shutil.copy(file, root / f".x{file.suffix}") for file in (image, calibration)]
+    response = ask(Request(files=tuple(files)))
+    assert "x.txt" in response.files and not [name for name in response.files if name.startswith(".")]
+
+
 def test_two_frames_of_one_name_are_refused_for_one_result_would_replace_the_other(tmp_path):
     frames = [{"token": "t", "images": {"CAM_FRONT": {"img_path": f"{number}.png"}}} for number in (1, 2)]
     (tmp_path / "sample.json").write_text(json.dumps({"metainfo": {"categories": {}}, "data_list": frames}))
