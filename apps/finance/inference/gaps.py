@@ -21,6 +21,8 @@ _DAYS_A_PAUSE = 8
 _AFTER, _LASTING = 3, 48
 _MOST_PAUSES = 4096
 """So many of the longest are remembered: enough to tell a rhythm of eight days from none through 90 years."""
+_YOUNG_PAUSES = 3
+"""In the first three days a series has no rhythm that a gap could break once so many pauses are as long."""
 _USUAL_CHANGES = 4.0
 
 
@@ -55,9 +57,9 @@ class Gap:
 
 @dataclass(slots=True)
 class Pauses:
-    """What the gaps to come of a series depend on: its pauses so far, sorted, and starts and lengths of those of its
-    first three days, the time of its first value, whether it had one on a Saturday, and how many it had before the
-    rows that are still at hand."""
+    """What the gaps to come of a series depend on: its longest pauses so far, sorted, and starts and lengths of the
+    three longest of its first three days, the time of its first value, whether it had one on a Saturday, and how many
+    it had before the rows that are still at hand."""
 
     lengths: list[int] = field(default_factory=list)
     starts: list[tuple[int, int]] = field(default_factory=list)
@@ -102,8 +104,8 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
         before, history = len(lengths) - bisect_left(lengths, (step + 1) // 2), int(times[place]) - began
         if step > _LONG * usual[place] and earlier + place >= _LEAST_ROWS:
             if history < 3 * DAY_NS:
-                same = [one for one in starts if one[1] >= step / 2 and _same_time(one[0], int(times[place]))]
-                needed = 0.0 if same else 3.0
+                same = any(one[1] >= step / 2 and _same_time(one[0], int(times[place])) for one in starts)
+                needed = 0.0 if same else float(_YOUNG_PAUSES)
             else:
                 needed = max(2.0, history / DAY_NS / _DAYS_A_PAUSE)
             young = history < DAY_NS and (ends or 8 * step > history)
@@ -120,6 +122,11 @@ def gaps(series: Series, pauses: Pauses | None = None, first: int = 0) -> list[G
             insort(lengths, step)
             if history < 3 * DAY_NS:
                 starts.append((int(times[place]), step))
+                # Of ticks every few are a pause. Where three are as long, a step is no gap at any time of day.
+                if len(starts) > _YOUNG_PAUSES:
+                    starts.remove(min(starts, key=lambda one: one[1]))
+            if len(lengths) >= 2 * _MOST_PAUSES:
+                del lengths[:-_MOST_PAUSES]
     del lengths[:-_MOST_PAUSES]
     return found
 

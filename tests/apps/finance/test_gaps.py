@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apps.finance.inference.gaps import duration, gaps
+from apps.finance.inference.gaps import Pauses, duration, gaps
 from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Series, usual_interval_ns
 from tests.apps.finance.untrained import untrained
 
@@ -63,6 +63,15 @@ def test_what_is_missing_every_now_and_then_is_no_gap():
     steps = np.where(generator.uniform(size=5000) < 0.01, generator.integers(6, 60, 5000), 1)
     found = gaps(of(np.cumsum(steps) * MINUTE_NS))
     assert len(found) <= 4
+
+
+def test_of_the_pauses_between_ticks_a_few_are_remembered_and_a_halt_is_still_a_gap():
+    """Every seventh step between ticks is a pause: with all of them at hand each gap was compared with each."""
+    times = MONDAY_NS + np.cumsum(np.random.default_rng(0).exponential(3e7, 60_000))
+    times[50_000:] += 2 * MINUTE_NS
+    pauses = Pauses()
+    assert [(gap.before, gap.note) for gap in gaps(of(times), pauses)] == [(49_999, "no value for 2 min")]
+    assert len(pauses.starts) <= 3 and len(pauses.lengths) <= 4096
 
 
 @pytest.mark.parametrize("cut", [70, 901, 905, 3000])
