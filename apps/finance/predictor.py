@@ -125,7 +125,7 @@ class FinancePredictor:
             forecast=made,
             scores=scores,
             thresholds=reported.thresholds,
-            anomalies=anomalies(series, made, scores, reported, channels, gaps=breaks, actions=actions),
+            anomalies=anomalies(series, made, scores, reported, channels, gaps=breaks, actions=actions, factor=factor),
         )
 
 

@@ -104,7 +104,9 @@ class Anomaly:
     ``expected`` the forecast median, ``low`` and ``high`` the forecast band there. ``channel`` is what was unusual, the
     word of a detector in ``apps.finance.inference.detectors``, ``gap`` or ``corporate_action``; ``columns`` which of
     several were, in a joint score; ``note`` what is known besides: how long a gap is, which split. ``since_ns`` is
-    a row before ``start_ns`` where the level is unusual: an estimate of when it left its former median.
+    a row before ``start_ns`` where the level is unusual: an estimate of when it left its former median. ``reason`` says
+    in words why it is an event, with its ``size`` in the unit of the values and in robust ``deviations``; see
+    ``inference/magnitude.py``.
     """
 
     start_ns: int
@@ -120,6 +122,9 @@ class Anomaly:
     columns: tuple[str, ...] = ()
     note: str = ""
     since_ns: int | None = None
+    size: float | None = None
+    deviations: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,8 +177,8 @@ class Detection:
         series = self.series
         head = f"{series.name}, {series.column}: {len(self.anomalies)} events in {len(series)} rows"
         lines = [
-            f"  {iso_utc(one.start_ns)} to {iso_utc(one.end_ns)}: score {one.score:.2f}, {one.channel}, observed "
-            f"{one.observed:.6g}, expected {one.low:.6g} to {one.high:.6g}"
+            f"  {iso_utc(one.start_ns)} to {iso_utc(one.end_ns)}: {one.reason or one.channel}; observed "
+            f"{one.observed:.6g}, expected {one.low:.6g} to {one.high:.6g}; score {one.score:.2f}"
             for one in self.anomalies
         ]
         return "\n".join([f"{head} (threshold {self.threshold:g})", *lines])

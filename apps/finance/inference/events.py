@@ -13,6 +13,7 @@ from apps.finance.inference.corporate_actions import CorporateAction
 from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
 from apps.finance.inference.gaps import Gap
+from apps.finance.inference.magnitude import magnitude
 from apps.finance.inference.onset import REACH, onset
 from apps.finance.inference.scoring import HIGHEST
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso_utc
@@ -101,34 +102,42 @@ def anomalies(
     *,
     gaps: Sequence[Gap] = (),
     actions: Sequence[CorporateAction] = (),
+    factor: Floats | None = None,
 ) -> tuple[Anomaly, ...]:
     """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them.
 
     Where the level is unusual at the peak, an event says since when, as estimated at its first row. A gap is an event
     from the row before it to the row after it, in place of what only the value after it made; its peak is that value,
-    or the last one where none has come. A corporate action that shows is one of a single row.
+    or the last one where none has come. A corporate action that shows is one of a single row. ``factor`` (N,) is what
+    corporate actions have made of the values, so that an event is measured by what they would have been without.
     """
     rows = spans(reported, scores, fresh(channels))
     rows = [span for span in rows if not any(gap.explains(*span) for gap in gaps)]
     found = []
+    steady = series.target if factor is None else series.target / factor
     for first, last in rows:
         peak = first + int(np.argmax(scores[first : last + 1]))
         said = _added(channels, first) if reported.renewed[first] else channels
         channel = _named(said, slice(first, max(last, peak + _NEAR) + 1), peak)
         columns = contributing(series, peak) if series.joint else ()
         one = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].word)
+        if not series.joint:
+            unit = 1.0 if factor is None else float(factor[peak])
+            measured = magnitude(steady[: peak + 1] * unit, channel, first, peak, one.expected)
+            one = replace(one, size=measured.size, deviations=measured.deviations, reason=measured.reason)
         if _of_level(channels, channel, peak) and not reported.renewed[first] and not _acted(actions, first):
             one = _dated(one, series, onset(series.target, first))
-        found.append(replace(one, columns=columns))
+        reason = ": ".join(["columns do not move together as they did", *([", ".join(columns)] if columns else [])])
+        found.append(replace(one, columns=columns, reason=reason if series.joint else one.reason))
     for gap in gaps:
         peak = gap.before if gap.open else gap.after
         one = _anomaly(series, forecast, (gap.before, gap.after, peak), gap.score, "gap")
-        found.append(replace(one, note=gap.note))
+        found.append(replace(one, note=gap.note, reason=f"a gap: {gap.note}"))
     for action in actions:
         if action.listed:
             row = action.row
             one = _anomaly(series, forecast, (row, row, row), float(scores[row]), "corporate_action")
-            found.append(replace(one, note=action.note))
+            found.append(replace(one, note=action.note, reason=f"a corporate action: {action.note}"))
     return tuple(sorted(found, key=lambda one: (one.start_ns, one.end_ns)))
 
 

@@ -184,7 +184,10 @@ class Monitor:
         if found or reported.scores[recent:].any() or any(action.row >= first for action in actions):
             since = min([recent, *(gap.before for gap in found)])
             made = self._forecast(steady, factor, offset, since) if first else one.forecast
-            told = anomalies(raw, made, published(combined), reported, channels, gaps=breaks, actions=actions)
+            acted = factor[offset:]
+            told = anomalies(
+                raw, made, published(combined), reported, channels, gaps=breaks, actions=actions, factor=acted
+            )
             told = tuple(
                 event
                 for event in told

@@ -11,6 +11,7 @@ from apps.finance.types import Detection
 from shared.text_cell import text_cell
 
 _COLUMNS = ("start", "end", "peak", "score", "observed", "expected", "low", "high", "direction", "channel", "since")
+_MEASURED = ("size", "deviations")
 
 
 def events_csv(detections: Sequence[Detection], *, several: bool) -> bytes:
@@ -18,11 +19,12 @@ def events_csv(detections: Sequence[Detection], *, several: bool) -> bytes:
     column names them; ``columns`` are joined by a space. Texts of the user's file are no formulas (``text_cell``)."""
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow([*(["series"] if several else []), *_COLUMNS, "columns", "note"])
+    rows.writerow([*(["series"] if several else []), *_COLUMNS, "columns", "note", *_MEASURED, "reason"])
     for one in detections:
         for event in map(event_entry, one.anomalies):
             cells = [event.get(name) for name in _COLUMNS]
             columns = text_cell(" ".join(event.get("columns", ())))
             name = [text_cell(one.series.name)] if several else []
-            rows.writerow([*name, *cells, columns, event.get("note", "")])
+            measured = [event.get(name) for name in _MEASURED]
+            rows.writerow([*name, *cells, columns, event.get("note", ""), *measured, text_cell(event["reason"])])
     return out.getvalue().encode()

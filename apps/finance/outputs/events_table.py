@@ -8,7 +8,7 @@ from typing import Any
 from shared.app import Table
 
 MOST_EVENTS = 20
-_COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "direction", "channel")
+_COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "why")
 
 
 def events_table(result: Mapping[str, Any]) -> Table:
@@ -28,7 +28,10 @@ def events_table(result: Mapping[str, Any]) -> Table:
 
 
 def _what(event: Mapping[str, Any]) -> str:
-    return ": ".join([event["channel"], *([event["note"]] if "note" in event else [])])
+    """Why it is an event, and what is known besides where the reason does not tell it."""
+    note = event.get("note", "")
+    reason = str(event["reason"])
+    return f"{reason}; {note}" if note and note not in reason else reason
 
 
 def _cell(value: object) -> str:

@@ -88,6 +88,9 @@ def event_entry(anomaly: Anomaly) -> FinanceEvent:
         "high": _number(anomaly.high, digits),
         "direction": anomaly.direction,
         "channel": anomaly.channel,
+        "size": anomaly.size,
+        "deviations": anomaly.deviations,
+        "reason": anomaly.reason,
     }
     if anomaly.since_ns is not None:
         event["since"] = iso_utc(anomaly.since_ns)

@@ -23,7 +23,11 @@ const WHAT = {
   gap: "a gap in time", corporate_action: "a corporate action",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",
 };
-const what = (event) => [WHAT[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
+/** Why it is an event. A case that was kept before results had a reason is told by the name of what was unusual. */
+function what(event) {
+  if (event.reason === undefined) return [WHAT[event.channel] ?? event.channel, event.columns?.join(", "), event.note].filter(Boolean).join(": ");
+  return [event.reason, event.note && !event.reason.includes(event.note) ? event.note : null].filter(Boolean).join("; ");
+}
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
 function lasting(event) {
@@ -66,12 +70,11 @@ function rate(result) {
 
 /** The table of events; on a narrow screen each row is a card, whose cells say what they are. */
 function eventTable(events, jump, cell) {
-  const channels = events.some((event) => event.channel);
-  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Where", ...(channels ? ["What"] : []), "Right?"];
+  const columns = ["Start (UTC)", "Lasts", "Score", "Observed", "Expected (96 % band)", "Why", "Right?"];
   const rows = events.map((event, index) => [
     element("button", { type: "button", onclick: () => jump(index) }, shortTime(event.start)),
     lasting(event), event.score, number(event.observed, decimals(event)),
-    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, WHERE[event.direction], ...(channels ? [what(event)] : []), cell(event),
+    `${number(event.expected)} (${number(event.low)} to ${number(event.high)})`, what(event), cell(event),
   ]);
   const list = table(columns, rows, "Choose an event to see it in the chart");
   list.classList.add("events");
