@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from apps.finance.adapters.binance import binance_columns
 from apps.finance.adapters.columns import TIMES, plain
 from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
@@ -85,6 +86,9 @@ def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, 
     if max(line.count(mark) for line in lines for mark in _MARKS) >= MOST_COLUMNS:
         raise InvalidInputError(f"{name} has more than {MOST_COLUMNS} columns; hand in a file with those that matter")
     first = [lines[number][:131_072] for number in filled]  # the longest cell that csv reads
+    if not numbered and (known := binance_columns(first[: -1 if len(first) > 1 else None])):
+        said = f"the file has no header, and its columns are those of Binance's {known[0]}"
+        return ",", known[1], filled[0], [said]
     split = {
         mark: [[one.strip() for one in next(csv.reader([line], delimiter=mark))] for line in first] for mark in _MARKS
     }

@@ -65,8 +65,8 @@ def to_contents(
     parts = _rows_by_series(rest, key) if key else [(name, np.arange(frame.height))]
     if options.labels and len(frame) and (_marks(frame[labels]) != "").all():
         raise InvalidInputError(f"labels in {labels!r} mark every row; leave them empty, or 0, where nothing is wrong")
-    zone = options.zone or zone_in_header(column, time, clock)
-    if zone not in (options.zone, "UTC"):
+    zone = clock.zone or options.zone or zone_in_header(column, time, clock)
+    if zone not in (options.zone, clock.zone, "UTC"):
         notes.append(f"column {time!r}: its times are of {zone}, as its name says; the option 'zone' names another")
     times = to_utc(clock, (rows for _, rows in parts), column, zone, notes)
     series, windows, put_right = [], [], Counter[str]()

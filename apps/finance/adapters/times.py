@@ -42,6 +42,10 @@ _WEEKDAY = r"(?i)^(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*[.,]* +"
 _TIME_FIRST = r"(?i)^(\d{1,2}:\d\d(?::\d\d)?(?:\.\d+)?(?: ?[AP]M)?)[ ,]+(\d{1,2}[/.-]\d{1,2}[/.-]\d{4})$"
 _AMBIGUOUS = r"(?:^|[^\d/.:-])\d{1,2}[/.-]\d{1,2}[/.-]\d{2}(?:\d\d)?(?![\d:])"
 """A date of which the month may be first or second, anywhere."""
+_COMPACT = r"^(\d{4})(\d\d)(\d\d)(?: +|[;-])(\d\d):?(\d\d):?(\d\d)$"
+"""20240131  09:30:00, 20240131;093000 and 20240131-14:30:00, as Interactive Brokers writes them."""
+_REGION = r"\d +([A-Z][A-Za-z]+/[A-Z][\w/+-]+)$"
+"""A time with its zone behind it, as 20240131 09:30:00 US/Eastern."""
 _ABBREVIATION = r"(\d|[AP]M) ?[A-Z]{3,5}$"
 _ZONE_IN_HEADER = re.compile(r"(?i)(?<![a-z])(?:UTC|GMT)(?![a-z])(?:\s?([+-])\s?(\d{1,2})(?::?(\d\d))?(?!\d))?")
 _REGION_IN_HEADER = re.compile(r"[(\[]([A-Z]\w+(?:/[A-Z][\w-]+)+)[)\]]")
@@ -67,11 +71,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Times in UTC, (N,), or as they stand where ``bare`` (N,) says they have no zone; ``said`` is of the reading."""
+    """Times in UTC, (N,), or as they stand where ``bare`` (N,) says they have no zone; ``said`` is of the reading.
+
+    ``zone`` is the one that every cell names behind its time, if it does.
+    """
 
     times_ns: Times
     bare: NDArray[np.bool_]
     said: str = ""
+    zone: str | None = None
 
 
 def read_times(column: Column, options: TableOptions = NOTHING_SAID) -> Clock:
@@ -193,6 +201,8 @@ def _set_back(shown: Times, steps: Times) -> NDArray[np.bool_]:
 
 def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
     text = text.str.replace(r"^(\d{4})年(\d{1,2})月(\d{1,2})日", "${1}-${2}-${3}")
+    text, zone = _without_region(text, column)
+    text = text.str.replace(_COMPACT, "${1}-${2}-${3} ${4}:${5}:${6}")
     offsets = {"UTC": "+0000", "GMT": "+0000"}
     text = text.str.replace(r"(?:UTC|GMT) ?([+-]\d)", "${1}")
     if text.str.contains(_ABBREVIATION).any():
@@ -209,7 +219,18 @@ def _read_text(text: pl.Series, column: Column, options: TableOptions) -> Clock:
     column.refuse(wrong & text.str.contains(_ABBREVIATION).to_numpy(), known)
     column.refuse(wrong, "is not a time; write it as 2024-01-31 09:30:00 (UTC), or with +01:00 behind it")
     times = _nanoseconds(found.dt.tz_localize(None).to_numpy(), column)
-    return Clock(times, ~text.str.contains(_WITH_OFFSET).to_numpy())
+    return Clock(times, ~text.str.contains(_WITH_OFFSET).to_numpy(), zone=zone)
+
+
+def _without_region(text: pl.Series, column: Column) -> tuple[pl.Series, str | None]:
+    """(N,) times without the zone behind them, as US/Eastern, and that zone; refuses cells of several zones."""
+    regions = text.str.extract(_REGION, 1)
+    known = regions.drop_nulls()
+    if not len(known) or known[0] not in available_timezones():
+        return text, None
+    other = (regions != known[0]).fill_null(value=True).to_numpy()
+    column.refuse(other, f"is not in {known[0]}, as others are; write the times of all rows in one zone")
+    return text.str.replace(r" +[A-Z][\w/+-]+$", ""), str(known[0])
 
 
 def _in_iso_order(text: pl.Series, column: Column, unit: str | None) -> pl.Series:

@@ -103,7 +103,44 @@ LATER = {
         "Data,Otwarcie,Najwyzszy,Najnizszy,Zamkniecie,Wolumen\n2024-01-30,1,3,1,2,10\n2024-01-31,2,4,2,3,20\n",
         ("Zamkniecie", [2, 3], "2024-01-31T00:00:00Z"),
     ),
-    "Binance klines without a header": (KLINES, ("5", [2, 3], "2024-01-31T10:00:00Z"), {"time": "1", "value": "5"}),
+    "Binance klines without a header": (KLINES, ("close", [2, 3], "2024-01-31T10:00:00Z")),
+    "Binance klines without a header, by number": (
+        KLINES,
+        ("5", [2, 3], "2024-01-31T10:00:00Z"),
+        {"time": "1", "value": "5"},
+    ),
+    "Binance klines of 2025, in microseconds": (
+        "1738315800000000,1,3,1,2,10,1738315859999999,5,6,7,8,0\n1738315860000000,2,4,2,3,20,1738315919999999,5,6,7,8,0\n",
+        ("close", [2, 3], "2025-01-31T09:31:00Z"),
+    ),
+    "Binance aggregate trades without a header": (
+        "100,2.50,0.01,1,1,1706691600000,True,True\n101,3.50,0.02,2,2,1706691600137,False,True\n",
+        ("price", [2.5, 3.5], "2024-01-31T09:00:00.137Z"),
+    ),
+    "Binance trades without a header": (
+        "100,2.50,0.01,0.025,1706691600000,True,True\n101,3.50,0.02,0.07,1706691600137,False,True\n",
+        ("price", [2.5, 3.5], "2024-01-31T09:00:00.137Z"),
+    ),
+    "Interactive Brokers, bars as ib_insync writes them": (
+        ",date,open,high,low,close,volume,average,barCount\n"
+        "0,2024-01-31 09:30:00-05:00,1,3,1,2,10,2,5\n1,2024-01-31 09:31:00-05:00,2,4,2,3,20,3,5\n",
+        ("close", [2, 3], "2024-01-31T14:31:00Z"),
+    ),
+    "Interactive Brokers, bars of the API": (
+        "date,open,high,low,close,volume,average,barCount\n"
+        "20240131  09:30:00,1,3,1,2,10,2,5\n20240131  09:31:00,2,4,2,3,20,3,5\n",
+        ("close", [2, 3], "2024-01-31T14:31:00Z"),
+        {"zone": "America/New_York"},
+    ),
+    "Interactive Brokers, bars of the API with their zone": (
+        "date,open,high,low,close,volume\n20240131 09:30:00 US/Eastern,1,3,1,2,10\n"
+        "20240131 09:31:00 US/Eastern,2,4,2,3,9\n",
+        ("close", [2, 3], "2024-01-31T14:31:00Z"),
+    ),
+    "Interactive Brokers, a Flex query": (
+        '"Symbol","Date/Time","TradePrice"\n"AAPL","20240131;093000","2"\n"AAPL","20240131;093100","3"\n',
+        ("TradePrice", [2, 3], "2024-01-31T09:31:00Z"),
+    ),
     "Binance trades": (
         "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
         "1,2.5,10,1,1,1706691600000,true\n2,3.5,20,2,2,1706695200000,false\n",
@@ -182,7 +219,12 @@ def test_exporters_of_the_documents_table(tmp_path, exporter):
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [
-        (KLINES, {}, "no header line that names its columns.*time=1 and value=5"),
+        ("1706691600,1,3,1,2,10,3\n1706695200,2,4,2,3,20,3\n", {}, "no header line that names.*time=1 and value=5"),
+        (
+            "date,close\n20240131 09:30:00 US/Eastern,2\n20240131 16:30:00 Europe/Berlin,3\n",
+            {},
+            "line 3: '20240131 16:30:00 Europe/Berlin' is not in US/Eastern",
+        ),
         ("34200000,1,2,1,2\n34260000,1,2,1,3\n", {"time": "1", "value": "5"}, "may be seconds, days or a count"),
         ("DATE;CLOSE\n01/02/2024;1,5\n02/02/2024;2,5\n", {}, "is ambiguous.*unit=day-first"),
         ("date,close\n45321,2\n45322,3\n", {}, "give the option unit"),
