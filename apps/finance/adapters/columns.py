@@ -16,8 +16,8 @@ def _words(text: str) -> list[str]:
 
 
 TIMES = _words(
-    "timestamp|datetime|date time|time|date|ts|open time|time utc|timestamp utc|trade date|trading day|gmt time|day"
-    "|local time|unix|unix timestamp|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
+    "timestamp|datetime|date time|time|date|dates|ts|open time|time utc|timestamp utc|trade date|trading day|gmt time"
+    "|day|local time|unix|unix timestamp|datum|month|日期时间|交易时间|成交时间|时间|交易日期|成交日期|日期|月份"
 )
 """What time columns are called, plain (see ``plain``), the likeliest first."""
 DATE_AND_TIME = _words("date+time|datum+uhrzeit|datum+zeit|日期+时间|trade date+trade time|交易日期+交易时间")

@@ -14,6 +14,7 @@ import polars as pl
 from apps.finance.adapters.binance import binance_columns
 from apps.finance.adapters.columns import TIMES, plain
 from apps.finance.adapters.options import TableOptions
+from apps.finance.adapters.side_by_side import names_above, stacked
 from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
 
@@ -35,7 +36,7 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
     if (ends := max(content.count(b"\n"), content.count(b"\r"))) > MOST_LINES:
         raise InvalidInputError(f"{name} has {ends} lines, and {MOST_LINES} can be read; split it by time")
     text = _decode(content, name)
-    separator, labels, first, notes = _layout(text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or "")))
+    separator, labels, first, notes, names = _layout(text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or "")))
     rows, below = _without_footer("".join(text.split("\n", first)[first:]), separator, labels[0], first)
     wide = separator.join(f"column{number}" for number in range(len(labels)))  # the first row may be short
     try:
@@ -49,6 +50,8 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
     if not rows.endswith("\n") and 0 < last < before:
         notes += [f"line {lines[-1]}, the last, was left out: the file is cut after {last + 1} of {before + 1} cells"]
         frame, lines = frame.head(-1), lines[:-1]
+    frame, lines, said = stacked(frame, lines, names)
+    notes += [said] if said else []
     contents = to_contents(frame, name, options, lines, separator)
     return replace(contents, notes=(*notes, *contents.notes))
 
@@ -71,8 +74,9 @@ def _decode(content: bytes, name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str]]:
-    """The separator, the columns' unique names, how many lines stand before the rows, and what to say of them.
+def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str], list[str]]:
+    """The separator, the columns' unique names, how many lines stand before the rows, what to say of them, and names
+    of securities above the columns, each over the columns until the next, where there are several.
 
     With the separator the most of the first lines have the same number of cells; the header is the first line that
     names a time column, else the first of that width. Further lines of names tell columns of the same name apart.
@@ -88,7 +92,7 @@ def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, 
     first = [lines[number][:131_072] for number in filled]  # the longest cell that csv reads
     if not numbered and (known := binance_columns(first[: -1 if len(first) > 1 else None])):
         said = f"the file has no header, and its columns are those of Binance's {known[0]}"
-        return ",", known[1], filled[0], [said]
+        return ",", known[1], filled[0], [said], []
     split = {
         mark: [[one.strip() for one in next(csv.reader([line], delimiter=mark))] for line in first] for mark in _MARKS
     }
@@ -109,9 +113,11 @@ def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, 
         cells_of = f"{len(labels)} cells in its header in line {filled[header] + 1} and {width} in most lines"
         how = "where numbers or dates have commas, put them in quotes, or part the cells by semicolons"
         raise InvalidInputError(f"{name} has {cells_of}; {how}")
-    notes = [f"the first {header} lines were left out: they stand in front of line {filled[header] + 1}"] * (header > 0)
+    above = names_above(cells[:header], labels) if len({*filter(None, labels)}) < sum(map(bool, labels)) else []
+    left = header - bool(above)
+    notes = [f"the first {left} lines were left out: they stand in front of line {filled[header] + 1}"] * (left > 0)
     if bare:
-        return separator, [str(number + 1) for number in range(width)], filled[header], notes
+        return separator, [str(number + 1) for number in range(width)], filled[header], notes, []
     below = cells[header + 1 : header + _MOST_HEADER + 2]
     more = next((n for n, row in enumerate(below) if any(_NUMBER.match(one) or _TIME.match(one) for one in row)), 0)
     notes += [f"{more} further line{'s' * (more > 1)} of names below the header belong to it"] if more else []
@@ -120,9 +126,13 @@ def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, 
             labels[0] = row[0]
         often, row = Counter(labels), [*row, *[""] * width]
         labels = [f"{one} {cell}".strip() if often[one] > 1 else one for one, cell in zip(labels, row, strict=False)]
+    often = Counter(labels)
+    for place, name in enumerate(above):
+        if often[labels[place]] > 1 and labels[place] and plain(labels[place]) not in TIMES:
+            labels[place] = f"{name} {labels[place]}".strip()
     again = [labels[:place].count(label) for place, label in enumerate(labels)]
     labels = [f"{one} ({count + 1})".strip() if count else one for one, count in zip(labels, again, strict=True)]
-    return separator, labels, filled[header + more] + 1, notes
+    return separator, labels, filled[header + more] + 1, notes, above
 
 
 def _without_footer(rows: str, separator: str, label: str, first: int) -> tuple[str, list[str]]:

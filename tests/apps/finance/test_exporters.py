@@ -258,12 +258,51 @@ def test_excels_days_need_their_unit(tmp_path):
     assert iso_utc(int(series.times_ns[-1])) == "2024-01-31T00:00:00Z"
 
 
-def test_securities_side_by_side_must_have_the_same_dates(tmp_path):
-    days = [f"2024-01-{day:02d}" for day in range(1, 31)]
-    for name, others in (("same", days), ("other", [day.replace("2024", "2025") for day in days])):
-        rows = [f"{day},{n},{other},{100 + n}" for n, (day, other) in enumerate(zip(days, others, strict=True))]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["Date,PX_LAST,Date,PX_LAST", *rows]) + "\n")
-    series = read_series(tmp_path / "same.csv")
-    assert sorted(series.values) == ["PX_LAST", "PX_LAST (2)"]
-    with pytest.raises(InvalidInputError, match=r"two columns of times that differ, 'Date' and 'Date \(2\)'"):
-        read_series(tmp_path / "other.csv")
+DAYS = [f"2024-01-{day:02d}" for day in range(1, 31)]
+
+
+def test_securities_side_by_side_with_the_same_dates_are_columns(tmp_path):
+    rows = [f"{day},{n},{day},{100 + n}" for n, day in enumerate(DAYS)]
+    (tmp_path / "a.csv").write_text("\n".join(["Date,PX_LAST,Date,PX_LAST", *rows]) + "\n")
+    assert sorted(read_series(tmp_path / "a.csv").values) == ["PX_LAST", "PX_LAST (2)"]
+
+
+@pytest.mark.parametrize(
+    ("above", "called"),
+    [
+        (["SPX Index,,,,NDX Index,"], ["SPX Index", "NDX Index"]),
+        (["Security,SPX Index,,,Security,NDX Index", "Period,D,,,Period,D"], ["SPX Index", "NDX Index"]),
+        ([], ["PX_LAST", "PX_LAST (2)"]),
+    ],
+)  # fmt: skip
+def test_securities_of_bloomberg_side_by_side_are_series_each_with_its_own_dates(tmp_path, above, called):
+    """The second has a holiday more, so that it ends sooner and its rows are not those beside them."""
+    second = [(day, 100 + n) for n, day in enumerate(DAYS) if n != 4]
+    rows = [
+        f"{day},{n}.5,#N/A N/A,,{','.join(map(str, second[n])) if n < len(second) else ','}"
+        for n, day in enumerate(DAYS)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join([*above, "Date,PX_LAST,PX_VOLUME,,Date,PX_LAST", *rows]) + "\n")
+    contents = read_contents(tmp_path / "a.csv")
+    one, two = contents.series
+    assert [one.name, two.name] == called and contents.series_column == "security"
+    assert (one.target.tolist(), one.column) == ([n + 0.5 for n in range(30)], "PX_LAST")
+    assert two.target.tolist() == [value for _, value in second]
+    assert [iso_utc(int(time))[:10] for time in two.times_ns] == [day for day, _ in second]
+    assert "2 securities stand side by side, each with its own dates, and were read one by one" in contents.notes
+
+
+def test_a_wrong_date_of_the_second_security_is_named_by_its_line(tmp_path):
+    rows = [f"{day},{n},{day.replace('-01-', '-02-')},{n}" for n, day in enumerate(DAYS[:20])]
+    rows[7] = "2024-01-08,7,soon,7"
+    (tmp_path / "a.csv").write_text("\n".join(["A,,B,", "Date,PX_LAST,Date,PX_LAST", *rows]) + "\n")
+    with pytest.raises(InvalidInputError, match=r"line 10: 'soon' is not a time"):
+        read_contents(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("above", [",SPX Index,,NDX Index,", ",SPX Index,SPX Index,NDX Index,NDX Index"])
+def test_fields_below_the_name_of_their_security_are_called_by_both(tmp_path, above):
+    rows = [f"{day},{n},5,{100 + n},#N/A N/A" for n, day in enumerate(DAYS)]
+    (tmp_path / "a.csv").write_text("\n".join([above, "Dates,PX_LAST,PX_VOLUME,PX_LAST,PX_VOLUME", *rows]) + "\n")
+    series = read_series(tmp_path / "a.csv")
+    assert list(series.values) == ["SPX Index PX_LAST", "SPX Index PX_VOLUME", "NDX Index PX_LAST"]
