@@ -53,7 +53,7 @@ class FileContext:
 
 
 class FinanceCodec:
-    """One CSV or Parquet file of one or several series, and its result."""
+    """One CSV, Parquet or Excel file of one or several series, and its result."""
 
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
@@ -131,8 +131,8 @@ def _only(files: tuple[Path, ...]) -> Path:
         files = tuple(sorted(path for path in files[0].iterdir() if path.is_file()))
     if len(files) != 1:
         raise InvalidInputError(
-            f"hand in one CSV or Parquet file, not {len(files)} files; several series go into one file, below each "
-            "other, with a column 'ticker' that names them"
+            f"hand in one CSV, Parquet or Excel file, not {len(files)} files; several series go into one file, "
+            "below each other, with a column 'ticker' that names them"
         )
     return files[0]
 

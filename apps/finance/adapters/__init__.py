@@ -11,16 +11,21 @@ from shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from apps.finance.adapters.table import Contents
 
-ENDINGS = {**dict.fromkeys((".csv", ".txt", ".tsv", ""), "CSV"), **dict.fromkeys((".parquet", ".pq"), "Parquet")}
+ENDINGS = {
+    **dict.fromkeys((".csv", ".txt", ".tsv", ""), "CSV"),
+    **dict.fromkeys((".parquet", ".pq"), "Parquet"),
+    **dict.fromkeys((".xlsx", ".xlsm"), "Excel"),
+}
 
 
 def read_contents(path: Path, options: TableOptions = NOTHING_SAID) -> Contents:
     """All series in a file, by the reader of its ending."""
     from apps.finance.adapters.csv import read_csv  # with polars and pandas, which take a second to import
+    from apps.finance.adapters.excel import read_excel
     from apps.finance.adapters.parquet import read_parquet
 
     if path.suffix.lower() not in ENDINGS:
-        raise InvalidInputError(f"{path.name} is neither a CSV nor a Parquet file; export the series as one of the two")
+        raise InvalidInputError(f"{path.name} is no CSV, Parquet or XLSX file; export the series as one of them")
     if not path.is_file():
         raise InvalidInputError(f"{path.name} does not exist")
-    return {"CSV": read_csv, "Parquet": read_parquet}[ENDINGS[path.suffix.lower()]](path, options)
+    return {"CSV": read_csv, "Parquet": read_parquet, "Excel": read_excel}[ENDINGS[path.suffix.lower()]](path, options)

@@ -21,14 +21,14 @@ from shared.errors import InvalidInputError
 LARGEST, MOST_LINES = 512 * 1024 * 1024, 2_500_000
 """Three million equal rows in 72 MB took half a minute and 1.5 GB; more than two million are not scored at a time."""
 _MARKS = ",;\t|"
-_LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER, _BLOCK = 100, 40, 4, 16
+LOOKED_AT, _MOST_PREAMBLE, _MOST_HEADER, _BLOCK = 100, 40, 4, 16
 _TIME = re.compile(r"\d{4}[-/.年]\d{1,2}([-/.月]\d|$)|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{8}( |T|$)")
 _WORDS = re.compile(r"[\s\"'(]*([^\W\d_]|[#*©])")
 _NUMBER = re.compile(r"[+-]?[$€£¥]?\d[\d.,]*([eE][+-]?\d+)?[%KMB]?$")
 
 
 def read_csv(path: Path, options: TableOptions) -> Contents:
-    """All series in a CSV file; see ``_layout`` and ``to_contents`` for what is understood and refused."""
+    """All series in a CSV file; see ``table_layout`` and ``to_contents`` for what is understood and refused."""
     name = path.name
     if path.stat().st_size > LARGEST:
         raise InvalidInputError(f"{name} is larger than {LARGEST >> 20} MiB; split it by time, or hand in Parquet")
@@ -36,7 +36,9 @@ def read_csv(path: Path, options: TableOptions) -> Contents:
     if (ends := max(content.count(b"\n"), content.count(b"\r"))) > MOST_LINES:
         raise InvalidInputError(f"{name} has {ends} lines, and {MOST_LINES} can be read; split it by time")
     text = _decode(content, name)
-    separator, labels, first, notes, names = _layout(text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or "")))
+    separator, labels, first, notes, names = table_layout(
+        text, name, bool(re.fullmatch(r"\d+(\+\d+)?", options.time or ""))
+    )
     rows, below = _without_footer("".join(text.split("\n", first)[first:]), separator, labels[0], first)
     wide = separator.join(f"column{number}" for number in range(len(labels)))  # the first row may be short
     try:
@@ -74,14 +76,14 @@ def _decode(content: bytes, name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str], list[str]]:
+def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], int, list[str], list[str]]:
     """The separator, the columns' unique names, how many lines stand before the rows, what to say of them, and names
     of securities above the columns, each over the columns until the next, where there are several.
 
     With the separator the most of the first lines have the same number of cells; the header is the first line that
     names a time column, else the first of that width. Further lines of names tell columns of the same name apart.
     """
-    lines = text[:2_000_000].split("\n")[:_LOOKED_AT]
+    lines = text[:2_000_000].split("\n")[:LOOKED_AT]
     filled = [number for number, line in enumerate(lines) if line.strip()]
     if not filled:
         raise InvalidInputError(f"{name} is empty; it needs a header line such as 'timestamp,value' and rows")

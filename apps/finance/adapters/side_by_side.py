@@ -56,9 +56,9 @@ def stacked(frame: pl.DataFrame, lines: Rows, names: Sequence[str]) -> tuple[pl.
         columns: dict[str, pl.Series] = {}
         for label in labels[first:end]:
             columns.setdefault(_AGAIN.sub("", label).removeprefix(f"{name} "), frame[label])
-        there = frame[labels[first]].str.strip_chars().fill_null("") != ""
+        there = frame[labels[first]].cast(pl.String).str.strip_chars().fill_null("") != ""
         part = pl.DataFrame({label: cells for label, cells in columns.items() if label})
         parts.append(part.filter(there).with_columns(pl.lit(name).alias(SECURITY)))
         places.append(lines[there.to_numpy()])
     said = f"{len(parts)} securities stand side by side, each with its own dates, and were read one by one"
-    return pl.concat(parts, how="diagonal"), np.concatenate(places), said
+    return pl.concat(parts, how="diagonal_relaxed"), np.concatenate(places), said

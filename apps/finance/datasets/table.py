@@ -1,4 +1,4 @@
-"""The user's own table as a data set: CSV or Parquet files, a folder of them, or the rows of a SQL query."""
+"""The user's own table as a data set: CSV, Parquet or Excel files, a folder of them, or the rows of a SQL query."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Table:
     """Series in files or in a data base.
 
-    ``path`` is a CSV or Parquet file, a pattern such as ``bars/*.parquet``, or a folder; ``url`` and ``query`` are a
-    data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. $NAME in the address stands for a
+    ``path`` is a CSV, Parquet or Excel file, a pattern such as ``bars/*.parquet``, or a folder; ``url`` and ``query``
+    are a data base as SQLAlchemy names it (``postgresql+pg8000://...``) and a SELECT. $NAME in the address stands for a
     variable of the environment; an address with a password in it is refused. ``time``, ``value``, ``series`` and
     ``labels`` name columns, the last one that marks anomalous rows; ``zone``, ``decimal`` and ``unit`` say how times
     and numbers are written, as for ``trivium predict``. What is not named is guessed, and the facts show the guess.
@@ -162,7 +162,9 @@ def _files(path: str) -> list[Path]:
         found = Path(there.anchor or ".").glob(str(there.relative_to(there.anchor)))
     files = sorted(one for one in found if one.is_file())
     if not files:
-        raise InvalidInputError(f"{path} is no file, no folder with CSV or Parquet files, and no pattern that fits one")
+        raise InvalidInputError(
+            f"{path} is no file, no folder with CSV, Parquet or Excel files, and no pattern that fits one"
+        )
     return files
 
 

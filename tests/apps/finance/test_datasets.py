@@ -157,7 +157,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
     ("settings", "sentence"),
     [
         ({}, "name the table with --data.path FILE, or"),
-        ({"path": "nowhere/*.csv"}, "is no file, no folder with CSV or Parquet files, and no pattern"),
+        ({"path": "nowhere/*.csv"}, "is no file, no folder with CSV, Parquet or Excel files, and no pattern"),
         ({"query": "select 1"}, "a query needs its data base"),
         ({"query": "select * from prices", "url": "sqlite://"}, "the query failed: no such table: prices"),
         ({"query": "create table a(b)", "url": "sqlite://"}, "the query selects nothing; give a SELECT"),
