@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.finance.datasets.labels import window_rows
-from apps.finance.types import Anomaly, Detection, Floats, Series, Window, iso_utc
+from apps.finance.types import SECOND_NS, Anomaly, Detection, Floats, Series, Window, iso_utc
 
 if TYPE_CHECKING:
     from apps.finance.schemas import (
@@ -145,10 +145,11 @@ def detector_csv(series: Series, scores: Floats, windows: tuple[Window, ...] = (
     for first, last in window_rows(series.times_ns, windows).tolist():
         label[first : last + 1] = 1
     lines = ["timestamp,value,anomaly_score,label"]
-    rows = zip(series.times_ns.tolist(), series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
-    for time, value, score, mark in rows:
-        moment = iso_utc(time).replace("T", " ").removesuffix("Z")
-        lines.append(f"{moment},{value!r},{score:.6g},{mark}")
+    seconds, rest = np.divmod(series.times_ns, SECOND_NS)
+    moments = np.char.replace(np.datetime_as_string(seconds.astype("datetime64[s]")), "T", " ")
+    fractions = [f".{one:09d}".rstrip("0") if one else "" for one in rest.tolist()]
+    rows = zip(moments.tolist(), fractions, series.target.tolist(), scores.tolist(), label.tolist(), strict=True)
+    lines += [f"{moment}{part},{value!r},{score:.6g},{mark}" for moment, part, value, score, mark in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from apps.finance import service
 from apps.finance.app import app
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.detectors import DETECTORS
-from apps.finance.outputs.files import scores_csv, series_json
+from apps.finance.outputs.files import detector_csv, scores_csv, series_json
 from apps.finance.outputs.rows_file import has_rows_file, rows_file
 from apps.finance.outputs.scored_rows import read_scored_rows, scored_rows
 from apps.finance.outputs.series_csv import write_csv
@@ -262,3 +262,11 @@ def test_what_files_are_made_from_later_gives_them_to_the_byte():
     assert (name, several, repr(found)) == ("a.csv", False, repr(one))
     assert series_json(found) == series_json(one) and scores_csv(found) == scores_csv(one)
     assert rows_file([found]) == rows_file([one])
+
+
+def test_the_times_of_scores_csv_have_as_many_decimals_as_they_need_also_before_1970():
+    times = np.array([-1_500_000_000, 0, 1_000_000_001, 1_388_534_400_123_000_000])
+    series = Series(name="a", times_ns=times, values={"x": np.arange(4.0)}, column="x", interval_ns=10**9)
+    moments = [line.split(",")[0] for line in detector_csv(series, np.zeros(4)).splitlines()[1:]]
+    assert moments == [iso_utc(int(time)).replace("T", " ").removesuffix("Z") for time in times]
+    assert moments[2:] == ["1970-01-01 00:00:01.000000001", "2014-01-01 00:00:00.123"]

@@ -41,7 +41,7 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
             best[apart:] = _to_nearest(here[apart:], old)
             # The first rows of a chunk overlap with the end of what came before it.
             best[new:_ROWS] = _to_nearest(here[new:_ROWS], old[: 1 - _ROWS])
-        inside = np.square(here[new:, None] - here[None]).sum(axis=2)
+        inside = _squared_distances(here[new:], here)
         inside[np.arange(new, len(here))[:, None] - np.arange(len(here)) < _ROWS] = np.inf
         distance[start + new : end] = np.minimum(best[new:], np.sqrt(inside.min(axis=1)))
     distance[: first + _LEAST_ROWS] = np.nan
@@ -53,14 +53,20 @@ def nearest(one: ForecastedSeries, memory: int) -> Floats:
 def _to_nearest(here: Floats, old: Floats) -> Floats:
     """(N,) the distances from vectors (N, 4) to the nearest of others (M, 4)."""
     if len(old) * len(here) <= _FEW * _CHUNK:
-        squares = np.zeros((len(here), len(old)))
-        for column in range(_ROWS):
-            squares += np.square(here[:, column, None] - old[None, :, column])
-        return np.asarray(np.sqrt(squares.min(axis=1)))
+        return np.asarray(np.sqrt(_squared_distances(here, old).min(axis=1)))
     from scipy.spatial import cKDTree
 
     found: Floats = cKDTree(old).query(here)[0]
     return found
+
+
+def _squared_distances(here: Floats, others: Floats) -> Floats:
+    """(N, M) between vectors (N, 4) and others (M, 4); a column at a time, as a sum over four numbers is slow."""
+    squares, apart = np.zeros((len(here), len(others))), np.empty((len(here), len(others)))
+    for column in range(_ROWS):
+        np.subtract(here[:, column, None], others[None, :, column], out=apart)
+        squares += np.square(apart, out=apart)
+    return squares
 
 
 DETECTOR = RankedStatistic(word="discord", statistic=nearest, rows=_ROWS, echo=_ROWS - 1)
