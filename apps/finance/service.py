@@ -151,9 +151,10 @@ def _chosen(contents: Contents, wanted: str, name: str) -> Contents:
 
 def _with_other_columns(contents: Contents) -> Contents:
     """The same, with a note that more than the one column can be scored where there are more."""
-    if len(contents.series[0].values) < 2:
+    many = len(contents.series[0].values)
+    if many < 2:
         return contents
-    also = "the option columns=all scores every column, and how they move together"
+    also = f"the option columns=all scores each of the {many} columns, and how they move together"
     return replace(contents, notes=(*contents.notes, also))
 
 

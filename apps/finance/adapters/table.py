@@ -207,7 +207,8 @@ def _with_times(frame: pl.DataFrame, wanted: str | None, name: str, notes: list[
     if guessed is None:
         how = "name it with the option 'time', and write times as 2024-01-31 09:30:00 or as seconds since 1970"
         raise InvalidInputError(f"{name} has no column of times among {frame.columns[:50]}; {how}")
-    notes.append(f"column {guessed!r} was taken for the times; the option 'time' names another")
+    which = f"column {guessed!r}" if guessed else "the first column, which has no name,"
+    notes.append(f"{which} was taken for the times; the option 'time' names another")
     return frame, guessed
 
 
@@ -277,5 +278,13 @@ def _scored_column(
         del values[other]
     if len(values) > 1 and wanted is None:
         notes.append(f"column {label!r} was scored, {what}; the option 'value' names another")
-    notes += [f"column {other!r} was left out: it {fault}" for other, fault in faults.items()]
+    empty = [other for other, fault in faults.items() if fault == _EMPTY]
+    if len(empty) > 1:
+        which = ", ".join(map(repr, empty[:5])) + (", …" if len(empty) > 5 else "")
+        notes.append(f"{len(empty)} columns were left out, for they hold no number: {which}")
+    notes += [
+        f"column {other!r} was left out: it {fault}"
+        for other, fault in faults.items()
+        if len(empty) < 2 or other not in empty
+    ]
     return label

@@ -270,3 +270,14 @@ def test_the_times_of_scores_csv_have_as_many_decimals_as_they_need_also_before_
     moments = [line.split(",")[0] for line in detector_csv(series, np.zeros(4)).splitlines()[1:]]
     assert moments == [iso_utc(int(time)).replace("T", " ").removesuffix("Z") for time in times]
     assert moments[2:] == ["1970-01-01 00:00:01.000000001", "2014-01-01 00:00:00.123"]
+
+
+def test_of_a_wide_panel_the_notes_say_how_all_of_it_is_scored(predictor, tmp_path):
+    names = [f"T{number:03d}" for number in range(30)]
+    rows = [f"2024-01-{day:02d}," + ",".join(str(100 + day + n) for n in range(30)) for day in range(1, 32)]
+    rows += [row.replace("2024-01", "2024-03") for row in rows]
+    (tmp_path / "a.csv").write_text("\n".join(["date," + ",".join(names), *rows]) + "\n")
+    decoded = decode(predictor, Request(files=(tmp_path / "a.csv",)))
+    assert (
+        decoded.context.notes[-1] == "the option columns=all scores each of the 30 columns, and how they move together"
+    )

@@ -259,3 +259,12 @@ def test_a_column_of_words_is_left_out_without_a_word(tmp_path):
     rows = [f"2024-01-{day:02d},order A{day},{day}" for day in range(1, 30)]
     (tmp_path / "p.csv").write_text("\n".join(["Date,note,Trades", *rows]) + "\n")
     assert not any("note" in one for one in read_contents(tmp_path / "p.csv").notes)
+
+
+def test_empty_columns_are_told_of_in_one_note_and_a_column_without_a_name_is_called_so(tmp_path):
+    rows = "".join(f"2024-01-{day:02d},{day},,,\n" for day in range(1, 32))
+    (tmp_path / "a.csv").write_text(",OBS_VALUE,OBS_COM,BREAKS,COVERAGE\n" + rows)
+    notes = read_contents(tmp_path / "a.csv").notes
+    assert "3 columns were left out, for they hold no number: 'OBS_COM', 'BREAKS', 'COVERAGE'" in notes
+    assert "the first column, which has no name, was taken for the times; the option 'time' names another" in notes
+    assert not [note for note in notes if note.startswith("column 'BREAKS'")]

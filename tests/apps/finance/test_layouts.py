@@ -64,9 +64,9 @@ def test_harmless_oddities_are_read_without_a_word(tmp_path, text):
 def test_times_that_are_found_by_their_cells_alone_are_told(tmp_path, header):
     series = read(tmp_path, f"{header}\n" + ROWS)
     assert series.target.tolist() == [1.5, 2.5, 3.5]
-    assert series.notes == (
-        f"column {header.split(',')[0]!r} was taken for the times; the option 'time' names another",
-    )
+    name = header.split(",")[0]
+    which = f"column {name!r}" if name else "the first column, which has no name,"
+    assert series.notes == (f"{which} was taken for the times; the option 'time' names another",)
     assert read(tmp_path, f"{header}\n" + ROWS, TableOptions(time=header.split(",")[0] or None)).target[0] == 1.5
 
 
