@@ -255,7 +255,9 @@ def test_nothing_is_cut_on_a_phone(page: Page, site: str) -> None:
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
     expect(page.locator(".events tbody td").nth(2)).to_have_attribute("data-label", "Score")
     expect(page.locator(".events tbody td").nth(5)).to_contain_text(
-        re.compile(r"(a sudden change|than usual|a value|a level|rows unlike|another course).*[\d.]+ robust deviations")
+        re.compile(
+            r"(a sudden change|than usual|a value|a level|rows unlike|another course).*[\d.,]+ robust deviations"
+        )
     )
 
 

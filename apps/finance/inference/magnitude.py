@@ -49,7 +49,8 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
     if detector == "level":
         means = trailing_mean(values, 8)
         usual = _median(means[:first])
-        words = f"a level not had before: the mean of 8 rows is {{size}} from a median of {amount(usual)}"
+        apart = f"{amount(abs(means[peak] - usual))} {'above' if means[peak] > usual else 'below'}"
+        words = f"a level not had before: the mean of 8 rows is {apart} its median of {amount(usual)}"
         return _magnitude(words, means[peak], usual, _spread(means[:first], usual))
     if detector in ("high_volatility", "low_volatility"):
         rows, than = (48, "larger") if detector == "high_volatility" else (12, "smaller")
@@ -75,7 +76,7 @@ def _magnitude(words: str, value: float, usual: float, spread: float) -> Magnitu
     if not spread > 0:
         return Magnitude(size, None, sized)
     deviations = float(f"{size / spread:.4g}")
-    return Magnitude(size, deviations, f"{sized}, {abs(deviations):.1f} robust deviations")
+    return Magnitude(size, deviations, f"{sized}, {abs(deviations):,.1f} robust deviations")
 
 
 def _median(past: Floats) -> float:

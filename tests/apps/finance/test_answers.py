@@ -139,7 +139,9 @@ def test_the_events_are_a_table_too(predictor, tmp_path):
         ]
         assert row["note"] == event.get("note", "") and row["series"] == "600519"
         assert (row["size"], row["deviations"]) == (str(event["size"]), str(event["deviations"]))
-        assert row["reason"] == event["reason"] and f"{abs(event['deviations']):.1f} robust deviations" in row["reason"]
+        assert (
+            row["reason"] == event["reason"] and f"{abs(event['deviations']):,.1f} robust deviations" in row["reason"]
+        )
 
 
 def test_one_of_several_is_scored_as_it_is_among_them(predictor, answered, tmp_path):
