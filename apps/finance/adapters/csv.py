@@ -121,7 +121,7 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
     if bare:
         return separator, [str(number + 1) for number in range(width)], filled[header], notes, []
     below = cells[header + 1 : header + _MOST_HEADER + 2]
-    more = next((n for n, row in enumerate(below) if any(_NUMBER.match(one) or _TIME.match(one) for one in row)), 0)
+    more = next((n for n, row in enumerate(below) if not _describes_columns(row, below)), 0)
     notes += [f"{more} further line{'s' * (more > 1)} of names below the header belong to it"] if more else []
     for row in below[:more]:
         if plain(row[0]) in TIMES and plain(labels[0]) not in TIMES:
@@ -135,6 +135,14 @@ def table_layout(text: str, name: str, numbered: bool) -> tuple[str, list[str], 
     again = [labels[:place].count(label) for place, label in enumerate(labels)]
     labels = [f"{one} ({count + 1})".strip() if count else one for one, count in zip(labels, again, strict=True)]
     return separator, labels, filled[header + more] + 1, notes, above
+
+
+def _describes_columns(row: list[str], below: list[list[str]]) -> bool:
+    """Whether a line below the header has further names or units: it holds no number and no time, or begins with a
+    word, as ``last update`` does, where rows begin with a time."""
+    if not any(_NUMBER.match(one) or _TIME.match(one) for one in row):
+        return True
+    return bool(_WORDS.match(row[0])) and any(_TIME.match(one[0]) for one in below[below.index(row) + 1 :])
 
 
 def _without_footer(rows: str, separator: str, label: str, first: int) -> tuple[str, list[str]]:

@@ -174,6 +174,22 @@ LATER = {
         '"T2","O2","XXBTZUSD","2024-01-31 09:30:01.5","sell","limit",3.10000,1.0,0.1,0.0,""\n',
         ("price", [2.1, 3.1], "2024-01-31T09:30:01.5Z"),
     ),
+    "Deutsche Bundesbank": (
+        '"";BBEX3.D.USD.EUR.BB.AC.000;BBEX3.D.USD.EUR.BB.AC.000_FLAGS\n"";"Euro-Referenzkurs / 1 EUR = ... USD";\n'
+        "unit;USD (US-Dollar);\nunit multiplier;one;\nlast update;2024-02-01 15:49:32;\n"
+        + "".join(f"2024-01-{day};{f'1,08{day}' if day != 28 else '.'};\n" for day in range(26, 32)),
+        ("BBEX3.D.USD.EUR.BB.AC.000", [1.0826, 1.0827, None, 1.0829, 1.0830, 1.0831], "2024-01-31T00:00:00Z"),
+    ),
+    "ECB, SDMX-CSV": (
+        "KEY,FREQ,CURRENCY,TIME_PERIOD,OBS_VALUE,OBS_STATUS,OBS_COM,DECIMALS,TITLE\n"
+        'EXR.D.USD,D,USD,2024-01-30,1.0846,A,,4,"US dollar, Euro"\n'
+        'EXR.D.USD,D,USD,2024-01-31,1.0837,A,,4,"US dollar, Euro"\n',
+        ("OBS_VALUE", [1.0846, 1.0837], "2024-01-31T00:00:00Z"),
+    ),
+    "CoinGecko": (
+        "snapped_at,price,market_cap,total_volume\n2024-01-30 00:00:00 UTC,2.5,1,0\n2024-01-31 00:00:00 UTC,3.5,1,0\n",
+        ("price", [2.5, 3.5], "2024-01-31T00:00:00Z"),
+    ),
     "FRED": (
         "observation_date,DGS10\n2024-01-29,4.08\n2024-01-30,\n2024-01-31,3.99\n",
         ("DGS10", [4.08, None, 3.99], "2024-01-31T00:00:00Z"),
