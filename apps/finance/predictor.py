@@ -125,7 +125,13 @@ class FinancePredictor:
             forecast=made,
             scores=scores,
             thresholds=reported.thresholds,
-            anomalies=anomalies(series, made, scores, reported, channels, gaps=breaks, actions=actions, factor=factor),
+            anomalies=anomalies(
+                *(series, made, scores, reported, channels),
+                gaps=breaks,
+                actions=actions,
+                factor=factor,
+                memory=self.calibration.memory,
+            ),
         )
 
 

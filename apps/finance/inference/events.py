@@ -13,7 +13,7 @@ from apps.finance.inference.corporate_actions import CorporateAction
 from apps.finance.inference.detectors import DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
 from apps.finance.inference.gaps import Gap
-from apps.finance.inference.magnitude import magnitude
+from apps.finance.inference.magnitude import MEMORY, magnitude
 from apps.finance.inference.onset import REACH, onset
 from apps.finance.inference.scoring import HIGHEST
 from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso_utc
@@ -103,13 +103,15 @@ def anomalies(
     gaps: Sequence[Gap] = (),
     actions: Sequence[CorporateAction] = (),
     factor: Floats | None = None,
+    memory: int = MEMORY,
 ) -> tuple[Anomaly, ...]:
     """The events in a scored series; ``channels`` are those of ``scoring.improbability``, ``scores`` from them.
 
     Where the level is unusual at the peak, an event says since when, as estimated at its first row. A gap is an event
     from the row before it to the row after it, in place of what only the value after it made; its peak is that value,
     or the last one where none has come. A corporate action that shows is one of a single row. ``factor`` (N,) is what
-    corporate actions have made of the values, so that an event is measured by what they would have been without.
+    corporate actions have made of the values, so that an event is measured by what they would have been without, in
+    up to ``memory`` rows before it.
     """
     rows = spans(reported, scores, fresh(channels))
     rows = [span for span in rows if not any(gap.explains(*span) for gap in gaps)]
@@ -123,7 +125,7 @@ def anomalies(
         one = _anomaly(series, forecast, (first, last, peak), float(scores[peak]), _TABLE[channel].word)
         if not series.joint:
             unit = 1.0 if factor is None else float(factor[peak])
-            measured = magnitude(steady[: peak + 1] * unit, channel, first, peak, one.expected)
+            measured = magnitude(steady[: peak + 1] * unit, channel, first, peak, one.expected, memory)
             one = replace(one, size=measured.size, deviations=measured.deviations, reason=measured.reason)
         if _of_level(channels, channel, peak) and not reported.renewed[first] and not _acted(actions, first):
             one = _dated(one, series, onset(series.target, first))

@@ -10,7 +10,7 @@ import numpy as np
 from apps.finance.inference.detectors.trailing import change, trailing_mean
 from apps.finance.types import Floats
 
-_MEMORY = 8000
+MEMORY = 8000
 _MOST_ROWS = 48
 """The longest stretch of rows that is measured."""
 _LEAST_ROWS = 30
@@ -31,16 +31,16 @@ class Magnitude:
     reason: str
 
 
-def magnitude(values: Floats, detector: str, first: int, peak: int, expected: float) -> Magnitude:
+def magnitude(values: Floats, detector: str, first: int, peak: int, expected: float, memory: int = MEMORY) -> Magnitude:
     """Of an event that begins in the row ``first`` of ``values`` (N,) and is named after ``detector``.
 
     Measured is what that detector looks at: of a jump the change, from the row before or from four rows before; of a
     level the distance of the mean of 8 rows from the median of such means; of the volatility the mean absolute change
     over 48 or 12 rows, less its median. Of a value beyond all before and of a course (``nearest``, ``rhythm``) it is
-    the distance from what was ``expected``, in deviations of the changes from row to row. The past are up to 8,000 rows
-    before the event.
+    the distance from what was ``expected``, in deviations of the changes from row to row. The past are up to
+    ``memory`` rows before the event.
     """
-    begin = max(0, first - _MEMORY - _MOST_ROWS)
+    begin = max(0, first - memory - _MOST_ROWS)
     values, first, peak = values[begin : peak + 1], first - begin, peak - begin
     if detector in ("jump", "move"):
         rows, since = (1, "the row before") if detector == "jump" else (4, "four rows before")
@@ -81,14 +81,14 @@ def _magnitude(words: str, value: float, usual: float, spread: float) -> Magnitu
 
 def _median(past: Floats) -> float:
     """NaN where fewer than 30 are known."""
-    past = past[np.isfinite(past)][-_MEMORY:]
+    past = past[np.isfinite(past)]
     return float(np.median(past)) if len(past) >= _LEAST_ROWS else math.nan
 
 
 def _spread(past: Floats, middle: float) -> float:
     """The robust deviation of the past from ``middle``: by the median absolute deviation, and by the mean where more
     than half of the past stands still (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)."""
-    apart = np.abs(past[np.isfinite(past)][-_MEMORY:] - middle)
+    apart = np.abs(past[np.isfinite(past)] - middle)
     if len(apart) < _LEAST_ROWS:
         return math.nan
     return _OF_MEDIAN * float(np.median(apart)) or _OF_MEAN * float(np.mean(apart))

@@ -184,9 +184,12 @@ class Monitor:
         if found or reported.scores[recent:].any() or any(action.row >= first for action in actions):
             since = min([recent, *(gap.before for gap in found)])
             made = self._forecast(steady, factor, offset, since) if first else one.forecast
-            acted = factor[offset:]
             told = anomalies(
-                raw, made, published(combined), reported, channels, gaps=breaks, actions=actions, factor=acted
+                *(raw, made, published(combined), reported, channels),
+                gaps=breaks,
+                actions=actions,
+                factor=factor[offset:],
+                memory=predictor.calibration.memory,
             )
             told = tuple(
                 event

@@ -85,6 +85,7 @@ def assert_as_in_the_part(model, series: Series, options: Options, end: int, eve
     assert (same.end_ns, same.peak_ns, same.channel, same.direction, same.observed, same.note, same.since_ns) == (
         (event.end_ns, event.peak_ns, event.channel, event.direction, event.observed, event.note, event.since_ns)
     )
+    assert (same.size, same.deviations) == pytest.approx((event.size, event.deviations), rel=1e-3)
     said = event.score, event.low, event.expected, event.high
     assert said == pytest.approx((same.score, same.low, same.expected, same.high), rel=1e-3)
 
