@@ -177,7 +177,7 @@ STRATEGIES: Mapping[str, type[DDP | FSDP]] = {"ddp": Auto, "fsdp": FSDP}
 """By the names that the command line has for them."""
 
 
-def join_for(config: StrategyConfig, device: str | None) -> AbstractContextManager[Group]:
+def join_group(config: StrategyConfig, device: str | None) -> AbstractContextManager[Group]:
     """Joins the processes that train, with the strategy's timeouts and its order of hosts where it has such."""
     from shared.comms.joining import join
 

@@ -209,7 +209,7 @@ def found_in_real(
             if beyond := beyond_range(detector, frames, kind):
                 parts.append(f"{beyond} of the objects lie beyond the range")
             if kind == "car" and detector.sensor == "lidar":
-                parts += bar_of_real(where, *counts)
+                parts += real_cars_bar(where, *counts)
             yield f"{kind}, {where}, frames: {len(frames)}", "; ".join(parts)
     own = sum(at_own_vehicle(boxes) for boxes in found)
     yield f"boxes on the own vehicle, {where}", str(own)
@@ -230,7 +230,7 @@ def beyond_range(detector: Detector, frames: Sequence[Frame], kind: str) -> int:
     return number
 
 
-def bar_of_real(where: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:
+def real_cars_bar(where: str, at_half: Counts, at_seven_tenths: Counts, within_2_m: Counts) -> list[str]:
     """The bar that is set for the cars of these frames, and whether it is met."""
     if where == "KITTI":
         met = at_half.objects == at_half.true_positives and at_seven_tenths.true_positives >= 2

@@ -52,14 +52,14 @@ def scheduled_entries(history: Sequence[Entry], every: int) -> list[Entry]:
     return list(history[:-1] if stopped_between else history)
 
 
-def ended(history: Sequence[Entry], limits: Limits, *, late: bool) -> str | None:
+def stop_reason(history: Sequence[Entry], limits: Limits, *, late: bool) -> str | None:
     """Why a run that has been evaluated goes no further, or None where it goes on. ``late``: its minutes are over."""
     if late and history:
         return "minutes"
     return "early" if early_stopping_state(history, limits).stale >= limits.patience else None
 
 
-def how_to_go_on(reason: str, limits: Limits) -> str:
+def explain_stop(reason: str, limits: Limits) -> str:
     """In words why a run ended (``Result.reason``), and with which setting the same command goes on."""
     if reason == "early":
         times = "1 evaluation" if limits.patience == 1 else f"{limits.patience} evaluations"

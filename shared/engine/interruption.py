@@ -75,7 +75,7 @@ class StopWatch:
         return logging and bool(late), int(number)
 
 
-def end_as_by(number: int) -> NoReturn:
+def exit_by_signal(number: int) -> NoReturn:
     """Ends as the signal asks: ``KeyboardInterrupt``, or exit code 128 + N, by which schedulers see a signal N.
 
     That is 143 for SIGTERM, and 138 for SIGUSR1, which Slurm's users ask for before a time limit.

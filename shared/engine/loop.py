@@ -10,9 +10,9 @@ from torch import Tensor
 from shared.comms.joining import shorten_timeouts
 from shared.data.loader import Step
 from shared.engine.divergence import refuse_divergence
-from shared.engine.early_stopping import early_stopping_state, ended, how_to_go_on, scheduled_entries
+from shared.engine.early_stopping import early_stopping_state, explain_stop, scheduled_entries, stop_reason
 from shared.engine.evaluate import evaluate
-from shared.engine.interruption import Interruption, StopWatch, end_as_by
+from shared.engine.interruption import Interruption, StopWatch, exit_by_signal
 from shared.engine.losses import count_factors, total, weighted_terms
 from shared.engine.noise import noise_seed, seed_generators
 from shared.engine.out_of_memory import within_memory
@@ -20,7 +20,7 @@ from shared.engine.run import Result, Run
 from shared.engine.setup import Training, set_up
 from shared.precision import autocast
 from shared.recipe import Recipe
-from shared.strategy import join_for
+from shared.strategy import join_group
 
 
 def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = False) -> Result:
@@ -34,12 +34,12 @@ def fit(recipe: Recipe, run: Run, *, device: str | None = None, quiet: bool = Fa
     processes. SIGTERM, SIGUSR1 and Ctrl-C leave a checkpoint, then end as ``SystemExit(143)``, ``SystemExit(138)`` and
     ``KeyboardInterrupt``.
     """
-    with join_for(recipe.strategy, device) as group, ExitStack() as stack:
+    with join_group(recipe.strategy, device) as group, ExitStack() as stack:
         training = set_up(recipe, run, group, stack, quiet=quiet)
         with Interruption() as interruption:
             outcome = _train(training, StopWatch(recipe.limits, group, interruption))
         group.barrier()
-    return end_as_by(outcome) if isinstance(outcome, int) else outcome
+    return exit_by_signal(outcome) if isinstance(outcome, int) else outcome
 
 
 def _train(training: Training, watch: StopWatch) -> Result | int:
@@ -51,7 +51,7 @@ def _train(training: Training, watch: StopWatch) -> Result | int:
     if progress.step < end and not late:
         progress.history = scheduled_entries(progress.history, progress.validate_every)
         progress.validate_every = every
-    reason = ended(progress.history, limits, late=late)
+    reason = stop_reason(progress.history, limits, late=late)
     first = progress.step + 1
     read_every_step = group.world == 1 and group.device.type == "cpu"
 
@@ -152,7 +152,7 @@ def validate(training: Training, *, late: bool) -> str | None:
     training.events.write("validation", progress.step, **scores)
     training.log.say(", ".join([f"step {progress.step} validated", *(f"{n} {v:.4g}" for n, v in scores.items())]))
     training.trained.train()
-    return ended(progress.history, training.recipe.limits, late=late)
+    return stop_reason(progress.history, training.recipe.limits, late=late)
 
 
 def save(training: Training) -> None:
@@ -181,5 +181,5 @@ def finish(training: Training, reason: str) -> Result:
     if training.group.leader:
         result.save(training.run.result_file)
     training.events.write("end", progress.step, reason=result.reason, seconds=progress.seconds)
-    training.log.say(f"ended after step {progress.step}: {how_to_go_on(reason, training.recipe.limits)}")
+    training.log.say(f"ended after step {progress.step}: {explain_stop(reason, training.recipe.limits)}")
     return result

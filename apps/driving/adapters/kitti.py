@@ -68,7 +68,7 @@ def read_files(paths: Sequence[Path]) -> list[Frame]:
                 return _read_folder(folder)
     if _in_folders(paths):
         named = _by_frame(paths)
-        whole = few(sorted(named), f"what {paths[0].name} begins")
+        whole = within_limit(sorted(named), f"what {paths[0].name} begins")
         return [_named_frame(root, frame_id, named[root, frame_id]) for root, frame_id in whole]
     return _read_loose(paths)
 
@@ -254,10 +254,10 @@ def _read_folder(folder: Path) -> list[Frame]:
         inside = [folder.absolute() / file.relative_to(folder) for file in files]
         return read_files(inside) if _in_folders(inside) else _read_loose(files)
     root = frame_root(folder)
-    return [read_frame(root, frame_id) for frame_id in few(frame_ids(root), root.name)]
+    return [read_frame(root, frame_id) for frame_id in within_limit(frame_ids(root), root.name)]
 
 
-def few(ids: list[_Id], name: str) -> list[_Id]:
+def within_limit(ids: list[_Id], name: str) -> list[_Id]:
     """The ids, where they are no more than are held in memory at once; refuses more of what ``name`` holds."""
     refuse_many(len(ids), name)
     return ids
@@ -284,7 +284,7 @@ def _read_loose(paths: Sequence[Path]) -> list[Frame]:
                 f"two files would be the {role} of {path.stem}: {roles[role][path.stem].name} and {path.name}"
             )
         roles[role][path.stem] = path
-    stems = few(sorted({*roles["points"], *roles["image"]}), "what was handed in")
+    stems = within_limit(sorted({*roles["points"], *roles["image"]}), "what was handed in")
     if not stems:
         raise InvalidInputError(
             f"{paths[0].name}: neither a LiDAR sweep (.bin, .pcd, .npy, a ROS bag) nor an image is among the files"

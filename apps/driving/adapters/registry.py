@@ -44,7 +44,7 @@ def _log_of(calibration: Path) -> list[Frame]:
 
 
 def _own_sweeps(root: Path) -> list[Frame]:
-    return [custom.read_frame(root, frame_id) for frame_id in kitti.few(custom.frame_ids(root), root.name)]
+    return [custom.read_frame(root, frame_id) for frame_id in kitti.within_limit(custom.frame_ids(root), root.name)]
 
 
 def _city_image(labels: Path) -> list[Frame]:

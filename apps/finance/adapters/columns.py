@@ -59,13 +59,13 @@ def plain(label: str) -> str:
     return re.sub(r"[_./\-\s]+", " ", text).strip()
 
 
-def called(wanted: str, labels: Sequence[str]) -> str | None:
+def matching_label(wanted: str, labels: Sequence[str]) -> str | None:
     """The label that a user means by ``wanted``: as written, else without case, else plain."""
     forms = (str.strip, lambda text: text.strip().casefold(), plain)
     return next((label for form in forms for label in labels if form(label) == form(wanted) != ""), None)
 
 
-def first_called(names: Iterable[str], labels: Iterable[str]) -> str | None:
+def first_matching_label(names: Iterable[str], labels: Iterable[str]) -> str | None:
     """The label that is called by the first of ``names``; of several, the first."""
     known = {plain(label): label for label in reversed(list(labels))}
     return next((known[name] for name in names if name in known), None)
@@ -97,7 +97,7 @@ def other_value(labels: Sequence[str]) -> str | None:
     """A value by its name, else the first of ``labels`` that does not name rows; volumes and the like last."""
     candidates = [label for label in labels if not names_rows(label)]
     first = (one for one in candidates if not is_quantity(one))
-    return first_called(_VALUES, labels) or next(first, next(iter(candidates), None))
+    return first_matching_label(_VALUES, labels) or next(first, next(iter(candidates), None))
 
 
 def series_column(frame: pl.DataFrame, numeric: Iterable[str], times: Times, name: str) -> str | None:

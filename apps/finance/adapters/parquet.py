@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet
 
-from apps.finance.adapters.columns import called
+from apps.finance.adapters.columns import matching_label
 from apps.finance.adapters.options import TableOptions
 from apps.finance.adapters.table import MOST_COLUMNS, Contents, to_contents
 from shared.errors import InvalidInputError
@@ -32,7 +32,7 @@ def read_parquet(path: Path, options: TableOptions) -> Contents:
             raise InvalidInputError(f"{path.name} has {rows} rows, and {MOST_FILE_ROWS} can be read; split it by time")
         if len(tops) > MOST_COLUMNS or rows * len(tops) > MOST_CELLS:
             named = [options.time, options.value, options.series, *([options.labels] if options.labels else [])]
-            wanted = [called(name or "", list(labels.values())) for name in named]
+            wanted = [matching_label(name or "", list(labels.values())) for name in named]
             labels = labels if None in wanted else {one: label for one, label in labels.items() if label in wanted}
         width = sum(top in labels for top in tops)
         if width > MOST_COLUMNS or rows * width > MOST_CELLS:

@@ -178,7 +178,7 @@ def _one(name: str, times: Times, values: Values, scored: str, put_right: Counte
 
 
 def _named(frame: pl.DataFrame, wanted: str, option: str, name: str) -> str:
-    label = columns.called(wanted, frame.columns)
+    label = columns.matching_label(wanted, frame.columns)
     if label is None:
         there = ", ".join(map(repr, frame.columns[:50]))
         raise InvalidInputError(f"{name} has no column {wanted!r}, named by '{option}'; there are: {there}")
@@ -188,15 +188,15 @@ def _named(frame: pl.DataFrame, wanted: str, option: str, name: str) -> str:
 def _with_times(frame: pl.DataFrame, wanted: str | None, name: str, notes: list[str]) -> tuple[pl.DataFrame, str]:
     """The table and its column of times; a date and a time of day in two columns are made one."""
     if wanted is not None:
-        both = [wanted] if columns.called(wanted, frame.columns) else wanted.split("+", 1)
+        both = [wanted] if columns.matching_label(wanted, frame.columns) else wanted.split("+", 1)
         both = [_named(frame, one, "time", name) for one in both]
         return (frame, both[0]) if len(both) == 1 else _joined(frame, both[0], both[1])
     for pair in columns.DATE_AND_TIME:
-        day, hour = (columns.first_called([one], frame.columns) for one in pair.split("+"))
+        day, hour = (columns.first_matching_label([one], frame.columns) for one in pair.split("+"))
         if day and hour and not isinstance(frame[day].dtype, pl.Datetime):
             shown = frame[hour].cast(pl.String, strict=False).str.contains(r"^(\d{1,2}:\d\d|\d{6}$)")
             frame = _joined(frame, day, hour)[0] if shown.all() else frame
-    guessed = columns.first_called(columns.TIMES, frame.columns)
+    guessed = columns.first_matching_label(columns.TIMES, frame.columns)
     if guessed is not None:
         return frame, guessed
     dated = (one for one in frame.columns if isinstance(frame[one].dtype, (pl.Date, pl.Datetime)))
@@ -252,9 +252,10 @@ def _scored_column(
     amounts that cannot be read.
     """
     wanted = options.value
-    quotes, what = [columns.first_called(one, values) for one in (columns.BIDS, columns.ASKS)], "one of the file's"
-    price = columns.first_called(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)
-    label = price if wanted is None else columns.called(wanted, [*values, *faults])
+    quotes = [columns.first_matching_label(one, values) for one in (columns.BIDS, columns.ASKS)]
+    what = "one of the file's"
+    price = columns.first_matching_label(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)
+    label = price if wanted is None else columns.matching_label(wanted, [*values, *faults])
     if label is None and wanted is not None:
         there = ", ".join(map(repr, values)) or "none"
         raise InvalidInputError(f"{name} has no column of numbers called {wanted!r}; there are: {there}")

@@ -39,11 +39,11 @@ class CorporateAction:
 
 def corporate_actions(series: Series) -> tuple[CorporateAction, ...]:
     """Those in the price that is scored; none where it is adjusted itself, or no price by its name."""
-    from apps.finance.adapters.columns import ADJUSTED, PRICES, VOLUMES, first_called, plain
+    from apps.finance.adapters.columns import ADJUSTED, PRICES, VOLUMES, first_matching_label, plain
 
     if series.joint or plain(series.column) not in PRICES or plain(series.column) in ADJUSTED:
         return ()
-    adjusted, volume = (first_called(names, series.values) for names in (ADJUSTED, VOLUMES))
+    adjusted, volume = (first_matching_label(names, series.values) for names in (ADJUSTED, VOLUMES))
     if adjusted is not None:
         return _by_adjusted(series.target, series.values[adjusted])
     return _by_volume(series, series.values[volume]) if volume is not None else ()
@@ -51,9 +51,9 @@ def corporate_actions(series: Series) -> tuple[CorporateAction, ...]:
 
 def adjustments(series: Series) -> str:
     """What the adjusted close that is scored has been adjusted for, as a note; empty where that cannot be told."""
-    from apps.finance.adapters.columns import ADJUSTED, PRICES, first_called, plain
+    from apps.finance.adapters.columns import ADJUSTED, PRICES, first_matching_label, plain
 
-    close = first_called([name for name in PRICES if name not in ADJUSTED], series.values)
+    close = first_matching_label([name for name in PRICES if name not in ADJUSTED], series.values)
     if series.joint or plain(series.column) not in ADJUSTED or close is None:
         return ""
     found = _by_adjusted(series.values[close], series.target)

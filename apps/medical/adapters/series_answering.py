@@ -68,7 +68,7 @@ class Answering:
             if not error.is_refusal:
                 self._failed(taken, f"the server failed ({error.status})")
                 return
-            log.warning("series %s refused (%d), and deleted: %s", name, error.status, in_words(error, taken))
+            log.warning("series %s refused (%d), and deleted: %s", name, error.status, loggable_reason(error, taken))
             self._spool.remove(taken)
         except Exception as error:  # a full disk, a series that somebody took away
             log.error("series %s waits: %s", name, type(error).__name__)
@@ -123,7 +123,7 @@ class Answering:
             log.info("series %s: answered, %s; no report, for %s", name, page, _why_none(case["result"]))
 
 
-def in_words(refusal: JobFailed, taken: Taken) -> str:
+def loggable_reason(refusal: JobFailed, taken: Taken) -> str:
     """The server's sentence in one line, without what the series says of the patient, and without names of files."""
     sentence = " ".join(str(refusal).split())
     hidden = {path.name for path in taken.files} | {part for file in taken.files[:1] for part in _of_patient(file)}

@@ -38,7 +38,7 @@ class Upload:
                 waited = {message, self._gave_way}
                 await asyncio.wait(waited, timeout=window_s, return_when=asyncio.FIRST_COMPLETED)
                 if self._gave_way.done():
-                    raise connection.gave_way()
+                    raise connection.stalled_request_error()
                 if message.done():
                     break
                 if time.monotonic() >= ends:

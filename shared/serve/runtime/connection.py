@@ -165,7 +165,7 @@ class _UploadClock:
         self._window_s += waited_s
         self._received += size
         if self._gave_way:
-            raise gave_way()
+            raise stalled_request_error()
         if self._idle_s >= given.deadline_s:
             raise _too_slow(f"nothing more of the request came for {given.deadline_s:g} seconds")
         if self._whole_s >= given.upload_s:
@@ -181,7 +181,7 @@ def too_slow_a_rate(least: float) -> InvalidInputError:
     return _too_slow(f"the request came more slowly than {least:g} bytes per second (TRIVIUM_MIN_UPLOAD_RATE)")
 
 
-def gave_way() -> InvalidInputError:
+def stalled_request_error() -> InvalidInputError:
     """The refusal (408) of what stalled while another found no place."""
     return _too_slow("the request came slowly, and another needed its place")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.engine.early_stopping import EarlyStoppingState, early_stopping_state, ended, scheduled_entries
+from shared.engine.early_stopping import EarlyStoppingState, early_stopping_state, scheduled_entries, stop_reason
 from shared.errors import InvalidInputError
 from shared.recipe import Limits
 
@@ -37,10 +37,10 @@ def test_a_score_may_be_better_the_higher_it_is():
 def test_why_a_run_ends():
     stale = history(1.0, 2.0, 2.0)
     limits = Limits(patience=2)
-    assert ended(stale, limits, late=False) == "early"
-    assert ended(stale[:2], limits, late=False) is None
-    assert ended(stale[:2], limits, late=True) == "minutes"
-    assert ended([], limits, late=True) is None
+    assert stop_reason(stale, limits, late=False) == "early"
+    assert stop_reason(stale[:2], limits, late=False) is None
+    assert stop_reason(stale[:2], limits, late=True) == "minutes"
+    assert stop_reason([], limits, late=True) is None
 
 
 def test_an_evaluation_that_a_stop_brought_is_not_one_of_the_schedule():
