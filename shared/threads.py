@@ -41,6 +41,23 @@ def compute_threads_divided(workers: int) -> Iterator[None]:
             set_compute_threads()
 
 
+@contextmanager
+def torch_threads_divided(workers: int) -> Iterator[None]:
+    """Within it torch computes with the share of each of ``workers`` in the calling thread's number of threads.
+
+    So it does in the calling thread and in those that begin within it; others that run already keep their number.
+    Programs keep the threads that they were loaded with, but for those that torch computes.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def usable_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

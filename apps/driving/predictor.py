@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
 
 from apps.driving.inference import sweep_checks
 from apps.driving.inference.detect import CameraDetector, Detector, Images, LidarDetector, shown_boxes
@@ -18,6 +21,7 @@ from shared.deploy.programs.store import weights_digest
 from shared.deploy.registry import newest_partner
 from shared.errors import InvalidInputError
 from shared.progress import report_each
+from shared.threads import torch_threads_divided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,26 +117,52 @@ class DrivingPredictor:
     def predict(self, batch: Sequence[Frame], options: Options | None = None) -> list[Detections]:
         """What is in each frame; every frame by itself, so that it does not depend on what came along with it.
 
-        On a GPU images are prepared and boxes worked out while it computes other frames of the batch.
+        On a GPU images are prepared and boxes worked out while it computes other frames of the batch. On a CPU the
+        second stage corrects the boxes of one sweep while the network sees the next, each with half of torch's threads.
         """
-        chosen, frames = options or Options(), report_each(batch, "frame")
-        if self.device == "cpu" or len(batch) == 1:
-            return [self.finish(self.compute(self.prepare(frame, chosen)), chosen) for frame in frames]
+        with closing(self._answers(batch, options or Options())) as answers:
+            return [answer for _, answer in zip(report_each(batch, "frame"), answers, strict=True)]
+
+    def _answers(self, batch: Sequence[Frame], options: Options) -> Generator[Detections]:
+        """Those of ``predict`` in order: one by one, and what is left together as soon as it can be."""
+        left = list(batch)
+        while left and not self._overlaps(left, options):
+            yield self.finish(self.compute(self.prepare(left.pop(0), options)), options)
+        if not left:
+            return
+        on_cpu = self.device == "cpu"
         answers = overlapped(
-            batch,
-            lambda frame: self.prepare(frame, chosen),
+            left,
+            lambda frame: self.prepare(frame, options),
             self.compute,
-            lambda computed: self.finish(computed, chosen),
+            lambda computed: self.finish(computed, options),
             device=self.device,
+            readers=1 if on_cpu else None,  # a sweep needs no preparing
         )
-        return [answer.result() for _, (_, answer) in zip(frames, answers, strict=True)]
+        with torch_threads_divided(2) if on_cpu else nullcontext(), closing(answers):
+            for _, answer in answers:
+                yield answer.result()
+
+    def _overlaps(self, frames: Sequence[Frame], options: Options) -> bool:
+        """Whether frames are under way together: on a CPU where most are corrected and there are threads for both.
+
+        Not before the programs are loaded: the fastest is found by the processor's time, which would be both threads'.
+        """
+        if len(frames) == 1 or self.device != "cpu":
+            return len(frames) > 1
+        models = [options.model or self.preferred_model(_sensors(frame)) for frame in frames]
+        corrected = [model for model in models if model in self.second_stages]
+        if 2 * len(corrected) <= len(frames) or torch.get_num_threads() == 1:
+            return False
+        needed = {name for model in corrected for name in (model, self.second_stages[model])}
+        return all(self.programs[name].opener is None for name in needed & self.programs.keys())
 
     def choose_model(self, frame: Frame, asked: str | None = None) -> str:
         """The model for a frame: that which was ``asked`` for, or the first that has what it needs.
 
         Raises ``InvalidInputError`` where there is none.
         """
-        held = {"lidar": frame.points_lidar_m is not None, "camera": bool(frame.cameras)}
+        held = _sensors(frame)
         if asked is not None:
             if asked not in self.detectors:
                 raise InvalidInputError(f"the model {asked} is not loaded; loaded: {self._loaded}")
@@ -197,6 +227,11 @@ class DrivingPredictor:
     @property
     def _loaded(self) -> str:
         return ", ".join(self.detectors) or "none"
+
+
+def _sensors(frame: Frame) -> dict[str, bool]:
+    """Which sensors a frame holds data of."""
+    return {"lidar": frame.points_lidar_m is not None, "camera": bool(frame.cameras)}
 
 
 def least_scores(calibration: Mapping[str, object]) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """One setting says how many threads there are, and workers share them."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from shared.errors import InvalidInputError
 from shared.serve.runtime.models import network_workers
 from shared.serve.settings import Settings
-from shared.threads import compute_threads, usable_cores
+from shared.threads import compute_threads, torch_threads_divided, usable_cores
 
 
 def test_threads_are_the_process_s_own_setting_and_are_shared(monkeypatch):
@@ -27,3 +29,17 @@ def test_the_workers_of_a_model_divide_the_threads_among_them(monkeypatch, tmp_p
     monkeypatch.setenv("TRIVIUM_THREADS", "6")
     workers = network_workers(tmp_path, Settings(workers=3))
     assert [worker._work.threads for worker in workers] == [2, 2, 2]
+
+
+def test_torch_s_threads_are_divided_in_the_calling_thread_and_in_those_that_begin_meanwhile():
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        with pytest.raises(KeyError), torch_threads_divided(2), ThreadPoolExecutor(1) as other:
+            assert torch.get_num_threads() == other.submit(torch.get_num_threads).result() == 3
+            raise KeyError
+        assert torch.get_num_threads() == 6
+        with torch_threads_divided(8):
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,127 @@
+"""Several sweeps in one call on a CPU: what each gives alone, the second stage beside the next sweep's network."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import trivium
+from apps.driving.adapters.registry import read_frames
+from apps.driving.app import app
+from apps.driving.inference.detect import LidarDetector
+from apps.driving.inference.second_stage import SecondStage
+from apps.driving.predictor import Options
+from shared.deploy.opening import open_predictor
+from shared.errors import InvalidInputError
+from shared.progress import listening
+from shared.threads import set_compute_threads
+
+LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return trivium.load("driving").predictor
+
+
+@pytest.fixture
+def sweeps(synthetic):
+    """Five sweeps, each of fewer points than the one before."""
+    (frame,) = read_frames([synthetic])
+    alone = replace(frame, cameras={}, truth=None)
+    return [replace(alone, name=str(n), points_lidar_m=frame.points_lidar_m[n :: n + 1].copy()) for n in range(5)]
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """The process has four threads; torch has those it had when the test is over."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("TRIVIUM_THREADS", "4")
+    yield set_compute_threads()
+    torch.set_num_threads(before)
+
+
+def same(one, other):
+    boxes, others = one.boxes, other.boxes
+    return (
+        (one.model, one.remarks, boxes.names) == (other.model, other.remarks, others.names)
+        and np.array_equal(boxes.array, others.array)
+        and np.array_equal(boxes.scores, others.scores)
+    )
+
+
+def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_torch_s_threads(
+    shipped, sweeps, four_threads, monkeypatch
+):
+    alone = [shipped.predict([frame], Options(score=0.1))[0] for frame in sweeps]
+    begun, threads = [threading.Event() for _ in range(6)], []
+    begun[5].set()  # there is no sixth
+    compute, refined, names = LidarDetector.compute, SecondStage.refined, iter(range(5))
+
+    def noted(self, frame):
+        begun[int(frame.name)].set()
+        threads.append(torch.get_num_threads())
+        return compute(self, frame)
+
+    def beside_the_next(self, found, points):
+        assert begun[next(names) + 1].wait(LIMIT_S)
+        threads.append(torch.get_num_threads())
+        return refined(self, found, points)
+
+    monkeypatch.setattr(LidarDetector, "compute", noted)
+    monkeypatch.setattr(SecondStage, "refined", beside_the_next)
+    said = []
+    with listening(said.append):
+        together = shipped.predict(sweeps, Options(score=0.1))
+    assert threads == [2] * 10 and torch.get_num_threads() == 4
+    assert said[0] == "frame 1 of 5" and len(alone[0].boxes)
+    assert all(map(same, together, alone))
+
+
+def test_the_error_is_that_of_the_first_sweep_that_fails(shipped, sweeps, four_threads, monkeypatch):
+    refined = SecondStage.refined
+
+    def failing(self, found, points):
+        if len(points) == len(sweeps[2].points_lidar_m):
+            raise InvalidInputError("sweep 2 cannot be corrected")
+        return refined(self, found, points)
+
+    monkeypatch.setattr(SecondStage, "refined", failing)
+    before = threading.active_count()
+    sweeps[3] = replace(sweeps[3], points_lidar_m=None)
+    with pytest.raises(InvalidInputError, match="sweep 2 cannot be corrected"):
+        shipped.predict(sweeps)
+    with pytest.raises(InvalidInputError, match="3 has no LiDAR sweep"):
+        shipped.predict(sweeps[3:] + sweeps[:2])
+    assert torch.get_num_threads() == 4 and threading.active_count() == before
+
+
+@pytest.mark.parametrize(("frames", "threads"), [(1, 4), (5, 1)])
+def test_one_sweep_or_one_thread_is_computed_in_the_callers_thread_alone(
+    shipped, sweeps, four_threads, monkeypatch, frames, threads
+):
+    torch.set_num_threads(threads)
+    refined, seen = SecondStage.refined, []
+
+    def noted(self, found, points):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return refined(self, found, points)
+
+    monkeypatch.setattr(SecondStage, "refined", noted)
+    assert len(shipped.predict(sweeps[:frames])) == frames
+    assert seen == [(threading.current_thread(), threads)] * frames
+
+
+def test_programs_are_loaded_by_the_first_sweep_alone(sweeps, four_threads, monkeypatch):
+    predictor = open_predictor(app, on_use=True, program="torch").predictor
+    refined, seen = SecondStage.refined, []
+
+    def noted(self, found, points):
+        seen.append(threading.current_thread() is threading.main_thread())
+        return refined(self, found, points)
+
+    monkeypatch.setattr(SecondStage, "refined", noted)
+    assert len(predictor.predict(sweeps[:3])) == 3
+    assert seen == [True, False, False]
