@@ -65,7 +65,8 @@ def quantize(
     With ``into_artifact`` it becomes a part of the artifact, whose manifest then names it. It is calibrated on
     ``files``, or on what ``data`` has to learn from; the domain's scores before and after are taken of what ``data``
     has to validate on, of at most ``cases`` cases. Raises ``InvalidInputError`` where a score falls by more than
-    ``MOST_LOSS`` and ``force`` is not given; what was accepted before stays as it was.
+    ``MOST_LOSS`` and ``force`` is not given; what was accepted before stays as it was. ``say`` is told, too, where a
+    predictor passes the program over all the same, for its outputs on the predictor's own example are too far off.
     """
     if app.score is None:
         raise InvalidInputError(f"{app.name} has no score by which a quantised network could be judged")
@@ -131,7 +132,15 @@ def quantize(
         )
     if into_artifact:
         _put_into(artifact, name, entry)
+    for remark in _passed_over(app, artifact, name):
+        say(f"{remark}; it computes only where --program {name} asks for it")
     return entry
+
+
+def _passed_over(app: App, artifact: Artifact, name: str) -> list[str]:
+    """Why a predictor that chooses its program here, as each will that is not asked for one, does not take this."""
+    program = programs_of(app.predictor([artifact, *app.served_with(artifact)], "cpu"))[artifact.manifest.name]
+    return [remark for remark in program.remarks if remark.startswith((f"{name} is passed", f"{name} cannot"))]
 
 
 def _kept(artifact: Artifact, name: str, found: Found, force: bool) -> ProgramEntry:

@@ -48,8 +48,8 @@ def dense() -> DenseNetwork:
 class BlurPredictor:
     """Blurs as many random images as a file says."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        example = {"image": torch.rand(1, 1, 8, 8)}
+    def __init__(self, artifact: Artifact, brightness: float = 1.0) -> None:
+        example = {"image": brightness * torch.rand(1, 1, 8, 8)}
         program = open_program(Network(artifact=artifact, build=dense, example=lambda: example, varying={}))
         self.programs: dict[str, Program] = {"blur": program}
 
@@ -137,6 +137,19 @@ def test_a_quantised_program_is_judged_and_kept_or_refused(artifact: Artifact, t
     expected = Blur().eval()(image).detach()
     assert (program({"image": image})["blurred"] - expected).abs().max() < 0.1 * expected.abs().max()
     assert not program.remarks
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("brightness", "times"), [(1.0, 0), (1000.0, 1)])
+def test_it_is_said_where_predictors_pass_over_what_was_accepted(
+    artifact: Artifact, tmp_path: Path, brightness: float, times: int
+) -> None:
+    data: Any = None
+    lines: list[str] = []
+    app = replace(make_app(0.8), predictor=lambda artifacts, device: BlurPredictor(artifacts[0], brightness))
+    assert quantize(app, artifact, data, files=given(tmp_path, "12"), say=lines.append).scores["accepted"] is True
+    said = [line for line in lines if line.startswith("openvino-int8 is passed over: its outputs differ from torch's")]
+    assert len(said) == times and all("only where --program openvino-int8 asks for it" in line for line in said)
 
 
 @pytest.mark.filterwarnings("ignore")
