@@ -92,8 +92,9 @@ class DomainScore:
 class Importer:
     """Turns a public checkpoint into a model of the application: weights only, by name.
 
-    ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``;
-    ``load`` takes them, and the data set that is named with ``--data`` where one is, and returns the model.
+    ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``, in
+    brackets what may be left out; ``load`` takes them, and the data set that is named with ``--data`` where one is, and
+    returns the model.
     ``recipe`` reads the recipe of such a model back from the settings ``model`` and ``input`` in its artifact, so that
     it can be calibrated; None where they are the settings of a named recipe. ``fine_tuned`` gives a recipe that starts
     from such a model its network and its input; None where the network is that of the recipe.

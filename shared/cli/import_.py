@@ -43,7 +43,9 @@ def _importer(app: App, word: str, words: Sequence[str]) -> tuple[str, Importer,
     if name not in importers:
         raise InvalidInputError(f"{app.name} has no importer {word!r}; it has {', '.join(importers)}")
     importer = importers[name]
-    if len(arguments) != len(importer.arguments):
+    most, least = len(importer.arguments), sum(not word.startswith("[") for word in importer.arguments)
+    if not least <= len(arguments) <= most:
         usage = " ".join((name, *importer.arguments))
-        raise InvalidInputError(f"{name} takes {len(importer.arguments)} arguments: trivium import {app.name} {usage}")
+        count = most if least == most else f"{least} to {most}"
+        raise InvalidInputError(f"{name} takes {count} arguments: trivium import {app.name} {usage}")
     return name, importer, arguments

@@ -15,6 +15,7 @@ from torch import nn
 
 from apps.driving.models.families import Family, family_of
 from apps.driving.models.library import build, dense_parts, load
+from apps.driving.models.own import OwnConfiguration
 from apps.driving.types import KITTI_CLASSES, CameraInput, LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
@@ -28,11 +29,13 @@ _IMAGES = {"KITTI": (384, 1248), "nuScenes": (928, 1600)}
 class MMDet3DModel:
     """A configuration that mmdet3d ships: ``config`` is the name of its file without folder and ``.py``.
 
-    ``name``, under which artifacts of it are kept, follows from the sensor.
+    With ``own`` it is one of the user's, and ``config`` what it is called. ``name``, under which artifacts of it are
+    kept, follows from the sensor.
     """
 
     name: Literal["", "mmdet3d_lidar", "mmdet3d_camera"] = ""
     config: str = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
+    own: OwnConfiguration | None = None
 
     def __post_init__(self) -> None:
         name = f"mmdet3d_{self.sensor}"
@@ -42,17 +45,20 @@ class MMDet3DModel:
 
     @property
     def family(self) -> Family:
+        """Of a configuration that mmdet3d ships; refuses another."""
         return family_of(self.config)
 
     @property
     def sensor(self) -> Literal["lidar", "camera"]:
-        return self.family.sensor
+        return "lidar" if self.own is not None else self.family.sensor
 
     def input(self) -> LidarInput | CameraInput:
         """What the configuration says of its input: classes, and the range of points in the LiDAR frame of ``Frame``.
 
         Cameras are seen at their own focal length, as in mmdet3d's test pipelines.
         """
+        if self.own is not None:
+            return self.own.lidar_input()
         document = configuration(self.config)
         classes = object_classes(self.family.data, document.classes)
         if self.sensor == "camera":
@@ -64,6 +70,8 @@ class MMDet3DModel:
 
     def settings(self) -> dict[str, Any]:
         """mmdet3d's settings of the model, without what would download weights."""
+        if self.own is not None:
+            return dict(self.own.model)
         settings: dict[str, Any] = without_downloads(configuration(self.config).model)
         return settings
 
@@ -78,7 +86,7 @@ class MMDet3DModel:
                 f"the configuration {self.config} has {own}; input says {input}. Leave input as it is, or train "
                 "pointpillars or fcos3d, which are built for what input says"
             )
-        return build(self.settings())
+        return build(self.settings()) if self.own is None else self.own.build(self.config)
 
     def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """Backbone, neck and head."""

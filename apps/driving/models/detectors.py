@@ -78,6 +78,14 @@ class PointLayout:
 
 def point_layout(model: MMDet3DModel) -> PointLayout:
     """The layout that the steps of the configuration's test pipeline give."""
+    if model.own is not None:
+        return PointLayout(
+            columns=model.own.columns,
+            intensity=model.own.intensity,
+            quarter_turn=model.own.quarter_turn,
+            earlier_sweeps=model.own.earlier_sweeps,
+            remove_close=model.own.remove_close,
+        )
     document = configuration(model.config)
     loads, sweeps = document.step("LoadPointsFromFile"), document.step("LoadPointsFromMultiSweeps")
     assert loads is not None
@@ -101,7 +109,7 @@ def _columns(use_dim: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class LidarNetwork:
-    """A LiDAR detector of a shipped configuration, for prediction: the fast path, or mmdet3d's own modules."""
+    """A LiDAR detector of mmdet3d, for prediction: the fast path, or mmdet3d's own modules."""
 
     def __init__(
         self, detector: nn.Module, layout: PointLayout, *, fast: bool = True, program: Program | None = None

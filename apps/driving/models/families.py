@@ -229,6 +229,11 @@ REFUSED = (
 """Families that do not run, the beginnings of their configurations' names, and the reason."""
 
 
+def ships(configuration: str) -> bool:
+    """Whether a configuration of mmdet3d by this name runs here."""
+    return any(configuration in family.configurations for family in FAMILIES)
+
+
 def family_of(configuration: str) -> Family:
     """The family of a configuration of mmdet3d by its name; refuses one that does not run, with what it lacks."""
     for family in FAMILIES:
@@ -239,8 +244,8 @@ def family_of(configuration: str) -> Family:
             raise InvalidInputError(f"the configuration {configuration} of mmdet3d does not run here: {reason}")
     raise InvalidInputError(
         f"{configuration!r} is no configuration that mmdet3d 1.4.0 ships: `trivium models driving` lists those that "
-        "run. One of your own is a program and is not executed: name the one that it derives from, if network, range "
-        "and classes are the same"
+        "run. Of one of your own name the checkpoint alone, in which mmengine wrote it, or the resolved file from "
+        "work_dirs; else name the one that it derives from, if network, range and classes are the same"
     )
 
 
@@ -270,6 +275,8 @@ def table() -> Table:
         notes=(
             "Built from the configuration in mmdet3d's wheel, unmodified. `trivium import driving CONFIGURATION "
             "CHECKPOINT.pth` takes weights for one.",
+            "A LiDAR detector of your own configuration, on pillars: `trivium import driving CHECKPOINT.pth` reads the "
+            "one that mmengine wrote into it.",
             "Tests run them with random weights; the published files were not at hand (docs/driving-models.md).",
         ),
     )

@@ -25,6 +25,9 @@ from apps.driving.models.library import load
 from apps.driving.models.pillars import NO_LIMIT, PillarEncoder, ProgramHeads, fold_layer
 from shared.deploy.programs.program import Program
 
+_FEATURES = 10
+"""Of a point: x, y, z and intensity, its offset from the mean of its pillar, and that from the pillar's middle."""
+
 
 def folded(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose normalisation after convolutions, transposed or not, is folded into them."""
@@ -55,7 +58,9 @@ def fast_fcos3d(detector: nn.Module) -> nn.Module:
 def has_fast_pillars(detector: nn.Module) -> bool:
     """Whether ``FastPointPillars`` knows this detector."""
     load()
+    from mmdet3d.models.dense_heads import Anchor3DHead
     from mmdet3d.models.detectors import VoxelNet
+    from mmdet3d.models.necks import SECONDFPN
     from mmdet3d.models.voxel_encoders import PillarFeatureNet
 
     encoder: Any = getattr(detector, "voxel_encoder", None)
@@ -63,8 +68,19 @@ def has_fast_pillars(detector: nn.Module) -> bool:
         type(detector) is VoxelNet and type(encoder) is PillarFeatureNet and bool(encoder.legacy)
     ):
         return False
+    network: Any = detector
+    voxels, head = network.data_preprocessor.voxel_layer, network.bbox_head
+    extent, size = voxels.point_cloud_range, voxels.voxel_size
+    middle = torch.tensor([size[axis] / 2 + extent[axis] for axis in range(3)])
     return (
-        len(encoder.pfn_layers) == 1
+        type(head) is Anchor3DHead
+        and type(network.neck) is SECONDFPN
+        and head.use_direction_classifier
+        # In a configuration of one's own the encoder may have been left at another grid than the pillars are of.
+        and torch.allclose(torch.tensor([encoder.x_offset, encoder.y_offset, encoder.z_offset]), middle, atol=1e-4)
+        and encoder.in_channels == _FEATURES
+        and getattr(encoder.pfn_layers[0], "mode", "max") == "max"
+        and len(encoder.pfn_layers) == 1
         and not encoder._with_distance
         and encoder._with_cluster_center
         and encoder._with_voxel_center

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.types import CameraInput, LidarInput
@@ -25,25 +25,32 @@ _LISTED = 8
 
 
 def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
-    """The model of a configuration that mmdet3d ships, with the weights of a checkpoint file for it.
+    """A detector of mmdet3d with the weights of a checkpoint file.
 
-    ``words`` are the configuration's name and the file. Refuses a file in which weights are missing or have other
-    shapes, and lists them. The fast path that predictors use is compared with mmdet3d's own forward pass.
+    ``words`` are the configuration and the file: the name of one that mmdet3d ships, or the file of a resolved one;
+    without it, the one that mmengine wrote into the checkpoint. Refuses a file in which weights are missing or have
+    other shapes, and lists them. The fast path that predictors use is compared with mmdet3d's own forward pass.
     """
-    from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.library import version
-    from apps.driving.models.parity import parity
     from apps.driving.recipes import RECIPES
     from shared.deploy.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
 
-    name, path = words[0].removesuffix(".py").rpartition("/")[2], Path(words[1])
-    model = MMDet3DModel(config=name)
+    *named, file = words
+    path = Path(file)
+    if not named and not path.is_file() and not path.suffix:
+        raise InvalidInputError(
+            f"there is no file {path}; after the name of a configuration name the checkpoint's file"
+        )
     content = None if path.suffix == ".safetensors" else read_checkpoint(path)
     weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
-    input = _with_trained_classes(model.input(), content, path.name)
-    network = model.build(input)
+    found = _described(named[0] if named else None, content, weights, path.name)
+    model, input = found.model, found.input
+    if model.own is None:
+        network = model.build(input)
+    else:
+        network = model.own.build(model.config, most_parameters=sum(value.numel() for value in weights.values()))
     matched = match(weights, network.state_dict())
-    matched.refuse_gaps(path.name, name)
+    matched.refuse_gaps(path.name, model.config)
     network.load_state_dict(matched.weights)
     recipe = RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"]()
     return Imported(
@@ -53,10 +60,11 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "library": f"mmdet3d {version()}",
-            "configuration": name,
+            "configuration": model.config,
+            **found.told,
             "ignored_weights": sorted(matched.ignored),
             "remarks": remarks(model),
-            "parity": parity(model, network),
+            "parity": _parity(model, network),
         },
         calibration={
             "least_scores": {kind.name: LEAST_SCORE for kind in input.classes},
@@ -65,14 +73,83 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
     )
 
 
+class Described(NamedTuple):
+    """A network, what it sees, and what the manifest tells of where that was read."""
+
+    model: MMDet3DModel
+    input: LidarInput | CameraInput
+    told: Mapping[str, Any]
+
+
+def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], file: str) -> Described:
+    """The network of a checkpoint: of the configuration that is ``named``, or of the one in its metadata."""
+    from apps.driving.models.config_text import read_config_text
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.models.families import ships
+    from apps.driving.models.own_reading import read_own
+
+    place, settings = file, None
+    if named is not None:
+        name, place = named.removesuffix(".py").rpartition("/")[2], Path(named).name
+        settings = _resolved_file(Path(named), shipped=ships(name))
+        if settings is None:
+            model = MMDet3DModel(config=name)
+            return Described(model, _with_trained_classes(model.input(), content, file), {})
+    else:
+        meta = content.get("meta") if isinstance(content, Mapping) else None
+        text = meta.get("cfg") if isinstance(meta, Mapping) else None
+        if not isinstance(text, str):
+            raise InvalidInputError(
+                f"{file} holds no configuration (meta, cfg), as mmengine's Runner writes it; name the resolved one "
+                f"from work_dirs, or one that mmdet3d ships: trivium import driving CONFIG {file}"
+            )
+        settings = read_config_text(text, file)
+    reading = read_own(settings, _trained_classes(content), weights, place)
+    model = MMDet3DModel(config=place, own=reading.own)
+    return Described(model, model.input(), {"read": list(reading.read), "assumed": list(reading.assumed)})
+
+
+def _resolved_file(path: Path, *, shipped: bool) -> dict[str, Any] | None:
+    """The settings in a file that mmengine dumped; None for what is the name of a shipped configuration, or its file,
+    which is a program."""
+    from apps.driving.models.config_text import read_config_text
+
+    if path.suffix != ".py" or not path.is_file():
+        return None
+    try:
+        settings = read_config_text(path.read_text(encoding="utf-8", errors="replace"), path.name)
+    except InvalidInputError:
+        if shipped:
+            return None
+        raise
+    return None if shipped and "_base_" in settings else settings
+
+
+def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
+    """What ``parity`` found; refuses a network of one's own that mmdet3d builds and cannot compute."""
+    from apps.driving.models.parity import parity
+
+    try:
+        return parity(model, network)
+    except ArithmeticError:
+        raise
+    except Exception as error:
+        if model.own is None:
+            raise
+        said = str(error).strip().partition("\n")[0][:300]
+        raise InvalidInputError(
+            f"the network that {model.config} describes cannot be computed: {type(error).__name__}: {said}"
+        ) from error
+
+
 def remarks(model: MMDet3DModel) -> list[str]:
     """What whoever uses the model must know: sentences about how frames differ from what it learnt from."""
     if model.sensor == "camera":
         return [f"images are seen at their own focal length; the model learnt depths at that of {model.family.data}"]
-    if model.family.data == "nuScenes":
-        from apps.driving.models.detectors import point_layout
+    from apps.driving.models.detectors import point_layout
 
-        several = point_layout(model).earlier_sweeps + 1
+    several = point_layout(model).earlier_sweeps + 1
+    if several > 1:
         return [f"the model learnt from {several} sweeps together; where a frame has fewer it finds less, and says so"]
     return []
 
@@ -155,7 +232,7 @@ def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
     from apps.driving.recipes import RECIPES
     from apps.driving.types import CameraInput, LidarInput
 
-    model = MMDet3DModel(**settings["model"])
+    model = from_mapping(MMDet3DModel, settings["model"])
     input: LidarInput | CameraInput = (
         from_mapping(LidarInput, settings["input"])
         if model.sensor == "lidar"
@@ -166,8 +243,9 @@ def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
 
 IMPORTERS = {
     "mmdet3d": Importer(
-        summary="weights for a configuration that mmdet3d ships (`trivium models driving` lists those that run)",
-        arguments=("CONFIG", "CHECKPOINT.pth"),
+        summary="a checkpoint of mmengine's Runner by the configuration in it, or weights for one that mmdet3d ships "
+        "(`trivium models driving` lists those that run)",
+        arguments=("[CONFIG]", "CHECKPOINT.pth"),
         load=load_mmdet3d,
         recipe=imported_recipe,
     )

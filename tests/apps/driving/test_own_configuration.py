@@ -1,0 +1,174 @@
+"""A checkpoint of a configuration of the user's own: imported by the text in it, it computes what mmdet3d does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from apps.driving.models import structures
+from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.detectors import point_layout
+from apps.driving.models.imports import IMPORTERS
+from apps.driving.models.parity import random_sweep
+from apps.driving.predictor import DrivingPredictor
+from apps.driving.types import Frame
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from shared.errors import InvalidInputError
+from tests.apps.driving.own_checkpoints import CLASSES, RANGE, SIZES, own_config, save, shipped, trained
+
+NAMES = tuple(name.lower() for name in CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return trained(own_config())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(detector, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run") / "epoch_80.pth", detector, own_config().pretty_text)
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint, tmp_path_factory):
+    registry = tmp_path_factory.mktemp("registry")
+    assert main(["import", "driving", "mmdet3d", str(checkpoint), "--registry", str(registry)]) == 0
+    return open_artifact(registry / "mmdet3d_lidar" / "1")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five labelled sweeps of random points with a car in each, in the layout of custom data sets."""
+    for folder in ("points", "labels"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for number in range(5):
+        points = random_points(number)
+        points.tofile(tmp_path / "own" / "points" / f"{number}.bin")
+        (tmp_path / "own" / "labels" / f"{number}.txt").write_text("15 2 -0.9 4.2 1.8 1.6 0.1 Car\n")
+    return tmp_path / "own"
+
+
+def random_points(seed):
+    low, high = [*RANGE[:3], 0], [*RANGE[3:], 1]
+    return np.random.default_rng(seed).uniform(low, high, (8000, 4)).astype(np.float32)
+
+
+def importing(path, *named):
+    return IMPORTERS["mmdet3d"].load([*named, str(path)], None)
+
+
+def test_the_artifact_finds_what_mmdet3d_finds_in_the_same_points(artifact, detector):
+    points = random_points(0)
+    with torch.inference_mode():
+        ((boxes, scores, labels),) = structures.predict(detector, structures.lidar_data([torch.from_numpy(points)]))
+    predictor = DrivingPredictor.load([artifact], "cpu")
+    found = predictor.detect(Frame(name="a", points_lidar_m=points, cameras={}))
+    order = torch.argsort(scores, descending=True, stable=True)
+    assert len(found) == len(scores) > 0
+    assert found.scores == pytest.approx(scores[order].numpy(), abs=1e-4)
+    assert found.array[:, :6] == pytest.approx(boxes[order, :6].numpy(), abs=1e-2)
+    assert list(found.names) == [NAMES[label] for label in labels[order]]
+
+
+def test_what_was_read_and_what_was_assumed_is_in_the_manifest(artifact):
+    source = artifact.manifest.source
+    assert source["configuration"] == "epoch_80.pth" and source["ignored_weights"] == []
+    assert source["parity"]["largest_relative_difference"] < 1e-4 and source["parity"]["boxes"]["fast_path"] > 0
+    assert "car, truck, forklift, person" in source["read"][0] and "128 by 128 pillars" in source["read"][1]
+    assert any("x forward" in said for said in source["assumed"])
+    assert any("intensities were 0 to 1" in said for said in source["assumed"])
+    json.dumps(source)
+
+
+def test_the_recipe_holds_all_that_the_network_is_built_of(artifact, detector):
+    settings = artifact.recipe()["recipe"]
+    recipe = IMPORTERS["mmdet3d"].recipe(settings)
+    own = recipe.model.build(recipe.input).state_dict()
+    assert own.keys() == detector.state_dict().keys()
+    assert recipe.input.range_m == tuple(RANGE)
+    assert [(kind.name, list(kind.size_m)) for kind in recipe.input.classes] == list(zip(NAMES, SIZES, strict=True))
+    assert {kind.bottom_m for kind in recipe.input.classes} == {-1.7}
+    assert "train_cfg" not in settings["model"]["own"]["model"]
+
+
+def test_it_predicts_is_scored_and_calibrated_from_the_command_line(artifact, data, tmp_path, capsys):
+    path, root = str(artifact.path), ["--data", "custom", "--data.root", str(data)]
+    assert main(["predict", "driving", str(data), "--artifact", path, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["frames"][0]["model"] == "mmdet3d_lidar"
+    assert {box["name"] for frame in result["frames"] for box in frame["boxes"]} <= set(NAMES)
+    capsys.readouterr()
+    assert main(["evaluate", "driving", "--artifact", path, *root]) == 0
+    assert "1 frames" in capsys.readouterr().out
+    assert main(["calibrate", "driving", "--artifact", path, *root, "--registry", str(tmp_path / "models")]) == 0
+    least = open_artifact(tmp_path / "models" / "mmdet3d_lidar" / "2").manifest.calibration["least_scores"]
+    assert least.keys() == set(NAMES)
+
+
+def test_the_configuration_may_be_the_file_in_work_dirs(detector, tmp_path):
+    path = save(tmp_path / "a.pth", detector, "", classes=None)
+    (tmp_path / "forklift.py").write_text(own_config().pretty_text)
+    imported = importing(path, str(tmp_path / "forklift.py"))
+    assert imported.source["configuration"] == "forklift.py"
+    assert [kind.name for kind in imported.recipe.input.classes] == list(NAMES)
+    with pytest.raises(InvalidInputError, match=r"a\.pth assigns no model"):
+        importing(path)
+    torch.save({"state_dict": detector.state_dict()}, tmp_path / "b.pth")
+    with pytest.raises(
+        InvalidInputError, match=r"b\.pth holds no configuration .* trivium import driving CONFIG b\.pth"
+    ):
+        importing(tmp_path / "b.pth")
+    with pytest.raises(InvalidInputError, match="after the name of a configuration name the checkpoint's file"):
+        importing("pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pointpillars_dv_secfpn_8xb6-160e_kitti-3d-car",
+        "pointpillars_hv_regnet-400mf_secfpn_sbn-all_8xb4-2x_nus-3d",
+        "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
+        "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d",
+    ],
+)
+def test_a_shipped_configuration_reads_from_its_dump_as_by_its_name(name, tmp_path):
+    by_name = MMDet3DModel(config=name)
+    path = save(tmp_path / "a.pth", by_name.build(), shipped(name).pretty_text, classes=None)
+    imported = importing(path)
+    model, input = imported.recipe.model, imported.recipe.input
+    assert imported.source["parity"]["largest_relative_difference"] < 1e-4
+    assert input.range_m == by_name.input().range_m and point_layout(model) == point_layout(by_name)
+    assert [kind.name for kind in input.classes] == [kind.name for kind in by_name.input().classes]
+
+
+def test_an_encoder_left_at_another_grid_computes_as_mmdet3d_does(tmp_path):
+    """mmdet3d states the range twice, and trains where only one of the two was changed."""
+    config = own_config()
+    config.model.voxel_encoder.point_cloud_range = [0, -39.68, -3, 69.12, 39.68, 1]
+    imported = importing(save(tmp_path / "a.pth", trained(config), config.pretty_text))
+    assert imported.source["parity"]["largest_relative_difference"] < 1e-4
+
+
+def test_intensities_up_to_255_are_known_by_the_mean_that_the_encoder_kept(tmp_path):
+    """Its first layer sees points of intensities 0 to 255 while it trains, as in a file that was not scaled."""
+    config = own_config()
+    detector = trained(config).train()
+    detector.voxel_encoder.pfn_layers[0].norm.momentum = 0.5  # as after more steps
+    with torch.no_grad():
+        for seed in range(5):
+            points = torch.from_numpy(random_points(seed)) * torch.tensor([1, 1, 1, 255.0])
+            data = detector.data_preprocessor(structures.lidar_data([points]), training=True)
+            detector.extract_feat(data["inputs"])
+    imported = importing(save(tmp_path / "a.pth", detector.eval(), config.pretty_text))
+    assert imported.recipe.model.own.intensity == 255
+    assert any("0 to 255 when it learnt" in said for said in imported.source["assumed"])
+    points = random_sweep(imported.recipe.input)
+    layout = point_layout(imported.recipe.model)
+    assert torch.equal(layout.to_network(points)[:, 3], points[:, 3] * 255)

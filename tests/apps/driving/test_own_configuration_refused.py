@@ -1,0 +1,186 @@
+"""What a checkpoint's configuration must not be: a program, of parts that are not known here, larger than its file."""
+
+import pytest
+import torch
+
+from apps.driving.models.config_text import read_config_text
+from apps.driving.models.imports import IMPORTERS
+from apps.driving.models.own_reading import mean_intensity
+from shared.cli.main import main
+from shared.errors import InvalidInputError
+from tests.apps.driving.own_checkpoints import own_config, save, shipped, trained
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return trained(own_config())
+
+
+def test_a_resolved_text_is_read_as_literals():
+    text = "a = [-1, (2.5, +3), float('-inf')]\nb = dict(x=None, y=dict({'0.1.w': True}), z=dict())\nc = inf\n"
+    text += "d = 'a' 'b'\n"
+    assert read_config_text(text, "f") == {
+        "a": [-1, [2.5, 3], float("-inf")],
+        "b": {"x": None, "y": {"0.1.w": True}, "z": {}},
+        "c": float("inf"),
+        "d": "ab",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["pointpillars_hv_fpn_sbn-all_8xb4-2x_nus-3d", "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d"]
+)
+def test_what_mmengine_dumps_is_read_as_mmengine_has_it(name):
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(key): plain(part) for key, part in value.items()}
+        return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+    config = shipped(name)
+    assert read_config_text(config.pretty_text, "f") == plain(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os",
+        "model = __import__('os').system('true')",
+        "model = dict(type=open('/etc/passwd').read())",
+        "model = (lambda: 1)()",
+        "f = lambda: 1",
+        "model = dict(**globals())",
+        "model = dict({**{'a': 1}})",
+        "model = [x for x in (1, 2)]",
+        "model = f'{1}'",
+        "model = 10 ** 9",
+        "model = dict(a=b)",
+        "a.b = 1",
+        "a, b = 1, 2",
+        "a: int = 1",
+        "def f(): pass",
+        "model = b'bytes'",
+        "model = 1j",
+        "model = -'a'",
+        "model = -True",
+        "model = ...",
+        "model = float('1e3')",
+        "model = dict([('a', 1)])",
+        "model = {('a', 1): 2}",
+        "@property\nclass A: pass",
+        "model = <function f at 0x1>",
+        "model = (",
+        "model = '\0'",
+        "model = " + "9" * 5000,
+        "model = " + "[" * 150 + "]" * 150,
+        "model = " + "dict(a=" * 80 + "1" + ")" * 80,
+        "model = " + "-" * 100_000 + "1",
+        "#" * 1_000_001,
+    ],
+    ids=range(32),
+)
+def test_what_is_no_literal_is_refused_in_a_sentence_and_executes_nothing(text):
+    with pytest.raises(
+        InvalidInputError, match=r"the configuration in a\.pth (is|has|cannot be)|is no literal"
+    ) as told:
+        read_config_text(text, "a.pth")
+    assert len(str(told.value)) < 400
+
+
+def changed(path, value):
+    config = own_config()
+    *folders, last = path.split(".")
+    settings = config
+    for name in folders:
+        settings = settings[name]
+    settings[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("model.type", "os.system", "model.type is 'os.system', which does not run here"),
+        ("model.type", "SECOND", "model.type is 'SECOND'; expected VoxelNet"),
+        ("model.type", "mmdet3d.models.FCOSMono3D", "camera models are imported by the name"),
+        ("model.backbone.type", "mypackage.SECOND", "backbone.type is 'mypackage.SECOND', which does not run"),
+        ("model.backbone.type", "PETRHead", "docs/driving-models.md lists the parts"),
+        ("model.middle_encoder.type", "SparseEncoder", "it needs sparse convolution"),
+        ("model.backbone.norm_cfg", {"type": ["BN"]}, "norm_cfg.type is"),
+        ("model.backbone.surplus", 1, "mmdet3d cannot build .* argument 'surplus'"),
+        ("model.neck.type", "PillarFeatureNet", "mmdet3d cannot build the network that a.pth describes"),
+        ("model.backbone.out_channels", [16, 24, 10**9], r"out_channels is 1e\+09; at most 4096"),
+        ("model.backbone.out_channels", [4096, 4096, 4096], "over 5[0-9]{7} parameters, far more than the checkpoint"),
+        ("model.backbone.layer_nums", [4000, 4000, 4000], "are not those of a.pth|far more than the checkpoint"),
+        ("model.neck.upsample_strides", [1, 2, 400], "upsample_strides is 400; at most 16"),
+        ("model.backbone.layer_nums", [1] * 1000, "layer_nums has 1000 values"),
+        ("model.data_preprocessor.voxel_layer.max_voxels", [10**6, 10**6], "are more than is computed here"),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [1e-3, 1e-3, 4.0], "output_shape is .* make .40960, 40960."),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [0.0, 0.32, 4.0], "do not fill the range"),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, 0.32, 0.1], "40 voxels high; networks on pillars"),
+        ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, float("nan"), 4.0], "expected 3 numbers in metres"),
+        ("model.data_preprocessor.voxel_layer.point_cloud_range", "wide", "expected 6 numbers"),
+        ("model.data_preprocessor", None, "the model has no data_preprocessor"),
+        ("model.middle_encoder.output_shape", [496, 432], r"range and voxels make \[128, 128\]"),
+        ("model.bbox_head.num_classes", 3, "its head tells 3 classes apart; those of its data are car, truck"),
+        ("model.bbox_head.num_classes", "4", "its head tells 4 classes apart|not of the form"),
+        ("model.bbox_head.anchor_generator.sizes", 5, "not of the form"),
+        ("model.bbox_head.tasks", [3], "its head tells|not of the form|mmdet3d cannot build"),
+        ("model.neck.out_channels", [16, 16, 24], "mmdet3d cannot build|are not those of|cannot be computed"),
+        ("model.backbone.out_channels", [16, 24, 40], "the weights in a.pth are not those of a.pth"),
+        ("model.backbone.layer_strides", [2, 2, 3], "cannot be computed"),
+        ("test_dataloader.dataset.type", "WaymoDataset", "is for Waymo's frames, which no reader here gives"),
+        ("test_dataloader.dataset.pipeline", [{"type": "LoadPointsFromFile", "use_dim": 5}], "takes 4 columns"),
+        (
+            "test_dataloader.dataset.pipeline",
+            [{"type": "LoadPointsFromFile", "use_dim": [0, 1, 2, 4]}],
+            "fifth column of the points' file, which is not the time",
+        ),
+        (
+            "test_dataloader.dataset.pipeline",
+            [{"type": "LoadPointsFromFile", "norm_intensity": True}],
+            "norm_intensity",
+        ),
+        ("test_dataloader.dataset.pipeline", [{"type": "LoadPointsFromFile", "use_dim": "xyz"}], "use_dim of the test"),
+    ],
+)
+def test_what_does_not_run_here_is_refused_in_a_sentence(detector, tmp_path, path, value, said):
+    file = save(tmp_path / "a.pth", detector, changed(path, value).pretty_text)
+    with pytest.raises(InvalidInputError, match=said) as told:
+        IMPORTERS["mmdet3d"].load([str(file)], None)
+    assert len(str(told.value)) < 700 and "\n" not in str(told.value)
+
+
+def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tmp_path):
+    file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=("Car", "Truck"))
+    with pytest.raises(InvalidInputError, match=r"its head tells 4 classes apart; those of its data are car, truck$"):
+        IMPORTERS["mmdet3d"].load([str(file)], None)
+    save(file, detector, own_config().pretty_text, classes=("Car", "car", "a", "b"))
+    with pytest.raises(InvalidInputError, match="each needs a name of its own"):
+        IMPORTERS["mmdet3d"].load([str(file)], None)
+
+
+def test_weights_that_are_named_to_be_fetched_are_not(detector, tmp_path, monkeypatch):
+    import urllib.request
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("a download"))
+    config = changed("model.backbone.init_cfg", {"type": "Pretrained", "checkpoint": "https://example.org/a.pth"})
+    config.model.pretrained = config.load_from = "https://example.org/b.pth"
+    config.model.neck._scope_ = "mypackage"
+    imported = IMPORTERS["mmdet3d"].load([str(save(tmp_path / "a.pth", detector, config.pretty_text))], None)
+    assert "example.org" not in str(imported.recipe) and "mypackage" not in str(imported.recipe)
+
+
+def test_the_command_says_how_many_words_it_takes(capsys):
+    assert main(["import", "driving", "mmdet3d"]) == 2
+    assert "mmdet3d takes 1 to 2 arguments: trivium import driving mmdet3d [CONFIG] CHECKPOINT.pth" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_mean_of_the_intensity_is_not_known_of_other_layers():
+    assert mean_intensity({}) is None
+    weights = {
+        "voxel_encoder.pfn_layers.0.linear.weight": torch.zeros(8, 10),
+        "voxel_encoder.pfn_layers.0.norm.running_mean": torch.zeros(8),
+    }
+    assert mean_intensity(weights) is None
