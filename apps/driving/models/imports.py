@@ -241,6 +241,24 @@ def imported_recipe(settings: Mapping[str, Any]) -> Recipe:
     return replace(RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"](), model=model, input=input)
 
 
+def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """``recipe`` with the network and the input of a detector of the user's own configuration, to be trained further.
+
+    One of a shipped configuration is begun from by a recipe whose network fits its weights. Refuses an own one that
+    is no PointPillars as recipes here build it, with the settings in which it differs.
+    """
+    from apps.driving.models.configurations import MMDet3DModel
+    from apps.driving.models.own_training import as_pointpillars
+    from apps.driving.models.pointpillars import PointPillars
+
+    model = from_mapping(MMDet3DModel, settings["model"])
+    if model.own is None:
+        return recipe
+    if not isinstance(recipe.model, PointPillars):
+        raise InvalidInputError(f"{model.config} looks at LiDAR sweeps; train it by a recipe for them: --recipe full")
+    return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())
+
+
 IMPORTERS = {
     "mmdet3d": Importer(
         summary="a checkpoint of mmengine's Runner by the configuration in it, or weights for one that mmdet3d ships "
@@ -248,5 +266,6 @@ IMPORTERS = {
         arguments=("[CONFIG]", "CHECKPOINT.pth"),
         load=load_mmdet3d,
         recipe=imported_recipe,
+        fine_tuned=fine_tuned,
     )
 }

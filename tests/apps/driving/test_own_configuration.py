@@ -112,6 +112,29 @@ def test_it_predicts_is_scored_and_calibrated_from_the_command_line(artifact, da
     assert least.keys() == set(NAMES)
 
 
+def test_training_goes_on_with_the_same_network(artifact, data, tmp_path, capsys):
+    words = ["train", "driving", "--recipe", "full", "--init", str(artifact.path), "--data", "custom"]
+    words += ["--data.root", str(data), "--data.classes", *NAMES[:1], "--limits.epochs", "1", "--limits.steps", "1"]
+    assert main([*words, "--limits.batch", "2", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "this run goes on with car; leaves out truck, forklift, person" in said.out + said.err
+    assert main(["evaluate", "driving", "--run", str(tmp_path / "run")]) == 0
+
+
+def test_a_network_that_recipes_do_not_build_is_not_trained_further(tmp_path):
+    config = own_config()
+    config.model.backbone.layer_strides = [1, 2, 2]
+    imported = importing(save(tmp_path / "a.pth", trained(config), config.pretty_text))
+    from apps.driving.recipes import RECIPES
+    from shared.recipe_file import to_mapping
+
+    settings = to_mapping(imported.recipe)
+    with pytest.raises(InvalidInputError, match=r"backbone\.layer_strides is \[1, 2, 2\], not \[2, 2, 2\]\. Go on in"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), settings)
+    with pytest.raises(InvalidInputError, match="--recipe full"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+
+
 def test_the_configuration_may_be_the_file_in_work_dirs(detector, tmp_path):
     path = save(tmp_path / "a.pth", detector, "", classes=None)
     (tmp_path / "forklift.py").write_text(own_config().pretty_text)
