@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
+from numpy.typing import NDArray
 
+from apps.medical.outputs.volume_archive import read_volume_archive, volume_archive
 from apps.medical.types import CTVolume
 
 SCAN = "scan.npz"
@@ -30,35 +30,22 @@ def whole_scan(volume: CTVolume) -> bytes:
         for byte in (0, 1):
             packed += compressor.compress(folded[:, byte].tobytes())
     packed += compressor.flush()
-    content = io.BytesIO()
-    np.savez(
-        content,
-        zstd=np.frombuffer(packed, np.uint8),
-        size_zyx=volume.voxels_zyx.shape,
-        spacing_mm=volume.spacing_mm,
-        origin_lps_mm=volume.origin_lps_mm,
-        direction=volume.direction,
-    )
-    return content.getvalue()
+    return volume_archive(volume, zstd=bytes(packed))
 
 
 def read_whole_scan(content: bytes) -> CTVolume:
     """The volume that ``whole_scan`` was given, without what is known of it besides."""
+    return read_volume_archive(content, "zstd", _unpacked)
+
+
+def _unpacked(packed: bytes, size_zyx: tuple[int, int, int]) -> NDArray[np.int16]:
     from backports import zstd
 
-    with np.load(io.BytesIO(content), allow_pickle=False) as held:
-        size_z, size_y, size_x = (int(size) for size in held["size_zyx"])
-        planes = np.frombuffer(zstd.decompress(held["zstd"].tobytes()), np.uint8).reshape(size_z, 2, size_y, size_x)
-        voxels = np.empty((size_z, size_y, size_x), np.int16)
-        for voxels_yx, (low, high) in zip(voxels, planes, strict=True):
-            folded = (low | (high.astype(np.uint16) << 8)).view(np.int16)
-            steps = ((folded >> 1) & 0x7FFF) ^ -(folded & 1)
-            np.cumsum(steps, axis=1, dtype=np.int16, out=voxels_yx)
-        x, y, z = (float(value) for value in held["spacing_mm"])
-        origin_x, origin_y, origin_z = (float(value) for value in held["origin_lps_mm"])
-        return CTVolume(
-            voxels_zyx=voxels,
-            spacing_mm=(x, y, z),
-            origin_lps_mm=(origin_x, origin_y, origin_z),
-            direction=held["direction"],
-        )
+    size_z, size_y, size_x = size_zyx
+    planes = np.frombuffer(zstd.decompress(packed), np.uint8).reshape(size_z, 2, size_y, size_x)
+    voxels = np.empty(size_zyx, np.int16)
+    for voxels_yx, (low, high) in zip(voxels, planes, strict=True):
+        folded = (low | (high.astype(np.uint16) << 8)).view(np.int16)
+        steps = ((folded >> 1) & 0x7FFF) ^ -(folded & 1)
+        np.cumsum(steps, axis=1, dtype=np.int16, out=voxels_yx)
+    return voxels
