@@ -15,13 +15,14 @@ from apps.medical.types import CTVolume
 def volume_archive(volume: CTVolume, **packed: bytes) -> bytes:
     """The archive of a volume whose voxels are ``packed``, under a name that says how; no identifier, name or date."""
     content = io.BytesIO()
+    held: dict[str, Any] = {name: np.frombuffer(one, np.uint8) for name, one in packed.items()}
     np.savez(
         content,
         size_zyx=volume.voxels_zyx.shape,
         spacing_mm=volume.spacing_mm,
         origin_lps_mm=volume.origin_lps_mm,
         direction=volume.direction,
-        **{name: np.frombuffer(one, np.uint8) for name, one in packed.items()},
+        **held,
     )
     return content.getvalue()
 
