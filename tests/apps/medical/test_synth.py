@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from apps.medical.datasets.lidc import read_annotations
 from apps.medical.datasets.patches import mirror
+from apps.medical.datasets.pylidc_outlines import read_annotations
 from apps.medical.datasets.synth.anatomy import draw
 from apps.medical.datasets.synth.chests import open_chest
 from apps.medical.datasets.synth.fields import Waves, open_grid

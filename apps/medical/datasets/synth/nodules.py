@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from apps.medical.datasets.lidc import Annotation, read_annotations
+from apps.medical.datasets.pylidc_outlines import Annotation, read_annotations
 from apps.medical.datasets.synth.fields import Array, Coordinates, Waves, on_grid, open_grid, soft
 from apps.medical.datasets.synth.vessels import Tubes, join, tube
 from apps.medical.metrics.diameter import mean_axial_diameter_mm
