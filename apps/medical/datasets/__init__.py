@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from apps.medical.datasets.lidc import Lidc
 from apps.medical.datasets.luna16 import Luna16
 from apps.medical.datasets.marks import Marks
 from apps.medical.datasets.synthetic import Synthetic
 from apps.medical.types import CTVolume
 from shared.recipe import DataConfig
 
-DATA_SETS: Mapping[str, type[DataConfig]] = {"luna16": Luna16, "marks": Marks, "synthetic": Synthetic}
+DATA_SETS: Mapping[str, type[DataConfig]] = {
+    "luna16": Luna16,
+    "lidc": Lidc,
+    "marks": Marks,
+    "synthetic": Synthetic,
+}
 """By the name that ``--data`` takes."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from apps.medical.datasets.datalist import read_datalist
 from apps.medical.datasets.delimited import read_columns
 from apps.medical.datasets.scan_data import ScanData
 from apps.medical.datasets.scan_files import Coordinates, Mark, ScanFile, find_scans
-from apps.medical.datasets.splits import Split, digest_of
+from apps.medical.datasets.splits import Split, digest_of, draw_patients
 from apps.medical.types import NODULE, ChestInput
 from shared.errors import InvalidInputError
 
@@ -106,18 +105,8 @@ class Marks(ScanData):
             if not self._is_list() or scan in listed
         ]
         if not parts:
-            return self._drawn(scans)
+            return draw_patients(scans, self.validation_share, self.seed, self.root)
         return self._as_stated(scans, {_key(scan): part for scan, part in parts.items()})
-
-    def _drawn(self, scans: list[ScanFile]) -> Split:
-        """Patients in an order that follows from the seed and their names alone; the first validate."""
-        patients = sorted({scan.patient for scan in scans}, key=lambda name: _digest(f"{self.seed}/{name}"))
-        if len(patients) < 2:
-            raise InvalidInputError(f"{self.root} holds CTs of one patient alone; a split needs two")
-        count = min(max(round(self.validation_share * len(patients)), 1), len(patients) - 1)
-        chosen = set(patients[:count])
-        training = tuple(scan for scan in scans if scan.patient not in chosen)
-        return Split(training, tuple(scan for scan in scans if scan.patient in chosen))
 
     def _as_stated(self, scans: list[ScanFile], parts: Mapping[tuple[Path, str | None], str]) -> Split:
         """By ``split_column``; scans without a row are learnt from."""
@@ -172,8 +161,7 @@ class Marks(ScanData):
     def _table(self) -> Path:
         if self.marks.suffix.lower() == ".xml":
             raise InvalidInputError(
-                f"{self.marks} is no table, and LIDC-IDRI's XML is not read; LUNA16's annotations.csv has its nodules "
-                "by SeriesInstanceUID (--data.scan-column seriesuid --data.x-column coordX and so on)"
+                f"{self.marks} is no table; LIDC-IDRI and its readers' XML are read with --data lidc"
             )
         found = next((path for path in (self.root / self.marks, self.marks) if path.is_file()), None)
         if found is None:
@@ -184,7 +172,3 @@ class Marks(ScanData):
 def _key(scan: ScanFile) -> tuple[Path, str | None]:
     """What tells a scan from others whatever is known of it."""
     return scan.path, scan.series
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

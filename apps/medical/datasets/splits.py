@@ -99,6 +99,23 @@ def _patches(scans: tuple[ScanFile, ...], input: ChestInput, length: int | None,
     return ScanPatches(packed, input, length or max(2 * nodules, len(packed)))
 
 
+def draw_patients(scans: Sequence[ScanFile], validation_share: float, seed: int, root: Path) -> Split:
+    """Patients in an order that follows from the seed and their names alone; the first validate."""
+    if not 0 < validation_share < 1:
+        raise InvalidInputError(f"data.validation_share is {validation_share}; expected between 0 and 1")
+    patients = sorted({scan.patient for scan in scans}, key=lambda name: _digest(f"{seed}/{name}"))
+    if len(patients) < 2:
+        raise InvalidInputError(f"{root} holds CTs of one patient alone; a split needs two")
+    count = min(max(round(validation_share * len(patients)), 1), len(patients) - 1)
+    chosen = set(patients[:count])
+    training = tuple(scan for scan in scans if scan.patient not in chosen)
+    return Split(training, tuple(scan for scan in scans if scan.patient in chosen))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def digest_of(files: Sequence[Path]) -> str:
     """SHA-256 over the files' contents, in their order."""
     whole = hashlib.sha256()

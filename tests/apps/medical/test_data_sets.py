@@ -286,7 +286,7 @@ def test_a_damaged_scan_is_named(folder):
 
 
 def test_every_data_set_has_a_name():
-    assert list(DATA_SETS) == ["luna16", "marks", "synthetic"]
+    assert list(DATA_SETS) == ["luna16", "lidc", "marks", "synthetic"]
 
 
 def test_a_scan_that_the_file_stores_in_sagittal_slices_takes_no_indices(folder):

@@ -115,7 +115,7 @@ def test_what_is_no_such_list_is_refused_with_its_entry(root: Path, parts: Any, 
 def test_another_file_than_a_table_is_refused_in_a_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "list.csv").write_text(json.dumps({"training": [entry("one", *[BOX] * 200)]}))
     (root / "069.xml").write_text("<LidcReadMessage/>")
-    for name, words in (("list.csv", "has no column scan"), ("069.xml", "LUNA16's annotations.csv has its nodules")):
+    for name, words in (("list.csv", "has no column scan"), ("069.xml", "are read with --data lidc")):
         assert cli.main(["train", "medical", "--data", "marks", "--data.root", str(root), "--data.marks", name]) == 2
         said = capsys.readouterr().err
         assert words in said and len(said) < 500
