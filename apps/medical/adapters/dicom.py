@@ -6,7 +6,7 @@ import hashlib
 import re
 import warnings
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, MutableSequence, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +30,7 @@ from apps.medical.adapters.series import (
     choose_series,
     is_capture,
     is_scout,
+    must_hold_a_volume,
 )
 from apps.medical.adapters.stack import stack
 from apps.medical.types import PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
@@ -74,17 +75,21 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
     name = files[0].name if len(files) == 1 else "the upload"
     with members(files) as found:
         slices: list[Slice] = []
-        others, held = [], 0
+        others, without_pixels, held = [], [], 0
         for member, content in _contents(found):
             images = _parse(member, content, (*_KEYWORDS, *PATIENT_KEYWORDS) if patient else _KEYWORDS)
             if images and held + len(content) <= _HELD_BYTES:
                 held += len(content)
                 images = [replace(image, read=partial(bytes, content)) for image in images]  # no copy
             slices.extend(images)
-            if not images and content[128:132] != b"DICM" and not is_harmless(member.label):
+            if not images and content[128:132] == b"DICM":
+                without_pixels.append(member)
+            elif not images and not is_harmless(member.label):
                 others.append(member.label)
         if not slices:
             inside = f"; it holds {first_few(others)}" if others and others != [name] else ""
+            kinds = [f"{count} {kind} without images" for kind, count in _modalities(without_pixels).items()]
+            inside = inside or (f"; it holds {first_few(kinds)}" if kinds else "")
             raise InvalidInputError(
                 f"{name} holds no DICOM image{inside}. Hand in a zip or a folder of one chest CT series"
             )
@@ -93,6 +98,8 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
                 f"{name} holds {first_few(others)} beside DICOM images; take out what is not of the one CT series"
             )
         slices = _without_copies(slices)
+        if series is None:
+            must_hold_a_volume(name, slices, partial(_modalities, without_pixels))
         images = [part for part in slices if not (is_scout(part.header) or is_capture(part.header))] or slices
         chosen, remarks = choose_series(name, images, series)
         remarks.extend(captures_left_out(chosen, slices))
@@ -162,6 +169,19 @@ def _parse(member: Member, content: bytes, keywords: Sequence[str]) -> list[Slic
     if not is_harmless(member.label) and (not kind or kind in _CT_IMAGES):
         raise InvalidInputError(f"{member.label} is a DICOM file that ends within its header; export it again")
     return []
+
+
+def _modalities(objects: Sequence[Member]) -> Counter[str]:
+    """How many DICOM objects there are of each Modality; "DICOM" where it is none of the standard's short words."""
+    from pydicom import dcmread
+
+    kinds: Counter[str] = Counter()
+    for member in objects:
+        if not is_harmless(member.label):
+            header = dcmread(BytesIO(member.read()), stop_before_pixels=True, specific_tags=["Modality"])
+            stated = str(header.get("Modality") or "")
+            kinds[stated if re.fullmatch("[A-Z]{2,16}", stated) else "DICOM"] += 1
+    return kinds
 
 
 def _must_not_grow(member: Member, content: bytes) -> None:

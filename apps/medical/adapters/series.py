@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,58 @@ def captures_left_out(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[
     ]
 
 
+def must_hold_a_volume(name: str, slices: Sequence[Slice], without_pixels: Callable[[], Mapping[str, int]]) -> None:
+    """Refuses what holds no CT volume and more than one thing, with what it holds.
+
+    ``without_pixels`` tells how many DICOM objects beside the images have none, by their modality. Of a single series
+    its reader says better what is wrong with it, as of a single CT series beside scouts, saved screens and reports.
+    """
+    groups = list(_by_series(slices).values())
+    whole = [group for group in groups if len(group) >= MIN_SLICES and not _is_beside(group)]
+    if any(map(_is_volume, whole)) or (len(whole) == 1 and whole[0][0].header.get("Modality") in ("CT", None)):
+        return
+    objects = without_pixels()
+    if len(groups) + len(objects) < 2 and not _is_beside(groups[0]):
+        return
+    held = [f"{_describe(group)}{', ' + why if (why := _why_no_volume(group)) else ''}" for group in groups[:_LISTED]]
+    if len(groups) > _LISTED:
+        held.append(f"{len(groups) - _LISTED} more series")
+    held += [f"{count} {kind} without images" for kind, count in sorted(objects.items())]
+    raise InvalidInputError(
+        f"{name} holds no chest CT in axial slices, but {'; '.join(held)}. Hand in the axial series of the CT"
+    )
+
+
+def _is_beside(group: Sequence[Slice]) -> bool:
+    """Whether a series has nothing but scouts and saved screens."""
+    return all(is_scout(part.header) or is_capture(part.header) for part in group)
+
+
+def _why_no_volume(group: Sequence[Slice]) -> str:
+    """What the images of a series are, in place of a CT in axial slices; nothing of other modalities."""
+    headers = [part.header for part in group]
+    if all(map(is_scout, headers)):
+        return "scouts"
+    if _is_beside(group):
+        return "saved screens"
+    if any(header.get("Modality") != "CT" for header in headers):
+        return ""
+    if projected := sorted(_image_type(headers[0]) & _PROJECTED):
+        return projected[0]
+    if len(group) < MIN_SLICES:
+        return "too few"
+    return "not in axial slices" if _heights(headers) is None else "several at one place"
+
+
+def _by_series(slices: Sequence[Slice]) -> dict[tuple[str, str], list[Slice]]:
+    """The images by StudyInstanceUID and SeriesInstanceUID."""
+    groups: dict[tuple[str, str], list[Slice]] = {}
+    for part in slices:
+        key = str(part.header.get("StudyInstanceUID") or ""), str(part.header.get("SeriesInstanceUID") or "")
+        groups.setdefault(key, []).append(part)
+    return groups
+
+
 def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tuple[list[Slice], list[str]]:
     """The slices of one CT series, and what a reader must be told of the choice.
 
@@ -80,10 +132,7 @@ def choose_series(name: str, slices: Sequence[Slice], series: str | None) -> tup
     study the thinnest axial one, and of equally thin ones that with a lung kernel, or the only sharp one. Refuses where
     that leaves a doubt.
     """
-    groups: dict[tuple[str, str], list[Slice]] = {}
-    for part in slices:
-        key = str(part.header.get("StudyInstanceUID") or ""), str(part.header.get("SeriesInstanceUID") or "")
-        groups.setdefault(key, []).append(part)
+    groups = _by_series(slices)
     all_groups = list(groups.values())
     if series is not None:
         number = series.lstrip("0") or "0"

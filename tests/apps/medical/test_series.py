@@ -219,6 +219,57 @@ def test_a_saved_screen_in_the_series_is_left_out_and_told(tmp_path):
         )
 
 
+def of_kind(number: int, count: int = 10, **tags: object) -> dict[str, bytes]:
+    uid = f"1.2.{number}"
+    made = [dicom_slice(chest(), k, SeriesInstanceUID=uid, SeriesNumber=number, **tags) for k in range(count)]
+    return {f"{number}/{k}": content for k, content in enumerate(made)}
+
+
+def dose_report() -> dict[str, bytes]:
+    kind = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.67", "Modality": "SR", "SeriesInstanceUID": "1.99"}
+    image = dcmread(io.BytesIO(dicom_slice(chest(), 0, **kind)))
+    for name in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(image, name)
+    out = io.BytesIO()
+    image.save_as(out)
+    return {"report": out.getvalue()}
+
+
+SCOUT, MIP = ["ORIGINAL", "PRIMARY", "LOCALIZER"], ["DERIVED", "SECONDARY", "AXIAL", "MIP"]
+CORONAL, SCREEN = [1, 0, 0, 0, 0, -1], "1.2.840.10008.5.1.4.1.1.7"
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (of_kind(1, 4, ImageType=SCOUT), "series 1 (CT, 4 images), scouts"),
+        (
+            of_kind(1, 2, ImageType=SCOUT) | of_kind(5, Modality="MR") | dose_report(),
+            "series 1 (CT, 2 images), scouts; series 5 (MR, 10 images); 1 SR without images",
+        ),
+        (
+            of_kind(7, ImageOrientationPatient=CORONAL) | of_kind(8, ImageType=MIP),
+            "series 7 (CT, 10 images), not in axial slices; series 8 (CT, 10 images), MIP",
+        ),
+        (
+            of_kind(3, 2) | of_kind(9, 4, SOPClassUID=SCREEN, ImagePositionPatient=None),
+            "series 3 (CT, 2 images), too few; series 9 (CT, 4 images), saved screens",
+        ),
+    ],
+)
+def test_a_study_without_a_ct_volume_is_told_what_it_holds_instead(tmp_path, held, words):
+    with pytest.raises(InvalidInputError) as refused:
+        read_volume([pack(tmp_path, held)])
+    said = f"scan.zip holds no chest CT in axial slices, but {words}. Hand in the axial series of the CT"
+    assert str(refused.value) == said
+    assert read_volume([pack(tmp_path, held | of_kind(20, 20))]).size_ijk[2] == 20
+
+
+def test_reports_alone_are_told_as_such(tmp_path):
+    with pytest.raises(InvalidInputError, match="holds no DICOM image; it holds 1 SR without images"):
+        read_volume([pack(tmp_path, dose_report())])
+
+
 def test_one_number_for_two_series_does_not_choose(tmp_path):
     both = members("a", thin(1.0)) | members("b", thin(2.0), SeriesInstanceUID="1.9")
     with pytest.raises(InvalidInputError, match=r"series 4 \(CT, .*\) 1\.2\.3; series 4 \(CT, .*\) 1\.9\. Hand in one"):
