@@ -113,6 +113,15 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
         return replace(volume, patient=_patient(chosen[0].header)) if patient else volume
 
 
+def read_headers(files: Sequence[Path]) -> list[Slice]:
+    """The images in DICOM files, by their headers; none of a file that is damaged or no DICOM."""
+    found: list[Slice] = []
+    for file in files:
+        with suppress(InvalidInputError, OSError):
+            found += _parse(Member(file.name, file.read_bytes), file.read_bytes(), _KEYWORDS)
+    return found
+
+
 def _contents(found: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
     """Each file with its content, in order; where there are several threads the next few are unpacked meanwhile."""
     threads = compute_threads()

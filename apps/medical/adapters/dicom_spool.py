@@ -2,7 +2,8 @@
 
 Names are digests of DICOM's unique identifiers, never what a sender says. All is for the owner alone:
 
-    series/DIGEST/DIGEST.dcm   the images; beside them ``job``, where the series was handed in to the server
+    series/DIGEST/DIGEST.dcm   the images; beside them ``study``, the digest of the study, and ``job``, where the series
+                               was handed in to the server
     reports/DIGEST-NAME.dcm    reports that the archive has not got yet
     aside/DIGEST/              series, and reports, that were tried too often
     arriving/                  what is being written
@@ -24,7 +25,7 @@ from typing import Protocol
 
 _LONGER = 10
 """So many times as long is waited for a series whose sender has not released its association."""
-_JOB = "job"
+_JOB, _STUDY = "job", "study"
 
 
 class SpoolFull(Exception):
@@ -58,6 +59,7 @@ class Taken:
 
 @dataclass(slots=True)
 class _Series:
+    study: str
     number: int = 0
     last: float = 0.0
     senders: list[Sender] = field(default_factory=list)
@@ -69,12 +71,13 @@ class Spool:
 
     ``most_bytes`` bounds what lies in it. A series is ready ``quiet_s`` after its last image where all its associations
     were released, and ten times as long after it where one is open or was broken off, or an image that came over one
-    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start.
+    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start. With
+    ``whole_studies`` none is ready before all series of its study that lie there are.
     """
 
-    def __init__(self, folder: Path, most_bytes: int, quiet_s: float) -> None:
+    def __init__(self, folder: Path, most_bytes: int, quiet_s: float, *, whole_studies: bool = False) -> None:
         self._lock = threading.Lock()
-        self._most, self._quiet_s = most_bytes, quiet_s
+        self._most, self._quiet_s, self._whole_studies = most_bytes, quiet_s, whole_studies
         self._lacking = weakref.WeakSet[Sender]()
         self._incoming, self._reports, self._aside = (folder / name for name in ("series", "reports", "aside"))
         self._arriving = folder / "arriving"
@@ -85,7 +88,7 @@ class Spool:
             torn.unlink()
         now = time.monotonic()
         self._known = {
-            place.name: _Series(last=now, broken_off=not (place / _JOB).exists())
+            place.name: _Series(study=_study(place), last=now, broken_off=not (place / _JOB).exists())
             for place in self._incoming.iterdir()
             if place.is_dir()
         }
@@ -107,7 +110,7 @@ class Spool:
     def _store(
         self, study_uid: str, series_uid: str, image_uid: str, parts: Sequence[bytes | memoryview], sender: Sender
     ) -> None:
-        series, name = digest(f"{study_uid}/{series_uid}"), f"{digest(image_uid)}.dcm"
+        study, series, name = digest(study_uid), digest(f"{study_uid}/{series_uid}"), f"{digest(image_uid)}.dcm"
         size = sum(len(part) for part in parts)
         with self._lock:
             self._make_room(size)
@@ -118,11 +121,13 @@ class Spool:
             with self._lock:
                 home = self._incoming / series
                 home.mkdir(mode=0o700, exist_ok=True)
+                if not (home / _STUDY).exists():
+                    _write(home / _STUDY, [study.encode()])
                 (home / _JOB).unlink(missing_ok=True)
                 earlier = (home / name).stat().st_size if (home / name).exists() else 0
                 aside.replace(home / name)
                 self._bytes -= earlier
-                known = self._known.setdefault(series, _Series())
+                known = self._known.setdefault(series, _Series(study=study))
                 known.number, known.last = known.number + 1, time.monotonic()
                 if sender not in known.senders:
                     known.senders = [*(other for other in known.senders if other.is_alive()), sender]
@@ -136,24 +141,38 @@ class Spool:
 
     def ready(self, passed_over: Mapping[str, float]) -> str | None:
         """The series that has waited longest of those that are ready; ``passed_over`` says until when some are not."""
-        now = time.monotonic()
+        due: dict[str, float] = {}
+        whole: dict[str, float] = {}
         with self._lock:
             for series, known in self._known.items():
                 ended = [sender for sender in known.senders if not sender.is_alive()]
                 known.broken_off |= any(not sender.is_released or sender in self._lacking for sender in ended)
                 known.senders = [sender for sender in known.senders if sender not in ended]
                 waits_s = self._quiet_s * (_LONGER if known.senders or known.broken_off else 1)
-                if now >= max(known.last + waits_s, passed_over.get(series, 0.0)):
+                due[series] = max(known.last + waits_s, passed_over.get(series, 0.0))
+                whole[known.study] = max(due[series], whole.get(known.study, 0.0))
+            now = time.monotonic()
+            for series, known in self._known.items():
+                if now >= (whole[known.study] if self._whole_studies else due[series]):
                     return series
         return None
+
+    def study(self, series: str) -> list[Taken]:
+        """The series that lie there of the study that one is of, as they are now."""
+        with self._lock:
+            study = self._known[series].study
+            return [self._take(other) for other in sorted(self._known) if self._known[other].study == study]
 
     def take(self, series: str) -> Taken:
         """The series as it is now."""
         with self._lock:
-            home = self._incoming / series
-            job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
-            known = self._known[series]
-            return Taken(series, sorted(home.glob("*.dcm")), known.number, job, not (known.senders or known.broken_off))
+            return self._take(series)
+
+    def _take(self, series: str) -> Taken:
+        home = self._incoming / series
+        job = (home / _JOB).read_text(encoding="utf-8") if (home / _JOB).exists() else None
+        known = self._known[series]
+        return Taken(series, sorted(home.glob("*.dcm")), known.number, job, not (known.senders or known.broken_off))
 
     def is_as(self, taken: Taken) -> bool:
         """Whether nothing came of the series since it was taken."""
@@ -186,7 +205,7 @@ class Spool:
     def remove(self, taken: Taken) -> None:
         """Deletes a series that cannot be answered, unless more came of it."""
         with self._lock:
-            if self.is_as(taken):
+            if taken.series in self._known and self.is_as(taken):
                 self._remove(taken.series)
 
     def put_aside(self, taken: Taken) -> None:
@@ -249,6 +268,12 @@ def _size(place: Path) -> int:
     """Of the DICOM files there, or of the one that it is."""
     files = place.rglob("*.dcm") if place.is_dir() else [place] if place.exists() else []
     return sum(file.stat().st_size for file in files)
+
+
+def _study(place: Path) -> str:
+    """What a series was said to be of; one that an earlier version kept is a study of its own."""
+    file = place / _STUDY
+    return file.read_text(encoding="utf-8") if file.exists() else place.name
 
 
 def _flush(folder: Path) -> None:

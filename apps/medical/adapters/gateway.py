@@ -54,6 +54,11 @@ class DicomGateway:
     most_slice_thickness_mm: Annotated[float | None, arg(metavar="MM")] = None
     """Images of thicker slices (0018,0050) are discarded, so that a study's thick reconstructions bring no reports of
     their own; by default all are taken."""
+    one_per_study: bool = False
+    """Of the series of a study that have come by the time it is quiet, the thinnest axial CT alone is answered, of
+    equally thin ones that with a lung kernel, then a sharp one; the others are deleted once it is."""
+    kernel: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ()
+    """With --one-per-study, series with one of these kernels (0018,1210) before thinner ones."""
     spool_bytes: Annotated[int, arg(metavar="N")] = 20_000_000_000
     """The most bytes that wait; beyond them senders are told that there is no room (0xA700)."""
     associations: Annotated[int, arg(metavar="N")] = 20
@@ -75,6 +80,8 @@ class DicomGateway:
             raise InvalidInputError(f"--port is {self.port}; it must be at most 65535")
         if len({self.tls_cert is None, self.tls_key is None, self.tls_ca is None}) > 1:
             raise InvalidInputError("give all of --tls-cert, --tls-key and --tls-ca, or none")
+        if self.kernel and not self.one_per_study:
+            raise InvalidInputError("--kernel says which series of a study is answered; give --one-per-study with it")
         positive = {
             "quiet-seconds": self.quiet_seconds,
             "associations": self.associations,
@@ -92,8 +99,9 @@ class DicomGateway:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with file_lock(folder / "lock", wait=False):
-                spool = Spool(folder, self.spool_bytes, self.quiet_seconds)
-                answering = Answering(spool, jobs, stop, Backoff(*pauses))
+                spool = Spool(folder, self.spool_bytes, self.quiet_seconds, whole_studies=self.one_per_study)
+                kernels = self.kernel if self.one_per_study else None
+                answering = Answering(spool, jobs, stop, Backoff(*pauses), kernels)
                 sending = Sending(spool, archive, stop, Backoff(*pauses))
                 server = receive(
                     (self.host, self.port),

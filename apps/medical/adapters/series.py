@@ -187,6 +187,28 @@ def _thinnest(name: str, candidates: list[list[Slice]]) -> list[Slice]:
     raise _several(name, candidates)
 
 
+def best_reconstruction(groups: Sequence[Sequence[Slice]], kernels: Sequence[str] = ()) -> int:
+    """The index of the series that is to be read, of one study's, where one must be taken without asking.
+
+    Of CT volumes in axial slices one with a kernel of ``kernels`` (ConvolutionKernel, without case), then the thinnest,
+    of equally thin ones that with a lung kernel, then a sharp one, then that of the most images. Without a volume the
+    first.
+    """
+    volumes = [n for n, group in enumerate(groups) if len(group) >= MIN_SLICES and _is_volume(group)]
+    asked = {kernel.lower() for kernel in kernels}
+    volumes = [n for n in volumes if _kernel(groups[n][0].header).lower() in asked] or volumes
+    if not volumes:
+        return 0
+    least = min(_thickness(groups[n]) for n in volumes)
+    thin = [n for n in volumes if _thickness(groups[n]) <= 1.1 * least + 0.01]
+
+    def order(number: int) -> tuple[bool, bool, int]:
+        kernel = _kernel(groups[number][0].header)
+        return not _LUNG_KERNEL.fullmatch(kernel), not _SHARP_KERNEL.fullmatch(kernel), -len(groups[number])
+
+    return min(thin, key=order)
+
+
 def _several(name: str, groups: Sequence[Sequence[Slice]], more: str = "") -> InvalidInputError:
     numbers = [_number(group) for group in groups]
     listed = "; ".join(

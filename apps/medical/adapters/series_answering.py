@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,20 @@ class Answering:
 
     While the server cannot be reached, a series is kept and tried again, after pauses that grow. What the server
     refuses is deleted, and the log says why; what it fails at ``MOST_TRIES`` times is put aside.
+
+    With ``kernels``, which may be empty, one series of a study is answered, as ``best_reconstruction`` has it. Once it
+    is, the others are deleted, as far as they lay there with it; where it cannot be answered the next one goes.
     """
 
-    def __init__(self, spool: Spool, jobs: JobClient, stop: threading.Event, backoff: Backoff) -> None:
-        self._spool, self._jobs, self._stop, self._backoff = spool, jobs, stop, backoff
+    def __init__(
+        self,
+        spool: Spool,
+        jobs: JobClient,
+        stop: threading.Event,
+        backoff: Backoff,
+        kernels: Sequence[str] | None = None,
+    ) -> None:
+        self._spool, self._jobs, self._stop, self._backoff, self._kernels = spool, jobs, stop, backoff, kernels
         self._failures: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -39,7 +50,7 @@ class Answering:
             try:
                 series = self._spool.ready(self._backoff.until)
                 if series is not None:
-                    self._try(self._spool.take(series))
+                    self._answer_next(series)
                     continue
             except Exception as error:  # whatever it is, what comes later is answered all the same
                 log.error("the spool cannot be looked at: %s", type(error).__name__)
@@ -51,10 +62,22 @@ class Answering:
         except (ServerAway, JobFailed) as error:
             log.warning("%s; series will wait until that is mended", error)
 
-    def _try(self, taken: Taken) -> None:
+    def _answer_next(self, series: str) -> None:
+        """Answers the series, or the one of its study that goes first."""
+        if self._kernels is None:
+            self._try(self._spool.take(series))
+            return
+        from apps.medical.adapters.dicom import read_headers
+        from apps.medical.adapters.series import best_reconstruction
+
+        study = self._spool.study(series)
+        best = best_reconstruction([read_headers(taken.files) for taken in study], self._kernels) if study[1:] else 0
+        self._try(study[best], [taken for taken in study if taken is not study[best]])
+
+    def _try(self, taken: Taken, others: Sequence[Taken] = ()) -> None:
         name = short(taken.series)
         try:
-            self._answer(taken)
+            self._answer(taken, others)
         except ServerAway as error:
             if not self._stop.is_set():
                 log.warning("series %s waits: %s; next try in %.0f s", name, error, self._backoff.failed(taken.series))
@@ -88,7 +111,7 @@ class Answering:
         self._backoff.forget(taken.series)
         del self._failures[taken.series]
 
-    def _answer(self, taken: Taken) -> None:
+    def _answer(self, taken: Taken, others: Sequence[Taken]) -> None:
         name, job = short(taken.series), taken.job
         if job is None:
             job = self._jobs.submit(taken.files, {"patient": "yes", "incomplete": "no" if taken.ended else "yes"})
@@ -117,10 +140,14 @@ class Answering:
         reports = {file: self._jobs.file(path) for file, path in files.items() if file.endswith(".dcm")}
         if not self._spool.answered(taken, reports):
             log.info("series %s: more came of it, so that it is answered anew", name)
-        elif reports:
+            return
+        if reports:
             log.info("series %s: answered, %s; its report is sent", name, page)
         else:
             log.info("series %s: answered, %s; no report, for %s", name, page, _why_none(case["result"]))
+        for other in others:
+            self._spool.remove(other)
+            log.info("series %s deleted: of its study %s was answered (--one-per-study)", short(other.series), name)
 
 
 def loggable_reason(refusal: JobFailed, taken: Taken) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import ssl
@@ -271,6 +272,9 @@ def _listens(port: int) -> bool:
 
 def waiting(spool: Path) -> list[str]:
     """The files of series and reports that wait in a spool."""
-    return [
-        path.relative_to(spool).as_posix() for place in ("series", "reports") for path in (spool / place).rglob("*")
+    return [  # os.walk passes over what is deleted meanwhile
+        Path(home, name).relative_to(spool).as_posix()
+        for place in ("series", "reports")
+        for home, folders, files in os.walk(spool / place)
+        for name in (*folders, *files)
     ]

@@ -1,0 +1,129 @@
+"""Of a study with several reconstructions the gateway has one answered, where that is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from apps.medical.adapters.gateway import DicomGateway
+from shared.errors import InvalidInputError
+from tests.apps.medical.pacs import (
+    UNCLOSED_SOCKETS,
+    Archive,
+    StubServer,
+    gateway,
+    images,
+    report,
+    send,
+    wait_for,
+    waiting,
+)
+
+pytestmark = UNCLOSED_SOCKETS
+
+SOFT, LUNG = {"ConvolutionKernel": "Br40", "SliceThickness": "5"}, {"ConvolutionKernel": "Bl57", "SliceThickness": "5"}
+
+
+@pytest.fixture
+def stub() -> Iterator[StubServer]:
+    found = StubServer(report=report())
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    found = Archive()
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    return caplog
+
+
+def study() -> list[Dataset]:
+    """By their number of images: 3 thick ones, 4 soft ones, 5 with a lung kernel, 6 coronal ones that are thinner."""
+    coronal = {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "SliceThickness": "1"}
+    kinds = ((3, {**LUNG, "SliceThickness": "8"}), (4, SOFT), (5, LUNG), (6, coronal))
+    return [image for count, tags in kinds for image in images(f"1.2.{count}", count, **tags)]
+
+
+def handed_in(stub: StubServer) -> list[int]:
+    return [len(stub.names(number)) for number in range(len(stub.bodies))]
+
+
+def test_of_a_study_the_thinnest_axial_series_with_a_lung_kernel_is_answered(
+    tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
+) -> None:
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        assert set(send(port, study())) == {0}
+        wait_for(lambda: archive.got)
+        wait_for(lambda: log.text.count("was answered (--one-per-study)") == 3)
+        wait_for(lambda: not waiting(tmp_path))
+    assert handed_in(stub) == [5] and len(archive.got) == 1
+
+
+def test_a_kernel_that_is_asked_for_goes_before(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, kernel=("B31f", "br40")) as port:
+        send(port, study())
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert handed_in(stub) == [4]
+
+
+def test_where_one_is_refused_the_next_is_answered(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+    refused = {"state": "failed", "status": 422, "problem": "no"}
+    stub.answer = lambda number: refused if handed_in(stub)[number - 1] == 5 else {"state": "done"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        send(port, study())
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert handed_in(stub) == [5, 4] and len(archive.got) == 1
+
+
+def test_a_study_without_an_axial_series_is_answered_by_what_there_is(
+    tmp_path: Path, stub: StubServer, archive: Archive
+) -> None:
+    stub.answer = lambda number: {"state": "failed", "status": 422, "problem": "it is not in axial slices"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        send(port, [image for image in study() if image.SeriesInstanceUID == "1.2.6"])
+        wait_for(lambda: stub.bodies)
+        wait_for(lambda: not waiting(tmp_path))
+    assert handed_in(stub) == [6] and not archive.got
+
+
+def test_studies_are_told_apart_also_after_a_restart(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+    other = images("1.2.9", 4, StudyInstanceUID="1.3", **LUNG)
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=300) as port:
+        assert set(send(port, [*study(), *other])) == {0}
+    assert not stub.bodies
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
+        wait_for(lambda: len(archive.got) == 2)
+        wait_for(lambda: not waiting(tmp_path))
+    assert sorted(handed_in(stub)) == [4, 5]
+
+
+def test_a_series_waits_for_the_others_of_its_study(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+    """The thick series is quiet first; the thin one's association is broken off, so that it is waited for longer."""
+    from pynetdicom import AE
+
+    thick, thin = images("1.2.3", 3, SliceThickness="8"), images("1.2.5", 5, **LUNG)
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.1) as port:
+        entity = AE(ae_title="SCANNER")
+        entity.add_requested_context(thin[0].SOPClassUID, thin[0].file_meta.TransferSyntaxUID)
+        association = entity.associate("127.0.0.1", port, ae_title="TRIVIUM")
+        assert all(association.send_c_store(image).Status == 0 for image in thin)
+        assert send(port, thick) == [0] * 3
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+        association.release()
+    assert handed_in(stub) == [5]
+
+
+def test_a_kernel_alone_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="give --one-per-study with it"):
+        DicomGateway(to="PACS@127.0.0.1:104", kernel=("Bl57",))
