@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import bidirectional
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -22,6 +23,8 @@ from shared.store.reviews import ReviewLine
 WEB = Path(__file__).resolve().parents[1] / "web"
 _RECENT = 5
 _REVIEWERS = 3
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Characters that turn the letters after them round, by their bidirectional class."""
 
 
 class Pages:
@@ -92,11 +95,18 @@ def _reviewed(reviews: Iterable[ReviewLine]) -> str:
     found = list(reviews)
     if not found:
         return ""
-    names = [one.reviewer for one in found if one.reviewer is not None]
+    names = [_isolated(one.reviewer) for one in found if one.reviewer is not None]
     if not names:
         return "reviewed"
     others = len(names) - _REVIEWERS
     return f"reviewed by {', '.join(names[:_REVIEWERS])}{f' and {others} more' if others > 0 else ''}"
+
+
+def _isolated(name: str) -> str:
+    """A name that turns nothing beside it, whichever way its letters run (Unicode Standard Annex 9, section 2)."""
+    plain = "".join(letter for letter in name if bidirectional(letter) not in _TURNING)
+    runs_left = any(bidirectional(letter) in ("R", "AL", "AN") for letter in plain)
+    return f"\u2068{plain}\u2069" if runs_left else plain
 
 
 def _entry(service: Service, group: str | None) -> dict[str, Any]:

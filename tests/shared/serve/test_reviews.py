@@ -79,6 +79,15 @@ def test_the_overview_names_the_newest_of_many_reviewers(echo_client: TestClient
     assert "reviewed by Sam, Kim, Lin and 2 more" in echo_client.get("/").text
 
 
+def test_a_name_on_the_overview_turns_nothing_beside_it(echo_client: TestClient) -> None:
+    """Neither a name in Hebrew or Arabic nor a mark that has what follows run from right to left."""
+    home = new_case(echo_client)
+    for name in ("Ada \u202egnol\u2069", "\u05e9\u05e8\u05d4", "\u0633\u0627\u0631\u0629\u202e"):
+        assert echo_client.put(home, json={"reviewer": name}).status_code == 200
+    shown = "\u2068\u0633\u0627\u0631\u0629\u2069, \u2068\u05e9\u05e8\u05d4\u2069, Ada gnol"
+    assert f"reviewed by {shown}" in echo_client.get("/").text
+
+
 def test_where_keys_are_required_the_reviewer_is_the_name_of_the_key(serve: Callable[..., TestClient]) -> None:
     client = serve(require_key=True)
     keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
