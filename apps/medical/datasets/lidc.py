@@ -64,7 +64,8 @@ class Lidc(ScanData):
         return {**ScanData.facts(self, input), **self._notes(self._collection())}
 
     def fingerprint(self) -> dict[str, Any]:
-        split, found = self.split(), self._collection()
+        found = self._collection()
+        split = self._split(found)
         return {
             "description": f"LIDC-IDRI, nodules of 3 mm and more by {self.readers} readers",
             "synthetic": False,
@@ -73,14 +74,16 @@ class Lidc(ScanData):
             "readers": self.readers,
             "diameter": self.diameter,
             "annotations_sha256": found.xml_sha256,
-            "passed_over": self._notes(found),
+            # Counts alone: names of files are for whoever has them.
+            "passed_over": {what: int(count.partition(":")[0]) for what, count in self._notes(found).items()},
         }
 
     def split(self) -> Split:
         """The series that readers marked, to learn from and to validate on."""
-        if self.readers not in range(1, READERS + 1):
-            raise InvalidInputError(f"data.readers is {self.readers}; LIDC-IDRI has 1 to {READERS} of a nodule")
-        scans = [self._scan(series) for series in self._collection().series if self._is_thin(series)]
+        return self._split(self._collection())
+
+    def _split(self, found: Collection) -> Split:
+        scans = [self._scan(series) for series in found.series if self._is_thin(series)]
         if not scans:
             raise InvalidInputError(
                 f"none of the series in {self.root} has slices of {self.most_slice_thickness_mm} mm at the most "
@@ -89,6 +92,8 @@ class Lidc(ScanData):
         return draw_patients(scans, self.validation_share, self.seed, self.root)
 
     def _collection(self) -> Collection:
+        if self.readers not in range(1, READERS + 1):
+            raise InvalidInputError(f"data.readers is {self.readers}; LIDC-IDRI has 1 to {READERS} of a nodule")
         return read_collection(self.root, self.annotations)
 
     def _is_thin(self, series: ReadSeries) -> bool:

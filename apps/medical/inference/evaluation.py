@@ -102,7 +102,7 @@ def evaluate_data_set(predictor: Any, data: Any, limit: int | None = None) -> Ta
         notes.append(
             "Above, classes are not told apart. " + "; ".join(_of_class(scores, label) for label in labels) + "."
         )
-    passed_over = [f"{what}: {count}" for what, count in description.get("passed_over", {}).items() if count != "0"]
+    passed_over = [f"{what}: {count}" for what, count in description.get("passed_over", {}).items() if count]
     if passed_over:
         notes.append("; ".join(passed_over) + ".")
     title = f"Nodules found: {description['description']}"
