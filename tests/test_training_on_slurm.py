@@ -18,7 +18,7 @@ from tests.shared.slurm import Slurm, running
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "deploy" / "slurm" / "train.sbatch"
-TRAINING = "finance --recipe tiny --device cpu --limits.patience 1000 --limits.steps 300 --limits.checkpoint-every 1000"
+TRAINING = "finance --recipe tiny --device cpu --limits.patience 1000 --limits.steps 200 --limits.checkpoint-every 1000"
 # In the place of python: notes what it was started with, and does what the job's variables say.
 STUB = """#!/bin/bash
 if [ -n "${WAITS:-}" ]; then trap 'exit 143' TERM; fi
@@ -143,17 +143,17 @@ def test_a_training_that_was_stopped_and_preempted_is_the_same_training(slurm: S
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RUN": str(tmp_path / "run")}
     job = submitted(slurm, tmp_path, "--exclusive", words=TRAINING, **environment)
     log = tmp_path / f"out-{job}"
-    until(lambda: log.exists() and "step 10/300" in log.read_text())
+    until(lambda: log.exists() and "step 10/200" in log.read_text())
     slurm.tell("scancel", "--signal=USR1", job)
     slurm.wait(job, restarts=1)
-    until(lambda: log.read_text().count("step 60/300") == 1)
+    until(lambda: log.read_text().count("step 30/200") == 1)
     assert slurm.wait(preempt(slurm))["JobState"] == "COMPLETED"
     facts = slurm.wait(job, limit_s=200)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), log.read_text()
     assert log.read_text().count("which is saved; resume with the same command") == 2
     for name in ("model.safetensors", "optimizer.safetensors"):
         whole, resumed = (
-            load_file(tmp_path / one / "checkpoints" / "step-00000300" / name) for one in ("whole", "run")
+            load_file(tmp_path / one / "checkpoints" / "step-00000200" / name) for one in ("whole", "run")
         )
         assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
 
