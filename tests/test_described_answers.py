@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -10,11 +13,13 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fastapi import APIRouter
 from fastapi.testclient import TestClient
 
 from shared.app import find, installed
 from shared.errors import InvalidInputError
 from shared.serve.app import create_app
+from shared.serve.service import Service
 from shared.serve.settings import Settings
 
 SAMPLES = {
@@ -122,3 +127,89 @@ def test_an_application_without_schemas_is_described_in_general(tmp_path: Path) 
     assert "DrivingResult" not in found["components"]["schemas"]
     answer = found["paths"]["/api/driving/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert answer["$ref"].endswith("/CaseAnswer")
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def test_generators_call_operations_after_their_application(document: dict[str, Any]) -> None:
+    assert {tag["name"]: tag["description"] for tag in document["tags"]} == {app: find(app).title for app in APPS}
+    for path, _, operation in operations(document):
+        app = path.split("/")[2] if path.startswith("/api/") else ""
+        if app in APPS:
+            assert operation["tags"] == [app] and re.fullmatch(rf"{app}(_[a-z]+)+", operation["operationId"]), path
+    names = [operation["operationId"] for *_, operation in operations(document)]
+    assert {"medical_comparison", "medical_reviewed_report", "medical_reviewed_fhir"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_a_name_that_every_application_has_is_not_taken_twice(tmp_path: Path) -> None:
+    def router(_: Service) -> APIRouter:
+        routes = APIRouter()
+        routes.get("/own")(lambda: 0)
+        routes.get("/cases-of-today", name="cases")(lambda: 0)
+        return routes
+
+    settings = Settings(store=tmp_path, device="cpu", workers=0, warm=False, hosts="testserver")
+    found = create_app(settings, {"driving": replace(find("driving"), router=router)}).openapi()
+    names = [operation["operationId"] for *_, operation in operations(found)]
+    assert "driving_cases" in names and len(names) == len(set(names))
+
+
+def test_what_may_be_left_out_has_no_default_that_says_nothing(document: dict[str, Any]) -> None:
+    # openapi-typescript has callers give a property that has a default.
+    for name, described in document["components"]["schemas"].items():
+        for key, one in described.get("properties", {}).items():
+            assert one.get("default", "left out"), (name, key)
+            assert "default" not in one or key not in described.get("required", ()), (name, key)
+    for app in APPS:
+        form = document["components"]["schemas"][f"{app.title()}PredictForm"]
+        assert form["properties"]["sample"]["type"] == "string", "a form has no null"
+        assert "required" not in form
+
+
+def test_headers_that_are_read_and_answered_are_described(client: TestClient, document: dict[str, Any]) -> None:
+    case = client.post("/api/driving/predict", data={"sample": "synthetic"}).json()
+    for path, address in (("picture.png", case["picture"]), ("files/{file}", case["files"]["result.json"])):
+        described = document["paths"][f"/api/driving/cases/{{case_id}}/{path}"]["get"]
+        assert {"Range", "If-Range"} <= {one["name"] for one in described["parameters"] if one["in"] == "header"}
+        client.get(address)  # a picture is made and kept
+        whole = client.get(address)
+        part = client.get(address, headers={"Range": "bytes=0-3", "If-Range": whole.headers["ETag"]})
+        assert part.status_code == 206 and part.content == whole.content[:4]
+        changed = client.get(address, headers={"Range": "bytes=0-3", "If-Range": '"another"'})
+        assert changed.status_code == 200 and changed.content == whole.content
+        none = client.get(address, headers={"Range": "bytes=99999999-"})
+        for answer in (whole, part, none):
+            named = described["responses"][str(answer.status_code)]["headers"]
+            assert named and all(name in answer.headers for name in named), answer.status_code
+    job = client.post("/api/driving/jobs", data={"sample": "synthetic"})
+    described = document["paths"]["/api/driving/jobs"]["post"]["responses"]["202"]
+    assert list(described["headers"]) == ["Location"] and job.headers["Location"] == job.json()["url"]
+    for path, _, operation in operations(document):
+        for status in operation["responses"].keys() & {"429", "503"}:
+            assert "Retry-After" in operation["responses"][status]["headers"], (path, status)
+
+
+def test_tensors_are_described_as_json_and_as_binary_data(client: TestClient, document: dict[str, Any]) -> None:
+    described = document["paths"]["/v2/models/{name}/infer"]["post"]
+    kinds = ["application/json", "application/octet-stream"]
+    assert list(described["requestBody"]["content"]) == list(described["responses"]["200"]["content"]) == kinds
+    (length,) = described["responses"]["200"]["headers"]
+    assert length in {one["name"] for one in described["parameters"]}
+    metadata = client.get("/v2/models/tft-anomaly").json()
+    shapes = {one["name"]: [1 if size == -1 else size for size in one["shape"]] for one in metadata["inputs"]}
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": 4 * math.prod(shape)}}
+        for name, shape in shapes.items()
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    tensors = bytes(4 * sum(math.prod(shape) for shape in shapes.values()))
+    headers = {length: str(len(head)), "Content-Type": kinds[1]}
+    answer = client.post("/v2/models/tft-anomaly/infer", content=head + tensors, headers=headers)
+    assert answer.headers["Content-Type"] == kinds[1] and answer.status_code == 200
+    said = json.loads(answer.content[: int(answer.headers[length])])
+    jsonschema.validate(said, schema(document, "InferenceResponse"))

@@ -149,16 +149,18 @@ def router(service: Service) -> APIRouter:
                 sources[f"{side}/{name}"] = await service.file(case, name)
         return Response(await service.make(COMPARISON, sources), media_type="application/json")
 
-    for name, body, words in (
-        (REVIEWED_REPORT, file_content("application/dicom"), "a DICOM structured report"),
-        (REVIEWED_FHIR, content("application/fhir+json", {"type": "object"}), "a FHIR bundle"),
+    for operation, name, body, words in (
+        ("reviewed_report", REVIEWED_REPORT, file_content("application/dicom"), "a DICOM structured report"),
+        ("reviewed_fhir", REVIEWED_FHIR, content("application/fhir+json", {"type": "object"}), "a FHIR bundle"),
     ):
-        _add_reviewed(routes, service, name, body, f"The findings as a reader left them, as {words}.")
+        _add_reviewed(routes, service, operation, name, body, f"The findings as a reader left them, as {words}.")
     return routes
 
 
-def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str, Any], described: str) -> None:
-    """A route to what is made of a case and its review. ``body`` is how the OpenAPI document has the answer."""
+def _add_reviewed(
+    routes: APIRouter, service: Service, operation: str, name: str, body: dict[str, Any], described: str
+) -> None:
+    """A route to what is made of a case and its review, as ``operation`` and ``body`` in the OpenAPI document."""
     from fastapi import Depends, Query, Response
     from fastapi.concurrency import run_in_threadpool
 
@@ -224,7 +226,14 @@ def _add_reviewed(routes: APIRouter, service: Service, name: str, body: dict[str
 
     path = f"/cases/{{case_id}}/{name}"
     routes.head(path, include_in_schema=False, response_model=None)(checked)
-    routes.get(path, description=described, response_class=Response, response_model=None, responses=responses)(reviewed)
+    routes.get(
+        path,
+        name=operation,
+        description=described,
+        response_class=Response,
+        response_model=None,
+        responses=responses,
+    )(reviewed)
 
 
 def _reviewed_source(sources: Mapping[str, Path | bytes]) -> bytes:

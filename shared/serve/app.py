@@ -26,7 +26,7 @@ from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.secure.tls import read_certificate
 from shared.serve.admin import admin_router
-from shared.serve.api import app_routes, status
+from shared.serve.api import app_routes, domain_operation_ids, status
 from shared.serve.api import models as models_api
 from shared.serve.api.schemas import REFUSED, PredictForm
 from shared.serve.errors import answer_errors
@@ -132,6 +132,8 @@ def create_app(
         version=_version(),
         summary="Lung nodules in chest CT, 3D object detection, anomalies in financial time series.",
         lifespan=lifespan,
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        openapi_tags=[{"name": name, "description": app.title} for name, app in found.items()],
         servers=[{"url": settings.root}] if settings.root else None,
         docs_url=None,
         redoc_url=None,
@@ -254,7 +256,10 @@ def _add_routes(server: FastAPI, service: Service) -> list[re.Pattern[str]]:
             log.exception("the routes of %s are left out", app.name)
         else:
             prefix = f"/api/{app.name}"
-            server.include_router(domain, prefix=prefix, tags=[app.title], responses=REFUSED)
+            names = domain_operation_ids(app.name, domain)
+            server.include_router(
+                domain, prefix=prefix, tags=[app.name], responses=REFUSED, generate_unique_id_function=names
+            )
             for route in domain.routes:
                 field = route.body_field if isinstance(route, APIRoute) else None
                 if isinstance(route, APIRoute) and field is not None and not isinstance(field.field_info, Form):

@@ -18,6 +18,8 @@ from shared.serve.runtime.connection import drain_body
 from shared.serve.runtime.limits import Busy
 
 _HEADINGS = {404: "There is no such page", 405: "This cannot be done here", 503: "Not available at the moment"}
+_UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for JSON that is no text, or nested too deeply."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 """What tools send a body as where they are not told."""
@@ -48,6 +50,8 @@ def answer_errors(server: FastAPI, pages: Pages) -> None:
             # Starlette names those of one route alone, and a path may have several.
             words = f"{request.url.path} takes {', '.join(allowed)}, not {request.method}"
             return answer(request, words, 405, {"Allow": ", ".join(allowed)})
+        if error.status_code == 400 and str(error.detail) == _UNREADABLE:
+            return answer(request, "the request's body cannot be read: send JSON in UTF-8", 400)
         unknown = f"there is nothing at {request.url.path}"
         sentence = unknown if error.status_code == 404 and error.detail == "Not Found" else str(error.detail)
         return answer(request, sentence, error.status_code, error.headers)

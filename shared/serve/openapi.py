@@ -36,6 +36,17 @@ def file_content(content_type: str) -> dict[str, Any]:
     return content(content_type, {"type": "string", "format": "binary"})
 
 
+def header(name: str, words: str, kind: str = "string") -> dict[str, Any]:
+    """What a response says in ``headers`` of a header that it may have."""
+    return {name: {"description": words, "schema": {"type": kind}}}
+
+
+def header_parameter(name: str, words: str, kind: str = "string") -> dict[str, Any]:
+    """What a route says in ``parameters`` of ``openapi_extra`` of a header that no parameter of its own reads."""
+    return {"name": name, "in": "header", "required": False, "description": words, "schema": {"type": kind}}
+
+
+_RETRY_AFTER = header("Retry-After", "in how many seconds to ask again, where that is known", "integer")
 _FORM, _ANSWER = "PredictForm", "CaseAnswer"
 """What a request of any application is, and its answer, in ``shared.serve.api.schemas``."""
 _REVIEWS = ("ReviewBody", "ReviewAnswer", "Reviews")
@@ -43,6 +54,11 @@ _REVIEWS = ("ReviewBody", "ReviewAnswer", "Reviews")
 _EVERYWHERE = {
     "421": "The server is not known by this `Host`",
     "500": "A fault of the server's; its log has the details",
+}
+_BODIES = {
+    "400": "The body cannot be read",
+    "408": "The body did not come, or too slowly",
+    "413": "Too large",
 }
 _WRITES = {
     "403": "A write from a page of another site, or one that a user's key does not allow",
@@ -81,14 +97,19 @@ class DescribedAPI(FastAPI):
                     if method == "post" and (most := self._limits.get(path.rpartition("/")[2])) is not None:
                         operation["requestBody"]["description"] = most
                     error = _REFERENCE.format(model="InferenceError" if path.startswith("/v2") else "Problem")
-                    for status, words in (_EVERYWHERE | ({} if method == "get" else _WRITES)).items():
+                    told = _EVERYWHERE | ({} if method == "get" else _WRITES)
+                    for status, words in (told | (_BODIES if "requestBody" in operation else {})).items():
                         body = {"application/json": {"schema": {"$ref": error}}}
                         operation["responses"].setdefault(status, {"description": words, "content": body})
+                    for status in ("429", "503"):
+                        if status in operation["responses"]:
+                            operation["responses"][status]["headers"] = _RETRY_AFTER
             _, definitions = models_json_schema([(m, "validation") for m in self._bodies], ref_template=_REFERENCE)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions.get("$defs", {}))
             for name, described in self._apps.items():
                 _describe_app(document, name, described)
+            _leave_out_empty_defaults(schemas)
             if self._requires_key:
                 _describe_keys(document)
         assert self.openapi_schema is not None
@@ -140,6 +161,14 @@ def _describe_missed(schemas: dict[str, Any], prefix: str, missed: type | None) 
             made["properties"]["missed"] |= listed
         schemas[name] = made
     return own
+
+
+def _leave_out_empty_defaults(schemas: Mapping[str, Any]) -> None:
+    """Takes away the defaults that say nothing: openapi-typescript wants a property given that has a default."""
+    for schema in schemas.values():
+        for described in schema.get("properties", {}).values():
+            if not described.get("default", True):
+                del described["default"]
 
 
 def _renamed(part: Any, names: Mapping[str, str]) -> Any:

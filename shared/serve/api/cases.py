@@ -18,7 +18,7 @@ from shared.serve.api.schemas import CaseAnswer, CaseLine, Cases, Problem, case_
 from shared.serve.case_line import case_line
 from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.security_headers import FILE_POLICY
-from shared.serve.openapi import file_content
+from shared.serve.openapi import file_content, header, header_parameter
 from shared.serve.service import Service
 from shared.store.cases import PICTURE, RESULT
 from shared.store.records import Case
@@ -27,13 +27,28 @@ _TYPES = {".dcm": "application/dicom", ".gz": "application/gzip", ".parquet": "a
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case or file"}}
 _RANGES: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The header Range cannot be read"},
-    416: {"model": Problem, "description": "The file has no such range"},
+    416: {
+        "model": Problem,
+        "description": "The file has no such range",
+        "headers": header("Content-Range", "the size of the file, as `bytes */1234`"),
+    },
 }
-_PART = {"description": "The part that the header Range asks for, of a file that is kept"}
+_ETAG = header("ETag", "of a file that is kept; one that was made for this request has none")
+_PART = {
+    "description": "The part that the header Range asks for, of a file that is kept",
+    "headers": _ETAG | header("Content-Range", "which part, as `bytes 0-99/1234`"),
+}
+_WHOLE = {"headers": _ETAG}
+_ASKED = {
+    "parameters": [
+        header_parameter("Range", "a part of a file that is kept, as `bytes=0-99`; of others all is answered"),
+        header_parameter("If-Range", "the ETag of the file that a part is wanted of; of another all is answered"),
+    ]
+}
 _PNG, _BYTES, _ANY = (file_content(kind) for kind in ("image/png", "application/octet-stream", "*/*"))
-_PICTURE: dict[int | str, dict[str, Any]] = {200: _PNG, 206: _PART | _PNG, **_RANGES}
+_PICTURE: dict[int | str, dict[str, Any]] = {200: _WHOLE | _PNG, 206: _PART | _PNG, **_RANGES}
 _CONTENT = {"content": {**_BYTES["content"], **_ANY["content"]}}
-_FILE: dict[int | str, dict[str, Any]] = {200: _CONTENT, 206: _PART | _CONTENT, **_RANGES}
+_FILE: dict[int | str, dict[str, Any]] = {200: _WHOLE | _CONTENT, 206: _PART | _CONTENT, **_RANGES}
 """Of any type; generators of clients know what to do with the first."""
 MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
@@ -71,14 +86,14 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
 
 
 @router.head("/{case_id}/picture.png", include_in_schema=False)
-@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=MADE | _PICTURE)
+@router.get("/{case_id}/picture.png", response_class=FileResponse, responses=MADE | _PICTURE, openapi_extra=_ASKED)
 async def picture(service: ServiceDep, case: CaseDep) -> Response:
     """The case's picture, made when it is first asked for where the application leaves it until then."""
     return await _send(service, case, PICTURE)
 
 
 @router.head("/{case_id}/files/{file}", include_in_schema=False)
-@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=MADE | _FILE)
+@router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=MADE | _FILE, openapi_extra=_ASKED)
 async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
     """A file of the case, made when it is first asked for where the application leaves it until then."""
     if file not in (RESULT, *case.files):

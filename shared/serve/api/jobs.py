@@ -16,7 +16,7 @@ from shared.serve.api.predict import check_upload
 from shared.serve.api.schemas import JobAnswer, Jobs, PredictForm, Problem
 from shared.serve.known_keys import GroupDep
 from shared.serve.middleware.draining import Drain
-from shared.serve.openapi import content, request_body
+from shared.serve.openapi import content, header, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
 from shared.store.jobs import Job, identifier_of
@@ -29,6 +29,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "As many jobs are followed as can be; see Retry-After"},
 }
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    202: {"headers": header("Location", "the address of the job, as `url` in the answer")},
     400: {"model": Problem, "description": "The form cannot be read"},
     408: {"model": Problem, "description": "The upload stopped"},
     409: {"model": Problem, "description": "The same job is being handed in under this key"},

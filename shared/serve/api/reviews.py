@@ -22,11 +22,8 @@ from shared.store.cases import RESULT
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such case"}}
 _REFUSED: dict[int | str, dict[str, Any]] = {
     **_MISSING,
-    400: {"model": Problem, "description": "The body cannot be read"},
-    408: {"model": Problem, "description": "The body did not come"},
     409: {"model": Problem, "description": "The case could not be kept, and is only held for a while"},
     412: {"model": Problem, "description": "The reviewer's review is not the one that `replaces` names"},
-    413: {"model": Problem, "description": "Too large"},
     507: {"model": Problem, "description": "The disk is full"},
 }
 router = APIRouter(prefix="/cases/{case_id}/review")

@@ -18,6 +18,8 @@ from shared.store.records import Case, CaseSummary, InputFile
 from shared.store.reviews import ReviewLine
 
 UploadedFile = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
+_FormText = Annotated[str | None, WithJsonSchema({"type": "string", "minLength": 1})]
+"""A form has no null: what is not said is left out."""
 
 
 class PredictForm(BaseModel):
@@ -27,7 +29,7 @@ class PredictForm(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     files: list[UploadedFile] = Field(default=[], description="repeated where there are several")
-    sample: str | None = Field(default=None, description="the name of a sample, instead of files")
+    sample: _FormText = Field(default=None, description="the name of a sample, instead of files")
 
 
 class SampleAnswer(BaseModel):
@@ -262,7 +264,7 @@ class WorkerHealth(BaseModel):
     memory_bytes: int | None = Field(description="resident set")
     restarts: int = Field(description="how often it was replaced")
     failure: str | None = Field(description="why it cannot compute")
-    programs: dict[str, str] = Field(default={}, description="what each network computes with, and why")
+    programs: dict[str, str] = Field(description="what each network computes with, and why")
 
 
 class AppHealth(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from shared.serve.api.deps import MetricsDep, ServicesDep
-from shared.serve.api.schemas import Alive, AppHealth, ArtifactVersion, Health, WorkerHealth
+from shared.serve.api.schemas import Alive, AppHealth, ArtifactVersion, Health, Problem, WorkerHealth
 from shared.serve.known_keys import OperatorOnly
 from shared.serve.metrics import CONTENT_TYPE
 from shared.serve.oip.networks import Networks
@@ -28,7 +28,10 @@ router = APIRouter(tags=["Server"])
     operation_id="metrics",
     dependencies=[OperatorOnly],
     response_class=Response,
-    responses={200: content("text/plain", {"type": "string"})},
+    responses={
+        200: content("text/plain", {"type": "string"}),
+        403: {"model": Problem, "description": "A user's key, where keys are required"},
+    },
 )
 async def metrics(request: Request, counters: MetricsDep, services: ServicesDep) -> Response:
     """Counters and gauges in Prometheus' text format, under Triton's names."""

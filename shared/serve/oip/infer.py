@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from shared.errors import InvalidInputError
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
-from shared.serve.openapi import request_body
+from shared.serve.openapi import file_content, header, header_parameter, request_body
 from shared.serve.runtime.connection import receive_into, while_connected, within_upload_limits
 from shared.serve.runtime.models import processes_wanted
 from shared.serve.runtime.places import Place
@@ -40,7 +40,14 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     503: {"model": InferenceError, "description": "There is no room, or the model cannot be loaded"},
     504: {"model": InferenceError, "description": "The deadline passed"},
 }
-_HEADER = {"name": _LENGTH, "in": "header", "required": False, "schema": {"type": "string"}}
+_LENGTH_WORDS = "how many bytes the JSON part has, where binary tensors follow it"
+_ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {
+        **file_content("application/octet-stream"),
+        "description": "JSON, or where an output is wanted as binary data JSON and the tensors after it",
+        "headers": header(_LENGTH, _LENGTH_WORDS, "integer"),
+    }
+}
 
 
 class DirectRoute(APIRoute):
@@ -61,13 +68,15 @@ class DirectRoute(APIRoute):
 
 def add_infer_routes(server: FastAPI) -> None:
     """Adds the routes to the server itself, not to a router that it includes; what is added first is found first."""
+    body = request_body("application/json", InferenceRequest)
+    body["requestBody"]["content"] |= file_content("application/octet-stream")["content"]
     shared: dict[str, Any] = {
         "methods": ["POST"],
         "route_class_override": DirectRoute,
         "tags": ["Open Inference Protocol"],
         "response_model": InferenceResponse,
-        "responses": _REFUSED,
-        "openapi_extra": request_body("application/json", InferenceRequest) | {"parameters": [_HEADER]},
+        "responses": _ANSWERED | _REFUSED,
+        "openapi_extra": {**body, "parameters": [header_parameter(_LENGTH, _LENGTH_WORDS, "integer")]},
     }
     server.router.add_api_route("/v2/models/{name}/infer", infer, operation_id="oip_infer", **shared)
     versioned = "/v2/models/{name}/versions/{version}/infer"

@@ -163,6 +163,7 @@ def _statistics(network: NetworkModel) -> ModelStatistics:
             compute_infer=duration("infer"),
             compute_output=duration("output"),
         ),
+        batch_stats=[],
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import InvalidInputError
 
@@ -128,7 +128,7 @@ class ModelStatistics(BaseModel):
     inference_count: int
     execution_count: int
     inference_stats: InferenceStatistics
-    batch_stats: list[dict[str, Any]] = []
+    batch_stats: list[dict[str, Any]]
 
 
 class Statistics(BaseModel):
@@ -140,7 +140,7 @@ class Statistics(BaseModel):
 class IndexRequest(BaseModel):
     """Which models are asked for: with ``ready`` only those that are loaded."""
 
-    ready: bool = False
+    ready: bool = Field(default=False, strict=True)
 
 
 class IndexEntry(BaseModel):

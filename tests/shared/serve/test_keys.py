@@ -179,7 +179,8 @@ def test_a_key_revoked_on_one_server_does_not_count_on_another(postgresql: Postg
 
 
 def test_the_interfaces_description_has_the_scheme_where_a_key_is_required(keyed: TestClient) -> None:
-    found = keyed.get("/openapi.json", headers=add(keyed, "anna")).json()
+    anna = add(keyed, "anna")
+    found = keyed.get("/openapi.json", headers=anna).json()
     schemes = found["components"]["securitySchemes"]
     assert {name: scheme | {"description": ""} for name, scheme in schemes.items()} == {
         "key": {"type": "http", "scheme": "bearer", "description": ""},
@@ -189,6 +190,8 @@ def test_the_interfaces_description_has_the_scheme_where_a_key_is_required(keyed
         found["security"] == [{"key": []}, {"header": []}]
         and "401" in found["paths"]["/api/echo/predict"]["post"]["responses"]
     )
+    assert keyed.get("/metrics", headers=anna).status_code == 403
+    assert "403" in found["paths"]["/metrics"]["get"]["responses"]
     assert found["paths"]["/v2/health/live"]["get"]["security"] == [{}, {"key": []}, {"header": []}]
 
 

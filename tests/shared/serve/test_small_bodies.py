@@ -51,6 +51,20 @@ def test_of_a_large_body_that_changes_models_no_more_than_64_kib_is_read(
     assert answer.status_code == 413 and "larger than the 64 KiB that are taken here" in answer.text
 
 
+@pytest.mark.parametrize("path", [*CHANGES, "/api/echo/cases/{case_id}/review"])
+def test_how_a_body_is_refused_is_described_and_said(serve: Callable[..., TestClient], path: str) -> None:
+    client = serve()
+    case = client.post("/api/echo/predict", data={"sample": "three"}).json()["case"]
+    method = "put" if path.endswith("/review") else "post"
+    pattern = path.replace("/models/echo/", "/models/{name}/")
+    described = client.get("/openapi.json").json()["paths"][pattern]
+    for body in (b"\xff", b"[" * 20_000):
+        headers = {"Content-Type": "application/json"}
+        answer = client.request(method, path.format(case_id=case), content=body, headers=headers)
+        assert answer.status_code == 400 and "body cannot be read: send JSON in UTF-8" in answer.text, answer.text
+    assert {"400", "408", "413"} <= described[method]["responses"].keys()
+
+
 @pytest.fixture
 def own_routes(settings: Settings, echo_app: App) -> Iterator[TestClient]:
     """A client of a server whose application has a route of its own that takes JSON, and one that takes a form."""
