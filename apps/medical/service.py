@@ -184,6 +184,7 @@ def _add_reviewed(
         409: {"model": Problem, "description": "There is no report of the case, or of this review"},
         503: {"model": Problem, "description": "There is no room to make it; see Retry-After"},
         504: {"model": Problem, "description": "It could not be made before the deadline"},
+        507: {"model": Problem, "description": "The disk is full"},
     }
 
     async def read(

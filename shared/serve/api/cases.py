@@ -54,6 +54,7 @@ MADE: dict[int | str, dict[str, Any]] = {
     **_MISSING,
     503: {"model": Problem, "description": "It is not made yet, and there is no room to make it; see Retry-After"},
     504: {"model": Problem, "description": "It could not be made before the deadline"},
+    507: {"model": Problem, "description": "The disk is full"},
 }
 router = APIRouter(prefix="/cases")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -39,6 +41,17 @@ class OutOfMemory(InvalidInputError):
         )
 
 
+class OutOfSpace(InvalidInputError):
+    """A request whose files, unpacked or made, find no space on a disk (507)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request's files need more space than there is: free some on the disk of the store, and on that of "
+            "temporary files (TMPDIR)",
+            status=507,
+        )
+
+
 def refusal(error: InvalidInputError) -> Message:
     """The reply to a request that is refused."""
     return Message({"refused": str(error), "status": error.status})
@@ -47,12 +60,14 @@ def refusal(error: InvalidInputError) -> Message:
 def fault(error: BaseException, what: str, withhold: bool) -> Message:
     """The reply to a request that failed, which is logged under a number. Names in its words may be those of persons.
 
-    Where memory ran out that is a refusal.
+    Where memory or a disk's space ran out that is a refusal.
     """
     if isinstance(error, InvalidInputError):
         return refusal(error)
     if is_out_of_memory(error):
         return Message({**refusal(OutOfMemory()).head, "ending": True})
+    if is_out_of_space(error):
+        return refusal(OutOfSpace())
     number = secrets.token_hex(4)
     shown = error
     if withhold:
@@ -76,4 +91,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, MemoryError) or (
         isinstance(error, Exception) and any(words in text for words in ("not enough memory", "bad_alloc", "bad alloc"))
+    )
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether a disk had no space; polars says so in words alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and (
+        error.errno in full or any(os.strerror(number) in str(error) for number in full)
     )

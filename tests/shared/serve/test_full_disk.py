@@ -22,7 +22,7 @@ from shared.serve.settings import Settings
 from shared.store import cases, disk
 from shared.store.jobs import JobStore
 from shared.store.promotions import Promotions
-from tests.shared.serve.echo import csv, until
+from tests.shared.serve.echo import Echo, csv, until
 
 PREDICT, READY = "/api/echo/predict", "/v2/health/ready"
 FAULTS = [
@@ -75,6 +75,21 @@ def test_an_upload_that_finds_no_space_is_507(echo_client: TestClient, monkeypat
     monkeypatch.setattr(uploads._Form, "write", fail(OSError(errno.ENOSPC, "No space left on device")))
     answer = echo_client.post(PREDICT, files=[csv(1)])
     assert answer.status_code == 507 and "the upload cannot be taken" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("error", [*FAULTS, OSError("No space left on device (os error 28)")])
+def test_an_archive_or_a_sample_that_finds_no_space_where_it_is_read_is_507(
+    echo_client: TestClient, echo: Echo, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(echo, "decode", fail(error))
+        answer = echo_client.post(PREDICT, files=[csv(1)])
+        job = echo_client.post("/api/echo/jobs", files=[csv(1)]).json()
+        until(lambda: echo_client.get(job["url"]).json()["state"] == "failed")
+    assert answer.status_code == 507 and "TMPDIR" in answer.json()["detail"]
+    told = echo_client.get(job["url"]).json()
+    assert told["status"] == 507 and told["problem"] == answer.json()["detail"]
+    assert echo_client.post(PREDICT, files=[csv(1)]).status_code == 200, "once there is space"
 
 
 def test_another_fault_of_the_disk_is_still_an_unexpected_error(
