@@ -205,10 +205,11 @@ class Service:
         """Whether it cannot predict without a version of the model."""
         return model not in self.app.partners
 
-    def check_room_for_jobs(self) -> None:
-        """Raises ``Busy`` where as many jobs wait as may."""
-        if sum(self.jobs.unanswered(self.app.name).values()) >= self.settings.max_jobs:
-            raise Busy(self.app.title, "as many jobs as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
+    def check_room_for_jobs(self, group: str | None) -> None:
+        """Raises ``Busy`` where as many jobs of a group wait as may; of None those without a group."""
+        if self.jobs.number_waiting(self.app.name, group) >= self.settings.max_jobs:
+            whose = "" if group is None else f" of the group {group}"
+            raise Busy(self.app.title, f"as many jobs{whose} as it may keep (TRIVIUM_MAX_JOBS)", _JOBS_RETRY_S)
 
     def check_model(self, asked: str | None) -> None:
         """Refuses a model of the application that it does not predict with here, as an imported one that is not there.

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_batch_s      no more are computed together than take so many seconds by the last times; always one
     deadline_s       the longest that a request takes once its body is there, queueing included; 504 after it
     job_deadline_s   the longest that a job is computed
-    max_jobs         jobs of an application that may wait; 503 above it
+    max_jobs         jobs of an application and a group of keys that may wait; 503 above it
     webhook_url      what is told of every job that has ended; nobody by default
     webhook_secret   the key that signs what it is told, as Standard Webhooks writes it: whsec_ and base64
     drain_s          how long requests that were accepted have to end when the server is told to

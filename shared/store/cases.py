@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -119,7 +119,8 @@ class CaseStore:
             outputs = replace(outputs, inputs={})
             case = case.model_copy(update={"bytes": outputs.bytes})
         if most_bytes is not None and case.bytes > most_bytes:
-            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases together may take {most_bytes / 1e6:.1f} MB"
+            whose = "together" if group is None else "of its group together"
+            sizes = f"it takes {case.bytes / 1e6:.1f} MB, and all cases {whose} may take {most_bytes / 1e6:.1f} MB"
             return self._hold(case, outputs, f"{_NOT_KEPT}: {sizes} (TRIVIUM_KEEP_BYTES)")
         try:
             with full_disk_named(_NOT_KEPT):
@@ -209,20 +210,20 @@ class CaseStore:
     ) -> int:
         """Deletes an application's cases older than ``days``, and the oldest above ``number`` or ``most_bytes``.
 
-        One that alone takes more than ``most_bytes`` goes, and no other for its sake. Returns how many it deleted.
+        Those are of each group by itself, and of the cases without a group: none goes for another group's. One that
+        alone takes more than ``most_bytes`` goes, and no other for its sake. Returns how many it deleted.
         """
-        ids = select(CaseRow.id).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
+        most, largest = (_ANY_NUMBER if given is None else given for given in (number, most_bytes))
+        since_ns = 0 if days is None else time.time_ns() - round(days * _DAY_NS)
+        newest = CaseRow.created_ns.desc(), CaseRow.id.desc()
+        fitting = func.sum(CaseRow.bytes).filter(CaseRow.bytes <= largest)
+        rank = func.row_number().over(partition_by=CaseRow.group, order_by=newest).label("rank")
+        taken = fitting.over(partition_by=CaseRow.group, order_by=newest, rows=(None, 0)).label("taken")
+        kept = select(CaseRow.id, CaseRow.created_ns, CaseRow.bytes, rank, taken).where(CaseRow.app == app).subquery()
+        too_old, too_many = kept.c.created_ns < since_ns, kept.c.rank > most
+        too_large = or_(kept.c.bytes > largest, kept.c.taken > largest)
         with Session(self.engine) as session:
-            found = set() if number is None else set(session.scalars(ids.offset(number).limit(_ANY_NUMBER)))
-            if days is not None:
-                found |= set(session.scalars(ids.where(CaseRow.created_ns < time.time_ns() - round(days * _DAY_NS))))
-            if most_bytes is not None:
-                sizes = select(CaseRow.id, CaseRow.bytes).where(CaseRow.app == app).order_by(CaseRow.created_ns.desc())
-                total = 0
-                for case_id, size in session.execute(sizes):
-                    total += size if size <= most_bytes else 0
-                    if max(size, total) > most_bytes:
-                        found.add(case_id)
+            found = list(session.scalars(select(kept.c.id).where(or_(too_old, too_many, too_large))))
         for case_id in found:
             self._remove(case_id)
         return len(found)

@@ -118,6 +118,8 @@ class JobStore:
         self._engine, self._jobs, self._server, self._told = engine, folder / "jobs", server, told
         self._seen: dict[str, dict[tuple[str, int], float]] = {}
         """Of each application's running jobs the last sign of the server, and when it was first seen (monotonic)."""
+        self._turns: dict[tuple[str, str | None], float] = {}
+        """When this server last claimed a job of an application and a group (monotonic)."""
         self._jobs.mkdir(mode=0o700, exist_ok=True)
 
     def add(
@@ -198,6 +200,12 @@ class JobStore:
             found = session.execute(query.group_by(JobRow.state)).all()
         return dict.fromkeys(wanted, 0) | {str(state): int(number) for state, number in found}
 
+    def number_waiting(self, app: str, group: str | None) -> int:
+        """How many jobs of an application and a group are not answered; of None those without a group."""
+        wanted = JobRow.app == app, JobRow.state.in_(("queued", "running")), JobRow.group.is_not_distinct_from(group)
+        with Session(self._engine) as session:
+            return session.scalar(select(func.count()).select_from(JobRow).where(*wanted)) or 0
+
     def states(self, app: str) -> dict[str, int]:
         """How many jobs of an application are in each state."""
         query = select(JobRow.state, func.count()).where(JobRow.app == app).group_by(JobRow.state)
@@ -207,17 +215,19 @@ class JobStore:
     def claim(self, app: str, lost_after_s: float, most_attempts: int) -> Job | None:
         """The oldest job that waits, or whose server has not said for ``lost_after_s`` that it runs it; or None.
 
-        It is this server's now. One that was begun ``most_attempts`` times has failed. How long a server was silent
-        counts from when this one saw its last sign: clocks differ between servers, and are set.
+        Groups take turns, so that none waits for all that another has handed in. It is this server's now. One that was
+        begun ``most_attempts`` times has failed. How long a server was silent counts from when this one saw its last
+        sign: clocks differ between servers, and are set.
         """
-        columns = JobRow.id, JobRow.attempts, JobRow.state, JobRow.changed_ns
+        columns = JobRow.id, JobRow.attempts, JobRow.state, JobRow.changed_ns, JobRow.group
         wanted = JobRow.app == app, JobRow.state.in_(("queued", "running"))
         with Session(self._engine) as session:
             candidates = session.execute(select(*columns).where(*wanted).order_by(JobRow.created_ns)).all()
         now, seen = time.monotonic(), self._seen.get(app, {})
-        signs = [(job_id, changed_ns) for job_id, _, state, changed_ns in candidates if state == "running"]
+        signs = [(one.id, one.changed_ns) for one in candidates if one.state == "running"]
         since = self._seen[app] = {sign: seen.get(sign, now) for sign in signs}
-        for job_id, attempts, state, changed_ns in candidates:
+        in_turn = sorted(candidates, key=lambda one: self._turns.get((app, one.group), float("-inf")))
+        for job_id, attempts, state, changed_ns, group in in_turn:
             if state == "running" and now - since[job_id, changed_ns] < lost_after_s:
                 continue
             free = (JobRow.state == state) & (JobRow.changed_ns == changed_ns)
@@ -227,6 +237,7 @@ class JobStore:
                 continue
             values = {"state": "running", "server": self._server, "attempts": attempts + 1, "stage": "waiting"}
             if self._change(job_id, free, JobRow.attempts == attempts, **values):
+                self._turns[app, group] = now
                 return self.get(app, job_id)
         return None
 

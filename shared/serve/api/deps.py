@@ -123,9 +123,9 @@ async def get_upload(request: Request, service: ServiceDep, folder: FolderDep, p
 UploadDep = Annotated[Upload, Depends(get_upload)]
 
 
-async def admit_job(service: ServiceDep) -> AsyncIterator[Place]:
+async def admit_job(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
     """The place of a job while it is handed in; 503, before its body is read, where as many wait as may."""
-    await run_in_threadpool(service.check_room_for_jobs)
+    await run_in_threadpool(service.check_room_for_jobs, group)
     with service.admit_job() as place:
         yield place
 

@@ -94,7 +94,7 @@ def _add(
     identifier = identifier_of(app, key, files, options, fields.get("sample"), origin.group) if key else None
     if identifier is not None and (known := service.jobs.get(app, identifier)) is not None:
         return known
-    service.check_room_for_jobs()
+    service.check_room_for_jobs(origin.group)
     if service.app.read_options is not None:
         service.app.read_options(options)
     service.check_model(options.get("model"))

@@ -17,7 +17,7 @@ from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
 from shared.store.keys import Keys
 from shared.store.records import Outputs
-from tests.shared.serve.echo import csv, until
+from tests.shared.serve.echo import Echo, csv, until
 
 PREDICT, CASES, JOBS = "/api/echo/predict", "/api/echo/cases", "/api/echo/jobs"
 Header = dict[str, str]
@@ -160,6 +160,57 @@ def test_an_idempotency_key_of_one_group_is_not_that_of_another(
     first = done(keyed, desk, **{"Idempotency-Key": "batch 1"})
     assert done(keyed, colleague, **{"Idempotency-Key": "batch 1"})["job"] == first["job"]
     assert done(keyed, stranger, **{"Idempotency-Key": "batch 1"})["job"] != first["job"]
+
+
+def test_a_group_makes_room_for_its_cases_among_its_own(serve: Callable[..., TestClient], settings: Settings) -> None:
+    client = serve(require_key=True, keep_cases=2)
+    desk, stranger, nobody = add(client, "d", "desk"), add(client, "t", "treasury"), add(client, "anna")
+    first, own = predicted(client, desk), predicted(client, nobody)
+    flood = [predicted(client, stranger) for _ in range(4)]
+    assert cases(client, desk) == [first] and cases(client, stranger) == flood[:1:-1]
+    latest = [predicted(client, desk) for _ in range(2)]
+    assert cases(client, desk) == latest[::-1], "its oldest goes"
+    assert cases(client, nobody)[-1] == own and len(cases(client, nobody)) == 5
+    assert {path.name for path in (settings.store / "cases").iterdir()} == set(cases(client, nobody))
+
+
+def test_a_group_has_its_own_bytes(serve: Callable[..., TestClient]) -> None:
+    client = serve(require_key=True)
+    predicted(client, add(client, "desk-1", "desk"))
+    size = client.app.state.store.used_bytes("echo")  # type: ignore[attr-defined]
+    client.__exit__(None, None, None)
+    client = serve(require_key=True, keep_bytes=2 * size)
+    desk, stranger = add(client, "desk-2", "desk"), add(client, "treasury-1", "treasury")
+    kept = [predicted(client, desk), *cases(client, desk)[1:]]
+    flood = [predicted(client, stranger) for _ in range(3)]
+    assert cases(client, desk) == kept and len(kept) == 2 and cases(client, stranger) == flood[:0:-1]
+
+
+def test_the_jobs_of_a_group_leave_room_for_those_of_others_and_take_turns_with_them(
+    serve: Callable[..., TestClient], echo: Echo
+) -> None:
+    client = serve(require_key=True, max_jobs=3)
+    desk, stranger, nobody = add(client, "d", "desk"), add(client, "t", "treasury"), add(client, "anna")
+    echo.gate.clear()
+
+    def handed_in(header: Header) -> str:
+        taken = client.post(JOBS, files=[csv(2)], headers=header)
+        assert taken.status_code == 202, taken.text
+        found: str = taken.json()["url"]
+        return found
+
+    flood = [handed_in(desk)]
+    until(echo.entered.is_set)
+    flood += [handed_in(desk), handed_in(desk)]
+    refused = client.post(JOBS, files=[csv(2)], headers=desk)
+    assert refused.status_code == 503 and "as many jobs of the group desk as it may keep" in refused.json()["detail"]
+    others = [handed_in(stranger), handed_in(nobody)]
+    echo.gate.set()
+    every = [*flood, *others]
+    until(lambda: all(client.get(url, headers=nobody).json()["state"] == "done" for url in every))
+    answered = [client.get(url, headers=nobody).json()["case_id"] for url in (flood[0], *others, *flood[1:])]
+    assert cases(client, nobody) == answered[::-1], "those of others come before the rest of a flood"
+    assert client.post(JOBS, files=[csv(2)], headers=desk).status_code == 202
 
 
 def test_a_case_that_is_not_kept_is_of_its_group_too(

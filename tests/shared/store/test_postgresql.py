@@ -25,7 +25,7 @@ def server(postgresql: PostgreSQL) -> str:
     return postgresql.database()
 
 
-def keep(store: CaseStore, app: str = "echo", **outputs: object) -> Case:
+def keep(store: CaseStore, app: str = "echo", group: str | None = None, **outputs: object) -> Case:
     given = {
         "result": {"found": [1, 2.5, None], "name": "沪深 300"},
         "picture": b"png",
@@ -38,6 +38,7 @@ def keep(store: CaseStore, app: str = "echo", **outputs: object) -> Case:
         options={"k": "v"},
         artifact=("net", 3),
         outputs=Outputs(**given | {"result": json.dumps(given["result"]).encode()}),  # type: ignore[arg-type]
+        group=group,
     )
 
 
@@ -51,6 +52,19 @@ def test_cases_are_kept_listed_and_found_again(server: str, tmp_path: Path) -> N
         found = again.file(first, "out.csv")
     assert found is not None and found.read_bytes() == b"1"
     assert not (tmp_path / "store" / "trivium.sqlite").exists()
+
+
+def test_each_group_has_its_own_number_of_cases_and_bytes(server: str, tmp_path: Path) -> None:
+    with closing(CaseStore(tmp_path / "store", server)) as store:
+        cases = {group: [keep(store, app="bounded", group=group) for _ in range(4)] for group in (None, "desk", "hall")}
+        assert store.expire("bounded", number=3) == 3
+        assert store.expire("bounded", most_bytes=2 * cases[None][0].bytes) == 3
+        large = keep(store, app="bounded", group="desk", picture=b"p" * 10_000)
+        assert store.expire("bounded", most_bytes=2 * cases[None][0].bytes) == 1
+        assert store.get("bounded", large.id) is None
+        for group, kept in cases.items():
+            found = {case.id for case in kept if store.get("bounded", case.id)}
+            assert found == {case.id for case in kept[2:]}, group
 
 
 def test_reviews_are_kept_replaced_and_gone_with_their_case(server: str, tmp_path: Path) -> None:
