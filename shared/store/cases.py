@@ -75,7 +75,10 @@ class CaseStore:
                 # SQLite gives its journal the permissions of the database.
                 (folder / DATABASE).touch(mode=0o600)
                 _make_private(folder / DATABASE, 0o600)
-            self.engine = connect(url or sqlite_url(folder / DATABASE))
+                elsewhere = f"name another folder in {setting}"
+            else:
+                elsewhere = "name another database in TRIVIUM_STORE_URL"
+            self.engine = connect(url or sqlite_url(folder / DATABASE), elsewhere)
             self.reviews = ReviewStore(self.engine)
             self._held = held.pop_all()
         if not beside:

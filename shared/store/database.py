@@ -32,9 +32,10 @@ _LOCK = 7_481_301
 """Whoever migrates a PostgreSQL database holds this advisory lock: several servers may start on it at once."""
 
 
-def connect(address: str) -> Engine:
+def connect(address: str, elsewhere: str) -> Engine:
     """An engine for a database's address, migrated to this version; refuses one that cannot be reached or is another's.
 
+    ``elsewhere`` says, in that refusal, where another is named: "name another folder in TRIVIUM_STORE".
     SQLite journals ahead, so that readers and the writer do not wait. PostgreSQL is reached through pg8000.
     """
     try:
@@ -56,7 +57,7 @@ def connect(address: str) -> Engine:
     shown = url.render_as_string()
     try:
         with engine.begin() as connection:
-            _migrate(connection, shown)
+            _migrate(connection, shown, elsewhere)
     except SQLAlchemyError as error:
         engine.dispose()
         reason = getattr(error, "orig", None) or error
@@ -104,7 +105,7 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.resolve().as_posix()}"
 
 
-def _migrate(connection: Connection, shown: str) -> None:
+def _migrate(connection: Connection, shown: str, elsewhere: str) -> None:
     """Brings the tables to this version, from none, from those of an earlier one, or from the first release's."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
@@ -116,15 +117,15 @@ def _migrate(connection: Connection, shown: str) -> None:
     if present is not None and present not in known:
         raise InvalidInputError(
             f"the store's database {shown} was made by a newer version of Trivium (tables {present}); use that "
-            "version, or name another folder in TRIVIUM_STORE"
+            f"version, or {elsewhere}"
         )
     if present is None and inspect(connection).has_table("cases"):
-        _check_first_release(connection, shown)
+        _check_first_release(connection, shown, elsewhere)
         command.stamp(config, _FIRST)
     command.upgrade(config, "head")
 
 
-def _check_first_release(connection: Connection, shown: str) -> None:
+def _check_first_release(connection: Connection, shown: str, elsewhere: str) -> None:
     """Refuses tables without a version that are not those of the first release, which stated none."""
     first = {column.name for column in Base.metadata.tables["cases"].columns} - {"bytes", "interface", "group"}
     known = first | {"door", "result"}
@@ -134,7 +135,7 @@ def _check_first_release(connection: Connection, shown: str) -> None:
     if differing := sorted(missing | (required - known)):
         raise InvalidInputError(
             f"the store's database {shown} was made by another version of Trivium: its table cases "
-            f"differs in {', '.join(differing)}; name another folder in TRIVIUM_STORE, or use that version"
+            f"differs in {', '.join(differing)}; {elsewhere}, or use that version"
         )
 
 

@@ -254,6 +254,28 @@ def test_a_store_of_a_newer_version_is_refused_in_one_sentence(store: CaseStore,
         CaseStore(tmp_path / "store")
 
 
+def test_a_refused_store_says_where_another_is_named(tmp_path: Path) -> None:
+    database = tmp_path / "elsewhere.sqlite"
+    for folder in (tmp_path / "beside", tmp_path / "given"):
+        (folder / "cases").mkdir(parents=True)
+    for file in (database, tmp_path / "given" / "trivium.sqlite"):
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript(_FIRST_RELEASE + "ALTER TABLE cases DROP COLUMN door")
+    with pytest.raises(InvalidInputError, match="door; name another database in TRIVIUM_STORE_URL, or use that"):
+        CaseStore(tmp_path / "beside", f"sqlite:///{database}")
+    with pytest.raises(InvalidInputError, match="door; name another folder in --store, or use that"):
+        CaseStore(tmp_path / "given", setting="--store")
+    for file in (database, tmp_path / "given" / "trivium.sqlite"):
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript("DROP TABLE cases; CREATE TABLE alembic_version (version_num TEXT);")
+            connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+            connection.commit()
+    with pytest.raises(InvalidInputError, match="use that version, or name another database in TRIVIUM_STORE_URL"):
+        CaseStore(tmp_path / "beside", f"sqlite:///{database}")
+    with pytest.raises(InvalidInputError, match="use that version, or name another folder in --store"):
+        CaseStore(tmp_path / "given", setting="--store")
+
+
 def test_a_store_of_the_first_release_opens(tmp_path: Path) -> None:
     (tmp_path / "cases").mkdir()
     with closing(sqlite3.connect(tmp_path / "trivium.sqlite")) as connection:
