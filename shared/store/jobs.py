@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from shared.data.archive import member_names
 from shared.errors import InvalidInputError
 from shared.store.inputs import describe_inputs, digest_of_all
 from shared.store.paging import newest_first
+from shared.store.records import Origin
 from shared.store.tables import JobRow
 from shared.utc_time import iso_utc
 
@@ -76,21 +78,25 @@ def without_names(problem: str, files: Sequence[str], members: Sequence[str] = (
     return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: words[found[0]], problem)
 
 
-def identifier_of(
-    app: str,
-    key: str,
-    files: Sequence[Path],
-    options: Mapping[str, str],
-    sample: str | None,
-    group: str | None = None,
-) -> str:
-    """The identifier of a job that is handed in under a key of its client's: the same for the same key and form.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """A job as it is handed in: for which application, whence, and its form."""
 
-    Another group's is another. It reads the files. Of the key, which may name a person, nothing else is kept.
-    """
-    form = [app, key, sorted(options.items()), sample, digest_of_all(describe_inputs(files))]
-    form += [] if group is None else [group]
-    return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
+    app: str
+    origin: Origin
+    files: Sequence[Path]
+    options: Mapping[str, str]
+    sample: str | None
+
+    def identifier(self, key: str) -> str:
+        """Its identifier under a key of its client's: the same for the same key and form.
+
+        Another group's is another. It reads the files. Of the key, which may name a person, nothing else is kept.
+        """
+        digest = digest_of_all(describe_inputs(self.files))
+        form = [self.app, key, sorted(self.options.items()), self.sample, digest]
+        form += [] if self.origin.group is None else [self.origin.group]
+        return hashlib.sha256(json.dumps(form).encode()).hexdigest()[:32]
 
 
 def remove_files_left(engine: Engine, folder: Path, *, alone: bool) -> None:
@@ -122,19 +128,8 @@ class JobStore:
         """When this server last claimed a job of an application and a group (monotonic)."""
         self._jobs.mkdir(mode=0o700, exist_ok=True)
 
-    def add(
-        self,
-        *,
-        app: str,
-        interface: str,
-        uploads: Path,
-        files: Sequence[Path],
-        options: Mapping[str, str],
-        sample: str | None,
-        identifier: str | None = None,
-        group: str | None = None,
-    ) -> Job:
-        """Keeps a job; ``uploads``, the folder of its ``files``, becomes its own.
+    def add(self, job: NewJob, uploads: Path, identifier: str | None = None) -> Job:
+        """Keeps a job; ``uploads``, the folder of its files, becomes its own.
 
         With the ``identifier`` of a job that is there, that one is returned; refuses (409) while it is being handed in.
         """
@@ -148,23 +143,23 @@ class JobStore:
             raise InvalidInputError(words, status=409) from error
         row = JobRow(
             id=number,
-            app=app,
+            app=job.app,
             created_ns=now,
             changed_ns=now,
-            interface=interface,
-            files=[path.relative_to(uploads).as_posix() for path in files],
-            options=dict(options),
-            sample=sample,
+            interface=job.origin.interface,
+            files=[path.relative_to(uploads).as_posix() for path in job.files],
+            options=dict(job.options),
+            sample=job.sample,
             state="queued",
             stage="",
             attempts=0,
-            group=group,
+            group=job.origin.group,
         )
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 session.add(row)
         except IntegrityError:
-            if identifier is None or (known := self.get(app, identifier)) is None:
+            if identifier is None or (known := self.get(job.app, identifier)) is None:
                 raise
             return known  # it was handed in twice at once, and this is the other's folder too
         except BaseException:

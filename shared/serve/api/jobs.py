@@ -19,7 +19,7 @@ from shared.serve.middleware.draining import Drain
 from shared.serve.openapi import content, header, request_body
 from shared.serve.service import Service
 from shared.store.disk import full_disk_named
-from shared.store.jobs import Job, identifier_of
+from shared.store.jobs import Job, NewJob
 from shared.store.records import Origin
 
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such job"}}
@@ -91,26 +91,18 @@ def _add(
     service: Service, files: list[Path], fields: dict[str, str], folder: Path, origin: Origin, key: str | None
 ) -> Job:
     options, app = {name: value for name, value in fields.items() if name != "sample"}, service.app.name
-    identifier = identifier_of(app, key, files, options, fields.get("sample"), origin.group) if key else None
+    job = NewJob(app=app, origin=origin, files=files, options=options, sample=fields.get("sample"))
+    identifier = job.identifier(key) if key else None
     if identifier is not None and (known := service.jobs.get(app, identifier)) is not None:
         return known
     service.check_room_for_jobs(origin.group)
     if service.app.read_options is not None:
         service.app.read_options(options)
     service.check_model(options.get("model"))
-    if "sample" in fields:
-        service.sample(fields["sample"])
+    if job.sample is not None:
+        service.sample(job.sample)
     with full_disk_named("the job cannot be taken"):
-        return service.jobs.add(
-            app=app,
-            interface=origin.interface,
-            group=origin.group,
-            uploads=folder,
-            files=files,
-            options=options,
-            sample=fields.get("sample"),
-            identifier=identifier,
-        )
+        return service.jobs.add(job, folder, identifier)
 
 
 @router.get("", responses=_MISSING)

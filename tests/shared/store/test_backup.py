@@ -17,7 +17,8 @@ from shared.errors import InvalidInputError
 from shared.review import Review
 from shared.store.backup import ROWS, backup, restore
 from shared.store.cases import CaseStore
-from shared.store.jobs import Job, JobStore
+from shared.store.jobs import Job, JobStore, NewJob
+from shared.store.records import Origin
 from tests.shared.store.test_cases import keep
 
 
@@ -67,7 +68,8 @@ def add_job(jobs: JobStore, folder: Path) -> Job:
     uploads = folder / "uploads"
     uploads.mkdir()
     (uploads / "a.csv").write_bytes(b"1")
-    return jobs.add(app="echo", interface="json", uploads=uploads, files=[uploads / "a.csv"], options={}, sample=None)
+    job = NewJob(app="echo", origin=Origin("json"), files=[uploads / "a.csv"], options={}, sample=None)
+    return jobs.add(job, uploads)
 
 
 def test_files_that_are_made_meanwhile_do_not_leave_a_case_out(

@@ -12,7 +12,8 @@ import pytest
 
 from shared.store import jobs as module
 from shared.store.cases import CaseStore
-from shared.store.jobs import Job, JobStore
+from shared.store.jobs import Job, JobStore, NewJob
+from shared.store.records import Origin
 
 HOUR_S = 3600.0
 
@@ -48,7 +49,8 @@ def servers(tmp_path: Path, clock: Clock) -> Iterator[tuple[JobStore, JobStore]]
 
 def add(jobs: JobStore, folder: Path) -> Job:
     (folder / "upload").mkdir()
-    return jobs.add(app="echo", interface="json", uploads=folder / "upload", files=[], options={}, sample="three")
+    job = NewJob(app="echo", origin=Origin("json"), files=[], options={}, sample="three")
+    return jobs.add(job, folder / "upload")
 
 
 def test_a_clock_that_is_set_forward_takes_no_job_from_a_server_that_runs_it(

@@ -14,8 +14,8 @@ from shared.errors import InvalidInputError
 from shared.review import Review
 from shared.store.backup import backup, restore
 from shared.store.cases import CaseStore
-from shared.store.jobs import JobStore
-from shared.store.records import Case, InputFile, Outputs
+from shared.store.jobs import JobStore, NewJob
+from shared.store.records import Case, InputFile, Origin, Outputs
 from tests.shared.postgresql import PostgreSQL
 
 
@@ -113,8 +113,8 @@ def test_a_job_is_handed_in_and_its_end_told_of_once_by_two_servers(postgresql: 
         jobs = []
         for jobs_of_server in (one, two):  # a sample's folder is empty, so that the second takes its place
             (tmp_path / "upload").mkdir()
-            given = {"app": "echo", "interface": "json", "uploads": tmp_path / "upload", "files": [], "options": {}}
-            jobs.append(jobs_of_server.add(**given, sample="three", identifier="5" * 32))
+            job = NewJob(app="echo", origin=Origin("json"), files=[], options={}, sample="three")
+            jobs.append(jobs_of_server.add(job, tmp_path / "upload", "5" * 32))
         assert jobs[0].id == jobs[1].id == "5" * 32 and two.folder(jobs[0]).is_dir()
         assert one.claim("echo", 60, 3) == one.get("echo", "5" * 32) and two.claim("echo", 60, 3) is None
         assert one.done(jobs[0], "c" * 32)
