@@ -23,7 +23,7 @@ class Busy(InvalidInputError):
     """There is no room for a request (503); the answer carries ``Retry-After``."""
 
     def __init__(self, what: str, reason: str = "as many requests as it can hold", retry_after_s: int = 5) -> None:
-        super().__init__(f"{what} has {reason}; try again in a few seconds", status=503)
+        super().__init__(f"{what} has {reason}; try again in {retry_after_s} seconds", status=503)
         self.retry_after_s = retry_after_s
 
 

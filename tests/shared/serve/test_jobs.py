@@ -171,6 +171,7 @@ def test_more_jobs_than_may_wait_are_refused(serve: Serve, echo: Echo) -> None:
     add(client, 1)
     refused = client.post(JOBS, files=[csv(2)])
     assert refused.status_code == 503 and "TRIVIUM_MAX_JOBS" in refused.json()["detail"]
+    assert refused.json()["detail"].endswith(f"again in {refused.headers['Retry-After']} seconds")
     assert client.get(f"{JOBS}/none").status_code == client.get(f"{JOBS}/none/events").status_code == 404
     echo.gate.set()
 
