@@ -159,6 +159,11 @@ def test_a_name_that_every_application_has_is_not_taken_twice(tmp_path: Path) ->
     assert "driving_cases" in names and len(names) == len(set(names))
 
 
+def test_no_schema_is_there_that_nothing_is_made_of(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    assert [name for name in document["components"]["schemas"] if f'"#/components/schemas/{name}"' not in text] == []
+
+
 def test_what_may_be_left_out_has_no_default_that_says_nothing(document: dict[str, Any]) -> None:
     # openapi-typescript has callers give a property that has a default.
     for name, described in document["components"]["schemas"].items():

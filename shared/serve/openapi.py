@@ -6,6 +6,7 @@ A body that is streamed is no parameter of its route; its pydantic model is name
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,6 +110,7 @@ class DescribedAPI(FastAPI):
             schemas.update(definitions.get("$defs", {}))
             for name, described in self._apps.items():
                 _describe_app(document, name, described)
+            _leave_out_general_schemas(document)
             _leave_out_empty_defaults(schemas)
             if self._requires_key:
                 _describe_keys(document)
@@ -161,6 +163,13 @@ def _describe_missed(schemas: dict[str, Any], prefix: str, missed: type | None) 
             made["properties"]["missed"] |= listed
         schemas[name] = made
     return own
+
+
+def _leave_out_general_schemas(document: dict[str, Any]) -> None:
+    """Takes away what every application has put its own in the place of, which clients would take by mistake."""
+    for general in (_FORM, _ANSWER, *reversed(_REVIEWS), "JsonValue"):
+        if json.dumps(_REFERENCE.format(model=general)) not in json.dumps(document):
+            document["components"]["schemas"].pop(general, None)
 
 
 def _leave_out_empty_defaults(schemas: Mapping[str, Any]) -> None:
