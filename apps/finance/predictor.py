@@ -116,7 +116,8 @@ class FinancePredictor:
         made = forecast(self.model, [steady], stride=self.stride, device=self.device)[0]
         channels = improbability(steady, made, self.calibration)
         made = replace(made, quantiles=made.quantiles * factor[:, None])
-        combined, budget = combine(channels), options.budget(self.calibration)
+        combined = combine(channels, alone=self.calibration.alone)
+        budget = options.budget(self.calibration)
         control = self.calibration.control(budget.rate(series), fixed=options.threshold)
         reported, scores = report(combined, budget.expected(series), control), published(combined)
         breaks = [gap for gap in gaps(steady) if gap.score >= (options.threshold or 0.0)]

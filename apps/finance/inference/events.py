@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from apps.finance.inference.conformal import SETTLED, Reported
 from apps.finance.inference.corporate_actions import CorporateAction
-from apps.finance.inference.detectors import DETECTORS, JOINT
+from apps.finance.inference.detectors import CANDIDATES, DETECTORS, JOINT
 from apps.finance.inference.detectors.joint import contributing
 from apps.finance.inference.gaps import Gap
 from apps.finance.inference.magnitude import MEMORY, magnitude
@@ -20,7 +20,7 @@ from apps.finance.types import Anomaly, Direction, Floats, Forecast, Series, iso
 
 Mask = NDArray[np.bool_]
 
-_TABLE = {**DETECTORS, **JOINT}
+_TABLE = {**DETECTORS, **JOINT, "surprise": CANDIDATES["surprise"]}
 _RELEASE = 0.7
 """An event goes on while the score is above this share of the threshold."""
 _NEAR = 12

@@ -36,9 +36,9 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
 
     Measured is what that detector looks at: of a jump the change, from the row before or from four rows before; of a
     level the distance of the mean of 8 rows from the median of such means; of the volatility the mean absolute change
-    over 48 or 12 rows, less its median. Of a value beyond all before and of a course (``nearest``, ``rhythm``) it is
-    the distance from what was ``expected``, in deviations of the changes from row to row. The past are up to
-    ``memory`` rows before the event.
+    over 48 or 12 rows, less its median. Of a value beyond all before, of one off its forecast and of a course
+    (``nearest``, ``rhythm``) it is the distance from what was ``expected``, in deviations of the changes from row to
+    row. The past are up to ``memory`` rows before the event.
     """
     begin = max(0, first - memory - _MOST_ROWS)
     values, first, peak = values[begin : peak + 1], first - begin, peak - begin
@@ -63,6 +63,8 @@ def magnitude(values: Floats, detector: str, first: int, peak: int, expected: fl
     what = "another course than at this time in other rhythms" if detector == "rhythm" else "4 rows unlike any before"
     if detector == "beyond_range":
         what = f"a value {'above' if values[peak] > _median(values[:first]) else 'below'} all before"
+    if detector == "surprise":
+        what = "a value off its forecast"
     words = what + ": {size} from what was expected"
     return _magnitude(words, values[peak], expected, _spread(change(values, 1)[:first], 0.0))
 

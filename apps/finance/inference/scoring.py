@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from apps.finance.inference.conformal import Budget, Control
-from apps.finance.inference.detectors import DETECTORS, JOINT
+from apps.finance.inference.detectors import CANDIDATES, DETECTORS, JOINT
 from apps.finance.inference.detectors.detector import Detector, ForecastedSeries, Ranking
 from apps.finance.types import Floats, Forecast, Series
 
@@ -23,9 +23,10 @@ HIGHEST = 8.0
 """No detector's -log10 p counts for more."""
 WEIGHTS = {"jump": 2.0, "move": 0.0, "high_volatility": 2.0, "level": 2.0}
 """How much a detector counts in the mean, where that is not 1. ``move`` only names events that it sees best."""
-ALONE = ("low_volatility", "joint")
-"""Those that take no part in the mean."""
-_WEIGHT_ALONE = 0.6
+ALONE = {"low_volatility": 0.6, "joint": 0.6}
+"""Those that take no part in the mean, and how much of what they say is the least score."""
+BY_FORECAST = {**ALONE, "surprise": 1.0}
+"""The same where a network takes covariates: what is usual given these the forecast alone knows."""
 FULL = 5.0
 """The root mean square of the -log10 p that is a score of 1."""
 DEFAULT_EVENTS_PER_1000_ROWS = 0.6
@@ -40,7 +41,8 @@ class Calibration:
     rows. ``tail`` is the share of rows that make up the tail, ``memory`` the number of rows that make up the past.
     ``threshold`` is the score from which a row begins an event at the start of a series, with the budget of
     ``events_per_1000_rows``; ``budgets`` are pairs of another budget and its threshold. ``step``, ``strong``,
-    ``hold_rows`` and ``margin`` are those of ``conformal.Control``.
+    ``hold_rows`` and ``margin`` are those of ``conformal.Control``. ``by_forecast`` says whether a
+    value off its forecast counts: where the network takes covariates.
     """
 
     prior: Mapping[str, list[float]] = field(default_factory=dict)
@@ -54,6 +56,12 @@ class Calibration:
     strong: float = 0.2
     hold_rows: float = 60.0
     margin: float = 0.2
+    by_forecast: bool = False
+
+    @property
+    def alone(self) -> Mapping[str, float]:
+        """The detectors that take no part in the mean; see ``combine``."""
+        return BY_FORECAST if self.by_forecast else ALONE
 
     def detectors(self, table: Mapping[str, Detector] = DETECTORS) -> dict[str, Detector]:
         """The detectors of a table as calibrated."""
@@ -89,28 +97,35 @@ def improbability(series: Series, forecast: Forecast, calibration: Calibration) 
 
 def improbability_of(one: ForecastedSeries, calibration: Calibration) -> dict[str, Floats]:
     """The same of a series whose first rows may have been scored before."""
-    table = calibration.detectors(JOINT if one.series.joint else DETECTORS)
+    shown = {"surprise": CANDIDATES["surprise"]} if calibration.by_forecast else {}
+    table = calibration.detectors(JOINT if one.series.joint else {**DETECTORS, **shown})
     return {name: detector.score(one) for name, detector in table.items()}
 
 
-def combine(channels: Mapping[str, Floats], power: float = 2.0, weights: Mapping[str, float] = WEIGHTS) -> Floats:
+def combine(
+    channels: Mapping[str, Floats],
+    power: float = 2.0,
+    weights: Mapping[str, float] = WEIGHTS,
+    alone: Mapping[str, float] = ALONE,
+) -> Floats:
     """(N,) the score from each detector's -log10 p: their weighted root mean square over 5, 1.6 at the most.
 
     A user reads 1 for what is above (``published``); beyond it a second event is still told from the first.
     ``low_volatility`` looks for changes that are too small, of which no other can know: it takes no part in the mean,
-    and the score is at least 0.6 of its -log10 p over 5. So it is with ``joint``, which scores alone. Another ``power``
-    is for comparison: 1 is the mean, infinity the largest; and so are other ``weights``, 1 for what they do not name.
+    and the score is at least 0.6 of its -log10 p over 5. So it is with ``joint``, which scores alone, and with what
+    ``alone`` names besides, each with a share of its own. Another ``power`` is for comparison: 1 is the mean, infinity
+    the largest; and so are other ``weights``, 1 for what they do not name.
     """
     bounded = {name: np.minimum(values, HIGHEST) for name, values in channels.items()}
-    alone = [_WEIGHT_ALONE * bounded.pop(name) for name in ALONE if name in bounded]
+    parts = [share * bounded.pop(name) for name, share in alone.items() if name in bounded]
     if bounded:
         counted = {name: weights.get(name, 1.0) for name in bounded if weights.get(name, 1.0)}
         values, shares = np.array([bounded[name] for name in counted]), np.array(list(counted.values()))
         mean = (
             values.max(axis=0) if np.isinf(power) else np.average(values**power, axis=0, weights=shares) ** (1 / power)
         )
-        alone.append(mean)
-    score: Floats = np.max(alone, axis=0) / FULL
+        parts.append(mean)
+    score: Floats = np.max(parts, axis=0) / FULL
     return score
 
 
@@ -119,9 +134,10 @@ def published(scores: Floats) -> Floats:
     return np.minimum(scores, 1.0)
 
 
-def score(series: Series, calibration: Calibration) -> Floats:
-    """(N,) the score of each row; see ``combine``. No detector of the score looks at the forecast."""
-    return combine(improbability(series, without_forecast(len(series)), calibration))
+def score(series: Series, calibration: Calibration, forecast: Forecast | None = None) -> Floats:
+    """(N,) the score of each row; see ``combine``. But for ``by_forecast`` no detector looks at the forecast."""
+    made = without_forecast(len(series)) if forecast is None else forecast
+    return combine(improbability(series, made, calibration), alone=calibration.alone)
 
 
 def without_forecast(rows: int) -> Forecast:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 50_000
 SCORE = (
     "weighted root mean square of -log10 of the tail probabilities that detectors give a row, over 5, or 0.12 of "
-    "low_volatility's: it ranks rows, and is no frequency; the forecast draws the band and takes no part in it"
+    "low_volatility's: it ranks rows, and is no frequency; the forecast draws the band, and takes part in it where the "
+    "network takes covariates"
 )
 
 

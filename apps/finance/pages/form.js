@@ -19,6 +19,7 @@ const WHERE = { above: "above the band", below: "below the band", inside: "withi
 const WHAT = {
   beyond_range: "a value beyond all before", discord: "a course unlike any before", level: "a level not had before",
   rhythm: "another course than at this time in other rhythms", jump: "a sudden change",
+  surprise: "a value off its forecast",
   joint: "columns that do not move together as they did",
   gap: "a gap in time", corporate_action: "a corporate action",
   high_volatility: "changes larger than usual", low_volatility: "changes smaller than usual",

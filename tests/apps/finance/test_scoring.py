@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -81,6 +83,22 @@ def test_a_prior_of_restless_series_tempers_a_young_history():
     alone = combine(improbability(series, forecast, Calibration()))
     tempered = combine(improbability(series, forecast, Calibration(prior=loud)))
     assert tempered.max() < alone.max() and ((tempered >= 0) & (tempered <= 1)).all()
+
+
+def test_a_value_off_its_forecast_counts_alone_where_a_calibration_says_so():
+    """What covariates tell: the value has been here before, and the forecast expected it elsewhere."""
+    series, forecast = scored(walk(9), 0.1)
+    off = forecast.surprise.copy()
+    off[1500] = 9.0
+    forecast = replace(forecast, surprise=off)
+    found = {}
+    for by_forecast in (False, True):
+        calibration = Calibration(by_forecast=by_forecast)
+        channels = improbability(series, forecast, calibration)
+        assert ("surprise" in channels) is by_forecast
+        found[by_forecast] = combine(channels, alone=calibration.alone)
+    assert found[True][1500] == pytest.approx(channels["surprise"][1500] / 5) and found[True][1500] > 0.9
+    assert found[False][1500] < 0.5 and (found[True] >= found[False]).all()
 
 
 def test_series_that_stand_still_now_and_then_are_not_called_calm():
