@@ -13,14 +13,14 @@ from apps.finance.inference.conformal import report
 from apps.finance.inference.corporate_actions import continued, corporate_actions
 from apps.finance.inference.events import anomalies
 from apps.finance.inference.examples import example_windows
-from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast
+from apps.finance.inference.forecasting import CPU_BATCH, AnyForecaster, forecast, library_network
 from apps.finance.inference.gaps import gaps
 from apps.finance.inference.monitor import Monitor
 from apps.finance.inference.options import Options
 from apps.finance.inference.scoring import Calibration, combine, improbability, published
 from apps.finance.models.settings import FinanceModel, ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.models.stored import stored_settings
-from apps.finance.types import Detection, FinanceInput, Series
+from apps.finance.types import Detection, FinanceInput, LibraryTFT, Series
 from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
@@ -105,6 +105,12 @@ class FinancePredictor:
                 "one for each instrument"
             )
         return Monitor.resume(self, Path(begin), options)
+
+    @property
+    def trained_on(self) -> LibraryTFT | None:
+        """What a network that was trained here on a table's covariates, or names of series, takes of one."""
+        library = library_network(self.model)
+        return library.settings if library is not None and library.settings.trained_here else None
 
     def threads(self) -> AbstractContextManager[Any]:
         """What the network is computed in: on a CPU with one thread."""

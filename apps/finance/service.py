@@ -12,6 +12,7 @@ import numpy as np
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
+from apps.finance.datasets.covariates import unknown_notes
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.inference.options import Options
@@ -24,7 +25,7 @@ from apps.finance.outputs.scored_rows import SOURCE, read_scored_rows, scored_ro
 from apps.finance.outputs.several import most_points, several_result, several_scores_csv, several_series_json
 from apps.finance.outputs.whole_series import COLUMNS, has_other_columns, whole_series
 from apps.finance.predictor import FinancePredictor
-from apps.finance.types import Detection, Series, Window, iso_utc
+from apps.finance.types import Detection, LibraryTFT, Series, Window, iso_utc
 from shared.deploy.predictor import PICTURE, Decoded, Later, Request, Response
 from shared.errors import InvalidInputError
 
@@ -57,6 +58,7 @@ class FinanceCodec:
 
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
+        self.library = predictor.trained_on
 
     def decode(self, request: Request) -> Decoded[Series]:
         """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
@@ -64,12 +66,15 @@ class FinanceCodec:
         ``events_per_1000_rows``, or ``threshold``, the score that begins one, in (0, 1]."""
         table, wanted = read_options(request.options)
         path = _only(request.files)
+        if self.library is not None:
+            table = _for_network(table, self.library, request.options.get("columns", ""))
         contents = read_contents(path, table)
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
-        if not (request.options.get("columns") or request.options.get("value") or contents.series_column):
+        if not (request.options.get("columns") or table.value or contents.series_column):
             contents = _with_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
+        notes += () if self.library is None else unknown_notes(series, self.library)
         notes += _ended(series)
         notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)
@@ -119,6 +124,18 @@ class FinanceCodec:
         if name == "scores.csv":
             return several_scores_csv(found) if several else scores_csv(found[0])
         return rows_file(found)
+
+
+def _for_network(table: TableOptions, library: LibraryTFT, columns: str) -> TableOptions:
+    """How a table is read for a network that was trained on one: with its covariates, and with its value."""
+    value = library.columns[library.target]
+    if columns.strip():
+        beside = f" from {', '.join(map(repr, library.covariates))}" if library.covariates else ""
+        raise InvalidInputError(
+            f"the model forecasts {value!r}{beside}; it cannot score all columns: leave out the option 'columns', or "
+            "use a model that takes the value alone"
+        )
+    return replace(table, value=table.value or value, covariates=library.covariates)
 
 
 def _most(outputs: Sequence[Detection]) -> int:

@@ -55,8 +55,8 @@ class ForecastTask:
         return self._metrics[levels]
 
     def loss(self, model: nn.Module, batch: Batch) -> WeightedLoss:
-        quantiles = _raw(model, batch)
-        losses: Tensor = self._metric(model).loss(quantiles, batch["target"]).mean(dim=-1)
+        quantiles, target = _in_units(_raw(model, batch), batch)
+        losses: Tensor = self._metric(model).loss(quantiles, target).mean(dim=-1)
         number = batch["observed"].sum()
         return WeightedLoss((losses * batch["observed"]).sum() / number.clamp(min=1), number)
 
@@ -65,8 +65,8 @@ class ForecastTask:
         return {"loss": batch["observed"].sum()}
 
     def evaluate(self, model: nn.Module, batch: Batch, scores: ForecastScores) -> None:
-        quantiles = _raw(model, batch).float().sort(dim=-1).values
-        target, observed = batch["target"], batch["observed"]
+        quantiles, target = _in_units(_raw(model, batch).float().sort(dim=-1).values, batch)
+        observed = batch["observed"]
         levels = _levels(model)
         losses = self._metric(model).loss(quantiles, target).mean(dim=-1)
 
@@ -96,6 +96,14 @@ def _levels(model: nn.Module) -> tuple[float, ...]:
     """The quantiles that a network puts out."""
     network: Any = getattr(model, "module", model)
     return QUANTILES if isinstance(network, Forecaster) else tuple(network.quantiles)
+
+
+def _in_units(quantiles: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Quantiles (B, horizon, Q) and target (B, horizon) in the unit in which each series' loss is taken."""
+    if "unit" not in batch:
+        return quantiles, batch["target"]
+    unit = batch["unit"][:, None]
+    return quantiles / unit[..., None], batch["target"] / unit
 
 
 def _raw(model: nn.Module, batch: Batch) -> Tensor:

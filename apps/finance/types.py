@@ -17,6 +17,8 @@ from shared.recipe import InputSpec
 
 Times: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
+Words: TypeAlias = NDArray[np.object_]
+"""(N,) texts, empty where there is none."""
 Direction: TypeAlias = Literal["above", "below", "inside"]
 """Where the observed value lies relative to the expected band; ``inside`` is an anomaly of behaviour, not of level."""
 
@@ -33,12 +35,18 @@ QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LibraryTFT:
-    """What a checkpoint of the library says of its network and of its data, in plain values.
+    """What a network of the library takes, in plain values: from its checkpoint, or from the table that trains it here.
 
     ``network`` are the constructor's arguments. ``target`` is the column that is forecast. ``normalizer`` is how it is
     scaled: by each series' ``target_scales`` (center and scale by name, those of an unknown series under the empty
-    name), or by each window's own context; before that comes ``transformation``. ``scalers`` are mean and deviation of
+    name), by each window's own context, or by the mean of the context and the series' scale, of an unknown series by
+    its context; before that comes ``transformation``. ``scalers`` are mean and deviation of
     the other real covariates, ``categories`` the codes of the categorical ones.
+
+    Of a network that is trained here ``columns`` has the column of the table behind each covariate's name, in the
+    network, where a name may not be any text; ``known`` are those that are given for the rows that are forecast. In its
+    ``categories`` 0 stands for a word that no training row has. It sizes its network by the model's settings, and its
+    loss counts in each series' own deviations; that of a checkpoint in the units of the series, as its library does.
     """
 
     network: Mapping[str, Any]
@@ -46,13 +54,21 @@ class LibraryTFT:
     time_idx: str
     group: str
     quantiles: tuple[float, ...]
-    normalizer: Literal["series", "window"] = "series"
+    normalizer: Literal["series", "window", "context"] = "series"
     method: str = "standard"
     center: bool = True
     transformation: str | None = None
     target_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     scalers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
+    trained_here: bool = False
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """The columns of the table that a network trained here takes beside the value."""
+        return tuple(column for name, column in self.columns.items() if name not in (self.target, self.group))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +91,7 @@ class Series:
     rows (the median); rows need not be regular. ``column`` is the one that is scored, or where ``joint`` all are, by
     how they move together. ``column_of_table`` marks one of the columns that are scored jointly as well, where gaps
     between rows are told of. ``notes`` say what reading the series had to do (rows sorted, duplicates dropped).
+    ``words`` has those columns of words that a network takes as covariates.
     """
 
     name: str
@@ -85,6 +102,7 @@ class Series:
     notes: tuple[str, ...] = ()
     joint: bool = False
     column_of_table: bool = False
+    words: Mapping[str, Words] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.times_ns)

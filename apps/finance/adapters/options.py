@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from shared.errors import InvalidInputError
@@ -18,7 +19,9 @@ class TableOptions:
     ``time``, ``value`` and ``series`` are the columns of times (two are DATE+TIME), of the value that is scored, and of
     the names of series; without a header columns are called 1, 2, 3. ``zone`` (IANA) is of times that have none, UTC
     otherwise; ``decimal`` is the decimal mark; ``unit`` says how times are written: since 1970, by Excel, or in which
-    order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one.
+    order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one;
+    ``covariates`` are columns that a network takes beside the value: those of words are kept as well, whatever their
+    names.
     """
 
     time: str | None = None
@@ -28,6 +31,7 @@ class TableOptions:
     decimal: str | None = None
     unit: str | None = None
     labels: str | None = None
+    covariates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.decimal not in (None, ".", ","):
@@ -43,10 +47,11 @@ class TableOptions:
 
 
 NOTHING_SAID = TableOptions()
-OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name != "labels")
-"""What a request may say; labels are a data set's."""
+OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in ("labels", "covariates"))
+"""What a request may say; labels are a data set's, and covariates a data set's or a network's."""
 
 
 def table_options(options: Mapping[str, str]) -> TableOptions:
     """The options among ``options`` that say something of the table; an empty text says nothing."""
-    return TableOptions(**{name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()})
+    said: dict[str, Any] = {name: options[name].strip() for name in OPTION_NAMES if options.get(name, "").strip()}
+    return replace(NOTHING_SAID, **said)

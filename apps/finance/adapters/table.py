@@ -10,16 +10,18 @@ import numpy as np
 import polars as pl
 
 from apps.finance.adapters import columns
+from apps.finance.adapters.covariates import EMPTY, NO_NUMBER, covariate_labels, take_covariates
 from apps.finance.adapters.numbers import has_decimal_commas, nearly_a_number, read_column
 from apps.finance.adapters.options import NOTHING_SAID, TableOptions
 from apps.finance.adapters.times import Column, Rows, read_times, to_utc, zone_in_header
-from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, usual_interval_ns
+from apps.finance.types import DAY_NS, TRUTH, Floats, Series, Times, Window, Words, usual_interval_ns
 from shared.errors import InvalidInputError
 
 MOST_COLUMNS = 2000
 Values = dict[str, Floats]
 Faults = dict[str, str]
-_EMPTY, _AS_WRITTEN = "holds no number", ", which is no number as written"
+Cells = dict[str, Floats | Words]
+_AS_WRITTEN = f", {NO_NUMBER} as written"
 _LOOKED_AT = 200
 
 
@@ -56,10 +58,13 @@ def to_contents(
     labels = _named(frame, options.labels, "labels", name) if options.labels else TRUTH
     rest = frame.drop(time, labels, strict=False)
     values, faults = _values(rest, lines, options.decimal, _is_european(rest, frame[time], mark), notes)
+    named = covariate_labels(options, frame.columns, {"times": time, "labels": labels}, name)
+    beside = take_covariates(rest, named, values, faults, name)
+    rest = rest.drop(named.values())
     key = _named(rest, options.series, "series", name) if options.series else None
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
-    refused = [label for label, fault in faults.items() if fault != _EMPTY and not fault.endswith(_AS_WRITTEN)]
+    refused = [label for label, fault in faults.items() if fault != EMPTY and not fault.endswith(_AS_WRITTEN)]
     order = [label for label in rest.columns if label in values or label in refused]
     scored = _scored_column(order, values, faults, options, name, notes)
     parts = _rows_by_series(rest, key) if key else [(name, np.arange(frame.height))]
@@ -70,8 +75,9 @@ def to_contents(
         notes.append(f"column {time!r}: its times are of {zone}, as its name says; the option 'zone' names another")
     times = to_utc(clock, (rows for _, rows in parts), column, zone, notes)
     series, windows, put_right = [], [], Counter[str]()
+    all_cells: Cells = {**values, **beside}
     for part, rows in parts:
-        one = _one(part, times[rows], {label: cells[rows] for label, cells in values.items()}, scored, put_right)
+        one = _one(part, times[rows], {label: cells[rows] for label, cells in all_cells.items()}, scored, put_right)
         if one is not None:
             series.append(one)
             windows.append(_windows(times[rows], frame[labels].gather(rows)) if labels in frame.columns else ())
@@ -158,7 +164,7 @@ def _windows(times: Times, labels: pl.Series) -> tuple[Window, ...]:
     return tuple(Window(kind=kind, start_ns=first, end_ns=last) for kind, first, last in runs.iter_rows())
 
 
-def _one(name: str, times: Times, values: Values, scored: str, put_right: Counter[str]) -> Series | None:
+def _one(name: str, times: Times, values: Cells, scored: str, put_right: Counter[str]) -> Series | None:
     """A series in the order of time, None with a single time; ``put_right`` counts what was out of order or dropped."""
     steps = np.diff(times)
     if (steps <= 0).all():
@@ -173,8 +179,13 @@ def _one(name: str, times: Times, values: Values, scored: str, put_right: Counte
     if len(kept) <= len(times) / 2 and not (times % DAY_NS).any():
         how = "sum or average them, or name the column that tells their series apart with the option 'series'"
         raise InvalidInputError(f"{name}: the {len(times)} rows have {len(kept)} days; {how}")
-    numbers, interval = {label: cells[kept] for label, cells in values.items()}, usual_interval_ns(times[kept])
-    return Series(name=name, times_ns=times[kept], values=numbers, column=scored, interval_ns=interval)
+    cells = {label: one[kept] for label, one in values.items()}
+    words = {label: one for label, one in cells.items() if one.dtype == object}
+    numbers, interval = (
+        {label: one for label, one in cells.items() if label not in words},
+        usual_interval_ns(times[kept]),
+    )
+    return Series(name=name, times_ns=times[kept], values=numbers, column=scored, interval_ns=interval, words=words)
 
 
 def _named(frame: pl.DataFrame, wanted: str, option: str, name: str) -> str:
@@ -228,12 +239,12 @@ def _values(
     for label in frame.columns:
         numbers, fault = read_column(frame[label], lines, decimal, european)
         if numbers is None and not fault and columns.plain(label) in columns.VALUES:
-            fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, which is no number"
+            fault = f"holds {next((cell for cell in frame[label] if cell), None)!r}, {NO_NUMBER}"
         elif numbers is None and not fault and not columns.names_rows(label):
             cell = nearly_a_number(frame[label])
             fault = f"holds {cell!r}{_AS_WRITTEN}" if cell else ""
         elif numbers is not None and not np.isfinite(numbers).any():
-            fault = _EMPTY
+            fault = EMPTY
         if fault:
             faults[label] = fault
         elif numbers is not None:
@@ -279,7 +290,7 @@ def _scored_column(
         del values[other]
     if len(values) > 1 and wanted is None:
         notes.append(f"column {label!r} was scored, {what}; the option 'value' names another")
-    empty = [other for other, fault in faults.items() if fault == _EMPTY]
+    empty = [other for other, fault in faults.items() if fault == EMPTY]
     if len(empty) > 1:
         which = ", ".join(map(repr, empty[:5])) + (", …" if len(empty) > 5 else "")
         notes.append(f"{len(empty)} columns were left out, for they hold no number: {which}")

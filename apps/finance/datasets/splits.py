@@ -25,7 +25,8 @@ def first_validation_row(length: int, validation_share: float) -> int:
 def head(series: Series, rows: int) -> Series:
     """The first ``rows`` rows of a series."""
     values = {name: numbers[:rows] for name, numbers in series.values.items()}
-    return replace(series, times_ns=series.times_ns[:rows], values=values)
+    words = {name: cells[:rows] for name, cells in series.words.items()}
+    return replace(series, times_ns=series.times_ns[:rows], values=values, words=words)
 
 
 def training_windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,11 @@ import numpy as np
 
 from apps.finance.adapters import ENDINGS, read_contents
 from apps.finance.adapters.options import TableOptions
+from apps.finance.datasets.columns import number_column, word_column
+from apps.finance.datasets.covariates import covariate_facts, fit_network
 from apps.finance.datasets.database import read_query, refuse_password
 from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
-from apps.finance.types import FinanceInput, LabelledSeries, Series, usual_interval_ns
+from apps.finance.types import FinanceInput, Floats, LabelledSeries, Series, Words, usual_interval_ns
 from shared.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ class Table:
     Rows of series with the same name in several files are put together; a file of one series without a name is a series
     of its own, unless ``series`` names a part of its path (``symbol=AAPL/part-0.parquet``).
 
+    ``known`` and ``observed`` are further columns that the network takes, parted by spaces or commas: those that are
+    given for the rows that are forecast, and those that are seen only until then. Numbers are scaled by what the rows
+    that train hold; each word is embedded. ``groups`` says whether the name of a series is embedded as well: by default
+    where there are covariates and several series.
+
     The last ``validation_share`` of each series validates. ``stride`` is the number of rows between training windows.
     ``false_events_per_1000_rows`` is the budget at which a calibration sets the threshold.
     """
@@ -48,6 +55,9 @@ class Table:
     value: str | None = None
     series: str | None = None
     labels: str | None = None
+    known: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
+    groups: bool | None = None
     zone: str | None = None
     decimal: str | None = None
     unit: str | None = None
@@ -58,10 +68,43 @@ class Table:
     def __post_init__(self) -> None:
         if self.url is not None:
             refuse_password(self.url)
+        for name in ("known", "observed"):
+            split = (one.strip() for text in getattr(self, name) for one in text.split(","))
+            object.__setattr__(self, name, tuple(one for one in split if one))
+        named = [*self.known, *self.observed]
+        if again := next((one for one in named if named.count(one) > 1), None):
+            raise InvalidInputError(
+                f"the covariate {again!r} is named twice; a column is either known ahead of time (data.known) or seen "
+                "only until now (data.observed)"
+            )
         if not 0 < self.validation_share < 1:
             raise InvalidInputError(f"data.validation_share is {self.validation_share}; it must be between 0 and 1")
         if self.stride < 1 or self.false_events_per_1000_rows < 0:
             raise InvalidInputError("data.stride must be at least 1 and data.false_events_per_1000_rows at least 0")
+
+    def fit_input(self, input: FinanceInput) -> FinanceInput:
+        """The input with a network of the library over the covariates, fitted on the rows that train.
+
+        As it is where no covariates are named, and no names of series to be embedded.
+        """
+        if not (self.known or self.observed or self.groups):
+            return input
+        if input.library is not None and not input.library.trained_here:
+            raise InvalidInputError(
+                "the imported network has covariates of its own; leave out data.known, data.observed and data.groups"
+            )
+        return fit_network(
+            self.cases(),
+            input,
+            known=self.known,
+            observed=self.observed,
+            groups=self.groups,
+            validation_share=self.validation_share,
+        )
+
+    def with_covariates(self, names: Sequence[str]) -> Table:
+        """The same series, read with these columns of the table as covariates."""
+        return replace(self, known=(), observed=tuple(names))
 
     def train(self, input: FinanceInput) -> Dataset:
         return training_windows(self.cases(), input, validation_share=self.validation_share, stride=self.stride)
@@ -73,6 +116,7 @@ class Table:
         """What is printed before training: counts, times, what is missing, what had to be guessed."""
         items, notes = _read(self)
         facts = series_facts(items, input, validation_share=self.validation_share)
+        facts = {**facts, **covariate_facts(input)}
         return {**facts, **({"notes": "; ".join(notes[:10])} if notes else {})}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -80,6 +124,8 @@ class Table:
         content = hashlib.sha256()
         for item in items:
             content.update(item.series.name.encode() + item.series.times_ns.tobytes() + item.series.target.tobytes())
+            for name in (*self.known, *self.observed):
+                content.update(_bytes_of(item.series, name))
         rows = sum(len(item.series) for item in items)
         return {
             "description": f"{len(items)} series of {rows} rows from {self._source()}",
@@ -111,6 +157,7 @@ class Table:
             decimal=self.decimal,
             unit=self.unit,
             labels=self.labels,
+            covariates=(*self.known, *self.observed),
         )
 
     def _source(self) -> str:
@@ -193,6 +240,25 @@ def _query(table: Table) -> dict[str, Contents]:
     return {"query": to_contents(read_query(table.url, table.query), "query", table.options())}
 
 
+def _covariates_together(
+    parts: Sequence[Series], kept: np.ndarray, values: dict[str, Floats]
+) -> tuple[dict[str, Floats], dict[str, Words]]:
+    """The columns of parts of a series; those of words in some are of words, and numbers where these have no entry."""
+    words: dict[str, Words] = {}
+    for name in dict.fromkeys(name for one in parts for name in one.words):
+        numbers = [number_column(one, name) for one in parts]
+        if any(one is None for one in numbers):
+            words[name] = np.concatenate([word_column(one, name) for one in parts])[kept]
+        else:
+            values[name] = np.concatenate([one for one in numbers if one is not None])[kept]
+    return values, words
+
+
+def _bytes_of(series: Series, name: str) -> bytes:
+    """A covariate's content, for a digest."""
+    return series.values[name].tobytes() if name in series.values else "\0".join(series.words[name]).encode()
+
+
 def _together(parts: list[LabelledSeries]) -> LabelledSeries:
     """Parts of one series as one, in the order of time; of rows with the same time the last is kept."""
     if len(parts) == 1:
@@ -202,6 +268,8 @@ def _together(parts: list[LabelledSeries]) -> LabelledSeries:
     kept = order[np.append(np.diff(times[order]) != 0, True)]
     first: Series = parts[0].series
     labels = [one for one in first.values if all(one in part.series.values for part in parts)]
+    values = {one: np.concatenate([part.series.values[one] for part in parts])[kept] for one in labels}
+    values, words = _covariates_together([part.series for part in parts], kept, values)
     if first.column not in labels:
         raise InvalidInputError(
             f"the files of series {first.name!r} have no column of the same name as value; name it with --data.value"
@@ -209,7 +277,8 @@ def _together(parts: list[LabelledSeries]) -> LabelledSeries:
     series = replace(
         first,
         times_ns=times[kept],
-        values={one: np.concatenate([part.series.values[one] for part in parts])[kept] for one in labels},
+        values=values,
+        words=words,
         interval_ns=usual_interval_ns(times[kept]),
     )
     windows = sorted((one for part in parts for one in part.windows), key=lambda one: one.start_ns)

@@ -236,7 +236,7 @@ class Windows:
 
 def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
     """In place: forgets the days, the weeks or the oldest rows of some windows, and turns half of them over."""
-    draws = _uniform(key, indices, 5)
+    draws = uniform(key, indices, 5)
     keep_day, keep_week = draws[:, 0] > 0.15, draws[:, 1] > 0.2
     windows[:, :, 2:4] *= keep_day[:, None, None]
     windows[:, :, 4:6] *= (keep_day & keep_week)[:, None, None]
@@ -247,7 +247,7 @@ def _augment(windows: Floats, indices: Indices, key: Key, context: int) -> None:
         windows[:, :, column] *= sign
 
 
-def _uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
+def uniform(key: Key, indices: Indices, number: int) -> NDArray[np.float32]:
     """(B, number) draws from [0, 1), a pure function of seed, epoch and index as ``key.generator`` is.
 
     A counter through the finaliser of SplitMix64 (Steele et al., 2014): for a whole batch at once, since a generator

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,7 +14,7 @@ from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.forecasting import AnyForecaster, forecast
+from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
 from apps.finance.types import Floats, LabelledSeries
@@ -62,14 +63,17 @@ def calibrate(
     event counts as false.
     """
     stride = stride or default_stride(model.horizon)
+    data = with_covariates(data, covariates_of(model))
     normal, labelled = data.normal()[:most], data.labelled()[:most]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
     history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=True)]
-    calibration = Calibration()
+    calibration = Calibration(by_forecast=bool(covariates_of(model)))
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
+    further = forecast(model, [item.series for item in labelled], stride=stride) if covariates_of(model) else []
     scored = [
-        (score(item.series, calibration), scored_windows(item, synthetic=synthetic)) for item in (*normal, *labelled)
+        (score(item.series, calibration, made), scored_windows(item, synthetic=synthetic))
+        for item, made in zip_longest((*normal, *labelled), (*forecasts, *further))
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
     starts = ((other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate}))
@@ -95,6 +99,29 @@ def calibrate(
             "nab_standard": round(score_corpus(corpus, threshold=REPORTED).normalised, 2),
         },
     }
+
+
+@runtime_checkable
+class WithCovariates(Protocol):
+    """A data set whose table may have further columns."""
+
+    def with_covariates(self, names: Sequence[str]) -> Any: ...
+
+
+DataT = TypeVar("DataT")
+
+
+def with_covariates(data: DataT, names: Sequence[str]) -> DataT:
+    """The same series with the columns that a network takes beside the value, where there are such."""
+    if not names:
+        return data
+    if not isinstance(data, WithCovariates):
+        raise InvalidInputError(
+            f"the series of {type(data).__name__} have no columns {', '.join(names)}, which the network takes; name a "
+            "table that has: --data table --data.path FILE"
+        )
+    found: DataT = data.with_covariates(names)
+    return found
 
 
 def calibrate_recipe(recipe: Recipe, model: nn.Module) -> dict[str, Any]:

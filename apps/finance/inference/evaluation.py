@@ -10,8 +10,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from apps.finance.datasets.labels import scored_windows
-from apps.finance.inference.calibration import counted_rows, reported_scores
+from apps.finance.inference.calibration import counted_rows, reported_scores, with_covariates
 from apps.finance.inference.conformal import REPORTED
+from apps.finance.inference.forecasting import covariates_of
 from apps.finance.metrics.nab import PROFILES, STANDARD, Rows, count_detections, probation, score_corpus
 from apps.finance.metrics.quantile_loss import quantile_loss
 from apps.finance.predictor import FinancePredictor
@@ -105,6 +106,7 @@ def _detections(
     if not isinstance(data, EvaluationData):
         raise InvalidInputError(f"{type(data).__name__} has no series to score on")
     synthetic = bool(data.fingerprint()["synthetic"])
+    data = with_covariates(data, covariates_of(predictor.model))
     for item in progress_bar(islice(data.cases(), limit), None, "judging series"):
         (detection,) = predictor.predict([item.series])
         yield item, detection, scored_windows(item, synthetic=synthetic)

@@ -78,6 +78,12 @@ def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryF
     return model if isinstance(model, LibraryForecaster) else None
 
 
+def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
+    """The columns of a table that a network trained here takes beside the value; none of any other."""
+    library = library_network(model)
+    return () if library is None else library.settings.covariates
+
+
 def _batches(
     model: AnyForecaster, series: Series, stride: int, device: str, batch: int, first: int
 ) -> Iterator[_Batch]:

@@ -65,6 +65,11 @@ class Monitor:
                 f"a monitor of {series.name} must begin with {LEAST_HISTORY} rows of history or more, and there are "
                 f"{len(series)}; a thousand are better, and 10,000 better still"
             )
+        if predictor.trained_on is not None:
+            raise InvalidInputError(
+                "the network takes covariates, or the names of series, from its table, and a monitor is told of values "
+                "alone; predict on the whole series, or monitor with a network that takes the value alone"
+            )
         if library_network(predictor.model) is not None:
             raise InvalidInputError(
                 "an imported network numbers its rows from the beginning of a file, so that it cannot go on from the "

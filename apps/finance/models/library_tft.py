@@ -1,4 +1,4 @@
-"""A TFT that pytorch-forecasting trained elsewhere: its own covariates, its own normalisation, its own units.
+"""A TFT of pytorch-forecasting over covariates of a table: trained elsewhere, with its own units, or here.
 
 Windows are made here as the library's ``TimeSeriesDataSet`` makes them, all rows of a series at once; a test compares
 the two, and an import compares the network with the library's own forward pass.
@@ -13,14 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apps.finance.datasets.columns import number_column, word_column
 from apps.finance.datasets.labels import window_rows
-from apps.finance.datasets.windows import fill_missing
+from apps.finance.datasets.windows import fill_missing, last_seen, same_time_before, uniform
 from apps.finance.models.calendar import CALENDAR
-from apps.finance.types import FinanceInput, Floats, LabelledSeries, LibraryTFT, Series
+from apps.finance.types import WEEK_NS, FinanceInput, Floats, LabelledSeries, LibraryTFT, Series, iso_utc
 from shared.app import DenseNetwork
 from shared.data.dataset import Batch
 from shared.data.order import Indices, Key
 from shared.errors import InvalidInputError
+
+_VALUES_BEFORE = {"day_before": "day_before_known", "week_before": "week_before_known"}
+"""What a network that is trained here takes of the value itself, in its units, and whether it is there."""
+_FORGOTTEN = 0.05
+"""In so many training windows a category is that of words which training has not seen, so that its place is learnt."""
 
 
 class Length:
@@ -45,7 +51,11 @@ def build_library_tft(settings: LibraryTFT) -> Any:
     from pytorch_forecasting.metrics import QuantileLoss
 
     network = dict(settings.network)
-    network["embedding_sizes"] = {name: tuple(size) for name, size in network.get("embedding_sizes", {}).items()}
+    network["embedding_sizes"] = {
+        # Of a number of categories alone the library chooses the size itself.
+        name: size if isinstance(size, int) else tuple(size)
+        for name, size in network.get("embedding_sizes", {}).items()
+    }
     with warnings.catch_warnings():
         # Lightning warns that the loss is a module among the hyperparameters; nothing here saves hyperparameters.
         warnings.filterwarnings("ignore", message="Attribute '.*' is an instance of `nn.Module`")
@@ -128,9 +138,16 @@ class LibraryWindows:
         target = fill_missing(series.target)
         self.target = torch.from_numpy(np.pad(target, (0, horizon), mode="edge").astype(np.float32))
         self.reals = np.zeros((len(self.target), len(self.names)), np.float32)
+        before = values_before(series, horizon) if settings.trained_here else {}
         for place, name in enumerate(self.names):
-            if name in settings.scalers and name not in self._computed():
-                mean, deviation = settings.scalers[name]
+            if name in self._computed():
+                continue
+            if name in before:
+                self.reals[:, place] = np.pad(before[name], (0, horizon), mode="edge")
+            elif name in settings.scalers or settings.trained_here:
+                mean, deviation = settings.scalers.get(name, (0.0, 1.0))
+                if name in settings.known:
+                    refuse_missing(series, name, settings, context, horizon)
                 values = np.pad(covariate(series, name, settings), (0, horizon), mode="edge")
                 if name == settings.time_idx:
                     values = np.arange(len(values), dtype=np.float64)
@@ -139,6 +156,7 @@ class LibraryWindows:
         self.codes = np.stack([np.pad(one, (0, horizon), mode="edge") for one in codes], axis=1) if codes else None
         scales = settings.target_scales
         self.target_scale = scales.get(series.name, scales.get("", (0.0, 1.0)))
+        self.known_series = series.name in scales or "" in scales
 
     def _computed(self) -> set[str]:
         target = self.settings.target
@@ -154,14 +172,21 @@ class LibraryWindows:
         for place, name in enumerate(self.names):
             if name == settings.target:
                 reals[:, :, place] = self._transformed(target, scale)
+            elif settings.trained_here and name in _VALUES_BEFORE:
+                there = reals[:, :, self.names.index(_VALUES_BEFORE[name])] > 0
+                reals[:, :, place] = torch.where(there, self._transformed(reals[:, :, place], scale), 0.0)
             elif name == "relative_time_idx":
                 reals[:, :, place] = torch.arange(-self.context, self.horizon) / self.context
             elif name == "encoder_length":
                 reals[:, :, place] = 1.0  # of a whole context: (context - context / 2) / context * 2
             elif name in (f"{settings.target}_center", f"{settings.target}_scale"):
-                mean, deviation = settings.scalers.get(name, (0.0, 1.0))
                 value = scale[:, 0 if name.endswith("_center") else 1]
-                reals[:, :, place] = ((value - mean) / deviation)[:, None]
+                mean, deviation = settings.scalers.get(name, (0.0, 1.0))
+                if settings.trained_here:  # a price may have gone anywhere since
+                    mean, deviation = self.target_scale
+                    reals[:, :, place] = torch.asinh((value - mean) / deviation)[:, None]
+                else:
+                    reals[:, :, place] = ((value - mean) / deviation)[:, None]
         empty = np.zeros((*rows.shape, 0), np.int64)
         categories = torch.from_numpy(empty if self.codes is None else self.codes[rows])
         return reals, categories, scale
@@ -170,6 +195,9 @@ class LibraryWindows:
         """(B, 2) center and scale of the target: the series', or of each window's context."""
         if self.settings.normalizer == "series":
             return torch.tensor(self.target_scale, dtype=torch.float32).expand(len(context), 2)
+        if self.settings.normalizer == "context" and self.known_series:
+            center = context.mean(dim=1)
+            return torch.stack([center, torch.full_like(center, self.target_scale[1])], dim=1)
         normalizer = _library_normalizer(self.settings)
         normalizer.fit(context)
         found: Tensor = normalizer.get_parameters()
@@ -183,16 +211,17 @@ class LibraryWindows:
 class LibraryTrainingWindows:
     """Windows of several series as an engine's data set: what ``LibraryForecaster.forward`` takes, and what came.
 
-    A batch has ``reals``, ``categories``, ``target_scale``, ``target`` (B, horizon) in the units of the series, and
-    ``observed`` (B, horizon) in {0, 1}. Nothing is augmented. ``rows`` are the first and the last row (exclusive) of
-    each series between which it is forecast; what is labelled anomalous there is no target.
+    A batch has ``reals``, ``categories``, ``target_scale``, ``target`` (B, horizon) in the units of the series,
+    ``observed`` (B, horizon) in {0, 1}, and ``unit`` (B,), in which the loss is taken. Of a network that is trained
+    here some categories are forgotten in training; nothing else is augmented. ``rows`` are the first and the last row
+    (exclusive) of each series between which it is forecast; what is labelled anomalous there is no target.
     """
 
     def __init__(
         self, items: Sequence[LabelledSeries], rows: Sequence[tuple[int, int]], input: FinanceInput, stride: int
     ) -> None:
         assert input.library is not None
-        self._context, self._horizon = input.context, input.horizon
+        self._settings, self._context, self._horizon = input.library, input.context, input.horizon
         self._series = [
             LibraryWindows(item.series, input.library, context=input.context, horizon=input.horizon) for item in items
         ]
@@ -219,10 +248,47 @@ class LibraryTrainingWindows:
             begins = chosen[chosen[:, 0] == number, 1]
             ahead = begins[:, None] + np.arange(self._horizon)
             target, observed = self._target[number][ahead], self._observed[number][ahead]
-            parts.append((*self._series[number].batch(begins), torch.from_numpy(target), torch.from_numpy(observed)))
+            unit = self._series[number].target_scale[1] if self._settings.trained_here else 1.0
+            told = (torch.from_numpy(target), torch.from_numpy(observed), torch.full((len(begins),), unit))
+            parts.append((*self._series[number].batch(begins), *told))
         back = torch.from_numpy(np.argsort(order, kind="stable"))
-        names = ("reals", "categories", "target_scale", "target", "observed")
-        return {name: torch.cat(column)[back] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+        names = ("reals", "categories", "target_scale", "target", "observed", "unit")
+        batch = {name: torch.cat(column)[back] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+        if key is not None and self._settings.trained_here:
+            draws = torch.from_numpy(uniform(key, indices, batch["categories"].shape[2]))
+            batch["categories"][(draws < _FORGOTTEN)[:, None].expand_as(batch["categories"])] = 0
+        return batch
+
+
+def values_before(series: Series, horizon: int) -> dict[str, Floats]:
+    """(N,) the median of the values at the same time on days and in weeks before, and the share of these that there is.
+
+    By what a network that is trained here calls them. Each is of rows at least ``horizon`` earlier.
+    """
+    days = same_time_before(series, horizon=horizon)
+    weeks = same_time_before(series, horizon=horizon, lag_ns=WEEK_NS, count=2)
+    names = (*_VALUES_BEFORE.items(),)
+    return {
+        name: values
+        for pair, found in zip(names, (days, weeks), strict=True)
+        for name, values in zip(pair, found, strict=True)
+    }
+
+
+def refuse_missing(series: Series, name: str, settings: LibraryTFT, context: int, horizon: int) -> None:
+    """Refuses a known covariate of numbers without any value over the rows of a forecast."""
+    column = settings.columns[name]
+    missing = ~np.isfinite(_numbers(series, column))
+    missing[:context] = False  # rows that are not forecast
+    since = np.arange(len(missing)) - np.maximum.accumulate(np.where(missing, -1, np.arange(len(missing))))
+    if (since >= horizon).any():
+        row = int(np.argmax(since >= horizon))
+        first, last = (iso_utc(int(series.times_ns[one])) for one in (row - horizon + 1, row))
+        raise InvalidInputError(
+            f"{series.name}: column {column!r} is known ahead of time to the network, and has no value in the "
+            f"{horizon} rows from {first} to {last}, which are forecast at once; fill it in (with 0 where an empty "
+            "cell means none)"
+        )
 
 
 def _library_normalizer(settings: LibraryTFT) -> Any:
@@ -232,7 +298,13 @@ def _library_normalizer(settings: LibraryTFT) -> Any:
 
 
 def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
-    """(N,) a real covariate: the row's number, a column of the series, or what its times tell."""
+    """(N,) a real covariate: the row's number, a column of the series, or what its times tell.
+
+    Missing values take the last one before them; of a network that is trained here those in front take the mean.
+    """
+    if name in settings.columns:
+        values = last_seen(_numbers(series, settings.columns[name]))
+        return np.where(np.isnan(values), settings.scalers[name][0], values)
     if name == settings.time_idx:
         return np.arange(len(series), dtype=np.float64)
     if name in series.values:
@@ -244,8 +316,24 @@ def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
     )
 
 
+def _numbers(series: Series, column: str) -> Floats:
+    """(N,) a column of numbers, NaN where missing."""
+    found = number_column(series, column)
+    if found is None:
+        word = next(cell for cell in series.words[column] if cell)
+        raise InvalidInputError(
+            f"{series.name}: column {column!r} holds {word!r}, and the network was trained on numbers in it"
+        )
+    return found
+
+
 def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
     known = settings.categories[name]
+    if settings.trained_here:
+        if name == settings.group:
+            return np.full(len(series), known.get(series.name, 0), np.int64)
+        words, places = np.unique(word_column(series, settings.columns[name]).astype(str), return_inverse=True)
+        return np.array([known.get(str(word), 0) for word in words], np.int64)[places]
     if name == settings.group:
         if series.name in known or len(known) == 1:
             return np.full(len(series), known.get(series.name, next(iter(known.values()))), np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from apps.finance.types import FinanceInput, LibraryTFT
@@ -36,7 +36,7 @@ class FinanceModel:
         if input.library is not None:
             from apps.finance.models.library_tft import LibraryForecaster
 
-            return LibraryForecaster(input.library, input)
+            return LibraryForecaster(self.sized(input.library), input)
         from apps.finance.models.tft import Forecaster, build_tft
 
         network = build_tft(self, input)
@@ -45,6 +45,19 @@ class FinanceModel:
 
             network = accelerate(network, context=input.context, horizon=input.horizon)
         return Forecaster(network, context=input.context, horizon=input.horizon, fast=self.fast)
+
+    def sized(self, library: LibraryTFT) -> LibraryTFT:
+        """The settings of a network over own covariates with these sizes; a checkpoint's have their own."""
+        if not library.trained_here:
+            return library
+        sizes = {
+            "hidden_size": self.hidden,
+            "hidden_continuous_size": self.hidden_continuous,
+            "attention_head_size": self.heads,
+            "lstm_layers": self.lstm_layers,
+            "dropout": self.dropout,
+        }
+        return replace(library, network={**library.network, **sizes})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

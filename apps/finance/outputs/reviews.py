@@ -100,13 +100,14 @@ def _whole(case: ReviewedCase) -> dict[str, Series]:
     """The series with all columns of their table, by name, where the store keeps them and a file can hold them."""
     content = case.input(COLUMNS)
     found = [] if content is None else read_whole_series(content)
-    return {one.name: one for one in found if not {_TIMESTAMP, _LABEL} & one.values.keys()}
+    return {one.name: one for one in found if not {_TIMESTAMP, _LABEL} & {*one.values, *one.words}}
 
 
 def _columns(series: Series) -> tuple[list[str], dict[str, list[str]]]:
     """Times and columns of a series as a file has them."""
     times = [iso_utc(time).replace("T", " ").removesuffix("Z") for time in series.times_ns.tolist()]
-    return times, {name: [repr(value) for value in values.tolist()] for name, values in series.values.items()}
+    numbers = {name: [repr(value) for value in values.tolist()] for name, values in series.values.items()}
+    return times, {**numbers, **{name: [str(word) for word in words] for name, words in series.words.items()}}
 
 
 def _columns_of(rows: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, list[str]]]:

@@ -16,19 +16,26 @@ COLUMNS = "columns.npz"
 
 def has_other_columns(series: Sequence[Series]) -> bool:
     """Whether the table has columns that are not scored, and so in no other file of the case."""
-    return any(len(one.values) > 1 and not one.joint for one in series)
+    return any(len(one.values) + len(one.words) > 1 and not one.joint for one in series)
 
 
 def whole_series(series: Sequence[Series]) -> bytes:
     """Times and all columns as NumPy's archive."""
     parts = [
-        {"name": one.name, "column": one.column, "columns": list(one.values), "interval_ns": one.interval_ns}
+        {
+            "name": one.name,
+            "column": one.column,
+            "columns": list(one.values),
+            "words": list(one.words),
+            "interval_ns": one.interval_ns,
+        }
         for one in series
     ]
     arrays: dict[str, Any] = {"series": np.frombuffer(json.dumps(parts).encode(), np.uint8)}
     for number, one in enumerate(series):
         arrays[f"{number} times"] = one.times_ns
         arrays |= {f"{number} {column}": values for column, values in enumerate(one.values.values())}
+        arrays |= {f"{number} words {column}": words.astype(str) for column, words in enumerate(one.words.values())}
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()
@@ -42,6 +49,10 @@ def read_whole_series(content: bytes) -> list[Series]:
                 name=part["name"],
                 times_ns=arrays[f"{number} times"],
                 values={name: arrays[f"{number} {column}"] for column, name in enumerate(part["columns"])},
+                words={
+                    name: arrays[f"{number} words {column}"].astype(object)
+                    for column, name in enumerate(part.get("words", ()))
+                },
                 column=part["column"],
                 interval_ns=part["interval_ns"],
             )

@@ -1,0 +1,408 @@
+"""A user's own covariates and groups: read, fitted on the rows that train, trained, resumed, served, refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from apps.finance.datasets.covariates import MOST_CATEGORIES
+from apps.finance.datasets.synthetic import Synthetic
+from apps.finance.datasets.table import Table
+from apps.finance.inference.calibration import calibrate, from_manifest
+from apps.finance.inference.evaluation import evaluate
+from apps.finance.inference.forecasting import forecast
+from apps.finance.models import tft
+from apps.finance.models.library_tft import LibraryForecaster
+from apps.finance.outputs.whole_series import read_whole_series
+from apps.finance.predictor import FinancePredictor
+from apps.finance.recipes import tiny
+from apps.finance.service import FinanceCodec
+from apps.finance.task import ForecastTask
+from apps.finance.types import FinanceInput, LibraryTFT, Series
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from shared.deploy.predictor import Request, answer
+from shared.engine.checkpoint import best_weights
+from shared.engine.loop import fit
+from shared.engine.run import Run
+from shared.errors import InvalidInputError
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+ROWS, INPUT = 400, FinanceInput(context=24, horizon=4)
+TRAINING = 320
+"""The rows of each series that train: all but the last fifth."""
+
+
+def frame(names: str = "ab") -> pd.DataFrame:
+    """Hourly loads that follow a temperature and holidays."""
+    parts = []
+    for seed, name in enumerate(names):
+        generator, hours = np.random.default_rng(seed), np.arange(ROWS)
+        temperature = 10 + 8 * np.sin(hours / 37) + generator.normal(size=ROWS)
+        holiday = np.where(hours // 24 % 5 == 3, "new year", np.where(hours // 24 % 7 == 5, "easter", ""))
+        load = 50 * (seed + 1) + 3 * temperature - 20 * (holiday != "") + generator.normal(size=ROWS)
+        times = pd.date_range("2024-01-01", periods=ROWS, freq="h")
+        columns = {"time": times, "region": name, "load": load, "temperature": temperature, "holiday": holiday}
+        parts.append(pd.DataFrame({**columns, "wind": generator.normal(size=ROWS)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def written(folder: Path, table: pd.DataFrame, name: str = "load.csv") -> Path:
+    table.to_csv(folder / name, index=False)
+    return folder / name
+
+
+def table(path: Path, **settings: Any) -> Table:
+    known = {"known": ("temperature", "holiday"), "observed": ("wind",), "time": "time", "value": "load"}
+    return Table(path=str(path), **{"series": "region", **known, **settings})
+
+
+def library(data: Table) -> LibraryTFT:
+    found = data.fit_input(INPUT).library
+    assert found is not None
+    return found
+
+
+def forecaster(data: Table) -> LibraryForecaster:
+    torch.manual_seed(0)
+    model = tiny().model.build(data.fit_input(INPUT))
+    assert isinstance(model, LibraryForecaster)
+    return model.eval()
+
+
+def test_scalers_and_words_are_those_of_the_rows_that_train(tmp_path):
+    whole = frame()
+    later = whole.groupby("region").cumcount() >= TRAINING
+    changed = whole.copy()
+    changed.loc[later, ["load", "temperature", "wind"]] *= -7
+    changed.loc[later, "holiday"] = "carnival"
+    found = library(table(written(tmp_path, changed, "changed.csv")))
+    assert found == library(table(written(tmp_path, whole)))
+    temperature = whole.loc[~later, "temperature"]
+    assert found.scalers["of_temperature"] == pytest.approx((temperature.mean(), temperature.std(ddof=0)))
+    assert found.categories == {"of_holiday": {"": 1, "easter": 2, "new year": 3}, "series": {"a": 1, "b": 2}}
+    assert found.covariates == ("temperature", "holiday", "wind")
+    validation = table(tmp_path / "changed.csv").validation(replace(INPUT, library=found))
+    codes = validation.batch(np.arange(len(validation)), None)["categories"]
+    assert set(codes[:, -INPUT.horizon :, 0].flatten().tolist()) == {0} and set(codes[..., 1].flatten().tolist()) == {
+        1,
+        2,
+    }
+
+
+def test_names_come_with_commas_or_spaces_and_are_recorded_apart():
+    spaced = Table(path="x.csv", known=("temperature", "holiday"), observed=("wind",))
+    assert Table(path="x.csv", known=("temperature, holiday",), observed=("wind,",)) == spaced
+    with pytest.raises(InvalidInputError, match="the covariate 'wind' is named twice"):
+        Table(path="x.csv", known=("wind",), observed=("wind",))
+
+
+def test_groups_are_embedded_where_there_are_several_and_can_be_switched(tmp_path):
+    path = written(tmp_path, frame())
+    assert "series" not in library(table(path, groups=False)).categories
+    alone = library(table(path, known=(), observed=(), groups=True))
+    assert list(alone.categories) == ["series"] and alone.covariates == ()
+    one = written(tmp_path, frame("a").drop(columns="region"), "one.csv")
+    assert "series" not in library(table(one, series=None)).categories
+    assert table(path, known=(), observed=()).fit_input(INPUT) == INPUT
+
+
+def test_known_columns_are_seen_ahead_and_observed_ones_are_not(tmp_path):
+    data = table(written(tmp_path, frame()))
+    model = forecaster(data)
+    series = data.cases()[0].series
+    (usual,) = forecast(model, [series], stride=4)
+    row = 200
+    for name, ahead in (("temperature", True), ("wind", False), ("load", False)):
+        values = series.values[name].copy()
+        values[row:] += 5 * values.std()
+        (other,) = forecast(model, [replace(series, values={**series.values, name: values})], stride=4)
+        np.testing.assert_array_equal(other.quantiles[:row], usual.quantiles[:row])
+        assert np.array_equal(other.quantiles[row : row + 4], usual.quantiles[row : row + 4]) is not ahead
+        assert not np.array_equal(other.quantiles[row + 4 :], usual.quantiles[row + 4 :])
+    words = series.words["holiday"].copy()
+    words[row:] = "easter"
+    (other,) = forecast(model, [replace(series, words={"holiday": words})], stride=4)
+    assert not np.array_equal(other.quantiles[row : row + 4], usual.quantiles[row : row + 4])
+
+
+def test_the_loss_does_not_depend_on_the_unit_and_counts_series_alike(tmp_path):
+    def loss(data: Table) -> float:
+        task, model = ForecastTask(), forecaster(data)
+        scores, validation = task.scores(), data.validation(data.fit_input(INPUT))
+        with torch.no_grad():
+            task.evaluate(model, validation.batch(np.arange(len(validation)), None), scores)
+        return scores.summary()["loss"]
+
+    thousands = frame().assign(load=lambda one: 1000 * one["load"])
+    one, other = (table(written(tmp_path, kind, f"{n}.csv")) for n, kind in enumerate((frame(), thousands)))
+    assert loss(one) == pytest.approx(loss(other), rel=1e-3)
+
+
+def test_words_are_forgotten_in_some_training_windows_by_their_key_alone(tmp_path):
+    from shared.data.order import Key
+
+    data = table(written(tmp_path, frame()), stride=1)
+    windows = data.train(data.fit_input(INPUT))
+    every = np.arange(len(windows))
+    plain, kept = (windows.batch(every, key)["categories"] for key in (None, Key(seed=0, epoch=1)))
+    again = windows.batch(every[100:], Key(seed=0, epoch=1))["categories"]
+    torch.testing.assert_close(kept[100:], again, rtol=0, atol=0)
+    forgotten = (kept == 0).all(dim=1).float().mean(dim=0)
+    assert (plain > 0).all() and ((forgotten > 0.02) & (forgotten < 0.09)).all()
+    assert ((kept == plain) | (kept == 0)).all()
+
+
+@pytest.mark.parametrize("stop", [7, 10])
+def test_a_run_over_covariates_that_is_resumed_is_the_same_run(tmp_path, stop):
+    base = tiny()
+    data = table(written(tmp_path, frame()))
+
+    def train(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        limits = replace(base.limits, steps=steps, validate_every=5, checkpoint_every=5, keep=3)
+        fit(
+            replace(base, data=data, limits=limits), Run(tmp_path / folder, "finance", "tiny"), device="cpu", quiet=True
+        )
+        found = best_weights(tmp_path / folder)
+        assert found is not None
+        return found
+
+    whole = train("whole", 14)
+    train("parts", stop)
+    parts = train("parts", 14)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    histories = [json.loads((tmp_path / one / "result.json").read_text())["history"] for one in ("whole", "parts")]
+    assert histories[1][-1] == histories[0][-1]
+
+
+def test_the_network_of_a_checkpoint_keeps_its_own_covariates(tmp_path):
+    imported = replace(library(table(written(tmp_path, frame()))), trained_here=False)
+    with pytest.raises(InvalidInputError, match="the imported network has covariates of its own; leave out"):
+        table(tmp_path / "load.csv").fit_input(replace(INPUT, library=imported))
+    alone = table(tmp_path / "load.csv", known=(), observed=())
+    assert alone.fit_input(replace(INPUT, library=imported)).library == imported
+
+
+def test_columns_of_any_name_can_be_covariates(tmp_path):
+    named = {"temperature": "type", "holiday": "temp. at 2 m", "wind": "no"}
+    path = written(tmp_path, frame().rename(columns=named))
+    data = table(path, known=("Type", "temp. at 2 m"), observed=("no",))
+    assert library(data).covariates == ("Type", "temp. at 2 m", "no")
+    (made,) = forecast(forecaster(data), [data.cases()[0].series], stride=4)
+    assert np.isfinite(made.quantiles[INPUT.context :]).all()
+
+
+def test_a_column_of_several_files_is_of_words_where_one_of_them_has_words(tmp_path):
+    (tmp_path / "parts").mkdir()
+    early = frame("a")
+    early["holiday"] = ""
+    early["wind"] = np.nan
+    late = frame("a").assign(time=lambda one: one["time"] + pd.Timedelta(days=100))
+    for name, part in (("1.csv", early), ("2.csv", late)):
+        written(tmp_path / "parts", part, name)
+    (item,) = table(tmp_path / "parts").cases()
+    assert (item.series.words["holiday"][:ROWS] == "").all() and (item.series.words["holiday"][ROWS:] != "").any()
+    assert np.isnan(item.series.values["wind"][:ROWS]).all() and np.isfinite(item.series.values["wind"][ROWS:]).all()
+
+
+REFUSED = {
+    "not there": (
+        {"known": ("humidity",)},
+        "load.csv has no column 'humidity', which the network takes as a covariate",
+    ),
+    "the value": ({"known": ("load",)}, "column 'load' holds the value, and cannot be a covariate as well"),
+    "the times": ({"observed": ("time",)}, "column 'time' holds the times, and cannot be"),
+    "the series": ({"observed": ("Region",)}, "column 'region' holds the names of series, and cannot be"),
+    "words": ({"known": ("note",)}, rf"column 'note' holds 640 different words .* at most {MOST_CATEGORIES}"),
+    "nothing": ({"known": ("later",)}, "column 'later' has no value in the rows that train"),
+    "a gap": (
+        {"known": ("flag",)},
+        r"'flag' is known ahead of time .* in the 4 rows from 2024-01-02T00:00:00Z to .*with 0",
+    ),
+    "no numbers": ({"observed": ("power",)}, "column 'power' holds '10 USD', which is no number as written; correct"),
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_what_cannot_be_a_covariate_is_refused_in_a_sentence(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("apps.finance.datasets.covariates.MOST_CATEGORIES", MOST_CATEGORIES if what != "words" else 600)
+    settings, sentence = REFUSED[what]
+    sentence = sentence.replace(str(MOST_CATEGORIES), "600")
+    made = frame().assign(note=[f"note {n}" for n in range(2 * ROWS)], power="10 USD")
+    row = made.groupby("region").cumcount()
+    made["later"] = np.where(row >= TRAINING, 1.0, np.nan)
+    made["flag"] = np.where(made["holiday"] == "", np.nan, 1.0)
+    data = table(written(tmp_path, made), **{"known": (), "observed": (), **settings})
+    with pytest.raises(InvalidInputError, match=sentence):
+        data.train(data.fit_input(INPUT))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, a run over its covariates as the command line trains it, and its artifact."""
+    folder = tmp_path_factory.mktemp("covariates")
+    path = written(folder, frame())
+    data = ["--data", "table", "--data.path", str(path), "--data.time", "time", "--data.value", "load"]
+    words = ["train", "finance", "--recipe", "tiny", *data, "--data.series", "region", "--device", "cpu"]
+    words += ["--data.known", "temperature,holiday", "--data.observed", "wind", "--out", str(folder / "run")]
+    assert main([*words, "--limits.epochs", "6", "--limits.patience", "9", "--data.stride", "2"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tft, "dense", _refuse_to_export)
+        assert main(["export", str(folder / "run"), "--registry", str(folder / "models")]) == 0
+    return folder
+
+
+def _refuse_to_export(model: Any) -> Any:
+    """In place of a network to be written as ONNX, which takes torch half a minute; those of an import are."""
+    raise NotImplementedError("not here")
+
+
+@pytest.fixture
+def predictor(trained: Path) -> FinancePredictor:
+    return FinancePredictor.load([open_artifact(trained / "models" / "tft-anomaly" / "1")], "cpu")
+
+
+def answered(predictor: FinancePredictor, path: Path, **options: str) -> Any:
+    request = Request(files=(path,), options={"series": "region", **options})
+    return answer(predictor, request, FinanceCodec(predictor)).result
+
+
+def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, tmp_path, capsys):
+    artifact = str(trained / "models" / "tft-anomaly" / "1")
+    words = ["predict", "finance", str(trained / "load.csv"), "--artifact", artifact, "--out", str(tmp_path / "out")]
+    assert main([*words, "--option", "series=region"]) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [part["name"] for part in found["parts"]] == ["a", "b"] and found["series"]["column"] == "load"
+    capsys.readouterr()
+    data = ["--data", "table", "--data.path", str(trained / "load.csv"), "--data.value", "load"]
+    data += ["--data.series", "region"]
+    assert main(["evaluate", "finance", "--artifact", artifact, *data]) == 0
+    assert "Quantile loss" in capsys.readouterr().out
+    assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
+    assert "by_forecast: True -> True" in capsys.readouterr().out
+
+
+def test_what_a_server_keeps_of_a_table_has_its_words(predictor, trained):
+    request = Request(files=(trained / "load.csv",), options={"series": "region"})
+    codec = FinanceCodec(predictor)
+    decoded = codec.decode(request)
+    later = codec.encode(decoded, predictor.predict(decoded.inputs)).later
+    assert later is not None
+    kept = read_whole_series(later.inputs["columns.npz"]())
+    for one, item in zip(kept, table(trained / "load.csv").cases(), strict=True):
+        np.testing.assert_array_equal(one.words["holiday"], item.series.words["holiday"])
+        np.testing.assert_array_equal(one.values["wind"], item.series.values["wind"])
+
+
+def test_what_is_fitted_is_told_before_training(tmp_path):
+    data = table(written(tmp_path, frame()))
+    facts = data.facts(data.fit_input(INPUT))
+    assert facts["known ahead"].startswith("temperature (mean 1") and facts["known ahead"].endswith("holiday (3 words)")
+    assert facts["observed until now"].startswith("wind (mean ") and facts["names of series"] == "embedded"
+
+
+class Knowing(LibraryForecaster):
+    """A network that has learnt what ``frame`` makes the load of, but for its noise."""
+
+    def forward(self, reals: torch.Tensor, categories: torch.Tensor, target_scale: torch.Tensor) -> torch.Tensor:
+        mean, deviation = self.settings.scalers["of_temperature"]
+        temperature = reals[:, self.context :, self.settings.network["x_reals"].index("of_temperature")]
+        names = self.settings.network["x_categoricals"]
+        code = categories[:, self.context :, names.index("of_holiday")]
+        ordinary = code == self.settings.categories["of_holiday"][""]
+        level = 50.0 * categories[:, self.context :, names.index("series")]
+        load = level + 3 * (mean + deviation * temperature) - 20 * (~ordinary).float()
+        return load[..., None] + torch.tensor([-2.05, -1.28, -0.67, 0.0, 0.67, 1.28, 2.05])
+
+
+def test_a_value_that_only_its_covariates_belie_is_found_by_its_forecast(tmp_path):
+    """As much load on a holiday as on an ordinary day: within the range of the load, and far from its forecast."""
+    data = table(written(tmp_path, frame()))
+    torch.manual_seed(0)
+    model = Knowing(tiny().model.sized(library(data)), data.fit_input(INPUT))
+    usual = calibrate(data, model)
+    series = data.cases()[0].series
+    row = 13 * 24 + 12
+    assert series.words["holiday"][row] == "new year"
+    values = series.target.copy()
+    values[row] += 20
+    odd = replace(series, values={**series.values, "load": values})
+    found = {}
+    for by_forecast in (True, False):
+        calibration = from_manifest({**usual, "by_forecast": by_forecast})
+        own = FinancePredictor(model=model, calibration=calibration, stride=4, device="cpu", name="knowing")
+        before, after = own.predict([series, odd])
+        assert not before.anomalies
+        found[by_forecast] = after.anomalies
+    (event,) = found[True]
+    assert event.peak_ns == series.times_ns[row] and (event.channel, event.direction) == ("surprise", "above")
+    assert event.reason.startswith("a value off its forecast: +") and event.size == pytest.approx(20, abs=3)
+    assert values[row] < series.target[:row].max() and not found[False]
+
+
+def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
+    other = frame("a").assign(region="c", holiday="carnival")
+    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    assert "the network was not trained on 1 words of column 'holiday', which it takes as unknown: 'carnival'" in notes
+    assert "the network was not trained on 1 series, which it takes as unknown: 'c'" in notes
+    empty = frame("a").assign(holiday="")
+    assert not any("unknown" in note for note in answered(predictor, written(tmp_path, empty))["series"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        ({"holiday": None}, {}, "load.csv has no column 'holiday', which the network takes as a covariate; there are"),
+        ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', and the network was trained on numbers"),
+        ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind'; it cannot score all columns"),
+        ({}, {"value": "wind"}, "column 'wind' holds the value, and cannot be a covariate as well"),
+        (
+            {"temperature": ""},
+            {},
+            "'temperature' is known ahead of time to the network, and has no value in the 4 rows",
+        ),
+    ],
+)
+def test_a_file_that_lacks_a_covariate_is_refused_and_says_which(predictor, tmp_path, change, options, sentence):
+    made = frame("a").drop(columns=[name for name, value in change.items() if value is None])
+    made = made.assign(**{name: value for name, value in change.items() if value is not None})
+    with pytest.raises(InvalidInputError, match=sentence):
+        answered(predictor, written(tmp_path, made), **options)
+
+
+def test_a_network_over_covariates_has_no_monitor_and_is_not_scored_on_other_series(predictor, trained):
+    (series, *_) = (item.series for item in table(trained / "load.csv").cases())
+    with pytest.raises(InvalidInputError, match="a monitor is told of values alone"):
+        predictor.monitor(series)
+    synthetic = Synthetic(series=2, validation_series=1, rows=400)
+    with pytest.raises(InvalidInputError, match="of Synthetic have no columns temperature, holiday, wind"):
+        evaluate(predictor, synthetic, None)
+    bare = Series(
+        **{
+            **{name: getattr(series, name) for name in ("name", "times_ns", "column", "interval_ns")},
+            "values": {"load": series.target},
+        }
+    )
+    with pytest.raises(
+        InvalidInputError, match="a has no column 'temperature', which the network takes as a covariate"
+    ):
+        predictor.predict([bare])
+
+
+def test_only_a_network_over_covariates_scores_by_its_forecast(tmp_path):
+    path = written(tmp_path, frame())
+    with_them, without = (table(path, **settings) for settings in ({}, {"known": (), "observed": (), "groups": True}))
+    assert calibrate(with_them, forecaster(with_them))["by_forecast"] is True
+    assert calibrate(without, forecaster(without))["by_forecast"] is False
