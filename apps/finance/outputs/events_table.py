@@ -12,7 +12,7 @@ _COLUMNS = ("start", "end", "score", "observed", "expected", "low", "high", "why
 
 
 def events_table(result: Mapping[str, Any]) -> Table:
-    """The strongest events in the order of time, and the notes of the file as notes of the table."""
+    """The strongest events in the order of time; the notes of the file are said by whatever prints the result."""
     events = result["events"]
     strongest = sorted(events, key=lambda event: -float(event["score"]))[:MOST_EVENTS]
     shown = [event for event in events if event in strongest] if len(events) > MOST_EVENTS else events
@@ -23,7 +23,6 @@ def events_table(result: Mapping[str, Any]) -> Table:
         title=f"{result['series']['name']}: {len(events)} events{many}{more}",
         columns=columns,
         rows=[[_cell(event[name]) for name in columns[:-1]] + [_what(event)] for event in shown],
-        notes=result["series"]["notes"],
     )
 
 

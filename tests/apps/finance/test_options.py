@@ -124,3 +124,14 @@ def test_options_of_the_command_line_add_up_and_none_is_given_twice(tmp_path, ca
     assert series["column"] == "other" and series["start"].startswith("2024-06-30T22:00")
     assert main([*words, "--option", "value=other", "--option", "value=one"]) == 2
     assert "--option value is given twice" in capsys.readouterr().err
+
+
+def test_the_command_line_says_each_note_of_a_file_once(tmp_path, capsys):
+    rows = [f"2024-07-01 {hour:02d}:{minute:02d},{minute},{hour}" for hour in range(10) for minute in range(60)]
+    (tmp_path / "two.csv").write_text("\n".join(["time,one,other", *rows]) + "\n")
+    words = ["predict", "finance", str(tmp_path / "two.csv"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--option", "threshold=0.05"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    notes = result["series"]["notes"]
+    assert result["events"] and notes and [lines.count(note) for note in notes] == [1] * len(notes)
