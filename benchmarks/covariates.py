@@ -51,9 +51,9 @@ _EVERY = 24 * 9
 def main() -> None:
     """Trains both and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="one year and fewer epochs")
+    parser.add_argument("--quick", action="store_true", help="one year")
     quick = parser.parse_args().quick
-    days, epochs = (365, 3) if quick else (730, 6)
+    days, epochs = (365, 10) if quick else (730, 6)
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
         path = Path(folder) / "load.csv"
         load_table(days).to_csv(path, index=False)
