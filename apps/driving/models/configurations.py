@@ -16,6 +16,8 @@ from torch import nn
 from apps.driving.models.families import Family, family_of
 from apps.driving.models.library import build, dense_parts, load
 from apps.driving.models.own import OwnConfiguration
+from apps.driving.models.own_camera import OwnCamera
+from apps.driving.models.own_settings import build_network
 from apps.driving.types import KITTI_CLASSES, CameraInput, LidarInput, ObjectClass
 from shared.errors import InvalidInputError
 
@@ -29,13 +31,14 @@ _IMAGES = {"KITTI": (384, 1248), "nuScenes": (928, 1600)}
 class MMDet3DModel:
     """A configuration that mmdet3d ships: ``config`` is the name of its file without folder and ``.py``.
 
-    With ``own`` it is one of the user's, and ``config`` what it is called. ``name``, under which artifacts of it are
-    kept, follows from the sensor.
+    With ``own``, or ``own_camera``, it is one of the user's, and ``config`` what it is called. ``name``, under which
+    artifacts of it are kept, follows from the sensor.
     """
 
     name: Literal["", "mmdet3d_lidar", "mmdet3d_camera"] = ""
     config: str = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
     own: OwnConfiguration | None = None
+    own_camera: OwnCamera | None = None
 
     def __post_init__(self) -> None:
         name = f"mmdet3d_{self.sensor}"
@@ -50,7 +53,14 @@ class MMDet3DModel:
 
     @property
     def sensor(self) -> Literal["lidar", "camera"]:
-        return "lidar" if self.own is not None else self.family.sensor
+        if self.is_own:
+            return "camera" if self.own is None else "lidar"
+        return self.family.sensor
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a configuration of the user's."""
+        return self.own is not None or self.own_camera is not None
 
     def input(self) -> LidarInput | CameraInput:
         """What the configuration says of its input: classes, and the range of points in the LiDAR frame of ``Frame``.
@@ -59,6 +69,8 @@ class MMDet3DModel:
         """
         if self.own is not None:
             return self.own.lidar_input()
+        if self.own_camera is not None:
+            return self.own_camera.camera_input()
         document = configuration(self.config)
         classes = object_classes(self.family.data, document.classes)
         if self.sensor == "camera":
@@ -70,13 +82,14 @@ class MMDet3DModel:
 
     def settings(self) -> dict[str, Any]:
         """mmdet3d's settings of the model, without what would download weights."""
-        if self.own is not None:
-            return dict(self.own.model)
+        if (own := self.own or self.own_camera) is not None:
+            return dict(own.model)
         settings: dict[str, Any] = without_downloads(configuration(self.config).model)
         return settings
 
-    def build(self, input: LidarInput | CameraInput | None = None) -> nn.Module:
-        """mmdet3d's detector. Refuses an ``input`` that is not what the configuration says (``input()``).
+    def build(self, input: LidarInput | CameraInput | None = None, *, most_parameters: int | None = None) -> nn.Module:
+        """mmdet3d's detector. Refuses an ``input`` that is not what the configuration says (``input()``), and an own
+        one that makes far more parameters than ``most_parameters``.
 
         The order of its classes may be another: that in which the weights were trained.
         """
@@ -86,7 +99,9 @@ class MMDet3DModel:
                 f"the configuration {self.config} has {own}; input says {input}. Leave input as it is, or train "
                 "pointpillars or fcos3d, which are built for what input says"
             )
-        return build(self.settings()) if self.own is None else self.own.build(self.config)
+        if self.is_own:
+            return build_network(self.settings(), self.config, most_parameters)
+        return build(self.settings())
 
     def compiled_parts(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """Backbone, neck and head."""

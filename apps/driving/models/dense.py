@@ -32,8 +32,8 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
         return dense_heads(model)
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):
         raise NotImplementedError(
-            f"the dense network of {recipe.model} is not exported: its maps have a layout of their own, which only "
-            "mmdet3d's modules make; torch computes it"
+            f"the dense network of {type(recipe.model).__name__} is not exported: its maps have a layout of their own, "
+            "which only mmdet3d's modules make; torch computes it"
         )
     return dense_camera(model)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
 from apps.driving.models.fast import FastPointPillars, folded, has_fast_pillars
+from apps.driving.models.own_camera import ImageResize
 from apps.driving.types import Camera, Floats, Frame
 from shared.deploy.programs.program import Program
 
@@ -135,10 +136,20 @@ class LidarNetwork:
 
 
 class CameraNetwork:
-    """A camera detector of a shipped configuration, for prediction: one image at a time, as mmdet3d tests it."""
+    """A camera detector for prediction: one image at a time, as mmdet3d tests it.
 
-    def __init__(self, detector: nn.Module, affine: tuple[int, int, int] | None, *, fast: bool = True) -> None:
-        self.affine = affine
+    ``resize`` and ``affine`` are those of ``OwnCamera``.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        affine: tuple[int, int, int] | None = None,
+        *,
+        resize: ImageResize | None = None,
+        fast: bool = True,
+    ) -> None:
+        self.affine, self.resize = affine, resize
         foldable = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in detector.modules())
         self.detector: nn.Module = folded(detector) if fast and foldable else detector.eval()
 
@@ -146,6 +157,9 @@ class CameraNetwork:
         """What is found in an image: boxes in the camera's frame (centre; length, height, width; yaw about y)."""
         image = np.ascontiguousarray(camera.image_HWC[:, :, ::-1])  # mmdet3d reads colours as blue, green, red
         facts: dict[str, Any] = {}
+        scale = (1.0, 1.0)
+        if self.resize is not None:
+            image, scale = resized(image, self.resize)
         if self.affine is not None:
             import cv2
 
@@ -154,8 +168,19 @@ class CameraNetwork:
             facts["trans_mat"] = centred_affine(camera.image_HWC.shape[:2], (width // stride, height // stride))
         facts["img_shape"] = image.shape[:2]
         tensor = torch.from_numpy(image).permute(2, 0, 1).to(device)
-        data = structures.camera_data([tensor], torch.from_numpy(camera.intrinsics[None]), facts=[facts])
+        data = structures.camera_data(
+            [tensor], torch.from_numpy(camera.intrinsics[None]), facts=[facts], scales=[scale]
+        )
         return structures.predict(self.detector, data)[0]
+
+
+def resized(image_HWC: NDArray[np.uint8], resize: ImageResize) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """An image as mmcv's ``Resize`` leaves it, and the factors of its width and height."""
+    from mmcv.transforms import Resize
+
+    step = Resize(scale=resize.scale, scale_factor=resize.factor, keep_ratio=resize.keep_ratio)
+    found = step.transform({"img": image_HWC})
+    return found["img"], found["scale_factor"]
 
 
 def centred_affine(shape: tuple[int, ...], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -181,6 +206,8 @@ def network_of(
     """The detector that ``model`` built, with its weights, ready to predict; ``program`` is of ``dense_heads``."""
     if model.sensor == "lidar":
         return LidarNetwork(detector, point_layout(model), fast=fast, program=program)
+    if model.own_camera is not None:
+        return CameraNetwork(detector, model.own_camera.affine, resize=model.own_camera.resize, fast=fast)
     step = configuration(model.config).step("AffineResize")
     affine = None if step is None else (*step["img_scale"], step["down_ratio"])
     return CameraNetwork(detector, affine, fast=fast)

@@ -275,8 +275,8 @@ def table() -> Table:
         notes=(
             "Built from the configuration in mmdet3d's wheel, unmodified. `trivium import driving CONFIGURATION "
             "CHECKPOINT.pth` takes weights for one.",
-            "A LiDAR detector of your own configuration, on pillars: `trivium import driving CHECKPOINT.pth` reads the "
-            "one that mmengine wrote into it.",
+            "A detector of your own configuration, on pillars or images: `trivium import driving CHECKPOINT.pth` reads "
+            "the one that mmengine wrote into it.",
             "Tests run them with random weights; the published files were not at hand (docs/driving-models.md).",
         ),
     )

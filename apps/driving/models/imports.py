@@ -45,10 +45,7 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
     weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
     found = _described(named[0] if named else None, content, weights, path.name)
     model, input = found.model, found.input
-    if model.own is None:
-        network = model.build(input)
-    else:
-        network = model.own.build(model.config, most_parameters=sum(value.numel() for value in weights.values()))
+    network = model.build(input, most_parameters=sum(value.numel() for value in weights.values()))
     matched = match(weights, network.state_dict())
     matched.refuse_gaps(path.name, model.config)
     network.load_state_dict(matched.weights)
@@ -86,7 +83,11 @@ def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], f
     from apps.driving.models.config_text import read_config_text
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.families import ships
+    from apps.driving.models.own_camera import OwnCamera
+    from apps.driving.models.own_camera_reading import read_own_camera
+    from apps.driving.models.own_pipeline import model_of, type_of
     from apps.driving.models.own_reading import read_own
+    from apps.driving.models.own_settings import CAMERA_DETECTORS
 
     place, settings = file, None
     if named is not None:
@@ -104,8 +105,17 @@ def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], f
                 f"from work_dirs, or one that mmdet3d ships: trivium import driving CONFIG {file}"
             )
         settings = read_config_text(text, file)
-    reading = read_own(settings, _trained_classes(content), weights, place)
-    model = MMDet3DModel(config=place, own=reading.own)
+    classes = _trained_classes(content)
+    if type_of(model_of(settings, place)) in CAMERA_DETECTORS:
+        reading = read_own_camera(settings, classes, place)
+    else:
+        reading = read_own(settings, classes, weights, place)
+    own = reading.own
+    model = (
+        MMDet3DModel(config=place, own_camera=own)
+        if isinstance(own, OwnCamera)
+        else MMDet3DModel(config=place, own=own)
+    )
     return Described(model, model.input(), {"read": list(reading.read), "assumed": list(reading.assumed)})
 
 
@@ -134,7 +144,7 @@ def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
     except ArithmeticError:
         raise
     except Exception as error:
-        if model.own is None:
+        if not model.is_own:
             raise
         said = str(error).strip().partition("\n")[0][:300]
         raise InvalidInputError(
@@ -145,7 +155,8 @@ def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
 def remarks(model: MMDet3DModel) -> list[str]:
     """What whoever uses the model must know: sentences about how frames differ from what it learnt from."""
     if model.sensor == "camera":
-        return [f"images are seen at their own focal length; the model learnt depths at that of {model.family.data}"]
+        learnt = "the cameras that it was trained on" if model.is_own else model.family.data
+        return [f"images are seen at their own focal length; the model learnt depths at that of {learnt}"]
     from apps.driving.models.detectors import point_layout
 
     several = point_layout(model).earlier_sweeps + 1
@@ -252,8 +263,13 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     from apps.driving.models.pointpillars import PointPillars
 
     model = from_mapping(MMDet3DModel, settings["model"])
-    if model.own is None:
+    if not model.is_own:
         return recipe
+    if model.own is None:
+        raise InvalidInputError(
+            f"{model.config} cannot be trained further here: of own configurations recipes go on with PointPillars "
+            "alone. Go on in mmdet3d, and import what comes of it"
+        )
     if not isinstance(recipe.model, PointPillars):
         raise InvalidInputError(f"{model.config} looks at LiDAR sweeps; train it by a recipe for them: --recipe full")
     return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())

@@ -1,19 +1,18 @@
-"""From a configuration that mmengine dumped, and the checkpoint's metadata, to what the network is and sees."""
+"""From a configuration that mmengine dumped, and the checkpoint's metadata, to a LiDAR network and what it sees."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from apps.driving.models.own import OwnConfiguration
+from apps.driving.models.own_pipeline import Reading, classes_of, dataset_of, model_of, step_of, steps_of, type_of
 from shared.errors import InvalidInputError
 
 _NUSCENES, _KITTI = "NuScenesDataset", "KittiDataset"
-_WITHOUT_READER = {"LyftDataset": "Lyft's", "WaymoDataset": "Waymo's"}
 _STEPS = (
     *("LoadPointsFromFile", "LoadPointsFromMultiSweeps", "LoadAnnotations3D", "MultiScaleFlipAug3D"),
     *("GlobalRotScaleTrans", "RandomFlip3D", "PointsRangeFilter", "PointShuffle", "Pack3DDetInputs"),
@@ -26,15 +25,6 @@ _CONTRADICTION = 0.05
 """By how much of the means that were kept the equations may miss them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """A configuration, and in sentences what was read of it and what was ``assumed``."""
-
-    own: OwnConfiguration
-    read: tuple[str, ...]
-    assumed: tuple[str, ...]
-
-
 def read_own(
     settings: Mapping[str, Any], trained_classes: Sequence[str] | None, weights: Mapping[str, Tensor], name: str
 ) -> Reading:
@@ -42,18 +32,11 @@ def read_own(
 
     ``trained_classes`` are the checkpoint's own, None where it has none. Refuses what does not run here.
     """
-    model = settings.get("model")
-    if not isinstance(model, Mapping):
-        raise InvalidInputError(
-            f"the configuration in {name} assigns no model = dict(...); one that derives from others (_base_) is not "
-            "read: give the resolved one that mmengine writes into work_dirs"
-        )
-    dataset = _test_dataset(settings)
-    kind = str(dataset.get("type", "")).rpartition(".")[2]
-    if kind in _WITHOUT_READER:
-        raise InvalidInputError(f"{name} is for {_WITHOUT_READER[kind]} frames, which no reader here gives")
-    steps = list(_steps(dataset.get("pipeline") or settings.get("test_pipeline") or []))
-    loads, sweeps = _step(steps, "LoadPointsFromFile"), _step(steps, "LoadPointsFromMultiSweeps")
+    model = model_of(settings, name)
+    dataset = dataset_of(settings, name)
+    kind = type_of(dataset)
+    steps = list(steps_of(dataset.get("pipeline") or settings.get("test_pipeline")))
+    loads, sweeps = step_of(steps, "LoadPointsFromFile"), step_of(steps, "LoadPointsFromMultiSweeps")
     if loads is not None and (loads.get("norm_intensity") or loads.get("coord_type", "LIDAR") != "LIDAR"):
         raise InvalidInputError(
             f"{name}: LoadPointsFromFile with norm_intensity or another coord_type does not run here"
@@ -61,7 +44,7 @@ def read_own(
     intensity, about_intensity = _intensity(kind, weights)
     own = OwnConfiguration(
         model=model,
-        classes=_classes(trained_classes, dataset, settings, name),
+        classes=classes_of(trained_classes, dataset, settings, name),
         # mmdet3d writes the time over the fifth column, and by default leaves the intensity out.
         columns=_columns(loads, [0, 1, 2]) if sweeps is None else _columns(sweeps, [0, 1, 2, 4]),
         intensity=intensity,
@@ -94,51 +77,11 @@ def _assumed(
         yield "its LiDAR frame is x forward, y left, z up, as mmdet3d's own frames are but for nuScenes'"
     if loads is None:
         yield "the configuration lists no LoadPointsFromFile: points are taken as x, y, z and intensity"
-    others = sorted({_name(step) for step in steps} - set(_STEPS))
+    others = sorted({type_of(step) for step in steps} - set(_STEPS))
     if others:
         yield f"points need no {', '.join(others)}, which the test pipeline has and is not done here"
     if not own.has_anchor_sizes():
         yield "objects are of a car's size (for training alone): the head has no anchor of its own for each class"
-
-
-def _classes(
-    trained: Sequence[str] | None, dataset: Mapping[str, Any], settings: Mapping[str, Any], name: str
-) -> tuple[str, ...]:
-    metainfo = dataset.get("metainfo")
-    named = metainfo.get("classes") if isinstance(metainfo, Mapping) else None
-    for names in (trained, named, settings.get("class_names")):
-        if isinstance(names, Sequence) and names and all(isinstance(one, str) for one in names):
-            return tuple([names] if isinstance(names, str) else names)
-    raise InvalidInputError(f"neither {name} (meta, dataset_meta, classes) nor the configuration names the classes")
-
-
-def _test_dataset(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the data set that is tested on, out of its wrappers (``RepeatDataset``, ``ConcatDataset``)."""
-    for loader in ("test_dataloader", "val_dataloader", "train_dataloader"):
-        found = settings.get(loader)
-        found = found.get("dataset") if isinstance(found, Mapping) else None
-        while isinstance(found, Mapping):
-            inner = found.get("dataset") or found.get("datasets")
-            if not inner:
-                return found
-            found = inner[0] if isinstance(inner, list) else inner
-    return {}
-
-
-def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a pipeline, with those within others."""
-    for step in pipeline if isinstance(pipeline, list) else []:
-        if isinstance(step, Mapping):
-            yield step
-            yield from _steps(step.get("transforms"))
-
-
-def _name(step: Mapping[str, Any]) -> str:
-    return str(step.get("type", "")).rpartition(".")[2]
-
-
-def _step(steps: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    return next((step for step in steps if _name(step) == name), None)
 
 
 def _columns(step: Mapping[str, Any] | None, default: list[int]) -> tuple[int, ...]:

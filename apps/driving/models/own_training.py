@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from apps.driving.models.configurations import MMDet3DModel
-from apps.driving.models.own import checked_settings
+from apps.driving.models.own_settings import LIDAR_DETECTORS, checked_settings
 from apps.driving.models.pointpillars import PointPillars
 from shared.errors import InvalidInputError
 from shared.recipe_file import differences
@@ -29,7 +29,7 @@ def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
         )
     try:
         made = _in_sizes_of(own.model, base)
-        built = checked_settings(made.settings(own.lidar_input()))
+        built = checked_settings(made.settings(own.lidar_input()), LIDAR_DETECTORS)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _refused(model, [f"{type(error).__name__}: {error}"]) from error
     found = list(differences(_of_network(own.model), _of_network(built)))

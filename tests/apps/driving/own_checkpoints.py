@@ -5,6 +5,7 @@ import importlib.resources
 
 import torch
 
+from apps.driving.models.configurations import without_downloads
 from apps.driving.models.library import build, load
 
 CLASSES = ("Car", "Truck", "Forklift", "Person")
@@ -45,7 +46,7 @@ def own_config(dataset="ForkliftDataset"):
 def trained(config, raised=2.8):
     """mmdet3d's detector by its own builder, with statistics unlike those that it begins with."""
     torch.manual_seed(1)
-    detector = build(copy.deepcopy(config.model.to_dict())).eval()
+    detector = build(without_downloads(config.model.to_dict())).eval()
     for name, value in detector.named_buffers():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)

@@ -72,7 +72,12 @@ def frame():
 
 def test_the_artifact_says_where_it_comes_from_and_what_it_is(registry):
     artifact = open_artifact(registry / "mmdet3d_lidar" / "1")
-    assert artifact.recipe()["recipe"]["model"] == {"name": "mmdet3d_lidar", "config": CENTERPOINT, "own": None}
+    assert artifact.recipe()["recipe"]["model"] == {
+        "name": "mmdet3d_lidar",
+        "config": CENTERPOINT,
+        "own": None,
+        "own_camera": None,
+    }
     source = artifact.manifest.source
     assert source["configuration"] == CENTERPOINT and source["parity"]["largest_relative_difference"] < 1e-4
     assert source["without_onnx"].startswith("NotImplementedError") and not (artifact.path / "model.onnx").exists()

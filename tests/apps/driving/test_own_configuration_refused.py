@@ -101,7 +101,7 @@ def changed(path, value):
     [
         ("model.type", "os.system", "model.type is 'os.system', which does not run here"),
         ("model.type", "SECOND", "model.type is 'SECOND'; expected VoxelNet"),
-        ("model.type", "mmdet3d.models.FCOSMono3D", "camera models are imported by the name"),
+        ("model.type", "mmdet3d.models.FCOSMono3D", "camera network has GlobalRotScaleTrans, LoadPointsFromFile"),
         ("model.backbone.type", "mypackage.SECOND", "backbone.type is 'mypackage.SECOND', which does not run"),
         ("model.backbone.type", "PETRHead", "docs/driving-models.md lists the parts"),
         ("model.middle_encoder.type", "SparseEncoder", "it needs sparse convolution"),

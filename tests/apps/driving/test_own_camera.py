@@ -1,0 +1,224 @@
+"""A camera's checkpoint of a configuration of the user's own computes what mmdet3d's test does on the image's file."""
+
+import io
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from apps.driving.app import app
+from apps.driving.datasets.synth.scenes import KITTI, scene
+from apps.driving.models.configurations import MMDet3DModel
+from apps.driving.models.imports import IMPORTERS
+from apps.driving.predictor import WEIGHTS, DrivingPredictor, Options
+from apps.driving.recipes import RECIPES
+from apps.driving.types import Camera, CameraInput
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from shared.deploy.writing import write_imported
+from shared.errors import InvalidInputError
+from shared.recipe_file import from_mapping
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.driving.own_camera_checkpoints import RAISED, SIZES, mmdet3d_test, own_camera_config
+from tests.apps.driving.own_checkpoints import CLASSES, save, shipped, trained
+
+NAMES = [name.lower() for name in CLASSES]
+KINDS = ("fcos3d", "pgd", "smoke")
+INTRINSICS = np.array([[700, 0, 480], [0, 700, 300], [0, 0, 1]], np.float32)
+MOUNT = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tmp_path_factory):
+    """The kind, mmdet3d's detector, and the artifact that the command made of its checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    config = own_camera_config(request.param)
+    detector = trained(config, raised=RAISED[request.param])
+    path = save(folder / "epoch_80.pth", detector, config.pretty_text)
+    assert main(["import", "driving", str(path), "--registry", str(folder)]) == 0
+    return request.param, detector, open_artifact(folder / "mmdet3d_camera" / "1")
+
+
+def photograph():
+    """960 x 600 pixels of smooth noise."""
+    small = np.random.default_rng(0).integers(0, 256, (30, 48, 3), np.uint8)
+    image = np.asarray(Image.fromarray(small).resize((960, 600), Image.Resampling.BICUBIC))
+    return Camera(image_HWC=image, intrinsics=INTRINSICS, lidar_to_camera=MOUNT)
+
+
+def importing(path):
+    return IMPORTERS["mmdet3d"].load([str(path)], None)
+
+
+def test_the_artifact_finds_what_mmdet3ds_test_finds_in_the_images_file(made, tmp_path):
+    kind, detector, artifact = made
+    boxes, scores, labels = mmdet3d_test(kind, detector, photograph(), tmp_path)
+    network = DrivingPredictor.load([artifact], "cpu").detectors["mmdet3d_camera"].network
+    with torch.inference_mode():
+        found, found_scores, found_labels = network.predict(photograph())
+    assert len(found) == len(boxes) > 0
+    assert torch.equal(found_labels, labels)
+    assert torch.allclose(found_scores, scores, atol=1e-4)
+    assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
+
+
+def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
+    kind, _, artifact = made
+    source = artifact.manifest.source
+    assert source["parity"]["largest_relative_difference"] < 1e-4 and source["parity"]["maps"] > 0
+    said = " ".join(source["read"])
+    assert "car, truck, forklift, person" in said and "data set: ForkliftDataset" in said and source["assumed"] == []
+    assert {
+        "fcos3d": "resized by 0.5; in training Resize had scale=[960, 600], keep_ratio=True strides: 4, 8, 16, 32",
+        "pgd": "resized within 640 x 200 pixels; in training Resize had scale=[1242, 375], keep_ratio=True strides: 4",
+        "smoke": "640 x 192 pixels, as wide and centre on centre (AffineResize) strides: 4",
+    }[kind] in said
+    assert "depths at that of the cameras that it was trained on" in source["remarks"][0]
+    settings = artifact.recipe()["recipe"]
+    recipe = IMPORTERS["mmdet3d"].recipe(settings)
+    assert [(one.name, one.size_m) for one in recipe.input.classes] == [
+        (name, (length, width, height)) for name, (length, height, width) in zip(NAMES, SIZES, strict=True)
+    ]
+    assert recipe.input.focal_px is None and "train_cfg" not in settings["model"]["own_camera"]["model"]
+
+
+def test_it_is_served_over_http(made, tmp_path):
+    _, _, artifact = made
+    files = [("files", ("a.png", png(), "image/png")), ("files", ("a.txt", calibration(), "text/plain"))]
+    settings = Settings(registry=artifact.path.parent.parent, store=tmp_path / "store", warm=False)
+    with TestClient(create_app(settings, {"driving": app})) as client:
+        answer = client.post("/api/driving/predict", files=files, data={"score": "0"})
+    assert answer.status_code == 200, answer.text
+    (frame,) = answer.json()["result"]["frames"]
+    assert frame["model"] == "mmdet3d_camera" and frame["boxes"]
+    assert {box["name"] for box in frame["boxes"]} <= set(NAMES)
+
+
+def png():
+    content = io.BytesIO()
+    Image.fromarray(photograph().image_HWC).save(content, "png")
+    return content.getvalue()
+
+
+def calibration():
+    """KITTI's calibration of one camera at the LiDAR's own place."""
+    camera = np.concatenate([INTRINSICS, np.zeros((3, 1))], axis=1)
+    rows = {**{f"P{n}": camera for n in range(4)}, "R0_rect": np.eye(3), "Tr_velo_to_cam": MOUNT[:3]}
+    return "".join(f"{name}: {' '.join(map(str, np.ravel(row)))}\n" for name, row in rows.items()).encode()
+
+
+def test_the_shipped_fcos3d_as_a_checkpoint_of_mmdet3d_finds_the_same_objects(tmp_path):
+    """Of trained weights: the picture at the focal length that they know, through both ways of this application."""
+    artifact = open_artifact(max((WEIGHTS / "fcos3d").glob("[0-9]*")))
+    settings = artifact.recipe()["recipe"]
+    recipe = RECIPES["fcos3d_small"]()
+    model, seen = from_mapping(recipe.model, settings["model"]), from_mapping(CameraInput, settings["input"])
+    config = shipped("fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d")
+    config.model = model.settings(seen)
+    config.model.data_preprocessor.bgr_to_rgb = True  # mmdet3d reads files as blue, green, red
+    names = [kind.name for kind in seen.classes]
+    config.test_dataloader.dataset.update(type="OwnDataset", metainfo={"classes": names})
+    detector = model.build(seen)
+    detector.load_state_dict(artifact.weights())
+    imported = importing(save(tmp_path / "a.pth", detector, config.pretty_text, classes=names))
+    own = write_imported(app, "mmdet3d", imported, tmp_path / "registry")
+    frame = rendered(seen.focal_px)
+    (ours,), (theirs,) = (
+        DrivingPredictor.load([one], "cpu").predict([frame], Options(score=0.3)) for one in (artifact, own)
+    )
+    assert len(ours.boxes) > 0 and ours.boxes.names == theirs.boxes.names
+    assert ours.boxes.array == pytest.approx(theirs.boxes.array, abs=2e-2)
+    assert ours.boxes.scores == pytest.approx(theirs.boxes.scores, abs=1e-3)
+
+
+def rendered(focal_px):
+    """The image of a synthetic scene, of a focal length in pixels."""
+    seen = scene(np.random.default_rng(4), sensors=replace(KITTI, image_scale=focal_px / 721.54))
+    (camera,) = seen.cameras.values()
+    assert camera.intrinsics[0, 0] == pytest.approx(focal_px, rel=1e-3)
+    return replace(seen, points_lidar_m=None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d", "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d",
+     "fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d"],
+)  # fmt: skip
+def test_a_shipped_configuration_reads_from_its_dump_as_by_its_name(name, tmp_path):
+    by_name = MMDet3DModel(config=name)
+    detector = by_name.build().eval()
+    imported = importing(save(tmp_path / "a.pth", detector, shipped(name).pretty_text, classes=None))
+    model = imported.recipe.model
+    assert model.sensor == "camera" and imported.source["parity"]["largest_relative_difference"] < 1e-4
+    assert [kind.name for kind in imported.recipe.input.classes] == [kind.name for kind in by_name.input().classes]
+    assert model.own_camera.resize is None and (model.own_camera.affine == (1280, 384, 4)) == ("smoke" in name)
+
+
+def changed(kind, path, value):
+    config = own_camera_config(kind)
+    *folders, last = path.split(".")
+    settings = config
+    for name in folders:
+        settings = settings[int(name)] if name.isdigit() else settings[name]
+    settings[int(last) if last.isdigit() else last] = value
+    return config
+
+
+@cache
+def untrained(kind):
+    return trained(own_camera_config(kind))
+
+
+STEP = "test_dataloader.dataset.pipeline.1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "said"),
+    [
+        ("fcos3d", "model.bbox_head.num_classes", 3, "its head tells 3 classes apart; those of its data are car,"),
+        ("fcos3d", "model.bbox_head.bbox_coder.base_dims", SIZES[:2], "base_dims of 2 classes; its head tells 4 apart"),
+        ("fcos3d", "model.bbox_head.bbox_coder.base_dims", 3, "base_dims is 3; expected length, height and width"),
+        ("fcos3d", "model.bbox_head", None, "the model has no bbox_head"),
+        ("fcos3d", "model.bbox_head.strides", 8, "mmdet3d cannot build|cannot be computed"),
+        ("fcos3d", "model.bbox_head.group_reg_dims", (2, 1, 3), "mmdet3d cannot build .* AssertionError"),
+        ("fcos3d", "model.backbone.strides", (1, 2, 2, 400), "strides is 400; at most 16"),
+        ("fcos3d", "model.backbone.dilations", (1, 1, 1, 400), "dilations is 400; at most 16"),
+        ("fcos3d", "model.backbone.type", "mmdet.SwinTransformer", "docs/driving-models.md lists the parts"),
+        ("fcos3d", "model.backbone.depth", 101, "far more than the checkpoint|are not those of a.pth"),
+        ("fcos3d", "model.neck.out_channels", 10**8, r"out_channels is 1e\+08; at most 4096"),
+        ("fcos3d", STEP, {"type": "Resize3D", "scale": (9, 9)}, "camera network has Resize3D, which does not run"),
+        ("fcos3d", STEP, {"type": "Resize", "scale": (9000, 9000)}, "Resize to 9000 x 9000 pixels; images up to"),
+        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 1e9}, "factors above 0 and up to 4"),
+        ("fcos3d", STEP, {"type": "Resize", "scale": "wide"}, "scale of its test pipeline is wide; expected width"),
+        ("fcos3d", STEP, {"type": "Resize", "scale_factor": 0.5, "backend": "pillow"}, "as cv2's bilinear alone"),
+        ("fcos3d", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": 4}, "SMOKE's test pipeline"),
+        ("fcos3d", "test_dataloader.dataset.type", "WaymoDataset", "is for Waymo's frames"),
+        ("fcos3d", "test_dataloader.dataset.pipeline.0.color_type", "grayscale", "not in colour"),
+        ("smoke", STEP, {"type": "Resize", "scale_factor": 0.5}, "this SMOKEMono3D has no"),
+        ("smoke", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": 0}, "at a stride of 0"),
+        ("smoke", STEP, {"type": "AffineResize", "img_scale": (640, 192), "down_ratio": (4, 8)}, "expected one int"),
+        ("smoke", "model.bbox_head.bbox_code_size", 9, "cannot be computed"),
+        ("pgd", "model.bbox_head.depth_branch", (), "mmdet3d cannot build"),
+    ],
+)  # fmt: skip
+def test_what_does_not_run_here_is_refused_in_a_sentence(tmp_path, kind, path, value, said):
+    file = save(tmp_path / "a.pth", untrained(kind), changed(kind, path, value).pretty_text)
+    with pytest.raises(InvalidInputError, match=said) as told:
+        importing(file)
+    assert len(str(told.value)) < 1000 and "\n" not in str(told.value)
+
+
+def test_it_is_not_trained_further_here(made):
+    _, _, artifact = made
+    with pytest.raises(InvalidInputError, match=r"go on with PointPillars alone\. Go on in mmdet3d"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), artifact.recipe()["recipe"])
