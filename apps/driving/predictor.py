@@ -178,8 +178,13 @@ class DrivingPredictor:
         raise InvalidInputError(f"{frame.name} has no {needed}, which the loaded models need; loaded: {self._loaded}")
 
     def preferred_model(self, held: Mapping[str, bool]) -> str | None:
-        """The first model for the sensors, ``lidar`` and ``camera``, that a frame holds data of; None without one."""
-        for name in sorted(self.detectors, key=lambda one: one in self._rendered):
+        """The first model for the sensors, ``lidar`` and ``camera``, that a frame holds data of; None without one.
+
+        A sweep is looked at before images are.
+        """
+        for name in sorted(
+            self.detectors, key=lambda one: (self.detectors[one].sensor == "camera", one in self._rendered)
+        ):
             if held[self.detectors[name].sensor]:
                 return name
         return None

@@ -85,14 +85,17 @@ class Registry:
             ) from refusal
 
     def serving(self, app: App) -> list[Artifact]:
-        """What an application predicts with: the live version of each of its models, in order, then their partners.
+        """What an application predicts with: the live version of each of its models, then their partners.
 
+        Models in an earlier directory come first: what somebody trained serves by default, also where what was shipped
+        has another name. Those in one directory are in the application's order.
         A partner is the live version where that belongs to one of the models, else the newest that does and is not
         retired; where none does there is none. Models of which there is no version are left out; refuses where that
         leaves none.
         """
         models = [name for name in app.models if name not in app.partners]
-        found = [self.live(name) for name in models if self.versions(name)] or [self.newest(models[0])]
+        held = sorted((name for name in models if self.versions(name)), key=self._place)
+        found = [self.live(name) for name in held] or [self.newest(models[0])]
         for artifact in found:
             artifact.must_belong_to(app.name)
         partners: dict[Path, Artifact] = {}
@@ -102,6 +105,10 @@ class Registry:
                 if (partner := next((one for one in candidates if belongs(one, model)), None)) is not None:
                     partners[partner.path] = partner
         return [*found, *partners.values()]
+
+    def _place(self, name: str) -> int:
+        """The place among ``roots`` of the directory that a model's versions lie in."""
+        return next(place for place, root in enumerate(self.roots) if self._versions_in(root, name))
 
     def _usable(self, name: str) -> list[Path]:
         """The versions of a model that are not retired, the live one first, then the newest, those shadowed last."""

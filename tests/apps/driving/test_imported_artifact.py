@@ -99,6 +99,35 @@ def test_the_registry_serves_imported_models_and_they_predict(registry, frame):
     assert len(few) <= len(found.boxes) and (few.scores >= 0.3).all()
 
 
+def test_imported_models_come_before_shipped_ones_for_what_each_sees(registry, frame):
+    """Registries of a server: one's own, and that which the application ships."""
+    served = Registry(registry, app.weights).serving(app)
+    assert [one.manifest.name for one in served] == [
+        *("mmdet3d_lidar", "mmdet3d_camera", "pointpillars", "fcos3d", SECOND_STAGE)
+    ]
+    predictor = DrivingPredictor.load(served, "cpu")
+    assert predictor.choose_model(frame) == "mmdet3d_lidar"
+    assert predictor.choose_model(replace(frame, points_lidar_m=None)) == "mmdet3d_camera"
+    assert predictor.choose_model(frame, "pointpillars") == "pointpillars"
+
+
+def test_a_sweep_is_looked_at_where_the_imported_model_is_a_cameras(registry, frame, tmp_path):
+    shutil.copytree(registry / "mmdet3d_camera", tmp_path / "mmdet3d_camera")
+    predictor = DrivingPredictor.load(Registry(tmp_path, app.weights).serving(app), "cpu")
+    assert predictor.choose_model(frame) == "pointpillars"
+    assert predictor.choose_model(replace(frame, points_lidar_m=None)) == "mmdet3d_camera"
+
+
+def test_a_server_answers_by_the_imported_model_unless_another_is_asked_for(registry, frame, tmp_path):
+    sweep = [("files", ("a.bin", frame.points_lidar_m.tobytes()))]
+    server = create_app(Settings(store=tmp_path / "store", registry=registry, warm=False, workers=0), {"driving": app})
+    with TestClient(server) as client:
+        for asked, model in (({}, "mmdet3d_lidar"), ({"model": "pointpillars"}, "pointpillars")):
+            answer = client.post("/api/driving/predict", files=sweep, data=asked)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["result"]["frames"][0]["model"] == model
+
+
 def test_an_imported_model_that_is_not_loaded_is_named_so(registry, frame):
     predictor = DrivingPredictor.load([open_artifact(registry / "mmdet3d_lidar" / "1")], "cpu")
     with pytest.raises(InvalidInputError, match="mmdet3d_camera is not loaded; loaded: mmdet3d_lidar"):
