@@ -93,8 +93,9 @@ class Importer:
     """Turns a public checkpoint into a model of the application: weights only, by name.
 
     ``arguments`` are what the command line calls the words after the importer's name, such as ``CHECKPOINT``, in
-    brackets what may be left out; ``load`` takes them, and the data set that is named with ``--data`` where one is, and
-    returns the model.
+    brackets what may be left out; ``load`` takes them, the data set that is named with ``--data`` where one is, and by
+    keyword the ``options`` that are given with ``--option``, and returns the model. ``options`` are these by name, with
+    the values that they take.
     ``recipe`` reads the recipe of such a model back from the settings ``model`` and ``input`` in its artifact, so that
     it can be calibrated; None where they are the settings of a named recipe. ``fine_tuned`` gives a recipe that starts
     from such a model its network and its input; None where the network is that of the recipe.
@@ -102,7 +103,8 @@ class Importer:
 
     summary: str
     arguments: tuple[str, ...]
-    load: Callable[[Sequence[str], DataConfig | None], Imported]
+    load: Callable[..., Imported]
+    options: Mapping[str, str] = field(default_factory=dict)
     recipe: Callable[[Mapping[str, Any]], Recipe] | None = None
     fine_tuned: Callable[[Recipe, Mapping[str, Any]], Recipe] | None = None
 

@@ -137,6 +137,8 @@ class Import:
     """What the importer takes, such as the checkpoint's file."""
     data: DataSet = None
     """A data set for what the checkpoint does not hold, such as encoders that are fitted anew."""
+    option: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """What the checkpoint does not say, as name=value; one or several behind each `--option`."""
     registry: Path = Path("models")
     """A directory in Triton's repository layout; made where it is missing."""
 

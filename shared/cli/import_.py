@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from shared.app import App, Importer, find
 from shared.cli.arguments import Import
+from shared.cli.options import named_options
 from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
 from shared.errors import InvalidInputError
@@ -22,7 +23,11 @@ def run(command: Import, settings: Sequence[str]) -> int:
     if command.data is not None:
         kind = named_data_set(app, command.data)
         data = parse_data(kind, settings, f"trivium import {app.name} {name} --data {command.data} --")
-    imported = importer.load(arguments, data)
+    options = named_options(command.option)
+    if unknown := sorted(options.keys() - importer.options.keys()):
+        known = ", ".join(f"{option}={values}" for option, values in importer.options.items())
+        raise InvalidInputError(f"{name} has no option {unknown[0]}; it has {known or 'none'}")
+    imported = importer.load(arguments, data, **options)
     from shared.deploy.writing import write_imported
 
     artifact = write_imported(app, name, imported, command.registry)

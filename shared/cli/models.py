@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from shared.app import App, Table, find, installed
+from shared.app import App, Importer, Table, find, installed
 from shared.cli.arguments import Models
 from shared.cli.printing import print_table
 from shared.errors import InvalidInputError
@@ -26,10 +26,14 @@ def rows(app: App) -> list[tuple[str, str, str]]:
     sets = app.data_sets() if app.data_sets is not None else {}
     data = [("data set", name, f"{_first_line(kind)} {_required(kind)}".strip()) for name, kind in sets.items()]
     importers = app.importers() if app.importers is not None else {}
-    imports = [
-        ("importer", " ".join((name, *importer.arguments)), importer.summary) for name, importer in importers.items()
-    ]
+    imports = [("importer", _usage(name, importer), importer.summary) for name, importer in importers.items()]
     return [*recipes, *_shipped(app), *data, *imports]
+
+
+def _usage(name: str, importer: Importer) -> str:
+    """An importer's name, its arguments and its options."""
+    options = (f"[--option {option}={values}]" for option, values in importer.options.items())
+    return " ".join((name, *importer.arguments, *options))
 
 
 def _shipped(app: App) -> list[tuple[str, str, str]]:

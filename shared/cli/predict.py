@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.app import App, find
 from shared.cli.arguments import Predict
+from shared.cli.options import named_options
 from shared.cli.printing import print_line, print_table
 from shared.cli.results import result_table, sentences
 from shared.errors import InvalidInputError
@@ -22,11 +23,7 @@ def run(command: Predict) -> int:
     # command's start.
     gc.set_threshold(10_000)
     app = find(command.app)
-    given = [_option(text) for together in command.option for text in together]
-    options = dict(given)
-    if len(options) < len(given):
-        names = [name for name, _ in given]
-        raise InvalidInputError(f"--option {next(name for name in names if names.count(name) > 1)} is given twice")
+    options = named_options(command.option)
     if not command.inputs:
         raise InvalidInputError(f"name a file or a folder: trivium predict {app.name} INPUT --out DIR")
     for path in command.inputs:
@@ -79,10 +76,3 @@ def _predict_folder(app: App, command: Predict, options: Mapping[str, str]) -> i
     opened = open_predictor(app, artifact=command.artifact, device=command.device, program=command.program, on_use=True)
     left_out = app.predict_folder(opened.predictor, command.inputs[0], command.out, options, print_line)
     return 1 if left_out else 0
-
-
-def _option(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise InvalidInputError(f"--option {text}: write it as name=value")
-    return name, value

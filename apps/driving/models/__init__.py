@@ -14,6 +14,9 @@ SECOND_STAGE = "lidar_rcnn"
 IMPORTED = ("mmdet3d_lidar", "mmdet3d_camera")
 """Those of artifacts that `trivium import` makes of mmdet3d's checkpoints."""
 
+AXES = ("x-forward-y-left", "x-right-y-forward", "x-backward-y-right", "x-left-y-backward")
+"""Axes of a LiDAR frame with z up, each turned a quarter clockwise (from above) from the one before; ours first."""
+
 
 def model_configs() -> dict[str, type[ModelConfig]]:
     """Settings of each network by its artifact's name. ``sensor`` says what it sees: "lidar" or "camera"."""

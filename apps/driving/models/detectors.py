@@ -33,14 +33,15 @@ class PointLayout:
     """How a configuration's network takes a point of ``Frame`` (x, y, z in metres, intensity in [0, 1]).
 
     ``columns`` are those of the data set's files: 0 to 2 for x, y, z, 3 for the intensity, ``intensity`` times ours,
-    and 4 for the seconds since the sweep. ``quarter_turn``: x right and y forward, as in nuScenes, where ours are x
-    forward and y left. ``earlier_sweeps`` is the number of sweeps before the frame's own that it learnt from together
-    with it; with ``remove_close`` without what lies within a metre of their sensor, the vehicle itself.
+    and 4 for the seconds since the sweep. ``quarter_turn`` is by how many quarters its axes are turned clockwise, seen
+    from above, from ours (x forward, y left): 1 where they are x right and y forward, as in nuScenes.
+    ``earlier_sweeps`` is the number of sweeps before the frame's own that it learnt from together with it; with
+    ``remove_close`` without what lies within a metre of their sensor, the vehicle itself.
     """
 
     columns: tuple[int, ...]
     intensity: float
-    quarter_turn: bool
+    quarter_turn: int
     earlier_sweeps: int = 0
     remove_close: bool = False
 
@@ -64,7 +65,7 @@ class PointLayout:
     def to_network(self, points_NC: Tensor) -> Tensor:
         """(N, C) points as the network takes them, of (N, 4), or of (N, 5) with the seconds since they were seen."""
         x, y, z, intensity, *lag = points_NC.unbind(1)
-        if self.quarter_turn:
+        for _ in range(self.quarter_turn):
             x, y = -y, x
         known = (x, y, z, intensity * self.intensity, lag[0] if lag else torch.zeros_like(x))
         return torch.stack([known[column] for column in self.columns], dim=1)
@@ -72,7 +73,7 @@ class PointLayout:
     def from_network(self, boxes_N7: Tensor) -> Tensor:
         """(N, 7) boxes in the LiDAR frame of ``Frame``, yaw in [-pi, pi)."""
         x, y, yaw = boxes_N7[:, 0:1], boxes_N7[:, 1:2], boxes_N7[:, 6:7]
-        if self.quarter_turn:
+        for _ in range(self.quarter_turn):
             x, y, yaw = y, -x, yaw - torch.pi / 2
         return torch.cat([x, y, boxes_N7[:, 2:6], structures.wrap(yaw)], dim=1)
 
@@ -92,7 +93,7 @@ def point_layout(model: MMDet3DModel) -> PointLayout:
     assert loads is not None
     nuscenes = model.family.data == "nuScenes"
     single = PointLayout(
-        columns=_columns(loads["use_dim"]), intensity=255.0 if nuscenes else 1.0, quarter_turn=nuscenes
+        columns=_columns(loads["use_dim"]), intensity=255.0 if nuscenes else 1.0, quarter_turn=int(nuscenes)
     )
     if sweeps is None:
         return single

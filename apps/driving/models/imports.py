@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from apps.driving.models import AXES
 from shared.app import Imported, Importer
 from shared.errors import InvalidInputError
 from shared.recipe_file import from_mapping
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
 
 LEAST_SCORE = 0.3
 """From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
+_GREATEST_INTENSITY = 65535
 _LISTED = 8
 
 
-def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
+def load_mmdet3d(
+    words: Sequence[str], data: DataConfig | None, *, axes: str | None = None, intensity: str | None = None
+) -> Imported:
     """A detector of mmdet3d with the weights of a checkpoint file.
 
     ``words`` are the configuration and the file: the name of one that mmdet3d ships, or the file of a resolved one;
-    without it, the one that mmengine wrote into the checkpoint. Refuses a file in which weights are missing or have
-    other shapes, and lists them. The fast path that predictors use is compared with mmdet3d's own forward pass.
+    without it, the one that mmengine wrote into the checkpoint. ``axes`` (one of ``AXES``) and ``intensity``, the
+    greatest that its points had, say of a LiDAR network in a configuration of one's own what that does not say.
+
+    Refuses a file in which weights are missing or have other shapes, and lists them. The fast path that
+    predictors use is compared with mmdet3d's own forward pass.
     """
     from apps.driving.models.library import version
     from apps.driving.recipes import RECIPES
@@ -43,7 +51,8 @@ def load_mmdet3d(words: Sequence[str], data: DataConfig | None) -> Imported:
         )
     content = None if path.suffix == ".safetensors" else read_checkpoint(path)
     weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
-    found = _described(named[0] if named else None, content, weights, path.name)
+    said = _said(axes, intensity)
+    found = _described(named[0] if named else None, content, weights, path.name, said)
     model, input = found.model, found.input
     network = model.build(input, most_parameters=sum(value.numel() for value in weights.values()))
     matched = match(weights, network.state_dict())
@@ -78,8 +87,32 @@ class Described(NamedTuple):
     told: Mapping[str, Any]
 
 
-def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], file: str) -> Described:
-    """The network of a checkpoint: of the configuration that is ``named``, or of the one in its metadata."""
+def _said(axes: str | None, intensity: str | None) -> dict[str, Any]:
+    """What the options say of the points, as ``read_own`` takes it."""
+    said: dict[str, Any] = {}
+    if axes is not None:
+        if axes not in AXES:
+            raise InvalidInputError(f"--option axes={axes}; expected {', '.join(AXES)}")
+        said["axes"] = axes
+    if intensity is not None:
+        try:
+            said["greatest_intensity"] = float(intensity)
+        except ValueError:
+            said["greatest_intensity"] = math.nan
+        if not 0 < said["greatest_intensity"] <= _GREATEST_INTENSITY:
+            raise InvalidInputError(
+                f"--option intensity={intensity}; expected the greatest of the points that it learnt from, as 1 or 255"
+            )
+    return said
+
+
+def _described(
+    named: str | None, content: Any, weights: Mapping[str, Tensor], file: str, said: Mapping[str, Any]
+) -> Described:
+    """The network of a checkpoint: of the configuration that is ``named``, or of the one in its metadata.
+
+    ``said`` is what the user says of its points; refuses it of what says so itself.
+    """
     from apps.driving.models.config_text import read_config_text
     from apps.driving.models.configurations import MMDet3DModel
     from apps.driving.models.families import ships
@@ -95,6 +128,7 @@ def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], f
         settings = _resolved_file(Path(named), shipped=ships(name))
         if settings is None:
             model = MMDet3DModel(config=name)
+            _refuse_said(said, f"the shipped configuration {name}")
             return Described(model, _with_trained_classes(model.input(), content, file), {})
     else:
         meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -107,9 +141,10 @@ def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], f
         settings = read_config_text(text, file)
     classes = _trained_classes(content)
     if type_of(model_of(settings, place)) in CAMERA_DETECTORS:
+        _refuse_said(said, f"the camera network of {place}")
         reading = read_own_camera(settings, classes, place)
     else:
-        reading = read_own(settings, classes, weights, place)
+        reading = read_own(settings, classes, weights, place, **said)
     own = reading.own
     model = (
         MMDet3DModel(config=place, own_camera=own)
@@ -117,6 +152,14 @@ def _described(named: str | None, content: Any, weights: Mapping[str, Tensor], f
         else MMDet3DModel(config=place, own=own)
     )
     return Described(model, model.input(), {"read": list(reading.read), "assumed": list(reading.assumed)})
+
+
+def _refuse_said(said: Mapping[str, Any], network: str) -> None:
+    if said:
+        raise InvalidInputError(
+            f"--option axes and intensity are for LiDAR networks in configurations of one's own; {network} needs none: "
+            "leave them out"
+        )
 
 
 def _resolved_file(path: Path, *, shipped: bool) -> dict[str, Any] | None:
@@ -281,6 +324,7 @@ IMPORTERS = {
         "(`trivium models driving` lists those that run)",
         arguments=("[CONFIG]", "CHECKPOINT.pth"),
         load=load_mmdet3d,
+        options={"axes": "|".join(AXES), "intensity": "GREATEST"},
         recipe=imported_recipe,
         fine_tuned=fine_tuned,
     )

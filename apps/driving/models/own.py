@@ -38,13 +38,14 @@ class OwnConfiguration:
     classes: tuple[str, ...]
     columns: tuple[int, ...] = (0, 1, 2, 3)
     intensity: float = 1.0
-    quarter_turn: bool = False
+    quarter_turn: int = 0
     earlier_sweeps: int = 0
     remove_close: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", checked_settings(self.model, LIDAR_DETECTORS))
         object.__setattr__(self, "classes", tuple(name.lower() for name in self.classes))
+        object.__setattr__(self, "quarter_turn", int(self.quarter_turn) % 4)
         try:
             self._check_head()
             self._check_pillars()
@@ -78,7 +79,7 @@ class OwnConfiguration:
     def lidar_input(self) -> LidarInput:
         """What the network sees, in the LiDAR frame of ``Frame``, and looks for."""
         x0, y0, z0, x1, y1, z1 = self.range_m
-        if self.quarter_turn:
+        for _ in range(self.quarter_turn):
             x0, y0, x1, y1 = y0, -x1, y1, -x0
         return LidarInput(range_m=(x0, y0, z0, x1, y1, z1), classes=self.object_classes())
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apps.driving.models import AXES
 from apps.driving.models.own import OwnConfiguration
 from apps.driving.models.own_pipeline import Reading, classes_of, dataset_of, model_of, step_of, steps_of, type_of
 from shared.errors import InvalidInputError
@@ -26,11 +27,19 @@ _CONTRADICTION = 0.05
 
 
 def read_own(
-    settings: Mapping[str, Any], trained_classes: Sequence[str] | None, weights: Mapping[str, Tensor], name: str
+    settings: Mapping[str, Any],
+    trained_classes: Sequence[str] | None,
+    weights: Mapping[str, Tensor],
+    name: str,
+    *,
+    axes: str | None = None,
+    greatest_intensity: float | None = None,
 ) -> Reading:
     """What ``settings`` say of the network, its points and its frames; ``name`` is that of the file in refusals.
 
-    ``trained_classes`` are the checkpoint's own, None where it has none. Refuses what does not run here.
+    ``trained_classes`` are the checkpoint's own, None where it has none. ``axes`` (of ``AXES``) and
+    ``greatest_intensity`` are what the user says of the points that it learnt from, None where nothing is said.
+    Refuses what does not run here.
     """
     model = model_of(settings, name)
     dataset = dataset_of(settings, name)
@@ -42,20 +51,26 @@ def read_own(
             f"{name}: LoadPointsFromFile with norm_intensity or another coord_type does not run here"
         )
     intensity, about_intensity = _intensity(kind, weights)
+    said = []
+    if greatest_intensity is not None:
+        intensity, about_intensity = greatest_intensity, None
+        said.append(f"intensity, as was said: 0 to {intensity:g}")
+    if axes is not None:
+        said.append(f"axes, as was said: {axes}")
     own = OwnConfiguration(
         model=model,
         classes=classes_of(trained_classes, dataset, settings, name),
         # mmdet3d writes the time over the fifth column, and by default leaves the intensity out.
         columns=_columns(loads, [0, 1, 2]) if sweeps is None else _columns(sweeps, [0, 1, 2, 4]),
         intensity=intensity,
-        quarter_turn=kind == _NUSCENES,
+        quarter_turn=int(kind == _NUSCENES) if axes is None else AXES.index(axes),
         earlier_sweeps=0 if sweeps is None else _sweeps(sweeps.get("sweeps_num", 10)),
         remove_close=sweeps is not None and bool(sweeps.get("remove_close", False)),
     )
     return Reading(
         own=own,
-        read=_read(own, kind, trained_classes is not None),
-        assumed=tuple(filter(None, [*_assumed(own, kind, steps, loads), about_intensity])),
+        read=(*_read(own, kind, trained_classes is not None), *said),
+        assumed=tuple(filter(None, [*_assumed(own, kind, steps, loads, axes_unknown=axes is None), about_intensity])),
     )
 
 
@@ -71,10 +86,18 @@ def _read(own: OwnConfiguration, kind: str, from_checkpoint: bool) -> tuple[str,
 
 
 def _assumed(
-    own: OwnConfiguration, kind: str, steps: Sequence[Mapping[str, Any]], loads: Mapping[str, Any] | None
+    own: OwnConfiguration,
+    kind: str,
+    steps: Sequence[Mapping[str, Any]],
+    loads: Mapping[str, Any] | None,
+    *,
+    axes_unknown: bool,
 ) -> Iterator[str]:
-    if kind not in (_KITTI, _NUSCENES):
-        yield "its LiDAR frame is x forward, y left, z up, as mmdet3d's own frames are but for nuScenes'"
+    if axes_unknown and kind not in (_KITTI, _NUSCENES):
+        yield (
+            "its LiDAR frame is x forward, y left, z up, as mmdet3d's own frames are but for nuScenes' "
+            "(else say --option axes=...)"
+        )
     if loads is None:
         yield "the configuration lists no LoadPointsFromFile: points are taken as x, y, z and intensity"
     others = sorted({type_of(step) for step in steps} - set(_STEPS))
@@ -109,9 +132,9 @@ def _intensity(kind: str, weights: Mapping[str, Tensor]) -> tuple[float, str | N
     if mean is not None and mean > 1:
         return 255.0, (
             f"intensities were 0 to 255 when it learnt: their mean over the points and the padding of pillars, as its "
-            f"encoder's normalisation kept it, is {mean:.3g}"
+            f"encoder's normalisation kept it, is {mean:.3g} (else say --option intensity=...)"
         )
-    return 1.0, "intensities were 0 to 1 when it learnt, as in KITTI's files"
+    return 1.0, "intensities were 0 to 1 when it learnt, as in KITTI's files (else say --option intensity=...)"
 
 
 def mean_intensity(weights: Mapping[str, Tensor]) -> float | None:

@@ -195,3 +195,53 @@ def test_intensities_up_to_255_are_known_by_the_mean_that_the_encoder_kept(tmp_p
     points = random_sweep(imported.recipe.input)
     layout = point_layout(imported.recipe.model)
     assert torch.equal(layout.to_network(points)[:, 3], points[:, 3] * 255)
+
+
+@pytest.mark.parametrize(
+    ("axes", "turned"),
+    [
+        ("x-forward-y-left", lambda x, y: (x, y)),
+        ("x-right-y-forward", lambda x, y: (-y, x)),
+        ("x-backward-y-right", lambda x, y: (-x, -y)),
+        ("x-left-y-backward", lambda x, y: (y, -x)),
+    ],
+)
+def test_axes_and_intensity_that_are_said_are_those_of_the_artifact(checkpoint, detector, tmp_path, axes, turned):
+    """What mmdet3d finds in points in its own axes is found in ours, turned back."""
+    words = ["import", "driving", str(checkpoint), "--registry", str(tmp_path)]
+    assert main([*words, "--option", f"axes={axes}", "intensity=255"]) == 0
+    artifact = open_artifact(tmp_path / "mmdet3d_lidar" / "1")
+    source = artifact.manifest.source
+    assert f"axes, as was said: {axes}" in source["read"] and "intensity, as was said: 0 to 255" in source["read"]
+    assert source["assumed"] == []
+    theirs = random_points(0)
+    with torch.inference_mode():
+        points = torch.from_numpy(theirs * np.float32([1, 1, 1, 255]))
+        ((boxes, scores, _),) = structures.predict(detector, structures.lidar_data([points]))
+    predictor = DrivingPredictor.load([artifact], "cpu")
+    low, high = np.array(predictor.detectors["mmdet3d_lidar"].input.range_m).reshape(2, 3)
+    ours = theirs.copy()
+    ours[:, :2] = np.stack(turned(*turned(*turned(*theirs[:, :2].T))), axis=1)  # three more of quarters undo them
+    assert ((ours[:, :3] >= low) & (ours[:, :3] <= high)).all()
+    found = predictor.detect(Frame(name="a", points_lidar_m=ours, cameras={}))
+    best = torch.argsort(scores, descending=True, stable=True)
+    assert len(found) == len(scores) > 0 and found.scores == pytest.approx(scores[best].numpy(), abs=1e-4)
+    centres = np.stack(turned(found.centre_lidar_m[:, 0], found.centre_lidar_m[:, 1]), axis=1)
+    assert centres == pytest.approx(boxes[best, :2].numpy(), abs=1e-2)
+
+
+def test_what_is_said_is_refused_where_it_is_not_understood_or_not_needed(checkpoint, tmp_path, capsys):
+    shipped_name = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
+    for words, said in (
+        ((str(checkpoint), "axes=forward"), "--option axes=forward; expected x-forward-y-left, x-right-y-forward"),
+        ((str(checkpoint), "intensity=bright"), "--option intensity=bright; expected the greatest of the points"),
+        ((str(checkpoint), "intensity=0"), "--option intensity=0; expected the greatest"),
+        ((str(checkpoint), "yaw=1"), "mmdet3d has no option yaw; it has axes=x-forward-y-left|"),
+        ((str(checkpoint), "axes"), "--option axes: write it as name=value"),
+        ((shipped_name, str(checkpoint), "intensity=1"), "the shipped configuration pointpillars_hv_secfpn_8xb6"),
+    ):
+        *named, option = words
+        command = ["import", "driving", *named, "--registry", str(tmp_path / "none"), "--option", option]
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
