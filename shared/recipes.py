@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,35 @@ def named_recipe(app: App, name: str) -> Recipe:
     return recipes[name]()
 
 
-def with_imported_network(app: App, recipe: Recipe) -> Recipe:
-    """The recipe; with the network of the artifact that it starts from, where that was imported and is of its own."""
+def with_imported_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
+    """The recipe; with the network of the artifact that it starts from, where that was imported and is of its own.
+
+    ``chosen`` is the recipe before any setting was given. Refuses settings that were given and are the network's.
+    """
     if recipe.init is None or not (recipe.init / "recipe.yaml").is_file() or app.importers is None:
         return recipe
     document = read_recipe_file(recipe.init / "recipe.yaml")
     importer = app.importers().get(str(document["name"]))
     if importer is None or importer.fine_tuned is None or document["app"] != app.name:
         return recipe
-    return importer.fine_tuned(recipe, document["recipe"])
+    made = importer.fine_tuned(recipe, document["recipe"])
+    if taken := [*_not_taken("model", recipe, chosen, made), *_not_taken("input", recipe, chosen, made)]:
+        raise InvalidInputError(
+            f"the network in {recipe.init} has its own {', '.join(taken)}, which no setting changes; leave "
+            f"{'it' if len(taken) == 1 else 'them'} out"
+        )
+    return made
+
+
+def _not_taken(part: str, given: Recipe, chosen: Recipe, made: Recipe) -> list[str]:
+    """Settings of ``model`` or ``input`` that were given, and that the recipe that was made of them has otherwise."""
+    asked, before, after = (getattr(recipe, part) for recipe in (given, chosen, made))
+    return [
+        f"--{part}.{field.name.replace('_', '-')}"
+        for field in fields(asked)
+        if getattr(asked, field.name) != getattr(before, field.name, None)
+        and getattr(asked, field.name) != getattr(after, field.name, None)
+    ]
 
 
 def named_data_set(app: App, name: str) -> type[DataConfig]:

@@ -26,7 +26,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     data = None if command.data is None else named_data_set(app, command.data)
     chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
     prog = f"trivium train {app.name} {chosen} --"
-    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, named_components(command)))
+    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, named_components(command)), base)
     from torch import OutOfMemoryError
 
     from shared.comms.watch import LostProcessError

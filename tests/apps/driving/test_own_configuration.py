@@ -121,6 +121,16 @@ def test_training_goes_on_with_the_same_network(artifact, data, tmp_path, capsys
     assert main(["evaluate", "driving", "--run", str(tmp_path / "run")]) == 0
 
 
+def test_settings_of_the_network_are_refused_in_further_training(artifact, data, tmp_path, capsys):
+    words = ["train", "driving", "--recipe", "full", "--init", str(artifact.path), "--data", "custom"]
+    words += ["--data.root", str(data), "--out", str(tmp_path / "run")]
+    assert main([*words, "--input.range-m", "0", "-40", "-3", "80", "40", "1", "--model.neck", "64"]) == 2
+    assert f"the network in {artifact.path} has its own --model.neck, --input.range-m" in capsys.readouterr().err
+    assert main([*words, "--input.no-intensity"]) == 2
+    assert "its own --input.intensity, which no setting changes; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_that_recipes_do_not_build_is_not_trained_further(tmp_path):
     config = own_config()
     config.model.backbone.layer_strides = [1, 2, 2]
