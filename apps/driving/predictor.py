@@ -157,6 +157,12 @@ class DrivingPredictor:
         needed = {name for model in corrected for name in (model, self.second_stages[model])}
         return all(self.programs[name].opener is None for name in needed & self.programs.keys())
 
+    def open_programs(self, model: str) -> None:
+        """Loads the programs of a model and of its second stage, as their first frame would."""
+        for name in (model, self.second_stages.get(model)):
+            if name in self.programs:
+                self.programs[name].open()
+
     def choose_model(self, frame: Frame, asked: str | None = None) -> str:
         """The model for a frame: that which was ``asked`` for, or the first that has what it needs.
 

@@ -34,19 +34,31 @@ def timestamps(log: Path) -> list[int]:
     return sorted(int(file.stem) for file in (log / "sensors" / "lidar").glob("*.feather") if file.stem.isdecimal())
 
 
+def is_log(folder: Path) -> bool:
+    """Whether a folder is laid out as a log is."""
+    return (folder / "sensors" / "lidar").is_dir()
+
+
 def read(log: Path) -> list[Frame]:
     """All sweeps of a log, one frame each. Raises ``InvalidInputError``."""
+    return [read_frame(log, timestamp_ns) for timestamp_ns in timestamps(log)]
+
+
+def read_frame(
+    log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True, labelled: bool = True
+) -> Frame:
+    """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated and they are
+    asked for. Raises ``InvalidInputError``."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
-            return [read_frame(log, timestamp_ns) for timestamp_ns in timestamps(log)]
+            return _frame(log, timestamp_ns, points=points, images=images, labelled=labelled)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
             f"{log.name} is no log of Argoverse 2 as av2-api describes it: {type(error).__name__} {str(error)[:200]}"
         ) from error
 
 
-def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: bool = True) -> Frame:
-    """One sweep with the ring cameras' images nearest to it, and its boxes where the log is annotated."""
+def _frame(log: Path, timestamp_ns: int, *, points: bool, images: bool, labelled: bool) -> Frame:
     origin = _mounts(log)[LIDAR][:3, 3]
     sweep, remarks = _sweep(log / "sensors" / "lidar" / f"{timestamp_ns}.feather", origin) if points else (None, ())
     cameras = _cameras(log, timestamp_ns, origin) if images else {}
@@ -56,7 +68,7 @@ def read_frame(log: Path, timestamp_ns: int, *, points: bool = True, images: boo
         name=str(timestamp_ns),
         points_lidar_m=sweep,
         cameras=cameras,
-        truth=_boxes(log, timestamp_ns, origin),
+        truth=_boxes(log, timestamp_ns, origin) if labelled else None,
         time_ns=timestamp_ns,
         remarks=remarks,
     )

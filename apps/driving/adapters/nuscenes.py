@@ -7,7 +7,9 @@ boxes and calibrations are turned by a quarter on reading, and back on writing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,39 @@ _TURN = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float64)
 """nuScenes LiDAR to ``Frame``'s LiDAR frame."""
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The key frames that a ``sample.json`` describes: its path, the names of its classes, and a description each."""
+
+    info: Path
+    classes: Mapping[int, str]
+    samples: Sequence[dict[str, Any]]
+
+    def read(
+        self,
+        sample: dict[str, Any],
+        *,
+        images: bool = True,
+        labelled: bool = True,
+        earlier: Callable[[Path], Floats] | None = None,
+    ) -> Frame:
+        """The frame of one of ``samples``. Raises ``InvalidInputError``."""
+        described = sample if labelled else {name: part for name, part in sample.items() if name != "instances"}
+        with _in_info_layout(self.info):
+            return read_described(
+                described, self.classes, lambda name: _beside(self.info, name), with_images=images, earlier=earlier
+            )
+
+
 def read(path: Path) -> list[Frame]:
     """The key frames of a ``sample.json``, or of the folder that holds one."""
+    found = describe(path)
+    earlier = cache(read_points)  # frames share the sweeps before them
+    return [found.read(sample, earlier=earlier) for sample in found.samples]
+
+
+def describe(path: Path) -> Described:
+    """What a ``sample.json``, or that of a folder, describes; no sweep and no image is read."""
     info = path / "sample.json" if path.is_dir() else path
     if not info.is_file():
         raise InvalidInputError(f"{path.name} holds no sample.json; a nuScenes key frame is described there")
@@ -43,16 +76,19 @@ def read(path: Path) -> list[Frame]:
             f"{info.parent.name}/{info.name} is a table of nuScenes' own; the command line goes through the data set: "
             "trivium predict driving NUSCENES --each --out DIR"
         )
+    with _in_info_layout(info):
+        samples = content["data_list"]
+        _refuse_repeats(samples, info.name)
+        _refuse_same_names([name_of(sample) for sample in samples], info.name)
+        return Described(info, class_names(content), samples)
+
+
+@contextmanager
+def _in_info_layout(info: Path) -> Iterator[None]:
+    """Refuses what is not laid out as OpenMMLab's info files are, where it is read."""
     try:
-        names = class_names(content)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
-            _refuse_repeats(content["data_list"], info.name)
-            _refuse_same_names([name_of(sample) for sample in content["data_list"]], info.name)
-            earlier = cache(read_points)  # frames share the sweeps before them
-            return [
-                read_described(sample, names, lambda name: _beside(info, name), earlier=earlier)
-                for sample in content["data_list"]
-            ]
+            yield
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInputError(
             f"{info.name} is not in the info layout (metainfo.categories, data_list with images, lidar_points and "
@@ -121,7 +157,7 @@ def read_points(path: Path) -> Floats:
 
 def read_described(
     sample: dict[str, Any],
-    names: dict[int, str],
+    names: Mapping[int, str],
     find: Callable[[str], Path],
     *,
     with_points: bool = True,
@@ -212,7 +248,7 @@ def _earlier_sweeps(
         )
 
 
-def _boxes(instances: list[dict[str, Any]], names: dict[int, str]) -> Boxes3D:
+def _boxes(instances: list[dict[str, Any]], names: Mapping[int, str]) -> Boxes3D:
     table = box_numbers([item["bbox_3d"][:7] for item in instances], "bbox_3d").reshape(-1, 7)
     yaw = table[:, 6] - np.pi / 2
     return Boxes3D(

@@ -57,7 +57,7 @@ def _city_image_alone(image: Path) -> list[Frame]:
 
 READERS: tuple[Reader, ...] = (
     Reader(name="nuScenes key frame", described_by=_ending("sample.json"), read=nuscenes.read),
-    Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of),
+    Reader(name="Argoverse 2 log", described_by=_ending("egovehicle_SE3_sensor.feather"), read=_log_of, each=True),
     Reader(name="Cityscapes 3D image", described_by=_ending(cityscapes3d.LABELS), read=_city_image, each=True),
     Reader(name="Cityscapes image", described_by=_ending(cityscapes3d.IMAGE), read=_city_image_alone, each=True),
     Reader(name="folder with points", described_by=custom.folders, read=_own_sweeps),

@@ -42,7 +42,7 @@ class Argoverse2(FrameData):
         if all(part.is_dir() for part in parts.values()):
             logs = _logs(parts[split])
         else:
-            known = {log.name: log for log in ([self.root] if _is_log(self.root) else _logs(self.root))}
+            known = {log.name: log for log in ([self.root] if argoverse2.is_log(self.root) else _logs(self.root))}
             logs = [known[name] for name in every_fifth(list(known), split)] if known else []
         taken = tuple((log, when) for log in logs for when in argoverse2.timestamps(log)[:: self.stride])
         if not taken:
@@ -77,9 +77,5 @@ class LogFrames:
         return listing_digest(self.root, [*files, *marks, *mounts, *images], "argoverse2")
 
 
-def _is_log(folder: Path) -> bool:
-    return (folder / "sensors" / "lidar").is_dir()
-
-
 def _logs(folder: Path) -> list[Path]:
-    return sorted(found for found in folder.iterdir() if _is_log(found)) if folder.is_dir() else []
+    return sorted(found for found in folder.iterdir() if argoverse2.is_log(found)) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""``trivium predict driving FOLDER --each``: a data set's folder, own sweeps or a ROS bag, of any number of frames.
+"""``trivium predict driving FOLDER --each``: a data set's folder, logs, sweeps or a ROS bag, of any number of frames.
 
 The next frames are read while a network computes, and the boxes of the one before are worked out (``video``), so that
 a few frames are in memory at a time. Each frame's result files are written when the frame is done, and its line of
@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from apps.driving.adapters import cityscapes3d, custom, kitti, rosbag
-from apps.driving.adapters.kitti_layouts import frame_root, frame_roots
+from apps.driving.adapters import argoverse2, cityscapes3d, custom, kitti, rosbag
+from apps.driving.adapters import nuscenes as nuscenes_frames
+from apps.driving.adapters.kitti_layouts import frame_root, frame_roots, layout_of
+from apps.driving.adapters.nuscenes_tables import MOST_SWEEPS
 from apps.driving.datasets.nuscenes import NuScenes
 from apps.driving.inference.detect import LidarDetector
 from apps.driving.inference.video import overlapped
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from apps.driving.schemas import DrivingFrame
     from apps.driving.types import Frame
 
+_SWEEPS = {"lidar": True, "camera": False}
+_IMAGES = {"lidar": False, "camera": True}
+_BOTH = {"lidar": True, "camera": True}
+_INFO = "sample.json"
 _SETTINGS, _LINES, _LOCK = "settings.json", "frames.jsonl", ".lock"
 _SAY_EVERY = 100
 
@@ -49,6 +56,10 @@ def predict_folder(
         found = _of_bag(folder, options.topic)
     elif versions := sorted(found.parent for at in ("", "v1.0-*/") for found in folder.glob(f"{at}sample_data.json")):
         found = _of_nuscenes(versions, images=predictor.asks_camera(options.model))
+    elif (info := folder if folder.name == _INFO else folder / _INFO).is_file():
+        found = _of_described(info, images=predictor.asks_camera(options.model))
+    elif logs := _logs(folder):
+        found = _of_logs(folder, logs, images=predictor.asks_camera(options.model))
     elif cities := cityscapes3d.images_below(folder):
         found = _of_cityscapes(folder, cities)
     else:
@@ -68,7 +79,10 @@ def predict_folder(
     try:
         with file_lock(out / _LOCK, wait=False):
             _same(out / _SETTINGS, settings)
-            with _threads_for(predictor, options):
+            model = options.model or predictor.preferred_model(found.sensors)
+            with _threads_for(predictor, model):
+                if model in predictor.detectors:
+                    predictor.open_programs(model)  # the fastest is found by timing, with nothing beside it
                 return _go_on(predictor, found, out, options, say)
     except BlockingIOError as error:
         raise InvalidInputError(
@@ -84,7 +98,8 @@ class _Unread(NamedTuple):
 class _Found(NamedTuple):
     """Frames to be read one after the other, how many there should be, and their names where these are known before.
 
-    ``posed`` where it is known where in the world they were taken.
+    ``sensors`` that they hold data of, as ``preferred_model`` takes them; ``posed`` where it is known where in the
+    world they were taken.
     """
 
     root: Path
@@ -93,6 +108,7 @@ class _Found(NamedTuple):
     names: set[str] | None = None
     topic: str | None = None
     posed: bool = False
+    sensors: Mapping[str, bool] = _SWEEPS
 
 
 def _of_folder(folder: Path, device: str) -> _Found:
@@ -109,7 +125,11 @@ def _of_folder(folder: Path, device: str) -> _Found:
     ids = custom.frame_ids(root) if own else kitti.frame_ids(root)
     read = partial(custom.read_frame if own else kitti.read_frame, root, labelled=False, device=device)
     frames = [_Unread(frame_id.replace("/", "_"), partial(read, frame_id)) for frame_id in ids]
-    return _Found(root, frames, len(frames), {frame.name for frame in frames})
+    sensors = _SWEEPS
+    if not own:
+        layout = layout_of(root)
+        sensors = {"lidar": layout.sweeps.is_dir(), "camera": layout.images.is_dir()}
+    return _Found(root, frames, len(frames), {frame.name for frame in frames}, sensors=sensors)
 
 
 def _of_sweeps(folder: Path) -> _Found:
@@ -118,8 +138,7 @@ def _of_sweeps(folder: Path) -> _Found:
     if not ids:
         raise InvalidInputError(
             f"{folder.name} holds no sweep (.bin, .pcd, .npy), and neither a folder velodyne, image_2 or points nor "
-            "nuScenes' tables or images of Cityscapes, which --each goes through; a single key frame of nuScenes or an "
-            "Argoverse 2 log is read without --each"
+            "nuScenes' tables, a sample.json, logs of Argoverse 2 or images of Cityscapes, which --each goes through"
         )
     frames = [_Unread(frame_id, partial(custom.read_unlabelled, folder, frame_id)) for frame_id in ids]
     return _Found(folder, frames, len(frames), set(ids))
@@ -147,7 +166,50 @@ def _of_nuscenes(versions: list[Path], *, images: bool) -> _Found:
     frames = [
         _Unread(name, partial(described.read, number, images=images)) for number, name in enumerate(described.names)
     ]
-    return _Found(versions[0], frames, len(frames), set(described.names), posed=True)
+    return _Found(versions[0], frames, len(frames), set(described.names), posed=True, sensors=_BOTH)
+
+
+def _of_described(info: Path, *, images: bool) -> _Found:
+    """Key frames that a ``sample.json`` describes."""
+    described = nuscenes_frames.describe(info)
+    earlier = lru_cache(MOST_SWEEPS + 1)(nuscenes_frames.read_points)  # neighbours share sweeps
+    read = partial(described.read, labelled=False, earlier=earlier)
+    frames = [
+        _Unread(
+            nuscenes_frames.name_of(sample),
+            partial(read, sample, images=images or not sample.get("lidar_points")),  # what has images alone is seen
+        )
+        for sample in described.samples
+    ]
+    sensors = {
+        "lidar": any(sample.get("lidar_points") for sample in described.samples),
+        "camera": any(sample["images"] for sample in described.samples),
+    }
+    posed = any("ego2global" in sample for sample in described.samples)
+    return _Found(info, frames, len(frames), {frame.name for frame in frames}, posed=posed, sensors=sensors)
+
+
+def _logs(folder: Path) -> list[Path]:
+    """The folder itself where it is a log of Argoverse 2, else those in it, or in its splits."""
+    if argoverse2.is_log(folder):
+        return [folder]
+    return sorted(found.parents[1] for depth in ("*", "*/*") for found in folder.glob(f"{depth}/sensors/lidar"))
+
+
+def _of_logs(folder: Path, logs: list[Path], *, images: bool) -> _Found:
+    """The sweeps of logs one after the other; of several each is called after its log too."""
+
+    def read(log: Path, when: int, name: str) -> Frame:
+        return replace(argoverse2.read_frame(log, when, images=images, labelled=False), name=name)
+
+    frames = []
+    for log in logs:
+        for when in argoverse2.timestamps(log):
+            name = str(when) if len(logs) == 1 else f"{log.name}_{when}"
+            frames.append(_Unread(name, partial(read, log, when, name)))
+    if not frames:
+        raise InvalidInputError(f"{folder.name} holds no sweep of Argoverse 2 (sensors/lidar/TIMESTAMP.feather)")
+    return _Found(folder, frames, len(frames), {frame.name for frame in frames}, sensors=_BOTH)
 
 
 def _of_cityscapes(folder: Path, images: list[Path]) -> _Found:
@@ -155,7 +217,7 @@ def _of_cityscapes(folder: Path, images: list[Path]) -> _Found:
         return cityscapes3d.read_unlabelled(image, cityscapes3d.calibration_of(image))
 
     frames = [_Unread(image.name.removesuffix(cityscapes3d.IMAGE), partial(read, image)) for image in images]
-    return _Found(folder, frames, len(frames), {frame.name for frame in frames})
+    return _Found(folder, frames, len(frames), {frame.name for frame in frames}, sensors=_IMAGES)
 
 
 def _refuse(damage: InvalidInputError) -> Frame:
@@ -163,13 +225,12 @@ def _refuse(damage: InvalidInputError) -> Frame:
     raise damage
 
 
-def _threads_for(predictor: DrivingPredictor, options: Options) -> AbstractContextManager[None]:
+def _threads_for(predictor: DrivingPredictor, model: str | None) -> AbstractContextManager[None]:
     """Half of the threads for the network, half for the second stage, which takes about as long, on a CPU.
 
     So neither waits for threads of the other: on two cores that compute for others as well, with two threads for each,
     a sweep took two to three times the processor's time.
     """
-    model = options.model or predictor.preferred_model({"lidar": True, "camera": True})
     detector = predictor.detectors.get(model or "")
     corrected = isinstance(detector, LidarDetector) and detector.second_stage is not None
     return compute_threads_divided(2) if corrected and predictor.device == "cpu" else nullcontext()

@@ -129,12 +129,12 @@ class Program:
         """The outputs by name, on the inputs' device. Raises ``ValueError`` for inputs of different numbers of rows."""
         import torch
 
-        self._open()
+        self.open()
         return self._in_parts(self.compute, inputs, lambda one: one.new_zeros((1, *one.shape[1:])), torch.cat)
 
     def arrays(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """As a call, with NumPy arrays: a runtime that reads a file computes on them without importing torch."""
-        self._open()
+        self.open()
         if isinstance(self.compute, ArrayCompute):
             return self._in_parts(
                 self.compute.arrays, inputs, lambda one: np.zeros((1, *one.shape[1:]), one.dtype), np.concatenate
@@ -154,7 +154,8 @@ class Program:
             if self.reader is not None and self._ahead is None:
                 self._ahead = self.reader()
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Loads a program that is to be loaded when it is first called; it is chosen, where it was not, by timing."""
         if self.opener is None:
             return
         with self._lock:

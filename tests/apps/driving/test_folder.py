@@ -18,6 +18,8 @@ from apps.driving.inference.folder import predict_folder
 from apps.driving.inference.second_stage import SecondStage
 from apps.driving.predictor import Options
 from shared import cli
+from shared.app import find
+from shared.deploy.opening import open_predictor
 from shared.deploy.predictor import Request
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
@@ -180,9 +182,12 @@ def test_the_command_goes_through_sweeps_that_lie_in_a_folder_themselves(split, 
 def test_the_command_refuses_in_a_sentence(split, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "log" / "sensors" / "lidar").mkdir(parents=True)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "sample.json").write_text("[]")
     for app, inputs, words in (
         ("driving", [tmp_path / "empty"], "empty holds no sweep (.bin, .pcd, .npy)"),
-        ("driving", [tmp_path / "log"], "an Argoverse 2 log is read without --each"),
+        ("driving", [tmp_path / "log"], "log holds no sweep of Argoverse 2 (sensors/lidar/TIMESTAMP.feather)"),
+        ("driving", [tmp_path / "tables"], "tables/sample.json is a table of nuScenes' own"),
         ("driving", [split, split], "--each takes one folder"),
         ("driving", [split / "velodyne" / "000000.bin"], "--each takes a folder or a ROS bag"),
         ("finance", [split], "finance does not go through folders one by one; leave --each out"),
@@ -216,3 +221,66 @@ def test_boxes_are_corrected_beside_the_next_sweep_with_half_of_the_threads(spli
     assert predict_folder(shipped, split, tmp_path / "out", Options(), print) == 0
     assert threads == [3] * 8 and compute_threads() == 6
     assert any(line["boxes"] for line in lines(tmp_path / "out"))
+
+
+@pytest.mark.realdata
+def test_logs_of_argoverse_2_give_what_one_gives_at_once(ask, predictor, data_root, tmp_path):
+    log = data_root / "driving" / "av2_7fab2350"
+    assert predict_folder(predictor, log, tmp_path / "one", Options(score=0.2), print) == 0
+    at_once = ask(Request(files=(log,), options={"score": "0.2"})).result["frames"]
+    assert len(at_once) == 2 and [boxes_of(line) for line in lines(tmp_path / "one")] == [*map(boxes_of, at_once)]
+    for name in ("b", "a"):
+        shutil.copytree(log, tmp_path / "split" / "val" / name)
+    (tmp_path / "split" / "val" / "b" / "sensors" / "lidar" / "315966265360032000.feather").write_bytes(b"torn")
+    said = []
+    assert predict_folder(predictor, tmp_path / "split", tmp_path / "two", Options(score=0.2), said.append) == 1
+    names = [line["name"] for line in lines(tmp_path / "two")]
+    assert names == ["a_315966265259836000", "a_315966265360032000", "b_315966265259836000"]
+    assert any("left out" in one and "315966265360032000.feather" in one for one in said)
+
+
+def boxes_of(line):
+    return [line["name"], line["model"], line["boxes"]]
+
+
+@pytest.mark.realdata
+def test_key_frames_of_a_sample_json_give_what_they_give_at_once(ask, predictor, data_root, tmp_path):
+    root = tmp_path / "key"
+    shutil.copytree(data_root / "driving" / "nuscenes_sample", root)
+    content = json.loads((root / "sample.json").read_text())
+    (sample,) = content["data_list"]
+    other = copy.deepcopy(sample)
+    other["token"] = "second"
+    for described in (other["lidar_points"], *other["images"].values()):
+        (key,) = {"lidar_path", "img_path"} & described.keys()
+        shutil.copy(root / described[key], root / f"second_{described[key]}")
+        described[key] = f"second_{described[key]}"
+    (root / f"second_{sample['lidar_points']['lidar_path']}").write_bytes(b"torn")
+    (root / "sample.json").write_text(json.dumps(content | {"data_list": [other, sample]}))
+    said = []
+    assert predict_folder(predictor, root, tmp_path / "out", Options(score=0.2), said.append) == 1
+    assert any("left out" in one and "not a multiple of 20" in one for one in said)
+    (root / "sample.json").write_text(json.dumps(content))
+    at_once = ask(Request(files=(root,), options={"score": "0.2"}))
+    assert [boxes_of(line) for line in lines(tmp_path / "out")] == [*map(boxes_of, at_once.result["frames"])]
+    assert (tmp_path / "out" / "results_nusc.json").read_bytes() == at_once.files["results_nusc.json"]
+    again = root / "sample.json"
+    assert predict_folder(predictor, again, tmp_path / "images", Options(model="fcos3d"), said.append) == 0
+    assert lines(tmp_path / "images")[0]["model"] == "fcos3d"
+
+
+def test_programs_are_loaded_before_a_frame_is_read(split, tmp_path, monkeypatch):
+    """They are chosen by timing, which a frame that is read or corrected beside it would distort."""
+    opened = open_predictor(find("driving"), on_use=True).predictor
+    needed, loaded = [opened.programs[name] for name in ("pointpillars", "lidar_rcnn")], []
+    assert all(program.opener is not None for program in needed)
+    read = kitti.read_frame
+
+    def noted(root, frame_id, **settings):
+        loaded.append([program.opener is None for program in needed])
+        return read(root, frame_id, **settings)
+
+    monkeypatch.setattr(kitti, "read_frame", noted)
+    assert predict_folder(opened, split, tmp_path / "out", Options(), print) == 0
+    assert loaded == [[True, True]] * 4
+    assert opened.programs["fcos3d"].opener is not None  # no frame needs it
