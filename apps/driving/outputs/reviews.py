@@ -2,7 +2,8 @@
 
 ``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed, in the layout of ``--data custom``;
 metres in the LiDAR frame. Images, where the store keeps them whole, in KITTI's: ``training/image_2``, ``calib`` and
-``label_2``. ``frames.csv`` says which frame of which case each is.
+``label_2``; where frames have several cameras, ``training/ImageSets`` has those of a frame in one part. ``frames.csv``
+says which frame of which case each is.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     for folder in ("points", "labels"):
         (out / folder).mkdir()
     rows: list[tuple[object, ...]] = []
+    names: dict[str, list[str]] = {}
     sweeps = whole_sweeps = thinned = nothing = undecided = images = 0
     for case in cases:
         views = _views(case)
@@ -64,13 +66,17 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)))
                 sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept is not None)
                 thinned += len(points) < view["points"] * _POINT_BYTES
-            for camera, one in cameras.items():
-                _write_image(one, boxes, out / "training", name if len(cameras) == 1 else f"{name}-{plain(camera)}")
+            named = [name] if len(cameras) == 1 else [f"{name}-{plain(camera)}" for camera in cameras]
+            for image, one in zip(named, cameras.values(), strict=True):
+                _write_image(one, boxes, out / "training", image)
+            names |= {name: named} if cameras else {}
             images += len(cameras)
             count_kept = None if points is None else len(points) // _POINT_BYTES
             rows.append((name, case.id, text_cell(frame["name"]), view["points"], count_kept, len(cameras)))
     with (out / "frames.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
+    if any(len(named) > 1 for named in names.values()):
+        _write_parts(out / "training" / "ImageSets", names)
     remarks = [f"Frames written: {len(rows)}."] if rows else []
     return [*_left_out(nothing, undecided), *remarks, *_written(out, sweeps, whole_sweeps, thinned, images)]
 
@@ -141,6 +147,16 @@ def _write_image(camera: Camera, boxes: Sequence[Mapping[str, Any]], training: P
     ):
         (training / folder).mkdir(parents=True, exist_ok=True)
         (training / folder / file).write_bytes(content)
+
+
+def _write_parts(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Which images are learnt from and which validate, by frame: its cameras see the same objects."""
+    from apps.driving.datasets.split import every_fifth
+
+    folder.mkdir()
+    parts = {"train.txt": every_fifth(list(names), "train"), "val.txt": every_fifth(list(names), "validation")}
+    for file, frames in parts.items():
+        (folder / file).write_text("".join(f"{image}\n" for frame in frames for image in names[frame]))
 
 
 def _views(case: ReviewedCase) -> list[dict[str, Any]]:

@@ -219,6 +219,39 @@ def test_what_the_server_keeps_whole_is_trained_on_whole(
     assert np.allclose(frame.truth.yaw, [BOX["yaw"], MISSED["yaw"]], atol=1e-3)
 
 
+def surround(frames: int) -> list[tuple[str, tuple[str, bytes]]]:
+    """Key frames of three cameras each, described by a sample.json."""
+    files, described = [], []
+    for number in range(frames):
+        views = {}
+        for camera in ("CAM_FRONT", "CAM_LEFT", "CAM_RIGHT"):
+            picture = io.BytesIO()
+            Image.fromarray(np.full((48, 64, 3), number, np.uint8)).save(picture, "PNG")
+            files.append(("files", (f"{camera}_{number}.png", picture.getvalue())))
+            turn = [[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+            cam2img = [[40, 0, 32], [0, 40, 24], [0, 0, 1]]
+            views[camera] = {"img_path": f"{camera}_{number}.png", "cam2img": cam2img, "lidar2cam": turn}
+        described.append({"token": f"t{number}", "images": views})
+    info = json.dumps({"metainfo": {"categories": {}}, "data_list": described})
+    return [("files", ("sample.json", info.encode())), *files]
+
+
+def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(client: TestClient, tmp_path: Path) -> None:
+    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
+    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
+        answer = keeping.post("/api/driving/predict", files=surround(6))
+        assert answer.status_code == 200, answer.text
+        review = {"verdicts": {str(number): "accepted" for number in range(1, 13)}}
+        assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
+        assert export(keeping, tmp_path / "out") == 0
+    parts = [Kitti(root=tmp_path / "out").frames(split).ids for split in ("train", "validation")]
+    assert [len(part) for part in parts] == [15, 3]
+    training, validating = ({name.rpartition("-CAM")[0] for name in part} for part in parts)
+    assert len(training) == 5 and len(validating) == 1 and not training & validating
+    assert (tmp_path / "out" / "training" / "image_2" / f"{parts[1][0]}.png").is_file()
+
+
 def test_images_that_the_store_does_not_keep_are_left_out(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
