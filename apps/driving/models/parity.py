@@ -27,7 +27,7 @@ def parity(model: MMDet3DModel, detector: nn.Module) -> dict[str, Any]:
     """
     found: list[tuple[list[Tensor], int]] = []
     input = model.input()
-    with torch.inference_mode():
+    with torch.inference_mode(), without_priors(detector):
         for fast in (False, True):
             network = network_of(model, detector, fast=fast)
             with recorded_maps(network.detector) as maps:
@@ -47,6 +47,27 @@ def parity(model: MMDet3DModel, detector: nn.Module) -> dict[str, Any]:
         "maps": len(own),
         "boxes": {"mmdet3d": own_boxes, "fast_path": other_boxes},
     }
+
+
+@contextmanager
+def without_priors(detector: nn.Module) -> Iterator[None]:
+    """FCOS3D's coder, and PGD's, without means of depth and size while it is open.
+
+    It takes those of each pixel's best class into the map, and of classes whose scores are nearly alike the rounding of
+    sums decides which that is: more pixels and classes, more such differences.
+    """
+    head: Any = getattr(detector, "bbox_head", None)
+    coder = getattr(head, "bbox_coder", None)
+    # SMOKE's has base_depth, and takes its means after the maps.
+    names = ("base_depths", "base_dims") if hasattr(coder, "base_depths") else ()
+    kept = {name: getattr(coder, name) for name in names}
+    for name in kept:
+        setattr(coder, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(coder, name, value)
 
 
 @contextmanager

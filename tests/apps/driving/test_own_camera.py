@@ -149,6 +149,19 @@ def rendered(focal_px):
     return replace(seen, points_lidar_m=None)
 
 
+@pytest.mark.parametrize("kind", ["fcos3d", "pgd"])
+def test_classes_of_nearly_equal_scores_are_no_difference_of_the_fast_path(tmp_path, kind):
+    """The coder takes the size of the best class of each pixel, and of two alike either may be that."""
+    config = own_camera_config(kind)
+    detector = trained(config, raised=RAISED[kind])
+    scores = detector.bbox_head.conv_cls
+    scores.weight.data[1] = scores.weight.data[0] * (1 + 1e-7)
+    scores.bias.data[1] = scores.bias.data[0]
+    imported = importing(save(tmp_path / "a.pth", detector, config.pretty_text))
+    assert imported.source["parity"]["largest_relative_difference"] < 1e-4
+    assert imported.network.bbox_head.bbox_coder.base_dims == SIZES
+
+
 @pytest.mark.parametrize(
     "name",
     ["pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d", "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d",
