@@ -30,6 +30,7 @@ from apps.medical.adapters.series import (
     choose_series,
     is_capture,
     is_scout,
+    must_be_slices,
     must_hold_a_volume,
 )
 from apps.medical.adapters.stack import stack
@@ -105,6 +106,7 @@ def read_series(files: Sequence[Path], *, series: str | None = None, patient: bo
         remarks.extend(captures_left_out(chosen, slices))
         for part in chosen:
             _must_be_ct(part)
+        remarks.extend(must_be_slices(name, chosen))
         if len({str(part.header.get("PatientID") or "") for part in chosen}) > 1:
             raise InvalidInputError(
                 f"{name}: one series holds images of several patients (PatientID); hand in one patient's"

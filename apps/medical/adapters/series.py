@@ -21,7 +21,10 @@ AXIAL = 0.8
 
 _LISTED = 8
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_PROJECTED = {"LOCALIZER", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "VOLUME RENDERED", "MPR", "CSA MPR"}
+_PROJECTION = re.compile(r"(.* )?(MIP|MINIP|MNIP)( .*)?|MAXIMUM|MINIMUM|PROJECTION IMAGE|VOLUME RENDERED")
+"""What ImageType says of images of more than their slices; MAXIMUM and MINIMUM in enhanced CT (PS3.3 C.8.16.1.4)."""
+
+_REFORMATTED = {"MPR", "CSA MPR", "REFORMATTED"}
 _LUNG_KERNEL = re.compile(r"bl\d\d\w*|lung\w*", re.IGNORECASE)
 _SHARP_KERNEL = re.compile(
     r"bl\d\d\w*|lung\w*|[bhu][5-9]\d\w*|[bhqu][a-z][5-9]\d\w*|bone\w*|edge|l|y[a-d]|fc[58]\d", re.IGNORECASE
@@ -73,6 +76,19 @@ def captures_left_out(chosen: Sequence[Slice], slices: Sequence[Slice]) -> list[
     ]
 
 
+def must_be_slices(name: str, chosen: Sequence[Slice]) -> list[str]:
+    """Refuses projections, whose values are no slice's; what is said of images that were reformatted from others."""
+    for part in chosen:
+        if kind := _projection(part.header):
+            raise InvalidInputError(
+                f"{name}: {_describe(chosen)} is a projection (ImageType {kind}), in which nodules can neither be told "
+                "from vessels nor measured. Hand in the axial series that it was made from"
+            )
+    if kinds := sorted(_image_type(chosen[0].header) & _REFORMATTED):
+        return [f"The series was reformatted from another (ImageType {kinds[0]}). Where there is that one, hand it in."]
+    return []
+
+
 def must_hold_a_volume(name: str, slices: Sequence[Slice], without_pixels: Callable[[], Mapping[str, int]]) -> None:
     """Refuses what holds no CT volume and more than one thing, with what it holds.
 
@@ -109,8 +125,8 @@ def _why_no_volume(group: Sequence[Slice]) -> str:
         return "saved screens"
     if any(header.get("Modality") != "CT" for header in headers):
         return ""
-    if projected := sorted(_image_type(headers[0]) & _PROJECTED):
-        return projected[0]
+    if kind := _made_of_others(headers[0]):
+        return kind
     if len(group) < MIN_SLICES:
         return "too few"
     return "not in axial slices" if _heights(headers) is None else "several at one place"
@@ -225,7 +241,7 @@ def _several(name: str, groups: Sequence[Sequence[Slice]], more: str = "") -> In
 def _is_volume(group: Sequence[Slice]) -> bool:
     """Whether it can be a CT in axial slices: no other modality, no projection, each image at a place of its own."""
     headers = [part.header for part in group]
-    if any(header.get("Modality") != "CT" or _image_type(header) & _PROJECTED for header in headers):
+    if any(header.get("Modality") != "CT" or is_scout(header) or _made_of_others(header) for header in headers):
         return False
     heights = _heights(headers)
     return heights is not None and len(np.unique(heights.round(2))) > len(heights) / 2
@@ -263,6 +279,16 @@ def _kernel(header: Dataset) -> str:
 def _image_type(header: Dataset) -> set[str]:
     value = header.get("ImageType") or []
     return {str(part).upper() for part in ([value] if isinstance(value, str) else value)}
+
+
+def _projection(header: Dataset) -> str:
+    """What ImageType calls the projection; empty where it is none."""
+    return next((part for part in sorted(_image_type(header)) if _PROJECTION.fullmatch(part)), "")
+
+
+def _made_of_others(header: Dataset) -> str:
+    """What ImageType calls a projection or a multiplanar reformation; empty where it is neither."""
+    return _projection(header) or next(iter(sorted(_image_type(header) & {"MPR", "CSA MPR"})), "")
 
 
 def _number(group: Sequence[Slice]) -> str:

@@ -265,6 +265,23 @@ def test_a_study_without_a_ct_volume_is_told_what_it_holds_instead(tmp_path, hel
     assert read_volume([pack(tmp_path, held | of_kind(20, 20))]).size_ijk[2] == 20
 
 
+@pytest.mark.parametrize("kind", ["MIP", "MIP THICK", "CSA MIP", "MINIP", "PROJECTION IMAGE", "MAXIMUM"])
+@pytest.mark.parametrize("asked", [None, "8"], ids=["alone", "named"])
+def test_a_projection_is_refused(tmp_path, kind, asked):
+    """Of maxima over thick slabs a vessel is as long as the slab shows it, and a nodule no larger than its shadow."""
+    beside = {} if asked is None else of_kind(1)
+    held = of_kind(8, ImageType=["DERIVED", "SECONDARY", "AXIAL", kind]) | beside | dose_report()
+    with pytest.raises(InvalidInputError, match=rf"series 8 \(CT, 10 images\) is a projection \(ImageType {kind}\)"):
+        read_volume([pack(tmp_path, held)], series=asked)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("MPR", True), ("REFORMATTED", True), ("AVERAGE", False)])
+def test_of_a_series_that_was_reformatted_a_remark_says_so(tmp_path, kind, said):
+    (*remarks,) = read_volume([pack(tmp_path, of_kind(8, ImageType=["DERIVED", "SECONDARY", kind]))]).remarks
+    sentence = f"The series was reformatted from another (ImageType {kind}). Where there is that one, hand it in."
+    assert remarks == ([sentence] if said else [])
+
+
 def test_reports_alone_are_told_as_such(tmp_path):
     with pytest.raises(InvalidInputError, match="holds no DICOM image; it holds 1 SR without images"):
         read_volume([pack(tmp_path, dose_report())])
