@@ -6,7 +6,7 @@ Names are digests of DICOM's unique identifiers, never what a sender says. All i
                                was handed in to the server
     reports/DIGEST-NAME.dcm    reports that the archive has not got yet
     aside/DIGEST/              series, and reports, that were tried too often
-    arriving/                  what is being written
+    arriving/                  what is being written, or deleted: of no use after a restart
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class Spool:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             place.chmod(0o700)
         for torn in self._arriving.iterdir():
-            torn.unlink()
+            if torn.is_dir():
+                shutil.rmtree(torn)
+            else:
+                torn.unlink()
         now = time.monotonic()
         self._known = {
             place.name: _Series(study=_study(place), last=now, broken_off=not (place / _JOB).exists())
@@ -174,9 +177,13 @@ class Spool:
         known = self._known[series]
         return Taken(series, sorted(home.glob("*.dcm")), known.number, job, not (known.senders or known.broken_off))
 
-    def is_as(self, taken: Taken) -> bool:
-        """Whether nothing came of the series since it was taken."""
-        return self._known[taken.series].number == taken.number
+    def is_as(self, taken: Taken, others: Sequence[Taken] | None = None) -> bool:
+        """Whether nothing came of the series since it was taken, nor, where ``others`` of its study were, of those."""
+        study, number = self._known[taken.series].study, self._known[taken.series].number
+        if others is None:
+            return number == taken.number
+        now = {series: known.number for series, known in list(self._known.items()) if known.study == study}
+        return now == {one.series: one.number for one in (taken, *others)}
 
     def note_job(self, taken: Taken, job: str | None) -> None:
         """Keeps where on the server the series is answered, so that it is not handed in twice; or that it is not."""
@@ -188,11 +195,17 @@ class Spool:
             if job is not None:
                 _write(place, [job.encode()])
 
-    def answered(self, taken: Taken, reports: Mapping[str, bytes]) -> bool:
-        """Keeps the reports until they are sent, and deletes the series. False, and nothing, where more came of it."""
+    def answered(self, taken: Taken, reports: Mapping[str, bytes], others: Sequence[Taken] | None = None) -> bool:
+        """Keeps the reports until they are sent, and deletes the series and ``others`` of its study.
+
+        False, and nothing, where more came, as ``is_as`` has it. What is deleted last is the series itself, with the
+        job that it was answered by: whenever the process ends, no other series is left to be answered in its place.
+        """
         with self._lock:
-            if not self.is_as(taken):
+            if not self.is_as(taken, others):
                 return False
+            for other in others or ():
+                self._remove(other.series)
             for name, content in reports.items():
                 final = self._reports / f"{taken.series}-{digest(name)}.dcm"
                 aside = self._arriving / final.name
@@ -249,7 +262,10 @@ class Spool:
     def _delete(self, place: Path) -> None:
         self._bytes -= _size(place)
         if place.is_dir():
-            shutil.rmtree(place)
+            # Where this is broken off, a part of a series must not be taken for one.
+            gone = self._arriving / f"{place.name}.{time.monotonic_ns()}"
+            place.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)
 

@@ -28,8 +28,9 @@ class Answering:
     While the server cannot be reached, a series is kept and tried again, after pauses that grow. What the server
     refuses is deleted, and the log says why; what it fails at ``MOST_TRIES`` times is put aside.
 
-    With ``kernels``, which may be empty, one series of a study is answered, as ``best_reconstruction`` has it. Once it
-    is, the others are deleted, as far as they lay there with it; where it cannot be answered the next one goes.
+    With ``kernels``, which may be empty, one series of a study is answered, as ``best_reconstruction`` has it, and the
+    others are deleted; where it cannot be answered the next one goes. What comes of the study meanwhile has it looked
+    at anew.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Answering:
         best = best_reconstruction([read_headers(taken.files) for taken in study], self._kernels) if study[1:] else 0
         self._try(study[best], [taken for taken in study if taken is not study[best]])
 
-    def _try(self, taken: Taken, others: Sequence[Taken] = ()) -> None:
+    def _try(self, taken: Taken, others: Sequence[Taken] | None = None) -> None:
         name = short(taken.series)
         try:
             self._answer(taken, others)
@@ -111,7 +112,7 @@ class Answering:
         self._backoff.forget(taken.series)
         del self._failures[taken.series]
 
-    def _answer(self, taken: Taken, others: Sequence[Taken]) -> None:
+    def _answer(self, taken: Taken, others: Sequence[Taken] | None) -> None:
         name, job = short(taken.series), taken.job
         if job is None:
             job = self._jobs.submit(taken.files, {"patient": "yes", "incomplete": "no" if taken.ended else "yes"})
@@ -123,9 +124,9 @@ class Answering:
         while state["state"] in ("queued", "running"):
             if self._stop.wait(_ASK_S):
                 raise ServerAway("the gateway ends")
-            if not self._spool.is_as(taken):
-                log.info("series %s: more came of it, so that it is answered anew", name)
+            if not self._spool.is_as(taken, others):
                 self._jobs.cancel(job)
+                self._begin_anew(taken)
                 return
             state = self._jobs.job(job)
         if state["state"] == "cancelled":
@@ -138,16 +139,20 @@ class Answering:
         page = f"{self._jobs.server}/{self._jobs.app}?case={case['case']}"
         files: dict[str, str] = case["files"]
         reports = {file: self._jobs.file(path) for file, path in files.items() if file.endswith(".dcm")}
-        if not self._spool.answered(taken, reports):
-            log.info("series %s: more came of it, so that it is answered anew", name)
+        if not self._spool.answered(taken, reports, others):
+            self._begin_anew(taken)
             return
         if reports:
             log.info("series %s: answered, %s; its report is sent", name, page)
         else:
             log.info("series %s: answered, %s; no report, for %s", name, page, _why_none(case["result"]))
-        for other in others:
-            self._spool.remove(other)
+        for other in others or ():
             log.info("series %s deleted: of its study %s was answered (--one-per-study)", short(other.series), name)
+
+    def _begin_anew(self, taken: Taken) -> None:
+        whose = "it" if self._kernels is None else "its study"
+        log.info("series %s: more came of %s, so that it is answered anew", short(taken.series), whose)
+        self._spool.note_job(taken, None)
 
 
 def loggable_reason(refusal: JobFailed, taken: Taken) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,45 @@ def test_a_series_waits_for_the_others_of_its_study(tmp_path: Path, stub: StubSe
         assert send(port, thick) == [0] * 3
         wait_for(lambda: not waiting(tmp_path) and archive.got)
         association.release()
+    assert handed_in(stub) == [5]
+
+
+def test_a_reconstruction_that_comes_while_another_is_answered_goes_in_its_place(
+    tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
+) -> None:
+    stub.answer = lambda number: {"state": "running" if number == 1 else "done"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        send(port, images("1.2.4", 4, **SOFT))
+        wait_for(lambda: stub.bodies)
+        send(port, images("1.2.5", 5, **LUNG))
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert handed_in(stub) == [4, 5] and stub.cancelled == ["/api/medical/jobs/1"] and len(archive.got) == 1
+    assert "more came of its study" in log.text
+
+
+def test_whenever_the_gateway_is_killed_a_study_is_answered_once(
+    tmp_path: Path, stub: StubServer, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each deletion the spool is copied as a kill within it would leave it, and another gateway goes on."""
+    spool, killed, delete = tmp_path / "spool", list[Path](), shutil.rmtree
+
+    def delete_and_keep(place: Path, **settings: bool) -> None:
+        if spool in place.parents:
+            killed.append(tmp_path / f"killed{len(killed)}")
+            shutil.copytree(spool, killed[-1])
+            half = killed[-1] / place.relative_to(spool)
+            for file in [half / "study", half / "job", next(half.glob("*.dcm"))]:
+                file.unlink(missing_ok=True)
+        delete(place, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", delete_and_keep)
+    with gateway(spool, stub.address, archive.port, one_per_study=True) as port:
+        send(port, study())
+        wait_for(lambda: not waiting(spool) and archive.got)
+    assert len(killed) == 4
+    for left in killed:
+        with gateway(left, stub.address, archive.port, one_per_study=True, quiet_seconds=0.02):
+            wait_for(lambda left=left: not waiting(left))
     assert handed_in(stub) == [5]
 
 
