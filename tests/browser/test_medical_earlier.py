@@ -59,3 +59,25 @@ def test_a_comparison_that_fails_says_why(page: Page, site: str) -> None:
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".earlier").get_by_role("alert")).to_contain_text("has no case")
     expect(page.get_by_role("button", name="Compare")).to_be_enabled()
+
+
+def test_names_turn_nothing_beside_them(page: Page, site: str) -> None:
+    """Neither one in Hebrew or Arabic nor one with a mark that has what follows run from right to left."""
+    open_chest(page, site)
+    said = f"{page.url.replace('/medical?case=', '/api/medical/cases/')}/review"
+    missed = {"centre_lps_mm": [-54.0, 9.0, -340.0], "diameter_mm": 7.5}
+    for name in ("Ada \u202egnol\u2069", "\u05e9\u05e8\u05d4\u202e"):
+        body = {"reviewer": name, "verdicts": {"1": "rejected"}, "missed": [missed], "note": f"{name} 5"}
+        assert page.request.put(said, data=body).ok
+    hebrew = "\u2068\u05e9\u05e8\u05d4\u2069"
+    page.reload()
+    panel = page.locator(".review")
+    expect(panel).to_contain_text(f"Reviewed by {hebrew} at")
+    expect(panel).to_contain_text("Reviewed by Ada gnol at")
+    expect(panel).to_contain_text("\u201c\u2068\u05e9\u05e8\u05d4 5\u2069\u201d")
+    expect(page.locator(".findings").first).to_contain_text(f"Rejected by {hebrew}, rejected by Ada gnol")
+    expect(page.locator(".findings.missed")).to_contain_text(f"Added by {hebrew}")
+    open_chest(page, site)
+    page.get_by_text("Beside an earlier scan").click()
+    listed = page.get_by_label("The case of the earlier scan").locator("option").first
+    expect(listed).to_contain_text(f", reviewed by {hebrew}, Ada gnol")

@@ -1,6 +1,6 @@
 // The case beside that of an earlier scan of the same patient: what became of the findings, and the earlier slices.
 import { element } from "../shared/case.js";
-import { ask } from "../shared/review.js";
+import { ask, isolated } from "../shared/review.js";
 import { label } from "./report.js";
 import { sliceViewer } from "./viewer.js";
 import { loadVolume, sliceName, statedGeometry } from "./volume.js";
@@ -94,7 +94,7 @@ export function earlierScan(answer, { slices }) {
 
 /** By whom a case was reviewed, to tell it from others in a list: it names no patient. */
 function reviewers({ reviews }) {
-  const names = reviews.map((one) => one.reviewer).filter(Boolean);
+  const names = reviews.map((one) => one.reviewer).filter(Boolean).map(isolated);
   return names.length ? `, reviewed by ${names.join(", ")}` : "";
 }
 

@@ -1,6 +1,6 @@
 // The findings as text, to be put into a report.
 import { element } from "../shared/case.js";
-import { ask } from "../shared/review.js";
+import { ask, isolated } from "../shared/review.js";
 import { position, sliceName, statedGeometry } from "./volume.js";
 
 /** A line for each of `findings` (result.json's) and of what `review` adds, under what was looked at and above what limits the reading. */
@@ -70,7 +70,7 @@ export function reviewedReport({ result, options }, review) {
         options.patient === "yes" ? "" : " names no patient",
         undecided.length ? ` partial: nothing is said of ${undecided.join(", ")}` : "",
       ].filter(Boolean).join(";");
-      link.title = saved.reviewer === null ? "" : `As ${saved.reviewer} left it`;
+      link.title = saved.reviewer === null ? "" : `As ${isolated(saved.reviewer)} left it`;
       link.href = `${review.address}/findings.sr.dcm?reviewer=${encodeURIComponent(saved.reviewer ?? "")}`;
       if (!asked) check(link.href);
       asked = true;

@@ -13,7 +13,14 @@ const AGAIN_MS = 4000;
 const empty = () => ({ verdicts: new Map(), missed: [], note: "" });
 const copied = ({ verdicts, missed, note }) => ({ verdicts: new Map(verdicts), missed: [...missed], note });
 const stated = (answer) => (answer ? copied({ ...answer, verdicts: Object.entries(answer.verdicts).map(([number, verdict]) => [Number(number), verdict]) }) : empty());
-const named = (reviewer) => reviewer ?? "a reader without a name";
+const TURNING = /[\u202a-\u202e\u2066-\u2069]/g;
+const RUNS_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+/** A name or a note that turns nothing beside it, whichever way its letters run (Unicode Standard Annex 9, section 2). */
+export function isolated(text) {
+  const plain = text.replace(TURNING, "");
+  return RUNS_LEFT.test(plain) ? `\u2068${plain}\u2069` : plain;
+}
+const named = (reviewer) => (reviewer === null ? "a reader without a name" : isolated(reviewer));
 /** What was missed as a text, whatever the order of its parts: a review that was read again has others than the page. */
 const spelt = (missed) => JSON.stringify(missed, Object.keys(missed).sort());
 
@@ -60,16 +67,16 @@ export function openReview(answer, { changed = () => {} } = {}) {
       const verdicts = Object.values(one.verdicts);
       const counts = [[verdicts.filter((v) => v === "accepted").length, "accepted"], [verdicts.filter((v) => v === "rejected").length, "rejected"], [one.missed.length, "missed"]];
       const what = counts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`).join(", ");
-      const whose = one.reviewer === null ? "" : ` by ${one.reviewer}`;
+      const whose = one.reviewer === null ? "" : ` by ${named(one.reviewer)}`;
       const isOwn = one.reviewer === who();
       return element("p", {}, `Reviewed${whose} at ${one.reviewed.slice(0, 16).replace("T", " ")} UTC${what ? `: ${what}` : ""}.`,
-        one.note && !isOwn ? ` “${one.note}”` : null,
+        one.note && !isOwn ? ` “${isolated(one.note)}”` : null,
         // With a key, whose name the server takes, there is none to be taken over.
         one.reviewer === null && !isOwn && key === null ? [" ", element("button", { type: "button", title: "Puts what was said without a name under yours, where you said nothing else", onclick: () => takeOver() }, "Take it over")] : null);
     });
     said.replaceChildren(...lines);
     // On a computer that several read at, the name of the one before may still be there.
-    summary.textContent = `Reviewer and note${who() ? ` (${who()})` : ""}`;
+    summary.textContent = `Reviewer and note${who() ? ` (${isolated(who())})` : ""}`;
     back.hidden = !by(who());
     // A note that is being written stays as it is.
     if (note.value === told) note.value = state.note;
