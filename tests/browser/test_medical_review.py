@@ -72,6 +72,35 @@ def test_keys_accept_and_reject_the_finding_that_is_shown(page: Page, site: str)
     expect(page.get_by_label("Reject finding 2")).not_to_be_checked()
 
 
+def test_what_a_key_says_of_a_finding_is_seen_beside_the_slices(page: Page, site: str) -> None:
+    """On a narrow screen the list is out of sight, and after scrolling the finding that keys are about is elsewhere."""
+    page.set_viewport_size({"width": 820, "height": 900})
+    open_chest(page, site)
+    said = page.locator(".slices output").nth(1)
+    finding = "Finding 1 in slice 10 of 20 in the file: "
+    expect(said).to_have_text(f"{finding}undecided")
+    page.keyboard.press("a")
+    expect(said).to_have_text(f"{finding}accepted")
+    expect(page.get_by_label("Accept finding 1")).not_to_be_in_viewport()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("r")
+    expect(said).to_have_text(f"{finding}rejected")
+    page.keyboard.press("r")
+    expect(said).to_have_text(f"{finding}undecided")
+    page.get_by_role("img", name="Axial CT").click()
+    expect(said).to_contain_text(" HU at ")
+
+
+def test_six_findings_are_seen_at_once_on_a_laptop(page: Page, site: str) -> None:
+    page.set_viewport_size({"width": 1366, "height": 768})
+    open_chest(page, site)
+    first, second = (
+        page.get_by_label(f"Accept finding {n}").locator("xpath=ancestor::li").bounding_box() for n in (1, 2)
+    )
+    assert first is not None and second is not None
+    assert first["y"] >= 0 and first["y"] + 5 * (second["y"] - first["y"]) + first["height"] <= 768
+
+
 def test_a_missed_nodule_is_added_where_the_cross_is_and_taken_away(page: Page, site: str) -> None:
     canvas = open_chest(page, site)
     add = page.get_by_role("button", name="Add", exact=True)
@@ -249,7 +278,7 @@ def test_the_patient_is_named_in_the_reports_where_that_is_asked_for(page: Page,
 
 
 def test_the_finding_that_a_key_goes_to_is_seen_in_the_list(page: Page, site: str) -> None:
-    page.set_viewport_size({"width": 1280, "height": 420})
+    page.set_viewport_size({"width": 1280, "height": 380})
     open_chest(page, site)
     row = page.get_by_label("Findings, surest first").locator("li").nth(1)
     expect(row).not_to_be_in_viewport(ratio=1)

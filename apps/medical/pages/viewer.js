@@ -5,15 +5,16 @@ import { outline } from "./outline.js";
 import { position, sideOf } from "./volume.js";
 
 export const WINDOWS = { Lung: [-600, 1500], Mediastinum: [40, 400], Bone: [400, 1800] };
+const SIGNS = { accepted: " ✓", rejected: " ✗" };
 const ZOOM = 3;
 const NOTCH_PX = 50;
 
 /** A viewer of `volume` with `findings` (result.json's); `whole` is the scan's geometry, `name(k)` what its slice k is
  *  called, `order()` the findings as they are listed, `missed()` nodules that a reader added, `labels()` fetches the
- *  findings' voxels, where there are some; `keys` are further keys, and without `keyboard` there are none, `onPoint()` hears of a cross or a measured line,
+ *  findings' voxels, where there are some, `verdict(finding)` is what the reader said of one; `keys` are further keys, and without `keyboard` there are none, `onPoint()` hears of a cross or a measured line,
  *  `onSlice()` of another slice.
  *  Returns { node, show(finding), draw(), look(lps), pointed(), chosen(), clear(), slice(), go(slice) }. */
-export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, keys: more = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
+export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: more = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
   const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
@@ -99,7 +100,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       pen.arc(x, y, radius, 0, 2 * Math.PI);
       pen.stroke();
       pen.setLineDash([]);
-      const text = `${mark.finding.rank}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`;
+      const text = `${mark.finding.rank}${SIGNS[verdict?.(mark.finding)] ?? ""}  ${mark.finding.mean_diameter_mm.toFixed(1)} mm`;
       labels.push({ text, x, y, radius, width: pen.measureText(text).width, colour: pen.fillStyle, chosen: mark.finding === state.chosen });
     }
     labels.sort((a, b) => b.chosen - a.chosen);
@@ -132,9 +133,12 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     zoom.setAttribute("aria-pressed", String(state.zoom));
   }
 
-  /** What was pointed at or measured, in words. */
+  /** What was pointed at or measured, in words; else which finding the keys are about, also from another slice or with the list out of sight. */
   function words() {
     if (state.ruler) return `${length(state.ruler).toFixed(1)} mm measured`;
+    if (!state.cross && verdict && state.chosen) {
+      return `Finding ${state.chosen.rank} in ${name(state.chosen.slice - 1)}: ${verdict(state.chosen) ?? "undecided"}`;
+    }
     if (!state.cross) return "";
     const [i, j, k] = state.cross.map(Math.round);
     return `${volume.voxels[(k * height + j) * width + i]} HU at ${position(volume.toLps(state.cross))}`;
@@ -317,7 +321,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
       draw();
     } else if (!pressed && !state.ruler && !state.cross) {
       const near = at?.map(Math.round);
-      readout.textContent = near ? `${volume.voxels[(state.slice * height + near[1]) * width + near[0]]} HU at ${position(volume.toLps([...near, state.slice]))}` : "";
+      readout.textContent = near ? `${volume.voxels[(state.slice * height + near[1]) * width + near[0]]} HU at ${position(volume.toLps([...near, state.slice]))}` : words();
     }
   });
   canvas.addEventListener("pointerup", (event) => {
