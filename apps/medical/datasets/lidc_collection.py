@@ -27,7 +27,7 @@ from shared.data.build_cache import get_or_build, made_ahead
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
-VERSION = 1
+VERSION = 2
 FEW = 8
 """Fewer folders are read here: processes take longer to start."""
 
@@ -66,9 +66,13 @@ class Collection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Images:
-    """The images of a CT series in a folder; ``grid`` is None where they are no usable volume, for the reason."""
+    """The images of a CT series in a folder, by their SOPInstanceUID.
+
+    ``grid`` is None where they are no usable volume, for the reason.
+    """
 
     uid: str
+    names: frozenset[str]
     patient: str
     folder: Path
     slice_mm: float
@@ -190,9 +194,10 @@ def _messages(xml: Sequence[Path]) -> tuple[dict[str, tuple[Message, Path]], Cou
 
 def _marked(message: Message, images: Sequence[_Images], root: Path) -> ReadSeries | str:
     """The series with its readers' marks, or why it cannot be used."""
-    if len(images) > 1:
+    # Of what was downloaded again, after a break too, the folder that has all of the others.
+    one = max(images, key=lambda found: len(found.names))
+    if not all(found.names <= one.names for found in images):
         return f"its images lie in {len(images)} folders; put them into one"
-    (one,) = images
     if one.grid is None:
         return one.reason
     try:
@@ -232,17 +237,23 @@ def _images(uid: str, folder: Path, slices: list[Slice]) -> _Images:
     header = slices[0].header
     patient, stated = str(header.get("PatientID") or ""), header.get("SliceThickness")
     thickness = float(stated) if isinstance(stated, float | int) else 0.0
+    names = frozenset(str(part.header.get("SOPInstanceUID") or "") for part in slices)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = stack(folder.name, slices)
     except InvalidInputError as error:
-        return _Images(uid=uid, patient=patient, folder=folder, slice_mm=thickness, grid=None, reason=str(error))
-    names = [str(part.header.get("SOPInstanceUID") or "") for part in made.slices]
+        return _Images(
+            uid=uid, names=names, patient=patient, folder=folder, slice_mm=thickness, grid=None, reason=str(error)
+        )
     grid = ImageGrid(
-        places={name: at.tolist() for name, at in zip(names, made.positions_lps_mm, strict=True)},
+        places={
+            str(part.header.get("SOPInstanceUID") or ""): at.tolist()
+            for part, at in zip(made.slices, made.positions_lps_mm, strict=True)
+        },
         spacing_mm=made.spacing_mm,
         direction=made.direction,
         size=made.size_ijk[:2],
     )
-    return _Images(uid=uid, patient=patient, folder=folder, slice_mm=thickness or made.spacing_mm[2], grid=grid)
+    slice_mm = thickness or made.spacing_mm[2]
+    return _Images(uid=uid, names=names, patient=patient, folder=folder, slice_mm=slice_mm, grid=grid)

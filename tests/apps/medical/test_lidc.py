@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -196,6 +197,22 @@ def test_what_is_passed_over_is_counted_and_said(root: Path) -> None:
         "other XML": 1,
         "series left out": 3,
     }
+
+
+def test_a_series_that_was_downloaded_twice_is_taken_once(root: Path) -> None:
+    """A part of a download that was broken off lies beside the whole; what is in two parts is told as before."""
+    whole = next((root / "LIDC-IDRI-0002").rglob("*.dcm")).parent
+    again, broken_off = root / "manifest-2" / "1", root / "manifest-3" / "1"
+    shutil.copytree(whole, again)
+    shutil.copytree(whole, broken_off)
+    for image in sorted(broken_off.glob("*.dcm"))[3:9]:
+        image.unlink()
+    found = scans(Lidc(root=root).split())
+    assert len(found) == 5 and found["1.2.3.3"].path in (whole, again)
+    for image in sorted(whole.glob("*.dcm"))[:2]:
+        image.unlink()
+    shutil.rmtree(again)
+    assert "1.2.3.3 (069.xml: its images lie in 2 folders; put them into one)" in str(Lidc(root=root).facts(COARSE))
 
 
 def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
