@@ -210,6 +210,8 @@ def best_reconstruction(groups: Sequence[Sequence[Slice]], kernels: Sequence[str
     of equally thin ones that with a lung kernel, then a sharp one, then that of the most images. Without a volume the
     first.
     """
+    # What is left out of a series when it is read tells nothing against it.
+    groups = [[one for one in group if not (is_scout(one.header) or is_capture(one.header))] for group in groups]
     volumes = [n for n, group in enumerate(groups) if len(group) >= MIN_SLICES and _is_volume(group)]
     asked = {kernel.lower() for kernel in kernels}
     volumes = [n for n in volumes if _kernel(groups[n][0].header).lower() in asked] or volumes

@@ -71,6 +71,16 @@ def test_of_a_study_the_thinnest_axial_series_with_a_lung_kernel_is_answered(
     assert handed_in(stub) == [5] and len(archive.got) == 1
 
 
+def test_a_saved_screen_in_a_series_keeps_it_from_nothing(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
+    without = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    (screen,) = images("1.2.5", 1, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"], **without, **LUNG)
+    screen.SOPInstanceUID = screen.file_meta.MediaStorageSOPInstanceUID = "1.2.5.99"
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        assert set(send(port, [*study(), screen])) == {0}
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert handed_in(stub) == [6]
+
+
 def test_a_kernel_that_is_asked_for_goes_before(tmp_path: Path, stub: StubServer, archive: Archive) -> None:
     with gateway(tmp_path, stub.address, archive.port, one_per_study=True, kernel=("B31f", "br40")) as port:
         send(port, study())
