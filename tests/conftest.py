@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 from shared.app import installed
 from shared.deploy.programs.of_artifact import onnx_file
@@ -26,6 +26,8 @@ from shared.serve.server import listen
 from shared.serve.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_PATIENCE_MS = 30_000
+"""The longest wait on a page: what is expected has 5 s by Playwright's default, which a busy machine exceeds."""
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -123,6 +125,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium on this machine")
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_FLAGS)
+        expect.set_options(timeout=_PATIENCE_MS)
         yield found
         found.close()
 
@@ -144,7 +147,7 @@ def watched_page(browser: Browser, **options: Any) -> Iterator[Page]:
     """
     context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
     found = context.new_page()
-    found.set_default_timeout(30_000)
+    found.set_default_timeout(_PATIENCE_MS)
     faults: list[str] = []
     expected: list[str] = []
     found.expected_errors = expected  # type: ignore[attr-defined]
