@@ -81,12 +81,15 @@ def _numbers_alike(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str) -> None:
-    """Writes ``recipe.yaml``: the application, the recipe's name and digest, every setting as resolved, the classes."""
+def save_recipe(path: Path, recipe: Recipe, *, app: str, name: str, begun_under: str | None = None) -> None:
+    """Writes ``recipe.yaml``: the application, the recipe's name and digest, every setting as resolved, the classes.
+
+    ``begun_under`` is the digest of a run that an earlier version began, which its checkpoints go by.
+    """
     document = {
         "app": app,
         "name": name,
-        "digest": digest(recipe),
+        "digest": begun_under or digest(recipe),
         "recipe": to_mapping(recipe),
         "classes": component_classes(recipe),
     }
@@ -145,6 +148,22 @@ def class_name(recorded: str) -> str:
     return recorded.rsplit(".", 1)[-1]
 
 
+def settings_beside(part: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, in JSON types, without those that ``recorded`` knows nothing of and that have their
+    defaults: a run from before there was such a setting goes on."""
+    kept: dict[str, Any] = {}
+    for field in fields(part):
+        name, value = field.name, getattr(part, field.name)
+        if name not in recorded and value == _default(field, None):
+            continue
+        inside = recorded.get(name)
+        if is_dataclass(value) and isinstance(inside, Mapping):
+            kept[name] = settings_beside(value, inside)
+        else:
+            kept[name] = json.loads(json.dumps(_settings(value), default=str))
+    return kept
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """How the settings of one recipe differ from those of another, a phrase each: ``seed is 1, not 0``."""
     for name in {**one, **other}:
@@ -152,7 +171,12 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
         if isinstance(here, Mapping) and isinstance(there, Mapping):
             yield from differences(here, there, f"{path}{name}.")
         elif here != there and not (path == "limits." and name in _HOW_LONG):
-            yield f"{path}{name} is {here}, not {there}"
+            yield f"{path}{name} is {_brief(here)}, not {_brief(there)}"
+
+
+def _brief(value: Any) -> Any:
+    """A setting as a sentence names it: of settings within it, which may fill a page, only that they are there."""
+    return "given" if isinstance(value, Mapping) else value
 
 
 @overload

@@ -43,7 +43,7 @@ from shared.recipe_file import (
     digest,
     read_recipe_file,
     save_recipe,
-    to_mapping,
+    settings_beside,
 )
 from shared.strategy import OwnState, Strategy
 
@@ -217,7 +217,8 @@ def set_up(recipe: Recipe, run: Run, group: Group, stack: ExitStack, *, quiet: b
         with strategy.whole():
             refuse_unknown_monitor(*names)
     if group.leader:
-        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name)
+        digest_of_run = checkpoints.recipe_digest
+        save_recipe(run.recipe_file, recipe, app=run.app, name=run.recipe_name, begun_under=digest_of_run)
     training.events = stack.enter_context(Events(run.path if group.leader else None, progress.step))
     training.events.write("begin", progress.step, world=group.world, device=group.name, samples=len(train), notes=notes)
     for note in notes:
@@ -293,12 +294,17 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
             notes.append(f"{run.path} holds no checkpoint: it begins again with its first step")
         return None
     document = read_recipe_file(run.recipe_file)
+    settings = settings_beside(recipe, document["recipe"])
+    classes = {path: name for path, name in component_classes(recipe).items() if _holds(settings, path)}
     found = [
-        *differences(to_mapping(recipe), document["recipe"]),
-        *differences(_names(component_classes(recipe)), _names(document.get("classes", {}))),
+        *differences(settings, document["recipe"]),
+        *differences(_names(classes), _names(document.get("classes", {}))),
     ]
     found = [phrase for phrase in found if not phrase.startswith(HOW_COMPUTED)]
-    if found and document.get("digest") != checkpoints.recipe_digest:
+    if not found:
+        # By the digest that the run was begun under: settings that came since are not in it.
+        checkpoints.recipe_digest = document.get("digest", checkpoints.recipe_digest)
+    elif document.get("digest") != checkpoints.recipe_digest:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise InvalidInputError(
             f"{run.path} was begun by another recipe: {'; '.join(found[:5])}{more}; go on with its own settings "
@@ -307,6 +313,14 @@ def _newest(checkpoints: Checkpoints, run: Run, recipe: Recipe, notes: list[str]
     if torn:
         notes.append(f"{names} is torn or was altered, and is passed over")
     return latest
+
+
+def _holds(settings: Any, path: str) -> bool:
+    for name in filter(None, path.split(".")):
+        if not isinstance(settings, Mapping) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
 
 
 def _names(classes: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -91,6 +92,26 @@ def test_another_recipe_does_not_resume_the_run(tmp_path):
         line.run(other, tmp_path / "run")
 
 
+def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(tmp_path):
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Data(line.Data):
+        names: tuple[str, ...] = ()
+        inside: line.Network = field(default_factory=line.Network)
+
+    def resumed(**settings):
+        return line.run(replace(line.recipe(), data=Data(**settings)), tmp_path / "run")
+
+    train(tmp_path / "whole")
+    train(tmp_path / "run", steps=12)
+    with pytest.raises(InvalidInputError, match=r"another recipe: data\.names is \['x'\], not None"):
+        resumed(names=("x",))
+    with pytest.raises(InvalidInputError, match=r"another recipe: data\.length is 36, not 40"):
+        resumed(length=36)
+    line.run(replace(line.recipe(steps=17), data=Data()), tmp_path / "run")
+    assert resumed().steps == 30  # from a checkpoint that was written with the setting
+    assert same(weights(tmp_path / "whole", 30), weights(tmp_path / "run", 30))
+
+
 def test_early_stopping(tmp_path):
     result = train(tmp_path / "run", epochs=50, patience=2, min_delta=10.0)
     assert result.reason == "early" and result.steps == 30
@@ -118,8 +139,6 @@ def test_a_run_that_was_stopped_before_its_first_step_can_be_started_again(tmp_p
     class Slow(line.Data):
         def train(self, input=None):
             raise KeyboardInterrupt
-
-    from dataclasses import replace
 
     with pytest.raises(KeyboardInterrupt):
         line.run(replace(line.recipe(), data=Slow()), tmp_path)
@@ -236,8 +255,6 @@ def test_a_torn_newest_checkpoint_does_not_push_out_the_new_ones(tmp_path):
 
 
 def test_data_that_has_grown_is_another_run(tmp_path):
-    from dataclasses import replace
-
     class Grown(line.Data):
         def train(self, input=None):
             return line.Points(41)
