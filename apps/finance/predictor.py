@@ -47,12 +47,15 @@ class FinancePredictor:
             model.eval().to(device)
         self.calibration = calibration
         self.stride, self.device, self.name = stride, device, name
+        self.series_column: str | None = None
+        """The column of names of series in the table that the network was trained on, where the training named it."""
 
     @classmethod
     def load(cls, artifacts: Sequence[Artifact], device: str) -> FinancePredictor:
         """The predictor of the first of ``artifacts``."""
         artifact = artifacts[0]
-        settings, input = stored_settings(artifact.recipe()["recipe"])
+        recipe = artifact.recipe()["recipe"]
+        settings, input = stored_settings(recipe)
         mapping = artifact.manifest.calibration
 
         def build() -> Forecaster | LibraryForecaster:
@@ -82,13 +85,16 @@ class FinancePredictor:
             rows=CPU_BATCH,
             max_batch=CPU_BATCH if device == "cpu" else None,
         )
-        return cls(
+        predictor = cls(
             model=_forecaster(settings, input, build, lambda: open_program(network, device)),
             calibration=from_manifest(mapping),
             stride=int(mapping.get("stride", default_stride(input.horizon))),
             device=device,
             name=f"{artifact.manifest.name} version {artifact.manifest.version}",
         )
+        named = (recipe.get("data") or {}).get("series")
+        predictor.series_column = named if isinstance(named, str) else None  # of synthetic data it is a number
+        return predictor
 
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecasts, scores and events of each series; what one gets does not depend on the others."""

@@ -58,7 +58,7 @@ class FinanceCodec:
 
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
-        self.library = predictor.trained_on
+        self.library, self.series_column = predictor.trained_on, predictor.series_column
 
     def decode(self, request: Request) -> Decoded[Series]:
         """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
@@ -68,6 +68,7 @@ class FinanceCodec:
         path = _only(request.files)
         if self.library is not None:
             table = _for_network(table, self.library, request.options.get("columns", ""))
+            table = replace(table, series_if_there=self.series_column)
         contents = read_contents(path, table)
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)

@@ -21,7 +21,8 @@ class TableOptions:
     otherwise; ``decimal`` is the decimal mark; ``unit`` says how times are written: since 1970, by Excel, or in which
     order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one;
     ``covariates`` are columns that a network takes beside the value: those of words are kept as well, whatever their
-    names.
+    names. ``series_if_there`` is the column of names of series in the table that a network was trained on, which a file
+    of one series may lack.
     """
 
     time: str | None = None
@@ -32,6 +33,7 @@ class TableOptions:
     unit: str | None = None
     labels: str | None = None
     covariates: tuple[str, ...] = ()
+    series_if_there: str | None = None
 
     def __post_init__(self) -> None:
         if self.decimal not in (None, ".", ","):
@@ -47,7 +49,8 @@ class TableOptions:
 
 
 NOTHING_SAID = TableOptions()
-OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in ("labels", "covariates"))
+_NOT_OF_REQUESTS = ("labels", "covariates", "series_if_there")
+OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in _NOT_OF_REQUESTS)
 """What a request may say; labels are a data set's, and covariates a data set's or a network's."""
 
 

@@ -62,6 +62,8 @@ def to_contents(
     beside = take_covariates(rest, named, values, faults, name)
     rest = rest.drop(named.values())
     key = _named(rest, options.series, "series", name) if options.series else None
+    if key is None and options.series_if_there:
+        key = columns.matching_label(options.series_if_there, rest.columns)
     key = key or columns.series_column(rest, values, clock.times_ns, name)
     faults = {label: fault for label, fault in faults.items() if label != key}
     refused = [label for label, fault in faults.items() if fault != EMPTY and not fault.endswith(_AS_WRITTEN)]

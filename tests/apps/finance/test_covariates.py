@@ -25,7 +25,7 @@ from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import tiny
 from apps.finance.service import FinanceCodec
 from apps.finance.task import ForecastTask
-from apps.finance.types import FinanceInput, LibraryTFT, Series
+from apps.finance.types import Series
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
 from shared.deploy.predictor import Request, answer
@@ -33,6 +33,7 @@ from shared.engine.checkpoint import best_weights
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
+from tests.apps.finance.loads import INPUT, ROWS, TRAINING, forecaster, frame, library, table, written
 
 pytestmark = [
     # Of pytorch-forecasting and Lightning on import and on building a network.
@@ -40,46 +41,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-ROWS, INPUT = 400, FinanceInput(context=24, horizon=4)
-TRAINING = 320
-"""The rows of each series that train: all but the last fifth."""
-
-
-def frame(names: str = "ab") -> pd.DataFrame:
-    """Hourly loads that follow a temperature and holidays."""
-    parts = []
-    for seed, name in enumerate(names):
-        generator, hours = np.random.default_rng(seed), np.arange(ROWS)
-        temperature = 10 + 8 * np.sin(hours / 37) + generator.normal(size=ROWS)
-        holiday = np.where(hours // 24 % 5 == 3, "new year", np.where(hours // 24 % 7 == 5, "easter", ""))
-        load = 50 * (seed + 1) + 3 * temperature - 20 * (holiday != "") + generator.normal(size=ROWS)
-        times = pd.date_range("2024-01-01", periods=ROWS, freq="h")
-        columns = {"time": times, "region": name, "load": load, "temperature": temperature, "holiday": holiday}
-        parts.append(pd.DataFrame({**columns, "wind": generator.normal(size=ROWS)}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def written(folder: Path, table: pd.DataFrame, name: str = "load.csv") -> Path:
-    table.to_csv(folder / name, index=False)
-    return folder / name
-
-
-def table(path: Path, **settings: Any) -> Table:
-    known = {"known": ("temperature", "holiday"), "observed": ("wind",), "time": "time", "value": "load"}
-    return Table(path=str(path), **{"series": "region", **known, **settings})
-
-
-def library(data: Table) -> LibraryTFT:
-    found = data.fit_input(INPUT).library
-    assert found is not None
-    return found
-
-
-def forecaster(data: Table) -> LibraryForecaster:
-    torch.manual_seed(0)
-    model = tiny().model.build(data.fit_input(INPUT))
-    assert isinstance(model, LibraryForecaster)
-    return model.eval()
 
 
 def test_scalers_and_words_are_those_of_the_rows_that_train(tmp_path):
@@ -350,6 +311,17 @@ def test_a_value_that_only_its_covariates_belie_is_found_by_its_forecast(tmp_pat
     assert event.peak_ns == series.times_ns[row] and (event.channel, event.direction) == ("surprise", "above")
     assert event.reason.startswith("a value off its forecast: +") and event.size == pytest.approx(20, abs=3)
     assert values[row] < series.target[:row].max() and not found[False]
+
+
+def test_the_column_of_series_is_that_of_the_training_where_the_file_has_it(predictor, tmp_path):
+    one = frame("b").assign(region="b")
+    result = answered(predictor, written(tmp_path, one), series="")
+    assert [part["name"] for part in result["parts"]] == ["b"]
+    assert not any("unknown" in note for note in result["series"]["notes"])
+    both = answered(predictor, written(tmp_path, frame()), series="")
+    assert [part["name"] for part in both["parts"]] == ["a", "b"]
+    lacking = answered(predictor, written(tmp_path, one.drop(columns="region")), series="")
+    assert any("takes as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
 
 
 def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
