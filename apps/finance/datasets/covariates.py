@@ -141,7 +141,9 @@ def _described(name: str, library: LibraryTFT) -> str:
 def _network_name(column: str, taken: Mapping[str, str]) -> str:
     """What a column is called in the network, whose layers' names hold no point and must not be those of methods."""
     name = f"of_{re.sub(r'[^0-9A-Za-z]+', '_', column)}"
-    return name if name not in taken else f"{name}_{len(taken)}"
+    while name in taken:
+        name = f"{name}_{len(taken)}"
+    return name
 
 
 def _codes(words: Iterable[str], what: str, kind: str, remedy: str) -> dict[str, int]:

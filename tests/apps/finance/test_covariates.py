@@ -156,6 +156,12 @@ def test_the_network_of_a_checkpoint_keeps_its_own_covariates(tmp_path):
     assert alone.fit_input(replace(INPUT, library=imported)).library == imported
 
 
+def test_columns_whose_names_differ_in_signs_alone_are_all_taken(tmp_path):
+    made = frame().rename(columns={"temperature": "a b", "holiday": "a_b_2", "wind": "a.b"})
+    found = library(table(written(tmp_path, made), known=("a b", "a_b_2"), observed=("a.b",)))
+    assert found.covariates == ("a b", "a_b_2", "a.b")
+
+
 def test_columns_of_any_name_can_be_covariates(tmp_path):
     named = {"temperature": "type", "holiday": "temp. at 2 m", "wind": "no"}
     path = written(tmp_path, frame().rename(columns=named))
