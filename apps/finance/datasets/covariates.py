@@ -131,6 +131,17 @@ def unknown_notes(series: Sequence[Series], library: LibraryTFT) -> tuple[str, .
     return tuple(notes)
 
 
+def horizon_notes(series: Sequence[Series], library: LibraryTFT, horizon: int) -> tuple[str, ...]:
+    """A note where rows at the end have known covariates and no value, as rows that are still to come are handed in."""
+    empty = [int(np.argmax(np.isfinite(one.target)[::-1])) for one in series]
+    if not library.known or not any(empty):
+        return ()
+    return (
+        f"the last {max(empty)} rows have no value, and are scored as a feed that has stopped; leave out rows that "
+        f"are still to come. Beyond {horizon} rows their forecast rests on values that are filled in",
+    )
+
+
 def _described(name: str, library: LibraryTFT) -> str:
     if name in library.categories:
         return f"{library.columns[name]} ({len(library.categories[name])} words)"

@@ -330,6 +330,14 @@ def test_the_column_of_series_is_that_of_the_training_where_the_file_has_it(pred
     assert any("takes as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
 
 
+def test_rows_that_are_still_to_come_are_noted(predictor, tmp_path):
+    made = frame("a")
+    assert not any("still to come" in note for note in answered(predictor, written(tmp_path, made))["series"]["notes"])
+    made.loc[made.index[-7:], ["load", "wind"]] = np.nan
+    notes = answered(predictor, written(tmp_path, made))["series"]["notes"]
+    assert any(note.startswith("the last 7 rows have no value") and "Beyond 4 rows" in note for note in notes)
+
+
 def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
     other = frame("a").assign(region="c", holiday="carnival")
     notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
