@@ -236,7 +236,12 @@ def _written(
     model = read_network(network)
 
     def run(model: Any, format: Format = "int8") -> Callable[[Any], Any]:
-        return openvino_compute(compiled_in_memory(model, format, place)).arrays
+        try:
+            return openvino_compute(compiled_in_memory(model, format, place)).arrays
+        except RuntimeError as error:  # all that OpenVINO raises
+            raise InvalidInputError(
+                "OpenVINO cannot compute this network in INT8; quantise its weights alone with --int8 dynamic"
+            ) from error
 
     judge = Judge(aside, [run(model, "fp32")(row) for row in aside], dense.logits, run)
     for found in candidates(model, rest, judge, say=say):

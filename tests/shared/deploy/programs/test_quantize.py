@@ -237,6 +237,18 @@ def test_a_calibration_set_that_is_too_small_or_of_another_domain_is_refused(
         quantize(make_app(0.8), artifact, data, files=given(tmp_path, text))
 
 
+def test_a_network_that_openvino_cannot_compute_is_refused(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(model: Any, format: str, place: Placement) -> Any:
+        raise RuntimeError("LSTMSequence node expects Constant for port 4")
+
+    data: Any = None
+    monkeypatch.setattr(openvino, "compiled_in_memory", compiled)
+    with pytest.raises(InvalidInputError, match=r"this network in INT8; .* with --int8 dynamic"):
+        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"))
+
+
 def test_an_application_without_a_score_quantises_nothing(artifact: Artifact) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="no score by which"):
