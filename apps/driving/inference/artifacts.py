@@ -122,7 +122,7 @@ def _imported(
     from apps.driving.models.fast import encoder_of, has_fast_pillars
 
     detector = load_weights(model.build(input), artifact, device)
-    if not has_fast_pillars(detector):
+    if not (model.fast and has_fast_pillars(detector)):
         return imported_detector(model, input, detector, device)
     assert isinstance(input, LidarInput)
     network = Network(

@@ -32,13 +32,14 @@ class MMDet3DModel:
     """A configuration that mmdet3d ships: ``config`` is the name of its file without folder and ``.py``.
 
     With ``own``, or ``own_camera``, it is one of the user's, and ``config`` what it is called. ``name``, under which
-    artifacts of it are kept, follows from the sensor.
+    artifacts of it are kept, follows from the sensor. Without ``fast`` mmdet3d's own modules compute it.
     """
 
     name: Literal["", "mmdet3d_lidar", "mmdet3d_camera"] = ""
     config: str = "pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class"
     own: OwnConfiguration | None = None
     own_camera: OwnCamera | None = None
+    fast: bool = True
 
     def __post_init__(self) -> None:
         name = f"mmdet3d_{self.sensor}"

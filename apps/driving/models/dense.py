@@ -28,6 +28,8 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
         return dense_boxes(model, recipe.input)
     if isinstance(recipe.model, pointpillars.PointPillars) and isinstance(recipe.input, LidarInput):
         return dense_pillars(model, recipe.model, recipe.input)
+    if isinstance(recipe.model, MMDet3DModel) and not recipe.model.fast:
+        raise NotImplementedError("mmdet3d's own modules compute it, from which its fast path differs")
     if isinstance(recipe.model, MMDet3DModel) and has_fast_pillars(model):
         return dense_heads(model)
     if not isinstance(recipe.model, fcos3d.FCOS3D) or not isinstance(recipe.input, CameraInput):

@@ -205,6 +205,7 @@ def network_of(
     model: MMDet3DModel, detector: nn.Module, *, fast: bool = True, program: Program | None = None
 ) -> LidarNetwork | CameraNetwork:
     """The detector that ``model`` built, with its weights, ready to predict; ``program`` is of ``dense_heads``."""
+    fast = fast and model.fast
     if model.sensor == "lidar":
         return LidarNetwork(detector, point_layout(model), fast=fast, program=program)
     if model.own_camera is not None:

@@ -36,10 +36,11 @@ def load_mmdet3d(
     without it, the one that mmengine wrote into the checkpoint. ``axes`` (one of ``AXES``) and ``intensity``, the
     greatest that its points had, say of a LiDAR network in a configuration of one's own what that does not say.
 
-    Refuses a file in which weights are missing or have other shapes, and lists them. The fast path that
-    predictors use is compared with mmdet3d's own forward pass.
+    Refuses a file in which weights are missing or have other shapes, and lists them. The fast path is compared with
+    mmdet3d's own forward pass, which predictors use where they differ.
     """
     from apps.driving.models.library import version
+    from apps.driving.models.parity import is_equal
     from apps.driving.recipes import RECIPES
     from shared.deploy.checkpoint_file import read_checkpoint, read_state_dict, state_dict_in
 
@@ -58,6 +59,8 @@ def load_mmdet3d(
     matched = match(weights, network.state_dict())
     matched.refuse_gaps(path.name, model.config)
     network.load_state_dict(matched.weights)
+    compared = _parity(model, network)
+    model = replace(model, fast=is_equal(compared))
     recipe = RECIPES["full" if model.sensor == "lidar" else "fcos3d_full"]()
     return Imported(
         recipe=replace(recipe, model=model, input=input, data=recipe.data if data is None else data),
@@ -70,7 +73,7 @@ def load_mmdet3d(
             **found.told,
             "ignored_weights": sorted(matched.ignored),
             "remarks": remarks(model),
-            "parity": _parity(model, network),
+            "parity": compared,
         },
         calibration={
             "least_scores": {kind.name: LEAST_SCORE for kind in input.classes},
@@ -184,10 +187,8 @@ def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
 
     try:
         return parity(model, network)
-    except ArithmeticError:
-        raise
     except Exception as error:
-        if not model.is_own:
+        if isinstance(error, InvalidInputError) or not model.is_own:
             raise
         said = str(error).strip().partition("\n")[0][:300]
         raise InvalidInputError(
@@ -197,15 +198,19 @@ def _parity(model: MMDet3DModel, network: nn.Module) -> dict[str, Any]:
 
 def remarks(model: MMDet3DModel) -> list[str]:
     """What whoever uses the model must know: sentences about how frames differ from what it learnt from."""
+    slower = [] if model.fast else ["mmdet3d's own modules compute it, more slowly: the fast path differs from them"]
     if model.sensor == "camera":
         learnt = "the cameras that it was trained on" if model.is_own else model.family.data
-        return [f"images are seen at their own focal length; the model learnt depths at that of {learnt}"]
+        return [f"images are seen at their own focal length; the model learnt depths at that of {learnt}", *slower]
     from apps.driving.models.detectors import point_layout
 
     several = point_layout(model).earlier_sweeps + 1
     if several > 1:
-        return [f"the model learnt from {several} sweeps together; where a frame has fewer it finds less, and says so"]
-    return []
+        return [
+            f"the model learnt from {several} sweeps together; where a frame has fewer it finds less, and says so",
+            *slower,
+        ]
+    return slower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,6 +77,7 @@ def test_the_artifact_says_where_it_comes_from_and_what_it_is(registry):
         "config": CENTERPOINT,
         "own": None,
         "own_camera": None,
+        "fast": True,
     }
     source = artifact.manifest.source
     assert source["configuration"] == CENTERPOINT and source["parity"]["largest_relative_difference"] < 1e-4

@@ -1,0 +1,61 @@
+"""What an import does where the fast path differs from mmdet3d's own modules, and what it passes through both."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.types import Frame
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from tests.apps.driving.own_camera_checkpoints import own_camera_config
+from tests.apps.driving.own_checkpoints import own_config, save, trained
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def of_great_means(detector):
+    """Its normalisation takes a great mean away and brings it back, which rounds what lies between; folded it does
+    not."""
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean += 3e5
+            module.bias.data += 3e5 * module.weight.data / (module.running_var + module.eps).sqrt()
+    return detector
+
+
+@pytest.mark.parametrize("kind", ["pointpillars", "fcos3d"])
+def test_where_the_fast_path_differs_mmdet3ds_own_modules_predict(kind, tmp_path, capsys):
+    config = own_config() if kind == "pointpillars" else own_camera_config(kind)
+    detector = of_great_means(trained(config))
+    file = save(tmp_path / "a.pth", detector, config.pretty_text)
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "mmdet3d's own modules compute it, more slowly" in told and "from which its fast path differs" in told
+    name = "mmdet3d_lidar" if kind == "pointpillars" else "mmdet3d_camera"
+    artifact = open_artifact(tmp_path / name / "1")
+    assert artifact.manifest.source["parity"]["largest_relative_difference"] > 1e-3
+    assert not (artifact.path / "model.onnx").exists()
+    network = DrivingPredictor.load([artifact], "cpu").detectors[name].network
+    kept = [module for module in network.detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert type(network.detector) is type(detector) and len(kept) > 0
+    if kind == "pointpillars":
+        points = np.random.default_rng(0).uniform([0, -20, -2, 0], [40, 20, 2, 1], (9000, 4)).astype(np.float32)
+        (found,) = DrivingPredictor.load([artifact], "cpu").predict(
+            [Frame(name="a", points_lidar_m=points, cameras={})], Options()
+        )
+        assert np.isfinite(found.boxes.array).all()
+
+
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
+    config = own_config()
+    detector = trained(config)
+    detector.backbone.blocks[0][0].weight.data[0] = torch.nan
+    file = save(tmp_path / "a.pth", detector, config.pretty_text)
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "a.pth gives numbers that are not finite" in told and "an epoch before that" in told
