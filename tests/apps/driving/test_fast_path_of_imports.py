@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.types import Frame
@@ -59,3 +60,24 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
     assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "a.pth gives numbers that are not finite" in told and "an epoch before that" in told
+
+
+def test_large_images_are_not_computed_to_compare(tmp_path):
+    config = own_camera_config("smoke")
+    step = {"type": "AffineResize", "img_scale": (3840, 2160), "down_ratio": 4}
+    config.test_dataloader.dataset.pipeline[1] = step
+    file = save(tmp_path / "a.pth", trained(config), config.pretty_text)
+    sizes = set()
+
+    def note(module, inputs):
+        if isinstance(module, nn.Conv2d):
+            sizes.add(inputs[0].shape[2] * inputs[0].shape[3])
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
+    finally:
+        handle.remove()
+    assert 0 < max(sizes) <= 512 * 192
+    model = open_artifact(tmp_path / "mmdet3d_camera" / "1").recipe()["recipe"]["model"]
+    assert model["own_camera"]["affine"] == [3840, 2160, 4]
