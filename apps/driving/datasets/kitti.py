@@ -54,11 +54,10 @@ class Kitti(FrameData):
 
     def _ids(self, split: Split) -> list[str]:
         home = self._home()
-        listed = home.parent / "ImageSets" / ("train.txt" if split == "train" else "val.txt")
-        if not listed.is_file():
-            listed = home / "ImageSets" / listed.name
-        if listed.is_file():
-            return names_in(listed)
+        for place in (home, home.parent):
+            listed = place / "ImageSets" / ("train.txt" if split == "train" else "val.txt")
+            if listed.is_file():
+                return names_in(listed)
         return every_fifth([file.stem for file in (home / "label_2").glob("*.txt")], split)
 
 

@@ -2,8 +2,8 @@
 
 ``points/ID.bin`` and ``labels/ID.txt`` with what was accepted and what was missed, in the layout of ``--data custom``;
 metres in the LiDAR frame. Images, where the store keeps them whole, in KITTI's: ``training/image_2``, ``calib`` and
-``label_2``; where frames have several cameras, ``training/ImageSets`` has those of a frame in one part. ``frames.csv``
-says which frame of which case each is.
+``label_2``. ``ImageSets`` and ``training/ImageSets`` have the frames of a case in one part. ``frames.csv`` says which
+frame of which case each is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     for folder in ("points", "labels"):
         (out / folder).mkdir()
     rows: list[tuple[object, ...]] = []
-    names: dict[str, list[str]] = {}
+    sweep_names: dict[str, list[list[str]]] = {}
+    image_names: dict[str, list[list[str]]] = {}
     sweeps = whole_sweeps = thinned = nothing = undecided = images = 0
     for case in cases:
         views = _views(case)
@@ -64,20 +65,24 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
             if points is not None:
                 (out / "points" / f"{name}.bin").write_bytes(points)
                 (out / "labels" / f"{name}.txt").write_text("".join(map(_label, boxes)))
+                sweep_names.setdefault(case.id, []).append([name])
                 sweeps, whole_sweeps = sweeps + 1, whole_sweeps + (kept is not None)
                 thinned += len(points) < view["points"] * _POINT_BYTES
             named = [name] if len(cameras) == 1 else [f"{name}-{plain(camera)}" for camera in cameras]
             for image, one in zip(named, cameras.values(), strict=True):
                 _write_image(one, boxes, out / "training", image)
-            names |= {name: named} if cameras else {}
+            if cameras:
+                image_names.setdefault(case.id, []).append(named)
             images += len(cameras)
             count_kept = None if points is None else len(points) // _POINT_BYTES
             rows.append((name, case.id, text_cell(frame["name"]), view["points"], count_kept, len(cameras)))
     with (out / "frames.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((_FRAMES, *rows))
-    if any(len(named) > 1 for named in names.values()):
-        _write_parts(out / "training" / "ImageSets", names)
+    _write_parts(out / "ImageSets", sweep_names)
+    _write_parts(out / "training" / "ImageSets", image_names)
     remarks = [f"Frames written: {len(rows)}."] if rows else []
+    if len({row[1] for row in rows}) == 1 < len(rows):
+        remarks.append("They are of one case: neighbouring frames are learnt from and validated on, which flatters.")
     return [*_left_out(nothing, undecided), *remarks, *_written(out, sweeps, whole_sweeps, thinned, images)]
 
 
@@ -149,14 +154,25 @@ def _write_image(camera: Camera, boxes: Sequence[Mapping[str, Any]], training: P
         (training / folder / file).write_bytes(content)
 
 
-def _write_parts(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
-    """Which images are learnt from and which validate, by frame: its cameras see the same objects."""
-    from apps.driving.datasets.split import every_fifth
+def _write_parts(folder: Path, cases: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Which files are learnt from and which validate, by case: its frames, and the cameras of each, see the same.
 
+    ``cases`` has the names of each frame's files. Every fifth case validates, from the one of most frames on; of fewer
+    the smallest. Of one case alone it is so with its frames.
+    """
+    from apps.driving.datasets.split import EVERY
+
+    if not cases:
+        return
+    units = [list(chain(*frames)) for frames in cases.values()]
+    if len(units) == 1:
+        units = [list(frame) for frame in next(iter(cases.values()))]
+    units.sort(key=len, reverse=True)
+    validating = units[EVERY - 1 :: EVERY] or units[-1:]
+    learning = [unit for unit in units if unit not in validating] or units
     folder.mkdir()
-    parts = {"train.txt": every_fifth(list(names), "train"), "val.txt": every_fifth(list(names), "validation")}
-    for file, frames in parts.items():
-        (folder / file).write_text("".join(f"{image}\n" for frame in frames for image in names[frame]))
+    for file, part in (("train.txt", learning), ("val.txt", validating)):
+        (folder / file).write_text("".join(f"{name}\n" for name in chain(*part)))
 
 
 def _views(case: ReviewedCase) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from apps.driving.adapters.custom import frame_ids, read_frame
+from apps.driving.datasets.custom import Custom
 from apps.driving.datasets.kitti import Kitti
 from apps.driving.service import DrivingCodec
 from apps.driving.types import Boxes3D, Detections, Frame
@@ -236,7 +237,9 @@ def surround(frames: int) -> list[tuple[str, tuple[str, bytes]]]:
     return [("files", ("sample.json", info.encode())), *files]
 
 
-def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(client: TestClient, tmp_path: Path) -> None:
+def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
     own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
     with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
@@ -245,11 +248,38 @@ def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(client: TestClient, 
         review = {"verdicts": {str(number): "accepted" for number in range(1, 13)}}
         assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
         assert export(keeping, tmp_path / "out") == 0
+    assert "They are of one case" in capsys.readouterr().out
     parts = [Kitti(root=tmp_path / "out").frames(split).ids for split in ("train", "validation")]
     assert [len(part) for part in parts] == [15, 3]
     training, validating = ({name.rpartition("-CAM")[0] for name in part} for part in parts)
     assert len(training) == 5 and len(validating) == 1 and not training & validating
     assert (tmp_path / "out" / "training" / "image_2" / f"{parts[1][0]}.png").is_file()
+
+
+def reviewed_by(keeping: TestClient, files: list[tuple[str, tuple[str, bytes]]], boxes: int) -> None:
+    answer = keeping.post("/api/driving/predict", files=files)
+    assert answer.status_code == 200, answer.text
+    review = {"verdicts": {str(number): "accepted" for number in range(1, boxes + 1)}}
+    assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
+
+
+def test_the_frames_of_a_case_are_in_one_part_of_the_data(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
+    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
+        for count in (2, 3, 6):
+            reviewed_by(keeping, surround(count), 2 * count)
+            sweeps = [("files", (f"{number}.bin", sweep(number).tobytes())) for number in range(count)]
+            reviewed_by(keeping, sweeps, 2 * count)
+        assert export(keeping, tmp_path / "out") == 0
+    assert "They are of one case" not in capsys.readouterr().out
+    for data, rows in ((Kitti(root=tmp_path / "out"), 3), (Custom(root=tmp_path / "out"), 1)):
+        parts = [data.frames(split).ids for split in ("train", "validation")]
+        assert [len(part) for part in parts] == [9 * rows, 2 * rows]
+        learning, validating = ({name.partition("-")[0] for name in part} for part in parts)
+        assert len(learning) == 2 and len(validating) == 1 and not learning & validating
 
 
 def test_images_that_the_store_does_not_keep_are_left_out(
