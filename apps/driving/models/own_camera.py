@@ -19,7 +19,8 @@ from shared.errors import InvalidInputError
 
 _MOST_PIXELS = 1 << 23
 """Of an image after its resize: those of 3840 x 2160."""
-_MOST_FACTOR = 4.0
+_LEAST_SIDE = 32
+_LEAST_FACTOR, _MOST_FACTOR = 0.05, 4.0
 _PADDED_TO = 32
 _ASSUMED_SIZE_M, _ASSUMED_BOTTOM_M = (4.0, 1.8, 1.6), -1.7
 
@@ -33,12 +34,12 @@ class ImageResize:
     keep_ratio: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not (min(self.scale) > 0 and self.scale[0] * self.scale[1] <= _MOST_PIXELS):
+        if self.scale is not None:
+            _check_pixels("Resize", *self.scale)
+        if not all(_LEAST_FACTOR <= one <= _MOST_FACTOR for one in self.factor):
             raise InvalidInputError(
-                f"Resize to {self.scale[0]} x {self.scale[1]} pixels; images up to 3840 x 2160 are computed here"
+                f"Resize by {self.factor}; factors from {_LEAST_FACTOR:g} to {_MOST_FACTOR:g} are taken"
             )
-        if not all(0 < one <= _MOST_FACTOR for one in self.factor):
-            raise InvalidInputError(f"Resize by {self.factor}; factors above 0 and up to {_MOST_FACTOR:g} are taken")
 
     def in_words(self) -> str:
         """As a sentence has it: an image is resized so."""
@@ -114,7 +115,10 @@ class OwnCamera:
             return None
         if not isinstance(found, list):
             raise InvalidInputError(f"base_dims is {found}; expected length, height and width of each class")
-        return [metres({"base_dims": one}, "base_dims", 3) for one in found]
+        sizes = [metres({"base_dims": one}, "base_dims", 3) for one in found]
+        if not all(min(one) > 0 for one in sizes):
+            raise InvalidInputError(f"base_dims is {found}; expected lengths, heights and widths above 0")
+        return sizes
 
     def _check_affine(self) -> None:
         smoke = self.model["type"] == "SMOKEMono3D"
@@ -126,8 +130,15 @@ class OwnCamera:
         if self.affine is None:
             return
         wide, high, stride = self.affine
-        if not (0 < stride <= min(wide, high) and wide * high <= _MOST_PIXELS):
-            raise InvalidInputError(
-                f"AffineResize to {wide} x {high} pixels at a stride of {stride}; images up to 3840 x 2160 are "
-                "computed here"
-            )
+        _check_pixels("AffineResize", wide, high)
+        if not 0 < stride <= _LEAST_SIDE:
+            raise InvalidInputError(f"AffineResize at a stride of {stride}; expected 1 to {_LEAST_SIDE}")
+
+
+def _check_pixels(step: str, wide: int, high: int) -> None:
+    """Refuses images of a size that no camera network here sees."""
+    if min(wide, high) < _LEAST_SIDE or wide * high > _MOST_PIXELS:
+        raise InvalidInputError(
+            f"{step} to {wide} x {high} pixels; images from {_LEAST_SIDE} pixels a side up to 3840 x 2160 are computed "
+            "here"
+        )

@@ -6,6 +6,8 @@ other type of its registries, and nothing that would fetch weights.
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +53,8 @@ _COUNTS = (
 _LARGEST_COUNT = 1_000_000
 _ENDLESS = 1_000_000_000
 """What stands for no end of the sizes that a level learns from."""
+_FROM_ONE = ("strides", "dilations", "channels", "pad_size_divisor")
+_MOST_PADDED = 256
 _LONGEST_LIST = 256
 SHORT_M = 2.5
 """Classes of which an object is no longer than this are matched within half a metre, as KITTI's are."""
@@ -97,9 +101,12 @@ def _checked(value: Any, path: str, key: str) -> Any:
             raise InvalidInputError(f"{path} has {len(value)} values; at most {_LONGEST_LIST} are taken")
         return [_checked(part, path, key) for part in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        most = _most(path, key)
-        if isinstance(value, int) and abs(value) > most:
-            raise InvalidInputError(f"{path} is {value:.3g}; at most {most} is taken")
+        most = _most(path, key) if isinstance(value, int) else _ENDLESS
+        if abs(value) > most and value not in (math.inf, -math.inf):
+            told = f"{value:.3g}" if abs(value) <= sys.float_info.max else "a number of hundreds of digits"
+            raise InvalidInputError(f"{path} is {told}; at most {most} is taken")
+        if math.isnan(value) or (value < 1 and isinstance(value, int) and key.endswith(_FROM_ONE)):
+            raise InvalidInputError(f"{path} is {value}; expected a number{'' if math.isnan(value) else ' from 1 up'}")
         return value
     if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _LONGEST_LIST):
         return value
@@ -112,6 +119,8 @@ def _most(path: str, key: str) -> int:
         return _LARGEST_COUNT
     if key == "regress_ranges":
         return _ENDLESS
+    if key == "pad_size_divisor":
+        return _MOST_PADDED
     return 16 if key.endswith(("strides", "dilations")) and path != "model.bbox_head.strides" else _LARGEST
 
 

@@ -18,6 +18,7 @@ from shared.errors import InvalidInputError
 TOLERANCE = 1e-3
 _POINTS = 20_000
 _IMAGE = (192, 512)
+_ALIGNED = 64
 
 
 def parity(model: MMDet3DModel, detector: nn.Module) -> dict[str, Any]:
@@ -57,11 +58,13 @@ def parity(model: MMDet3DModel, detector: nn.Module) -> dict[str, Any]:
 
 
 def _see_small(network: CameraNetwork) -> None:
-    """Has a network see the random image at its own size: it computes each part of an image alike, and one of 3840 x
-    2160 pixels for minutes."""
+    """Has a network see the random image at about its own size: it computes each part of an image alike, and one of
+    3840 x 2160 pixels for minutes."""
     network.resize = None
     if network.affine is not None:
-        network.affine = (_IMAGE[1], _IMAGE[0], network.affine[2])
+        wide, high, stride = network.affine
+        # The rest stays: sides that its layers cannot halve are refused on import.
+        network.affine = (_IMAGE[1] + wide % _ALIGNED, _IMAGE[0] + high % _ALIGNED, stride)
 
 
 def is_equal(found: Mapping[str, Any]) -> bool:

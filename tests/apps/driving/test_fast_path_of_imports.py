@@ -78,6 +78,6 @@ def test_large_images_are_not_computed_to_compare(tmp_path):
         assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 0
     finally:
         handle.remove()
-    assert 0 < max(sizes) <= 512 * 192
+    assert 0 < max(sizes) <= 576 * 256
     model = open_artifact(tmp_path / "mmdet3d_camera" / "1").recipe()["recipe"]["model"]
     assert model["own_camera"]["affine"] == [3840, 2160, 4]

@@ -117,7 +117,11 @@ def changed(path, value):
         ("model.data_preprocessor.voxel_layer.voxel_size", [1e-3, 1e-3, 4.0], "output_shape is .* make .40960, 40960."),
         ("model.data_preprocessor.voxel_layer.voxel_size", [0.0, 0.32, 4.0], "do not fill the range"),
         ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, 0.32, 0.1], "40 voxels high; networks on pillars"),
-        ("model.data_preprocessor.voxel_layer.voxel_size", [0.32, float("nan"), 4.0], "expected 3 numbers in metres"),
+        (
+            "model.data_preprocessor.voxel_layer.voxel_size",
+            [0.32, float("nan"), 4.0],
+            "voxel_size is nan; expected a number",
+        ),
         ("model.data_preprocessor.voxel_layer.point_cloud_range", "wide", "expected 6 numbers"),
         ("model.data_preprocessor", None, "the model has no data_preprocessor"),
         ("model.middle_encoder.output_shape", [496, 432], r"range and voxels make \[128, 128\]"),
