@@ -32,7 +32,7 @@ def run(command: Import, settings: Sequence[str]) -> int:
 
     artifact = write_imported(app, name, imported, command.registry)
     for key, value in artifact.manifest.source.items():
-        print_line(f"{key}: {value}")
+        print_line(f"{key}: {('; '.join(map(str, value)) or 'none') if isinstance(value, list) else value}")
     print_line(f"{artifact.path}")
     return 0
 

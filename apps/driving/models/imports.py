@@ -235,7 +235,8 @@ class Matched:
             )
             if names
         ]
-        raise InvalidInputError(f"the weights in {file} are not those of {configuration}. Of them {'; '.join(faults)}")
+        described = "the configuration in it" if configuration == file else configuration
+        raise InvalidInputError(f"the weights in {file} are not those of {described}. Of them {'; '.join(faults)}")
 
 
 def match(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Matched:

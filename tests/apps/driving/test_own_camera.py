@@ -207,7 +207,7 @@ STEP = "test_dataloader.dataset.pipeline.1"
         ("fcos3d", "model.backbone.strides", (1, 2, 2, 400), "strides is 400; at most 16"),
         ("fcos3d", "model.backbone.dilations", (1, 1, 1, 400), "dilations is 400; at most 16"),
         ("fcos3d", "model.backbone.type", "mmdet.SwinTransformer", "docs/driving-models.md lists the parts"),
-        ("fcos3d", "model.backbone.depth", 101, "far more than the checkpoint|are not those of a.pth"),
+        ("fcos3d", "model.backbone.depth", 101, "far more than the checkpoint|not those of the configuration in it"),
         ("fcos3d", "model.neck.out_channels", 10**8, r"out_channels is 1e\+08; at most 4096"),
         ("fcos3d", STEP, {"type": "Resize3D", "scale": (9, 9)}, "camera network has Resize3D, which does not run"),
         ("fcos3d", STEP, {"type": "Resize", "scale": (9000, 9000)}, "Resize to 9000 x 9000 pixels; images from"),
