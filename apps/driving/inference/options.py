@@ -26,7 +26,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.model is not None and self.model not in (*MODELS, *IMPORTED):
-            raise InvalidInputError(f"there is no model {self.model!r}; there are {' and '.join(MODELS)}")
+            raise InvalidInputError(f"there is no model {self.model!r}; there may be {', '.join((*MODELS, *IMPORTED))}")
         if self.score is not None and not (isinstance(self.score, int | float) and 0 <= self.score <= 1):
             raise InvalidInputError(f"score={self.score!r}: give a number from 0 to 1")
 
