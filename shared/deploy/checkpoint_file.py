@@ -80,6 +80,9 @@ def read_checkpoint(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
     except Exception as error:  # a damaged pickle raises anything
         reason = str(error).partition("\n")[0]
+        # A zip archive, as which torch saves, ends with its table of contents.
+        if isinstance(error, EOFError) or "central directory" in reason:
+            raise InvalidInputError(f"{path.name} cannot be read: it is cut short; copy or save it again") from error
         raise InvalidInputError(
             f"{path.name} cannot be read as a checkpoint that torch saved: {type(error).__name__}: {reason}"
         ) from error
