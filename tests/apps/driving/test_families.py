@@ -38,7 +38,7 @@ RAISED = {
     "FCOS3D with ResNet-101 and deformable convolution, nuScenes": 2.0,
     "PGD, nuScenes": 5.0,
     "PGD, KITTI": 2.0,
-    "SMOKE, KITTI": 3.15,
+    "SMOKE, KITTI": 3.25,
 }
 """By how much the scores' biases are raised, so that random weights find a few boxes and not thousands."""
 
