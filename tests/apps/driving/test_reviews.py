@@ -189,22 +189,26 @@ def kitti_zip(points: np.ndarray | None, image: np.ndarray) -> tuple[str, bytes]
     return "frame.zip", packed.getvalue()
 
 
+@pytest.fixture
+def keeping(client: TestClient, tmp_path: Path) -> Iterator[TestClient]:
+    """A server that keeps what was analysed whole."""
+    service = client.app.state.services["driving"]  # type: ignore[attr-defined]
+    own = service.settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
+    with TestClient(create_app(own, {"driving": service.app})) as found:
+        yield found
+
+
 def test_what_the_server_keeps_whole_is_trained_on_whole(
-    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     points, image = sweep(11, 70_000), np.random.default_rng(1).integers(0, 256, (375, 1242, 3), np.uint8)
-    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
-    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
     out, verdicts = tmp_path / "out", {"1": "accepted", "2": "rejected"}
-    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
-        for cloud in (points, None):
-            answer = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
-            missed = [MISSED | {"frame": "000007"}]
-            said = keeping.put(
-                f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed}
-            )
-            assert said.status_code == 200, said.text
-        assert export(keeping, out) == 0
+    for cloud in (points, None):
+        answer = keeping.post("/api/driving/predict", files=[("files", kitti_zip(cloud, image))]).json()
+        missed = [MISSED | {"frame": "000007"}]
+        said = keeping.put(f"/api/driving/cases/{answer['case']}/review", json={"verdicts": verdicts, "missed": missed})
+        assert said.status_code == 200, said.text
+    assert export(keeping, out) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "Sweeps written: 1, of these as they were analysed 1, as the viewer has them 0." in told
     assert "Images written, as they were analysed: 2." in told and "60,000" not in told
@@ -237,17 +241,18 @@ def surround(frames: int) -> list[tuple[str, tuple[str, bytes]]]:
     return [("files", ("sample.json", info.encode())), *files]
 
 
+def reviewed_by(keeping: TestClient, files: list[tuple[str, tuple[str, bytes]]], boxes: int) -> None:
+    answer = keeping.post("/api/driving/predict", files=files)
+    assert answer.status_code == 200, answer.text
+    review = {"verdicts": {str(number): "accepted" for number in range(1, boxes + 1)}}
+    assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
+
+
 def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
-    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
-    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
-    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
-        answer = keeping.post("/api/driving/predict", files=surround(6))
-        assert answer.status_code == 200, answer.text
-        review = {"verdicts": {str(number): "accepted" for number in range(1, 13)}}
-        assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
-        assert export(keeping, tmp_path / "out") == 0
+    reviewed_by(keeping, surround(6), 12)
+    assert export(keeping, tmp_path / "out") == 0
     assert "They are of one case" in capsys.readouterr().out
     parts = [Kitti(root=tmp_path / "out").frames(split).ids for split in ("train", "validation")]
     assert [len(part) for part in parts] == [15, 3]
@@ -256,24 +261,14 @@ def test_the_cameras_of_a_frame_are_in_one_part_of_the_data(
     assert (tmp_path / "out" / "training" / "image_2" / f"{parts[1][0]}.png").is_file()
 
 
-def reviewed_by(keeping: TestClient, files: list[tuple[str, tuple[str, bytes]]], boxes: int) -> None:
-    answer = keeping.post("/api/driving/predict", files=files)
-    assert answer.status_code == 200, answer.text
-    review = {"verdicts": {str(number): "accepted" for number in range(1, boxes + 1)}}
-    assert keeping.put(f"/api/driving/cases/{answer.json()['case']}/review", json=review).status_code == 200
-
-
 def test_the_frames_of_a_case_are_in_one_part_of_the_data(
-    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keeping: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = client.app.state.services["driving"].settings  # type: ignore[attr-defined]
-    own = settings.model_copy(update={"store": tmp_path / "store", "keep_inputs": True})
-    with TestClient(create_app(own, {"driving": client.app.state.services["driving"].app})) as keeping:  # type: ignore[attr-defined]
-        for count in (2, 3, 6):
-            reviewed_by(keeping, surround(count), 2 * count)
-            sweeps = [("files", (f"{number}.bin", sweep(number).tobytes())) for number in range(count)]
-            reviewed_by(keeping, sweeps, 2 * count)
-        assert export(keeping, tmp_path / "out") == 0
+    for count in (2, 3, 6):
+        reviewed_by(keeping, surround(count), 2 * count)
+        sweeps = [("files", (f"{number}.bin", sweep(number).tobytes())) for number in range(count)]
+        reviewed_by(keeping, sweeps, 2 * count)
+    assert export(keeping, tmp_path / "out") == 0
     assert "They are of one case" not in capsys.readouterr().out
     for data, rows in ((Kitti(root=tmp_path / "out"), 3), (Custom(root=tmp_path / "out"), 1)):
         parts = [data.frames(split).ids for split in ("train", "validation")]

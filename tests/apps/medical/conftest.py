@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from apps.medical.inference.tiles import Tiling
 from apps.medical.models.retinanet import RetinaNet3D
 from apps.medical.predictor import NodulePredictor
 from apps.medical.types import ChestInput
+from tests.apps.medical.pacs import Archive, StubServer, report
 
 
 @pytest.fixture
@@ -23,6 +25,29 @@ def collected_at_the_end() -> Iterator[None]:
     """Nothing of the module's tests is left to be collected in those of another."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def stub() -> Iterator[StubServer]:
+    """The server that a gateway asks; it answers with a report."""
+    found = StubServer(report=report())
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    """The PACS that a gateway sends its reports to."""
+    found = Archive()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the gateway logs."""
+    caplog.set_level(logging.INFO, "trivium.gateway")
+    return caplog
 
 
 @pytest.fixture(scope="package")

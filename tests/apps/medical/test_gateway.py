@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import stat
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,37 +20,14 @@ from tests.apps.medical.pacs import (
     CT,
     PATIENT,
     UNCLOSED_SOCKETS,
-    Archive,
-    StubServer,
     gateway,
     images,
-    report,
     send,
     wait_for,
     waiting,
 )
 
 pytestmark = UNCLOSED_SOCKETS
-
-
-@pytest.fixture
-def stub() -> Iterator[StubServer]:
-    found = StubServer(report=report())
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def archive() -> Iterator[Archive]:
-    found = Archive()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "trivium.gateway")
-    return caplog
 
 
 def test_the_report_of_a_series_comes_into_the_archive(tmp_path, stub, archive, log):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -39,18 +38,9 @@ SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 @pytest.fixture
-def around():
+def around(stub, archive):
     """A server and an archive."""
-    stub, archive = StubServer(report=report()), Archive()
-    yield stub, archive
-    stub.close()
-    archive.close()
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, "trivium.gateway")
-    return caplog
+    return stub, archive
 
 
 def fail(status: int, problem: str = "it cannot be read"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,35 +16,14 @@ from tests.apps.medical.pacs import (
     StubServer,
     gateway,
     images,
-    report,
     send,
     wait_for,
     waiting,
 )
 
-pytestmark = UNCLOSED_SOCKETS
+pytestmark = [*UNCLOSED_SOCKETS, pytest.mark.usefixtures("log")]
 
 SOFT, LUNG = {"ConvolutionKernel": "Br40", "SliceThickness": "5"}, {"ConvolutionKernel": "Bl57", "SliceThickness": "5"}
-
-
-@pytest.fixture
-def stub() -> Iterator[StubServer]:
-    found = StubServer(report=report())
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def archive() -> Iterator[Archive]:
-    found = Archive()
-    yield found
-    found.close()
-
-
-@pytest.fixture(autouse=True)
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "trivium.gateway")
-    return caplog
 
 
 def study() -> list[Dataset]:
