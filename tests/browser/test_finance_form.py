@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
@@ -134,6 +134,24 @@ def test_many_events_are_sorted_and_filtered_by_their_strength(page: Page, site:
     least.fill(str(by_strength[2]))
     expect(page.locator(".events tbody tr:not([hidden])")).to_have_count(sum(one >= by_strength[2] for one in by_time))
     assert strengths()[:3] == by_strength[:3]
+
+
+def test_events_sorted_before_the_chart_is_there_stay_sorted(page: Page, site: str) -> None:
+    held: list[Route] = []
+    page.route("**/series.json", lambda route: held.append(route))
+    page.goto(f"{site}/finance")
+    page.get_by_label("Events wanted in 1,000 rows").fill("8")
+    with page.expect_request("**/series.json"):
+        page.get_by_role("button", name="A market").click()
+    page.locator(".tools select").first.select_option("strength")
+    rows = page.locator(".events tbody tr")
+    strongest = rows.first.inner_text()
+    rows.first.get_by_role("button").first.click()
+    for route in held:
+        route.continue_()
+    expect(page.locator(".chart canvas")).to_have_count(2)
+    assert rows.first.inner_text() == strongest
+    expect(rows.first).to_have_class("current")
 
 
 def test_keys_go_through_the_events_as_they_are_listed_and_call_them_by_their_start(page: Page, site: str) -> None:

@@ -223,13 +223,19 @@ caseForm({
       said.textContent = "";
       home.setAttribute("aria-label", `Chart of ${result.parts ? `${part.name}, ` : ""}${result.series.column} with its expected band and ${many(events.length, "event")}`);
       several?.mark(index);
+      draw();
+    };
+    /** The chart of the chosen series. The list stays as it is: it may have been sorted before there was anything to draw. */
+    const draw = () => {
       if (!drawings) return;
       chart?.destroy();
       home.replaceChildren();
       thinning.textContent = "";
-      const before = parts.slice(0, index).reduce((sum, one) => sum + one.rows, 0);
+      const part = parts[chosen];
+      const before = parts.slice(0, chosen).reduce((sum, one) => sum + one.rows, 0);
       const load = answer.files["rows.bin"] ? async () => readRows(await everyRow(), before, part.rows) : null;
-      chart = drawChart(home, drawings[index], { events, truth, missed: reviewed.missed, interval: part.interval_s || 1, total: part.rows, load, drawn });
+      chart = drawChart(home, drawings[chosen], { events, truth, missed: reviewed.missed, interval: part.interval_s || 1, total: part.rows, load, drawn });
+      if (shown >= 0) chart.show(events[shown]);
     };
     let loading = null;
     const everyRow = () => {
@@ -255,6 +261,6 @@ caseForm({
     if (!response.ok) throw new Error(`series.json could not be loaded (${response.status})`);
     const drawing = await response.json();
     drawings = drawing.parts ?? [drawing];
-    choose(chosen);
+    draw();
   },
 });
