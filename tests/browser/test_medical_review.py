@@ -77,16 +77,16 @@ def test_what_a_key_says_of_a_finding_is_seen_beside_the_slices(page: Page, site
     page.set_viewport_size({"width": 820, "height": 900})
     open_chest(page, site)
     said = page.locator(".slices output").nth(1)
-    finding = "Finding 1 in slice 10 of 20 in the file: "
-    expect(said).to_have_text(f"{finding}undecided")
+    expect(said).to_have_text("Finding 1: undecided")
     page.keyboard.press("a")
-    expect(said).to_have_text(f"{finding}accepted")
+    expect(said).to_have_text("Finding 1: accepted")
     expect(page.get_by_label("Accept finding 1")).not_to_be_in_viewport()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("r")
-    expect(said).to_have_text(f"{finding}rejected")
+    elsewhere = "Finding 1 in slice 10 of 20 in the file: "
+    expect(said).to_have_text(f"{elsewhere}rejected")
     page.keyboard.press("r")
-    expect(said).to_have_text(f"{finding}undecided")
+    expect(said).to_have_text(f"{elsewhere}undecided")
     page.get_by_role("img", name="Axial CT").click()
     expect(said).to_contain_text(" HU at ")
 

@@ -17,7 +17,7 @@ const NOTCH_PX = 50;
 export function sliceViewer(volume, whole, findings, { name, order = () => findings, missed = () => [], labels = null, verdict = null, keys: more = {}, keyboard = true, onFinding = () => {}, onPoint = () => {}, onSlice = () => {} }) {
   const [width, height, depth] = volume.size;
   const marks = findings.map((finding) => ({ finding, at: volume.toIndex(finding.centre_lps_mm), ...extent(volume, finding) }));
-  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null };
+  const state = { slice: Math.floor(depth / 2), window: "Lung", own: null, zoom: false, centre: [width / 2, height / 2], chosen: null, cross: null, ruler: null, labels: null, called: "" };
   // Radiologists look from the feet: the patient's right is on the left of the picture, the front at the top.
   const flip = [volume.axes[0][0] < -0.5, volume.axes[1][1] < -0.5];
 
@@ -121,6 +121,7 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     const corner = volume.toLps([0, 0, state.slice]);
     const called = name(Math.min(whole.size[2] - 1, Math.max(0, Math.round(whole.toIndex(corner)[2]))));
     const middle = volume.toLps([(width - 1) / 2, (height - 1) / 2, state.slice]);
+    state.called = called;
     const hint = called.startsWith("image") ? " (instance number)" : "";
     label.textContent = `${called[0].toUpperCase()}${called.slice(1)}${hint} · ${position(middle).split(", ")[2]}`;
     const [level, wide] = window();
@@ -133,11 +134,12 @@ export function sliceViewer(volume, whole, findings, { name, order = () => findi
     zoom.setAttribute("aria-pressed", String(state.zoom));
   }
 
-  /** What was pointed at or measured, in words; else which finding the keys are about, also from another slice or with the list out of sight. */
+  /** What was pointed at or measured, in words; else which finding the keys are about, its slice where that is not the one shown; also with the list out of sight. */
   function words() {
     if (state.ruler) return `${length(state.ruler).toFixed(1)} mm measured`;
     if (!state.cross && verdict && state.chosen) {
-      return `Finding ${state.chosen.rank} in ${name(state.chosen.slice - 1)}: ${verdict(state.chosen) ?? "undecided"}`;
+      const there = name(state.chosen.slice - 1);
+      return `Finding ${state.chosen.rank}${there === state.called ? "" : ` in ${there}`}: ${verdict(state.chosen) ?? "undecided"}`;
     }
     if (!state.cross) return "";
     const [i, j, k] = state.cross.map(Math.round);
