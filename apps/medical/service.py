@@ -147,7 +147,7 @@ def router(service: Service) -> APIRouter:
         for side, case in zip(("now", "before"), cases, strict=True):
             for name in (RESULT, SLAB):
                 sources[f"{side}/{name}"] = await service.file(case, name)
-        return Response(await service.make(COMPARISON, sources), media_type="application/json")
+        return Response(await service.make(COMPARISON, sources, group), media_type="application/json")
 
     for operation, name, body, words in (
         ("reviewed_report", REVIEWED_REPORT, file_content("application/dicom"), "a DICOM structured report"),
@@ -215,8 +215,8 @@ def _add_reviewed(
     sources = Depends(read)
     headers = {"Content-Disposition": f'attachment; filename="{saved_as}"'}
 
-    async def reviewed(given: dict[str, Any] = sources) -> Response:
-        return Response(await service.make(name, given), media_type=media_type, headers=headers)
+    async def reviewed(given: dict[str, Any] = sources, group: str | None = of_group) -> Response:
+        return Response(await service.make(name, given, group), media_type=media_type, headers=headers)
 
     async def checked(given: dict[str, Any] = sources) -> Response:
         """Refuses what GET refuses, and makes nothing: the form asks each time that a reviewed case is opened."""

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -231,11 +232,16 @@ async def _empty_journal(engine: Engine) -> None:
         await asyncio.sleep(_EMPTY_JOURNAL_EVERY_S)
 
 
-def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[], None]]:
-    """What says, by the path of a prediction, whether there is room for another."""
+def _room_checks(services: Mapping[str, Service], networks: Networks) -> dict[str, Callable[[str | None], None]]:
+    """What says, by the path of a prediction, whether there is room for another of a group of keys."""
+
+    def check_live(group: str | None, name: str) -> None:
+        networks.find(name, None).check_room(group)
+
+    checks: dict[str, Callable[[str | None], None]]
     checks = {f"/api/{name}/predict": service.check_room for name, service in services.items()}
     for name in networks.names():
-        checks[f"/v2/models/{name}/infer"] = lambda name=name: networks.find(name, None).check_room()  # type: ignore[misc]
+        checks[f"/v2/models/{name}/infer"] = partial(check_live, name=name)
         for number in networks.versions(name):
             checks[f"/v2/models/{name}/versions/{number}/infer"] = networks.find(name, number).check_room
     return checks

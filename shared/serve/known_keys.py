@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -65,10 +65,15 @@ class KnownKeys:
             self._read_s = began
 
 
+def group_of(scope: MutableMapping[str, Any]) -> str | None:
+    """The group of the key that an ASGI request brought, as ``get_group`` gives it."""
+    key: Key | None = scope.get("state", {}).get("key")
+    return None if key is None else key.group
+
+
 async def get_group(request: Request) -> str | None:
     """The group whose cases and jobs who asks may see; None may see all, as every server's without keys."""
-    key: Key | None = getattr(request.state, "key", None)
-    return None if key is None else key.group
+    return group_of(request.scope)
 
 
 GroupDep = Annotated[str | None, Depends(get_group)]

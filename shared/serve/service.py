@@ -113,25 +113,25 @@ class Service:
             log.warning("%s: %s", self.app.name, refusal)
             return []
 
-    def check_room(self) -> None:
-        """Raises ``Busy`` (503), counted as a rejected request, where a request would not be admitted."""
+    def check_room(self, group: str | None) -> None:
+        """Raises ``Busy`` (503), counted as a rejected request, where a request of the group would not be admitted."""
         model = self.model.value
         with nullcontext() if model is None else model.metrics.failures():
-            self._limit.check()
+            self._limit.check(group)
 
     @contextmanager
-    def admit(self) -> Iterator[Place]:
-        """Gives one request its place while it is answered, from before its body is read. Raises ``Busy`` (503)."""
+    def admit(self, group: str | None) -> Iterator[Place]:
+        """Gives a request of a group its place, from before its body is read to its answer. Raises ``Busy`` (503)."""
         with ExitStack() as stack:
             model = self.model.value
             with nullcontext() if model is None else model.metrics.failures():
-                place = stack.enter_context(self._limit.admit())
+                place = stack.enter_context(self._limit.admit(group))
             yield place
 
     @contextmanager
-    def admit_job(self) -> Iterator[Place]:
-        """Gives a job its place while it is handed in, whoever waits for an answer. Raises ``Busy`` (503)."""
-        with self._jobs_limit.admit() as place:
+    def admit_job(self, group: str | None) -> Iterator[Place]:
+        """Gives a group's job its place while it is handed in, whoever waits for an answer. Raises ``Busy`` (503)."""
+        with self._jobs_limit.admit(group) as place:
             yield place
 
     async def submit(
@@ -155,7 +155,7 @@ class Service:
         model = await loaded(self.model, deadline)
         if model.workers.closed and self.model.value is not None:
             model = self.model.value  # it was replaced while this waited for it
-        with model.metrics.failures(), self._limit.computing():
+        with model.metrics.failures(), self._limit.computing(origin.group):
             return await self._answer(model, request, origin, sample, folder, arrived, deadline, stage)
 
     async def run_job(self, job: Job, stage: Callable[[str], None]) -> str:
@@ -240,7 +240,8 @@ class Service:
                 "folder": None if folder is None else str(folder),
             }
         )
-        reply = await model.workers.answer(message, deadline, stage, finish_s=self._kept.bound_s)
+        finish_s = self._kept.bound_s
+        reply = await model.workers.answer(message, deadline, stage, finish_s=finish_s, group=origin.group)
         computed, waited_s = time.monotonic(), reply.head["waited_s"]
         async with until(deadline, lambda: too_late(self.app.title, waited_s, deadline - arrived - waited_s)):
             keep = partial(self._keep, request, origin, reply, model)
@@ -281,20 +282,20 @@ class Service:
         sources = await run_in_threadpool(self.store.sources, case, name)
         if sources is None:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-        made = await self.make(name, sources)
+        made = await self.make(name, sources, case.group)
         await run_in_threadpool(self.store.keep, case, name, made)
         return made
 
-    async def make(self, name: str, sources: Mapping[str, Path | bytes]) -> bytes:
-        """What the application's codec makes of ``sources`` in a worker. Raises as ``submit`` does."""
+    async def make(self, name: str, sources: Mapping[str, Path | bytes], group: str | None) -> bytes:
+        """What the application's codec makes of ``sources`` in a worker, for a group. Raises as ``submit`` does."""
         deadline = time.monotonic() + self.settings.deadline_s
-        with self.admit():
+        with self.admit(group):
             there = self.model.value or self.job_model.value  # the one that is loaded draws at once
             model = await loaded(self.model, deadline) if there is None else there
             paths = {one: str(place) for one, place in sources.items() if isinstance(place, Path)}
             inline = {one: content for one, content in sources.items() if not isinstance(content, Path)}
             head = {"make": name, "paths": paths, "inline": list(inline)}
-            reply = await model.workers.answer(Message(head, list(inline.values())), deadline)
+            reply = await model.workers.answer(Message(head, list(inline.values())), deadline, group=group)
         return bytes(reply.blobs[0])
 
     @contextmanager

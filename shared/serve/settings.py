@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     upload_s         the longest that a request body takes to come; 408 after it
     min_upload_rate  bytes per second that it must come at, measured over ten seconds each; 408 below it
     header_s         the longest that a request's header takes to come; the connection is closed after it
-    queue_length     requests of an application (or of a network) that may wait; 503 above it
+    queue_length     requests of an application (or of a network) and a group of keys that may wait; 503 above it
     max_per_client   requests that one address may have inside at a time; 429 above it; any number by default
     max_batch        the most requests (of a network: rows) that are computed together when several wait
     max_batch_s      no more are computed together than take so many seconds by the last times; always one
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
 
     @property
     def request_limit(self) -> int:
-        """How many requests of an application, or of a network, may be inside: waiting, or being computed."""
+        """How many requests of an application (or a network) and a group of keys may be inside, waiting or computed."""
         return self.queue_length + self.max_batch
 
     @property

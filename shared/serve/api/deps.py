@@ -97,9 +97,9 @@ async def get_origin(
 OriginDep = Annotated[Origin, Depends(get_origin)]
 
 
-async def admit(service: ServiceDep) -> AsyncIterator[Place]:
+async def admit(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
     """The request's place, before its body is read and until its answer is there; 503 where there is no room."""
-    with service.admit() as place:
+    with service.admit(group) as place:
         yield place
 
 
@@ -126,7 +126,7 @@ UploadDep = Annotated[Upload, Depends(get_upload)]
 async def admit_job(service: ServiceDep, group: GroupDep) -> AsyncIterator[Place]:
     """The place of a job while it is handed in; 503, before its body is read, where as many wait as may."""
     await run_in_threadpool(service.check_room_for_jobs, group)
-    with service.admit_job() as place:
+    with service.admit_job(group) as place:
         yield place
 
 

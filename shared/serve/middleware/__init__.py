@@ -27,7 +27,7 @@ def add_middleware(
     *,
     hosts: Collection[str] | None,
     drain: Drain,
-    checks: Mapping[str, Callable[[], None]],
+    checks: Mapping[str, Callable[[str | None], None]],
     deadline_s: float,
     json_routes: Sequence[re.Pattern[str]],
     most_json_bytes: int,
@@ -43,7 +43,7 @@ def add_middleware(
     ``json_routes`` match the paths of applications' own routes that take JSON, of ``most_json_bytes``; there may come
     more until it serves.
 
-    ``checks`` by path raise ``Busy`` where a request would not be admitted.
+    ``checks`` by path raise ``Busy`` where a request of a group of keys would not be admitted.
     """
     # The last that is added is the outermost.
     server.add_middleware(SmallBodies, own=json_routes, most_bytes=most_json_bytes, longest_s=deadline_s)

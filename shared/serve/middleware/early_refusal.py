@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shared.serve.known_keys import group_of
 from shared.serve.middleware.error_answers import json_error
 from shared.serve.runtime.connection import drain_body, stays_open
 from shared.serve.runtime.limits import Busy
@@ -22,14 +23,14 @@ _SPREAD = (0.7, 1.3)
 class EarlyRefusal:
     """Answers 503 with ``Retry-After`` where the check of the path raises ``Busy``, before routing and without a body.
 
-    ``checks`` by path. A client that closes its connection with the answer is answered first and read to its end then.
-    One that keeps it, as it may to ask again at once, is answered after about two seconds (a fifth of the
-    deadline): a client that waits costs nothing, and those that ask in a loop would take the time that answers need.
-    One with a large body, which takes time to drop, waits twice as long. At most ``_MOST_PAUSED`` wait so, each for a
-    time of its own, lest all ask again at the same moment.
+    ``checks`` by path, which are given the group of the key that asks. A client that closes its connection with the
+    answer is answered first and read to its end then. One that keeps it, as it may to ask again at once, is answered
+    after about two seconds (a fifth of the deadline): a client that waits costs nothing, and those that ask in a loop
+    would take the time that answers need. One with a large body, which takes time to drop, waits twice as long. At most
+    ``_MOST_PAUSED`` wait so, each for a time of its own, lest all ask again at the same moment.
     """
 
-    def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[], None]], deadline_s: float) -> None:
+    def __init__(self, app: ASGIApp, checks: Mapping[str, Callable[[str | None], None]], deadline_s: float) -> None:
         self._app, self._checks = app, checks
         self._pause_s, self._paused = min(_LONGEST_PAUSE_S, _PAUSE_SHARE * deadline_s), 0
 
@@ -38,7 +39,7 @@ class EarlyRefusal:
         check = self._checks.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         try:
             if check is not None:
-                check()
+                check(group_of(scope))
         except Busy as busy:
             if self._paused < _MOST_PAUSED and stays_open(Request(scope)):
                 self._paused += 1

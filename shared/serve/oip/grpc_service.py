@@ -57,7 +57,7 @@ _CALLS = 10
 """For each request that may be inside, how many calls are open: streams without a request, questions, refusals."""
 _PROBES = ("ServerLive", "ServerReady")
 _OF_OPERATORS = ("RepositoryModelLoad", "RepositoryModelUnload")
-Method = Callable[[Any, Any], Awaitable[Any]]
+Method = Callable[[Any, str | None], Awaitable[Any]]
 
 
 class GrpcService:
@@ -149,7 +149,7 @@ class GrpcService:
                 if name in _OF_OPERATORS:
                     check_operator(key)
                 request = await self._received(requests, str(context.peer()), works=works)
-                reply = await (self._work(method, request, context) if works else method(request, context))
+                reply = await (self._work(method, request, context, key) if works else method(request, _group(key)))
                 status = 200
                 return reply
             except InvalidInputError as refusal:
@@ -185,24 +185,24 @@ class GrpcService:
         with self._coming.admit() if works else nullcontext(Place()) as place:
             return await Upload(requests, *_address(peer), self._networks.settings).whole(place)
 
-    async def _work(self, method: Method, request: Any, context: Any) -> Any:
+    async def _work(self, method: Method, request: Any, context: Any, key: Key | None) -> Any:
         if self._drain.begun:
             raise InvalidInputError("the server is being shut down; try again in a few seconds", status=503)
         with self._places.take(_client(context)):
             self._drain.inside += 1
             try:
-                return await method(request, context)
+                return await method(request, _group(key))
             finally:
                 self._drain.inside -= 1
 
-    async def _server_live(self, request: Any, context: Any) -> Any:
+    async def _server_live(self, request: Any, group: str | None) -> Any:
         return message("ServerLiveResponse")(live=True)
 
-    async def _server_ready(self, request: Any, context: Any) -> Any:
+    async def _server_ready(self, request: Any, group: str | None) -> Any:
         found: ServerReady = await routes.server_readiness(self._state)
         return message("ServerReadyResponse")(ready=found.ready)
 
-    async def _model_ready(self, request: Any, context: Any) -> Any:
+    async def _model_ready(self, request: Any, group: str | None) -> Any:
         network = self._networks.find(request.name, request.version or None)
         try:
             await network.model.get()
@@ -212,45 +212,45 @@ class GrpcService:
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=True)
 
-    async def _server_metadata(self, request: Any, context: Any) -> Any:
+    async def _server_metadata(self, request: Any, group: str | None) -> Any:
         return message("ServerMetadataResponse")(name="trivium", version=self._version, extensions=routes.EXTENSIONS)
 
-    async def _model_metadata(self, request: Any, context: Any) -> Any:
+    async def _model_metadata(self, request: Any, group: str | None) -> Any:
         network = self._networks.find(request.name, request.version or None)
         versions = [network.version] if request.version else self._networks.versions(request.name)
         return _filled("ModelMetadataResponse", routes.describe(network, versions))
 
-    async def _model_config(self, request: Any, context: Any) -> Any:
+    async def _model_config(self, request: Any, group: str | None) -> Any:
         found = repository.describe_config(self._networks.find(request.name, request.version or None), self._networks)
         return message("ModelConfigResponse")(config=_filled("ModelConfig", found))
 
-    async def _model_statistics(self, request: Any, context: Any) -> Any:
+    async def _model_statistics(self, request: Any, group: str | None) -> Any:
         found = repository.statistics_of(self._networks, request.name or None, request.version or None)
         return _filled("ModelStatisticsResponse", found)
 
-    async def _repository_index(self, request: Any, context: Any) -> Any:
+    async def _repository_index(self, request: Any, group: str | None) -> Any:
         made = message("RepositoryIndexResponse")()
         for entry in repository.index_of(self._networks, ready=request.ready):
             made.models.add(**entry.model_dump())
         return made
 
-    async def _load(self, request: Any, context: Any) -> Any:
+    async def _load(self, request: Any, group: str | None) -> Any:
         _repository_parameters(request).check_load()
         await self._networks.load(request.model_name)
         return message("RepositoryModelLoadResponse")()
 
-    async def _unload(self, request: Any, context: Any) -> Any:
+    async def _unload(self, request: Any, group: str | None) -> Any:
         _repository_parameters(request).check_unload()
         await self._networks.unload(request.model_name)
         return message("RepositoryModelUnloadResponse")()
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _infer(self, request: Any, group: str | None) -> Any:
         networks = self._networks
         network = networks.find(request.model_name, request.model_version or None)
-        with network.metrics.failures(), network.limit.admit() as place, networks.memory.reserve(place) as reserve:
+        with network.metrics.failures(), network.limit.admit(group) as place, networks.memory.reserve(place) as reserve:
             reserve(request.ByteSize())
             body, length = grpc_tensors.request_body(request)
-            parts, _ = await network.infer(body, length)
+            parts, _ = await network.infer(body, length, group)
             reply = grpc_tensors.response(parts)
             if request.parameters["triton_enable_empty_final_response"].bool_param:
                 reply.parameters["triton_final_response"].bool_param = True
@@ -289,7 +289,7 @@ class GrpcService:
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, words)
             made, status = message("ModelStreamInferResponse")(), 499
             try:
-                made.infer_response.CopyFrom(await self._work(self._infer, request, context))
+                made.infer_response.CopyFrom(await self._work(self._infer, request, context, key))
                 status = 200
             except InvalidInputError as refusal:
                 status = refusal.status
@@ -300,6 +300,10 @@ class GrpcService:
             finally:
                 log_request(status)
             yield made
+
+
+def _group(key: Key | None) -> str | None:
+    return None if key is None else key.group
 
 
 async def stop(server: Any) -> None:

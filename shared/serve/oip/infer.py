@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from shared.errors import InvalidInputError
+from shared.serve.known_keys import group_of
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import InferenceError
 from shared.serve.openapi import file_content, header, header_parameter, request_body
@@ -99,13 +100,13 @@ async def _answer(request: Request, networks: Networks, network: NetworkModel) -
     settings = networks.settings
     with (
         network.metrics.failures(),
-        network.limit.admit() as place,
+        network.limit.admit(group_of(request.scope)) as place,
         networks.memory.reserve(place) as reserve,
         ExitStack() as stack,
     ):
         header_length = _header_length(request.headers.get(_LENGTH), settings.max_json_bytes)
         body = await _body(request, header_length, networks, network, place, reserve, stack)
-        parts, binary = await while_connected(request, network.infer(body, header_length))
+        parts, binary = await while_connected(request, network.infer(body, header_length, place.group))
     headers = {_LENGTH: str(len(parts[0]))} if binary else {}
     parts, packed = await _packed(parts, request.headers.get("accept-encoding", ""))
     if packed:
@@ -209,15 +210,15 @@ async def _stated_body(
         async for chunk in within_upload_limits(request, settings, place):
             body += chunk
         return body
-    turn, left = stack.enter_context(network.turns.join()), size
-    with network.limit.held_back():
+    turn, left = stack.enter_context(network.turns.join(place.group)), size
+    with network.limit.held_back(place.group):
         await network.turns.wait(turn)
     shared = networks.shared_memory.take(size, header, network.room(size))
     async with aclosing(receive_into(request, shared.body, settings, place)) as coming:
         async for came in coming:
             left -= came
             if left > 0:
-                with network.limit.held_back():
+                with network.limit.held_back(place.group):
                     await network.turns.wait(turn)
     turn.whole = True
     if left:

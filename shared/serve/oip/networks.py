@@ -58,12 +58,14 @@ class NetworkModel:
         """Whether it is out of use until it is promoted."""
         return self._retired is not None
 
-    def check_room(self) -> None:
-        """Raises ``Busy`` (503), counted as a rejected request, where a request would not be admitted."""
+    def check_room(self, group: str | None) -> None:
+        """Raises ``Busy`` (503), counted as a rejected request, where a request of the group would not be admitted."""
         with self.metrics.failures():
-            self.limit.check()
+            self.limit.check(group)
 
-    async def infer(self, body: Blob | SharedBytes, header_length: int | None) -> tuple[Sequence[Blob], bool]:
+    async def infer(
+        self, body: Blob | SharedBytes, header_length: int | None, group: str | None
+    ) -> tuple[Sequence[Blob], bool]:
         """The body of the answer to a request's body: its JSON, then tensors where the second says that it is binary.
 
         ``header_length`` is the length of the request's JSON part where tensors follow it. What is answered may lie in
@@ -72,10 +74,10 @@ class NetworkModel:
         arrived = time.monotonic()
         deadline = arrived + self._settings.deadline_s
         workers = await loaded(self.model, deadline)
-        with self.limit.computing():
+        with self.limit.computing(group):
             given = {"header_length": header_length, "arrived": arrived}
             request = Message(given, (), [body]) if isinstance(body, SharedBytes) else Message(given, [body])
-            reply = await workers.answer(request, deadline)
+            reply = await workers.answer(request, deadline, group=group)
         head = reply.head
         self.metrics.answered(request_s=time.monotonic() - arrived, input_s=head["input_s"], output_s=head["output_s"])
         if not isinstance(body, SharedBytes):
@@ -147,7 +149,9 @@ class Networks:
         self._live = live
         self._models: dict[str, dict[str, NetworkModel]] = {}
         self.settings = settings
-        self.memory = MemoryLimit("the Open Inference Protocol", _BODIES_IN_MEMORY * settings.max_tensor_bytes)
+        bodies = _BODIES_IN_MEMORY * settings.max_tensor_bytes
+        of_group = bodies - settings.max_tensor_bytes if settings.require_key else bodies
+        self.memory = MemoryLimit("the Open Inference Protocol", bodies, of_group)
         self.shared_memory = SharedMemory(_MEMORY_KEPT)
         self._loading = Threads("load-network", 1)
         self._registry, self._metrics = registry, metrics

@@ -63,87 +63,108 @@ class Spread:
         self.mean_s += (seconds - self.mean_s) / 8
 
 
+class _Inside:
+    """What a group of keys has inside, and how much later than foretold its last answers came."""
+
+    def __init__(self, most: int) -> None:
+        self.computing = self.held_back = 0
+        self.places: dict[Place, None] = {}
+        self.admitted: deque[float] = deque(maxlen=most)
+        self.later = Spread()
+
+    def ahead(self) -> int:
+        """How many will be computed before a new one of the group: a body that is long in coming may be overtaken."""
+        while self.admitted and time.monotonic() - self.admitted[0] >= _SOON_S:
+            self.admitted.popleft()
+        soon = min(len(self.admitted), len(self.places) - self.computing)
+        return self.computing + max(soon, self.held_back)
+
+
 class RequestLimit:
-    """At most ``most`` requests at a time, and no more than can be answered before the deadline.
+    """At most ``most`` requests of each group of keys at a time, and no more than can be answered before the deadline.
 
     A request is admitted before its body is read, and counts until answered, or until its upload stalls while another
-    finds no place. How many can be answered follows from the
-    time that passed for each of the last answers while requests were waiting for them, and from how much later than
-    that foretold the last answers came: storing, batch mates and a busy machine add to it.
+    of its group finds no place. How many can be answered follows from the
+    time that passed for each of the last answers while requests were waiting for them, from the turns that groups take,
+    and from how much later than that foretold the last answers of the group came: storing, batch mates and a busy
+    machine add to it.
     """
 
     def __init__(self, what: str, most: int, deadline_s: float = math.inf) -> None:
         self._what, self._most, self._deadline_s = what, most, deadline_s
-        self._computing = self._held_back = 0
-        self._inside: dict[Place, None] = {}
-        self._admitted: deque[float] = deque(maxlen=most)
+        self._groups: dict[str | None, _Inside] = {}
         self._last_answer = -math.inf
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
-        self._later = Spread()
 
-    def check(self) -> None:
-        """Raises ``Busy`` where a request would not be admitted."""
-        if len(self._inside) >= self._most:
-            if (stalled := take_from_stalled(self._inside)) is None:
-                raise Busy(self._what)
-            del self._inside[stalled]
-        ahead = self._ahead()
+    def check(self, group: str | None = None) -> None:
+        """Raises ``Busy`` where a request of the group would not be admitted."""
+        inside, whose = self._of(group), "" if group is None else f" of the group {group}"
+        if len(inside.places) >= self._most:
+            if (stalled := take_from_stalled(inside.places)) is None:
+                raise Busy(self._what, f"as many requests{whose} as it can hold")
+            del inside.places[stalled]
+        ahead = self._in_turn(group, _Inside.ahead)
         # Where nothing is ahead, one is let in whatever was measured: the times may have changed.
         if ahead and (foretold_s := self._foretold_s(ahead)) is not None:
-            expected_s = foretold_s + self._later.bound_s
+            expected_s = foretold_s + inside.later.bound_s
             if expected_s > self._deadline_s - min(_RESERVE_S, self._deadline_s / 10):
-                reason = "more requests than it can answer before the deadline"
+                reason = f"more requests{whose} than it can answer before the deadline"
                 raise Busy(self._what, reason, max(1, math.ceil(expected_s - self._deadline_s)))
 
     @contextmanager
-    def admit(self) -> Iterator[Place]:
-        """Gives one request its place while the block lasts. Raises ``Busy`` where there is none."""
-        self.check()
-        self._admitted.append(time.monotonic())
-        place = Place()
-        self._inside[place] = None
+    def admit(self, group: str | None = None) -> Iterator[Place]:
+        """Gives one request of the group its place while the block lasts. Raises ``Busy`` where there is none."""
+        self.check(group)
+        inside, place = self._of(group), Place(group)
+        inside.admitted.append(time.monotonic())
+        inside.places[place] = None
         try:
             yield place
         finally:
-            self._inside.pop(place, None)
-
-    def _ahead(self) -> int:
-        """How many requests will be computed before a new one: a body that is long in coming may be overtaken."""
-        while self._admitted and time.monotonic() - self._admitted[0] >= _SOON_S:
-            self._admitted.popleft()
-        soon = min(len(self._admitted), len(self._inside) - self._computing)
-        return self._computing + max(soon, self._held_back)
+            inside.places.pop(place, None)
 
     @contextmanager
-    def held_back(self) -> Iterator[None]:
+    def held_back(self, group: str | None = None) -> Iterator[None]:
         """Counts an admitted request whose body comes but is not read yet, for others go first."""
-        self._held_back += 1
+        inside = self._of(group)
+        inside.held_back += 1
         try:
             yield
         finally:
-            self._held_back -= 1
+            inside.held_back -= 1
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self, group: str | None = None) -> Iterator[None]:
         """Measures how long an admitted request takes whose body is there.
 
         One that fails counts only where that took longer than its answer should have.
         """
-        began, foretold_s = time.monotonic(), self._foretold_s(self._computing)
-        self._computing += 1
+        inside = self._of(group)
+        began, foretold_s = time.monotonic(), self._foretold_s(self._in_turn(group, lambda one: one.computing))
+        inside.computing += 1
         try:
             yield
         except (Busy, DeadlinePassed):
             if foretold_s is not None and time.monotonic() - began > foretold_s:
-                self._later.add(time.monotonic() - began - foretold_s)
+                inside.later.add(time.monotonic() - began - foretold_s)
             raise
         finally:
-            self._computing -= 1
+            inside.computing -= 1
         now = time.monotonic()
         self._seconds.append(now - max(began, self._last_answer))
         self._last_answer = now
         if foretold_s is not None:
-            self._later.add(now - began - foretold_s)
+            inside.later.add(now - began - foretold_s)
+
+    def _of(self, group: str | None) -> _Inside:
+        if group not in self._groups:
+            self._groups[group] = _Inside(self._most)
+        return self._groups[group]
+
+    def _in_turn(self, group: str | None, ahead: Callable[[_Inside], int]) -> int:
+        """How many go before a new request of the group: ``ahead`` of its own, and of each other one for each turn."""
+        own = ahead(self._of(group))
+        return own + sum(min(ahead(one), own + 1) for name, one in self._groups.items() if name != group)
 
     def _foretold_s(self, ahead: int) -> float | None:
         """When an answer comes that has so many ahead, by the last times; None where too few were measured."""
@@ -153,10 +174,14 @@ class RequestLimit:
 
 
 class MemoryLimit:
-    """At most ``most`` bytes of request bodies, those of all requests together; one that stalls gives way to others."""
+    """At most ``most`` bytes of request bodies, those of all requests together; one that stalls gives way to others.
 
-    def __init__(self, what: str, most: int) -> None:
+    Those of one group of keys take ``most_of_group`` at the most, so that there is room for others.
+    """
+
+    def __init__(self, what: str, most: int, most_of_group: int | None = None) -> None:
         self._what, self._most = what, most
+        self._most_of_group = most if most_of_group is None else most_of_group
         self._held: dict[Place, int] = {}
 
     @contextmanager
@@ -164,8 +189,8 @@ class MemoryLimit:
         """Gives a function that reserves so many bytes more, or raises ``Busy``; all are freed when the block ends."""
 
         def reserve(size: int) -> None:
-            while sum(self._held.values()) + size > self._most:
-                stalled = take_from_stalled(self._held) if size <= self._most else None
+            while not self._has_room(size, place.group):
+                stalled = take_from_stalled(self._held) if size <= self._most_of_group else None
                 if stalled is None:
                     raise Busy(self._what)
                 del self._held[stalled]
@@ -175,6 +200,10 @@ class MemoryLimit:
             yield reserve
         finally:
             self._held.pop(place, None)
+
+    def _has_room(self, size: int, group: str | None) -> bool:
+        of_group = sum(held for place, held in self._held.items() if place.group == group)
+        return of_group + size <= self._most_of_group and sum(self._held.values()) + size <= self._most
 
 
 @asynccontextmanager

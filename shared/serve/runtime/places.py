@@ -15,9 +15,12 @@ class Upload(Protocol):
 
 
 class Place:
-    """The place of one request. ``upload`` is its body while its client is waited for."""
+    """The place of one request, of a group of keys. ``upload`` is its body while its client is waited for."""
 
     upload: Upload | None = None
+
+    def __init__(self, group: str | None = None) -> None:
+        self.group = group
 
 
 def take_from_stalled(places: Iterable[Place]) -> Place | None:

@@ -9,13 +9,13 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shared.errors import InvalidInputError
 from shared.serve.metrics import ModelMetrics
+from shared.serve.runtime.group_queue import GroupQueue
 from shared.serve.runtime.limits import Busy, Spread, too_late
 from shared.serve.runtime.worker import Worker
 from shared.serve.worker.handler import result
@@ -48,6 +48,7 @@ class _Entry:
     arrived: float
     answer: asyncio.Future[Message]
     stage: Callable[[str], None] | None
+    group: str | None
     runs: int = 0
     slot: _Slot | None = None
     timer: asyncio.TimerHandle | None = None
@@ -71,13 +72,14 @@ class _Slot:
 
 
 class WorkerPool:
-    """Gives what waits to the workers that are free, the oldest first, as many requests as one takes at once.
+    """Gives what waits to the workers that are free, as many requests as one takes at once.
 
-    Nothing is waited for: a batch leaves when a worker is free, of no more requests than take ``longest_batch_s``
-    together by the last times. What waits until it cannot be answered in time any more is refused (503): a worker that
-    began it would be ended in the middle. What is computed past its deadline is answered 504, and its worker is ended;
-    what it computed along with it is computed again once. What a worker computes that ends by itself is answered 503.
-    Either way the worker is replaced. Times are those of ``time.monotonic``.
+    Groups of keys take turns, and of a group the oldest goes first; ``capacity`` of each may wait. No batch is waited
+    for: it leaves when a worker is free, of no more requests than take ``longest_batch_s`` together by the last times.
+    What waits until it cannot be answered in time any more is refused (503): a worker that began it would be ended in
+    the middle. What is computed past its deadline is answered 504, and its worker is ended; what it computed along with
+    it is computed again once. What a worker computes that ends by itself is answered 503. Either way the worker is
+    replaced. Times are those of ``time.monotonic``.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class WorkerPool:
         self._batch, self._share = Spread(), Spread()
         self._what, self._capacity, self._metrics = what, capacity, metrics
         self._slots = [_Slot(worker) for worker in workers]
-        self._queue: deque[_Entry] = deque()
+        self._queue = GroupQueue[_Entry]()
         self._first: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -115,19 +117,20 @@ class WorkerPool:
         stage: Callable[[str], None] | None = None,
         *,
         finish_s: float = 0.0,
+        group: str | None = None,
     ) -> Message:
-        """A worker's reply. ``stage`` is told what is done with the request.
+        """A worker's reply. ``stage`` is told what is done with the request, which is of a ``group`` of keys.
 
         ``finish_s`` is how long the caller will need for the reply before the deadline.
 
         Raises ``Busy``, ``DeadlinePassed``, ``WorkerLost``, or what the worker refused. When cancelled, a request that
         waits is dropped; one that is computed goes on as long as a new worker would take to load, or to its deadline.
         """
-        if self._closed or len(self._queue) >= self._capacity:
+        if self._closed or self._queue.number(group) >= self._capacity:
             raise Busy(self._what)
         self._try_loading_again()
         loop = asyncio.get_running_loop()
-        entry = _Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage)
+        entry = _Entry(request, deadline, finish_s, time.monotonic(), loop.create_future(), stage, group)
         self._queue.append(entry)
         self._give_out()
         if entry.slot is None:
@@ -254,7 +257,7 @@ class WorkerPool:
             if entry.answer.done():
                 continue
             if again and entry.runs < _MOST_RUNS:
-                self._queue.appendleft(entry)
+                self._queue.put_back(entry)
                 self._await_deadline(entry)
             else:
                 entry.answer.set_exception(WorkerLost(self._what, why))
@@ -299,7 +302,7 @@ class WorkerPool:
             if slot.state != "idle" or not self._queue or self._closed:
                 continue
             number = min(slot.worker.most, len(self._queue), self._most_together(), self._most_in_time())
-            slot.batch = [self._queue.popleft() for _ in range(number)]
+            slot.batch = [self._queue.take_first() for _ in range(number)]
             slot.state, slot.began = "busy", time.monotonic()
             for entry in slot.batch:
                 entry.slot = slot
@@ -316,7 +319,7 @@ class WorkerPool:
 
     def _most_in_time(self) -> int:
         """How many can be computed before the first that waits must be answered: it waits for them all."""
-        first = self._queue[0]
+        first = self._queue.first
         left_s = first.deadline - first.finish_s - time.monotonic()
         return max(1, int(left_s / self._share.bound_s)) if self._share.bound_s else self._capacity
 
@@ -361,8 +364,7 @@ class WorkerPool:
                 self._is_late(entry)
 
     def _drop(self, entry: _Entry) -> None:
-        if entry in self._queue:
-            self._queue.remove(entry)
+        if self._queue.remove(entry):
             self._metrics.pending.set(len(self._queue))
 
     def _settle(self, entry: _Entry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +12,10 @@ _STALLED_S = 0.25
 
 
 class Turn:
-    """One upload: when the last of it came, and what it waits for while others go first."""
+    """One upload of a group of keys: when the last of it came, and what it waits for while others go first."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: str | None = None) -> None:
+        self.group = group
         self.came = time.monotonic()
         self.go: asyncio.Event | None = None
         self.whole = False
@@ -21,7 +23,7 @@ class Turn:
 
 
 class Turns:
-    """Lets ``most`` uploads be inside at a time, read or waiting to be computed, the oldest first.
+    """Lets ``most`` uploads be inside at a time, read or waiting to be computed, the oldest of each group first.
 
     Were all read side by side, all would be whole at the same late time, and take memory until then; and what is read
     long before it is computed has left the processor's caches. One of which nothing has come for a moment keeps nobody
@@ -31,17 +33,20 @@ class Turns:
     def __init__(self, most: int) -> None:
         self.most = most
         self._inside: dict[Turn, None] = {}
+        self._left, self._last_left = 0, dict[str | None, int]()
         self._timer: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def join(self) -> Iterator[Turn]:
-        """An upload, while the block lasts."""
-        turn = Turn()
+    def join(self, group: str | None = None) -> Iterator[Turn]:
+        """An upload of a group of keys, while the block lasts."""
+        turn = Turn(group)
         self._inside[turn] = None
         try:
             yield turn
         finally:
             del self._inside[turn]
+            self._left += 1
+            self._last_left[turn.group] = self._left
             self._advance()
 
     async def wait(self, turn: Turn) -> None:
@@ -55,14 +60,17 @@ class Turns:
         await turn.go.wait()
 
     def _first(self) -> list[Turn]:
-        """The oldest that wait, or of which something came a moment ago."""
-        now, found = time.monotonic(), []
+        """The oldest that wait, or of which something came a moment ago.
+
+        The oldest of each group comes before the next of any, and first that of the group that had its turn earliest.
+        """
+        now, found, before = time.monotonic(), list[tuple[int, int, Turn]](), Counter[str | None]()
         for turn in self._inside:
             if turn.whole or turn.go is not None or now - turn.came < _STALLED_S:
-                found.append(turn)
-                if len(found) == self.most:
-                    break
-        return found
+                found.append((before[turn.group], self._last_left.get(turn.group, 0), turn))
+                before[turn.group] += 1
+        found.sort(key=lambda one: one[:2])
+        return [turn for *_, turn in found[: self.most]]
 
     def _advance(self) -> None:
         for turn in self._first():

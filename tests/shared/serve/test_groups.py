@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -81,6 +83,12 @@ def cases(client: TestClient, header: Header) -> list[str]:
 
 def jobs(client: TestClient, header: Header) -> list[str]:
     return [job["job"] for job in client.get(JOBS, headers=header).json()["jobs"]]
+
+
+def waiting(client: TestClient, number: int) -> bool:
+    """Whether so many requests wait for a worker."""
+    found: bool = client.app.state.services["echo"].model.value.metrics.waiting() == number  # type: ignore[attr-defined]
+    return found
 
 
 def test_lists_hold_the_cases_and_jobs_of_the_keys_own_group(
@@ -211,6 +219,51 @@ def test_the_jobs_of_a_group_leave_room_for_those_of_others_and_take_turns_with_
     answered = [client.get(url, headers=nobody).json()["case_id"] for url in (flood[0], *others, *flood[1:])]
     assert cases(client, nobody) == answered[::-1], "those of others come before the rest of a flood"
     assert client.post(JOBS, files=[csv(2)], headers=desk).status_code == 202
+
+
+def test_the_requests_of_a_group_leave_places_for_those_of_others_and_take_turns_with_them(
+    serve: Callable[..., TestClient], echo: Echo
+) -> None:
+    client = serve(require_key=True, queue_length=3, max_batch=1)
+    desk, stranger, nobody = add(client, "d", "desk"), add(client, "t", "treasury"), add(client, "anna")
+    echo.gate.clear()
+    with ThreadPoolExecutor(6) as pool:
+
+        def handed_in(header: Header, unit: str) -> Future[Any]:
+            return pool.submit(client.post, PREDICT, files=[csv(1)], data={"unit": unit}, headers=header)
+
+        inside = [handed_in(desk, "flood")]
+        until(echo.entered.is_set)
+        inside += [handed_in(desk, "flood") for _ in range(3)]
+        until(lambda: waiting(client, 3))
+        refused = client.post(PREDICT, files=[csv(2)], headers=desk)
+        assert refused.status_code == 503 and "as many requests of the group desk as it can hold" in refused.text
+        inside += [handed_in(stranger, "other"), handed_in(nobody, "nobody's")]
+        until(lambda: waiting(client, 5))
+        echo.gate.set()
+        assert {one.result().status_code for one in inside} == {200}
+    assert echo.units[0] == "flood" and set(echo.units[1:3]) == {"other", "nobody's"}, "not behind the flood"
+    assert client.post(PREDICT, files=[csv(2)], headers=desk).status_code == 200
+
+
+def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_another_group(
+    serve: Callable[..., TestClient], echo: Echo
+) -> None:
+    client = serve(require_key=True, queue_length=1, max_batch=1)
+    desk, stranger = add(client, "d", "desk"), add(client, "t", "treasury")
+    later = client.post(PREDICT, files=[csv(1)], data={"later": "yes"}, headers=stranger).json()
+    echo.gate.clear()
+    echo.entered.clear()
+    with ThreadPoolExecutor(3) as pool:
+        inside = [pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk)]
+        until(echo.entered.is_set)
+        inside.append(pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk))
+        until(lambda: waiting(client, 1))
+        assert client.post(PREDICT, files=[csv(1)], headers=desk).status_code == 503
+        picture = pool.submit(client.get, later["picture"], headers=stranger)
+        echo.gate.set()
+        assert picture.result().status_code == 200
+        assert {one.result().status_code for one in inside} == {200}
 
 
 def test_a_case_that_is_not_kept_is_of_its_group_too(

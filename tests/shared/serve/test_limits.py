@@ -105,6 +105,18 @@ def test_memory_is_freed() -> None:
         reserve(10)
 
 
+def test_one_group_leaves_memory_to_others() -> None:
+    memory = MemoryLimit("it", 10, most_of_group=8)
+    with memory.reserve(Place("desk")) as desk, memory.reserve(Place("desk")) as more, memory.reserve(Place()) as other:
+        desk(4)
+        more(4)
+        with pytest.raises(Busy):
+            more(1)
+        other(2)
+        with pytest.raises(Busy):
+            other(1)
+
+
 def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
     begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")

@@ -66,6 +66,40 @@ def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Cl
     limit.check()
 
 
+def test_what_one_group_has_inside_is_ahead_of_another_but_for_its_turns(clock: Clock) -> None:
+    limit = RequestLimit("it", 100, deadline_s=11)
+    answer(limit, clock, 4, 2)
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(limit.admit("desk"))
+            stack.enter_context(limit.computing("desk"))
+        with pytest.raises(Busy, match="more requests of the group desk than it can answer before the deadline"):
+            limit.check("desk")
+        for _ in range(2):  # answered in 4 and 8 seconds, and the next in 12
+            limit.check("treasury")
+            stack.enter_context(limit.admit("treasury"))
+            stack.enter_context(limit.computing("treasury"))
+        with pytest.raises(Busy, match="of the group treasury"):
+            limit.check("treasury")
+        limit.check()
+
+
+def test_that_the_answers_of_one_group_come_late_does_not_refuse_those_of_others(clock: Clock) -> None:
+    limit = RequestLimit("it", 100, deadline_s=11)
+    answer(limit, clock, 4, 1)
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(limit.admit("desk"))
+            stack.enter_context(limit.computing("desk"))
+        for _ in range(8):  # they come between those of the desk
+            with limit.admit("treasury"), limit.computing("treasury"):
+                clock.now += 1
+    with limit.admit(), limit.computing():
+        with pytest.raises(Busy):
+            limit.check("desk")
+        limit.check("treasury")
+
+
 def test_answers_that_come_together_count_as_one_time(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=10)
     for _ in range(4):

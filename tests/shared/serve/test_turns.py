@@ -17,9 +17,9 @@ from tests.shared.serve.test_overload import Clock, answer, clock
 __all__ = ["clock"]
 
 
-async def upload(turns: Turns, name: str, chunks: Iterable[Any], told: list[str]) -> None:
+async def upload(turns: Turns, name: str, chunks: Iterable[Any], told: list[str], of_group: str | None = None) -> None:
     """Reads chunks; None is one that does not come."""
-    with turns.join() as turn:
+    with turns.join(of_group) as turn:
         for chunk in chunks:
             if chunk is None:
                 await asyncio.sleep(60)
@@ -41,6 +41,19 @@ def test_so_many_are_read_at_a_time_the_oldest_first() -> None:
     ends = [told.index(f"{name} is read") for name in "abcde"]
     assert ends == sorted(ends)
     assert set(told[5 : ends[0]]) <= {"a", "b"}, "beyond its first chunk none is read before its turn"
+
+
+def test_the_uploads_of_groups_take_turns() -> None:
+    async def read() -> list[str]:
+        turns, told = Turns(1), list[str]()
+        async with asyncio.TaskGroup() as group:
+            for name in ("desk 1", "desk 2", "desk 3", "treasury 1"):
+                group.create_task(upload(turns, name, range(5), told, name.split()[0]))
+        return told
+
+    told = asyncio.run(read())
+    ends = [one.removesuffix(" is read") for one in told if one.endswith("is read")]
+    assert ends.index("treasury 1") < ends.index("desk 2") < ends.index("desk 3"), "not behind all of the desk's"
 
 
 def test_what_is_whole_counts_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
