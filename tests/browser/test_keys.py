@@ -50,4 +50,4 @@ def test_who_has_no_key_is_told_so(browser: Browser, address: str, tmp_path: Pat
     with watched_page(browser, http_credentials={"username": "anna", "password": "trv_wrong"}) as page:
         page.expected_errors += ["401"]  # type: ignore[attr-defined]
         assert page.goto(f"{address}/finance").status == 401  # type: ignore[union-attr]
-        expect(page.locator("body")).to_contain_text("not known, or was revoked")
+        expect(page.locator("body")).to_contain_text("enter the key as the password")
