@@ -89,7 +89,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class Webhook:
-    """Posts the identifier, application and state of each job that has ended to ``url``; nothing else of it.
+    """Posts the identifier, application, state and group of each job that has ended to ``url``; nothing else of it.
 
     The body is signed with ``key``. What was not delivered is in the store: it outlasts the server, and of several
     servers on one store one delivers it.
@@ -134,6 +134,7 @@ class Webhook:
     def _request(self, job: Job) -> urllib.request.Request:
         now = iso_utc(time.time())
         data = {"app": job.app, "job": job.id, "state": job.state, "url": f"{self._root}/api/{job.app}/jobs/{job.id}"}
+        data |= {} if job.group is None else {"group": job.group}
         body = json.dumps({"type": f"job.{job.state}", "timestamp": now, "data": data}).encode()
         moment = str(int(time.time()))
         headers = {

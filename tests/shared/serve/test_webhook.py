@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 from shared.errors import InvalidInputError
 from shared.serve.runtime import webhook
 from shared.serve.settings import Settings
+from shared.store.keys import Keys
 from tests.shared.serve.echo import csv, until
 
 Serve = Callable[..., TestClient]
@@ -98,6 +99,22 @@ def test_it_is_told_of_each_job_that_ends_and_of_nothing_that_may_be_of_a_patien
     assert b"MUELLER" not in b"".join(body for _, _, body in receiver.received)
 
 
+def test_it_is_told_which_group_a_job_is_of(serve: Serve, receiver: Receiver) -> None:
+    webhook_secret = Settings(webhook_secret=SECRET).webhook_secret
+    client = serve(webhook_url=receiver.url, webhook_secret=webhook_secret, require_key=True)
+    keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
+    jobs = [
+        client.post(JOBS, data={"sample": "three"}, headers={"X-Api-Key": key}).json()["job"]
+        for key in [keys.add("desk-1", "user", "desk"), keys.add("anna", "user")]
+    ]
+
+    def told() -> dict[str, dict[str, str]]:
+        return {data["job"]: data for data in (json.loads(body)["data"] for _, _, body in receiver.received)}
+
+    until(lambda: set(told()) == set(jobs))
+    assert told()[jobs[0]]["group"] == "desk" and "group" not in told()[jobs[1]]
+
+
 def test_the_signature_is_that_of_standard_webhooks() -> None:
     key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")  # the vector of the specification's own libraries
     found = webhook.signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
@@ -121,7 +138,7 @@ def tell_one_job(receive: Callable[[socket.socket], None]) -> None:
 
     class Jobs:
         def claim_to_tell(self, *_: float) -> tuple[Any, bool]:
-            return SimpleNamespace(id="1", app="echo", state="done"), False
+            return SimpleNamespace(id="1", app="echo", state="done", group=None), False
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=lambda: receive(listening.accept()[0]), daemon=True)
