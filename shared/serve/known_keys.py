@@ -79,6 +79,24 @@ async def get_group(request: Request) -> str | None:
 GroupDep = Annotated[str | None, Depends(get_group)]
 
 
+def check_no_group(group: str | None) -> None:
+    """Refuses (403) a key of a group what tells of the work of all groups."""
+    if group is not None:
+        raise InvalidInputError(
+            f"the counters are of the requests of all, and this key is of the group {group}: ask for them with a key "
+            "that has no group (`trivium keys add NAME`)",
+            status=403,
+        )
+
+
+async def require_no_group(group: GroupDep) -> None:
+    """Refuses (403) the key of a group."""
+    check_no_group(group)
+
+
+NoGroup = Depends(require_no_group)
+
+
 def check_operator(key: Key | None) -> None:
     """Refuses (403) a key that may not do what only operators may. None is a server that wants no keys."""
     if key is not None and key.role != "operator":

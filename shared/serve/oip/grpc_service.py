@@ -20,7 +20,7 @@ from shared.errors import InvalidInputError
 from shared.secure.access import Key
 from shared.secure.tls import Certificate, Renewals
 from shared.serve.access_line import log_line, usable_identifier
-from shared.serve.known_keys import KnownKeys, check_operator
+from shared.serve.known_keys import KnownKeys, check_no_group, check_operator
 from shared.serve.middleware.draining import Drain
 from shared.serve.middleware.per_client import ClientPlaces
 from shared.serve.oip import grpc_tensors, repository, routes
@@ -225,6 +225,7 @@ class GrpcService:
         return message("ModelConfigResponse")(config=_filled("ModelConfig", found))
 
     async def _model_statistics(self, request: Any, group: str | None) -> Any:
+        check_no_group(group)
         found = repository.statistics_of(self._networks, request.name or None, request.version or None)
         return _filled("ModelStatisticsResponse", found)
 

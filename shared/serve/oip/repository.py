@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 
 from shared.deploy.artifact import TensorSpec
-from shared.serve.known_keys import OperatorOnly
+from shared.serve.known_keys import NoGroup, OperatorOnly
 from shared.serve.oip.dependencies import NetworksDep, NewestDep, VersionDep
 from shared.serve.oip.networks import NetworkModel, Networks
 from shared.serve.oip.schemas import (
@@ -30,6 +30,9 @@ from shared.serve.oip.schemas import (
 from shared.serve.settings import Settings
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": InferenceError, "description": "There is no such model"}}
+_OF_ALL: dict[int | str, dict[str, Any]] = {
+    403: {"model": InferenceError, "description": "The key is of a group, and the counters are of all"}
+}
 _CHANGE: dict[int | str, dict[str, Any]] = {
     **_UNKNOWN,
     400: {"model": InferenceError, "description": "A parameter that is not taken"},
@@ -42,7 +45,7 @@ _UNUSABLE: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=_UNUSABLE, strict_content_type=False)
 
 
-@router.get("/models/stats", operation_id="oip_stats")
+@router.get("/models/stats", operation_id="oip_stats", responses=_OF_ALL, dependencies=[NoGroup])
 async def all_statistics(networks: NetworksDep) -> Statistics:
     """What every model counted since the server started."""
     return statistics_of(networks, None, None)
@@ -65,13 +68,20 @@ async def config_version(network: VersionDep, networks: NetworksDep) -> ModelCon
     return describe_config(network, networks)
 
 
-@router.get("/models/{name}/stats", operation_id="oip_model_stats", responses=_UNKNOWN)
+@router.get(
+    "/models/{name}/stats", operation_id="oip_model_stats", responses=_UNKNOWN | _OF_ALL, dependencies=[NoGroup]
+)
 async def statistics(name: str, networks: NetworksDep) -> Statistics:
     """What all versions of a model counted since the server started; durations are in nanoseconds."""
     return statistics_of(networks, name, None)
 
 
-@router.get("/models/{name}/versions/{version}/stats", operation_id="oip_model_stats_version", responses=_UNKNOWN)
+@router.get(
+    "/models/{name}/versions/{version}/stats",
+    operation_id="oip_model_stats_version",
+    responses=_UNKNOWN | _OF_ALL,
+    dependencies=[NoGroup],
+)
 async def statistics_version(network: VersionDep) -> Statistics:
     """What one version of a model counted."""
     return Statistics(model_stats=[_statistics(network)])

@@ -266,6 +266,13 @@ def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_anothe
         assert {one.result().status_code for one in inside} == {200}
 
 
+def test_counters_of_all_are_not_for_a_group(keyed: TestClient, desk: Header, everyone: Header) -> None:
+    for path in ("/v2/models/stats", "/v2/models/echo/stats", "/v2/models/echo/versions/2/stats"):
+        refused = keyed.get(path, headers=desk)
+        assert refused.status_code == 403 and "a key that has no group" in refused.json()["error"]
+        assert keyed.get(path, headers=everyone).status_code == 200
+
+
 def test_a_case_that_is_not_kept_is_of_its_group_too(
     serve: Callable[..., TestClient],
 ) -> None:

@@ -250,11 +250,14 @@ def test_grpc_wants_the_key_in_its_metadata(
 ) -> None:
     channel, keys = over_grpc
     user, operator = keys.add("user", "user"), keys.add("operator", "operator")
+    of_group = keys.add("desk-1", "user", "desk")
     assert call(channel, "ServerLive") == grpc.StatusCode.OK
     for key, found in ((None, "UNAUTHENTICATED"), ("trv_x", "UNAUTHENTICATED"), (user, "OK")):
         for way in (as_bearer, as_header):
             assert call(channel, "ModelMetadata", key, way, name="echo").name == found
     assert call(channel, "RepositoryModelUnload", user, model_name="echo").name == "PERMISSION_DENIED"
+    for key, found in ((user, "OK"), (of_group, "PERMISSION_DENIED")):
+        assert call(channel, "ModelStatistics", key, name="echo").name == found, "the counters are of all groups"
     with caplog.at_level(logging.INFO, "trivium.access"):
         assert call(channel, "RepositoryModelUnload", operator, model_name="echo").name == "OK"
         until(lambda: any('"key": "operator"' in record.message for record in caplog.records))
