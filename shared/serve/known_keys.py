@@ -17,8 +17,9 @@ from shared.store.keys import Keys
 
 _FRESH_S = 2.0
 _WANTED = (
-    "this server wants a key: send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`; the commands of trivium take "
-    "it from TRIVIUM_KEY"
+    "this server wants a key, which whoever runs it gives out: in a browser load the page again, and enter the key as "
+    "the password, with any name; programs send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`, and the "
+    "commands of trivium take it from TRIVIUM_KEY"
 )
 
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared.errors import InvalidInputError
 from shared.secure.access import API_KEY_HEADER
 from shared.serve.known_keys import KnownKeys
-from shared.serve.middleware.error_answers import error_answer, wants_page
+from shared.serve.middleware.error_answers import error_answer
 from shared.serve.runtime.connection import drain_body
 
 PROBES = ("/healthz", "/v2/health/live", "/v2/health/ready")
@@ -18,11 +18,6 @@ _READING = ("GET", "HEAD")
 # A browser asks for a name and a password at the second, and sends them with all that a page fetches.
 _CHALLENGES = ('Bearer realm="Trivium"', 'Basic realm="Trivium", charset="UTF-8"')
 _RETRY_AFTER_S = 5
-_FOR_A_PERSON = (
-    "This server answers only who has a key, and yours was not given or is not known (any more). Load this page again, "
-    "and enter the key as the password, with any name. Keys are given out by whoever runs the server "
-    "(`trivium keys add NAME`)."
-)
 
 
 class KeyRequired:
@@ -51,8 +46,7 @@ class KeyRequired:
 
 
 def _refused(scope: Scope, refusal: InvalidInputError) -> Response:
-    wanted = refusal.status == 401 and wants_page(scope)
-    answer = error_answer(scope, _FOR_A_PERSON if wanted else str(refusal), refusal.status)
+    answer = error_answer(scope, str(refusal), refusal.status)
     if refusal.status == 401:
         for challenge in _CHALLENGES:
             answer.headers.append("WWW-Authenticate", challenge)
