@@ -24,6 +24,10 @@ def run(command: Keys) -> int:
     if bool(command.name) == (command.action == "list"):
         words = "list takes no name" if command.name else f"say whose, as in trivium keys {command.action} pacs-gateway"
         raise InvalidInputError(words)
+    if command.action != "add" and (command.group is not None or command.role != "user"):
+        raise InvalidInputError(
+            f"{command.action} takes neither --group nor --role: both are said where a key is added"
+        )
     settings = read_settings()
     # Keys may be there before the server has ever run.
     there = is_store(settings.store, settings.store_url)
@@ -31,9 +35,12 @@ def run(command: Keys) -> int:
         keys, folder = StoredKeys(store.engine), store.folder.absolute()
         match command.action:
             case "add":
+                groups = {key.group for key in keys.all()}
                 print(keys.add(command.name, command.role, command.group))
                 who = command.role if command.group is None else f"{command.role} of the group {command.group}"
                 print(f"the key of {command.name}, {who}, in {folder}; it is shown only now", file=sys.stderr)
+                if command.group is not None and command.group not in groups:
+                    print(f"no other key is of the group {command.group}; see trivium keys list", file=sys.stderr)
                 if not there:
                     print("that store is new: only a server whose TRIVIUM_STORE it is knows the key", file=sys.stderr)
             case "revoke":

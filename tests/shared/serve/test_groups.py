@@ -306,7 +306,17 @@ def test_a_group_is_named_where_a_key_is_added(
 ) -> None:
     monkeypatch.setenv("TRIVIUM_STORE", str(tmp_path / "store"))
     assert cli.main(["keys", "add", "desk-1", "--group", "desk"]) == 0
-    assert "user of the group desk" in capsys.readouterr().err
+    assert "user of the group desk" in (told := capsys.readouterr().err) and "no other key is of the group" in told
+    assert cli.main(["keys", "add", "desk-3", "--group", "desk"]) == 0
+    assert "no other key" not in capsys.readouterr().err
+    assert cli.main(["keys", "add", "desk-4", "--group", "Desk"]) == 0
+    assert "no other key is of the group Desk" in capsys.readouterr().err, "it may be misspelt"
+    for ignored in (
+        ["list", "--group", "desk"],
+        ["revoke", "desk-3", "--group", "Desk"],
+        ["list", "--role", "operator"],
+    ):
+        assert cli.main(["keys", *ignored]) == 2 and "takes neither --group nor --role" in capsys.readouterr().err
     for words, why in (
         (["--group", "a b"], "name of a group"),
         (["--group", "desk", "--role", "operator"], "operator"),
