@@ -42,6 +42,7 @@ def admin_router(pages: Pages) -> APIRouter:
             quantiles=QUANTILES,
             answers=metrics.answers_by_status(),
             kept=kept,
+            groups=await run_in_threadpool(lambda: [row for one in services.values() for row in _groups(one)]),
             disk=await run_in_threadpool(_disk, services),
             fault=await run_in_threadpool(request.app.state.store.fault),
         )
@@ -109,6 +110,20 @@ def _kept(service: Service) -> dict[str, Any]:
         "states": service.jobs.states(name),
         "jobs": service.jobs.recent(name, _RECENT_JOBS),
     }
+
+
+def _groups(service: Service) -> list[dict[str, Any]]:
+    """What each group of keys has of an application: cases, bytes, and jobs that wait; nothing where there are none."""
+    kept = service.store.kept_by_group(service.app.name)
+    waiting = service.jobs.waiting_by_group(service.app.name)
+    if not any({*kept, *waiting}):
+        return []
+    rows = []
+    for group in sorted({*kept, *waiting}, key=lambda name: name or ""):
+        cases, size = kept.get(group, (0, 0))
+        row = {"app": service.app, "group": group, "cases": cases, "megabytes": size / 1e6}
+        rows.append(row | {"waiting": waiting.get(group, 0)})
+    return rows
 
 
 def _disk(services: Mapping[str, Service]) -> dict[str, Any]:

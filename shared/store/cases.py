@@ -208,6 +208,13 @@ class CaseStore:
             # PostgreSQL's sum of BIGINT is a NUMERIC, which comes as a Decimal.
             return int(session.scalar(select(func.sum(CaseRow.bytes)).where(CaseRow.app == app)) or 0)
 
+    def kept_by_group(self, app: str) -> dict[str | None, tuple[int, int]]:
+        """How many cases of an application are kept of each group, and the bytes of their files; None has no group."""
+        query = select(CaseRow.group, func.count(), func.sum(CaseRow.bytes)).where(CaseRow.app == app)
+        with Session(self.engine) as session:
+            found = session.execute(query.group_by(CaseRow.group)).all()
+        return {group: (int(number), int(size)) for group, number, size in found}
+
     def expire(
         self, app: str, *, days: float | None = None, number: int | None = None, most_bytes: int | None = None
     ) -> int:

@@ -201,6 +201,13 @@ class JobStore:
         with Session(self._engine) as session:
             return session.scalar(select(func.count()).select_from(JobRow).where(*wanted)) or 0
 
+    def waiting_by_group(self, app: str) -> dict[str | None, int]:
+        """How many jobs of an application are not answered, of each group that has some; None has no group."""
+        wanted = JobRow.app == app, JobRow.state.in_(("queued", "running"))
+        with Session(self._engine) as session:
+            found = session.execute(select(JobRow.group, func.count()).where(*wanted).group_by(JobRow.group)).all()
+        return {group: int(number) for group, number in found}
+
     def states(self, app: str) -> dict[str, int]:
         """How many jobs of an application are in each state."""
         query = select(JobRow.state, func.count()).where(JobRow.app == app).group_by(JobRow.state)

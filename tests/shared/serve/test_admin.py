@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from shared.serve.metrics import Metrics
 from shared.serve.settings import Settings
 from shared.store.keys import Keys
 from tests.shared.postgresql import PostgreSQL
-from tests.shared.serve.echo import csv, until
+from tests.shared.serve.echo import Echo, csv, until
 
 
 @pytest.fixture
@@ -54,8 +55,38 @@ def test_an_operator_sees_it_on_postgresql_too(serve: Callable[..., TestClient],
     client = serve(store_url=postgresql.database(), require_key=True)
     key = {"X-Api-Key": Keys(client.app.state.store.engine).add("root", "operator")}  # type: ignore[attr-defined]
     assert client.post("/api/echo/predict", files=[csv(1)], headers=key).status_code == 200
+    desk = {"X-Api-Key": Keys(client.app.state.store.engine).add("desk-1", "user", "desk")}  # type: ignore[attr-defined]
+    until(lambda: client.post("/api/echo/predict", files=[csv(1)], headers=desk).status_code == 200)
+    assert "<tr><td>desk</td>" in client.get("/admin", headers=key).text
     for path in ("/admin", "/metrics", "/healthz", "/", "/api/echo/cases", "/api/echo/jobs", "/api/models"):
         assert client.get(path, headers=key).status_code == 200, path
+
+
+def test_it_shows_what_each_group_has(serve: Callable[..., TestClient], echo: Echo) -> None:
+    client = serve(require_key=True)
+    keys = Keys(client.app.state.store.engine)  # type: ignore[attr-defined]
+    root, desk, lab, anna = (
+        {"X-Api-Key": keys.add(name, role, group)}
+        for name, role, group in (
+            ("root", "operator", None),
+            ("desk-1", "user", "desk"),
+            ("lab-1", "user", "lab"),
+            ("anna", "user", None),
+        )
+    )
+    assert "Jobs that wait" not in client.get("/admin", headers=root).text
+    for header in (desk, desk, anna):
+        assert client.post("/api/echo/predict", files=[csv(1)], headers=header).status_code == 200
+    echo.gate.clear()
+    waiting = [client.post("/api/echo/jobs", files=[csv(2)], headers=lab).json()["url"] for _ in range(2)]
+    text = client.get("/admin", headers=root).text
+    echo.gate.set()
+    rows = [
+        re.findall(r"<td[^>]*>(?:<a[^>]*>)?([^<]+)", row) for row in text.partition("Jobs that wait")[2].split("<tr>")
+    ]
+    named = {row[0]: (row[2], row[4]) for row in rows if row}
+    assert named == {"desk": ("2", "0"), "lab": ("0", "2"), "keys without a group": ("1", "0")}
+    until(lambda: all(client.get(url, headers=root).json()["state"] == "done" for url in waiting))
 
 
 def test_others_do_not_see_it(echo_client: TestClient, serve: Callable[..., TestClient]) -> None:
