@@ -149,7 +149,11 @@ def create_app(
     server.state.keys = KnownKeys(Keys(store.engine)) if settings.require_key else None
     server.state.drain = Drain()
     server.state.client_places = ClientPlaces(settings.max_per_client)
-    server.state.event_streams = ClientPlaces(settings.max_per_client, most_of_all=_MOST_EVENT_STREAMS)
+    server.state.event_streams = ClientPlaces(
+        settings.max_per_client,
+        most_of_all=_MOST_EVENT_STREAMS,
+        most_of_group=_MOST_EVENT_STREAMS * 3 // 4 if settings.require_key else None,
+    )
     json_routes: list[re.Pattern[str]] = []
     add_middleware(
         server,

@@ -53,10 +53,10 @@ def get_job(service: ServiceDep, job_id: str, group: GroupDep) -> Job:
 JobDep = Annotated[Job, Depends(get_job)]
 
 
-async def get_stream_place(request: Request) -> AsyncIterator[None]:
+async def get_stream_place(request: Request, group: GroupDep) -> AsyncIterator[None]:
     """The place of a stream of events until it ends; refuses (429, 503) where there is none."""
     client = request.client.host if request.client is not None else "local"
-    with request.app.state.event_streams.take(client):
+    with request.app.state.event_streams.take(client, group):
         yield
 
 

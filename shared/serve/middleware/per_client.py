@@ -25,19 +25,25 @@ class TooMany(InvalidInputError):
 class ClientPlaces:
     """At most ``most`` requests of one address at a time, over HTTP and gRPC together; None is no limit.
 
-    ``most_of_all`` is that of all addresses together.
+    ``most_of_all`` is that of all addresses together, and ``most_of_group`` that of one group of keys.
 
     Behind a reverse proxy it is the address that its X-Forwarded-For states, where uvicorn trusts it
     (FORWARDED_ALLOW_IPS).
     """
 
-    def __init__(self, most: int | None, most_of_all: int | None = None) -> None:
-        self._most, self._most_of_all = most, most_of_all
+    def __init__(self, most: int | None, most_of_all: int | None = None, most_of_group: int | None = None) -> None:
+        self._most, self._most_of_all, self._most_of_group = most, most_of_all, most_of_group
         self._inside: Counter[str] = Counter()
+        self._of_group: Counter[str | None] = Counter()
 
     @contextmanager
-    def take(self, address: str) -> Iterator[None]:
-        """Counts a request while the block lasts. Raises ``TooMany``, or ``Busy`` (503) where all have too many."""
+    def take(self, address: str, group: str | None = None) -> Iterator[None]:
+        """Counts a request while the block lasts.
+
+        Raises ``TooMany``, or ``Busy`` (503) where all, or those of the group of keys, have too many.
+        """
+        if self._most_of_group is not None and self._of_group[group] >= self._most_of_group:
+            raise Busy("the server", f"as many requests of {_words(group)} as it can hold")
         if self._most_of_all is not None and self._inside.total() >= self._most_of_all:
             raise Busy("the server")
         if self._most is not None and self._inside[address] >= self._most:
@@ -46,12 +52,18 @@ class ClientPlaces:
                 status=429,
             )
         self._inside[address] += 1
+        self._of_group[group] += 1
         try:
             yield
         finally:
+            self._of_group[group] -= 1
             self._inside[address] -= 1
             if not self._inside[address]:
                 del self._inside[address]
+
+
+def _words(group: str | None) -> str:
+    return "keys without a group" if group is None else f"the group {group}"
 
 
 class PerClient:

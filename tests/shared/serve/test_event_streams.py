@@ -15,6 +15,7 @@ from shared.app import App
 from shared.serve import app as building
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
+from shared.store.keys import Keys
 from tests.conftest import serving
 from tests.shared.serve.echo import Echo, until
 from tests.shared.serve.test_draining import Process
@@ -52,6 +53,27 @@ def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
         first.close()
         until(lambda: follow("10.0.0.3").status_code == 200)
     assert httpx.get(address + job["url"]).status_code == 200
+
+
+def test_one_group_leaves_streams_to_others(
+    settings: Settings, echo_app: App, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_MOST_EVENT_STREAMS", 4)
+    echo.gate.clear()
+    server = create_app(settings.model_copy(update={"hosts": None, "require_key": True}), {"echo": echo_app})
+    keys = Keys(server.state.store.engine)
+    desk, lab = ({"X-Api-Key": keys.add(group, "user", group)} for group in ("desk", "lab"))
+    with serving(server) as address, ExitStack() as stack:
+        stack.callback(echo.gate.set)
+
+        def follow(header: dict[str, str]) -> httpx.Response:
+            job = httpx.post(address + JOBS, data={"sample": "three"}, headers=header).json()
+            return stack.enter_context(httpx.stream("GET", address + job["events"], headers=header, timeout=20))
+
+        assert [follow(desk).status_code for _ in range(3)] == [200] * 3
+        refused = follow(desk)
+        assert refused.status_code == 503 and "of the group desk" in json.loads(refused.read())["detail"]
+        assert follow(lab).status_code == 200
 
 
 def test_the_events_of_a_job_end_with_the_server_and_without_an_error(tmp_path: Path) -> None:
