@@ -22,6 +22,7 @@ from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics, ModelMetrics
+from shared.serve.runtime.clock import AgeLimit
 from shared.serve.runtime.job_runner import JobRunner
 from shared.serve.runtime.limits import Busy, RequestLimit, Spread, loaded, too_late, until
 from shared.serve.runtime.loading import LoadOnce
@@ -81,7 +82,7 @@ class Service:
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._jobs_limit = RequestLimit(f"{app.title} (jobs)", settings.request_limit)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
-        self._kept = Spread()
+        self._kept, self._age_limit = Spread(), AgeLimit(app.name, settings.keep_days)
         self._ending: set[asyncio.Task[None]] = set()
         self.model: LoadOnce[Model] = LoadOnce(
             app.title,
@@ -312,24 +313,19 @@ class Service:
 
     def expire(self) -> None:
         """Deletes the cases that the settings do not let stay."""
+        days, settings = self._age_limit.days(), self.settings
         try:
             number = self.store.expire(
-                self.app.name,
-                days=self.settings.keep_days,
-                number=self.settings.keep_cases,
-                most_bytes=self.settings.keep_bytes,
+                self.app.name, days=days, number=settings.keep_cases, most_bytes=settings.keep_bytes
             )
-            if self.settings.keep_days is not None:
-                self.jobs.expire(self.app.name, self.settings.keep_days)
+            if days is not None:
+                self.jobs.expire(self.app.name, days)
         except Exception:
             log.exception("cases of %s that are too old could not be deleted", self.app.name)
         else:
             if number:
-                log.info(
-                    "deleted %d cases of %s (TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES)",
-                    number,
-                    self.app.name,
-                )
+                why = "TRIVIUM_KEEP_DAYS, TRIVIUM_KEEP_CASES, TRIVIUM_KEEP_BYTES"
+                log.info("deleted %d cases of %s (%s)", number, self.app.name, why)
 
     def close(self) -> None:
         """Refuses what waits, and waits for nothing."""

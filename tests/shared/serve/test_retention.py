@@ -52,6 +52,22 @@ def test_another_site_cannot_delete_a_case(echo_client: TestClient) -> None:
     assert kept(echo_client) == [case]
 
 
+def test_a_clock_that_is_set_forward_by_years_deletes_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, now = serve(keep_days=2, keep_cases=100), time.time_ns
+    asked = [ask(client, 1)]
+    with monkeypatch.context() as wrong:
+        wrong.setattr(cases.time, "time_ns", lambda: now() + 20 * 365 * DAY_NS)
+        asked += [ask(client, 2), ask(client, 3)]
+        assert set(kept(client)) == set(asked)
+        assert caplog.text.count("set forward by over a year") == 1 and "TRIVIUM_KEEP_DAYS" in caplog.text
+    with monkeypatch.context() as later:
+        later.setattr(cases.time, "time_ns", lambda: now() + 3 * DAY_NS)
+        last = ask(client, 4)
+        assert set(kept(client)) == {*asked[1:], last}, "three days are as good as any"
+
+
 def test_the_newest_cases_are_kept(serve: Serve, settings: Settings) -> None:
     client = serve(keep_cases=2)
     asked = [ask(client, number) for number in range(5)]
