@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.comms.allreduce import mesh_ranks
@@ -99,9 +101,10 @@ def test_processes_may_join_one_group_after_the_other():
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path, how):
-    # What torchrun itself calls; its processes come from the fork server. A stopped one ends when it is killed, half a
-    # minute after torchrun has asked it to end.
+def test_a_run_goes_on_after_torchrun_has_restarted_it(tmp_path, how, monkeypatch):
+    # A stopped process ends when it is killed, which torchrun does half a minute after it has asked it to end.
+    monkeypatch.setattr(LocalElasticAgent._shutdown, "__defaults__", (signal.SIGTERM, 2))
+    # What torchrun itself calls; its processes come from the fork server.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
