@@ -33,9 +33,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 # Two processes, each on one thread: tests are many small computations. One that crashes ends the run: xdist would
-# start another in its place, and may then wait for ever for tests that nobody holds.
+# start another in its place, and may then wait for ever for tests that nobody holds. Hundreds of processes are started
+# by tests; where PYTHONDONTWRITEBYTECODE is set, each would compile its modules anew.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope --max-worker-restart 0
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope --max-worker-restart 0
 
 bench: setup
 	$(BIN)/python -m benchmarks
