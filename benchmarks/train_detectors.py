@@ -167,10 +167,11 @@ def medical(folder: Path, *, quick: bool) -> tuple[dict[str, float], float, str]
     return figures | differences, ratio, note
 
 
-def driving_recipe(folder: Path, *, quick: bool) -> Any:
-    """Writes the sweeps, and what mmdet3d makes of them first. Returns the recipe that learns from them."""
+def driving_recipe(folder: Path, *, quick: bool, sweeps: int | None = None) -> Any:
+    """Writes the sweeps, as many as steps by default, and what mmdet3d makes of them first. Returns the recipe that
+    learns from them."""
     steps = 10 if quick else 20
-    write_sweeps(folder, steps)
+    write_sweeps(folder, sweeps or steps)
     data = Kitti(root=folder, merge=(), sweeps=SweepSampling(paste=15, lift_m=0.0, most_lost=0.0, fewest_points=0))
     peers.write_kitti_infos(folder, data.frames("train"))
     return replace(small(), input=LidarInput(), data=data, limits=run_limits(steps, 35.0))

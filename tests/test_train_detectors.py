@@ -17,7 +17,7 @@ recipe, scans = benchmark.medical_recipe(folder, quick=True)
 found = benchmark.monai_parity(recipe, scans)
 """
 DRIVING = """
-found = benchmark.mmdet3d_parity(benchmark.driving_recipe(folder, quick=True))
+found = benchmark.mmdet3d_parity(benchmark.driving_recipe(folder, quick=True, sweeps=benchmark.BATCH))
 """
 
 
