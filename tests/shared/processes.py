@@ -14,7 +14,11 @@ from torch.utils import tensorboard  # noqa: F401 - slow to import, so once and 
 
 from shared.comms.shaped_network import HERE, Job, succeed
 
-PRELOAD = ("torch", "torch.distributed", "torch._dynamo", "torch.distributed.fsdp", "tests.shared.engine.line")
+PRELOAD = (
+    *("torch", "torch.distributed", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"),
+    *("pytest", "tests.shared.engine.line"),
+)
+"""What modules of tests import, imported once for the processes of all jobs."""
 
 
 def run(function: Callable[..., Any], *arguments: Any, processes: int = 2, limit_s: float = 90) -> list[Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing import forkserver
 
 import pytest
 
 from shared.comms.shaped_network import Host, missing_rights, shaped_network
+from tests.shared.processes import PRELOAD
 
 
 @pytest.fixture(scope="package")
@@ -14,5 +17,8 @@ def hosts() -> Iterator[list[Host]]:
     """Two hosts with 200 Mbit/s between them."""
     if reason := missing_rights():
         pytest.skip(f"no network namespaces here: {reason}")
+    # Before a job has its own, with fewer modules: it is one fork server for all jobs of a session.
+    multiprocessing.set_forkserver_preload([*PRELOAD, "tests.shared.comms.workers"])
+    forkserver.ensure_running()
     with shaped_network(2, 200) as made:
         yield made
