@@ -45,7 +45,7 @@ def test_a_frame_that_comes_late_does_not_take_the_place_of_the_one_asked_for_la
     held: list[Route] = []
     page.route("**/000001_points.bin", lambda route: held.append(route))
     page.get_by_role("button", name="000001").click()
-    until(lambda: page.wait_for_timeout(50) is None and bool(held))
+    until(lambda: page.wait_for_timeout(50) is None and bool(held), 30)
     page.get_by_role("button", name="000000").click()
     page.wait_for_timeout(500)
     held[0].continue_()
@@ -195,16 +195,16 @@ def test_the_view_from_above_is_dragged_and_scaled_by_the_wheel_once_it_has_the_
     whole = drawn(page)
     top = page.evaluate("scrollY")
     page.mouse.wheel(0, 40)
-    page.wait_for_timeout(300)
-    assert page.evaluate("scrollY") != top and drawn(page) == whole
+    page.wait_for_function("top => scrollY != top", arg=top)
+    assert drawn(page) == whole
     page.evaluate("top => scrollTo(0, top)", top)
     page.mouse.down()
     page.mouse.move(x + 60, y - 60, steps=5)
     page.mouse.up()
+    until(lambda: drawn(page) != whole, 30)
     moved = drawn(page)
-    assert moved != whole
     page.mouse.wheel(0, -200)
-    page.wait_for_timeout(300)
-    assert page.evaluate("scrollY") == top and drawn(page) != moved
+    until(lambda: drawn(page) != moved, 30)
+    assert page.evaluate("scrollY") == top
     plan.press("Home")
-    assert drawn(page) == whole
+    until(lambda: drawn(page) == whole, 30)

@@ -18,6 +18,7 @@ from apps.medical.outputs.slab import slab
 from apps.medical.types import CTVolume, Findings
 from tests.apps.medical.chests import dicom_slice, pack
 from tests.browser.medical_site import AT_MM, BOX_MM, chest, hand_in, medical_site
+from tests.shared.serve.echo import until
 
 pytestmark = pytest.mark.browser
 
@@ -61,11 +62,10 @@ def test_the_voxels_that_were_measured_are_outlined_when_asked_for(page: Page, s
     assert outlined(page) == 0
     with page.expect_response(re.compile("findings.nii.gz")):
         button.click()
-    page.wait_for_timeout(500)  # until it is unpacked
-    assert outlined(page) > 20
+    until(lambda: outlined(page) > 20, 30)  # once it is unpacked
     page.keyboard.press("o")
     expect(button).to_have_attribute("aria-pressed", "false")
-    assert outlined(page) == 0
+    until(lambda: outlined(page) == 0, 30)
 
 
 def test_an_outline_lies_around_its_voxels_in_slices_of_larger_ones(page: Page, site: str) -> None:

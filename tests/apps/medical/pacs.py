@@ -41,7 +41,7 @@ PATIENT = {"PatientName": "Doe^Jane^Quincy", "PatientID": "PID4711", "AccessionN
 QUIET_S = 0.3
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """What the condition gives as soon as it is true of it."""
     end = time.monotonic() + seconds
     while not (value := condition()):

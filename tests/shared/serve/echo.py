@@ -66,7 +66,7 @@ class Echo:
     def predict(self, batch: Sequence[Numbers], options: str | None = None) -> list[list[float]]:
         self.entered.set()
         report_stage("doubling, part 1 of 2")
-        assert self.gate.wait(timeout=20)
+        assert self.gate.wait(timeout=60)
         self.batches.append(len(batch))
         self.units.append(options)
         if any(numbers.poisoned for numbers in batch):
@@ -195,7 +195,7 @@ def csv(*numbers: float, name: str = "numbers.csv") -> tuple[str, tuple[str, byt
     return "files", (name, ",".join(map(str, numbers)).encode(), "text/csv")
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Waits for what another thread brings about."""
     end = time.monotonic() + seconds
     while not condition():

@@ -57,7 +57,7 @@ class Process:
 
     def get(self, path: str) -> int:
         try:
-            return httpx.get(self.address + path, timeout=20).status_code
+            return httpx.get(self.address + path, timeout=60).status_code
         except httpx.TransportError:
             return 0
 
@@ -65,7 +65,7 @@ class Process:
         return httpx.post(f"{self.address}/api/echo/predict", data={"sample": "three"}, timeout=60)
 
     def pending(self) -> float:
-        text = httpx.get(f"{self.address}/metrics", timeout=20).text
+        text = httpx.get(f"{self.address}/metrics", timeout=60).text
         lines = [
             line for line in text.splitlines() if line.startswith('nv_inference_pending_request_count{model="echo"')
         ]

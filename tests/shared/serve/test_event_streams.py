@@ -41,7 +41,7 @@ def test_event_streams_are_bounded_by_client_and_in_all(address: str) -> None:
 
         def follow(client: str) -> httpx.Response:
             headers = {"X-Forwarded-For": client}
-            return stack.enter_context(httpx.stream("GET", url, headers=headers, timeout=20))
+            return stack.enter_context(httpx.stream("GET", url, headers=headers, timeout=60))
 
         first, second = follow("10.0.0.1"), follow("10.0.0.1")
         refused = follow("10.0.0.1")
@@ -79,7 +79,7 @@ def test_one_group_leaves_streams_to_others(
 def test_the_events_of_a_job_end_with_the_server_and_without_an_error(tmp_path: Path) -> None:
     server = Process(tmp_path, drain_s=60)
     job = httpx.post(server.address + JOBS, data={"sample": "three"}).json()
-    with httpx.stream("GET", server.address + job["events"], timeout=20) as stream:
+    with httpx.stream("GET", server.address + job["events"], timeout=60) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("event: ")
         server.process.send_signal(signal.SIGTERM)

@@ -31,7 +31,7 @@ def test_head_is_answered_as_get_is_without_a_body(settings: Settings, echo_app:
         assert client.head("/api/echo/cases/none").status_code == 404
         assert client.head("/api/echo/predict").status_code == 405
         # Nothing of a body stands before the next answer on the connection.
-        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
         connection.request("HEAD", case["picture"])
         assert connection.getresponse().read() == b""
         connection.request("GET", "/v2/health/live")

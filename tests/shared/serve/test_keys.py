@@ -242,7 +242,7 @@ def call(
     )
     metadata = () if key is None else (metadata_of(key),)
     try:
-        asked(message(f"{method}Request")(**fields), metadata=metadata, timeout=20)
+        asked(message(f"{method}Request")(**fields), metadata=metadata, timeout=60)
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK

@@ -64,11 +64,11 @@ def test_what_was_acknowledged_outlives_kill_9(tmp_path: Path) -> None:
         try:
             while True:
                 files = [("files", ("n.csv", f"{number},{len(kept)}".encode()))]
-                answer = httpx.post(f"{server.address}/api/echo/predict", files=files, timeout=20)
+                answer = httpx.post(f"{server.address}/api/echo/predict", files=files, timeout=60)
                 if answer.status_code == 200:
                     kept.append(answer.json())
                 if len(jobs) < 6:
-                    accepted = httpx.post(f"{server.address}/api/echo/jobs", files=files, timeout=20)
+                    accepted = httpx.post(f"{server.address}/api/echo/jobs", files=files, timeout=60)
                     assert accepted.status_code == 202
                     jobs.append(accepted.json())
         except httpx.TransportError:
@@ -83,7 +83,7 @@ def test_what_was_acknowledged_outlives_kill_9(tmp_path: Path) -> None:
         thread.join(30)
     again = Process(tmp_path, port, "second")
     try:
-        with httpx.Client(base_url=again.address, timeout=20) as client:
+        with httpx.Client(base_url=again.address, timeout=60) as client:
             for case in kept:
                 place = f"/api/echo/cases/{case['case']}"
                 assert client.get(place).json() == case

@@ -30,10 +30,10 @@ class Live:
         self.address, self._stack = address, stack
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.address + path, timeout=20)
+        return httpx.get(self.address + path, timeout=60)
 
     def post(self, path: str, **given: Any) -> httpx.Response:
-        return httpx.post(self.address + path, timeout=20, **given)
+        return httpx.post(self.address + path, timeout=60, **given)
 
     def send(self, path: str, body: bytes, length: int, *headers: str) -> socket.socket:
         """Sends a request whose body should have ``length`` bytes, and does not wait."""

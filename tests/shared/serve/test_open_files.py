@@ -64,9 +64,9 @@ def test_idle_connections_give_way_to_those_that_ask(server: tuple[subprocess.Po
     host, port = address.removeprefix("http://").split(":")
     with ExitStack() as stack:
         for _ in range(600):
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=20) as answer:
+            with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
                 assert answer.status == 200
     process.terminate()
     assert process.stdout is not None
@@ -78,12 +78,12 @@ def test_a_request_that_is_answered_keeps_its_connection_before_idle_ones(
 ) -> None:
     host, port = server[1].removeprefix("http://").split(":")
     with ExitStack() as stack:
-        first = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        first = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         head = b"Host: localhost\r\nExpect: 100-continue\r\nContent-Type: multipart/form-data; boundary=x"
         first.sendall(b"POST /api/finance/predict HTTP/1.1\r\n" + head + b"\r\nContent-Length: 5\r\n\r\n")
         assert first.recv(1000).startswith(b"HTTP/1.1 100"), "its body is waited for"
         for _ in range(400):
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         first.sendall(b"12345")
         assert first.recv(1000).startswith(b"HTTP/1.1 400")
 
@@ -97,10 +97,10 @@ def test_connections_that_do_not_go_through_with_tls_give_way(tmp_path: Path) ->
     with limited(program, 256, 256, str(tmp_path / "store"), chain, key) as process, ExitStack() as stack:
         port = address_of(process).rpartition(":")[2]
         for _ in range(600):
-            stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=20))
+            stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=60))
         trusted = ssl.create_default_context(cafile=chain)
         asked = f"https://localhost:{port}/v2/health/live"
-        with urllib.request.urlopen(asked, timeout=20, context=trusted) as answer:
+        with urllib.request.urlopen(asked, timeout=60, context=trusted) as answer:
             assert answer.status == 200
         process.terminate()
         assert process.stdout is not None and "out of system resource" not in process.stdout.read()
@@ -109,7 +109,7 @@ def test_connections_that_do_not_go_through_with_tls_give_way(tmp_path: Path) ->
 def test_a_grpc_connection_that_says_nothing_is_closed(serve: Callable[..., TestClient]) -> None:
     client = serve(grpc_port=0, header_s=0.3)
     port = client.app.state.grpc_port  # type: ignore[attr-defined]
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as silent:
         while silent.recv(1000):
             pass
 
@@ -124,10 +124,10 @@ def test_connections_over_grpc_leave_files_for_others(tmp_path: Path) -> None:
             port = re.search(r"gRPC listens on port (\d+)", process.stdout.readline())
         address = address_of(process)
         for _ in range(400):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=20))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=60))
             connection.sendall(_HTTP2)
         for path in ("/v2/health/live", "/api/finance/cases"):
-            with urllib.request.urlopen(f"{address}{path}", timeout=20) as answer:
+            with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
                 assert answer.status == 200
 
 
@@ -137,7 +137,7 @@ def test_a_grpc_connection_without_calls_is_closed(
     monkeypatch.setattr(grpc_service, "_IDLE_S", 0.3)
     client = serve(grpc_port=0)
     port = client.app.state.grpc_port  # type: ignore[attr-defined]
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as idle:
         idle.sendall(_HTTP2)
         while idle.recv(1000):
             pass

@@ -247,7 +247,7 @@ def test_a_full_server_refuses_before_a_body_comes(settings: Settings, echo_app:
     with serving(create_app(changed, {"echo": echo_app})) as address, ExitStack() as stack:
         place = address.removeprefix("http://")
         sockets = [_begin(stack, place, "Connection: keep-alive") for _ in range(2)]
-        wait_until(lambda: httpx.post(f"{address}/api/echo/predict", timeout=20).status_code == 503)
+        wait_until(lambda: httpx.post(f"{address}/api/echo/predict", timeout=60).status_code == 503)
         for option in ("Connection: close", "Connection: keep-alive"):
             refused = HTTPResponse(_begin(stack, place, option))
             refused.begin()

@@ -42,7 +42,7 @@ def start(stack: ExitStack, settings: Settings, app: App, **changes: object) -> 
 
 def connect(stack: ExitStack, address: tuple[str, int], first: bytes) -> socket.socket:
     found = stack.enter_context(socket.create_connection(address))
-    found.settimeout(20)
+    found.settimeout(60)
     found.sendall(first)
     return found
 
@@ -95,8 +95,8 @@ def test_uploads_that_stall_do_not_shut_others_out(
     address = start(stack, settings, echo_app, queue_length=3, max_batch=1, min_upload_rate=1000)
     slow = [connect(stack, address, head(path, 90_000)) for _ in range(4)]
     began, small = time.monotonic(), head(path, 2) + b"{}"
-    assert until_status(stack, address, small, (400, 415)) and time.monotonic() - began < 5
-    (given_up,) = select.select(slow, [], [], 5)[0]
+    assert until_status(stack, address, small, (400, 415)) and time.monotonic() - began < 30
+    (given_up,) = select.select(slow, [], [], 30)[0]
     assert read(given_up) == (408, given_up_for_another(path))
     assert not select.select([one for one in slow if one is not given_up], [], [], 0)[0], "the others go on"
 
@@ -111,7 +111,7 @@ def test_memory_for_bodies_that_stall_is_given_to_others(
     )
     slow = [connect(stack, address, stalled) for _ in range(4)]
     assert until_status(stack, address, head(INFER, 2) + b"{}", (400,))
-    assert len(select.select(slow, [], [], 5)[0]) == 1
+    assert len(select.select(slow, [], [], 30)[0]) == 1
 
 
 def until_status(stack: ExitStack, address: tuple[str, int], request: bytes, wanted: tuple[int, ...]) -> bool:
@@ -155,7 +155,7 @@ def test_a_connection_without_a_whole_header_is_closed(
     sent = connect(stack, start(stack, settings, echo_app, header_s=0.3), first)
     began = time.monotonic()
     assert trickle(sent, 300 if len(first) > 1 else 0) < 300
-    assert sent.recv(1) == b"" and time.monotonic() - began < 5
+    assert sent.recv(1) == b"" and time.monotonic() - began < 9
 
 
 def test_a_header_that_is_too_large_is_refused(stack: ExitStack, settings: Settings, echo_app: App) -> None:

@@ -187,7 +187,7 @@ def test_the_journal_is_emptied_only_while_nobody_reads_or_writes(store: CaseSto
             other.executescript(begun)
             began = time.monotonic()
             empty_journal(store.engine)
-            assert time.monotonic() - began < 2 and journal.stat().st_size > 0  # it waits for nobody
+            assert time.monotonic() - began < 8 and journal.stat().st_size > 0  # it waits for nobody
     empty_journal(store.engine)
     assert journal.stat().st_size == 0 and len(store.recent("echo")) == 2
     with store.engine.connect() as connection:
