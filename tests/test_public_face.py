@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def test_what_is_exported():
 
 def test_importing_it_is_quick_and_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys, time; began = time.perf_counter(); import trivium; print(time.perf_counter() - began)\n"
+        "import sys, time; began = time.process_time(); import trivium; print(time.process_time() - began)\n"
         "print(*sorted(name for name in sys.modules if '.' not in name))"
     )
     took = []
@@ -109,7 +108,7 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as answer:
             return answer.status == 200
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:  # among them what takes longer than the time-out
         return False
 
 

