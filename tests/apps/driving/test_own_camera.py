@@ -95,7 +95,7 @@ def test_what_was_read_and_what_was_assumed_is_in_the_manifest(made):
 def test_it_is_served_over_http(made, tmp_path):
     _, _, artifact = made
     files = [("files", ("a.png", png(), "image/png")), ("files", ("a.txt", calibration(), "text/plain"))]
-    settings = Settings(registry=artifact.path.parent.parent, store=tmp_path / "store", warm=False)
+    settings = Settings(registry=artifact.path.parent.parent, store=tmp_path / "store", warm=False, workers=0)
     with TestClient(create_app(settings, {"driving": app})) as client:
         answer = client.post("/api/driving/predict", files=files, data={"score": "0"})
     assert answer.status_code == 200, answer.text
