@@ -90,10 +90,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ProgramEnt
     """A program that torch's compiler made, in a folder, and what is said of it."""
     if compiler() is None:
         pytest.skip("there is no C++ compiler")
+    from torch._inductor import config
+
     made = tmp_path_factory.mktemp("compiled")
     inputs = {"first": torch.rand(2, 2), "second": torch.rand(2, 2)}
     dense = DenseNetwork(module=Weighted(), inputs=inputs, outputs=("y",))
-    return made, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))["aotinductor"]
+    # What calls the kernels is a long source, which a compiler takes seconds to optimise.
+    with config.patch("aot_inductor.compile_wrapper_opt_level", "O0"):
+        return made, make_programs(dense, ["aotinductor"], made, "", random_examples(dense))["aotinductor"]
 
 
 def test_what_torch_s_compiler_makes_takes_its_inputs_by_name(
