@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-ROWS, CONTEXT, HORIZON = 260, 24, 4
+ROWS, CONTEXT, HORIZON = 260, 8, 4
 
 
 def table() -> pd.DataFrame:
