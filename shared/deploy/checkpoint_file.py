@@ -24,6 +24,8 @@ from torch import Tensor
 
 from shared.errors import InvalidInputError
 
+_ZIP = b"PK\x03\x04"
+"""How a zip archive begins, as which torch saves."""
 _NESTED = ("state_dict", "model_state_dict", "model", "network")
 """Where trainers keep the weights: mmengine and Lightning, MONAI's tutorials, timm and MONAI's bundles, MONAI."""
 
@@ -71,6 +73,8 @@ def read_checkpoint(path: Path) -> Any:
                 raise InvalidInputError(f"{path.name} is TorchScript, a program; a checkpoint of weights is needed")
     elif tarfile.is_tarfile(path):
         raise InvalidInputError(f"{path.name} is in the layout of PyTorch before 0.1.10; load and save it with a newer")
+    elif _begins_as_archive(path):
+        raise _cut_short(path)  # such an archive ends with its table of contents
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,12 +84,26 @@ def read_checkpoint(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
     except Exception as error:  # a damaged pickle raises anything
         reason = str(error).partition("\n")[0]
-        # A zip archive, as which torch saves, ends with its table of contents.
-        if isinstance(error, EOFError) or "central directory" in reason:
-            raise InvalidInputError(f"{path.name} cannot be read: it is cut short; copy or save it again") from error
+        if isinstance(error, EOFError) or any(said in reason for said in _SAID_OF_A_CUT):
+            raise _cut_short(path) from error
         raise InvalidInputError(
             f"{path.name} cannot be read as a checkpoint that torch saved: {type(error).__name__}: {reason}"
         ) from error
+
+
+_SAID_OF_A_CUT = ("central directory", "unexpected EOF", "data was truncated")
+"""By torch and by pickle, of a file of either layout that ends before it should."""
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Whether the first bytes, or all that there are, are those of a zip archive."""
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP))
+    return len(start) > 0 and _ZIP.startswith(start)
+
+
+def _cut_short(path: Path) -> InvalidInputError:
+    return InvalidInputError(f"{path.name} cannot be read: it is cut short; copy or save it again")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

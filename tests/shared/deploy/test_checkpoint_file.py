@@ -139,6 +139,19 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         read_state_dict(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("new_layout", [True, False])
+def test_a_file_that_ends_early_is_said_to_be_cut_short_wherever_it_was(tmp_path, new_layout):
+    path = tmp_path / "a.pth"
+    content = {"state_dict": {f"{number}.weight": torch.rand(30, 30) for number in range(4)}}
+    torch.save(content, path, _use_new_zipfile_serialization=new_layout)
+    whole = path.read_bytes()
+    header = (1, 3, 15, 21) if new_layout else ()
+    for kept in (*header, *range(1500, len(whole), 700), len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(InvalidInputError, match=r"a\.pth cannot be read: it is cut short; copy or save it again$"):
+            read_checkpoint(path)
+
+
 def test_programs_and_the_oldest_layout_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.pth", "w") as archive:
         archive.add(__file__, "storages")
