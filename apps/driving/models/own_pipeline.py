@@ -25,11 +25,16 @@ class Reading:
 
 def model_of(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The settings of the network; ``name`` is that of the file in refusals."""
+    if settings.get("_base_"):
+        raise InvalidInputError(
+            f"the configuration in {name} derives from others (_base_), which are not read: give the resolved one that "
+            "mmengine writes into work_dirs"
+        )
     model = settings.get("model")
     if not isinstance(model, Mapping):
         raise InvalidInputError(
-            f"the configuration in {name} assigns no model = dict(...); one that derives from others (_base_) is not "
-            "read: give the resolved one that mmengine writes into work_dirs"
+            f"the configuration in {name} assigns no model = dict(...): give the resolved one that mmengine writes "
+            "into work_dirs"
         )
     return model
 

@@ -158,6 +158,16 @@ def test_what_does_not_run_here_is_refused_in_a_sentence(detector, tmp_path, pat
     assert len(str(told.value)) < 700 and "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("rest", ["", "model = dict(bbox_head=dict(num_classes=4))\n", None])
+def test_a_file_that_derives_from_others_is_refused_for_that(detector, tmp_path, rest):
+    """Whatever else it lacks: what it derives from may change any part of it."""
+    text = own_config().pretty_text.replace("class_names", "names") if rest is None else rest
+    (tmp_path / "mine.py").write_text(f"_base_ = ['../_base_/models/mine.py']\n{text}")
+    file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=None)
+    with pytest.raises(InvalidInputError, match=r"mine\.py derives from others \(_base_\).*give the resolved one"):
+        IMPORTERS["mmdet3d"].load([str(tmp_path / "mine.py"), str(file)], None)
+
+
 def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tmp_path):
     file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=("Car", "Truck"))
     with pytest.raises(InvalidInputError, match=r"its head tells 4 classes apart; those of its data are car, truck$"):
