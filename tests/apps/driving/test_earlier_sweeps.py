@@ -17,8 +17,9 @@ from apps.driving.inference.detect import LidarDetector
 from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.detectors import network_of, point_layout
 from apps.driving.models.library import load
+from apps.driving.outputs.whole_frame import read_whole_frame, whole_frame
 from apps.driving.predictor import DrivingPredictor
-from apps.driving.types import EarlierSweep, Frame
+from apps.driving.types import Camera, EarlierSweep, Frame
 
 CENTERPOINT = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
 SSN = "ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d"
@@ -93,6 +94,24 @@ def test_sweeps_of_the_tables_are_brought_into_the_key_frame(tmp_path, turning):
         assert again[:3, :3] == pytest.approx(points[:3, :3], abs=1e-4)
         assert number == 0 or np.linalg.norm(again[3, :3] - points[3, :3]) > 0.45 * number
         assert again[:, 3] == pytest.approx(10.0 * number / 255) and again[:, 4] == pytest.approx(number / HZ)
+
+
+def test_a_frame_that_a_server_keeps_whole_is_seen_again_as_it_was(tmp_path):
+    write_tables(tmp_path, turning=True)
+    camera = Camera(
+        image_HWC=np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8),
+        intrinsics=np.eye(3, dtype=np.float32),
+        lidar_to_camera=np.eye(4, dtype=np.float32),
+        reference_offset_m=np.float32([0.06, 0, 0]),
+    )
+    frame = replace(key_frame(tmp_path), cameras={"CAM_FRONT": camera})
+    kept = read_whole_frame(whole_frame(frame), frame.name)
+    layout = point_layout(MMDet3DModel(config=SSN))
+    assert np.array_equal(layout.points(kept), layout.points(frame)) and len(kept.earlier_sweeps) == 10
+    assert np.array_equal(kept.lidar_to_global, frame.lidar_to_global)
+    (again,) = kept.cameras.values()
+    assert np.array_equal(again.image_HWC, camera.image_HWC)
+    assert np.array_equal(again.reference_offset_m, camera.reference_offset_m)
 
 
 def test_sweeps_are_those_that_mmdet3d_loads(tmp_path):
