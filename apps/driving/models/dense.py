@@ -13,6 +13,7 @@ from torch import nn
 from apps.driving.models import fcos3d, lidar_rcnn, pointpillars
 from apps.driving.models.configurations import MMDet3DModel
 from apps.driving.models.fast import FoldedHeads, fast_fcos3d, has_fast_pillars
+from apps.driving.models.fast_layers import is_deformable
 from apps.driving.models.pillars import HEADS
 from apps.driving.types import BoxInput, CameraInput, LidarInput
 from shared.app import DenseNetwork
@@ -36,6 +37,10 @@ def dense(recipe: Recipe, model: nn.Module) -> DenseNetwork:
         raise NotImplementedError(
             f"the dense network of {type(recipe.model).__name__} is not exported: its maps have a layout of their own, "
             "which only mmdet3d's modules make; torch computes it"
+        )
+    if is_deformable(model):
+        raise NotImplementedError(
+            "its deformable convolution is torchvision's, of which no ONNX is made; torch serves it"
         )
     return dense_camera(model)
 

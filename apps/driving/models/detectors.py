@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from apps.driving.models import structures
 from apps.driving.models.configurations import MMDet3DModel, configuration
-from apps.driving.models.fast import FastPointPillars, folded, has_fast_pillars
+from apps.driving.models.fast import FastPointPillars, fast_camera, folded, has_fast_pillars
 from apps.driving.models.own_camera import ImageResize
 from apps.driving.types import Camera, Floats, Frame
 from shared.deploy.programs.program import Program
@@ -151,8 +151,7 @@ class CameraNetwork:
         fast: bool = True,
     ) -> None:
         self.affine, self.resize = affine, resize
-        foldable = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in detector.modules())
-        self.detector: nn.Module = folded(detector) if fast and foldable else detector.eval()
+        self.detector: nn.Module = fast_camera(detector) if fast else detector.eval()
 
     def predict(self, camera: Camera, device: str | torch.device = "cpu") -> Found:
         """What is found in an image: boxes in the camera's frame (centre; length, height, width; yaw about y)."""
