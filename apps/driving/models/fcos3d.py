@@ -7,6 +7,7 @@ velocity nor attributes, so a box is 7 numbers. For the published weights see ``
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 
 from apps.driving.models.decoding import Normalisation
 from apps.driving.models.library import build, dense_parts, shipped_config
+from apps.driving.models.own_camera import OwnCamera
+from apps.driving.models.own_settings import metres, part_settings
 from apps.driving.types import CameraInput
 from shared.recipe import Axis
 
 _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
+_CODE_WEIGHT = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
+STRIDES = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +34,9 @@ class FCOS3D:
 
     With ``priors`` the head predicts depth and size relative to a mean (an option of mmdet3d's coder), which trains in
     minutes: the sizes are those of the input's classes.
+
+    With ``own`` it is the FCOS3D of a configuration of the user's own that was imported, as ``own_training.as_fcos3d``
+    takes it, and the settings above do not count.
     """
 
     sensor: ClassVar[Literal["camera"]] = "camera"
@@ -37,10 +45,13 @@ class FCOS3D:
     base_width: int = 64
     head: int = 256
     priors: bool = False
+    own: OwnCamera | None = None
 
     def settings(self, input: CameraInput) -> dict[str, Any]:
         """mmdet3d's configuration with these sizes, for the input's classes."""
         model = shipped_config(_CONFIG)
+        if self.own is not None:
+            return _of_own(self.own, input, model["train_cfg"])
         deformable = self.backbone == "resnet101_dcn"
         if deformable:
             # The network sees blue, green, red, as its published weights do; images here are red, green, blue.
@@ -77,8 +88,7 @@ class FCOS3D:
         model["neck"].update(in_channels=widths, out_channels=self.head)
         coder: dict[str, Any] = {"type": "FCOS3DBBoxCoder", "code_size": 7}
         if self.priors:
-            sizes = [kind.size_m for kind in input.classes]
-            coder |= {"base_depths": ((28.0, 16.0),), "base_dims": tuple((s[0], s[2], s[1]) for s in sizes)}
+            coder |= {"base_depths": ((28.0, 16.0),), "base_dims": _base_dims(input)}
         model["bbox_head"].update(
             num_classes=len(input.classes),
             in_channels=self.head,
@@ -94,12 +104,20 @@ class FCOS3D:
             bbox_coder=coder,
             dcn_on_last_conv=deformable,
         )
-        model["train_cfg"]["code_weight"] = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
+        model["train_cfg"]["code_weight"] = _CODE_WEIGHT
         return model
 
     @property
     def colours(self) -> Normalisation:
         """How the network takes an image's colours, as ``settings`` has it."""
+        if self.own is not None:
+            seen = part_settings(self.own.model, "data_preprocessor")
+            mean, deviation = (metres({"colours": seen[name]}, "colours", 3) for name in ("mean", "std"))
+            return Normalisation(
+                mean=(mean[0], mean[1], mean[2]),
+                deviation=(deviation[0], deviation[1], deviation[2]),
+                swapped=not seen.get("bgr_to_rgb", False),
+            )
         if self.backbone == "resnet101_dcn":
             return Normalisation(mean=(103.53, 116.28, 123.675), deviation=(1.0, 1.0, 1.0), swapped=True)
         return Normalisation()
@@ -114,6 +132,23 @@ class FCOS3D:
     def class_axes(self, classes: Sequence[str]) -> dict[str, Axis]:
         """The head's scores; what else it gives has no class."""
         return {f"bbox_head.conv_cls.{part}": Axis(0, classes) for part in ("weight", "bias")}
+
+
+def _base_dims(input: CameraInput) -> tuple[tuple[float, float, float], ...]:
+    """Length, height and width of each class, as mmdet3d's coder has them."""
+    return tuple((length, height, width) for length, width, height in (kind.size_m for kind in input.classes))
+
+
+def _of_own(own: OwnCamera, input: CameraInput, training: dict[str, Any]) -> dict[str, Any]:
+    """mmdet3d's settings of a network of the user's own, for the input's classes, with how the shipped one learns."""
+    model = copy.deepcopy(dict(own.model))
+    head, colours = model["bbox_head"], model["data_preprocessor"]
+    head["num_classes"] = len(input.classes)
+    if own.has_base_sizes():
+        head["bbox_coder"]["base_dims"] = _base_dims(input)
+    # mmdet3d's own loader gives blue, green, red; images here are red, green, blue.
+    colours["bgr_to_rgb"] = not colours.get("bgr_to_rgb", False)
+    return model | {"train_cfg": training | {"code_weight": _CODE_WEIGHT}}
 
 
 class ImageToHeads(nn.Module):
@@ -135,9 +170,7 @@ class ImageToHeads(nn.Module):
         return tuple(map_ for level in zip(scores, boxes, directions, centerness, strict=True) for map_ in level)
 
 
-OUTPUTS = tuple(
-    f"{what}_{stride}" for stride in (8, 16, 32, 64, 128) for what in ("scores", "boxes", "directions", "centerness")
-)
+OUTPUTS = tuple(f"{what}_{stride}" for stride in STRIDES for what in ("scores", "boxes", "directions", "centerness"))
 
 
 def example_image(height: int, width: int, batch: int = 1) -> Tensor:

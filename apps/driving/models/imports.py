@@ -305,20 +305,25 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """``recipe`` with the network and the input of a detector of the user's own configuration, to be trained further.
 
     One of a shipped configuration is begun from by a recipe whose network fits its weights. Refuses an own one that
-    is no PointPillars as recipes here build it, with the settings in which it differs.
+    is no PointPillars as recipes here build it, nor an FCOS3D as they train it, with the settings in which it differs.
     """
     from apps.driving.models.configurations import MMDet3DModel
-    from apps.driving.models.own_training import as_pointpillars
+    from apps.driving.models.fcos3d import FCOS3D
+    from apps.driving.models.own_training import as_fcos3d, as_pointpillars
     from apps.driving.models.pointpillars import PointPillars
+    from apps.driving.types import CameraInput
 
     model = from_mapping(MMDet3DModel, settings["model"])
     if not model.is_own:
         return recipe
-    if model.own is None:
-        raise InvalidInputError(
-            f"{model.config} cannot be trained further here: of own configurations recipes go on with PointPillars "
-            "alone. Go on in mmdet3d, and import what comes of it"
-        )
+    if model.own_camera is not None:
+        made = as_fcos3d(model)
+        if not isinstance(recipe.model, FCOS3D) or not isinstance(recipe.input, CameraInput):
+            raise InvalidInputError(
+                f"{model.config} looks at images; train it by a recipe for them: --recipe fcos3d_full"
+            )
+        # Its test says at which size it sees an image, and not at which focal length: that is the recipe's.
+        return replace(recipe, model=made, input=replace(recipe.input, classes=model.input().classes))
     if not isinstance(recipe.model, PointPillars):
         raise InvalidInputError(f"{model.config} looks at LiDAR sweeps; train it by a recipe for them: --recipe full")
     return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())

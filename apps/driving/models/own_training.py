@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from apps.driving.models.configurations import MMDet3DModel
-from apps.driving.models.own_settings import LIDAR_DETECTORS, checked_settings
+from apps.driving.models.decoding import Normalisation
+from apps.driving.models.fcos3d import FCOS3D, STRIDES
+from apps.driving.models.own_settings import LIDAR_DETECTORS, checked_settings, part_settings
 from apps.driving.models.pointpillars import PointPillars
 from shared.errors import InvalidInputError
 from shared.recipe_file import differences
 
 _LISTED = 4
+_CODE = 7
 
 
 def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
@@ -36,6 +39,35 @@ def as_pointpillars(model: MMDet3DModel, base: PointPillars) -> PointPillars:
     if found:
         raise _refused(model, found)
     return made
+
+
+def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
+    """The network of ``model``, which is of an own configuration, to be trained further by mmdet3d's own losses.
+
+    Refuses a network whose outputs have another form than recipes here train, and says in which settings it differs.
+    """
+    assert model.own_camera is not None
+    own = model.own_camera
+    head, colours = part_settings(own.model, "bbox_head"), part_settings(own.model, "data_preprocessor")
+    coder = head.get("bbox_coder") or {}
+    wanted = {
+        "type": (own.model["type"], "FCOSMono3D"),
+        "bbox_head.type": (head.get("type"), "FCOSMono3DHead"),
+        "bbox_head.strides": (head.get("strides"), list(STRIDES)),
+        "bbox_head.group_reg_dims": (head.get("group_reg_dims"), [2, 1, 3, 1]),
+        "bbox_head.pred_velo": (bool(head.get("pred_velo", False)), False),
+        "bbox_head.pred_attrs": (bool(head.get("pred_attrs", False)), False),
+        "bbox_head.bbox_coder.code_size": (coder.get("code_size"), _CODE),
+        "data_preprocessor.pad_size_divisor": (colours.get("pad_size_divisor"), Normalisation().stride),
+        "data_preprocessor.rgb_to_bgr": (bool(colours.get("rgb_to_bgr", False)), False),
+    }
+    if found := [f"{name} is {value}, not {known}" for name, (value, known) in wanted.items() if value != known]:
+        raise InvalidInputError(
+            f"{model.config} cannot be trained further here: recipes train FCOS3D of boxes without velocities and "
+            f"attributes, and of this network {'; '.join(found[:_LISTED])}. Go on in mmdet3d, and import what comes of "
+            "it"
+        )
+    return FCOS3D(own=own)
 
 
 def _in_sizes_of(settings: Mapping[str, Any], base: PointPillars) -> PointPillars:

@@ -243,7 +243,12 @@ def test_what_does_not_run_here_is_refused_in_a_sentence(tmp_path, kind, path, v
     assert len(str(told.value)) < 1000 and "\n" not in str(told.value)
 
 
-def test_it_is_not_trained_further_here(made):
-    _, _, artifact = made
-    with pytest.raises(InvalidInputError, match=r"go on with PointPillars alone\. Go on in mmdet3d"):
+def test_another_than_fcos3d_of_seven_numbers_is_not_trained_further_here(made):
+    kind, _, artifact = made
+    differs = {
+        "fcos3d": r"bbox_head\.strides is \[4, 8, 16, 32\], not \[8,",
+        "pgd": "bbox_head.type is PGDHead",
+        "smoke": "type is SMOKEMono3D",
+    }[kind]
+    with pytest.raises(InvalidInputError, match=f"{differs}.*Go on in mmdet3d"):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), artifact.recipe()["recipe"])

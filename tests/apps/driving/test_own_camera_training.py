@@ -1,0 +1,122 @@
+"""An FCOS3D in a configuration of the user's own is trained further, exported and served."""
+
+import itertools
+
+import pytest
+import torch
+
+from apps.driving.inference.detect import CameraDetector
+from apps.driving.models import structures
+from apps.driving.models.dense import dense
+from apps.driving.models.imports import IMPORTERS
+from apps.driving.predictor import DrivingPredictor, Options
+from apps.driving.recipes import RECIPES
+from apps.driving.types import Frame
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from shared.errors import InvalidInputError
+from tests.apps.driving.own_camera_checkpoints import RAISED, mmdet3d_test, own_camera_config
+from tests.apps.driving.own_checkpoints import CLASSES, save, trained
+from tests.apps.driving.test_own_camera import photograph
+
+NAMES = tuple(name.lower() for name in CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def config(**head):
+    """FCOS3D with ResNet-18 and four classes, at the published strides; its test sees images as they are."""
+    found = own_camera_config("fcos3d")
+    found.model.neck.update(start_level=1, num_outs=5, add_extra_convs="on_output")
+    ends = (-1, 48, 96, 192, 384, 100000000)
+    ranges = tuple(itertools.pairwise(ends))
+    found.model.bbox_head.update(strides=[8, 16, 32, 64, 128], regress_ranges=ranges, **head)
+    del found.test_dataloader.dataset.pipeline[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """mmdet3d's detector, and the folder of the artifact that was imported of it."""
+    folder = tmp_path_factory.mktemp("registry")
+    own = config()
+    detector = trained(own, raised=RAISED["fcos3d"])
+    file = save(folder / "epoch_80.pth", detector, own.pretty_text)
+    assert main(["import", "driving", str(file), "--registry", str(folder)]) == 0
+    return detector, folder / "mmdet3d_camera" / "1"
+
+
+def test_what_is_trained_begins_as_what_was_imported(imported, tmp_path):
+    """On images in red, green, blue, as recipes have them, what mmdet3d's test finds in the image's file."""
+    detector, artifact = imported
+    recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), open_artifact(artifact).recipe()["recipe"])
+    assert recipe.input.focal_px == pytest.approx(721.54)
+    assert tuple(kind.name for kind in recipe.input.classes) == NAMES
+    network = recipe.model.build(recipe.input).eval()
+    network.load_state_dict(detector.state_dict())
+    camera = photograph()
+    # The file's own steps of a test are written out there with a resize, so that both see half of the size.
+    boxes, scores, labels = mmdet3d_test("fcos3d", detector, camera, tmp_path)
+    with torch.inference_mode():
+        half = structures.camera_data([_half(camera)], torch.from_numpy(camera.intrinsics[None]), scales=[(0.5, 0.5)])
+        found, found_scores, found_labels = structures.predict(network, half)[0]
+    assert len(found) == len(boxes) > 0 and torch.equal(found_labels, labels)
+    assert torch.allclose(found_scores, scores, atol=1e-4)
+    assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
+
+
+def _half(camera):
+    import cv2
+
+    image = cv2.resize(camera.image_HWC, (480, 300))
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def test_it_is_trained_further_exported_as_onnx_and_finds_its_classes(imported, tmp_path, capsys):
+    _, artifact = imported
+    words = ["train", "driving", "--recipe", "fcos3d_tiny", "--init", str(artifact), "--out", str(tmp_path / "run")]
+    assert main([*words, "--limits.epochs", "1", "--data.scenes", "2", "--data.validation-scenes", "1"]) == 0
+    assert "209 of 209 tensors start from these weights" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "run"), "--registry", str(tmp_path / "registry")]) == 0
+    made = open_artifact(tmp_path / "registry" / "fcos3d" / "1")
+    assert (made.path / "model.onnx").is_file()
+    predictor = DrivingPredictor.load([made], "cpu")
+    detector = predictor.detectors["fcos3d"]
+    assert isinstance(detector, CameraDetector) and detector.colours.swapped
+    (found,) = predictor.predict(
+        [Frame(name="a", points_lidar_m=None, cameras={"front": photograph()})], Options(score=0.0)
+    )
+    assert len(found.boxes) > 0 and set(found.boxes.names) <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ({"pred_velo": True, "group_reg_dims": (2, 1, 3, 1, 2)}, "pred_velo is True, not False"),
+        ({"pred_attrs": True}, "pred_attrs is True, not False"),
+    ],
+)
+def test_velocities_and_attributes_which_no_recipe_has_truth_of_are_refused(imported, head, said):
+    settings = open_artifact(imported[1]).recipe()["recipe"]
+    own = settings["model"]["own_camera"]["model"]
+    changed = own | {"bbox_head": own["bbox_head"] | head}
+    camera = settings["model"]["own_camera"] | {"model": changed}
+    settings = settings | {"model": settings["model"] | {"own_camera": camera}}
+    with pytest.raises(InvalidInputError, match=f"without velocities and attributes, .*{said}.*Go on in mmdet3d"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+
+
+def test_one_with_deformable_convolution_is_left_to_torch(imported):
+    settings = open_artifact(imported[1]).recipe()["recipe"]
+    settings["model"]["own_camera"]["model"]["bbox_head"]["dcn_on_last_conv"] = True
+    recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+    with pytest.raises(NotImplementedError, match="deformable convolution"):
+        dense(recipe, recipe.model.build(recipe.input))
+
+
+def test_a_recipe_for_sweeps_is_refused(imported):
+    with pytest.raises(InvalidInputError, match="looks at images; train it by a recipe for them: --recipe fcos3d_full"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["full"](), open_artifact(imported[1]).recipe()["recipe"])
