@@ -121,7 +121,7 @@ def _described(
     from apps.driving.models.families import ships
     from apps.driving.models.own_camera import OwnCamera
     from apps.driving.models.own_camera_reading import read_own_camera
-    from apps.driving.models.own_pipeline import model_of, type_of
+    from apps.driving.models.own_pipeline import model_of, older_layout, type_of
     from apps.driving.models.own_reading import read_own
     from apps.driving.models.own_settings import CAMERA_DETECTORS
 
@@ -137,6 +137,8 @@ def _described(
         meta = content.get("meta") if isinstance(content, Mapping) else None
         text = meta.get("cfg") if isinstance(meta, Mapping) else None
         if not isinstance(text, str):
+            if isinstance(meta, Mapping) and isinstance(meta.get("config"), str):
+                raise older_layout(file)
             raise InvalidInputError(
                 f"{file} holds no configuration (meta, cfg), as mmengine's Runner writes it; name the resolved one "
                 f"from work_dirs, or one that mmdet3d ships: trivium import driving CONFIG {file}"

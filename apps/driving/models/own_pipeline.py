@@ -30,6 +30,8 @@ def model_of(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             f"the configuration in {name} derives from others (_base_), which are not read: give the resolved one that "
             "mmengine writes into work_dirs"
         )
+    if "data" in settings and not any(loader in settings for loader in _TESTED_ON):
+        raise older_layout(name)
     model = settings.get("model")
     if not isinstance(model, Mapping):
         raise InvalidInputError(
@@ -37,6 +39,14 @@ def model_of(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
             "into work_dirs"
         )
     return model
+
+
+def older_layout(name: str) -> InvalidInputError:
+    """What is said of a configuration in the layout that mmcv's runners wrote."""
+    return InvalidInputError(
+        f"the configuration in {name} is in the layout of mmdet3d before 1.1 (data = dict(...)), which is not read; "
+        "write it anew for a later mmdet3d, and name the resolved one that mmengine writes of it before the checkpoint"
+    )
 
 
 def classes_of(

@@ -168,6 +168,19 @@ def test_a_file_that_derives_from_others_is_refused_for_that(detector, tmp_path,
         IMPORTERS["mmdet3d"].load([str(tmp_path / "mine.py"), str(file)], None)
 
 
+def test_the_layout_that_mmcvs_runners_wrote_is_refused_for_that(detector, tmp_path):
+    """A checkpoint of mmdet3d before 1.1, and the configuration in its work_dirs."""
+    text = "model = dict(type='VoxelNet', voxel_layer=dict())\ndata = dict(samples_per_gpu=6)\n"
+    (tmp_path / "mine.py").write_text(text)
+    meta = {"mmdet3d_version": "1.0.0rc6", "config": text, "CLASSES": ("Car",)}
+    torch.save({"meta": meta, "state_dict": detector.state_dict()}, tmp_path / "a.pth")
+    for words in (["a.pth"], ["mine.py", "a.pth"]):
+        with pytest.raises(
+            InvalidInputError, match=f"{words[0]} is in the layout of mmdet3d before 1.1.*write it anew"
+        ):
+            IMPORTERS["mmdet3d"].load([str(tmp_path / word) for word in words], None)
+
+
 def test_the_head_tells_as_many_classes_apart_as_the_checkpoint_has(detector, tmp_path):
     file = save(tmp_path / "a.pth", detector, own_config().pretty_text, classes=("Car", "Truck"))
     with pytest.raises(InvalidInputError, match=r"its head tells 4 classes apart; those of its data are car, truck$"):
