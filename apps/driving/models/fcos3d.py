@@ -23,7 +23,7 @@ from apps.driving.types import CameraInput
 from shared.recipe import Axis
 
 _CONFIG = "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"
-_CODE_WEIGHT = [1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0]
+_CODE_WEIGHT = (1.0, 1.0, 0.2, 1.0, 1.0, 1.0, 1.0)
 STRIDES = (8, 16, 32, 64, 128)
 
 
@@ -104,7 +104,7 @@ class FCOS3D:
             bbox_coder=coder,
             dcn_on_last_conv=deformable,
         )
-        model["train_cfg"]["code_weight"] = _CODE_WEIGHT
+        model["train_cfg"]["code_weight"] = list(_CODE_WEIGHT)
         return model
 
     @property
@@ -148,7 +148,7 @@ def _of_own(own: OwnCamera, input: CameraInput, training: dict[str, Any]) -> dic
         head["bbox_coder"]["base_dims"] = _base_dims(input)
     # mmdet3d's own loader gives blue, green, red; images here are red, green, blue.
     colours["bgr_to_rgb"] = not colours.get("bgr_to_rgb", False)
-    return model | {"train_cfg": training | {"code_weight": _CODE_WEIGHT}}
+    return model | {"train_cfg": training | {"code_weight": list(_CODE_WEIGHT)}}
 
 
 class ImageToHeads(nn.Module):

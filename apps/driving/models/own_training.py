@@ -60,6 +60,8 @@ def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
         "bbox_head.bbox_coder.code_size": (coder.get("code_size"), _CODE),
         "data_preprocessor.pad_size_divisor": (colours.get("pad_size_divisor"), Normalisation().stride),
         "data_preprocessor.rgb_to_bgr": (bool(colours.get("rgb_to_bgr", False)), False),
+        "the number of colours in data_preprocessor.mean": (_colours(colours.get("mean")), 3),
+        "the number of colours in data_preprocessor.std": (_colours(colours.get("std")), 3),
     }
     if found := [f"{name} is {value}, not {known}" for name, (value, known) in wanted.items() if value != known]:
         raise InvalidInputError(
@@ -68,6 +70,11 @@ def as_fcos3d(model: MMDet3DModel) -> FCOS3D:
             "it"
         )
     return FCOS3D(own=own)
+
+
+def _colours(values: Any) -> int:
+    """How many colours a setting has a value of."""
+    return len(values) if isinstance(values, list) else 0
 
 
 def _in_sizes_of(settings: Mapping[str, Any], base: PointPillars) -> PointPillars:

@@ -109,6 +109,14 @@ def test_velocities_and_attributes_which_no_recipe_has_truth_of_are_refused(impo
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
+def test_one_that_sees_colours_as_they_are_is_refused(imported):
+    settings = open_artifact(imported[1]).recipe()["recipe"]
+    colours = {"type": "Det3DDataPreprocessor", "pad_size_divisor": 32}
+    settings["model"]["own_camera"]["model"]["data_preprocessor"] = colours
+    with pytest.raises(InvalidInputError, match=r"colours in data_preprocessor\.mean is 0, not 3"):
+        IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+
+
 def test_one_with_deformable_convolution_is_left_to_torch(imported):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     settings["model"]["own_camera"]["model"]["bbox_head"]["dcn_on_last_conv"] = True
