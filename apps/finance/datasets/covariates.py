@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.finance.datasets.columns import number_column, word_column
+from apps.finance.datasets.columns import are_booleans, boolean_word, number_column, word_code, word_column
 from apps.finance.datasets.splits import first_validation_row, head
 from apps.finance.datasets.windows import fill_missing
 from apps.finance.types import (
@@ -58,6 +58,8 @@ def fit_network(
             scalers[name] = _scaler(np.concatenate([one for one in numbers if one is not None]), column)
         else:
             words = {str(word) for series in training for word in np.unique(word_column(series, column).astype(str))}
+            if are_booleans(words):
+                words = {boolean_word(word) for word in words}
             categories[name] = _codes(words, f"column {column!r} holds", "words", "leave it out, or put words together")
     names = {one.series.name for one in items}
     if groups is None:
@@ -122,9 +124,10 @@ def unknown_notes(series: Sequence[Series], library: LibraryTFT) -> tuple[str, .
             found, what = {one.name for one in series}, "series"
         else:
             column = library.columns[name]
-            cells = (np.unique(word_column(one, column).astype(str)).tolist() for one in series)
-            found, what = {cell or "(empty)" for one in cells for cell in one}, f"words of column {column!r}"
-        new = sorted(found - {word or "(empty)" for word in codes})
+            cells = {cell for one in series for cell in np.unique(word_column(one, column).astype(str)).tolist()}
+            cells = {cell for cell in cells if word_code(cell, codes) == 0}
+            found, what = {cell or "(empty)" for cell in cells}, f"words of column {column!r}"
+        new = sorted(found - codes.keys())
         if new:
             which = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
             notes.append(f"the network was not trained on {len(new)} {what}, which it takes as unknown: {which}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.finance.datasets.columns import number_column, word_column
+from apps.finance.datasets.columns import boolean_numbers, number_column, word_code, word_column
 from apps.finance.datasets.labels import window_rows
 from apps.finance.datasets.windows import fill_missing, last_seen, same_time_before, uniform
 from apps.finance.models.calendar import CALENDAR
@@ -320,6 +320,8 @@ def _numbers(series: Series, column: str) -> Floats:
     """(N,) a column of numbers, NaN where missing."""
     found = number_column(series, column)
     if found is None:
+        found = boolean_numbers(series.words[column])
+    if found is None:
         word = next(cell for cell in series.words[column] if cell)
         raise InvalidInputError(
             f"{series.name}: column {column!r} holds {word!r}, and the network was trained on numbers in it"
@@ -333,7 +335,7 @@ def _codes(series: Series, name: str, settings: LibraryTFT) -> np.ndarray:
         if name == settings.group:
             return np.full(len(series), known.get(series.name, 0), np.int64)
         words, places = np.unique(word_column(series, settings.columns[name]).astype(str), return_inverse=True)
-        return np.array([known.get(str(word), 0) for word in words], np.int64)[places]
+        return np.array([word_code(str(word), known) for word in words], np.int64)[places]
     if name == settings.group:
         if series.name in known or len(known) == 1:
             return np.full(len(series), known.get(series.name, next(iter(known.values()))), np.int64)

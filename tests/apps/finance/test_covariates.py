@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from apps.finance.datasets.covariates import MOST_CATEGORIES
+from apps.finance.datasets.covariates import MOST_CATEGORIES, unknown_notes
 from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.table import Table
 from apps.finance.inference.calibration import calibrate, from_manifest
@@ -182,6 +182,62 @@ def test_a_column_of_several_files_is_of_words_where_one_of_them_has_words(tmp_p
     (item,) = table(tmp_path / "parts").cases()
     assert (item.series.words["holiday"][:ROWS] == "").all() and (item.series.words["holiday"][ROWS:] != "").any()
     assert np.isnan(item.series.values["wind"][:ROWS]).all() and np.isfinite(item.series.values["wind"][ROWS:]).all()
+
+
+def _spelt(booleans: np.ndarray, true: str, false: str) -> np.ndarray:
+    return np.where(booleans, true, false)
+
+
+SPELLINGS = {
+    "pandas": ("True", "False"),
+    "json": ("true", "false"),
+    "a spreadsheet": ("TRUE", "FALSE"),
+    "a data base": ("1", "0"),
+}
+
+
+@pytest.mark.parametrize("spelling", list(SPELLINGS))
+def test_booleans_are_the_same_however_a_file_writes_them(tmp_path, spelling):
+    promotion = np.arange(2 * ROWS) // 24 % 3 == 0
+    made = frame().assign(promotion=promotion)
+    made.to_parquet(tmp_path / "load.parquet", index=False)
+    data = table(tmp_path / "load.parquet", known=("promotion",), observed=())
+    model = forecaster(data)
+    assert model.settings.categories["of_promotion"] == {"false": 1, "true": 2}
+    path = written(tmp_path, made.assign(promotion=_spelt(promotion, *SPELLINGS[spelling])))
+    series = [item.series for item in table(path, known=("promotion",), observed=()).cases()]
+    assert unknown_notes(series, model.settings) == ()
+    expected = forecast(model, [item.series for item in data.cases()], stride=4)
+    for one, other in zip(forecast(model, series, stride=4), expected, strict=True):
+        np.testing.assert_array_equal(one.quantiles, other.quantiles)
+
+
+def test_booleans_are_numbers_where_the_network_was_trained_on_0_and_1(tmp_path):
+    promotion = np.arange(2 * ROWS) // 24 % 3 == 0
+    data = table(written(tmp_path, frame().assign(promotion=promotion.astype(int))), known=("promotion",), observed=())
+    model = forecaster(data)
+    assert "of_promotion" in model.settings.scalers
+    path = written(tmp_path, frame().assign(promotion=promotion), "words.csv")
+    series = [item.series for item in table(path, known=("promotion",), observed=()).cases()]
+    expected = forecast(model, [item.series for item in data.cases()], stride=4)
+    for one, other in zip(forecast(model, series, stride=4), expected, strict=True):
+        np.testing.assert_array_equal(one.quantiles, other.quantiles)
+
+
+def test_booleans_of_several_files_are_two_words_and_those_of_a_network_trained_before_stay(tmp_path):
+    (tmp_path / "parts").mkdir()
+    promotion = np.arange(ROWS) // 24 % 3 == 0
+    for name, spelling in (("a", "pandas"), ("b", "a data base"), ("c", "a spreadsheet")):
+        part = frame(name).assign(promotion=_spelt(promotion, *SPELLINGS[spelling]))
+        written(tmp_path / "parts", part, f"{name}.csv")
+    data = table(tmp_path / "parts", known=("promotion",), observed=())
+    found = library(data)
+    assert found.categories["of_promotion"] == {"false": 1, "true": 2}
+    earlier = replace(found, categories={**found.categories, "of_promotion": {"False": 1, "True": 2}})
+    assert unknown_notes([item.series for item in data.cases()], earlier) == ()
+    assert library(table(tmp_path / "parts", known=("holiday",))).categories["of_holiday"].keys() == {
+        *("", "easter", "new year")
+    }
 
 
 REFUSED = {
