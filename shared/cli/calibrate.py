@@ -8,7 +8,7 @@ from shared.app import find
 from shared.cli.arguments import Calibrate
 from shared.cli.printing import print_line
 from shared.cli.settings import parse_data
-from shared.deploy.registry import shipped
+from shared.deploy.registry import Registry
 from shared.errors import InvalidInputError
 from shared.recipes import named_data_set, recipe_of
 
@@ -30,8 +30,13 @@ def run(command: Calibrate, settings: Sequence[str]) -> int:
     from shared.deploy.artifact import load_weights, open_artifact
     from shared.deploy.writing import write_recalibrated
 
-    artifact = open_artifact(command.artifact) if command.artifact else shipped(app)[0]
+    if command.artifact:
+        artifact = open_artifact(command.artifact)
+    else:
+        # What a server of the registry predicts with: else the next version there would be of another network.
+        artifact = Registry(command.registry, app.weights).serving(app)[0]
     artifact.must_belong_to(app.name)
+    print_line(f"calibrating {artifact.path}")
     second = next(iter(app.served_with(artifact, command.registry)), None)
     if second is not None and app.calibrate_second is not None:
         # Decisions are those of both together, and stand with the second one.

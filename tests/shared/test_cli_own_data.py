@@ -133,6 +133,19 @@ def test_a_checkpoint_is_imported_calibrated_and_predicted_with(app, checkpoint,
     assert len(json.loads(Path("out/result.json").read_text())["values"]) == 2
 
 
+def test_what_a_registry_holds_is_calibrated_where_no_artifact_is_named(app, checkpoint, capsys):
+    import_line = ["import", "line", "file", str(checkpoint), "--registry"]
+    for registry in ("line/weights", "line/weights", "own"):
+        assert cli.main([*import_line, registry]) == 0
+    words = ["--data", "folder", "--data.root", "points"]
+    capsys.readouterr()
+    assert cli.main(["calibrate", "line", "--registry", "own", *words]) == 0
+    assert Path("calibrating own/line/1") == Path(capsys.readouterr().out.splitlines()[0])
+    assert open_artifact(Path("own/line/2")).manifest.training["calibrated_from"] == 1
+    assert cli.main(["calibrate", "line", "--registry", "empty", *words]) == 0
+    assert open_artifact(Path("empty/line/3")).manifest.training["calibrated_from"] == 2
+
+
 def test_with_a_second_stage_the_operating_point_of_both_is_set_and_stands_with_it(app, checkpoint):
     for _ in range(2):
         assert cli.main(["import", "line", "file", str(checkpoint), "--registry", "own"]) == 0
