@@ -14,7 +14,7 @@ from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast
+from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast, forecasts_from_columns
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
 from apps.finance.types import Floats, LabelledSeries
@@ -67,17 +67,23 @@ def calibrate(
     normal, labelled = data.normal()[:most], data.labelled()[:most]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
     history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=True)]
-    calibration = Calibration(by_forecast=bool(covariates_of(model)))
+    by_forecast = forecasts_from_columns(model)
+    calibration = Calibration(by_forecast=by_forecast)
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])
-    further = forecast(model, [item.series for item in labelled], stride=stride) if covariates_of(model) else []
+    further = forecast(model, [item.series for item in labelled], stride=stride) if by_forecast else []
     scored = [
         (score(item.series, calibration, made), scored_windows(item, synthetic=synthetic))
         for item, made in zip_longest((*normal, *labelled), (*forecasts, *further))
     ]
     rate, control = data.false_events_per_1000_rows, calibration.control()
-    starts = ((other, budget_start(scored, control, other)) for other in sorted({*_BUDGETS, rate}))
-    budgets = [(other, max(start, control.least)) for other, start in starts]
+    budgets: list[tuple[float, float]] = []
+    highest = control.least
+    for other in sorted({*_BUDGETS, rate}, reverse=True):
+        # Who asks for fewer events gets no more. The threshold falls with each event that is due, so that by itself a
+        # larger budget may need the higher beginning.
+        highest = max(highest, budget_start(scored, control, other))
+        budgets.insert(0, (other, highest))
     calibration = replace(
         calibration,
         events_per_1000_rows=rate,

@@ -11,6 +11,7 @@ import numpy as np
 
 from apps.finance.datasets.windows import Covariates, Windows, denormalise, tabulate
 from apps.finance.metrics.nab import Rows
+from apps.finance.models.calendar import columns_taken
 from apps.finance.models.settings import ProgramForecaster, ProgramLibraryForecaster
 from apps.finance.types import QUANTILES, Floats, Forecast, Series
 from shared.deploy.programs.program import Arrays
@@ -82,6 +83,12 @@ def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
     """The columns of a table that a network trained here takes beside the value; none of any other."""
     library = library_network(model)
     return () if library is None else library.settings.covariates
+
+
+def forecasts_from_columns(model: AnyForecaster) -> bool:
+    """Whether a network, trained here or elsewhere, takes further columns of a table beside the value."""
+    library = library_network(model)
+    return library is not None and bool(columns_taken(library.settings))
 
 
 def _batches(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, Times
+from apps.finance.types import DAY_NS, HOUR_NS, MINUTE_NS, LibraryTFT, Times
 
 
 def _months(times_ns: Times) -> np.ndarray:
@@ -47,3 +47,12 @@ CALENDAR: dict[str, Callable[[Times], np.ndarray]] = {
     "day_of_week_sin": lambda times: np.sin(2 * np.pi * _day_of_week(times) / 7),
     "day_of_week_cos": lambda times: np.cos(2 * np.pi * _day_of_week(times) / 7),
 }
+
+
+def columns_taken(library: LibraryTFT) -> tuple[str, ...]:
+    """The columns of a table that a network, trained here or elsewhere, takes beside the value."""
+    if library.trained_here:
+        return library.covariates
+    target = library.target
+    computed = {target, f"{target}_center", f"{target}_scale", "relative_time_idx", "encoder_length", library.time_idx}
+    return tuple(name for name in library.network["x_reals"] if name not in computed | CALENDAR.keys())

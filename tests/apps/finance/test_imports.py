@@ -127,6 +127,8 @@ def test_an_imported_network_forecasts_what_the_library_forecasts(tmp_path, name
     imported = import_tft([str(path)], named(tmp_path, frame))
     model = imported.network
     assert isinstance(model, LibraryForecaster) and imported.source["largest_difference_from_the_library"] < 1e-5
+    # Of these the last one alone takes a column of the table; what the times tell is none.
+    assert imported.calibration["by_forecast"] is (name == "calendar")
     # The library reads its own checkpoint, makes its own windows and predicts the last rows of each series.
     original = TemporalFusionTransformer.load_from_checkpoint(path, weights_only=False)
     loader = type(data).from_dataset(data, frame.copy(), predict=True).to_dataloader(train=False, batch_size=3)

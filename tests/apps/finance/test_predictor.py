@@ -156,15 +156,14 @@ def test_recipes_survive_the_way_to_json_and_back():
 def test_calibration_has_every_channel_and_survives_the_manifest():
     recipe = tiny()
     torch.manual_seed(0)
-    found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), most=3)
+    found = calibrate(recipe.data, recipe.model.build(recipe.input).eval(), most=2)
     again = json.loads(json.dumps(found))
     calibration = from_manifest(again)
     assert set(calibration.prior) == {*DETECTORS, *CANDIDATES} and 0 < calibration.threshold <= 1
     assert found["synthetic"]["false_events_per_1000_rows"] <= calibration.events_per_1000_rows == 0.6
     pairs = [*map(tuple, calibration.budgets), (0.6, calibration.threshold)]
     rates, starts = zip(*sorted(pairs), strict=True)
-    # On three short series a larger budget does not always begin lower, but the largest does.
-    assert len(rates) == 8 and starts[0] >= starts[-1]
+    assert len(rates) == 8 and list(starts) == sorted(starts, reverse=True)
 
 
 def test_windows_in_the_benchmarks_manner_lie_about_the_anomalies(truth):
