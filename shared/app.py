@@ -188,6 +188,8 @@ class App:
     gateway      the class of its gateway: see ``Gateway``. Or None
     kinds        endings of file names; where it is given, names may be those of persons, and a case keeps these instead
     job_bytes    files of more bytes are handed in as a job by the form: so large, they take longer than one waits
+    input_needed what a file must hold for the network of an artifact, in words for the form, which then offers no
+                 samples; None for one that takes any file of the application. Or None
     sample_jobs  whether samples are as large, so that the form hands them in as jobs and shows the stage
     reproduce    the headline table; ``quick`` is a matter of minutes on two cores. Or None
     """
@@ -208,6 +210,7 @@ class App:
     schemas: Callable[[], Schemas] | None = None
     partners: Mapping[str, Callable[[Artifact, Artifact], bool]] = field(default_factory=dict)
     job_bytes: int = 20_000_000
+    input_needed: Callable[[Artifact], str | None] | None = None
     sample_jobs: bool = False
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None

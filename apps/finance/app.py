@@ -31,5 +31,6 @@ app = App(
     score=on_use("apps.finance.inference.evaluation:score"),
     result_table=on_use("apps.finance.outputs.events_table:events_table"),
     samples=on_use("apps.finance.samples:samples"),
+    input_needed=on_use("apps.finance.models.stored:input_needed"),
     reproduce=on_use("apps.finance.reproduce:reproduce"),
 )

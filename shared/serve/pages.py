@@ -78,7 +78,9 @@ class Pages:
 
         @router.api_route(f"/{app.name}", methods=["GET", "HEAD"])
         def form() -> HTMLResponse:
-            return self.render(template, app=app, samples=app.samples(), artifacts=service.manifests)
+            needed = service.samples.input_needed()
+            samples = app.samples() if needed is None else ()
+            return self.render(template, app=app, samples=samples, needed=needed, artifacts=service.manifests)
 
 
 def _environment(*folders: Path) -> Environment:

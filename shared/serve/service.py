@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
 
-from shared.app import App, Sample
+from shared.app import App
 from shared.deploy.artifact import Artifact, Manifest
 from shared.deploy.predictor import Request
 from shared.deploy.registry import Registry
@@ -30,6 +30,7 @@ from shared.serve.runtime.models import application_workers
 from shared.serve.runtime.places import Place
 from shared.serve.runtime.pool import WorkerPool
 from shared.serve.runtime.threads import Threads
+from shared.serve.samples import OfferedSamples
 from shared.serve.settings import Settings
 from shared.serve.worker.messages import Message
 from shared.store.cases import CaseStore
@@ -79,6 +80,7 @@ class Service:
     def __init__(self, app: App, registry: Registry, settings: Settings, store: CaseStore, metrics: Metrics) -> None:
         self.app, self.settings, self.store = app, settings, store
         self._registry, self._metrics = registry, metrics
+        self.samples = OfferedSamples(app, registry)
         self._limit = RequestLimit(app.title, settings.request_limit, settings.deadline_s)
         self._jobs_limit = RequestLimit(f"{app.title} (jobs)", settings.request_limit)
         self._loading, self._storing = Threads(f"load-{app.name}", 1), Threads(f"store-{app.name}")
@@ -253,15 +255,6 @@ class Service:
             request_s=done - arrived, input_s=head["input_s"], output_s=head["output_s"] + done - computed
         )
         return Answer(case, bytes(reply.blobs[0]))
-
-    def sample(self, name: str) -> Sample:
-        """The sample called ``name``; refuses an unknown one."""
-        samples = {sample.name: sample for sample in self.app.samples()}
-        if name not in samples:
-            raise InvalidInputError(
-                f"{self.app.name} has no sample {name!r}; it has {', '.join(samples) or 'none at hand'}"
-            )
-        return samples[name]
 
     def case(self, case_id: str, group: str | None) -> Case:
         """The case, of a ``group`` (that of who asks, as ``get_group`` has it) one of its own; refuses others (404)."""

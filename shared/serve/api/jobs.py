@@ -100,7 +100,7 @@ def _add(
         service.app.read_options(options)
     service.check_model(options.get("model"))
     if job.sample is not None:
-        service.sample(job.sample)
+        service.samples.get(job.sample)
     with full_disk_named("the job cannot be taken"):
         return service.jobs.add(job, folder, identifier)
 

@@ -32,7 +32,7 @@ router = APIRouter()
 @router.get("/samples")
 def samples(service: ServiceDep) -> Samples:
     """The samples that can be predicted on without a file."""
-    return Samples(samples=[SampleAnswer.of(sample) for sample in service.app.samples()])
+    return Samples(samples=[SampleAnswer.of(sample) for sample in service.samples.at_hand()])
 
 
 @router.post(

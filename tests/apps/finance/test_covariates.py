@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
+from apps.finance.app import app
 from apps.finance.datasets.covariates import MOST_CATEGORIES, unknown_notes
 from apps.finance.datasets.synthetic import Synthetic
 from apps.finance.datasets.table import Table
@@ -33,6 +36,8 @@ from shared.engine.checkpoint import best_weights
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
 from tests.apps.finance.loads import INPUT, ROWS, TRAINING, forecaster, frame, library, table, written
 
 pytestmark = [
@@ -315,6 +320,23 @@ def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, t
     assert "Quantile loss" in capsys.readouterr().out
     assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
     assert "by_forecast: True -> True" in capsys.readouterr().out
+
+
+def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
+    def client(registry: Path) -> TestClient:
+        settings = Settings(store=tmp_path / registry.name, registry=registry, device="cpu", warm=False)
+        return TestClient(create_app(settings, {"finance": app}))
+
+    with client(trained / "models") as own:
+        assert own.get("/api/finance/samples").json() == {"samples": []}
+        page = html.unescape(own.get("/finance").text)
+        needed = "times, 'load', the value, 'region', the names of series, 'temperature', 'holiday', 'wind'."
+        assert needed in page and "data-sample" not in page
+        assert own.post("/api/finance/jobs", data={"sample": "synthetic_market"}).status_code == 422
+    (tmp_path / "empty").mkdir()
+    with client(tmp_path / "empty") as shipped:
+        assert any(one["name"] == "synthetic_market" for one in shipped.get("/api/finance/samples").json()["samples"])
+        assert 'data-sample="synthetic_market"' in shipped.get("/finance").text
 
 
 def test_what_a_server_keeps_of_a_table_has_its_words(predictor, trained):
