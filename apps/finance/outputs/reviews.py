@@ -1,7 +1,8 @@
 """Reviewed cases as tables with labels, and what an analyst says of the events checked against the series.
 
 A file a series with the columns timestamp (UTC), value and label, which is 1 in the rows of events that are accepted or
-missed: what ``--data table`` reads. Where the store keeps the table whole, its columns take the place of value.
+missed: what ``--data table`` reads. Where the table named its series, that column is there as well. Where the store
+keeps the table whole, its columns take the place of value.
 """
 
 from __future__ import annotations
@@ -57,9 +58,12 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
     (out / "series").mkdir()
     written = undecided = joint = whole_tables = 0
     scored: set[str] = set()
+    named: list[str] = []
     for case in cases:
         whole = len(case.review.verdicts) == len(case.result["events"])
         kept = _whole(case)
+        key = case.result["series"].get("series_column")
+        key = None if key in (_ALL_COLUMNS, _TIMESTAMP, _VALUE, _LABEL) else key
         for place, (name, rows) in enumerate(_rows(case).items()):
             numbers = [n for n, event in enumerate(case.result["events"], 1) if event.get("series", name) == name]
             missed = [one for one in case.review.missed if one.get("series", name) == name]
@@ -76,6 +80,9 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
                 Window(start_ns=time_ns(one["start"]), end_ns=time_ns(one["end"])) for one in (*accepted, *missed)
             )
             times, columns = _columns(kept[name]) if name in kept else _columns_of(rows)
+            if key is not None and key not in columns:
+                columns = {key: [name] * len(times), **columns}
+                named.append(key)
             scored.add(kept[name].column if name in kept else _VALUE)
             _write(out / "series" / f"{case.id[:12]}-{place:04d}.csv", times, columns, tuple(windows))
             written, whole_tables = written + 1, whole_tables + (name in kept)
@@ -88,6 +95,8 @@ def export(cases: Sequence[ReviewedCase], out: Path) -> list[str]:
         where = f"--data.path {out / 'series'} --data.labels {_LABEL}"
         if scored != {_VALUE} and len(scored) == 1:
             where += f" --data.value {shlex.quote(*scored)}"
+        if len(named) == written and len({*named}) == 1:
+            where += f" --data.series {shlex.quote(named[0])}"
         with_columns = f", {whole_tables} of them with all columns of their table" if whole_tables else ""
         remarks.append(f"Series written: {written}{with_columns}. trivium evaluate finance --data table {where}")
     if len(scored) > 1:

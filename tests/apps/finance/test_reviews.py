@@ -98,6 +98,8 @@ def test_reviewed_series_are_trained_and_scored_on(
     assert f"series not reviewed whole: {left_out}." in told
     rows = list(csv.DictReader(min(series.iterdir()).read_text().splitlines()))
     assert len(rows) == HOURS and rows[7]["value"] == "" and float(rows[200]["value"]) == 160.8
+    assert {row["ticker"] for row in rows} == {"A"} and "--data.labels label --data.series ticker" in told
+    assert "A" in {item.series.name for item in Table(path=str(series), labels="label", series="ticker").cases()}
     marked = {n for n, row in enumerate(rows) if row["label"] == "1"}
     event = events[first - 1]
     found = {hour for hour in range(HOURS) if event["start"] <= time(hour) <= event["end"]}
