@@ -166,6 +166,8 @@ class App:
                  or None
     data_sets    the data sets that it is trained and scored on, by the name that ``--data`` takes: config classes
     importers    what turns public checkpoints into artifacts, by the name that ``trivium import`` takes
+    fine_tuned   gives a recipe that starts from a network that was trained here what it must keep of that: recipe, the
+                 settings that were recorded of the network. Or None
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
     score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
     training_cases  inputs of a predictor from what a data set has to learn from, evenly chosen: data set, the recipe's
@@ -214,6 +216,7 @@ class App:
     sample_jobs: bool = False
     data_sets: Callable[[], Mapping[str, type[DataConfig]]] | None = None
     importers: Callable[[], Mapping[str, Importer]] | None = None
+    fine_tuned: Callable[[Any, Mapping[str, Any]], Recipe] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None
     training_cases: Callable[[DataConfig, Any, int], Iterator[Any]] | None = None

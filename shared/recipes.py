@@ -38,18 +38,19 @@ def named_recipe(app: App, name: str) -> Recipe:
     return recipes[name]()
 
 
-def with_imported_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
-    """The recipe; with the network of the artifact that it starts from, where that was imported and is of its own.
+def with_initial_network(app: App, recipe: Recipe, chosen: Recipe) -> Recipe:
+    """The recipe; with the network that it starts from, where that is of its own: imported, or fitted to its data.
 
     ``chosen`` is the recipe before any setting was given. Refuses settings that were given and are the network's.
     """
-    if recipe.init is None or not (recipe.init / "recipe.yaml").is_file() or app.importers is None:
+    if recipe.init is None or not (recipe.init / "recipe.yaml").is_file():
         return recipe
     document = read_recipe_file(recipe.init / "recipe.yaml")
-    importer = app.importers().get(str(document["name"]))
-    if importer is None or importer.fine_tuned is None or document["app"] != app.name:
+    importer = (app.importers() if app.importers is not None else {}).get(str(document["name"]))
+    fine_tuned = app.fine_tuned if importer is None else importer.fine_tuned
+    if fine_tuned is None or document["app"] != app.name:
         return recipe
-    made = importer.fine_tuned(recipe, document["recipe"])
+    made = fine_tuned(recipe, document["recipe"])
     if taken := [*_not_taken("model", recipe, chosen, made), *_not_taken("input", recipe, chosen, made)]:
         raise InvalidInputError(
             f"the network in {recipe.init} has its own {', '.join(taken)}, which no setting changes; leave "

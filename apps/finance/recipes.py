@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from apps.finance.datasets.synthetic import Synthetic
+from apps.finance.datasets.table import Table
 from apps.finance.models.settings import FinanceModel
+from apps.finance.models.stored import stored_settings
 from apps.finance.task import FinanceTask
 from apps.finance.types import FinanceInput
+from shared.errors import InvalidInputError
 from shared.optimizers import AdamW, CosineRestarts
 from shared.recipe import DataConfig, Limits, Recipe
 
@@ -83,6 +87,27 @@ def full() -> FinanceRecipe:
         schedule=CosineRestarts(warmup_steps=300, period=12, floor=0.02),
         limits=replace(recipe.limits, epochs=12, minutes=60),
     )
+
+
+def fine_tuned(recipe: FinanceRecipe, settings: Mapping[str, Any]) -> FinanceRecipe:
+    """``recipe`` with the network over a table's columns that it starts from, to be trained further on another table.
+
+    The table is read with the columns and the value of that network where it names none. Refuses other columns.
+    """
+    model, input = stored_settings(settings)
+    library, data = input.library, recipe.data
+    if library is None or not library.trained_here:
+        return recipe
+    known = tuple(library.columns[name] for name in library.known)
+    observed = tuple(column for column in library.covariates if column not in known)
+    if isinstance(data, Table):
+        if (data.known or data.observed) and ({*data.known}, {*data.observed}) != ({*known}, {*observed}):
+            raise InvalidInputError(
+                f"the network in {recipe.init} knows {', '.join(known) or 'no column'} ahead of time and observes "
+                f"{', '.join(observed) or 'none'}; leave out data.known and data.observed, or name these"
+            )
+        data = replace(data, known=known, observed=observed, value=data.value or library.columns[library.target])
+    return replace(recipe, model=model, data=data, input=replace(input, library=replace(library, further=True)))
 
 
 RECIPES: dict[str, Callable[[], FinanceRecipe]] = {"tiny": tiny, "small": small, "large": large, "full": full}

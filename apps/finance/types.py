@@ -47,6 +47,7 @@ class LibraryTFT:
     network, where a name may not be any text; ``known`` are those that are given for the rows that are forecast. In its
     ``categories`` 0 stands for a word that no training row has. It sizes its network by the model's settings, and its
     loss counts in each series' own deviations; that of a checkpoint in the units of the series, as its library does.
+    ``further`` says that it goes on from a network of another table, whose scalers, words and names of series it keeps.
     """
 
     network: Mapping[str, Any]
@@ -64,6 +65,7 @@ class LibraryTFT:
     columns: Mapping[str, str] = field(default_factory=dict)
     known: tuple[str, ...] = ()
     trained_here: bool = False
+    further: bool = False
 
     @property
     def covariates(self) -> tuple[str, ...]:

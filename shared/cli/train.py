@@ -15,7 +15,7 @@ from shared.cli.printing import print_line, print_scores
 from shared.cli.settings import parse_recipe
 from shared.optimizers import OPTIMIZERS, SCHEDULES
 from shared.recipe import Recipe, resolve
-from shared.recipes import choose_recipe, named_data_set, with_imported_network
+from shared.recipes import choose_recipe, named_data_set, with_initial_network
 from shared.strategy import STRATEGIES
 
 
@@ -26,7 +26,7 @@ def run(command: Train, settings: Sequence[str]) -> int:
     data = None if command.data is None else named_data_set(app, command.data)
     chosen = f"--recipe {command.recipe}" + ("" if command.data is None else f" --data {command.data}")
     prog = f"trivium train {app.name} {chosen} --"
-    recipe = with_imported_network(app, parse_recipe(base, data, settings, prog, named_components(command)), base)
+    recipe = with_initial_network(app, parse_recipe(base, data, settings, prog, named_components(command)), base)
     from torch import OutOfMemoryError
 
     from shared.comms.watch import LostProcessError

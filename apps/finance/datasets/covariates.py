@@ -104,6 +104,21 @@ def fit_network(
     return replace(input, library=settings)
 
 
+def further_network(items: Sequence[LabelledSeries], input: FinanceInput, validation_share: float) -> FinanceInput:
+    """``input`` of a network that is trained further, with the scales of series that it does not know yet.
+
+    What it knows stays: its weights were learnt with these scalers, and with these codes of words and series.
+    """
+    library = input.library
+    assert library is not None
+    if "" in library.target_scales:
+        return input
+    new = (item.series for item in items if item.series.name not in library.target_scales)
+    heads = (head(one, first_validation_row(len(one), validation_share)) for one in new)
+    scales = {one.name: _scale(one, input.context) for one in heads}
+    return replace(input, library=replace(library, target_scales={**library.target_scales, **scales}))
+
+
 def covariate_facts(input: FinanceInput) -> Mapping[str, str]:
     """What is printed of the covariates before training: how numbers are scaled, how many words there are."""
     library = input.library

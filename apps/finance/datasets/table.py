@@ -16,7 +16,7 @@ import numpy as np
 from apps.finance.adapters import ENDINGS, read_contents
 from apps.finance.adapters.options import TableOptions
 from apps.finance.datasets.columns import number_column, word_column
-from apps.finance.datasets.covariates import covariate_facts, fit_network
+from apps.finance.datasets.covariates import covariate_facts, fit_network, further_network
 from apps.finance.datasets.database import read_query, refuse_password
 from apps.finance.datasets.splits import LEAST_ROWS, series_facts, training_windows, validation_windows
 from apps.finance.types import FinanceInput, Floats, LabelledSeries, Series, Words, usual_interval_ns
@@ -85,8 +85,11 @@ class Table:
     def fit_input(self, input: FinanceInput) -> FinanceInput:
         """The input with a network of the library over the covariates, fitted on the rows that train.
 
-        As it is where no covariates are named, and no names of series to be embedded.
+        As it is where no covariates are named, and no names of series to be embedded; of a network that is trained
+        further its own.
         """
+        if input.library is not None and input.library.further:
+            return further_network(self.cases(), input, self.validation_share)
         if not (self.known or self.observed or self.groups):
             return input
         if input.library is not None and not input.library.trained_here:

@@ -23,6 +23,7 @@ from apps.finance.inference.evaluation import evaluate
 from apps.finance.inference.forecasting import forecast
 from apps.finance.models import tft
 from apps.finance.models.library_tft import LibraryForecaster
+from apps.finance.models.stored import stored_settings
 from apps.finance.outputs.whole_series import read_whole_series
 from apps.finance.predictor import FinancePredictor
 from apps.finance.recipes import tiny
@@ -36,6 +37,7 @@ from shared.engine.checkpoint import best_weights
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
+from shared.recipe_file import read_recipe_file
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.finance.loads import INPUT, ROWS, TRAINING, forecaster, frame, library, table, written
@@ -320,6 +322,30 @@ def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, t
     assert "Quantile loss" in capsys.readouterr().out
     assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
     assert "by_forecast: True -> True" in capsys.readouterr().out
+
+
+def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trained, tmp_path, capsys):
+    """As on reviewed cases: a table of some of the series, and of one more, with other words."""
+    artifact = trained / "models" / "tft-anomaly" / "1"
+    made = frame("bc").assign(region=lambda one: one["region"].replace("c", "a new one"))
+    made["holiday"] = made["holiday"].replace("easter", "carnival")
+    path = written(tmp_path, made.assign(temperature=lambda one: one["temperature"] + 20))
+    words = ["train", "finance", "--recipe", "tiny", "--init", str(artifact), "--out", str(tmp_path / "run")]
+    words += ["--data", "table", "--data.path", str(path), "--data.series", "region", "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*words, "--limits.steps", "1"]) == 0
+    total = len(open_artifact(artifact).weights())
+    assert f"{total} of {total} tensors start from these weights" in capsys.readouterr().out
+    before, after = (
+        stored_settings(read_recipe_file(one / "recipe.yaml")["recipe"])[1].library
+        for one in (artifact, tmp_path / "run")
+    )
+    assert before is not None and after is not None and after.further
+    assert (after.scalers, after.categories, after.known) == (before.scalers, before.categories, before.known)
+    assert after.target_scales.items() > before.target_scales.items()
+    assert after.target_scales.keys() == {"a", "b", "a new one"}
+    assert main([*words, "--data.known", "temperature"]) == 2
+    assert "knows temperature, holiday ahead of time and observes wind; leave out" in capsys.readouterr().err
 
 
 def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
