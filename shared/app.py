@@ -171,7 +171,7 @@ class App:
     evaluate     scores a predictor on a data set by the field's protocol: predictor, data set, most cases or None
     score        the protocol's few numbers by which two programs of one network are compared; as ``evaluate``
     training_cases  inputs of a predictor from what a data set has to learn from, evenly chosen: data set, the recipe's
-                 input, at most how many. What a network is quantised on; None for the samples
+                 input, at most how many. What a network is quantised on; None, or where it gives None, for the samples
     served_with  the artifacts that one is always served with, such as a second stage: they are scored together. After
                  the artifact come registries in which they are looked for first
     score_files  scores files of results without a model (a submission beside annotations), by name: takes paths by
@@ -219,7 +219,7 @@ class App:
     fine_tuned: Callable[[Any, Mapping[str, Any]], Recipe] | None = None
     evaluate: Callable[[Predictor[Any, Any], DataConfig, int | None], Table] | None = None
     score: Callable[[Predictor[Any, Any], DataConfig, int | None], Sequence[DomainScore]] | None = None
-    training_cases: Callable[[DataConfig, Any, int], Iterator[Any]] | None = None
+    training_cases: Callable[[DataConfig, Any, int], Iterator[Any] | None] | None = None
     served_with: Callable[..., Sequence[Artifact]] = lambda artifact, *registries: ()
     score_files: Callable[[Mapping[str, Path]], Table] | None = None
     result_table: Callable[[Mapping[str, Any]], Table] | None = None

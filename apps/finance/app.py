@@ -27,6 +27,7 @@ app = App(
     data_sets=partial(resolve_name, "apps.finance.datasets:DATA_SETS"),
     importers=partial(resolve_name, "apps.finance.models.imports:IMPORTERS"),
     fine_tuned=on_use("apps.finance.recipes:fine_tuned"),
+    training_cases=on_use("apps.finance.inference.examples:training_series"),
     score_files=on_use("apps.finance.metrics.nab_files:score_files"),
     evaluate=on_use("apps.finance.inference.evaluation:evaluate"),
     score=on_use("apps.finance.inference.evaluation:score"),

@@ -143,10 +143,11 @@ def _looks(
     """What has the predictor look at one case after the other; and how the first n of them are called."""
     if not files and data is not None and app.training_cases is not None:
         cases = app.training_cases(data, recipe_of(app, artifact.recipe()).input, most)
-        description = str(data.fingerprint()["description"])
-        return (
-            (lambda case=case: predictor.predict([case])) for case in cases
-        ), lambda read: f"{read} cases to learn from ({description})"
+        if cases is not None:
+            description = str(data.fingerprint()["description"])
+            return (
+                (lambda case=case: predictor.predict([case])) for case in cases
+            ), lambda read: f"{read} cases to learn from ({description})"
     codec = app.codec(predictor)
     samples = () if files else app.samples()
 

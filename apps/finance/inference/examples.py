@@ -1,18 +1,22 @@
-"""Windows of a series of the samples: what the programs of the network are timed and compared on."""
+"""What a network's programs are timed and quantised on: windows of a sample, or series that it learnt from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from apps.finance.adapters import read_contents
+from apps.finance.datasets.splits import first_validation_row, head
+from apps.finance.datasets.table import Table
 from apps.finance.datasets.windows import Windows, tabulate
 from apps.finance.samples import samples
 from apps.finance.types import FinanceInput, Series
 from shared.deploy.sample_inputs import read_sample
+from shared.errors import InvalidInputError
+from shared.recipe import DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,3 +34,21 @@ def example_windows(input: FinanceInput, batch: int) -> dict[str, Tensor]:
     windows = Windows([table], context=input.context, horizon=input.horizon, stride=1)
     arrays = windows.arrays(np.linspace(0, len(windows) - 1, batch).round().astype(np.int64))
     return {name: torch.from_numpy(arrays[name]) for name in ("encoder_cont", "decoder_cont", "static")}
+
+
+def training_series(data: DataConfig, input: FinanceInput, most: int) -> Iterator[Series] | None:
+    """The rows that train of at most ``most`` series of a table, evenly chosen, for a network over a table's columns.
+
+    None for a network over the value alone, which reads the samples. Refuses data without those columns.
+    """
+    library = input.library
+    if library is None:
+        return None
+    if not isinstance(data, Table):
+        raise InvalidInputError(
+            "the network takes the columns of a table; name the one that it was trained on: --data table --data.path "
+            "FILE"
+        )
+    items = data.with_covariates(library.covariates).cases()
+    chosen = items[:: -(-len(items) // most)]
+    return (head(item.series, first_validation_row(len(item.series), data.validation_share)) for item in chosen)

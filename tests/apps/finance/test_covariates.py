@@ -32,12 +32,14 @@ from apps.finance.task import ForecastTask
 from apps.finance.types import Series
 from shared.cli.main import main
 from shared.deploy.artifact import open_artifact
+from shared.deploy.calibration_inputs import calibration_inputs
 from shared.deploy.predictor import Request, answer
 from shared.engine.checkpoint import best_weights
 from shared.engine.loop import fit
 from shared.engine.run import Run
 from shared.errors import InvalidInputError
 from shared.recipe_file import read_recipe_file
+from shared.recipes import recipe_of
 from shared.serve.app import create_app
 from shared.serve.settings import Settings
 from tests.apps.finance.loads import INPUT, ROWS, TRAINING, forecaster, frame, library, table, written
@@ -322,6 +324,16 @@ def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, t
     assert "Quantile loss" in capsys.readouterr().out
     assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
     assert "by_forecast: True -> True" in capsys.readouterr().out
+
+
+def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(trained):
+    artifact = open_artifact(trained / "models" / "tft-anomaly" / "1")
+    recorded = recipe_of(app, artifact.recipe()).data
+    found = calibration_inputs(app, artifact, data=recorded)
+    assert found.description.endswith("cases to learn from (2 series of 800 rows from load.csv)")
+    assert found.inputs[0].keys() == {"reals", "categories", "target_scale"}
+    with pytest.raises(InvalidInputError, match=r"name the one that it was trained on: --data table --data\.path FILE"):
+        calibration_inputs(app, artifact, data=tiny().data)
 
 
 def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trained, tmp_path, capsys):
