@@ -237,8 +237,9 @@ def _refuse_too_many(rows: int, seconds: float | None, name: str) -> None:
     if seconds is not None and rows > seconds * ROWS_PER_SECOND:
         raise InvalidInputError(
             f"{name} has {rows} rows, and in the {seconds:g} s that are waited for an answer "
-            f"{seconds * ROWS_PER_SECOND:.0f} are scored; hand in fewer (a shorter time, longer bars, "
-            f"fewer series), or use the command line, which takes {MOST_ROWS}: trivium predict finance"
+            f"{seconds * ROWS_PER_SECOND:.0f} are scored; hand it in as a job (POST /api/finance/jobs), which takes "
+            f"{MOST_ROWS} as the command line does, or hand in fewer: a shorter time, longer bars, fewer series",
+            status=413,
         )
 
 

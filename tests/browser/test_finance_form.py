@@ -16,6 +16,7 @@ import pytest
 import torch
 from playwright.sync_api import Page, Route, expect
 
+from apps.finance import service
 from apps.finance.app import app as finance
 from apps.finance.datasets.synth.markets import market
 from apps.finance.inference.scoring import Calibration
@@ -355,3 +356,20 @@ def test_a_sudden_change_is_drawn_between_the_two_rows_that_make_it(page: Page, 
     assert found["before"] == [60 * 495, 60 * 506], "thinned, the change is a ramp of eleven minutes"
     assert found["near"] == [60 * 504, 60 * 505] and found["every"] == [1, 10]
     assert found["far"] and found["sorted"] == [True, True] and found["gap"] is None and found["ends"] == 60 * 990
+
+
+def test_a_small_file_with_too_many_rows_for_an_answer_at_once_becomes_a_job(
+    page: Page, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = market(np.random.Generator(np.random.Philox(20)), length=ROWS)
+    write_csv(tmp_path / "market.csv", made.series, made.windows)
+    monkeypatch.setattr(service, "ROWS_PER_SECOND", 1)
+    page.expected_errors.append("413")  # type: ignore[attr-defined]
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    page.goto(f"{site}/finance")
+    page.get_by_label("Series", exact=True).set_input_files(tmp_path / "market.csv")
+    page.get_by_role("button", name="Find anomalies").click()
+    expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"), timeout=PATIENCE_MS)
+    assert [url.removeprefix(site) for url in asked] == ["/api/finance/predict", "/api/finance/jobs"]
+    expect(page.locator("[data-error]")).to_be_hidden()

@@ -188,7 +188,12 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     if (running) return;
     const bytes = body.getAll("files").reduce((sum, file) => sum + file.size, 0);
     const { jobBytes, sampleJobs } = document.body.dataset;
-    const asJob = bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample"));
+    await hand(body, bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample")));
+  }
+
+  /** Uploads a form for an answer at once, or as a job: also where a small file holds too much for an answer at once. */
+  async function hand(body, asJob) {
+    let tooMuch = false;
     showError("");
     result.replaceChildren();
     busy(true);
@@ -203,10 +208,12 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       remember(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      showError(error.message);
+      tooMuch = error.status === 413 && !asJob;
+      if (!tooMuch) showError(error.message);
     } finally {
       busy(false);
     }
+    if (tooMuch) await hand(body, true);
   }
 
   async function open(id) {
@@ -291,7 +298,7 @@ function send(url, body, { started, progress, uploaded }) {
     request.upload.onload = uploaded;
     request.onload = () => {
       if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
-      else reject(new Error(request.response?.detail ?? `The server answered ${request.status} without an explanation.`));
+      else reject(Object.assign(new Error(request.response?.detail ?? `The server answered ${request.status} without an explanation.`), { status: request.status }));
     };
     request.onerror = () => reject(new Error("The server could not be reached, or it closed the connection; is it still running?"));
     request.onabort = () => reject(new Error("Cancelled."));

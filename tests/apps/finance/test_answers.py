@@ -195,8 +195,10 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
 
 def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
     path, seconds = several(tmp_path), 1000 / service.ROWS_PER_SECOND
-    with pytest.raises(InvalidInputError, match=r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are scored"):
+    sentence = r"has 1200 rows, and in the 0.4 s that are waited .* 1000 are scored; hand it in as a job"
+    with pytest.raises(InvalidInputError, match=sentence) as refused:
         decode(predictor, Request(files=(path,), seconds=seconds))
+    assert refused.value.status == 413
     assert len(decode(predictor, Request(files=(path,))).inputs) == 4
     assert len(decode(predictor, Request(files=(path,), options={"instrument": "0700"}, seconds=seconds)).inputs) == 1
 
