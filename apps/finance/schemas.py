@@ -80,7 +80,7 @@ class FinanceSeries(TypedDict):
     start: Time
     end: Time
     column: Annotated[str, Field(description="the column that was scored")]
-    columns: list[str]
+    columns: Annotated[list[str], Field(description="those that the model could score")]
     notes: Annotated[list[str], Field(description="what was guessed, and what reading had to do")]
     interval_s: NotRequired[Annotated[float, Field(description="of one series: the usual time between rows")]]
     threshold_at_the_end: NotRequired[Annotated[float, Field(description="of one series")]]

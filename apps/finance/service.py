@@ -104,6 +104,8 @@ class FinanceCodec:
         else:
             (one,) = outputs
             found = result(one, model=self.model, notes=context.notes, truth=context.truth)
+        if self.library is not None and self.library.covariates:
+            found["series"]["columns"] = [found["series"]["column"]]  # the others are what the value is forecast from
         names = [PICTURE, "events.csv", "scores.csv", "series.json"]
         names += [ROWS] if has_rows_file(outputs, _most(outputs)) else []
         return Response(

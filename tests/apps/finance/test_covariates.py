@@ -317,6 +317,7 @@ def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, t
     assert main([*words, "--option", "series=region"]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [part["name"] for part in found["parts"]] == ["a", "b"] and found["series"]["column"] == "load"
+    assert found["series"]["columns"] == ["load"], "the form would offer columns that are refused"
     capsys.readouterr()
     data = ["--data", "table", "--data.path", str(trained / "load.csv"), "--data.value", "load"]
     data += ["--data.series", "region"]
