@@ -12,7 +12,7 @@ import numpy as np
 
 from apps.finance.adapters import read_contents
 from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_options
-from apps.finance.datasets.covariates import horizon_notes, unknown_notes
+from apps.finance.datasets.covariates import horizon_notes, unit_notes, unknown_notes
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
 from apps.finance.inference.options import Options
@@ -59,7 +59,7 @@ class FinanceCodec:
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
         self.library, self.series_column = predictor.trained_on, predictor.series_column
-        self.horizon = predictor.model.horizon
+        self.context, self.horizon = predictor.model.context, predictor.model.horizon
 
     def decode(self, request: Request) -> Decoded[Series]:
         """Options: those of ``TableOptions``; ``instrument``, the one of several series that is scored; ``columns``,
@@ -77,7 +77,8 @@ class FinanceCodec:
             contents = _with_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
         if self.library is not None:
-            notes += unknown_notes(series, self.library) + horizon_notes(series, self.library, self.horizon)
+            notes += unknown_notes(series, self.library) + unit_notes(series, self.library, self.context)
+            notes += horizon_notes(series, self.library, self.horizon)
         notes += _ended(series)
         notes += tuple(note for note in map(adjustments, series[:1] if len(series) == 1 else ()) if note)
         _refuse_too_many(sum(map(len, series)), request.seconds, path.name)

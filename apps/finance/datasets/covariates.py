@@ -28,6 +28,8 @@ MOST_CATEGORIES = 1000
 """So many different words of a column, and names of series, are told apart at most."""
 TARGET, GROUP, ROW = "value", "series", "row"
 """What the value, the name of a series and the number of a row are called in a network that is trained here."""
+_OTHER_UNIT = 4.0
+"""From this ratio of a series' usual deviation to that in training on it is told of."""
 _MASKED = -1e4
 """What is added to masked attention scores: the library's -1e9 is no number in half precision."""
 
@@ -147,6 +149,25 @@ def unknown_notes(series: Sequence[Series], library: LibraryTFT) -> tuple[str, .
             which = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
             notes.append(f"the network was not trained on {len(new)} {what}, which it takes as unknown: {which}")
     return tuple(notes)
+
+
+def unit_notes(series: Sequence[Series], library: LibraryTFT, context: int) -> tuple[str, ...]:
+    """A note of series that vary far more or less within ``context`` rows than they did in training.
+
+    They are forecast in the deviation that they had there: other units, or names that have gone to others, show so.
+    """
+    scales = library.target_scales
+    known = [(one, scales.get(one.name, scales.get(""))) for one in series]
+    times = {one.name: _scale(one, context)[1] / scale[1] for one, scale in known if scale is not None}
+    other = {name: ratio for name, ratio in times.items() if not 1 / _OTHER_UNIT < ratio < _OTHER_UNIT}
+    if not other:
+        return ()
+    which = ", ".join(f"{name!r} {ratio:.3g} times as much" for name, ratio in list(other.items())[:5])
+    return (
+        f"{len(other)} series vary more than {_OTHER_UNIT:g} times as much or as little as in training, so that their "
+        f"forecasts are rough: {which}{', …' * (len(other) > 5)}; hand them in by the unit of the training, or "
+        "train on them",
+    )
 
 
 def horizon_notes(series: Sequence[Series], library: LibraryTFT, horizon: int) -> tuple[str, ...]:

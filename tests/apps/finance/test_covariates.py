@@ -455,6 +455,15 @@ def test_rows_that_are_still_to_come_are_noted(predictor, tmp_path):
     assert any(note.startswith("the last 7 rows have no value") and "Beyond 4 rows" in note for note in notes)
 
 
+def test_series_in_another_unit_than_in_training_are_noted(predictor, tmp_path):
+    notes = answered(predictor, written(tmp_path, frame()))["series"]["notes"]
+    assert not any("as in training" in note for note in notes)
+    other = frame().assign(load=lambda one: np.where(one["region"] == "b", 1000, 1) * one["load"])
+    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    (note,) = (note for note in notes if "as in training" in note)
+    assert note.startswith("1 series vary more than 4 times") and "'b' 950 times as much;" in note and "'a'" not in note
+
+
 def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
     other = frame("a").assign(region="c", holiday="carnival")
     notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
