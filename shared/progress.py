@@ -23,6 +23,17 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
         _listener.reset(token)
 
 
+@contextmanager
+def within(stage: str) -> Iterator[None]:
+    """What is reported inside is a part of ``stage``, and told with it: ``series 3 of 8, part 1 of 4``."""
+    listener = _listener.get()
+    if listener is None:
+        yield
+        return
+    with listening(lambda part: listener(f"{stage}, {part}")):
+        yield
+
+
 def report_stage(stage: str) -> None:
     """Says what is begun now."""
     if (listener := _listener.get()) is not None:

@@ -25,7 +25,7 @@ from shared.deploy.artifact import Artifact, load_weights
 from shared.deploy.programs.choosing import Network, open_program
 from shared.deploy.programs.program import Program, Tensors
 from shared.errors import InvalidInputError
-from shared.progress import report_each
+from shared.progress import report_each, within
 
 if TYPE_CHECKING:
     from apps.finance.models.library_tft import LibraryForecaster
@@ -99,7 +99,11 @@ class FinancePredictor:
     def predict(self, batch: Sequence[Series], options: Options | None = None) -> list[Detection]:
         """Forecasts, scores and events of each series; what one gets does not depend on the others."""
         with self.threads():
-            return [self._detect(series, options or Options()) for series in report_each(batch, "series")]
+            found = []
+            for number, series in enumerate(report_each(batch, "series"), start=1):
+                with within(f"series {number} of {len(batch)}") if len(batch) > 1 else nullcontext():
+                    found.append(self._detect(series, options or Options()))
+            return found
 
     def monitor(self, begin: Series | str | Path, options: Options | None = None) -> Monitor:
         """A monitor of a series that goes on: from its history, or from the file that another one's ``save`` wrote."""

@@ -26,6 +26,7 @@ from apps.finance.service import FinanceCodec
 from apps.finance.types import Anomaly, Detection, Forecast, Series, iso_utc
 from shared.deploy.predictor import Decoded, Request, Response, answer
 from shared.errors import InvalidInputError
+from shared.progress import listening
 from tests.apps.finance.untrained import untrained
 
 pytestmark = [
@@ -191,6 +192,16 @@ def test_a_prediction_runs_on_one_thread_and_leaves_the_others_theirs(predictor,
         assert seen == [2, 1] * 4 and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_of_several_series_it_is_told_which_is_being_forecast(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr("apps.finance.inference.forecasting.CPU_BATCH", 16)
+    inputs = decode(predictor, Request(files=(several(tmp_path),))).inputs[:2]
+    told: list[str] = []
+    with listening(told.append):
+        predictor.predict(inputs)
+    assert told[0] == "series 1 of 2" and {stage[:13] for stage in told} <= {"series 1 of 2", "series 2 of 2"}
+    assert any(stage.startswith("series 2 of 2, forecasting, part 1 of ") for stage in told)
 
 
 def test_more_rows_than_can_be_scored_while_somebody_waits_are_refused_at_once(predictor, tmp_path):
