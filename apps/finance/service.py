@@ -15,7 +15,9 @@ from apps.finance.adapters.options import OPTION_NAMES, TableOptions, table_opti
 from apps.finance.datasets.covariates import horizon_notes, unit_notes, unknown_notes
 from apps.finance.inference.conformal import Budget
 from apps.finance.inference.corporate_actions import adjustments
+from apps.finance.inference.forecasting import library_network
 from apps.finance.inference.options import Options
+from apps.finance.models.calendar import columns_taken
 from apps.finance.outputs import files
 from apps.finance.outputs.events_csv import events_csv
 from apps.finance.outputs.files import result, scores_csv, series_json
@@ -59,6 +61,8 @@ class FinanceCodec:
     def __init__(self, predictor: FinancePredictor) -> None:
         self.model = predictor.name
         self.library, self.series_column = predictor.trained_on, predictor.series_column
+        network = library_network(predictor.model)
+        self.imported = network.settings if network is not None and self.library is None else None
         self.context, self.horizon = predictor.model.context, predictor.model.horizon
 
     def decode(self, request: Request) -> Decoded[Series]:
@@ -70,6 +74,9 @@ class FinanceCodec:
         if self.library is not None:
             table = _for_network(table, self.library, request.options.get("columns", ""))
             table = replace(table, series_if_there=self.series_column)
+        elif self.imported is not None and not request.options.get("columns", "").strip():
+            taken, target, group = columns_taken(self.imported), self.imported.target, self.imported.group
+            table = replace(table, covariates=taken, value_if_there=target, series_if_there=group)
         contents = read_contents(path, table)
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)

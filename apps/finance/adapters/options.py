@@ -22,7 +22,7 @@ class TableOptions:
     order 01/02/2024 is. ``labels`` is the column that marks anomalous rows, where a data set has one;
     ``covariates`` are columns that a network takes beside the value: those of words are kept as well, whatever their
     names. ``series_if_there`` is the column of names of series in the table that a network was trained on, which a file
-    of one series may lack.
+    of one series may lack; ``value_if_there`` that of the value, which a file may call otherwise.
     """
 
     time: str | None = None
@@ -34,6 +34,7 @@ class TableOptions:
     labels: str | None = None
     covariates: tuple[str, ...] = ()
     series_if_there: str | None = None
+    value_if_there: str | None = None
 
     def __post_init__(self) -> None:
         if self.decimal not in (None, ".", ","):
@@ -49,7 +50,7 @@ class TableOptions:
 
 
 NOTHING_SAID = TableOptions()
-_NOT_OF_REQUESTS = ("labels", "covariates", "series_if_there")
+_NOT_OF_REQUESTS = ("labels", "covariates", "series_if_there", "value_if_there")
 OPTION_NAMES = tuple(field.name for field in fields(TableOptions) if field.name not in _NOT_OF_REQUESTS)
 """What a request may say; labels are a data set's, and covariates a data set's or a network's."""
 

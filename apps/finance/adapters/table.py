@@ -265,6 +265,8 @@ def _scored_column(
     amounts that cannot be read.
     """
     wanted = options.value
+    if wanted is None and options.value_if_there and columns.matching_label(options.value_if_there, [*values]):
+        wanted = options.value_if_there
     quotes = [columns.first_matching_label(one, values) for one in (columns.BIDS, columns.ASKS)]
     what = "one of the file's"
     price = columns.first_matching_label(columns.PRICES, labels) or columns.with_word(columns.PRICE_WORDS, labels)

@@ -14,7 +14,7 @@ from apps.finance.datasets.labels import scored_windows
 from apps.finance.inference.conformal import REPORTED, Budget, Control, report
 from apps.finance.inference.detectors import CANDIDATES
 from apps.finance.inference.detectors.detector import ForecastedSeries
-from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast, forecasts_from_columns
+from apps.finance.inference.forecasting import AnyForecaster, covariates_of, forecast
 from apps.finance.inference.scoring import Calibration, score
 from apps.finance.metrics.nab import Rows, Scored, count_detections, probation, score_corpus
 from apps.finance.types import Floats, LabelledSeries
@@ -67,7 +67,7 @@ def calibrate(
     normal, labelled = data.normal()[:most], data.labelled()[:most]
     forecasts = forecast(model, [item.series for item in normal], stride=stride)
     history = [ForecastedSeries(item.series, made) for item, made in zip(normal, forecasts, strict=True)]
-    by_forecast = forecasts_from_columns(model)
+    by_forecast = bool(covariates_of(model))
     calibration = Calibration(by_forecast=by_forecast)
     calibration = replace(calibration, prior=_learnt(history, calibration))
     synthetic = bool(data.fingerprint()["synthetic"])

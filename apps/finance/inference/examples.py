@@ -12,6 +12,7 @@ from apps.finance.adapters import read_contents
 from apps.finance.datasets.splits import first_validation_row, head
 from apps.finance.datasets.table import Table
 from apps.finance.datasets.windows import Windows, tabulate
+from apps.finance.models.calendar import columns_taken
 from apps.finance.samples import samples
 from apps.finance.types import FinanceInput, Series
 from shared.deploy.sample_inputs import read_sample
@@ -49,6 +50,6 @@ def training_series(data: DataConfig, input: FinanceInput, most: int) -> Iterato
             "the network takes the columns of a table; name the one that it was trained on: --data table --data.path "
             "FILE"
         )
-    items = data.with_covariates(library.covariates).cases()
+    items = data.with_covariates(columns_taken(library)).cases()
     chosen = items[:: -(-len(items) // most)]
     return (head(item.series, first_validation_row(len(item.series), data.validation_share)) for item in chosen)

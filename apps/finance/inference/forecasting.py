@@ -80,15 +80,9 @@ def library_network(model: AnyForecaster) -> LibraryForecaster | ProgramLibraryF
 
 
 def covariates_of(model: AnyForecaster) -> tuple[str, ...]:
-    """The columns of a table that a network trained here takes beside the value; none of any other."""
+    """The columns of a table that a network, trained here or elsewhere, takes beside the value."""
     library = library_network(model)
-    return () if library is None else library.settings.covariates
-
-
-def forecasts_from_columns(model: AnyForecaster) -> bool:
-    """Whether a network, trained here or elsewhere, takes further columns of a table beside the value."""
-    library = library_network(model)
-    return library is not None and bool(columns_taken(library.settings))
+    return () if library is None else columns_taken(library.settings)
 
 
 def _batches(

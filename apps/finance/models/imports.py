@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from apps.finance.datasets.windows import fill_missing
-from apps.finance.models.calendar import CALENDAR
+from apps.finance.models.calendar import CALENDAR, columns_taken
 from apps.finance.models.library_tft import LibraryForecaster, LibraryWindows, build_library_tft, covariate
 from apps.finance.types import FinanceInput, LabelledSeries, LibraryTFT
 from shared.app import Imported, Importer
@@ -53,7 +53,7 @@ def import_tft(arguments: Sequence[str], data: DataConfig | None) -> Imported:
             "hyper_parameters and dataset_parameters of one"
         )
     _refuse_unsupported(hyper, parameters, path.name)
-    items = _series(data, path.name)
+    items = _series(data, path.name, _columns(hyper, parameters))
     settings = _settings(hyper, parameters, items, path.name)
     input = FinanceInput(
         context=int(hyper["max_encoder_length"]), horizon=int(parameters["max_prediction_length"]), library=settings
@@ -113,7 +113,15 @@ def _refuse_unsupported(hyper: Mapping[str, Any], parameters: Mapping[str, Any],
             )
 
 
-def _series(data: DataConfig | None, name: str) -> list[LabelledSeries]:
+def _columns(hyper: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of the table that the network takes beside the value."""
+    network = {"x_reals": hyper["x_reals"]}
+    target, time_idx, group = parameters["target"], parameters["time_idx"], parameters["group_ids"][0]
+    return columns_taken(LibraryTFT(network=network, target=target, time_idx=time_idx, group=group, quantiles=()))
+
+
+def _series(data: DataConfig | None, name: str, columns: Sequence[str]) -> list[LabelledSeries]:
+    from apps.finance.inference.calibration import with_covariates
     from apps.finance.inference.evaluation import EvaluationData
 
     if data is None:
@@ -123,7 +131,7 @@ def _series(data: DataConfig | None, name: str) -> list[LabelledSeries]:
         )
     if not isinstance(data, EvaluationData):
         raise InvalidInputError(f"{type(data).__name__} has no series to fit the scalers on")
-    return list(data.cases())
+    return list(with_covariates(data, columns).cases())
 
 
 def _settings(

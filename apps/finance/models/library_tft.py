@@ -311,6 +311,8 @@ def covariate(series: Series, name: str, settings: LibraryTFT) -> Floats:
         return fill_missing(series.values[name])
     if name in CALENDAR:
         return CALENDAR[name](series.times_ns).astype(np.float64)
+    if name in series.words:
+        return fill_missing(_numbers(series, name))
     raise InvalidInputError(
         f"{series.name} has no column {name!r}, which the model takes as a covariate; it has {', '.join(series.values)}"
     )

@@ -15,6 +15,7 @@ import torch
 
 from apps.finance.app import app
 from apps.finance.datasets.table import Table
+from apps.finance.inference.calibration import from_manifest
 from apps.finance.inference.forecasting import forecast
 from apps.finance.models import tft
 from apps.finance.models.imports import IMPORTERS, import_tft
@@ -190,7 +191,7 @@ def test_an_imported_model_is_an_artifact_that_answers(imported):
     assert drawn["low"][CONTEXT - 1] is None and all(value is not None for value in drawn["low"][CONTEXT:])
     unknown = table().query("item == 'a'").assign(item="new")
     unknown.drop(columns=["row", "hour", "weekday"]).to_csv(folder / "unknown.csv", index=False)
-    with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, and not 'unknown\.csv'"):
+    with pytest.raises(InvalidInputError, match=r"the model knows the series a, b, c, and not 'new'"):
         answer(predictor, Request(files=(folder / "unknown.csv",)), FinanceCodec(predictor))
 
 
@@ -217,6 +218,25 @@ def test_an_imported_model_is_trained_further_calibrated_and_exported(imported, 
     words = ["calibrate", "finance", "--artifact", str(artifact.path), *data, "--registry", str(tmp_path / "other")]
     assert main(words) == 0
     assert "threshold: " in capsys.readouterr().out
+
+
+def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp_path):
+    """Beside a price, which would be taken for the value, and with the booleans that were numbers in training."""
+    frame = table().assign(
+        promotion=lambda one: (one["row"] // 24 % 3 == 0).astype(float), price=lambda one: one["row"]
+    )
+    known = ["row", "hour", "promotion"]
+    data = library_data(frame, time_varying_known_reals=known, time_varying_unknown_reals=["value", "load"])
+    made = import_tft([str(saved(data, tmp_path / "tft.ckpt"))], named(tmp_path, frame))
+    calibration = from_manifest(made.calibration)
+    predictor = FinancePredictor(model=made.network, calibration=calibration, stride=4, device="cpu", name="imported")
+    words = frame.drop(columns=["row", "hour", "weekday"]).assign(promotion=frame["promotion"] == 1)
+    words.to_csv(tmp_path / "words.csv", index=False)
+    asked = Request(files=(tmp_path / "words.csv",)), Request(files=(tmp_path / "table.csv",))
+    by_words, by_numbers = (FinanceCodec(predictor).decode(request).inputs for request in asked)
+    assert [(one.name, one.column) for one in by_words] == [("a", "value"), ("b", "value"), ("c", "value")]
+    for one, other in zip(predictor.predict(by_words), predictor.predict(by_numbers), strict=True):
+        np.testing.assert_array_equal(one.forecast.quantiles, other.forecast.quantiles)
 
 
 def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path, capsys):
