@@ -113,7 +113,8 @@ class Lidc(ScanData):
             else:
                 nodules.append(nodule)
         return ScanFile(
-            path=self.root / series.folder,
+            path=self.root / series.folders[0],
+            folders=tuple(self.root / folder for folder in series.folders[1:]),
             series=series.uid,
             name=series.uid,
             patient=series.patient,

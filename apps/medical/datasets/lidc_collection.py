@@ -27,7 +27,7 @@ from shared.data.build_cache import get_or_build, made_ahead
 from shared.errors import InvalidInputError
 from shared.progress_bar import progress_bar
 
-VERSION = 2
+VERSION = 3
 FEW = 8
 """Fewer folders are read here: processes take longer to start."""
 
@@ -43,14 +43,14 @@ class ReadSeries:
 
     uid        its SeriesInstanceUID
     patient    its PatientID, or the series itself
-    folder     that holds its images, from the root
+    folders    that hold its images, from the root
     slice_mm   SliceThickness, or the distance of the slices where it is not stated
     marks      of all readers
     """
 
     uid: str
     patient: str
-    folder: str
+    folders: tuple[str, ...]
     slice_mm: float
     marks: tuple[PlacedMark, ...]
 
@@ -66,7 +66,7 @@ class Collection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Images:
-    """The images of a CT series in a folder, by their SOPInstanceUID.
+    """The images of a CT series in a folder, or in several, by their SOPInstanceUID.
 
     ``grid`` is None where they are no usable volume, for the reason.
     """
@@ -74,7 +74,7 @@ class _Images:
     uid: str
     names: frozenset[str]
     patient: str
-    folder: Path
+    folders: tuple[Path, ...]
     slice_mm: float
     grid: ImageGrid | None
     reason: str = ""
@@ -123,6 +123,7 @@ def _read(folder: Path) -> Collection:
         ReadSeries(
             **{
                 **one,
+                "folders": tuple(one["folders"]),
                 "marks": tuple(PlacedMark(**{**m, "centre_lps_mm": tuple(m["centre_lps_mm"])}) for m in one["marks"]),
             }
         )
@@ -197,7 +198,7 @@ def _marked(message: Message, images: Sequence[_Images], root: Path) -> ReadSeri
     # Of what was downloaded again, after a break too, the folder that has all of the others.
     one = max(images, key=lambda found: len(found.names))
     if not all(found.names <= one.names for found in images):
-        return f"its images lie in {len(images)} folders; put them into one"
+        one = _joined(images)
     if one.grid is None:
         return one.reason
     try:
@@ -207,7 +208,7 @@ def _marked(message: Message, images: Sequence[_Images], root: Path) -> ReadSeri
     return ReadSeries(
         uid=one.uid,
         patient=one.patient or one.uid,
-        folder=one.folder.relative_to(root).as_posix(),
+        folders=tuple(folder.relative_to(root).as_posix() for folder in one.folders),
         slice_mm=one.slice_mm,
         marks=tuple(marks),
     )
@@ -215,6 +216,21 @@ def _marked(message: Message, images: Sequence[_Images], root: Path) -> ReadSeri
 
 def _read_folder(folder: Path, files: Sequence[Path]) -> list[_Images]:
     """The CT series in a folder, by their headers."""
+    return [_images(uid, (folder,), slices) for uid, slices in _series(files).items() if uid]
+
+
+def _joined(images: Sequence[_Images]) -> _Images:
+    """A series whose images lie in several folders; a file that is in two of them counts once, as when it is read."""
+    folders = tuple(found.folders[0] for found in images)
+    files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
+    slices = _series(files)[images[0].uid]
+    return _images(
+        images[0].uid, folders, list({hashlib.sha256(part.read()).digest(): part for part in slices}.values())
+    )
+
+
+def _series(files: Sequence[Path]) -> dict[str, list[Slice]]:
+    """The CT images among the files, by their SeriesInstanceUID."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
@@ -230,10 +246,10 @@ def _read_folder(folder: Path, files: Sequence[Path]) -> list[_Images]:
         except (InvalidDicomError, OSError, EOFError, ValueError):
             continue
         groups.setdefault(str(header.get("SeriesInstanceUID") or ""), []).append(part)
-    return [_images(uid, folder, slices) for uid, slices in groups.items() if uid]
+    return groups
 
 
-def _images(uid: str, folder: Path, slices: list[Slice]) -> _Images:
+def _images(uid: str, folders: tuple[Path, ...], slices: list[Slice]) -> _Images:
     header = slices[0].header
     patient, stated = str(header.get("PatientID") or ""), header.get("SliceThickness")
     thickness = float(stated) if isinstance(stated, float | int) else 0.0
@@ -241,10 +257,10 @@ def _images(uid: str, folder: Path, slices: list[Slice]) -> _Images:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = stack(folder.name, slices)
+            made = stack(folders[0].name, slices)
     except InvalidInputError as error:
         return _Images(
-            uid=uid, names=names, patient=patient, folder=folder, slice_mm=thickness, grid=None, reason=str(error)
+            uid=uid, names=names, patient=patient, folders=folders, slice_mm=thickness, grid=None, reason=str(error)
         )
     grid = ImageGrid(
         places={
@@ -256,4 +272,4 @@ def _images(uid: str, folder: Path, slices: list[Slice]) -> _Images:
         size=made.size_ijk[:2],
     )
     slice_mm = thickness or made.spacing_mm[2]
-    return _Images(uid=uid, names=names, patient=patient, folder=folder, slice_mm=slice_mm, grid=grid)
+    return _Images(uid=uid, names=names, patient=patient, folders=folders, slice_mm=slice_mm, grid=grid)

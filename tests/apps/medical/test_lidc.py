@@ -200,7 +200,7 @@ def test_what_is_passed_over_is_counted_and_said(root: Path) -> None:
 
 
 def test_a_series_that_was_downloaded_twice_is_taken_once(root: Path) -> None:
-    """A part of a download that was broken off lies beside the whole; what is in two parts is told as before."""
+    """A part of a download that was broken off lies beside the whole."""
     whole = next((root / "LIDC-IDRI-0002").rglob("*.dcm")).parent
     again, broken_off = root / "manifest-2" / "1", root / "manifest-3" / "1"
     shutil.copytree(whole, again)
@@ -209,10 +209,25 @@ def test_a_series_that_was_downloaded_twice_is_taken_once(root: Path) -> None:
         image.unlink()
     found = scans(Lidc(root=root).split())
     assert len(found) == 5 and found["1.2.3.3"].path in (whole, again)
-    for image in sorted(whole.glob("*.dcm"))[:2]:
+
+
+def test_a_series_whose_images_lie_in_several_folders_is_one_scan(root: Path) -> None:
+    """Some exports put a hundred files into a folder; a few images that are in two of them count once."""
+    (whole,) = [scan for scan in scans(Lidc(root=root).split()).values() if scan.name == "1.2.3.3"]
+    folder = whole.path
+    images, second = sorted(folder.glob("*.dcm")), folder / "2"
+    second.mkdir()
+    for image in images[8:]:
+        shutil.copy(image, second)
+    for image in images[11:]:
         image.unlink()
-    shutil.rmtree(again)
-    assert "1.2.3.3 (069.xml: its images lie in 2 folders; put them into one)" in str(Lidc(root=root).facts(COARSE))
+    data = Lidc(root=root)
+    scan = scans(data.split())["1.2.3.3"]
+    assert scan.nodules == whole.nodules and data.facts(COARSE)["series left out"] == "0"
+    assert np.array_equal(scan.read().voxels_zyx, chest().voxels_zyx)
+    (second / images[15].name).unlink()
+    assert "1.2.3.3 (069.xml: 0" not in (said := str(Lidc(root=root).facts(COARSE)))
+    assert "slices are missing or uneven" in said
 
 
 def test_thick_slices_are_left_out_where_that_is_asked_for(root: Path) -> None:
