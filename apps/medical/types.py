@@ -18,6 +18,9 @@ Float64 = NDArray[np.float64]
 MAX_VOXELS = 1 << 29
 """More than a CT has: what is read is refused above it."""
 
+THICK_MM = 2.5
+"""Of slices: LUNA16 takes none that are thicker."""
+
 NODULE = "nodule"
 """The class of findings where none are told apart."""
 

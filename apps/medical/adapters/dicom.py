@@ -32,9 +32,10 @@ from apps.medical.adapters.series import (
     is_scout,
     must_be_slices,
     must_hold_a_volume,
+    slice_thickness_mm,
 )
-from apps.medical.adapters.stack import stack
-from apps.medical.types import PATIENT_KEYWORDS, CTVolume, Float64, SourceImage
+from apps.medical.adapters.stack import Stack, stack
+from apps.medical.types import PATIENT_KEYWORDS, THICK_MM, CTVolume, Float64, SourceImage
 from shared.errors import InvalidInputError
 from shared.threads import compute_threads
 
@@ -253,8 +254,19 @@ def _assemble(name: str, slices: list[Slice], remarks: Sequence[str]) -> CTVolum
         identifiers={key: uid for key in _IDENTIFIERS if (uid := _uid(header, key))},
         images=tuple(_source(part, place) for part, place in zip(grid.slices, grid.positions_lps_mm, strict=True)),
         lossy=lossy_compression(slices),
-        remarks=(*remarks, *_skipped(grid.slices), *_malformed(slices), *lossy_remarks(slices)),
+        remarks=(*remarks, *_skipped(grid.slices), *_thick(grid), *_malformed(slices), *lossy_remarks(slices)),
     )
+
+
+def _thick(grid: Stack) -> list[str]:
+    """What is to be said of images that overlap and are thick each, as the means over slabs are that viewers export."""
+    thickness, apart = max(slice_thickness_mm(part.header) for part in grid.slices), grid.spacing_mm[2]
+    if thickness <= THICK_MM or thickness <= 1.2 * apart:
+        return []
+    return [
+        f"Each image is {thickness:g} mm thick, and they lie {apart:.3g} mm apart (SliceThickness): nodules smaller "
+        "than an image is thick may be missed, and sizes are uncertain. Where there is a thin series, hand it in."
+    ]
 
 
 def _skipped(slices: Sequence[Slice]) -> list[str]:

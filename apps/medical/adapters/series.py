@@ -264,11 +264,11 @@ def _thickness(group: Sequence[Slice]) -> float:
     """The larger of the slices' thickness and their distance, mm."""
     heights = _heights([part.header for part in group])
     assert heights is not None
-    return max(float(np.median(np.diff(np.unique(heights)))), _millimetres(group[0].header))
+    return max(float(np.median(np.diff(np.unique(heights)))), slice_thickness_mm(group[0].header))
 
 
-def _millimetres(header: Dataset) -> float:
-    """SliceThickness; 0 where it is not stated."""
+def slice_thickness_mm(header: Dataset) -> float:
+    """SliceThickness of an image in mm; 0 where it is not stated."""
     value = header.get("SliceThickness")
     return float(value) if isinstance(value, float | int) else 0.0
 
@@ -301,7 +301,7 @@ def _number(group: Sequence[Slice]) -> str:
 def _describe(group: Sequence[Slice]) -> str:
     """The series in words. Its SeriesDescription is left out: free text, which may name the patient, and words stay."""
     header = group[0].header
-    thickness, kernel = _millimetres(header), _kernel(header)
+    thickness, kernel = slice_thickness_mm(header), _kernel(header)
     facts = [
         str(header.get("Modality") or "?"),
         *([f"{thickness:g} mm"] if thickness else []),

@@ -282,6 +282,20 @@ def test_of_a_series_that_was_reformatted_a_remark_says_so(tmp_path, kind, said)
     assert remarks == ([sentence] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("thickness", "apart", "said"),
+    [(10, 1.0, True), (3, 1.5, True), (5, 5.0, False), (2, 1.0, False), (None, 1.0, False)],
+)
+def test_of_thick_images_that_overlap_a_remark_says_so(tmp_path, thickness, apart, said):
+    """Means over slabs lie as close as thin slices; the word AVERAGE is on thin ones too."""
+    held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"])
+    if thickness is not None:
+        held = members("a", thin(apart), ImageType=["DERIVED", "SECONDARY", "AVERAGE"], SliceThickness=thickness)
+    (*remarks,) = read_volume([pack(tmp_path, held)]).remarks
+    sentence = f"Each image is {thickness} mm thick, and they lie {apart:g} mm apart (SliceThickness): nodules smaller "
+    assert [remark.startswith(sentence) for remark in remarks] == ([True] if said else [])
+
+
 def test_reports_alone_are_told_as_such(tmp_path):
     with pytest.raises(InvalidInputError, match="holds no DICOM image; it holds 1 SR without images"):
         read_volume([pack(tmp_path, dose_report())])
