@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 
 
 class Backoff:
@@ -19,6 +20,11 @@ class Backoff:
         pause_s = min(self._longest_s, 2 * self._last_s.get(key, self._first_s / 2))
         self._last_s[key], self.until[key] = pause_s, time.monotonic() + pause_s
         return pause_s
+
+    def end_pauses(self, but: Container[str]) -> None:
+        """What kept all of them waiting is over: all but these keys are tried again at once, as at first."""
+        for key in [key for key in self.until if key not in but]:
+            self.forget(key)
 
     def forget(self, key: str) -> None:
         """What the key stands for has succeeded, or is given up."""

@@ -71,8 +71,9 @@ class Spool:
 
     ``most_bytes`` bounds what lies in it. A series is ready ``quiet_s`` after its last image where all its associations
     were released, and ten times as long after it where one is open or was broken off, or an image that came over one
-    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start. With
-    ``whole_studies`` none is ready before all series of its study that lie there are.
+    could not be kept: its sender will go on, or send it again. So it is with all that lies there at the start, but for
+    what was handed in to the server. With ``whole_studies`` none is ready before all series of its study that lie there
+    are, and with one all of its study were handed in.
     """
 
     def __init__(self, folder: Path, most_bytes: int, quiet_s: float, *, whole_studies: bool = False) -> None:
@@ -90,11 +91,16 @@ class Spool:
             else:
                 torn.unlink()
         now = time.monotonic()
-        self._known = {
-            place.name: _Series(study=_study(place), last=now, broken_off=not (place / _JOB).exists())
-            for place in self._incoming.iterdir()
-            if place.is_dir()
-        }
+        places = [place for place in self._incoming.iterdir() if place.is_dir()]
+        studies = {_study(place): _changed(place / _JOB) for place in places if (place / _JOB).exists()}
+        self._known = {}
+        for place in places:
+            study = _study(place)
+            # What came of it after the study was handed in may be incomplete.
+            was_whole = whole_studies and max(map(_changed, place.glob("*.dcm")), default=0) < studies.get(study, 0)
+            self._known[place.name] = _Series(
+                study=study, last=now, broken_off=not (was_whole or (place / _JOB).exists())
+            )
         self._bytes = _size(self._incoming) + _size(self._reports) + _size(self._aside)
 
     def store(
@@ -290,6 +296,10 @@ def _study(place: Path) -> str:
     """What a series was said to be of; one that an earlier version kept is a study of its own."""
     file = place / _STUDY
     return file.read_text(encoding="utf-8") if file.exists() else place.name
+
+
+def _changed(file: Path) -> int:
+    return file.stat().st_mtime_ns
 
 
 def _flush(folder: Path) -> None:

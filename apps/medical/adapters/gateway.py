@@ -25,6 +25,8 @@ from shared.job_client import JobClient
 
 log = logging.getLogger("trivium.gateway")
 _PATIENCE_S = 5.0
+_ARCHIVE_PAUSE_S = 60.0
+"""An archive that was away has the reports so soon after it is back; to ask it costs an association."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ class DicomGateway:
                 spool = Spool(folder, self.spool_bytes, self.quiet_seconds, whole_studies=self.one_per_study)
                 kernels = self.kernel if self.one_per_study else None
                 answering = Answering(spool, jobs, stop, Backoff(*pauses), kernels)
-                sending = Sending(spool, archive, stop, Backoff(*pauses))
+                sending = Sending(spool, archive, stop, Backoff(pauses[0], min(pauses[1], _ARCHIVE_PAUSE_S)))
                 server = receive(
                     (self.host, self.port),
                     self.aet,

@@ -33,8 +33,8 @@ class Destination(Protocol):
 class Sending:
     """Sends what the spool has for the archive, until ``stop`` is set.
 
-    While the archive cannot be reached, reports are kept and tried again, after pauses that grow. One that it refuses
-    ``MOST_TRIES`` times is put aside.
+    While the archive cannot be reached, reports are kept and tried again, after pauses that grow; once it takes one,
+    all that waited for it are sent. One that it refuses ``MOST_TRIES`` times is put aside.
     """
 
     def __init__(self, spool: Spool, archive: Destination, stop: threading.Event, backoff: Backoff) -> None:
@@ -72,6 +72,7 @@ class Sending:
                     self._spool.sent(path)
                     log.info("series %s: its %s is in the archive", name, what)
                     self._forget(path)
+                    self._backoff.end_pauses(but=self._refusals)
                     continue
                 if isinstance(refusal, ClassNotTaken):
                     self._spool.sent(path)

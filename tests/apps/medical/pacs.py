@@ -239,6 +239,7 @@ class StubServer:
 def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> Iterator[int]:
     """A gateway on a thread, to the archive at a port or at the address of its DICOMweb; gives its own port."""
     port = settings.pop("port", None) or free_port()
+    pauses = settings.pop("pauses", (0.05, 0.2))
     made = DicomGateway(
         to=archive if isinstance(archive, str) else f"PACS@127.0.0.1:{archive}",
         **{"host": "127.0.0.1", "port": port, "quiet_seconds": QUIET_S, **settings},
@@ -248,7 +249,7 @@ def gateway(folder: Path, server: str, archive: int | str, **settings: Any) -> I
 
     def run() -> None:
         try:
-            made.run(JobClient(server, "medical"), folder, stop, (0.05, 0.2))
+            made.run(JobClient(server, "medical"), folder, stop, pauses)
         except BaseException as error:
             faults.append(error)
 

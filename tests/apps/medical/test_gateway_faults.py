@@ -93,6 +93,25 @@ def test_a_series_waits_for_the_server_and_its_report_for_the_archive_over_resta
     assert len(stub.bodies) == 1
 
 
+def test_a_report_waits_a_minute_at_the_most_for_an_archive_that_is_away(tmp_path, stub, log):
+    with gateway(tmp_path, stub.address, free_port(), pauses=(200, 300)) as port:
+        send(port, images())
+        wait_for(lambda: "cannot be reached; next try in 60 s" in log.text)
+
+
+def test_once_the_archive_takes_a_report_all_that_waited_for_it_are_sent(tmp_path, stub, log):
+    """The first report would wait for minutes yet when the second finds the archive back."""
+    archive = free_port()
+    with gateway(tmp_path, stub.address, archive, pauses=(50, 300)) as port:
+        send(port, images())
+        wait_for(lambda: "cannot be reached; next try in 50 s" in log.text)
+        pacs = Archive(archive)
+        send(port, images("1.2.9"))
+        wait_for(lambda: len(pacs.got) == 2)
+        wait_for(lambda: not waiting(tmp_path))
+    pacs.close()
+
+
 def test_a_job_that_runs_is_found_again_after_a_restart(tmp_path, around):
     stub, archive = around
     stub.answer = lambda number: {"state": "running"}

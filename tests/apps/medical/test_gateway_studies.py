@@ -151,6 +151,39 @@ def test_whenever_the_gateway_is_killed_a_study_is_answered_once(
     assert handed_in(stub) == [5]
 
 
+def test_after_a_restart_a_study_that_was_handed_in_waits_no_longer_than_one_that_comes(
+    tmp_path: Path, stub: StubServer, archive: Archive, log: pytest.LogCaptureFixture
+) -> None:
+    stub.answer = lambda number: {"state": "running"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        send(port, study())
+        wait_for(lambda: any(name.endswith("/job") for name in waiting(tmp_path)))
+    stub.answer = lambda number: {"state": "done"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=4):  # ten times as long: 40
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert handed_in(stub) == [5] and "may be missing" not in log.text
+
+
+def test_after_a_restart_what_came_of_a_study_since_it_was_handed_in_is_waited_for(
+    tmp_path: Path, stub: StubServer, archive: Archive
+) -> None:
+    """As where the gateway is killed at that moment: it had no time to begin anew."""
+    stub.answer = lambda number: {"state": "running"}
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True) as port:
+        send(port, images("1.2.4", 4, **SOFT))
+        wait_for(lambda: any(name.endswith("/job") for name in waiting(tmp_path)))
+    (handed,) = (tmp_path / "series").iterdir()
+    stub.answer = lambda number: {"state": "done"}
+    (tmp_path / "late").mkdir()
+    with gateway(tmp_path / "late", stub.address, archive.port, one_per_study=True, quiet_seconds=300) as port:
+        send(port, images("1.2.5", 5, **LUNG))
+    (late,) = (tmp_path / "late" / "series").iterdir()
+    late.rename(handed.parent / late.name)
+    with gateway(tmp_path, stub.address, archive.port, one_per_study=True, quiet_seconds=0.1):
+        wait_for(lambda: not waiting(tmp_path) and archive.got)
+    assert b'name="incomplete"\r\n\r\nyes' in stub.bodies[-1] and handed_in(stub) == [4, 5]
+
+
 def test_a_kernel_alone_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="give --one-per-study with it"):
         DicomGateway(to="PACS@127.0.0.1:104", kernel=("Bl57",))
