@@ -118,9 +118,10 @@ class MedicalChange(TypedDict):
 
     rank: int
     change: Annotated[
-        Literal["new", "larger", "smaller", "stable"],
+        Literal["new", "not imaged", "larger", "smaller", "stable"],
         Field(
-            description="by more than 1.5 mm of the mean diameter; new: no listed finding of the earlier scan is there"
+            description="by more than 1.5 mm of the mean diameter; new: no listed finding of the earlier scan is "
+            "there; not imaged: nor does that scan reach so far"
         ),
     ]
     mean_diameter_mm: float
@@ -151,6 +152,10 @@ class MedicalComparison(TypedDict):
 
     days: Annotated[float | None, Field(description="between the scans, as given")]
     correlation: Annotated[float, Field(description="of the two images around the lungs, aligned: how well they fit")]
+    vessel_correlation: Annotated[
+        float | None,
+        Field(description="of pieces of the lungs at their places; a quarter is less; null where too few lie in both"),
+    ]
     findings: Annotated[list[MedicalChange], Field(description="above the operating score, now or before")]
     gone: Annotated[list[MedicalGone], Field(description="above the operating score then, and not listed now")]
     weaker: Annotated[int, Field(description="findings left out: below the operating score, now and before")]

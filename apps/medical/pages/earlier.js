@@ -68,9 +68,9 @@ export function earlierScan(answer, { slices }) {
     const rows = compared.findings.map((one) => {
       const finding = findings[one.rank - 1];
       const sizes = [...(one.earlier ? [one.earlier.mean_diameter_mm.toFixed(1)] : []), one.mean_diameter_mm.toFixed(1)].join(" → ");
-      return row({}, String(one.rank), `${label(finding)}${sizes} mm`, one.change, words(one, before.volume), [finding.centre_lps_mm, one.place_lps_mm]);
+      return row({}, String(one.rank), `${label(finding)}${sizes} mm`, one.change === "not imaged" ? "not imaged before" : one.change, words(one, before.volume), [finding.centre_lps_mm, one.place_lps_mm]);
     });
-    const gone = compared.gone.map((one) => row({ class: "weak" }, "–", `${one.mean_diameter_mm.toFixed(1)} mm before`, "not listed now",
+    const gone = compared.gone.map((one) => row({ class: "weak" }, "–", `${one.mean_diameter_mm.toFixed(1)} mm before`, one.place_slice === null ? "not imaged now" : "not listed now",
       `finding ${one.rank} before; now it would be in ${place(one.place_slice, answer.result.volume)}`, [one.place_lps_mm, before.findings[one.rank - 1].centre_lps_mm]));
     const left = compared.weaker + compared.weaker_gone;
     found.replaceChildren(
@@ -99,6 +99,7 @@ function reviewers({ reviews }) {
 }
 
 function words(one, volume) {
+  if (one.change === "not imaged") return "The earlier scan does not reach its place.";
   if (!one.earlier) return `No finding is listed at its place before: ${place(one.place_slice, volume)} there.`;
   const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
   const parts = [`${signed(one.diameter_change_mm, 1)} mm`];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.ndimage import map_coordinates
 from apps.medical.adapters.nifti import nifti
 from apps.medical.adapters.source import read_volume
 from apps.medical.app import app
+from apps.medical.datasets.synth.phantom import volume as phantom_volume
 from apps.medical.inference.follow_up import Followed, Sized, follow
 from apps.medical.inference.grid import reorient_to_lps
 from apps.medical.inference.lungs import find_lungs
@@ -91,6 +93,31 @@ def test_a_place_is_found_again_where_the_patient_lay_and_breathed_otherwise(
     assert np.median(back) < 3
 
 
+def part(volume: CTVolume, first: int, end: int) -> CTVolume:
+    """Its slices from ``first`` to before ``end``."""
+    x, y, z = volume.to_lps_mm([0, 0, first]).tolist()
+    return replace(volume, voxels_zyx=volume.voxels_zyx[first:end], origin_lps_mm=(x, y, z))
+
+
+@pytest.mark.parametrize("share", [(0.0, 0.6), (0.35, 1.0)], ids=["the bases", "the apices"])
+def test_a_scan_of_a_part_of_the_lungs_is_aligned_where_it_lies(
+    earlier: CTVolume, later: CTVolume, share: tuple[float, float]
+) -> None:
+    """A CT of the abdomen has the bases, one of the neck the apices; the other scan has the whole lungs."""
+    ends = [round(one * later.size_ijk[2]) for one in share]
+    cut = part(later, ends[0], ends[1])
+    lungs = find_lungs(cut)
+    assert lungs is not None
+    box = lung_box(cut)
+    places = np.random.default_rng(1).uniform(box[:3], box[3:], (500, 3))
+    places = places[lungs.contain(cut.to_index_ijk(places))]
+    true = place_before(places, earlier)
+    found = align(cut, box, earlier, lung_box(earlier))
+    assert np.median(np.linalg.norm(found.moved(places) - true, axis=1)) < 2.5 and found.correlation > 0.95
+    back = align(earlier, lung_box(earlier), cut, box)
+    assert np.median(np.linalg.norm(back.moved(true) - places, axis=1)) < 3.5 and back.correlation > 0.95
+
+
 def sized(rank: int, x: float, diameter: float, volume: float | None = None, *, above: bool = True) -> Sized:
     return Sized(rank=rank, centre_lps_mm=(x, 0.0, 0.0), mean_diameter_mm=diameter, volume_mm3=volume, is_above=above)
 
@@ -142,10 +169,7 @@ def answers(
 ) -> Iterator[tuple[Path, Path]]:
     """What ``trivium predict`` writes of both scans."""
     folder = tmp_path_factory.mktemp("answers")
-    for name, volume in (("now", later), ("before", earlier)):
-        (folder / f"{name}.nii.gz").write_bytes(nifti(volume))
-        assert main(["predict", "medical", str(folder / f"{name}.nii.gz"), "--out", str(folder / name)]) == 0
-    yield folder / "now", folder / "before"
+    yield predicted(folder, "now", later), predicted(folder, "before", earlier)
 
 
 def test_the_phantoms_nodules_are_the_same_in_both_scans(
@@ -161,6 +185,48 @@ def test_the_phantoms_nodules_are_the_same_in_both_scans(
     assert all(one["distance_mm"] < 5 for one in large)
     assert not [one for one in content["gone"] if one["mean_diameter_mm"] > 8]
     assert content["correlation"] > 0.95 and content["days"] == 100
+
+
+def predicted(folder: Path, name: str, volume: CTVolume) -> Path:
+    """What ``trivium predict`` writes of a scan."""
+    (folder / f"{name}.nii.gz").write_bytes(nifti(volume))
+    assert main(["predict", "medical", str(folder / f"{name}.nii.gz"), "--out", str(folder / name)]) == 0
+    return folder / name
+
+
+def test_what_one_of_the_scans_does_not_reach_is_neither_new_nor_gone(
+    earlier: CTVolume, answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    middle = earlier.size_ijk[2] // 2
+    cut = part(earlier, 0, middle)
+    top = cut.to_lps_mm([0, 0, middle - 1])[2]
+    below = predicted(tmp_path, "below", cut)
+    whole = json.loads((answers[1] / "result.json").read_text())["findings"]
+    above = [one for one in whole if one["mean_diameter_mm"] > 8 and one["centre_lps_mm"][2] > top + 10]
+    assert above, "a nodule of the sample lies in the upper half"
+    for now, before, found in ((answers[1], below, "findings"), (below, answers[1], "gone")):
+        out = tmp_path / f"{found}.json"
+        capsys.readouterr()
+        assert main(["compare", "medical", str(now), str(before), "--out", str(out)]) == 0
+        content = json.loads(out.read_text())
+        told = {one["rank"]: one for one in content[found]}
+        for one in above:
+            assert told[one["rank"]]["place_slice"] is None
+            assert found == "gone" or told[one["rank"]]["change"] == "not imaged"
+        said = capsys.readouterr().out
+        assert said.count("not imaged before" if found == "findings" else "not imaged now") == len(
+            [one for one in told.values() if one["place_slice"] is None]
+        )
+
+
+def test_scans_of_two_patients_are_told_of(
+    answers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, _ = phantom_volume(np.random.default_rng(101), spacing_mm=(1.8, 1.8, 4.0), nodules=1)
+    for before, is_asked in ((predicted(tmp_path, "other", other), True), (answers[0], False)):
+        capsys.readouterr()
+        assert main(["compare", "medical", str(answers[1]), str(before)]) == 0
+        assert ("are they of one patient?" in " ".join(capsys.readouterr().out.split())) is is_asked
 
 
 @pytest.mark.parametrize(
