@@ -66,7 +66,7 @@ def compare(now: tuple[bytes, bytes], before: tuple[bytes, bytes], *, days: floa
     if days is not None and not 0 < days <= MOST_DAYS:
         raise InvalidInputError(f"the days between the scans are {days:g}; expected more than 0, and a century at most")
     result, earlier = (_result(one[0]) for one in (now, before))
-    box, earlier_box = _lung_box(result), _lung_box(earlier)
+    box, earlier_box = _lung_box(result, "later"), _lung_box(earlier, "earlier")
     slab, earlier_slab = (_volume(one[1]) for one in (now, before))
     alignment = align(slab, box, earlier_slab, earlier_box)
     vessels = vessel_correlation(slab, box, earlier_slab, alignment)
@@ -136,9 +136,9 @@ def _result(content: bytes) -> MedicalResult:
     return result
 
 
-def _lung_box(result: MedicalResult) -> list[float]:
+def _lung_box(result: MedicalResult, which: str) -> list[float]:
     if result["lungs"] is None:
-        raise InvalidInputError("no lung was found in one of the scans: there is nothing to compare")
+        raise InvalidInputError(f"no lung was found in the {which} scan: there is nothing to compare")
     return result["lungs"]["box_lps_mm"]
 
 

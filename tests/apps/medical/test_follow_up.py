@@ -234,7 +234,7 @@ def test_scans_of_two_patients_are_told_of(
     [
         (lambda now: (now / "slab.nii.gz").unlink(), "has no result.json or no slab.nii.gz"),
         (lambda now: (now / "result.json").write_text("{}"), "not one of the medical application's"),
-        (lambda now: _change_result(now, lungs=None), "no lung was found"),
+        (lambda now: _change_result(now, lungs=None), "no lung was found in the later scan"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(
