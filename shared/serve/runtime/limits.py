@@ -106,7 +106,8 @@ class RequestLimit:
         ahead = self._in_turn(group, _Inside.ahead)
         # Where nothing is ahead, one is let in whatever was measured: the times may have changed.
         if ahead and (foretold_s := self._foretold_s(ahead)) is not None:
-            expected_s = foretold_s + inside.later.bound_s
+            # A group with nothing inside cannot find out that its answers come in time again: others' may never pause.
+            expected_s = foretold_s + (inside.later.bound_s if inside.ahead() else 0.0)
             if expected_s > self._deadline_s - min(_RESERVE_S, self._deadline_s / 10):
                 reason = f"more requests{whose} than it can answer before the deadline"
                 raise Busy(self._what, reason, max(1, math.ceil(expected_s - self._deadline_s)))

@@ -94,10 +94,29 @@ def test_that_the_answers_of_one_group_come_late_does_not_refuse_those_of_others
         for _ in range(8):  # they come between those of the desk
             with limit.admit("treasury"), limit.computing("treasury"):
                 clock.now += 1
-    with limit.admit(), limit.computing():
+    with limit.admit("desk"), limit.computing("desk"):
         with pytest.raises(Busy):
             limit.check("desk")
         limit.check("treasury")
+
+
+def test_a_group_whose_last_answers_came_late_is_let_in_again_though_others_always_have_one_inside(
+    clock: Clock,
+) -> None:
+    limit = RequestLimit("it", 100, deadline_s=30)
+    answer(limit, clock, 16, 1)
+    with limit.admit("desk"), limit.computing("desk"):
+        clock.now += 12  # as where a worker was replaced
+    for _ in range(100):
+        with limit.admit("treasury"), limit.computing("treasury"):
+            clock.now += 1
+    with limit.admit("treasury"), limit.computing("treasury"):
+        for _ in range(30):
+            with limit.admit("desk"), limit.computing("desk"):
+                clock.now += 1
+                limit.check("treasury")
+        with limit.admit("desk"), limit.computing("desk"):
+            limit.check("desk")
 
 
 def test_answers_that_come_together_count_as_one_time(clock: Clock) -> None:
