@@ -190,8 +190,8 @@ class MemoryLimit:
         """Gives a function that reserves so many bytes more, or raises ``Busy``; all are freed when the block ends."""
 
         def reserve(size: int) -> None:
-            while not self._has_room(size, place.group):
-                stalled = take_from_stalled(self._held) if size <= self._most_of_group else None
+            while (within := self._without_room(size, place.group)) is not None:
+                stalled = take_from_stalled(within) if size <= self._most_of_group else None
                 if stalled is None:
                     raise Busy(self._what)
                 del self._held[stalled]
@@ -202,9 +202,12 @@ class MemoryLimit:
         finally:
             self._held.pop(place, None)
 
-    def _has_room(self, size: int, group: str | None) -> bool:
-        of_group = sum(held for place, held in self._held.items() if place.group == group)
-        return of_group + size <= self._most_of_group and sum(self._held.values()) + size <= self._most
+    def _without_room(self, size: int, group: str | None) -> list[Place] | None:
+        """Among which one must give way for so many bytes more: the group's own, or all; None where there is room."""
+        own = [place for place in self._held if place.group == group]
+        if sum(map(self._held.__getitem__, own)) + size > self._most_of_group:
+            return own
+        return list(self._held) if sum(self._held.values()) + size > self._most else None
 
 
 @asynccontextmanager

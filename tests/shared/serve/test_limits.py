@@ -117,6 +117,33 @@ def test_one_group_leaves_memory_to_others() -> None:
             other(1)
 
 
+class Stalled:
+    """An upload of which nothing comes."""
+
+    given_up = False
+
+    def give_way(self) -> bool:
+        self.given_up = True
+        return True
+
+
+def test_a_group_that_has_all_its_memory_takes_none_from_the_stalled_uploads_of_others() -> None:
+    memory, stalled = MemoryLimit("it", 10, most_of_group=8), Stalled()
+    other, own = Place("treasury"), Place("desk")
+    with memory.reserve(other) as first, memory.reserve(own) as second, memory.reserve(Place("desk")) as third:
+        first(3)
+        other.upload = stalled
+        second(6)
+        with pytest.raises(Busy):
+            third(3)
+        assert not stalled.given_up, "it would make no room for the desk"
+        own.upload = Stalled()
+        third(3)
+        assert own.upload.given_up and not stalled.given_up
+        third(5)
+        assert stalled.given_up
+
+
 def test_an_upload_that_stops_is_given_up(live: Callable[..., Live]) -> None:
     server = live(deadline_s=0.2)
     begun = server.send("/api/echo/predict", b"--x", 1000, "Content-Type: multipart/form-data; boundary=x")
