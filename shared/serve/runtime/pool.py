@@ -301,8 +301,7 @@ class WorkerPool:
         for slot in self._slots:
             if slot.state != "idle" or not self._queue or self._closed:
                 continue
-            number = min(slot.worker.most, len(self._queue), self._most_together(), self._most_in_time())
-            slot.batch = [self._queue.take_first() for _ in range(number)]
+            slot.batch = self._take_batch(min(slot.worker.most, self._most_together()))
             slot.state, slot.began = "busy", time.monotonic()
             for entry in slot.batch:
                 entry.slot = slot
@@ -311,17 +310,25 @@ class WorkerPool:
             slot.again = not slot.worker.begin([entry.request for entry in slot.batch])
         self._metrics.pending.set(len(self._queue))
 
+    def _take_batch(self, most: int) -> list[_Entry]:
+        """Takes out what goes next, no more than can be computed before any of it must be answered: each waits for all.
+
+        The first may have come long after another of its batch, which is of a group that had its turn before.
+        """
+        batch, left_s, now = list[_Entry](), math.inf, time.monotonic()
+        while self._queue and len(batch) < most:
+            entry = self._queue.first
+            left_s = min(left_s, entry.deadline - entry.finish_s - now)
+            if batch and (len(batch) + 1) * self._share.bound_s > left_s:
+                break
+            batch.append(self._queue.take_first())
+        return batch
+
     def _most_together(self) -> int:
         """How many requests take no longer than a batch may, by the last times: its first waits for them all."""
         if self._each_s * self._capacity <= self._longest_batch_s:
             return self._capacity
         return max(1, int(self._longest_batch_s / self._each_s))
-
-    def _most_in_time(self) -> int:
-        """How many can be computed before the first that waits must be answered: it waits for them all."""
-        first = self._queue.first
-        left_s = first.deadline - first.finish_s - time.monotonic()
-        return max(1, int(left_s / self._share.bound_s)) if self._share.bound_s else self._capacity
 
     def _is_late(self, entry: _Entry) -> None:
         if entry.slot is None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shared.errors import InvalidInputError
 from shared.serve.metrics import Metrics
+from shared.serve.runtime import pool as pool_module
 from shared.serve.runtime.limits import Busy, DeadlinePassed
 from shared.serve.runtime.pool import WorkerLost, WorkerPool
 from shared.serve.runtime.worker import Listener
@@ -208,6 +210,36 @@ def test_what_cannot_be_begun_in_time_is_refused_before_its_deadline_and_never_c
         assert await value(alone) == -3
 
     play(script, Scripted())
+
+
+def test_no_more_are_computed_together_than_are_in_time_for_the_one_of_another_group_that_came_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def script(pool: WorkerPool, worker: Scripted) -> None:
+        nonlocal now
+
+        def hand_in(number: int, seconds: float, group: str) -> asyncio.Task[Message]:
+            return asyncio.ensure_future(pool.answer(Message({"n": number}), now + seconds, group=group))
+
+        for number in range(2):  # those after the first take a second, and few more than two and a half
+            inside = [hand_in(number, 20, "desk")]
+            await asyncio.sleep(0)
+            now += 1
+            worker.reply()
+        inside += [hand_in(2, 20, "desk"), *(hand_in(number, 10, "desk") for number in (3, 4, 5, 6, 7))]
+        inside.append(hand_in(8, 1000, "treasury"))
+        await asyncio.sleep(0)
+        now += 1
+        worker.reply()
+        assert worker.batches == [[0], [1], [2], [8, 3, 4]], "all six would come too late for 3"
+        worker.reply()
+        worker.reply()
+        assert await asyncio.gather(*map(value, inside)) == [-1, -2, -3, -4, -5, -6, -7, -8]
+
+    play(script, Scripted(most=8))
 
 
 def test_a_worker_s_first_batch_does_not_say_how_long_others_take() -> None:
