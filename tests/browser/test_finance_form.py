@@ -373,3 +373,16 @@ def test_a_small_file_with_too_many_rows_for_an_answer_at_once_becomes_a_job(
     expect(page).to_have_url(re.compile(r"\?case=[0-9a-f]{32}$"), timeout=PATIENCE_MS)
     assert [url.removeprefix(site) for url in asked] == ["/api/finance/predict", "/api/finance/jobs"]
     expect(page.locator("[data-error]")).to_be_hidden()
+
+
+def test_what_is_too_large_for_a_job_as_well_is_not_made_one(page: Page, site: str, tmp_path: Path) -> None:
+    page.expected_errors.append("413")  # type: ignore[attr-defined]
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    sentence = "the request needs more memory than one may use here"
+    page.route("**/api/finance/predict", lambda route: route.fulfill(status=413, json={"detail": sentence}))
+    page.goto(f"{site}/finance")
+    page.get_by_label("Series", exact=True).set_input_files({"name": "a.csv", "mimeType": "text/csv", "buffer": b"1"})
+    page.get_by_role("button", name="Find anomalies").click()
+    expect(page.locator("[data-error]")).to_have_text(sentence)
+    assert [url.removeprefix(site) for url in asked] == ["/api/finance/predict"]

@@ -191,7 +191,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
     await hand(body, bytes > (Number(jobBytes) || Infinity) || (sampleJobs !== undefined && body.has("sample")));
   }
 
-  /** Uploads a form for an answer at once, or as a job: also where a small file holds too much for an answer at once. */
+  /** Uploads a form for an answer at once, or as a job: also where it is refused so in a sentence that names the jobs. */
   async function hand(body, asJob) {
     let tooMuch = false;
     showError("");
@@ -208,7 +208,8 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       remember(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      tooMuch = error.status === 413 && !asJob;
+      // What no memory holds, or states a size that nothing has, is refused with 413 too, and a job would be no other way.
+      tooMuch = error.status === 413 && !asJob && error.message.includes(`/api/${app}/jobs`);
       if (!tooMuch) showError(error.message);
     } finally {
       busy(false);
