@@ -263,8 +263,10 @@ class Service:
             raise InvalidInputError(f"{self.app.name} has no case {case_id!r}", status=404)
         return case
 
-    async def file(self, case: Case, name: str) -> Path | bytes:
+    async def file(self, case: Case, name: str, group: str | None = None) -> Path | bytes:
         """A file of a case: where it lies, or its bytes. One that is asked for the first time is made, and kept.
+
+        It is made in a place of the ``group`` of who asks, which may be none though the case is of one.
 
         Raises ``InvalidInputError``: 404 where it is gone, or as ``submit`` does.
         """
@@ -276,7 +278,7 @@ class Service:
         sources = await run_in_threadpool(self.store.sources, case, name)
         if sources is None:
             raise InvalidInputError(f"the file {name!r} of case {case.id} is gone from the store", status=404)
-        made = await self.make(name, sources, case.group)
+        made = await self.make(name, sources, group)
         await run_in_threadpool(self.store.keep, case, name, made)
         return made
 

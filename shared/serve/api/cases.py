@@ -88,22 +88,22 @@ def delete_case(service: ServiceDep, case: CaseDep) -> None:
 
 @router.head("/{case_id}/picture.png", include_in_schema=False)
 @router.get("/{case_id}/picture.png", response_class=FileResponse, responses=MADE | _PICTURE, openapi_extra=_ASKED)
-async def picture(service: ServiceDep, case: CaseDep) -> Response:
+async def picture(service: ServiceDep, case: CaseDep, group: GroupDep) -> Response:
     """The case's picture, made when it is first asked for where the application leaves it until then."""
-    return await _send(service, case, PICTURE)
+    return await _send(service, case, PICTURE, group)
 
 
 @router.head("/{case_id}/files/{file}", include_in_schema=False)
 @router.get("/{case_id}/files/{file}", response_class=FileResponse, responses=MADE | _FILE, openapi_extra=_ASKED)
-async def file(service: ServiceDep, case: CaseDep, file: str) -> Response:
+async def file(service: ServiceDep, case: CaseDep, file: str, group: GroupDep) -> Response:
     """A file of the case, made when it is first asked for where the application leaves it until then."""
     if file not in (RESULT, *case.files):
         raise InvalidInputError(f"the case has no file {file!r}; it has {', '.join((RESULT, *case.files))}", status=404)
-    return await _send(service, case, file)
+    return await _send(service, case, file, group)
 
 
-async def _send(service: Service, case: Case, name: str) -> Response:
-    found = await service.file(case, name)
+async def _send(service: Service, case: Case, name: str, group: str | None) -> Response:
+    found = await service.file(case, name, group)
     kind = _TYPES.get(Path(name).suffix.lower()) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     headers = {"Content-Security-Policy": FILE_POLICY}
     if isinstance(found, bytes):

@@ -208,7 +208,7 @@ export function caseForm({ render, app = document.body.dataset.app } = {}) {
       remember(`?case=${encodeURIComponent(answer.case)}`);
       await show(answer);
     } catch (error) {
-      // What no memory holds, or states a size that nothing has, is refused with 413 too, and a job would be no other way.
+      // What no memory holds, or states a size that nothing has, is 413 too, and a job would be refused alike.
       tooMuch = error.status === 413 && !asJob && error.message.includes(`/api/${app}/jobs`);
       if (!tooMuch) showError(error.message);
     } finally {

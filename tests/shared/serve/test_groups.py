@@ -266,6 +266,27 @@ def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_anothe
         assert {one.result().status_code for one in inside} == {200}
 
 
+def test_a_file_of_a_group_that_has_no_place_is_made_for_who_has_none(
+    serve: Callable[..., TestClient], echo: Echo
+) -> None:
+    client = serve(require_key=True, queue_length=1, max_batch=1)
+    desk, nobody = add(client, "d", "desk"), add(client, "anna")
+    later = client.post(PREDICT, files=[csv(1)], data={"later": "yes"}, headers=desk).json()
+    echo.gate.clear()
+    echo.entered.clear()
+    with ThreadPoolExecutor(3) as pool:
+        inside = [pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk)]
+        until(echo.entered.is_set)
+        inside.append(pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk))
+        until(lambda: waiting(client, 1))
+        refused = client.get(later["picture"], headers=desk)
+        picture = pool.submit(client.get, later["picture"], headers=nobody)
+        until(lambda: picture.done() or waiting(client, 2))
+        echo.gate.set()
+        assert (refused.status_code, picture.result().status_code) == (503, 200)
+        assert {one.result().status_code for one in inside} == {200}
+
+
 def test_counters_of_all_are_not_for_a_group(keyed: TestClient, desk: Header, everyone: Header) -> None:
     for path in ("/v2/models/stats", "/v2/models/echo/stats", "/v2/models/echo/versions/2/stats"):
         refused = keyed.get(path, headers=desk)
