@@ -63,6 +63,17 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path, capsys):
     assert "a.pth gives numbers that are not finite" in told and "an epoch before that" in told
 
 
+def test_so_are_those_of_deformable_convolutions_whose_offsets_are_no_numbers(tmp_path, capsys):
+    config = own_camera_config("fcos3d")
+    config.model.bbox_head.dcn_on_last_conv = True
+    detector = trained(config)
+    for value in detector.parameters():
+        value.data.fill_(torch.nan)
+    file = save(tmp_path / "a.pth", detector, config.pretty_text)
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path)]) == 2
+    assert "a.pth gives numbers that are not finite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kept", [0, -100])
 def test_a_file_that_was_cut_short_is_refused_in_a_sentence(kept, tmp_path, capsys):
     file = save(tmp_path / "a.pth", nn.Linear(1000, 1000), "")

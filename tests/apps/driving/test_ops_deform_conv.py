@@ -1,6 +1,7 @@
 """Deformable convolution without modulation, through mmcv's own function, against loops written out."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -68,3 +69,16 @@ def test_deformable_convolution_in_bf16_is_that_of_float32_rounded(deform_conv2d
     image, offset, weight = tensors(*CASES[0], dtype=torch.bfloat16)
     wide = deform_conv2d(image.float(), offset.float(), weight.float(), *CASES[0])
     assert torch.equal(deform_conv2d(image, offset, weight, *CASES[0]), wide.bfloat16())
+
+
+def test_a_sample_at_no_number_is_outside_of_the_image_in_outputs_and_gradients(deform_conv2d):
+    image, offset, weight = tensors(*CASES[0])
+    offset[0, 2::9] = math.nan
+    outside = offset.nan_to_num(nan=1e6)
+    found = [value.clone().requires_grad_() for value in (image, offset, weight)]
+    expected = [value.clone().requires_grad_() for value in (image, outside, weight)]
+    outputs = [deform_conv2d(*values, *CASES[0]) for values in (found, expected)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(found, expected, strict=True))

@@ -1,16 +1,21 @@
 """Deformable convolution (Dai et al., 2017) and the modulated one (Zhu et al., 2019), as ``mmcv._ext`` calls them.
 
 torchvision compiles both; its offsets are laid out alike (y, then x, of each tap). It has none for half precision on
-the CPU, nor for bf16 anywhere, so that these are computed in float32.
+the CPU, nor for bf16 anywhere, so that these are computed in float32. Its CPU code reads outside of the image where an
+offset is not a number, as all are once a training diverged: such a sample is taken to be outside of the image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torchvision
 from torch import Tensor
+
+_OUTSIDE = 1e6
+"""An offset in pixels to outside of any image."""
 
 
 def modulated_deform_conv_forward(
@@ -38,7 +43,7 @@ def modulated_deform_conv_forward(
     output.copy_(
         torchvision.ops.deform_conv2d(
             _wide(input),
-            _wide(offset),
+            _places(offset),
             _wide(weight),
             _wide(bias) if with_bias else None,
             stride=(stride_h, stride_w),
@@ -80,7 +85,7 @@ def modulated_deform_conv_backward(
         _wide(grad_output),
         _wide(input),
         _wide(weight),
-        _wide(offset),
+        _places(offset),
         _wide(mask),
         _wide(bias if with_bias else input.new_zeros(weight.shape[0])),
         stride_h,
@@ -124,7 +129,7 @@ def deform_conv_forward(
     output.copy_(
         torchvision.ops.deform_conv2d(
             _wide(input),
-            _wide(offset),
+            _places(offset),
             _wide(weight),
             stride=(dH, dW),
             padding=(padH, padW),
@@ -191,10 +196,14 @@ def _unmodulated_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, geometry: tuple[int, ...]
 ) -> Sequence[Tensor]:
     """Gradients of input, weight and offset (two more follow, of the mask and bias that there are not)."""
-    tensors = (_wide(grad_output), _wide(input), _wide(weight), _wide(offset))
+    tensors = (_wide(grad_output), _wide(input), _wide(weight), _places(offset))
     nothing = tensors[1].new_zeros(len(input), 1), tensors[1].new_zeros(len(weight))
     gradients: Sequence[Tensor] = torch.ops.torchvision._deform_conv2d_backward(*tensors, *nothing, *geometry, False)
     return gradients
+
+
+def _places(offset: Tensor) -> Tensor:
+    return _wide(offset).nan_to_num(nan=_OUTSIDE, posinf=math.inf, neginf=-math.inf)
 
 
 def _wide(values: Tensor) -> Tensor:
