@@ -1,7 +1,8 @@
 """Layers of the fast paths on a CPU: deformable convolution, and group normalisation with the channels innermost.
 
 Both compute what the layer in whose place they stand does, up to the rounding of 32-bit sums; where they do not know
-how (a GPU, half precision, groups of channels), and where a program is exported, they call it.
+how (a GPU, half precision or autocast to it, groups of channels, gradients, an empty map), and where a program is
+exported, they call it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def with_fast_layers(module: nn.Module) -> nn.Module:
     }
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in made:
+            if type(child) in made and not isinstance(parent, FastDeformConv | SlabGroupNorm):
                 setattr(parent, name, made[type(child)](child))
     return module
 
@@ -169,4 +170,5 @@ class SlabGroupNorm(nn.Module):
 def _is_computed_here(values: Tensor) -> bool:
     """Whether they are of the kind that the layers here know; what is exported keeps the layer itself, of any size."""
     exported = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return not exported and values.device.type == "cpu" and values.dtype == torch.float32
+    otherwise = exported or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    return not otherwise and values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() > 0

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -62,6 +63,34 @@ def test_a_map_smaller_than_the_kernel_and_groups_of_channels_are_left_to_mmcv()
     image = torch.randn(1, 8, 4, 9)
     with torch.inference_mode():
         assert torch.equal(fast(image), layer(image))
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_gradients_and_autocast_are_left_to_mmcv(modulated):
+    layer, fast = packed(modulated, 1, 1, 1, 2)
+    image = torch.randn(2, 8, 9, 12)
+    images = [image.clone().requires_grad_() for _ in range(2)]
+    for one, network in zip(images, (layer, fast), strict=True):
+        network(one).square().sum().backward()
+    assert torch.allclose(images[0].grad, images[1].grad, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(fast(image), layer(image), rtol=0.02, atol=0.02)
+
+
+def test_what_is_folded_is_folded_again_and_pickled():
+    layer, fast = packed(True, 1, 1, 1, 1)
+    both = nn.Sequential(layer, nn.GroupNorm(2, 6))
+    again = pickle.loads(pickle.dumps(folded(folded(both))))
+    image = torch.randn(2, 8, 9, 12)
+    with torch.inference_mode():
+        assert torch.allclose(again(image), both(image), atol=1e-5)
+        assert torch.equal(again[0](image), fast(image))
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5, 6), (0, 8, 1, 1)])
+def test_no_images_are_normalised_to_none(shape):
+    with torch.inference_mode():
+        assert folded(nn.Sequential(nn.GroupNorm(2, 8)))(torch.zeros(shape)).shape == shape
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0])
