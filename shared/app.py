@@ -38,6 +38,7 @@ class DenseNetwork:
     ``dynamic`` names the dynamic axes of an input or output otherwise ({tensor name: {axis: name}}); an axis called
     ``16*x`` is a multiple of 16. ``logits`` are those outputs that are logits of scores, one a channel (axis 1): what
     else is said of a cell counts as much as its score, so that a quantised network is compared where it matters.
+    ``has_onnx`` is False for one with an operation of which no ONNX is made: programs that need it are not tried.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class DenseNetwork:
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] | None = None
     logits: Sequence[str] = ()
+    has_onnx: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

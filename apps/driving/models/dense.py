@@ -79,4 +79,5 @@ def dense_camera(detector: nn.Module) -> DenseNetwork:
         outputs=fcos3d.OUTPUTS,
         dynamic=dynamic,
         logits=[name for name in fcos3d.OUTPUTS if name.startswith("scores")],
+        has_onnx=not is_deformable(detector),
     )

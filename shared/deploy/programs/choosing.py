@@ -233,10 +233,8 @@ def _with_onnx(
     place: Placement,
     remarks: tuple[str, ...],
 ) -> tuple[dict[str, Found], tuple[str, ...]]:
-    """The files and remarks, and the ONNX of the weights, which OpenVINO reads too: one is made where it is lacking.
-
-    It is kept in the cache. Where it cannot be made, a remark says why.
-    """
+    """The files and remarks, and the ONNX of the weights, which OpenVINO reads too: one is made where it is lacking,
+    and kept in the cache. Where it cannot be made, a remark says why."""
     if "onnx" in files or place.device != "cpu":
         return files, remarks
     from shared.deploy.programs.making import keep_onnx
@@ -249,7 +247,9 @@ def _with_onnx(
         return files, (*remarks, f"no ONNX was made: {reason}")
     report_stage("making a program of the network, once")
     try:
-        keep_onnx(network.artifact, build())
+        if not (dense := build()).has_onnx:
+            return files, remarks
+        keep_onnx(network.artifact, dense)
     except Exception as error:  # what torch's exporter raises for a network that it cannot trace is its own affair
         return files, (*remarks, f"no ONNX could be made: {str(error).strip().partition(chr(10))[0]}")
     return {**files, "onnx": found_programs(network.artifact)[0]["onnx"]}, remarks

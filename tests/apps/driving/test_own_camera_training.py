@@ -13,8 +13,10 @@ from apps.driving.predictor import DrivingPredictor, Options
 from apps.driving.recipes import RECIPES
 from apps.driving.types import Frame
 from shared.cli.main import main
-from shared.deploy.artifact import open_artifact
+from shared.deploy.artifact import Manifest, open_artifact
+from shared.deploy.writing import write_artifact
 from shared.errors import InvalidInputError
+from shared.recipe_file import save_recipe
 from tests.apps.driving.own_camera_checkpoints import RAISED, mmdet3d_test, own_camera_config
 from tests.apps.driving.own_checkpoints import CLASSES, save, trained
 from tests.apps.driving.test_own_camera import photograph
@@ -117,12 +119,21 @@ def test_one_that_sees_colours_as_they_are_is_refused(imported):
         IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
 
 
-def test_one_with_deformable_convolution_is_left_to_torch(imported):
+def test_one_with_deformable_convolution_is_left_to_torch(imported, tmp_path, monkeypatch):
     settings = open_artifact(imported[1]).recipe()["recipe"]
     settings["model"]["own_camera"]["model"]["bbox_head"]["dcn_on_last_conv"] = True
     recipe = IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings)
+    network = recipe.model.build(recipe.input)
     with pytest.raises(NotImplementedError, match="deformable convolution"):
-        dense(recipe, recipe.model.build(recipe.input))
+        dense(recipe, network)
+    manifest = Manifest(name="fcos3d", version=0, app="driving", inputs=(), outputs=(), scores={}, data={})
+    save_recipe(tmp_path / "recipe.yaml", recipe, app="driving", name="fcos3d_full")
+    text = (tmp_path / "recipe.yaml").read_text()
+    made = write_artifact(tmp_path, manifest, weights=network.state_dict(), recipe=text, dense=None)
+    monkeypatch.delenv("TRIVIUM_PROGRAM")
+    monkeypatch.setattr(torch.onnx, "export", None)
+    program = DrivingPredictor.load([made], "cpu").detectors["fcos3d"].program
+    assert program.name.startswith("torch") and program.remarks == ()
 
 
 def test_a_recipe_for_sweeps_is_refused(imported):
