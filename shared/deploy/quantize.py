@@ -74,12 +74,15 @@ def quantize(
     runtime, format = find_program(name)
     if (reason := runtime.why_not(format, "cpu")) is not None:
         raise InvalidInputError(f"{name} cannot be made: {reason}")
+    try:
+        dense = dense_network(app, artifact)
+    except NotImplementedError as error:
+        raise InvalidInputError(f"{artifact.path} cannot be quantised: {error}") from error
     examples = calibration_inputs(app, artifact, files, data=data)
     say(f"calibrated on {examples.description}")
     before: Sequence[DomainScore] | None = None
     found: Found | None = None
     place = Placement("cpu", compute_threads())
-    dense = dense_network(app, artifact)
     reference = Program(name="torch", compute=eager(dense), batched=is_batched(dense))
     last = examples.inputs[-1]
     with tempfile.TemporaryDirectory(prefix="trivium-int8-") as made:

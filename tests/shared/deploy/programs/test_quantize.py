@@ -249,6 +249,18 @@ def test_a_network_that_openvino_cannot_compute_is_refused(
         quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"))
 
 
+def test_a_network_of_which_no_onnx_is_made_is_refused_before_it_is_calibrated(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(app: App, artifact: Artifact) -> DenseNetwork:
+        raise NotImplementedError("torch serves it")
+
+    data: Any = None
+    monkeypatch.setattr(quantizing, "dense_network", refuse)
+    with pytest.raises(InvalidInputError, match="blur/1 cannot be quantised: torch serves it"):
+        quantize(make_app(0.8), artifact, data, files=[])
+
+
 def test_an_application_without_a_score_quantises_nothing(artifact: Artifact) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="no score by which"):
