@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 LEAST_SCORE = 0.3
 """From which score up mmdet3d's inferencer shows a box (``pred_score_thr``); no calibration comes with a checkpoint."""
 _GREATEST_INTENSITY = 65535
+_GREATEST_FOCAL_PX = 1e5
 _LISTED = 8
 
 
 def load_mmdet3d(
-    words: Sequence[str], data: DataConfig | None, *, axes: str | None = None, intensity: str | None = None
+    words: Sequence[str],
+    data: DataConfig | None,
+    *,
+    axes: str | None = None,
+    intensity: str | None = None,
+    focal: str | None = None,
 ) -> Imported:
     """A detector of mmdet3d with the weights of a checkpoint file.
 
     ``words`` are the configuration and the file: the name of one that mmdet3d ships, or the file of a resolved one;
     without it, the one that mmengine wrote into the checkpoint. ``axes`` (one of ``AXES``) and ``intensity``, the
-    greatest that its points had, say of a LiDAR network in a configuration of one's own what that does not say.
+    greatest that its points had, say of a LiDAR network in a configuration of one's own what that does not say;
+    ``focal`` does of a camera network, the focal length in pixels at which it saw images, after their resize.
 
     Refuses a file in which weights are missing or have other shapes, and lists them. The fast path is compared with
     mmdet3d's own forward pass, which predictors use where they differ.
@@ -52,8 +59,8 @@ def load_mmdet3d(
         )
     content = None if path.suffix == ".safetensors" else read_checkpoint(path)
     weights = read_state_dict(path) if content is None else state_dict_in(content, path.name)
-    said = _said(axes, intensity)
-    found = _described(named[0] if named else None, content, weights, path.name, said)
+    said, focal_px = _said(axes, intensity), _focal_px(focal)
+    found = _described(named[0] if named else None, content, weights, path.name, said, focal_px)
     model, input = found.model, found.input
     network = model.build(input, most_parameters=sum(value.numel() for value in weights.values()))
     matched = match(weights, network.state_dict())
@@ -109,12 +116,32 @@ def _said(axes: str | None, intensity: str | None) -> dict[str, Any]:
     return said
 
 
+def _focal_px(focal: str | None) -> float | None:
+    """What the option says of the focal length."""
+    if focal is None:
+        return None
+    try:
+        found = float(focal)
+    except ValueError:
+        found = math.nan
+    if not 0 < found <= _GREATEST_FOCAL_PX:
+        raise InvalidInputError(
+            f"--option focal={focal}; expected pixels, as 633: the camera's focal length times the factor of Resize"
+        )
+    return found
+
+
 def _described(
-    named: str | None, content: Any, weights: Mapping[str, Tensor], file: str, said: Mapping[str, Any]
+    named: str | None,
+    content: Any,
+    weights: Mapping[str, Tensor],
+    file: str,
+    said: Mapping[str, Any],
+    focal_px: float | None,
 ) -> Described:
     """The network of a checkpoint: of the configuration that is ``named``, or of the one in its metadata.
 
-    ``said`` is what the user says of its points; refuses it of what says so itself.
+    ``said`` is what the user says of its points, ``focal_px`` of its camera; refuses them of what says so itself.
     """
     from apps.driving.models.config_text import read_config_text
     from apps.driving.models.configurations import MMDet3DModel
@@ -132,6 +159,7 @@ def _described(
         if settings is None:
             model = MMDet3DModel(config=name)
             _refuse_said(said, f"the shipped configuration {name}")
+            _refuse_focal(focal_px, f"the shipped configuration {name}")
             return Described(model, _with_trained_classes(model.input(), content, file), {})
     else:
         meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -149,8 +177,11 @@ def _described(
         _refuse_said(said, f"the camera network of {place}")
         reading = read_own_camera(settings, classes, place)
     else:
+        _refuse_focal(focal_px, f"the LiDAR network of {place}")
         reading = read_own(settings, classes, weights, place, **said)
     own = reading.own
+    if isinstance(own, OwnCamera):
+        own = replace(own, focal_px=focal_px)
     model = (
         MMDet3DModel(config=place, own_camera=own)
         if isinstance(own, OwnCamera)
@@ -164,6 +195,13 @@ def _refuse_said(said: Mapping[str, Any], network: str) -> None:
         raise InvalidInputError(
             f"--option axes and intensity are for LiDAR networks in configurations of one's own; {network} needs none: "
             "leave them out"
+        )
+
+
+def _refuse_focal(focal_px: float | None, network: str) -> None:
+    if focal_px is not None:
+        raise InvalidInputError(
+            f"--option focal is for camera networks in configurations of one's own; {network} needs none: leave it out"
         )
 
 
@@ -324,8 +362,10 @@ def fine_tuned(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             raise InvalidInputError(
                 f"{model.config} looks at images; train it by a recipe for them: --recipe fcos3d_full"
             )
-        # Its test says at which size it sees an image, and not at which focal length: that is the recipe's.
-        return replace(recipe, model=made, input=replace(recipe.input, classes=model.input().classes))
+        # Its test says at which size it sees an image, and not at which focal length: that is the user's or recipe's.
+        focal_px = model.own_camera.focal_px or recipe.input.focal_px
+        seen = replace(recipe.input, classes=model.input().classes, focal_px=focal_px)
+        return replace(recipe, model=made, input=seen)
     if not isinstance(recipe.model, PointPillars):
         raise InvalidInputError(f"{model.config} looks at LiDAR sweeps; train it by a recipe for them: --recipe full")
     return replace(recipe, model=as_pointpillars(model, recipe.model), input=model.input())
@@ -337,7 +377,7 @@ IMPORTERS = {
         "(`trivium models driving` lists those that run)",
         arguments=("[CONFIG]", "CHECKPOINT.pth"),
         load=load_mmdet3d,
-        options={"axes": "|".join(AXES), "intensity": "GREATEST"},
+        options={"axes": "|".join(AXES), "intensity": "GREATEST", "focal": "PIXELS"},
         recipe=imported_recipe,
         fine_tuned=fine_tuned,
     )

@@ -54,13 +54,15 @@ class OwnCamera:
 
     ``model`` are mmdet3d's settings without those of training, ``classes`` the names in the order of its labels.
     ``resize`` is what its test does to an image, None where it sees it as it is; ``affine`` (width, height, stride) is
-    SMOKE's. Raises ``InvalidInputError`` where a part is not known here, or does not fit the others.
+    SMOKE's. ``focal_px`` is the focal length in pixels at which it saw images, after their resize, where the user said
+    so: to be trained further. Raises ``InvalidInputError`` where a part is not known here, or does not fit the others.
     """
 
     model: Mapping[str, Any]
     classes: tuple[str, ...]
     resize: ImageResize | None = None
     affine: tuple[int, int, int] | None = None
+    focal_px: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", checked_settings(self.model, CAMERA_DETECTORS))

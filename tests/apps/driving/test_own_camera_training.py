@@ -18,7 +18,7 @@ from shared.deploy.writing import write_artifact
 from shared.errors import InvalidInputError
 from shared.recipe_file import save_recipe
 from tests.apps.driving.own_camera_checkpoints import RAISED, mmdet3d_test, own_camera_config
-from tests.apps.driving.own_checkpoints import CLASSES, save, trained
+from tests.apps.driving.own_checkpoints import CLASSES, own_config, save, trained
 from tests.apps.driving.test_own_camera import photograph
 
 NAMES = tuple(name.lower() for name in CLASSES)
@@ -68,6 +68,27 @@ def test_what_is_trained_begins_as_what_was_imported(imported, tmp_path):
     assert len(found) == len(boxes) > 0 and torch.equal(found_labels, labels)
     assert torch.allclose(found_scores, scores, atol=1e-4)
     assert torch.allclose(found[:, :6], boxes[:, :6], atol=1e-2, rtol=1e-3)
+
+
+def test_the_focal_length_that_was_said_on_import_is_that_of_the_training(imported, tmp_path):
+    file = imported[1].parents[1] / "epoch_80.pth"
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", "focal=633"]) == 0
+    settings = open_artifact(tmp_path / "mmdet3d_camera" / "1").recipe()["recipe"]
+    assert IMPORTERS["mmdet3d"].fine_tuned(RECIPES["fcos3d_full"](), settings).input.focal_px == 633
+
+
+@pytest.mark.parametrize("said", ["0", "inf", "nan", "far"])
+def test_a_focal_length_that_is_none_is_refused(imported, said, tmp_path, capsys):
+    file = imported[1].parents[1] / "epoch_80.pth"
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", f"focal={said}"]) == 2
+    assert f"--option focal={said}; expected pixels, as 633" in capsys.readouterr().err
+
+
+def test_a_focal_length_of_a_lidar_is_refused(tmp_path, capsys):
+    own = own_config()
+    file = save(tmp_path / "a.pth", trained(own), own.pretty_text)
+    assert main(["import", "driving", str(file), "--registry", str(tmp_path), "--option", "focal=633"]) == 2
+    assert "focal is for camera networks in configurations of one's own" in capsys.readouterr().err
 
 
 def _half(camera):
