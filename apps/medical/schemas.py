@@ -133,7 +133,7 @@ class MedicalChange(TypedDict):
     ]
     place_lps_mm: Annotated[Point, Field(description="where it lies, or would lie, in the earlier scan")]
     place_slice: Annotated[
-        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends")
+        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends or sides")
     ]
     distance_mm: Annotated[float | None, Field(description="from that place to the earlier finding")]
 
@@ -143,7 +143,7 @@ class MedicalGone(MedicalEarlier):
 
     place_lps_mm: Annotated[Point, Field(description="where it would lie in the scan")]
     place_slice: Annotated[
-        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends")
+        int | None, Field(description="the slice of that place, from 1; null beyond the scan's ends or sides")
     ]
 
 

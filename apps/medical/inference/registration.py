@@ -1,13 +1,14 @@
 """A place in one chest CT, found again in another of the same patient: both images are aligned at the lungs.
 
-First the boxes of the lungs are laid on each other, or, as where a scan has a part of the lungs alone, one is slid
-along the body to where the images fit best. Then an affine transform is fitted by Mattes' mutual information, then a
+First the boxes of the lungs are laid on each other, or, as where a scan has a part of the lungs or one lung alone, one
+is slid to where the images fit best. Then an affine transform is fitted by Mattes' mutual information, then a
 field of displacements, which follows the breathing, by Thirion's demons (Vercauteren et al., NeuroImage 45, 2009): all
 by SimpleITK, on voxels of 4 mm. What lies beyond the ends of either image counts nowhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,9 @@ SEED = 1
 _BACK_ITERATIONS, _BACK_MM = 30, 0.1
 _SLIDE_MM, _LEAST_OVERLAP = 12.0, 0.5
 """Steps along the body in which the first place is looked for, and the least share of the shorter box that overlaps."""
+
+_UNLIKE_WIDTH = 1.2
+"""Where one box is so many times as wide, the other may be that of one lung: it is tried at either side too."""
 
 _LEAST_GAIN = 1.05
 """So many times as alike must the images be where the boxes are slid, not scaled: of whole lungs the scale is right."""
@@ -140,17 +144,19 @@ def _first(
 ) -> SimpleITK.Transform:
     """Where the fit begins: the boxes (2, 3) on each other, unless the images are more alike where one is slid.
 
-    Boxes of whole lungs are scaled by a breath at the most; of a part of the lungs the scale would be wrong.
+    Boxes of whole lungs are scaled by a breath at the most; of a part of the lungs the scale would be wrong, and so it
+    would be across where one scan has one lung alone: a field of view around it, or the other removed or without air.
     """
     middle, other_middle = box_lps_mm.mean(axis=0), other_box_lps_mm.mean(axis=0)
-    across = np.ptp(other_box_lps_mm, axis=0) / np.ptp(box_lps_mm, axis=0)
-    heights = np.ptp(box_lps_mm, axis=0)[2], np.ptp(other_box_lps_mm, axis=0)[2]
+    sizes, other_sizes = np.ptp(box_lps_mm, axis=0), np.ptp(other_box_lps_mm, axis=0)
+    across = other_sizes / sizes
+    heights = sizes[2], other_sizes[2]
     farthest = sum(heights) / 2 - _LEAST_OVERLAP * min(heights)
 
-    def begun(scale: Float64, slid_mm: float) -> SimpleITK.Transform:
+    def begun(scale: Float64, slid_mm: Sequence[float]) -> SimpleITK.Transform:
         transform = SimpleITK.AffineTransform(3)
         transform.SetCenter(middle.tolist())
-        transform.SetTranslation((other_middle - middle + [0.0, 0.0, slid_mm]).tolist())
+        transform.SetTranslation((other_middle - middle + slid_mm).tolist())
         transform.SetMatrix(np.diag(scale).ravel().tolist())
         return transform
 
@@ -162,9 +168,12 @@ def _first(
             return 0.0
 
     coarser = [SimpleITK.Shrink(SimpleITK.SmoothingRecursiveGaussian(one, 2 * COARSE_MM), [2, 2, 2]) for one in images]
-    scaled = begun(across, 0.0)
+    scaled = begun(across, (0.0, 0.0, 0.0))
     steps = np.arange(-np.floor(farthest / _SLIDE_MM), farthest / _SLIDE_MM) * _SLIDE_MM
-    slid = [begun(np.array([across[0], across[1], 1.0]), float(step)) for step in steps]
+    slid = [begun(np.array([across[0], across[1], 1.0]), (0.0, 0.0, step)) for step in steps]
+    if max(across[0], 1 / across[0]) > _UNLIKE_WIDTH:
+        sides = np.array([-0.5, 0.5]) * (other_sizes[0] - sizes[0])
+        slid += [begun(np.array([1.0, across[1], 1.0]), (side, 0.0, step)) for side in sides for step in steps]
     best = max(slid, key=alike, default=scaled)
     return best if alike(best) > _LEAST_GAIN * alike(scaled) else scaled
 

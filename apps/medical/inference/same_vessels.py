@@ -24,6 +24,9 @@ PIECES, FEWEST = 60, 15
 AERATED = (0.8, 0.995)
 """The share of a piece that is aerated: more is lung without a vessel, less the chest wall."""
 
+AERATED_THERE = 0.6
+"""At its place in the other scan at least this share is: less where the alignment is some millimetres off."""
+
 _AIR_HU, _NOWHERE = -500.0, -5000.0
 _SEED = 1
 
@@ -32,7 +35,8 @@ def vessel_correlation(scan: CTVolume, lung_box: ArrayLike, other: CTVolume, ali
     """How alike the pieces of the lungs of ``scan`` are to their places in ``other``, from -1 to 1.
 
     A quarter of them correlates less, at the best place within ``REACH`` voxels. ``lung_box`` is that of the lungs of
-    ``scan``, two corners (6,) in LPS mm. None where fewer than ``FEWEST`` pieces lie in both scans.
+    ``scan``, two corners (6,) in LPS mm. What holds no air in ``other``, as beside an effusion or where a lung was
+    removed, tells nothing. None where fewer than ``FEWEST`` pieces lie in the lungs of both scans.
     """
     low, high = np.asarray(lung_box, np.float64).reshape(2, 3)
     grid = SimpleITK.Image(np.ceil((high - low) / VOXEL_MM).astype(int).tolist(), SimpleITK.sitkUInt8)
@@ -40,8 +44,8 @@ def vessel_correlation(scan: CTVolume, lung_box: ArrayLike, other: CTVolume, ali
     grid.SetSpacing([VOXEL_MM] * 3)
     here = _on_grid(scan, grid, SimpleITK.Transform())
     there = _on_grid(other, grid, alignment.transform)
-    aerated = uniform_filter((here < _AIR_HU).astype(np.float32), 2 * HALF + 1)
-    middles = np.argwhere((aerated > AERATED[0]) & (aerated < AERATED[1]))
+    aerated, aerated_there = (uniform_filter((one < _AIR_HU).astype(np.float32), 2 * HALF + 1) for one in (here, there))
+    middles = np.argwhere((aerated > AERATED[0]) & (aerated < AERATED[1]) & (aerated_there > AERATED_THERE))
     margin = HALF + REACH
     middles = middles[((middles >= margin) & (middles < np.array(here.shape) - margin)).all(axis=1)]
     found = []

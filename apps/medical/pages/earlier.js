@@ -71,7 +71,7 @@ export function earlierScan(answer, { slices }) {
       return row({}, String(one.rank), `${label(finding)}${sizes} mm`, one.change === "not imaged" ? "not imaged before" : one.change, words(one, before.volume), [finding.centre_lps_mm, one.place_lps_mm]);
     });
     const gone = compared.gone.map((one) => row({ class: "weak" }, "–", `${one.mean_diameter_mm.toFixed(1)} mm before`, one.place_slice === null ? "not imaged now" : "not listed now",
-      `finding ${one.rank} before; now it would be in ${place(one.place_slice, answer.result.volume)}`, [one.place_lps_mm, before.findings[one.rank - 1].centre_lps_mm]));
+      `finding ${one.rank} before; ${one.place_slice === null ? "this scan does not reach its place" : `now it would be in ${place(one.place_slice, answer.result.volume)}`}`, [one.place_lps_mm, before.findings[one.rank - 1].centre_lps_mm]));
     const left = compared.weaker + compared.weaker_gone;
     found.replaceChildren(
       ...compared.remarks.map((sentence) => element("p", { class: "remark" }, sentence)),
@@ -109,5 +109,5 @@ function words(one, volume) {
 }
 
 function place(slice, volume) {
-  return slice === null ? "beyond the ends" : sliceName(volume, slice - 1);
+  return slice === null ? "outside of the image" : sliceName(volume, slice - 1);
 }
