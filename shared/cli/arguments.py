@@ -251,7 +251,8 @@ class Quantize:
     artifact: Annotated[Positional[Path], arg(metavar="ARTIFACT")]
     """The artifact's directory."""
     int8: Literal["static", "dynamic"] = "static"
-    """static: weights and activations, by NNCF for OpenVINO; dynamic: weights, by ONNX Runtime."""
+    """static: weights and activations, by NNCF for OpenVINO; dynamic: weights, by ONNX Runtime, which is what networks
+    with recurrent layers take, as finance's forecaster is."""
     calibrate: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = ()
     """Files of the domain to calibrate on."""
     data: DataSet = None

@@ -30,6 +30,14 @@ def read_network(path: Path) -> Any:
     return openvino.convert_model(path)
 
 
+def recurrent_layers(path: Path) -> list[str]:
+    """The kinds of recurrent layers in an ONNX, by OpenVINO's names of them."""
+    from shared.deploy.programs.openvino import open_core
+
+    kinds = {node.get_type_name() for node in open_core().read_model(path).get_ordered_ops()}
+    return sorted(kinds & {f"{cell}{form}" for cell in ("LSTM", "GRU", "RNN") for form in ("Cell", "Sequence")})
+
+
 def quantised(
     model: Any,
     rows: Sequence[Arrays],

@@ -261,6 +261,30 @@ def test_a_network_of_which_no_onnx_is_made_is_refused_before_it_is_calibrated(
         quantize(make_app(0.8), artifact, data, files=[])
 
 
+class Remembering(nn.Module):
+    """An image (B, 1, 8, 8), line after line, to one as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.memory(image[:, 0])[0][:, None]
+        return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_with_recurrent_layers_is_refused_before_anything_is_calibrated(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizing, "dense_network", lambda app, artifact: replace(dense(), module=Remembering()))
+    data: Any = None
+    lines: list[str] = []
+    with pytest.raises(InvalidInputError, match=r"recurrent layers \(LSTMSequence\), .* with --int8 dynamic"):
+        quantize(make_app(0.8), artifact, data, files=given(tmp_path, "12"), say=lines.append)
+    assert not lines
+
+
 def test_an_application_without_a_score_quantises_nothing(artifact: Artifact) -> None:
     data: Any = None
     with pytest.raises(InvalidInputError, match="no score by which"):
