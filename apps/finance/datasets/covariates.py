@@ -155,9 +155,11 @@ def unit_notes(series: Sequence[Series], library: LibraryTFT, context: int) -> t
     """A note of series that vary far more or less within ``context`` rows than they did in training.
 
     They are forecast in the deviation that they had there: other units, or names that have gone to others, show so.
+    Of series that mostly stand still, as counts of rare things do and feeds that have stopped, nothing is told: they
+    vary by how often they move, whatever their unit.
     """
     scales = library.target_scales
-    known = [(one, scales.get(one.name, scales.get(""))) for one in series]
+    known = [(one, scales.get(one.name, scales.get(""))) for one in series if not _mostly_still(one)]
     times = {one.name: _scale(one, context)[1] / scale[1] for one, scale in known if scale is not None}
     other = {name: ratio for name, ratio in times.items() if not 1 / _OTHER_UNIT < ratio < _OTHER_UNIT}
     if not other:
@@ -168,6 +170,12 @@ def unit_notes(series: Sequence[Series], library: LibraryTFT, context: int) -> t
         f"forecasts are rough: {which}{', …' * (len(other) > 5)}; hand them in by the unit of the training, or "
         "train on them",
     )
+
+
+def _mostly_still(series: Series) -> bool:
+    """Whether at least half of the values are those before them."""
+    values = series.target[np.isfinite(series.target)]
+    return len(values) < 2 or float(np.median(np.abs(np.diff(values)))) == 0
 
 
 def horizon_notes(series: Sequence[Series], library: LibraryTFT, horizon: int) -> tuple[str, ...]:

@@ -464,6 +464,15 @@ def test_series_in_another_unit_than_in_training_are_noted(predictor, tmp_path):
     assert note.startswith("1 series vary more than 4 times") and "'b' 950 times as much;" in note and "'a'" not in note
 
 
+def test_no_unit_is_suspected_of_series_that_mostly_stand_still(predictor, tmp_path):
+    """A feed that has stopped, and a count of rare things, vary by how often they move."""
+    still = frame().assign(load=7.0)
+    still.loc[still.index[::40], "load"] = 900.0
+    still.loc[still["region"] == "a", "load"] = 7.0
+    notes = answered(predictor, written(tmp_path, still))["series"]["notes"]
+    assert not [note for note in notes if "as in training" in note]
+
+
 def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
     other = frame("a").assign(region="c", holiday="carnival")
     notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
