@@ -63,6 +63,7 @@ class FinanceCodec:
         self.library, self.series_column = predictor.trained_on, predictor.series_column
         network = library_network(predictor.model)
         self.imported = network.settings if network is not None and self.library is None else None
+        self.beside = () if network is None else columns_taken(network.settings)
         self.context, self.horizon = predictor.model.context, predictor.model.horizon
 
     def decode(self, request: Request) -> Decoded[Series]:
@@ -74,13 +75,16 @@ class FinanceCodec:
         if self.library is not None:
             table = _for_network(table, self.library, request.options.get("columns", ""))
             table = replace(table, series_if_there=self.series_column)
-        elif self.imported is not None and not request.options.get("columns", "").strip():
-            taken, target, group = columns_taken(self.imported), self.imported.target, self.imported.group
-            table = replace(table, covariates=taken, value_if_there=target, series_if_there=group)
+        elif self.imported is not None:
+            target, group = self.imported.target, self.imported.group
+            if not request.options.get("columns", "").strip():
+                table = replace(table, covariates=self.beside, value_if_there=target, series_if_there=group)
+            elif self.beside:
+                raise _one_column_alone(target, self.beside)
         contents = read_contents(path, table)
         contents = _chosen(contents, request.options.get("instrument", "").strip(), path.name)
         contents = _all_columns(contents, request.options.get("columns", "").strip(), path.name)
-        if not (request.options.get("columns") or table.value or contents.series_column):
+        if not (request.options.get("columns") or table.value or contents.series_column or self.beside):
             contents = _with_other_columns(contents)
         series, notes = _long_enough(contents, path.name)
         if self.library is not None:
@@ -112,7 +116,7 @@ class FinanceCodec:
         else:
             (one,) = outputs
             found = result(one, model=self.model, notes=context.notes, truth=context.truth)
-        if self.library is not None and self.library.covariates:
+        if self.beside:
             found["series"]["columns"] = [found["series"]["column"]]  # the others are what the value is forecast from
         names = [PICTURE, "events.csv", "scores.csv", "series.json"]
         names += [ROWS] if has_rows_file(outputs, _most(outputs)) else []
@@ -143,12 +147,17 @@ def _for_network(table: TableOptions, library: LibraryTFT, columns: str) -> Tabl
     """How a table is read for a network that was trained on one: with its covariates, and with its value."""
     value = library.columns[library.target]
     if columns.strip():
-        beside = f" from {', '.join(map(repr, library.covariates))}" if library.covariates else ""
-        raise InvalidInputError(
-            f"the model forecasts {value!r}{beside}; it cannot score all columns: leave out the option 'columns', or "
-            "use a model that takes the value alone"
-        )
+        raise _one_column_alone(value, library.covariates)
     return replace(table, value=table.value or value, covariates=library.covariates)
+
+
+def _one_column_alone(value: str, beside: tuple[str, ...]) -> InvalidInputError:
+    """What is said where all columns are asked for of a network that forecasts one of them, ``beside`` others."""
+    others = f" from {', '.join(map(repr, beside))}" if beside else ""
+    return InvalidInputError(
+        f"the model forecasts {value!r}{others}; it cannot score all columns: leave out the option 'columns', or use a "
+        "model that takes the value alone"
+    )
 
 
 def _most(outputs: Sequence[Detection]) -> int:

@@ -237,6 +237,15 @@ def test_a_file_for_an_imported_network_is_read_by_the_names_of_its_training(tmp
     assert [(one.name, one.column) for one in by_words] == [("a", "value"), ("b", "value"), ("c", "value")]
     for one, other in zip(predictor.predict(by_words), predictor.predict(by_numbers), strict=True):
         np.testing.assert_array_equal(one.forecast.quantiles, other.forecast.quantiles)
+    frame.query("item == 'a'").drop(columns="item").to_csv(tmp_path / "a.csv", index=False)
+    found = answer(predictor, Request(files=(tmp_path / "a.csv",)), FinanceCodec(predictor)).result["series"]
+    assert found["columns"] == ["value"], "the form would offer columns that are refused"
+    assert not any("columns=all" in note for note in found["notes"])
+    everything = Request(files=(tmp_path / "a.csv",), options={"columns": "all"})
+    with pytest.raises(
+        InvalidInputError, match="forecasts 'value' from 'promotion', 'load'; it cannot score all columns"
+    ):
+        FinanceCodec(predictor).decode(everything)
 
 
 def test_an_imported_model_is_not_trained_on_synthetic_series(imported, tmp_path, capsys):
