@@ -115,7 +115,7 @@ class Calibrate:
     app: AppName
     """The application."""
     artifact: Folder = None
-    """An artifact's directory; by default the newest in the registry, else the one that ships with the application."""
+    """An artifact's directory; by default that of the registry which predicts, else the one that ships."""
     data: DataSet = None
     """The data set to calibrate on, by its validation part; `trivium models APP` lists them."""
     registry: Path = Path("models")
