@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,19 +246,31 @@ def test_the_requests_of_a_group_leave_places_for_those_of_others_and_take_turns
     assert client.post(PREDICT, files=[csv(2)], headers=desk).status_code == 200
 
 
+@contextmanager
+def all_places_taken(
+    client: TestClient, echo: Echo, headers: Header
+) -> Iterator[tuple[ThreadPoolExecutor, list[Future[Any]]]]:
+    """One request of a key is computed and another waits, until the gate is set or the block ends; threads for more."""
+    echo.gate.clear()
+    echo.entered.clear()
+    with ThreadPoolExecutor(3) as pool:
+        inside = [pool.submit(client.post, PREDICT, files=[csv(1)], headers=headers)]
+        until(echo.entered.is_set)
+        inside.append(pool.submit(client.post, PREDICT, files=[csv(1)], headers=headers))
+        until(lambda: waiting(client, 1))
+        try:
+            yield pool, inside
+        finally:
+            echo.gate.set()
+
+
 def test_a_file_that_is_made_when_asked_for_is_not_behind_the_requests_of_another_group(
     serve: Callable[..., TestClient], echo: Echo
 ) -> None:
     client = serve(require_key=True, queue_length=1, max_batch=1)
     desk, stranger = add(client, "d", "desk"), add(client, "t", "treasury")
     later = client.post(PREDICT, files=[csv(1)], data={"later": "yes"}, headers=stranger).json()
-    echo.gate.clear()
-    echo.entered.clear()
-    with ThreadPoolExecutor(3) as pool:
-        inside = [pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk)]
-        until(echo.entered.is_set)
-        inside.append(pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk))
-        until(lambda: waiting(client, 1))
+    with all_places_taken(client, echo, desk) as (pool, inside):
         assert client.post(PREDICT, files=[csv(1)], headers=desk).status_code == 503
         picture = pool.submit(client.get, later["picture"], headers=stranger)
         echo.gate.set()
@@ -272,13 +284,7 @@ def test_a_file_of_a_group_that_has_no_place_is_made_for_who_has_none(
     client = serve(require_key=True, queue_length=1, max_batch=1)
     desk, nobody = add(client, "d", "desk"), add(client, "anna")
     later = client.post(PREDICT, files=[csv(1)], data={"later": "yes"}, headers=desk).json()
-    echo.gate.clear()
-    echo.entered.clear()
-    with ThreadPoolExecutor(3) as pool:
-        inside = [pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk)]
-        until(echo.entered.is_set)
-        inside.append(pool.submit(client.post, PREDICT, files=[csv(1)], headers=desk))
-        until(lambda: waiting(client, 1))
+    with all_places_taken(client, echo, desk) as (pool, inside):
         refused = client.get(later["picture"], headers=desk)
         picture = pool.submit(client.get, later["picture"], headers=nobody)
         until(lambda: picture.done() or waiting(client, 2))

@@ -53,13 +53,18 @@ def answer(limit: RequestLimit, clock: Clock, number: int, seconds: float) -> No
             clock.now += seconds
 
 
+def enter(stack: ExitStack, limit: RequestLimit, number: int, group: str | None = None) -> None:
+    """So many requests of a group are admitted and computed until the stack is closed."""
+    for _ in range(number):
+        stack.enter_context(limit.admit(group))
+        stack.enter_context(limit.computing(group))
+
+
 def test_no_more_are_admitted_than_can_be_answered_before_the_deadline(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(limit.admit())
-            stack.enter_context(limit.computing())
+        enter(stack, limit, 5)
         with pytest.raises(Busy, match="more requests than it can answer before the deadline") as busy:
             limit.check()
         assert busy.value.retry_after_s == 1 and busy.value.status == 503
@@ -70,15 +75,12 @@ def test_what_one_group_has_inside_is_ahead_of_another_but_for_its_turns(clock: 
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 2)
     with ExitStack() as stack:
-        for _ in range(5):
-            stack.enter_context(limit.admit("desk"))
-            stack.enter_context(limit.computing("desk"))
+        enter(stack, limit, 5, "desk")
         with pytest.raises(Busy, match="more requests of the group desk than it can answer before the deadline"):
             limit.check("desk")
         for _ in range(2):  # answered in 4 and 8 seconds, and the next in 12
             limit.check("treasury")
-            stack.enter_context(limit.admit("treasury"))
-            stack.enter_context(limit.computing("treasury"))
+            enter(stack, limit, 1, "treasury")
         with pytest.raises(Busy, match="of the group treasury"):
             limit.check("treasury")
         limit.check()
@@ -88,9 +90,7 @@ def test_that_the_answers_of_one_group_come_late_does_not_refuse_those_of_others
     limit = RequestLimit("it", 100, deadline_s=11)
     answer(limit, clock, 4, 1)
     with ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(limit.admit("desk"))
-            stack.enter_context(limit.computing("desk"))
+        enter(stack, limit, 3, "desk")
         for _ in range(8):  # they come between those of the desk
             with limit.admit("treasury"), limit.computing("treasury"):
                 clock.now += 1
@@ -123,19 +123,13 @@ def test_answers_that_come_together_count_as_one_time(clock: Clock) -> None:
     limit = RequestLimit("it", 100, deadline_s=10)
     for _ in range(4):
         with ExitStack() as stack:
-            for _ in range(4):
-                stack.enter_context(limit.admit())
-                stack.enter_context(limit.computing())
+            enter(stack, limit, 4)
             clock.now += 2
     with ExitStack() as stack:  # half a second each, and up to two for their batch
-        for _ in range(10):
-            stack.enter_context(limit.admit())
-            stack.enter_context(limit.computing())
+        enter(stack, limit, 10)
         limit.check()
         with pytest.raises(Busy):
-            for _ in range(10):
-                stack.enter_context(limit.admit())
-                stack.enter_context(limit.computing())
+            enter(stack, limit, 10)
 
 
 def test_what_is_slow_in_coming_is_overtaken_and_one_is_always_admitted(clock: Clock) -> None:
@@ -156,14 +150,10 @@ def test_what_came_later_than_was_foretold_is_expected_later(clock: Clock) -> No
     answer(limit, clock, 4, 1)
     for _ in range(8):  # an answer a second still, but four leave together
         with ExitStack() as stack:
-            for _ in range(4):
-                stack.enter_context(limit.admit())
-                stack.enter_context(limit.computing())
+            enter(stack, limit, 4)
             clock.now += 4
     with ExitStack() as stack, pytest.raises(Busy, match="before the deadline"):
-        for _ in range(18):  # by their times alone nineteen fit
-            stack.enter_context(limit.admit())
-            stack.enter_context(limit.computing())
+        enter(stack, limit, 18)  # by their times alone nineteen fit
 
 
 class SkippingTime(selectors.DefaultSelector):
