@@ -1,0 +1,292 @@
+"""A network over a user's own covariates at work: exported, predicted with, trained further, quantised, served."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from apps.finance.app import app
+from apps.finance.datasets.synthetic import Synthetic
+from apps.finance.inference.calibration import calibrate, from_manifest
+from apps.finance.inference.evaluation import evaluate
+from apps.finance.models import tft
+from apps.finance.models.library_tft import LibraryForecaster
+from apps.finance.models.stored import stored_settings
+from apps.finance.outputs.whole_series import read_whole_series
+from apps.finance.predictor import FinancePredictor
+from apps.finance.recipes import tiny
+from apps.finance.service import FinanceCodec
+from apps.finance.types import Series
+from shared.cli.main import main
+from shared.deploy.artifact import open_artifact
+from shared.deploy.calibration_inputs import calibration_inputs
+from shared.deploy.predictor import Request, answer
+from shared.errors import InvalidInputError
+from shared.recipe_file import read_recipe_file
+from shared.recipes import recipe_of
+from shared.serve.app import create_app
+from shared.serve.settings import Settings
+from tests.apps.finance.loads import INPUT, forecaster, frame, library, table, written
+
+pytestmark = [
+    # Of pytorch-forecasting and Lightning on import and on building a network.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, a run over its covariates as the command line trains it, and its artifact."""
+    folder = tmp_path_factory.mktemp("covariates")
+    path = written(folder, frame())
+    data = ["--data", "table", "--data.path", str(path), "--data.time", "time", "--data.value", "load"]
+    words = ["train", "finance", "--recipe", "tiny", *data, "--data.series", "region", "--device", "cpu"]
+    words += ["--data.known", "temperature,holiday", "--data.observed", "wind", "--out", str(folder / "run")]
+    assert main([*words, "--limits.epochs", "6", "--limits.patience", "9", "--data.stride", "2"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tft, "dense", _refuse_to_export)
+        assert main(["export", str(folder / "run"), "--registry", str(folder / "models")]) == 0
+    return folder
+
+
+def _refuse_to_export(model: Any) -> Any:
+    """In place of a network to be written as ONNX, which takes torch half a minute; those of an import are."""
+    raise NotImplementedError("not here")
+
+
+@pytest.fixture
+def predictor(trained: Path) -> FinancePredictor:
+    return FinancePredictor.load([open_artifact(trained / "models" / "tft-anomaly" / "1")], "cpu")
+
+
+def answered(predictor: FinancePredictor, path: Path, **options: str) -> Any:
+    request = Request(files=(path,), options={"series": "region", **options})
+    return answer(predictor, request, FinanceCodec(predictor)).result
+
+
+def test_a_table_with_covariates_is_trained_exported_and_predicted_on(trained, tmp_path, capsys):
+    artifact = str(trained / "models" / "tft-anomaly" / "1")
+    words = ["predict", "finance", str(trained / "load.csv"), "--artifact", artifact, "--out", str(tmp_path / "out")]
+    assert main([*words, "--option", "series=region"]) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [part["name"] for part in found["parts"]] == ["a", "b"] and found["series"]["column"] == "load"
+    assert found["series"]["columns"] == ["load"], "the form would offer columns that are refused"
+    capsys.readouterr()
+    data = ["--data", "table", "--data.path", str(trained / "load.csv"), "--data.value", "load"]
+    data += ["--data.series", "region"]
+    assert main(["evaluate", "finance", "--artifact", artifact, *data]) == 0
+    assert "Quantile loss" in capsys.readouterr().out
+    assert main(["calibrate", "finance", "--artifact", artifact, *data, "--registry", str(tmp_path / "models")]) == 0
+    assert "by_forecast: True -> True" in capsys.readouterr().out
+
+
+def test_a_network_over_covariates_is_quantised_on_the_table_of_its_training(trained):
+    artifact = open_artifact(trained / "models" / "tft-anomaly" / "1")
+    recorded = recipe_of(app, artifact.recipe()).data
+    found = calibration_inputs(app, artifact, data=recorded)
+    assert found.description.endswith("cases to learn from (2 series of 800 rows from load.csv)")
+    assert found.inputs[0].keys() == {"reals", "categories", "target_scale"}
+    with pytest.raises(InvalidInputError, match=r"name the one that it was trained on: --data table --data\.path FILE"):
+        calibration_inputs(app, artifact, data=tiny().data)
+
+
+def test_a_network_is_trained_further_with_its_own_scalers_words_and_series(trained, tmp_path, capsys):
+    """As on reviewed cases: a table of some of the series, and of one more, with other words."""
+    artifact = trained / "models" / "tft-anomaly" / "1"
+    made = frame("bc").assign(region=lambda one: one["region"].replace("c", "a new one"))
+    made["holiday"] = made["holiday"].replace("easter", "carnival")
+    path = written(tmp_path, made.assign(temperature=lambda one: one["temperature"] + 20))
+    words = ["train", "finance", "--recipe", "tiny", "--init", str(artifact), "--out", str(tmp_path / "run")]
+    words += ["--data", "table", "--data.path", str(path), "--data.series", "region", "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*words, "--limits.steps", "1"]) == 0
+    total = len(open_artifact(artifact).weights())
+    assert f"{total} of {total} tensors start from these weights" in capsys.readouterr().out
+    before, after = (
+        stored_settings(read_recipe_file(one / "recipe.yaml")["recipe"])[1].library
+        for one in (artifact, tmp_path / "run")
+    )
+    assert before is not None and after is not None and after.further
+    assert (after.scalers, after.categories, after.known) == (before.scalers, before.categories, before.known)
+    assert after.target_scales.items() > before.target_scales.items()
+    assert after.target_scales.keys() == {"a", "b", "a new one"}
+    assert main([*words, "--data.known", "temperature"]) == 2
+    assert "knows temperature, holiday ahead of time and observes wind; leave out" in capsys.readouterr().err
+
+
+def test_the_form_says_which_columns_are_needed_and_offers_no_sample_without_them(trained, tmp_path):
+    def client(registry: Path) -> TestClient:
+        settings = Settings(store=tmp_path / registry.name, registry=registry, device="cpu", warm=False)
+        return TestClient(create_app(settings, {"finance": app}))
+
+    with client(trained / "models") as own:
+        assert own.get("/api/finance/samples").json() == {"samples": []}
+        page = html.unescape(own.get("/finance").text)
+        needed = "times, 'load', the value, 'region', the names of series, 'temperature', 'holiday', 'wind'."
+        assert needed in page and "data-sample" not in page
+        assert own.post("/api/finance/jobs", data={"sample": "synthetic_market"}).status_code == 422
+    (tmp_path / "empty").mkdir()
+    with client(tmp_path / "empty") as shipped:
+        assert any(one["name"] == "synthetic_market" for one in shipped.get("/api/finance/samples").json()["samples"])
+        assert 'data-sample="synthetic_market"' in shipped.get("/finance").text
+
+
+def test_what_a_server_keeps_of_a_table_has_its_words(predictor, trained):
+    request = Request(files=(trained / "load.csv",), options={"series": "region"})
+    codec = FinanceCodec(predictor)
+    decoded = codec.decode(request)
+    later = codec.encode(decoded, predictor.predict(decoded.inputs)).later
+    assert later is not None
+    kept = read_whole_series(later.inputs["columns.npz"]())
+    for one, item in zip(kept, table(trained / "load.csv").cases(), strict=True):
+        np.testing.assert_array_equal(one.words["holiday"], item.series.words["holiday"])
+        np.testing.assert_array_equal(one.values["wind"], item.series.values["wind"])
+
+
+def test_what_is_fitted_is_told_before_training(tmp_path):
+    data = table(written(tmp_path, frame()))
+    facts = data.facts(data.fit_input(INPUT))
+    assert facts["known ahead"].startswith("temperature (mean 1") and facts["known ahead"].endswith("holiday (3 words)")
+    assert facts["observed until now"].startswith("wind (mean ") and facts["names of series"] == "embedded"
+
+
+class Knowing(LibraryForecaster):
+    """A network that has learnt what ``frame`` makes the load of, but for its noise."""
+
+    def forward(self, reals: torch.Tensor, categories: torch.Tensor, target_scale: torch.Tensor) -> torch.Tensor:
+        mean, deviation = self.settings.scalers["of_temperature"]
+        temperature = reals[:, self.context :, self.settings.network["x_reals"].index("of_temperature")]
+        names = self.settings.network["x_categoricals"]
+        code = categories[:, self.context :, names.index("of_holiday")]
+        ordinary = code == self.settings.categories["of_holiday"][""]
+        level = 50.0 * categories[:, self.context :, names.index("series")]
+        load = level + 3 * (mean + deviation * temperature) - 20 * (~ordinary).float()
+        return load[..., None] + torch.tensor([-2.05, -1.28, -0.67, 0.0, 0.67, 1.28, 2.05])
+
+
+def test_a_value_that_only_its_covariates_belie_is_found_by_its_forecast(tmp_path):
+    """As much load on a holiday as on an ordinary day: within the range of the load, and far from its forecast."""
+    data = table(written(tmp_path, frame()))
+    torch.manual_seed(0)
+    model = Knowing(tiny().model.sized(library(data)), data.fit_input(INPUT))
+    usual = calibrate(data, model)
+    series = data.cases()[0].series
+    row = 13 * 24 + 12
+    assert series.words["holiday"][row] == "new year"
+    values = series.target.copy()
+    values[row] += 20
+    odd = replace(series, values={**series.values, "load": values})
+    found = {}
+    for by_forecast in (True, False):
+        calibration = from_manifest({**usual, "by_forecast": by_forecast})
+        own = FinancePredictor(model=model, calibration=calibration, stride=4, device="cpu", name="knowing")
+        before, after = own.predict([series, odd])
+        assert not before.anomalies
+        found[by_forecast] = after.anomalies
+    (event,) = found[True]
+    assert event.peak_ns == series.times_ns[row] and (event.channel, event.direction) == ("surprise", "above")
+    assert event.reason.startswith("a value off its forecast: +") and event.size == pytest.approx(20, abs=3)
+    assert values[row] < series.target[:row].max() and not found[False]
+
+
+def test_the_column_of_series_is_that_of_the_training_where_the_file_has_it(predictor, tmp_path):
+    one = frame("b").assign(region="b")
+    result = answered(predictor, written(tmp_path, one), series="")
+    assert [part["name"] for part in result["parts"]] == ["b"]
+    assert not any("unknown" in note for note in result["series"]["notes"])
+    both = answered(predictor, written(tmp_path, frame()), series="")
+    assert [part["name"] for part in both["parts"]] == ["a", "b"]
+    lacking = answered(predictor, written(tmp_path, one.drop(columns="region")), series="")
+    assert any("takes as unknown: 'load.csv'" in note for note in lacking["series"]["notes"])
+
+
+def test_rows_that_are_still_to_come_are_noted(predictor, tmp_path):
+    made = frame("a")
+    assert not any("still to come" in note for note in answered(predictor, written(tmp_path, made))["series"]["notes"])
+    made.loc[made.index[-7:], ["load", "wind"]] = np.nan
+    notes = answered(predictor, written(tmp_path, made))["series"]["notes"]
+    assert any(note.startswith("the last 7 rows have no value") and "Beyond 4 rows" in note for note in notes)
+
+
+def test_series_in_another_unit_than_in_training_are_noted(predictor, tmp_path):
+    notes = answered(predictor, written(tmp_path, frame()))["series"]["notes"]
+    assert not any("as in training" in note for note in notes)
+    other = frame().assign(load=lambda one: np.where(one["region"] == "b", 1000, 1) * one["load"])
+    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    (note,) = (note for note in notes if "as in training" in note)
+    assert note.startswith("1 series vary more than 4 times") and "'b' 950 times as much;" in note and "'a'" not in note
+
+
+def test_no_unit_is_suspected_of_series_that_mostly_stand_still(predictor, tmp_path):
+    """A feed that has stopped, and a count of rare things, vary by how often they move."""
+    still = frame().assign(load=7.0)
+    still.loc[still.index[::40], "load"] = 900.0
+    still.loc[still["region"] == "a", "load"] = 7.0
+    notes = answered(predictor, written(tmp_path, still))["series"]["notes"]
+    assert not [note for note in notes if "as in training" in note]
+
+
+def test_words_and_series_that_training_has_not_seen_are_taken_as_unknown_and_noted(predictor, tmp_path):
+    other = frame("a").assign(region="c", holiday="carnival")
+    notes = answered(predictor, written(tmp_path, other))["series"]["notes"]
+    assert "the network was not trained on 1 words of column 'holiday', which it takes as unknown: 'carnival'" in notes
+    assert "the network was not trained on 1 series, which it takes as unknown: 'c'" in notes
+    empty = frame("a").assign(holiday="")
+    assert not any("unknown" in note for note in answered(predictor, written(tmp_path, empty))["series"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        ({"holiday": None}, {}, "load.csv has no column 'holiday', which the network takes as a covariate; there are"),
+        ({"temperature": "warm"}, {}, "a: column 'temperature' holds 'warm', and the network was trained on numbers"),
+        ({}, {"columns": "all"}, "forecasts 'load' from 'temperature', 'holiday', 'wind'; it cannot score all columns"),
+        ({}, {"value": "wind"}, "column 'wind' holds the value, and cannot be a covariate as well"),
+        (
+            {"temperature": ""},
+            {},
+            "'temperature' is known ahead of time to the network, and has no value in the 4 rows",
+        ),
+    ],
+)
+def test_a_file_that_lacks_a_covariate_is_refused_and_says_which(predictor, tmp_path, change, options, sentence):
+    made = frame("a").drop(columns=[name for name, value in change.items() if value is None])
+    made = made.assign(**{name: value for name, value in change.items() if value is not None})
+    with pytest.raises(InvalidInputError, match=sentence):
+        answered(predictor, written(tmp_path, made), **options)
+
+
+def test_a_network_over_covariates_has_no_monitor_and_is_not_scored_on_other_series(predictor, trained):
+    (series, *_) = (item.series for item in table(trained / "load.csv").cases())
+    with pytest.raises(InvalidInputError, match="a monitor is told of values alone"):
+        predictor.monitor(series)
+    synthetic = Synthetic(series=2, validation_series=1, rows=400)
+    with pytest.raises(InvalidInputError, match="of Synthetic have no columns temperature, holiday, wind"):
+        evaluate(predictor, synthetic, None)
+    bare = Series(
+        **{
+            **{name: getattr(series, name) for name in ("name", "times_ns", "column", "interval_ns")},
+            "values": {"load": series.target},
+        }
+    )
+    with pytest.raises(
+        InvalidInputError, match="a has no column 'temperature', which the network takes as a covariate"
+    ):
+        predictor.predict([bare])
+
+
+def test_only_a_network_over_covariates_scores_by_its_forecast(tmp_path):
+    path = written(tmp_path, frame())
+    with_them, without = (table(path, **settings) for settings in ({}, {"known": (), "observed": (), "groups": True}))
+    assert calibrate(with_them, forecaster(with_them))["by_forecast"] is True
+    assert calibrate(without, forecaster(without))["by_forecast"] is False
