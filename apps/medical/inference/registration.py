@@ -102,19 +102,25 @@ def _within(image: SimpleITK.Image, mask: SimpleITK.Image, elsewhere: SimpleITK.
     return image * inside + elsewhere * (1.0 - inside)
 
 
-def _coarse(volume: CTVolume, box_lps_mm: Float64) -> tuple[SimpleITK.Image, SimpleITK.Image]:
-    """The scan around a box (2, 3), cut to ``WINDOW_HU``, on voxels of ``COARSE_MM`` along the axes of LPS.
-
-    With it which of the voxels lie in the scan: 1 there, else 0.
-    """
+def smoothed_image(volume: CTVolume, sigma_mm: float, *, finer_than_mm: float) -> SimpleITK.Image:
+    """The scan cut to ``WINDOW_HU``, smoothed by a Gaussian along the axes on which voxels are finer than that."""
     image = SimpleITK.GetImageFromArray(volume.voxels_zyx)
     image.SetSpacing(volume.spacing_mm)
     image.SetOrigin(volume.origin_lps_mm)
     image.SetDirection(volume.direction.ravel().tolist())
     image = SimpleITK.Clamp(image, SimpleITK.sitkFloat32, *WINDOW_HU)
     for axis, spacing in enumerate(volume.spacing_mm):
-        if spacing < COARSE_MM / 2:
-            image = SimpleITK.RecursiveGaussian(image, COARSE_MM / 2, direction=axis)
+        if spacing < finer_than_mm:
+            image = SimpleITK.RecursiveGaussian(image, sigma_mm, direction=axis)
+    return image
+
+
+def _coarse(volume: CTVolume, box_lps_mm: Float64) -> tuple[SimpleITK.Image, SimpleITK.Image]:
+    """The scan around a box (2, 3), cut to ``WINDOW_HU``, on voxels of ``COARSE_MM`` along the axes of LPS.
+
+    With it which of the voxels lie in the scan: 1 there, else 0.
+    """
+    image = smoothed_image(volume, COARSE_MM / 2, finer_than_mm=COARSE_MM / 2)
     low, high = box_lps_mm[0] - MARGIN_MM, box_lps_mm[1] + MARGIN_MM
     size = np.ceil((high - low) / COARSE_MM).astype(int).tolist()
     voxels = SimpleITK.Image(size, SimpleITK.sitkUInt8)

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from scipy.ndimage import uniform_filter
 
-from apps.medical.inference.registration import WINDOW_HU, Alignment
+from apps.medical.inference.registration import WINDOW_HU, Alignment, smoothed_image
 from apps.medical.types import CTVolume, Float64
 
 VOXEL_MM = 2.0
@@ -59,14 +59,7 @@ def vessel_correlation(scan: CTVolume, lung_box: ArrayLike, other: CTVolume, ali
 
 def _on_grid(volume: CTVolume, grid: SimpleITK.Image, transform: SimpleITK.Transform) -> Float64:
     """The scan at the places that ``transform`` makes of those of ``grid``, cut to the window; far below it outside."""
-    image = SimpleITK.GetImageFromArray(volume.voxels_zyx)
-    image.SetSpacing(volume.spacing_mm)
-    image.SetOrigin(volume.origin_lps_mm)
-    image.SetDirection(volume.direction.ravel().tolist())
-    image = SimpleITK.Clamp(image, SimpleITK.sitkFloat32, *WINDOW_HU)
-    for axis, spacing in enumerate(volume.spacing_mm):
-        if spacing < VOXEL_MM:
-            image = SimpleITK.RecursiveGaussian(image, VOXEL_MM / 2, direction=axis)
+    image = smoothed_image(volume, VOXEL_MM / 2, finer_than_mm=VOXEL_MM)
     image = SimpleITK.Resample(image, grid, transform, SimpleITK.sitkLinear, _NOWHERE)
     values = SimpleITK.GetArrayFromImage(image).astype(np.float64)
     # A Gaussian goes a little beyond the window.
